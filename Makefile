@@ -1,0 +1,108 @@
+# Everything below needs make and Python 3.11 or newer; PYTHON=/path/to/python names another one.
+
+VENV ?= .venv
+PYTHON ?=
+DJANGO ?= Django
+ARGS ?=
+MINUTES ?= 2
+QUICK ?=
+SEED ?=
+DEMO ?=
+
+RUN := $(VENV)/bin/python
+ON_THE_DEMO := AUTORUN_VAR=var/demo DJANGO_SETTINGS_MODULE=settings.sqlite SCAN_PREPROCESSING_VERSION=1.1
+EXTRAS := redis,postgres,mariadb,prometheus,otel
+
+# $(call install,WHAT): installs into the environment, and remembers by the target's file.
+define install
+	@echo "Installing into $(VENV); the first time this takes a minute or two."
+	@$(RUN) -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
+	@PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check "$(DJANGO)" $(1)
+	@touch $@
+endef
+
+.PHONY: help venv demo up test test-faults soak bench test-browser lint format types docs clean
+
+help:
+	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
+	@echo "make up            web, worker and beat for looking around, until Ctrl-C (DEMO=1: on the demo's data)"
+	@echo "make test          all tests, on every database that answers (ARGS='-k name' for some)"
+	@echo "make test-browser  the pages in a real browser (needs chromium)"
+	@echo "make test-faults   workers, brokers and databases ill-treated for real"
+	@echo "make soak          random faults for MINUTES=2 (SEED=1, ARGS='--database postgres --broker redis')"
+	@echo "make bench         every line of docs/performance.md (QUICK=1: small sizes, under three minutes)"
+	@echo "make lint          style and layers"
+	@echo "make types         mypy"
+	@echo "make format        ruff format"
+	@echo "make docs          the documentation as HTML, in docs/_build"
+	@echo "make venv          the environment alone, in $(VENV)"
+	@echo "make clean         remove everything these commands made"
+
+venv: $(VENV)/.test
+
+demo: $(VENV)/.sample
+	@rm -rf var/demo
+	@AUTORUN_VAR=var/demo DJANGO_SETTINGS_MODULE=settings.sqlite $(RUN) manage.py demo $(ARGS)
+
+up: $(VENV)/.sample
+	@$(if $(DEMO),$(ON_THE_DEMO)) $(RUN) manage.py up $(ARGS)
+
+test: $(VENV)/.test
+	@$(RUN) -m tests $(ARGS)
+
+# Processes and servers are killed, frozen and cut off for real: about ten minutes a database.
+test-faults: $(VENV)/.test
+	@AUTORUN_TEST_FAULTS=1 $(RUN) -m tests -m faults tests/faults $(ARGS)
+
+soak: $(VENV)/.test
+	@$(RUN) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Twice: in the admin's own look, and in django-unfold's.
+test-browser: $(VENV)/.browser
+	@command -v chromium >/dev/null || { echo "Install chromium first: apt-get install chromium"; exit 1; }
+	@$(RUN) -m pytest -m browser $(ARGS)
+	@$(RUN) -m pytest -m browser --ds=tests.browser.unfold_settings -k "(sound or cancelled) and not without" $(ARGS)
+
+bench: $(VENV)/.bench
+	@$(RUN) -m bench $(if $(QUICK),--scale quick --keep) $(ARGS)
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.lint
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/.lint
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
+
+clean:
+	rm -rf $(VENV) var build dist docs/_build *.egg-info .ci/work .hypothesis .import_linter_cache \
+		.mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN):
+	@python=$$(PYTHON="$(PYTHON)" .ci/python) && "$$python" -m venv $(VENV)
+
+$(VENV)/.sample: pyproject.toml | $(RUN)
+	$(call install,--editable . --group sample)
+
+$(VENV)/.test: pyproject.toml | $(RUN)
+	$(call install,--editable ".[$(EXTRAS)]" --group test)
+
+$(VENV)/.browser: pyproject.toml | $(RUN)
+	$(call install,--editable ".[$(EXTRAS)]" --group browser)
+
+$(VENV)/.bench: pyproject.toml | $(RUN)
+	$(call install,--editable ".[$(EXTRAS)]" --group bench)
+
+$(VENV)/.lint: pyproject.toml | $(RUN)
+	$(call install,--editable ".[$(EXTRAS)]" --group test --group lint)
+
+$(VENV)/.docs: pyproject.toml | $(RUN)
+	$(call install,--group docs)

@@ -1,0 +1,139 @@
+"""What all nodes are doing, in a few queries however many there are: for pages and exporters."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db.models import F, Q, Sum
+from django.db.models.functions import Coalesce, TruncHour
+from django.utils import timezone
+
+from autorun.models import Chunk, Node
+from autorun.progress import Progress
+
+HOURS = 24
+#: Runs a minute are measured over so long, and a run's time over so many chunks.
+RATE_SECONDS = 600.0
+RECENT_CHUNKS = 1_000
+
+
+@dataclass(frozen=True)
+class Hour:
+    """Runs that ended within one hour."""
+
+    succeeded: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A node's last day. `hours` begins with the oldest; `median_seconds` is a run's time."""
+
+    hours: Sequence[Hour] = field(default_factory=lambda: (Hour(),) * HOURS)
+    per_second: float = 0.0
+    median_seconds: float | None = None
+
+
+def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
+    """The runs of each node by state, from the counts that it and its chunks keep; one query."""
+    by_id = {node.pk: node for node in nodes}
+    states = Chunk.State
+
+    def ended(name: str) -> Any:
+        return Coalesce(Sum(F(name) - F(f"superseded_{name}")), 0)
+
+    def on_the_way(state: int) -> Any:
+        return Coalesce(Sum(Chunk.runs_left(), filter=Q(state=state)), 0)
+
+    # `= False` would be written as NOT, and use no index.
+    chunks: Any = Chunk.objects.filter(node__in=by_id, is_folded__in=[False])
+    counts = chunks.values("node_id").annotate(
+        n_succeeded=ended("succeeded"),
+        n_failed=ended("failed"),
+        n_ignored=ended("cancelled"),
+        n_waiting=on_the_way(states.WAITING),
+        n_queued=on_the_way(states.QUEUED),
+        n_running=on_the_way(states.RUNNING),
+        n_parked=on_the_way(states.PARKED),
+    )
+    found = {row.pop("node_id"): row for row in counts.order_by()}
+    return {pk: _with_folded(node, found.get(pk, {})) for pk, node in by_id.items()}
+
+
+def _with_folded(node: Node, counts: dict[str, int]) -> Progress:
+    sums = {name.removeprefix("n_"): number for name, number in counts.items()}
+    for name in ("succeeded", "failed", "ignored"):
+        sums[name] = sums.get(name, 0) + getattr(node, f"folded_{name}")
+    return Progress(**sums)
+
+
+def activity_by_node() -> dict[int, Activity]:
+    """What each node did within the last day; two queries. Nodes that did nothing are left out."""
+    now = timezone.now()
+    hours = _hours(now)
+    rates, medians = _recent(now)
+    return {
+        node_id: Activity(
+            hours.get(node_id, (Hour(),) * HOURS), rates.get(node_id, 0.0), medians.get(node_id)
+        )
+        for node_id in hours.keys() | medians.keys()
+    }
+
+
+def _hours(now: dt.datetime) -> dict[int, Sequence[Hour]]:
+    first = now.replace(minute=0, second=0, microsecond=0) - dt.timedelta(hours=HOURS - 1)
+    ended = (
+        Chunk.objects.filter(finished_at__gte=first)
+        .values_list("node_id", TruncHour("finished_at", tzinfo=dt.UTC))
+        .annotate(Sum("succeeded"), Sum("failed"))
+        .order_by()
+    )
+    found: dict[int, list[Hour]] = {}
+    for node_id, hour, succeeded, failed in ended:
+        hours = found.setdefault(node_id, [Hour()] * HOURS)
+        index = int((hour - first).total_seconds() // 3600)
+        if 0 <= index < HOURS:
+            hours[index] = Hour(succeeded, failed)
+    return {node_id: tuple(hours) for node_id, hours in found.items()}
+
+
+def _recent(now: dt.datetime) -> tuple[dict[int, float], dict[int, float]]:
+    """By node, runs a second of late and the median time of a run, from the newest chunks."""
+    chunks = list(
+        Chunk.objects.filter(state=Chunk.State.FINISHED, started_at__isnull=False)
+        .order_by("-pk")
+        .values_list("node_id", "started_at", "finished_at", F("succeeded") + F("failed"))[
+            :RECENT_CHUNKS
+        ]
+    )
+    since = now - dt.timedelta(seconds=RATE_SECONDS)
+    late: dict[int, list[tuple[dt.datetime, int]]] = {}
+    times: dict[int, list[tuple[float, int]]] = {}
+    for node_id, started_at, finished_at, runs in chunks:
+        if not runs or finished_at is None:
+            continue
+        seconds = max(0.0, (finished_at - started_at).total_seconds())
+        times.setdefault(node_id, []).append((seconds / runs, runs))
+        if finished_at >= since:
+            late.setdefault(node_id, []).append((min(started_at, finished_at), runs))
+    rates = {}
+    for node_id, ended in late.items():
+        # Where work began, or the oldest chunk looked at lies, within the ten minutes, the rate
+        # is over the shorter time.
+        covered = (now - max(since, min(began for began, _ in ended))).total_seconds()
+        rates[node_id] = sum(runs for _, runs in ended) / max(1.0, covered)
+    return rates, {node_id: _median(weighted) for node_id, weighted in times.items()}
+
+
+def _median(weighted: list[tuple[float, int]]) -> float:
+    """The value in the middle, each counted as often as its weight says."""
+    half = sum(weight for _, weight in weighted) / 2
+    passed = 0
+    for value, weight in sorted(weighted):
+        passed += weight
+        if passed >= half:
+            return value
+    return 0.0

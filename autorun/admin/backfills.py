@@ -1,0 +1,200 @@
+"""A backfill before it begins: its scope, what it would do, and the word to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django.core.exceptions import PermissionDenied
+
+from autorun.admin.permissions import Permission
+from autorun.admin.rows import Name, may_view, name_of
+from autorun.admin.selections import Selection, find
+from autorun.counting import REASONS, UNPREPARED, Count
+from autorun.interventions import KEYS_IN_SCOPE, request_backfill
+from autorun.keys import key_kind
+from autorun.models import Batch
+from autorun.planning.reasons import Reason
+from autorun.planning.scope import Scope
+from autorun.querysets import as_plain
+
+if TYPE_CHECKING:
+    from django.contrib.admin import AdminSite
+    from django.db.models import QuerySet
+    from django.http import HttpRequest
+
+    from autorun.admin.cards import Card
+    from autorun.runner import QuerySetRunner
+
+#: What `only` may be, as the form says it.
+ONLY = {
+    "": "Pending rows: without a run, or changed since",
+    "missing": "Rows without a run",
+    "changed": "Rows that have changed since their run",
+    "failed": "Rows whose run failed",
+    "all": "All of these: pending and failed",
+    "again": "Everything again, also what has succeeded",
+}
+WORDS = {
+    "missing": "have no run",
+    "changed": "have changed since their run",
+    "failed": "failed for good",
+    "done": "are up to date",
+    "under_way": "are on their way already",
+    "unprepared": "have an input that cannot be prepared",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asked for on the form."""
+
+    only: str = ""
+    filter: str = ""
+    selection: str = ""
+    limit: int | None = None
+    window: int | None = None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Request:
+        """The request in a form's values; those that mean nothing are passed over."""
+        only = str(given.get("only", ""))
+        return cls(
+            only=only if only in ONLY else "",
+            filter=str(given.get("filter", "")).replace("\0", ""),
+            selection=str(given.get("selection", "")),
+            limit=_positive(given.get("limit")),
+            window=_positive(given.get("window")),
+        )
+
+    def query(self, **more: str) -> str:
+        """The request as a query string."""
+        values = {name: value for name, value in vars(self).items() if value}
+        return urlencode({**values, **more})
+
+    @property
+    def scope(self) -> Scope:
+        is_again = self.only == "again"
+        return Scope(
+            filter=self.filter or None,
+            only=None if is_again else self.only or None,
+            force=is_again,
+        )
+
+    def chosen(self, request: HttpRequest) -> Selection | None:
+        """The rows somebody chose on the model's own page, if any."""
+        return find(request, self.selection) if self.selection else None
+
+    def queryset(
+        self, request: HttpRequest, site: AdminSite, runner: QuerySetRunner
+    ) -> QuerySet[Any] | None:
+        """The rows in scope; None for the runner's default queryset."""
+        chosen = self.chosen(request)
+        if chosen is None:
+            return self.scope.queryset(runner)
+        return as_plain(runner, chosen.queryset(request, site))
+
+    def needs(self, request: HttpRequest) -> Permission:
+        """What confirming takes: a few ticked rows are no backfill."""
+        chosen = self.chosen(request)
+        is_few = chosen is not None and not chosen.is_everything and self.only != "again"
+        return Permission.START if is_few else Permission.BACKFILL
+
+    def start(self, request: HttpRequest, site: AdminSite, runner: QuerySetRunner) -> Batch:
+        """Begin the backfill. Raises ValueError and NotRegistered for what there is not."""
+        limits: dict[str, Any] = {
+            "limit": self.limit,
+            "window": self.window,
+            "requested_by": request.user.get_username()[:255],
+        }
+        chosen = self.chosen(request)
+        if self.selection and chosen is None:
+            raise ValueError("The chosen rows are no longer known: choose them again.")
+        if chosen is None:
+            return request_backfill(runner, self.scope, **limits)
+        if not may_view(request, site, chosen.get_model()):
+            raise PermissionDenied
+        rows = as_plain(runner, chosen.queryset(request, site))
+        keys = list(rows.order_by().values_list("pk", flat=True)[: KEYS_IN_SCOPE + 1])
+        scope = self.scope
+        if len(keys) <= KEYS_IN_SCOPE:
+            named = Scope(pks=tuple(map(_plain, keys)), only=scope.only, force=scope.force)
+            return request_backfill(runner, named, **limits)
+        # More keys than a scope holds: planned here and now, from the queryset itself.
+        return runner.backfill(rows, only=scope.only, force=scope.force, **limits)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One reason of the preview: how many rows, whether they will run, and some of them."""
+
+    reason: str
+    words: str
+    rows: int
+    is_taken: bool
+    samples: list[Name]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the backfill would do, as far as it has been counted."""
+
+    count: Count
+    lines: list[Line]
+    runs: int
+    seconds: float | None
+    begun: str
+
+    @property
+    def is_complete(self) -> bool:
+        return self.count.is_complete
+
+
+def preview(
+    request: HttpRequest, site: AdminSite, card: Card, asked: Request, count: Count
+) -> Preview:
+    """What was counted, in the words of the page."""
+    selection = asked.scope.selection
+    names = _names(request, site, card.runner, count)
+    lines = []
+    for reason in REASONS:
+        is_taken = reason != UNPREPARED and Reason(reason).is_taken_by(selection)
+        rows = count.rows.get(reason, 0)
+        samples = [names[key] for key in count.samples.get(reason, ()) if key in names]
+        lines.append(Line(reason, WORDS[reason], rows, is_taken, samples))
+    runs = sum(line.rows for line in lines if line.is_taken)
+    if asked.limit is not None:
+        runs = min(runs, asked.limit)
+    return Preview(count, lines, runs, _seconds(card, runs), count.written())
+
+
+def _seconds(card: Card, runs: int) -> float | None:
+    """How long so many runs take: at the rate of late, or one after the other."""
+    if card.activity.per_second:
+        return runs / card.activity.per_second
+    return None if card.run_seconds is None else runs * card.run_seconds
+
+
+def _names(
+    request: HttpRequest, site: AdminSite, runner: QuerySetRunner, count: Count
+) -> dict[str, Name]:
+    """What to call the sampled rows, by key."""
+    model = runner.get_model()
+    kind = key_kind(model)
+    keys = {key for found in count.samples.values() for key in found}
+    if not keys or not may_view(request, site, model):
+        return {key: Name(key) for key in keys}
+    rows = runner.get_every_row().filter(pk__in=[kind.to_pk(key) for key in keys])
+    named = {str(row.pk): name_of(site, row) for row in rows}
+    return {key: named.get(str(kind.to_pk(key)), Name(key)) for key in keys}
+
+
+def _plain(key: Any) -> Any:
+    return key if isinstance(key, int) else str(key)
+
+
+def _positive(given: Any) -> int | None:
+    text = str(given or "")
+    return int(text) if text.isdecimal() and 0 < int(text) < 1 << 31 else None

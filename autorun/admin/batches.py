@@ -1,0 +1,207 @@
+"""Batches: what was planned, how far it is, and new backfills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern
+
+from autorun import batches, registry
+from autorun.activity import activity_by_node
+from autorun.admin.backfills import ONLY, Preview, Request, preview
+from autorun.admin.cards import Card, card_of, cards
+from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page, require, who
+from autorun.admin.permissions import Permission
+from autorun.admin.tables import batch_lines
+from autorun.counting import Count, count_rows
+from autorun.exceptions import AutorunError
+from autorun.models import Batch
+
+PAGE = 50
+SAMPLES = 3
+#: What a part of the preview may take to be counted.
+COUNTING_SECONDS = 0.8
+
+
+@admin.register(Batch)
+class BatchAdmin(PageAdmin):
+    """Batches, newest first."""
+
+    tab = "batches"
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.route("", self.listing, "changelist"),
+            self.route("backfill/", self.choose, "choose"),
+            self.route("backfill/<str:label>/", self.prepare, "prepare"),
+            self.route("backfill/<str:label>/count/", self.count, "count"),
+            self.route("backfill/<str:label>/start/", self.start, "start"),
+            self.route("<int:batch_id>/change/", self.batch_page, "change"),
+            self.route("<int:batch_id>/pause/", self.pause, "pause"),
+            self.route("<int:batch_id>/resume/", self.resume, "resume"),
+            self.route("<int:batch_id>/cancel/", self.cancel, "cancel"),
+        ]
+
+    @page
+    def listing(self, request: HttpRequest) -> HttpResponse:
+        """Batches by id, so that no page counts those before it."""
+        found = Batch.objects.order_by("-pk")
+        label = request.GET.get("runner", "")
+        if label:
+            found = found.filter(runner=label)
+        before = request.GET.get("before", "")
+        if before.isdecimal() and len(before) < 19:
+            found = found.filter(pk__lt=int(before))
+        some = list(found[: PAGE + 1])
+        return self.render(
+            request,
+            "batches",
+            "Batches",
+            lines=batch_lines(some[:PAGE]),
+            older=some[PAGE - 1].pk if len(some) > PAGE else None,
+            label=label,
+            runners=[runner.label for runner in registry.runners()],
+        )
+
+    @page
+    def batch_page(self, request: HttpRequest, batch_id: int) -> HttpResponse:
+        """One batch with its live progress."""
+        batch = self._get(batch_id)
+        (line,) = batch_lines([batch])
+        rate = 0.0
+        if line.is_unfinished:
+            activity = activity_by_node().get(batch.node_id)
+            rate = 0.0 if activity is None else activity.per_second
+        return self.render(
+            request,
+            "batch",
+            str(batch),
+            batch=batch,
+            line=line,
+            rate=rate,
+            seconds_left=line.counts.left / rate if rate and line.counts.left else None,
+            is_registered=find_runner(batch.runner) is not None,
+        )
+
+    @page
+    def choose(self, request: HttpRequest) -> HttpResponse:
+        """The runners a backfill may be for."""
+        require(request, Permission.BACKFILL)
+        return self.render(request, "choose", "New backfill", cards=cards())
+
+    @page
+    def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
+        """The scope of a backfill, and what it would do."""
+        card, asked = self._card(label), Request.read(request.GET)
+        require(request, asked.needs(request))
+        chosen = asked.chosen(request)
+        if asked.selection and chosen is None:
+            messages.error(request, "The chosen rows are no longer known: choose them again.")
+            return HttpResponseRedirect(self.url("autorun_batch_choose"))
+        return self.render(
+            request,
+            "prepare",
+            f"Backfill {card.name}",
+            card=card,
+            asked=asked,
+            chosen=chosen,
+            only=ONLY,
+            filters=sorted(card.runner.FILTERS or {}),
+            query=asked.query(),
+        )
+
+    @page
+    def count(self, request: HttpRequest, label: str) -> HttpResponse:
+        """The preview alone, counted on for a moment."""
+        card, asked = self._card(label), Request.read(request.GET)
+        require(request, asked.needs(request))
+        begun = Count.read(request.GET.get("begun", ""))
+        found, problem = self._counted(request, card, asked, begun)
+        context = {
+            "card": card,
+            "asked": asked,
+            "preview": found,
+            "problem": problem,
+            "query": asked.query(),
+        }
+        if is_fetched(request):
+            return self.fragment(request, "preview", **context)
+        return self.render(
+            request,
+            "prepare",
+            f"Backfill {card.name}",
+            **context,
+            chosen=asked.chosen(request),
+            only=ONLY,
+            filters=sorted(card.runner.FILTERS or {}),
+        )
+
+    @action(Permission.VIEW)
+    def start(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Begin the backfill that was previewed."""
+        card, asked = self._card(label), Request.read(request.POST)
+        require(request, asked.needs(request))
+        try:
+            batch = asked.start(request, self.admin_site, card.runner)
+        except (AutorunError, ValueError, TypeError) as error:
+            messages.error(request, f"The backfill was not started: {error}")
+            return HttpResponseRedirect(self.url("autorun_batch_prepare", label))
+        self.note(request, f"Backfill of {label} started: {batch.description}.", batch)
+        return HttpResponseRedirect(self.url("autorun_batch_change", batch.pk))
+
+    @action(Permission.PAUSE)
+    def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
+        batch = self._get(batch_id)
+        if batches.pause(batch):
+            self.note(request, f"{batch} paused. What is running goes on to its end.", batch)
+        return self.back(request, self.url("autorun_batch_change", batch_id))
+
+    @action(Permission.PAUSE)
+    def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
+        batch = self._get(batch_id)
+        if batches.resume(batch):
+            self.note(request, f"{batch} resumed.", batch)
+        return self.back(request, self.url("autorun_batch_change", batch_id))
+
+    @action(Permission.CANCEL)
+    def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
+        batch = self._get(batch_id)
+        if batch.state in (Batch.State.RUNNING, Batch.State.PAUSED):
+            number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
+            self.note(
+                request,
+                f"{batch} cancelled: {number:,} runs were not started. Their rows are pending "
+                "again.",
+                batch,
+            )
+        return self.back(request, self.url("autorun_batch_change", batch_id))
+
+    def _counted(
+        self, request: HttpRequest, card: Card, asked: Request, begun: Count | None
+    ) -> tuple[Preview | None, str]:
+        """The preview, counted on; or None and what keeps it from being counted."""
+        try:
+            count = count_rows(
+                card.runner,
+                asked.queryset(request, self.admin_site, card.runner),
+                begun=begun,
+                seconds=COUNTING_SECONDS,
+                samples=SAMPLES,
+            )
+        except (AutorunError, ValueError, TypeError) as error:
+            return None, str(error)
+        return preview(request, self.admin_site, card, asked, count), ""
+
+    def _card(self, label: str) -> Card:
+        runner = find_runner(label)
+        if runner is None:
+            raise Http404(f"No runner is registered as {label!r}.")
+        return card_of(runner)
+
+    def _get(self, batch_id: int) -> Any:
+        batch = Batch.objects.select_related("node").filter(pk=batch_id).first()
+        if batch is None:
+            raise Http404(f"There is no batch {batch_id}.")
+        return batch

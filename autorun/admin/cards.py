@@ -1,0 +1,263 @@
+"""What the overview says of each runner, gathered for all of them at once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.core.cache import cache
+from django.utils import timezone
+
+from autorun import registry
+from autorun.activity import Activity, activity_by_node, progress_by_node
+from autorun.admin.charts import Column, Segment, columns, stacked
+from autorun.counting import Count
+from autorun.models import Batch, Node
+from autorun.progress import Progress
+from autorun.triggers.on_schedule import SWEEP_NAME
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+#: How long a finished count of a runner's rows is shown, in seconds.
+COUNT_AGE = 3600
+
+
+@dataclass(frozen=True)
+class Counted:
+    """All rows of a runner by reason, and how many its filter leaves out, at some time.
+
+    `runs` is how many current runs there were then.
+    """
+
+    count: Count
+    filtered_out: int
+    runs: int
+    at: dt.datetime
+
+
+@dataclass(frozen=True)
+class NextSweep:
+    """When a runner is swept next; without a time, `words` says why not."""
+
+    at: dt.datetime | None = None
+    words: str = ""
+    entry_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One runner as the overview shows it."""
+
+    runner: QuerySetRunner
+    node: Node | None
+    progress: Progress
+    activity: Activity
+    batches: Sequence[Batch]
+    next_sweep: NextSweep
+    counted: Counted | None = None
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.runner.label
+
+    @property
+    def name(self) -> str:
+        return name_of_runner(self.runner)
+
+    @property
+    def title(self) -> str:
+        """The analysis and its version."""
+        if self.node is not None:
+            return str(self.node)
+        try:
+            return str(self.runner.get_analysis())
+        except Exception:  # noqa: BLE001  `error` says what is wrong
+            return str(self.runner.ANALYSIS)
+
+    @property
+    def model_name(self) -> str:
+        return str(self.runner.get_model()._meta.verbose_name_plural)
+
+    @property
+    def pending(self) -> int | None:
+        """Rows without a run for their current input; None where nobody has counted of late.
+
+        Of those counted, what has been planned since is no longer pending.
+        """
+        if self.counted is None:
+            return None
+        planned = max(0, self.progress.total - self.counted.runs)
+        return max(0, self.counted.count.pending - planned)
+
+    @property
+    def bar(self) -> list[Segment]:
+        return stacked(self.parts)
+
+    @property
+    def parts(self) -> list[tuple[str, str, int]]:
+        """Each state with its word and its number, in the order of the bar."""
+        progress = self.progress
+        parts = [
+            ("succeeded", "succeeded", progress.succeeded),
+            ("running", "running", progress.running),
+            ("queued", "queued", progress.queued),
+            ("waiting", "waiting", progress.waiting),
+            ("parked", "parked", progress.parked),
+            ("failed", "failed", progress.failed),
+            ("ignored", "ignored", progress.ignored),
+        ]
+        if self.counted is not None:
+            parts.insert(4, ("pending", "pending", self.pending or 0))
+            parts.append(("filtered", "filtered out", self.counted.filtered_out))
+        return parts
+
+    @property
+    def sparkline(self) -> list[Column]:
+        return columns([(hour.succeeded, hour.failed) for hour in self.activity.hours])
+
+    @property
+    def last_day(self) -> tuple[int, int]:
+        """Runs that succeeded and that failed within the last 24 hours."""
+        hours = self.activity.hours
+        return sum(each.succeeded for each in hours), sum(each.failed for each in hours)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until what is on its way has ended, at the rate of late."""
+        if not self.progress.unfinished or not self.activity.per_second:
+            return None
+        return self.progress.unfinished / self.activity.per_second
+
+    @property
+    def run_seconds(self) -> float | None:
+        """A run's usual time: the median of late, or what the node remembers."""
+        if self.activity.median_seconds is not None:
+            return self.activity.median_seconds
+        return None if self.node is None else self.node.run_seconds
+
+
+def cards() -> list[Card]:
+    """A card for each registered runner, by label; six queries however many there are."""
+    runners = registry.runners()
+    digests = [digest for runner in runners if (digest := _digest(runner)[0])]
+    nodes = list(Node.objects.filter(digest__in=digests))
+    return _cards(runners, nodes, progress_by_node(nodes), _unfinished_batches())
+
+
+def card_of(
+    runner: QuerySetRunner,
+    nodes: Sequence[Node] | None = None,
+    progresses: Mapping[int, Progress] | None = None,
+) -> Card:
+    """One runner's card, without its batches; `nodes` where they are known already."""
+    if nodes is None:
+        nodes = list(Node.objects.filter(digest=_digest(runner)[0]))
+    if progresses is None:
+        progresses = progress_by_node(nodes)
+    (card,) = _cards([runner], nodes, progresses, {})
+    return card
+
+
+def name_of_runner(runner: QuerySetRunner) -> str:
+    """The runner's class name in words: `ScanPreprocessingRunner` is "Scan Preprocessing"."""
+    name = type(runner).__name__.removesuffix("Runner") or type(runner).__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+
+
+def remember(card: Card, count: Count, *, filtered_out: int) -> Card:
+    """The card with a finished count, which is kept so that pages need not count anew."""
+    counted = Counted(count, max(0, filtered_out), card.progress.total, timezone.now())
+    cache.set(_cache_key(card.runner.get_digest()), counted, COUNT_AGE)
+    return replace(card, counted=counted)
+
+
+def next_sweeps(runners: Sequence[QuerySetRunner]) -> dict[str, NextSweep]:
+    """When each runner is swept next, by label; one query of beat's tables."""
+    entries: Mapping[str, Any] = {}
+    has_beat = apps.is_installed("django_celery_beat")
+    if has_beat:
+        from django_celery_beat.models import PeriodicTask
+
+        names = [f"{SWEEP_NAME}{runner.label}" for runner in runners]
+        rows = PeriodicTask.objects.filter(name__in=names).select_related(
+            "interval", "crontab", "solar", "clocked"
+        )
+        entries = {row.name.removeprefix(SWEEP_NAME): row for row in rows}
+    return {
+        runner.label: _next_sweep(runner, entries.get(runner.label), has_beat=has_beat)
+        for runner in runners
+    }
+
+
+def _cards(
+    runners: Sequence[QuerySetRunner],
+    nodes: Iterable[Node],
+    progresses: Mapping[int, Progress],
+    batches: Mapping[str, Sequence[Batch]],
+) -> list[Card]:
+    by_digest = {node.digest: node for node in nodes}
+    activities = activity_by_node()
+    sweeps = next_sweeps(runners)
+    digests = {runner.label: _digest(runner) for runner in runners}
+    counts = cache.get_many([_cache_key(digest) for digest, _ in digests.values()])
+    found = []
+    for runner in runners:
+        digest, error = digests[runner.label]
+        node = by_digest.get(digest)
+        node_id = 0 if node is None else node.pk
+        card = Card(
+            runner=runner,
+            node=node,
+            progress=progresses.get(node_id, Progress()),
+            activity=activities.get(node_id, Activity()),
+            batches=batches.get(runner.label, ()),
+            next_sweep=sweeps[runner.label],
+            counted=counts.get(_cache_key(digest)),
+            error=error,
+        )
+        found.append(card)
+    return found
+
+
+def _digest(runner: QuerySetRunner) -> tuple[str, str]:
+    """The digest of the runner's node, or '' and what is wrong with its declaration."""
+    try:
+        return runner.get_digest(), ""
+    except Exception as error:  # noqa: BLE001  whatever a declaration can be wrong in
+        return "", str(error)
+
+
+def _next_sweep(runner: QuerySetRunner, entry: Any, *, has_beat: bool) -> NextSweep:
+    if entry is None:
+        if runner.get_schedule() is None:
+            return NextSweep(words="on no schedule")
+        if not has_beat:
+            return NextSweep(words="django-celery-beat is not installed")
+        return NextSweep(words="once beat has started")
+    if not entry.enabled:
+        return NextSweep(words="switched off", entry_id=entry.pk)
+    try:
+        schedule = entry.schedule
+        since = entry.last_run_at or schedule.now()
+        left = schedule.remaining_estimate(schedule.maybe_make_aware(since))
+    except Exception:  # noqa: BLE001  a schedule that was edited into nonsense
+        return NextSweep(words=str(entry.schedule), entry_id=entry.pk)
+    return NextSweep(timezone.now() + max(left, dt.timedelta()), entry_id=entry.pk)
+
+
+def _unfinished_batches() -> dict[str, list[Batch]]:
+    found: dict[str, list[Batch]] = {}
+    unfinished = Batch.objects.filter(state__in=(Batch.State.RUNNING, Batch.State.PAUSED))
+    for batch in unfinished.order_by("-pk")[:100]:
+        found.setdefault(batch.runner, []).append(batch)
+    return found
+
+
+def _cache_key(digest: str) -> str:
+    return f"autorun:rows:{digest}"

@@ -1,0 +1,99 @@
+"""Failures in groups: what goes wrong, how often, and for how many rows."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern
+
+from autorun import interventions
+from autorun.admin.charts import columns
+from autorun.admin.pages import PageAdmin, action, page
+from autorun.admin.permissions import Permission
+from autorun.admin.runs import do_retry
+from autorun.grouping import recent_groups, runs_of
+from autorun.listing import SINCE
+from autorun.models import Failure, Node
+
+DEFAULT_SINCE = "24h"
+MOST_GROUPS = 100
+
+
+@admin.register(Failure)
+class FailureAdmin(PageAdmin):
+    """Failures of the last hour, day or week, by exception class and message shape."""
+
+    tab = "failures"
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.route("", self.listing, "changelist"),
+            self.route("retry/", self.retry, "retry"),
+            self.route("ignore/", self.ignore, "ignore"),
+            self.route("<int:failure_id>/change/", self.by_id, "change"),
+        ]
+
+    @page
+    def listing(self, request: HttpRequest) -> HttpResponse:
+        """The groups, those with most failed runs first."""
+        since = _since(request.GET.get("since", ""))
+        found = recent_groups(since)
+        nodes = Node.objects.in_bulk({pk for group in found.groups for pk in group.nodes})
+        lines = [
+            (
+                group,
+                [str(nodes[pk]) for pk in sorted(group.nodes) if pk in nodes],
+                columns([(0, number) for number in group.times]),
+            )
+            for group in found.groups[:MOST_GROUPS]
+        ]
+        return self.render(
+            request,
+            "failures",
+            "Failures",
+            since=since,
+            windows={"1h": "1 hour", "24h": "24 hours", "7d": "7 days"},
+            lines=lines,
+            found=found,
+            more=max(0, len(found.groups) - MOST_GROUPS),
+        )
+
+    @page
+    def by_id(self, request: HttpRequest, failure_id: int) -> HttpResponse:
+        """The run of a failure."""
+        failure = Failure.objects.filter(pk=failure_id).first()
+        if failure is None:
+            return HttpResponseRedirect(self.url("autorun_failure_changelist"))
+        return HttpResponseRedirect(self.url("autorun_run_change", failure.run_id))
+
+    @action(Permission.RETRY)
+    def retry(self, request: HttpRequest) -> HttpResponse:
+        """Run the failed runs of a group again."""
+        key, since = _group(request)
+        do_retry(self, request, runs_of(key, since), _about(request))
+        return self._back_to_list(since)
+
+    @action(Permission.CANCEL)
+    def ignore(self, request: HttpRequest) -> HttpResponse:
+        """Leave the failed runs of a group alone until their rows change."""
+        key, since = _group(request)
+        number = interventions.ignore(runs_of(key, since))
+        self.note(
+            request, f"{number:,} failed runs are ignored from now on.", about=_about(request)
+        )
+        return self._back_to_list(since)
+
+    def _back_to_list(self, since: str) -> HttpResponse:
+        return HttpResponseRedirect(f"{self.url('autorun_failure_changelist')}?since={since}")
+
+
+def _since(given: str) -> str:
+    return given if given in SINCE else DEFAULT_SINCE
+
+
+def _group(request: HttpRequest) -> tuple[str, str]:
+    return request.POST.get("group", ""), _since(request.POST.get("since", ""))
+
+
+def _about(request: HttpRequest) -> str:
+    return f"failures of {request.POST.get('name', 'a group')}"

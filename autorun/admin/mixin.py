@@ -1,0 +1,260 @@
+"""Autorun on the admin pages of the models whose rows it processes.
+
+@admin.register(Scan)
+class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Exists, OuterRef, QuerySet
+from django.forms import Media
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.safestring import SafeString
+
+from autorun import registry
+from autorun.admin.cards import name_of_runner
+from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.selections import Selection, keep
+from autorun.keys import KeyKind, key_kind
+from autorun.listing import state_of
+from autorun.models import Node, Run
+from autorun.runner import QuerySetRunner
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+    RowList = ChangeList
+    ListFilter = admin.SimpleListFilter
+else:
+    ModelAdmin = object
+    RowList = ChangeList
+    ListFilter = admin.SimpleListFilter
+
+PANEL = "autorun_runs"
+MOST_RUNS = 20
+#: More ticked rows than this are kept as a filter is: not as keys.
+MOST_KEYS = 1_000
+
+
+class AutorunAdminMixin(ModelAdmin):
+    """Adds a status column, a filter, the action "Run on selected", and a row's runs."""
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        columns: list[Any] = list(super().get_list_display(request))
+        if _may_view(request):
+            columns += [_Status(runner) for runner in runners_of(self.model)]
+        return columns
+
+    def get_list_filter(self, request: HttpRequest) -> list[Any]:
+        filters = list(super().get_list_filter(request))
+        if _may_view(request) and runners_of(self.model):
+            filters.append(StatusFilter)
+        return filters
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        base = super().get_changelist(request, **kwargs)
+        return type("AutorunChangeList", (_WithStatus, base), {})
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        actions: dict[str, Any] = super().get_actions(request)
+        if Allowed(request.user).to(Permission.START) and _may_view(request):
+            for runner in runners_of(self.model):
+                name = f"autorun_run__{runner.label}"
+                title = f"Run {name_of_runner(runner)} on selected"
+                actions[name] = (_run_on(runner.label), name, title)
+        return actions
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        fields = list(super().get_readonly_fields(request, obj))
+        if self._shows_panel(request, obj) and PANEL not in fields:
+            fields.append(PANEL)
+        return fields
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        # The panel has a fieldset of its own.
+        return [name for name in super().get_fields(request, obj) if name != PANEL]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        fieldsets = list(super().get_fieldsets(request, obj))
+        if self._shows_panel(request, obj) and PANEL not in _names_in(fieldsets):
+            fieldsets.append(("Autorun", {"fields": [PANEL]}))
+        return fieldsets
+
+    @property
+    def media(self) -> Media:
+        return super().media + Media(css={"all": ["autorun/autorun.css"]})
+
+    @admin.display(description="Runs")
+    def autorun_runs(self, instance: Any) -> SafeString:
+        """The row's runs, newest first, and where each runner says why it is or is not pending."""
+        kind = key_kind(self.model)
+        nodes = _nodes_of(self.model)
+        key = _key_of(kind, self.model, instance.pk)
+        runs = (
+            Run.objects.filter(node__in=nodes, **kind.lookup(key))
+            .select_related("node", "chunk")
+            .defer("outputs")
+            .order_by("-pk")[:MOST_RUNS]
+        )
+        context = {
+            "runs": [(run, state_of(run)) for run in runs],
+            "runners": [(each.label, name_of_runner(each)) for each in runners_of(self.model)],
+            "row": instance,
+        }
+        return render_to_string("autorun/panel.html", context)
+
+    def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
+        return obj is not None and _may_view(request) and bool(runners_of(self.model))
+
+
+class _Status:
+    """A column with the state of each row's current run for one runner."""
+
+    def __init__(self, runner: QuerySetRunner) -> None:
+        self.label = runner.label
+        self.short_description = name_of_runner(runner)
+        self.__name__ = f"autorun_{runner.label.replace('.', '_')}"
+
+    def __call__(self, instance: Any) -> SafeString:
+        found = getattr(instance, "_autorun_states", {}).get(self.label)
+        return render_to_string("autorun/row_status.html", {"found": found})
+
+
+class StatusFilter(ListFilter):
+    """Rows that are pending, failed or done for one of the model's runners."""
+
+    title = "autorun"
+    parameter_name = "autorun"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        states = {"pending": "pending", "failed": "failed", "succeeded": "up to date"}
+        return [
+            (f"{state}:{runner.label}", f"{words} for {name_of_runner(runner)}")
+            for runner in runners_of(model_admin.model)
+            for state, words in states.items()
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        state, _, label = (self.value() or "").partition(":")
+        runner = registry.find(label)
+        if runner is None:
+            return queryset
+        if state == "pending":
+            return queryset.filter(pk__in=runner.pending().order_by().values("pk"))
+        kind = key_kind(queryset.model)
+        status = Run.Status.FAILED if state == "failed" else Run.Status.SUCCEEDED
+        runs = Run.objects.filter(
+            node_id=runner.get_node().pk,
+            is_current=True,
+            status=status,
+            **kind.lookup(kind.expression(OuterRef)),
+        )
+        return queryset.filter(Exists(runs))
+
+
+class _WithStatus(RowList):
+    """Finds the states of a whole page's rows in two queries."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        columns = [each for each in self.list_display if isinstance(each, _Status)]
+        if not columns:
+            return
+        rows = list(self.result_list)
+        self.result_list = rows
+        nodes = {column.label: registry.get(column.label).get_node().pk for column in columns}
+        states = _states(self.model, rows, list(nodes.values()))
+        for row in rows:
+            row._autorun_states = {
+                label: states.get((node_id, row.pk)) for label, node_id in nodes.items()
+            }
+
+
+def runners_of(model: type[Any]) -> list[QuerySetRunner]:
+    """The registered runners that process rows of `model`, whichever of its proxies they name."""
+    concrete = model._meta.concrete_model
+    return [
+        runner
+        for runner in registry.runners()
+        if runner.get_model()._meta.concrete_model is concrete
+    ]
+
+
+def _states(
+    model: type[Any], rows: Sequence[Any], node_ids: Sequence[int]
+) -> dict[tuple[int, Any], tuple[str, Run]]:
+    """The current run of each row, by node and primary key, with the word for its state."""
+    if not rows:
+        return {}
+    kind = key_kind(model)
+    keyed = model._base_manager.using(rows[0]._state.db).filter(pk__in=[row.pk for row in rows])
+    keys = dict(keyed.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", "pk"))
+    runs = Run.objects.filter(
+        node__in=node_ids, is_current=True, **{f"{kind.column}__in": list(keys)}
+    )
+    return {
+        (run.node_id, keys[kind.of(run)]): (state_of(run), run)
+        for run in runs.select_related("chunk").defer("outputs")
+        if kind.of(run) in keys
+    }
+
+
+def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpResponse | None]:
+    def run_on_selected(
+        model_admin: Any, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> HttpResponse | None:
+        """To the preview of a backfill of the chosen rows."""
+        meta = model_admin.model._meta
+        is_everything = request.POST.get("select_across") == "1"
+        if is_everything and not Allowed(request.user).to(Permission.BACKFILL):
+            messages.error(request, "Running on all rows takes the permission to backfill.")
+            return None
+        keys = (
+            None
+            if is_everything
+            else [str(pk) for pk in queryset.values_list("pk", flat=True)[:MOST_KEYS]]
+        )
+        selection = Selection(meta.label, query=request.GET.urlencode(), keys=keys)
+        token = keep(request, selection)
+        address = reverse(
+            "admin:autorun_batch_prepare", args=[label], current_app=model_admin.admin_site.name
+        )
+        return HttpResponseRedirect(f"{address}?selection={token}&only=all")
+
+    return run_on_selected
+
+
+def _nodes_of(model: type[Any]) -> list[int]:
+    meta = model._meta.concrete_model._meta
+    nodes = Node.objects.filter(
+        content_type__app_label=meta.app_label, content_type__model=meta.model_name
+    )
+    return list(nodes.values_list("pk", flat=True))
+
+
+def _key_of(kind: KeyKind, model: type[Any], pk: Any) -> Any:
+    """The row's key, as the database writes it."""
+    if kind.is_integer:
+        return pk
+    rows = model._base_manager.filter(pk=pk).annotate(_autorun_key=kind.expression())
+    return rows.values_list("_autorun_key", flat=True).first() or ""
+
+
+def _names_in(fieldsets: Any) -> set[str]:
+    return {
+        name
+        for _, options in fieldsets
+        for name in options.get("fields", ())
+        if isinstance(name, str)
+    }
+
+
+def _may_view(request: HttpRequest) -> bool:
+    return Allowed(request.user).to(Permission.VIEW)

@@ -1,0 +1,173 @@
+"""What all pages have in common: their frame, who may see them, and how something is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from autorun import registry
+from autorun.admin.permissions import Allowed, Permission
+from autorun.exceptions import NotRegistered
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = admin.ModelAdmin
+
+Page = TypeVar("Page", bound="PageAdmin")
+Parameters = ParamSpec("Parameters")
+View = Callable[Concatenate[Page, HttpRequest, Parameters], HttpResponse]
+
+TABS = (
+    ("overview", "Overview", "autorun_node_changelist"),
+    ("runs", "Runs", "autorun_run_changelist"),
+    ("failures", "Failures", "autorun_failure_changelist"),
+    ("batches", "Batches", "autorun_batch_changelist"),
+    ("health", "Health", "autorun_node_health"),
+)
+
+
+class PageAdmin(ModelAdmin):
+    """A place in the admin for pages of our own: nothing is added, changed or deleted there."""
+
+    #: The tab the pages belong to.
+    tab = ""
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return Allowed(request.user).to(Permission.VIEW)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def route(self, pattern: str, view: Callable[..., HttpResponse], name: str) -> URLPattern:
+        """A URL of `view`, inside the admin's own checks, named `autorun_<model>_<name>`."""
+        full_name = f"autorun_{self.opts.model_name}_{name}"
+        return path(pattern, self.admin_site.admin_view(view), name=full_name)
+
+    def render(
+        self, request: HttpRequest, template: str, title: str, **context: Any
+    ) -> TemplateResponse:
+        """A page in the admin's frame."""
+        frame = {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "opts": self.opts,
+            "tab": self.tab,
+            "tabs": [(key, name, self.url(url_name)) for key, name, url_name in TABS],
+        }
+        return self.fragment(request, template, **{**frame, **context})
+
+    def fragment(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
+        """A template alone: a part of a page, for the script that asks for it."""
+        # What `{% url %}` goes by, where there are several admin sites.
+        request.current_app = self.admin_site.name
+        context["can"] = Allowed(request.user)
+        return TemplateResponse(request, f"autorun/{template}.html", context)
+
+    def url(self, name: str, *args: Any) -> str:
+        """The address of one of the admin's pages."""
+        return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
+
+    def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:
+        """To where the form says that it came from, if that is here."""
+        following = request.POST.get("next", "")
+        if not url_has_allowed_host_and_scheme(following, {request.get_host()}):
+            following = otherwise
+        return HttpResponseRedirect(following)
+
+    def note(self, request: HttpRequest, what: str, *objects: Model, about: str = "") -> None:
+        """Tell the user what was done, and leave an entry in the admin's log for each object.
+
+        Without objects, one entry for what `about` describes.
+        """
+        entry = {"user_id": request.user.pk, "action_flag": CHANGE, "change_message": what}
+        for each in objects:
+            content_type = ContentType.objects.get_for_model(each)
+            LogEntry.objects.create(
+                content_type=content_type, object_id=each.pk, object_repr=str(each)[:200], **entry
+            )
+        if not objects:
+            content_type = ContentType.objects.get_for_model(self.model)
+            LogEntry.objects.create(content_type=content_type, object_repr=about[:200], **entry)
+        messages.success(request, what)
+
+
+def page(view: View[Page, Parameters]) -> View[Page, Parameters]:
+    """A view for those who may see autorun's pages."""
+
+    @wraps(view)
+    def checked(
+        self: Page, request: HttpRequest, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> HttpResponse:
+        if not Allowed(request.user).to(Permission.VIEW):
+            raise PermissionDenied
+        return view(self, request, *args, **kwargs)
+
+    return cast("View[Page, Parameters]", checked)
+
+
+def action(
+    permission: Permission,
+) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
+    """A view that does something: by POST only, and for those who have the permission."""
+
+    def decorate(view: View[Page, Parameters]) -> View[Page, Parameters]:
+        @wraps(view)
+        def checked(
+            self: Page, request: HttpRequest, *args: Parameters.args, **kwargs: Parameters.kwargs
+        ) -> HttpResponse:
+            if request.method != "POST":
+                return HttpResponseNotAllowed(["POST"])
+            require(request, permission)
+            return view(self, request, *args, **kwargs)
+
+        return cast("View[Page, Parameters]", checked)
+
+    return decorate
+
+
+def require(request: HttpRequest, *permissions: Permission) -> None:
+    """Raise PermissionDenied unless the user has them, and may see the pages at all."""
+    allowed = Allowed(request.user)
+    if not all(allowed.to(each) for each in (Permission.VIEW, *permissions)):
+        raise PermissionDenied
+
+
+def is_fetched(request: HttpRequest) -> bool:
+    """Whether it is the pages' script that asks, for a part of a page."""
+    return request.headers.get("X-Requested-With") == "autorun"
+
+
+def find_runner(label: str) -> QuerySetRunner | None:
+    """The registered runner of that label, or None, whatever the label is."""
+    try:
+        return registry.get(label)
+    except NotRegistered:
+        return None
+
+
+def who(request: HttpRequest) -> str:
+    """The user, as batches record who asked for them."""
+    return request.user.get_username()[:255]

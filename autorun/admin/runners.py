@@ -1,0 +1,277 @@
+"""The overview, the page of each runner, and what can be done with a runner."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import suppress
+from typing import Any
+
+from django.contrib import admin, messages
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern
+
+from autorun import control, registry
+from autorun.activity import progress_by_node
+from autorun.admin.cards import card_of, cards, name_of_runner, remember
+from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
+from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.rows import instances, may_view, name_of
+from autorun.admin.stories import explanation_of
+from autorun.admin.tables import batch_lines
+from autorun.conf import settings
+from autorun.counting import Count, count_rows
+from autorun.exceptions import BrokerUnavailable
+from autorun.models import Batch, Node
+from autorun.publishing import Message, publish
+from autorun.runner import QuerySetRunner
+
+#: What a fragment of a page may take to count rows, in seconds.
+COUNTING_SECONDS = 0.8
+NEWEST_BATCHES = 10
+
+
+@admin.register(Node)
+class NodeAdmin(PageAdmin):
+    """Runners, which the tables know as nodes."""
+
+    tab = "overview"
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.route("", self.overview, "changelist"),
+            self.route("health/", self.health, "health"),
+            self.route("<int:node_id>/change/", self.by_id, "change"),
+            self.route("<str:label>/", self.runner_page, "runner"),
+            self.route("<str:label>/count/", self.count, "count"),
+            self.route("<str:label>/why/", self.why, "why"),
+            self.route("<str:label>/sweep/", self.sweep, "sweep"),
+            self.route("<str:label>/pause/", self.pause, "pause"),
+            self.route("<str:label>/resume/", self.resume, "resume"),
+        ]
+
+    @page
+    def overview(self, request: HttpRequest) -> HttpResponse:
+        """A card a runner."""
+        found = cards()
+        return self.render(
+            request,
+            "overview",
+            "Overview",
+            cards=found,
+            is_busy=any(card.progress.unfinished for card in found),
+        )
+
+    @page
+    def runner_page(self, request: HttpRequest, label: str) -> HttpResponse:
+        """What a runner runs, over which rows, and how far it is."""
+        runner = self._get(label)
+        versions = _versions(runner)
+        progresses = progress_by_node(versions)
+        card = card_of(runner, versions, progresses)
+        now = card.node
+        older = [node for node in versions if now is None or node.created_at < now.created_at]
+        batches = Batch.objects.filter(runner=label).order_by("-pk")[:NEWEST_BATCHES]
+        return self.render(
+            request,
+            "runner",
+            card.name,
+            card=card,
+            runner=runner,
+            analysis=_described(runner),
+            configuration=_compared(runner, card.node, older[0] if older else None),
+            previous=older[0] if older else None,
+            versions=[(node, progresses.get(node.pk)) for node in versions],
+            batches=batch_lines(batches),
+            facts=_facts(runner),
+            is_busy=bool(card.progress.unfinished),
+        )
+
+    @page
+    def by_id(self, request: HttpRequest, node_id: int) -> HttpResponse:
+        """Where the admin's log leads: the runner of a node, or the overview."""
+        node = Node.objects.filter(pk=node_id).first()
+        for card in cards():
+            if node is not None and card.node == node:
+                return HttpResponseRedirect(self.url("autorun_node_runner", card.label))
+        return HttpResponseRedirect(self.url("autorun_node_changelist"))
+
+    @page
+    def count(self, request: HttpRequest, label: str) -> HttpResponse:
+        """A card's bar with its pending rows counted, or with a link that counts on."""
+        runner = self._get(label)
+        begun = Count.read(request.GET.get("begun", ""))
+        count = count_rows(runner, begun=begun, seconds=COUNTING_SECONDS)
+        card = card_of(runner)
+        if count.is_complete:
+            everything = runner.get_every_row().count()
+            card = remember(card, count, filtered_out=everything - count.total)
+        context = {"card": card, "count": None if count.is_complete else count}
+        if is_fetched(request):
+            return self.fragment(request, "coverage", **context)
+        return self.render(request, "count", f"Rows of {card.name}", **context)
+
+    @page
+    def why(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Why one row is pending for the runner, or why it is not."""
+        runner = self._get(label)
+        rows = instances(runner.get_model(), [request.GET.get("row", "")], runner.get_database())
+        if not rows or not may_view(request, self.admin_site, runner.get_model()):
+            raise Http404("There is no such row, or you may not see it.")
+        (instance,) = rows
+        return self.render(
+            request,
+            "why",
+            f"{name_of_runner(runner)} on {instance}",
+            runner=runner,
+            runner_name=name_of_runner(runner),
+            name=name_of(self.admin_site, instance),
+            reason=explanation_of(
+                runner,
+                instance,
+                shows_messages=Allowed(request.user).to(Permission.SEE_PAYLOAD),
+            ),
+        )
+
+    @page
+    def health(self, request: HttpRequest) -> HttpResponse:
+        """What `manage.py autorun doctor` says; asking brokers and workers takes seconds."""
+        if is_fetched(request):
+            return self.fragment(request, "findings", **_examined())
+        found = _examined() if "now" in request.GET else {}
+        return self.render(request, "health", "Health", tab="health", **found)
+
+    @action(Permission.START)
+    def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Have a worker look for pending rows."""
+        runner = self._get(label)
+        try:
+            publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
+        except BrokerUnavailable as error:
+            messages.error(
+                request,
+                f"No broker took the sweep of {label}: {error} Try again in a moment, or run "
+                f"`manage.py autorun sweep {label}`.",
+            )
+        else:
+            self.note(request, f"Sweep of {label} started.", runner.get_node())
+        return self._back_to(request, label)
+
+    @action(Permission.PAUSE)
+    def pause(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Start no more of a runner's runs."""
+        runner = self._get(label)
+        if control.pause(runner):
+            what = f"{label} paused. What is running goes on to its end."
+            self.note(request, what, runner.get_node())
+        return self._back_to(request, label)
+
+    @action(Permission.PAUSE)
+    def resume(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Go on with a paused runner."""
+        runner = self._get(label)
+        if control.resume(runner):
+            self.note(request, f"{label} resumed.", runner.get_node())
+        return self._back_to(request, label)
+
+    def _get(self, label: str) -> QuerySetRunner:
+        runner = find_runner(label)
+        if runner is None:
+            raise Http404(f"No runner is registered as {label!r}.")
+        return runner
+
+    def _back_to(self, request: HttpRequest, label: str) -> HttpResponse:
+        return self.back(request, self.url("autorun_node_runner", label))
+
+
+def _examined() -> dict[str, Any]:
+    """The findings, errors first, and how many errors and warnings are among them."""
+    from autorun.doctor import examine
+
+    order = {"error": 0, "warning": 1}
+    findings = sorted(examine(), key=lambda each: order.get(each.level, 2))
+    return {
+        "findings": findings,
+        "errors": sum(each.level == "error" for each in findings),
+        "warnings": sum(each.level == "warning" for each in findings),
+    }
+
+
+def _versions(runner: QuerySetRunner) -> list[Node]:
+    """The newest nodes of the runner's analysis and model, without those of other runners."""
+    try:
+        title, own = runner.get_analysis().title, runner.get_digest()
+    except Exception:  # noqa: BLE001  the card says what is wrong
+        return []
+    others = set()
+    for other in registry.runners():
+        with suppress(Exception):
+            others.add(other.get_digest())
+    meta = (runner.get_model()._meta.concrete_model or runner.get_model())._meta
+    nodes = Node.objects.filter(
+        title=title, content_type__app_label=meta.app_label, content_type__model=meta.model_name
+    )
+    return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
+
+
+def _described(runner: QuerySetRunner) -> dict[str, Any]:
+    """The analysis: where it is, what it says of itself, and its source where that is there."""
+    try:
+        analysis = runner.get_analysis()
+    except Exception as error:  # noqa: BLE001  the page says so
+        return {"error": str(error)}
+    try:
+        source = inspect.getsource(analysis.function)
+    except (OSError, TypeError):
+        source = ""
+    return {
+        "title": analysis.title,
+        "version": analysis.version,
+        "location": analysis.location,
+        "about": inspect.getdoc(analysis.function) or "",
+        "source": source,
+    }
+
+
+def _compared(
+    runner: QuerySetRunner, node: Node | None, previous: Node | None
+) -> list[tuple[str, Any, str, Any]]:
+    """The configuration: (key, value, how it differs from the previous node's, value there)."""
+    try:
+        now = runner.get_configuration() if node is None else node.configuration
+    except Exception:  # noqa: BLE001  the card says what is wrong
+        return []
+    before = now if previous is None else previous.configuration
+    lines: list[tuple[str, Any, str, Any]] = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        if key not in before:
+            lines.append((key, now[key], "added", None))
+        elif key not in now:
+            lines.append((key, None, "removed", before[key]))
+        else:
+            change = "" if now[key] == before[key] else "changed"
+            lines.append((key, now[key], change, before[key]))
+    return lines
+
+
+def _facts(runner: QuerySetRunner) -> list[tuple[str, str]]:
+    """The options that say when and how, in words."""
+    timeout = runner.get_timeout()
+    dependencies = [
+        each if isinstance(each, str) else each.get_label() for each in runner.DEPENDS_ON
+    ]
+    facts = [
+        ("Rows", str(runner.get_model()._meta.label)),
+        ("Input", runner.INPUT_KEY or ""),
+        ("When saved", "looked at" if runner.ON_SAVE else "not looked at until the next sweep"),
+        ("Attempts", str(runner.MAX_ATTEMPTS)),
+        ("Time limit of a run", "none" if timeout is None else f"{timeout:g} s"),
+    ]
+    optional = [
+        ("Changes tracked by", ", ".join(runner.INPUT_FIELDS or ())),
+        ("After", ", ".join(dependencies)),
+        ("At once, at most", str(runner.MAX_PARALLEL or "")),
+        ("Queue", runner.QUEUE or settings.QUEUE or ""),
+        ("A sweep plans at most", str(runner.MAX_PER_SWEEP or "")),
+        ("Named filters", ", ".join(sorted(runner.FILTERS or {}))),
+    ]
+    return facts + [(name, value) for name, value in optional if value]

@@ -1,0 +1,262 @@
+"""Runs by filter, one run, and what can be done with many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin, messages
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern
+
+from autorun import interventions, registry
+from autorun.admin.pages import PageAdmin, action, page, require, who
+from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.rows import instance_of, key_text, may_view, name_row, name_rows
+from autorun.admin.stories import story_of
+from autorun.listing import SINCE, STATES, TRIGGERS, Cursor, RunFilter, state_of
+from autorun.models import Failure, Run
+
+PAGE = 50
+#: Failures whose classes are offered as a filter.
+RECENT_FAILURES = 1_000
+
+
+@dataclass(frozen=True)
+class BulkAction:
+    """Something to do with many runs: with those in `states`."""
+
+    name: str
+    verb: str
+    permission: Permission
+    states: tuple[str, ...]
+    explanation: str
+
+
+ACTIONS: Mapping[str, BulkAction] = {
+    each.name: each
+    for each in (
+        BulkAction(
+            "retry",
+            "Retry",
+            Permission.RETRY,
+            ("failed",),
+            "Runs that failed for good run again, with all their attempts.",
+        ),
+        BulkAction(
+            "ignore",
+            "Ignore",
+            Permission.CANCEL,
+            ("failed",),
+            "Runs that failed for good are left alone until their row's input changes.",
+        ),
+        BulkAction(
+            "cancel",
+            "Cancel",
+            Permission.CANCEL,
+            ("waiting", "queued", "parked"),
+            "Runs that no worker has started are given up; a later sweep plans their rows again.",
+        ),
+    )
+}
+
+
+@admin.register(Run)
+class RunAdmin(PageAdmin):
+    """Runs, the newest first."""
+
+    tab = "runs"
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.route("", self.listing, "changelist"),
+            self.route("act/", self.act, "act"),
+            self.route("<int:run_id>/change/", self.run_page, "change"),
+        ]
+
+    @page
+    def listing(self, request: HttpRequest) -> HttpResponse:
+        """A page of the runs that match; where it ends is where the next begins."""
+        chosen = RunFilter.read(request.GET)
+        after = Cursor.read(request.GET.get("after", ""))
+        found = chosen.page(after, size=PAGE)
+        names = name_rows(request, self.admin_site, found.runs)
+        recent = Failure.objects.order_by("-pk").values_list("exception_class", flat=True)
+        classes = set(recent[:RECENT_FAILURES]) | ({chosen.exception} - {""})
+        allowed = Allowed(request.user)
+        return self.render(
+            request,
+            "runs",
+            "Runs",
+            chosen=chosen,
+            lines=[(run, state_of(run), names[run.pk]) for run in found.runs],
+            total=chosen.number(),
+            query=urlencode(chosen.written()),
+            older=None
+            if found.after is None
+            else urlencode({**chosen.written(), "after": str(found.after)}),
+            is_first=after is None,
+            runners=[runner.label for runner in registry.runners()],
+            states=list(STATES),
+            triggers=list(TRIGGERS),
+            since=list(SINCE),
+            exceptions=sorted(classes),
+            actions=[each for each in ACTIONS.values() if allowed.to(each.permission)],
+        )
+
+    @page
+    def run_page(self, request: HttpRequest, run_id: int) -> HttpResponse:
+        """One run: what went in, what came of it, when, and why."""
+        run = Run.objects.select_related("node", "chunk", "chunk__batch").filter(pk=run_id).first()
+        if run is None:
+            raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
+        runner = registry.find(run.chunk.runner)
+        instance = instance_of(run, None if runner is None else runner.get_database())
+        name = name_row(request, self.admin_site, run, instance)
+        allowed = Allowed(request.user)
+        may_see = allowed.to(Permission.SEE_PAYLOAD) and (
+            instance is None or may_view(request, self.admin_site, type(instance))
+        )
+        story = story_of(run, runner, instance, shows_messages=may_see)
+        others = (
+            Run.objects.filter(
+                node_id=run.node_id, object_id=run.object_id, object_key=run.object_key
+            )
+            .exclude(pk=run.pk)
+            .select_related("chunk")
+            .defer("outputs")
+            .order_by("-pk")[:20]
+        )
+        return self.render(
+            request,
+            "run",
+            f"{run.node} on {name}",
+            run=run,
+            state=state_of(run),
+            name=name,
+            key=key_text(run),
+            story=story,
+            input=_input(runner, instance) if may_see else None,
+            outputs=_pretty(run.outputs) if may_see else None,
+            may_see=may_see,
+            others=[(other, state_of(other)) for other in others],
+            can_retry=state_of(run) in ACTIONS["retry"].states,
+            can_cancel=state_of(run) in ACTIONS["cancel"].states,
+        )
+
+    @action(Permission.VIEW)
+    def act(self, request: HttpRequest) -> HttpResponse:
+        """Retry, ignore or cancel: first a question, then, confirmed, the deed."""
+        chosen_action = ACTIONS.get(request.POST.get("action", ""))
+        if chosen_action is None:
+            messages.error(request, "Choose what to do with the runs.")
+            return self._back_to_list(request)
+        require(request, chosen_action.permission)
+        is_everything = request.POST.get("scope") == "everything"
+        ids = [int(each) for each in request.POST.getlist("ids") if each.isdecimal()][:1_000]
+        chosen = RunFilter.read(request.POST)
+        if not is_everything and not ids:
+            messages.error(request, "Tick the runs that are meant, or choose all that match.")
+            return self._back_to_list(request)
+        if chosen.state and chosen.state not in chosen_action.states:
+            messages.error(
+                request,
+                f"{chosen_action.verb} is for runs that are {' or '.join(chosen_action.states)}; "
+                f"these are {chosen.state}.",
+            )
+            return self._back_to_list(request)
+        if "confirmed" not in request.POST:
+            return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
+        found = _everything(chosen_action, chosen) if is_everything else _ticked(ids)
+        about = f"runs matching {chosen.written() or 'no filter'}" if is_everything else "runs"
+        self._do(request, chosen_action, found, about)
+        return self._back_to_list(request)
+
+    def _ask(
+        self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
+    ) -> HttpResponse:
+        filters = _narrowed(chosen_action, chosen)
+        numbers = [len(ids)] if ids else [each.number() for each in filters]
+        return self.render(
+            request,
+            "confirm",
+            f"{chosen_action.verb} runs?",
+            action=chosen_action,
+            chosen=chosen,
+            ids=ids,
+            number=None if None in numbers else sum(filter(None, numbers)),
+            next=request.POST.get("next", ""),
+        )
+
+    def _do(
+        self,
+        request: HttpRequest,
+        chosen_action: BulkAction,
+        found: Iterable[list[Run]],
+        about: str,
+    ) -> None:
+        if chosen_action.name == "retry":
+            do_retry(self, request, found, about)
+        elif chosen_action.name == "ignore":
+            number = interventions.ignore(found)
+            self.note(request, f"{number:,} failed runs are ignored from now on.", about=about)
+        else:
+            number = interventions.cancel(found)
+            self.note(request, f"{number:,} runs cancelled before they began.", about=about)
+
+    def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
+        query = urlencode(RunFilter.read(request.POST).written())
+        return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
+
+
+def do_retry(
+    model_admin: PageAdmin, request: HttpRequest, found: Iterable[list[Run]], about: str
+) -> None:
+    """Retry the runs, and tell the user what came of it."""
+    retried = interventions.retry(found, requested_by=who(request))
+    if retried.runs:
+        what = f"{retried.runs:,} failed runs start again."
+        model_admin.note(request, what, *retried.batches, about=about)
+    if retried.outdated:
+        messages.warning(
+            request,
+            f"{retried.outdated:,} runs are of a version, configuration or runner that is no "
+            "longer there, and were left as they are.",
+        )
+    if not retried.runs and not retried.outdated:
+        messages.info(request, "None of these runs has failed for good any more.")
+
+
+def _narrowed(chosen_action: BulkAction, chosen: RunFilter) -> list[RunFilter]:
+    """The filter for each state that the action is for."""
+    states = [chosen.state] if chosen.state else chosen_action.states
+    return [replace(chosen, state=state) for state in states]
+
+
+def _everything(chosen_action: BulkAction, chosen: RunFilter) -> Iterator[list[Run]]:
+    for each in _narrowed(chosen_action, chosen):
+        yield from each.each()
+
+
+def _ticked(ids: list[int]) -> list[list[Run]]:
+    names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
+    return [list(Run.objects.filter(pk__in=ids).only(*names))]
+
+
+def _input(runner: Any, instance: Any) -> str | None:
+    """What the analysis would be given for the row as it is now."""
+    if runner is None or instance is None:
+        return None
+    try:
+        return _pretty(runner.get_instance_representation(instance))
+    except Exception as error:  # noqa: BLE001  a project's own hook
+        return f"It cannot be prepared: {type(error).__name__}: {error}"
+
+
+def _pretty(value: Any) -> str | None:
+    if value is None:
+        return None
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

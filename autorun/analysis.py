@@ -1,0 +1,193 @@
+"""Analyses: plain typed functions under a title and a version."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, TypeVar
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+
+from autorun.arguments import Arguments, Problem
+from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered
+
+__all__ = (
+    "Analysis",
+    "Problem",
+    "analysis",
+    "get",
+    "registered",
+    "temporarily_registered",
+)
+
+MAX_TITLE_LENGTH = 255
+MAX_VERSION_LENGTH = 64
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_registry: dict[tuple[str, str], Analysis] = {}
+
+
+def analysis(title: str, *, version: str) -> Callable[[Function], Function]:
+    """Register the decorated function as one version of an analysis.
+
+    The function stays what it was, and has its `Analysis` in the attribute `analysis`. Raises
+    `ImproperAnalysis` for a title or version that is no name, and `AlreadyRegistered` where another
+    function has both.
+    """
+    _check_name("title", title, MAX_TITLE_LENGTH)
+    _check_name("version", version, MAX_VERSION_LENGTH)
+
+    def decorate(function: Function) -> Function:
+        _check_function(title, function)
+        declared = Analysis(title, version, function)
+        _register(declared)
+        function.analysis = declared  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def get(title: str, version: str) -> Analysis:
+    """The analysis of that title and version; raises `NotRegistered`, saying what there is."""
+    try:
+        return _registry[title, version]
+    except (KeyError, TypeError):
+        raise NotRegistered(_not_registered(title, version)) from None
+
+
+def registered() -> list[Analysis]:
+    """All analyses, by title and version."""
+    return [_registry[key] for key in sorted(_registry)]
+
+
+@contextmanager
+def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator[None]:
+    """Register decorated functions or analyses for one test, in place of those of the same name.
+
+    On leaving, the registry is as it was; what was declared inside is gone as well.
+    """
+    before = dict(_registry)
+    try:
+        for each in analyses:
+            declared = _declared(each)
+            _registry[declared.title, declared.version] = declared
+        yield
+    finally:
+        _registry.clear()
+        _registry.update(before)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One version of an analysis, and what its function's signature says."""
+
+    title: str
+    version: str
+    function: Callable[..., Any]
+
+    def __str__(self) -> str:
+        return f"{self.title} v{self.version}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns; an async function is run to its end."""
+        if iscoroutinefunction(self.function):
+            return async_to_sync(self.function)(*args, **kwargs)
+        return self.function(*args, **kwargs)
+
+    call = __call__
+
+    @property
+    def location(self) -> str:
+        """Where the function is, as `module:qualname`."""
+        return f"{self.function.__module__}:{self.function.__qualname__}"
+
+    @property
+    def signature(self) -> inspect.Signature:
+        return self._arguments.signature
+
+    @property
+    def type_hints(self) -> Mapping[str, Any]:
+        """Annotations by argument, without those that cannot be resolved."""
+        return self._arguments.type_hints
+
+    def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
+        """All that keeps the function from taking `configuration`, and an input as `input_key`."""
+        return self._arguments.check(configuration, input_key)
+
+    def bind(
+        self, configuration: Mapping[str, object], input_key: str, representation: object
+    ) -> dict[str, Any]:
+        """Keyword arguments for one call, converted to their annotations; nothing is shared.
+
+        Raises `ConfigurationError` where they do not fit the signature.
+        """
+        return self._arguments.bind(configuration, input_key, representation)
+
+    @cached_property
+    def _arguments(self) -> Arguments:
+        return Arguments(self.function, owner=str(self), location=self.location)
+
+
+def _register(declared: Analysis) -> None:
+    other = _registry.get((declared.title, declared.version))
+    # The same place again is a module that was reloaded.
+    if other is not None and other.location != declared.location:
+        raise AlreadyRegistered(
+            f"{declared.location} declares version {declared.version!r} of the analysis "
+            f"{declared.title!r}, which {other.location} declares already. "
+            "Give one of them another title or version."
+        )
+    _registry[declared.title, declared.version] = declared
+
+
+def _declared(each: Analysis | Callable[..., Any]) -> Analysis:
+    declared = each if isinstance(each, Analysis) else getattr(each, "analysis", None)
+    if isinstance(declared, Analysis):
+        return declared
+    raise ImproperAnalysis(
+        f"{each!r} is not an analysis. Decorate it with @analysis(title, version=...)."
+    )
+
+
+def _check_function(title: str, function: object) -> None:
+    if not inspect.isfunction(function):
+        raise ImproperAnalysis(f"@analysis({title!r}) must decorate a function, not {function!r}.")
+
+
+def _check_name(what: str, value: object, max_length: int) -> None:
+    if isinstance(value, (int, float)):
+        raise ImproperAnalysis(f"An analysis's {what} must be a string. Quote it: {str(value)!r}.")
+    if not isinstance(value, str):
+        raise ImproperAnalysis(f"An analysis's {what} must be a string, not {value!r}.")
+    if not value.strip() or value != value.strip():
+        raise ImproperAnalysis(
+            f"An analysis's {what} must not be empty, nor begin or end with a space: {value!r}."
+        )
+    if len(value) > max_length:
+        raise ImproperAnalysis(
+            f"An analysis's {what} must have at most {max_length} characters: {value!r}."
+        )
+
+
+def _not_registered(title: object, version: object) -> str:
+    versions = [repr(known) for other, known in sorted(_registry) if other == title]
+    if versions:
+        quote = "" if isinstance(version, str) else " A version is a string: quote it."
+        return (
+            f"No version {version!r} of the analysis {title!r} is registered.{quote} "
+            f"Registered versions: {', '.join(versions)}."
+        )
+    titles = sorted({known for known, _ in _registry})
+    close = get_close_matches(str(title), titles, n=1)
+    if close:
+        return f"No analysis is registered as {title!r}. Did you mean {close[0]!r}?"
+    known = f"Registered: {', '.join(map(repr, titles))}" if titles else "None is registered"
+    return (
+        f"No analysis is registered as {title!r}. {known}. Analyses are found in the 'analyses' "
+        "module of an installed app, under @analysis(title, version=...)."
+    )

@@ -1,0 +1,28 @@
+"""Autorun's place in a Django project."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.db.models.signals import post_migrate
+
+
+class AutorunConfig(AppConfig):
+    name = "autorun"
+    verbose_name = "Autorun"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        # Imported here: their models and Celery's app have to be there first.
+        import autorun.tasks  # noqa: F401
+        from autorun import checks, nodes, registry, transport, workers
+        from autorun.triggers import on_save, on_schedule, publisher
+
+        checks.connect()
+
+        transport.register()
+        registry.autodiscover()
+        on_save.connect()
+        publisher.connect()
+        on_schedule.connect()
+        workers.connect()
+        post_migrate.connect(nodes.forget_nodes, dispatch_uid="autorun.nodes")

@@ -1,0 +1,176 @@
+"""The arguments of a function: what may be passed by name, and what fits the annotations."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from inspect import Parameter
+from types import SimpleNamespace
+from typing import Any
+
+from autorun.conversion import Mismatch, convert
+from autorun.exceptions import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One way in which a configuration does not fit an analysis, and what to do about it."""
+
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of `function`, which messages call `owner` and find at `location`."""
+
+    function: Callable[..., Any]
+    owner: str
+    location: str
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.function)
+
+    @cached_property
+    def type_hints(self) -> Mapping[str, Any]:
+        """Annotations by argument, without those that cannot be resolved."""
+        return _type_hints(self.function)
+
+    def check(self, configuration: object, input_key: str) -> list[Problem]:
+        """All that keeps the function from taking `configuration`, and an input as `input_key`."""
+        if not isinstance(configuration, Mapping):
+            kind = type(configuration).__name__
+            return [
+                Problem(f"The configuration of {self.owner} is of type {kind}.", "Make it a dict.")
+            ]
+        return [
+            *self._name_problems(configuration, input_key),
+            *self._type_problems(configuration),
+        ]
+
+    def bind(
+        self, configuration: Mapping[str, object], input_key: str, representation: object
+    ) -> dict[str, Any]:
+        """Keyword arguments for one call, converted to their annotations.
+
+        Raises `ConfigurationError` where they do not fit the signature.
+        """
+        problems = list(self._name_problems(configuration, input_key))
+        if problems:
+            raise ConfigurationError(" ".join(f"{each.message} {each.hint}" for each in problems))
+        # A function that changes a list of its configuration must not change the next run's.
+        arguments = {**copy.deepcopy(dict(configuration)), input_key: representation}
+        try:
+            return {name: self._convert(name, value) for name, value in arguments.items()}
+        except Mismatch as error:
+            raise ConfigurationError(f"{self.owner}: argument {error}.") from None
+
+    def _convert(self, name: str, value: object) -> Any:
+        parameter = self._named.get(name, self._variadic)
+        # `size: int = None` takes None as well.
+        if parameter is None or value is parameter.default:
+            return value
+        try:
+            return convert(value, self.type_hints.get(parameter.name, Any))
+        except Mismatch as error:
+            error.argument = name
+            raise
+
+    @cached_property
+    def _named(self) -> dict[str, Parameter]:
+        """Parameters that can be passed by name."""
+        kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        return {
+            name: each for name, each in self.signature.parameters.items() if each.kind in kinds
+        }
+
+    @cached_property
+    def _variadic(self) -> Parameter | None:
+        parameters = self.signature.parameters.values()
+        return next((each for each in parameters if each.kind is Parameter.VAR_KEYWORD), None)
+
+    def _accepts(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._named or self._variadic is not None)
+
+    def _name_problems(
+        self, configuration: Mapping[str, object], input_key: str
+    ) -> Iterator[Problem]:
+        yield from self._input_key_problems(configuration, input_key)
+        for name in configuration:
+            if not self._accepts(name):
+                yield Problem(f"{self.owner} has no argument {name!r}.", self._suggestion(name))
+        yield from self._missing_problems(configuration, input_key)
+
+    def _input_key_problems(
+        self, configuration: Mapping[str, object], input_key: str
+    ) -> Iterator[Problem]:
+        if not self._accepts(input_key):
+            yield Problem(
+                f"{self.owner} has no argument {input_key!r} to receive the input.",
+                self._suggestion(input_key),
+            )
+        elif input_key in configuration:
+            yield Problem(
+                f"Argument {input_key!r} of {self.owner} receives the input, but is in the "
+                "configuration as well.",
+                f"Remove {input_key!r} from the configuration, or choose another input key.",
+            )
+
+    def _missing_problems(
+        self, configuration: Mapping[str, object], input_key: str
+    ) -> Iterator[Problem]:
+        for name, parameter in self.signature.parameters.items():
+            if parameter.default is not Parameter.empty:
+                continue
+            if parameter.kind is Parameter.POSITIONAL_ONLY:
+                yield Problem(
+                    f"Argument {name!r} of {self.owner} is positional-only, but analyses are "
+                    "called by name.",
+                    f"Remove the '/' from the signature of {self.location}, or give {name!r} a "
+                    "default.",
+                )
+            elif name in self._named and name not in configuration and name != input_key:
+                yield Problem(
+                    f"{self.owner} requires the argument {name!r}.",
+                    f"Add {name!r} to the configuration, or give it a default in {self.location}.",
+                )
+
+    def _type_problems(self, configuration: Mapping[str, object]) -> Iterator[Problem]:
+        for name, value in configuration.items():
+            try:
+                if self._accepts(name):
+                    self._convert(name, value)
+            except Mismatch as error:
+                yield Problem(
+                    f"{self.owner}: argument {error}.",
+                    f"Change the value, or the annotation in {self.location}.",
+                )
+
+    def _suggestion(self, name: object) -> str:
+        close = get_close_matches(str(name), self._named, n=1)
+        if close:
+            return f"Did you mean {close[0]!r}?"
+        if not self._named:
+            return f"{self.location} has no arguments that can be passed by name."
+        return f"Arguments of {self.location}: {', '.join(map(repr, self._named))}."
+
+
+def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    with suppress(Exception):
+        return typing.get_type_hints(function)
+    # One name imported for type checkers only must not hide the other annotations.
+    module = sys.modules.get(function.__module__)
+    hints: dict[str, Any] = {}
+    for argument, annotation in inspect.get_annotations(function).items():
+        alone = SimpleNamespace(__annotations__={argument: annotation})
+        with suppress(Exception):
+            hints |= typing.get_type_hints(alone, vars(module) if module else {})
+    return hints

@@ -1,0 +1,218 @@
+"""The life of a batch: begun, planned a window at a time, paused, cancelled, finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
+from django.db.models import F, QuerySet, Sum
+from django.db.models.functions import Coalesce
+
+from autorun import nodes
+from autorun.clock import DatabaseNow, from_now
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.dispatch import release
+from autorun.exceptions import LeaseLost
+from autorun.models import Batch, Chunk, Run
+from autorun.signals import announce_batch
+from autorun.transactions import repeated_on_conflict
+
+if TYPE_CHECKING:
+    from autorun.planning.planner import Outcome
+    from autorun.runner import QuerySetRunner
+
+#: A window of planning may have to look at thousands of rows in Python, so the one who plans a
+#: batch may be silent for so many leases.
+PLANNING_LEASES = 10
+
+NOT_STARTED = (Chunk.State.WAITING, Chunk.State.QUEUED, Chunk.State.PARKED)
+UNFINISHED = (*NOT_STARTED, Chunk.State.RUNNING)
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """How many of a batch's runs ended how; `left` are still to end."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    left: int
+
+
+def begin(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch:
+    """A new batch that this process plans."""
+    batch = Batch(runner=runner.label, node=runner.get_node(), trigger=trigger, token=1, **fields)
+    batch.expires_at = _planning_lease()
+    batch.save(force_insert=True, using=settings.DATABASE)
+    return batch
+
+
+def begin_alone(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch | None:
+    """`begin`, or None where another batch of that runner and trigger is being planned."""
+    node = runner.get_node()
+
+    def begin_unless_there_is_one() -> Batch | None:
+        nodes.lock(node.pk)
+        others = Batch.objects.filter(
+            runner=runner.label,
+            trigger=trigger,
+            state=Batch.State.RUNNING,
+            planned_at=None,
+            expires_at__gt=DatabaseNow(),
+        )
+        return None if others.exists() else begin(runner, trigger, **fields)
+
+    return repeated_on_conflict(begin_unless_there_is_one, using=settings.DATABASE)
+
+
+def take_over(batch_id: int) -> Batch | None:
+    """The batch, to be planned on by this process, if the one that planned it has gone silent."""
+    taken = Batch.objects.filter(
+        pk=batch_id, state=Batch.State.RUNNING, planned_at=None, expires_at__lte=DatabaseNow()
+    ).update(token=F("token") + 1, expires_at=_planning_lease())
+    return Batch.objects.select_related("node").get(pk=batch_id) if taken else None
+
+
+def advance(batch: Batch, outcome: Outcome, *, cursor: str) -> None:
+    """Book a planned window, in the transaction that records its runs; the last has no `cursor`.
+
+    Raises LeaseLost where the batch was paused, cancelled or taken over: the window is undone.
+    """
+    # A force has nothing but this to tell that it has run what it was to run again: the last window
+    # is booked together with the fact that it was the last.
+    is_last = not cursor
+    booked = _held(batch).update(
+        cursor=F("cursor") if is_last else cursor,
+        planned_at=DatabaseNow() if is_last else None,
+        candidates=F("candidates") + outcome.candidates,
+        existing=F("existing") + outcome.existing,
+        planned=F("planned") + outcome.planned,
+        unprepared=F("unprepared") + outcome.unprepared,
+        expires_at=None if is_last else _planning_lease(),
+    )
+    if not booked:
+        raise LeaseLost(f"{batch} was paused, cancelled or taken over.")
+
+
+def planned(batch: Batch) -> None:
+    """Record that nothing is left to plan."""
+    _held(batch).update(planned_at=DatabaseNow(), expires_at=None)
+    finish_if_done(batch.pk)
+    batch.refresh_from_db()
+
+
+def hand_on(batch: Batch) -> None:
+    """Have upkeep plan the rest at once, and not when the lease of this process runs out."""
+    _held(batch).filter(planned_at=None).update(expires_at=DatabaseNow())
+
+
+def fail(batch: Batch, reason: str) -> None:
+    """Record that planning broke off; what it had planned goes on."""
+    _held(batch).update(
+        state=Batch.State.FAILED, reason=reason, expires_at=None, finished_at=DatabaseNow()
+    )
+
+
+def finish_if_done(batch_id: int) -> bool:
+    """Finish the batch once it is planned and none of its chunks is left; whether it was now."""
+    unfinished = Chunk.objects.filter(batch_id=batch_id, state__in=UNFINISHED)
+    if unfinished.exists():
+        return False
+    batch = Batch.objects.filter(pk=batch_id, state=Batch.State.RUNNING).exclude(planned_at=None)
+    with transaction.atomic(using=settings.DATABASE):
+        is_planned = batch.select_for_update().values_list("pk").first() is not None
+        # Asked again: its last window may have been planned since the chunks were asked for.
+        if not is_planned or unfinished.exists():
+            return False
+        batch.update(state=Batch.State.FINISHED, finished_at=DatabaseNow())
+        announce_batch(batch_id)
+    return True
+
+
+def pause(batch: Batch) -> bool:
+    """Plan and release no more of the batch; what is in flight goes on. Whether it was running."""
+    return bool(
+        Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING).update(
+            state=Batch.State.PAUSED
+        )
+    )
+
+
+def resume(batch: Batch) -> bool:
+    """Go on with a paused batch; upkeep takes its planning up. Whether it was paused."""
+    resumed = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED).update(
+        state=Batch.State.RUNNING, expires_at=DatabaseNow()
+    )
+    if resumed:
+        release(batch.node_id)
+        finish_if_done(batch.pk)
+    return bool(resumed)
+
+
+def cancel(batch: Batch, *, reason: str = "") -> int:
+    """Give up what of the batch has not been started; how many runs. What is running goes on.
+
+    The rows are pending again, so that a later sweep takes them.
+    """
+
+    def give_up() -> int:
+        Batch.objects.filter(
+            pk=batch.pk, state__in=(Batch.State.RUNNING, Batch.State.PAUSED)
+        ).update(
+            state=Batch.State.CANCELLED,
+            reason=reason,
+            expires_at=None,
+            finished_at=DatabaseNow(),
+        )
+        crash_point("cancel.batch")
+        return _cancel_unstarted(Chunk.objects.filter(batch_id=batch.pk))
+
+    # A worker that ends a chunk locks that first and the batch later.
+    return repeated_on_conflict(give_up, using=settings.DATABASE)
+
+
+def cancel_unstarted(label: str) -> int:
+    """Give up what was planned for the runner of that label and not started; how many runs."""
+    chunks = Chunk.objects.filter(runner=label)
+    return repeated_on_conflict(lambda: _cancel_unstarted(chunks), using=settings.DATABASE)
+
+
+def counts(batch: Batch) -> BatchCounts:
+    """What came of the batch so far, from the counts its chunks keep."""
+    totals = Chunk.objects.filter(batch_id=batch.pk).aggregate(
+        n_succeeded=Coalesce(Sum("succeeded"), 0),
+        n_failed=Coalesce(Sum("failed"), 0),
+        n_cancelled=Coalesce(Sum("cancelled"), 0),
+        n_left=Coalesce(Sum(Chunk.runs_left()), 0),
+    )
+    return BatchCounts(**{name.removeprefix("n_"): number for name, number in totals.items()})
+
+
+def _held(batch: Batch) -> Any:
+    return Batch.objects.filter(pk=batch.pk, token=batch.token, state=Batch.State.RUNNING)
+
+
+def _planning_lease() -> Any:
+    return from_now(settings.LEASE * PLANNING_LEASES)
+
+
+def _cancel_unstarted(chunks: QuerySet[Chunk]) -> int:
+    unstarted = chunks.select_for_update().filter(state__in=NOT_STARTED)
+    return sum(_cancel_chunk(chunk) for chunk in unstarted.order_by("pk"))
+
+
+def _cancel_chunk(chunk: Chunk) -> int:
+    cancelled = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.PENDING).update(
+        status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow()
+    )
+    crash_point("cancel.runs")
+    Chunk.objects.filter(pk=chunk.pk).update(
+        state=Chunk.State.FINISHED,
+        token=F("token") + 1,
+        cancelled=F("cancelled") + cancelled,
+        superseded_cancelled=F("superseded_cancelled") + cancelled,
+        finished_at=DatabaseNow(),
+    )
+    return cancelled

@@ -1,0 +1,214 @@
+"""Checks of what a runner cannot be without: a model, an analysis, and a configuration for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from django.apps import AppConfig, apps
+from django.core.checks import CheckMessage
+from django.db import Error as DatabaseError
+from django.db.models import Model
+
+from autorun import analysis as analyses
+from autorun import registry
+from autorun.checks.problems import error, place, runners_in, shown
+from autorun.encoding import encode_configuration
+from autorun.exceptions import ConfigurationError, NotRegistered
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+
+def check_declarations(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E001-E010: model, analysis, input key and configuration of every runner."""
+    found = list(_without_model(app_configs))
+    for runner in runners_in(app_configs):
+        found += _model(runner)
+        found += _analysis(runner)
+    return found
+
+
+def model_of(runner: QuerySetRunner) -> type[Model] | None:
+    """The runner's model, or None where a check of this module complains about it."""
+    return None if list(_model(runner)) else runner.get_model()
+
+
+def analysis_of(runner: QuerySetRunner) -> analyses.Analysis | None:
+    """The runner's analysis, or None where a check of this module complains about it."""
+    return None if list(_named_analysis(runner)) else runner.get_analysis()
+
+
+def _without_model(app_configs: Sequence[AppConfig] | None) -> Iterator[CheckMessage]:
+    for each in registry.without_model():
+        config = apps.get_containing_app_config(each.__module__)
+        if app_configs is None or config in app_configs:
+            yield error(
+                each,
+                "E001",
+                f"{each.__name__} has an ANALYSIS but no DATA_MODEL, so it is not registered.",
+                f"Set DATA_MODEL in {place(each)} to the model whose rows it is to process, or, "
+                "where it is a base of other runners, move ANALYSIS into those.",
+            )
+
+
+def _model(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    model = runner.DATA_MODEL
+    if not (inspect.isclass(model) and issubclass(model, Model)):
+        yield error(
+            runner,
+            "E002",
+            f"DATA_MODEL is {shown(model)}, which is no model.",
+            f"Import the model and set DATA_MODEL in {place(runner)} to its class.",
+        )
+        return
+    why = _why_without_table(model)
+    if why:
+        yield error(
+            runner,
+            "E002",
+            f"DATA_MODEL is {model._meta.label}, which {why[0]}, so it has no rows.",
+            f"Set DATA_MODEL in {place(runner)} to {why[1]}.",
+        )
+    elif len(getattr(model._meta, "pk_fields", (model._meta.pk,))) > 1:
+        yield error(
+            runner,
+            "E003",
+            f"DATA_MODEL is {model._meta.label}, whose primary key has several columns.",
+            f"Give {model._meta.label} a primary key of one column, with the fields of the "
+            "composite one in a UniqueConstraint.",
+        )
+
+
+def _why_without_table(model: type[Model]) -> tuple[str, str] | None:
+    if model._meta.abstract:
+        return "is abstract", "one of its concrete children"
+    if model._meta.swapped:
+        return f"is swapped for {model._meta.swapped}", f"{model._meta.swapped}"
+    return None
+
+
+def _analysis(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    yield from _named_analysis(runner)
+    yield from _input_key(runner)
+    configuration: list[dict[str, Any]] = []
+    yield from _configuration(runner, configuration)
+    analysis = analysis_of(runner)
+    if analysis is None or not configuration or not _is_name(runner.INPUT_KEY):
+        return
+    for problem in analysis.check(configuration[0], runner.INPUT_KEY):
+        yield error(runner, "E008", problem.message, problem.hint)
+
+
+def _named_analysis(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    # From the class: a function would come as a bound method from the instance.
+    given: Any = type(runner).ANALYSIS
+    declared: Any = getattr(given, "analysis", given)
+    version: Any = runner.ANALYSIS_VERSION
+    is_analysis = isinstance(declared, analyses.Analysis)
+    if not is_analysis and not _is_name(declared):
+        yield error(
+            runner,
+            "E004",
+            "ANALYSIS is missing."
+            if declared is None
+            else f"ANALYSIS is {shown(declared)}, which names no analysis.",
+            f"Set ANALYSIS in {place(runner)} to the title of an @analysis, or to the decorated "
+            f"function itself. {_titles()}",
+        )
+        return
+    title = declared.title if is_analysis else declared
+    if is_analysis and version is None:
+        version = declared.version
+    if not _is_name(version):
+        yield error(
+            runner,
+            "E005",
+            "ANALYSIS_VERSION is missing."
+            if version is None
+            else f"ANALYSIS_VERSION is {shown(version)}, not a string.",
+            f"Set ANALYSIS_VERSION in {place(runner)} to {_version_advice(title, version)}.",
+        )
+        return
+    try:
+        analyses.get(title, version)
+    except NotRegistered as missing:
+        yield error(
+            runner,
+            "E006",
+            str(missing),
+            f"Correct ANALYSIS and ANALYSIS_VERSION in {place(runner)}, or declare "
+            f"@analysis({title!r}, version={version!r}) in an app's analyses module.",
+        )
+
+
+def _titles() -> str:
+    titles = sorted({each.title for each in analyses.registered()})
+    return f"Registered: {', '.join(map(repr, titles))}." if titles else "None is registered."
+
+
+def _version_advice(title: str, version: object) -> str:
+    versions = [each.version for each in analyses.registered() if each.title == title]
+    if version is not None and str(version) in versions:
+        return repr(str(version))
+    return " or ".join(map(repr, versions)) or "a version, such as '1.0'"
+
+
+def _input_key(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    key: Any = runner.INPUT_KEY
+    if _is_name(key):
+        return
+    analysis = analysis_of(runner)
+    names = ", ".join(map(repr, analysis.signature.parameters)) if analysis else ""
+    yield error(
+        runner,
+        "E007",
+        "INPUT_KEY is missing." if key is None else f"INPUT_KEY is {shown(key)}, not a name.",
+        f"Set INPUT_KEY in {place(runner)} to the argument of the analysis that receives the row"
+        + (f": one of {names}." if names else "."),
+    )
+
+
+def _is_name(key: Any) -> TypeGuard[str]:
+    return isinstance(key, str) and bool(key)
+
+
+def _configuration(runner: QuerySetRunner, found: list[dict[str, Any]]) -> Iterator[CheckMessage]:
+    """Complaints about the configuration; where there are none, it is added to `found`."""
+    declared: Any = runner.ANALYSIS_CONFIGURATION
+    advice = f"Edit ANALYSIS_CONFIGURATION or create_configuration() of {place(runner)}"
+    if declared is not None and not isinstance(declared, Mapping):
+        yield error(
+            runner,
+            "E009",
+            f"ANALYSIS_CONFIGURATION is {shown(declared)}, not a dict.",
+            f"{advice}: keyword arguments by name, such as {{'better': 100}}.",
+        )
+        return
+    try:
+        configuration = runner.create_configuration()
+    except DatabaseError:  # a check must not depend on tables that may not be there yet
+        return
+    except Exception as problem:  # noqa: BLE001
+        yield error(
+            runner,
+            "E010",
+            f"create_configuration() raises {type(problem).__name__}: {problem}",
+            f"Correct create_configuration() in {place(runner)}; it is called without arguments, "
+            "in every process.",
+        )
+        return
+    try:
+        encode_configuration(configuration)
+    except ConfigurationError as problem:
+        yield error(
+            runner,
+            "E009",
+            f"JSON cannot hold the configuration: {problem}",
+            f"{advice}: use strings, numbers, True, False, None, lists and dicts.",
+        )
+    else:
+        found.append(configuration)

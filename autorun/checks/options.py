@@ -1,0 +1,232 @@
+"""Checks of the UPPER_CASE options of a runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from django.apps import AppConfig
+from django.core.checks import CheckMessage
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Model, Q
+
+from autorun.checks.declarations import model_of
+from autorun.checks.expectations import (
+    BOOLEAN,
+    NONE,
+    SCHEDULE,
+    Expectation,
+    integer,
+    not_negative,
+    positive,
+    schedule_advice,
+    text,
+)
+from autorun.checks.problems import error, misspelt, place, runners_in, shown, warning
+from autorun.options import BY_SETTING
+from autorun.runner import QuerySetRunner
+
+OPTIONS = frozenset(name for name in vars(QuerySetRunner) if name.isupper())
+
+EXPECTED: Mapping[str, Expectation] = {
+    "ON_SAVE": BOOLEAN,
+    "MAX_ATTEMPTS": integer(1, 32_000, example=3),
+    "RETRY_BACKOFF": not_negative(example=10),
+    "MAX_PARALLEL": integer(0, example=4),
+    "BATCH_SIZE": integer(1, example=50) | NONE,
+    "TIMEOUT": positive(example=600) | NONE,
+    "QUEUE": text(example="scans") | NONE,
+    "PRIORITY": integer(0, 255, example=5) | NONE,
+    "MAX_PER_SWEEP": integer(1, example=10_000) | NONE,
+    "FILTER_QUERYSET_START": text(longest=1000, example="Filtering scans..."),
+}
+#: How alike an unknown name must be for its warning to mention the option.
+SOMEWHAT_ALIKE = 0.6
+
+
+def check_options(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E013-E017 and W001: names and values of the options of every runner."""
+    found: list[CheckMessage] = []
+    seen: set[tuple[type, str]] = set()
+    for runner in runners_in(app_configs):
+        found += _names(runner, seen)
+        found += _values(runner)
+        found += _schedule(runner)
+        model = model_of(runner)
+        if model is not None:
+            found += _input_fields(runner, model)
+            found += _queries(runner, model)
+    return found
+
+
+def _names(runner: QuerySetRunner, seen: set[tuple[type, str]]) -> Iterator[CheckMessage]:
+    """Complaints about UPPER_CASE names that are no options, once for the class that has them."""
+    for cls in type(runner).__mro__:
+        if issubclass(QuerySetRunner, cls):
+            continue
+        for name in vars(cls):
+            is_own = not name.isupper() or name.startswith("_") or name in OPTIONS
+            if is_own or (cls, name) in seen:
+                continue
+            seen.add((cls, name))
+            yield _unknown(cls, name)
+
+
+def _unknown(cls: type, name: str) -> CheckMessage:
+    meant = misspelt(name, OPTIONS)
+    if meant:
+        return error(
+            cls,
+            "E013",
+            f"{name} is no option of a runner. Did you mean {meant}?",
+            f"Rename {name} to {meant} in {place(cls)}. A constant of your own may be called "
+            f"_{name}.",
+        )
+    close = misspelt(name, OPTIONS, cutoff=SOMEWHAT_ALIKE)
+    also = f" If {close} was meant, rename it to that." if close else ""
+    return warning(
+        cls,
+        "W001",
+        f"{name} is no option of a runner, so autorun does not look at it.",
+        f"Rename {name} to _{name} in {place(cls)} if it is a constant of your own.{also}",
+    )
+
+
+def _values(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    for name, expected in EXPECTED.items():
+        value = getattr(runner, name)
+        if value is not BY_SETTING and not expected.holds(value):
+            yield error(
+                runner,
+                "E014",
+                f"{name} is {shown(value)}. It must be {expected.words}.",
+                f"Edit {place(runner)}: {name} = {expected.example}, for example.",
+            )
+
+
+def _schedule(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    value = runner.SCHEDULE
+    if value is not BY_SETTING and not SCHEDULE.holds(value):
+        yield error(
+            runner,
+            "E015",
+            f"SCHEDULE is {shown(value)}. It must be {SCHEDULE.words}.",
+            f"Edit {place(runner)}. {schedule_advice(value)}",
+        )
+
+
+def _input_fields(runner: QuerySetRunner, model: type[Model]) -> Iterator[CheckMessage]:
+    names = runner.INPUT_FIELDS
+    if names is None:
+        return
+    if isinstance(names, str) or not isinstance(names, (tuple, list)):
+        advice = f"({names!r},)" if isinstance(names, str) else "a tuple of field names, or None"
+        yield error(
+            runner,
+            "E016",
+            f"INPUT_FIELDS is {shown(names)}, not a tuple of field names.",
+            f"Edit {place(runner)}: INPUT_FIELDS = {advice}.",
+        )
+        return
+    for name in names:
+        problem = _field_problem(model, name)
+        if problem:
+            yield error(
+                runner,
+                "E016",
+                f"INPUT_FIELDS has {shown(name)}: {problem[0]}",
+                f"Edit INPUT_FIELDS in {place(runner)}. {problem[1]}",
+            )
+
+
+def _field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
+    """Why the database cannot give one value of `path` for a row, and what to do; or None."""
+    if not isinstance(path, str) or not path:
+        return "it is no name of a field.", f"Use names of fields of {model._meta.label}."
+    current: Any = model
+    field: Any = None
+    for name in path.split("__"):
+        if current is None:
+            # The rest of a path may lead into a JSON field, or be a transform such as `year`.
+            return None if field.get_transform(name) else _unknown_field(model, path, name)
+        try:
+            field = current._meta.pk if name == "pk" else current._meta.get_field(name)
+        except FieldDoesNotExist:
+            return _unknown_field(current, path, name)
+        if field.many_to_many or field.one_to_many:
+            return (
+                f"{name} gives several values a row.",
+                "Leave it out, and let get_instance_representation() give what it is about.",
+            )
+        current = field.related_model if field.is_relation else None
+        if field.is_relation and current is None:
+            return (
+                f"{name} is a generic relation, which has no column.",
+                f"Name its columns instead: {field.ct_field!r} and {field.fk_field!r}.",
+            )
+    return None
+
+
+def _unknown_field(model: type[Model], path: str, name: str) -> tuple[str, str]:
+    known = sorted(
+        each.name
+        for each in model._meta.get_fields()
+        if getattr(each, "concrete", False) and not each.many_to_many
+    )
+    close = get_close_matches(name, known, n=1)
+    advice = f"Did you mean {path.replace(name, close[0])!r}?" if close else ""
+    return (
+        f"{model._meta.label} has no field {name!r}.",
+        advice or f"Its fields: {', '.join(known)}.",
+    )
+
+
+def _queries(runner: QuerySetRunner, model: type[Model]) -> Iterator[CheckMessage]:
+    """Complaints about BASE_QUERY and FILTERS."""
+    base = runner.BASE_QUERY
+    problem = None if base is None else _query_problem(model, base)
+    if problem:
+        yield error(
+            runner,
+            "E017",
+            f"BASE_QUERY {problem}",
+            f'Edit {place(runner)}: BASE_QUERY = Q(field="value"), or override '
+            "get_base_queryset().",
+        )
+    filters: Any = runner.FILTERS
+    if filters is None:
+        return
+    if not isinstance(filters, Mapping):
+        yield error(
+            runner,
+            "E017",
+            f"FILTERS is {shown(filters)}, not a dict.",
+            f'Edit {place(runner)}: FILTERS = {{"recent": Q(...)}}.',
+        )
+        return
+    for name, filter_ in filters.items():
+        is_name = isinstance(name, str) and bool(name)
+        problem = None if is_name else "has a name that is no string."
+        if problem is None and not callable(filter_):
+            problem = _query_problem(model, filter_)
+        if problem:
+            yield error(
+                runner,
+                "E017",
+                f"FILTERS[{shown(name)}] {problem}",
+                f"Edit FILTERS in {place(runner)}: names with a Q, or with a function that takes "
+                "a queryset and returns one.",
+            )
+
+
+def _query_problem(model: type[Model], query: Any) -> str | None:
+    if not isinstance(query, Q):
+        return f"is {shown(query)}, not a Q."
+    try:
+        model._base_manager.filter(query)
+    except Exception as problem:  # noqa: BLE001 - FieldError, ValidationError, TypeError, ...
+        return f"cannot be applied to {model._meta.label}: {problem}"
+    return None

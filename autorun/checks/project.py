@@ -1,0 +1,99 @@
+"""Checks of what autorun stands on: installed apps, Celery, the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import current_app
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage
+from django.db import connections
+
+from autorun import registry
+from autorun.checks.problems import error, warning
+from autorun.conf import settings
+
+PICKLE = {"pickle", "application/x-python-serialize"}
+
+
+def check_project(**kwargs: Any) -> list[CheckMessage]:
+    """E201 and W201-W204: INSTALLED_APPS, accepted content, transactions of the database."""
+    return [*_apps(), *_content(), *_database()]
+
+
+def _apps() -> Iterator[CheckMessage]:
+    if not apps.is_installed("django.contrib.contenttypes"):
+        yield error(
+            "settings.INSTALLED_APPS",
+            "E201",
+            "autorun names models by their content types, but django.contrib.contenttypes is not "
+            "installed.",
+            "Add 'django.contrib.contenttypes' to INSTALLED_APPS and run `manage.py migrate`.",
+        )
+    if not apps.is_installed("django_celery_beat") and _has_schedule():
+        yield warning(
+            "settings.INSTALLED_APPS",
+            "W204",
+            "Runners have schedules, but django_celery_beat, which keeps them, is not installed: "
+            "nothing is swept.",
+            "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
+            "AUTORUN = {'SCHEDULE': None}.",
+        )
+
+
+def _has_schedule() -> bool:
+    try:
+        return any(runner.get_schedule() is not None for runner in registry.runners())
+    except Exception:  # noqa: BLE001 - a check of its own says which raises
+        return True
+
+
+def _content() -> Iterator[CheckMessage]:
+    accepted = {
+        *(getattr(current_app.conf, "accept_content", None) or ()),
+        *(getattr(django_settings, "CELERY_ACCEPT_CONTENT", None) or ()),
+    }
+    if accepted & PICKLE:
+        yield warning(
+            "settings.CELERY_ACCEPT_CONTENT",
+            "W201",
+            "Celery accepts pickle: whoever can write to the broker can run any code in the "
+            "workers.",
+            'Set CELERY_ACCEPT_CONTENT = ["json"]; autorun sends nothing else.',
+        )
+
+
+def _database() -> Iterator[CheckMessage]:
+    alias: Any = settings.DATABASE
+    if not isinstance(alias, str) or alias not in connections:
+        return  # E105 says so
+    connection = connections[alias]
+    options = connection.settings_dict.get("OPTIONS", {})
+    place = f"settings.DATABASES[{alias!r}]"
+    locks_late = str(options.get("transaction_mode")).upper() not in ("IMMEDIATE", "EXCLUSIVE")
+    if connection.vendor == "sqlite" and locks_late and not _is_in_memory(connection.settings_dict):
+        yield warning(
+            place,
+            "W202",
+            "SQLite takes its lock only when a transaction first writes: workers then fail with "
+            '"database is locked", whatever the timeout.',
+            'Set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 30, '
+            '"init_command": "PRAGMA journal_mode=WAL;"}.',
+        )
+    if connection.vendor == "mysql":
+        level = options.get("isolation_level", "read committed")
+        if str(level).lower() != "read committed":
+            yield warning(
+                place,
+                "W203",
+                f"The isolation level is {level!r}: its gap locks make planners wait for each "
+                "other, and deadlock.",
+                'Set "OPTIONS": {"isolation_level": "read committed"}.',
+            )
+
+
+def _is_in_memory(database: dict[str, Any]) -> bool:
+    name = str(database.get("NAME", ""))
+    return name == ":memory:" or "mode=memory" in name

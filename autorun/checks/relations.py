@@ -1,0 +1,193 @@
+"""Checks of runners with each other: what they depend on, and which share a node."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.core.checks import CheckMessage
+from django.db import Error as DatabaseError
+from django.db.models import Model
+
+from autorun import registry
+from autorun.checks.declarations import model_of
+from autorun.checks.problems import error, place, runners_in, shown, warning
+from autorun.exceptions import NotRegistered
+from autorun.runner import QuerySetRunner
+
+
+def check_relations(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E018-E021 and W002: DEPENDS_ON, and runners of one node that would undo each other's work."""
+    found: list[CheckMessage] = []
+    upstream: dict[str, list[QuerySetRunner]] = {}
+    for runner in registry.runners():
+        upstream[runner.label] = list(_upstream(runner, []))
+    for runner in runners_in(app_configs):
+        complaints: list[CheckMessage] = []
+        list(_upstream(runner, complaints))
+        found += complaints
+        found += _cycles(runner, upstream)
+        found += _other_models(runner, upstream[runner.label])
+    chosen = {runner.label for runner in runners_in(app_configs)}
+    for sharing in _by_node():
+        if chosen & {runner.label for runner in sharing}:
+            found += _conflicts(sharing)
+    return found
+
+
+def _upstream(runner: QuerySetRunner, complaints: list[CheckMessage]) -> Iterator[QuerySetRunner]:
+    """The runners in DEPENDS_ON that there are; what is no runner is complained about."""
+    declared = runner.DEPENDS_ON
+    if not isinstance(declared, (tuple, list)):
+        complaints.append(
+            error(
+                runner,
+                "E018",
+                f"DEPENDS_ON is {shown(declared)}, not a tuple.",
+                f"Edit {place(runner)}: DEPENDS_ON = ({_written(declared)},).",
+            )
+        )
+        return
+    for each in declared:
+        if isinstance(each, str):
+            try:
+                yield registry.get(each)
+                continue
+            except NotRegistered as missing:
+                problem = str(missing)
+        elif isinstance(each, type) and issubclass(each, QuerySetRunner):
+            if registry.find(each.get_label()) is not None:
+                yield each()
+                continue
+            problem = f"{each.__name__} is not registered."
+        else:
+            problem = f"{shown(each)} is no runner."
+        complaints.append(
+            error(
+                runner,
+                "E018",
+                f"DEPENDS_ON: {problem}",
+                f"Edit DEPENDS_ON in {place(runner)}: classes of registered runners, or their "
+                "labels, such as 'app_label.ClassName'.",
+            )
+        )
+
+
+def _written(declared: Any) -> str:
+    is_class = isinstance(declared, type)
+    return declared.__name__ if is_class else repr(declared) if declared else "OtherRunner"
+
+
+def _cycles(
+    runner: QuerySetRunner, upstream: Mapping[str, list[QuerySetRunner]]
+) -> Iterator[CheckMessage]:
+    path = _path_back(runner.label, [runner.label], upstream, set())
+    if path:
+        yield error(
+            runner,
+            "E019",
+            f"DEPENDS_ON leads back to the runner itself: {' -> '.join(path)}. None of them "
+            "would ever start.",
+            f"Remove one of the steps from DEPENDS_ON, in {place(runner)} for example.",
+        )
+
+
+def _path_back(
+    start: str, path: list[str], upstream: Mapping[str, list[QuerySetRunner]], seen: set[str]
+) -> list[str] | None:
+    for other in upstream.get(path[-1], ()):
+        if other.label == start:
+            return [*path, start]
+        if other.label not in seen:
+            seen.add(other.label)
+            found = _path_back(start, [*path, other.label], upstream, seen)
+            if found:
+                return found
+    return None
+
+
+def _other_models(
+    runner: QuerySetRunner, upstream: Sequence[QuerySetRunner]
+) -> Iterator[CheckMessage]:
+    model = model_of(runner)
+    for other in upstream:
+        other_model = model_of(other)
+        if model is None or other_model is None or _has_rows_of(model, other_model):
+            continue
+        yield error(
+            runner,
+            "E020",
+            f"DEPENDS_ON names {other.label}, which processes {other_model._meta.label}, not "
+            f"{model._meta.label}: no row of the one is a row of the other.",
+            f"Remove {other.label} from DEPENDS_ON in {place(runner)}. To wait for rows of another "
+            "model, filter for what that runner writes, in filter_queryset().",
+        )
+
+
+def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
+    """Whether every row of `model` is one of `other` too, by the same primary key."""
+    wanted = other._meta.concrete_model
+    current: Any = model._meta.concrete_model
+    while current is not wanted:
+        link = current._meta.pk.remote_field
+        if link is None or not link.parent_link:
+            return False
+        current = link.model._meta.concrete_model
+    return True
+
+
+def _by_node() -> list[list[QuerySetRunner]]:
+    """The runners that share a node with another, node by node."""
+    found: dict[str, list[QuerySetRunner]] = defaultdict(list)
+    for runner in registry.runners():
+        try:
+            found[runner.get_digest()].append(runner)
+        except DatabaseError:
+            continue
+        except Exception:  # noqa: BLE001, S112 - other checks say what is wrong with it
+            continue
+    return [runners for runners in found.values() if len(runners) > 1]
+
+
+def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
+    first, *others = sharing
+    for other in others:
+        differing = [
+            name
+            for name in ("INPUT_KEY", "INPUT_FIELDS", "DEPENDS_ON")
+            if _compared(first, name) != _compared(other, name)
+        ]
+        both = f"{first.label} and {other.label} have the same analysis, version, configuration and"
+        if differing:
+            yield error(
+                other,
+                "E021",
+                f"{both} model, and so share their runs, but not {' and '.join(differing)}: each "
+                "would take the other's rows for changed.",
+                f"Make {' and '.join(differing)} of {place(other)} and {place(first)} alike, or "
+                "give one of them another ANALYSIS_CONFIGURATION or DATA_MODEL.",
+            )
+        elif _representation(first) is not _representation(other):
+            yield warning(
+                other,
+                "W002",
+                f"{both} model, and so share their runs, but not get_instance_representation(): "
+                "where they differ, each would take the other's rows for changed.",
+                f"Inherit get_instance_representation() of {place(other)} and {place(first)} from "
+                "one base, or give one of them another ANALYSIS_CONFIGURATION.",
+            )
+
+
+def _compared(runner: QuerySetRunner, name: str) -> Any:
+    value = getattr(runner, name)
+    if name == "DEPENDS_ON":
+        return sorted(other.label for other in _upstream(runner, []))
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _representation(runner: QuerySetRunner) -> Any:
+    return type(runner).get_instance_representation

@@ -1,0 +1,122 @@
+"""Checks of the AUTORUN setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage
+
+from autorun.checks.expectations import (
+    CALLABLE,
+    DURATION,
+    NONE,
+    SCHEDULE,
+    Expectation,
+    integer,
+    is_number,
+    one_of,
+    positive,
+    schedule_advice,
+    text,
+)
+from autorun.checks.problems import error, misspelt, shown
+from autorun.conf import DEFAULTS
+
+PLACE = "settings.AUTORUN"
+
+EXPECTED: Mapping[str, Expectation] = {
+    "SCHEDULE": SCHEDULE,
+    "WINDOW": integer(1, example=1000),
+    "LEASE": positive(example=60),
+    "HEARTBEAT": positive(example=15),
+    "TIMEOUT": positive(example=600) | NONE,
+    "UPKEEP_INTERVAL": positive(example=5),
+    "PUBLISH": one_of("thread", "inline"),
+    "MAX_OUTPUT_BYTES": integer(2, example=1_000_000) | NONE,
+    "MAX_TRACEBACK_BYTES": integer(200, example=20_000),
+    "RETENTION": DURATION | NONE,
+    "QUEUE": text(example="autorun") | NONE,
+    "DATABASE": text(example="default"),
+    "ON_FAILURE": CALLABLE | NONE,
+    "ON_FAILURE_EVERY": DURATION,
+}
+#: A lease must outlast so many heartbeats: one of them may get lost.
+LEAST_BEATS = 2
+
+
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    """E101-E105: the AUTORUN dict, its keys and its values."""
+    given = getattr(django_settings, "AUTORUN", None)
+    if given is None:
+        return []
+    if not isinstance(given, dict):
+        return [
+            error(
+                PLACE,
+                "E101",
+                f"AUTORUN is {shown(given)}, not a dict.",
+                'Edit the settings: AUTORUN = {"WINDOW": 1000}, for example, or remove it.',
+            )
+        ]
+    return [*_names(given), *_values(given), *_lease(given), *_database(given)]
+
+
+def _names(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
+    for name in given:
+        if name in DEFAULTS:
+            continue
+        meant = misspelt(str(name), DEFAULTS, cutoff=0.6)
+        question = f" Did you mean {meant!r}?" if meant else ""
+        advice = f"Rename it to {meant!r}" if meant else "Remove it"
+        yield error(
+            PLACE,
+            "E102",
+            f"AUTORUN has no setting {name!r}.{question}",
+            f"{advice} in AUTORUN. There are: {', '.join(DEFAULTS)}.",
+        )
+
+
+def _values(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
+    for name, expected in EXPECTED.items():
+        if name not in given or expected.holds(given[name]):
+            continue
+        value = given[name]
+        advice = f"AUTORUN[{name!r}] = {expected.example}, for example."
+        if name == "SCHEDULE":
+            advice = schedule_advice(value)
+        yield error(
+            PLACE,
+            "E103",
+            f"AUTORUN[{name!r}] is {shown(value)}. It must be {expected.words}.",
+            f"Edit the settings. {advice}",
+        )
+
+
+def _lease(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
+    lease = given.get("LEASE", DEFAULTS["LEASE"])
+    heartbeat = given.get("HEARTBEAT", DEFAULTS["HEARTBEAT"])
+    if not (is_number(lease) and is_number(heartbeat)) or lease > LEAST_BEATS * heartbeat:
+        return
+    yield error(
+        PLACE,
+        "E104",
+        f"AUTORUN['LEASE'] is {lease:g} s and AUTORUN['HEARTBEAT'] {heartbeat:g} s: a worker that "
+        "misses one heartbeat would lose what it is at.",
+        f"Edit the settings: make LEASE more than {LEAST_BEATS} times HEARTBEAT; "
+        f"{4 * heartbeat:g}, for example.",
+    )
+
+
+def _database(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
+    alias = given.get("DATABASE", DEFAULTS["DATABASE"])
+    if not isinstance(alias, str) or alias in django_settings.DATABASES:
+        return
+    aliases = ", ".join(map(repr, django_settings.DATABASES))
+    yield error(
+        PLACE,
+        "E105",
+        f"AUTORUN['DATABASE'] is {alias!r}, which is not in DATABASES.",
+        f"Edit the settings: choose one of {aliases}, or add {alias!r} to DATABASES.",
+    )

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from autorun import registry
+from autorun.commands.plan import add_scope, scope_of
+from autorun.commands.subcommand import (
+    Subcommand,
+    add_keys,
+    add_queue,
+    add_runner,
+    positive,
+    requested_by,
+    rows_of,
+)
+from autorun.commands.terminal import plural
+from autorun.commands.watching import find_new_batch, last_batch, watch
+from autorun.conf import settings
+from autorun.models import Batch
+from autorun.planning.scope import Scope
+from autorun.preview import preview
+from autorun.publishing import Message, publish
+from autorun.triggers.backfill import backfill_now
+
+
+class Backfill(Subcommand):
+    """Plan and start what is there already, a window of runs at a time.
+
+    Without --only and --force, what is pending is planned; `manage.py autorun plan` shows it first.
+    """
+
+    name = "backfill"
+    summary = "plan and start what is already there"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        add_runner(parser)
+        add_keys(parser)
+        add_scope(parser)
+        parser.add_argument(
+            "--window", type=positive, metavar="N", help="keep at most N runs in flight"
+        )
+        parser.add_argument("--dry", action="store_true", help="count only; see also: plan")
+        parser.add_argument(
+            "--watch", action="store_true", help="show progress; Ctrl-C stops watching only"
+        )
+        add_queue(parser)
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options["runner"])
+        scope = scope_of(options)
+        rows_of(runner, options["keys"])  # raises for what is no key
+        scope = Scope(
+            filter=scope.filter,
+            pks=tuple(options["keys"]) or None,
+            only=scope.only,
+            force=scope.force,
+        )
+        scope.queryset(runner)  # raises for an unknown filter
+        if options["dry"]:
+            number = preview(runner, scope, limit=options["limit"]).planned
+            self.terminal.say((runner.label, "bold"), f": would plan {plural(number, 'run')}.")
+            return
+        if options["queue"]:
+            batch = self._queued(runner.label, scope, options)
+        else:
+            batch = backfill_now(
+                runner,
+                scope,
+                limit=options["limit"],
+                window=options["window"],
+                requested_by=requested_by(),
+            )
+            self._report(batch)
+        if options["watch"] and batch is not None:
+            watch(batch, self.terminal)
+
+    def _queued(self, label: str, scope: Scope, options: dict[str, Any]) -> Batch | None:
+        before = last_batch(label)
+        pks = None if scope.pks is None else list(scope.pks)
+        arguments = (label, scope.filter, pks, scope.only, scope.force)
+        limits = (options["limit"], options["window"])
+        publish([Message("autorun.backfill", (*arguments, *limits), queue=settings.QUEUE)])
+        self.terminal.say((label, "bold"), ": a worker will plan the backfill.")
+        if not options["watch"]:
+            return None
+        batch = find_new_batch(label, after=before)
+        if batch is None:
+            raise CommandError("No worker has begun it. `manage.py autorun doctor` looks why.")
+        return batch
+
+    def _report(self, batch: Batch) -> None:
+        self.terminal.say(
+            (f"{batch.runner}", "bold"),
+            f": batch {batch.pk}, {plural(batch.candidates, 'candidate')}, "
+            f"{plural(batch.planned, 'run')} planned.",
+        )
+        if batch.unprepared:
+            self.terminal.say(
+                (f"The input of {plural(batch.unprepared, 'row')} could not be prepared.", "red")
+            )
+        if batch.state != Batch.State.FINISHED:
+            self.terminal.hint(
+                f"Hold it back: manage.py autorun pause {batch.pk}. "
+                f"Give it up: manage.py autorun cancel {batch.pk}"
+            )

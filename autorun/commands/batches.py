@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import Sum
+
+from autorun import registry
+from autorun.batches import BatchCounts
+from autorun.commands.subcommand import Subcommand, add_format, positive
+from autorun.commands.terminal import moment
+from autorun.models import Batch, Chunk
+
+TRIGGERS = {"code": "run"}
+STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}
+
+
+class Batches(Subcommand):
+    """Show the latest batches: what was planned by sweep, backfill or code, and what came of it."""
+
+    name = "batches"
+    summary = "what sweeps and backfills planned and did"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("runner", metavar="RUNNER", nargs="?", help="its label; else all")
+        parser.add_argument("--state", choices=Batch.State.values)
+        parser.add_argument("--limit", type=positive, default=20, metavar="N", help="20 by default")
+        add_format(parser)
+
+    def handle(self, **options: Any) -> None:
+        found = Batch.objects.order_by("-pk")
+        if options["runner"]:
+            found = found.filter(runner=registry.get(options["runner"]).label)
+        if options["state"]:
+            found = found.filter(state=options["state"])
+        batches = list(found[: options["limit"]])
+        counts = counts_of(batches)
+        if options["format"] == "json":
+            self.terminal.json([as_json(batch, counts[batch.pk]) for batch in batches])
+            return
+        if not batches:
+            self.terminal.say("No batches.")
+            return
+        for batch in batches:
+            self._show(batch, counts[batch.pk])
+        if any(batch.state in ("running", "paused") for batch in batches):
+            self.terminal.hint("manage.py autorun pause, resume or cancel takes a batch's number.")
+
+    def _show(self, batch: Batch, counts: BatchCounts) -> None:
+        """Two lines."""
+        state = str(batch.state)
+        if state == Batch.State.RUNNING and batch.planned_at is None:
+            state = "planning"
+        what = f" {TRIGGERS.get(batch.trigger, batch.trigger)} of {batch.runner}"
+        gap = self.terminal.layout_width - len(f"{batch.pk}{what}{state}")
+        self.terminal.say(
+            (str(batch.pk), "bold"), what, " " * max(1, gap), (state, STYLES.get(state, ""))
+        )
+        words = [f"{moment(batch.created_at)}  {batch.planned:,} planned"]
+        words += [f"{counts.succeeded:,} done"] if counts.succeeded else []
+        failed = (f", {counts.failed:,} failed", "red") if counts.failed else ""
+        ends = [f", {counts.cancelled:,} cancelled"] if counts.cancelled else []
+        ends += [f", {counts.left:,} left"] if counts.left else []
+        self.terminal.say("  ", ", ".join(words), failed, *ends)
+        if batch.reason:
+            self.terminal.hint(f"  {batch.reason}")
+
+
+def counts_of(batches: Iterable[Batch]) -> dict[int, BatchCounts]:
+    """What came of each batch so far, from the counts its chunks keep; one query for all."""
+    found = {batch.pk: BatchCounts(0, 0, 0, 0) for batch in batches}
+    sums = Chunk.objects.filter(batch_id__in=found).values("batch_id").order_by()
+    for row in sums.annotate(
+        n_succeeded=Sum("succeeded"),
+        n_failed=Sum("failed"),
+        n_cancelled=Sum("cancelled"),
+        n_left=Sum(Chunk.runs_left()),
+    ):
+        found[row["batch_id"]] = BatchCounts(
+            row["n_succeeded"], row["n_failed"], row["n_cancelled"], row["n_left"]
+        )
+    return found
+
+
+def as_json(batch: Batch, counts: BatchCounts) -> dict[str, Any]:
+    return {
+        "id": batch.pk,
+        "runner": batch.runner,
+        "trigger": batch.trigger,
+        "state": batch.state,
+        "reason": batch.reason,
+        "description": batch.description,
+        "requested_by": batch.requested_by,
+        "candidates": batch.candidates,
+        "existing": batch.existing,
+        "planned": batch.planned,
+        "unprepared": batch.unprepared,
+        "succeeded": counts.succeeded,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+        "left": counts.left,
+        "created_at": batch.created_at,
+        "planned_at": batch.planned_at,
+        "finished_at": batch.finished_at,
+    }

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from autorun import registry
+from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format
+from autorun.commands.terminal import moment, plural
+from autorun.exceptions import AutorunError
+from autorun.failures import FailureGroup, group_failures
+from autorun.models import Node
+
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+class Failures(Subcommand):
+    """Show failed runs, grouped by exception and by the shape of its message."""
+
+    name = "failures"
+    summary = "failed runs, grouped by what went wrong"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("runner", metavar="RUNNER", nargs="?", help="its label; else all")
+        parser.add_argument(
+            "--within", type=duration, metavar="TIME", help="the last 30m, 24h or 7d only"
+        )
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            dest="including_retried",
+            help="also runs that failed and are to be tried again",
+        )
+        add_format(parser)
+        add_check(parser, "where there is any")
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options["runner"]) if options["runner"] else None
+        groups = group_failures(
+            runner, within=options["within"], including_retried=options["including_retried"]
+        )
+        labels = labels_of(groups) | ({runner.get_node().pk: runner.label} if runner else {})
+        if options["format"] == "json":
+            self.terminal.json(
+                [{"runner": labels.get(group.node_id), **asdict(group)} for group in groups]
+            )
+        else:
+            self._show(groups, labels)
+        runs = sum(group.runs for group in groups)
+        if options["check"] and groups:
+            raise ConditionNotMet(f"{plural(runs, 'run')} failed.")
+
+    def _show(self, groups: Sequence[FailureGroup], labels: Mapping[int, str]) -> None:
+        if not groups:
+            self.terminal.say(("No failed runs.", "green"))
+            return
+        for node_id in dict.fromkeys(each.node_id for each in groups):
+            of_node = [each for each in groups if each.node_id == node_id]
+            runs = plural(sum(each.runs for each in of_node), "failed run")
+            label = labels.get(node_id)
+            title = f"{of_node[0].title} v{of_node[0].version}"
+            self.terminal.say((f"{title} ({label})" if label else title, "bold"), f": {runs}")
+            self.terminal.table(
+                ("#runs", "what went wrong", "last"),
+                [(f"{each.runs:,}", _words(each), moment(each.last_at)[5:16]) for each in of_node],
+            )
+            if label:
+                self.terminal.hint(f"Run them again: manage.py autorun retry {label}")
+            else:
+                self.terminal.hint("No registered runner has them, so none runs them again.")
+
+
+def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
+    """The label of a registered runner of each group's node, where there is one, by node."""
+    digests = {}
+    for runner in reversed(registry.runners()):  # of several with one node, the first by label
+        with suppress(AutorunError):  # one that cannot be loaded has no node
+            digests[runner.get_digest()] = runner.label
+    nodes = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=digests)
+    return {pk: digests[digest] for pk, digest in nodes.values_list("pk", "digest")}
+
+
+def _words(group: FailureGroup) -> str:
+    """The message itself where the group has one run only, else what its messages share."""
+    text = group.message if group.runs == 1 else group.shape
+    first = text.strip().partition("\n")[0]
+    return f"{group.exception_class}: {first}" if first else group.exception_class
+
+
+def duration(text: str) -> dt.timedelta:
+    """`30m`, `24h` or `7d`."""
+    found = re.fullmatch(r"(\d+)([mhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 30m, 24h or 7d")
+    return dt.timedelta(**{UNITS[found[2]]: int(found[1])})

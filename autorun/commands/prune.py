@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from typing import Any
+
+from autorun.commands.subcommand import Subcommand
+from autorun.commands.terminal import plural
+from autorun.conf import settings
+from autorun.pruning import prune
+
+
+class Prune(Subcommand):
+    """Delete superseded and cancelled runs that are older than AUTORUN["RETENTION"].
+
+    Upkeep does so every hour. Current runs are the record of what is done, and stay.
+    """
+
+    name = "prune"
+    summary = "delete old history now; upkeep does so every hour"
+
+    def handle(self, **options: Any) -> None:
+        if settings.RETENTION is None:
+            self.terminal.say('AUTORUN["RETENTION"] is None: everything is kept.')
+            return
+        number = prune()
+        self.terminal.say(
+            f"{plural(number, 'run')} deleted that were superseded or cancelled more than "
+            f"{plural(settings.RETENTION.days, 'day')} ago."
+        )

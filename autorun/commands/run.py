@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from autorun import console, registry
+from autorun.commands.subcommand import Subcommand, add_keys, add_runner, positive, rows_of
+from autorun.commands.terminal import Terminal, plural
+
+
+class Run(Subcommand):
+    """Plan and start what is pending, saying what goes on: RunnerClass().run() of Python code."""
+
+    name = "run"
+    summary = "plan and start what is pending, saying what goes on"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        add_runner(parser)
+        add_keys(parser)
+        parser.add_argument("--max-total", type=positive, metavar="N", help="start at most N runs")
+        parser.add_argument(
+            "--dry", action="store_true", help="say what would start, and start nothing"
+        )
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options["runner"])
+        queryset = rows_of(runner, options["keys"])
+        with _shown_on(self.terminal):
+            batch = runner.run(queryset, max_total=options["max_total"], dry=options["dry"])
+        if not options["dry"] and batch.planned:
+            self.terminal.hint(
+                f"Batch {batch.pk}, {plural(batch.planned, 'run')}. "
+                f"Watch: manage.py autorun status {runner.label} --watch"
+            )
+        if not options["dry"] and queryset is None and runner.progress().failed:
+            self.terminal.hint(
+                f"Run again what failed for good: manage.py autorun retry {runner.label}"
+            )
+
+
+@contextmanager
+def _shown_on(terminal: Terminal) -> Iterator[None]:
+    """Show the transcript here, once, whatever the project's logging does with its records."""
+    logger = console.logger
+    handler = logging.StreamHandler(terminal.stream)
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+        logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""What every subcommand is, and the arguments that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import inspect
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import CommandError
+
+from autorun import registry
+from autorun.keys import key_kind
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from autorun.commands.terminal import Terminal
+    from autorun.runner import QuerySetRunner
+
+CONDITION_NOT_MET = 3
+
+
+class ConditionNotMet(CommandError):
+    """What `--check` asks for is not the case."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, returncode=CONDITION_NOT_MET)
+
+
+class Subcommand(ABC):
+    """One subcommand: its docstring is its help, whose first line `summary` is in the list."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    runs_despite_check_errors: ClassVar[bool] = False
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+
+    @classmethod
+    def description(cls) -> str:
+        return inspect.getdoc(cls) or cls.summary
+
+    @classmethod  # noqa: B027 - most take something, but not all
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare what the subcommand takes; by default nothing."""
+
+    @abstractmethod
+    def handle(self, **options: Any) -> None:
+        """Do it. Raises CommandError, or ConditionNotMet for `--check`."""
+
+
+def add_runner(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runner", metavar="RUNNER", help="its label: app_label.ClassName")
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("keys", metavar="PK", nargs="*", help="primary keys of rows; else all rows")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="json for scripts: stable keys, ISO times, nothing else on standard output",
+    )
+
+
+def add_check(parser: argparse.ArgumentParser, unless: str) -> None:
+    parser.add_argument(
+        "--check", action="store_true", help=f"end with exit code {CONDITION_NOT_MET} {unless}"
+    )
+
+
+def add_queue(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--queue", action="store_true", help="have a worker do the planning, by a Celery task"
+    )
+
+
+def add_no_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-input", "--noinput", action="store_false", dest="interactive", help="ask nothing"
+    )
+
+
+def positive(text: str) -> int:
+    """An argument that is a number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def positive_seconds(text: str) -> float:
+    """An argument that is a duration of more than 0 seconds."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
+
+
+def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
+    """The rows of these primary keys; None, for all rows, where there are no keys.
+
+    Raises CommandError for what cannot be a primary key.
+    """
+    if not keys:
+        return None
+    primary_keys = [primary_key(runner, key) for key in keys]
+    return runner.get_base_queryset().filter(pk__in=primary_keys)
+
+
+def primary_key(runner: QuerySetRunner, text: str) -> Any:
+    """`text` as a primary key of the runner's model. Raises CommandError for what is none."""
+    kind = key_kind(runner.get_model())
+    try:
+        return kind.to_pk(text)
+    except (ValidationError, ValueError, TypeError):
+        raise CommandError(
+            f"{text!r} is no primary key of {runner.get_model()._meta.label}, which has "
+            f"{type(kind.field).__name__} keys."
+        ) from None
+
+
+def chosen_runners(labels: list[str]) -> list[QuerySetRunner]:
+    """The runners of these labels, or all. Raises NotRegistered, which names those there are."""
+    return [registry.get(label) for label in labels] if labels else registry.runners()
+
+
+def requested_by() -> str:
+    """Who types this, for the record."""
+    try:
+        return f"{getpass.getuser()}, command line"
+    except (OSError, KeyError, ImportError):  # no such user, as in some containers
+        return "command line"

@@ -1,0 +1,1 @@
+"""Bridges to other packages, none of which autorun itself needs."""

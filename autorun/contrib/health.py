@@ -1,0 +1,57 @@
+"""A check for django-health-check 4. Needs `pip install django-autorun[health]`.
+
+    from health_check.views import HealthCheckView
+
+    path("health/", HealthCheckView.as_view(checks=["autorun.contrib.health.Autorun"])),
+
+It says what `manage.py autorun doctor` says. That takes up to some seconds, because it asks the
+broker who listens: let a monitor ask it every few minutes, and a load balancer something else.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+
+from django.db import connections
+
+from autorun.conf import settings
+from autorun.doctor import Finding, examine
+
+try:
+    from health_check.base import HealthCheck
+    from health_check.exceptions import ServiceUnavailable, ServiceWarning
+except ImportError as missing:
+    raise ImportError(
+        "autorun.contrib.health needs django-health-check 4: pip install 'django-autorun[health]'."
+    ) from missing
+
+
+@dataclass
+class Autorun(HealthCheck):  # type: ignore[misc]
+    """Unavailable where the doctor finds an error; with `warnings`, a warning where it warns."""
+
+    warnings: bool = False
+    timeout: dt.timedelta = field(default=dt.timedelta(seconds=20), repr=False)
+
+    def run(self) -> None:
+        try:
+            findings = examine()
+        finally:
+            _close_connections()
+        errors = [each for each in findings if each.level == "error"]
+        if errors:
+            raise ServiceUnavailable(_said(errors))
+        warnings = [each for each in findings if each.level == "warning"]
+        if warnings and self.warnings:
+            raise ServiceWarning(_said(warnings))
+
+
+def _said(findings: list[Finding]) -> str:
+    return " ".join(f"{each.subject}: {each.message}" for each in findings)
+
+
+def _close_connections() -> None:
+    """The check has a thread to itself, which may never work for it again."""
+    if not connections[settings.DATABASE].in_atomic_block:
+        connections.close_all()

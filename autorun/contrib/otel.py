@@ -1,0 +1,87 @@
+"""OpenTelemetry spans around what autorun does. Needs `pip install django-autorun[otel]`.
+
+    from autorun.contrib import otel
+
+    otel.enable()
+
+Call it once a process, such as in `AppConfig.ready()`; until then nothing is traced, and tracing
+costs nothing. There are three kinds of spans, with these attributes, all beginning with "autorun.":
+
+- autorun.plan, a planning pass: runner, batch and trigger (where it has a batch), candidates,
+  planned.
+- autorun.chunk, what a worker does with one message: runner, chunk, batch (0 for none), size,
+  succeeded, failed.
+- autorun.run, one run, inside of its chunk's: run, key, attempt, status.
+
+Neither inputs nor outputs are in them, and of an exception only its class, unless they are asked
+for: messages of exceptions tend to hold data.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from autorun import __version__, tracing
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.trace import Status, StatusCode
+except ImportError as missing:
+    raise ImportError(
+        "autorun.contrib.otel needs OpenTelemetry: pip install 'django-autorun[otel]'."
+    ) from missing
+
+if TYPE_CHECKING:
+    from autorun.encoding import ExceptionText
+
+
+def enable(tracer_provider: Any = None, *, messages: bool = False) -> None:
+    """Make spans from now on, by the global tracer provider or by the given one.
+
+    With `messages`, a failed run's span also has its exception's message and traceback.
+    """
+    tracer = trace.get_tracer("autorun", __version__, tracer_provider)
+    tracing.install(lambda name: _Span(tracer, name, messages=messages))
+
+
+def disable() -> None:
+    """Make no more spans."""
+    tracing.install(None)
+
+
+class _Span(tracing.Span):
+    """A span of OpenTelemetry's."""
+
+    def __init__(self, tracer: Any, name: str, *, messages: bool) -> None:
+        # An exception that leaves the block is described by `__exit__`, and not with its message.
+        self._context = tracer.start_as_current_span(
+            name, record_exception=False, set_status_on_exception=False
+        )
+        self._messages = messages
+
+    def __enter__(self) -> Self:
+        self._span: Any = self._context.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._span.set_status(Status(StatusCode.ERROR, kind.__qualname__))
+        self._context.__exit__(kind, error, trace)
+
+    def note(self, **attributes: str | int | float) -> None:
+        self._span.set_attributes({f"autorun.{name}": each for name, each in attributes.items()})
+
+    def fail(self, failure: ExceptionText) -> None:
+        # The names are OpenTelemetry's semantic conventions for exceptions.
+        described = {"exception.type": failure.exception_class}
+        if self._messages:
+            described["exception.message"] = failure.message
+            described["exception.stacktrace"] = failure.traceback
+        self._span.add_event("exception", described)
+        self._span.set_status(Status(StatusCode.ERROR, failure.exception_class))

@@ -1,0 +1,130 @@
+"""Rows by the reason they would be planned for, counted for as long as there is time.
+
+A million rows take seconds to compare with their runs. So they are counted window by window; who
+has no time left goes on from where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ValidationError
+
+from autorun.conf import settings
+from autorun.keys import key_kind
+from autorun.planning.reasons import Reason, count_by_reason, keys_of
+from autorun.planning.windows import windows
+from autorun.rows import eligible
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from autorun.planning.windows import Window
+    from autorun.runner import QuerySetRunner
+
+UNPREPARED = "unprepared"
+REASONS = (*map(str, Reason), UNPREPARED)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Rows that pass the filter by reason, up to the key `after`; '' once all are counted.
+
+    `samples` are the keys of some of them, as text.
+    """
+
+    rows: Mapping[str, int] = field(default_factory=dict)
+    after: str = ""
+    samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.after
+
+    @property
+    def total(self) -> int:
+        return sum(self.rows.values())
+
+    @property
+    def pending(self) -> int:
+        return self.rows.get(Reason.MISSING, 0) + self.rows.get(Reason.CHANGED, 0)
+
+    def written(self) -> str:
+        """The count as text, for whoever goes on with it."""
+        samples = {name: list(keys) for name, keys in self.samples.items()}
+        return json.dumps([dict(self.rows), self.after, samples], separators=(",", ":"))
+
+    @classmethod
+    def read(cls, text: str) -> Count | None:
+        """The unfinished count that `text` is, or None where it is none."""
+        try:
+            rows, after, samples = json.loads(text)
+            return cls(
+                {name: int(rows.get(name, 0)) for name in REASONS},
+                str(after),
+                {name: [str(key) for key in samples.get(name, ())] for name in REASONS},
+            )
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+
+def count_rows(
+    runner: QuerySetRunner,
+    queryset: QuerySet[Any] | None = None,
+    *,
+    begun: Count | None = None,
+    seconds: float,
+    samples: int = 0,
+) -> Count:
+    """The rows of `queryset`, or of the default one, by reason; goes on with what was `begun`.
+
+    Ends with the first window after `seconds` have passed. Takes down `samples` keys a reason.
+    """
+    deadline = time.monotonic() + seconds
+    begun = begun if begun is not None and _is_key(runner, begun.after) else Count()
+    counts = Counter(begun.rows)
+    shown = {name: list(begun.samples.get(name, ())) for name in REASONS}
+    rows = eligible(runner, queryset, log_level=logging.DEBUG)
+    node_id = runner.get_node().pk
+    after = begun.after
+    for window in windows(runner, rows, node_id=node_id, after=after):
+        found = _reasons(window)
+        counts.update(found)
+        for reason, keys in shown.items():
+            if found.get(reason) and len(keys) < samples:
+                keys.extend(_samples(window, reason, samples - len(keys)))
+        after = window.last_key
+        if time.monotonic() > deadline:
+            break
+    return Count(dict(counts), after, shown)
+
+
+def _reasons(window: Window) -> dict[str, int]:
+    found: dict[str, int] = {UNPREPARED: len(window.unprepared)}
+    if window.candidates is not None:
+        numbers = count_by_reason(window.candidates, using=settings.DATABASE)
+        found.update({str(reason): number for reason, number in numbers.items()})
+    return found
+
+
+def _samples(window: Window, reason: str, number: int) -> list[str]:
+    if reason == UNPREPARED:
+        return [str(row.key) for row in window.unprepared[:number]]
+    if window.candidates is None:
+        return []
+    keys = keys_of(window.candidates, Reason(reason), limit=number, using=settings.DATABASE)
+    return [str(key) for key in keys]
+
+
+def _is_key(runner: QuerySetRunner, text: str) -> bool:
+    try:
+        key_kind(runner.get_model()).to_pk(text)
+    except (ValidationError, ValueError, TypeError):
+        return False
+    return bool(text)

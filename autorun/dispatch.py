@@ -1,0 +1,216 @@
+"""Releases chunks within their limits and publishes one message for each.
+
+The broker is a wake-up and nothing more. A chunk is claimed in the database before its message is
+sent: a crash in between leaves a queued chunk that upkeep sends again, whereas the other order
+could let two dispatchers release more than the window.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+
+from autorun import nodes, registry
+from autorun.clock import DatabaseNow
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.exceptions import BrokerUnavailable
+from autorun.models import Batch, Chunk
+from autorun.publishing import Message, publish
+from autorun.transactions import repeated_on_conflict
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+EXECUTE = "autorun.execute"
+BACKFILL = "autorun.backfill"
+#: Waiting chunks read first; then four times as many, and so on. Mostly there is room for one.
+FIRST_PAGE = 8
+
+
+def queue_of(runner: QuerySetRunner) -> str:
+    """The Celery queue of a runner's chunks; '' for Celery's default."""
+    return runner.QUEUE or settings.QUEUE or ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """How many chunks were claimed, and whether the broker refused their messages."""
+
+    chunks: int = 0
+    was_refused: bool = False
+
+
+def release(node_id: int) -> Release:
+    """Hand over to Celery what the node's limits allow, urgent chunks first.
+
+    Inside a transaction the messages are sent when it commits.
+    """
+    if not _due(node_id).exists():
+        return Release()
+    claimed = repeated_on_conflict(lambda: _claim(node_id), using=settings.DATABASE)
+    refused = []
+
+    def send_claimed() -> None:
+        if not send(claimed):
+            refused.append(True)
+
+    if claimed:
+        transaction.on_commit(send_claimed, using=settings.DATABASE, robust=True)
+    return Release(len(claimed), bool(refused))
+
+
+def release_everywhere() -> int:
+    """`release` for every node that has something waiting; how many chunks."""
+    waiting = Chunk.objects.filter(state=Chunk.State.WAITING).values_list("node_id", flat=True)
+    return sum(release(node_id).chunks for node_id in list(waiting.distinct()))
+
+
+def send(chunks: Sequence[Chunk]) -> int:
+    """Publish a message for each chunk; those that no broker took wait again. How many went out."""
+    crash_point("dispatch.unsent")
+    try:
+        publish([message_for(chunk) for chunk in chunks])
+    except BrokerUnavailable as error:
+        logger.warning(
+            "No broker took %d chunks of %s; upkeep sends them again. %s",
+            len(chunks),
+            ", ".join(sorted({chunk.runner for chunk in chunks})),
+            error,
+        )
+        crash_point("dispatch.refused")
+        # What a broker took in spite of its silence finds the chunk waiting, and does nothing.
+        Chunk.objects.filter(
+            pk__in=[chunk.pk for chunk in chunks], state=Chunk.State.QUEUED
+        ).update(state=Chunk.State.WAITING)
+        return 0
+    crash_point("dispatch.sent")
+    return len(chunks)
+
+
+def message_for(chunk: Chunk) -> Message:
+    """The message that wakes a worker up for `chunk`: its id and nothing else."""
+    runner = registry.find(chunk.runner)
+    seconds = longest(chunk)
+    return Message(
+        task=EXECUTE,
+        args=(chunk.pk,),
+        queue=chunk.queue or None,
+        priority=None if runner is None else runner.PRIORITY,
+        # The last resort, for a body that holds the interpreter's lock: everything else that stops
+        # a run happens before this does.
+        time_limit=None if seconds is None else seconds + 2 * settings.LEASE,
+    )
+
+
+def longest(chunk: Chunk) -> float | None:
+    """The seconds after which each run of `chunk` has been stopped; None where they have no limit.
+
+    What is left of a slow chunk is handed over, so that it takes as long as one run and a little;
+    unless BATCH_SIZE says that they belong together.
+    """
+    runner = registry.find(chunk.runner)
+    timeout = settings.TIMEOUT if runner is None else runner.get_timeout()
+    runs = 1 if runner is None or runner.BATCH_SIZE is None else chunk.size
+    return None if timeout is None else timeout * runs
+
+
+def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message:
+    """The message that has a worker plan the rest of a batch that no process is planning."""
+    return Message(
+        task=BACKFILL,
+        args=(batch.runner, None, None, None, False, None, None, batch.pk),
+        queue=settings.QUEUE,
+        expires=expires,
+    )
+
+
+def _due(node_id: int) -> QuerySet[Any]:
+    """The node's waiting chunks whose time has come, urgent ones first."""
+    return (
+        Chunk.objects.filter(node_id=node_id, state=Chunk.State.WAITING)
+        .filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
+        .exclude(batch__state=Batch.State.PAUSED)
+        .filter(node__paused_at=None)
+        .order_by("-priority", "pk")
+    )
+
+
+def _claim(node_id: int) -> list[Chunk]:
+    """Mark as queued what fits beside the runs in flight, under a lock of the node."""
+    nodes.lock(node_id)
+    in_flight = Chunk.objects.filter(
+        node_id=node_id, state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING)
+    ).values_list("runner", "batch_id", Chunk.runs_left())
+    room = _Room(in_flight)
+    claimed = [chunk for chunk in _in_pages(_due(node_id), room) if room.takes(chunk)]
+    Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed]).update(
+        state=Chunk.State.QUEUED,
+        published_at=DatabaseNow(),
+        publications=F("publications") + 1,
+        not_before=None,
+    )
+    crash_point("dispatch.claimed")
+    return claimed
+
+
+def _in_pages(due: QuerySet[Chunk], room: _Room) -> Iterator[Chunk]:
+    """The chunks that wait, as long as there is room; those of a long backfill are thousands."""
+    rows = due.select_related("batch")
+    begin, size = 0, FIRST_PAGE
+    while begin < settings.WINDOW and not room.is_full:
+        page = list(rows[begin : begin + size])
+        yield from page
+        if len(page) < size:
+            return
+        begin, size = begin + size, 4 * size
+
+
+class _Room:
+    """What is left of the limits: the node's window, a batch's own, a runner's MAX_PARALLEL.
+
+    A chunk works on its runs one after the other, so as many of them run at once as chunks do.
+    A chunk that is larger than the window goes out when nothing else is in flight.
+    """
+
+    def __init__(self, in_flight: Iterable[tuple[str, int | None, int]]) -> None:
+        self.runs = 0
+        self.is_full = False
+        self.runs_of_batch: Counter[int] = Counter()
+        self.chunks_of_runner: Counter[str] = Counter()
+        for runner, batch_id, size in in_flight:
+            self._add(runner, batch_id, size)
+
+    def takes(self, chunk: Chunk) -> bool:
+        """Whether `chunk` fits; if so it is counted in."""
+        if self.runs and self.runs + chunk.size > settings.WINDOW:
+            self.is_full = True
+            return False
+        most_chunks = self._most_parallel(chunk.runner)
+        if most_chunks and self.chunks_of_runner[chunk.runner] >= most_chunks:
+            return False
+        if chunk.batch is not None and chunk.batch.window:
+            of_batch = self.runs_of_batch[chunk.batch.pk]
+            if of_batch and of_batch + chunk.size > chunk.batch.window:
+                return False
+        self._add(chunk.runner, chunk.batch_id, chunk.size)
+        return True
+
+    def _add(self, runner: str, batch_id: int | None, size: int) -> None:
+        self.runs += size
+        self.chunks_of_runner[runner] += 1
+        if batch_id is not None:
+            self.runs_of_batch[batch_id] += size
+
+    @staticmethod
+    def _most_parallel(label: str) -> int:
+        runner = registry.find(label)
+        return 0 if runner is None else runner.MAX_PARALLEL

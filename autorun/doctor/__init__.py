@@ -1,0 +1,50 @@
+"""Whether all that autorun needs is there and at work: `manage.py autorun doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from autorun.doctor import backlog, broker, database, project, schedules
+from autorun.doctor.finding import Finding
+
+__all__ = ("Finding", "examine")
+
+
+def examine() -> list[Finding]:
+    """One finding or more for each thing that can be wrong; takes a few seconds at most."""
+    findings = _guarded("system checks", project.examine_checks)
+    findings += _guarded("eager mode", project.examine_eagerness)
+    findings += _guarded("database", database.examine_database)
+    findings += _guarded("broker", broker.examine_broker)
+    findings += _guarded("visibility timeout", broker.examine_visibility_timeout)
+    if any(each.level == "error" and each.subject in database.SUBJECTS for each in findings):
+        return findings  # whatever follows would only say the same again
+    findings += _guarded("clock", database.examine_clock)
+    for subject, examine_one in (
+        ("schedules", schedules.examine_schedules),
+        ("beat", schedules.examine_beat),
+        ("upkeep", schedules.examine_upkeep),
+        ("leases", backlog.examine_leases),
+        ("queued chunks", backlog.examine_queued),
+        ("parked chunks", backlog.examine_parked),
+        ("spilled triggers", backlog.examine_spilled),
+        ("paused", backlog.examine_paused),
+        ("batches", backlog.examine_batches),
+    ):
+        findings += _guarded(subject, examine_one)
+    return findings
+
+
+def _guarded(subject: str, examine_one: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What an examination finds; where it breaks off, that is what was found."""
+    try:
+        return list(examine_one())
+    except Exception as problem:  # noqa: BLE001
+        return [
+            Finding(
+                "error",
+                subject,
+                f"It could not be examined: {type(problem).__name__}: {problem}",
+                "Put right what the other findings name, and look again.",
+            )
+        ]

@@ -1,0 +1,126 @@
+"""The broker, and who listens to it."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from celery import current_app
+
+from autorun import registry
+from autorun.conf import settings
+from autorun.dispatch import queue_of
+from autorun.doctor.finding import Finding, app_name, duration, ok
+
+CONNECT_TIMEOUT = 2  # seconds
+ANSWER_TIMEOUT = 1.5
+#: A broker that accepts and never answers is given up after so long, whatever its transport.
+DEADLINE = 6.0
+
+VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
+
+
+def examine_broker() -> Iterator[Finding]:
+    """Whether the broker answers, and a worker listens on each queue in use."""
+    if current_app.conf.task_always_eager:
+        return
+    url = _shown_url()
+    try:
+        listeners = _within(DEADLINE, _listeners)
+    except Exception as problem:  # noqa: BLE001
+        yield Finding(
+            "error",
+            "broker",
+            f"{url} does not answer: {type(problem).__name__}: {problem}",
+            "Start it, or correct CELERY_BROKER_URL. Saves are kept meanwhile; nothing is lost.",
+        )
+        return
+    yield ok("broker", f"{url} answers.")
+    for queue in sorted(queues_in_use()):
+        workers = listeners.get(queue, [])
+        if workers:
+            yield ok(f"queue {queue}", f"{', '.join(sorted(workers))} listening.")
+            continue
+        yield Finding(
+            "error",
+            f"queue {queue}",
+            f"No worker listens on {queue!r}.",
+            f"Start one: `celery -A {app_name()} worker -n worker@%h -Q {queue}`.",
+        )
+
+
+def queues_in_use() -> set[str]:
+    """The names of the queues that runners and autorun's own tasks go to."""
+    default = current_app.conf.task_default_queue
+    queues = {queue_of(runner) or default for runner in registry.runners()}
+    return queues | {settings.QUEUE or default}
+
+
+def examine_visibility_timeout() -> Iterator[Finding]:
+    """Whether a broker that takes unacknowledged messages back is patient enough."""
+    scheme = _url().partition(":")[0].partition("+")[0]
+    if scheme not in VISIBILITY_TIMEOUTS:
+        return
+    options = current_app.conf.broker_transport_options or {}
+    patience = options.get("visibility_timeout", VISIBILITY_TIMEOUTS[scheme])
+    timeouts = {runner.label: runner.get_timeout() for runner in registry.runners()}
+    slow = [name for name, seconds in timeouts.items() if seconds is None or seconds > patience]
+    if not slow:
+        yield ok("visibility timeout", f"{duration(patience)}, longer than any run may take.")
+        return
+    yield Finding(
+        "warning",
+        "visibility timeout",
+        f"The broker sends messages again after {patience:g} s, but runs of {', '.join(slow)} may "
+        "take longer. Each is still executed once only, but workers are woken up for nothing.",
+        'Set CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": ...} above the longest '
+        "TIMEOUT, or lower TIMEOUT.",
+    )
+
+
+def _listeners() -> dict[str, list[str]]:
+    """The names of the workers that answer, by queue."""
+    with current_app.connection_for_write(connect_timeout=CONNECT_TIMEOUT) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
+        inspection = current_app.control.inspect(timeout=ANSWER_TIMEOUT, connection=connection)
+        found = defaultdict(list)
+        for worker, queues in (inspection.active_queues() or {}).items():
+            for queue in queues:
+                found[queue["name"]].append(worker)
+        return found
+
+
+def _within(seconds: float, work: Callable[[], dict[str, list[str]]]) -> dict[str, list[str]]:
+    """What `work()` gives, or raises; TimeoutError where that takes longer."""
+    outcome: list[Any] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(work())
+        except Exception as problem:  # noqa: BLE001 - raised again below
+            outcome.append(problem)
+
+    thread = threading.Thread(target=attempt, name="autorun-doctor", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"It accepted the connection, but was silent for {seconds:g} s.")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    found: dict[str, list[str]] = outcome[0]
+    return found
+
+
+def _url() -> str:
+    url: str = current_app.conf.broker_write_url or "amqp://"
+    return url
+
+
+def _shown_url() -> str:
+    """The broker's address without its password."""
+    connection = current_app.connection_for_write()
+    url = str(connection.as_uri())
+    # Of a Redis without a password kombu hides one all the same.
+    return url if connection.password else url.replace("//:**@", "//")

@@ -1,0 +1,83 @@
+"""The database of autorun's tables: there, migrated, and of the same time as this machine."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+from django.apps import apps
+from django.contrib.contenttypes.models import ContentType
+from django.db import DatabaseError, connections, router
+from django.db.migrations.executor import MigrationExecutor
+from django.utils import timezone
+
+from autorun.clock import DatabaseNow
+from autorun.conf import settings
+from autorun.doctor.finding import Finding, ok
+
+#: With an error in one of these nothing can be said about what the tables hold.
+SUBJECTS = ("database", "migrations")
+
+SKEW_TO_MENTION = 2.0  # seconds
+SKEW_THAT_HARMS = 30.0
+
+
+def examine_database() -> Iterator[Finding]:
+    """Whether the database answers, and has all tables."""
+    alias = settings.DATABASE
+    try:
+        connections[alias].ensure_connection()
+    except DatabaseError as problem:
+        yield Finding(
+            "error",
+            "database",
+            f"{alias!r} does not answer: {str(problem).strip()}",
+            f"Start it, or correct DATABASES[{alias!r}] in the settings.",
+        )
+        return
+    missing = [name for label in ("autorun", "django_celery_beat") for name in _unapplied(label)]
+    if missing:
+        yield Finding(
+            "error",
+            "migrations",
+            f"Not applied: {', '.join(missing)}.",
+            "Run `manage.py migrate`.",
+        )
+    else:
+        yield ok("database", f"{alias!r} answers, and is migrated.")
+
+
+def examine_clock() -> Iterator[Finding]:
+    """Whether this machine and the database agree on the time."""
+    before = timezone.now()
+    rows = ContentType.objects.using(settings.DATABASE).annotate(now=DatabaseNow())
+    there: dt.datetime = rows.values_list("now", flat=True)[:1].get()
+    after = timezone.now()
+    if timezone.is_naive(there):
+        there = there.replace(tzinfo=dt.UTC)
+    here = before + (after - before) / 2
+    skew = (here - there).total_seconds()
+    if abs(skew) < SKEW_TO_MENTION:
+        yield ok("clock", "This machine and the database agree on the time.")
+        return
+    direction = "ahead of" if skew > 0 else "behind"
+    yield Finding(
+        "error" if abs(skew) >= SKEW_THAT_HARMS else "warning",
+        "clock",
+        f"This machine's clock is {abs(skew):.0f} s {direction} the database's.",
+        "Keep both by NTP. Leases follow the database, but Celery's messages expire, and beat "
+        "fires, by the clocks of the machines.",
+    )
+
+
+def _unapplied(label: str) -> list[str]:
+    """The app's migrations that are missing from the database, as `app.name`."""
+    if not apps.is_installed(label):
+        return []
+    is_own = label == "autorun"
+    model = None if is_own else apps.get_model(label, "PeriodicTask")
+    alias = settings.DATABASE if model is None else router.db_for_write(model)
+    executor = MigrationExecutor(connections[alias])
+    targets = [each for each in executor.loader.graph.leaf_nodes() if each[0] == label]
+    plan = executor.migration_plan(targets)
+    return [f"{each.app_label}.{each.name}" for each, _ in plan if each.app_label == label]

@@ -1,0 +1,49 @@
+"""Everything autorun raises, under one base class."""
+
+
+class AutorunError(Exception):
+    """The base of every error that autorun raises."""
+
+
+class NotRegistered(AutorunError, LookupError):
+    """No analysis or runner of that name is registered."""
+
+
+class AlreadyRegistered(AutorunError):
+    """Another analysis or runner has that name already."""
+
+
+class ImproperAnalysis(AutorunError):
+    """An analysis is declared wrongly."""
+
+
+class ImproperRunner(AutorunError):
+    """A runner is declared wrongly."""
+
+
+class ConfigurationError(AutorunError, ValueError):
+    """A configuration or an input does not fit the analysis, or JSON."""
+
+
+class InputError(AutorunError, ValueError):
+    """The input of a row could not be prepared."""
+
+
+class OutputError(AutorunError, ValueError):
+    """What an analysis returned cannot be stored."""
+
+
+class RunTimeout(AutorunError):
+    """A run took longer than its runner allows."""
+
+
+class WorkerLost(AutorunError):
+    """The worker of a run stopped answering before the run was done."""
+
+
+class LeaseLost(AutorunError):
+    """The lease of a chunk went to another worker."""
+
+
+class BrokerUnavailable(AutorunError):
+    """The broker did not take a message in time."""

@@ -1,0 +1,1 @@
+"""A chunk at work: its lease, its rows, the analysis, and what came of it."""

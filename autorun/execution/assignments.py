@@ -1,0 +1,45 @@
+"""What a chunk is about: its runs that are still to be done, and their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import Exists, OuterRef
+
+from autorun.console import SILENT
+from autorun.keys import Key
+from autorun.models import Chunk, Run
+from autorun.rows import Row, load
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A run of the chunk with the row it is about."""
+
+    run: Run
+    row: Row
+
+
+def load_runs(chunk: Chunk) -> Sequence[Any]:
+    """The chunk's pending runs; `has_older` where a superseded run is still at the same row."""
+    older = Run.objects.filter(
+        node_id=OuterRef("node_id"),
+        object_id=OuterRef("object_id"),
+        object_key=OuterRef("object_key"),
+        is_current=None,
+        status=Run.Status.PENDING,
+        chunk__state=Chunk.State.RUNNING,
+    ).exclude(chunk_id=chunk.pk)
+    runs = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.PENDING)
+    return list(runs.annotate(has_older=Exists(older)).defer("outputs").order_by("pk"))
+
+
+def load_rows(runner: QuerySetRunner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:
+    """The rows of those keys that are still eligible for the chunk, by key."""
+    is_given = chunk.batch is not None and chunk.batch.scope.get("given", False)
+    return load(runner, keys, within_base=not is_given, log_level=SILENT)

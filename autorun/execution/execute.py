@@ -1,0 +1,144 @@
+"""What a worker does with the message that carries a chunk's id."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from autorun import analysis as analyses
+from autorun import batches, registry, tracing
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.dispatch import longest, release, send
+from autorun.exceptions import LeaseLost, NotRegistered
+from autorun.execution.interruption import Interrupted, Termination
+from autorun.execution.keeper import Keeper
+from autorun.execution.leases import next_urgent, park, queued, start
+from autorun.execution.notifying import notify_soon
+from autorun.execution.results import Tally
+from autorun.execution.work import Work
+from autorun.models import Chunk, Node
+from autorun.planning.keys import plan_for_all, plan_keys
+from autorun.sizing import LARGEST, TARGET_SECONDS
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+#: Urgent chunks a worker takes before the one its message is about.
+MOST_URGENT = 10
+#: The weight of the last chunk in a node's measured run time, and what change is worth a write.
+NEWEST_WEIGHT = 0.3
+WORTH_WRITING = 0.1
+#: Anything shorter makes no chunk larger.
+SHORTEST = TARGET_SECONDS / LARGEST
+
+
+def execute(chunk_id: int) -> None:
+    """Work off the chunk, and before it whatever is more urgent, if nobody else has.
+
+    Celery ends the process when the message's time limit is over. What might take longer than what
+    is left of it is not begun: an urgent chunk has its own message, and this one is sent again.
+    """
+    chunk = queued(chunk_id)
+    if chunk is None:
+        logger.debug("Chunk %s is not queued: its message is a late or repeated one.", chunk_id)
+        return
+    seconds = longest(chunk)
+    deadline = math.inf if seconds is None else time.monotonic() + seconds + settings.LEASE
+    for _ in range(MOST_URGENT):
+        urgent = next_urgent(chunk)
+        if urgent is None or not _ends_before(deadline, urgent):
+            break
+        _execute_one(urgent)
+    if _ends_before(deadline, chunk):
+        _execute_one(chunk)
+    else:
+        send([chunk])
+
+
+def _ends_before(deadline: float, chunk: Chunk) -> bool:
+    seconds = longest(chunk)
+    return time.monotonic() + (math.inf if seconds is None else seconds) <= deadline
+
+
+def _execute_one(chunk: Chunk) -> None:
+    lease = start(chunk)
+    if lease is None:
+        return
+    crash_point("start.leased")
+    try:
+        runner = registry.get(chunk.runner)
+        analysis = analyses.get(chunk.node.title, chunk.node.version)
+    except NotRegistered as missing:
+        logger.error("%s: parked chunk %s: %s", chunk.runner, chunk.pk, missing)
+        park(lease, str(missing))
+        return
+    work_off(Work(lease, runner, analysis))
+    release(chunk.node_id)
+
+
+def work_off(work: Work) -> None:
+    """Run what is to be run of a started chunk, and do what follows from that."""
+    runner, chunk = work.runner, work.lease.chunk
+    with tracing.span("autorun.chunk") as span, Termination() as termination:
+        span.note(runner=runner.label, chunk=chunk.pk, batch=chunk.batch_id or 0, size=chunk.size)
+        try:
+            with Keeper(work):
+                tally = work.perform(termination)
+            span.note(succeeded=tally.succeeded, failed=tally.failed)
+        except LeaseLost as lost:
+            logger.warning("%s: %s Nothing of it is recorded.", runner.label, lost)
+            return
+        except Interrupted:
+            logger.info("%s: gave chunk %s back: the worker stops.", runner.label, chunk.pk)
+            _follow_up(work)
+            return
+    crash_point("finish.committed")
+    _log(runner, work, tally)
+    _follow_up(work)
+
+
+def _follow_up(work: Work) -> None:
+    """What the end of a chunk gives rise to; a crash in here costs latency only."""
+    runner, chunk = work.runner, work.lease.chunk
+    priority = Chunk.Priority(chunk.priority)
+    if work.unexpected:
+        plan_keys(runner, work.unexpected, priority=priority)
+    if work.succeeded:
+        plan_for_all(registry.dependents(runner), work.succeeded, priority=priority)
+        crash_point("finish.dependents")
+    _measure(chunk.node, work.seconds)
+    if chunk.batch_id is not None:
+        batches.finish_if_done(chunk.batch_id)
+    if work.has_failed:
+        notify_soon(runner)
+
+
+def _measure(node: Node, seconds: list[float]) -> None:
+    """Let the node's measured run time follow what its runs took."""
+    if not seconds:
+        return
+    newest, known = max(mean(seconds), SHORTEST), node.run_seconds
+    average = newest if known is None else known + NEWEST_WEIGHT * (newest - known)
+    if known is None or abs(average - known) > WORTH_WRITING * known:
+        Node.objects.filter(pk=node.pk).update(run_seconds=average)
+        # A process that knows its node asks for it no more.
+        node.run_seconds = average
+
+
+def _log(runner: QuerySetRunner, work: Work, tally: Tally) -> None:
+    logger.info(
+        "%s: chunk %s: %d succeeded, %d failed, %d go on, %d cancelled, in %.2f s.",
+        runner.label,
+        work.lease.chunk.pk,
+        tally.succeeded,
+        tally.failed,
+        tally.moved,
+        tally.cancelled,
+        time.monotonic() - work.began_at,
+    )

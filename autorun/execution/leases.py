@@ -1,0 +1,97 @@
+"""Starting a chunk, and staying its only worker.
+
+A start is one compare-and-set that raises the chunk's token. Whatever is written later is written
+only where the token is still the writer's, so that a message delivered five times runs once, and
+a worker that lost its lease writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from celery import current_task
+from django.db.models import F, QuerySet
+
+from autorun.clock import DatabaseNow, from_now
+from autorun.conf import settings
+from autorun.models import Chunk
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a chunk and to write what came of it.
+
+    `worker` is who worked on it, where that was another process.
+    """
+
+    chunk: Chunk
+    token: int
+    worker: str = ""
+
+    def held(self) -> QuerySet[Any]:
+        """The chunk's row, or no row where the lease went to another."""
+        return Chunk.objects.filter(pk=self.chunk.pk, token=self.token)
+
+
+def queued(chunk_id: int) -> Chunk | None:
+    """The chunk with its node and batch, or None: then its message is late or repeated."""
+    chunks = Chunk.objects.select_related("node", "batch")
+    return chunks.filter(pk=chunk_id, state=Chunk.State.QUEUED).first()
+
+
+def start(chunk: Chunk) -> Lease | None:
+    """The lease of a queued chunk, or None where another worker has it.
+
+    None also where runs of it were cancelled since `chunk` was read: the lease writes totals, and
+    would forget them. Upkeep then sends its message again.
+    """
+    as_read = Chunk.objects.filter(
+        pk=chunk.pk, state=Chunk.State.QUEUED, token=chunk.token, cancelled=chunk.cancelled
+    )
+    started = as_read.update(
+        state=Chunk.State.RUNNING,
+        token=F("token") + 1,
+        started_at=DatabaseNow(),
+        expires_at=from_now(settings.LEASE),
+        worker=worker_name(),
+    )
+    return Lease(chunk, chunk.token + 1) if started else None
+
+
+def extend(lease: Lease) -> bool:
+    """Hold the lease for its full length from now; whether it was still held."""
+    extended = lease.held().filter(state=Chunk.State.RUNNING)
+    return bool(extended.update(expires_at=from_now(settings.LEASE)))
+
+
+def park(lease: Lease, reason: str) -> None:
+    """Put the chunk aside until what it needs is there again."""
+    lease.held().update(
+        state=Chunk.State.PARKED, reason=reason, token=F("token") + 1, expires_at=None
+    )
+
+
+def next_urgent(chunk: Chunk) -> Chunk | None:
+    """A queued chunk of the same queue that is more urgent than `chunk`, if any.
+
+    A broker hands messages out in the order they came, so the message of a live save may lie
+    behind a backfill's. A message is a wake-up: whoever gets one does the most urgent work first,
+    and the urgent chunk's own message then finds it done.
+    """
+    if chunk.priority == max(Chunk.Priority):
+        return None
+    return (
+        Chunk.objects.select_related("node", "batch")
+        .filter(state=Chunk.State.QUEUED, queue=chunk.queue, priority__gt=chunk.priority)
+        .order_by("-priority", "pk")
+        .first()
+    )
+
+
+def worker_name() -> str:
+    """Which process this is, for people: Celery's node name, or the host, and the process id."""
+    node = getattr(getattr(current_task, "request", None), "hostname", None)
+    return f"{node or socket.gethostname()}:{os.getpid()}"[:255]

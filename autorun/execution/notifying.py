@@ -1,0 +1,102 @@
+"""Tells `AUTORUN["ON_FAILURE"]` what has failed for good, once per runner and interval at most.
+
+A worker tells of a failure at once, unless its runner's last notification is too recent. What
+gathers after that, upkeep tells of when the interval is over.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from autorun import registry
+from autorun.clock import from_now
+from autorun.conf import settings
+from autorun.execution.interruption import time_limit
+from autorun.failures import group_failures
+from autorun.models import Failure, Pulse, Run
+from autorun.notifications import FailureReport
+from autorun.pulses import take_turn
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that telling may take: a mail server that does not answer must not hold up a worker.
+PATIENCE = 30.0
+#: How often upkeep looks for failures that have not been told of, in seconds.
+LOOK_EVERY = 60.0
+
+
+def notify_soon(runner: QuerySetRunner) -> bool:
+    """Tell of the runner's failures, if it is time for it; whether it was. Never raises."""
+    if settings.ON_FAILURE is None:
+        return False
+    try:
+        return _notify(runner)
+    except Exception:
+        logger.exception("%s: nobody was told of its failures.", runner.label)
+        return False
+
+
+def notify_due() -> int:
+    """Tell of failures that nobody has been told of yet; for how many runners."""
+    if settings.ON_FAILURE is None:
+        return 0
+    interval = settings.ON_FAILURE_EVERY.total_seconds()
+    if not take_turn("on_failure", every=min(LOOK_EVERY, interval)):
+        return 0
+    failed = Failure.objects.filter(
+        failed_at__gt=from_now(-2 * interval),
+        run__is_current=True,
+        run__status=Run.Status.FAILED,
+    )
+    labels = failed.values_list("run__chunk__runner", flat=True).distinct().order_by()
+    runners = [registry.find(label) for label in list(labels)]
+    return sum(notify_soon(runner) for runner in runners if runner is not None)
+
+
+def _notify(runner: QuerySetRunner) -> bool:
+    interval: dt.timedelta = settings.ON_FAILURE_EVERY
+    name = _pulse_name(runner)
+    now = timezone.now()
+    told_at = _told_at(name)
+    if told_at is not None and now - told_at < interval:
+        return False
+    since = now - 2 * interval if told_at is None else told_at
+    groups = tuple(group_failures(runner, within=now - since))
+    if not groups:
+        return False
+    if not take_turn(name, every=interval.total_seconds(), early=1.0):
+        return False
+    tell = _callable()
+    report = FailureReport(runner.label, str(runner.get_analysis()), since, groups)
+    with time_limit(PATIENCE, message=f"AUTORUN['ON_FAILURE'] took longer than {PATIENCE:g} s."):
+        tell(report)
+    return True
+
+
+def _told_at(name: str) -> dt.datetime | None:
+    beats = Pulse.objects.filter(name=name).values_list("beat_at", flat=True)
+    told_at: dt.datetime | None = beats.first()
+    return told_at
+
+
+def _callable() -> Callable[[FailureReport], Any]:
+    given: Any = settings.ON_FAILURE
+    found: Callable[[FailureReport], Any] = (
+        import_string(given) if isinstance(given, str) else given
+    )
+    return found
+
+
+def _pulse_name(runner: QuerySetRunner) -> str:
+    """A name of at most 64 characters."""
+    return f"on_failure:{hashlib.sha256(runner.label.encode()).hexdigest()[:32]}"

@@ -1,0 +1,295 @@
+"""The runs of one chunk, worked off one after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.db import InterfaceError, OperationalError
+
+from autorun import signals, tracing
+from autorun.analysis import Analysis
+from autorun.backoff import backoff_of
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.encoding import describe_exception, encode_outputs
+from autorun.exceptions import LeaseLost
+from autorun.execution.assignments import Assignment, load_rows, load_runs
+from autorun.execution.interruption import Interrupted, Termination, time_limit
+from autorun.execution.leases import Lease
+from autorun.execution.results import Result, Tally, endings, record
+from autorun.keys import Key, key_kind
+from autorun.models import Run
+from autorun.rows import NOT_REPRESENTED, Row
+from autorun.sizing import chunk_size
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+#: Results are written this often, in seconds, and when their outputs come to so many bytes.
+WRITE_EVERY = 1.0
+WRITE_BYTES = 4_000_000
+#: A run whose row an older run is still at waits so many seconds before it is looked at again.
+WAIT_FOR_OLDER = 2.0
+
+
+class Work:
+    """The runs of a leased chunk: one thread works them off, and its keeper may take some away.
+
+    Whatever is shared between the two is touched under `lock`. `runs` are the chunk's, where they
+    are known already.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        runner: QuerySetRunner,
+        analysis: Analysis,
+        *,
+        runs: Sequence[Run] | None = None,
+    ) -> None:
+        self.lease = lease
+        self.runner = runner
+        self.analysis = analysis
+        self.timeout = runner.get_timeout()
+        self.lock = threading.RLock()
+        self.began_at = time.monotonic()
+        self.current: Assignment | None = None
+        self.current_since = 0.0
+        self.succeeded: list[Key] = []
+        #: Rows that were not as they had been planned: they may have changed back meanwhile, which
+        #: planning could not tell from what it had planned.
+        self.unexpected: list[Key] = []
+        self.seconds: list[float] = []
+        #: Whether a run has used up its attempts.
+        self.has_failed = False
+        self._runs: Sequence[Any] | None = runs
+        self._assignments: deque[Assignment] = deque()
+        self._results: list[Result] = []
+        self._unannounced: list[Result] = []
+        self._output_bytes = 0
+        self._written_at = self.began_at
+        self._tally = Tally.of(lease.chunk)
+        self._is_abandoned = False
+        self._backoffs: dict[int, float] = {}
+
+    def perform(self, termination: Termination) -> Tally:
+        """Work off the chunk; how its runs ended. Raises LeaseLost, or Interrupted on SIGTERM."""
+        self._assign()
+        crash_point("start.assigned")
+        try:
+            while (assignment := self._next()) is not None:
+                began = time.monotonic()
+                with tracing.span("autorun.run") as span:
+                    result = self._run(assignment, termination)
+                    _describe(span, assignment, result)
+                crash_point("finish.unwritten")
+                self._finish(assignment, result, time.monotonic() - began)
+                self._write_if_due()
+                self.announce()
+            return self._write(is_last=True)
+        except Interrupted:
+            self.give_back()
+            raise
+        finally:
+            self.announce()
+
+    def announce(self) -> None:
+        """Send signals for what has been recorded.
+
+        Not from within `_write`: a receiver may be slow, and the keeper must not wait for it.
+        """
+        if self._unannounced:
+            with self.lock:
+                results, self._unannounced = self._unannounced, []
+            signals.announce_runs(self.runner.label, endings(results))
+
+    # For the keeper
+
+    def has_unstarted(self) -> bool:
+        return bool(self._assignments)
+
+    def hand_over(self) -> int:
+        """Give what has not been started to other workers; how many runs."""
+        with self.lock:
+            rest = [Result.going_on(each.run) for each in self._assignments]
+            if rest:
+                self._write(rest, is_last=False)
+            self._assignments.clear()
+        return len(rest)
+
+    def give_back(self) -> None:
+        """Give everything unfinished to other workers, with no attempt used up, and end."""
+        with self.lock:
+            unfinished = [*([self.current] if self.current else []), *self._assignments]
+            self._write([Result.going_on(each.run) for each in unfinished], is_last=True)
+            self._assignments.clear()
+            self._is_abandoned = True
+
+    def give_up(self, assignment: Assignment, error: BaseException) -> bool:
+        """Fail the run although its body has not come back, and end; False where it has.
+
+        What the body may yet return is thrown away.
+        """
+        with self.lock:
+            if self.current is not assignment:
+                return False
+            failure = self._failure(assignment.run, assignment.row.fingerprint, error)
+            rest = [Result.going_on(each.run) for each in self._assignments]
+            self._write([failure, *rest], is_last=True)
+            self._assignments.clear()
+            self._is_abandoned = True
+            return True
+
+    def abandon(self) -> None:
+        """End without writing anything: another worker has the lease."""
+        with self.lock:
+            self._is_abandoned = True
+
+    # The worker's own
+
+    def _assign(self) -> None:
+        """Load the chunk's runs and their rows, and settle those that are not to be run."""
+        chunk = self.lease.chunk
+        runs = load_runs(chunk) if self._runs is None else self._runs
+        kind = key_kind(self.runner.get_model())
+        due: list[Run] = []
+        for run in runs:
+            if not run.is_current:
+                self._results.append(Result.cancelled(run))
+            elif run.has_older:
+                self._results.append(Result.going_on(run, again_in=WAIT_FOR_OLDER))
+            else:
+                due.append(run)
+        try:
+            keys = [kind.of(run) for run in due]
+            rows = load_rows(self.runner, chunk, keys) if due else {}
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # noqa: BLE001  a hook of the runner's is broken
+            self._results += [self._failure(run, run.fingerprint, error) for run in due]
+            return
+        for run in due:
+            row = rows.get(kind.of(run))
+            if row is None:  # deleted, or no longer eligible
+                self._results.append(Result.cancelled(run))
+                self.unexpected.append(kind.of(run))
+            else:
+                self._assignments.append(Assignment(run, row))
+
+    def _next(self) -> Assignment | None:
+        with self.lock:
+            if self._is_abandoned:
+                raise LeaseLost(f"Chunk {self.lease.chunk.pk} was given up.")
+            self.current = self._assignments.popleft() if self._assignments else None
+            self.current_since = time.monotonic()
+            return self.current
+
+    def _run(self, assignment: Assignment, termination: Termination) -> Result:
+        run, row = assignment.run, assignment.row
+        try:
+            with termination.raised(), time_limit(self.timeout):
+                if row.error is not None:
+                    raise row.error
+                value = self.analysis.call(**self._arguments(row))
+                outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted from None
+        # Whatever a body throws is its failure, also the SystemExit of a sys.exit().
+        except BaseException as error:  # noqa: BLE001
+            return self._failure(run, row.fingerprint, error)
+        return Result(
+            run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs, key=row.key
+        )
+
+    def _arguments(self, row: Row) -> dict[str, Any]:
+        representation = row.representation
+        if representation is NOT_REPRESENTED:
+            representation = self.runner.get_instance_representation(row.instance)
+        configuration = self.lease.chunk.node.configuration
+        return self.analysis.bind(configuration, self.runner.get_input_key(), representation)
+
+    def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
+        attempts = run.attempts + 1
+        is_final = attempts >= self.runner.MAX_ATTEMPTS
+        self.has_failed = self.has_failed or is_final
+        return Result(
+            run.pk,
+            Run.Status.FAILED if is_final else Run.Status.PENDING,
+            attempts,
+            fingerprint,
+            failure=describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES),
+            again_in=0.0 if is_final else self._backoff(attempts),
+            key=key_kind(self.runner.get_model()).of(run),
+        )
+
+    def _backoff(self, attempts: int) -> float:
+        """The same for all runs of the chunk that failed as often, so that they go on together."""
+        if attempts not in self._backoffs:
+            self._backoffs[attempts] = backoff_of(self.runner, attempts)
+        return self._backoffs[attempts]
+
+    def _finish(self, assignment: Assignment, result: Result, seconds: float) -> None:
+        with self.lock:
+            self.current = None
+            if self._is_abandoned:
+                raise LeaseLost(f"Chunk {self.lease.chunk.pk} was given up.")
+            self._results.append(result)
+            self._output_bytes += len(result.outputs or "")
+            self.seconds.append(seconds)
+            is_prepared = assignment.row.error is None
+            if is_prepared and result.fingerprint != assignment.run.fingerprint:
+                self.unexpected.append(assignment.row.key)
+            if result.status == Run.Status.SUCCEEDED:
+                self.succeeded.append(assignment.row.key)
+
+    def _write_if_due(self) -> None:
+        is_late = time.monotonic() - self._written_at >= WRITE_EVERY
+        if is_late or self._output_bytes >= WRITE_BYTES:
+            self._write(is_last=False)
+
+    def _write(self, also: Sequence[Result] = (), *, is_last: bool) -> Tally:
+        """Record what has gathered, and `also` that; where it raises, all is as it was before.
+
+        The keeper lives on after an error. A chunk that then ended without these results would
+        leave their runs pending for ever.
+        """
+        with self.lock:
+            results = [*self._results, *also]
+            self._tally = record(
+                self.lease,
+                results,
+                self._tally,
+                size=self._size_of_rest(results),
+                is_last=is_last,
+            )
+            self._results = []
+            self._output_bytes = 0
+            self._written_at = time.monotonic()
+            if signals.are_runs_heard():
+                self._unannounced += results
+            return self._tally
+
+    def _size_of_rest(self, results: Sequence[Result]) -> int:
+        """How many of the runs that go on a new chunk may hold; asked for where some do."""
+        if all(result.status != Run.Status.PENDING for result in results):
+            return 1
+        begun = len(self.seconds) + (self.current is not None)
+        so_far = time.monotonic() - self.began_at
+        return chunk_size(
+            self.runner, self.lease.chunk.node_id, seconds=so_far / begun if begun else None
+        )
+
+
+def _describe(span: tracing.Span, assignment: Assignment, result: Result) -> None:
+    span.note(
+        run=result.run_id,
+        key=assignment.row.key,
+        attempt=result.attempts,
+        status=result.status.name.lower(),
+    )
+    if result.failure is not None:
+        span.fail(result.failure)

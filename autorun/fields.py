@@ -1,0 +1,47 @@
+"""Column types whose SQL differs by database."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+if TYPE_CHECKING:
+    AnyField = models.Field[Any, Any]
+    AnyCharField = models.CharField[Any, Any]
+else:  # Django's own classes take no type arguments
+    AnyField = models.Field
+    AnyCharField = models.CharField
+
+
+class FingerprintField(AnyField):
+    """An MD5 digest: 32 lower-case hex digits; `uuid` on PostgreSQL, char(32) elsewhere.
+
+    MariaDB's own uuid type is not used: `CAST(... AS uuid)` gives NULL for a quarter of digests.
+    """
+
+    description = "MD5 digest of a run's input"
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str:
+        return "uuid" if connection.vendor == "postgresql" else "char(32)"
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> str | None:
+        return value.hex if isinstance(value, uuid.UUID) else value
+
+    def to_python(self, value: Any) -> str | None:
+        return value.hex if isinstance(value, uuid.UUID) else value
+
+
+class ObjectKeyField(AnyCharField):
+    """Text compared byte by byte, so that its order and its equality are the same everywhere."""
+
+    description = "Primary key of a row, as text"
+
+    COLLATIONS = {"postgresql": "C", "sqlite": "BINARY", "mysql": "utf8mb4_bin"}
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, Any]:
+        parameters: dict[str, Any] = super().db_parameters(connection)
+        parameters["collation"] = self.COLLATIONS.get(connection.vendor)
+        return parameters

@@ -1,0 +1,117 @@
+"""What a row's input is, in 32 hex digits: a row whose fingerprint differs has changed.
+
+Where the database can compute it (INPUT_FIELDS, or nothing to compute) it is one expression that
+planning and the worker both have evaluated there, so Python and SQL never have to agree on it.
+Otherwise it is a hash of what `get_instance_representation` returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
+
+from autorun.fields import FingerprintField
+from autorun.keys import key_kind
+from autorun.models import UNCHANGING, Run
+from autorun.nodes import node_of
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+
+def computed_by_database(runner: QuerySetRunner) -> bool:
+    """Whether the fingerprint is an expression; if not, Python hashes the representation."""
+    return runner.INPUT_FIELDS is not None or not runner.overrides("get_instance_representation")
+
+
+def expression(runner: QuerySetRunner, *, upstream: bool = True) -> Expression:
+    """The fingerprint of a row of `runner`'s model, for `annotate()`.
+
+    `upstream=False` leaves out what the row's DEPENDS_ON runners made of it, for databases that
+    do not hold autorun's tables.
+    """
+    sources: list[Any] = [F(name) for name in runner.get_input_fields()]
+    if upstream:
+        sources += [Subquery(runs.values("pk")) for runs in upstream_successes(runner)]
+    return Fingerprint(*sources)
+
+
+def upstream_successes(runner: QuerySetRunner) -> list[models.QuerySet[Run]]:
+    """For each runner in DEPENDS_ON, the current success on the outer query's row."""
+    key = key_kind(runner.get_model()).expression(OuterRef)
+    lookup = key_kind(runner.get_model()).lookup(key)
+    return [
+        Run.objects.filter(
+            node_id=node_of(upstream).pk, is_current=True, status=Run.Status.SUCCEEDED, **lookup
+        )
+        for upstream in runner.get_dependencies()
+    ]
+
+
+def with_dependencies(
+    runner: QuerySetRunner, queryset: models.QuerySet[Any]
+) -> models.QuerySet[Any]:
+    """Those rows of `queryset` whose DEPENDS_ON runners have all succeeded on them."""
+    for runs in upstream_successes(runner):
+        queryset = queryset.filter(Exists(runs))
+    return queryset
+
+
+def combined(fingerprint: str, upstream: Sequence[int]) -> str:
+    """`fingerprint` together with the ids of the upstream runs, for fingerprints made in Python."""
+    if not upstream:
+        return fingerprint
+    text = ":".join([fingerprint, *map(str, upstream)])
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Fingerprint(Func):
+    """MD5 over netstrings of the source expressions: `N` for NULL, else `length:text`.
+
+    Without sources, a constant: then nothing about a row can make it pending again.
+
+    A bare concatenation would take NULL for '' and ('ab', 'c') for ('a', 'bc').
+    """
+
+    output_field = FingerprintField()
+
+    def as_sql(  # type: ignore[override]
+        self, compiler: Any, connection: Any, **extra: Any
+    ) -> tuple[str, list[Any]]:
+        cast = "::uuid" if connection.vendor == "postgresql" else ""
+        if not self.source_expressions:
+            return f"%s{cast}", [UNCHANGING]
+        parts: list[str] = []
+        params: list[Any] = []
+        for source in self.get_source_expressions():
+            sql, source_params = compiler.compile(source)
+            text = _as_text(sql, source.output_field, connection.vendor)
+            parts.append(_netstring(text, connection.vendor))
+            params += [*source_params, *source_params]
+        if connection.vendor == "mysql":
+            return f"MD5(CONCAT({', '.join(parts)}))", params
+        return f"MD5({' || '.join(parts)}){cast}", params
+
+
+def _netstring(text: str, vendor: str) -> str:
+    if vendor == "mysql":
+        return f"COALESCE(CONCAT(CHAR_LENGTH({text}), ':', {text}), 'N')"
+    return f"COALESCE(LENGTH({text}) || ':' || {text}, 'N')"
+
+
+def _as_text(sql: str, field: Any, vendor: str) -> str:
+    """`sql` as text that does not depend on the session's settings."""
+    while getattr(field, "remote_field", None) is not None:
+        field = field.target_field
+    if isinstance(field, models.BinaryField):
+        return f"ENCODE({sql}, 'hex')" if vendor == "postgresql" else f"HEX({sql})"
+    if vendor == "postgresql":
+        if isinstance(field, models.DateTimeField):
+            # The text of a timestamptz follows the session's time zone; its epoch does not.
+            sql = f"EXTRACT(EPOCH FROM {sql})"
+        return f"({sql})::text"
+    return f"CAST({sql} AS {'CHAR' if vendor == 'mysql' else 'TEXT'})"

@@ -1,0 +1,127 @@
+"""Doing at once, in a test's own transaction, what otherwise waits for a commit and for a worker.
+
+A TestCase never commits, so nothing that waits for the commit would ever happen in it. Here a
+transaction counts as committed when all that was opened within the `with` block has been.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from celery import current_app
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from autorun.publishing import Message, redirected
+
+logger = logging.getLogger(__name__)
+
+
+class Inbox:
+    """Takes messages in place of the broker, and executes them when it is told to."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.messages: deque[Message] = deque()
+        self._is_at_once = at_once
+        self._is_executing = False
+
+    def take(self, messages: Sequence[Message]) -> None:
+        self.messages.extend(messages)
+        if self._is_at_once:
+            self.execute()
+
+    def execute(self, *, without: str | None = None) -> None:
+        """Execute the messages one after the other, and then those that they lead to.
+
+        Not inside of each other: every chunk that ends releases another. Those of the task
+        `without` are thrown away.
+        """
+        if self._is_executing:
+            return
+        self._is_executing = True
+        try:
+            while self.messages:
+                message = self.messages.popleft()
+                if message.task != without:
+                    current_app.tasks[message.task](*message.args)
+        finally:
+            self._is_executing = False
+
+
+@contextmanager
+def committed_at_once(inbox: Inbox) -> Iterator[None]:
+    """Hand over, for the length of a `with` block, without a commit and to `inbox`.
+
+    Only what autorun itself waits for happens; other hooks of `on_commit` are left alone.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(redirected(inbox.take))
+        for connection in connections.all():
+            if connection.in_atomic_block:
+                stack.enter_context(_without_commit(connection))
+        yield
+
+
+@contextmanager
+def _without_commit(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Call autorun's hooks as soon as what was opened in the block has been left."""
+    depth = len(connection.savepoint_ids)
+    on_commit, savepoint_commit = connection.on_commit, connection.savepoint_commit
+
+    def begin() -> None:
+        """Where the block began, in the list of hooks."""
+
+    def settle() -> None:
+        while len(connection.savepoint_ids) <= depth and (hooks := _take(connection, begin)):
+            for hook in hooks:
+                _call(hook)
+
+    def on_commit_at_once(func: Callable[[], object], robust: bool = False) -> None:
+        on_commit(func, robust)
+        settle()
+
+    def savepoint_commit_at_once(sid: str) -> None:
+        savepoint_commit(sid)
+        settle()
+
+    mark: Any = (set(connection.savepoint_ids), begin, True)
+    connection.run_on_commit.append(mark)
+    try:
+        with (
+            mock.patch.object(connection, "on_commit", on_commit_at_once),
+            mock.patch.object(connection, "savepoint_commit", savepoint_commit_at_once),
+        ):
+            yield
+            settle()
+    finally:
+        connection.run_on_commit = [
+            each for each in connection.run_on_commit if each[1] is not begin
+        ]
+
+
+def _take(connection: BaseDatabaseWrapper, begin: Callable[[], None]) -> list[Any]:
+    """Remove autorun's hooks that were registered since `begin`, and return them."""
+    hooks = connection.run_on_commit
+    places = [place for place, hook in enumerate(hooks) if hook[1] is begin]
+    start = places[0] + 1 if places else 0
+    ours = [hook for hook in hooks[start:] if _is_ours(hook[1])]
+    others = [hook for hook in hooks[start:] if hook not in ours]
+    connection.run_on_commit = [*hooks[:start], *others]
+    return [hook[1] for hook in ours]
+
+
+def _is_ours(hook: object) -> bool:
+    module = str(getattr(hook, "__module__", ""))
+    return module.startswith("autorun.") and module != __name__
+
+
+def _call(hook: Callable[[], object]) -> None:
+    try:
+        hook()
+    except Exception:  # as Django does with robust hooks
+        logger.exception("%s failed.", hook)

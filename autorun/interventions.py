@@ -1,0 +1,213 @@
+"""What people decide about many runs at once: to retry, ignore or cancel them."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
+from django.db.models import Count, F, QuerySet
+
+from autorun import batches, registry
+from autorun.clock import DatabaseNow
+from autorun.conf import settings
+from autorun.dispatch import message_to_plan_on
+from autorun.exceptions import AutorunError, BrokerUnavailable
+from autorun.keys import key_kind
+from autorun.models import Batch, Chunk, Run
+from autorun.planning.scope import Scope
+from autorun.planning.windows import last_key
+from autorun.publishing import publish
+from autorun.transactions import repeated_on_conflict
+from autorun.triggers.backfill import require_valid
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+#: Keys that the scope of one batch holds; SQLite takes 32,766 parameters a statement.
+KEYS_IN_SCOPE = 30_000
+
+
+@dataclass(frozen=True)
+class Retried:
+    """Batches that run `runs` failed runs again; `outdated` are those no runner would run now."""
+
+    batches: Sequence[Batch] = field(default_factory=tuple)
+    runs: int = 0
+    outdated: int = 0
+
+
+def request_backfill(
+    runner: QuerySetRunner,
+    scope: Scope,
+    *,
+    limit: int | None = None,
+    window: int | None = None,
+    requested_by: str = "",
+) -> Batch:
+    """A batch that a worker plans, so that whoever asks does not wait for it.
+
+    It is recorded first and its message sent on commit; upkeep sends it again where no broker
+    took it. Raises ValueError, NotRegistered or ConfigurationError where it could not be planned.
+    """
+    require_valid(runner)
+    _ = scope.selection, scope.queryset(runner)
+    batch = batches.begin(
+        runner,
+        Batch.Trigger.BACKFILL,
+        scope=scope.written(),
+        description=str(scope)[:255],
+        upper_bound=last_key(runner),
+        limit=limit,
+        window=window,
+        requested_by=requested_by,
+    )
+    # Nobody plans it yet: whoever gets the message takes it over.
+    Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow())
+
+    def send() -> None:
+        try:
+            publish([message_to_plan_on(batch)])
+        except BrokerUnavailable as error:
+            logger.warning("%s: %s waits for upkeep: %s", runner.label, batch, error)
+
+    transaction.on_commit(send, using=settings.DATABASE, robust=True)
+    return batch
+
+
+def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
+    """Run again those of the found runs that failed for good, in one batch a runner or more.
+
+    A run of a version or configuration that its runner no longer has is passed over.
+    """
+    keys: dict[str, list[Any]] = defaultdict(list)
+    outdated = 0
+    for runs in found:
+        runners = _runners_of(runs)
+        failed = Run.objects.filter(
+            pk__in=[run.pk for run in runs], status=Run.Status.FAILED, is_current=True
+        )
+        for run in failed:
+            runner = runners.get((run.node_id, run.chunk_id))
+            if runner is None:
+                outdated += 1
+            else:
+                keys[runner.label].append(key_kind(runner.get_model()).of(run))
+    begun = [
+        request_backfill(
+            registry.get(label),
+            Scope(pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]), only="failed"),
+            requested_by=requested_by,
+        )
+        for label, of_runner in keys.items()
+        for begin in range(0, len(of_runner), KEYS_IN_SCOPE)
+    ]
+    return Retried(begun, sum(map(len, keys.values())), outdated)
+
+
+def ignore(found: Iterable[Sequence[Run]]) -> int:
+    """Leave those of the found runs that failed for good alone until their input changes."""
+    return sum(_repeated(_ignore, runs) for runs in found)
+
+
+def cancel(found: Iterable[Sequence[Run]]) -> int:
+    """Cancel those of the found runs that nobody has started; how many.
+
+    Their rows are pending again, so that a later sweep takes them.
+    """
+    return sum(_repeated(_cancel, runs) for runs in found)
+
+
+def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> int:
+    return repeated_on_conflict(lambda: change(runs), using=settings.DATABASE)
+
+
+def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], QuerySetRunner]:
+    """The runner of each run, by node and chunk, where it still is of that node."""
+    labels = dict(
+        Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).values_list("pk", "runner")
+    )
+    nodes: dict[str, int | None] = {}
+    for label in set(labels.values()):
+        nodes[label] = _node_id(label)
+    found = {}
+    for run in runs:
+        runner = registry.find(labels.get(run.chunk_id, ""))
+        if runner is not None and nodes[runner.label] == run.node_id:
+            found[run.node_id, run.chunk_id] = runner
+    return found
+
+
+def _node_id(label: str) -> int | None:
+    runner = registry.find(label)
+    if runner is None:
+        return None
+    try:
+        return runner.get_node().pk
+    except AutorunError:
+        return None
+
+
+def _ignore(runs: Sequence[Run]) -> int:
+    # A chunk that is being worked on has its counts written by its worker alone.
+    chunks = _locked(runs, states=(Chunk.State.FINISHED,))
+    failed = Run.objects.filter(
+        pk__in=[run.pk for run in runs],
+        chunk_id__in=chunks,
+        status=Run.Status.FAILED,
+        is_current=True,
+    )
+    counts = _count_by_chunk(failed)
+    number = failed.update(status=Run.Status.CANCELLED)
+    for amount, chunk_ids in counts.items():
+        Chunk.objects.filter(pk__in=chunk_ids).update(
+            failed=F("failed") - amount, cancelled=F("cancelled") + amount
+        )
+    return number
+
+
+def _cancel(runs: Sequence[Run]) -> int:
+    chunks = _locked(runs, states=batches.NOT_STARTED)
+    pending = Run.objects.filter(
+        pk__in=[run.pk for run in runs], chunk_id__in=chunks, status=Run.Status.PENDING
+    )
+    counts = _count_by_chunk(pending)
+    number = pending.update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
+    for amount, chunk_ids in counts.items():
+        Chunk.objects.filter(pk__in=chunk_ids).update(
+            cancelled=F("cancelled") + amount,
+            superseded_cancelled=F("superseded_cancelled") + amount,
+        )
+    emptied = Chunk.objects.filter(
+        pk__in=chunks, size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
+    )
+    # A message that is on its way finds another token, and does nothing.
+    emptied.update(
+        state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
+    )
+    batch_ids = Chunk.objects.filter(pk__in=chunks).exclude(batch=None).values_list("batch_id")
+    for (batch_id,) in list(batch_ids.distinct()):
+        batches.finish_if_done(batch_id)
+    return number
+
+
+def _locked(runs: Sequence[Run], *, states: Collection[Chunk.State]) -> list[int]:
+    """The chunks of the runs that are in one of those states, locked until the commit."""
+    chunks = Chunk.objects.select_for_update().filter(
+        pk__in={run.chunk_id for run in runs}, state__in=states
+    )
+    return list(chunks.order_by("pk").values_list("pk", flat=True))
+
+
+def _count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:
+    """The chunks of the runs by how many of the runs each has; the runs are locked."""
+    list(runs.select_for_update().order_by("pk").values_list("pk"))
+    found: dict[int, list[int]] = defaultdict(list)
+    for chunk_id, number in runs.order_by().values_list("chunk_id").annotate(Count("pk")):
+        found[number].append(chunk_id)
+    return dict(found)

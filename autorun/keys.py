@@ -1,0 +1,80 @@
+"""How a row is named in autorun's tables, and how its name leads back to it.
+
+An integer primary key is kept in `object_id`. Any other is kept in `object_key`, as the text the
+database itself makes of it: a UUID is 32 hex digits on SQLite and dashed on PostgreSQL, and a
+text made by Python would, on one of them, name a row that does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import CharField, Expression, F, OuterRef, TextField, UUIDField
+from django.db.models.functions import Cast
+
+#: A row's name: an int for integer primary keys, else the database's text of it.
+Key = int | str
+
+
+@dataclass(frozen=True)
+class KeyKind:
+    """What the primary key of one model is like."""
+
+    field: models.Field[Any, Any]
+
+    @property
+    def is_integer(self) -> bool:
+        return isinstance(self.field, models.IntegerField)
+
+    @property
+    def column(self) -> str:
+        """The column of Run that holds such a key."""
+        return "object_id" if self.is_integer else "object_key"
+
+    @property
+    def sql_type(self) -> str:
+        """A column type of `autorun.recordsets`."""
+        return "bigint" if self.is_integer else "text"
+
+    def expression(self, reference: type[F | OuterRef] = F) -> Expression | F:
+        """The key of a row, as a queryset of the model (or of an inner query) computes it."""
+        if self.is_integer:
+            return reference("pk")
+        return Cast(reference("pk"), TextField())
+
+    def lookup(self, key: Any) -> dict[str, Any]:
+        """Keyword arguments that find the runs of `key`, which may be an expression."""
+        if self.is_integer:
+            return {"object_id": key, "object_key": ""}
+        return {"object_id": 0, "object_key": key}
+
+    def to_pk(self, key: Key) -> Any:
+        """The primary key that the text or number `key` stands for."""
+        return self.field.to_python(key)
+
+    def of(self, run: Any) -> Key:
+        """The key a Run (or anything with its two columns) names."""
+        key: Key = run.object_id if self.is_integer else run.object_key
+        return key
+
+    def is_ordered_alike(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether the database orders these primary keys as it orders the keys in Run.
+
+        Where it does not, bounds on the primary key say nothing about bounds on the key.
+        """
+        if self.is_integer:
+            return True
+        if isinstance(self.field, UUIDField):
+            return connection.vendor in ("postgresql", "sqlite")
+        return isinstance(self.field, CharField) and connection.vendor == "sqlite"
+
+
+def key_kind(model: type[models.Model]) -> KeyKind:
+    """How rows of `model` are named."""
+    field: Any = model._meta.pk
+    while field.remote_field is not None:
+        field = field.target_field
+    return KeyKind(field)

@@ -1,0 +1,280 @@
+"""Runs by filter, newest first, without ever counting or sorting millions of them.
+
+What a filter asks for is, but for little, a property of chunks: who planned the run, when, in which
+batch, and how many runs ended how. So the few chunks that can hold such runs are found first, and
+only their runs are looked at.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
+from django.utils import timezone
+
+from autorun.models import Batch, Chunk, Failure, Node, Run
+
+#: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
+CHUNKS_AT_ONCE = 500
+RUNS_AT_ONCE = 5_000
+ROUNDS = 3
+
+SINCE: Mapping[str, dt.timedelta] = {
+    "1h": dt.timedelta(hours=1),
+    "24h": dt.timedelta(hours=24),
+    "7d": dt.timedelta(days=7),
+}
+
+_CURRENT = Q(is_current=True)
+_PENDING = Q(status=Run.Status.PENDING)
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of runs: which chunks may hold some, which of their runs they are, how many."""
+
+    chunks: Q
+    runs: Q
+    number: Any
+
+
+def _on_the_way(state: Chunk.State) -> State:
+    return State(Q(state=state), _PENDING & _CURRENT, Chunk.runs_left())
+
+
+STATES: Mapping[str, State] = {
+    "waiting": _on_the_way(Chunk.State.WAITING),
+    "queued": _on_the_way(Chunk.State.QUEUED),
+    "running": _on_the_way(Chunk.State.RUNNING),
+    "parked": _on_the_way(Chunk.State.PARKED),
+    "succeeded": State(
+        Q(succeeded__gt=0), Q(status=Run.Status.SUCCEEDED) & _CURRENT, F("succeeded")
+    ),
+    "failed": State(Q(failed__gt=0), Q(status=Run.Status.FAILED) & _CURRENT, F("failed")),
+    "ignored": State(Q(cancelled__gt=0), Q(status=Run.Status.CANCELLED) & _CURRENT, F("cancelled")),
+    "cancelled": State(
+        Q(cancelled__gt=0), Q(status=Run.Status.CANCELLED, is_current=None), F("cancelled")
+    ),
+    "superseded": State(
+        Q(), Q(is_current=None) & ~Q(status=Run.Status.CANCELLED), F("size") - F("moved")
+    ),
+}
+TRIGGERS: Mapping[str, Q] = {
+    "save": Q(batch=None, priority=Chunk.Priority.LIVE),
+    "sweep": Q(batch__trigger=Batch.Trigger.SWEEP),
+    "backfill": Q(batch__trigger=Batch.Trigger.BACKFILL),
+    "code": Q(batch__trigger=Batch.Trigger.CODE),
+}
+
+
+def state_of(run: Run) -> str:
+    """The word for a run's state, one of STATES; its chunk should have been loaded with it."""
+    if run.status == Run.Status.CANCELLED:
+        return "ignored" if run.is_current else "cancelled"
+    if not run.is_current:
+        return "superseded"
+    if run.status == Run.Status.PENDING:
+        return Chunk.State(run.chunk.state).name.lower()
+    return Run.Status(run.status).name.lower()
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in the list: runs of older chunks, or older runs of the same one, come after it."""
+
+    chunk_id: int
+    run_id: int
+
+    def __str__(self) -> str:
+        return f"{self.chunk_id}-{self.run_id}"
+
+    @classmethod
+    def read(cls, text: str) -> Cursor | None:
+        """The cursor that `text` is, or None where it is none."""
+        chunk_id, _, run_id = text.partition("-")
+        if not (chunk_id.isdecimal() and run_id.isdecimal()):
+            return None
+        return cls(int(chunk_id), int(run_id))
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some runs, and where the next ones begin; None at the end.
+
+    A page that is not full, and yet not the last, is one for which a bounded time did not do.
+    """
+
+    runs: list[Run]
+    after: Cursor | None
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """Which runs: by runner label, state, trigger, exception class, batch, time and row key.
+
+    `since` names how long ago a run may have ended; unfinished ones are always within.
+    """
+
+    runner: str = ""
+    state: str = ""
+    trigger: str = ""
+    exception: str = ""
+    batch: int | None = None
+    since: str = ""
+    row: str = ""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> RunFilter:
+        """The filter in query parameters; values that mean nothing are passed over."""
+        batch = _text(given, "batch")
+        return cls(
+            runner=_text(given, "runner"),
+            state=_one_of(STATES, given.get("state")),
+            trigger=_one_of(TRIGGERS, given.get("trigger")),
+            exception=_text(given, "exception"),
+            batch=int(batch) if batch.isdecimal() and len(batch) < 19 else None,
+            since=_one_of(SINCE, given.get("since")),
+            row=_text(given, "row"),
+        )
+
+    def written(self) -> dict[str, str]:
+        """The filter as query parameters; only those that narrow it."""
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: str(value) for name, value in known.items() if value}
+
+    def page(self, after: Cursor | None = None, *, size: int = 50) -> Page:
+        """`size` matching runs, with node, chunk and batch; at most 2 * ROUNDS queries."""
+        found: list[Run] = []
+        related = ("node", "chunk", "chunk__batch")
+        for rounds, (runs, cursor) in enumerate(self._rounds(after, wanted=size + 1), start=1):
+            found += runs.select_related(*related).defer("outputs")[: size + 1 - len(found)]
+            if len(found) > size:
+                return Page(found[:size], _cursor_of(found[size - 1]))
+            if rounds == ROUNDS:
+                return Page(found, cursor)
+        return Page(found, None)
+
+    def each(self) -> Iterator[list[Run]]:
+        """All matching runs, a few thousand at a time, with what names their row and no more."""
+        for runs, _ in self._rounds(None, wanted=RUNS_AT_ONCE):
+            names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
+            if some := list(runs.only(*names).select_related(None)):
+                yield some
+
+    def number(self) -> int | None:
+        """About how many runs match, by the counts that chunks keep; None where those cannot tell.
+
+        Superseded runs that were pruned, or moved from one state to another, make it inexact.
+        """
+        if self.exception or self.row or self.state == "superseded":
+            return None
+        number = STATES[self.state].number if self.state else F("size") - F("moved")
+        return self._chunks.aggregate(n=Sum(number))["n"] or 0
+
+    def _rounds(
+        self, after: Cursor | None, *, wanted: int
+    ) -> Iterator[tuple[QuerySet[Run], Cursor | None]]:
+        """Querysets of matching runs that follow each other, with the place each ends at."""
+        if self.row or self.exception:
+            yield self._after(self._runs, after), None
+            return
+        while True:
+            ids, is_last = self._next_chunks(after, wanted=wanted)
+            if not ids:
+                return
+            end = None if is_last else Cursor(ids[-1], 0)
+            yield self._after(self._runs.filter(chunk_id__in=ids), after), end
+            if is_last:
+                return
+            after = end
+
+    def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:
+        """Chunks that should hold `wanted` matching runs, and whether there are no more."""
+        chunks = self._chunks.order_by("-pk")
+        if after is not None:
+            # Cursor(chunk, 0) is the end of a chunk: no run has the id 0.
+            beyond = Q(pk__lte=after.chunk_id) if after.run_id else Q(pk__lt=after.chunk_id)
+            chunks = chunks.filter(beyond)
+        number = STATES[self.state].number if self.state else Value(1, IntegerField())
+        is_countable = bool(self.state) and self.state != "superseded"
+        rows = chunks.annotate(_number=number if is_countable else F("size"))
+        ids: list[int] = []
+        expected = 0
+        found = list(rows.values_list("pk", "_number")[: CHUNKS_AT_ONCE + 1])
+        most = wanted if is_countable else max(wanted, RUNS_AT_ONCE // 10)
+        for chunk_id, runs in found[:CHUNKS_AT_ONCE]:
+            ids.append(chunk_id)
+            # The chunk the cursor is in may be read to its end already.
+            expected += 0 if after is not None and chunk_id == after.chunk_id else runs
+            if expected >= most:
+                break
+        return ids, len(ids) == len(found)
+
+    @staticmethod
+    def _after(runs: QuerySet[Run], after: Cursor | None) -> QuerySet[Run]:
+        runs = runs.order_by("-chunk_id", "-pk")
+        if after is None:
+            return runs
+        if not after.run_id:
+            return runs.filter(chunk_id__lt=after.chunk_id)
+        same_chunk = Q(chunk_id=after.chunk_id, pk__lt=after.run_id)
+        return runs.filter(Q(chunk_id__lt=after.chunk_id) | same_chunk)
+
+    @cached_property
+    def _chunks(self) -> QuerySet[Chunk]:
+        """The chunks that may hold matching runs."""
+        return Chunk.objects.filter(self._chunk_condition)
+
+    @cached_property
+    def _chunk_condition(self) -> Q:
+        condition = Q()
+        if self.runner:
+            condition &= Q(runner=self.runner)
+        if self.batch is not None:
+            condition &= Q(batch_id=self.batch)
+        if self.trigger:
+            condition &= TRIGGERS[self.trigger]
+        if self.state:
+            condition &= STATES[self.state].chunks
+        if self.since:
+            since = timezone.now() - SINCE[self.since]
+            condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
+        return condition
+
+    @cached_property
+    def _runs(self) -> QuerySet[Run]:
+        """The matching runs, where those of `_chunks` alone are looked at."""
+        runs = Run.objects.all()
+        if self.state:
+            runs = runs.filter(STATES[self.state].runs)
+        if (self.row or self.exception) and self._chunk_condition:
+            runs = runs.filter(chunk__in=self._chunks)
+        if self.row:
+            key = Q(object_id=0, object_key=self.row)
+            if self.row.lstrip("-").isdecimal() and len(self.row) < 19:
+                key |= Q(object_id=int(self.row), object_key="")
+            # Named one by one, the nodes let the index find the row.
+            runs = runs.filter(key, node__in=list(Node.objects.values_list("pk", flat=True)))
+        if self.exception:
+            failures = Failure.objects.filter(exception_class=self.exception)
+            if self.since:
+                failures = failures.filter(failed_at__gte=timezone.now() - SINCE[self.since])
+            runs = runs.filter(pk__in=failures.values("run_id"))
+        return runs
+
+
+def _cursor_of(run: Run) -> Cursor:
+    return Cursor(run.chunk_id, run.pk)
+
+
+def _text(given: Mapping[str, Any], name: str) -> str:
+    # PostgreSQL takes no NUL in a text.
+    return str(given.get(name, "")).replace("\0", "").strip()[:255]
+
+
+def _one_of(known: Mapping[str, object], given: object) -> str:
+    return str(given) if given in known else ""

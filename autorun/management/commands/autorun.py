@@ -1,0 +1,84 @@
+"""`manage.py autorun SUBCOMMAND`; what each does is in `autorun.commands`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+
+from autorun.commands import SUBCOMMANDS
+from autorun.commands.subcommand import ConditionNotMet
+from autorun.commands.terminal import Terminal
+from autorun.exceptions import AutorunError
+
+#: Options of every Django command, which people also write behind the subcommand.
+COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("--no-color", "--force-color", "--traceback", "--skip-checks"), {"action": "store_true"}),
+    (("--settings", "--pythonpath"), {}),
+    (("-v", "--verbosity"), {"type": int, "choices": (0, 1, 2, 3)}),
+)
+
+
+class Command(BaseCommand):
+    help = "Shows and directs what autorun's runners do."
+    requires_system_checks = ("autorun",)
+    suppressed_base_arguments = {
+        *("--version", "--verbosity", "--settings", "--pythonpath", "--traceback"),
+        *("--force-color", "--skip-checks"),
+    }
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        self._parser = parser
+        subparsers = parser.add_subparsers(
+            dest="subcommand", title="subcommands", metavar="SUBCOMMAND"
+        )
+        for subcommand in SUBCOMMANDS:
+            added = subparsers.add_parser(
+                subcommand.name, help=subcommand.summary, description=subcommand.description()
+            )
+            subcommand.add_arguments(added)
+            _add_common(added)
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        found = _find(options.get("subcommand"))
+        if found is None or found.runs_despite_check_errors:
+            options["skip_checks"] = True
+        return super().execute(*args, **options)
+
+    def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
+        found = _find(subcommand)
+        if found is None:
+            self._parser.print_help(self.stdout)
+            return
+        terminal = Terminal(
+            options.get("stdout") or self.stdout._out,
+            no_color=options["no_color"],
+            force_color=options["force_color"],
+        )
+        try:
+            found(terminal).handle(**options)
+        except AutorunError as error:
+            raise CommandError(str(error)) from error
+        except ConditionNotMet as error:
+            # Django prints the name of the class, and this one's says nothing to who typed that.
+            raise CommandError(str(error), returncode=error.returncode) from error
+        except DatabaseError as error:
+            raise CommandError(
+                f"The database says: {str(error).strip()}\n"
+                "If tables are missing, run `manage.py migrate`; `manage.py autorun doctor` looks "
+                "for other causes."
+            ) from error
+
+
+def _find(name: str | None) -> Any:
+    return next((each for each in SUBCOMMANDS if each.name == name), None)
+
+
+def _add_common(parser: Any) -> None:
+    for names, options in COMMON:
+        for spelling in [names] if names[0] == "-v" else [(name,) for name in names]:
+            parser.add_argument(
+                *spelling, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options
+            )

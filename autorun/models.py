@@ -1,0 +1,321 @@
+"""What autorun remembers: five tables of one idea each, and two small ones for upkeep.
+
+`Run` is the hot one: it is written twice in a run's life, once when planned and once when
+finished. Everything about being queued and being worked on is kept on its `Chunk`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, ClassVar, TypeVar
+
+from django.contrib.contenttypes.models import ContentType
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.expressions import CombinedExpression
+
+from autorun.clock import DatabaseNow
+from autorun.conf import settings
+from autorun.fields import FingerprintField, ObjectKeyField
+
+#: What the fingerprint of a row is where nothing about the row can make it pending again.
+UNCHANGING = "0" * 32
+#: What the fingerprint of a row is whose input could not be prepared.
+UNPREPARED = "f" * 32
+
+CHUNK_EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC
+CHUNK_RANDOM_BITS = 22
+#: More chunks than one window of planning makes.
+LARGEST_BLOCK = 1 << 17
+
+
+def new_chunk_id() -> int:
+    """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
+
+    Ids are made here rather than by the database so that one INSERT can spread runs over chunks
+    that do not exist yet. Two blocks that overlap violate the primary key, and that window of
+    planning is rolled back and repeated.
+    """
+    milliseconds = time.time_ns() // 1_000_000 - CHUNK_EPOCH_MS
+    return milliseconds << CHUNK_RANDOM_BITS | secrets.randbits(CHUNK_RANDOM_BITS)
+
+
+State = TypeVar("State", bound=models.Model)
+
+
+class StateManager(models.Manager[State]):
+    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names."""
+
+    def get_queryset(self) -> models.QuerySet[State]:
+        return super().get_queryset().using(self._db or settings.DATABASE)
+
+
+class Node(models.Model):
+    """One version of one analysis with one configuration, over one model."""
+
+    title = models.CharField(max_length=255)
+    version = models.CharField(max_length=100)
+    configuration = models.JSONField(default=dict)
+    content_type = models.ForeignKey(ContentType, on_delete=models.CASCADE, related_name="+")
+    digest = models.CharField(max_length=64, unique=True)
+    run_seconds = models.FloatField(
+        null=True, blank=True, help_text="A run's time in seconds, as a moving average."
+    )
+    paused_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=DatabaseNow())
+
+    # What came of the current runs in chunks that are folded.
+    folded_succeeded = models.BigIntegerField(default=0)
+    folded_failed = models.BigIntegerField(default=0)
+    folded_ignored = models.BigIntegerField(default=0)
+
+    objects = StateManager()
+
+    class Meta:
+        # What people look for in the admin: a runner's page is a page about its node.
+        verbose_name_plural = "runners"
+
+    def __str__(self) -> str:
+        return f"{self.title} v{self.version}"
+
+
+class Batch(models.Model):
+    """One planning pass over a queryset, by schedule, person or code."""
+
+    class Trigger(models.TextChoices):
+        SWEEP = "sweep"
+        BACKFILL = "backfill"
+        CODE = "code"
+
+    class State(models.TextChoices):
+        RUNNING = "running"
+        PAUSED = "paused"
+        CANCELLED = "cancelled"
+        FINISHED = "finished"
+        FAILED = "failed"
+
+    runner = models.CharField(max_length=255, db_index=True)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="batches")
+    trigger = models.CharField(max_length=16, choices=Trigger)
+    requested_by = models.CharField(max_length=255, blank=True)
+    scope = models.JSONField(default=dict, help_text="What another process needs to go on with it.")
+    description = models.CharField(max_length=255, blank=True)
+    state = models.CharField(max_length=16, choices=State, default=State.RUNNING)
+    reason = models.TextField(blank=True, help_text="Why it was cancelled or failed.")
+
+    cursor = models.CharField(max_length=255, blank=True, help_text="The last key planned.")
+    upper_bound = models.CharField(max_length=255, blank=True, help_text="The last key to plan.")
+    limit = models.BigIntegerField(null=True, blank=True)
+    window = models.IntegerField(null=True, blank=True)
+
+    candidates = models.BigIntegerField(default=0)
+    existing = models.BigIntegerField(default=0)
+    planned = models.BigIntegerField(default=0)
+    unprepared = models.BigIntegerField(default=0)
+
+    token = models.IntegerField(default=0, help_text="Raised whenever a process takes it over.")
+    expires_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=DatabaseNow())
+    planned_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = StateManager()
+
+    class Meta:
+        verbose_name_plural = "batches"
+        indexes: ClassVar = [
+            models.Index(fields=["state", "runner"], name="autorun_batch_state"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_trigger_display()} {self.pk} of {self.runner}"
+
+
+class Chunk(models.Model):
+    """Up to BATCH_SIZE runs of one node, handed to Celery as one message and leased as one.
+
+    WAITING --release--> QUEUED --start--> RUNNING --finish--> FINISHED
+       ^                    |                 |
+       |<---park: PARKED----+                 +--rescue: FINISHED; its runs go to new chunks
+    """
+
+    class State(models.IntegerChoices):
+        WAITING = 0
+        QUEUED = 1
+        RUNNING = 2
+        PARKED = 3
+        FINISHED = 4
+
+    class Priority(models.IntegerChoices):
+        BACKFILL = 0
+        SWEEP = 10
+        LIVE = 20
+
+    id = models.BigIntegerField(primary_key=True, default=new_chunk_id)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="chunks", db_index=False)
+    runner = models.CharField(max_length=255)
+    batch = models.ForeignKey(
+        Batch, null=True, blank=True, on_delete=models.SET_NULL, related_name="chunks"
+    )
+    state = models.PositiveSmallIntegerField(choices=State, default=State.WAITING)
+    reason = models.TextField(blank=True, default="", help_text="Why it is parked.")
+    priority = models.SmallIntegerField(choices=Priority, default=Priority.BACKFILL)
+    queue = models.CharField(max_length=255, blank=True, default="")
+    size = models.IntegerField()
+    not_before = models.DateTimeField(null=True, blank=True)
+
+    created_at = models.DateTimeField(db_default=DatabaseNow())
+    published_at = models.DateTimeField(null=True, blank=True)
+    publications = models.PositiveSmallIntegerField(default=0)
+    started_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="When the lease ends.")
+    finished_at = models.DateTimeField(null=True, blank=True)
+    worker = models.CharField(max_length=255, blank=True, default="")
+    token = models.IntegerField(default=0, help_text="Raised by every start and every rescue.")
+
+    succeeded = models.IntegerField(default=0)
+    failed = models.IntegerField(default=0)
+    cancelled = models.IntegerField(default=0)
+    moved = models.IntegerField(default=0, help_text="Runs that went on in another chunk.")
+    superseded_succeeded = models.IntegerField(default=0)
+    superseded_failed = models.IntegerField(default=0)
+    superseded_cancelled = models.IntegerField(default=0)
+    is_folded = models.BooleanField(default=False, help_text="Whether its node has counted it in.")
+
+    objects = StateManager()
+
+    class Meta:
+        indexes: ClassVar = [
+            # In the order of release: with the ids unordered, every release sorted all that waits.
+            models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
+            models.Index(fields=["state", "expires_at"], name="autorun_chunk_lease"),
+            models.Index(fields=["node", "is_folded"], name="autorun_chunk_folded"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Chunk {self.pk} of {self.runner}"
+
+    @staticmethod
+    def runs_left(prefix: str = "") -> CombinedExpression:
+        """How many of a chunk's runs have neither ended nor gone on in another chunk.
+
+        `prefix` leads to the chunk, as in `"chunks__"`.
+        """
+        ended = ("succeeded", "failed", "cancelled", "moved")
+        left: Any = F(f"{prefix}size")
+        for name in ended:
+            left -= F(prefix + name)
+        found: CombinedExpression = left
+        return found
+
+
+class Run(models.Model):
+    """One row processed once, or about to be, by one node.
+
+    Of the runs of one node and one row at most one is *current* (`is_current` is True; on the
+    others it is NULL, which no unique constraint compares): the one for the row's last input.
+    The row is named by `object_id`, or by `object_key` where its primary key is no integer.
+    """
+
+    class Status(models.IntegerChoices):
+        PENDING = 0
+        SUCCEEDED = 1
+        FAILED = 2
+        CANCELLED = 3
+
+    id = models.BigAutoField(primary_key=True)
+    node = models.ForeignKey(
+        Node, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False, related_name="runs"
+    )
+    object_id = models.BigIntegerField(default=0)
+    object_key = ObjectKeyField(max_length=255, blank=True, default="")
+    fingerprint = FingerprintField()
+    is_current = models.BooleanField(null=True, default=True)
+    chunk = models.ForeignKey(
+        Chunk, on_delete=models.DO_NOTHING, db_constraint=False, related_name="runs"
+    )
+    status = models.PositiveSmallIntegerField(choices=Status, default=Status.PENDING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    outputs = models.JSONField(null=True, blank=True)
+
+    objects = StateManager()
+
+    class Meta:
+        permissions: ClassVar = [
+            ("start_run", "Can start sweeps, and runs of selected rows"),
+            ("backfill_run", "Can backfill"),
+            ("retry_run", "Can retry failed runs"),
+            ("cancel_run", "Can cancel and ignore runs"),
+            ("pause_run", "Can pause and resume runners and batches"),
+            ("view_payload", "Can see inputs, outputs and messages of failures"),
+        ]
+        # No index on status, nor one that mentions it: it would cost every update its HOT path.
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["node", "object_id", "object_key", "is_current"],
+                name="autorun_run_one_current",
+            ),
+            models.CheckConstraint(
+                condition=Q(is_current=True) | Q(is_current__isnull=True),
+                name="autorun_run_current_or_null",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"Run {self.pk}"
+
+
+class Failure(models.Model):
+    """What one attempt of a run threw."""
+
+    run = models.ForeignKey(
+        Run, on_delete=models.CASCADE, db_constraint=False, related_name="failures"
+    )
+    attempt = models.PositiveSmallIntegerField()
+    exception_class = models.CharField(max_length=255)
+    message = models.TextField(blank=True)
+    traceback = models.TextField(blank=True)
+    worker = models.CharField(max_length=255, blank=True)
+    failed_at = models.DateTimeField(db_default=DatabaseNow())
+
+    objects = StateManager()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["run", "attempt"], name="autorun_failure_one_a_attempt"
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["failed_at"], name="autorun_failure_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.exception_class}: {self.message[:80]}"
+
+
+class SpilledTrigger(models.Model):
+    """Primary keys of saved rows that no broker took; upkeep plans them."""
+
+    model_label = models.CharField(max_length=255)
+    keys = models.JSONField()
+    created_at = models.DateTimeField(db_default=DatabaseNow())
+
+    objects = StateManager()
+
+    def __str__(self) -> str:
+        return f"{len(self.keys)} saved {self.model_label} rows"
+
+
+class Pulse(models.Model):
+    """When something that should happen regularly last did."""
+
+    name = models.CharField(max_length=64, primary_key=True)
+    beat_at = models.DateTimeField()
+
+    objects = StateManager()
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,71 @@
+"""The Node of a runner: found or made, and remembered by the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.contenttypes.models import ContentType
+from django.db import IntegrityError, connections, transaction
+
+from autorun.conf import settings
+from autorun.encoding import digest
+from autorun.models import Node
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+_known: dict[tuple[str, str], Node] = {}
+
+
+def node_of(runner: QuerySetRunner) -> Node:
+    """The Node of `runner`'s analysis, version, configuration and model; made on first use."""
+    node_digest = digest_of(runner)
+    known = _known.get((settings.DATABASE, node_digest))
+    if known is not None:
+        return known
+    node = Node.objects.filter(digest=node_digest).first() or _create(runner, node_digest)
+    # What an open transaction made may yet be rolled back, and its id be given to another node.
+    if not connections[settings.DATABASE].in_atomic_block:
+        _known[settings.DATABASE, node_digest] = node
+    return node
+
+
+def digest_of(runner: QuerySetRunner) -> str:
+    """SHA-256, in hex, of what makes two runners share their runs."""
+    analysis = runner.get_analysis()
+    model = runner.get_model()._meta.concrete_model or runner.get_model()
+    return digest(
+        analysis.title, analysis.version, runner.get_configuration(), model._meta.label_lower
+    )
+
+
+def lock(node_id: int) -> None:
+    """Be the only one who has locked the node, until the transaction ends.
+
+    Not its key: on PostgreSQL every chunk that is inserted would wait for it.
+    """
+    no_key = connections[settings.DATABASE].features.has_select_for_no_key_update
+    Node.objects.select_for_update(no_key=no_key).filter(pk=node_id).values_list("pk").get()
+
+
+def forget_nodes(**_: Any) -> None:
+    """Drop what the process remembers, because the tables may have been emptied."""
+    _known.clear()
+
+
+def _create(runner: QuerySetRunner, node_digest: str) -> Node:
+    analysis = runner.get_analysis()
+    content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
+        runner.get_model()
+    )
+    try:
+        with transaction.atomic(using=settings.DATABASE):
+            return Node.objects.create(
+                title=analysis.title,
+                version=analysis.version,
+                configuration=runner.get_configuration(),
+                content_type=content_type,
+                digest=node_digest,
+            )
+    except IntegrityError:  # another process made it meanwhile
+        return Node.objects.get(digest=node_digest)

@@ -1,0 +1,15 @@
+"""Values that options have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class _BySetting:
+    """The value of an option that the setting of the same name decides."""
+
+    def __repr__(self) -> str:
+        return "BY_SETTING"
+
+
+BY_SETTING: Any = _BySetting()

@@ -1,0 +1,261 @@
+"""Plain JSON values out of Python's, or the key path of what JSON cannot hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence, Set, ValuesView
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from django.utils.duration import duration_iso_string
+from django.utils.functional import Promise
+
+from autorun.exceptions import AutorunError
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+
+# MariaDB stores 31 levels of JSON; a recordset of outputs adds two around each.
+MAX_DEPTH = 29
+
+# Python itself refuses to write or read longer ones (sys.get_int_max_str_digits).
+MAX_INTEGER_DIGITS = 4300
+
+_SHOWN_KEY_CHARACTERS = 60
+
+# In this order: a datetime is a date as well.
+_WRITERS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str]], ...] = (
+    (str, str.__str__),
+    ((dt.datetime, dt.date, dt.time), lambda value: str(value.isoformat())),
+    (dt.timedelta, duration_iso_string),
+    ((Decimal, UUID, PurePath, Promise), str),
+)
+
+
+class Unencodable(Exception):
+    """A value JSON cannot hold; gathers its key path on the way up."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.keys: list[object] = []
+
+    def path(self, root: str) -> str:
+        """Where the value is, as Python would reach it: `outputs["a"][0]`."""
+        return root + "".join(f"[{_shown(key)}]" for key in reversed(self.keys))
+
+
+class TooMany(Unencodable):
+    """More elements than the encoder was given room for."""
+
+
+class Encoder:
+    """Turns values into plain JSON values; raises only `Unencodable`.
+
+    `max_items` bounds how many elements all lists and dictionaries hold together, so that an
+    array of millions is refused before it is expanded.
+    """
+
+    def __init__(self, *, max_items: int = sys.maxsize) -> None:
+        self.max_items = max_items
+        self.items = 0
+
+    def encode(self, value: object) -> JSON:
+        try:
+            return self._encode(value, ())
+        except (Unencodable, AutorunError):
+            raise
+        except Exception as error:
+            # A container of the user's own may raise anything while it is read.
+            raise Unencodable(f"could not be read: {type(error).__name__} was raised") from error
+
+    def encode_integer(self, value: int) -> JSON:
+        if value.bit_length() > MAX_INTEGER_DIGITS * 3 and abs(value) >= 10**MAX_INTEGER_DIGITS:
+            raise Unencodable(
+                f"is an integer of more than {MAX_INTEGER_DIGITS} digits. Make it a string"
+            )
+        return value
+
+    # One return a type: most values are one of these, and are encoded once a run.
+    def _encode(self, value: Any, parents: tuple[int, ...]) -> JSON:  # noqa: PLR0911
+        kind = type(value)
+        if value is None or kind is bool:
+            return value  # type: ignore[no-any-return]
+        if kind is str:
+            return _checked_text(value)
+        if kind is int:
+            return self.encode_integer(value)
+        if kind is float:
+            return _checked_float(value)
+        if kind is dict:
+            return self._encode_mapping(value, _entered(value, parents))
+        if kind is list or kind is tuple:
+            return self._encode_items(value, _entered(value, parents))
+        return self._encode_other(value, parents)
+
+    def _encode_other(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        if isinstance(value, Enum):
+            return self._encode(value.value, parents)
+        if _is_numpy(value):
+            return self._encode_numpy(value, parents)
+        for types, write in _WRITERS:
+            if isinstance(value, types):
+                return _checked_text(write(value))
+        if isinstance(value, int):
+            return self.encode_integer(int(value))
+        if isinstance(value, float):
+            return _checked_float(float(value))
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            raise Unencodable(
+                f"is {type(value).__name__}, which JSON cannot hold. Decode it, or save it to a "
+                "file and give its path"
+            )
+        return self._encode_container(value, parents)
+
+    def _encode_container(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return self._encode_mapping(fields, _entered(value, parents))
+        if isinstance(value, Mapping):
+            return self._encode_mapping(value, _entered(value, parents))
+        if isinstance(value, Set):
+            return _sorted(self._encode_items(value, _entered(value, parents)))
+        if isinstance(value, (Sequence, ValuesView, deque)):
+            return self._encode_items(value, _entered(value, parents))
+        raise Unencodable(
+            f"is of type {_type_name(value)}, which JSON cannot hold. Give numbers, strings, lists "
+            "or dictionaries instead"
+        )
+
+    def _encode_mapping(
+        self, mapping: Mapping[Any, Any], parents: tuple[int, ...]
+    ) -> dict[str, JSON]:
+        self._count(mapping, len(mapping))
+        result: dict[str, JSON] = {}
+        for key, value in mapping.items():
+            try:
+                name = self._encode_key(key)
+                if name in result:
+                    raise Unencodable(
+                        f"stands twice: another key is {name!r} in JSON as well. Rename one"
+                    )
+                result[name] = self._encode(value, parents)
+            except Unencodable as error:
+                error.keys.append(key)
+                raise
+        return result
+
+    def _encode_items(self, items: Collection[Any], parents: tuple[int, ...]) -> list[JSON]:
+        self._count(items, len(items))
+        result: list[JSON] = []
+        for item in items:
+            try:
+                result.append(self._encode(item, parents))
+            except Unencodable as error:
+                error.keys.append(len(result))
+                raise
+        return result
+
+    def _encode_key(self, key: object) -> str:
+        if type(key) is str:
+            return _checked_text(key)
+        name = self._encode(key, ())
+        if isinstance(name, (list, dict)):
+            raise Unencodable(
+                f"is a key of type {_type_name(key)}, which JSON cannot hold. Make it a string"
+            )
+        return name if isinstance(name, str) else json.dumps(name)
+
+    def _encode_numpy(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        # By duck typing: a project without NumPy never imports it.
+        if not hasattr(value, "dtype"):
+            raise Unencodable(f"is of type {_type_name(value)}, which JSON cannot hold")
+        if value.dtype.kind in "mM":
+            # Only microseconds become Python's own dates; nanoseconds would become bare integers.
+            if (value != value).any():  # noqa: PLR0124 - NaT is like NaN here
+                raise Unencodable("holds NaT, which JSON cannot hold. Replace it by None")
+            value = value.astype(
+                f"{'datetime64' if value.dtype.kind == 'M' else 'timedelta64'}[us]"
+            )
+        self._check_room(value, value.size)
+        plain = value.tolist()
+        if _is_numpy(plain):  # A longdouble has no Python type of its own.
+            plain = float(plain)
+        return self._encode(plain, _entered(value, parents) if value.ndim == 0 else parents)
+
+    def _count(self, container: object, size: int) -> None:
+        self._check_room(container, size)
+        self.items += size
+
+    def _check_room(self, container: object, size: int) -> None:
+        if self.items + size > self.max_items:
+            raise TooMany(f"is a {_type_name(container)} of {size:,} elements")
+
+
+def _entered(value: object, parents: tuple[int, ...]) -> tuple[int, ...]:
+    """`parents` and `value`, unless that closes a circle or is too deep."""
+    if id(value) in parents:
+        raise Unencodable("refers back to what holds it. Break the circle")
+    if len(parents) >= MAX_DEPTH:
+        raise Unencodable(
+            f"is nested more than {MAX_DEPTH} levels deep. Flatten it, or save it to a file"
+        )
+    return (*parents, id(value))
+
+
+def _checked_text(text: str) -> str:
+    """`text`, unless PostgreSQL would refuse it."""
+    if "\0" in text:
+        raise Unencodable("holds a NUL character, which databases refuse. Remove or escape it")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Unencodable(
+                f"holds the lone surrogate U+{ord(text[error.start]):04X}, which databases refuse. "
+                "Decode the text with its real encoding, or replace the character"
+            ) from None
+    return text
+
+
+def _checked_float(number: float) -> float:
+    if math.isfinite(number):
+        return number
+    raise Unencodable(f"is {number}, which JSON cannot hold. Replace it by None or leave it out")
+
+
+def _sorted(items: list[JSON]) -> list[JSON]:
+    try:
+        return sorted(items)  # type: ignore[type-var]
+    except TypeError:
+        return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
+
+
+def _is_numpy(value: object) -> bool:
+    return any(kind.__module__.partition(".")[0] == "numpy" for kind in type(value).__mro__)
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _shown(key: object) -> str:
+    try:
+        text = json.dumps(key, ensure_ascii=False) if isinstance(key, str) else repr(key)
+    except Exception:  # noqa: BLE001 - a `__repr__` may raise anything
+        text = f"<{_type_name(key)}>"
+    if len(text) > _SHOWN_KEY_CHARACTERS:
+        text = text[:_SHOWN_KEY_CHARACTERS] + "…"
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

@@ -1,0 +1,111 @@
+"""Plan rows that somebody named: just saved, or just processed by what they depend on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ValidationError
+from django.db import InterfaceError, OperationalError
+
+from autorun import tracing
+from autorun.console import SILENT
+from autorun.dispatch import release
+from autorun.keys import key_kind
+from autorun.models import Chunk
+from autorun.planning.planner import Outcome, Planner
+from autorun.planning.statements import Candidates
+from autorun.planning.windows import Window, whole
+from autorun.querysets import as_plain
+from autorun.rows import eligible
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+#: Upkeep may bring 500,000 at once, saved while no broker answered.
+KEYS_AT_ONCE = 2_000
+
+
+def plan_keys(
+    runner: QuerySetRunner,
+    keys: Collection[Any],
+    *,
+    priority: Chunk.Priority = Chunk.Priority.LIVE,
+) -> Outcome:
+    """Plan and release those rows of the base queryset whose primary keys are `keys`."""
+    node_id = runner.get_node().pk
+    planner = Planner(runner, node_id=node_id, priority=priority)
+    outcome = Outcome()
+    with tracing.span("autorun.plan") as span:
+        for window in _windows(runner, keys, node_id=node_id):
+            outcome += planner.plan(window)
+        span.note(runner=runner.label, candidates=outcome.candidates, planned=outcome.planned)
+    if outcome.planned:
+        logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))
+        release(node_id)
+    return outcome
+
+
+def plan_for_all(
+    runners: Iterable[QuerySetRunner],
+    keys: Collection[Any],
+    *,
+    priority: Chunk.Priority = Chunk.Priority.LIVE,
+) -> None:
+    """`plan_keys` for several runners; what one of them raises keeps no other from its rows.
+
+    Raises OperationalError and InterfaceError, in the end, where the database was away: then all
+    of it may be tried again.
+    """
+    away: Exception | None = None
+    for runner in runners:
+        try:
+            plan_keys(runner, keys, priority=priority)
+        except (OperationalError, InterfaceError) as error:
+            away = error
+        except Exception:
+            logger.exception(
+                "%s: %d rows were not planned. Mend what the error names, and the next sweep "
+                "finds them.",
+                runner.label,
+                len(keys),
+            )
+    if away is not None:
+        raise away
+
+
+def candidates_named(
+    runner: QuerySetRunner, keys: Collection[Any], *, node_id: int
+) -> Candidates | None:
+    """The eligible rows of these primary keys as candidates.
+
+    None where they are too many for one window, or the input of one could not be prepared.
+    """
+    windows = list(_windows(runner, keys, node_id=node_id))
+    if len(windows) != 1 or windows[0].unprepared:
+        return None
+    return windows[0].candidates
+
+
+def _windows(runner: QuerySetRunner, keys: Collection[Any], *, node_id: int) -> Iterator[Window]:
+    """The eligible rows of these primary keys, so many at once as one short transaction plans."""
+    primary_keys = _primary_keys(runner, keys)
+    base = as_plain(runner, runner.get_base_queryset())
+    for begin in range(0, len(primary_keys), KEYS_AT_ONCE):
+        named = base.filter(pk__in=primary_keys[begin : begin + KEYS_AT_ONCE])
+        yield from whole(runner, eligible(runner, named, log_level=SILENT), node_id=node_id)
+
+
+def _primary_keys(runner: QuerySetRunner, keys: Collection[Any]) -> list[Any]:
+    """`keys` as values of the primary key; what cannot be one is passed over, with a warning."""
+    kind = key_kind(runner.get_model())
+    primary_keys = []
+    for key in keys:
+        try:
+            primary_keys.append(kind.to_pk(key))
+        except (ValidationError, ValueError, TypeError):
+            logger.warning("%s: %r is no primary key.", runner.label, key)
+    return primary_keys

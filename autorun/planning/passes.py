@@ -1,0 +1,140 @@
+"""A look at some rows of a runner: window by window, counted or planned."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from django.db import DatabaseError, InterfaceError
+from django.db.models import QuerySet
+
+from autorun import batches, tracing
+from autorun.crashing import crash_point
+from autorun.dispatch import release
+from autorun.exceptions import LeaseLost
+from autorun.models import Batch, Chunk
+from autorun.planning.planner import Outcome, Planner
+from autorun.planning.selection import PENDING, Selection
+from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
+from autorun.progress import progress
+from autorun.transactions import is_passing
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+_PRIORITY: dict[str, Chunk.Priority] = {
+    Batch.Trigger.SWEEP: Chunk.Priority.SWEEP,
+    Batch.Trigger.BACKFILL: Chunk.Priority.BACKFILL,
+    Batch.Trigger.CODE: Chunk.Priority.SWEEP,
+}
+
+
+class Pass:
+    """One look at some eligible rows of a runner."""
+
+    def __init__(
+        self,
+        runner: QuerySetRunner,
+        rows: QuerySet[Any],
+        *,
+        is_given: bool = False,
+        selection: Selection = PENDING,
+        counts_failed: bool = False,
+    ) -> None:
+        self.runner = runner
+        self.rows = rows
+        self.is_given = is_given
+        self.selection = selection
+        self.counts_failed = counts_failed and progress(runner).failed > 0
+        self.outcome = Outcome()
+        self.was_refused = False
+
+    def counted(self, *, limit: int | None) -> Batch:
+        """An unsaved batch with what planning would do."""
+        batch = Batch(runner=self.runner.label, node=self.runner.get_node(), limit=limit)
+        planner = self._planner(batch)
+        for window in self._windows(batch):
+            self.outcome += planner.count(window)
+        if limit is not None:
+            self.outcome = replace(self.outcome, planned=min(limit, self.outcome.planned))
+        batch.candidates, batch.existing = self.outcome.candidates, self.outcome.existing
+        batch.planned, batch.unprepared = self.outcome.planned, self.outcome.unprepared
+        return batch
+
+    def executed(self, batch: Batch) -> Batch:
+        """Plan and release window by window until the rows, the limit or the lease end."""
+        with tracing.span("autorun.plan") as span:
+            span.note(runner=batch.runner, batch=batch.pk, trigger=str(batch.trigger))
+            self._execute(batch)
+            span.note(candidates=self.outcome.candidates, planned=self.outcome.planned)
+        return batch
+
+    def _execute(self, batch: Batch) -> None:
+        planner = self._planner(batch)
+        crash_point("backfill.begun")
+        try:
+            for window in self._windows(batch):
+                self._plan_window(planner, batch, window)
+                crash_point("backfill.window")
+                if batch.limit is not None and self._left(batch) == 0:
+                    break
+        except LeaseLost as stopped:
+            logger.info("%s: %s", self.runner.label, stopped)
+        except Exception as error:
+            # A caller's transaction that the error has broken takes no more statements.
+            with suppress(DatabaseError, InterfaceError):
+                if is_passing(error):
+                    batches.hand_on(batch)
+                else:
+                    batches.fail(batch, f"{type(error).__name__}: {error}")
+            raise
+        else:
+            crash_point("backfill.unfinished")
+            batches.planned(batch)
+        batch.refresh_from_db()
+        logger.info(
+            "%s: %s of %d candidates planned %d runs.",
+            self.runner.label,
+            batch,
+            self.outcome.candidates,
+            self.outcome.planned,
+        )
+
+    def _plan_window(self, planner: Planner, batch: Batch, window: Window) -> None:
+        def book(outcome: Outcome) -> None:
+            batches.advance(batch, outcome, cursor=window.last_key)
+
+        outcome = planner.plan(window, limit=self._left(batch), also=book)
+        self.outcome += outcome
+        if outcome.planned and not self.was_refused:
+            self.was_refused = release(batch.node_id).was_refused
+
+    def _left(self, batch: Batch) -> int | None:
+        """How many runs the batch may still plan; `batch.planned` is what earlier processes did."""
+        if batch.limit is None:
+            return None
+        return max(0, batch.limit - batch.planned - self.outcome.planned)
+
+    def _windows(self, batch: Batch) -> Iterator[Window]:
+        node_id = batch.node_id
+        # A batch that has a cursor was begun by another process, and goes on behind it.
+        if self.is_given and not batch.cursor and self.rows.count() <= DATABASE_WINDOW:
+            return whole(self.runner, self.rows, node_id=node_id)
+        return windows(
+            self.runner, self.rows, node_id=node_id, after=batch.cursor, up_to=batch.upper_bound
+        )
+
+    def _planner(self, batch: Batch) -> Planner:
+        return Planner(
+            self.runner,
+            node_id=batch.node_id,
+            priority=_PRIORITY.get(batch.trigger, Chunk.Priority.SWEEP),
+            selection=self.selection,
+            batch=batch,
+            counts_failed=self.counts_failed,
+        )

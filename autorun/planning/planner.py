@@ -1,0 +1,247 @@
+"""From candidates to runs: count, supersede, insert, in one short transaction a window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from autorun import signals
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.dispatch import queue_of
+from autorun.encoding import ExceptionText, describe_exception
+from autorun.keys import Key, key_kind
+from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run, new_chunk_id
+from autorun.planning import statements
+from autorun.planning.selection import PENDING, SELECTIONS, Selection
+from autorun.planning.statements import Candidates, Counts, Redo
+from autorun.planning.windows import Window
+from autorun.rows import Row
+from autorun.sizing import chunk_size
+from autorun.transactions import repeated_on_conflict
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+
+_COUNTER = {
+    Run.Status.SUCCEEDED: "succeeded",
+    Run.Status.FAILED: "failed",
+    Run.Status.CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some candidates: `planned` new runs; `existing` needed none.
+
+    `failed` are those of the existing that failed for good, where anybody asked.
+    """
+
+    candidates: int = 0
+    existing: int = 0
+    planned: int = 0
+    unprepared: int = 0
+    failed: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            self.candidates + other.candidates,
+            self.existing + other.existing,
+            self.planned + other.planned,
+            self.unprepared + other.unprepared,
+            self.failed + other.failed,
+        )
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans windows of one runner's rows.
+
+    `status` other than PENDING records what needs no work: SUCCEEDED to adopt rows, CANCELLED to
+    ignore them.
+    """
+
+    runner: QuerySetRunner
+    node_id: int
+    priority: Chunk.Priority
+    selection: Selection = PENDING
+    batch: Batch | None = None
+    status: Run.Status = Run.Status.PENDING
+    counts_failed: bool = False
+
+    def count(self, window: Window) -> Outcome:
+        """What planning `window` would do."""
+        return _expected(self._count(window.candidates), window)
+
+    def plan(
+        self,
+        window: Window,
+        *,
+        limit: int | None = None,
+        also: Callable[[Outcome], None] | None = None,
+    ) -> Outcome:
+        """Record runs for the pending rows of `window`, at most `limit`; what became of them.
+
+        `also` is called with the outcome in the transaction that records the runs.
+        """
+        found = self._count(window.candidates)
+        expected = _expected(found, window)
+        has_work = bool(expected.planned or expected.unprepared) and limit != 0
+
+        def attempt() -> Outcome:
+            outcome = replace(expected, planned=0)
+            if has_work:
+                outcome = replace(expected, planned=self._record(window, found, limit=limit))
+            if also is not None:
+                also(outcome)
+            crash_point("plan.booked")
+            return outcome
+
+        outcome = repeated_on_conflict(attempt, using=settings.DATABASE)
+        crash_point("plan.committed")
+        return outcome
+
+    def _count(self, candidates: Candidates | None) -> Counts:
+        if candidates is None:
+            return Counts()
+        return statements.count(
+            candidates, self.selection, counts_failed=self.counts_failed, using=settings.DATABASE
+        )
+
+    def _record(self, window: Window, found: Counts, *, limit: int | None) -> int:
+        planned = 0
+        if window.candidates is not None:
+            planned = self._insert(window.candidates, found, new_chunk_id(), limit=limit)
+        if window.unprepared:
+            self._fail(window.unprepared)
+        return planned
+
+    def _insert(
+        self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
+    ) -> int:
+        """New runs for the candidates the selection takes, in chunks from `first_chunk` on.
+
+        What was not `found` is not looked for again: a run that appeared since then was made by
+        somebody who saw the rows no earlier, and its worker will see them later still.
+        """
+        size = chunk_size(self.runner, self.node_id)
+        redo: list[Redo] = []
+        superseded: dict[int, int] = {}
+        inserted = 0
+        if found.redo:
+            redo = statements.redone(
+                candidates, self.selection, limit=limit, using=settings.DATABASE
+            )
+        if redo:
+            superseded = statements.supersede(redo, using=settings.DATABASE)
+            crash_point("plan.superseded")
+            again = self._candidates([(each.key, each.fingerprint) for each in redo])
+            inserted = self._insert_missing(again, first_chunk, size)
+        left = None if limit is None else limit - len(redo)
+        if found.missing and left != 0:
+            next_chunk = first_chunk + -(-len(redo) // size)
+            inserted += self._insert_missing(candidates, next_chunk, size, limit=left)
+        crash_point("plan.inserted")
+        self._create_chunks(first_chunk, superseded, is_empty=not inserted)
+        crash_point("plan.chunked")
+        return inserted
+
+    def _insert_missing(
+        self, candidates: Candidates, first_chunk: int, size: int, limit: int | None = None
+    ) -> int:
+        return statements.insert(
+            candidates,
+            first_chunk=first_chunk,
+            size=size,
+            status=self.status,
+            limit=limit,
+            using=settings.DATABASE,
+        )
+
+    def _create_chunks(
+        self, first_chunk: int, superseded: dict[int, int], *, is_empty: bool
+    ) -> None:
+        """The chunks that the new runs name; the first one books what was superseded."""
+        chunk = Chunk(
+            pk=first_chunk,
+            node_id=self.node_id,
+            runner=self.runner.label,
+            batch=self.batch,
+            priority=self.priority,
+            queue=queue_of(self.runner),
+            size=0,
+        )
+        if is_empty or self.status != Run.Status.PENDING:
+            chunk.state = Chunk.State.FINISHED
+        booked = statements.as_counters(superseded)
+        if not is_empty:
+            counters = (
+                ["size"] if self.status == Run.Status.PENDING else ["size", _COUNTER[self.status]]
+            )
+            statements.insert_chunks(
+                chunk, counters=counters, booked=booked, using=settings.DATABASE
+            )
+        elif superseded:
+            for name, number in booked.items():
+                setattr(chunk, name, number)
+            chunk.save(force_insert=True, using=settings.DATABASE)
+
+    def _fail(self, rows: tuple[Row, ...]) -> None:
+        """Record rows whose input could not be prepared as failed, where that is news.
+
+        A row that was just saved has failed. In a look at everything, a row that has a run keeps
+        it: a file system that is away for a night must not turn all successes into failures.
+        """
+        first_chunk = new_chunk_id()
+        is_live = self.priority == Chunk.Priority.LIVE
+        selection = PENDING if is_live else SELECTIONS["missing"]
+        failing = replace(self, status=Run.Status.FAILED, selection=selection)
+        candidates = self._candidates([(row.key, UNPREPARED) for row in rows])
+        found = failing._count(candidates)
+        if not failing._insert(candidates, found, first_chunk, limit=None):
+            return
+        crash_point("plan.unprepared")
+        errors = {row.key: row.error for row in rows}
+        last_chunk = first_chunk + len(rows)
+        runs = Run.objects.filter(
+            node_id=self.node_id,
+            chunk_id__gte=first_chunk,
+            chunk_id__lte=last_chunk,
+            fingerprint=UNPREPARED,
+        )
+        failed = {run: _described(errors[candidates.kind.of(run)]) for run in runs}
+        Failure.objects.bulk_create(
+            Failure(run_id=run.pk, attempt=0, **asdict(text)) for run, text in failed.items()
+        )
+        signals.announce_runs(
+            self.runner.label,
+            (
+                signals.Ending(run.pk, candidates.kind.of(run), attempts=0, failure=text)
+                for run, text in failed.items()
+            ),
+        )
+
+    def _candidates(self, rows: list[tuple[Key, str]]) -> Candidates:
+        kind = key_kind(self.runner.get_model())
+        return statements.candidates_of(
+            rows, node_id=self.node_id, kind=kind, using=settings.DATABASE
+        )
+
+
+def _expected(found: Counts, window: Window) -> Outcome:
+    pending = found.missing + found.redo
+    return Outcome(
+        candidates=found.candidates + len(window.unprepared),
+        existing=found.candidates - pending,
+        planned=pending,
+        unprepared=len(window.unprepared),
+        failed=found.failed,
+    )
+
+
+def _described(error: Exception | None) -> ExceptionText:
+    return describe_exception(
+        error or RuntimeError("unknown"), max_bytes=settings.MAX_TRACEBACK_BYTES
+    )

@@ -1,0 +1,79 @@
+"""For which reason each candidate would be planned, or why not: counted, and shown by example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from django.db import connections
+
+from autorun.keys import Key
+from autorun.models import Run
+from autorun.planning.selection import Selection
+from autorun.planning.statements import Candidates, current_run_of_candidate
+from autorun.sql import table
+
+
+class Reason(StrEnum):
+    """What is the case with a candidate; each has exactly one.
+
+    missing: it has no current run. changed: its current run is for another input. failed: that
+    failed for good. done: it succeeded, or is ignored. under_way: it has not ended yet.
+    """
+
+    MISSING = "missing"
+    CHANGED = "changed"
+    FAILED = "failed"
+    DONE = "done"
+    UNDER_WAY = "under_way"
+
+    def is_taken_by(self, selection: Selection) -> bool:
+        """Whether a planning pass with that selection plans such candidates."""
+        if self is Reason.UNDER_WAY:
+            return False
+        if self is Reason.MISSING:
+            return selection.missing
+        if self is Reason.CHANGED:
+            return selection.changed or selection.finished
+        if self is Reason.FAILED:
+            return selection.failed or selection.finished
+        return selection.finished
+
+
+_SAME = "r.fingerprint = d.f AND r.status"
+#: SQL over a candidate `d` and its current run `r`.
+CONDITIONS: Mapping[Reason, str] = {
+    Reason.MISSING: "r.id IS NULL",
+    Reason.CHANGED: "r.fingerprint <> d.f",
+    Reason.FAILED: f"{_SAME} = {Run.Status.FAILED:d}",
+    Reason.DONE: f"{_SAME} IN ({Run.Status.SUCCEEDED:d}, {Run.Status.CANCELLED:d})",
+    Reason.UNDER_WAY: f"{_SAME} = {Run.Status.PENDING:d}",
+}
+
+
+def count_by_reason(candidates: Candidates, *, using: str) -> dict[Reason, int]:
+    """How many candidates there are of each reason; one query."""
+    counts = ", ".join(f"COUNT(CASE WHEN {each} THEN 1 END)" for each in CONDITIONS.values())
+    sql, params = _joined(candidates, using)
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"SELECT {counts} {sql}", params)
+        return dict(zip(CONDITIONS, cursor.fetchone(), strict=True))
+
+
+def keys_of(candidates: Candidates, reason: Reason, *, limit: int, using: str) -> list[Key]:
+    """The keys of at most `limit` candidates of that reason."""
+    sql, params = _joined(candidates, using)
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"SELECT d.k {sql} WHERE {CONDITIONS[reason]} LIMIT {limit:d}", params)
+        return [key for (key,) in cursor.fetchall()]
+
+
+def _joined(candidates: Candidates, using: str) -> tuple[str, list[Any]]:
+    connection = connections[using]
+    match = current_run_of_candidate(connection, candidates)
+    sql = (
+        f"FROM ({candidates.source.sql}) AS d "
+        f"LEFT JOIN {table(Run, connection)} AS r ON {match.sql}"
+    )
+    return sql, [*candidates.source.params, *match.params]

@@ -1,0 +1,63 @@
+"""Which rows a planning pass takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autorun.models import Run
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The reasons for which a row is planned.
+
+    missing: it has no current run. changed: its current run is for another input.
+    failed: that failed for good, on the same input. finished: on purpose, whatever came of the
+    last run.
+    """
+
+    missing: bool = True
+    changed: bool = True
+    failed: bool = False
+    finished: bool = False
+
+    @property
+    def redo_condition(self) -> str | None:
+        """SQL that holds where the current run `r` of row `d` is to be superseded, or None."""
+        conditions = []
+        if self.finished:
+            conditions.append(f"r.status <> {Run.Status.PENDING:d}")
+        elif self.failed:
+            conditions.append(f"r.status = {Run.Status.FAILED:d} AND r.fingerprint = d.f")
+        if self.changed:
+            conditions.append("r.fingerprint <> d.f")
+        return " OR ".join(conditions) or None
+
+
+PENDING = Selection()
+
+#: What `only=` of a backfill accepts.
+SELECTIONS = {
+    "missing": Selection(changed=False),
+    "changed": Selection(missing=False),
+    "failed": Selection(missing=False, changed=False, failed=True),
+    "all": Selection(failed=True),
+}
+
+
+def selection_for(only: str | None, *, force: bool = False) -> Selection:
+    """The selection a backfill's `only` and `force` name.
+
+    Raises ValueError for an unknown `only`.
+    """
+    if only is not None and only not in SELECTIONS:
+        known = ", ".join(repr(name) for name in SELECTIONS)
+        raise ValueError(f"There is no only={only!r}. Choose one of {known}, or None for pending.")
+    if not force:
+        return PENDING if only is None else SELECTIONS[only]
+    if only not in (None, "all"):
+        raise ValueError(
+            f"force=True runs again whatever is in scope, so only={only!r} would be ignored: "
+            "leave one of the two out."
+        )
+    return Selection(finished=True)

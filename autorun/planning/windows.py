@@ -1,0 +1,126 @@
+"""A queryset in pieces: windows of keys, small enough for one short transaction each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import QuerySet
+
+from autorun import fingerprints
+from autorun.conf import settings
+from autorun.keys import KeyKind, key_kind
+from autorun.planning.statements import Candidates, candidates_in, candidates_of
+from autorun.rows import Row, examined, fingerprinted, key_of, planned_by_database
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+#: Keys a window spans where the database plans it, and where Python looks at every row.
+DATABASE_WINDOW = 50_000
+PYTHON_WINDOW = 2_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some rows of a queryset. `last_key` is where the next window begins; '' in the last one."""
+
+    candidates: Candidates | None
+    last_key: str
+    unprepared: tuple[Row, ...] = ()
+
+
+def windows(
+    runner: QuerySetRunner,
+    queryset: QuerySet[Any],
+    *,
+    node_id: int,
+    after: str = "",
+    up_to: str = "",
+) -> Iterator[Window]:
+    """The rows of an eligible `queryset` with keys in (after, up_to], in the order of their keys.
+
+    An empty `after` or `up_to` is no bound.
+    """
+    if planned_by_database(runner):
+        return _database_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
+    return _python_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
+
+
+def whole(runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
+    """An eligible `queryset` of few rows, in one window where the database plans it."""
+    if not planned_by_database(runner):
+        yield from _python_windows(runner, queryset, node_id=node_id, after="", up_to="")
+        return
+    kind = key_kind(runner.get_model())
+    fingerprint = fingerprints.expression(runner)
+    yield Window(candidates_in(queryset, fingerprint, node_id=node_id, kind=kind), "")
+
+
+def last_key(runner: QuerySetRunner) -> str:
+    """The highest key of the runner's model, as text; '' where it has no rows."""
+    rows = runner.get_every_row().order_by("-pk")
+    kind = key_kind(runner.get_model())
+    found = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
+    return "" if found is None else str(found[0])
+
+
+def _database_windows(
+    runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
+) -> Iterator[Window]:
+    kind = key_kind(runner.get_model())
+    fingerprint = fingerprints.expression(runner)
+    reached = False
+    while not reached:
+        end = _end_of_window(runner, kind, after=after, up_to=up_to)
+        reached = not end
+        bounded = _between(kind, queryset, after=after, up_to=end or up_to)
+        candidates = candidates_in(
+            bounded,
+            fingerprint,
+            node_id=node_id,
+            kind=kind,
+            above=_key(kind, after),
+            up_to=_key(kind, end or up_to),
+        )
+        yield Window(candidates, end)
+        after = end
+
+
+def _python_windows(
+    runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
+) -> Iterator[Window]:
+    kind = key_kind(runner.get_model())
+    reached = False
+    while not reached:
+        bounded = _between(kind, queryset, after=after, up_to=up_to).order_by("pk")
+        instances = list(fingerprinted(runner, bounded)[:PYTHON_WINDOW])
+        reached = len(instances) < PYTHON_WINDOW
+        after = "" if reached else str(key_of(instances[-1]))
+        rows = list(examined(runner, instances))
+        prepared = [(row.key, row.fingerprint) for row in rows if row.error is None]
+        candidates = candidates_of(prepared, node_id=node_id, kind=kind, using=settings.DATABASE)
+        yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
+
+
+def _end_of_window(runner: QuerySetRunner, kind: KeyKind, *, after: str, up_to: str) -> str:
+    """The key that ends a full window, or '' where fewer are left."""
+    rows = _between(kind, runner.get_every_row(), after=after, up_to=up_to).order_by("pk")
+    keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
+    found = list(keys[DATABASE_WINDOW - 1 : DATABASE_WINDOW])
+    return str(found[0]) if found else ""
+
+
+def _between(kind: KeyKind, queryset: QuerySet[Any], *, after: str, up_to: str) -> QuerySet[Any]:
+    if after:
+        queryset = queryset.filter(pk__gt=kind.to_pk(after))
+    if up_to:
+        queryset = queryset.filter(pk__lte=kind.to_pk(up_to))
+    return queryset
+
+
+def _key(kind: KeyKind, text: str) -> int | str | None:
+    if not text:
+        return None
+    return int(text) if kind.is_integer else text

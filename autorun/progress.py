@@ -1,0 +1,169 @@
+"""What is done, what is pending, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections
+from django.db.models import (
+    BooleanField,
+    Exists,
+    Expression,
+    F,
+    FilteredRelation,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Sum,
+)
+from django.db.models.functions import Coalesce
+
+from autorun import fingerprints
+from autorun.keys import key_kind
+from autorun.models import Chunk, Node, Run
+from autorun.nodes import node_of
+from autorun.recordsets import recordset
+from autorun.rows import eligible, examined, fingerprinted, key_of, planned_by_database
+
+if TYPE_CHECKING:
+    from autorun.keys import Key
+    from autorun.rows import Row
+    from autorun.runner import QuerySetRunner
+
+WINDOW = 2_000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many current runs of a node ended how, and how many runs are on their way.
+
+    waiting: planned, not handed to Celery. queued: handed over. running: in a chunk that a worker
+    is at. ignored: left alone until the row's input changes.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    ignored: int = 0
+    waiting: int = 0
+    queued: int = 0
+    running: int = 0
+    parked: int = 0
+
+    @property
+    def unfinished(self) -> int:
+        return self.waiting + self.queued + self.running + self.parked
+
+    @property
+    def total(self) -> int:
+        return self.succeeded + self.failed + self.ignored + self.unfinished
+
+
+def progress(runner: QuerySetRunner) -> Progress:
+    """The runs of `runner`'s node by state, from the counts its chunks and the node itself keep."""
+    states = Chunk.State
+
+    def ended(folded: str, name: str) -> Any:
+        return F(folded) + Coalesce(Sum(F(f"open__{name}") - F(f"open__superseded_{name}")), 0)
+
+    def on_the_way(state: int) -> Any:
+        return Coalesce(Sum(Chunk.runs_left("open__"), filter=Q(open__state=state)), 0)
+
+    node = Node.objects.filter(pk=node_of(runner).pk).annotate(
+        # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
+        open=FilteredRelation("chunks", condition=Q(chunks__is_folded__in=[False]))
+    )
+    counts = node.values(
+        n_succeeded=ended("folded_succeeded", "succeeded"),
+        n_failed=ended("folded_failed", "failed"),
+        n_ignored=ended("folded_ignored", "cancelled"),
+        n_waiting=on_the_way(states.WAITING),
+        n_queued=on_the_way(states.QUEUED),
+        n_running=on_the_way(states.RUNNING),
+        n_parked=on_the_way(states.PARKED),
+    ).get()
+    numbers: dict[str, Any] = dict(counts)
+    return Progress(**{name.removeprefix("n_"): int(n) for name, n in numbers.items()})
+
+
+def pending(runner: QuerySetRunner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
+    """Rows of `queryset` whose current input has no live or finished run, in pk order."""
+    return _split(runner, queryset, has_run=False).order_by("pk")
+
+
+def existing(runner: QuerySetRunner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
+    """Rows of `queryset` whose current input has a live or finished run, in pk order."""
+    return _split(runner, queryset, has_run=True).order_by("pk")
+
+
+def _split(
+    runner: QuerySetRunner, queryset: QuerySet[Any] | None, *, has_run: bool
+) -> QuerySet[Any]:
+    rows: QuerySet[Any] = eligible(runner, queryset, log_level=logging.DEBUG)
+    if not planned_by_database(runner):
+        return runner.get_every_row().filter(pk__in=_KeysByPython(runner, rows, has_run=has_run))
+    kind = key_kind(runner.get_model())
+    rows = rows.alias(
+        _autorun_key=kind.expression(), _autorun_print=fingerprints.expression(runner)
+    )
+    run = Run.objects.filter(
+        node_id=node_of(runner).pk, is_current=True, **kind.lookup(OuterRef("_autorun_key"))
+    )
+    if runner.DEPENDS_ON and connections[rows.db].vendor == "mysql":
+        # MariaDB turns EXISTS into IN, and takes no subquery, as the fingerprint is one then, in
+        # the left side of that.
+        rows = rows.alias(_autorun_run=Subquery(run.values("fingerprint")))
+        matches: Any = Q(_autorun_run__isnull=False, _autorun_run=F("_autorun_print"))
+    else:
+        run = run.filter(fingerprint=OuterRef("_autorun_print"))
+        matches = Exists(run)
+    split: QuerySet[Any] = rows.filter(matches if has_run else ~matches)
+    return split
+
+
+class _KeysByPython(Expression):
+    """The primary keys of rows that only Python can tell apart; found when the query is run."""
+
+    output_field = BooleanField()
+
+    def __init__(self, runner: QuerySetRunner, rows: QuerySet[Any], *, has_run: bool) -> None:
+        super().__init__()
+        self.runner = runner
+        self.rows = rows
+        self.has_run = has_run
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[Any, ...]]:
+        kind = key_kind(self.runner.get_model())
+        if kind.is_integer:
+            found = recordset(connection, {"k": kind.sql_type}, ((key,) for key in self._keys()))
+            return f"(SELECT c.k FROM ({found.sql}) AS c)", found.params
+        keys = [kind.field.get_db_prep_value(kind.to_pk(key), connection) for key in self._keys()]
+        return (f"({', '.join(['%s'] * len(keys))})" if keys else "(NULL)"), tuple(keys)
+
+    def _keys(self) -> Iterator[Key]:
+        for rows in _in_windows(self.runner, self.rows):
+            current = current_runs(self.runner, [row.key for row in rows])
+            for row in rows:
+                if (current.get(row.key) == row.fingerprint) is self.has_run:
+                    yield row.key
+
+
+def current_runs(runner: QuerySetRunner, keys: list[Key]) -> dict[Key, str]:
+    """The fingerprints of the current runs of the rows named by `keys`."""
+    column = key_kind(runner.get_model()).column
+    runs = Run.objects.filter(
+        node_id=node_of(runner).pk, is_current=True, **{f"{column}__in": keys}
+    )
+    return dict(runs.values_list(column, "fingerprint"))
+
+
+def _in_windows(runner: QuerySetRunner, queryset: QuerySet[Any]) -> Iterator[list[Row]]:
+    rows = fingerprinted(runner, queryset).order_by("pk")
+    kind = key_kind(runner.get_model())
+    instances = list(rows[:WINDOW])
+    while instances:
+        yield list(examined(runner, instances))
+        instances = list(rows.filter(pk__gt=kind.to_pk(key_of(instances[-1])))[:WINDOW])

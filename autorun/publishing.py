@@ -1,0 +1,243 @@
+"""Messages to the broker, over a connection that never waits for long.
+
+A broker that accepts and never answers would block Celery's own `.delay()` for ever, so autorun
+publishes over one connection a process of its own, with short timeouts. After a failure it does
+not knock again for a moment, so that many who publish do not each wait for the same timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from celery import current_app
+from kombu import Connection, Producer
+
+from autorun.crashing import crash_point
+from autorun.exceptions import BrokerUnavailable
+
+TIMEOUT = 2.0  # seconds to connect, and to send or read anything
+PAUSE_AFTER_FAILURE = 1.0  # seconds
+AMQP = ("amqp", "amqps", "pyamqp")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A call of a registered task. `expires` and `time_limit` are seconds."""
+
+    task: str
+    args: tuple[Any, ...] = ()
+    queue: str | None = None
+    priority: int | None = None
+    expires: float | None = None
+    time_limit: float | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `apply_async`, without those that are not given."""
+        given = {
+            "queue": self.queue,
+            "priority": self.priority,
+            "expires": self.expires,
+            "time_limit": self.time_limit,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def publish(messages: Sequence[Message]) -> None:
+    """Send the messages, in order.
+
+    Raises BrokerUnavailable when the broker refused or was silent; it may have taken some of
+    them all the same.
+    """
+    if _sink is not None:
+        _sink(messages)
+    elif current_app.conf.task_always_eager:
+        _execute_eagerly(messages)
+    else:
+        _courier.publish(messages)
+
+
+def is_immediate() -> bool:
+    """Whether no broker stands between `publish` and those who do the work."""
+    return _sink is not None or bool(current_app.conf.task_always_eager)
+
+
+@contextmanager
+def redirected(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
+    """Have `sink` take all messages in place of the broker, for the length of a `with` block."""
+    global _sink  # noqa: PLW0603
+    before, _sink = _sink, sink
+    try:
+        yield
+    finally:
+        _sink = before
+
+
+_sink: Callable[[Sequence[Message]], object] | None = None
+_eager = threading.local()
+
+
+def _execute_eagerly(messages: Sequence[Message]) -> None:
+    """Execute the tasks here, one after the other, and then those that they publish.
+
+    Not inside of each other: every chunk that ends releases another.
+    """
+    if getattr(_eager, "waiting", None) is not None:
+        _eager.waiting.extend(messages)
+        return
+    _eager.waiting = waiting = deque(messages)
+    try:
+        while waiting:
+            message = waiting.popleft()
+            current_app.tasks[message.task].apply_async(message.args, **message.options())
+    finally:
+        _eager.waiting = None
+
+
+def urgent_priority() -> int | None:
+    """The message priority that goes first with the project's broker; None where that is none.
+
+    Redis is the other way round than the rest: there a message without priority goes first.
+    """
+    return 9 if _scheme() in (*AMQP, "sqlite") else None
+
+
+class _Courier:
+    """The process's connection for publishing; one thread at a time uses it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._broker: object = None
+        self._failed_at = float("-inf")
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        with self._lock:
+            self._turn_to(_broker())
+            waiting = self._failed_at + PAUSE_AFTER_FAILURE - time.monotonic()
+            if waiting > 0:
+                raise BrokerUnavailable("It did not answer a moment ago.")
+            was_open = self._connection is not None
+            try:
+                self._send(messages)
+            except Exception as error:
+                self._drop()
+                # A connection that lay idle may have been closed at the other end meanwhile;
+                # a broker that is silent is not asked twice.
+                if was_open and not _is_timeout(error):
+                    self._send_or_give_up(messages)
+                else:
+                    raise self._given_up(error) from error
+
+    def _turn_to(self, broker: object) -> None:
+        if broker != self._broker:
+            self._drop()
+            self._broker = broker
+            self._failed_at = float("-inf")
+
+    def _send_or_give_up(self, messages: Sequence[Message]) -> None:
+        try:
+            self._send(messages)
+        except Exception as error:
+            self._drop()
+            raise self._given_up(error) from error
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        if self._connection is not None and not self._connection.connected:
+            self._drop()  # kombu would open it again by itself, with its own patience
+        if self._connection is None:
+            self._connection = _open()
+        producer = Producer(self._connection.default_channel)
+        for message in messages:
+            current_app.tasks[message.task].apply_async(
+                message.args,
+                producer=producer,
+                # Without a policy a refused connection takes seconds longer to be reported.
+                retry_policy={"max_retries": 0},
+                **message.options(),
+            )
+            crash_point("dispatch.sending")
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _close(connection)
+
+    def _given_up(self, error: Exception) -> BrokerUnavailable:
+        self._failed_at = time.monotonic()
+        cause = error.__cause__ or error  # kombu wraps it, and tells less
+        return BrokerUnavailable(f"{type(cause).__name__}: {cause}")
+
+
+def _open() -> Connection:
+    connection: Connection = current_app.connection_for_write(
+        connect_timeout=TIMEOUT, transport_options=_impatient_options()
+    )
+    try:
+        connection.ensure_connection(**_one_attempt(hosts=len(connection.alt) or 1))
+    except BaseException:
+        _close(connection)
+        raise
+    return connection
+
+
+def _broker() -> object:
+    """What tells one broker from another: tests turn to several."""
+    return current_app.main, str(current_app.conf.broker_write_url)
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    """Whether a wait was too long; redis has a TimeoutError of its own, and kombu wraps both."""
+    while error is not None:
+        if type(error).__name__ == "TimeoutError" or isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _close(connection: Connection) -> None:
+    """Free its file descriptors, without a word to a broker that may not answer."""
+    transport: Any = connection.transport
+    connection.collect(socket_timeout=0.1)
+    # Redis's transport keeps its epoll object, and waits for the garbage collector.
+    poller: Any = getattr(getattr(transport, "cycle", None), "poller", None)
+    if hasattr(poller, "close"):
+        poller.close()
+
+
+def _one_attempt(*, hosts: int = 1) -> dict[str, Any]:
+    # kombu's own default is a second attempt after two seconds of sleep.
+    return {"max_retries": hosts - 1, "interval_start": 0, "interval_step": 0}
+
+
+def _impatient_options() -> dict[str, Any]:
+    scheme = _scheme()
+    if scheme in AMQP:
+        # Without confirms a RabbitMQ that is frozen, or short of memory, seems to take messages.
+        return {"confirm_publish": True, "read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
+    if scheme in ("redis", "rediss", "sentinel"):
+        return {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
+    return {}
+
+
+def _scheme() -> str:
+    """What the (first) broker URL begins with; Celery's default broker is RabbitMQ."""
+    urls: str | list[str] = current_app.conf.broker_write_url or "amqp:"
+    url = urls if isinstance(urls, str) else urls[0]
+    return url.partition(":")[0].partition("+")[0]
+
+
+def _reset() -> None:
+    global _courier  # noqa: PLW0603
+    _courier = _Courier()
+
+
+_courier = _Courier()
+# A connection, and a lock that another thread held, are of no use in a forked child.
+os.register_at_fork(after_in_child=_reset)

@@ -1,0 +1,30 @@
+"""Things that should happen every so often, however many processes try."""
+
+from __future__ import annotations
+
+from django.db import IntegrityError, transaction
+
+from autorun.clock import DatabaseNow, from_now
+from autorun.conf import settings
+from autorun.models import Pulse
+
+#: A turn may come a little early: who takes it and who sends it keep different time.
+EARLY = 0.8
+
+
+def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
+    """Whether it is this process's turn, with nobody having had one for `every` seconds.
+
+    `early` is the part of them that must have passed.
+    """
+    due = Pulse.objects.filter(name=name, beat_at__lte=from_now(-every * early))
+    if due.update(beat_at=DatabaseNow()):
+        return True
+    if Pulse.objects.filter(name=name).exists():
+        return False
+    try:
+        with transaction.atomic(using=settings.DATABASE):
+            Pulse(name=name, beat_at=DatabaseNow()).save(force_insert=True, using=settings.DATABASE)
+    except IntegrityError:
+        return False
+    return True

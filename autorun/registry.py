@@ -1,0 +1,212 @@
+"""Which runners exist: a dict of their classes by label."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from django.apps import apps
+from django.utils.module_loading import autodiscover_modules
+
+from autorun.exceptions import AlreadyRegistered, AutorunError, NotRegistered
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+RunnerClass = TypeVar("RunnerClass", bound="type[QuerySetRunner]")
+
+#: How alike two names must be for the one to be taken for a slip of the other.
+CLOSE = 0.7
+
+_runners: dict[str, type[QuerySetRunner]] = {}
+_listeners: list[Callable[[], object]] = []
+#: Every runner class there is, with the file and line of its declaration.
+_declared: dict[type[QuerySetRunner], tuple[str, int]] = {}
+#: Of these, those that `register_module` has registered: others of their name were imported anew.
+_registered_once: set[type[QuerySetRunner]] = set()
+
+
+def register(runner_class: RunnerClass) -> RunnerClass:
+    """Register a runner class under its label; usable as a decorator.
+
+    Raises AlreadyRegistered when another class has that label. A module that is imported anew
+    replaces its classes.
+    """
+    label = runner_class.get_label()
+    known = _runners.get(label)
+    if known is not None and _place(known) != _place(runner_class):
+        raise AlreadyRegistered(
+            f"{label} is registered as {_place(known)} already, so {_place(runner_class)} "
+            "cannot be: rename one of the two classes."
+        )
+    _runners[label] = runner_class
+    _tell_change()
+    return runner_class
+
+
+def unregister(label: str) -> None:
+    """Forget a runner. Raises NotRegistered when there is none."""
+    get(label)
+    del _runners[label]
+    _tell_change()
+
+
+@contextmanager
+def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
+    """Register runners for the length of a `with` block, in place of any of the same label."""
+    before = dict(_runners)
+    _runners.update({each.get_label(): each for each in runner_classes})
+    _tell_change()
+    try:
+        yield
+    finally:
+        _runners.clear()
+        _runners.update(before)
+        _tell_change()
+
+
+def on_change(listener: Callable[[], object]) -> None:
+    """Have `listener` called whenever other runners are registered."""
+    _listeners.append(listener)
+
+
+def runners() -> list[QuerySetRunner]:
+    """One instance of every registered runner, by label."""
+    return [_runners[label]() for label in sorted(_runners)]
+
+
+def find(label: str) -> QuerySetRunner | None:
+    """The runner of that label, or None."""
+    runner_class = _runners.get(label)
+    return None if runner_class is None else runner_class()
+
+
+def get(label: str) -> QuerySetRunner:
+    """The runner of that label. Raises NotRegistered, which names those there are."""
+    runner = find(label)
+    if runner is not None:
+        return runner
+    meant = _meant_by(label)
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    known = ", ".join(sorted(_runners)) or "none"
+    raise NotRegistered(f"No runner is registered as {label!r}.{hint} Registered: {known}.")
+
+
+def subscribers(model_label: str) -> list[QuerySetRunner]:
+    """The runners whose DATA_MODEL has that label and which look at saved rows."""
+    return [
+        runner
+        for runner in runners()
+        if runner.ON_SAVE and runner.get_model()._meta.label == model_label
+    ]
+
+
+def dependents(runner: QuerySetRunner) -> list[QuerySetRunner]:
+    """The runners that wait for successes of `runner`, or of one that shares its node."""
+    waiting = [other for other in runners() if other.DEPENDS_ON]
+    digest = runner.get_digest() if waiting else ""
+    return [other for other in waiting if _depends_on(other, digest)]
+
+
+def autodiscover() -> None:
+    """Import every app's `analyses` and `runners` modules and register the runners found there."""
+    autodiscover_modules("analyses")
+    autodiscover_modules("runners")
+    for config in apps.get_app_configs():
+        if config.module is not None:
+            register_module(f"{config.name}.runners")
+
+
+def register_module(name: str) -> None:
+    """Register the concrete runners that an imported module or package defines.
+
+    Raises AlreadyRegistered where it defines two of one name, of which Python keeps the last.
+    """
+    found = [each for each in _declared if _is_in(each.__module__, name) and each.DATA_MODEL]
+    new = [each for each in found if each not in _registered_once]
+    _refuse_twins(new)
+    _registered_once.update(new)
+    for runner_class in found:
+        register(runner_class)
+
+
+def _refuse_twins(runner_classes: list[type[QuerySetRunner]]) -> None:
+    first: dict[tuple[str, str], int] = {}
+    for runner_class in runner_classes:
+        file, line = _declared[runner_class]
+        place = _place(runner_class)
+        # The same line again is a module that was imported anew.
+        if first.setdefault((file, place), line) != line:
+            raise AlreadyRegistered(
+                f"{runner_class.__module__} defines two runners called "
+                f"{runner_class.__qualname__}, in the lines {first[file, place]} and {line}: "
+                "rename one of the two classes."
+            )
+
+
+def _is_in(module: str, name: str) -> bool:
+    return module == name or module.startswith(f"{name}.")
+
+
+def declare(runner_class: type[QuerySetRunner]) -> None:
+    """Take note of a class that exists; `autodiscover` decides whether it is registered."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("autorun."):
+        frame = frame.f_back
+    _declared[runner_class] = (frame.f_code.co_filename, frame.f_lineno)
+
+
+def without_model() -> list[type[QuerySetRunner]]:
+    """Classes that name an analysis but no model, and are no other's base."""
+    return [
+        each
+        for each in _declared
+        if each.DATA_MODEL is None and each.ANALYSIS is not None and not each.__subclasses__()
+    ]
+
+
+def _meant_by(label: str) -> str | None:
+    """The registered label that `label` is a slip of, as far as the names of the classes tell."""
+    close = {known: _likeness(label, known) for known in _runners}
+    close = {known: likeness for known, likeness in close.items() if likeness >= CLOSE}
+    return max(
+        close,
+        key=lambda known: (close[known], _ratio(label, known)),
+        default=None,
+    )
+
+
+def _likeness(label: str, known: str) -> float:
+    """From 0 to 1. That both end in `Runner`, as most do, counts for nothing."""
+    typed, name = (each.rpartition(".")[2].lower() for each in (label, known))
+    stem = typed.removesuffix("runner")
+    likeness = _ratio(stem, name.removesuffix("runner"))
+    return likeness if stem != typed else max(likeness, _ratio(typed, name))
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _tell_change() -> None:
+    for listener in _listeners:
+        listener()
+
+
+def _depends_on(runner: QuerySetRunner, digest: str) -> bool:
+    try:
+        return any(upstream.get_digest() == digest for upstream in runner.get_dependencies())
+    except AutorunError as error:
+        # A runner that is declared wrongly keeps no other one from its work.
+        logger.warning("%s: its dependencies cannot be told: %s", runner.label, error)
+        return False
+
+
+def _place(runner_class: type[QuerySetRunner]) -> str:
+    return f"{runner_class.__module__}.{runner_class.__qualname__}"

@@ -1,0 +1,90 @@
+"""Runs whose worker has gone: they go out again, each alone.
+
+Which run of the chunk killed the worker cannot be known, so all that were unfinished use up an
+attempt; but only one that was alone can fail for good by it. A run that kills every worker ends
+as failed after MAX_ATTEMPTS, and its neighbours succeed.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from django.db.models import F
+
+from autorun import registry, signals
+from autorun.backoff import backoff_of
+from autorun.clock import DatabaseNow, from_now
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.encoding import ExceptionText
+from autorun.exceptions import LeaseLost, WorkerLost
+from autorun.execution.leases import Lease
+from autorun.execution.results import Result, Tally, endings, record
+from autorun.models import Chunk, Run
+from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+
+def rescue_expired(*, at_most: int) -> int:
+    """Rescue chunks whose lease has run out; how many."""
+    expired = Chunk.objects.filter(state=Chunk.State.RUNNING, expires_at__lte=DatabaseNow())
+    return sum(rescue(chunk) for chunk in list(expired.order_by("expires_at")[:at_most]))
+
+
+def rescue(chunk: Chunk) -> bool:
+    """Send the unfinished runs of an expired chunk out again; False where somebody else has."""
+    # The rescuer takes the lease itself: should it die half-way, another one finds it expired.
+    taken = Chunk.objects.filter(
+        pk=chunk.pk,
+        token=chunk.token,
+        state=Chunk.State.RUNNING,
+        expires_at__lte=DatabaseNow(),
+    ).update(token=F("token") + 1, expires_at=from_now(settings.LEASE))
+    if not taken:
+        return False
+    crash_point("rescue.taken")
+    chunk.refresh_from_db()
+    unfinished = list(Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.PENDING))
+    wanted = [run for run in unfinished if run.is_current]
+    results = [Result.cancelled(run) for run in unfinished if not run.is_current]
+    results += [_again(chunk, run, is_alone=len(wanted) == 1) for run in wanted]
+    logger.warning(
+        "%s: the worker %s of chunk %s stopped answering; %d runs go out again, each alone.",
+        chunk.runner,
+        chunk.worker,
+        chunk.pk,
+        len(wanted),
+    )
+    try:
+        lease = Lease(chunk, chunk.token, worker=chunk.worker)
+        record(lease, results, Tally.of(chunk), size=1, is_last=True)
+    except LeaseLost:
+        return False
+    crash_point("rescue.recorded")
+    signals.announce_runs(chunk.runner, endings(results))
+    return True
+
+
+def _again(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
+    runner = registry.find(chunk.runner)
+    most = QuerySetRunner.MAX_ATTEMPTS if runner is None else runner.MAX_ATTEMPTS
+    attempts = run.attempts + 1
+    is_final = is_alone and attempts >= most
+    pause = backoff_of(runner, attempts) if runner is not None and is_alone else 0.0
+    return Result(
+        run.pk,
+        Run.Status.FAILED if is_final else Run.Status.PENDING,
+        attempts,
+        run.fingerprint,
+        failure=ExceptionText(
+            exception_class=f"{WorkerLost.__module__}.{WorkerLost.__qualname__}",
+            message=(
+                f"The worker {chunk.worker} stopped answering before the run was done: it was "
+                "killed, ran out of memory, or lost its machine or its network."
+            ),
+            traceback="",
+        ),
+        again_in=0.0 if is_final else pause,
+        key=run.object_key or run.object_id,
+    )

@@ -1,0 +1,133 @@
+"""The rows a runner is about, and what their input is now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+
+from autorun import fingerprints
+from autorun.conf import settings
+from autorun.encoding import fingerprint_of
+from autorun.exceptions import ImproperRunner
+from autorun.keys import Key, key_kind
+from autorun.models import UNPREPARED, Run
+from autorun.nodes import node_of
+from autorun.querysets import as_plain
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+
+NOT_REPRESENTED = object()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the data model with its key and the fingerprint of its current input.
+
+    `representation` is there where the fingerprint was made from it. `error` is what kept its
+    input from being prepared; the fingerprint is then UNPREPARED.
+    """
+
+    key: Key
+    instance: Any
+    fingerprint: str
+    representation: Any = NOT_REPRESENTED
+    error: Exception | None = None
+
+
+def planned_by_database(runner: QuerySetRunner) -> bool:
+    """Whether one SQL statement can plan this runner's rows; if not, Python looks at each."""
+    return fingerprints.computed_by_database(runner) and runner.get_database() == settings.DATABASE
+
+
+def eligible(
+    runner: QuerySetRunner, queryset: models.QuerySet[Any] | None, *, log_level: int
+) -> models.QuerySet[Any]:
+    """The rows that pass the runner's filter, and its dependencies where the database can tell.
+
+    Starts from the runner's base queryset where `queryset` is None; a given one is filtered alike.
+    """
+    given = runner.get_base_queryset() if queryset is None else queryset
+    filtered = runner.filter_queryset(as_plain(runner, given), log_level=log_level)
+    if not isinstance(filtered, models.QuerySet):
+        raise ImproperRunner(
+            f"{runner.label}.filter_queryset() returned {type(filtered).__name__}, not a queryset. "
+            "Does it end in a return?"
+        )
+    plain = as_plain(runner, filtered)
+    return fingerprints.with_dependencies(runner, plain) if planned_by_database(runner) else plain
+
+
+def load(
+    runner: QuerySetRunner, keys: Collection[Key], *, within_base: bool, log_level: int
+) -> dict[Key, Row]:
+    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows.
+
+    `within_base=False` also finds rows outside of the base queryset, for runs that were asked for
+    with a queryset of the caller's own.
+    """
+    kind = key_kind(runner.get_model())
+    base = runner.get_base_queryset() if within_base else runner.get_every_row()
+    named = as_plain(runner, base).filter(pk__in=[kind.to_pk(key) for key in keys])
+    found = fingerprinted(runner, eligible(runner, named, log_level=log_level))
+    return {row.key: row for row in examined(runner, list(found))}
+
+
+def fingerprinted(runner: QuerySetRunner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    """`queryset` with what `examined` needs to know of each instance."""
+    found: models.QuerySet[Any] = queryset.annotate(
+        _autorun_key=key_kind(runner.get_model()).expression()
+    )
+    if fingerprints.computed_by_database(runner):
+        fingerprint = fingerprints.expression(runner, upstream=planned_by_database(runner))
+        found = found.annotate(_autorun_print=fingerprint)
+    return found
+
+
+def key_of(instance: Any) -> Key:
+    """The key of an instance that `fingerprinted` gave."""
+    key: Key = instance._autorun_key
+    return key
+
+
+def examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
+    """Instances that `fingerprinted` gave as rows, without those whose dependencies are not met."""
+    rows = (_row(runner, instance) for instance in instances)
+    if planned_by_database(runner) or not runner.DEPENDS_ON:
+        yield from rows
+        return
+    successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
+    for row in rows:
+        if row.key in successes:
+            yield replace(
+                row, fingerprint=fingerprints.combined(row.fingerprint, successes[row.key])
+            )
+
+
+def _row(runner: QuerySetRunner, instance: Any) -> Row:
+    key = key_of(instance)
+    if fingerprints.computed_by_database(runner):
+        return Row(key, instance, instance._autorun_print)
+    try:
+        representation = runner.get_instance_representation(instance)
+        return Row(key, instance, fingerprint_of(representation), representation)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is this row's failure
+        return Row(key, instance, UNPREPARED, error=error)
+
+
+def _upstream_runs(runner: QuerySetRunner, keys: Collection[Key]) -> dict[Key, list[int]]:
+    """For the keys on which every dependency has succeeded, the ids of those runs, in order."""
+    kind = key_kind(runner.get_model())
+    found: dict[Key, list[int]] = {key: [] for key in keys}
+    for dependency in runner.get_dependencies():
+        lookup = {f"{kind.column}__in": list(found)}
+        runs = Run.objects.filter(
+            node_id=node_of(dependency).pk, is_current=True, status=Run.Status.SUCCEEDED, **lookup
+        )
+        ids = dict(runs.values_list(kind.column, "pk"))
+        found = {key: [*earlier, ids[key]] for key, earlier in found.items() if key in ids}
+    return found

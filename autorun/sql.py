@@ -1,0 +1,44 @@
+"""Pieces of SQL with their parameters, and the few words databases spell differently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """SQL and the parameters of its placeholders, in order."""
+
+    sql: str
+    params: tuple[Any, ...] = ()
+
+
+def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
+    """The quoted name of a model's table."""
+    return connection.ops.quote_name(model._meta.db_table)
+
+
+def insert_ignoring_conflicts(connection: BaseDatabaseWrapper) -> tuple[str, str]:
+    """What an INSERT that passes over existing rows begins and ends with."""
+    if connection.vendor == "mysql":
+        return "INSERT IGNORE INTO", ""
+    return "INSERT INTO", "ON CONFLICT DO NOTHING"
+
+
+def whole_quotient(connection: BaseDatabaseWrapper, dividend: str, divisor: str) -> str:
+    """`dividend / divisor` without its fraction."""
+    if connection.vendor == "mysql":
+        return f"({dividend}) DIV {divisor}"
+    return f"({dividend}) / {divisor}"
+
+
+def join_in_this_order(connection: BaseDatabaseWrapper) -> str:
+    """An inner join that looks up the right table for each row of the left one.
+
+    Left alone, SQLite reads a JSON document anew for every row of the table beside it.
+    """
+    return "CROSS JOIN" if connection.vendor == "sqlite" else "INNER JOIN"

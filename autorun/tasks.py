@@ -1,0 +1,86 @@
+"""The Celery tasks: doors to what the other modules do. Only JSON goes in.
+
+Only a worker needs what is behind them, and a web process starts without it: `workers` imports it
+before the pool forks, and each task by itself where there is no such worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery import shared_task
+from django.db import InterfaceError, OperationalError
+
+from autorun import batches, registry
+from autorun.planning.scope import Scope
+from autorun.triggers.backfill import backfill_now, go_on, sweep_now
+
+# Acknowledged when received: what a worker has not finished is known to the database, and a broker
+# that delivers it again (Redis after its visibility timeout, RabbitMQ after its consumer timeout)
+# would only make work.
+_options: dict[str, Any] = {"acks_late": False, "ignore_result": True, "serializer": "json"}
+# What only looks for pending rows may well look again when the database was away.
+_repeatable: dict[str, Any] = {
+    **_options,
+    "autoretry_for": (OperationalError, InterfaceError),
+    "retry_backoff": True,
+    "max_retries": 6,
+}
+
+
+@shared_task(name="autorun.plan", **_repeatable)
+def plan(model_label: str, pks: Sequence[Any]) -> None:
+    """Plan the rows of a model that were just saved, for every runner that subscribes to them.
+
+    A lone one is worked off, too, where no limit stands against it.
+    """
+    from autorun.execution.at_once import plan_and_work_off
+
+    plan_and_work_off(registry.subscribers(model_label), pks)
+
+
+@shared_task(name="autorun.sweep", **_repeatable)
+def sweep(label: str) -> None:
+    """Plan whatever is pending for a runner, unless another sweep of it is at it."""
+    sweep_now(registry.get(label))
+
+
+@shared_task(name="autorun.backfill", **_options)
+def backfill(
+    label: str,
+    filter: str | None = None,
+    pks: Sequence[Any] | None = None,
+    only: str | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    window: int | None = None,
+    batch: int | None = None,
+) -> None:
+    """Plan what is already there: a runner's default queryset, a named filter, or a list of keys.
+
+    With `batch`, the id of one whose process has gone silent, that one is planned on.
+    """
+    if batch is not None:
+        taken = batches.take_over(batch)
+        if taken is not None:
+            go_on(taken)
+        return
+    scope = Scope(filter=filter, pks=None if pks is None else tuple(pks), only=only, force=force)
+    backfill_now(registry.get(label), scope, limit=limit, window=window)
+
+
+@shared_task(name="autorun.execute", **_options)
+def execute(chunk_id: int) -> None:
+    """Work off a chunk, if nobody else has started it."""
+    from autorun.execution.execute import execute
+
+    execute(chunk_id)
+
+
+@shared_task(name="autorun.upkeep", **_options)
+def upkeep() -> None:
+    """Rescue, release, drain and prune, unless another process has just done so."""
+    from autorun.upkeep import upkeep
+
+    upkeep()

@@ -1,0 +1,1 @@
+"""Filters of autorun's pages."""

@@ -1,0 +1,235 @@
+"""For tests of projects that use autorun: rows are processed here and now, without a worker.
+
+from autorun.testing import AutorunTestCase
+
+class ScanTests(AutorunTestCase, TestCase):
+    def test_a_new_scan_is_preprocessed(self):
+        with self.run_inline():
+            scan = Scan.objects.create(path="a.nii")
+
+        self.assert_ran(ScanPreprocessingRunner, scan, outputs={"mean": 0.0})
+
+With pytest the fixture `autorun` has the same methods. No broker is needed, and nothing has to be
+committed: Django's TestCase and pytest-django's `db` do.
+"""
+
+from __future__ import annotations
+
+import json
+import unittest
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+from unittest.mock import ANY
+
+from django.db import connections
+
+from autorun import analysis as analyses
+from autorun import registry
+from autorun.dispatch import EXECUTE, release_everywhere
+from autorun.encoding import encode_outputs
+from autorun.exceptions import OutputError
+from autorun.execution.execute import execute
+from autorun.explanation import Explanation
+from autorun.inline import Inbox, committed_at_once
+from autorun.models import Chunk, Failure, Run
+from autorun.runner import QuerySetRunner
+from autorun.triggers import on_save, publisher
+from autorun.upkeep import drain_spilled
+
+RunnerName = QuerySetRunner | type[QuerySetRunner] | str
+
+
+@contextmanager
+def run_inline() -> Iterator[None]:
+    """Process what is saved, and what `run()` and `backfill()` plan, when it happens.
+
+    That is in the thread of the `with` block and before the call returns; saves inside of an
+    `atomic()` that was opened in the block are processed when that is left. What was saved before
+    the block waits for its commit as ever; for it there is `work_off`.
+    """
+    with committed_at_once(Inbox(at_once=True)):
+        yield
+
+
+def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -> int:
+    """Plan what has been saved, and execute what is queued and what that releases; how many chunks.
+
+    Without `saved`, rows that were saved wait for their commit as ever. With `retry_now`, runs that
+    wait for another attempt get it at once, so that they end. Raises RuntimeError where there is
+    still something to do after so many `rounds`.
+    """
+    worked = 0
+    inbox = Inbox()
+    with committed_at_once(inbox):
+        if saved:
+            _submit_uncommitted()
+        for _ in range(rounds):
+            drain_spilled()
+            # The database says what is queued, and what of it is urgent, as it does to workers.
+            inbox.execute(without=EXECUTE)
+            if retry_now:
+                Chunk.objects.filter(state=Chunk.State.WAITING).update(not_before=None)
+            release_everywhere()
+            queued = Chunk.objects.filter(state=Chunk.State.QUEUED).order_by("-priority", "pk")
+            chunk_ids = list(queued.values_list("pk", flat=True))
+            if not chunk_ids:
+                return worked
+            for chunk_id in chunk_ids:
+                execute(chunk_id)
+            worked += len(chunk_ids)
+    raise RuntimeError(f"There is still something to do after {rounds} rounds.")
+
+
+@contextmanager
+def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
+    """Register runners, and analyses that they name by function, for the length of a `with` block.
+
+    They take the place of those of the same label or the same title and version. What is declared
+    inside the block is forgotten after it as well.
+    """
+    named = [each.ANALYSIS for each in runner_classes if not isinstance(each.ANALYSIS, str | None)]
+    with analyses.temporarily_registered(*named), registry.registered(*runner_classes):
+        yield
+
+
+def assert_pending(runner: RunnerName, *instances: Any) -> None:
+    """Fail unless the runner would process each of `instances`; without any, some row or other."""
+    found = _runner(runner)
+    for instance in instances:
+        explanation = found.explain(instance)
+        if not explanation.is_pending:
+            raise _wrong(found, instance, "pending", explanation)
+    if not instances and not found.pending().exists():
+        raise AssertionError(f"No row is pending for {found.label}.")
+
+
+def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
+    """Fail where the runner would process one of `instances`; without any, one row or other."""
+    found = _runner(runner)
+    for instance in instances:
+        explanation = found.explain(instance)
+        if explanation.is_pending:
+            raise _wrong(found, instance, "up to date", explanation)
+    if not instances and (rows := list(found.pending()[:5])):
+        raise AssertionError(f"Rows are pending for {found.label}: {rows}.")
+
+
+def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
+    """Fail unless the runner has succeeded on the row as it is now, with `outputs` if given.
+
+    `outputs` is what the analysis returned, or what JSON makes of it. Returns the run.
+    """
+    found = _runner(runner)
+    explanation = found.explain(instance)
+    run = explanation.run
+    if run is None or explanation.code != "succeeded" or not run.attempts:
+        raise _wrong(found, instance, "processed", explanation)
+    if run.outputs != outputs and run.outputs != _encoded(outputs):
+        raise AssertionError(
+            f"{found.label} returned {run.outputs!r} for {instance!r}, not {outputs!r}."
+        )
+    return run
+
+
+def assert_failed(
+    runner: RunnerName, instance: Any, *, exception: type[BaseException] | None = None
+) -> Failure:
+    """Fail unless the runner has failed for good on the row as it is now, by `exception` if given.
+
+    Returns what its last attempt threw. `work_off(retry_now=True)` uses the attempts up.
+    """
+    found = _runner(runner)
+    explanation = found.explain(instance)
+    failure = _last_failure(explanation)
+    if explanation.code != "failed" or failure is None:
+        raise _wrong(found, instance, "failed", explanation)
+    expected = "" if exception is None else exception.__qualname__
+    if not failure.exception_class.endswith(expected):
+        raise _wrong(found, instance, f"failed by {expected}", explanation)
+    return failure
+
+
+class Functions:
+    """The functions of this module as methods."""
+
+    run_inline = staticmethod(run_inline)
+    work_off = staticmethod(work_off)
+    registered = staticmethod(registered)
+    assert_pending = staticmethod(assert_pending)
+    assert_not_pending = staticmethod(assert_not_pending)
+    assert_ran = staticmethod(assert_ran)
+    assert_failed = staticmethod(assert_failed)
+
+
+class AutorunTestCase(Functions, unittest.TestCase):
+    """To inherit from beside one of Django's test cases, and before it."""
+
+    def register(self, *runner_classes: type[QuerySetRunner]) -> None:
+        """`registered`, until the test ends."""
+        self.enterContext(registered(*runner_classes))
+
+
+class AutorunFixture(Functions):
+    """What the pytest fixture `autorun` is."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def register(self, *runner_classes: type[QuerySetRunner]) -> None:
+        """`registered`, until the test ends."""
+        self._stack.enter_context(registered(*runner_classes))
+
+
+def _runner(given: RunnerName) -> QuerySetRunner:
+    if isinstance(given, str):
+        return registry.get(given)
+    return given if isinstance(given, QuerySetRunner) else given()
+
+
+def _submit_uncommitted() -> None:
+    """Have rows planned whose save has not been committed, which in a TestCase it never is.
+
+    They stay with their transaction: what `setUpTestData` saved is there for every test.
+    """
+    for connection in connections.all(initialized_only=True):
+        if saved := on_save.uncommitted(connection.alias):
+            publisher.submit(saved)
+    publisher.wait_until_idle()
+
+
+def _encoded(outputs: Any) -> Any:
+    try:
+        return json.loads(encode_outputs(outputs, max_bytes=None))
+    except OutputError:
+        return outputs
+
+
+def _wrong(
+    runner: QuerySetRunner, instance: Any, expected: str, explanation: Explanation
+) -> AssertionError:
+    message = f"{instance!r} is not {expected} for {runner.label}. {explanation.reason}"
+    failure = _last_failure(explanation)
+    if failure is not None and failure.traceback:
+        message += f"\n\n{failure.traceback}"
+    return AssertionError(message)
+
+
+def _last_failure(explanation: Explanation) -> Failure | None:
+    if explanation.run is None:
+        return None
+    failures = Failure.objects.filter(run_id=explanation.run.pk)
+    failure: Failure | None = failures.order_by("-attempt").first()
+    return failure

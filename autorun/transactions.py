@@ -1,0 +1,104 @@
+"""Short transactions that are worth repeating when another one was in the way."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 6
+FIRST_PAUSE = 0.05  # seconds; doubled each time
+
+# Deadlock and serialisation failure on PostgreSQL; deadlock, lock wait and changed row on MariaDB.
+_CONFLICT_STATES = {"40P01", "40001", "55P03"}
+_CONFLICT_NUMBERS = {1205, 1213, 1020}
+# PostgreSQL: connection exception, rolled back, out of resources, lock not available, shut down.
+_PASSING_CLASSES = {"08", "40", "53", "55", "57"}
+# MariaDB: too many connections, shut down, killed; cannot connect, gone away, lost.
+_PASSING_NUMBERS = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
+
+
+def repeated_on_conflict(
+    work: Callable[[], Result], *, using: str, is_idempotent: bool = False
+) -> Result:
+    """`work()` in a transaction of its own, again when it lost a conflict with another one.
+
+    Work that may be done twice, `is_idempotent`, is also repeated on a new connection when the
+    old one broke: whether the server had committed cannot be known then.
+
+    Inside a transaction of the caller's it runs once: what that one has done cannot be repeated
+    from here.
+    """
+    connection = connections[using]
+    if connection.in_atomic_block:
+        with transaction.atomic(using=using):
+            return work()
+    for attempt in range(1, ATTEMPTS):
+        used = None
+        try:
+            with transaction.atomic(using=using):
+                used = connection.connection
+                return work()
+        except (DatabaseError, InterfaceError) as error:
+            is_broken = is_idempotent and _is_broken(connection, used, error)
+            if is_broken:
+                connection.close()
+            elif not is_conflict(error):
+                raise
+            logger.info("A transaction is repeated after attempt %d: %s", attempt, error)
+            # A server that restarts needs longer than a rival that commits.
+            pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** (attempt - 1)
+            time.sleep(pause * random.uniform(0.5, 1.5))
+    with transaction.atomic(using=using):
+        return work()
+
+
+def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:
+    """Whether `used`, the connection to the server that the transaction had, is gone."""
+    if not isinstance(error, (OperationalError, InterfaceError)):
+        return False
+    # Leaving atomic() may have opened another one already.
+    now: object = connection.connection
+    return now is None or now is not used or not connection.is_usable()
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the database was away or busy: the same may well succeed later."""
+    if isinstance(error, InterfaceError):
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    cause: Any = error.__cause__
+    if hasattr(cause, "sqlstate"):  # psycopg; None where the server said nothing
+        return cause.sqlstate is None or cause.sqlstate[:2] in _PASSING_CLASSES
+    return is_conflict(error) or bool(error.args and error.args[0] in _PASSING_NUMBERS)
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether the same transaction may well succeed when it is repeated."""
+    if isinstance(error, IntegrityError):
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    cause = error.__cause__
+    if getattr(cause, "sqlstate", None) in _CONFLICT_STATES:
+        return True
+    if error.args and error.args[0] in _CONFLICT_NUMBERS:
+        return True
+    return "database is locked" in str(error) or "database table is locked" in str(error)

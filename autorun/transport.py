@@ -1,0 +1,292 @@
+"""The embedded broker: a kombu transport over one SQLite file, to try autorun without a server.
+
+    register()
+    app = Celery(broker="sqlite:////srv/app/broker.sqlite3")    # four slashes: an absolute path
+
+The file is the broker's alone, on a local disk, shared by any number of processes of one machine.
+
+Delivery is at least once. A message that is fetched is leased to the connection that fetched it.
+It is deleted when it is acknowledged, and given back when it is rejected, when the connection
+closes, or when the connection's heartbeat has stopped for `lease` seconds, as after kill -9. While
+the heartbeat goes on a message stays leased, however long its task runs (`acks_late`) or waits
+(ETA). Deadlines are `time.time()` of the machine that has the file.
+
+A commit outlives the death of any process. A power cut may lose the last ones, and never damages
+the file.
+
+Transport options (Celery's `broker_transport_options`), in seconds:
+
+- `polling_interval` (0.1): how long a consumer that found nothing waits before it looks again. An
+  acknowledgement makes it look at once; where that comes late (`acks_late`, tasks shorter than the
+  interval) a `worker_prefetch_multiplier` of 4 or more, Celery's default, keeps the pool busy;
+- `lease` (30): how long after its last heartbeat a consumer counts as dead;
+- `busy_timeout` (10): how long to wait for the writes of others before "database is locked", which
+  Celery retries.
+
+Priorities are 0 to 9, higher first. Direct, topic and fanout exchanges, `expiration` of messages,
+and `expires` and `message_ttl` of queues work as in RabbitMQ; a queue that expires unused lives for
+`lease` seconds at least.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from kombu.transport import TRANSPORT_ALIASES, virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments  # type: ignore[attr-defined]
+from kombu.utils.json import dumps, loads
+
+from autorun.brokerfile import BrokerFile
+
+
+def register() -> None:
+    """Make kombu and Celery know `sqlite://` broker URLs."""
+    TRANSPORT_ALIASES["sqlite"] = "autorun.transport:Transport"
+
+
+class QoS(virtual.QoS):
+    """Counts what is unacknowledged; the file keeps the messages themselves."""
+
+    channel: "Channel"
+
+    # Off the count first. A released message may come back at once under the same tag, and the
+    # consumer that `settled` wakes must find that there is room.
+
+    def ack(self, delivery_tag: Any) -> None:
+        super().ack(delivery_tag)
+        self.channel.file.settle(delivery_tag)
+
+    def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        super().ack(delivery_tag)
+        if requeue:
+            self.channel.file.release(delivery_tag)
+        else:
+            self.channel.file.settle(delivery_tag)
+
+
+class Channel(virtual.Channel):
+    """What kombu asks of a channel, put to the file."""
+
+    QoS = QoS
+    supports_fanout = True
+
+    def __init__(self, connection: "Transport", **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        # kombu takes the connection from a closed channel, which may still get acknowledgements.
+        self.file = connection.file
+        self._without_ack: set[str] = set()
+        self._exclusive: set[str] = set()
+
+    def prepare_queue_arguments(
+        self, arguments: dict[str, Any] | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        prepared: dict[str, Any] = to_rabbitmq_queue_arguments(arguments or {}, **kwargs)
+        return prepared
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        exchange = exchange or "amq.direct"
+        binding: Any = self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments)
+        self.file.bind(exchange, binding[0] or "", binding[1] or "", queue)
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.file.unbind(exchange or "amq.direct", routing_key or "", queue)
+
+    def queue_delete(
+        self,
+        queue: str,
+        if_unused: bool = False,
+        if_empty: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not (if_empty and self._size(queue)):
+            self.file.drop(queue)
+
+    def exchange_delete(self, exchange: str, *args: Any, **kwargs: Any) -> None:
+        for routing_key, _, queue in self.get_table(exchange):
+            self.file.unbind(exchange, routing_key, queue)
+        (self.state.exchanges or {}).pop(exchange, None)
+
+    def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
+        return self.file.bindings(exchange)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        if no_ack:
+            self._without_ack.add(queue)
+        self.file.consume(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        queue = self._tag_to_queue.get(consumer_tag)
+        super().basic_cancel(consumer_tag)
+        if queue is not None:
+            self.file.consumed.discard(queue)
+            self._without_ack.discard(queue)
+            if queue in self._exclusive:
+                self._exclusive.discard(queue)
+                self.file.drop(queue)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        message: Any = super().basic_get(queue, no_ack=no_ack, **kwargs)
+        if message is not None and no_ack:
+            self.file.settle(message.delivery_tag)
+        return message
+
+    def _get_and_deliver(self, queue: str, callback: Callable[..., Any]) -> None:
+        message = self._get(queue)
+        if queue in self._without_ack:
+            self.file.settle(message["properties"]["delivery_tag"])
+        callback(message, queue)
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        leased = self.file.lease(queue)
+        if leased is None:
+            raise Empty
+        message: dict[str, Any] = loads(leased.payload)
+        message["properties"]["delivery_tag"] = leased.id
+        if leased.deliveries > 1:
+            message["headers"]["redelivered"] = True
+            message["properties"]["delivery_info"]["redelivered"] = True
+        return message
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self.file.put(queue, dumps(message), **self._terms(message))
+
+    def _put_fanout(
+        self, exchange: str, message: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        self.file.put_fanout(exchange, dumps(message), **self._terms(message))
+
+    def _terms(self, message: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "priority": self._get_message_priority(message),
+            "ttl": _from_milliseconds(message["properties"].get("expiration")),
+        }
+
+    def _restore(self, message: Any) -> None:
+        self.file.release(message.delivery_tag)
+
+    def _new_queue(
+        self,
+        queue: str,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        idle_limit = _from_milliseconds((arguments or {}).get("x-expires"))
+        if exclusive:
+            self._exclusive.add(queue)
+        self.file.declare(
+            queue,
+            message_ttl=_from_milliseconds((arguments or {}).get("x-message-ttl")),
+            # A queue that is only auto_delete waits for its first consumer as long as it takes.
+            idle=exclusive or idle_limit is not None,
+            idle_limit=0 if idle_limit is None and (exclusive or auto_delete) else idle_limit,
+        )
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self.file.is_declared(queue) or self.file.size(queue) > 0
+
+    def _size(self, queue: str) -> int:
+        return self.file.size(queue)
+
+    def _purge(self, queue: str) -> int:
+        return self.file.purge(queue)
+
+
+class Transport(virtual.Transport):
+    """What kombu finds under `sqlite`."""
+
+    Channel = Channel
+    can_parse_url = True
+    driver_type = driver_name = "sqlite"
+    polling_interval: float = 0.1
+    connection_errors = (*virtual.Transport.connection_errors, sqlite3.OperationalError)
+    implements = virtual.Transport.implements.extend(
+        exchange_type=frozenset({"direct", "topic", "fanout"})
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        options = client.transport_options
+        self.polling_interval = _seconds(options, "polling_interval", 0.1, at_least=0)
+        self.file = BrokerFile(
+            _path(client.hostname),
+            lease=_seconds(options, "lease", 30, at_least=1),
+            busy_timeout=_seconds(options, "busy_timeout", 10, at_least=0),
+        )
+
+    def driver_version(self) -> str:
+        return sqlite3.sqlite_version
+
+    def establish_connection(self) -> Any:
+        self.file.open()
+        return super().establish_connection()
+
+    def close_connection(self, connection: Any) -> None:
+        try:
+            super().close_connection(connection)
+        finally:
+            self.file.close()
+
+    def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
+        """Deliver one message; TimeoutError if none has come within `timeout` seconds."""
+        cycle: Any = self.cycle
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self.file.check_lease()
+            self.file.settled.clear()
+            try:
+                cycle.get(self._deliver, timeout=timeout)
+            except Empty:
+                pause = self.polling_interval
+            else:
+                return
+            if deadline is not None:
+                pause = min(pause, deadline - time.monotonic())
+                if pause <= 0:
+                    raise TimeoutError
+            self.file.settled.wait(pause)
+
+
+def _path(url: str) -> Path:
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path)[1:])
+    if parts.netloc or parts.query or parts.fragment or not path.is_absolute() or not path.name:
+        raise ValueError(
+            f"The broker URL {url!r} must be sqlite:/// and the absolute path of a file, as in"
+            " sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and %23)."
+        )
+    return path
+
+
+def _seconds(options: dict[str, Any], name: str, default: float, *, at_least: float) -> float:
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= at_least:
+        raise ValueError(
+            f"The broker transport option {name!r} must be a number of seconds, {at_least} or more,"
+            f" not {value!r}. Correct it in broker_transport_options."
+        )
+    return float(value)
+
+
+def _from_milliseconds(value: Any) -> float | None:
+    return None if value is None else float(value) / 1000

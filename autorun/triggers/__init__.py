@@ -1,0 +1,1 @@
+"""What makes autorun look at rows: a save, a schedule, or someone who asks."""

@@ -1,0 +1,211 @@
+"""Look at a queryset, or at everything, on demand."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import QuerySet
+
+from autorun import batches, registry
+from autorun.console import Transcript
+from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.models import Batch, Chunk, Run
+from autorun.planning.passes import Pass
+from autorun.planning.planner import Planner
+from autorun.planning.scope import Scope
+from autorun.planning.windows import last_key, windows
+from autorun.rows import eligible
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+
+def run_now(
+    runner: QuerySetRunner,
+    queryset: QuerySet[Any] | None,
+    *,
+    max_total: int | None,
+    dry: bool,
+    log_level: int,
+) -> Batch:
+    """Plan and release what is pending, saying what goes on; the batch, unsaved where `dry`."""
+    _require_whole_number("max_total", max_total, least=0)
+    transcript = Transcript(
+        str(runner.get_analysis()), runner.get_model().__name__, level=log_level
+    )
+    require_valid(runner)
+    transcript.start()
+    rows = _announced(runner, queryset, transcript)
+    transcript.checking()
+    pass_ = Pass(runner, rows, is_given=queryset is not None, counts_failed=transcript.is_heard)
+    if dry:
+        batch = pass_.counted(limit=max_total)
+    else:
+        scope = Scope(given=queryset is not None)
+        batch = pass_.executed(_begin(runner, Batch.Trigger.CODE, scope, limit=max_total))
+    _report(transcript, pass_, batch, dry=dry)
+    return batch
+
+
+def backfill_now(
+    runner: QuerySetRunner,
+    scope: Scope,
+    queryset: QuerySet[Any] | None = None,
+    *,
+    limit: int | None = None,
+    window: int | None = None,
+    requested_by: str = "",
+) -> Batch:
+    """Plan and release the rows of a scope, or of `queryset`, `window` runs in flight at most.
+
+    Raises ValueError and NotRegistered for a scope that names what there is not.
+    """
+    _require_whole_number("limit", limit, least=1)
+    _require_whole_number("window", window, least=1)
+    require_valid(runner)
+    selection = scope.selection
+    if queryset is None:
+        queryset = scope.queryset(runner)
+    else:
+        scope = replace(scope, given=True)
+    rows = eligible(runner, queryset, log_level=logging.DEBUG)
+    batch = _begin(
+        runner,
+        Batch.Trigger.BACKFILL,
+        scope,
+        limit=limit,
+        window=window,
+        requested_by=requested_by,
+    )
+    pass_ = Pass(runner, rows, is_given=queryset is not None, selection=selection)
+    return pass_.executed(batch)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep planned, and how many of the rows it left alone had failed for good."""
+
+    batch: Batch
+    failed: int
+
+
+def sweep_now(runner: QuerySetRunner) -> Batch | None:
+    """Plan and release whatever is pending; None where another sweep of the runner is at it."""
+    swept = sweep_counting_failed(runner, counts_failed=False)
+    return None if swept is None else swept.batch
+
+
+def sweep_counting_failed(runner: QuerySetRunner, *, counts_failed: bool = True) -> Swept | None:
+    """Do as `sweep_now` does, and count what has failed for good, which takes a query a window."""
+    require_valid(runner)
+    rows = eligible(runner, None, log_level=logging.DEBUG)
+    batch = batches.begin_alone(
+        runner,
+        Batch.Trigger.SWEEP,
+        limit=runner.MAX_PER_SWEEP,
+        upper_bound=last_key(runner),
+        description=str(Scope()),
+    )
+    if batch is None:
+        return None
+    pass_ = Pass(runner, rows, counts_failed=counts_failed)
+    pass_.executed(batch)
+    return Swept(batch, pass_.outcome.failed)
+
+
+def go_on(batch: Batch) -> Batch:
+    """Plan the rest of a batch that another process had begun; it must have been taken over."""
+    scope = Scope.read(batch.scope)
+    if scope.given:
+        batches.fail(batch, "The process that planned it ended; only it had the queryset.")
+        return batch
+    try:
+        runner = registry.get(batch.runner)
+        queryset = scope.queryset(runner)
+    except NotRegistered as missing:
+        batches.fail(batch, str(missing))
+        return batch
+    rows = eligible(runner, queryset, log_level=logging.DEBUG)
+    pass_ = Pass(runner, rows, is_given=queryset is not None, selection=scope.selection)
+    return pass_.executed(batch)
+
+
+def adopt(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+    """Record pending rows as succeeded without running them; how many."""
+    return _recorded(runner, queryset, Run.Status.SUCCEEDED)
+
+
+def ignore(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+    """Record pending rows as not to be run until their input changes; how many."""
+    return _recorded(runner, queryset, Run.Status.CANCELLED)
+
+
+def require_valid(runner: QuerySetRunner) -> None:
+    """Raise now what every run would otherwise fail with."""
+    problems = runner.get_analysis().check(runner.create_configuration(), runner.get_input_key())
+    if problems:
+        raise ConfigurationError(
+            f"{runner.label}: " + " ".join(f"{each.message} {each.hint}" for each in problems)
+        )
+
+
+def _require_whole_number(name: str, value: Any, *, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}: it must be a number from {least} on, or None.")
+
+
+def _begin(runner: QuerySetRunner, trigger: Batch.Trigger, scope: Scope, **limits: Any) -> Batch:
+    return batches.begin(
+        runner,
+        trigger,
+        scope=scope.written(),
+        description=str(scope)[:255],
+        upper_bound="" if scope.given else last_key(runner),
+        **limits,
+    )
+
+
+def _announced(
+    runner: QuerySetRunner, queryset: QuerySet[Any] | None, transcript: Transcript
+) -> QuerySet[Any]:
+    """The eligible rows, saying where they come from."""
+    if queryset is None:
+        transcript.default_queryset()
+        queryset = runner.get_base_queryset()
+        if transcript.is_heard:
+            transcript.instances_found(queryset.count())
+    else:
+        transcript.given_queryset()
+    return eligible(runner, queryset, log_level=transcript.level)
+
+
+def _report(transcript: Transcript, pass_: Pass, batch: Batch, *, dry: bool) -> None:
+    outcome = pass_.outcome
+    pending = outcome.candidates - outcome.existing - outcome.unprepared
+    transcript.checked(existing=outcome.existing, failed=outcome.failed, pending=pending)
+    if not outcome.candidates:
+        transcript.no_candidates()
+        return
+    if not pending and not outcome.unprepared:
+        transcript.nothing_pending(outcome.candidates, failed=outcome.failed)
+        return
+    transcript.prepared(number=pending, unprepared=outcome.unprepared)
+    if outcome.planned < pending and batch.limit is not None:
+        transcript.limited(number=outcome.planned)
+    if dry:
+        transcript.would_start(outcome.planned)
+    elif pass_.was_refused:
+        transcript.recorded(outcome.planned)
+    else:
+        transcript.started(outcome.planned)
+
+
+def _recorded(runner: QuerySetRunner, queryset: QuerySet[Any] | None, status: Run.Status) -> int:
+    rows = eligible(runner, queryset, log_level=logging.DEBUG)
+    node_id = runner.get_node().pk
+    planner = Planner(runner, node_id=node_id, priority=Chunk.Priority.BACKFILL, status=status)
+    return sum(planner.plan(window).planned for window in windows(runner, rows, node_id=node_id))

@@ -1,0 +1,223 @@
+"""Looks at everything on a schedule, by django-celery-beat's entries.
+
+Each runner with a schedule has an entry (a `PeriodicTask`) of its own, and upkeep has one. Under
+the entry's description stands a digest of what autorun wrote. As long as the entry still is that,
+it follows the runner's code; once someone has changed or disabled it in the admin it is theirs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.db import router, transaction
+from django.utils import timezone
+
+from autorun import registry
+from autorun.conf import settings
+from autorun.exceptions import ImproperRunner
+from autorun.triggers.entries import LARGEST_INTEGER, Entry, Marks, Timing, digest_of
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
+
+SWEEP = "autorun.sweep"
+UPKEEP = "autorun.upkeep"
+SWEEP_NAME = "autorun: sweep "
+UPKEEP_NAME = "autorun: upkeep"
+EDITABLE = "Edit or disable it here if need be: autorun leaves it so."
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """Names of schedule entries. `kept` ones were changed in the admin, and left so.
+
+    `updated` ones include those switched on again. An entry in none of the lists was right.
+    """
+
+    created: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    disabled: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def is_change(self) -> bool:
+        return bool(self.created or self.updated or self.disabled)
+
+
+def sync(*, dry: bool = False) -> SyncReport:
+    """Bring django-celery-beat's entries in line with the registered runners.
+
+    With `dry` nothing is written. Raises ImproperlyConfigured without django-celery-beat, and
+    ImproperRunner, once the others are written, for a SCHEDULE that beat's tables cannot hold.
+    """
+    if not apps.is_installed("django_celery_beat"):
+        raise ImproperlyConfigured(
+            "Schedules are kept by django-celery-beat. Add 'django_celery_beat' to INSTALLED_APPS "
+            "and run `manage.py migrate`."
+        )
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    entries, improper = _wanted()
+    rows = {row.name: row for row in PeriodicTask.objects.filter(name__startswith="autorun: ")}
+    report = SyncReport()
+    for entry in entries:
+        if entry.name not in rows:
+            report.created.append(entry.name)
+            if not dry:
+                entry.create()
+        else:
+            _settle(rows[entry.name], entry, report, dry=dry)
+    spoken_for = {entry.name for entry in entries} | improper.keys()
+    for name, row in rows.items():
+        if row.task == SWEEP and name.startswith(SWEEP_NAME) and name not in spoken_for:
+            _settle(row, None, report, dry=dry)
+    if report.is_change and not dry:
+        PeriodicTasks.update_changed()
+    for error in improper.values():
+        raise error
+    return report
+
+
+def connect() -> None:
+    """Have beat sync the schedules when it starts."""
+    signals.beat_init.connect(sync_at_start, weak=False, dispatch_uid="autorun.on_schedule")
+
+
+def sync_at_start(sender: Any = None, **kwargs: Any) -> None:
+    """Sync, and have the starting beat see it. Never raises an Exception: beat goes on."""
+    try:
+        _let_beat_notice(sender)
+        report = sync()
+    except Exception:
+        logger.exception("The schedules of autorun's runners were not synced.")
+    else:
+        logger.info(
+            "Schedules of autorun: %d created, %d updated, %d disabled, %d kept as edited.",
+            *map(len, (report.created, report.updated, report.disabled, report.kept)),
+        )
+
+
+def _wanted() -> tuple[list[Entry], dict[str, ImproperRunner]]:
+    """The entries there should be, and what is wrong with others, by name."""
+    entries = [_upkeep_entry()]
+    improper = {}
+    for runner in registry.runners():
+        name = f"{SWEEP_NAME}{runner.label}"
+        try:
+            entry = _sweep_entry(name, runner)
+        except ImproperRunner as error:
+            improper[name] = ImproperRunner(f"{runner.label}: {error}")
+        else:
+            entries += [entry] if entry else []
+    return entries, improper
+
+
+def _upkeep_entry() -> Entry:
+    interval = settings.UPKEEP_INTERVAL
+    return Entry(
+        name=UPKEEP_NAME,
+        task=UPKEEP,
+        args=[],
+        timing=Timing.of(dt.timedelta(seconds=interval)),
+        expire_seconds=math.ceil(3 * interval),
+        about=f"Rescues, retries and tidies. {EDITABLE}",
+    )
+
+
+def _sweep_entry(name: str, runner: QuerySetRunner) -> Entry | None:
+    schedule = runner.get_schedule()
+    if schedule is None:
+        return None
+    if isinstance(schedule, dt.timedelta):
+        expire_seconds = min(max(60, int(schedule.total_seconds())), LARGEST_INTEGER)
+    else:
+        is_hourly = len(getattr(schedule, "hour", ())) == 24
+        expire_seconds = 3600 if is_hourly else 12 * 3600
+    return Entry(
+        name=name,
+        task=SWEEP,
+        args=[runner.label],
+        timing=Timing.of(schedule),
+        expire_seconds=expire_seconds,
+        about=f"Looks for pending rows of {runner.get_model()._meta.label}. {EDITABLE}",
+    )
+
+
+def _settle(row: Any, entry: Entry | None, report: SyncReport, *, dry: bool) -> None:
+    """Bring one row in line with `entry`; switch it off where that is None."""
+    outcome = _outcome(row, entry)
+    if outcome in ("updated", "disabled") and not dry:
+        model = type(row)
+        # One row a transaction: beat and the admin wait for no more than that.
+        with transaction.atomic(using=router.db_for_write(model)):
+            locked = model.objects.select_for_update().filter(pk=row.pk).first()
+            if locked is None:
+                return
+            outcome = _outcome(locked, entry)
+            if outcome in ("updated", "disabled"):
+                _write(locked, entry)
+    if outcome:
+        getattr(report, outcome).append(row.name)
+
+
+def _outcome(row: Any, entry: Entry | None) -> str:
+    """Which list of the report the row belongs in; '' where all is as it should be."""
+    marks = Marks.read(row.description)
+    digest = digest_of(row)
+    if entry is None:
+        return "disabled" if row.enabled and not marks.off else ""
+    if digest == marks.off:
+        return "updated"
+    if digest == entry.digest():
+        return "" if marks == Marks(wrote=digest) else "updated"
+    return "updated" if digest == marks.wrote else "kept"
+
+
+def _write(row: Any, entry: Entry | None) -> None:
+    marks = Marks.read(row.description)
+    changes: dict[str, Any]
+    if entry is None:
+        changes = {"enabled": False, "last_run_at": None}
+        row.enabled = False
+        marks = Marks(wrote=marks.wrote, off=digest_of(row))
+    elif digest_of(row) == marks.off and digest_of(row, enabled=True) != marks.wrote:
+        # Someone had edited it before its runner went away.
+        changes = {"enabled": True}
+        marks = Marks(wrote=marks.wrote)
+    else:
+        changes = entry.columns()
+        marks = Marks(wrote=entry.digest())
+    # Not save(): it reports the change to beat before this transaction commits.
+    type(row).objects.filter(pk=row.pk).update(
+        **changes, description=marks.put(row.description), date_changed=timezone.now()
+    )
+
+
+def _let_beat_notice(service: Any) -> None:
+    """Have the beat that is starting read its schedule again after what follows."""
+    scheduler = getattr(service, "scheduler", None)
+    if scheduler is None or not apps.is_installed("django_celery_beat"):
+        return
+    from django_celery_beat.models import PeriodicTasks
+    from django_celery_beat.schedulers import DatabaseScheduler
+
+    if not isinstance(scheduler, DatabaseScheduler):
+        logger.warning(
+            "beat runs %s, which does not know autorun's schedules. Start it with "
+            "`--scheduler django_celery_beat.schedulers:DatabaseScheduler`.",
+            type(scheduler).__name__,
+        )
+        return
+    # Only a change later than one it has seen counts as a change.
+    if PeriodicTasks.last_change() is None:
+        PeriodicTasks.update_changed()
+    _ = scheduler.schedule

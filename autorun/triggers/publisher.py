@@ -1,0 +1,279 @@
+"""Hands saved rows to the broker from a thread, so that no save waits for it.
+
+Rows that were saved while a message was on its way, or within a few milliseconds of each other,
+go out together. What no broker takes is written to the database (`SpilledTrigger`), where upkeep
+finds it. A process has one such thread, started by its first save.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import multiprocessing.util
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from celery import current_app, signals
+from django.db import connections, transaction
+
+from autorun import registry
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.exceptions import AutorunError
+from autorun.models import SpilledTrigger
+from autorun.publishing import Message, is_immediate, publish, urgent_priority
+
+logger = logging.getLogger(__name__)
+
+PLAN = "autorun.plan"
+KEYS_PER_MESSAGE = 1_000
+
+CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database
+LINGER = 0.02  # seconds
+QUIET = 0.05  # seconds without a delivery, after which the next one does not linger
+LINGER_AFTER_FAILURE = 0.5  # seconds: with the broker away every delivery is a database write
+EXIT_DEADLINE = 3.0  # seconds
+
+#: Primary keys by the label of their model.
+Saved = dict[str, set[Any]]
+
+
+def connect() -> None:
+    """Deliver what waits before a Celery worker, or one of its pool's processes, ends."""
+    for signal in (signals.worker_process_shutdown, signals.worker_shutdown):
+        signal.connect(_drain_at_shutdown, weak=False, dispatch_uid="autorun.publisher")
+    # Otherwise only the thread that created the project's Celery app would know it: all others,
+    # those of web servers too, would publish to Celery's default broker on localhost.
+    current_app.set_default()
+
+
+def submit(saved: Saved) -> None:
+    """Have the rows planned soon; the sets are the publisher's from now on.
+
+    With `AUTORUN["PUBLISH"] = "inline"`, or Celery's `task_always_eager`, when this returns.
+    """
+    crash_point("save.committed")
+    if settings.PUBLISH == "inline" or is_immediate():
+        deliver(saved)
+    else:
+        _publisher.put(saved)
+
+
+def wait_until_idle(timeout: float = 5.0) -> bool:
+    """Wait, `timeout` seconds at most, until this process has delivered all; whether it has.
+
+    For tests, after saves that committed.
+    """
+    return _publisher.wait_until_idle(timeout)
+
+
+def drain(timeout: float = EXIT_DEADLINE) -> None:
+    """Deliver what waits at once; write to the database what is left after `timeout` seconds."""
+    _publisher.drain(timeout)
+
+
+def deliver(saved: Mapping[str, set[Any]]) -> bool:
+    """Publish, or spill; whether the broker took it all. Never raises an Exception."""
+    try:
+        publish(list(_messages(saved)))
+    except Exception as error:  # noqa: BLE001
+        logger.warning(
+            "%s: no broker took %d saved rows. Upkeep plans them. %s",
+            _labels(saved),
+            _count(saved),
+            error,
+        )
+        spill(saved)
+        return False
+    return True
+
+
+def spill(saved: Mapping[str, set[Any]]) -> None:
+    """Write the rows down for upkeep, in one INSERT. Never raises an Exception."""
+    try:
+        spilled = [SpilledTrigger(model_label=label, keys=keys) for label, keys in _portions(saved)]
+        # Its own savepoint: an error must not spoil a transaction that is open in this thread.
+        with transaction.atomic(using=settings.DATABASE):
+            SpilledTrigger.objects.bulk_create(spilled)
+        crash_point("spill.written")
+    except Exception:
+        logger.exception(
+            "%s: %d saved rows could not be written down. The next sweep finds them.",
+            _labels(saved),
+            _count(saved),
+        )
+
+
+class _Publisher:
+    """The thread of this process, and what waits for it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: Saved = {}
+        self._in_flight: Saved = {}
+        self._hurry = threading.Event()
+        self._exiting = False
+        self._thread: threading.Thread | None = None
+
+    def put(self, saved: Saved) -> None:
+        overflow: Saved = {}
+        with self._changed:
+            if _count(self._waiting) >= CAPACITY:
+                # The thread is stuck. This save writes down all that waits, so that the next
+                # CAPACITY saves need not; what it brings itself may be of any size.
+                overflow, self._waiting = self._waiting, {}
+            _merge(self._waiting, saved)
+            if not self._exiting and self._is_running():
+                saved = {}
+            else:
+                saved, self._waiting = self._waiting, {}
+            self._changed.notify_all()
+        if overflow:
+            logger.warning(
+                "%s: %d saved rows wait for the broker. Upkeep plans them.",
+                _labels(overflow),
+                _count(overflow),
+            )
+            spill(overflow)
+        if saved:
+            deliver(saved)
+
+    def wait_until_idle(self, timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(self._is_idle, timeout)
+
+    def drain(self, timeout: float) -> None:
+        self._hurry.set()
+        try:
+            if self.wait_until_idle(timeout):
+                return
+            with self._changed:
+                # What is under way may never arrive; twice does no harm.
+                left, self._waiting = self._waiting, {}
+                _merge(left, self._in_flight)
+            logger.warning(
+                "%s: %d saved rows are left at exit. Upkeep plans them.",
+                _labels(left),
+                _count(left),
+            )
+            spill(left)
+        finally:
+            self._hurry.clear()
+
+    def drain_for_good(self) -> None:
+        """After this no thread is relied on: the interpreter ends."""
+        with self._changed:
+            self._exiting = True
+        self.drain(EXIT_DEADLINE)
+
+    def _is_idle(self) -> bool:
+        return not self._waiting and not self._in_flight
+
+    def _is_running(self) -> bool:
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._work, name="autorun-publisher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is ending, or there are too many threads
+                return False
+            self._thread = thread
+            _drain_when_child_ends()
+        return True
+
+    def _work(self) -> None:
+        delivered = True
+        ended_at = float("-inf")
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+            if not delivered:
+                self._hurry.wait(LINGER_AFTER_FAILURE)
+            # A save after a while of quiet has nobody to wait for.
+            elif time.monotonic() - ended_at < QUIET:
+                self._hurry.wait(LINGER)
+            with self._changed:
+                self._in_flight, self._waiting = self._waiting, {}
+                taken = self._in_flight
+            try:
+                delivered = not taken or deliver(taken)
+            finally:
+                ended_at = time.monotonic()
+                # Spilling has opened one; the thread may be idle for days.
+                connections.close_all()
+                with self._changed:
+                    self._in_flight = {}
+                    self._changed.notify_all()
+
+
+def _messages(saved: Mapping[str, set[Any]]) -> Iterator[Message]:
+    priority = urgent_priority()
+    for label, keys in _portions(saved):
+        yield Message(
+            task=PLAN,
+            args=(label, keys),
+            queue=settings.QUEUE,
+            priority=priority,
+            time_limit=_time_limit(label),
+        )
+
+
+def _time_limit(label: str) -> float | None:
+    """The last resort against a body that never comes back, as a chunk's message has it, too.
+
+    Who plans a lone row may also work it off.
+    """
+    try:
+        timeouts = [runner.get_timeout() for runner in registry.subscribers(label)]
+    except AutorunError:  # a system check says what is wrong with the runner
+        return None
+    known = [timeout for timeout in timeouts if timeout is not None]
+    return max(known) + 2 * settings.LEASE if known and len(known) == len(timeouts) else None
+
+
+def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:
+    for label, pks in saved.items():
+        keys = [pk if type(pk) is int else str(pk) for pk in pks]
+        for start in range(0, len(keys), KEYS_PER_MESSAGE):
+            yield label, keys[start : start + KEYS_PER_MESSAGE]
+
+
+def _merge(into: Saved, saved: Mapping[str, set[Any]]) -> None:
+    for label, pks in saved.items():
+        into.setdefault(label, set()).update(pks)
+
+
+def _count(saved: Mapping[str, set[Any]]) -> int:
+    return sum(len(pks) for pks in saved.values())
+
+
+def _labels(saved: Mapping[str, set[Any]]) -> str:
+    return ", ".join(sorted(saved))
+
+
+def _drain_at_shutdown(**kwargs: Any) -> None:
+    drain()
+
+
+def _drain_at_exit() -> None:
+    _publisher.drain_for_good()
+
+
+def _drain_when_child_ends() -> None:
+    """Children of `multiprocessing` run its finalizers where other processes run `atexit`'s."""
+    if multiprocessing.parent_process() is not None:
+        multiprocessing.util.Finalize(None, _drain_at_exit, exitpriority=0)
+
+
+def _reset() -> None:
+    # The thread stays behind in the parent, and delivers there what waits. Its lock may be held.
+    global _publisher  # noqa: PLW0603
+    _publisher = _Publisher()
+
+
+_publisher = _Publisher()
+atexit.register(_drain_at_exit)
+os.register_at_fork(after_in_child=_reset)

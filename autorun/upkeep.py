@@ -1,0 +1,170 @@
+"""What heals by itself: looked after every few seconds, by whichever worker comes first."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+
+from django.db.models import Exists, F, OuterRef, Q
+
+from autorun import analysis as analyses
+from autorun import batches, registry
+from autorun.clock import DatabaseNow, from_now
+from autorun.conf import settings
+from autorun.crashing import crash_point
+from autorun.dispatch import message_to_plan_on, release_everywhere, send
+from autorun.exceptions import BrokerUnavailable, NotRegistered
+from autorun.execution.notifying import notify_due
+from autorun.folding import fold_everywhere
+from autorun.models import Batch, Chunk, SpilledTrigger
+from autorun.planning.keys import plan_for_all
+from autorun.pruning import prune
+from autorun.publishing import publish
+from autorun.pulses import take_turn
+from autorun.rescue import rescue_expired
+
+logger = logging.getLogger(__name__)
+
+#: The most rows of anything that one round looks at, so that a round stays short.
+AT_ONCE = 500
+#: A queued chunk nobody has started is sent again after a lease; then after two, four, ...
+MOST_DOUBLINGS = 6
+PRUNE_EVERY = 3600.0  # seconds
+FOLD_EVERY = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a round did, by step."""
+
+    rescued: int = 0
+    drained: int = 0
+    unparked: int = 0
+    released: int = 0
+    sent_again: int = 0
+    taken_over: int = 0
+    finished: int = 0
+    notified: int = 0
+    folded: int = 0
+    pruned: int = 0
+
+    def __str__(self) -> str:
+        done = {each.name: getattr(self, each.name) for each in fields(self)}
+        return ", ".join(f"{name} {number}" for name, number in done.items() if number)
+
+
+def upkeep(*, in_any_case: bool = False) -> Report | None:
+    """One round; None where another process has just made one, unless `in_any_case`."""
+    if not (take_turn("upkeep", every=settings.UPKEEP_INTERVAL) or in_any_case):
+        return None
+    steps: dict[str, Callable[[], int]] = {
+        "rescued": partial(rescue_expired, at_most=AT_ONCE),
+        "drained": drain_spilled,
+        "unparked": unpark,
+        "released": release_everywhere,
+        "sent_again": send_again,
+        "taken_over": hand_on_batches,
+        "finished": finish_batches,
+        "notified": notify_due,
+        "folded": _fold_now_and_then,
+        "pruned": _prune_now_and_then,
+    }
+    report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
+    if str(report):
+        logger.info("Upkeep: %s.", report)
+    return report
+
+
+def drain_spilled() -> int:
+    """Plan the saved rows that no broker took; how many."""
+    spilled = list(SpilledTrigger.objects.order_by("pk")[:AT_ONCE])
+    keys: dict[str, set[object]] = defaultdict(set)
+    for trigger in spilled:
+        keys[trigger.model_label].update(trigger.keys)
+    for model_label, of_model in keys.items():
+        plan_for_all(registry.subscribers(model_label), of_model)
+    crash_point("drain.planned")
+    # Only now: a crash in between plans them again, which does nothing.
+    SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in spilled]).delete()
+    return sum(len(of_model) for of_model in keys.values())
+
+
+def unpark() -> int:
+    """Let parked chunks go on whose runner and analysis are here again; how many."""
+    parked = Chunk.objects.filter(state=Chunk.State.PARKED)
+    unparked = 0
+    for label, node_id, title, version in list(
+        parked.values_list("runner", "node_id", "node__title", "node__version").distinct()
+    ):
+        if _is_runnable(label, title, version):
+            unparked += parked.filter(runner=label, node_id=node_id).update(
+                state=Chunk.State.WAITING, reason=""
+            )
+    return unparked
+
+
+def send_again() -> int:
+    """Send the messages of queued chunks that nobody has started for long; how many."""
+    is_due = Q()
+    for doublings in range(MOST_DOUBLINGS):
+        sent = Q(publications=doublings + 1)
+        if doublings == MOST_DOUBLINGS - 1:
+            sent = Q(publications__gte=doublings + 1)
+        is_due |= sent & Q(published_at__lte=from_now(-settings.LEASE * 2**doublings))
+    lost = list(Chunk.objects.filter(is_due, state=Chunk.State.QUEUED).order_by("pk")[:AT_ONCE])
+    Chunk.objects.filter(pk__in=[chunk.pk for chunk in lost], state=Chunk.State.QUEUED).update(
+        published_at=DatabaseNow(), publications=F("publications") + 1
+    )
+    crash_point("upkeep.counted")
+    return send(lost) if lost else 0
+
+
+def hand_on_batches() -> int:
+    """Have batches planned on whose process has gone silent; how many."""
+    silent = Batch.objects.filter(
+        state=Batch.State.RUNNING, planned_at=None, expires_at__lte=DatabaseNow()
+    )
+    messages = [
+        message_to_plan_on(batch, expires=settings.LEASE)
+        for batch in silent.order_by("pk")[:AT_ONCE]
+    ]
+    if messages:
+        publish(messages)
+    return len(messages)
+
+
+def finish_batches() -> int:
+    """Finish planned batches that have nothing left to do; how many."""
+    left = Chunk.objects.filter(batch_id=OuterRef("pk"), state__in=batches.UNFINISHED)
+    done = Batch.objects.filter(~Exists(left), state=Batch.State.RUNNING).exclude(planned_at=None)
+    return sum(batches.finish_if_done(pk) for pk in list(done.values_list("pk", flat=True)))
+
+
+def _is_runnable(label: str, title: str, version: str) -> bool:
+    try:
+        analyses.get(title, version)
+    except NotRegistered:
+        return False
+    return registry.find(label) is not None
+
+
+def _fold_now_and_then() -> int:
+    return fold_everywhere() if take_turn("fold", every=FOLD_EVERY) else 0
+
+
+def _prune_now_and_then() -> int:
+    return prune() if take_turn("prune", every=PRUNE_EVERY) else 0
+
+
+def _guarded(name: str, step: Callable[[], int]) -> int:
+    """A step's number; 0, and a log record, where it failed: the others go on all the same."""
+    try:
+        return step()
+    except BrokerUnavailable as error:
+        logger.warning("Upkeep: %s: no broker: %s", name, error)
+    except Exception:
+        logger.exception("Upkeep: %s: failed; the next round tries again.", name)
+    return 0

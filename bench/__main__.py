@@ -1,0 +1,96 @@
+"""`python -m bench`: measures every line of docs/performance.md, and writes it.
+
+Each database, and each broker, is measured by a process of its own. Databases are made for it, and
+dropped. What does not answer is left out, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.report import CHECKOUT, write
+
+DATABASES = ("postgres", "sqlite")
+BROKERS = ("rabbitmq", "redis")
+WITHOUT_BROKER = ("planning", "counting", "statements", "starting", "saving")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--scale", choices=("quick", "medium", "full"), default="full")
+    parser.add_argument("--databases", nargs="+", default=DATABASES)
+    parser.add_argument("--brokers", nargs="+", default=BROKERS)
+    parser.add_argument("--topics", nargs="+", default=None)
+    parser.add_argument("--keep", action="store_true", help="change no file of the checkout")
+    options = parser.parse_args()
+    lines: list[dict[str, object]] = []
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="autorun-bench-") as directory:
+        for database, broker, topics in _rounds(options):
+            if why := _silence(database) or (broker and _silence(broker)):
+                print(f"Left out: {database} {broker or ''}: {why}", flush=True)
+                continue
+            output = Path(directory) / f"{database}-{broker or 'memory'}.json"
+            code = subprocess.run(
+                [
+                    *(sys.executable, "-m", "bench.measure", *topics),
+                    *("--scale", options.scale, "--output", str(output)),
+                ],
+                check=False,
+                cwd=CHECKOUT,
+                env=os.environ
+                | {
+                    "DJANGO_SETTINGS_MODULE": "bench.settings",
+                    "AUTORUN_BENCH_DATABASE": database,
+                    "AUTORUN_BENCH_BROKER": broker or "memory",
+                    "AUTORUN_VAR": directory,
+                },
+            ).returncode
+            failed = failed or code != 0
+            if output.exists():
+                lines += json.loads(output.read_text())
+    reached = [line["is_reached"] for line in lines if line["is_reached"] is not None]
+    print(f"{sum(map(bool, reached))} of {len(reached)} goals reached.")
+    if lines and not options.keep:
+        write(lines, scale=options.scale, circumstances=_circumstances(options.scale))
+    return 1 if failed else 0
+
+
+def _rounds(options: argparse.Namespace) -> list[tuple[str, str | None, list[str]]]:
+    chosen = options.topics
+    rounds: list[tuple[str, str | None, list[str]]] = []
+    for database in options.databases:
+        alone = [topic for topic in WITHOUT_BROKER if chosen is None or topic in chosen]
+        if alone:
+            rounds.append((database, None, alone))
+        if chosen is None or "flowing" in chosen:
+            rounds += [(database, broker, ["flowing"]) for broker in options.brokers]
+    return rounds
+
+
+def _silence(service: str) -> str | None:
+    from tests.services import silence
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bench.settings")
+    return None if service == "sqlite" else silence(service)
+
+
+def _circumstances(scale: str) -> str:
+    load = os.getloadavg()[0]
+    return (
+        f"Measured on {dt.datetime.now(dt.UTC):%d %B %Y} at the {scale} scale, on "
+        f"{os.cpu_count()} cores with a load of {load:.1f} at the end, "
+        f"Python {platform.python_version()}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

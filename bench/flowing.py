@@ -1,0 +1,313 @@
+"""From a save, or a backfill, to recorded successes, with a real prefork worker and a real broker.
+
+Rates are compared, so that what is written by hand need not be waited for as often.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from celery import current_app, group
+from django.conf import settings
+from django.db import connection, connections, transaction
+
+from autorun.conf import settings as autorun_settings
+from autorun.models import Run
+from bench import stage
+from bench.measuring import Line, Timings
+from bench.scale import Scale
+from bench.subject.models import Item, ItemByHand, ResultByHand
+from bench.subject.runners import TrivialRunner
+from bench.subject.tasks import MESSAGE_OF, by_hand, hundred_by_hand
+from sample_app.processes import Processes
+
+BROKER = os.environ.get("AUTORUN_BENCH_BROKER", "rabbitmq")
+PATIENCE = 600.0  # seconds
+
+
+def measure(scale: Scale) -> Iterator[Line]:
+    _purge()
+    with _worker():
+        stage.let_go(TrivialRunner())
+        _save_and_wait(50)
+        _by_hand_and_wait(50)
+        yield _latency(scale)
+        yield from _saves(scale)
+        yield from _backfill(scale)
+    _purge()
+    if connection.vendor == "postgresql":
+        yield from _datajoint(scale)
+
+
+def _saves(scale: Scale) -> Iterator[Line]:
+    rows, few = scale.end_to_end, scale.by_hand
+    rates: dict[str, list[float]] = {"autorun": [], "by hand": [], "by hand, 100 a message": []}
+    after_commit: list[float] = []
+    by_hand_after_commit: list[float] = []
+    for _ in range(scale.rounds):
+        whole, commit = _save_and_wait(rows)
+        rates["autorun"].append(rows / whole)
+        after_commit.append(rows / commit)
+        whole, commit = _by_hand_and_wait(few)
+        rates["by hand"].append(few / whole)
+        by_hand_after_commit.append(few / commit)
+        rates["by hand, 100 a message"].append(rows / _hundreds_and_wait(rows))
+    _saved_rates.update(rates)
+    timings = Timings(rates)
+    yield Line(
+        key=f"flow-save-{BROKER}",
+        database=connection.vendor,
+        work=f"save → recorded success, {rows:,} rows in transactions of 1,000, {BROKER}",
+        against=f"receiver and task by hand ({few:,} rows)",
+        value=timings.ratio("autorun", "by hand"),
+        goal=10,
+        at_least=True,
+        rows=rows,
+        note=_rates(rates),
+    )
+    both = {"autorun": after_commit, "by hand": by_hand_after_commit}
+    yield Line(
+        key=f"flow-save-commit-{BROKER}",
+        database=connection.vendor,
+        work=f"the same without the saves themselves: last save → recorded success, {BROKER}",
+        against="receiver and task by hand",
+        value=Timings(both).ratio("autorun", "by hand"),
+        rows=rows,
+        note=_rates(both),
+    )
+
+
+_saved_rates: dict[str, list[float]] = {}
+
+
+def _rates(rates: dict[str, list[float]]) -> str:
+    return ", ".join(f"{name} {median(each):,.0f} rows/s" for name, each in rates.items())
+
+
+def _save_and_wait(count: int) -> tuple[float, float]:
+    """Seconds from the first save, and from the last commit, to the last success."""
+    stage.empty_state()
+    stage.empty("subject_item")
+    return _timed_saves(Item, count, lambda: stage.is_worked_off(count))
+
+
+def _by_hand_and_wait(count: int) -> tuple[float, float]:
+    stage.empty("subject_resultbyhand", "subject_itembyhand")
+    return _timed_saves(ItemByHand, count, lambda: ResultByHand.objects.count() >= count)
+
+
+def _timed_saves(model: Any, count: int, is_done: Any) -> tuple[float, float]:
+    began = time.perf_counter()
+    left = count
+    while left > 0:
+        with transaction.atomic():
+            for number in range(min(1_000, left)):
+                model(title=f"A title of usual length, number {number}", weight=number).save()
+        left -= 1_000
+        saved = saved_at = time.perf_counter()
+    stage.wait_until(is_done, seconds=PATIENCE)
+    ended = time.perf_counter()
+    del saved
+    return ended - began, ended - saved_at
+
+
+def _hundreds_and_wait(count: int) -> float:
+    stage.empty("subject_resultbyhand", "subject_itembyhand")
+    ItemByHand.objects.bulk_create(
+        ItemByHand(title=f"A title of usual length, number {number}") for number in range(count)
+    )
+    pks = list(ItemByHand.objects.values_list("pk", flat=True))
+    began = time.perf_counter()
+    for start in range(0, count, MESSAGE_OF):
+        hundred_by_hand.delay(pks[start : start + MESSAGE_OF])
+    stage.wait_until(lambda: ResultByHand.objects.count() >= count, seconds=PATIENCE)
+    return time.perf_counter() - began
+
+
+def _latency(scale: Scale) -> Line:
+    """One save on an idle system, until its body starts; alternating."""
+    waits: dict[str, list[float]] = {"autorun": [], "by hand": []}
+    stage.empty_state()
+    stage.empty("subject_item", "subject_resultbyhand", "subject_itembyhand")
+    for number in range(scale.latency):
+        for name in ("autorun", "by hand") if number % 2 else ("by hand", "autorun"):
+            time.sleep(0.2)
+            waits[name].append(_wait_for_one(Item if name == "autorun" else ItemByHand))
+    medians = {name: median(each) for name, each in waits.items()}
+    worst = {name: sorted(each)[int(len(each) * 0.95)] for name, each in waits.items()}
+    return Line(
+        key=f"flow-latency-{BROKER}",
+        database=connection.vendor,
+        work=f"latency of one save → its body starts, idle system, {BROKER}",
+        against="hand-written .delay",
+        value=(medians["autorun"] - medians["by hand"]) * 1000,
+        goal=10,
+        unit="ms more",
+        seconds=medians,
+        note=f"95th percentile {worst['autorun'] * 1000:.0f} ms, by hand "
+        f"{worst['by hand'] * 1000:.0f} ms",
+    )
+
+
+def _wait_for_one(model: Any) -> float:
+    instance = model(title="A title of usual length", weight=1)
+    began_at = time.time()
+    instance.save()
+
+    def outputs() -> Any:
+        if model is Item:
+            runs = Run.objects.filter(object_id=instance.pk, status=Run.Status.SUCCEEDED)
+            return runs.values_list("outputs", flat=True).first()
+        results = ResultByHand.objects.filter(item=instance)
+        return results.values_list("outputs", flat=True).first()
+
+    stage.wait_until(lambda: outputs() is not None, seconds=30, every=0.005)
+    return float(outputs()["began_at"]) - began_at
+
+
+def _backfill(scale: Scale) -> Iterator[Line]:
+    rows, few = scale.backfill, scale.by_hand
+    rates: dict[str, list[float]] = {"autorun": [], "Celery group": []}
+    most = 0
+    runner = TrivialRunner()
+    stage.fill_items(rows)
+    for _ in range(scale.rounds):
+        stage.empty_state()
+        stage.let_go(runner)
+        with _watched_queue() as depth:
+            began = time.perf_counter()
+            runner.backfill()
+            stage.wait_until(lambda: stage.is_worked_off(rows), seconds=PATIENCE)
+            rates["autorun"].append(rows / (time.perf_counter() - began))
+        most = max(most, depth[0])
+        rates["Celery group"].append(few / _group_and_wait(few))
+    yield Line(
+        key=f"flow-backfill-{BROKER}",
+        database=connection.vendor,
+        work=f"backfill of {rows:,} trivial rows, end to end, {BROKER}",
+        against=f"a Celery group ({few:,} tasks)",
+        value=Timings(rates).ratio("autorun", "Celery group"),
+        goal=5,
+        at_least=True,
+        rows=rows,
+        note=_rates(rates),
+    )
+    yield Line(
+        key=f"flow-backfill-depth-{BROKER}",
+        database=connection.vendor,
+        work=f"most messages the broker held during that backfill, {BROKER}",
+        against="the window, in runs",
+        value=most,
+        goal=autorun_settings.WINDOW,
+        unit="",
+    )
+
+
+def _group_and_wait(count: int) -> float:
+    stage.empty("subject_resultbyhand", "subject_itembyhand")
+    ItemByHand.objects.bulk_create(
+        ItemByHand(title=f"A title of usual length, number {number}") for number in range(count)
+    )
+    pks = list(ItemByHand.objects.values_list("pk", flat=True))
+    began = time.perf_counter()
+    group(by_hand.s(pk) for pk in pks).apply_async()
+    stage.wait_until(lambda: ResultByHand.objects.count() >= count, seconds=PATIENCE)
+    return time.perf_counter() - began
+
+
+def _datajoint(scale: Scale) -> Iterator[Line]:
+    """Rows a second of `populate`, in a process of its own."""
+    rates = []
+    for _ in range(3):
+        found = subprocess.run(
+            [sys.executable, "-m", "bench.datajoint_peer", str(scale.by_hand)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if found.returncode:
+            reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
+            print(f"DataJoint is left out: {reason}", file=sys.stderr)
+            return
+        rates.append(float(found.stdout.split()[-1]))
+    ours = median(_saved_rates["autorun"])
+    yield Line(
+        key=f"flow-datajoint-{BROKER}",
+        database=connection.vendor,
+        work=f"save → recorded success, {scale.end_to_end:,} rows, {BROKER}",
+        against=f"DataJoint populate(reserve_jobs=True) ({scale.by_hand:,} rows, one process)",
+        value=ours / median(rates),
+        goal=6,
+        at_least=True,
+        note=f"autorun {ours:,.0f} rows/s, DataJoint {median(rates):,.0f} rows/s",
+    )
+
+
+# The worker and its queue
+
+
+@contextmanager
+def _worker() -> Iterator[None]:
+    logs = Path(tempfile.mkdtemp(prefix="autorun-bench-"))
+    log = logs / "worker.log"
+    with Processes(logs=logs, patience=5) as processes:
+        connections.close_all()
+        processes.start(
+            "worker",
+            *("-m", "celery", "-A", "settings", "worker", "--concurrency", "2"),
+            *("-n", f"bench-{os.getpid()}@%h", "--loglevel", "WARNING"),
+        )
+        stage.wait_until(lambda: _answers(processes), seconds=60, every=0.2)
+        yield
+    text = log.read_text().strip()
+    if text:
+        print("\n".join(text.splitlines()[-20:]), file=sys.stderr)
+
+
+def _answers(processes: Processes) -> bool:
+    if processes.ended():
+        raise RuntimeError("The worker ended before it was ready.")
+    return bool(current_app.control.ping(timeout=0.5))
+
+
+@contextmanager
+def _watched_queue() -> Iterator[list[int]]:
+    """The most messages that lay in the queue during the block, in a list of one."""
+    most = [0]
+    stop = threading.Event()
+
+    def watch() -> None:
+        with current_app.connection_for_read() as broker:
+            while not stop.wait(0.02):
+                most[0] = max(most[0], _depth(broker))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _depth(broker: Any) -> int:
+    queue = settings.CELERY_TASK_DEFAULT_QUEUE
+    channel = broker.default_channel
+    if hasattr(channel, "_size"):
+        return int(channel._size(queue))
+    return int(channel.queue_declare(queue, passive=True).message_count)
+
+
+def _purge() -> None:
+    with current_app.connection_for_write() as broker:
+        broker.default_channel.queue_delete(settings.CELERY_TASK_DEFAULT_QUEUE)

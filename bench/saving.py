@@ -1,0 +1,91 @@
+"""What a save costs its caller."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from django.db import connection, connections, transaction
+
+from autorun.triggers import publisher
+from bench import stage
+from bench.measuring import Line, Timings, in_turns
+from bench.scale import Scale
+from bench.subject.models import Item, ItemByHand, PlainItem
+
+THREADS = 8
+MODELS: dict[str, type[Any]] = {
+    "autorun": Item,
+    "plain": PlainItem,
+    "on_commit(delay)": ItemByHand,
+}
+
+
+def measure(scale: Scale) -> Iterator[Line]:
+    """With the broker in memory: what a broker adds to `.delay` is left out, in its favour."""
+    for key, work, save, count in (
+        ("save-autocommit", "saves, each a transaction", _each_alone, scale.saves),
+        ("save-transaction", "saves in one transaction", _all_at_once, scale.saves),
+        ("save-threads", f"saves by {THREADS} threads", _in_threads, scale.saves),
+    ):
+        stage.empty("subject_item", "subject_plainitem", "subject_itembyhand")
+        yield from _compared(key, f"{count:,} {work}", save, count, rounds=2 * scale.rounds + 1)
+    stage.empty("subject_item", "subject_plainitem", "subject_itembyhand")
+
+
+def _compared(
+    key: str, work: str, save: Callable[[Any, int], None], count: int, *, rounds: int
+) -> Iterator[Line]:
+    timings: Timings = in_turns(
+        {name: _bound(save, model, count) for name, model in MODELS.items()},
+        rounds=rounds,
+        before=lambda _: publisher.wait_until_idle(30),
+    )
+    yield Line(
+        key=key,
+        database=connection.vendor,
+        work=work,
+        against="the same saves without autorun",
+        value=timings.ratio("autorun", "plain"),
+        goal=1.05,
+        seconds=timings.medians(),
+        rows=count,
+    )
+    yield Line(
+        key=f"{key}-by-hand",
+        database=connection.vendor,
+        work=work,
+        against="hand-written on_commit(lambda: task.delay(pk)), to a broker in memory",
+        value=timings.ratio("autorun", "on_commit(delay)"),
+        goal=1,
+        rows=count,
+    )
+
+
+def _bound(save: Callable[[Any, int], None], model: Any, count: int) -> Callable[[], None]:
+    return lambda: save(model, count)
+
+
+def _each_alone(model: Any, count: int) -> None:
+    for number in range(count):
+        model(title="A title of usual length", weight=number).save()
+
+
+def _all_at_once(model: Any, count: int) -> None:
+    with transaction.atomic():
+        _each_alone(model, count)
+
+
+def _in_threads(model: Any, count: int) -> None:
+    def save() -> None:
+        try:
+            _each_alone(model, count // THREADS)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=save) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

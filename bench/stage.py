@@ -1,0 +1,144 @@
+"""The database of the benchmarks, and rows by the million."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.core.management import call_command
+from django.db import connection, connections
+
+from autorun import nodes, sizing
+from autorun.models import Chunk, Node, Run
+from autorun.runner import QuerySetRunner
+from bench.subject.models import Item
+
+
+@contextmanager
+def database() -> Iterator[None]:
+    """A fresh, migrated database for the length of the block."""
+    _drop()
+    if connection.vendor == "postgresql":
+        _maintain(f'CREATE DATABASE "{connection.settings_dict["NAME"]}"')
+    try:
+        call_command("migrate", verbosity=0, run_syncdb=True)
+        yield
+    finally:
+        connections.close_all()
+        _drop()
+
+
+def _drop() -> None:
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor == "postgresql":
+        _maintain(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        return
+    for suffix in ("", "-wal", "-shm"):
+        Path(name + suffix).unlink(missing_ok=True)
+
+
+def _maintain(statement: str) -> None:
+    with connection._nodb_cursor() as cursor:
+        cursor.execute(statement)
+
+
+def execute(sql: str, params: Any = None) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchone() if cursor.description else cursor.rowcount
+
+
+def empty(*tables: str) -> None:
+    for table in tables:
+        if connection.vendor == "postgresql":
+            execute(f"TRUNCATE {table} CASCADE")
+        else:
+            execute(f"DELETE FROM {table}")
+
+
+def empty_state() -> None:
+    """No runs, chunks, batches; the nodes stay."""
+    empty("autorun_failure", "autorun_run", "autorun_chunk", "autorun_batch")
+    if connection.vendor == "postgresql":
+        execute("VACUUM ANALYZE autorun_run")
+        execute("VACUUM ANALYZE autorun_chunk")
+
+
+def series(count: int) -> str:
+    """A FROM item with the numbers from 1 to `count` as `i`."""
+    if connection.vendor == "postgresql":
+        return f"generate_series(1, {count}) AS s(i)"
+    return (
+        f"(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+        "SELECT i FROM n) AS s"
+    )
+
+
+def fill_items(count: int) -> None:
+    """Items 1 to `count`, and nothing about them."""
+    empty("subject_item")
+    execute(
+        "INSERT INTO subject_item (id, title, weight) "
+        f"SELECT i, 'A title of usual length, number ' || i, i % 1000 FROM {series(count)}"
+    )
+    settle()
+
+
+def settle() -> None:
+    """What autovacuum and the operating system would get to in a while."""
+    if connection.vendor == "postgresql":
+        for table in ("subject_item", "autorun_run", "autorun_chunk"):
+            execute(f"VACUUM ANALYZE {table}")
+        execute("CHECKPOINT")
+    else:
+        execute("ANALYZE")
+        execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def change_items(count: int, *, among: int) -> int:
+    """Give `count` items, spread evenly, another weight; how many were."""
+    changed = execute(
+        f"UPDATE subject_item SET weight = weight + 1 WHERE id % {max(1, among // count)} = 0"
+    )
+    return int(changed)
+
+
+def hold(runner: QuerySetRunner) -> Node:
+    """The runner's node, paused: what is planned is not sent to a broker."""
+    nodes.forget_nodes()
+    node = runner.get_node()
+    Node.objects.filter(pk=node.pk).update(paused_at="2030-01-01T00:00Z")
+    return node
+
+
+def let_go(runner: QuerySetRunner) -> None:
+    Node.objects.filter(pk=runner.get_node().pk).update(paused_at=None, run_seconds=None)
+    sizing.forget_measurements()
+
+
+def wait_until(condition: Any, *, seconds: float, every: float = 0.02) -> None:
+    """Raises TimeoutError where `condition()` does not hold in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Not within {seconds:g} s: {condition}")
+        time.sleep(every)
+
+
+def is_worked_off(count: int) -> bool:
+    """Whether so many runs have ended, by the counts that chunks keep."""
+    from django.db.models import F, Sum
+
+    total = Chunk.objects.aggregate(n=Sum(F("succeeded") + F("failed") + F("cancelled")))["n"]
+    return (total or 0) >= count
+
+
+def runs_table() -> str:
+    return Run._meta.db_table
+
+
+def item_count() -> int:
+    return Item.objects.count()

@@ -1,0 +1,156 @@
+import importlib
+import os
+import sys
+import time
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from autorun import registry
+from sample_app import runners
+from sample_app.models import Scan
+from sample_app.processes import CHECKOUT, Processes, termination_as_interrupt, typed
+from settings.environment import var_directory
+
+SCANS = "sample_app.ScanPreprocessingRunner"
+SAVED_AT_FIRST = 110
+
+ABOUT_THE_FILES = """
+The scans are the files that pydicom and nibabel are tested with, the real ones at hand on every
+machine. Many are broken or incomplete on purpose, so [bold]more than half of the runs are meant to
+fail[/bold]: an analysis of ten thousand scans meets such files too, and autorun is to say which and
+why."""
+
+ABOUT_THE_FAILURES = """
+These failures are the files', not autorun's. "No pixel data" are DICOM files that hold no image, as
+plans, reports and directories; "plugins are missing" are JPEG-compressed ones, whose decoders are
+optional packages that the demo does without; the others are files damaged for a test. A run is
+tried twice before it counts as failed, one bad file never stops the others, and what failed is one
+line a cause instead of one traceback a file.
+"""
+
+
+class Command(BaseCommand):
+    help = "Shows autorun at work on real scans: saves, a sweep, a new version and its backfill."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--patience", type=float, default=90, help="seconds that one step may take"
+        )
+
+    def handle(self, *, patience: float, **options: Any) -> None:
+        self.console = Console()
+        self.patience = patience
+        call_command("migrate", verbosity=0)
+        if Scan.objects.exists():
+            raise CommandError("The demo starts from an empty database: `make demo` makes one.")
+        self._say(ABOUT_THE_FILES)
+        with (
+            termination_as_interrupt(),
+            Processes(logs=var_directory(), patience=3) as processes,
+        ):
+            try:
+                self._play(processes)
+            except KeyboardInterrupt:
+                self.console.print("\nInterrupted. Stopping worker and beat...")
+                sys.exit(130)
+            self.console.print("\nStopping worker and beat...")
+        self.console.print("Look at all this in the admin pages:")
+        self.console.print(f"  {_command_to_look()}", soft_wrap=True, markup=False)
+
+    def _play(self, processes: Processes) -> None:
+        self._title("A real worker and beat, on SQLite and a broker that is a file")
+        processes.start_worker()
+        processes.start_beat()
+        logs = os.path.relpath(var_directory())
+        self.console.print(f"Their logs are in {logs}. The worker needs some seconds to start.")
+
+        self._title("Scans are saved: every save plans its runs")
+        self._command("load_scans", "--limit", str(SAVED_AT_FIRST))
+        self._watch(processes)
+
+        self._title("Scans are written with bulk_create, which tells nobody")
+        self._command("load_scans", "--bulk")
+        for runner in registry.runners():
+            self.console.print(f"{runner.label}: {runner.pending().count()} pending")
+        self._title("A sweep finds them; beat does this every night")
+        for runner in registry.runners():
+            self._command("autorun", "sweep", runner.label)
+        self._watch(processes)
+
+        self._title("Version 1.1 of the analysis: worker and beat restart with it")
+        processes.stop()
+        self._raise_version("1.1")
+        processes.start_worker()
+        processes.start_beat()
+        self._title("What a backfill would do, and then the backfill")
+        self._command("autorun", "plan", SCANS)
+        for runner in registry.runners():
+            self._command("autorun", "backfill", runner.label)
+        self._watch(processes)
+
+        self._title("What came of it")
+        self._command("autorun", "status")
+        self.console.print()
+        self._command("autorun", "failures", SCANS)
+        self._say(ABOUT_THE_FAILURES)
+
+    def _title(self, text: str) -> None:
+        self.console.print(f"\n[bold]{text}[/bold]")
+
+    def _say(self, paragraph: str) -> None:
+        self.console.print(f"\n{' '.join(paragraph.split())}")
+
+    def _command(self, *arguments: str) -> None:
+        self.console.print(f"[dim]$ manage.py {' '.join(arguments)}[/dim]")
+        call_command(*arguments)
+
+    def _raise_version(self, version: str) -> None:
+        # The processes started from here inherit it.
+        os.environ["SCAN_PREPROCESSING_VERSION"] = version
+        importlib.reload(runners)
+        registry.register_module(runners.__name__)
+
+    def _watch(self, processes: Processes) -> None:
+        """Shows the progress of all runners until nothing is pending or on its way."""
+        watched = registry.runners()
+        started = time.monotonic()
+        # Transient, and drawn once more below: a live table leaves the cursor behind its last row.
+        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            while True:
+                live.update(_draw(watched), refresh=True)
+                if all(
+                    not each.progress().unfinished and not each.pending().exists()
+                    for each in watched
+                ):
+                    break
+                if ended := processes.ended():
+                    raise CommandError(f"{', '.join(ended)} ended by itself; see its log.")
+                if time.monotonic() - started > self.patience:
+                    raise CommandError(f"Not done after {self.patience:.0f} s; see the logs.")
+                time.sleep(0.25)
+        self.console.print(_draw(watched))
+        self.console.print(f"Done after {time.monotonic() - started:.1f} s.")
+
+
+def _command_to_look() -> str:
+    """What starts web, worker and beat on the demo's data."""
+    if var_directory() == CHECKOUT / "var" / "demo":
+        return "make up DEMO=1"
+    return typed("up")
+
+
+def _draw(watched: list[Any]) -> Table:
+    table = Table("Runner", "pending", "waiting", "queued", "running", "done", "failed", box=None)
+    for runner in watched:
+        progress = runner.progress()
+        counts = (runner.pending().count(), progress.waiting, progress.queued, progress.running)
+        ended = (progress.succeeded, progress.failed)
+        name = f"{type(runner).__name__.removesuffix('Runner')} {runner.ANALYSIS_VERSION}"
+        table.add_row(name, *(str(count) for count in (*counts, *ended)))
+    return table

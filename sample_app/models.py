@@ -1,0 +1,21 @@
+from pathlib import Path
+
+from django.db import models
+
+
+class Scan(models.Model):
+    """One file of an imaging session."""
+
+    path = models.CharField(max_length=500, unique=True)
+    description = models.CharField(max_length=200, blank=True)
+    modality = models.CharField(max_length=16, blank=True, help_text="As DICOM abbreviates it.")
+    size = models.PositiveBigIntegerField(help_text="In bytes.")
+    checksum = models.CharField(max_length=64, help_text="SHA-256 of the file's content.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ("path",)
+
+    def __str__(self) -> str:
+        return Path(self.path).name

@@ -1,0 +1,137 @@
+"""Web, worker and beat, started together and stopped together."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+#: What the commands of this checkout heed, beside their arguments.
+HEEDED: Final = ("AUTORUN_VAR", "SCAN_PREPROCESSING_VERSION", "DJANGO_SETTINGS_MODULE")
+
+#: What Celery says to root at every start, which in a demo is noise.
+PRIVILEGES: Final = "ignore:You're running the worker with superuser privileges"
+
+
+def typed(*arguments: str) -> str:
+    """The line for a terminal that runs `manage.py ARGUMENTS` on the same data as this process."""
+    environment = [f"{name}={os.environ[name]}" for name in HEEDED if os.environ.get(name)]
+    python = os.path.relpath(sys.executable)
+    return shlex.join(["env", *environment, python, "manage.py", *arguments]).removeprefix("env ")
+
+
+class Processes:
+    """Processes by name, all stopped when the `with` block ends, however it ends.
+
+    `logs` is the directory where each writes `<name>.log`; without it they write to the terminal.
+    One that takes longer than `patience` seconds to stop is killed.
+    """
+
+    def __init__(self, *, logs: Path | None = None, patience: float = 15) -> None:
+        self.logs = logs
+        self.patience = patience
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start_web(self, address: str) -> None:
+        self.start("web", "manage.py", "runserver", "--noreload", address)
+
+    def start_worker(self, *, loglevel: str = "INFO", **environment: str) -> None:
+        warnings = filter(None, (os.environ.get("PYTHONWARNINGS"), PRIVILEGES))
+        self.start(
+            "worker",
+            *("-m", "celery", "-A", "settings", "worker"),
+            # Two workers of one node name would be refused by RabbitMQ.
+            *("-n", f"autorun-{os.getpid()}@%h", "--concurrency", "2", "--loglevel", loglevel),
+            **({"PYTHONWARNINGS": ",".join(warnings)} | environment),
+        )
+
+    def start_beat(self, **environment: str) -> None:
+        self.start("beat", "-m", "celery", "-A", "settings", "beat", "--pidfile=", **environment)
+
+    def start(self, name: str, *arguments: str, **environment: str) -> None:
+        """Runs Python with `arguments` in the checkout, `environment` added to this process's."""
+        command = [sys.executable, *arguments]
+        # SIGQUIT lets a worker finish for a few seconds, hand back the rest, and end.
+        surroundings = os.environ | {"REMAP_SIGTERM": "SIGQUIT"} | environment
+        with self._open_log(name) as log:
+            self._running[name] = subprocess.Popen(  # noqa: S603
+                command,
+                cwd=CHECKOUT,
+                env=surroundings,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C at the terminal reaches this process alone, which then stops the others.
+                start_new_session=True,
+            )
+
+    def ended(self) -> dict[str, int]:
+        """Exit codes of those that ended by themselves."""
+        codes = {name: process.poll() for name, process in self._running.items()}
+        return {name: code for name, code in codes.items() if code is not None}
+
+    def stop(self, *names: str) -> None:
+        """Stops the named ones, or all; at once where a second Ctrl-C asks for it."""
+        stopping = {name: self._running.pop(name) for name in names or tuple(self._running)}
+        for process in stopping.values():
+            process.terminate()
+        deadline = time.monotonic() + self.patience
+        try:
+            while time.monotonic() < deadline and _any_runs(stopping.values()):
+                time.sleep(0.05)
+        finally:
+            for process in stopping.values():
+                _kill_group(process)
+
+    @contextmanager
+    def _open_log(self, name: str) -> Iterator[int | None]:
+        if self.logs is None:
+            yield None
+            return
+        with (self.logs / f"{name}.log").open("ab") as log:
+            yield log.fileno()
+
+
+def _any_runs(processes: Iterable[subprocess.Popen[bytes]]) -> bool:
+    return any(process.poll() is None for process in processes)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    # Also where the process itself has ended: its children are of the group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP unwind the stack like Ctrl-C, so that `with` blocks end."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, _interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

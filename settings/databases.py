@@ -1,0 +1,61 @@
+"""One function a database, each giving an entry of Django's `DATABASES`."""
+
+import os
+from typing import Any
+
+from settings.environment import var_directory
+
+# Celery opens a connection for every task unless connections persist, and a persistent connection
+# outlives a restart of the server only when it is checked before use.
+PERSISTENT = {"CONN_MAX_AGE": 600, "CONN_HEALTH_CHECKS": True}
+
+
+def sqlite() -> dict[str, Any]:
+    """A file shared by the web process, the workers and beat."""
+    return PERSISTENT | {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("AUTORUN_DATABASE_NAME", str(var_directory() / "autorun.sqlite3")),
+        "OPTIONS": {
+            # WAL alone does not do: a transaction that reads first and writes later fails at once
+            # with "database is locked" when another wrote in between, whatever the timeout.
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 30,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        },
+    }
+
+
+def postgres() -> dict[str, Any]:
+    """A PostgreSQL server."""
+    return _server(
+        "django.db.backends.postgresql", "AUTORUN_POSTGRES", port="5432", user="postgres"
+    ) | {
+        "OPTIONS": {"connect_timeout": 5},
+    }
+
+
+def mariadb() -> dict[str, Any]:
+    """A MariaDB server, spoken to by PyMySQL, which needs no compiler."""
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    return _server("django.db.backends.mysql", "AUTORUN_MARIADB", port="3306", user="root") | {
+        "OPTIONS": {
+            "charset": "utf8mb4",
+            "connect_timeout": 5,
+            "init_command": "SET sql_mode='STRICT_TRANS_TABLES'",
+            # Repeatable read, the server's default, takes gap locks that make planners wait.
+            "isolation_level": "read committed",
+        },
+    }
+
+
+def _server(engine: str, prefix: str, *, port: str, user: str) -> dict[str, Any]:
+    return PERSISTENT | {
+        "ENGINE": engine,
+        "NAME": os.environ.get("AUTORUN_DATABASE_NAME", "autorun"),
+        "HOST": os.environ.get(f"{prefix}_HOST", "127.0.0.1"),
+        "PORT": os.environ.get(f"{prefix}_PORT", port),
+        "USER": os.environ.get(f"{prefix}_USER", user),
+        "PASSWORD": os.environ.get(f"{prefix}_PASSWORD", ""),
+    }

@@ -1,0 +1,70 @@
+"""Settings of the test suite: any database with any broker.
+
+`AUTORUN_TEST_DATABASE` is sqlite (default), postgres or mariadb; `AUTORUN_TEST_BROKER` is embedded
+(default), rabbitmq or redis. Names are private to one run of the suite, so that two runs on one
+machine do not meet; processes that a test starts inherit them by the environment.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+
+if "AUTORUN_TEST_RUN" not in os.environ:
+    os.environ["AUTORUN_TEST_RUN"] = str(os.getpid())
+    os.environ["AUTORUN_VAR"] = tempfile.mkdtemp(prefix="autorun-tests-")
+    atexit.register(shutil.rmtree, os.environ["AUTORUN_VAR"], ignore_errors=True)
+# So is what each of several pytest-xdist workers uses.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and not os.environ["AUTORUN_TEST_RUN"].endswith(WORKER):
+    os.environ["AUTORUN_TEST_RUN"] += WORKER
+    os.environ["AUTORUN_VAR"] += f"/{WORKER}"
+RUN = os.environ["AUTORUN_TEST_RUN"]
+
+from settings import brokers, databases  # noqa: E402
+from settings.base import *  # noqa: E402, F403
+from settings.environment import var_directory  # noqa: E402
+
+BACKENDS = {
+    "sqlite": databases.sqlite,
+    "postgres": databases.postgres,
+    "mariadb": databases.mariadb,
+}
+BROKERS = {
+    "embedded": brokers.embedded,
+    "rabbitmq": brokers.rabbitmq,
+    "redis": brokers.redis,
+}
+
+INSTALLED_APPS += ["tests.library", "tests.faultlab"]  # noqa: F405
+
+database = BACKENDS[os.environ.get("AUTORUN_TEST_DATABASE", "sqlite")]()
+if "AUTORUN_DATABASE_NAME" not in os.environ:
+    database["NAME"] = (
+        str(var_directory() / "test.sqlite3")
+        if database["ENGINE"].endswith("sqlite3")
+        else f"test_autorun_{RUN}"
+    )
+# The same name for tests as otherwise: a process started by a test finds the test's database.
+archive = databases.sqlite() | {"NAME": str(var_directory() / "archive.sqlite3")}
+DATABASES = {
+    "default": database | {"TEST": {"NAME": database["NAME"]}},
+    # For rows that are in another database than autorun's tables.
+    "archive": archive | {"TEST": {"NAME": archive["NAME"]}},
+}
+
+CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = BROKERS[
+    os.environ.get("AUTORUN_TEST_BROKER", "embedded")
+]()
+if "AUTORUN_TEST_VISIBILITY" in os.environ:  # seconds
+    CELERY_BROKER_TRANSPORT_OPTIONS["visibility_timeout"] = int(
+        os.environ["AUTORUN_TEST_VISIBILITY"]
+    )
+CELERY_TASK_DEFAULT_QUEUE = f"autorun-tests-{RUN}"
+
+# Short leases and the like, for processes that a test starts.
+AUTORUN = json.loads(os.environ.get("AUTORUN_TEST_SETTINGS", "{}"))
+
+DEBUG = False
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -1,0 +1,317 @@
+"""Each page in a real browser: empty and full, dark, narrow, without JavaScript, by keyboard."""
+
+import datetime as dt
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from autorun.models import Batch, Chunk, Node, Run
+from autorun.runner import QuerySetRunner
+from tests.browser import scenes
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-browser")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    # A message to the broker, whose connection the live server keeps, is none of this.
+    pytest.mark.django_db(transaction=True),
+]
+
+LABEL = "sample_app.ScanPreprocessingRunner"
+PAGES = {
+    "overview": "node/",
+    "runner": f"node/{LABEL}/",
+    "runs": "run/",
+    "runs-failed": "run/?state=failed&since=24h",
+    "run": "run/{run}/change/",
+    "failures": "failure/",
+    "batches": "batch/",
+    "batch": "batch/{batch}/change/",
+    "choose": "batch/backfill/",
+    "prepare": f"batch/backfill/{LABEL}/?only=all",
+    "health": "node/health/",
+    "why": f"node/{LABEL}/why/?row={{row}}",
+}
+EVERYTHING = (
+    *("view_run", "start_run", "backfill_run", "retry_run", "cancel_run", "pause_run"),
+    *("view_payload", "view_scan", "change_scan"),
+)
+#: Seconds and statements that a page may take with a million runs.
+LONGEST, MOST_STATEMENTS = 0.2, 12
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch) -> None:
+    """Whatever is started waits: nobody is there to work it off."""
+    from autorun import dispatch, interventions
+    from autorun.admin import runners
+
+    for module in (dispatch, interventions, runners):
+        monkeypatch.setattr(module, "publish", lambda messages: None)
+
+
+@pytest.fixture
+def runner() -> QuerySetRunner:
+    return scenes.few()
+
+
+@pytest.fixture
+def user() -> User:
+    return scenes.add_user("ada", *EVERYTHING)
+
+
+def addresses() -> Iterator[tuple[str, str]]:
+    """Name and address of each page that there is something to show on."""
+    failed = Run.objects.filter(status=Run.Status.FAILED).order_by("-pk").first()
+    batch = Batch.objects.first()
+    for name, path in PAGES.items():
+        if "{" in path and (failed is None or batch is None):
+            continue
+        values = (
+            {"run": failed.pk, "row": failed.object_id, "batch": batch.pk}
+            if failed is not None and batch is not None
+            else {}
+        )
+        yield name, f"/admin/autorun/{path.format(**values)}"
+
+
+def settle(page: Any) -> None:
+    """Wait until what the page fetches is there."""
+    page.wait_for_load_state("load")
+    page.wait_for_selector("[aria-busy]", state="detached", timeout=90_000)
+
+
+def look(page: Any, name: str, *, has_script: bool = True) -> list[str]:
+    """What is wrong with an open page."""
+    problems = [f"{name}: {complaint}" for complaint in page.complaints]
+    if not has_script:
+        return problems
+    width = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    if width > 0:
+        problems.append(f"{name}: {width} pixels too wide")
+    found = axe.Axe().run(page, context=".ar", options={"resultTypes": ["violations"]})
+    problems += [
+        f"{name}: {each['id']}: {each['nodes'][0]['target']}: {each['nodes'][0]['failureSummary']}"
+        for each in found.response["violations"]
+    ]
+    return problems
+
+
+@pytest.mark.parametrize("mode", ["light", "dark", "narrow", "without-script"])
+@pytest.mark.parametrize("scene", ["nothing", "few"])
+def test_every_page_is_sound(scene: str, mode: str, user, open_as, keep) -> None:
+    if scene == "few":
+        scenes.few()
+    page = open_as(user, mode)
+    has_script = mode != "without-script"
+    problems = []
+
+    for name, address in addresses():
+        page.complaints.clear()
+        response = page.goto(address)
+        if response.status != 200:
+            problems.append(f"{name}: {response.status}")
+            continue
+        if has_script:
+            settle(page)
+        problems += look(page, name, has_script=has_script)
+        keep(page, f"{scene}-{name}-{mode}")
+
+    assert problems == []
+
+
+@pytest.mark.parametrize("address", ["", "?autorun=failed:" + LABEL, "{row}/change/"])
+def test_the_pages_of_a_model_are_sound(address: str, runner, user, open_as, keep) -> None:
+    page = open_as(user)
+    row = Run.objects.filter(status=Run.Status.FAILED).first().object_id
+
+    page.goto(f"/admin/sample_app/scan/{address.format(row=row)}")
+
+    assert page.locator(".ar-state.ar-failed").count() >= 1
+    keep(page, f"scan-{'change' if 'change' in address else 'list'}")
+
+
+def test_a_backfill_from_preview_to_cancelled(runner, user, open_as, keep) -> None:
+    page = open_as(user)
+    page.goto("/admin/autorun/node/")
+    settle(page)
+    page.get_by_role("link", name=f"Backfill… {LABEL}").click()
+    page.get_by_label("All of these: pending and failed").check()
+    page.get_by_role("button", name="Preview").click()
+    settle(page)
+    page.get_by_role("button", name="Start 7 runs").click()
+    keep(page, "batch-started")
+
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Cancel what has not started").click()
+
+    page.wait_for_selector(".ar-state.ar-cancelled")
+    batch = Batch.objects.order_by("-pk").first()
+    assert (batch.state, batch.requested_by) == (Batch.State.CANCELLED, "ada")
+    assert page.complaints == []
+
+
+def test_a_backfill_without_javascript(runner, user, open_as) -> None:
+    page = open_as(user, "without-script")
+    page.goto(f"/admin/autorun/batch/backfill/{LABEL}/")
+
+    page.get_by_label("Rows whose run failed").check()
+    page.get_by_role("button", name="Preview").click()
+    page.get_by_role("button", name="Start 5 runs").click()
+
+    assert Batch.objects.count() == 2
+    assert "Failed rows" in page.content()
+
+
+def test_progress_is_live_while_somebody_looks(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    assert "7 succeeded" in page.locator(".ar-legend").inner_text()
+    page.evaluate("window.stayed = true")
+
+    _succeed_running()
+    page.locator(".ar-legend", has_text="9 succeeded").wait_for()
+
+    assert page.evaluate("window.stayed") is True
+    assert page.complaints == []
+
+
+def test_a_hidden_tab_asks_for_nothing(runner, user, open_as) -> None:
+    page = open_as(user)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    settle(page)
+
+    page.evaluate(
+        "() => Object.defineProperty(document, 'hidden', {value: true, configurable: true})"
+    )
+    page.wait_for_timeout(2_500)
+    requests.clear()
+    page.wait_for_timeout(4_500)
+    asked_while_hidden = len(requests)
+    page.evaluate(
+        "() => { Object.defineProperty(document, 'hidden', {value: false, configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    with page.expect_request("**/change/"):
+        pass
+
+    assert asked_while_hidden == 0
+
+
+def test_a_finished_batch_is_not_asked_for_again(runner, user, open_as) -> None:
+    Batch.objects.update(state=Batch.State.FINISHED, finished_at=timezone.now())
+    page = open_as(user)
+    requests: list[str] = []
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    settle(page)
+
+    page.on("request", lambda request: requests.append(request.url))
+    page.wait_for_timeout(3_000)
+
+    assert requests == []
+
+
+def test_the_keyboard_does_it_too(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/node/{LABEL}/")
+    settle(page)
+
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText").startswith("Pause"):
+            break
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Resume").wait_for()
+
+    assert outline == "solid"
+    assert Node.objects.get(pk=runner.get_node().pk).paused_at is not None
+
+
+def test_runs_are_ticked_and_retried(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto("/admin/autorun/run/?state=failed")
+
+    page.get_by_label("Tick all runs on this page").check()
+    page.get_by_label("With runs").select_option("retry")
+    page.get_by_role("button", name="Apply to ticked…").click()
+    page.get_by_role("button", name="Retry them").click()
+
+    page.get_by_text("5 failed runs start again.").wait_for()
+
+
+@pytest.mark.parametrize("codename", ["start_run", "backfill_run", "retry_run", "pause_run", ""])
+def test_buttons_are_there_for_those_who_may(codename: str, runner, open_as) -> None:
+    page = open_as(scenes.add_user("bea", "view_run", codename))
+    buttons = {
+        "start_run": ("node/", "Sweep now"),
+        "backfill_run": ("node/", "New backfill…"),
+        "retry_run": ("failure/", "Retry all"),
+        "pause_run": ("node/", "Pause"),
+    }
+
+    found = set()
+    for name, (address, text) in buttons.items():
+        page.goto(f"/admin/autorun/{address}")
+        if page.locator(".ar-button", has_text=text).count():
+            found.add(name)
+
+    assert found == {codename} - {""}
+
+
+def test_a_million_runs_are_no_trouble(user, open_as, keep, record_property: Callable) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("The million is made by SQL of PostgreSQL.")
+    scenes.many()
+    client = Client()
+    client.force_login(user)
+    page = open_as(user)
+    taken = {}
+
+    for name, address in addresses():
+        client.get(address)
+        with CaptureQueriesContext(connection) as captured:
+            times = [_seconds(client, address) for _ in range(5)]
+        taken[name] = (len(captured) / len(times), min(times))
+        record_property(name, taken[name])
+        page.goto(address)
+        settle(page)
+        keep(page, f"million-{name}-light")
+
+    for name, (statements, seconds) in taken.items():
+        print(f"{name:12} {statements:4.0f} statements {seconds * 1000:5.0f} ms")
+    # On a machine that is busy with other things, everything takes longer.
+    longest = LONGEST * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    slow = {name: each for name, each in taken.items() if each[1] > longest}
+    many = {name: each for name, each in taken.items() if each[0] > MOST_STATEMENTS}
+    assert (slow, many) == ({}, {})
+
+
+def _seconds(client: Client, address: str) -> float:
+    began = time.perf_counter()
+    assert client.get(address).status_code == 200
+    return time.perf_counter() - began
+
+
+def _succeed_running() -> None:
+    now = timezone.now()
+    chunk = Chunk.objects.get(state=Chunk.State.RUNNING)
+    Run.objects.filter(chunk=chunk).update(status=Run.Status.SUCCEEDED, finished_at=now)
+    Chunk.objects.filter(pk=chunk.pk).update(
+        state=Chunk.State.FINISHED,
+        succeeded=2,
+        started_at=now - dt.timedelta(seconds=2),
+        finished_at=now,
+    )

@@ -1,0 +1,147 @@
+"""The database, the brokers and the worker processes that tests run on.
+
+The suite runs on one database at a time (`AUTORUN_TEST_DATABASE`; `make test` goes through all);
+a test that takes `broker` runs on every broker that answers.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kombu.pools
+import pytest
+from celery import Celery
+
+from autorun import registry
+
+# What the entry point does where autorun is installed.
+from autorun.pytest_plugin import autorun  # noqa: F401
+from sample_app.processes import Processes
+from settings import celery_app
+from settings.brokers import Broker
+from tests import services
+
+StartWorker = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("AUTORUN_TEST_DATABASE", "sqlite") == "sqlite":
+        return
+    once = [item for item in items if item.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=once)
+    items[:] = [item for item in items if item not in once]
+
+
+@pytest.fixture(autouse=True)
+def _declared_runners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runner classes that a test declares are gone after it."""
+    monkeypatch.setattr(registry, "_declared", dict(registry._declared))
+
+
+@pytest.fixture(scope="session")
+def brokers() -> dict[str, Broker]:
+    """The brokers that answer, by name."""
+    return {
+        name: locate()
+        for name, locate in services.BROKERS.items()
+        if services.silence(name) is None
+    }
+
+
+@pytest.fixture(params=["embedded", "rabbitmq", "redis"])
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """Each broker in turn, with this process's Celery app publishing to it and an empty queue."""
+    yield from _use_broker(request.param)
+
+
+@pytest.fixture
+def embedded_broker() -> Iterator[Broker]:
+    """The SQLite broker alone, for what does not depend on the broker."""
+    yield from _use_broker("embedded")
+
+
+@pytest.fixture
+def start_worker(transactional_db: None, tmp_path: Path) -> Iterator[StartWorker]:
+    """A function that starts a real Celery worker on the test's database and broker.
+
+    Take it together with `broker` or `embedded_broker`. It waits until the worker is ready, gives
+    the worker's log, and takes Celery arguments and environment variables:
+    `start_worker("--concurrency", "1", AUTORUN_X="y")`.
+    """
+    # A worker on the embedded broker takes five seconds to stop: its threads end one by one.
+    with Processes(logs=tmp_path, patience=2) as processes:
+
+        def start(*arguments: str, **environment: str) -> Path:
+            name = f"worker-{len(list(tmp_path.glob('worker-*.log'))) + 1}"
+            log = tmp_path / f"{name}.log"
+            processes.start(
+                name,
+                *("-m", "celery", "-A", "settings", "worker", "--loglevel", "INFO"),
+                *("-n", f"{name}-{os.getpid()}@%h", "--concurrency", "2", *arguments),
+                **process_environment(),
+                **environment,
+            )
+            _wait_until_ready(processes, name, log)
+            return log
+
+        yield start
+
+
+def process_environment() -> dict[str, str]:
+    """What a process needs to work on this test's database and broker."""
+    from django.db import connection
+
+    return {
+        "DJANGO_SETTINGS_MODULE": "settings.test",
+        "AUTORUN_DATABASE_NAME": str(connection.settings_dict["NAME"]),
+        "AUTORUN_TEST_BROKER": _broker_in_use,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+_broker_in_use = "embedded"
+
+
+def _use_broker(name: str) -> Iterator[Broker]:
+    global _broker_in_use  # noqa: PLW0603
+    if why := services.silence(name):
+        if services.are_required():
+            pytest.fail(f"{name} does not answer: {why}")
+        pytest.skip(f"{name} does not answer: {why}")
+    before = Broker(celery_app.conf.broker_url, celery_app.conf.broker_transport_options)
+    name_before, _broker_in_use = _broker_in_use, name
+    broker = services.BROKERS[name]()
+    _connect(celery_app, broker)
+    _drop_queue(celery_app)  # what tests without a broker of their own have published
+    try:
+        yield broker
+    finally:
+        _drop_queue(celery_app)
+        _connect(celery_app, before)
+        _broker_in_use = name_before
+
+
+def _connect(app: Celery, broker: Broker) -> None:
+    kombu.pools.reset()
+    app.amqp._producer_pool = None
+    app._pool = None
+    app.conf.update(
+        broker_url=broker.url,
+        broker_read_url=broker.url,
+        broker_write_url=broker.url,
+        broker_transport_options=broker.options,
+    )
+
+
+def _drop_queue(app: Celery) -> None:
+    with app.connection_for_write() as connection:
+        connection.default_channel.queue_delete(app.conf.task_default_queue)
+
+
+def _wait_until_ready(processes: Processes, name: str, log: Path, *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while " ready." not in log.read_text():
+        if name in processes.ended() or time.monotonic() > deadline:
+            pytest.fail(f"The worker is not ready:\n{log.read_text()}")
+        time.sleep(0.05)

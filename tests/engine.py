@@ -1,0 +1,48 @@
+"""Runners for one test, and a worker that works in the test's own transaction."""
+
+from typing import Any
+
+from autorun import testing
+from autorun.analysis import Analysis
+from autorun.models import Run
+from autorun.runner import QuerySetRunner
+from autorun.testing import registered as installed
+from tests.library.models import Document
+
+__all__ = ("current_runs", "declare", "echo", "installed", "statuses", "work_off")
+
+
+def echo(value: Any, **configuration: Any) -> Any:
+    """Returns what it was given."""
+    return {"value": value, **configuration}
+
+
+def declare(function: Any = echo, **options: Any) -> type[QuerySetRunner]:
+    """A runner class of Document that runs `function`, with `options` as its attributes."""
+    analysis = Analysis(options.pop("TITLE", "Echo"), options.pop("VERSION", "1.0"), function)
+    defaults = {
+        "DATA_MODEL": Document,
+        "ANALYSIS": analysis,
+        "INPUT_KEY": "value",
+        "INPUT_FIELDS": ("title",),
+        "__module__": __name__,
+    }
+    return type(options.pop("NAME", "EchoRunner"), (QuerySetRunner,), defaults | options)
+
+
+def work_off(**options: Any) -> int:
+    """Execute what is queued and what that releases, as a worker would; how many chunks."""
+    return testing.work_off(saved=False, **options)
+
+
+def current_runs() -> dict[int, Run]:
+    """The current runs by object id."""
+    return {run.object_id: run for run in Run.objects.filter(is_current=True)}
+
+
+def statuses(**filters: Any) -> list[Run.Status]:
+    """The statuses of all runs, in the order they were planned."""
+    return [
+        Run.Status(status)
+        for status in Run.objects.filter(**filters).order_by("pk").values_list("status", flat=True)
+    ]

@@ -1,0 +1,31 @@
+import json
+import os
+import time
+
+from django.apps import AppConfig
+
+
+class FaultLabConfig(AppConfig):
+    name = "tests.faultlab"
+    label = "faultlab"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Registers the lab's runner where `AUTORUN_LAB` has its options, as JSON."""
+        options = os.environ.get("AUTORUN_LAB")
+        if options:
+            from autorun import analysis, registry
+            from tests.faultlab.runner import declare
+
+            runner_class = declare(json.loads(options))
+            analysis._register(runner_class.ANALYSIS)
+            registry.register(runner_class)
+        if "AUTORUN_LAB_CLOCK" in os.environ:
+            _set_clock(float(os.environ["AUTORUN_LAB_CLOCK"]))
+
+
+def _set_clock(seconds: float) -> None:
+    """This process's clock is wrong by so many seconds."""
+    right, right_ns = time.time, time.time_ns
+    time.time = lambda: right() + seconds
+    time.time_ns = lambda: right_ns() + int(seconds * 1e9)

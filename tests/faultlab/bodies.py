@@ -1,0 +1,79 @@
+"""The analysis of the lab. What a row `does`, in words separated by commas, befalls its body:
+
+sleep:2        it takes so many seconds
+gate           it waits until the file `gate` is there, beside the ledger
+raise, exit, os_exit, kill, segfault, hang, deaf (holds the interpreter's lock);
+               `raise_once` and so on: the first time only
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from tests.faultlab import ledger
+
+
+def exercise(specimen: dict[str, Any]) -> dict[str, Any]:
+    """Does what the row says, and returns its value."""
+    name = uuid.uuid4().hex
+    row, value = specimen["pk"], specimen["value"]
+    version = json.loads(os.environ.get("AUTORUN_LAB") or "{}").get("VERSION", "1.0")
+    ledger.write("begin", id=name, row=row, value=value, version=version)
+    try:
+        for word in filter(None, specimen["does"].split(",")):
+            kind, _, argument = word.partition(":")
+            if kind.endswith("_once"):
+                if len(ledger.Ledger(_path()).began(row)) > 1:
+                    continue
+                kind = kind.removesuffix("_once")
+            _DOES[kind](argument)
+    finally:
+        ledger.write("end", id=name, row=row)
+    return {"value": value}
+
+
+def _path() -> Path:
+    return Path(os.environ[ledger.ENVIRONMENT])
+
+
+def _wait_at_gate(_: str) -> None:
+    while not (_path().parent / "gate").exists():
+        time.sleep(0.01)
+
+
+def _hang(_: str) -> None:
+    """Catches whatever is meant to stop it."""
+    while True:
+        try:
+            time.sleep(60)
+        except Exception:  # noqa: BLE001
+            continue
+
+
+def _sleep_in_c(_: str) -> None:
+    """Other threads do not run meanwhile, and no signal but SIGKILL is heard."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ctypes.PyDLL(None).sleep(60)
+
+
+def _raise(message: str) -> None:
+    raise ValueError(message or "as it was told")
+
+
+_DOES = {
+    "sleep": lambda seconds: time.sleep(float(seconds)),
+    "gate": _wait_at_gate,
+    "raise": _raise,
+    "exit": lambda _: sys.exit(3),
+    "os_exit": lambda _: os._exit(3),
+    "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "segfault": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
+    "hang": _hang,
+    "deaf": _sleep_in_c,
+}

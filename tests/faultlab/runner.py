@@ -1,0 +1,37 @@
+"""The lab's runner, with options that a test or a process chooses."""
+
+import datetime as dt
+from typing import Any
+
+from autorun.analysis import Analysis
+from autorun.runner import QuerySetRunner
+from tests.faultlab.bodies import exercise
+from tests.faultlab.models import Specimen
+
+
+def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
+    """`SpecimenRunner` with these attributes; VERSION is the analysis's."""
+    options = dict(options)
+    version = options.pop("VERSION", "1.0")
+    if "SCHEDULE" in options:  # seconds
+        options["SCHEDULE"] = dt.timedelta(seconds=options["SCHEDULE"])
+    return type(
+        "SpecimenRunner",
+        (QuerySetRunner,),
+        {
+            "DATA_MODEL": Specimen,
+            "ANALYSIS": Analysis("Exercise", version, exercise),
+            "INPUT_KEY": "specimen",
+            "INPUT_FIELDS": ("value",),
+            "RETRY_BACKOFF": 0.1,
+            "get_instance_representation": _represent,
+            "__module__": __name__,
+        }
+        | options,
+    )
+
+
+def _represent(self: QuerySetRunner, instance: Any) -> dict[str, Any]:
+    if instance.does == "unprepared":
+        raise ValueError("as it was told")
+    return {"pk": instance.pk, "value": instance.value, "does": instance.does}

@@ -1,0 +1,101 @@
+"""What a process does that a test kills in the middle of it; and what heals afterwards."""
+
+from collections.abc import Callable
+from unittest import mock
+
+from autorun import batches, dispatch, registry, tasks, upkeep
+from autorun.clock import from_now
+from autorun.execution.execute import execute
+from autorun.models import Batch, Chunk, SpilledTrigger
+from autorun.planning import windows
+from autorun.publishing import Message
+from autorun.rescue import rescue_expired
+from autorun.triggers import publisher
+from settings import celery_app
+from tests.faultlab.models import Specimen
+
+NOBODY = "redis://127.0.0.1:1/0"  # no broker listens there
+
+
+def save() -> None:
+    Specimen.objects.create(value="saved")
+    publisher.wait_until_idle()
+
+
+def save_without_broker() -> None:
+    _without_broker()
+    save()
+
+
+def plan() -> None:
+    """Windows of three rows, so that there are several."""
+    with mock.patch.object(windows, "DATABASE_WINDOW", 3):
+        registry.get("faultlab.SpecimenRunner").run()
+
+
+def plan_without_broker() -> None:
+    _without_broker()
+    plan()
+
+
+def work() -> None:
+    plan()
+    for chunk_id in list(queued()):
+        execute(chunk_id)
+
+
+def rescue() -> None:
+    """Somebody else's worker has died."""
+    rescue_expired(at_most=10)
+
+
+def drain() -> None:
+    upkeep.drain_spilled()
+
+
+def send_again() -> None:
+    Chunk.objects.update(published_at=from_now(-1_000))
+    upkeep.send_again()
+
+
+def cancel() -> None:
+    batches.cancel(Batch.objects.latest("pk"))
+
+
+def heal() -> None:
+    """All the time that recovery takes passes at once; nothing is swept."""
+    for _ in range(20):
+        Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
+        Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=from_now(-1))
+        Batch.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
+        Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-1_000_000))
+        sent: list[Message] = []
+        with (
+            mock.patch.object(dispatch, "publish", sent.extend),
+            mock.patch.object(upkeep, "publish", sent.extend),
+        ):
+            upkeep.upkeep(in_any_case=True)
+            for message in sent:
+                _receive(message)
+        unfinished = Chunk.objects.filter(state__in=batches.UNFINISHED).exists()
+        planning = Batch.objects.filter(state=Batch.State.RUNNING).exists()
+        if not (unfinished or planning or SpilledTrigger.objects.exists()):
+            return
+    raise AssertionError("It does not heal.")
+
+
+def queued() -> list[int]:
+    chunks = Chunk.objects.filter(state=Chunk.State.QUEUED).order_by("pk")
+    return list(chunks.values_list("pk", flat=True))
+
+
+def _receive(message: Message) -> None:
+    doors: dict[str, Callable[..., None]] = {
+        "autorun.execute": execute,
+        "autorun.backfill": tasks.backfill,
+    }
+    doors[message.task](*message.args)
+
+
+def _without_broker() -> None:
+    celery_app.conf.update(broker_url=NOBODY, broker_read_url=NOBODY, broker_write_url=NOBODY)

@@ -1,0 +1,135 @@
+"""A process is killed at each crash point; nothing is lost, or done twice needlessly."""
+
+import signal
+
+import pytest
+from django.db.models import QuerySet
+
+from autorun import crashing
+from autorun.clock import from_now
+from autorun.crashing import ENVIRONMENT, POINTS, armed
+from autorun.execution.leases import queued as find_queued
+from autorun.execution.leases import start
+from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
+from tests.engine import declare, installed
+from tests.faultlab import steps
+from tests.faultlab.models import Specimen
+from tests.faults.driver import Lab
+from tests.library.models import Document
+
+#: What reaches each point, where it is not planning.
+STEPS = {
+    "save.committed": "save",
+    "spill.written": "save_without_broker",
+    "dispatch.refused": "plan_without_broker",
+    "rescue.taken": "rescue",
+    "rescue.recorded": "rescue",
+    "drain.planned": "drain",
+    "upkeep.counted": "send_again",
+    "cancel.batch": "cancel",
+    "cancel.runs": "cancel",
+} | {name: "work" for name in POINTS if name.startswith(("start.", "finish."))}
+#: After these somebody has to look at the rows again: what the dead process knew is gone.
+LEFT_TO_THE_SWEEP = {"save.committed"}
+#: The process dies with a body's work done and not recorded: the body runs again.
+RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")}
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Chunks of two; for `plan.unprepared` the runner prepares inputs while it plans."""
+    point = request.node.callspec.params.get("point", "")
+    fields = None if point == "plan.unprepared" else ["value"]
+    return {"BATCH_SIZE": 2, "INPUT_FIELDS": fields}
+
+
+def prepare(lab: Lab, point: str) -> None:
+    """Rows that are done, rows that have changed since, a failing one and new ones."""
+    lab.write(4)
+    lab.runner.run()
+    steps.heal()
+    Specimen.objects.filter(value__in=("v0", "v1")).update(value="changed")
+    lab.write(1, does="raise_once", value="f")
+    lab.write(1, does="unprepared" if point == "plan.unprepared" else "", value="u")
+    lab.write(5, value="w")
+    if point.startswith("rescue."):
+        lab.runner.run()
+        chunk = find_queued(steps.queued()[0])
+        assert chunk is not None
+        assert start(chunk) is not None
+        Chunk.objects.filter(pk=chunk.pk).update(expires_at=from_now(-1))
+    elif point == "drain.planned":
+        keys = list(Specimen.objects.values_list("pk", flat=True))
+        SpilledTrigger.objects.create(model_label="faultlab.Specimen", keys=keys)
+    elif point.startswith(("upkeep.", "cancel.")):
+        lab.runner.run()
+
+
+def heard_of(step: str) -> QuerySet[Specimen]:
+    """The rows that the step was about."""
+    rows = Specimen.objects.all()
+    return rows.filter(value="saved") if step.startswith("save") else rows
+
+
+@pytest.mark.faults(1, 7, 18)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_a_process_killed_here_loses_nothing(lab: Lab, point: str):
+    prepare(lab, point)
+    before = lab.ledger.times()
+
+    step = STEPS.get(point, "plan")
+    process = lab.call(f"from tests.faultlab import steps; steps.{step}()", **{ENVIRONMENT: point})
+
+    assert process.wait() == -signal.SIGKILL, f"{point} was not reached\n{lab.describe()}"
+    lab.check_counts()
+    steps.heal()
+    if point not in LEFT_TO_THE_SWEEP:
+        assert not lab.runner.pending(heard_of(step)).exists()
+    steps.tasks.sweep(lab.runner.label)
+    steps.heal()
+    lab.check()
+    assert not lab.runner.pending().exists()
+    times = lab.ledger.times() - before
+    most = 2 if point in RUNS_AGAIN else 1
+    usual = Specimen.objects.filter(does="").values_list("pk", flat=True)
+    assert max(times[pk] for pk in usual) <= most
+    if point == "plan.unprepared":
+        assert Failure.objects.filter(exception_class__endswith="ValueError").count() >= 1
+        assert Run.objects.filter(status=Run.Status.FAILED).count() == 1
+
+
+@pytest.mark.faults(18)
+def test_an_unknown_crash_point_is_refused():
+    with pytest.raises(ValueError, match=r"no crash point 'no\.such'"), armed("no.such"):
+        pass
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL in this process."""
+
+
+@pytest.mark.faults(18)
+@pytest.mark.django_db(transaction=True)
+def test_a_forced_backfill_killed_after_its_last_window_runs_nothing_a_third_time(monkeypatch):
+    """What is forced has no way to tell that it was done, but for the batch's own books."""
+
+    def crash() -> None:
+        raise Crash
+
+    monkeypatch.setattr(crashing, "kill", crash)
+    for n in range(3):
+        Document.objects.create(title=f"title {n}")
+    calls = []
+    runner = declare(lambda value: calls.append(value))
+    with installed(runner):
+        runner().run()
+        steps.heal()
+        with armed("backfill.unfinished"), pytest.raises(Crash):
+            runner().backfill(force=True)
+        steps.heal()
+
+        assert len(calls) == 6
+        assert runner().progress().succeeded == runner().progress().total == 3
+    batch = Batch.objects.latest("pk")
+    assert (batch.state, batch.planned) == (Batch.State.FINISHED, 3)

@@ -1,0 +1,175 @@
+"""Code that comes and goes, clocks, forks, and data in another database."""
+
+import pytest
+
+from autorun.clock import from_now
+from autorun.execution.execute import execute
+from autorun.models import Chunk, Failure, Run
+from autorun.upkeep import unpark
+from tests.engine import declare, installed, work_off
+from tests.faults.driver import Lab
+from tests.library.models import Document
+
+
+@pytest.mark.faults(23)
+@pytest.mark.slow
+def test_runs_of_a_runner_that_a_worker_does_not_have_wait_and_say_why(lab: Lab):
+    lab.write(3)
+    lab.runner.run()
+
+    without = lab.start_worker(AUTORUN_LAB="")
+    lab.until(lambda: Chunk.objects.filter(state=Chunk.State.PARKED).exists())
+    reason = Chunk.objects.filter(state=Chunk.State.PARKED).first().reason
+    without.kill()
+    lab.start_worker()
+    lab.until_done(3)
+
+    lab.check()
+    assert "faultlab.SpecimenRunner" in reason
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+@pytest.mark.faults(23)
+@pytest.mark.django_db
+def test_runs_of_an_analysis_that_is_gone_go_on_when_it_is_back():
+    Document.objects.create(title="title")
+    runner = declare()
+    with installed(runner):
+        runner().run()
+    Chunk.objects.update(not_before=None)
+    execute(Chunk.objects.get().pk)
+    assert Chunk.objects.get().state == Chunk.State.PARKED
+    assert unpark() == 0
+
+    with installed(runner):
+        assert unpark() == 1
+        work_off()
+
+        assert runner().progress().succeeded == 1
+    assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(24)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"VERSION": "2.0", "BATCH_SIZE": 2}])
+def test_old_and_new_workers_each_record_what_they_ran(lab: Lab):
+    """Both plan what they hear of, each under the version it has; neither runs the other's."""
+    lab.start_worker(options={"VERSION": "1.0"})
+    lab.start_worker()
+    lab.save(20)
+    lab.until(lambda: not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists(), seconds=90)
+    lab.runner.run()
+    lab.until_done(20)
+
+    lab.check()
+    ran = {
+        (line["row"], line["version"]) for line in lab.ledger.lines() if line["event"] == "begin"
+    }
+    recorded = Run.objects.filter(status=Run.Status.SUCCEEDED)
+    assert set(recorded.values_list("object_id", "node__version")) == ran
+    assert sum(version == "2.0" for _, version in ran) == 20
+
+
+@pytest.mark.faults(25)
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", ["-3600", "3600"])
+def test_a_worker_whose_clock_is_an_hour_off_holds_and_rescues_leases_like_others(
+    lab: Lab, seconds: str
+):
+    lab.start_worker(concurrency=2, AUTORUN_LAB_CLOCK=seconds)
+    lab.start_worker(concurrency=2)
+    lab.write(10, does="sleep:0.6")
+    lab.write(1, does="kill_once", value="w")
+    lab.runner.run()
+    lab.until_done(11)
+
+    lab.check()
+    times = lab.ledger.times()
+    assert sum(times.values()) <= 11 + 10  # the neighbours of the one that kills
+    names = set(Chunk.objects.exclude(worker="").values_list("worker", flat=True))
+    assert len({name.partition("@")[0] for name in names}) == 2
+
+
+@pytest.mark.faults(25)
+@pytest.mark.django_db
+def test_a_lease_ends_by_the_databases_time():
+    Document.objects.create(title="title")
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        Chunk.objects.update(state=Chunk.State.RUNNING, token=1, expires_at=from_now(1))
+
+        assert not Chunk.objects.filter(expires_at__lte=from_now(0)).exists()
+        assert Chunk.objects.filter(expires_at__lte=from_now(2)).exists()
+
+
+@pytest.mark.faults(26)
+@pytest.mark.slow
+def test_processes_forked_after_a_save_and_their_threads_all_publish(lab_of_each_broker: Lab):
+    """As gunicorn does with preload: the parent has saved, and has a connection and a thread."""
+    lab = lab_of_each_broker
+    lab.start_worker(concurrency=2)
+    code = """
+import os, threading
+from django.db import connection, connections
+from autorun.triggers import publisher
+from tests.faultlab.models import Specimen
+
+def save(name):
+    for n in range(5):
+        Specimen.objects.create(value=f"{name}.{n}")
+    connections.close_all()
+
+save("parent")
+assert publisher.wait_until_idle(20)
+children = []
+for child in range(3):
+    pid = os.fork()
+    if not pid:
+        threads = [threading.Thread(target=save, args=[f"{child}.{n}"]) for n in range(2)]
+        [each.start() for each in threads]
+        [each.join() for each in threads]
+        publisher.drain()
+        os._exit(0)
+    children.append(pid)
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+save("parent again")
+"""
+    process = lab.call(code)
+    assert process.wait() == 0, process.log.read_text()
+    lab.until_done(40)
+
+    lab.check()
+    assert set(lab.ledger.times().values()) == {1}
+
+
+@pytest.mark.faults(26)
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_pools_without_processes_of_their_own(lab: Lab, pool: str):
+    lab.start_worker("--pool", pool, concurrency=3)
+    lab.save(12, does="sleep:0.1")
+    lab.save(1, does="raise_once", value="w")
+    lab.until_done(13)
+
+    lab.check()
+    assert len({each.pid for each in lab.ledger.executions()}) == 1
+
+
+@pytest.mark.faults(27)
+@pytest.mark.django_db(databases=["default", "archive"])
+def test_rows_in_another_database_than_autoruns_tables():
+    rows = Document.objects.using("archive")
+    rows.bulk_create(Document(title=f"title {n}") for n in range(5))
+    runner = declare(get_base_queryset=lambda self: Document.objects.using("archive"))
+    with installed(runner):
+        runner().run()
+        work_off()
+        rows.filter(title="title 0").update(title="changed")
+        rows.filter(title="title 1").delete()
+        runner().run()
+        work_off()
+
+        assert runner().progress().succeeded == 5
+        assert not runner().pending().exists()
+    assert Run.objects.using("default").count() == 6

@@ -1,0 +1,590 @@
+"""The life of rows, with whatever can happen to them in any order, and what must hold throughout.
+
+Workers are threads with connections of their own. A body waits until the machine says what becomes
+of it, so everything happens one thing at a time, in an order that a seed repeats:
+`pytest tests/faults/test_life.py --hypothesis-seed=7`; AUTORUN_LIFE_EXAMPLES is how many lives.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.db.models import Q
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from autorun import batches, crashing, dispatch, nodes, tasks, upkeep
+from autorun.clock import from_now
+from autorun.dispatch import release_everywhere
+from autorun.exceptions import BrokerUnavailable
+from autorun.execution import at_once
+from autorun.execution import execute as execute_module
+from autorun.execution.execute import execute
+from autorun.execution.interruption import Termination
+from autorun.execution.results import Tally
+from autorun.execution.work import Work
+from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
+from autorun.progress import Progress
+from autorun.publishing import Message
+from autorun.rescue import rescue_expired
+from autorun.triggers import backfill, publisher
+from tests.engine import declare, installed
+from tests.library.models import Document
+
+EXAMPLES = int(os.environ.get("AUTORUN_LIFE_EXAMPLES", "25"))
+STEPS = int(os.environ.get("AUTORUN_LIFE_STEPS", "40"))
+WINDOW = 6
+MOST_ROWS = 3
+
+#: Few, so that rows change back often.
+titles = st.sampled_from("ab")
+numbers = st.integers(min_value=0, max_value=1_000)
+planning_points = st.sampled_from(
+    [None, None]
+    + [name for name in crashing.POINTS if name.startswith(("plan.", "backfill.", "dispatch."))]
+)
+finishing_points = st.sampled_from(
+    [name for name in crashing.POINTS if name.startswith(("finish.", "dispatch."))]
+)
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL: what is open is rolled back, and nothing else happens."""
+
+
+class Worker(threading.Thread):
+    """Does what a message says; every body waits to be told what becomes of it."""
+
+    def __init__(self, task: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self.task = task
+        #: The chunk it is at.
+        self.chunk_id = 0
+        self.row: dict[str, Any] | None = None
+        self.error: BaseException | None = None
+        self.has_crashed = False
+        self.verdict = ""
+        self._waits = threading.Event()
+        self._goes_on = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self.task()
+        except Crash:
+            self.has_crashed = True
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+        finally:
+            connections.close_all()
+            self.row = None
+            self._waits.set()
+
+    def begin(self) -> None:
+        self.start()
+        self._wait()
+
+    def body(self, row: dict[str, Any]) -> Any:
+        self.row = row
+        self._waits.set()
+        assert self._goes_on.wait(30)
+        self._goes_on.clear()
+        self.row = None
+        if self.verdict == "fail":
+            raise ValueError(row["title"])
+        return {"title": row["title"]}
+
+    def go_on(self, verdict: str) -> None:
+        """Let the body end, and wait for the next one or for the end of the chunk."""
+        self.verdict = verdict
+        self._waits.clear()
+        self._goes_on.set()
+        self._wait()
+
+    def _wait(self) -> None:
+        assert self._waits.wait(30)
+        if self.row is None:
+            self.join(30)
+            if self.error is not None:
+                raise self.error
+
+
+class NotedWork(Work):
+    """Lets its worker know which chunk it is at."""
+
+    def perform(self, termination: Termination) -> Tally:
+        worker = threading.current_thread()
+        assert isinstance(worker, Worker)
+        worker.chunk_id = self.lease.chunk.pk
+        return super().perform(termination)
+
+
+def body(value: dict[str, Any]) -> Any:
+    worker = threading.current_thread()
+    assert isinstance(worker, Worker)
+    return worker.body(value)
+
+
+Runner = declare(
+    body,
+    TITLE="Life",
+    NAME="LifeRunner",
+    BASE_QUERY=~Q(state="hidden"),
+    BATCH_SIZE=2,
+    MAX_ATTEMPTS=2,
+    RETRY_BACKOFF=1,
+    get_instance_representation=lambda self, row: {"pk": row.pk, "title": row.title},
+)
+
+
+class Life(RuleBasedStateMachine):
+    """What a project does to its rows, and what befalls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for model in (Failure, Run, Chunk, Batch, SpilledTrigger, Pulse, Node):
+            model.objects.all().delete()
+        Document.objects.all().delete()
+        nodes.forget_nodes()
+        self.runner = Runner()
+        self.runner.get_node()
+        self.workers: list[Worker] = []
+        self.messages: list[Message] = []
+        self.saved: set[int] = set()
+        self.unheard: set[int] = set()
+        self.refusing = False
+        dispatch.publish = upkeep.publish = self.publish  # type: ignore[assignment]
+        publisher.submit = self.submit  # type: ignore[assignment]
+
+    # What stands for the broker
+
+    def publish(self, messages: list[Message]) -> None:
+        if self.refusing:
+            raise BrokerUnavailable("refused")
+        self.messages += messages
+
+    def submit(self, saved: dict[str, set[int]]) -> None:
+        for pks in saved.values():
+            self.saved |= pks
+
+    # Few rules with many kinds each: Hypothesis leaves out rules at random, and a life without
+    # workers, or without rows, has nothing to tell.
+
+    @initialize(given=st.lists(titles, min_size=1, max_size=4))
+    def first_rows(self, given: list[str]) -> None:
+        for title in given:
+            Document.objects.create(title=title)
+
+    @rule(
+        kind=st.sampled_from(
+            ["change"] * 5 + ["create", "hide", "hide", "write", "delete", "reuse", "bulk_create"]
+        ),
+        number=numbers,
+        title=titles,
+        is_heard=st.booleans(),
+    )
+    def rows(self, kind: str, number: int, title: str, is_heard: bool) -> None:
+        """Somebody writes a row: one that is worked on, if there is one and the number is odd."""
+        row = self.a_row(number)
+        if row is None or (kind == "create" and Document.objects.count() < MOST_ROWS):
+            Document.objects.create(title=title)
+        elif kind == "change":
+            row.title = title
+            row.save()
+        elif kind == "hide":
+            row.state = "" if row.state else "hidden"
+            row.save()
+        elif kind == "write":
+            Document.objects.filter(pk=row.pk).update(title=title)
+            self.unheard.add(row.pk)
+        elif kind == "delete":
+            row.delete()
+        elif kind == "reuse":
+            pk = row.pk
+            row.delete()
+            Document.objects.create(pk=pk, title=title)
+        elif kind == "bulk_create" and Document.objects.count() < MOST_ROWS:
+            Document.objects.bulk_create([Document(title=title), Document(title="a")])
+            self.unheard |= set(Document.objects.order_by("-pk").values_list("pk", flat=True)[:2])
+        if is_heard:
+            self.plan_saved(None)
+
+    @rule(kind=st.sampled_from(["plan", "plan", "spill", "lose"]), point=planning_points)
+    def saved_rows(self, kind: str, point: str | None) -> None:
+        """What was saved and not heard of yet is planned, spilled or lost."""
+        if kind == "plan":
+            self.plan_saved(point)
+        elif kind == "spill" and self.saved:
+            saved, self.saved = self.saved, set()
+            publisher.spill({Document._meta.label: saved})
+        else:
+            self.unheard |= self.saved
+            self.saved = set()
+
+    @rule(
+        kind=st.sampled_from(["sweep", "backfill", "force", "retry", "adopt", "ignore"]),
+        point=planning_points,
+        number=numbers,
+        only=st.sampled_from([None, "missing", "changed", "failed", "all"]),
+        limit=st.sampled_from([None, 1, 2]),
+        window=st.sampled_from([None, 2]),
+    )
+    def planning(
+        self,
+        kind: str,
+        point: str | None,
+        number: int,
+        only: str | None,
+        limit: int | None,
+        window: int | None,
+    ) -> None:
+        steps = {
+            "sweep": self.sweep,
+            "backfill": lambda: self.runner.backfill(only=only, limit=limit, window=window),
+            "force": lambda: self.runner.backfill(force=True, limit=limit, window=window),
+            "retry": self.runner.retry,
+            "adopt": self.runner.adopt,
+            "ignore": lambda: self.runner.ignore(Document.objects.filter(title="ab"[number % 2])),
+        }
+        self.crashes(point, steps[kind])
+
+    @precondition(lambda self: Batch.objects.exclude(state=Batch.State.FINISHED).exists())
+    @rule(kind=st.sampled_from(["cancel", "pause", "resume"]), number=numbers)
+    def batch(self, kind: str, number: int) -> None:
+        found = list(Batch.objects.exclude(state=Batch.State.FINISHED).order_by("pk"))
+        batch = found[number % len(found)]
+        if kind == "cancel":
+            batches.cancel(batch)
+            # Its rows are pending again, and a sweep's to find.
+            self.unheard |= set(Document.objects.values_list("pk", flat=True))
+        elif kind == "pause":
+            batches.pause(batch)
+        else:
+            batches.resume(batch)
+
+    @precondition(lambda self: self.messages)
+    @rule(number=numbers, kind=st.sampled_from(["one", "one", "again", "all"]))
+    def deliver(self, number: int, kind: str) -> None:
+        message = self.messages[number % len(self.messages)]
+        if kind == "all":
+            messages, self.messages = self.messages, []
+            for each in messages:
+                self.receive(each)
+            return
+        if kind == "one":
+            self.messages.remove(message)
+        self.receive(message)
+
+    @precondition(lambda self: self.workers)
+    @rule(number=numbers, verdict=st.sampled_from(["succeed", "succeed", "fail"]))
+    def body_ends(self, number: int, verdict: str) -> None:
+        self.go_on(self.workers[number % len(self.workers)], verdict)
+
+    @precondition(lambda self: self.workers)
+    @rule(
+        number=numbers,
+        kind=st.sampled_from(["crash", "crash", "freeze"]),
+        verdict=st.sampled_from(["succeed", "fail"]),
+        point=finishing_points,
+    )
+    def worker_dies(self, number: int, kind: str, verdict: str, point: str) -> None:
+        """Or its lease runs out, and it goes on before the rescue or after it."""
+        worker = self.workers[number % len(self.workers)]
+        if kind == "crash":
+            rows = Run.objects.filter(chunk_id=worker.chunk_id).values_list("object_id", flat=True)
+            # What its end would have given rise to is left to the sweep, too.
+            self.unheard |= set(rows)
+            with crashing.armed(point):
+                self.go_on(worker, verdict)
+        else:
+            running = Chunk.objects.filter(pk=worker.chunk_id, state=Chunk.State.RUNNING)
+            running.update(expires_at=from_now(-1))
+
+    @rule(
+        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time"]),
+        point=st.sampled_from(
+            [
+                None,
+                None,
+                *("rescue.taken", "rescue.recorded", "drain.planned", "upkeep.counted"),
+                *("finish.counted", "finish.moved", "dispatch.claimed", "dispatch.unsent"),
+            ]
+        ),
+    )
+    def upkeep(self, kind: str, point: str | None) -> None:
+        steps = {
+            "rescue": lambda: rescue_expired(at_most=10),
+            "release": release_everywhere,
+            "keep up": lambda: upkeep.upkeep(in_any_case=True),
+            "time": self.time_passes,
+        }
+        self.crashes(point, steps[kind])
+
+    @rule(kind=st.sampled_from(["goes", "comes", "comes", "forgets"]))
+    def broker(self, kind: str) -> None:
+        self.refusing = kind == "goes"
+        if kind == "forgets":
+            self.messages.clear()
+
+    # What must hold
+
+    @invariant()
+    def counts_are_what_counting_gives(self) -> None:
+        states = Chunk.State
+        node = self.runner.get_node()
+        runs = Run.objects.filter(node=node)
+        state_of = dict(Chunk.objects.values_list("pk", "state"))
+        unfinished = Counter(
+            state_of[chunk_id]
+            for chunk_id in runs.filter(status=Run.Status.PENDING).values_list(
+                "chunk_id", flat=True
+            )
+        )
+        ended = Counter(runs.filter(is_current=True).values_list("status", flat=True))
+        counted = Progress(
+            succeeded=ended[Run.Status.SUCCEEDED],
+            failed=ended[Run.Status.FAILED],
+            ignored=ended[Run.Status.CANCELLED],
+            waiting=unfinished[states.WAITING],
+            queued=unfinished[states.QUEUED],
+            running=unfinished[states.RUNNING],
+            parked=unfinished[states.PARKED],
+        )
+
+        assert unfinished[states.FINISHED] == 0, "a run that nobody will ever run"
+        assert self.runner.progress() == counted
+
+    @invariant()
+    def chunks_add_up(self) -> None:
+        by_chunk: dict[int, Counter[int]] = {}
+        for chunk_id, status in Run.objects.values_list("chunk_id", "status"):
+            by_chunk.setdefault(chunk_id, Counter())[status] += 1
+        chunks = Chunk.objects.annotate(left=Chunk.runs_left())
+        for chunk in chunks:
+            runs = by_chunk.pop(chunk.pk, Counter())
+            counted = (chunk.succeeded, chunk.failed, chunk.cancelled, chunk.left)
+            statuses = Run.Status
+            assert counted == (
+                runs[statuses.SUCCEEDED],
+                runs[statuses.FAILED],
+                runs[statuses.CANCELLED],
+                runs[statuses.PENDING],
+            )
+        assert not by_chunk, "runs in chunks that do not exist"
+
+    @invariant()
+    def batches_add_up(self) -> None:
+        for batch in Batch.objects.all():
+            counts = batches.counts(batch)
+            assert counts.succeeded + counts.failed + counts.cancelled + counts.left == (
+                batch.planned
+            )
+            assert batch.limit is None or batch.planned <= batch.limit
+
+    @invariant()
+    def no_row_is_worked_on_twice_at_once(self) -> None:
+        live = Chunk.objects.filter(state=Chunk.State.RUNNING, expires_at__gt=from_now(0))
+        chunk_ids = set(live.values_list("pk", flat=True))
+        rows = [
+            worker.row["pk"]
+            for worker in self.workers
+            if worker.chunk_id in chunk_ids and worker.row is not None
+        ]
+        assert len(rows) == len(set(rows)), rows
+
+    @invariant()
+    def outputs_belong_to_the_input(self) -> None:
+        done = Run.objects.filter(status=Run.Status.SUCCEEDED, attempts__gt=0)
+        fingerprints: dict[str, set[str]] = {}
+        for outputs, fingerprint in done.values_list("outputs", "fingerprint"):
+            fingerprints.setdefault(outputs["title"], set()).add(str(fingerprint))
+        assert all(len(found) == 1 for found in fingerprints.values()), fingerprints
+
+    @invariant()
+    def whoever_is_pending_is_known(self) -> None:
+        """A row that was heard of is done, or on its way, or waits for one of those who heal."""
+        known = self.unheard | self.saved
+        for keys in SpilledTrigger.objects.values_list("keys", flat=True):
+            known |= set(keys)
+        if Batch.objects.filter(state=Batch.State.RUNNING, planned_at=None).exists():
+            return
+        ended = Run.objects.filter(is_current=True).exclude(status=Run.Status.PENDING)
+        under_way = Run.objects.filter(status=Run.Status.PENDING).values("object_id")
+        done = set(ended.exclude(object_id__in=under_way).values_list("object_id", flat=True))
+        pending = set(self.runner.pending().values_list("pk", flat=True))
+        assert not (pending & done) - known, "changed, heard of, and left to the next sweep"
+
+    @invariant()
+    def the_window_holds(self) -> None:
+        chunks = Chunk.objects.filter(state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING))
+        sizes = list(chunks.annotate(left=Chunk.runs_left()).values_list("left", flat=True))
+        assert len(sizes) <= 1 or sum(sizes) <= WINDOW
+
+    def teardown(self) -> None:
+        """All quiet at last: every row that anybody heard of is done, and after a sweep all are."""
+        try:
+            self.refusing = False
+            Batch.objects.filter(state=Batch.State.PAUSED).update(
+                state=Batch.State.RUNNING, expires_at=from_now(-1)
+            )
+            self.come_to_rest()
+            pending = set(self.runner.pending().values_list("pk", flat=True))
+            assert pending <= self.unheard, "saved, and left to the next sweep"
+            backfill.sweep_now(self.runner)
+            self.come_to_rest()
+            self.all_is_done()
+        finally:
+            self.stop_workers()
+
+    def come_to_rest(self) -> None:
+        for _ in range(100):
+            if self.saved:
+                self.plan_saved(None)
+            while self.workers:
+                self.go_on(self.workers[0], "succeed")
+            self.time_passes()
+            upkeep.upkeep(in_any_case=True)
+            messages, self.messages = self.messages, []
+            for message in messages:
+                self.receive(message)
+            self.check()
+            unfinished = Chunk.objects.filter(state__in=batches.UNFINISHED).exists()
+            if not (messages or self.workers or self.saved or unfinished):
+                return
+        raise AssertionError("It does not come to rest.")
+
+    def check(self) -> None:
+        self.counts_are_what_counting_gives()
+        self.chunks_add_up()
+        self.batches_add_up()
+        self.no_row_is_worked_on_twice_at_once()
+        self.outputs_belong_to_the_input()
+        self.the_window_holds()
+        self.whoever_is_pending_is_known()
+
+    def all_is_done(self) -> None:
+        assert not self.runner.pending().exists()
+        assert not Run.objects.filter(status=Run.Status.PENDING).exists()
+        assert not SpilledTrigger.objects.exists()
+        assert not Batch.objects.filter(state=Batch.State.RUNNING).exists()
+        current = {run.object_id: run for run in Run.objects.filter(is_current=True)}
+        for row in self.runner.get_base_queryset():
+            run = current[row.pk]
+            if run.status == Run.Status.SUCCEEDED and run.attempts:
+                assert run.outputs == {"title": row.title}
+            elif run.status == Run.Status.FAILED:
+                assert Failure.objects.filter(run=run).exists()
+
+    # Helpers
+
+    def a_row(self, number: int) -> Document | None:
+        at_work = [worker.row["pk"] for worker in self.workers if worker.row]
+        rows = list(Document.objects.order_by("pk"))
+        if at_work and number % 2:
+            return Document.objects.filter(pk=at_work[number % len(at_work)]).first()
+        return rows[number % len(rows)] if rows else None
+
+    def plan_saved(self, point: str | None) -> None:
+        saved, self.saved = self.saved, set()
+        if not saved:
+            return
+        plan = partial(tasks.plan, Document._meta.label, sorted(saved))
+        if self.crashes(point, lambda: self.work_on(plan)):
+            # The parent of the process that died has them planned.
+            publisher.spill({Document._meta.label: saved})
+        else:
+            self.unheard -= saved
+
+    def sweep(self) -> None:
+        if backfill.sweep_now(self.runner) is not None:
+            self.unheard.clear()
+
+    def time_passes(self) -> None:
+        """Retries are due, messages are taken for lost, and who has died is missed."""
+        Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
+        Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-100_000))
+        Batch.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
+        alive = [worker.chunk_id for worker in self.workers]
+        gone = Chunk.objects.filter(state=Chunk.State.RUNNING).exclude(pk__in=alive)
+        gone.update(expires_at=from_now(-1))
+
+    def crashes(self, point: str | None, step: Any) -> bool:
+        """Do something, perhaps with a crash in the middle of it; whether there was one."""
+        if point is None:
+            step()
+            return False
+        with crashing.armed(point):
+            try:
+                step()
+            except Crash:
+                return True
+        return False
+
+    def receive(self, message: Message) -> None:
+        if message.task == "autorun.backfill":
+            tasks.backfill(*message.args)
+        if message.task != dispatch.EXECUTE:
+            return
+        self.work_on(partial(execute, *message.args))
+
+    def work_on(self, task: Callable[[], object]) -> None:
+        worker = Worker(task)
+        worker.begin()
+        if worker.is_alive():
+            self.workers.append(worker)
+        elif worker.has_crashed:
+            raise Crash
+
+    def go_on(self, worker: Worker, verdict: str) -> None:
+        worker.go_on(verdict)
+        if not worker.is_alive():
+            self.workers.remove(worker)
+
+    def stop_workers(self) -> None:
+        for worker in self.workers:
+            while worker.is_alive():
+                worker.go_on("succeed")
+
+
+@pytest.mark.faults(7, 9, 10, 15, 18)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.django_db(transaction=True)
+def test_rows_live_through_anything(monkeypatch, settings):
+    def crash() -> None:
+        raise Crash
+
+    settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
+    monkeypatch.setattr(crashing, "kill", crash)
+    for module in (dispatch, upkeep):
+        monkeypatch.setattr(module, "publish", None)
+    monkeypatch.setattr(publisher, "submit", None)
+    for module in (at_once, execute_module):
+        monkeypatch.setattr(module, "Work", NotedWork)
+    with installed(Runner):
+        run_state_machine_as_test(Life, settings=_of_hypothesis())
+
+
+def _of_hypothesis() -> settings:
+    return settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )

@@ -1,0 +1,184 @@
+"""Several at the same thing at the same time."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from django.db import connections
+
+from autorun import crashing, tasks
+from autorun.clock import from_now
+from autorun.dispatch import release_everywhere
+from autorun.exceptions import LeaseLost
+from autorun.execution.leases import Lease, queued, start
+from autorun.execution.results import Result, Tally, record
+from autorun.models import Batch, Chunk, Run
+from autorun.publishing import Message, publish
+from autorun.rescue import rescue
+from tests.engine import declare, installed, work_off
+from tests.faultlab.models import Specimen
+from tests.faults.driver import Lab
+from tests.library.models import Document
+
+
+def at_once(*steps: Callable[[], object]) -> list[object]:
+    """What the steps gave or raised; each has a thread and a connection of its own."""
+    barrier = threading.Barrier(len(steps))
+    results: dict[int, object] = {}
+
+    def take(number: int, step: Callable[[], object]) -> None:
+        try:
+            barrier.wait(30)
+            results[number] = step()
+        except Exception as error:  # noqa: BLE001
+            results[number] = error
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=take, args=each) for each in enumerate(steps)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    return [results[number] for number in range(len(steps))]
+
+
+def expired(runner) -> Lease:
+    """A lease that has run out, of a chunk of two runs."""
+    for title in ("one", "two"):
+        Document.objects.create(title=title)
+    runner().run()
+    lease = start(queued(Chunk.objects.get(state=Chunk.State.QUEUED).pk))
+    assert lease is not None
+    Chunk.objects.filter(pk=lease.chunk.pk).update(expires_at=from_now(-1))
+    lease.chunk.refresh_from_db()
+    return lease
+
+
+def results_of(lease: Lease) -> list[Result]:
+    runs = Run.objects.filter(chunk_id=lease.chunk.pk)
+    return [Result(run.pk, Run.Status.SUCCEEDED, 1, run.fingerprint, "1") for run in runs]
+
+
+def finish(lease: Lease, results: list[Result]) -> bool:
+    try:
+        record(lease, results, Tally(), size=5, is_last=True)
+    except LeaseLost:
+        return False
+    return True
+
+
+@pytest.mark.faults(10)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("first", ["finish", "rescue"])
+def test_the_second_of_finish_and_rescue_waits_for_the_first_and_does_nothing(first, monkeypatch):
+    """The first one holds the chunk's row, in a transaction that is open, while the other tries."""
+    runner = declare(BATCH_SIZE=2)
+    is_inside, may_go_on = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        is_inside.set()
+        may_go_on.wait(2)
+
+    monkeypatch.setattr(crashing, "kill", stay)
+    with installed(runner):
+        lease = expired(runner)
+        results = results_of(lease)
+        steps = {
+            "finish": lambda: finish(lease, results),
+            "rescue": lambda: rescue(Chunk.objects.get(pk=lease.chunk.pk)),
+        }
+        (second,) = set(steps) - {first}
+
+        def come_second() -> object:
+            assert is_inside.wait(30)
+            try:
+                return steps[second]()
+            finally:
+                may_go_on.set()
+
+        if first == "rescue":
+            # The rescue's own mark is a statement of its own; it is in the database by then.
+            with crashing.armed("rescue.taken"):
+                outcomes = at_once(steps[first], come_second)
+        else:
+            with crashing.armed("finish.counted"):
+                outcomes = at_once(steps[first], come_second)
+        work_off()
+
+        assert outcomes == [True, False]
+        assert runner().progress().succeeded == runner().progress().total == 2
+    attempts = set(Run.objects.values_list("attempts", flat=True))
+    assert attempts == ({1} if first == "finish" else {2})
+
+
+@pytest.mark.faults(10)
+@pytest.mark.django_db(transaction=True)
+def test_finish_and_rescue_at_once_have_one_outcome():
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        for _ in range(10):
+            Document.objects.all().delete()
+            lease = expired(runner)
+            results = results_of(lease)
+            chunk = Chunk.objects.get(pk=lease.chunk.pk)
+
+            outcomes = at_once(partial(finish, lease, results), partial(rescue, chunk))
+
+            assert sorted(outcomes) == [False, True]
+            work_off()
+            assert not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists()
+        assert runner().progress().succeeded == 20
+
+
+@pytest.mark.faults(14)
+@pytest.mark.django_db(transaction=True)
+def test_sweeps_backfills_and_dispatchers_at_once_make_one_run_of_each_row(settings):
+    settings.AUTORUN = {"WINDOW": 10}
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(200))
+    runner = declare(BATCH_SIZE=5)
+    with installed(runner):
+        runner().get_node()
+        label = runner.get_label()
+        steps = [
+            *[lambda: tasks.sweep(label)] * 3,
+            *[lambda: tasks.backfill(label)] * 2,
+            *[release_everywhere] * 3,
+        ]
+        outcomes = at_once(*steps)
+
+        assert [each for each in outcomes if isinstance(each, Exception)] == []
+        in_flight = Chunk.objects.filter(state=Chunk.State.QUEUED)
+        assert sum(in_flight.values_list("size", flat=True)) <= 10
+        work_off(rounds=100)
+        assert runner().progress().succeeded == runner().progress().total == 200
+    assert Run.objects.count() == 200
+    sweeps = Batch.objects.filter(trigger=Batch.Trigger.SWEEP)
+    assert not sweeps.exclude(state=Batch.State.FINISHED).exists()
+
+
+@pytest.mark.faults(14, 25)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"MAX_PARALLEL": 2, "BATCH_SIZE": 5, "SCHEDULE": 1}])
+def test_two_beats_and_more_workers_than_allowed_exceed_no_limit(lab_of_each_broker: Lab):
+    lab = lab_of_each_broker
+    lab.settings["WINDOW"] = 20
+    lab.write(60, does="sleep:0.05")
+    for _ in range(2):
+        lab.start_beat()
+        lab.start_worker(concurrency=3)
+    publish([Message("autorun.backfill", (lab.runner.label,))] * 3)
+
+    def is_done() -> bool:
+        in_flight = Chunk.objects.filter(state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING))
+        assert sum(in_flight.values_list("size", flat=True)) <= 20
+        return lab.is_done(60)
+
+    lab.until(is_done)
+
+    lab.check()
+    assert set(lab.ledger.times().values()) == {1}
+    assert lab.ledger.most_at_once() <= 2
+    assert Run.objects.count() == Specimen.objects.count() == 60
+    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP).exists()

@@ -1,0 +1,154 @@
+"""Workers that die, stop, hang and are told to end."""
+
+import os
+import signal
+
+import pytest
+
+from autorun.models import Failure, Run, SpilledTrigger
+from tests.faults.driver import Lab
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.mark.faults(7)
+@pytest.mark.parametrize("victim", ["child", "machine"])
+def test_rows_of_a_killed_worker_are_done_by_another_and_cost_one_attempt(
+    lab_of_each_broker: Lab, victim: str
+):
+    lab = lab_of_each_broker
+    worker = lab.start_worker()
+    rows = lab.save(3, does="gate")
+    lab.until(lambda: lab.ledger.executions())
+
+    if victim == "child":
+        (pid,) = {each.pid for each in lab.ledger.executions()}
+        lab.open_gate()
+        os.kill(pid, signal.SIGKILL)
+    else:
+        worker.kill()
+        lab.open_gate()
+        lab.start_worker()
+    lab.until_done(3)
+
+    lab.check()
+    begun = lab.ledger.executions()[0].row
+    assert Run.objects.get(object_id=begun).attempts == 2
+    assert max(Run.objects.values_list("attempts", flat=True)) == 2
+    assert len(rows) == len(set(lab.ledger.times()))
+
+
+@pytest.mark.faults(7, 11)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 4}])
+@pytest.mark.parametrize("does", ["kill", "os_exit", "segfault"])
+def test_a_body_that_kills_its_worker_fails_with_that_reason_and_its_neighbours_succeed(
+    lab: Lab, does: str
+):
+    lab.write(2)
+    (poison,) = lab.write(1, does=does)
+    lab.write(2, value="w")
+    lab.start_worker()
+
+    lab.runner.run()
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.is_done(4), seconds=120)
+
+    lab.check()
+    run = Run.objects.get(object_id=poison.pk)
+    assert run.attempts == 3
+    assert len(lab.ledger.began(poison.pk)) == 3
+    failures = Failure.objects.filter(run=run)
+    assert {failure.exception_class for failure in failures} == {"autorun.exceptions.WorkerLost"}
+    assert "stopped answering" in failures.first().message
+
+
+@pytest.mark.faults(7)
+def test_saved_rows_whose_planner_is_killed_are_planned_by_another(lab_of_each_broker: Lab):
+    lab = lab_of_each_broker
+    worker = lab.start_worker(AUTORUN_CRASH_AT="plan.booked")
+    lab.save(3)
+    lab.until(SpilledTrigger.objects.exists)
+
+    worker.kill()
+    lab.start_worker()
+
+    lab.until_done(3)
+    lab.check()
+
+
+@pytest.mark.faults(11)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 3, "TIMEOUT": 1, "MAX_ATTEMPTS": 1}])
+@pytest.mark.parametrize("does", ["sleep:60", "hang", "deaf", "exit"])
+def test_a_body_that_does_not_come_back_fails_with_the_reason_and_others_go_on(lab: Lab, does: str):
+    """`hang` catches what is meant to stop it; `deaf` keeps even the lease from being held."""
+    lab.write(1)
+    (stuck,) = lab.write(1, does=does, value="stuck")
+    lab.write(1, value="w")
+    lab.start_worker()
+
+    lab.runner.run()
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.is_done(2), seconds=90)
+
+    lab.check()
+    failure = Failure.objects.filter(run__object_id=stuck.pk).latest("pk")
+    assert failure.exception_class.endswith(
+        {"exit": "SystemExit", "deaf": "WorkerLost"}.get(does, "RunTimeout")
+    )
+
+
+@pytest.mark.faults(11)
+@pytest.mark.parametrize("options", [{"TIMEOUT": 1, "MAX_ATTEMPTS": 1}])
+@pytest.mark.parametrize("does", ["hang", "deaf"])
+def test_a_saved_row_whose_body_does_not_come_back_keeps_no_process_for_ever(lab: Lab, does: str):
+    lab.start_worker(concurrency=1)
+    lab.save(1, does=does, value="stuck")
+    lab.until(lambda: lab.ledger.executions())
+    lab.save(2)
+
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.is_done(2), seconds=90)
+
+    lab.check()
+
+
+@pytest.mark.faults(8)
+@pytest.mark.parametrize("kind", ["warm", "soft"])
+def test_a_worker_that_is_told_to_end_loses_no_attempt(lab_of_each_broker: Lab, kind: str):
+    lab = lab_of_each_broker
+    environment = {"REMAP_SIGTERM": "SIGQUIT"} if kind == "soft" else {}
+    worker = lab.start_worker(concurrency=2, **environment)
+    lab.save(2, does="sleep:1")
+    lab.save(2, does="gate", value="w")
+    lab.until(lambda: len(lab.ledger.executions()) >= 2)
+
+    worker.signal(signal.SIGTERM)
+    if kind == "warm":
+        lab.open_gate()
+    worker.wait(60)
+    lab.open_gate()
+    lab.start_worker(concurrency=2)
+    lab.until_done(4)
+
+    lab.check()
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+    assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(9)
+def test_a_worker_that_was_frozen_past_its_lease_writes_nothing(lab: Lab):
+    worker = lab.start_worker()
+    lab.save(1, does="gate")
+    lab.until(lambda: lab.ledger.executions())
+
+    worker.freeze()
+    other = lab.start_worker()
+    lab.until(lambda: len(lab.ledger.executions()) == 2)
+    lab.open_gate()
+    lab.until_done(1)
+    before = list(Run.objects.values())
+    worker.thaw()
+    lab.until(lambda: all(each.end for each in lab.ledger.executions()))
+    lab.until(lambda: "Nothing of it is recorded" in worker.log.read_text())
+
+    lab.check(zombies=True)
+    assert list(Run.objects.values()) == before
+    assert Run.objects.get().attempts == 2
+    assert str(lab.ledger.executions()[1].pid) in {str(pid) for pid in other.children()}

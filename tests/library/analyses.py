@@ -1,0 +1,11 @@
+from autorun.analysis import analysis
+
+
+@analysis("Caption", version="1.0")
+def caption(text: str, *, shout: bool) -> dict[str, str]:
+    return {"text": text.upper() if shout else text}
+
+
+@analysis("Length", version="1.0")
+def length(text: str) -> int:
+    return len(text)

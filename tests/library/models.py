@@ -1,0 +1,49 @@
+"""Models with every kind of primary key and of inheritance that autorun supports."""
+
+import uuid
+
+from django.db import models
+
+
+class Tag(models.Model):
+    name = models.CharField(max_length=50)
+
+
+class Document(models.Model):
+    title = models.CharField(max_length=200)
+    body = models.TextField(blank=True)
+    state = models.CharField(max_length=20, blank=True)
+    updated_at = models.DateTimeField(auto_now=True)
+    tags = models.ManyToManyField(Tag, blank=True)
+
+
+class DraftDocument(Document):
+    class Meta:
+        proxy = True
+
+
+class Report(Document):
+    """A child of multi-table inheritance: its primary key is the document's."""
+
+    pages = models.IntegerField(default=1)
+
+
+class Photo(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    caption = models.CharField(max_length=200, blank=True)
+
+
+class Country(models.Model):
+    code = models.CharField(primary_key=True, max_length=8)
+    name = models.CharField(max_length=100, blank=True)
+
+
+class Stamped(models.Model):
+    stamp = models.CharField(max_length=50, blank=True)
+
+    class Meta:
+        abstract = True
+
+
+class Note(Stamped):
+    text = models.TextField(blank=True)

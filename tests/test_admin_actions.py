@@ -1,0 +1,415 @@
+"""What can be done from the pages: by whom, how, to which runs, and what is left in the log."""
+
+from collections.abc import Sequence
+
+import pytest
+from celery import current_app
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.db.models import Q
+from django.test import Client
+from django.urls import reverse
+
+from autorun import interventions, upkeep
+from autorun.admin import runners
+from autorun.exceptions import BrokerUnavailable
+from autorun.grouping import recent_groups
+from autorun.models import Batch, Chunk, Node, Run
+from autorun.publishing import Message
+from autorun.runner import QuerySetRunner
+from sample_app.models import Scan
+from tests.browser import scenes
+
+pytestmark = pytest.mark.django_db
+
+LABEL = "sample_app.ScanPreprocessingRunner"
+EVERY_PERMISSION = (
+    "start_run",
+    "backfill_run",
+    "retry_run",
+    "cancel_run",
+    "pause_run",
+    "view_payload",
+)
+
+
+@pytest.fixture(autouse=True)
+def broker(monkeypatch) -> None:
+    """Messages are worked off at once, in the test's own transaction."""
+
+    def deliver(messages: Sequence[Message]) -> None:
+        for message in messages:
+            current_app.tasks[message.task].run(*message.args)
+
+    monkeypatch.setattr(interventions, "publish", deliver)
+    monkeypatch.setattr(runners, "publish", deliver)
+    monkeypatch.setattr(upkeep, "publish", deliver)
+
+
+@pytest.fixture
+def runner() -> QuerySetRunner:
+    runner = scenes.few()
+    # Whatever is started waits: nobody is there to work it off.
+    Node.objects.filter(pk=runner.get_node().pk).update(paused_at="2026-01-01T00:00Z")
+    return runner
+
+
+def client_with(*codenames: str) -> Client:
+    client = Client(enforce_csrf_checks=False)
+    client.force_login(scenes.add_user("-".join(codenames) or "nobody", "view_run", *codenames))
+    return client
+
+
+def group_of(exception: str) -> dict[str, str]:
+    (group,) = [each for each in recent_groups("24h").groups if each.exception_class == exception]
+    return {"group": group.key, "since": "24h", "name": exception}
+
+
+def posts() -> dict[str, tuple[str, str, dict[str, str]]]:
+    """Each action: the permission it takes, its address, and the form."""
+    batch = Batch.objects.get()
+    pk = Run.objects.filter(status=Run.Status.FAILED).order_by("pk").first().pk
+    act = reverse("admin:autorun_run_act")
+    ticked = {"ids": str(pk), "confirmed": "1"}
+    return {
+        "sweep": ("start_run", reverse("admin:autorun_node_sweep", args=[LABEL]), {}),
+        "pause": ("pause_run", reverse("admin:autorun_node_pause", args=[LABEL]), {}),
+        "resume": ("pause_run", reverse("admin:autorun_node_resume", args=[LABEL]), {}),
+        "start": ("backfill_run", reverse("admin:autorun_batch_start", args=[LABEL]), {}),
+        "pause batch": ("pause_run", reverse("admin:autorun_batch_pause", args=[batch.pk]), {}),
+        "resume batch": ("pause_run", reverse("admin:autorun_batch_resume", args=[batch.pk]), {}),
+        "cancel batch": ("cancel_run", reverse("admin:autorun_batch_cancel", args=[batch.pk]), {}),
+        "retry": ("retry_run", act, {"action": "retry", **ticked}),
+        "ignore": ("cancel_run", act, {"action": "ignore", **ticked}),
+        "cancel": (
+            "cancel_run",
+            act,
+            {"action": "cancel", "scope": "everything", "confirmed": "1"},
+        ),
+        "retry group": (
+            "retry_run",
+            reverse("admin:autorun_failure_retry"),
+            group_of("ValueError"),
+        ),
+        "ignore group": (
+            "cancel_run",
+            reverse("admin:autorun_failure_ignore"),
+            group_of("ValueError"),
+        ),
+    }
+
+
+NAMES = [
+    "sweep",
+    "pause",
+    "resume",
+    "start",
+    "pause batch",
+    "resume batch",
+    "cancel batch",
+    "retry",
+    "ignore",
+    "cancel",
+    "retry group",
+    "ignore group",
+]
+
+
+def prepare(name: str) -> None:
+    """What has to be the case for the action to do something."""
+    if name == "pause":
+        Node.objects.update(paused_at=None)
+        Chunk.objects.filter(state=Chunk.State.WAITING).update(state=Chunk.State.PARKED)
+    elif name == "resume":
+        Chunk.objects.filter(state=Chunk.State.WAITING).update(state=Chunk.State.PARKED)
+    elif name == "resume batch":
+        Batch.objects.update(state=Batch.State.PAUSED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_action_is_done_and_logged_with_its_permission(
+    name: str, runner: QuerySetRunner, django_capture_on_commit_callbacks
+) -> None:
+    prepare(name)
+    permission, address, form = posts()[name]
+
+    with django_capture_on_commit_callbacks(execute=True):
+        response = client_with(permission).post(address, form)
+
+    assert response.status_code == 302
+    assert LogEntry.objects.filter(user__username=permission).count() >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_action_is_refused_without_its_permission(name: str, runner: QuerySetRunner) -> None:
+    prepare(name)
+    permission, address, form = posts()[name]
+    others = [each for each in EVERY_PERMISSION if each != permission]
+
+    response = client_with(*others).post(address, form)
+
+    assert response.status_code == 403
+    assert LogEntry.objects.count() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_action_is_refused_without_the_permission_to_view(
+    name: str, runner: QuerySetRunner
+) -> None:
+    prepare(name)
+    permission, address, form = posts()[name]
+    client = Client()
+    client.force_login(scenes.add_user("blind", permission))
+
+    assert client.post(address, form).status_code == 403
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_action_is_a_post_with_a_csrf_token(name: str, runner: QuerySetRunner) -> None:
+    _, address, form = posts()[name]
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    assert client.get(address).status_code == 405
+    assert client.post(address, form).status_code == 403
+    assert LogEntry.objects.count() == 0
+
+
+def test_a_runner_is_paused_and_resumed(runner) -> None:
+    prepare("pause")
+    client = client_with("pause_run")
+
+    client.post(reverse("admin:autorun_node_pause", args=[LABEL]))
+    paused_at = Node.objects.get(pk=runner.get_node().pk).paused_at
+    client.post(reverse("admin:autorun_node_resume", args=[LABEL]))
+
+    assert paused_at is not None
+    assert Node.objects.get(pk=runner.get_node().pk).paused_at is None
+
+
+def test_a_failed_run_is_retried(runner, django_capture_on_commit_callbacks) -> None:
+    failed = Run.objects.filter(status=Run.Status.FAILED).first()
+    form = {"action": "retry", "ids": failed.pk, "confirmed": "1"}
+
+    with django_capture_on_commit_callbacks(execute=True):
+        client_with("retry_run").post(reverse("admin:autorun_run_act"), form)
+
+    failed.refresh_from_db()
+    assert failed.is_current is None
+    again = Run.objects.get(object_id=failed.object_id, is_current=True)
+    assert again.status == Run.Status.PENDING
+    assert runner.progress().failed == 4
+
+
+def test_all_that_match_the_filter_are_ignored(runner) -> None:
+    form = {"action": "ignore", "scope": "everything", "exception": "ValueError", "confirmed": "1"}
+
+    client_with("cancel_run").post(reverse("admin:autorun_run_act"), form)
+
+    assert runner.progress().ignored == 3
+    assert runner.progress().failed == 2
+    assert Run.objects.filter(status=Run.Status.CANCELLED, is_current=True).count() == 3
+
+
+def test_what_has_not_been_started_is_cancelled(runner) -> None:
+    form = {"action": "cancel", "scope": "everything", "confirmed": "1"}
+
+    client_with("cancel_run").post(reverse("admin:autorun_run_act"), form)
+
+    progress = runner.progress()
+    assert (progress.queued, progress.waiting, progress.running) == (0, 0, 2)
+    assert progress.ignored == 0
+    assert runner.pending().count() == 6
+
+
+def test_a_bulk_action_asks_first(runner) -> None:
+    form = {"action": "retry", "scope": "everything", "state": "failed"}
+
+    response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form)
+
+    assert "About <strong>5</strong> runs" in response.content.decode()
+    assert Batch.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"action": "", "scope": "everything"}, "Choose what to do"),
+        ({"action": "retry", "scope": "ticked"}, "Tick the runs"),
+        ({"action": "retry", "scope": "everything", "state": "queued"}, "these are queued"),
+    ],
+)
+def test_a_bulk_action_that_makes_no_sense_is_explained(form, message, runner) -> None:
+    client = client_with("retry_run")
+
+    response = client.post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    assert message in response.content.decode()
+
+
+def test_a_group_of_failures_is_retried_as_one(runner, django_capture_on_commit_callbacks) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        response = client_with("retry_run").post(
+            reverse("admin:autorun_failure_retry"), group_of("ValueError"), follow=True
+        )
+
+    assert "3 failed runs start again." in response.content.decode()
+    assert runner.progress().failed == 2
+
+
+def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:
+    older = Node.objects.get(version="0.9")
+    Run.objects.filter(status=Run.Status.FAILED).update(node=older)
+    form = {"action": "retry", "scope": "everything", "confirmed": "1", "state": "failed"}
+
+    response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    assert "5 runs are of a version" in response.content.decode()
+    assert Batch.objects.count() == 1
+
+
+def test_a_backfill_is_previewed_and_started(runner, django_capture_on_commit_callbacks) -> None:
+    client = client_with("backfill_run")
+    preview_page = reverse("admin:autorun_batch_count", args=[LABEL])
+
+    preview = client.get(preview_page, {"only": "all"}).content.decode()
+    with django_capture_on_commit_callbacks(execute=True):
+        response = client.post(
+            reverse("admin:autorun_batch_start", args=[LABEL]), {"only": "all"}, follow=True
+        )
+
+    assert "Start 7 runs" in preview
+    batch = Batch.objects.order_by("-pk").first()
+    assert (batch.planned, batch.requested_by) == (7, "backfill_run")
+    assert batch.state == Batch.State.RUNNING
+    assert reverse("admin:autorun_batch_change", args=[batch.pk]) in response.redirect_chain[0][0]
+
+
+def test_a_preview_counts_as_many_as_the_limit(runner) -> None:
+    client = client_with("backfill_run")
+    page = reverse("admin:autorun_batch_count", args=[LABEL])
+
+    assert "Start 2 runs" in client.get(page, {"only": "all", "limit": "2"}).content.decode()
+    assert "Start 20 runs" not in client.get(page, {"only": "again"}).content.decode()
+    assert "Start 14 runs" in client.get(page, {"only": "again"}).content.decode()
+
+
+def test_a_backfill_is_for_a_named_filter(
+    runner, monkeypatch, django_capture_on_commit_callbacks
+) -> None:
+    filters = {"second session": Q(path__contains="ses-2"), "none": lambda rows: rows.none()}
+    monkeypatch.setattr(type(runner), "FILTERS", filters)
+    client = client_with("backfill_run")
+    form = {"only": "all", "filter": "second session"}
+
+    page = client.get(reverse("admin:autorun_batch_count", args=[LABEL]), form).content.decode()
+    with django_capture_on_commit_callbacks(execute=True):
+        client.post(reverse("admin:autorun_batch_start", args=[LABEL]), form)
+
+    assert "Start 4 runs" in page
+    assert Batch.objects.order_by("-pk").first().planned == 4
+
+
+def test_a_filter_that_is_not_there_is_explained(runner) -> None:
+    client = client_with("backfill_run")
+
+    page = client.get(
+        reverse("admin:autorun_batch_count", args=[LABEL]), {"filter": "nonsense"}
+    ).content.decode()
+    response = client.post(
+        reverse("admin:autorun_batch_start", args=[LABEL]), {"filter": "nonsense"}, follow=True
+    )
+
+    assert "has no filter" in page
+    assert "The backfill was not started" in response.content.decode()
+    assert Batch.objects.count() == 1
+
+
+def test_a_batch_goes_on_without_a_broker(runner, monkeypatch, caplog) -> None:
+    def refuse(messages):
+        raise BrokerUnavailable("It is away.")
+
+    monkeypatch.setattr(interventions, "publish", refuse)
+    batch = interventions.request_backfill(runner, interventions.Scope(only="failed"))
+
+    upkeep.hand_on_batches()
+
+    batch.refresh_from_db()
+    assert batch.planned == 5
+
+
+def test_the_next_address_stays_on_this_site(runner) -> None:
+    client = client_with("pause_run")
+    address = reverse("admin:autorun_node_pause", args=[LABEL])
+
+    away = client.post(address, {"next": "https://example.org/"})
+    here = client.post(address, {"next": "/admin/autorun/run/"})
+
+    assert away["Location"] == reverse("admin:autorun_node_runner", args=[LABEL])
+    assert here["Location"] == "/admin/autorun/run/"
+
+
+def test_selected_scans_are_previewed_and_run(runner, django_capture_on_commit_callbacks) -> None:
+    client = client_with("start_run", "view_scan", "change_scan")
+    pks = list(Scan.objects.order_by("pk").values_list("pk", flat=True))
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": [pks[0], pks[1], pks[18]]}
+
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+    token = response.context["asked"].selection
+    preview = client.get(
+        reverse("admin:autorun_batch_count", args=[LABEL]), {"selection": token, "only": "all"}
+    )
+    page = preview.content.decode()
+    with django_capture_on_commit_callbacks(execute=True):
+        client.post(
+            reverse("admin:autorun_batch_start", args=[LABEL]), {"selection": token, "only": "all"}
+        )
+
+    assert "The 3 scans that you ticked." in page
+    assert "Start 2 runs" in page
+    assert Batch.objects.order_by("-pk").first().planned == 2
+
+
+def test_all_scans_a_filter_shows_are_backfilled(
+    runner, django_capture_on_commit_callbacks
+) -> None:
+    client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    form = {
+        "action": f"autorun_run__{LABEL}",
+        "select_across": "1",
+        "_selected_action": [Scan.objects.first().pk],
+    }
+    changelist = reverse("admin:sample_app_scan_changelist") + f"?autorun=pending:{LABEL}"
+
+    response = client.post(changelist, form, follow=True)
+    token = response.context["asked"].selection
+    with django_capture_on_commit_callbacks(execute=True):
+        client.post(reverse("admin:autorun_batch_start", args=[LABEL]), {"selection": token})
+
+    assert "All rows that match your filter" in response.content.decode()
+    assert Batch.objects.order_by("-pk").first().planned == 2
+
+
+def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
+    client = client_with("start_run", "view_scan", "change_scan")
+    form = {
+        "action": f"autorun_run__{LABEL}",
+        "select_across": "1",
+        "_selected_action": [Scan.objects.first().pk],
+    }
+
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+
+    assert "takes the permission to backfill" in response.content.decode()
+
+
+def test_a_selection_is_its_owners_alone(runner) -> None:
+    client = client_with("start_run", "view_scan", "change_scan")
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": [Scan.objects.first().pk]}
+    token = client.post(reverse("admin:sample_app_scan_changelist"), form)["Location"]
+
+    other = client_with("start_run", "backfill_run")
+    response = other.get(token, follow=True)
+
+    assert "no longer known" in response.content.decode()
+    assert User.objects.count() == 2

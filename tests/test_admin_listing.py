@@ -1,0 +1,290 @@
+"""Runs by filter, failures by group, rows by reason: what the pages are made of."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from autorun import interventions, listing
+from autorun.activity import activity_by_node, progress_by_node
+from autorun.counting import Count, count_rows
+from autorun.folding import fold
+from autorun.grouping import recent_groups, runs_of
+from autorun.listing import STATES, Cursor, RunFilter, state_of
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.runner import QuerySetRunner
+from tests.browser import scenes
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document, Photo
+
+pytestmark = pytest.mark.django_db
+
+LABEL = "sample_app.ScanPreprocessingRunner"
+
+
+@pytest.fixture
+def runner() -> QuerySetRunner:
+    return scenes.few()
+
+
+@pytest.fixture
+def documents() -> Iterator[type[QuerySetRunner]]:
+    """Sixty documents; every third one fails; one in five is saved again and run again."""
+
+    def fail_thirds(value: str) -> str:
+        if int(value.split(maxsplit=1)[0]) % 3 == 0:
+            raise ValueError(f"{value!r} cannot be done")
+        return value
+
+    runner = declare(fail_thirds, MAX_ATTEMPTS=1, BATCH_SIZE=7)
+    with installed(runner):
+        rows = [Document.objects.create(title=f"{n} a") for n in range(60)]
+        runner().run()
+        work_off()
+        for row in rows[::5]:
+            Document.objects.filter(pk=row.pk).update(title=f"{row.title} b")
+        runner().run()
+        work_off()
+        yield runner
+
+
+def pages(chosen: RunFilter, *, size: int) -> list[Run]:
+    found, after = [], None
+    for _ in range(100):
+        page = chosen.page(after, size=size)
+        found += page.runs
+        if page.after is None:
+            return found
+        after = Cursor.read(str(page.after))
+    raise AssertionError("There is no last page.")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+@pytest.mark.parametrize("state", ["", "succeeded", "failed", "superseded"])
+def test_pages_hold_every_run_once_and_newest_first(
+    size: int, state: str, documents, monkeypatch
+) -> None:
+    monkeypatch.setattr(listing, "CHUNKS_AT_ONCE", 4)
+    chosen = RunFilter(state=state)
+
+    found = pages(chosen, size=size)
+
+    expected = Run.objects.all()
+    if state:
+        expected = expected.filter(STATES[state].runs)
+    assert [run.pk for run in found] == [
+        pk for pk, _ in expected.order_by("-chunk_id", "-pk").values_list("pk", "chunk_id")
+    ]
+    assert len(found) > 10
+
+
+def test_each_state_has_its_runs(runner) -> None:
+    numbers = {state: len(pages(RunFilter(state=state), size=50)) for state in STATES}
+
+    assert numbers == {
+        "waiting": 2,
+        "queued": 2,
+        "running": 2,
+        "parked": 0,
+        "succeeded": 7,
+        "failed": 5,
+        "ignored": 0,
+        "cancelled": 0,
+        "superseded": 0,
+    }
+    for state in STATES:
+        assert all(state_of(run) == state for run in pages(RunFilter(state=state), size=50))
+        if state != "superseded":
+            assert RunFilter(state=state).number() == numbers[state]
+
+
+def test_filters_narrow(runner) -> None:
+    batch = Batch.objects.get()
+    scan = Run.objects.first().object_id
+    lengths = {
+        RunFilter(): 18,
+        RunFilter(runner=LABEL): 18,
+        RunFilter(runner="no.Runner"): 0,
+        RunFilter(trigger="backfill"): 18,
+        RunFilter(trigger="save"): 0,
+        RunFilter(batch=batch.pk, state="failed"): 5,
+        RunFilter(batch=batch.pk + 1): 0,
+        RunFilter(exception="OSError"): 2,
+        RunFilter(exception="OSError", since="1h"): 0,
+        RunFilter(exception="ValueError", state="succeeded"): 0,
+        RunFilter(since="1h"): 9,
+        RunFilter(since="24h"): 18,
+        RunFilter(row=str(scan)): 1,
+        RunFilter(row="nonsense"): 0,
+    }
+
+    assert {chosen: len(pages(chosen, size=50)) for chosen in lengths} == lengths
+    for chosen in lengths:
+        assert RunFilter.read(chosen.written()) == chosen
+
+
+def test_runs_of_rows_with_other_keys_are_found_by_the_key() -> None:
+    photo = Photo.objects.create(caption="a")
+    other = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+    with installed(other):
+        other().run()
+        work_off()
+        key = Run.objects.get().object_key
+
+        assert len(pages(RunFilter(row=key), size=5)) == 1
+        assert Photo.objects.get(pk=key) == photo
+
+
+def test_what_matches_is_gone_through_to_the_end(documents, monkeypatch) -> None:
+    monkeypatch.setattr(listing, "CHUNKS_AT_ONCE", 3)
+    monkeypatch.setattr(listing, "RUNS_AT_ONCE", 5)
+
+    found = [run.pk for runs in RunFilter(state="failed").each() for run in runs]
+
+    failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
+    assert sorted(found) == sorted(failed.values_list("pk", flat=True))
+
+
+def test_ignored_runs_stay_so_until_their_row_changes(documents) -> None:
+    interventions.ignore(RunFilter(state="failed").each())
+
+    progress = documents().progress()
+    assert (progress.failed, progress.ignored) == (0, 20)
+    assert documents().pending().count() == 0
+    row = Document.objects.order_by("pk").first()
+    Document.objects.filter(pk=row.pk).update(title="1 c")
+    assert list(documents().pending()) == [row]
+
+
+def test_runs_that_worker_counts_are_left_to_the_worker(documents) -> None:
+    failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
+    Chunk.objects.filter(pk__in=failed.values("chunk_id")).update(state=Chunk.State.RUNNING)
+
+    assert interventions.ignore([list(failed)]) == 0
+
+
+def test_a_single_run_of_a_chunk_is_cancelled() -> None:
+    for n in range(3):
+        Document.objects.create(title=str(n))
+    runner = declare()
+    with installed(runner):
+        batch = runner().run()
+        runs = list(Run.objects.order_by("pk"))
+        number = interventions.cancel([runs[:1]])
+        left = runner().progress().unfinished
+        work_off()
+
+    assert (number, left) == (1, 2)
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FINISHED
+    chunk = Chunk.objects.get()
+    assert (chunk.succeeded, chunk.cancelled, chunk.size) == (2, 1, 3)
+
+
+def test_a_chunk_whose_runs_are_all_cancelled_is_finished() -> None:
+    Document.objects.create(title="a")
+    runner = declare()
+    with installed(runner):
+        batch = runner().run()
+        interventions.cancel(RunFilter(state="queued").each())
+
+        assert work_off() == 0
+        batch.refresh_from_db()
+        assert batch.state == Batch.State.FINISHED
+        assert runner().pending().count() == 1
+
+
+def test_runs_are_retried_in_batches_that_a_statement_holds(documents, monkeypatch) -> None:
+    monkeypatch.setattr(interventions, "KEYS_IN_SCOPE", 8)
+
+    retried = interventions.retry(RunFilter(state="failed").each(), requested_by="ada")
+
+    assert retried.runs == 20
+    assert [len(batch.scope["pks"]) for batch in retried.batches] == [8, 8, 4]
+
+
+def test_failures_are_grouped_by_their_shape(documents) -> None:
+    (group,) = recent_groups("1h").groups
+
+    assert group.exception_class == "ValueError"
+    assert len(group.failed_runs) == 20
+    assert group.failures == Failure.objects.count()
+    assert sum(group.times) == group.failures
+    found = {run.pk for runs in runs_of(group.key, "1h") for run in runs}
+    assert found == group.failed_runs
+
+
+def test_a_group_is_more_than_a_page_shows(documents, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.grouping.MOST_SHOWN", 5)
+    monkeypatch.setattr("autorun.grouping.AT_ONCE", 3)
+
+    found = recent_groups("1h")
+
+    assert (found.looked_at, found.is_all) == (5, False)
+    assert sum(map(len, runs_of(found.groups[0].key, "1h"))) == 20
+
+
+def test_rows_are_counted_by_reason(runner) -> None:
+    count = count_rows(runner, seconds=10, samples=2)
+
+    assert count.is_complete
+    assert {name: number for name, number in count.rows.items() if number} == {
+        "missing": 2,
+        "done": 7,
+        "failed": 5,
+        "under_way": 6,
+    }
+    assert len(count.samples["done"]) == 2
+    assert (count.pending, count.total) == (2, 20)
+
+
+@pytest.mark.parametrize("fields", [("title",), None])
+def test_a_count_goes_on_from_where_it_stopped(fields, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.planning.windows.DATABASE_WINDOW", 4)
+    monkeypatch.setattr("autorun.planning.windows.PYTHON_WINDOW", 4)
+    for n in range(10):
+        Document.objects.create(title=str(n))
+    options = {"INPUT_FIELDS": fields}
+    if fields is None:
+        options["get_instance_representation"] = lambda self, row: row.title
+    runner = declare(**options)
+    with installed(runner):
+        counts = [count_rows(runner(), seconds=0)]
+        while not counts[-1].is_complete:
+            begun = Count.read(counts[-1].written())
+            counts.append(count_rows(runner(), begun=begun, seconds=0))
+
+    assert [count.rows["missing"] for count in counts] == [4, 8, 10]
+
+
+def test_progress_of_all_nodes_is_that_of_each(documents, runner) -> None:
+    runners = [documents(), runner]
+    nodes = Node.objects.filter(pk__in=[each.get_node().pk for each in runners])
+
+    found = progress_by_node(nodes)
+
+    assert found == {each.get_node().pk: each.progress() for each in runners}
+
+
+def test_folded_chunks_are_counted_in(monkeypatch) -> None:
+    monkeypatch.setattr("autorun.folding.FEW", 1)
+    for n in range(6):
+        Document.objects.create(title=str(n))
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        runner().run()
+        work_off()
+        node = runner().get_node()
+
+    assert fold(node.pk, quiet=-60) == 3
+    node.refresh_from_db()
+
+    assert progress_by_node([node])[node.pk].succeeded == 6
+
+
+def test_activity_has_hours_a_rate_and_a_median(runner) -> None:
+    activity = activity_by_node()[runner.get_node().pk]
+
+    assert sum(hour.succeeded for hour in activity.hours) == 7
+    assert sum(hour.failed for hour in activity.hours) == 5
+    assert activity.median_seconds == pytest.approx(0.8, abs=0.01)
+    assert activity.per_second > 0

@@ -1,0 +1,313 @@
+"""What the pages show, to whom, and in how many statements."""
+
+from collections.abc import Callable
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from autorun.admin.cards import card_of
+from autorun.models import Batch, Failure, Node, Run
+from autorun.runner import QuerySetRunner
+from sample_app.models import Scan
+from tests.browser import scenes
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db
+
+MOST_STATEMENTS = 12
+LABEL = "sample_app.ScanPreprocessingRunner"
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def runner() -> QuerySetRunner:
+    return scenes.few()
+
+
+@pytest.fixture
+def sign_in(client: Client) -> Callable[..., Client]:
+    def sign_in_with(*codenames: str) -> Client:
+        user = User.objects.create_user("ada", is_staff=True)
+        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+        client.force_login(user)
+        return client
+
+    return sign_in_with
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    cache.clear()
+
+
+def addresses() -> dict[str, str]:
+    """Every page there is to look at, by name."""
+    run, batch = Run.objects.order_by("pk").first(), Batch.objects.first()
+    return {
+        "overview": reverse("admin:autorun_node_changelist"),
+        "runner": reverse("admin:autorun_node_runner", args=[LABEL]),
+        "count": reverse("admin:autorun_node_count", args=[LABEL]),
+        "health": reverse("admin:autorun_node_health"),
+        "runs": reverse("admin:autorun_run_changelist"),
+        "failed": reverse("admin:autorun_run_changelist") + "?state=failed&since=24h",
+        "exception": reverse("admin:autorun_run_changelist") + "?exception=OSError",
+        "run": reverse("admin:autorun_run_change", args=[run.pk if run else 0]),
+        "failures": reverse("admin:autorun_failure_changelist"),
+        "batches": reverse("admin:autorun_batch_changelist"),
+        "batch": reverse("admin:autorun_batch_change", args=[batch.pk if batch else 0]),
+        "choose": reverse("admin:autorun_batch_choose"),
+        "prepare": reverse("admin:autorun_batch_prepare", args=[LABEL]) + "?only=all",
+        "preview": reverse("admin:autorun_batch_count", args=[LABEL]),
+    }
+
+
+NEEDS_A_RUN = {"run", "batch"}
+NAMES = [
+    "overview",
+    "runner",
+    "count",
+    "health",
+    "runs",
+    "failed",
+    "exception",
+    "run",
+    "failures",
+    "batches",
+    "batch",
+    "choose",
+    "prepare",
+    "preview",
+]
+
+
+@pytest.mark.django_db(transaction=True)  # in a transaction processes remember no nodes
+def test_every_page_answers_in_few_statements(sign_in: Callable[..., Client]) -> None:
+    scenes.few()
+    client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
+    statements = {}
+
+    for name, address in addresses().items():
+        client.get(address)  # what processes remember: nodes, content types
+        with CaptureQueriesContext(connection) as captured:
+            assert client.get(address).status_code == 200, name
+        statements[name] = len(captured)
+
+    # Counting takes what it takes: it is no page, but what a page fetches.
+    del statements["count"], statements["preview"]
+    assert {name: n for name, n in statements.items() if n > MOST_STATEMENTS} == {}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_A_RUN])
+def test_a_page_answers_with_nothing_to_show(name: str, sign_in: Callable[..., Client]) -> None:
+    response = sign_in("view_run", "backfill_run").get(addresses()[name])
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_not_for_those_without_the_permission(
+    name: str, runner: QuerySetRunner, sign_in: Callable[..., Client]
+) -> None:
+    client = sign_in("backfill_run", "view_scan", "view_node", "view_batch", "view_failure")
+
+    assert client.get(addresses()[name]).status_code == 403
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_sends_strangers_to_the_login(
+    name: str, runner: QuerySetRunner, client: Client
+) -> None:
+    response = client.get(addresses()[name])
+
+    assert response.status_code == 302
+    assert response["Location"].startswith(reverse("admin:login"))
+
+
+def test_a_backfill_is_previewed_by_those_who_may_start_it(sign_in) -> None:
+    client = sign_in("view_run")
+
+    assert client.get(addresses()["choose"]).status_code == 403
+    assert client.get(addresses()["prepare"]).status_code == 403
+    assert client.get(addresses()["preview"]).status_code == 403
+
+
+def test_the_index_leads_to_the_pages_for_those_who_may_view(sign_in) -> None:
+    client = sign_in("view_run")
+
+    index = client.get(reverse("admin:index")).content.decode()
+
+    assert "Runners" in index
+    assert reverse("admin:autorun_failure_changelist") in index
+
+
+def test_inputs_outputs_and_messages_are_for_those_who_may_see_payloads(runner, sign_in) -> None:
+    failed, done = Run.objects.filter(status=2).first(), Run.objects.filter(status=1).first()
+    pages = [
+        reverse("admin:autorun_run_change", args=[failed.pk]),
+        reverse("admin:autorun_run_change", args=[done.pk]),
+        reverse("admin:autorun_failure_changelist"),
+        reverse("admin:autorun_node_why", args=[LABEL]) + f"?row={failed.object_id}",
+    ]
+    client = sign_in("view_run", "view_scan")
+
+    shown = "".join(client.get(page).content.decode() for page in pages)
+    client = Client()
+    user = scenes.add_user("bea", "view_run", "view_scan", "view_payload")
+    client.force_login(user)
+    shown_to_bea = "".join(client.get(page).content.decode() for page in pages)
+
+    for payload in ("pixel data", "101.37", "/data/scans/", "Traceback (most"):
+        assert payload not in shown
+        assert payload in shown_to_bea
+
+
+def test_names_of_rows_are_for_those_who_may_see_the_rows(runner, sign_in) -> None:
+    client = sign_in("view_run", "view_payload")
+
+    listing = client.get(addresses()["runs"]).content.decode()
+    page = client.get(addresses()["run"]).content.decode()
+
+    assert "scan-0001" not in listing + page
+    assert f"scan {Scan.objects.first().pk}" in listing
+
+
+def test_what_a_body_throws_and_returns_is_escaped(client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    def throw(value):
+        raise ValueError(SCRIPT)
+
+    thrower, echo = declare(throw, MAX_ATTEMPTS=1), declare(TITLE=SCRIPT, NAME="ScriptRunner")
+    Document.objects.create(title=SCRIPT)
+    with installed(thrower, echo):
+        thrower().run()
+        echo().run()
+        work_off()
+        pages = [
+            *(reverse("admin:autorun_run_change", args=[run.pk]) for run in Run.objects.all()),
+            reverse("admin:autorun_failure_changelist"),
+            reverse("admin:autorun_run_changelist"),
+            reverse("admin:autorun_node_changelist"),
+            reverse("admin:autorun_node_runner", args=[echo.get_label()]),
+            reverse("admin:autorun_batch_prepare", args=[echo.get_label()]) + f"?filter={SCRIPT}",
+            reverse("admin:autorun_run_changelist") + f"?row={SCRIPT}&exception={SCRIPT}",
+        ]
+        shown = "".join(client.get(page).content.decode() for page in pages)
+
+    assert Failure.objects.get().message == SCRIPT
+    assert "&lt;script&gt;" in shown
+    assert SCRIPT not in shown
+
+
+def test_pages_hold_no_script_or_style_of_their_own(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    shown = "".join(client.get(page).content.decode() for page in addresses().values())
+
+    assert "<style" not in shown
+    assert " style=" not in shown
+    assert "onclick" not in shown
+    assert "<script>" not in shown
+    assert "//cdn" not in shown
+
+
+def test_a_run_whose_row_and_runner_are_gone_is_still_shown(client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    document = Document.objects.create(title="a")
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        work_off()
+    document.delete()
+
+    page = client.get(reverse("admin:autorun_run_change", args=[Run.objects.get().pk]))
+    listing = client.get(reverse("admin:autorun_run_changelist"))
+    batch = client.get(reverse("admin:autorun_batch_change", args=[Batch.objects.get().pk]))
+
+    assert "is no longer registered" in page.content.decode()
+    assert "deleted" in listing.content.decode()
+    assert "no longer registered" in batch.content.decode()
+
+
+def test_a_runner_that_is_declared_wrongly_has_a_card_that_says_so(client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    broken = declare(ANALYSIS_CONFIGURATION={"where": object()})
+    with installed(broken):
+        overview = client.get(reverse("admin:autorun_node_changelist"))
+        page = client.get(reverse("admin:autorun_node_runner", args=[broken.get_label()]))
+
+    assert "It cannot run:" in overview.content.decode()
+    assert "It cannot run:" in page.content.decode()
+
+
+def test_the_runner_page_compares_the_configuration_with_the_version_before(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    Node.objects.filter(version="0.9").update(configuration={"harder": False, "smoother": 2})
+
+    page = client.get(addresses()["runner"]).content.decode()
+
+    assert "changed from" in page
+    assert "<strong>added</strong>" in page
+    assert "removed" in page
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["run/99/change/", "batch/99/change/", "node/no.Runner/", "batch/backfill/no.Runner/"],
+)
+def test_what_is_not_there_is_not_found(address: str, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    assert client.get(f"/admin/autorun/{address}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "after=x",
+        "after=9-9-9",
+        "state=nonsense&trigger=nonsense&since=nonsense",
+        "batch=99999999999999999999",
+        "row=99999999999999999999",
+        "row=%00&runner=%00",
+    ],
+)
+def test_nonsense_in_the_address_is_passed_over(query: str, runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    assert client.get(f"{addresses()['runs']}?{query}").status_code == 200
+    assert client.get(f"{addresses()['count']}?begun={query}").status_code == 200
+    assert client.get(f"{addresses()['preview']}?limit=-1&window=x&only=x&{query}")
+
+
+def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    node = client.get(reverse("admin:autorun_node_change", args=[runner.get_node().pk]))
+    failure = client.get(reverse("admin:autorun_failure_change", args=[Failure.objects.first().pk]))
+
+    assert node["Location"] == reverse("admin:autorun_node_runner", args=[LABEL])
+    assert "/run/" in failure["Location"]
+
+
+def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    overview = reverse("admin:autorun_node_changelist")
+    unasked = client.get(overview).content.decode()
+    client.get(addresses()["count"])
+    before = card_of(runner)
+    Node.objects.update(paused_at=timezone.now())
+    runner.run()
+
+    after = card_of(runner)
+
+    assert "count pending rows" in unasked
+    assert (before.pending, before.counted.filtered_out) == (2, 0)
+    assert after.pending == 0

@@ -1,0 +1,298 @@
+"""Batches: how they are asked for, stopped, resumed and counted."""
+
+import pytest
+from django.db.models import Q, QuerySet
+
+from autorun import batches, tasks
+from autorun.clock import from_now
+from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.models import Batch, Chunk, Run
+from autorun.planning import windows
+from autorun.triggers.backfill import go_on, sweep_now
+from tests.engine import declare, installed, statuses, work_off
+from tests.library.models import Document, Photo
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [Document.objects.create(title=f"title {n}", state=f"{n % 2}") for n in range(6)]
+
+
+def test_a_batch_knows_what_came_of_it(documents):
+    def fail(value):
+        if value == "title 1":
+            raise ValueError
+
+    runner = declare(fail, MAX_ATTEMPTS=1)
+    with installed(runner):
+        batch = runner().run()
+        assert batch.state == Batch.State.RUNNING
+        assert batches.counts(batch).left == 6
+        work_off()
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FINISHED
+    assert batches.counts(batch) == batches.BatchCounts(succeeded=5, failed=1, cancelled=0, left=0)
+    assert (batch.candidates, batch.existing, batch.planned) == (6, 0, 6)
+
+
+def test_a_batch_with_nothing_pending_is_finished_at_once(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        assert runner().run().state == Batch.State.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "planned"),
+    [
+        ({}, 3),
+        ({"only": "missing"}, 2),
+        ({"only": "changed"}, 1),
+        ({"only": "failed"}, 1),
+        ({"only": "all"}, 4),
+        ({"force": True}, 6),
+        ({"only": "all", "force": True}, 6),
+        ({"limit": 2}, 2),
+        ({"limit": 1, "only": "all"}, 1),
+        ({"pks": [1, 2, 3]}, None),
+        ({"filter": "odd"}, None),
+        ({"filter": "callable"}, None),
+    ],
+)
+def test_the_scope_of_a_backfill(documents, arguments, planned):
+    """Of six rows, one has failed, one has changed, two are missing and two are done."""
+
+    def fail(value):
+        if value == "title 0":
+            raise ValueError
+
+    runner = declare(
+        fail,
+        MAX_ATTEMPTS=1,
+        FILTERS={"odd": Q(state="1"), "callable": lambda rows: rows.filter(state="1")},
+    )
+    with installed(runner):
+        runner().run(Document.objects.filter(pk__in=[each.pk for each in documents[:4]]))
+        work_off()
+        Document.objects.filter(pk=documents[1].pk).update(title="changed")
+        if "pks" in arguments:
+            arguments = {"pks": [documents[1].pk, str(documents[2].pk), documents[4].pk]}
+            planned = 2
+        if "filter" in arguments:
+            planned = 2
+        tasks.backfill(runner.get_label(), **arguments)
+
+    assert Batch.objects.order_by("pk").last().planned == planned
+
+
+def test_uuid_keys_of_a_backfill_travel_as_text():
+    photos = [Photo.objects.create(caption=str(n)) for n in range(3)]
+    runner = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+    with installed(runner):
+        tasks.backfill(runner.get_label(), pks=[str(photos[0].pk), photos[1].pk.hex])
+        work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"only": "nothing"}, ValueError, "'missing', 'changed', 'failed', 'all'"),
+        ({"only": "failed", "force": True}, ValueError, "leave one of the two out"),
+        ({"filter": "even"}, NotRegistered, "no filter 'even' in FILTERS. There are: odd"),
+        ({"limit": 0}, ValueError, "limit is 0: it must be a number from 1 on"),
+        ({"limit": "5"}, ValueError, "limit is '5'"),
+        ({"limit": True}, ValueError, "limit is True"),
+        ({"window": -1}, ValueError, "window is -1"),
+    ],
+)
+def test_a_scope_that_names_what_there_is_not_is_refused(documents, arguments, error, words):
+    runner = declare(FILTERS={"odd": Q(state="1")})
+    with installed(runner), pytest.raises(error, match=words):
+        runner().backfill(**arguments)
+
+    assert Batch.objects.count() == 0
+
+
+def test_an_unknown_runner_is_refused_with_the_known_ones(documents):
+    runner = declare()
+    with installed(runner), pytest.raises(NotRegistered, match=r"Did you mean 'tests\.EchoRunner'"):
+        tasks.sweep("tests.EchoRuner")
+
+
+def test_a_configuration_the_analysis_does_not_take_is_refused_before_anything_is_planned(
+    documents,
+):
+    def body(value, *, harder: bool):
+        return value
+
+    runner = declare(body, ANALYSIS_CONFIGURATION={"hardr": True})
+    with installed(runner), pytest.raises(ConfigurationError, match="harder"):
+        runner().run()
+
+    assert Run.objects.count() == 0
+
+
+def test_a_broken_filter_fails_the_batch_and_says_so(documents):
+    def broken(self, instance):
+        raise RuntimeError
+
+    runner = declare()
+    with installed(runner):
+        batch = runner().run()
+        monkey = windows.windows
+
+        def explode(*args, **kwargs):
+            yield from monkey(*args, **kwargs)
+            raise RuntimeError("disk full")
+
+        from autorun.planning import passes
+
+        passes.windows = explode
+        try:
+            with pytest.raises(RuntimeError, match="disk full"):
+                runner().run()
+        finally:
+            passes.windows = monkey
+
+    failed = Batch.objects.exclude(pk=batch.pk).get()
+    assert (failed.state, failed.reason) == (Batch.State.FAILED, "RuntimeError: disk full")
+
+
+def test_a_sweep_finds_what_was_written_silently(documents):
+    runner = declare()
+    with installed(runner):
+        sweep_now(runner())
+        work_off()
+        Document.objects.bulk_create([Document(title="silent")])
+        Document.objects.filter(title="title 0").update(title="also silent")
+
+        assert sweep_now(runner()).planned == 2
+
+
+def test_a_sweep_creates_no_more_than_its_limit(documents):
+    runner = declare(MAX_PER_SWEEP=4)
+    with installed(runner):
+        assert [sweep_now(runner()).planned for _ in range(3)] == [4, 2, 0]
+
+
+def test_overlapping_sweeps_of_a_runner_are_skipped(documents):
+    runner = declare()
+    with installed(runner):
+        batches.begin(runner(), Batch.Trigger.SWEEP)
+
+        assert sweep_now(runner()) is None
+        assert runner().run().planned == 6
+
+
+def test_a_paused_batch_goes_on_when_resumed(documents):
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        batch = runner().backfill(window=2)
+        assert batches.pause(batch)
+        work_off()
+        assert runner().progress().succeeded == 2
+        assert batches.resume(batch)
+        work_off()
+        assert runner().progress().succeeded == 6
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FINISHED
+    assert not batches.resume(batch)
+    assert not batches.pause(batch)
+
+
+def test_a_batch_paused_while_it_is_planned_plans_no_further_window(documents, monkeypatch):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    runner = declare()
+    with installed(runner):
+        from autorun.planning import passes
+
+        original = passes.release
+
+        def pause_after_the_first(node_id):
+            batches.pause(Batch.objects.get())
+            return original(node_id)
+
+        monkeypatch.setattr(passes, "release", pause_after_the_first)
+        batch = runner().backfill()
+        assert (batch.state, batch.planned) == (Batch.State.PAUSED, 2)
+        monkeypatch.setattr(passes, "release", original)
+        batches.resume(batch)
+        tasks.backfill(runner.get_label(), batch=batch.pk)
+        work_off()
+
+        assert runner().progress().succeeded == 6
+    batch.refresh_from_db()
+    assert (batch.state, batch.planned, batch.candidates) == (Batch.State.FINISHED, 6, 6)
+
+
+def test_a_cancelled_batch_leaves_its_rows_pending(documents):
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        batch = runner().backfill(window=2)
+        assert batches.cancel(batch) == 6
+        work_off()
+
+        assert runner().progress().total == 0
+        assert runner().pending().count() == 6
+        assert Chunk.objects.exclude(state=Chunk.State.FINISHED).count() == 0
+        assert runner().run().planned == 6
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.CANCELLED
+
+
+def test_a_batch_whose_last_window_is_planned_as_its_chunks_end_goes_on(documents, monkeypatch):
+    exists = QuerySet.exists
+
+    def late(chunks):
+        """No chunk is left; and then the planner commits."""
+        found = exists(chunks)
+        monkeypatch.undo()
+        Chunk.objects.create(node=batch.node, runner=batch.runner, batch=batch, size=1)
+        Batch.objects.update(planned_at=batch.created_at)
+        return found
+
+    runner = declare()
+    with installed(runner):
+        batch = batches.begin(runner(), Batch.Trigger.BACKFILL)
+        batch.refresh_from_db()
+        monkeypatch.setattr(QuerySet, "exists", late)
+
+        assert not batches.finish_if_done(batch.pk)
+
+
+def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, monkeypatch):
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(windows, "PYTHON_WINDOW", 2)
+    runner = declare(
+        INPUT_FIELDS=None,
+        get_instance_representation=lambda self, instance: instance.title,
+        FILTERS={"all": Q(pk__gt=0)},
+    )
+    with installed(runner):
+        with monkeypatch.context() as patch:
+            patch.setattr("autorun.planning.passes.release", die)
+            with pytest.raises(KeyboardInterrupt):
+                runner().backfill(filter="all", force=True)
+        work_off()
+        Batch.objects.update(expires_at=from_now(-1))
+
+        batch = go_on(batches.take_over(Batch.objects.get().pk))
+        work_off()
+
+    assert (batch.candidates, batch.planned, Run.objects.count()) == (6, 6, 6)
+
+
+def test_arun_is_run_for_async_code(documents, transactional_db):
+    from asgiref.sync import async_to_sync
+
+    runner = declare()
+    with installed(runner):
+        assert async_to_sync(runner().arun)(max_total=2).planned == 2

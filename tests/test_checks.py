@@ -1,0 +1,576 @@
+"""Each system check by its id. None of them may query the database: no test here has one."""
+
+import datetime as dt
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.schedules import crontab
+from django.core.checks import CheckMessage, run_checks
+from django.db import connections, models
+from django.db.models import Q
+from django.test import override_settings
+from django.test.utils import isolate_apps
+
+from autorun import registry
+from autorun.analysis import Analysis, temporarily_registered
+from autorun.checks import options, settings
+from autorun.conf import DEFAULTS
+from autorun.runner import QuerySetRunner
+from settings import celery_app
+from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
+
+
+def measure(text: str, *, depth: int = 1, unit: str = "mm") -> dict[str, Any]:
+    return {}
+
+
+MEASURE = Analysis("Measuring", "1.0", measure)
+
+
+@pytest.fixture(autouse=True)
+def _no_other_runners(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "_runners", {})
+    monkeypatch.setattr(registry, "_declared", {})
+    with temporarily_registered(MEASURE):
+        yield
+
+
+def declare(
+    name: str = "MeasuringRunner", bases: Any = (QuerySetRunner,), **attributes: Any
+) -> Any:
+    """A runner class without anything to complain of but what `attributes` bring in."""
+    defaults = {
+        "DATA_MODEL": Document,
+        "ANALYSIS": "Measuring",
+        "ANALYSIS_VERSION": "1.0",
+        "INPUT_KEY": "text",
+        "__module__": "tests.library.runners",
+    }
+    return type(name, bases, defaults | attributes)
+
+
+def complaints(*runners: Any) -> list[CheckMessage]:
+    with registry.registered(*runners):
+        return run_checks(tags=["autorun"])
+
+
+def ids(*runners: Any) -> list[str]:
+    return [str(each.id).removeprefix("autorun.") for each in complaints(*runners)]
+
+
+def only(number: str, *runners: Any) -> CheckMessage:
+    """The one complaint there is, which has that id and a hint."""
+    found = complaints(*runners)
+    assert [each.id for each in found] == [f"autorun.{number}"], found
+    assert found[0].hint
+    return found[0]
+
+
+def test_a_runner_as_it_should_be_has_no_complaints():
+    runner = declare(
+        ANALYSIS_CONFIGURATION={"depth": 2},
+        INPUT_FIELDS=("title", "body", "pk"),
+        BASE_QUERY=Q(title__startswith="a"),
+        FILTERS={"empty": Q(body=""), "late": lambda rows: rows.filter(pk__gt=3)},
+        SCHEDULE=crontab(minute="5"),
+        MAX_ATTEMPTS=1,
+        RETRY_BACKOFF=0,
+        BATCH_SIZE=10,
+        TIMEOUT=None,
+        QUEUE="slow",
+        PRIORITY=0,
+        ON_SAVE=False,
+        _OWN_CONSTANT=3,
+    )
+
+    assert complaints(runner) == []
+
+
+def test_runners_of_an_app_are_checked_alone():
+    from django.apps import apps
+
+    with registry.registered(declare(MAX_ATTEMPTS=0)):
+        elsewhere = run_checks(app_configs=[apps.get_app_config("auth")], tags=["autorun"])
+        here = run_checks(app_configs=[apps.get_app_config("library")], tags=["autorun"])
+
+    assert ([each.id for each in elsewhere], [each.id for each in here]) == ([], ["autorun.E014"])
+
+
+# Runners
+
+
+def test_e001_an_analysis_without_a_model():
+    class Forgetful(QuerySetRunner):
+        ANALYSIS = "Measuring"
+
+    assert "Set DATA_MODEL in" in only("E001").hint
+
+
+def test_e001_is_not_for_bases():
+    class Base(QuerySetRunner):
+        ANALYSIS = "Measuring"
+
+    assert ids(declare(bases=(Base,))) == []
+
+
+@pytest.mark.parametrize("model", ["library.Document", 3, Stamped])
+def test_e002_no_concrete_model(model):
+    assert "DATA_MODEL is" in only("E002", declare(DATA_MODEL=model)).msg
+
+
+@isolate_apps("tests.library")
+@override_settings(LIBRARY_SHELF="library.Document")
+def test_e002_a_swapped_model():
+    class Shelf(models.Model):
+        class Meta:
+            app_label = "library"
+            swappable = "LIBRARY_SHELF"
+
+    assert "is swapped for library.Document" in only("E002", declare(DATA_MODEL=Shelf)).msg
+
+
+@isolate_apps("tests.library")
+def test_e002_is_not_for_unmanaged_models():
+    class View(models.Model):
+        class Meta:
+            app_label = "library"
+            managed = False
+
+    assert ids(declare(DATA_MODEL=View)) == []
+
+
+@pytest.mark.parametrize("model", [DraftDocument, Report, Photo, Country])
+def test_e002_is_not_for_proxies_children_and_keys_of_other_kinds(model):
+    assert ids(declare(DATA_MODEL=model)) == []
+
+
+@isolate_apps("tests.library")
+def test_e003_a_composite_primary_key():
+    class Page(models.Model):
+        pk = models.CompositePrimaryKey("book", "number")
+        book = models.IntegerField()
+        number = models.IntegerField()
+
+        class Meta:
+            app_label = "library"
+
+    assert "UniqueConstraint" in only("E003", declare(DATA_MODEL=Page)).hint
+
+
+@pytest.mark.parametrize("analysis", [None, "", 3, measure])
+def test_e004_no_analysis(analysis):
+    assert "Registered: " in only("E004", declare(ANALYSIS=analysis)).hint
+
+
+@pytest.mark.parametrize("version", [None, 1.0, ""])
+def test_e005_no_version(version):
+    assert "'1.0'" in only("E005", declare(ANALYSIS_VERSION=version)).hint
+
+
+def test_e005_is_not_for_a_function_that_knows_its_version():
+    assert ids(declare(ANALYSIS=MEASURE, ANALYSIS_VERSION=None)) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ANALYSIS": "Meassuring"},
+        {"ANALYSIS_VERSION": "2.0"},
+        {"ANALYSIS": MEASURE, "ANALYSIS_VERSION": "1.1"},
+    ],
+)
+def test_e006_an_analysis_that_is_not_registered(options):
+    assert "@analysis(" in only("E006", declare(**options)).hint
+
+
+def test_e006_suggests_what_was_meant():
+    assert "Did you mean 'Measuring'?" in only("E006", declare(ANALYSIS="Meassuring")).msg
+
+
+@pytest.mark.parametrize("key", [None, 3, ""])
+def test_e007_no_input_key(key):
+    assert "one of 'text', 'depth', 'unit'" in only("E007", declare(INPUT_KEY=key)).hint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ANALYSIS_CONFIGURATION": {"dept": 2}}, "no argument 'dept'"),
+        ({"ANALYSIS_CONFIGURATION": {"depth": "deep"}}, "depth"),
+        ({"INPUT_KEY": "txt"}, "no argument 'txt'"),
+        ({"INPUT_KEY": "depth"}, "requires the argument 'text'"),
+    ],
+)
+def test_e008_a_configuration_that_does_not_fit(options, message):
+    found = complaints(declare(**options))
+
+    assert {each.id for each in found} == {"autorun.E008"}
+    assert message in " ".join(each.msg for each in found)
+    assert all(each.hint for each in found)
+
+
+@pytest.mark.parametrize("configuration", [{"unit": object()}, {"unit": float("nan")}, "deep", 3])
+def test_e009_a_configuration_that_json_cannot_hold(configuration):
+    assert (
+        "create_configuration()" in only("E009", declare(ANALYSIS_CONFIGURATION=configuration)).hint
+    )
+
+
+def test_e010_create_configuration_raises():
+    def create_configuration(self):
+        raise KeyError("SCANNER")
+
+    found = only("E010", declare(create_configuration=create_configuration))
+    assert "KeyError: 'SCANNER'" in found.msg
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("get_base_queryset", lambda self: None),
+        ("get_base_queryset", lambda self: Country.objects.all()),
+        ("get_base_queryset", lambda self: 1 / 0),
+        ("get_timeout", lambda self: "600"),
+        ("get_schedule", lambda self: "0 3 * * *"),
+        ("get_retry_backoff", lambda self, attempt: 1 / 0),
+    ],
+)
+def test_e011_a_hook_that_raises_or_gives_the_wrong_thing(name, hook):
+    assert f"{name}()" in only("E011", declare(**{name: hook})).msg
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("filter_queryset", lambda self, queryset: queryset),
+        ("get_instance_representation", lambda self: "x"),
+        ("log_filter_end", lambda self, n_candidates: None),
+    ],
+)
+def test_e012_a_hook_that_cannot_be_called(name, hook):
+    assert f"def {name}(self" in only("E012", declare(**{name: hook})).hint
+
+
+def test_e012_an_async_hook():
+    async def get_instance_representation(self, instance):
+        return "x"
+
+    runner = declare(get_instance_representation=get_instance_representation)
+    assert "is async" in only("E012", runner).msg
+
+
+def test_e012_is_not_for_hooks_with_other_names_of_arguments():
+    def filter_queryset(self, rows, log_level=logging.INFO):
+        return rows
+
+    assert ids(declare(filter_queryset=filter_queryset)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FILTER__QUERYSET_START", "FILTER_QUERYSET_START"),
+        ("MAX_ATTEMPT", "MAX_ATTEMPTS"),
+        ("INPUTFIELDS", "INPUT_FIELDS"),
+    ],
+)
+def test_e013_a_misspelt_option(name, meant):
+    found = only("E013", declare(**{name: "x"}))
+
+    assert f"Did you mean {meant}?" in found.msg
+    assert found.obj == "tests.library.runners.MeasuringRunner"
+
+
+def test_e013_is_said_once_of_the_base_that_has_the_misspelling():
+    class Base(QuerySetRunner):
+        MAX_ATTEMPT = 3
+
+    found = only("E013", declare("One", (Base,)), declare("Two", (Base,)))
+    assert str(found.obj).endswith("Base")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ON_SAVE", 1),
+        ("MAX_ATTEMPTS", 0),
+        ("MAX_ATTEMPTS", "3"),
+        ("MAX_ATTEMPTS", True),
+        ("RETRY_BACKOFF", -1),
+        ("RETRY_BACKOFF", dt.timedelta(seconds=3)),
+        ("MAX_PARALLEL", None),
+        ("MAX_PARALLEL", -1),
+        ("BATCH_SIZE", 0),
+        ("BATCH_SIZE", 1.5),
+        ("TIMEOUT", 0),
+        ("TIMEOUT", "60"),
+        ("TIMEOUT", float("nan")),
+        ("QUEUE", ""),
+        ("QUEUE", 3),
+        ("PRIORITY", 256),
+        ("PRIORITY", -1),
+        ("MAX_PER_SWEEP", 0),
+        ("FILTER_QUERYSET_START", None),
+    ],
+)
+def test_e014_a_wrong_value(name, value):
+    found = only("E014", declare(**{name: value}))
+
+    assert found.msg.startswith(f"{name} is {value!r}. It must be ")
+    assert f"{name} = " in found.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        ("30 2 * * 1", 'crontab(minute="30", hour="2", day_of_week="1")'),
+        (3600, "datetime.timedelta(seconds=3600)"),
+        (dt.timedelta(0), "None for no sweeps"),
+        ("nightly", "None for no sweeps"),
+    ],
+)
+def test_e015_a_wrong_schedule(value, advice):
+    assert advice in only("E015", declare(SCHEDULE=value)).hint
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        ("title", "INPUT_FIELDS = ('title',)"),
+        ({"title"}, "a tuple of field names"),
+        (("titel",), "Did you mean 'title'?"),
+        (("title", 3), "Use names of fields"),
+        (("tags",), "get_instance_representation()"),
+        (("tags__name",), "get_instance_representation()"),
+        (("title__nonsense",), "Its fields:"),
+    ],
+)
+def test_e016_wrong_input_fields(value, advice):
+    assert advice in only("E016", declare(INPUT_FIELDS=value)).hint
+
+
+def test_e016_is_not_for_fields_of_related_rows():
+    runner = declare(DATA_MODEL=Report, INPUT_FIELDS=("document_ptr__title", "title", "pages"))
+
+    assert ids(runner) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"BASE_QUERY": {"title": "a"}},
+        {"BASE_QUERY": Q(titel="a")},
+        {"BASE_QUERY": Q(pk="x")},
+        {"FILTERS": [Q()]},
+        {"FILTERS": {"late": {"pk": 3}}},
+        {"FILTERS": {"late": Q(titel="a")}},
+        {"FILTERS": {3: Q()}},
+    ],
+)
+def test_e017_a_wrong_query(options):
+    assert next(iter(options)) in only("E017", declare(**options)).msg
+
+
+@pytest.mark.parametrize(
+    "value", ["library.Other", ("library.Nobody",), (3,), (QuerySetRunner,), declare("Unknown")]
+)
+def test_e018_depends_on_what_is_no_runner(value):
+    assert "DEPENDS_ON" in only("E018", declare(DEPENDS_ON=value)).msg
+
+
+def test_e019_depends_on_itself_in_the_end():
+    first = declare("First", DEPENDS_ON=("library.Second",), ANALYSIS_CONFIGURATION={"depth": 1})
+    second = declare("Second", DEPENDS_ON=("library.First",), ANALYSIS_CONFIGURATION={"depth": 2})
+    third = declare("Third", DEPENDS_ON=(first,), ANALYSIS_CONFIGURATION={"depth": 3})
+
+    found = complaints(first, second, third)
+
+    assert [each.id for each in found] == ["autorun.E019", "autorun.E019"]
+    assert "library.First -> library.Second -> library.First" in found[0].msg
+
+
+def test_e020_depends_on_rows_of_another_model():
+    photos = declare("Photos", DATA_MODEL=Photo)
+
+    assert "library.Photo" in only("E020", photos, declare(DEPENDS_ON=(photos,))).msg
+
+
+@pytest.mark.parametrize("model", [Report, DraftDocument])
+def test_e020_is_not_for_children_and_proxies(model):
+    documents = declare("Documents")
+    dependent = declare(
+        DATA_MODEL=model, DEPENDS_ON=(documents,), ANALYSIS_CONFIGURATION={"depth": 2}
+    )
+
+    assert ids(documents, dependent) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"INPUT_FIELDS": ("title",)}, {"DEPENDS_ON": ("library.Upstream",)}]
+)
+def test_e021_two_runners_of_one_node_that_differ(options):
+    upstream = declare("Upstream", ANALYSIS_CONFIGURATION={"depth": 9})
+    found = only("E021", upstream, declare("First"), declare("Second", **options))
+
+    assert next(iter(options)) in found.msg
+
+
+def test_e021_is_not_for_runners_of_one_node_that_are_alike():
+    first = declare("First", ANALYSIS_CONFIGURATION={"depth": 2}, INPUT_FIELDS=("title",))
+    second = declare("Second", ANALYSIS_CONFIGURATION={"depth": 2.0}, INPUT_FIELDS=["title"])
+
+    assert ids(first, second) == []
+
+
+def test_w001_a_constant_of_ones_own():
+    assert "_SCANNER" in only("W001", declare(SCANNER="big")).hint
+
+
+def test_w002_two_runners_of_one_node_with_representations_of_their_own():
+    first = declare("First", get_instance_representation=lambda self, instance: 1)
+    second = declare("Second", get_instance_representation=lambda self, instance: 2)
+
+    assert "get_instance_representation()" in only("W002", first, second).msg
+
+
+# Settings
+
+
+@pytest.mark.parametrize("value", ["WINDOW", ["WINDOW"], 3])
+def test_e101_no_dict(value):
+    with override_settings(AUTORUN=value):
+        assert "not a dict" in only("E101").msg
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("WINDOWS", "WINDOW"), ("HEART_BEAT", "HEARTBEAT"), ("window", "WINDOW")]
+)
+def test_e102_an_unknown_setting(name, meant):
+    with override_settings(AUTORUN={name: 3}):
+        assert f"Did you mean {meant!r}?" in only("E102").msg
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SCHEDULE", "0 3 * * *"),
+        ("WINDOW", 0),
+        ("LEASE", "60"),
+        ("HEARTBEAT", 0),
+        ("TIMEOUT", 0),
+        ("UPKEEP_INTERVAL", None),
+        ("PUBLISH", "background"),
+        ("MAX_OUTPUT_BYTES", 0),
+        ("MAX_TRACEBACK_BYTES", None),
+        ("RETENTION", 30),
+        ("QUEUE", 3),
+        ("DATABASE", None),
+    ],
+)
+def test_e103_a_wrong_setting(name, value):
+    with override_settings(AUTORUN={name: value}):
+        found = complaints()
+
+    assert found[0].id == "autorun.E103"
+    assert found[0].msg.startswith(f"AUTORUN[{name!r}] is {value!r}. It must be ")
+
+
+@pytest.mark.parametrize("given", [{"LEASE": 30}, {"HEARTBEAT": 30}, {"LEASE": 8, "HEARTBEAT": 4}])
+def test_e104_a_lease_that_one_lost_heartbeat_ends(given):
+    with override_settings(AUTORUN=given):
+        assert "2 times HEARTBEAT" in only("E104").hint
+
+
+def test_e105_a_database_that_is_not_there():
+    with override_settings(AUTORUN={"DATABASE": "replica"}):
+        assert "'default'" in only("E105").hint
+
+
+def test_every_setting_and_every_simple_option_is_checked():
+    by_other_checks = {
+        *("DATA_MODEL", "ANALYSIS", "ANALYSIS_VERSION", "ANALYSIS_CONFIGURATION", "INPUT_KEY"),
+        *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON"),
+    }
+
+    assert settings.EXPECTED.keys() == DEFAULTS.keys()
+    assert options.EXPECTED.keys() | by_other_checks == options.OPTIONS
+
+
+def test_the_defaults_pass():
+    assert all(settings.EXPECTED[name].holds(value) for name, value in DEFAULTS.items())
+
+
+# The project
+
+
+def test_e201_no_content_types(monkeypatch):
+    monkeypatch.setattr(
+        "autorun.checks.project.apps",
+        SimpleNamespace(is_installed=lambda name: name != "django.contrib.contenttypes"),
+    )
+
+    assert "manage.py migrate" in only("E201").hint
+
+
+def test_w201_pickle_by_setting():
+    with override_settings(CELERY_ACCEPT_CONTENT=["json", "pickle"]):
+        assert "CELERY_ACCEPT_CONTENT" in only("W201").hint
+
+
+def test_w201_pickle_by_the_celery_app():
+    before = celery_app.conf.accept_content
+    celery_app.conf.accept_content = ["application/x-python-serialize"]
+    try:
+        assert "CELERY_ACCEPT_CONTENT" in only("W201").hint
+    finally:
+        celery_app.conf.accept_content = before
+
+
+def _as_if(monkeypatch, **database):
+    connection = SimpleNamespace(
+        vendor=database.pop("vendor"), settings_dict={"NAME": "x", **database}
+    )
+    monkeypatch.setattr("autorun.checks.project.connections", {"default": connection})
+
+
+@pytest.mark.parametrize("options", [{}, {"transaction_mode": "DEFERRED"}])
+def test_w202_sqlite_that_locks_late(monkeypatch, options):
+    _as_if(monkeypatch, vendor="sqlite", OPTIONS=options)
+
+    assert "IMMEDIATE" in only("W202").hint
+
+
+def test_w202_is_not_for_databases_in_memory(monkeypatch):
+    _as_if(monkeypatch, vendor="sqlite", NAME=":memory:")
+
+    assert ids() == []
+
+
+def test_w203_another_isolation_level(monkeypatch):
+    _as_if(monkeypatch, vendor="mysql", OPTIONS={"isolation_level": "repeatable read"})
+
+    assert "read committed" in only("W203").hint
+
+
+def test_w203_is_not_for_djangos_default(monkeypatch):
+    _as_if(monkeypatch, vendor="mysql")
+
+    assert ids() == []
+
+
+def test_w204_schedules_without_beat(monkeypatch):
+    monkeypatch.setattr(
+        "autorun.checks.project.apps",
+        SimpleNamespace(is_installed=lambda name: name != "django_celery_beat"),
+    )
+
+    assert "django_celery_beat" in only("W204", declare()).hint
+    assert ids(declare(SCHEDULE=None)) == []
+
+
+def test_the_databases_of_this_suite_pass():
+    assert connections["default"].vendor in ("sqlite", "postgresql", "mysql")
+    assert ids() == []

@@ -1,0 +1,765 @@
+"""`manage.py autorun`: what each subcommand does, prints, and ends with."""
+
+import datetime as dt
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery.schedules import crontab
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db.models import Q
+from django.utils import timezone
+
+from autorun.commands import SUBCOMMANDS
+from autorun.commands.status import schedule_text
+from autorun.commands.terminal import Terminal, number, seconds
+from autorun.exceptions import BrokerUnavailable
+from autorun.failures import group_failures, message_shape
+from autorun.models import Batch, Chunk, Run
+from tests.engine import current_runs, declare, installed, statuses, work_off
+from tests.library.models import Document, Photo
+
+pytestmark = pytest.mark.django_db
+
+LABEL = "tests.EchoRunner"
+PROJECT = Path(__file__).parent.parent
+
+
+def typed(*arguments: Any) -> str:
+    """What the command prints, to something that is no terminal."""
+    out = io.StringIO()
+    call_command("autorun", *map(str, arguments), stdout=out)
+    return out.getvalue()
+
+
+def typed_json(*arguments: Any) -> Any:
+    return json.loads(typed(*arguments, "--format", "json"))
+
+
+def fails_for_odd_titles(value: str) -> dict[str, str]:
+    if int(value[-1]) % 2:
+        raise ValueError(f"{value!r} is odd at 0x{int(value[-1]):04x}, line {value[-1]}")
+    return {}
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [Document.objects.create(title=f"title {n}") for n in range(6)]
+
+
+@pytest.fixture
+def runner() -> Iterator[Any]:
+    echo = declare(MAX_ATTEMPTS=1, FILTERS={"early": Q(title__lt="title 2")}, SCHEDULE=crontab())
+    with installed(echo):
+        yield echo()
+
+
+@pytest.fixture
+def failing() -> Iterator[Any]:
+    runner = declare(fails_for_odd_titles, MAX_ATTEMPTS=1)
+    with installed(runner):
+        yield runner()
+
+
+# The whole
+
+
+def test_without_a_subcommand_it_prints_help():
+    printed = typed()
+
+    assert all(each.summary in printed for each in SUBCOMMANDS)
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS, ids=lambda each: each.name)
+def test_every_subcommand_has_help(subcommand, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call_command("autorun", subcommand.name, "--help")
+
+    assert ended.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert " ".join(subcommand.description().split()) in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",), ("run",), ("plan",), ("backfill",), ("sweep",), ("retry",), ("failures",),
+        ("batches",), ("pause",), ("resume",), ("cancel",), ("adopt",), ("ignore",),
+        ("explain", "1"),
+    ],
+)  # fmt: skip
+def test_an_unknown_runner_is_a_clear_error(runner, arguments):
+    name, *rest = arguments
+    with pytest.raises(CommandError, match=r"'tests\.EchoRuner'.*Did you mean 'tests\.EchoRunner'"):
+        typed(name, "tests.EchoRuner", *rest)
+
+
+@pytest.mark.parametrize(
+    ("label", "is_meant"),
+    [
+        ("EchoRunner", True), ("tests.echorunner", True), ("tests.Echo", True),
+        ("other.EchoRunner", True), ("tests.EcohRunner", True), ("tests.DigestRunner", False),
+        ("tests.TestRunner", False), ("tests.Other", False),
+    ],
+)  # fmt: skip
+def test_only_a_close_label_is_taken_for_a_slip(runner, label, is_meant):
+    with pytest.raises(CommandError, match="No runner is registered as") as refused:
+        typed("status", label)
+
+    assert ("Did you mean 'tests.EchoRunner'?" in str(refused.value)) is is_meant
+
+
+def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "manage.py", "autorun", *arguments],
+        cwd=PROJECT,
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "settings.test"} | environment,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.once
+def test_exit_codes_of_a_process(tmp_path):
+    nowhere = {"AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3")}
+    unknown = run_process("sweep", "library.CaptionRuner", **nowhere)
+    unmigrated = run_process("status", **nowhere)
+    unwell = run_process("doctor", "--check", **nowhere)
+
+    assert [each.returncode for each in (unknown, unmigrated, unwell)] == [1, 1, 3]
+    assert b"Did you mean 'library.CaptionRunner'?" in unknown.stderr
+    assert b"manage.py migrate" in unmigrated.stderr
+    assert unwell.stderr.startswith(b"CommandError: ")
+    assert not [each for each in (unknown, unmigrated, unwell) if b"Traceback" in each.stderr]
+
+
+@pytest.mark.once
+def test_an_ascii_terminal_gets_ascii(tmp_path):
+    database = {"AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3")}
+
+    ended = run_process("doctor", PYTHONIOENCODING="ascii", PYTHONUTF8="0", **database)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.isascii()
+    assert b"x migrations: Not applied" in ended.stdout
+
+
+def test_options_of_every_command_may_stand_behind_the_subcommand(runner):
+    assert LABEL in typed("status", "--no-color", "--traceback", "-v", "0")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_never_fails_for_a_character(encoding):
+    raw = io.BytesIO()
+    terminal = Terminal(io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+
+    terminal.say("Año · 数据 … ✔")
+    terminal.table(("#rows", "reason"), [("3", "数据")])
+
+    printed = raw.getvalue().decode(encoding)
+    assert ("数据" in printed) is (encoding == "utf-8")
+    assert printed.startswith("A")
+
+
+class Screen(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "is_coloured"),
+    [({}, {}, True), ({"NO_COLOR": "1"}, {}, False), ({}, {"no_color": True}, False)],
+)
+def test_colour(monkeypatch, environment, options, is_coloured):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **environment}.items():
+        monkeypatch.setenv(name, value)
+    screen = Screen()
+    terminal = Terminal(screen, **options)
+
+    terminal.say(("red", "red"))
+
+    assert ("\x1b[31m" in screen.getvalue()) is is_coloured
+    assert terminal.has_colour is is_coloured
+
+
+def test_a_pipe_gets_no_colour_and_whole_lines(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    pipe = io.StringIO()
+
+    Terminal(pipe).say(("word " * 100, "red"))
+
+    assert pipe.getvalue() == "word " * 100 + "\n"
+
+
+# Looking
+
+
+def test_status_has_two_lines_a_runner_of_eighty_columns(documents, failing):
+    failing.run()
+    work_off()
+    Document.objects.create(title="title 8")
+
+    lines = typed("status", LABEL, "--no-color").splitlines()
+
+    assert lines[0].startswith(LABEL)
+    assert lines[0].endswith("Echo v1.0 · daily 03:00")
+    assert lines[1] == "  ########xxxxxx..  3 done, 3 failed, 1 pending"
+    assert lines[2] == "Why: manage.py autorun failures"
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
+    from autorun.commands import status
+    from autorun.progress import Progress
+
+    progress = Progress(*[12_345_678] * 7)
+    state = status.State("x" * 70, "y" * 70, "m", "daily 03:00", progress, pending=123_456)
+    monkeypatch.setattr(status, "look", lambda runner, **_: state)
+
+    lines = typed("status", LABEL).splitlines()
+
+    assert all(len(line) <= 80 for line in lines)
+    assert "12.35M done, 12.35M failed, 123k pending" in lines[1]
+
+
+def test_status_as_json(documents, failing):
+    failing.run()
+    work_off()
+
+    (state,) = typed_json("status", LABEL)
+
+    assert (state["runner"], state["succeeded"], state["failed"]) == (LABEL, 3, 3)
+    assert (state["pending"], state["paused_at"], state["model"]) == (0, None, "library.Document")
+
+
+def test_status_without_pending_counts_none(documents, runner):
+    (state,) = typed_json("status", LABEL, "--no-pending")
+
+    assert state["pending"] is None
+
+
+def test_status_check(documents, runner):
+    with pytest.raises(CommandError, match=LABEL) as pending:
+        typed("status", LABEL, "--check")
+    runner.run()
+    with pytest.raises(CommandError, match=r"\.$"):
+        typed("status", LABEL, "--check")
+    work_off()
+
+    assert pending.value.returncode == 3
+    assert "6 done" in typed("status", LABEL, "--check")
+
+
+def test_status_of_a_runner_that_cannot_be_loaded():
+    from autorun import registry
+
+    with registry.registered(declare(ANALYSIS="Gone", ANALYSIS_VERSION="1")):
+        assert "No analysis is registered as 'Gone'" in typed("status", LABEL)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (None, "no sweeps"),
+        (crontab(minute="0", hour="3"), "daily 03:00"),
+        (crontab(minute=30, hour=14), "daily 14:30"),
+        (crontab(minute="*/5"), "cron */5 * * * *"),
+        (crontab(minute="0", hour="3", day_of_week="1"), "cron 0 3 * * 1"),
+        (dt.timedelta(hours=1), "every 60 min"),
+    ],
+)
+def test_schedules_in_words(schedule, text):
+    assert schedule_text(schedule) == text
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "soon"])
+def test_an_interval_that_is_none_is_refused(runner, interval):
+    with pytest.raises(CommandError, match="--interval"):
+        typed("status", "--watch", f"--interval={interval}")
+
+
+def test_status_shows_parked_runs_and_who_knows_why(documents, runner):
+    runner.run()
+    Chunk.objects.update(state=Chunk.State.PARKED)
+
+    printed = typed("status", LABEL)
+
+    assert "6 parked" in printed
+    assert "Why parked: manage.py autorun doctor" in printed
+
+
+def test_explain(documents, runner):
+    pk = documents[0].pk
+
+    assert "pending, never_ran: Echo v1.0 has not run" in typed("explain", LABEL, pk)
+    assert typed_json("explain", LABEL, pk)["run"] is None
+    with pytest.raises(CommandError, match=r"\.$"):
+        typed("explain", LABEL, pk, "--check")
+    runner.run()
+    work_off()
+    found = typed_json("explain", LABEL, pk, "--check")
+    assert (found["code"], found["run"]["status"], found["pk"]) == ("succeeded",) * 2 + (str(pk),)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"), [("x", "no primary key of library.Document"), ("99", "There is no")]
+)
+def test_explain_of_a_row_that_is_not_there(runner, key, message):
+    with pytest.raises(CommandError, match=message):
+        typed("explain", LABEL, key)
+
+
+def test_explain_takes_uuids():
+    photo = Photo.objects.create()
+    with installed(declare(DATA_MODEL=Photo, INPUT_FIELDS=())):
+        assert "never_ran" in typed("explain", LABEL, photo.pk)
+        assert "never_ran" in typed("explain", LABEL, photo.pk.hex)
+
+
+def test_failures_are_grouped_by_their_shape(documents, failing):
+    failing.run()
+    work_off()
+
+    printed = typed("failures")
+    (group,) = typed_json("failures", LABEL)
+
+    assert "3 failed runs" in printed
+    assert "ValueError: '...' is odd at <hex>, line N" in printed
+    assert f"Echo v1.0 ({LABEL}): 3 failed runs" in printed
+    assert f"Run them again: manage.py autorun retry {LABEL}\n" in printed
+    assert (group["runs"], group["exception_class"]) == (3, "ValueError")
+    assert group["runner"] == LABEL
+    assert dt.datetime.fromisoformat(group["last_at"]).tzinfo is not None
+    with pytest.raises(CommandError, match="3 runs failed"):
+        typed("failures", "--check")
+
+
+def test_failures_of_a_runner_that_is_gone(documents):
+    with installed(declare(fails_for_odd_titles, MAX_ATTEMPTS=1)) as _:
+        from autorun import registry
+
+        registry.get(LABEL).run()
+        work_off()
+
+    printed = typed("failures")
+
+    assert "Echo v1.0: 3 failed runs" in printed
+    assert "autorun retry" not in printed
+    assert typed_json("failures")[0]["runner"] is None
+
+
+def test_failures_within_a_time(documents, failing):
+    failing.run()
+    work_off()
+
+    assert [each.runs for each in group_failures(within=dt.timedelta(hours=1))] == [3]
+    from autorun.models import Failure
+
+    Failure.objects.update(failed_at=timezone.now() - dt.timedelta(days=2))
+    assert "No failed runs." in typed("failures", "--within", "24h", "--check")
+    with pytest.raises(CommandError, match="write 30m, 24h or 7d"):
+        typed("failures", "--within", "yesterday")
+
+
+def test_failures_that_are_tried_again(documents):
+    with installed(declare(fails_for_odd_titles, RETRY_BACKOFF=1000)) as _:
+        from autorun import registry
+
+        registry.get(LABEL).run()
+        work_off()
+
+        assert typed_json("failures") == []
+        assert [each["runs"] for each in typed_json("failures", "--all")] == [3]
+
+
+@pytest.mark.parametrize(
+    ("message", "shape"),
+    [
+        ("No such file: '/a/b.nii'\nmore", "No such file: '...'"),
+        ("cannot open /data/scans/7.nii", "cannot open <path>"),
+        ("[Errno 2] row 17 has 3.5e-3", "[Errno 2] row N has N"),
+        ("id 6f1c3c52-1111-4222-8333-abcdefabcdef", "id <uuid>"),
+        ("", ""),
+    ],
+)
+def test_the_shape_of_a_message(message, shape):
+    assert message_shape(message) == shape
+
+
+def test_batches(documents, failing):
+    batch = failing.backfill()
+    work_off()
+
+    printed = typed("batches")
+    (found,) = typed_json("batches", LABEL, "--state", "finished")
+
+    assert f"{batch.pk} backfill of {LABEL}" in printed
+    assert "6 planned, 3 done, 3 failed" in printed
+    assert (found["planned"], found["succeeded"], found["failed"], found["left"]) == (6, 3, 3, 0)
+    assert typed_json("batches", "--state", "running") == []
+
+
+def test_doctor(configured_eagerly):
+    findings = typed_json("doctor")
+
+    assert findings[0].keys() == {"level", "subject", "message", "hint"}
+    assert "eager mode" in typed("doctor")
+    with pytest.raises(CommandError, match="error"):
+        typed("doctor", "--check")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:secret@localhost:6379/0", "redis://:**@localhost:6379/0"),
+    ],
+)
+def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown):
+    from autorun.doctor import broker
+
+    monkeypatch.setattr(broker.current_app.conf, "broker_write_url", url)
+
+    assert broker._shown_url() == shown
+
+
+def test_doctor_counts_one(documents, runner):
+    from autorun.doctor.backlog import examine_parked
+    from autorun.doctor.schedules import examine_upkeep
+    from autorun.models import Pulse
+
+    Document.objects.exclude(pk=documents[0].pk).delete()
+    runner.run()
+    Chunk.objects.update(state=Chunk.State.PARKED, reason="It is gone.")
+    Pulse.objects.update_or_create(name="upkeep", defaults={"beat_at": timezone.now()})
+
+    assert next(examine_parked()).message == f"1 run of {LABEL} parked: It is gone."
+    assert next(examine_upkeep()).message == "It ran within the last minute."
+
+
+@pytest.fixture
+def configured_eagerly() -> Iterator[None]:
+    from settings import celery_app
+
+    celery_app.conf.task_always_eager = True
+    yield
+    celery_app.conf.task_always_eager = False
+
+
+# Planning
+
+
+def test_plan_counts_rows_by_reason(documents, failing):
+    failing.run(Document.objects.exclude(title="title 0"))
+    work_off()
+    Document.objects.filter(title="title 2").update(title="title 6")
+
+    found = typed_json("plan", LABEL, "--sample", "2")
+
+    groups = {each["reason"]: each for each in found["groups"]}
+    assert {reason: each["rows"] for reason, each in groups.items()} == {
+        "missing": 1, "changed": 1, "failed": 3, "done": 1, "under_way": 0,
+        "unprepared": 0, "filtered": 0,
+    }  # fmt: skip
+    assert groups["changed"]["samples"] == [str(documents[2].pk)]
+    assert len(groups["failed"]["samples"]) == 2
+    assert found["planned"] == 2
+    assert Run.objects.filter(status=Run.Status.PENDING).count() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "planned"),
+    [
+        (("--only", "failed"), 3),
+        (("--only", "missing"), 1),
+        (("--only", "all"), 5),
+        (("--force",), 6),
+        (("--filter", "early"), 0),
+        (("--limit", "1"), 1),
+    ],
+)
+def test_a_plan_is_what_the_backfill_does(documents, arguments, planned):
+    filters = {"early": Q(title="title 4")}
+    with installed(echo := declare(fails_for_odd_titles, MAX_ATTEMPTS=1, FILTERS=filters)):
+        echo().run(Document.objects.exclude(title="title 0"))
+        work_off()
+        Document.objects.filter(title="title 2").update(title="title 6")
+
+        found = typed_json("plan", LABEL, *arguments)
+        before = Run.objects.count()
+        printed = typed("backfill", LABEL, *arguments)
+
+    assert found["planned"] == planned
+    assert Run.objects.count() - before == planned
+    assert re.search(rf"{planned} runs? planned", printed)
+
+
+def test_plan_tells_what_is_filtered_and_what_cannot_be_prepared(documents):
+    def filter_queryset(self, queryset, log_level=0):
+        return queryset.exclude(title="title 1")
+
+    def get_instance_representation(self, instance):
+        return 1 / int(instance.title[-1])
+
+    options = {
+        "INPUT_FIELDS": None,
+        "filter_queryset": filter_queryset,
+        "get_instance_representation": get_instance_representation,
+    }
+    with installed(declare(**options)):
+        groups = {each["reason"]: each["rows"] for each in typed_json("plan", LABEL)["groups"]}
+        printed = typed("plan", LABEL, "--sample", "3")
+
+    assert (groups["missing"], groups["unprepared"], groups["filtered"]) == (4, 1, 1)
+    assert "recorded as failed" in printed
+    assert "4 runs to plan" in printed
+    assert f"manage.py autorun backfill {LABEL}" in printed
+
+
+def test_plan_check(documents, runner):
+    with pytest.raises(CommandError, match="6 runs to plan"):
+        typed("plan", LABEL, "--check")
+    runner.adopt()
+    assert "Nothing to plan." in typed("plan", LABEL, "--check")
+
+
+def test_force_and_only_are_refused_together(runner):
+    with pytest.raises(CommandError, match="leave --only out"):
+        typed("backfill", LABEL, "--force", "--only", "failed")
+
+
+def test_an_unknown_filter_is_refused(runner):
+    with pytest.raises(CommandError, match=r"no filter 'erly' in FILTERS\. There are: early"):
+        typed("backfill", LABEL, "--filter", "erly")
+
+
+def test_run_says_what_goes_on(documents, runner):
+    printed = typed("run", LABEL, "--max-total", "4")
+
+    assert "Echo v1.0: Batch Execution" in printed
+    assert "over 4 Document instances" in printed
+    assert Run.objects.count() == 4
+
+
+def test_run_dry_and_of_some_keys(documents, runner):
+    printed = typed("run", LABEL, documents[0].pk, documents[1].pk, "--dry")
+
+    assert "Would start Echo v1.0 execution over 2 Document instances." in printed
+    assert not Run.objects.exists()
+
+
+def test_sweep(documents, runner):
+    assert "6 candidates, 0 up to date, 6 runs planned" in typed("sweep", LABEL)
+    assert "6 candidates, 6 up to date, 0 runs planned" in typed("sweep", "--all")
+    with pytest.raises(CommandError, match="Which runner"):
+        typed("sweep")
+    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP, runner=LABEL).count() == 2
+
+
+def test_sweep_and_run_name_what_failed_for_good(documents, failing):
+    assert "autorun retry" not in typed("run", LABEL)
+    work_off()
+    Document.objects.create(title="title 8")
+
+    swept = typed("sweep", LABEL)
+
+    assert "7 candidates, 3 up to date, 3 failed for good, 1 run planned." in swept
+    assert f"Run these again: manage.py autorun retry {LABEL}\n" in swept
+    assert f"manage.py autorun retry {LABEL}\n" in typed("run", LABEL)
+
+
+def test_sweep_and_backfill_by_a_worker(documents, runner, monkeypatch):
+    sent: list[Any] = []
+    for module in ("sweep", "backfill"):
+        monkeypatch.setattr(f"autorun.commands.{module}.publish", sent.extend)
+
+    assert "a worker will" in typed("sweep", LABEL, "--queue")
+    typed("backfill", LABEL, documents[0].pk, "--queue", "--only", "all", "--window", "5")
+
+    assert [(each.task, each.args) for each in sent] == [
+        ("autorun.sweep", (LABEL,)),
+        ("autorun.backfill", (LABEL, None, [str(documents[0].pk)], "all", False, None, 5)),
+    ]
+    assert not Run.objects.exists()
+
+
+def test_a_broker_that_is_away_is_a_clear_error(runner, monkeypatch):
+    def refuse(messages):
+        raise BrokerUnavailable("ConnectionRefusedError: nobody there")
+
+    monkeypatch.setattr("autorun.commands.sweep.publish", refuse)
+    with pytest.raises(CommandError, match="nobody there"):
+        typed("sweep", LABEL, "--queue")
+
+
+def test_backfill_of_some_keys_with_a_window(documents, runner):
+    printed = typed("backfill", LABEL, documents[0].pk, documents[3].pk, "--window", "1")
+
+    batch = Batch.objects.get()
+    assert set(current_runs()) == {documents[0].pk, documents[3].pk}
+    assert batch.window == 1
+    assert batch.requested_by.endswith("command line")
+    assert f"manage.py autorun pause {batch.pk}" in printed
+
+
+def test_backfill_dry_records_nothing(documents, runner):
+    assert "would plan 6 runs" in typed("backfill", LABEL, "--dry")
+    assert not Batch.objects.exists()
+
+
+def test_backfill_watched_to_its_end(documents, failing, monkeypatch):
+    monkeypatch.setattr("autorun.commands.watching.time.sleep", lambda seconds: work_off())
+
+    printed = typed("backfill", LABEL, "--watch")
+
+    assert "0 of 6, 0 failed" in printed
+    assert "finished: 3 runs succeeded, 3 failed." in printed
+    assert f"manage.py autorun failures {LABEL}" in printed
+
+
+def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autorun.commands.watching.time.sleep", interrupt)
+    monkeypatch.setattr("autorun.commands.status.time.sleep", interrupt)
+
+    assert "goes on" in typed("backfill", LABEL, "--watch")
+    assert "the work goes on" in typed("status", LABEL, "--watch")
+    assert Batch.objects.get().state == Batch.State.RUNNING
+
+
+def test_a_bar_for_those_who_look(documents, runner, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("autorun.commands.watching.time.sleep", lambda seconds: work_off())
+    screen = Screen()
+
+    call_command("autorun", "backfill", LABEL, "--watch", stdout=screen)
+
+    assert "6/6" in screen.getvalue()
+    assert "6 runs succeeded" in screen.getvalue()
+
+
+# Directing
+
+
+def test_retry(documents, failing):
+    failing.run()
+    work_off()
+
+    printed = typed("retry", LABEL, documents[1].pk)
+
+    assert "1 failed run to try again" in printed
+    assert statuses(is_current=True).count(Run.Status.PENDING) == 1
+    assert "2 failed runs to try again" in typed("retry", LABEL)
+
+
+def test_a_runner_is_paused_and_goes_on(documents, runner):
+    assert "is paused;" in typed("pause", LABEL)
+    assert "is paused already;" in typed("pause", LABEL)
+    runner.run()
+    assert "6 waiting, paused since" in typed("status", LABEL)
+    assert "goes on." in typed("resume", LABEL)
+    assert "was not paused." in typed("resume", LABEL)
+    assert "6 queued" in typed("status", LABEL)
+
+
+def test_a_batch_is_paused_goes_on_and_is_cancelled(documents, runner):
+    batch = runner.backfill()
+
+    assert "is paused;" in typed("pause", batch.pk)
+    with pytest.raises(CommandError, match="is paused: only a running one can pause"):
+        typed("pause", batch.pk)
+    assert "goes on." in typed("resume", batch.pk)
+    with pytest.raises(CommandError, match="not paused"):
+        typed("resume", batch.pk)
+    assert "6 runs cancelled" in typed("cancel", batch.pk)
+    with pytest.raises(CommandError, match="is cancelled already"):
+        typed("cancel", batch.pk)
+    with pytest.raises(CommandError, match="There is no batch 999999"):
+        typed("cancel", 999999)
+
+
+def test_all_that_a_runner_has_planned_is_cancelled(documents, runner):
+    from autorun.planning.keys import plan_keys
+
+    runner.backfill(Document.objects.filter(pk__in=[each.pk for each in documents[:3]]))
+    plan_keys(runner, [each.pk for each in documents[3:]])
+
+    assert "6 runs cancelled" in typed("cancel", LABEL)
+    assert runner.pending().count() == 6
+    assert "Cancelled by" in Batch.objects.get().reason
+
+
+def test_a_runner_that_is_gone_can_be_cancelled(documents):
+    with installed(echo := declare()):
+        echo().run()
+    Chunk.objects.update(state=Chunk.State.PARKED)
+
+    assert "6 runs cancelled" in typed("cancel", LABEL)
+
+
+def test_adopt_and_ignore(documents, runner):
+    assert f"{LABEL}: 2 pending rows." in typed("adopt", LABEL, "--filter", "early", "--dry")
+    assert "2 rows recorded as up to date" in typed("adopt", LABEL, "--filter", "early")
+    assert "1 row set aside" in typed("ignore", LABEL, documents[5].pk, "--no-input")
+    assert runner.pending().count() == 3
+    assert statuses() == [Run.Status.SUCCEEDED] * 2 + [Run.Status.CANCELLED]
+
+
+def test_adopting_asks_those_who_look(documents, runner, monkeypatch):
+    answers = Screen("n\ny\n")
+    monkeypatch.setattr(sys, "stdin", answers)
+    screens = [Screen(), Screen()]
+    for screen in screens:
+        call_command("autorun", "adopt", LABEL, stdout=screen)
+
+    assert "Nothing was changed." in screens[0].getvalue()
+    assert "6 rows recorded as up to date" in screens[1].getvalue()
+
+
+def test_sync(runner):
+    with pytest.raises(CommandError, match=r"\.$"):
+        typed("sync", "--dry", "--check")
+    assert f"autorun: sweep {LABEL}: created" in typed("sync")
+    assert typed_json("sync", "--check")["created"] == []
+    assert "up to date" in typed("sync")
+
+
+def test_prune(documents, runner, settings):
+    runner.run()
+    typed("cancel", LABEL)
+    Run.objects.update(finished_at=timezone.now() - dt.timedelta(days=90))
+
+    assert typed("prune").startswith("6 runs deleted")
+    settings.AUTORUN = {"RETENTION": None}
+    assert "everything is kept" in typed("prune")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (99_999, "99,999"), (123_456, "123k"), (4_560_000, "4.56M")],
+)
+def test_counts_in_few_characters(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0028, "2.8 ms"), (3.14159, "3.1 s"), (90, "90 s"), (600, "10 min"), (86_400, "24 h")],
+)
+def test_durations_in_few_characters(value, text):
+    assert seconds(value) == text

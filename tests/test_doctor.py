@@ -1,0 +1,242 @@
+"""Each thing the doctor looks at, when it is well and when it is not."""
+
+import datetime as dt
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import override_settings
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
+
+from autorun.doctor import Finding, backlog, broker, database, examine, project, schedules
+from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.triggers import on_schedule
+from settings import celery_app
+from tests.engine import declare, installed
+
+pytestmark = pytest.mark.django_db
+
+LONG_AGO = dt.timedelta(days=2)
+
+
+@pytest.fixture
+def configured() -> Iterator[Any]:
+    """A function that changes the Celery app's configuration for the test."""
+    before: dict[str, Any] = {}
+
+    def configure(**options: Any) -> None:
+        for name, value in options.items():
+            before.setdefault(name, getattr(celery_app.conf, name))
+            setattr(celery_app.conf, name, value)
+
+    yield configure
+    for name, value in before.items():
+        setattr(celery_app.conf, name, value)
+
+
+def levels(findings: Any) -> dict[str, str]:
+    return {each.subject: each.level for each in findings}
+
+
+def only(findings: Any, level: str) -> Finding:
+    """The one finding there is, of that level; it says what to do."""
+    (found,) = findings
+    assert found.level == level, found
+    assert bool(found.hint) == (level != "ok")
+    return found
+
+
+def planned(**chunk: Any) -> Any:
+    """A runner with one planned run, whose chunk has these values."""
+    runner = declare()
+    with installed(runner):
+        from tests.library.models import Document
+
+        Document.objects.create(title="a")
+        runner().run()
+    Chunk.objects.update(**chunk)
+    return runner
+
+
+def test_nothing_answers_and_all_is_examined_all_the_same(configured):
+    configured(
+        broker_url="amqp://guest:secret@127.0.0.1:1//",
+        broker_write_url="amqp://guest:secret@127.0.0.1:1//",
+    )
+    findings = examine()
+
+    found = levels(findings)
+    assert found["broker"] == "error"
+    assert found["upkeep"] == "error"
+    assert found["database"] == "ok"
+    assert not [each for each in findings if "could not be examined" in each.message]
+    assert "secret" not in "".join(each.message for each in findings)
+    assert all(each.hint for each in findings if each.level != "ok")
+
+
+def test_a_broker_that_accepts_and_says_nothing(configured, monkeypatch):
+    monkeypatch.setattr(broker, "DEADLINE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"amqp://guest@127.0.0.1:{server.getsockname()[1]}//"
+        configured(broker_url=url, broker_write_url=url)
+        began = time.monotonic()
+
+        found = only(broker.examine_broker(), "error")
+
+    assert time.monotonic() - began < 5
+    assert found.subject == "broker"
+
+
+def test_a_broker_without_workers(embedded_broker):
+    with installed(declare(QUEUE="slow")):
+        found = levels(broker.examine_broker())
+
+    default = celery_app.conf.task_default_queue
+    assert found["broker"] == "ok"
+    assert (found["queue slow"], found[f"queue {default}"]) == ("error", "error")
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_listens(broker, start_worker):
+    start_worker("--concurrency", "1")
+    from autorun.doctor.broker import examine_broker
+
+    with installed(declare(QUEUE="slow")):
+        found = levels(examine_broker())
+
+    assert found[f"queue {celery_app.conf.task_default_queue}"] == "ok"
+    assert found["queue slow"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("patience", "timeout", "level"),
+    [(3600, 600, "ok"), (300, 600, "warning"), (3600, None, "warning"), (None, 4000, "warning")],
+)
+def test_visibility_timeout(configured, patience, timeout, level):
+    options = {} if patience is None else {"visibility_timeout": patience}
+    configured(broker_write_url="redis://127.0.0.1/0", broker_transport_options=options)
+    with installed(declare(TIMEOUT=timeout)):
+        only(broker.examine_visibility_timeout(), level)
+
+
+def test_visibility_timeout_is_no_matter_of_rabbitmq(configured):
+    configured(broker_write_url="amqp://127.0.0.1//")
+
+    assert list(broker.examine_visibility_timeout()) == []
+
+
+def test_eager_mode(configured):
+    assert list(project.examine_eagerness()) == []
+    configured(task_always_eager=True)
+    assert "CELERY_TASK_ALWAYS_EAGER" in only(project.examine_eagerness(), "error").hint
+
+
+def test_system_checks_are_told():
+    with installed(declare(MAX_ATTEMPTS=0)):
+        (found,) = [each for each in project.examine_checks() if each.level == "error"]
+
+    assert found.subject == "check autorun.E014"
+    assert "MAX_ATTEMPTS is 0" in found.message
+
+
+def test_pickle_is_told():
+    with override_settings(CELERY_ACCEPT_CONTENT=["pickle"]):
+        assert "check autorun.W201" in levels(project.examine_checks())
+
+
+def test_migrations_that_are_missing(monkeypatch):
+    only(database.examine_database(), "ok")
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'autorun'")
+
+    found = only(database.examine_database(), "error")
+
+    assert "autorun.0001_initial" in found.message
+    assert found.hint == "Run `manage.py migrate`."
+
+
+def test_a_clock_that_is_wrong(monkeypatch):
+    only(database.examine_clock(), "ok")
+    for skew, level in ((5, "warning"), (-90, "error")):
+        now = timezone.now() + dt.timedelta(seconds=skew)
+        with monkeypatch.context() as patch:
+            patch.setattr(database.timezone, "now", lambda now=now: now)
+            found = only(database.examine_clock(), level)
+        assert ("ahead" if skew > 0 else "behind") in found.message
+
+
+def test_schedules_that_are_not_synced():
+    assert "autorun sync" in only(schedules.examine_schedules(), "warning").hint
+    on_schedule.sync()
+    only(schedules.examine_schedules(), "ok")
+
+
+def test_beat():
+    assert "celery -A settings beat" in only(schedules.examine_beat(), "warning").hint
+    on_schedule.sync()
+    entries = PeriodicTask.objects.filter(task=on_schedule.UPKEEP)
+    entries.update(last_run_at=timezone.now() - dt.timedelta(seconds=20))
+    only(schedules.examine_beat(), "ok")
+    entries.update(last_run_at=timezone.now() - LONG_AGO)
+    assert "2 days" in only(schedules.examine_beat(), "error").message
+
+
+def test_upkeep():
+    assert "It never ran" in only(schedules.examine_upkeep(), "error").message
+    pulse = Pulse.objects.create(name="upkeep", beat_at=timezone.now())
+    only(schedules.examine_upkeep(), "ok")
+    Pulse.objects.filter(pk=pulse.pk).update(beat_at=timezone.now() - LONG_AGO)
+    only(schedules.examine_upkeep(), "error")
+
+
+def test_leases():
+    only(backlog.examine_leases(), "ok")
+    planned(state=Chunk.State.RUNNING, expires_at=timezone.now() - LONG_AGO, worker="w@lab:3")
+    assert "w@lab:3" in only(backlog.examine_leases(), "error").message
+
+
+def test_chunks_that_wait_for_a_worker():
+    planned()
+    assert list(backlog.examine_queued()) == []
+    Chunk.objects.update(created_at=timezone.now() - LONG_AGO, queue="slow")
+    assert "queue 'slow'" in only(backlog.examine_queued(), "warning").message
+
+
+def test_parked_chunks():
+    runner = planned(state=Chunk.State.PARKED, reason="No such analysis.")
+    found = only(backlog.examine_parked(), "error")
+    assert "No such analysis." in found.message
+    assert f"manage.py autorun cancel {runner.get_label()}" in found.hint
+
+
+def test_spilled_triggers():
+    SpilledTrigger.objects.create(model_label="library.Document", keys=[1])
+    only(backlog.examine_spilled(), "ok")
+    SpilledTrigger.objects.update(created_at=timezone.now() - LONG_AGO)
+    only(backlog.examine_spilled(), "warning")
+
+
+def test_paused_nodes():
+    runner = planned()
+    Node.objects.update(paused_at=timezone.now())
+    assert f"autorun resume {runner.get_label()}" in only(backlog.examine_paused(), "warning").hint
+
+
+def test_batches_that_broke_off():
+    planned()
+    Batch.objects.update(state=Batch.State.FAILED, reason="OSError: x", finished_at=timezone.now())
+    assert "OSError: x" in only(backlog.examine_batches(), "warning").message
+
+
+def test_an_examination_that_breaks_off_is_a_finding(monkeypatch, configured):
+    configured(task_always_eager=True)  # nobody is asked
+    monkeypatch.setattr(backlog.SpilledTrigger, "objects", None)
+
+    found = [each for each in examine() if each.subject == "spilled triggers"]
+
+    assert "could not be examined: AttributeError" in only(found, "error").message

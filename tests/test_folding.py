@@ -1,0 +1,115 @@
+"""Old chunks are counted in their node, and progress() stays exact."""
+
+import pytest
+
+from autorun import folding
+from autorun.folding import fold
+from autorun.models import Chunk, Node
+from autorun.progress import Progress
+from autorun.runner import QuerySetRunner
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "FEW", 1)
+
+
+def fail_on_odd(value: str, **_: object) -> str:
+    if int(value) % 2:
+        raise ValueError(value)
+    return value
+
+
+def make(count: int) -> None:
+    Document.objects.bulk_create(Document(title=str(number)) for number in range(count))
+
+
+def fold_all(runner: QuerySetRunner) -> int:
+    return fold(runner.get_node().pk, quiet=0)
+
+
+def test_progress_is_the_same_before_and_after_folding() -> None:
+    runner_class = declare(BATCH_SIZE=1)
+    make(3)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+        before = runner.progress()
+
+        folded = fold_all(runner)
+
+        assert folded == 3
+        assert runner.progress() == before == Progress(succeeded=3)
+        assert Node.objects.get().folded_succeeded == 3
+
+
+def test_a_folded_success_that_is_superseded_is_counted_once() -> None:
+    runner_class = declare(BATCH_SIZE=1)
+    make(2)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+        fold_all(runner)
+        Document.objects.filter(title="0").update(title="9")
+
+        runner.run()
+        work_off()
+        fold_all(runner)
+
+        assert runner.progress() == Progress(succeeded=2)
+
+
+def test_chunks_with_failures_are_not_folded() -> None:
+    runner_class = declare(fail_on_odd, BATCH_SIZE=1, MAX_ATTEMPTS=1)
+    make(4)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+
+        folded = fold_all(runner)
+
+        assert folded == 2
+        assert runner.progress() == Progress(succeeded=2, failed=2)
+        assert not Chunk.objects.filter(is_folded=True, failed__gt=0).exists()
+
+
+def test_what_is_on_its_way_is_not_folded() -> None:
+    runner_class = declare(BATCH_SIZE=1)
+    make(2)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+
+        assert fold_all(runner) == 0
+        assert runner.progress().unfinished == 2
+
+
+def test_a_chunk_that_has_just_ended_is_left_alone() -> None:
+    runner_class = declare(BATCH_SIZE=1)
+    make(2)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+
+        assert fold(runner.get_node().pk) == 0
+
+
+def test_nothing_is_folded_twice() -> None:
+    runner_class = declare(BATCH_SIZE=1)
+    make(2)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+        fold_all(runner)
+
+        assert fold_all(runner) == 0
+        assert runner.progress() == Progress(succeeded=2)

@@ -1,0 +1,340 @@
+"""Which rows are pending, and that each gets exactly one run."""
+
+import uuid
+
+import pytest
+from django.db.models import Count, Q
+
+from autorun.models import Batch, Chunk, Run
+from autorun.planning import windows
+from tests.engine import current_runs, declare, installed, statuses, work_off
+from tests.library.models import Country, Document, DraftDocument, Note, Photo, Report, Tag
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [Document.objects.create(title=f"title {n}", state="new") for n in range(6)]
+
+
+def represented(self, instance):
+    return {"title": instance.title, "pk": str(instance.pk)}
+
+
+PLANNERS = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="database"),
+        pytest.param(
+            {"INPUT_FIELDS": None, "get_instance_representation": represented}, id="python"
+        ),
+    ],
+)
+
+
+@PLANNERS
+def test_every_row_gets_one_run_however_often_it_is_planned(documents, options):
+    runner = declare(**options)
+    with installed(runner):
+        first, second = runner().run(), runner().run()
+
+    assert (first.planned, second.planned) == (6, 0)
+    assert set(current_runs()) == {document.pk for document in documents}
+
+
+@PLANNERS
+def test_a_row_that_changes_back_and_forth_runs_each_time(documents, options):
+    runner = declare(**options)
+    document = documents[0]
+    with installed(runner):
+        runner().run()
+        work_off()
+        for title in ("b", "title 0", "b"):
+            Document.objects.filter(pk=document.pk).update(title=title)
+            assert runner().run().planned == 1
+            work_off()
+
+    runs = Run.objects.filter(object_id=document.pk).order_by("pk")
+    assert [run.status for run in runs] == [Run.Status.SUCCEEDED] * 4
+    assert [bool(run.is_current) for run in runs] == [False, False, False, True]
+    assert "b" in str(runs.last().outputs)
+    assert runner is not None
+
+
+@PLANNERS
+def test_a_change_of_another_field_makes_nothing_pending(documents, options):
+    runner = declare(**options)
+    with installed(runner):
+        runner().run()
+        work_off()
+        Document.objects.update(state="old", body="other")
+
+        assert runner().run().planned == 0
+
+
+def test_null_and_empty_are_different_inputs_and_boundaries_count():
+    runner = declare(INPUT_FIELDS=("title", "body"))
+    document = Document.objects.create(title="ab", body="c")
+    with installed(runner):
+        runner().run()
+        work_off()
+        Document.objects.filter(pk=document.pk).update(title="a", body="bc")
+
+        assert runner().run().planned == 1
+
+
+def test_without_input_fields_and_representation_a_row_runs_once(documents):
+    runner = declare(INPUT_FIELDS=None)
+    with installed(runner):
+        runner().run()
+        work_off()
+        Document.objects.update(title="changed")
+
+        assert runner().run().planned == 0
+    assert current_runs()[documents[0].pk].outputs == {"value": documents[0].pk}
+
+
+@PLANNERS
+@pytest.mark.parametrize("model", [Photo, Country, Report, DraftDocument, Note])
+def test_models_with_every_kind_of_key_and_inheritance(model, options):
+    if model in (Photo, Country, Note):
+        field = {Photo: "caption", Country: "name", Note: "text"}[model]
+    else:
+        field = "title"
+    if "INPUT_FIELDS" in options and options["INPUT_FIELDS"] is None:
+        options = {**options, "get_instance_representation": lambda s, i: getattr(i, field)}
+    else:
+        options = {"INPUT_FIELDS": (field,)}
+    keys = {"code": "at"} if model is Country else {}
+    others = {"code": "be"} if model is Country else {}
+    first = model.objects.create(**keys, **{field: "one"})
+    model.objects.create(**others, **{field: "two"})
+    runner = declare(DATA_MODEL=model, **options)
+    with installed(runner):
+        assert runner().run().planned == 2
+        work_off()
+        assert statuses() == [Run.Status.SUCCEEDED] * 2
+        assert runner().run().planned == 0
+        model.objects.filter(pk=first.pk).update(**{field: "three"})
+        assert [row.pk for row in runner().pending()] == [first.pk]
+        assert runner().run().planned == 1
+        work_off()
+        assert runner().has_run(first)
+
+    assert statuses(is_current=True) == [Run.Status.SUCCEEDED] * 2
+
+
+def test_a_text_key_is_the_databases_own_text():
+    photo = Photo.objects.create(id=uuid.UUID(int=2**100 + 5), caption="x")
+    runner = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+    with installed(runner):
+        runner().run()
+
+    run = Run.objects.get()
+    assert run.object_id == 0
+    assert uuid.UUID(run.object_key) == photo.pk
+
+
+def queryset_shapes():
+    everything = Document.objects.all()
+    return {
+        "filtered": (everything.filter(title="title 1"), 1),
+        "excluded": (everything.exclude(title="title 1"), 5),
+        "sliced": (everything.order_by("title")[1:4], 3),
+        "sliced to one": (everything.order_by("-pk")[:1], 1),
+        "ordered": (everything.order_by("-title"), 6),
+        "select_related": (everything.select_related(), 6),
+        "prefetched": (everything.prefetch_related("tags"), 6),
+        "distinct": (everything.filter(tags__name__in=["a", "b"]).distinct(), 2),
+        "joined": (everything.filter(tags__name__in=["a", "b"]), 2),
+        "union": (everything.filter(title="title 1").union(everything.filter(title="title 2")), 2),
+        "or": (everything.filter(title="title 1") | everything.filter(title="title 2"), 2),
+        "values": (everything.values("title"), 6),
+        "values_list": (everything.values_list("title", flat=True), 6),
+        "grouped": (everything.annotate(n=Count("tags")).filter(n=2), 1),
+        "annotated": (everything.annotate(n=Count("tags")), 6),
+        "only": (everything.only("pk"), 6),
+        "defer": (everything.defer("title"), 6),
+        "none": (everything.none(), 0),
+        "empty": (everything.filter(title="?"), 0),
+        "nothing possible": (everything.filter(pk__in=[]), 0),
+        "manager": (Document.objects, 6),
+        "reversed": (everything.reverse(), 6),
+        "proxy": (DraftDocument.objects.all(), 6),
+        "child": (Report.objects.all(), 0),
+        "select_for_update": (everything.select_for_update(), 6),
+    }
+
+
+@PLANNERS
+@pytest.mark.parametrize("shape", queryset_shapes())
+def test_any_queryset_a_developer_holds(documents, options, shape):
+    tags = [Tag.objects.create(name=name) for name in "ab"]
+    documents[0].tags.set(tags)
+    documents[1].tags.set(tags[:1])
+    queryset, expected = queryset_shapes()[shape]
+    runner = declare(**options)
+    with installed(runner):
+        assert runner().pending(queryset).count() == expected
+        assert runner().run(queryset).planned == expected
+        work_off()
+        existing, pending = runner().query_progress(queryset)
+
+    assert (existing.count(), pending.count()) == (expected, 0)
+    assert statuses() == [Run.Status.SUCCEEDED] * expected
+
+
+def test_an_evaluated_queryset_is_looked_up_again(documents):
+    queryset = Document.objects.filter(state="new")
+    assert len(queryset) == 6
+    runner = declare()
+    with installed(runner):
+        assert runner().run(queryset).planned == 6
+
+
+def test_a_given_queryset_is_filtered_like_the_default_one(documents):
+    runner = declare(
+        filter_queryset=lambda self, queryset, log_level=20: queryset.filter(title="title 1")
+    )
+    with installed(runner):
+        assert runner().run(Document.objects.all()).planned == 1
+        assert runner().run(Document.objects.filter(title="title 2")).planned == 0
+
+
+def test_a_given_queryset_may_lie_outside_of_the_base_query(documents):
+    runner = declare(BASE_QUERY=Q(title="title 1"))
+    with installed(runner):
+        assert runner().run().planned == 1
+        assert runner().run(Document.objects.filter(title="title 2")).planned == 1
+        work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], "title", None.__class__, 5])
+def test_what_is_no_queryset_is_refused_with_a_way_out(wrong):
+    runner = declare()
+    with installed(runner), pytest.raises(TypeError, match=r"filter\(pk__in"):
+        runner().run(wrong)
+
+
+def test_a_queryset_of_another_model_is_refused_by_name():
+    runner = declare()
+    words = r"library\.Document, not of library\.Tag"
+    with installed(runner), pytest.raises(TypeError, match=words):
+        runner().run(Tag.objects.all())
+
+
+@PLANNERS
+def test_max_total_limits_what_is_planned(documents, options):
+    runner = declare(**options)
+    with installed(runner):
+        assert runner().run(max_total=2).planned == 2
+        assert runner().run(max_total=0).planned == 0
+        assert runner().run().planned == 4
+
+
+@PLANNERS
+def test_dry_says_what_it_would_do_and_does_nothing(documents, options):
+    runner = declare(**options)
+    with installed(runner):
+        batch = runner().run(dry=True)
+
+    assert (batch.pk, Run.objects.count(), Chunk.objects.count()) == (None, 0, 0)
+    assert Batch.objects.count() == 0
+
+
+@PLANNERS
+def test_small_windows_plan_the_same(documents, options, monkeypatch):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    monkeypatch.setattr(windows, "PYTHON_WINDOW", 2)
+    runner = declare(**options)
+    with installed(runner):
+        batch = runner().run()
+        assert (batch.planned, batch.candidates) == (6, 6)
+        work_off()
+        Document.objects.filter(title="title 3").update(title="x")
+        assert runner().run().planned == 1
+
+
+def test_a_row_whose_input_cannot_be_prepared_is_a_visible_failure(documents):
+    def broken(self, instance):
+        if instance.title == "title 1":
+            raise RuntimeError("no such file")
+        return instance.title
+
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=broken)
+    with installed(runner):
+        batch = runner().run()
+        assert (batch.planned, batch.unprepared) == (5, 1)
+        assert runner().run().planned == 0
+        work_off()
+        failed = Run.objects.get(status=Run.Status.FAILED)
+        assert "no such file" in failed.failures.get().message
+        Document.objects.filter(title="title 1").update(title="mended")
+        assert runner().run().planned == 1
+        work_off()
+        assert runner().progress().failed == 0
+        assert runner().progress().succeeded == 6
+
+
+def test_a_file_system_that_is_away_for_a_night_costs_no_success(documents):
+    away = False
+
+    def represented(self, instance):
+        if away:
+            raise OSError("not mounted")
+        return instance.title
+
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
+    with installed(runner):
+        runner().run()
+        work_off()
+        away = True
+        assert runner().run().unprepared == 6
+        away = False
+
+        assert runner().progress().succeeded == 6
+        assert runner().run().planned == 0
+
+
+def test_runners_of_one_node_share_their_runs(documents):
+    one, other = declare(NAME="OneRunner"), declare(NAME="OtherRunner")
+    with installed(one, other):
+        one().run()
+
+        assert other().run().planned == 0
+
+
+@pytest.mark.parametrize(
+    ("configuration", "is_another"),
+    [({"a": 100.0}, False), ({"a": 101}, True), ({"a": 100, "b": None}, True)],
+)
+def test_the_configuration_is_part_of_the_node(documents, configuration, is_another):
+    one = declare(ANALYSIS_CONFIGURATION={"a": 100})
+    other = declare(ANALYSIS_CONFIGURATION=configuration)
+    with installed(one):
+        one().run()
+    with installed(other):
+        assert other().run().planned == (6 if is_another else 0)
+
+
+def test_adopted_rows_are_up_to_date_until_they_change(documents):
+    runner = declare()
+    with installed(runner):
+        assert runner().adopt(Document.objects.exclude(title="title 0")) == 5
+        assert runner().run().planned == 1
+        Document.objects.filter(title="title 1").update(title="new")
+        assert runner().run().planned == 1
+
+
+def test_ignored_rows_are_left_alone_until_they_change(documents):
+    runner = declare()
+    with installed(runner):
+        assert runner().ignore() == 6
+        assert runner().run().planned == 0
+        assert runner().progress().ignored == 6
+        Document.objects.filter(title="title 1").update(title="new")
+        assert runner().run().planned == 1
+        assert runner().progress().ignored == 5

@@ -1,0 +1,438 @@
+"""Saved rows reach the broker, or the database where there is none, and no save waits."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery.signals import worker_process_shutdown
+from django.test import override_settings
+
+from autorun import publishing
+from autorun.exceptions import BrokerUnavailable
+from autorun.models import SpilledTrigger
+from autorun.publishing import Message
+from autorun.triggers import publisher
+from settings import celery_app
+from tests.conftest import process_environment
+from tests.services import BROKERS, silence
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LABEL = "library.Document"
+
+
+@pytest.fixture(autouse=True)
+def fresh_publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A publisher and a connection of the test's own."""
+    assert publisher.wait_until_idle()
+    publishing._reset()
+    yield
+    assert publisher.wait_until_idle(10)
+    publishing._courier._drop()
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[list[Message]]:
+    """What was published, one list a call, by a broker that takes everything at once."""
+    calls: list[list[Message]] = []
+    monkeypatch.setattr(publisher, "publish", calls.append)
+    return calls
+
+
+class Stuck:
+    """A broker that is silent until `release` is set, and then refuses."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.release = threading.Event()
+
+    def __call__(self, messages: list[Message]) -> None:
+        self.asked.set()
+        assert self.release.wait(30)
+        raise BrokerUnavailable("Silent.")
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+    broker = Stuck()
+    monkeypatch.setattr(publisher, "publish", broker)
+    yield broker
+    broker.release.set()
+    assert publisher.wait_until_idle(10)
+
+
+class Mute:
+    """A server that accepts and never answers."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._accepted: list[socket.socket] = []
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                self._accepted.append(self._server.accept()[0])
+            except OSError:
+                return
+
+    def hang_up(self) -> None:
+        while self._accepted:
+            self._accepted.pop().close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.hang_up()
+
+
+def test_saved_rows_arrive_as_one_plan_message(broker):
+    publisher.submit({LABEL: {1}})
+    publisher.submit({LABEL: {1, 2}})
+
+    assert publisher.wait_until_idle()
+    assert _received() == [[LABEL, [1, 2]]]
+    assert not SpilledTrigger.objects.exists()
+
+
+def test_keys_that_json_does_not_know_are_text(published):
+    key = uuid.uuid4()
+
+    publisher.submit({"library.Photo": {key}})
+
+    assert publisher.wait_until_idle()
+    assert [message.args for [message] in published] == [("library.Photo", [str(key)])]
+
+
+def test_a_message_holds_at_most_a_thousand_keys(published):
+    publisher.submit({LABEL: set(range(2_500)), "library.Note": {1}})
+
+    assert publisher.wait_until_idle()
+    [messages] = published
+    assert [len(message.args[1]) for message in messages] == [1_000, 1_000, 500, 1]
+    assert all(message.task == "autorun.plan" for message in messages)
+
+
+def test_saves_are_batched_while_a_message_is_on_its_way(published, monkeypatch):
+    monkeypatch.setattr(publisher, "LINGER", 0.05)
+
+    for pk in range(1_000):
+        publisher.submit({LABEL: {pk}})
+
+    assert publisher.wait_until_idle()
+    assert len(published) < 50
+    assert {pk for [message] in published for pk in message.args[1]} == set(range(1_000))
+
+
+def test_one_thread_serves_all_threads(published):
+    publisher.submit({LABEL: {0}})
+    known = threading.enumerate()
+    threads = [threading.Thread(target=publisher.submit, args=({LABEL: {pk}},)) for pk in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert publisher.wait_until_idle()
+    assert set(threading.enumerate()) <= set(known)
+    assert {pk for [message] in published for pk in message.args[1]} == set(range(20))
+
+
+def test_a_save_does_not_wait_for_a_silent_broker_and_is_written_down(stuck):
+    publisher.submit({LABEL: {1}})
+    assert stuck.asked.wait(5)
+    started = time.perf_counter()
+    publisher.submit({LABEL: {2}})
+    waited = time.perf_counter() - started
+    stuck.release.set()
+
+    assert waited < 0.1
+    assert publisher.wait_until_idle()
+    assert _spilled() == {1, 2}
+
+
+def test_what_piles_up_behind_a_silent_broker_is_written_down_at_once(stuck, monkeypatch):
+    monkeypatch.setattr(publisher, "CAPACITY", 10)
+    publisher.submit({LABEL: {0}})
+    assert stuck.asked.wait(5)
+
+    for pk in range(1, 26):
+        publisher.submit({LABEL: {pk}})
+
+    assert _spilled() == set(range(1, 21))
+    assert SpilledTrigger.objects.count() == 2
+    stuck.release.set()
+    assert publisher.wait_until_idle()
+    assert _spilled() == set(range(26))
+
+
+def test_what_can_be_neither_published_nor_written_down_is_logged(stuck, monkeypatch, caplog):
+    monkeypatch.setattr(publisher, "SpilledTrigger", None)
+    stuck.release.set()
+
+    publisher.submit({LABEL: {1, 2}})
+
+    assert publisher.wait_until_idle()
+    assert f"{LABEL}: 2 saved rows could not be written down" in caplog.text
+    monkeypatch.undo()
+
+
+def test_the_thread_keeps_no_database_connection(stuck):
+    opened: list[Any] = []
+    stuck.release.set()
+
+    def note_opened(**kwargs: Any) -> None:
+        if threading.current_thread().name == "autorun-publisher":
+            opened.append(kwargs["connection"])
+
+    from django.db.backends.signals import connection_created
+
+    connection_created.connect(note_opened)
+    try:
+        publisher.submit({LABEL: {1}})
+        assert publisher.wait_until_idle()
+    finally:
+        connection_created.disconnect(note_opened)
+
+    assert len(opened) == 1
+    assert opened[0].connection is None
+
+
+def test_inline_publishes_in_the_saving_thread(published):
+    with override_settings(AUTORUN={"PUBLISH": "inline"}):
+        publisher.submit({LABEL: {1}})
+
+        assert len(published) == 1
+
+
+def test_inline_writes_down_what_no_broker_takes(stuck):
+    stuck.release.set()
+
+    with override_settings(AUTORUN={"PUBLISH": "inline"}):
+        publisher.submit({LABEL: {1}})
+
+    assert _spilled() == {1}
+
+
+def test_eager_tasks_run_in_the_saving_thread(monkeypatch):
+    seen: list[Any] = []
+
+    def plan(*args: Any) -> None:
+        seen.append(args)
+
+    task = celery_app.task(plan, name="tests.plan")
+    monkeypatch.setattr(publisher, "PLAN", task.name)
+    celery_app.conf.task_always_eager = True
+    try:
+        publisher.submit({LABEL: {1}})
+    finally:
+        celery_app.conf.task_always_eager = False
+        celery_app.tasks.unregister(task.name)
+
+    assert seen == [(LABEL, [1])]
+
+
+def test_shutdown_of_a_worker_process_delivers_without_lingering(published, monkeypatch):
+    monkeypatch.setattr(publisher, "LINGER", 30)
+    publisher.submit({LABEL: {1}})
+
+    worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+
+    assert len(published) == 1
+
+
+def test_shutdown_with_a_silent_broker_writes_down_in_time(stuck):
+    publisher.submit({LABEL: {1}})
+    assert stuck.asked.wait(5)
+    publisher.submit({LABEL: {2}})
+
+    publisher.drain(0.1)
+
+    assert _spilled() == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", "redis"])
+@pytest.mark.parametrize("fault", ["refuses", "mute"])
+def test_publishing_gives_up_in_seconds_and_goes_on_when_the_broker_is_back(
+    name, fault, monkeypatch
+):
+    if silence(name):
+        pytest.skip(f"{name} does not answer")
+    monkeypatch.setattr(publishing, "PAUSE_AFTER_FAILURE", 0.0)
+    mute = Mute()
+    if fault == "refuses":
+        mute.close()
+    broker = BROKERS[name]()
+    scheme = "amqp://guest:guest@" if name == "rabbitmq" else "redis://"
+    with _turned_to(f"{scheme}127.0.0.1:{mute.port}//"):
+        before = 0
+        for attempt in range(3):
+            started = time.perf_counter()
+            with pytest.raises(BrokerUnavailable):
+                publishing.publish([Message("autorun.plan", (LABEL, [1]))])
+            assert time.perf_counter() - started < 4
+            mute.hang_up()
+            before = _descriptors() if attempt == 0 else before
+        assert _descriptors() <= before
+    mute.close()
+
+    with _turned_to(broker.url):
+        publishing.publish([Message("autorun.plan", (LABEL, [1]))])
+        received = _received()
+        _drop_queue()
+
+    assert received == [[LABEL, [1]]]
+
+
+def test_publishing_survives_a_connection_closed_at_the_other_end(broker):
+    publishing.publish([Message("autorun.plan", (LABEL, [1]))])
+    _cut(publishing._courier._connection)
+
+    publishing.publish([Message("autorun.plan", (LABEL, [2]))])
+
+    assert _received() == [[LABEL, [1]], [LABEL, [2]]]
+
+
+SCRIPT = """
+import os, sys, time, multiprocessing
+import django
+django.setup()
+from autorun.triggers import publisher
+LABEL = "library.Document"
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # exit at once
+        "publisher.submit({LABEL: {1}})",
+        # a fork after the thread has started; the child has a thread of its own
+        """
+publisher.submit({LABEL: {2}}); publisher.wait_until_idle()
+pid = os.fork()
+if pid == 0:
+    publisher.submit({LABEL: {1}})
+    os._exit(0 if publisher.wait_until_idle(10) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+""",
+        # a child of multiprocessing, which runs no atexit functions
+        """
+child = multiprocessing.get_context("fork").Process(
+    target=publisher.submit, args=({LABEL: {1}},)
+)
+child.start(); child.join()
+assert child.exitcode == 0
+""",
+        # a thread, which does not know the project's Celery app by itself
+        """
+import threading
+with override_settings(AUTORUN={"PUBLISH": "inline"}):
+    thread = threading.Thread(target=publisher.submit, args=({LABEL: {1}},))
+    thread.start(); thread.join()
+""",
+    ],
+    ids=["exit", "fork", "multiprocessing", "thread"],
+)
+def test_what_a_process_saved_last_arrives(embedded_broker, body, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"{SCRIPT}\nfrom django.test import override_settings\n{body}")
+
+    _run(script)
+
+    assert [LABEL, [1]] in _received()
+    assert not SpilledTrigger.objects.exists()
+
+
+def test_a_process_that_ends_before_a_silent_broker_answers_writes_down(tmp_path):
+    with closing(Mute()) as mute:
+        script = tmp_path / "script.py"
+        script.write_text(
+            f"{SCRIPT}\nfrom settings import celery_app\n"
+            f"url = 'redis://127.0.0.1:{mute.port}/0'\n"
+            "celery_app.conf.update(broker_url=url, broker_write_url=url)\n"
+            "publisher.submit({LABEL: {1}})\n"
+        )
+
+        _run(script)
+
+    assert _spilled() == {1}
+
+
+def _run(script: Path) -> None:
+    environment = os.environ | process_environment() | {"PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _received() -> list[Any]:
+    """The arguments of the messages in the test's queue, keys in order."""
+    received = []
+    with celery_app.connection_for_read() as connection:
+        channel = connection.default_channel
+        queue = celery_app.conf.task_default_queue
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
+            label, keys = json.loads(message.body)[0]
+            received.append([label, sorted(keys)])
+    return received
+
+
+def _spilled() -> set[Any]:
+    return {key for each in SpilledTrigger.objects.filter(model_label=LABEL) for key in each.keys}
+
+
+@contextmanager
+def _turned_to(url: str) -> Iterator[None]:
+    """Celery's broker is another one inside the block."""
+    before = (celery_app.conf.broker_url, celery_app.conf.broker_transport_options)
+    _turn_to(url, {})
+    try:
+        yield
+    finally:
+        _turn_to(*before)
+
+
+def _turn_to(url: str, options: dict[str, Any]) -> None:
+    celery_app.conf.update(
+        broker_url=url,
+        broker_read_url=url,
+        broker_write_url=url,
+        broker_transport_options=options,
+    )
+
+
+def _drop_queue() -> None:
+    with celery_app.connection_for_write() as connection:
+        connection.default_channel.queue_delete(celery_app.conf.task_default_queue)
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _cut(connection: Any) -> None:
+    """Close the sockets under a connection, as a restart of the broker would."""
+    if connection.transport.driver_type == "amqp":
+        connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+    elif connection.transport.driver_type == "redis":
+        for each in connection.default_channel.pool._available_connections:
+            each._sock.shutdown(socket.SHUT_RDWR)

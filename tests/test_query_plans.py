@@ -1,0 +1,207 @@
+"""The plans that the engine's speed rests on, as the database itself explains them.
+
+Nothing here is timed: an index that is no longer used is seen in the plan, on any machine.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from autorun import folding
+from autorun.dispatch import _due
+from autorun.models import Chunk, Node, Run
+from autorun.planning import windows as planning_windows
+from autorun.runner import QuerySetRunner
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ROWS = 5_000
+
+on_postgresql = pytest.mark.skipif(
+    connection.vendor != "postgresql", reason="reads what only PostgreSQL tells"
+)
+on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="reads SQLite's plans")
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[QuerySetRunner]:
+    """A runner that has adopted all but the last ten of its rows, and plans five windows."""
+    monkeypatch.setattr(planning_windows, "DATABASE_WINDOW", ROWS // 5)
+    Document.objects.bulk_create(Document(title=str(number)) for number in range(ROWS))
+    runner_class = declare()
+    with installed(runner_class):
+        runner = runner_class()
+        newest = Document.objects.order_by("-pk").values_list("pk", flat=True)[9]
+        runner.adopt(Document.objects.filter(pk__lt=newest))
+        settle()
+        yield runner
+
+
+def settle() -> None:
+    """What autovacuum does in a while: statistics, and the map of pages that all may see."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("VACUUM ANALYZE autorun_run")
+            cursor.execute("VACUUM ANALYZE autorun_chunk")
+            cursor.execute("VACUUM ANALYZE library_document")
+        elif connection.vendor == "sqlite":
+            cursor.execute("ANALYZE")
+
+
+@contextmanager
+def explained(beginning: str) -> Iterator[list[str]]:
+    """The plans of the statements within the block that begin so, before they are executed."""
+    plans: list[str] = []
+
+    def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith(beginning):
+            plans.append(plan_of(sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(explain):
+        yield plans
+
+
+def plan_of(sql: str, params: Any) -> str:
+    words = {"postgresql": "EXPLAIN (COSTS OFF)", "sqlite": "EXPLAIN QUERY PLAN"}
+    with connection.cursor() as cursor:
+        # Past the wrappers, which would explain the explanation.
+        cursor.cursor.execute(f"{words[connection.vendor]} {sql}", tuple(params or ()))
+        return "\n".join(str(row[-1]) for row in cursor.cursor.fetchall())
+
+
+@on_postgresql
+def test_a_window_is_counted_with_bounds_on_both_sides_by_the_index_alone(
+    runner: QuerySetRunner,
+) -> None:
+    with explained("SELECT COUNT(*), COUNT(*) - COUNT(r.object_id)") as plans:
+        runner.run()
+
+    middle = plans[2]
+    assert "Index Only Scan using autorun_run_one_current" in middle
+    of_runs = middle[middle.index("autorun_run_one_current") :]
+    assert re.search(r"Index Cond: .*object_id > .*object_id <= ", of_runs)
+
+
+@on_postgresql
+def test_an_insert_looks_up_its_window_alone(runner: QuerySetRunner) -> None:
+    with explained('INSERT INTO "autorun_run"') as plans:
+        runner.run()
+
+    (plan,) = plans
+    assert "Anti Join" in plan
+    assert re.search(r"Index Cond: .*object_id > ", plan)
+
+
+@on_postgresql
+def test_nine_of_ten_updates_of_runs_rewrite_no_index() -> None:
+    Document.objects.bulk_create(Document(title=str(number)) for number in range(1_000))
+    runner_class = declare(BATCH_SIZE=100)
+    updates_before, hot_before = _updates("autorun_run")
+
+    with installed(runner_class):
+        runner_class().run()
+        work_off()
+
+    updates, hot = _updates("autorun_run")
+    assert updates - updates_before == 1_000
+    assert hot - hot_before > 900
+
+
+@on_postgresql
+def test_release_reads_waiting_chunks_in_their_order() -> None:
+    node = _many_waiting_chunks()
+
+    plan = plan_of(*_due(node.pk)[:50].query.sql_with_params())
+
+    assert "autorun_chunk_order" in plan
+    assert "Sort" not in plan
+
+
+@on_postgresql
+def test_progress_reads_no_folded_chunk(
+    runner: QuerySetRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folding, "FEW", 1)
+    _many_waiting_chunks()
+    node = runner.get_node()
+    Chunk.objects.update(state=Chunk.State.FINISHED, node=node)
+    folding.fold(node.pk, quiet=0)
+    settle()
+
+    with explained("SELECT (") as plans:
+        runner.progress()
+
+    assert "autorun_chunk_folded" in plans[0]
+
+
+@on_sqlite
+def test_sqlite_counts_a_window_with_bounds_on_both_sides(runner: QuerySetRunner) -> None:
+    with explained("SELECT COUNT(*), COUNT(*) - COUNT(r.object_id)") as plans:
+        runner.run()
+
+    assert re.search(r"SEARCH r USING INDEX .* \(node_id=\? AND object_id=\? AND ", plans[2])
+    assert re.search(r"SEARCH library_document USING .*\(rowid>\? AND rowid<\?\)", plans[2])
+
+
+@on_sqlite
+def test_sqlite_looks_runs_up_for_keys_that_python_holds() -> None:
+    Document.objects.bulk_create(Document(title=str(number)) for number in range(100))
+    options: dict[str, Any] = {"INPUT_FIELDS": None}
+    runner_class = declare(
+        get_instance_representation=lambda self, instance: instance.title, **options
+    )
+    with installed(runner_class):
+        runner_class().run()
+        settle()
+        Document.objects.filter(title="7").update(title="seven")
+
+        with explained("SELECT r.id") as plans:
+            runner_class().run()
+
+    lines = plans[0].splitlines()
+    assert any("SCAN json_each" in line for line in lines)
+    assert any(re.search(r"SEARCH r USING .*\(node_id=\? AND object_id=\?", line) for line in lines)
+
+
+def test_no_index_of_runs_mentions_their_status() -> None:
+    with connection.cursor() as cursor:
+        constraints = connection.introspection.get_constraints(cursor, Run._meta.db_table)
+
+    indexed = {
+        column
+        for constraint in constraints.values()
+        if constraint["index"] or constraint["unique"]
+        for column in constraint["columns"]
+    }
+    assert "status" not in indexed
+    assert "node_id" in indexed
+
+
+def _many_waiting_chunks() -> Node:
+    runner_class = declare(TITLE="Waiting")
+    with installed(runner_class):
+        node = runner_class().get_node()
+    Chunk.objects.bulk_create(
+        Chunk(pk=number, node=node, runner="tests.Waiting", size=1, priority=number % 2 * 10)
+        for number in range(1, 2_001)
+    )
+    settle()
+    return node
+
+
+def _updates(table: str) -> tuple[int, int]:
+    """How many rows were updated so far, and how many of them within their page."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = %s", [table]
+        )
+        updates, hot = cursor.fetchone()
+    return updates, hot

@@ -1,0 +1,71 @@
+"""What the README shows does what the README says."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands, load_command_class
+
+from autorun import analysis as analyses
+from autorun import conf, registry
+from autorun.models import Run
+from autorun.runner import QuerySetRunner
+from sample_app.models import Scan
+from tests.engine import work_off
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+
+
+@pytest.mark.django_db
+def test_the_runner_runs(monkeypatch):
+    scans = types.ModuleType("scans")
+    models = types.ModuleType("scans.models")
+    models.Scan = Scan
+    monkeypatch.setitem(sys.modules, "scans", scans)
+    monkeypatch.setitem(sys.modules, "scans.models", models)
+    Scan.objects.create(path="/a.nii", size=1)
+    with analyses.temporarily_registered():
+        analyses._registry.clear()
+        names = {"__name__": "scans.runners"}
+        exec(PYTHON[0], names)
+        exec(PYTHON[1], names)
+        runner = names["ScanPreprocessingRunner"]
+        assert issubclass(runner, QuerySetRunner)
+        with registry.registered(runner):
+            assert runner().run().planned == 1
+            work_off()
+
+    assert Run.objects.get().outputs == {"mean": 0.0}
+
+
+def test_the_settings_exist():
+    names = {}
+    exec(PYTHON[2], names)
+
+    assert set(names["AUTORUN"]) <= set(conf.DEFAULTS)
+
+
+def test_the_commands_exist():
+    parser = load_command_class(get_commands()["autorun"], "autorun").create_parser("", "autorun")
+    known = parser.format_help()
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", README, re.MULTILINE)
+    commands = [name for cell in cells for name in re.findall(r"\w+", cell)]
+
+    assert len(commands) >= 9
+    for command in commands:
+        assert command in known
+
+
+def test_the_make_targets_exist():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+
+    for target in re.findall(r"^\$ make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_it_stays_short():
+    assert len(README.splitlines()) < 150

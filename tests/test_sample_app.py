@@ -1,0 +1,131 @@
+"""The sample app: real files, and what its analysis makes of them."""
+
+import base64
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db.models.signals import post_save
+
+from sample_app.analyses import preprocess, preprocess_foreground
+from sample_app.images import installed_directories, is_image
+from sample_app.models import Scan
+
+CONFIGURATION = {"harder": True, "better": 100, "stronger": "faster"}
+
+pytestmark = [
+    pytest.mark.once,
+    # The files are broken on purpose, and the libraries say so.
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture
+def anatomical() -> Path:
+    return installed_directories()[0] / "anatomical.nii"
+
+
+@pytest.fixture
+def saved() -> list[str]:
+    """Paths of scans whose saving sent a signal."""
+    paths: list[str] = []
+
+    def note(instance: Scan, **kwargs: object) -> None:
+        paths.append(instance.path)
+
+    post_save.connect(note, sender=Scan)
+    yield paths
+    post_save.disconnect(note, sender=Scan)
+
+
+@pytest.mark.django_db
+def test_load_scans_saves_each_scan_of_both_libraries(saved: list[str]) -> None:
+    call_command("load_scans", stdout=StringIO())
+
+    assert len(saved) == Scan.objects.count() > 200
+    assert Scan.objects.filter(path__endswith="anatomical.nii").exists()
+    assert set(
+        Scan.objects.filter(path__contains="MR_small").values_list("modality", flat=True)
+    ) == {"MR"}
+
+
+@pytest.mark.django_db
+def test_load_scans_in_bulk_sends_no_signal(saved: list[str]) -> None:
+    call_command("load_scans", "--bulk", "--limit", "5", stdout=StringIO())
+
+    assert Scan.objects.count() == 5
+    assert saved == []
+
+
+@pytest.mark.django_db
+def test_load_scans_goes_on_where_it_stopped() -> None:
+    call_command("load_scans", "--limit", "5", stdout=StringIO())
+
+    call_command("load_scans", "--limit", "5", stdout=StringIO())
+
+    assert Scan.objects.count() == 10
+
+
+@pytest.mark.django_db
+def test_load_scans_from_nowhere_says_what_to_do() -> None:
+    with pytest.raises(CommandError, match=r"is not a directory\. Give --source"):
+        call_command("load_scans", "--source", "/nowhere")
+
+
+@pytest.mark.parametrize("analysis", [preprocess, preprocess_foreground])
+def test_most_installed_files_fail_and_the_others_have_thumbnails(analysis) -> None:
+    outputs, errors = [], []
+
+    for path in _installed():
+        try:
+            outputs.append(analysis(path, **CONFIGURATION))
+        except Exception as error:  # noqa: BLE001
+            errors.append(type(error).__module__.partition(".")[0])
+
+    assert len(outputs) > 80
+    assert len(errors) > len(outputs)
+    assert {"builtins", "nibabel", "pydicom"} == set(errors)
+    pngs = (base64.b64decode(each["thumbnail"].partition(",")[2]) for each in outputs)
+    assert all(png.startswith(b"\x89PNG") for png in pngs)
+
+
+def test_harder_normalises_to_z_scores(anatomical: Path) -> None:
+    outputs = preprocess(anatomical, **CONFIGURATION)
+
+    low, high = outputs["range"]
+    assert low < 0
+    assert high == pytest.approx((outputs["percentile"] - outputs["mean"]) / outputs["std"])
+
+
+def test_better_clips_bright_voxels(anatomical: Path) -> None:
+    every, most = (
+        preprocess(anatomical, harder=False, better=better, stronger="faster")
+        for better in (100, 90)
+    )
+
+    assert most["range"][1] == most["percentile"] < every["percentile"]
+
+
+def test_stronger_chooses_how_many_voxels_count(anatomical: Path) -> None:
+    faster, finer = (
+        preprocess(anatomical, harder=True, better=100, stronger=stronger)["shape"]
+        for stronger in ("faster", "finer")
+    )
+
+    assert finer == (25, 41, 33)
+    assert faster == (25, 21, 17)
+
+
+def test_unknown_resampling_says_which_there_are(anatomical: Path) -> None:
+    with pytest.raises(ValueError, match="one of 'faster', 'finer', not 'tougher'"):
+        preprocess(anatomical, harder=True, better=100, stronger="tougher")
+
+
+def _installed() -> list[Path]:
+    return [
+        path
+        for directory in installed_directories()
+        for path in directory.rglob("*")
+        if path.is_file() and is_image(path)
+    ]

@@ -1,0 +1,435 @@
+"""What users' own tests can do: process rows inline, and say what is pending or ran."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import textwrap
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from django.db import transaction
+from django.test import TestCase, TransactionTestCase
+from django.test.utils import CaptureQueriesContext
+
+from autorun import registry
+from autorun.exceptions import NotRegistered
+from autorun.models import Chunk, Run, SpilledTrigger
+from autorun.runner import QuerySetRunner
+from autorun.testing import AutorunTestCase
+from tests.engine import declare
+from tests.library.models import Document
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def shout(value: str) -> dict[str, str]:
+    if not value:
+        raise ValueError("There is nothing to shout.")
+    return {"shouted": value.upper()}
+
+
+Shouting = declare(shout, TITLE="Shout", NAME="ShoutRunner")
+#: Runs after the other one, on the same row.
+Echoing = declare(lambda value: value, TITLE="Echo", NAME="EchoRunner", DEPENDS_ON=[Shouting])
+
+
+class SavedRowTests(AutorunTestCase, TestCase):
+    """In a TestCase, where nothing is ever committed."""
+
+    def setUp(self) -> None:
+        self.register(Shouting)
+
+    def test_a_saved_row_is_processed_before_save_returns(self):
+        with self.run_inline():
+            document = Document.objects.create(title="hey")
+            self.assert_ran(Shouting, document, outputs={"shouted": "HEY"})
+
+    def test_every_save_counts(self):
+        with self.run_inline():
+            document = Document.objects.create(title="hey")
+            document.title = "ho"
+            document.save()
+
+        self.assert_ran(Shouting, document, outputs={"shouted": "HO"})
+        assert Run.objects.count() == 2
+
+    def test_a_save_in_an_atomic_block_is_processed_when_it_is_left(self):
+        with self.run_inline():
+            with transaction.atomic():
+                document = Document.objects.create(title="hey")
+                other = Document.objects.create(title="ho")
+                self.assert_pending(Shouting, document, other)
+            self.assert_ran(Shouting, document)
+            self.assert_ran(Shouting, other)
+
+    def test_a_rolled_back_save_is_not_processed(self):
+        with self.run_inline():
+            kept = Document.objects.create(title="kept")
+            with suppress(ZeroDivisionError), transaction.atomic():
+                Document.objects.create(title="lost")
+                raise ZeroDivisionError
+
+        self.assert_ran(Shouting, kept)
+        assert Run.objects.count() == 1
+
+    def test_saves_without_savepoints_are_processed_at_the_end_at_the_latest(self):
+        with self.run_inline(), transaction.atomic(savepoint=False):
+            document = Document.objects.create(title="hey")
+
+        self.assert_ran(Shouting, document)
+
+    def test_what_was_saved_before_the_block_waits(self):
+        before = Document.objects.create(title="before")
+        with self.run_inline():
+            within = Document.objects.create(title="within")
+
+        self.assert_pending(Shouting, before)
+        self.assert_ran(Shouting, within)
+
+    def test_runs_and_backfills_are_processed_inline(self):
+        Document.objects.create(title="a")
+        with self.run_inline():
+            Shouting().run()
+            assert Shouting().progress().succeeded == 1
+            Shouting().backfill(force=True)
+
+        assert Run.objects.filter(status=Run.Status.SUCCEEDED).count() == 2
+
+    def test_what_depends_on_it_follows(self):
+        with self.registered(Echoing), self.run_inline():
+            document = Document.objects.create(title="hey")
+
+            self.assert_ran(Echoing, document, outputs="hey")
+
+    def test_hooks_of_the_project_are_left_alone(self):
+        called: list[str] = []
+        with self.captureOnCommitCallbacks() as callbacks, self.run_inline():
+            transaction.on_commit(lambda: called.append("mine"))
+            document = Document.objects.create(title="hey")
+
+        assert called == []
+        assert len(callbacks) == 1
+        self.assert_ran(Shouting, document)
+
+    def test_after_the_block_saves_wait_for_their_commit_again(self):
+        with self.run_inline():
+            pass
+        with self.captureOnCommitCallbacks() as callbacks:
+            document = Document.objects.create(title="hey")
+
+        assert len(callbacks) == 1
+        self.assert_pending(Shouting, document)
+
+    def test_blocks_may_stand_inside_of_each_other(self):
+        with self.run_inline():
+            first = Document.objects.create(title="a")
+            with transaction.atomic(), self.run_inline():
+                second = Document.objects.create(title="b")
+                self.assert_ran(Shouting, second)
+            third = Document.objects.create(title="c")
+
+        for each in (first, second, third):
+            self.assert_ran(Shouting, each)
+
+
+class ClassDataTests(AutorunTestCase, TestCase):
+    @classmethod
+    def setUpTestData(cls) -> None:
+        with registry.registered(Shouting):
+            cls.document = Document.objects.create(title="hey")
+
+    def setUp(self) -> None:
+        self.register(Shouting)
+
+    def test_work_off_finds_it(self):
+        self.work_off()
+
+        self.assert_ran(Shouting, self.document)
+
+    def test_work_off_finds_it_in_every_test(self):
+        self.work_off()
+
+        self.assert_ran(Shouting, self.document)
+
+
+class CommittedTests(AutorunTestCase, TransactionTestCase):
+    """Where saves are committed, and a publisher would hand them to a broker."""
+
+    def setUp(self) -> None:
+        self.register(Shouting)
+
+    def test_a_committed_row_is_processed(self):
+        with self.run_inline():
+            with transaction.atomic():
+                document = Document.objects.create(title="hey")
+                self.assert_pending(Shouting, document)
+            self.assert_ran(Shouting, document)
+
+        assert not SpilledTrigger.objects.exists()
+
+    def test_rows_that_no_broker_took_are_worked_off(self):
+        document = Document.objects.create(title="hey")
+        SpilledTrigger.objects.create(model_label="library.Document", keys=[document.pk])
+
+        self.work_off()
+
+        self.assert_ran(Shouting, document)
+
+
+def test_work_off_plans_what_was_saved_and_executes_it(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+    autorun.assert_pending(Shouting, document)
+
+    assert autorun.work_off() == 1
+
+    autorun.assert_not_pending(Shouting, document)
+    autorun.assert_ran(Shouting, document, outputs={"shouted": "HEY"})
+
+
+def test_work_off_executes_what_run_has_planned(autorun):
+    autorun.register(Shouting)
+    Document.objects.create(title="hey")
+    Shouting().run()
+
+    assert Chunk.objects.get().state == Chunk.State.QUEUED
+    assert autorun.work_off() == 1
+    assert autorun.work_off() == 0
+
+
+def test_work_off_uses_up_the_attempts_where_asked_to(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="")
+    autorun.work_off()
+    with pytest.raises(AssertionError, match="for attempt 2 of 3"):
+        autorun.assert_failed(Shouting, document)
+
+    autorun.work_off(retry_now=True)
+
+    failure = autorun.assert_failed(Shouting, document, exception=ValueError)
+    assert failure.attempt == 3
+    assert failure.message == "There is nothing to shout."
+
+
+def test_work_off_gives_up_on_what_never_ends(autorun):
+    def again(value):
+        Document.objects.filter(title=value).first().save()
+        return value
+
+    runner = declare(again, NAME="AgainRunner", INPUT_FIELDS=("updated_at",))
+    autorun.register(runner)
+    Document.objects.create(title="hey")
+
+    with pytest.raises(RuntimeError, match="after 2 rounds"):
+        autorun.work_off(rounds=2, retry_now=True)
+
+
+def test_a_runner_is_registered_until_the_test_ends(autorun):
+    label = Shouting.get_label()
+    with autorun.registered(Shouting):
+        assert type(registry.get(label)) is Shouting
+    with pytest.raises(NotRegistered):
+        registry.get(label)
+
+
+def test_the_assertions_take_a_class_an_instance_or_a_label(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+
+    autorun.assert_pending(Shouting, document)
+    autorun.assert_pending(Shouting(), document)
+    autorun.assert_pending("tests.ShoutRunner", document)
+
+
+def test_without_instances_the_assertions_are_about_all_rows(autorun):
+    autorun.register(Shouting)
+    autorun.assert_not_pending(Shouting)
+    with pytest.raises(AssertionError, match=r"No row is pending for tests\.ShoutRunner"):
+        autorun.assert_pending(Shouting)
+
+    Document.objects.create(title="hey")
+
+    autorun.assert_pending(Shouting)
+    with pytest.raises(AssertionError, match="Rows are pending for"):
+        autorun.assert_not_pending(Shouting)
+
+
+def test_a_failed_assertion_says_why(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+    with pytest.raises(AssertionError, match="has not run on this row"):
+        autorun.assert_ran(Shouting, document)
+    with pytest.raises(AssertionError, match="is not up to date"):
+        autorun.assert_not_pending(Shouting, document)
+
+    autorun.work_off()
+
+    with pytest.raises(AssertionError, match=r"is not pending .* succeeded on it"):
+        autorun.assert_pending(Shouting, document)
+    with pytest.raises(AssertionError, match=r"returned \{'shouted': 'HEY'\}"):
+        autorun.assert_ran(Shouting, document, outputs={"shouted": "hey"})
+    with pytest.raises(AssertionError, match="is not failed"):
+        autorun.assert_failed(Shouting, document)
+
+
+def test_a_failed_assertion_shows_the_traceback_of_the_analysis(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="")
+    autorun.work_off(retry_now=True)
+
+    with pytest.raises(AssertionError, match=r"(?s)failed for good.*Traceback.*nothing to shout"):
+        autorun.assert_ran(Shouting, document)
+    with pytest.raises(AssertionError, match="is not failed by KeyError"):
+        autorun.assert_failed(Shouting, document, exception=KeyError)
+
+
+def test_adopted_rows_have_not_run(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+    Shouting().adopt()
+
+    with pytest.raises(AssertionError, match="adopted"):
+        autorun.assert_ran(Shouting, document)
+
+
+def test_outputs_are_compared_as_json_holds_them(autorun):
+    runner = declare(lambda value: (1, 2), NAME="PairRunner")
+    autorun.register(runner)
+    document = Document.objects.create(title="hey")
+    autorun.work_off()
+
+    run = autorun.assert_ran(runner, document, outputs=(1, 2))
+
+    assert run.outputs == [1, 2]
+
+
+def test_inline_runs_need_no_broker(autorun, settings, monkeypatch):
+    monkeypatch.setattr("autorun.publishing._courier", None)
+    autorun.register(Shouting)
+    with autorun.run_inline():
+        document = Document.objects.create(title="hey")
+
+    autorun.assert_ran(Shouting, document)
+
+
+def test_a_model_without_a_runner_costs_nothing_inline(autorun):
+    from django.db import connection
+
+    with autorun.run_inline(), CaptureQueriesContext(connection) as queries:
+        Document.objects.create(title="hey")
+
+    assert len(queries) == 1
+
+
+@pytest.mark.once
+def test_pytest_finds_the_fixture_by_an_entry_point():
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+
+    assert project["entry-points"]["pytest11"] == {"autorun": "autorun.pytest_plugin"}
+
+
+PROJECT = {
+    "conf.py": """
+        SECRET_KEY = "x"
+        INSTALLED_APPS = ["django.contrib.contenttypes", "autorun", "shop"]
+        AUTORUN = {"SCHEDULE": None}
+        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "real.sqlite3"}}
+        DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+        """,
+    "shop/__init__.py": "",
+    "shop/models.py": """
+        from django.db import models
+
+        class Item(models.Model):
+            name = models.CharField(max_length=9)
+        """,
+    "shop/analyses.py": """
+        from autorun.analysis import analysis
+
+        @analysis("Shout", version="1")
+        def shout(name: str) -> str:
+            return name.upper()
+        """,
+    "shop/runners.py": """
+        from autorun.runner import QuerySetRunner
+        from shop.models import Item
+
+        class ShoutRunner(QuerySetRunner):
+            DATA_MODEL = Item
+            ANALYSIS = "Shout"
+            ANALYSIS_VERSION = "1"
+            INPUT_KEY = "name"
+            INPUT_FIELDS = ("name",)
+        """,
+    "test_shop.py": """
+        from shop.models import Item
+
+        def test_a_saved_item_is_shouted(autorun):
+            with autorun.run_inline():
+                item = Item.objects.create(name="hey")
+
+            autorun.assert_ran("shop.ShoutRunner", item, outputs="HEY")
+        """,
+}
+
+
+@pytest.mark.once
+def test_a_project_of_its_own_uses_the_fixture(tmp_path):
+    for name, text in PROJECT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+
+    printed = run_pytest(tmp_path, "--ds=conf")
+
+    assert "1 passed" in printed, printed
+    # The fixture's database was pytest-django's, not the project's.
+    assert not (tmp_path / "real.sqlite3").exists()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("def test_without_django():\n    pass\n", "1 passed"),
+        ("def test_with_fixture(autorun):\n    pass\n", "fixture 'db' not found"),
+    ],
+)
+def test_the_plugin_is_harmless_without_pytest_django(tmp_path, body, outcome):
+    (tmp_path / "test_user.py").write_text(body)
+
+    printed = run_pytest(tmp_path, "-p", "no:django")
+
+    assert outcome in printed, printed
+
+
+def run_pytest(directory: Path, *arguments: str) -> str:
+    """What pytest prints in a project where autorun is installed."""
+    is_installed = importlib.metadata.entry_points(group="pytest11", name="autorun")
+    plugin = () if is_installed else ("-p", "autorun.pytest_plugin")
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-c", os.devnull, "--rootdir", "."]
+    done = subprocess.run(
+        [*command, *plugin, "-p", "no:cacheprovider", *arguments, "."],
+        cwd=directory,
+        env={"PYTHONPATH": os.pathsep.join([str(CHECKOUT), "."])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def test_the_runner_api_has_no_part_in_it(autorun):
+    """A runner declared inside a test is one like any other."""
+
+    class LocalRunner(QuerySetRunner):
+        DATA_MODEL = Document
+        ANALYSIS = Shouting.ANALYSIS
+        INPUT_KEY = "value"
+        INPUT_FIELDS = ("title",)
+
+    with autorun.registered(LocalRunner), autorun.run_inline():
+        document = Document.objects.create(title="hey")
+        autorun.assert_ran(LocalRunner, document)

@@ -1,0 +1,785 @@
+"""The embedded broker, over real files and real processes."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.transport import TRANSPORT_ALIASES
+
+from autorun.brokerfile import LeaseLapsed
+from autorun.transport import Transport, register
+
+pytestmark = pytest.mark.once
+
+REPOSITORY = Path(__file__).parents[1]
+# Processes of these tests know nothing of Django, nor of the settings that pytest-django names.
+ENVIRONMENT = {name: v for name, v in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+TASKS = Queue("tasks", Exchange("tasks"), routing_key="tasks")
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "broker.sqlite3"
+
+
+@pytest.fixture
+def connect(path: Path) -> Iterator[Callable[..., Connection]]:
+    with contextlib.ExitStack() as stack:
+
+        def _connect(**options: Any) -> Connection:
+            url = f"sqlite:///{path}"
+            return stack.enter_context(Connection(url, transport_options=options))
+
+        yield _connect
+
+
+def until(condition: Callable[[], Any], *, seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+    return value
+
+
+def publish(connection: Connection, *bodies: Any, **options: Any) -> None:
+    producer = Producer(connection.default_channel)
+    for body in bodies:
+        producer.publish(body, routing_key="tasks", declare=[TASKS], **options)
+
+
+def fetch(connection: Connection) -> Any:
+    return connection.default_channel.basic_get("tasks")
+
+
+def bodies(connection: Connection) -> list[Any]:
+    """Every waiting message of the queue, in its order, acknowledged."""
+    found = []
+    while (message := fetch(connection)) is not None:
+        message.ack()
+        found.append(message.payload)
+    return found
+
+
+def sql(path: Path, statement: str, *parameters: Any) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(path)) as handle, handle:
+        return handle.execute(statement, parameters).fetchall()
+
+
+# Messages
+
+
+def test_messages_come_in_order_of_priority_then_age(connect: Any) -> None:
+    connection = connect()
+    publish(connection, "low 1", "low 2")
+    publish(connection, "high 1", "high 2", priority=9)
+    publish(connection, "middle", priority=5)
+
+    assert bodies(connection) == ["high 1", "high 2", "middle", "low 1", "low 2"]
+
+
+def test_rejected_message_is_back_at_its_place_and_marked(connect: Any) -> None:
+    connection = connect()
+    publish(connection, "first", "second")
+    fetch(connection).requeue()
+
+    again = fetch(connection)
+
+    assert again.payload == "first"
+    assert again.delivery_info["redelivered"]
+
+
+def test_rejected_message_without_requeue_is_gone(connect: Any, path: Path) -> None:
+    connection = connect()
+    publish(connection, "bad")
+
+    fetch(connection).reject()
+
+    assert sql(path, "SELECT count(*) FROM message") == [(0,)]
+
+
+def test_unacknowledged_messages_come_back_when_the_connection_closes(connect: Any) -> None:
+    first, second = connect(), connect()
+    publish(first, "a", "b")
+    assert [fetch(first).payload, fetch(first).payload] == ["a", "b"]
+    assert fetch(second) is None
+
+    first.release()
+
+    assert bodies(second) == ["a", "b"]
+
+
+def test_messages_of_a_silent_consumer_come_back(connect: Any, path: Path) -> None:
+    dead, alive = connect(), connect()
+    publish(dead, "a")
+    message = fetch(dead)
+    sql(path, "UPDATE owner SET expires_at = 1")
+
+    alive.transport.file.consume("tasks")  # a new consumer clears away first
+    came_back = fetch(alive)
+    message.ack()  # too late: it is the other's message now
+
+    assert came_back.payload == "a"
+    assert sql(path, "SELECT count(*) FROM message") == [(1,)]
+
+
+def test_messages_of_a_consumer_that_is_only_busy_stay_leased(connect: Any, path: Path) -> None:
+    busy, other = connect(lease=1), connect(lease=1)
+    publish(busy, "long")
+    message = fetch(busy)
+    (lease,) = sql(path, "SELECT expires_at FROM owner")
+
+    until(lambda: sql(path, "SELECT expires_at FROM owner WHERE expires_at > ?", lease[0] + 1.5))
+
+    assert fetch(other) is None
+    message.ack()
+    assert sql(path, "SELECT count(*) FROM message") == [(0,)]
+
+
+def test_consumer_that_was_taken_for_dead_is_told_to_connect_again(
+    connect: Any, path: Path
+) -> None:
+    connection = connect(lease=1)
+    with Consumer(connection, [TASKS], callbacks=[print]):
+        sql(path, "DELETE FROM owner")
+
+        with pytest.raises(LeaseLapsed, match=r"stopped for more than its lease of 1 s.*Connect"):
+            connection.drain_events(timeout=10)
+    assert issubclass(LeaseLapsed, connection.connection_errors)
+
+
+def test_consumer_that_slept_does_not_judge_the_others_at_once(connect: Any, path: Path) -> None:
+    sleeper, other = connect(), connect()
+    publish(sleeper, "a", "b")
+    assert [fetch(sleeper).payload, fetch(other).payload] == ["a", "b"]
+    sql(path, "UPDATE owner SET expires_at = 1")  # the machine was suspended
+    sleeper.transport.file._beaten_at -= 3600
+
+    sleeper.transport.file.beat()
+    other.transport.file.beat()
+
+    assert sql(path, "SELECT count(*) FROM message WHERE owner IS NULL") == [(0,)]
+    assert sql(path, "SELECT count(*) FROM owner WHERE expires_at > ?", time.time()) == [(2,)]
+
+
+def test_messages_expire(connect: Any) -> None:
+    connection = connect()
+    publish(connection, "short", expiration=0.001)
+    publish(connection, "long", expiration=60)
+    time.sleep(0.01)
+
+    assert connection.default_channel._size("tasks") == 1
+    assert bodies(connection) == ["long"]
+
+
+def test_messages_expire_by_the_time_to_live_of_their_queue(connect: Any, path: Path) -> None:
+    connection = connect()
+    queue = Queue("news", Exchange("news"), routing_key="news", message_ttl=60)
+    Producer(connection.default_channel).publish(
+        1, exchange=queue.exchange, routing_key="news", declare=[queue]
+    )
+
+    ((expires_at,),) = sql(path, "SELECT expires_at FROM message")
+
+    assert 0 < expires_at - time.time() <= 60
+
+
+def test_consumer_without_acknowledgements_leaves_nothing(connect: Any, path: Path) -> None:
+    connection = connect()
+    publish(connection, "a", "b")
+    received: list[Any] = []
+
+    with Consumer(
+        connection, [TASKS], no_ack=True, callbacks=[lambda body, _: received.append(body)]
+    ):
+        until(lambda: connection.drain_events(timeout=5) or len(received) == 2)
+        left = sql(path, "SELECT count(*) FROM message")
+
+    assert received == ["a", "b"]
+    assert left == [(0,)]
+
+
+def test_acknowledgement_from_another_thread_makes_room_at_once(connect: Any) -> None:
+    connection = connect(polling_interval=30)
+    publish(connection, *range(50))
+    received: list[Any] = []
+
+    def acknowledge_elsewhere(body: Any, message: Any) -> None:
+        received.append(body)
+        threading.Thread(target=message.ack).start()
+
+    with Consumer(connection, [TASKS], callbacks=[acknowledge_elsewhere], prefetch_count=1):
+        while len(received) < 50:
+            connection.drain_events(timeout=10)
+
+    assert received == list(range(50))
+
+
+# Queues and exchanges
+
+
+def test_queue_is_counted_purged_and_deleted(connect: Any, path: Path) -> None:
+    connection = connect()
+    channel = connection.default_channel
+    publish(connection, 1, 2, 3)
+    assert fetch(connection).payload == 1
+
+    assert channel.queue_declare("tasks", passive=True).message_count == 2
+    assert channel.queue_purge("tasks") == 2
+    channel.queue_delete("tasks")
+
+    with pytest.raises(connection.channel_errors, match="no queue 'tasks'"):
+        channel.queue_declare("tasks", passive=True)
+    assert sql(path, "SELECT (SELECT count(*) FROM binding) + (SELECT count(*) FROM message)") == [
+        (0,)
+    ]
+
+
+def test_fanout_reaches_queues_that_other_connections_bound(connect: Any) -> None:
+    exchange = Exchange("news", type="fanout")
+    connections = [connect(), connect()]
+    for number, connection in enumerate(connections):
+        Queue(f"news {number}", exchange)(connection.default_channel).declare()
+
+    Producer(connect().default_channel).publish("hear", exchange=exchange, declare=[exchange])
+
+    for number, connection in enumerate(connections):
+        assert connection.default_channel.basic_get(f"news {number}").payload == "hear"
+
+
+def test_topic_exchange_matches_patterns_of_other_connections(connect: Any) -> None:
+    exchange = Exchange("news", type="topic")
+    connection = connect()
+    Queue("sport", exchange, routing_key="*.sport")(connection.default_channel).declare()
+
+    producer = Producer(connect().default_channel, exchange=exchange)
+    producer.publish("goal", routing_key="world.sport")
+    producer.publish("rain", routing_key="world.weather")
+
+    assert connection.default_channel.basic_get("sport").payload == "goal"
+    assert connection.default_channel.basic_get("sport") is None
+
+
+def test_unbound_queue_gets_nothing_more(connect: Any) -> None:
+    connection = connect()
+    TASKS(connection.default_channel).declare()
+    connection.default_channel.queue_unbind("tasks", "tasks", "tasks")
+
+    Producer(connection.default_channel).publish(1, exchange="tasks", routing_key="tasks")
+
+    assert fetch(connection) is None
+
+
+def test_exclusive_queue_goes_with_its_consumer(connect: Any, path: Path) -> None:
+    connection = connect()
+    queue = Queue("mine", Exchange("news", type="fanout"), exclusive=True, auto_delete=True)
+
+    with Consumer(connection, [queue], callbacks=[print]):
+        assert sql(path, "SELECT name FROM queue") == [("mine",)]
+
+    assert sql(path, "SELECT (SELECT count(*) FROM binding) + (SELECT count(*) FROM queue)") == [
+        (0,)
+    ]
+
+
+def test_queues_that_the_dead_consumed_from_are_dropped_with_their_messages(
+    connect: Any, path: Path
+) -> None:
+    exchange = Exchange("news", type="fanout")
+    dead, alive = connect(), connect()
+    for name in ("auto", "expiring", "kept"):
+        options = {"auto": {"auto_delete": True}, "expiring": {"expires": 1}}.get(name, {})
+        Consumer(
+            dead.default_channel, [Queue(name, exchange, **options)], callbacks=[print]
+        ).consume()
+    Producer(alive.default_channel).publish("hear", exchange=exchange, declare=[exchange])
+    sql(path, "UPDATE queue SET expires_at = expires_at - 3600")
+
+    alive.transport.file.consume("other")
+
+    assert sql(path, "SELECT name FROM queue") == [("kept",)]
+    assert sql(path, "SELECT queue FROM binding") == [("kept",)]
+    assert sql(path, "SELECT queue FROM message") == [("kept",)]
+
+
+def test_queue_that_deletes_itself_waits_for_its_first_consumer(connect: Any, path: Path) -> None:
+    Queue("later", Exchange("later"), auto_delete=True)(connect().default_channel).declare()
+
+    assert sql(path, "SELECT expires_at FROM queue") == [(None,)]
+
+
+def test_consumed_queues_are_kept_alive_by_the_heartbeat(connect: Any, path: Path) -> None:
+    connection = connect()
+    with Consumer(connection, [Queue("mine", Exchange("mine"), exclusive=True)], callbacks=[print]):
+        sql(path, "UPDATE queue SET expires_at = expires_at - 3600")
+
+        connection.transport.file.beat()
+
+        assert sql(path, "SELECT count(*) FROM queue WHERE expires_at > ?", time.time()) == [(1,)]
+
+
+# The file
+
+
+def test_file_gets_small_again(connect: Any, path: Path) -> None:
+    connection = connect()
+    publish(connection, *["x" * 4000] * 1500)
+    loaded = path.stat().st_size
+    assert len(bodies(connection)) == 1500
+
+    connection.transport.file.beat()
+    connection.release()
+
+    assert loaded > 5_000_000
+    assert path.stat().st_size < loaded / 3
+    assert not path.with_name("broker.sqlite3-wal").exists()
+
+
+def test_publisher_goes_on_in_the_new_file_when_the_old_one_was_deleted(
+    connect: Any, path: Path
+) -> None:
+    publisher = connect()
+    publish(publisher, "lost with the file")
+
+    path.unlink()
+    publisher.default_channel.basic_publish(
+        publisher.default_channel.prepare_message("kept"), exchange="", routing_key="tasks"
+    )
+
+    assert sql(path, "SELECT count(*) FROM message") == [(1,)]
+
+
+def test_consumer_of_a_deleted_file_is_told_to_connect_again(connect: Any, path: Path) -> None:
+    connection = connect()
+    with Consumer(connection, [TASKS], callbacks=[print]):
+        path.unlink()
+
+        with pytest.raises(LeaseLapsed, match="the file was replaced"):
+            connection.drain_events(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///relative.sqlite3",
+        "sqlite://tmp/b.sqlite3",
+        "sqlite:////tmp/b?lease=3",
+    ],
+)
+def test_url_without_an_absolute_path_says_how_to_write_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"sqlite:////srv/app/broker\.sqlite3"):
+        Connection(url).connect()
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/missing does not exist.*Create"):
+        Connection(f"sqlite:///{tmp_path}/missing/broker.sqlite3").connect()
+
+
+def test_path_may_hold_any_character(tmp_path: Path) -> None:
+    with Connection(f"sqlite:///{tmp_path}/a%20%3F%23ü.sqlite3") as connection:
+        connection.connect()
+
+    assert (tmp_path / "a ?#ü.sqlite3").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=f"may not write to {tmp_path}"):
+        Connection(f"sqlite:///{tmp_path}/broker.sqlite3").connect()
+
+
+def test_file_that_is_not_sqlite_is_left_alone(connect: Any, path: Path) -> None:
+    path.write_bytes(b"something else\n" * 100)
+
+    with pytest.raises(ValueError, match=r"is not a SQLite file.*Name a file of its own"):
+        connect().connect()
+
+    assert path.read_bytes() == b"something else\n" * 100
+
+
+def test_database_of_something_else_is_left_alone(connect: Any, path: Path) -> None:
+    sql(path, "CREATE TABLE django_migrations (id INTEGER)")
+    before = path.read_bytes()
+
+    with pytest.raises(ValueError, match="is a database of something else"):
+        connect().connect()
+
+    assert path.read_bytes() == before
+
+
+def test_file_of_another_layout_is_named(connect: Any, path: Path) -> None:
+    connect().connect()
+    sql(path, "PRAGMA user_version = 99")
+
+    with pytest.raises(
+        ValueError, match="has layout 99, and this version of autorun reads layout 1"
+    ):
+        connect().connect()
+
+
+@pytest.mark.parametrize(
+    "options", [{"lease": 0}, {"lease": "30"}, {"busy_timeout": -1}, {"polling_interval": None}]
+)
+def test_wrong_transport_option_is_named(connect: Any, options: dict[str, Any]) -> None:
+    (name,) = options
+
+    with pytest.raises(ValueError, match=f"option '{name}' must be a number of seconds"):
+        connect(**options).connect()
+
+
+def test_locked_file_is_an_error_that_celery_retries(connect: Any, path: Path) -> None:
+    connection = connect(busy_timeout=0.05)
+    publish(connection, 1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as handle:
+        handle.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(connection.recoverable_connection_errors, match="locked"):
+            publish(connection, 2)
+
+    publish(connection, 3)
+    assert bodies(connection) == [1, 3]
+
+
+def test_closed_connections_leave_no_threads_and_no_file_descriptors(connect: Any) -> None:
+    def in_use() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    def consume_and_close() -> tuple[int, int]:
+        connection = connect()
+        assert fetch(connection).payload == 1
+        connection.release()
+        return in_use()
+
+    others = threading.active_count()
+    publish(connect(), 1)
+    # SQLite keeps one descriptor of a closed handle back while another handle is open.
+    before = until(lambda: (used := consume_and_close())[1] <= others and used)
+    for _ in range(5):
+        consume_and_close()
+
+    until(lambda: in_use() == before)
+
+
+# Processes
+
+
+def _publish_many(url: str, first: int, count: int) -> None:
+    register()
+    with Connection(url) as connection:
+        publish(connection, *range(first, first + count))
+
+
+def _consume_many(url: str, count: int, received: Any) -> None:
+    register()
+    with Connection(url) as connection:
+
+        def acknowledge(body: Any, message: Any) -> None:
+            message.ack()
+            received.put(body)
+
+        with Consumer(connection, [TASKS], callbacks=[acknowledge], prefetch_count=8):
+            for _ in range(count):
+                connection.drain_events(timeout=30)
+
+
+def test_two_producers_and_two_consumers_share_a_new_file(path: Path) -> None:
+    processes = get_context("spawn")
+    url, received = f"sqlite:///{path}", processes.Queue()
+    started = [
+        *(processes.Process(target=_publish_many, args=(url, n * 1000, 400)) for n in range(2)),
+        *(processes.Process(target=_consume_many, args=(url, 400, received)) for _ in range(2)),
+    ]
+    for process in started:
+        process.start()
+
+    bodies = [received.get(timeout=30) for _ in range(800)]
+    for process in started:
+        process.join(30)
+
+    assert [process.exitcode for process in started] == [0] * 4
+    assert sorted(bodies) == [*range(400), *range(1000, 1400)]
+
+
+FORK = """
+import os, sys
+from kombu import Connection, Producer
+from autorun.transport import register
+register()
+connection = Connection(sys.argv[1])
+producer = Producer(connection.default_channel)
+producer.publish("held by the parent", routing_key="tasks")
+message = connection.default_channel.basic_get("tasks")
+inherited = connection.transport.file._handle
+child = os.fork()
+assert connection.transport.file._handle is None
+producer.publish("from the child" if child == 0 else "from the parent", routing_key="tasks")
+if child == 0:
+    message.requeue()       # not the child's to give back
+    connection.release()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+other = Connection(sys.argv[1]).default_channel
+bodies = sorted(other.basic_get("tasks").payload for _ in range(2))
+assert bodies == ["from the child", "from the parent"], bodies
+assert other.basic_get("tasks") is None
+message.ack()
+"""
+
+
+def test_child_process_publishes_and_leaves_the_leases_of_its_parent_alone(path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, f"sqlite:///{path}"],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert sql(path, "SELECT count(*) FROM message") == [(2,)]
+
+
+def test_registers_without_django() -> None:
+    code = (
+        "import sys, autorun.transport as transport; transport.register(); transport.register();"
+        "sys.exit('django.db' in sys.modules)"
+    )
+
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, env=ENVIRONMENT, check=False
+        ).returncode
+        == 0
+    )
+    assert TRANSPORT_ALIASES["sqlite"] == "autorun.transport:Transport"
+    assert Connection("sqlite:////tmp/b.sqlite3").get_transport_cls() is Transport
+
+
+# Celery
+
+APP = """
+    import os, time
+    from celery import Celery
+    from autorun.transport import register
+
+    register()
+    app = Celery("probe", broker=os.environ["BROKER"])
+    app.conf.update(
+        broker_transport_options={"lease": float(os.environ["LEASE"])},
+        broker_connection_retry_on_startup=True,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=4,
+        beat_schedule={"tick": {"task": "probe.note", "schedule": 0.2, "args": ["tick"]}},
+    )
+
+    def write(line):
+        log = os.open(os.environ["LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(log, f"{line}\\n".encode())
+        os.close(log)
+
+    @app.task(name="probe.note", acks_late=True)
+    def note(what, pause=0):
+        time.sleep(pause)
+        write(what)
+
+    @app.task(name="probe.hold", acks_late=True)
+    def hold():
+        write("start")
+        while not os.path.exists(os.environ["RELEASE"]):
+            time.sleep(0.02)
+        write("end")
+
+    @app.task(name="probe.spread", acks_late=True)
+    def spread(first, count):
+        for number in range(first, first + count):
+            note.delay(number)
+"""
+
+
+class Probe:
+    """A Celery app of its own, and the processes that run it."""
+
+    def __init__(self, directory: Path, *, lease: float) -> None:
+        (directory / "probe.py").write_text(textwrap.dedent(APP))
+        self.directory = directory
+        self.broker = directory / "broker.sqlite3"
+        self.log = directory / "log"
+        self.release = directory / "release"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.environment = ENVIRONMENT | {
+            "BROKER": f"sqlite:///{self.broker}",
+            "LOG": str(self.log),
+            "RELEASE": str(self.release),
+            "LEASE": str(lease),
+            "PYTHONPATH": f"{directory}:{REPOSITORY}",
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{len(self.processes)}.txt").open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "probe", *arguments],
+                cwd=self.directory,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes.append(process)
+        return process
+
+    def start_worker(self, name: str, pool: str = "prefork") -> subprocess.Popen[bytes]:
+        return self.start("worker", "-l", "INFO", "-c", "2", "-P", pool, "-n", f"{name}@%h")
+
+    def send(self, *calls: str) -> None:
+        """Run Python on `probe` in a process of its own."""
+        code = "\n".join(["import probe", *calls])
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=self.directory, env=self.environment
+        )
+        self.processes.append(process)
+
+    def ping(self) -> set[str]:
+        """Names of the workers that answer `celery inspect ping`."""
+        answer = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "probe", "inspect", "ping", "-t", "2", "--json"],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return (
+            {name.partition("@")[0] for name in json.loads(answer.stdout)}
+            if answer.returncode == 0
+            else set()
+        )
+
+    def noted(self) -> list[str]:
+        return self.log.read_text().split("\n")[:-1] if self.log.exists() else []
+
+    def output(self) -> str:
+        return "\n".join(file.read_text() for file in sorted(self.directory.glob("*.txt")))
+
+    def stop(self) -> list[int]:
+        """Shut everything down warmly; the exit codes."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        return [process.wait(30) for process in self.processes]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()  # pool children of a dead worker are killed by the kernel
+            process.wait()
+
+
+@pytest.fixture
+def probe(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Probe]:
+    probe = Probe(tmp_path, lease=getattr(request, "param", 30))
+    yield probe
+    probe.kill()
+
+
+@pytest.mark.slow
+def test_two_prefork_workers_run_every_task_once_and_answer_a_ping(probe: Probe) -> None:
+    probe.start_worker("one")
+    probe.start_worker("two")
+    probe.send("for n in range(300): probe.note.delay(n)")
+    probe.send("probe.spread.delay(300, 300)")  # published by a pool child of a worker
+
+    until(lambda: len(probe.noted()) >= 600, seconds=60)
+
+    assert probe.ping() == {"one", "two"}
+    assert Counter(probe.noted()) == Counter(str(n) for n in range(600))
+    assert probe.stop() == [0, 0, 0, 0]
+    assert "Traceback" not in probe.output()
+    assert sql(probe.broker, "SELECT count(*) FROM message") == [(0,)]
+    assert sql(probe.broker, "SELECT name FROM queue") == [("celery",)]
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", [3], indirect=True)
+def test_nothing_is_lost_when_a_worker_is_killed(probe: Probe) -> None:
+    killed = probe.start_worker("killed")
+    probe.send("for n in range(300): probe.note.delay(n, 0.01)")
+    until(lambda: len(probe.noted()) > 50)
+
+    os.kill(killed.pid, signal.SIGKILL)
+    probe.start_worker("heir")
+
+    until(lambda: {str(n) for n in range(300)} <= set(probe.noted()), seconds=60)
+    until(lambda: sql(probe.broker, "SELECT count(*) FROM message") == [(0,)])
+    until(lambda: not sql(probe.broker, "SELECT 1 FROM queue WHERE name LIKE 'killed@%'"))
+    assert len(probe.noted()) <= 300 + 8  # nothing twice but what the dead worker had leased
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@pytest.mark.parametrize("probe", [1], indirect=True)
+def test_task_that_outlives_its_lease_and_a_warm_shutdown_runs_once(
+    probe: Probe, pool: str
+) -> None:
+    busy = probe.start_worker("busy", pool)
+    probe.send("probe.hold.delay()")
+    until(lambda: probe.noted() == ["start"])
+    lapsed = time.time() + 2
+
+    probe.start_worker("other")
+    until(lambda: "other" in probe.ping())
+    until(lambda: time.time() > lapsed)
+    busy.terminate()
+    until(lambda: "Warm shutdown" in probe.output())
+    probe.release.touch()
+    busy.wait(30)
+
+    assert probe.noted() == ["start", "end"]
+    assert sql(probe.broker, "SELECT count(*) FROM message WHERE queue = 'celery'") == [(0,)]
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", [1], indirect=True)
+def test_stopped_worker_connects_again_when_it_goes_on(probe: Probe) -> None:
+    sleeper = probe.start_worker("sleeper")
+    until(lambda: "ready" in probe.output())
+
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    until(lambda: sql(probe.broker, "SELECT 1 FROM owner WHERE expires_at < ?", time.time()))
+    probe.start_worker("other")
+    until(lambda: probe.ping() == {"other"})
+    os.kill(sleeper.pid, signal.SIGCONT)
+
+    until(lambda: probe.ping() == {"other", "sleeper"}, seconds=30)
+    assert "Connect again" in probe.output()
+
+
+@pytest.mark.slow
+def test_beat_sends_through_the_file(probe: Probe) -> None:
+    probe.start_worker("one", "solo")
+    probe.start("beat", "-s", str(probe.directory / "schedule"))
+
+    until(lambda: probe.noted().count("tick") >= 3)

@@ -1,0 +1,293 @@
+"""What heals by itself. Time is made to pass by back-dating columns."""
+
+import datetime as dt
+
+import pytest
+from django.db.models import F
+
+from autorun import dispatch, pulses
+from autorun.clock import from_now
+from autorun.execution.execute import execute
+from autorun.execution.leases import queued, start
+from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
+from autorun.planning.scope import Scope
+from autorun.pruning import prune
+from autorun.rescue import rescue, rescue_expired
+from autorun.triggers import backfill
+from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
+from tests.engine import declare, installed, statuses, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [Document.objects.create(title=f"title {n}") for n in range(4)]
+
+
+def lose_worker(chunk: Chunk) -> None:
+    """Start a chunk as a worker that dies at once does."""
+    assert start(queued(chunk.pk)) is not None
+    Chunk.objects.filter(pk=chunk.pk).update(expires_at=from_now(-1))
+
+
+def test_runs_of_a_lost_worker_go_out_again_each_alone(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        lose_worker(Chunk.objects.get())
+
+        assert rescue_expired(at_most=10) == 1
+        assert sorted(
+            Chunk.objects.filter(state=Chunk.State.WAITING).values_list("size", flat=True)
+        ) == [1, 1, 1, 1]
+        work_off()
+        assert runner().progress().succeeded == 4
+        assert runner().progress().total == 4
+    assert set(Run.objects.values_list("attempts", flat=True)) == {2}
+    assert "stopped answering" in Failure.objects.first().message
+
+
+def test_a_live_lease_is_left_alone(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        start(queued(Chunk.objects.get().pk))
+
+        assert rescue_expired(at_most=10) == 0
+
+
+def test_a_chunk_is_rescued_once(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        lose_worker(Chunk.objects.get())
+        seen = Chunk.objects.get()
+
+        assert rescue(seen)
+        assert not rescue(seen)
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+def test_a_run_that_kills_every_worker_fails_with_that_reason_and_its_neighbours_succeed(documents):
+    runner = declare(MAX_ATTEMPTS=2, RETRY_BACKOFF=0)
+    killer = documents[1].pk
+    with installed(runner):
+        runner().run()
+        for _ in range(10):
+            dispatch.release_everywhere()
+            for chunk in Chunk.objects.filter(state=Chunk.State.QUEUED):
+                if chunk.runs.filter(object_id=killer, status=Run.Status.PENDING).exists():
+                    lose_worker(chunk)
+                else:
+                    execute(chunk.pk)
+            rescue_expired(at_most=10)
+
+        assert (runner().progress().failed, runner().progress().succeeded) == (1, 3)
+    run = Run.objects.get(object_id=killer)
+    assert (run.status, run.attempts) == (Run.Status.FAILED, 2)
+    assert run.failures.count() == 2
+    assert "WorkerLost" in run.failures.first().exception_class
+
+
+def test_superseded_runs_of_a_lost_worker_are_cancelled(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run(Document.objects.filter(title="title 0"))
+        lose_worker(Chunk.objects.get())
+        Document.objects.filter(title="title 0").update(title="new")
+        runner().run(Document.objects.filter(title="new"))
+        rescue_expired(at_most=10)
+        work_off()
+
+        assert runner().progress().total == 1
+    assert statuses() == [Run.Status.CANCELLED, Run.Status.SUCCEEDED]
+
+
+def test_a_queued_chunk_nobody_starts_is_sent_again_ever_less_often(documents, monkeypatch):
+    sent = []
+    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        assert send_again() == 0
+        for publications in (1, 2):
+            lease = 60 * 2 ** (publications - 1)
+            Chunk.objects.update(published_at=from_now(1 - lease))
+            assert send_again() == 0
+            Chunk.objects.update(published_at=from_now(-1 - lease))
+            assert send_again() == 1
+
+    assert Chunk.objects.get().publications == 3
+    assert len(sent) == 2
+
+
+def test_parked_chunks_go_on_when_their_runner_is_back(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run()
+    execute(Chunk.objects.get().pk)
+    upkeep(in_any_case=True)
+    assert Chunk.objects.get().state == Chunk.State.PARKED
+    with installed(runner):
+        upkeep(in_any_case=True)
+        work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 4
+
+
+def test_spilled_triggers_are_planned_and_then_deleted(documents):
+    runner = declare()
+    SpilledTrigger.objects.create(
+        model_label="library.Document", keys=[documents[0].pk, documents[1].pk]
+    )
+    SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[1].pk])
+    SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
+    with installed(runner):
+        assert drain_spilled() == 3
+        work_off()
+
+    assert SpilledTrigger.objects.count() == 0
+    assert statuses() == [Run.Status.SUCCEEDED] * 2
+
+
+def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):
+    monkeypatch.setattr("autorun.planning.keys.KEYS_AT_ONCE", 2)
+    monkeypatch.setattr("autorun.planning.statements.LARGEST_BLOCK", 2)
+    SpilledTrigger.objects.create(
+        model_label="library.Document", keys=[document.pk for document in documents]
+    )
+    with installed(declare(BATCH_SIZE=1)):
+        drain_spilled()
+        work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 4
+
+
+def test_keys_that_are_none_are_passed_over(documents):
+    SpilledTrigger.objects.create(model_label="library.Document", keys=["x", documents[0].pk])
+    with installed(declare()):
+        drain_spilled()
+
+    assert Run.objects.count() == 1
+
+
+def test_a_round_is_made_once_an_interval(documents):
+    assert upkeep() is not None
+    assert upkeep() is None
+    Pulse.objects.update(beat_at=from_now(-60))
+    assert upkeep() is not None
+
+
+def test_one_broken_step_does_not_keep_the_others_from_their_work(documents, monkeypatch, caplog):
+    def explode(**_):
+        raise ValueError("broken step")
+
+    monkeypatch.setattr("autorun.upkeep.rescue_expired", explode)
+    runner = declare(RETRY_BACKOFF=100)
+    with installed(runner):
+        runner().run()
+        Chunk.objects.update(state=Chunk.State.WAITING)
+        report = upkeep(in_any_case=True)
+
+    assert report.released == 1
+    assert "broken step" in caplog.text
+
+
+def test_turns_are_taken_one_at_a_time():
+    assert pulses.take_turn("test", every=10)
+    assert not pulses.take_turn("test", every=10)
+    Pulse.objects.filter(name="test").update(beat_at=from_now(-8.1))
+    assert pulses.take_turn("test", every=10)
+
+
+def test_a_batch_whose_planner_died_is_planned_on(documents, monkeypatch):
+    published = []
+    monkeypatch.setattr("autorun.upkeep.publish", published.extend)
+    runner = declare()
+    with installed(runner):
+        batch = backfill._begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        assert hand_on_batches() == 0
+        Batch.objects.update(expires_at=from_now(-1))
+        assert hand_on_batches() == 1
+        from autorun import tasks
+
+        (message,) = published
+        assert message.task == tasks.backfill.name
+        tasks.backfill(*message.args)
+        tasks.backfill(*message.args)
+        work_off()
+
+    batch.refresh_from_db()
+    assert (batch.state, batch.planned) == (Batch.State.FINISHED, 4)
+    assert statuses() == [Run.Status.SUCCEEDED] * 4
+
+
+def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
+    runner = declare()
+    with installed(runner):
+        batch = backfill._begin(runner(), Batch.Trigger.CODE, Scope(given=True))
+        Batch.objects.update(expires_at=from_now(-1))
+        from autorun import batches
+
+        backfill.go_on(batches.take_over(batch.pk))
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FAILED
+    assert "only it had the queryset" in batch.reason
+
+
+def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
+    runner = declare()
+    with installed(runner):
+        batch = backfill._begin(runner(), Batch.Trigger.BACKFILL, Scope())
+    Batch.objects.update(expires_at=from_now(-1))
+    from autorun import batches
+
+    backfill.go_on(batches.take_over(batch.pk))
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FAILED
+    assert "EchoRunner" in batch.reason
+
+
+def test_planned_batches_with_nothing_left_are_finished(documents):
+    runner = declare()
+    with installed(runner):
+        batch = runner().run()
+        work_off()
+        Batch.objects.update(state=Batch.State.RUNNING)
+
+        assert finish_batches() == 1
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FINISHED
+
+
+def test_pruning_deletes_old_history_and_nothing_current(documents, settings):
+    settings.AUTORUN = {"RETENTION": dt.timedelta(days=1)}
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        work_off()
+        runner().backfill(force=True)
+        work_off()
+        assert prune() == 0
+        Run.objects.update(finished_at=F("finished_at") - dt.timedelta(days=2))
+
+        assert prune() == 4
+        assert runner().progress().succeeded == 4
+        assert runner().run().planned == 0
+    assert Run.objects.count() == 4
+
+
+def test_without_a_retention_nothing_is_pruned(documents, settings):
+    settings.AUTORUN = {"RETENTION": None}
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        work_off()
+        runner().backfill(force=True)
+        Run.objects.update(finished_at="2001-01-01T00:00Z")
+
+        assert prune() == 0
