@@ -6,8 +6,6 @@ finished. Everything about being queued and being worked on is kept on its `Chun
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import Any, ClassVar, TypeVar
 
 from django.contrib.contenttypes.models import ContentType
@@ -15,6 +13,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.expressions import CombinedExpression
 
+from autorun.chunk_ids import new_chunk_id
 from autorun.clock import DatabaseNow
 from autorun.conf import settings
 from autorun.fields import FingerprintField, ObjectKeyField
@@ -23,23 +22,6 @@ from autorun.fields import FingerprintField, ObjectKeyField
 UNCHANGING = "0" * 32
 #: What the fingerprint of a row is whose input could not be prepared.
 UNPREPARED = "f" * 32
-
-CHUNK_EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC
-CHUNK_RANDOM_BITS = 22
-#: More chunks than one window of planning makes.
-LARGEST_BLOCK = 1 << 17
-
-
-def new_chunk_id() -> int:
-    """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
-
-    Ids are made here rather than by the database so that one INSERT can spread runs over chunks
-    that do not exist yet. Two blocks that overlap violate the primary key, and that window of
-    planning is rolled back and repeated.
-    """
-    milliseconds = time.time_ns() // 1_000_000 - CHUNK_EPOCH_MS
-    return milliseconds << CHUNK_RANDOM_BITS | secrets.randbits(CHUNK_RANDOM_BITS)
-
 
 State = TypeVar("State", bound=models.Model)
 

@@ -1,6 +1,7 @@
 """Which rows are pending, and that each gets exactly one run."""
 
 import uuid
+from collections import Counter
 
 import pytest
 from django.db.models import Count, Q
@@ -338,3 +339,21 @@ def test_ignored_rows_are_left_alone_until_they_change(documents):
         Document.objects.filter(title="title 1").update(title="new")
         assert runner().run().planned == 1
         assert runner().progress().ignored == 5
+
+
+def test_what_is_planned_in_the_same_millisecond_shares_no_chunk(documents, monkeypatch):
+    """A window that has both good rows and rows whose input fails makes two blocks of chunks."""
+    monkeypatch.setattr("autorun.chunk_ids.time.time_ns", lambda: 1_800_000_000_000_000_000)
+    monkeypatch.setattr("autorun.chunk_ids.secrets.randbits", lambda bits: 1 << bits - 1)
+    runner = declare(
+        INPUT_FIELDS=None,
+        get_instance_representation=lambda self, row: {"inverse": 1 / row.pk.__sub__(failing)},
+    )
+    failing = documents[2].pk
+
+    with installed(runner):
+        runner().run()
+
+    sizes = Counter(Run.objects.values_list("chunk_id", flat=True))
+    assert sorted(sizes.values()) == [1, 5]
+    assert {chunk.pk: chunk.size for chunk in Chunk.objects.all()} == sizes

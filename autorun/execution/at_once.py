@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, connections, transaction
 
+from autorun.chunk_ids import new_chunk_id
 from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
 from autorun.crashing import crash_point
@@ -20,7 +21,7 @@ from autorun.execution.execute import work_off
 from autorun.execution.leases import Lease, worker_name
 from autorun.execution.work import Work
 from autorun.keys import key_kind
-from autorun.models import Chunk, Node, Run, new_chunk_id
+from autorun.models import Chunk, Node, Run
 from autorun.planning.keys import candidates_named, plan_for_all
 from autorun.planning.standing import Standing, standing_of
 from autorun.planning.statements import Redo, as_counters, supersede

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from django.db import connections
 
+from autorun.chunk_ids import new_chunk_id
 from autorun.clock import DatabaseNow, from_now, now_sql
 from autorun.conf import settings
 from autorun.crashing import crash_point
@@ -15,7 +16,7 @@ from autorun.encoding import ExceptionText
 from autorun.exceptions import LeaseLost
 from autorun.execution.leases import Lease, worker_name
 from autorun.keys import Key
-from autorun.models import Chunk, Failure, Run, new_chunk_id
+from autorun.models import Chunk, Failure, Run
 from autorun.recordsets import recordset
 from autorun.signals import Ending
 from autorun.sql import table

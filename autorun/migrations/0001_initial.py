@@ -1,9 +1,9 @@
 import django.db.models.deletion
 from django.db import migrations, models
 
+import autorun.chunk_ids
 import autorun.clock
 import autorun.fields
-import autorun.models
 
 
 class Migration(migrations.Migration):
@@ -152,7 +152,7 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     models.BigIntegerField(
-                        default=autorun.models.new_chunk_id, primary_key=True, serialize=False
+                        default=autorun.chunk_ids.new_chunk_id, primary_key=True, serialize=False
                     ),
                 ),
                 ("runner", models.CharField(max_length=255)),

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from autorun import signals
+from autorun.chunk_ids import new_chunk_id
 from autorun.conf import settings
 from autorun.crashing import crash_point
 from autorun.dispatch import queue_of
 from autorun.encoding import ExceptionText, describe_exception
 from autorun.keys import Key, key_kind
-from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run, new_chunk_id
+from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
 from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Candidates, Counts, Redo

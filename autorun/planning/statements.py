@@ -19,9 +19,10 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 
+from autorun.chunk_ids import LARGEST_BLOCK
 from autorun.clock import now_sql
 from autorun.keys import Key, KeyKind
-from autorun.models import LARGEST_BLOCK, Chunk, Run
+from autorun.models import Chunk, Run
 from autorun.planning.selection import Selection
 from autorun.recordsets import recordset
 from autorun.sql import (
@@ -227,8 +228,7 @@ def insert_chunks(
     """Insert the chunks that new runs name, of the block that begins with the id of `like`.
 
     Their `counters` say how many runs each was given, the first one has the numbers in `booked`,
-    and in everything else they are like `like`. The block ends where the next millisecond's
-    begins, and this transaction sees no other's runs.
+    and in everything else they are like `like`.
     """
     connection = connections[using]
     quote = connection.ops.quote_name

@@ -1,0 +1,36 @@
+"""Chunk ids are made here rather than by the database.
+
+So one INSERT can spread runs over chunks that do not exist yet.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+
+EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC
+RANDOM_BITS = 22
+#: More chunks than one window of planning makes.
+LARGEST_BLOCK = 1 << 17
+
+
+class _Last(threading.local):
+    """The block that a thread began last; a lock could be held while a worker's pool forks."""
+
+    chunk_id = 0
+
+
+_last = _Last()
+
+
+def new_chunk_id() -> int:
+    """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
+
+    A thread's blocks never overlap. Where those of two threads or processes do, the primary key
+    is violated, and that window of planning is rolled back and repeated.
+    """
+    milliseconds = time.time_ns() // 1_000_000 - EPOCH_MS
+    chunk_id = milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
+    _last.chunk_id = max(chunk_id, _last.chunk_id + LARGEST_BLOCK)
+    return _last.chunk_id
