@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from autorun import nodes, registry
 from autorun.clock import DatabaseNow
 from autorun.conf import settings
 from autorun.crashing import crash_point
 from autorun.exceptions import BrokerUnavailable
-from autorun.models import Batch, Chunk
+from autorun.models import Batch, Chunk, Node
 from autorun.publishing import Message, publish
 from autorun.transactions import repeated_on_conflict
 
@@ -70,8 +70,10 @@ def release(node_id: int) -> Release:
 
 def release_everywhere() -> int:
     """`release` for every node that has something waiting; how many chunks."""
-    waiting = Chunk.objects.filter(state=Chunk.State.WAITING).values_list("node_id", flat=True)
-    return sum(release(node_id).chunks for node_id in list(waiting.distinct()))
+    # Asked of each node: all that waits may be many thousands.
+    waiting = Chunk.objects.filter(node_id=OuterRef("pk"), state=Chunk.State.WAITING)
+    nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
+    return sum(release(node_id).chunks for node_id in list(nodes_waiting))
 
 
 def send(chunks: Sequence[Chunk]) -> int:
@@ -149,10 +151,10 @@ def _claim(node_id: int) -> list[Chunk]:
     nodes.lock(node_id)
     in_flight = Chunk.objects.filter(
         node_id=node_id, state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING)
-    ).values_list("runner", "batch_id", Chunk.runs_left())
-    room = _Room(in_flight)
-    claimed = [chunk for chunk in _in_pages(_due(node_id), room) if room.takes(chunk)]
-    Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed]).update(
+    ).values_list("runner", "batch_id", "batch__window", Chunk.runs_left())
+    claimed = list(_fitting(_due(node_id), _Room(in_flight)))
+    # One that was cancelled since it was read stays so; its message finds nothing to do.
+    Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed], state=Chunk.State.WAITING).update(
         state=Chunk.State.QUEUED,
         published_at=DatabaseNow(),
         publications=F("publications") + 1,
@@ -162,55 +164,79 @@ def _claim(node_id: int) -> list[Chunk]:
     return claimed
 
 
-def _in_pages(due: QuerySet[Chunk], room: _Room) -> Iterator[Chunk]:
-    """The chunks that wait, as long as there is room; those of a long backfill are thousands."""
-    rows = due.select_related("batch")
-    begin, size = 0, FIRST_PAGE
-    while begin < settings.WINDOW and not room.is_full:
-        page = list(rows[begin : begin + size])
-        yield from page
+def _fitting(due: QuerySet[Chunk], room: _Room) -> Iterator[Chunk]:
+    """The chunks there is room for, in their order and a page at a time.
+
+    What can take no more is left out of the next page: behind a batch whose window is full, or a
+    runner at its MAX_PARALLEL, thousands of its own chunks may stand before another's.
+    """
+    rows = due.annotate(window=F("batch__window"))
+    size = FIRST_PAGE
+    while not room.is_full:
+        page = list(room.open_to(rows)[:size])
+        for chunk in page:
+            if room.takes(chunk):
+                yield chunk
+            elif room.is_full:
+                return
         if len(page) < size:
             return
-        begin, size = begin + size, 4 * size
+        last = page[-1]
+        rows = rows.filter(
+            Q(priority__lt=last.priority) | Q(pk__gt=last.pk), priority__lte=last.priority
+        )
+        size *= 4
 
 
 class _Room:
     """What is left of the limits: the node's window, a batch's own, a runner's MAX_PARALLEL.
 
     A chunk works on its runs one after the other, so as many of them run at once as chunks do.
-    A chunk that is larger than the window goes out when nothing else is in flight.
+    A chunk that is larger than a window goes out when nothing else of it is in flight.
     """
 
-    def __init__(self, in_flight: Iterable[tuple[str, int | None, int]]) -> None:
-        self.runs = 0
+    def __init__(self, in_flight: Iterable[tuple[str, int | None, int | None, int]]) -> None:
         self.is_full = False
-        self.runs_of_batch: Counter[int] = Counter()
-        self.chunks_of_runner: Counter[str] = Counter()
-        for runner, batch_id, size in in_flight:
-            self._add(runner, batch_id, size)
+        self._runs = 0
+        self._runs_of_batch: Counter[int | None] = Counter()
+        self._chunks_of_runner: Counter[str] = Counter()
+        self._full_batches: set[int] = set()
+        self._full_runners: set[str] = set()
+        for in_one in in_flight:
+            self._add(*in_one)
 
-    def takes(self, chunk: Chunk) -> bool:
+    def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
+        """Those of `chunks` whose batch and runner may take another one."""
+        return chunks.exclude(batch_id__in=self._full_batches).exclude(
+            runner__in=self._full_runners
+        )
+
+    def takes(self, chunk: Any) -> bool:
         """Whether `chunk` fits; if so it is counted in."""
-        if self.runs and self.runs + chunk.size > settings.WINDOW:
+        if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
+            return False
+        if self._runs and self._runs + chunk.size > settings.WINDOW:
             self.is_full = True
             return False
-        most_chunks = self._most_parallel(chunk.runner)
-        if most_chunks and self.chunks_of_runner[chunk.runner] >= most_chunks:
+        of_batch = self._runs_of_batch[chunk.batch_id]
+        if chunk.window and of_batch and of_batch + chunk.size > chunk.window:
+            self._full_batches.add(chunk.batch_id)
             return False
-        if chunk.batch is not None and chunk.batch.window:
-            of_batch = self.runs_of_batch[chunk.batch.pk]
-            if of_batch and of_batch + chunk.size > chunk.batch.window:
-                return False
-        self._add(chunk.runner, chunk.batch_id, chunk.size)
+        self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size)
         return True
 
-    def _add(self, runner: str, batch_id: int | None, size: int) -> None:
-        self.runs += size
-        self.chunks_of_runner[runner] += 1
-        if batch_id is not None:
-            self.runs_of_batch[batch_id] += size
+    def _add(self, runner: str, batch_id: int | None, window: int | None, size: int) -> None:
+        self._runs += size
+        self.is_full = self._runs >= settings.WINDOW
+        self._chunks_of_runner[runner] += 1
+        if self._chunks_of_runner[runner] == _most_parallel(runner):
+            self._full_runners.add(runner)
+        if batch_id is not None and window:
+            self._runs_of_batch[batch_id] += size
+            if self._runs_of_batch[batch_id] >= window:
+                self._full_batches.add(batch_id)
 
-    @staticmethod
-    def _most_parallel(label: str) -> int:
-        runner = registry.find(label)
-        return 0 if runner is None else runner.MAX_PARALLEL
+
+def _most_parallel(label: str) -> int:
+    runner = registry.find(label)
+    return 0 if runner is None else runner.MAX_PARALLEL

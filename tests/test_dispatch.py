@@ -1,12 +1,15 @@
 """What is released, in which order, and within which limits."""
 
+from typing import Any
+
 import pytest
 from django.db import transaction
 
-from autorun import dispatch
+from autorun import batches, dispatch, registry
+from autorun.chunk_ids import new_chunk_id
 from autorun.dispatch import message_for, release
 from autorun.exceptions import BrokerUnavailable
-from autorun.models import Chunk, Node
+from autorun.models import Batch, Chunk, Node
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -20,6 +23,33 @@ def documents() -> list[Document]:
 
 def in_flight() -> int:
     return sum(Chunk.objects.filter(state=Chunk.State.QUEUED).values_list("size", flat=True))
+
+
+def a_batch_waiting(
+    chunks: int, *, size: int = 1, runner: str = "tests.EchoRunner", **options: Any
+) -> Batch:
+    """A batch that has planned so many chunks, and released none."""
+    batch = batches.begin(registry.get(runner), Batch.Trigger.BACKFILL, **options)
+    first = new_chunk_id()
+    Chunk.objects.bulk_create(
+        Chunk(pk=first + number, node=batch.node, runner=runner, batch=batch, size=size)
+        for number in range(chunks)
+    )
+    return batch
+
+
+@pytest.fixture
+def chunks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the chunks that become objects."""
+    read: list[int] = []
+    from_db = Chunk.from_db.__func__
+
+    def noted(cls, db, names, values):
+        read.append(values[0])
+        return from_db(cls, db, names, values)
+
+    monkeypatch.setattr(Chunk, "from_db", classmethod(noted))
+    return read
 
 
 def test_no_more_than_the_window_is_in_flight(documents, settings):
@@ -69,6 +99,68 @@ def test_a_second_dispatcher_releases_nothing_beyond_the_limits(documents, setti
         release(batch.node_id)
 
         assert in_flight() == 4
+
+
+def test_a_batch_behind_thousands_of_a_full_ones_chunks_goes_out(chunks_read):
+    with installed(declare()):
+        full, behind = a_batch_waiting(3_000, window=3), a_batch_waiting(3, window=2)
+
+        assert release(full.node_id).chunks == 5
+        assert Chunk.objects.filter(batch=behind, state=Chunk.State.QUEUED).count() == 2
+        assert len(chunks_read) < 50
+        chunks_read.clear()
+        assert release(full.node_id).chunks == 0
+        assert chunks_read == []
+
+
+def test_what_waits_for_a_runner_at_its_max_parallel_is_not_read(chunks_read):
+    with installed(declare(MAX_PARALLEL=2)):
+        batch = a_batch_waiting(3_000)
+
+        assert release(batch.node_id).chunks == 2
+        assert len(chunks_read) < 50
+        chunks_read.clear()
+        Chunk.objects.filter(pk=Chunk.objects.filter(state=Chunk.State.QUEUED).first().pk).delete()
+        assert release(batch.node_id).chunks == 1
+        assert len(chunks_read) < 50
+
+
+def test_another_runner_of_the_node_goes_past_one_at_its_max_parallel(documents):
+    limited, free = declare(MAX_PARALLEL=1), declare(NAME="FreeRunner")
+    with installed(limited, free):
+        batch = a_batch_waiting(100)
+        a_batch_waiting(3, runner="tests.FreeRunner")
+
+        assert release(batch.node_id).chunks == 4
+
+
+def test_a_chunk_larger_than_the_window_is_not_overtaken_for_ever(settings):
+    settings.AUTORUN = {"WINDOW": 4}
+    with installed(declare()):
+        batch = a_batch_waiting(1)
+        assert release(batch.node_id).chunks == 1
+        large, small = a_batch_waiting(1, size=9), a_batch_waiting(1)
+
+        assert release(batch.node_id).chunks == 0
+        Chunk.objects.filter(batch=batch).update(state=Chunk.State.FINISHED)
+        assert release(batch.node_id).chunks == 1
+        assert large.chunks.get().state == Chunk.State.QUEUED
+        assert small.chunks.get().state == Chunk.State.WAITING
+
+
+def test_a_chunk_cancelled_while_it_is_claimed_stays_so(documents, monkeypatch):
+    with installed(declare()):
+        batch = a_batch_waiting(1)
+        takes = dispatch._Room.takes
+
+        def cancelled_meanwhile(room, chunk):
+            Chunk.objects.update(state=Chunk.State.FINISHED)
+            return takes(room, chunk)
+
+        monkeypatch.setattr(dispatch._Room, "takes", cancelled_meanwhile)
+        release(batch.node_id)
+
+    assert Chunk.objects.get().state == Chunk.State.FINISHED
 
 
 def test_urgent_chunks_are_released_first(documents, settings):
