@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from django.db import IntegrityError, transaction
 
 from autorun.clock import DatabaseNow, from_now
@@ -28,3 +30,13 @@ def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+def give_back_turn(name: str) -> None:
+    """Let the next who asks have the turn that was taken."""
+    Pulse.objects.filter(name=name).delete()
+
+
+def note(name: str, beat_at: dt.datetime) -> None:
+    """Record that it happened then, whenever it has happened before."""
+    Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})

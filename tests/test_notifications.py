@@ -186,6 +186,35 @@ def test_an_error_in_telling_hurts_nothing(settings, caplog, on_failure):
     assert "tests.EchoRunner: nobody was told of its failures." in caplog.text
 
 
+def test_what_nobody_could_be_told_of_is_told_later(told, settings):
+    settings.AUTORUN["ON_FAILURE"] = lambda report: 1 / 0
+    runner = declare(broken, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "a")
+        settings.AUTORUN["ON_FAILURE"] = note
+        fail(runner, "b")
+        at_once = list(told)
+        pass_time(hours=5)
+        notify_due()
+        notify_due()
+
+    assert at_once == []
+    assert [report.runs for report in told] == [2]
+
+
+def test_telling_is_not_tried_for_every_failure(settings):
+    tries = []
+    settings.AUTORUN["ON_FAILURE"] = lambda report: tries.append(report.runs) or 1 / 0
+    runner = declare(broken, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "a")
+        fail(runner, "b")
+        pass_time(minutes=5)
+        fail(runner, "c")
+
+    assert tries == [1, 3]
+
+
 def test_telling_does_not_take_for_ever(settings, caplog, monkeypatch):
     monkeypatch.setattr(notifying, "PATIENCE", 0.05)
     settings.AUTORUN["ON_FAILURE"] = lambda report: time.sleep(30)

@@ -22,7 +22,7 @@ from autorun.execution.interruption import time_limit
 from autorun.failures import group_failures
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
-from autorun.pulses import take_turn
+from autorun.pulses import give_back_turn, note, take_turn
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 PATIENCE = 30.0
 #: How often upkeep looks for failures that have not been told of, in seconds.
 LOOK_EVERY = 60.0
+#: How long to wait after telling has failed, in seconds: each try may take PATIENCE.
+TRY_EVERY = 300.0
+PREFIX = "on_failure"
 
 
 def notify_soon(runner: QuerySetRunner) -> bool:
@@ -59,34 +62,51 @@ def notify_due() -> int:
         run__status=Run.Status.FAILED,
     )
     labels = failed.values_list("run__chunk__runner", flat=True).distinct().order_by()
-    runners = [registry.find(label) for label in list(labels)]
-    return sum(notify_soon(runner) for runner in runners if runner is not None)
+    found = [registry.find(label) for label in list(labels)]
+    runners = {runner.label: runner for runner in (*found, *_untold()) if runner is not None}
+    return sum(notify_soon(runner) for runner in runners.values())
 
 
 def _notify(runner: QuerySetRunner) -> bool:
     interval: dt.timedelta = settings.ON_FAILURE_EVERY
-    name = _pulse_name(runner)
+    told, tried = _told_name(runner), _tried_name(runner)
     now = timezone.now()
-    told_at = _told_at(name)
+    told_at = _beat_at(told)
     if told_at is not None and now - told_at < interval:
+        return False
+    if not take_turn(tried, every=min(TRY_EVERY, interval.total_seconds()), early=1.0):
         return False
     since = now - 2 * interval if told_at is None else told_at
     groups = tuple(group_failures(runner, within=now - since))
     if not groups:
+        give_back_turn(tried)
         return False
-    if not take_turn(name, every=interval.total_seconds(), early=1.0):
-        return False
-    tell = _callable()
+    # Told is what nobody has thrown: what a failed try would have said, the next one says.
+    note(told, since)
     report = FailureReport(runner.label, str(runner.get_analysis()), since, groups)
     with time_limit(PATIENCE, message=f"AUTORUN['ON_FAILURE'] took longer than {PATIENCE:g} s."):
-        tell(report)
+        _callable()(report)
+    # What has failed since the try began is of the next report.
+    note(told, _beat_at(tried) or now)
     return True
 
 
-def _told_at(name: str) -> dt.datetime | None:
+def _untold() -> list[QuerySetRunner]:
+    """Runners whose failures somebody has tried to tell of in vain."""
+    beats = dict(Pulse.objects.filter(name__startswith=PREFIX).values_list("name", "beat_at"))
+    return [
+        runner
+        for runner in registry.runners()
+        if (tried_at := beats.get(_tried_name(runner))) is not None
+        and (told_at := beats.get(_told_name(runner))) is not None
+        and told_at < tried_at
+    ]
+
+
+def _beat_at(name: str) -> dt.datetime | None:
     beats = Pulse.objects.filter(name=name).values_list("beat_at", flat=True)
-    told_at: dt.datetime | None = beats.first()
-    return told_at
+    beat_at: dt.datetime | None = beats.first()
+    return beat_at
 
 
 def _callable() -> Callable[[FailureReport], Any]:
@@ -97,6 +117,11 @@ def _callable() -> Callable[[FailureReport], Any]:
     return found
 
 
-def _pulse_name(runner: QuerySetRunner) -> str:
-    """A name of at most 64 characters."""
-    return f"on_failure:{hashlib.sha256(runner.label.encode()).hexdigest()[:32]}"
+def _told_name(runner: QuerySetRunner) -> str:
+    """The pulse whose time the last report goes up to; its name has 64 characters at most."""
+    return f"{PREFIX}:{hashlib.sha256(runner.label.encode()).hexdigest()[:32]}"
+
+
+def _tried_name(runner: QuerySetRunner) -> str:
+    """The pulse of the last try to tell."""
+    return _told_name(runner).replace(PREFIX, f"{PREFIX}_try")
