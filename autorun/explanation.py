@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.utils import timezone
-
+from autorun.clock import as_told
 from autorun.dispatch import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.keys import Key, key_kind
@@ -256,8 +255,7 @@ def _verb(run: Run) -> str:
 def _time(value: dt.datetime | None) -> str:
     if value is None:
         return "an unknown time"
-    local = timezone.localtime(value) if timezone.is_aware(value) else value
-    return f"{local:%Y-%m-%d %H:%M:%S}"
+    return as_told(value)
 
 
 def _last_failure(run: Run) -> Failure | None:

@@ -31,6 +31,8 @@ SINCE: Mapping[str, dt.timedelta] = {
 
 _CURRENT = Q(is_current=True)
 _PENDING = Q(status=Run.Status.PENDING)
+#: Batches of which nothing is to be told: they looked, and all was done.
+EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned=0, unprepared=0)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def test_exit_codes_of_a_process(tmp_path):
     nowhere = {"AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3")}
     unknown = run_process("sweep", "library.CaptionRuner", **nowhere)
     unmigrated = run_process("status", **nowhere)
-    unwell = run_process("doctor", "--check", **nowhere)
+    unwell = run_process("doctor", **nowhere)
 
     assert [each.returncode for each in (unknown, unmigrated, unwell)] == [1, 1, 3]
     assert b"Did you mean 'library.CaptionRunner'?" in unknown.stderr
@@ -148,7 +148,7 @@ def test_an_ascii_terminal_gets_ascii(tmp_path):
 
     ended = run_process("doctor", PYTHONIOENCODING="ascii", PYTHONUTF8="0", **database)
 
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 3, ended.stderr
     assert ended.stdout.isascii()
     assert b"x migrations: Not applied" in ended.stdout
 
@@ -412,13 +412,52 @@ def test_batches(documents, failing):
     assert typed_json("batches", "--state", "running") == []
 
 
-def test_doctor(configured_eagerly):
-    findings = typed_json("doctor")
+def test_sweeps_that_found_nothing_are_left_out(documents, runner):
+    adopted = typed("adopt", LABEL)
+    typed("sweep", LABEL)
 
+    assert "6 rows" in adopted
+    assert "No batches.\nSweeps that found nothing to plan are left out" in typed("batches")
+    assert f"sweep of {LABEL}" in typed("batches", "--all")
+    assert len(typed_json("batches", "--all")) == 1
+    assert typed_json("batches") == []
+
+
+def test_doctor(configured_eagerly):
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="error") as raised:
+        call_command("autorun", "doctor", "--format", "json", stdout=out)
+    findings = json.loads(out.getvalue())
+    shown = io.StringIO()
+    with pytest.raises(CommandError):
+        call_command("autorun", "doctor", stdout=shown)
+
+    assert raised.value.returncode == 3
     assert findings[0].keys() == {"level", "subject", "message", "hint"}
-    assert "eager mode" in typed("doctor")
-    with pytest.raises(CommandError, match="error"):
-        typed("doctor", "--check")
+    assert "eager mode" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("levels", "options", "code"),
+    [
+        (("ok", "ok"), (), 0),
+        (("ok", "warning"), (), 0),
+        (("ok", "warning"), ("--strict",), 3),
+        (("error", "ok"), (), 3),
+    ],
+)
+def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, options, code):
+    from autorun.doctor import Finding
+
+    findings = [Finding(level, "broker", "It says so.") for level in levels]
+    monkeypatch.setattr("autorun.commands.doctor.examine", lambda: findings)
+    try:
+        typed("doctor", *options)
+        ended = 0
+    except CommandError as error:
+        ended = error.returncode
+
+    assert ended == code
 
 
 @pytest.mark.parametrize(
@@ -613,6 +652,95 @@ def test_backfill_of_some_keys_with_a_window(documents, runner):
     assert batch.window == 1
     assert batch.requested_by.endswith("command line")
     assert f"manage.py autorun pause {batch.pk}" in printed
+
+
+def test_what_plans_says_so_as_json(documents, failing):
+    swept = typed_json("sweep", LABEL)
+    work_off()
+    ran = typed_json("run", LABEL)
+    filled = typed_json("backfill", LABEL, "--only", "all", "--limit", "1")
+    dry = typed_json("backfill", LABEL, "--only", "failed", "--dry")
+    retried = typed_json("retry", LABEL)
+    Document.objects.create(title="title 8")
+    adopted = [typed_json("adopt", LABEL, "--dry"), typed_json("adopt", LABEL)]
+
+    assert [each["runner"] for each in swept] == [LABEL]
+    assert (swept[0]["batch"]["planned"], swept[0]["failed_for_good"]) == (6, 0)
+    assert (ran["trigger"], ran["planned"], ran["candidates"]) == ("code", 0, 6)
+    assert (filled["trigger"], filled["planned"]) == ("backfill", 1)
+    assert dry == {"runner": LABEL, "planned": 2}
+    assert (retried["planned"], retried["left"]) == (2, 2)
+    assert adopted == [
+        {"runner": LABEL, "rows": 1, "dry": True},
+        {"runner": LABEL, "rows": 1, "dry": False},
+    ]
+
+
+def test_a_dry_run_as_json_has_no_batch(documents, runner):
+    found = typed_json("run", LABEL, "--dry")
+
+    assert (found["id"], found["planned"]) == (None, 6)
+    assert not Batch.objects.exists()
+
+
+def test_a_queued_sweep_as_json_has_no_batch(runner, monkeypatch):
+    monkeypatch.setattr("autorun.commands.sweep.publish", lambda messages: None)
+
+    assert typed_json("sweep", LABEL, "--queue") == [
+        {"runner": LABEL, "queued": True, "failed_for_good": None, "batch": None}
+    ]
+
+
+@pytest.mark.parametrize("name", ["backfill", "retry"])
+def test_watching_is_for_people(name, documents, runner):
+    with pytest.raises(CommandError, match="--watch does not go with --format json"):
+        typed(name, LABEL, "--watch", "--format", "json")
+    assert not Batch.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["run", "backfill", "retry", "adopt", "ignore"])
+def test_keys_of_no_row_are_named_and_the_others_done(name, documents, failing):
+    failing.run(Document.objects.filter(pk=documents[1].pk))
+    work_off()
+    key = documents[1 if name == "retry" else 2].pk
+    before = statuses(is_current=True)
+
+    with pytest.raises(CommandError, match=r"no library\.Document with the key 98765, 98766\.$"):
+        typed(name, LABEL, key, "98765", "98766")
+
+    assert statuses(is_current=True) != before
+
+
+@pytest.mark.parametrize("name", ["run", "backfill", "retry", "adopt", "ignore"])
+def test_with_keys_of_no_row_alone_nothing_is_begun(name, runner):
+    with pytest.raises(CommandError, match="with the key 98765") as raised:
+        typed(name, LABEL, "98765")
+
+    assert raised.value.returncode == 1
+    assert not Batch.objects.exists()
+
+
+def test_backfill_names_what_it_leaves_alone(documents, failing):
+    typed("backfill", LABEL)
+    work_off()
+
+    printed = typed("backfill", LABEL)
+
+    assert "3 rows that failed for good were left alone." in printed
+    assert f"manage.py autorun retry {LABEL}\n" in printed
+    assert "left alone" not in typed("backfill", LABEL, documents[0].pk)
+
+
+def test_times_name_their_zone(documents, failing, settings):
+    settings.TIME_ZONE = "Asia/Tokyo"
+    batch = failing.backfill()
+    work_off()
+
+    assert re.search(r"\d\d:\d\d:\d\d JST  6 planned", typed("batches"))
+    assert "last (JST)" in typed("failures")
+    assert re.search(r" at \S+ \S+ JST", typed("explain", LABEL, documents[0].pk))
+    assert typed_json("batches")[0]["created_at"].endswith("Z")
+    assert batch.planned == 6
 
 
 def test_backfill_dry_records_nothing(documents, runner):

@@ -17,6 +17,7 @@ from autorun.admin.permissions import Permission
 from autorun.admin.tables import batch_lines
 from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError
+from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch
 
 PAGE = 50
@@ -54,7 +55,8 @@ class BatchAdmin(PageAdmin):
         before = request.GET.get("before", "")
         if before.isdecimal() and len(before) < 19:
             found = found.filter(pk__lt=int(before))
-        some = list(found[: PAGE + 1])
+        with_empty = request.GET.get("all") == "1"
+        some = list((found if with_empty else found.exclude(EMPTY_SWEEP))[: PAGE + 1])
         return self.render(
             request,
             "batches",
@@ -62,6 +64,7 @@ class BatchAdmin(PageAdmin):
             lines=batch_lines(some[:PAGE]),
             older=some[PAGE - 1].pk if len(some) > PAGE else None,
             label=label,
+            with_empty=with_empty,
             runners=[runner.label for runner in registry.runners()],
         )
 

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
 
-from autorun import registry
+from autorun.commands.batches import as_json
 from autorun.commands.plan import add_scope, scope_of
 from autorun.commands.subcommand import (
-    Subcommand,
+    OnRows,
+    add_format,
     add_keys,
     add_queue,
     add_runner,
     positive,
     requested_by,
-    rows_of,
 )
 from autorun.commands.terminal import plural
 from autorun.commands.watching import find_new_batch, last_batch, watch
@@ -25,8 +25,11 @@ from autorun.preview import preview
 from autorun.publishing import Message, publish
 from autorun.triggers.backfill import backfill_now
 
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
 
-class Backfill(Subcommand):
+
+class Backfill(OnRows):
     """Plan and start what is there already, a window of runs at a time.
 
     Without --only and --force, what is pending is planned; `manage.py autorun plan` shows it first.
@@ -48,11 +51,13 @@ class Backfill(Subcommand):
             "--watch", action="store_true", help="show progress; Ctrl-C stops watching only"
         )
         add_queue(parser)
+        add_format(parser)
 
-    def handle(self, **options: Any) -> None:
-        runner = registry.get(options["runner"])
+    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+        is_json = options["format"] == "json"
+        if is_json and options["watch"]:
+            raise CommandError("--watch does not go with --format json.")
         scope = scope_of(options)
-        rows_of(runner, options["keys"])  # raises for what is no key
         scope = Scope(
             filter=scope.filter,
             pks=tuple(options["keys"]) or None,
@@ -62,10 +67,15 @@ class Backfill(Subcommand):
         scope.queryset(runner)  # raises for an unknown filter
         if options["dry"]:
             number = preview(runner, scope, limit=options["limit"]).planned
+            if is_json:
+                self.terminal.json({"runner": runner.label, "planned": number})
+                return
             self.terminal.say((runner.label, "bold"), f": would plan {plural(number, 'run')}.")
             return
         if options["queue"]:
             batch = self._queued(runner.label, scope, options)
+            if is_json:
+                self.terminal.json({"runner": runner.label, "queued": True})
         else:
             batch = backfill_now(
                 runner,
@@ -74,7 +84,11 @@ class Backfill(Subcommand):
                 window=options["window"],
                 requested_by=requested_by(),
             )
-            self._report(batch)
+            if is_json:
+                self.terminal.json(as_json(batch))
+            else:
+                self._report(batch)
+                self._tell_of_failed(runner, scope)
         if options["watch"] and batch is not None:
             watch(batch, self.terminal)
 
@@ -84,7 +98,8 @@ class Backfill(Subcommand):
         arguments = (label, scope.filter, pks, scope.only, scope.force)
         limits = (options["limit"], options["window"])
         publish([Message("autorun.backfill", (*arguments, *limits), queue=settings.QUEUE)])
-        self.terminal.say((label, "bold"), ": a worker will plan the backfill.")
+        if options["format"] != "json":
+            self.terminal.say((label, "bold"), ": a worker will plan the backfill.")
         if not options["watch"]:
             return None
         batch = find_new_batch(label, after=before)
@@ -102,8 +117,21 @@ class Backfill(Subcommand):
             self.terminal.say(
                 (f"The input of {plural(batch.unprepared, 'row')} could not be prepared.", "red")
             )
-        if batch.state != Batch.State.FINISHED:
+        if batch.state not in (Batch.State.FINISHED, Batch.State.FAILED):
             self.terminal.hint(
                 f"Hold it back: manage.py autorun pause {batch.pk}. "
                 f"Give it up: manage.py autorun cancel {batch.pk}"
             )
+
+    def _tell_of_failed(self, runner: QuerySetRunner, scope: Scope) -> None:
+        """Say what a backfill of all pending rows leaves alone."""
+        is_whole = scope.filter is None and scope.pks is None
+        if not is_whole or scope.only is not None or scope.force:
+            return
+        if failed := runner.progress().failed:
+            self.terminal.say(
+                (f"{plural(failed, 'row')} that failed for good ", "red"),
+                ("was" if failed == 1 else "were", "red"),
+                (" left alone.", "red"),
+            )
+            self.terminal.hint(f"Run these again: manage.py autorun retry {runner.label}")

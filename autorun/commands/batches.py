@@ -10,6 +10,7 @@ from autorun import registry
 from autorun.batches import BatchCounts
 from autorun.commands.subcommand import Subcommand, add_format, positive
 from autorun.commands.terminal import moment
+from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch, Chunk
 
 TRIGGERS = {"code": "run"}
@@ -26,6 +27,12 @@ class Batches(Subcommand):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("runner", metavar="RUNNER", nargs="?", help="its label; else all")
         parser.add_argument("--state", choices=Batch.State.values)
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            dest="with_empty",
+            help="also sweeps that found nothing to plan",
+        )
         parser.add_argument("--limit", type=positive, default=20, metavar="N", help="20 by default")
         add_format(parser)
 
@@ -35,18 +42,21 @@ class Batches(Subcommand):
             found = found.filter(runner=registry.get(options["runner"]).label)
         if options["state"]:
             found = found.filter(state=options["state"])
-        batches = list(found[: options["limit"]])
+        shown = found if options["with_empty"] else found.exclude(EMPTY_SWEEP)
+        batches = list(shown[: options["limit"]])
         counts = counts_of(batches)
         if options["format"] == "json":
             self.terminal.json([as_json(batch, counts[batch.pk]) for batch in batches])
             return
+        is_cut = not options["with_empty"] and found.filter(EMPTY_SWEEP).exists()
         if not batches:
             self.terminal.say("No batches.")
-            return
         for batch in batches:
             self._show(batch, counts[batch.pk])
         if any(batch.state in ("running", "paused") for batch in batches):
             self.terminal.hint("manage.py autorun pause, resume or cancel takes a batch's number.")
+        if is_cut:
+            self.terminal.hint("Sweeps that found nothing to plan are left out: --all shows them.")
 
     def _show(self, batch: Batch, counts: BatchCounts) -> None:
         """Two lines."""
@@ -84,7 +94,9 @@ def counts_of(batches: Iterable[Batch]) -> dict[int, BatchCounts]:
     return found
 
 
-def as_json(batch: Batch, counts: BatchCounts) -> dict[str, Any]:
+def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
+    """The batch for scripts; what came of it is looked up where it is not given."""
+    counts = counts_of([batch])[batch.pk] if counts is None else counts
     return {
         "id": batch.pk,
         "runner": batch.runner,
@@ -101,7 +113,8 @@ def as_json(batch: Batch, counts: BatchCounts) -> dict[str, Any]:
         "failed": counts.failed,
         "cancelled": counts.cancelled,
         "left": counts.left,
-        "created_at": batch.created_at,
+        # What is not saved has no time yet: that is the database's.
+        "created_at": None if batch._state.adding else batch.created_at,
         "planned_at": batch.planned_at,
         "finished_at": batch.finished_at,
     }

@@ -4,7 +4,12 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format
+from autorun.commands.subcommand import (
+    CONDITION_NOT_MET,
+    ConditionNotMet,
+    Subcommand,
+    add_format,
+)
 from autorun.commands.terminal import plural
 from autorun.doctor import Finding, examine
 
@@ -12,7 +17,10 @@ SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "r
 
 
 class Doctor(Subcommand):
-    """Examine what autorun needs: settings, database, broker, workers, beat; and what got stuck."""
+    """Examine what autorun needs: settings, database, broker, workers, beat; and what got stuck.
+
+    The exit code is 3 where there is an error.
+    """
 
     name = "doctor"
     summary = "whether all that autorun needs is there and at work"
@@ -21,9 +29,10 @@ class Doctor(Subcommand):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add_format(parser)
-        add_check(parser, "where there is an error")
         parser.add_argument(
-            "--strict", action="store_true", help="with --check: a warning counts as well"
+            "--strict",
+            action="store_true",
+            help=f"end with exit code {CONDITION_NOT_MET} where there is a warning, too",
         )
 
     def handle(self, **options: Any) -> None:
@@ -34,7 +43,7 @@ class Doctor(Subcommand):
             self._show(findings)
         errors = sum(finding.level == "error" for finding in findings)
         warnings = sum(finding.level == "warning" for finding in findings)
-        if options["check"] and (errors or (options["strict"] and warnings)):
+        if errors or (options["strict"] and warnings):
             raise ConditionNotMet(f"{plural(errors, 'error')}, {plural(warnings, 'warning')}.")
 
     def _show(self, findings: list[Finding]) -> None:

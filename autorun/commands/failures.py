@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from django.conf import settings
+from django.utils import timezone
+
 from autorun import registry
 from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format
 from autorun.commands.terminal import moment, plural
@@ -66,7 +69,7 @@ class Failures(Subcommand):
             title = f"{of_node[0].title} v{of_node[0].version}"
             self.terminal.say((f"{title} ({label})" if label else title, "bold"), f": {runs}")
             self.terminal.table(
-                ("#runs", "what went wrong", "last"),
+                ("#runs", "what went wrong", f"last{_zone()}"),
                 [(f"{each.runs:,}", _words(each), moment(each.last_at)[5:16]) for each in of_node],
             )
             if label:
@@ -90,6 +93,11 @@ def _words(group: FailureGroup) -> str:
     text = group.message if group.runs == 1 else group.shape
     first = text.strip().partition("\n")[0]
     return f"{group.exception_class}: {first}" if first else group.exception_class
+
+
+def _zone() -> str:
+    """The zone of the times in a table, for its heading."""
+    return f" ({timezone.localtime():%Z})" if settings.USE_TZ else ""
 
 
 def duration(text: str) -> dt.timedelta:

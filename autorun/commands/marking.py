@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autorun import registry
 from autorun.commands.subcommand import (
-    Subcommand,
+    OnRows,
+    add_format,
     add_keys,
     add_no_input,
     add_runner,
-    rows_of,
 )
 from autorun.commands.terminal import plural
 from autorun.planning.scope import Scope
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
 
-class _Marking(Subcommand):
+class _Marking(OnRows):
     question: ClassVar[str]
     outcome: ClassVar[str]
 
@@ -33,13 +32,19 @@ class _Marking(Subcommand):
         parser.add_argument("--filter", metavar="NAME", help="a name from the runner's FILTERS")
         parser.add_argument("--dry", action="store_true", help="count only")
         add_no_input(parser)
+        add_format(parser)
 
-    def handle(self, **options: Any) -> None:
-        runner = registry.get(options["runner"])
-        rows_of(runner, options["keys"])  # raises for what is no key
+    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+        is_json = options["format"] == "json"
         scope = Scope(filter=options["filter"], pks=tuple(options["keys"]) or None)
         queryset = scope.queryset(runner)
+        if is_json and not options["dry"]:
+            self._say_json(runner, rows=self.mark(runner, queryset), is_dry=False)
+            return
         pending = runner.pending(queryset).count()
+        if is_json:
+            self._say_json(runner, rows=pending, is_dry=True)
+            return
         rows = plural(pending, "pending row")
         if options["dry"] or not pending:
             self.terminal.say((runner.label, "bold"), f": {rows}.")
@@ -50,6 +55,9 @@ class _Marking(Subcommand):
             return
         number = self.mark(runner, queryset)
         self.terminal.say((runner.label, "bold"), f": {plural(number, 'row')} {self.outcome}.")
+
+    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
+        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
 
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         raise NotImplementedError
@@ -63,6 +71,9 @@ class Adopt(_Marking):
     question = "record {rows} as up to date without running them"
     outcome = "recorded as up to date"
 
+    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
+        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
+
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.adopt(queryset)
 
@@ -74,6 +85,9 @@ class Ignore(_Marking):
     summary = "leave pending rows alone until their input changes"
     question = "leave {rows} alone until they change"
     outcome = "set aside until they change"
+
+    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
+        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
 
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.ignore(queryset)

@@ -4,14 +4,25 @@ import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autorun import console, registry
-from autorun.commands.subcommand import Subcommand, add_keys, add_runner, positive, rows_of
+from autorun import console
+from autorun.commands.batches import as_json
+from autorun.commands.subcommand import (
+    OnRows,
+    add_format,
+    add_keys,
+    add_runner,
+    positive,
+    rows_of,
+)
 from autorun.commands.terminal import Terminal, plural
 
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
 
-class Run(Subcommand):
+
+class Run(OnRows):
     """Plan and start what is pending, saying what goes on: RunnerClass().run() of Python code."""
 
     name = "run"
@@ -25,10 +36,19 @@ class Run(Subcommand):
         parser.add_argument(
             "--dry", action="store_true", help="say what would start, and start nothing"
         )
+        add_format(parser)
 
-    def handle(self, **options: Any) -> None:
-        runner = registry.get(options["runner"])
+    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
         queryset = rows_of(runner, options["keys"])
+        if options["format"] == "json":
+            batch = runner.run(
+                queryset,
+                max_total=options["max_total"],
+                dry=options["dry"],
+                log_level=logging.DEBUG,
+            )
+            self.terminal.json(as_json(batch))
+            return
         with _shown_on(self.terminal):
             batch = runner.run(queryset, max_total=options["max_total"], dry=options["dry"])
         if not options["dry"] and batch.planned:

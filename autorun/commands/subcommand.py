@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
 CONDITION_NOT_MET = 3
+KEYS_AT_ONCE = 10_000
 
 
 class ConditionNotMet(CommandError):
@@ -51,6 +52,26 @@ class Subcommand(ABC):
     @abstractmethod
     def handle(self, **options: Any) -> None:
         """Do it. Raises CommandError, or ConditionNotMet for `--check`."""
+
+
+class OnRows(Subcommand):
+    """A subcommand on rows of a runner: those whose keys are named, or all.
+
+    Keys that there are not are named in an error, after the others have been dealt with.
+    """
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options.pop("runner"))
+        absent = absent_keys(runner, options["keys"])
+        if not absent or len(absent) < len(options["keys"]):
+            self.handle_rows(runner, **options)
+        if absent:
+            label, keys = runner.get_model()._meta.label, ", ".join(absent)
+            raise CommandError(f"There is no {label} with the key {keys}.")
+
+    @abstractmethod
+    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+        """Do it to the rows, some of which there are."""
 
 
 def add_runner(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +134,20 @@ def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
         return None
     primary_keys = [primary_key(runner, key) for key in keys]
     return runner.get_base_queryset().filter(pk__in=primary_keys)
+
+
+def absent_keys(runner: QuerySetRunner, keys: list[str]) -> list[str]:
+    """Those of the keys, as they were typed, that no row of the runner's model has.
+
+    Raises CommandError for what cannot be a primary key.
+    """
+    wanted = {primary_key(runner, key): key for key in keys}
+    found: set[Any] = set()
+    for begin in range(0, len(wanted), KEYS_AT_ONCE):
+        some = list(wanted)[begin : begin + KEYS_AT_ONCE]
+        rows = runner.get_every_row().filter(pk__in=some)
+        found.update(rows.values_list("pk", flat=True))
+    return [key for pk, key in wanted.items() if pk not in found]
 
 
 def primary_key(runner: QuerySetRunner, text: str) -> Any:

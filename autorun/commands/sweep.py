@@ -6,11 +6,14 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from autorun import registry
-from autorun.commands.subcommand import Subcommand, add_queue, chosen_runners
+from autorun.commands.batches import as_json
+from autorun.commands.subcommand import Subcommand, add_format, add_queue, chosen_runners
 from autorun.commands.terminal import plural
 from autorun.conf import settings
 from autorun.publishing import Message, publish
-from autorun.triggers.backfill import sweep_counting_failed
+from autorun.triggers.backfill import Swept, sweep_counting_failed
+
+AT_WORK = "another sweep of it is at work"
 
 
 class Sweep(Subcommand):
@@ -24,29 +27,47 @@ class Sweep(Subcommand):
         parser.add_argument("runners", metavar="RUNNER", nargs="*", help="labels")
         parser.add_argument("--all", action="store_true", dest="everything", help="every runner")
         add_queue(parser)
+        add_format(parser)
 
     def handle(self, **options: Any) -> None:
         if not options["runners"] and not options["everything"]:
             known = ", ".join(runner.label for runner in registry.runners()) or "none"
             raise CommandError(f"Which runner? Name one, or --all. Registered: {known}.")
+        is_json = options["format"] == "json"
+        done = []
         for runner in chosen_runners(options["runners"]):
+            swept = None
             if options["queue"]:
                 publish([Message("autorun.sweep", (runner.label,), queue=settings.QUEUE)])
-                self.terminal.say((runner.label, "bold"), ": a worker will sweep it.")
-                continue
-            swept = sweep_counting_failed(runner)
-            if swept is None:
-                self.terminal.say(
-                    (runner.label, "bold"), ": another sweep of it is at work; nothing to do."
-                )
-                continue
-            batch, failed = swept.batch, swept.failed
-            self.terminal.say(
-                (runner.label, "bold"),
-                f": {plural(batch.candidates, 'candidate')}, "
-                f"{batch.existing - failed:,} up to date, ",
-                (f"{failed:,} failed for good, ", "red") if failed else "",
-                f"{plural(batch.planned, 'run')} planned.",
-            )
-            if failed:
-                self.terminal.hint(f"Run these again: manage.py autorun retry {runner.label}")
+            else:
+                swept = sweep_counting_failed(runner)
+            if is_json:
+                done.append(_as_json(runner.label, swept, is_queued=options["queue"]))
+            else:
+                self._show(runner.label, swept, is_queued=options["queue"])
+        if is_json:
+            self.terminal.json(done)
+
+    def _show(self, label: str, swept: Swept | None, *, is_queued: bool) -> None:
+        if swept is None:
+            fate = "a worker will sweep it." if is_queued else f"{AT_WORK}; nothing to do."
+            self.terminal.say((label, "bold"), f": {fate}")
+            return
+        batch, failed = swept.batch, swept.failed
+        self.terminal.say(
+            (label, "bold"),
+            f": {plural(batch.candidates, 'candidate')}, {batch.existing - failed:,} up to date, ",
+            (f"{failed:,} failed for good, ", "red") if failed else "",
+            f"{plural(batch.planned, 'run')} planned.",
+        )
+        if failed:
+            self.terminal.hint(f"Run these again: manage.py autorun retry {label}")
+
+
+def _as_json(label: str, swept: Swept | None, *, is_queued: bool) -> dict[str, Any]:
+    return {
+        "runner": label,
+        "queued": is_queued,
+        "failed_for_good": None if swept is None else swept.failed,
+        "batch": None if swept is None else as_json(swept.batch),
+    }

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.utils import timezone
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from autorun.clock import as_told
 
 #: Lines that nobody's terminal breaks: what reads a pipe wants them whole.
 UNLIMITED = 10_000
@@ -129,10 +130,7 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
 
 def moment(value: dt.datetime | None) -> str:
     """A time as people here tell it; '' for none."""
-    if value is None:
-        return ""
-    local = timezone.localtime(value) if timezone.is_aware(value) else value
-    return f"{local:%Y-%m-%d %H:%M:%S}"
+    return "" if value is None else as_told(value)
 
 
 def seconds(value: float) -> str:
