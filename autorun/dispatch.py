@@ -172,12 +172,12 @@ def _fitting(due: QuerySet[Chunk], room: _Room) -> Iterator[Chunk]:
     """
     rows = due.annotate(window=F("batch__window"))
     size = FIRST_PAGE
-    while not room.is_full:
+    while not room.is_full():
         page = list(room.open_to(rows)[:size])
         for chunk in page:
             if room.takes(chunk):
                 yield chunk
-            elif room.is_full:
+            elif room.is_full():
                 return
         if len(page) < size:
             return
@@ -196,14 +196,18 @@ class _Room:
     """
 
     def __init__(self, in_flight: Iterable[tuple[str, int | None, int | None, int]]) -> None:
-        self.is_full = False
         self._runs = 0
+        self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
         self._chunks_of_runner: Counter[str] = Counter()
         self._full_batches: set[int] = set()
         self._full_runners: set[str] = set()
         for in_one in in_flight:
             self._add(*in_one)
+
+    def is_full(self) -> bool:
+        """Whether the node's window takes no more; nor does it once it could not take a chunk."""
+        return self._is_reached or self._runs >= settings.WINDOW
 
     def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
         """Those of `chunks` whose batch and runner may take another one."""
@@ -216,7 +220,7 @@ class _Room:
         if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
             return False
         if self._runs and self._runs + chunk.size > settings.WINDOW:
-            self.is_full = True
+            self._is_reached = True
             return False
         of_batch = self._runs_of_batch[chunk.batch_id]
         if chunk.window and of_batch and of_batch + chunk.size > chunk.window:
@@ -227,7 +231,6 @@ class _Room:
 
     def _add(self, runner: str, batch_id: int | None, window: int | None, size: int) -> None:
         self._runs += size
-        self.is_full = self._runs >= settings.WINDOW
         self._chunks_of_runner[runner] += 1
         if self._chunks_of_runner[runner] == _most_parallel(runner):
             self._full_runners.add(runner)
