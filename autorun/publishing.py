@@ -8,6 +8,7 @@ not knock again for a moment, so that many who publish do not each wait for the 
 from __future__ import annotations
 
 import os
+import reprlib
 import threading
 import time
 from collections import deque
@@ -160,6 +161,8 @@ class _Courier:
                 producer=producer,
                 # Without a policy a refused connection takes seconds longer to be reported.
                 retry_policy={"max_retries": 0},
+                # Celery's own, of a thousand keys, takes longer than the message itself.
+                argsrepr=reprlib.repr(message.args),
                 **message.options(),
             )
             crash_point("dispatch.sending")

@@ -33,7 +33,8 @@ PLAN = "autorun.plan"
 KEYS_PER_MESSAGE = 1_000
 
 CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database
-LINGER = 0.02  # seconds
+LINGER = 0.02  # seconds, or as long as leaves the thread a fortieth of the time
+LONGEST_LINGER = 0.25  # seconds
 QUIET = 0.05  # seconds without a delivery, after which the next one does not linger
 LINGER_AFTER_FAILURE = 0.5  # seconds: with the broker away every delivery is a database write
 EXIT_DEADLINE = 3.0  # seconds
@@ -57,7 +58,8 @@ def submit(saved: Saved) -> None:
     With `AUTORUN["PUBLISH"] = "inline"`, or Celery's `task_always_eager`, when this returns.
     """
     crash_point("save.committed")
-    if settings.PUBLISH == "inline" or is_immediate():
+    # While rows wait for the thread there is one: asking Celery takes longer than all the rest.
+    if settings.PUBLISH == "inline" or (not _publisher.has_waiting() and is_immediate()):
         deliver(saved)
     else:
         _publisher.put(saved)
@@ -142,6 +144,9 @@ class _Publisher:
         if saved:
             deliver(saved)
 
+    def has_waiting(self) -> bool:
+        return bool(self._waiting)
+
     def wait_until_idle(self, timeout: float) -> bool:
         with self._changed:
             return self._changed.wait_for(self._is_idle, timeout)
@@ -186,6 +191,7 @@ class _Publisher:
 
     def _work(self) -> None:
         delivered = True
+        linger = LINGER
         ended_at = float("-inf")
         while True:
             with self._changed:
@@ -194,14 +200,16 @@ class _Publisher:
                 self._hurry.wait(LINGER_AFTER_FAILURE)
             # A save after a while of quiet has nobody to wait for.
             elif time.monotonic() - ended_at < QUIET:
-                self._hurry.wait(LINGER)
+                self._hurry.wait(linger)
             with self._changed:
                 self._in_flight, self._waiting = self._waiting, {}
                 taken = self._in_flight
+            began_at = time.monotonic()
             try:
                 delivered = not taken or deliver(taken)
             finally:
                 ended_at = time.monotonic()
+                linger = min(max(LINGER, 40 * (ended_at - began_at)), LONGEST_LINGER)
                 # Spilling has opened one; the thread may be idle for days.
                 connections.close_all()
                 with self._changed:
