@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Count, F, Max, Min
+from django.db.models import Count, F, Max, Min, Q, QuerySet
 from django.db.models.functions import Left
+from django.utils import timezone
 
 from autorun.clock import from_now
+from autorun.listing import SINCE
 from autorun.models import Failure, Run
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
+Row = Mapping[str, Any]
+
 #: Characters of a message that are looked at, and of its shape.
 LOOKED_AT = 400
 SHAPED = 200
+#: The newest failures that a page looks at; a group's actions go through all of them.
+MOST_SHOWN = 2_000
+BUCKETS = 24
+AT_ONCE = 2_000
 
+#: The attempt that a run ended with.
+_LAST = Q(attempt=F("run__attempts"), run__is_current=True)
+_NODE = ("run__node_id", "run__node__title", "run__node__version")
+
+DIGITS = "0123456789"
+#: What differs from row to row, what stands for it, and characters without which it is not there.
 _PLACEHOLDERS = (
-    (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "'...'"),
-    (re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[\w.~-]*[/\\])+[\w.~-]*"), "<path>"),
-    (re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"), "<uuid>"),
-    (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=\w*\d)[0-9a-fA-F]{12,}\b"), "<hex>"),
-    (re.compile(r"(?<![A-Za-z_])(?<!Errno )[-+]?\d[\d_,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"), "N"),
-    (re.compile(r"\s+"), " "),
+    (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "'...'", "'\"`"),
+    (re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[\w.~-]*[/\\])+[\w.~-]*"), "<path>", "/\\"),
+    (re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"), "<uuid>", "-"),
+    (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=\w*\d)[0-9a-fA-F]{12,}\b"), "<hex>", DIGITS),
+    (
+        re.compile(r"(?<![A-Za-z_])(?<!Errno )[-+]?\d[\d_,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"),
+        "N",
+        DIGITS,
+    ),
 )
 
 
@@ -50,13 +68,40 @@ class FailureGroup:
     first_at: dt.datetime
     last_at: dt.datetime
 
+    @property
+    def key(self) -> str:
+        """A short name of the group, for addresses."""
+        return _key(self.node_id, self.exception_class, self.shape)
+
+
+@dataclass(frozen=True)
+class RecentGroup:
+    """Failed attempts of late: how many, with their course over time, the oldest first.
+
+    The group's `runs` are those that have failed for good by now; there may be none.
+    """
+
+    group: FailureGroup
+    attempts: int
+    times: Sequence[int]
+
+
+@dataclass(frozen=True)
+class RecentFailures:
+    """Groups, the largest first. `looked_at` failures were grouped; `is_all` of those there are."""
+
+    groups: Sequence[RecentGroup]
+    looked_at: int
+    is_all: bool
+
 
 def message_shape(message: str) -> str:
     """The first line of `message` with what differs from row to row left out: names, numbers."""
     shape = message.strip().partition("\n")[0]
-    for pattern, placeholder in _PLACEHOLDERS:
-        shape = pattern.sub(placeholder, shape)
-    return shape.strip()[:SHAPED]
+    for pattern, placeholder, signs in _PLACEHOLDERS:
+        if any(sign in shape for sign in signs):
+            shape = pattern.sub(placeholder, shape)
+    return " ".join(shape.split())[:SHAPED]
 
 
 def group_failures(
@@ -70,55 +115,125 @@ def group_failures(
     Of one runner's node, or of all; only those that failed `within` that time, where it is given;
     and only those that failed for good, unless `including_retried`.
     """
-    failures = Failure.objects.filter(run__is_current=True, attempt=F("run__attempts"))
     wanted = [Run.Status.FAILED, *([Run.Status.PENDING] if including_retried else [])]
-    failures = failures.filter(run__status__in=wanted)
+    failures = Failure.objects.filter(_LAST, run__status__in=wanted)
     if runner is not None:
         failures = failures.filter(run__node_id=runner.get_node().pk)
     if within is not None:
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
-    alike = failures.values(
-        "run__node_id",
-        "run__node__title",
-        "run__node__version",
-        "exception_class",
-        start=Left("message", LOOKED_AT),
-    ).annotate(
+    alike = failures.values(*_NODE, "exception_class", start=Left("message", LOOKED_AT)).annotate(
         runs=Count("pk"), example=Min("run_id"), first=Min("failed_at"), last=Max("failed_at")
     )
-    groups: dict[tuple[Any, ...], FailureGroup] = {}
-    for row in alike.order_by("example"):
-        found = _group(row)
-        key = (found.node_id, found.exception_class, found.shape)
-        groups[key] = found if key not in groups else _joined(groups[key], found)
-    return sorted(groups.values(), key=lambda each: (-each.runs, each.exception_class, each.shape))
+    groups = [_group(alike) for alike in _alike(alike.order_by("example")).values()]
+    return sorted(groups, key=_size)
 
 
-def _group(row: Mapping[str, Any]) -> FailureGroup:
+def recent_failures(since: str) -> RecentFailures:
+    """Failed attempts of the last hour, day or week (a key of SINCE) in groups; one query."""
+    now = timezone.now()
+    span = SINCE[since]
+    rows = list(
+        Failure.objects.filter(failed_at__gte=now - span)
+        .order_by("-failed_at")
+        .values(
+            *_NODE,
+            "exception_class",
+            "attempt",
+            "run__attempts",
+            "run__status",
+            "run__is_current",
+            start=Left("message", LOOKED_AT),
+            example=F("run_id"),
+            last=F("failed_at"),
+        )[: MOST_SHOWN + 1]
+    )
+    for row in rows:
+        row.update(first=row["last"], runs=_failed_for_good(row))
+    found = [
+        RecentGroup(_group(alike), len(alike), _times(alike, begin=now - span, span=span))
+        for alike in _alike(rows[:MOST_SHOWN]).values()
+    ]
+    found.sort(key=lambda each: (-each.group.runs, -each.attempts, _size(each.group)))
+    return RecentFailures(found, min(len(rows), MOST_SHOWN), len(rows) <= MOST_SHOWN)
+
+
+def runs_of(key: str, since: str) -> Iterator[list[Run]]:
+    """The runs of a recent group that failed for good, a few thousand at a time; all of them."""
+    node_id = key.partition("-")[0]
+    failures = Failure.objects.filter(
+        _LAST,
+        failed_at__gte=timezone.now() - SINCE[since],
+        run__status=Run.Status.FAILED,
+        run__node_id=int(node_id) if node_id.isdecimal() and len(node_id) < 19 else 0,
+    )
+    for rows in _from_the_newest(failures):
+        ids = {
+            run_id
+            for _, run_id, node, exception_class, start in rows
+            if _key(node, exception_class, message_shape(start)) == key
+        }
+        if ids:
+            names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
+            yield list(Run.objects.filter(pk__in=ids).only(*names))
+
+
+def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ...]]]:
+    rows = failures.order_by("-pk").values_list(
+        "pk", "run_id", "run__node_id", "exception_class", Left("message", LOOKED_AT)
+    )
+    some = list(rows[:AT_ONCE])
+    while some:
+        yield some
+        some = list(rows.filter(pk__lt=some[-1][0])[:AT_ONCE])
+
+
+def _alike(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Failures, or counts of failures, of one node, exception class and shape of message."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        shape = message_shape(row["start"])
+        found.setdefault((row["run__node_id"], row["exception_class"], shape), []).append(row)
+    return found
+
+
+def _group(rows: Sequence[Row]) -> FailureGroup:
+    """The group of rows that are alike; the first gives the example."""
+    first = rows[0]
     return FailureGroup(
-        node_id=row["run__node_id"],
-        title=row["run__node__title"],
-        version=row["run__node__version"],
-        exception_class=row["exception_class"],
-        shape=message_shape(row["start"]),
-        runs=row["runs"],
-        message=row["start"],
-        run_id=row["example"],
-        first_at=row["first"],
-        last_at=row["last"],
+        node_id=first["run__node_id"],
+        title=first["run__node__title"],
+        version=first["run__node__version"],
+        exception_class=first["exception_class"],
+        shape=message_shape(first["start"]),
+        runs=sum(row["runs"] for row in rows),
+        message=first["start"],
+        run_id=first["example"],
+        first_at=min(row["first"] for row in rows),
+        last_at=max(row["last"] for row in rows),
     )
 
 
-def _joined(one: FailureGroup, other: FailureGroup) -> FailureGroup:
-    return FailureGroup(
-        node_id=one.node_id,
-        title=one.title,
-        version=one.version,
-        exception_class=one.exception_class,
-        shape=one.shape,
-        runs=one.runs + other.runs,
-        message=one.message,
-        run_id=one.run_id,
-        first_at=min(one.first_at, other.first_at),
-        last_at=max(one.last_at, other.last_at),
+def _times(rows: Sequence[Row], *, begin: dt.datetime, span: dt.timedelta) -> list[int]:
+    times = [0] * BUCKETS
+    for row in rows:
+        bucket = int((row["last"] - begin) / span * BUCKETS)
+        times[min(max(bucket, 0), BUCKETS - 1)] += 1
+    return times
+
+
+def _failed_for_good(row: Row) -> bool:
+    return bool(
+        row["run__status"] == Run.Status.FAILED
+        and row["run__is_current"]
+        and row["attempt"] == row["run__attempts"]
     )
+
+
+def _size(group: FailureGroup) -> tuple[int, str, str]:
+    """What sorts the largest group first."""
+    return -group.runs, group.exception_class, group.shape
+
+
+def _key(node_id: int, exception_class: str, shape: str) -> str:
+    shape_hash = hashlib.sha256(f"{exception_class}\n{shape}".encode()).hexdigest()
+    return f"{node_id}-{shape_hash[:16]}"

@@ -13,7 +13,7 @@ from django.urls import reverse
 from autorun import interventions, upkeep
 from autorun.admin import runners
 from autorun.exceptions import BrokerUnavailable
-from autorun.grouping import recent_groups
+from autorun.failures import recent_failures
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.publishing import Message
 from autorun.runner import QuerySetRunner
@@ -61,7 +61,8 @@ def client_with(*codenames: str) -> Client:
 
 
 def group_of(exception: str) -> dict[str, str]:
-    (group,) = [each for each in recent_groups("24h").groups if each.exception_class == exception]
+    groups = [each.group for each in recent_failures("24h").groups]
+    (group,) = [each for each in groups if each.exception_class == exception]
     return {"group": group.key, "since": "24h", "name": exception}
 
 

@@ -7,8 +7,8 @@ import pytest
 from autorun import interventions, listing
 from autorun.activity import activity_by_node, progress_by_node
 from autorun.counting import Count, count_rows
+from autorun.failures import group_failures, recent_failures, runs_of
 from autorun.folding import fold
-from autorun.grouping import recent_groups, runs_of
 from autorun.listing import STATES, Cursor, RunFilter, state_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.runner import QuerySetRunner
@@ -203,24 +203,47 @@ def test_runs_are_retried_in_batches_that_a_statement_holds(documents, monkeypat
 
 
 def test_failures_are_grouped_by_their_shape(documents) -> None:
-    (group,) = recent_groups("1h").groups
+    (recent,) = recent_failures("1h").groups
 
-    assert group.exception_class == "ValueError"
-    assert len(group.failed_runs) == 20
-    assert group.failures == Failure.objects.count()
-    assert sum(group.times) == group.failures
-    found = {run.pk for runs in runs_of(group.key, "1h") for run in runs}
-    assert found == group.failed_runs
+    assert recent.group.exception_class == "ValueError"
+    assert recent.group.runs == 20
+    assert recent.attempts == Failure.objects.count()
+    assert sum(recent.times) == recent.attempts
+    found = {run.pk for runs in runs_of(recent.group.key, "1h") for run in runs}
+    failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
+    assert found == set(failed.values_list("pk", flat=True))
+
+
+def test_pages_and_commands_know_the_same_groups(documents) -> None:
+    (of_page,) = [each.group for each in recent_failures("1h").groups]
+    (of_command,) = group_failures()
+
+    assert (of_page.key, of_page.runs) == (of_command.key, of_command.runs)
+
+
+def test_a_group_is_of_one_version(documents, runner) -> None:
+    keys = {each.group.key for each in recent_failures("24h").groups}
+    key = next(key for key in keys if key.startswith(f"{runner.get_node().pk}-"))
+
+    found = [run for runs in runs_of(key, "24h") for run in runs]
+
+    assert len(keys) == 3
+    assert {run.node_id for run in found} == {runner.get_node().pk}
+
+
+@pytest.mark.parametrize("key", ["", "x", "-", "9" * 30 + "-a", "1-a"])
+def test_a_group_that_is_none_has_no_runs(key: str, documents) -> None:
+    assert list(runs_of(key, "1h")) == []
 
 
 def test_a_group_is_more_than_a_page_shows(documents, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.grouping.MOST_SHOWN", 5)
-    monkeypatch.setattr("autorun.grouping.AT_ONCE", 3)
+    monkeypatch.setattr("autorun.failures.MOST_SHOWN", 5)
+    monkeypatch.setattr("autorun.failures.AT_ONCE", 3)
 
-    found = recent_groups("1h")
+    found = recent_failures("1h")
 
     assert (found.looked_at, found.is_all) == (5, False)
-    assert sum(map(len, runs_of(found.groups[0].key, "1h"))) == 20
+    assert sum(map(len, runs_of(found.groups[0].group.key, "1h"))) == 20
 
 
 def test_rows_are_counted_by_reason(runner) -> None:

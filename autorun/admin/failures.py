@@ -11,9 +11,9 @@ from autorun.admin.charts import columns
 from autorun.admin.pages import PageAdmin, action, page
 from autorun.admin.permissions import Permission
 from autorun.admin.runs import do_retry
-from autorun.grouping import recent_groups, runs_of
+from autorun.failures import recent_failures, runs_of
 from autorun.listing import SINCE
-from autorun.models import Failure, Node
+from autorun.models import Failure
 
 DEFAULT_SINCE = "24h"
 MOST_GROUPS = 100
@@ -37,15 +37,10 @@ class FailureAdmin(PageAdmin):
     def listing(self, request: HttpRequest) -> HttpResponse:
         """The groups, those with most failed runs first."""
         since = _since(request.GET.get("since", ""))
-        found = recent_groups(since)
-        nodes = Node.objects.in_bulk({pk for group in found.groups for pk in group.nodes})
+        found = recent_failures(since)
         lines = [
-            (
-                group,
-                [str(nodes[pk]) for pk in sorted(group.nodes) if pk in nodes],
-                columns([(0, number) for number in group.times]),
-            )
-            for group in found.groups[:MOST_GROUPS]
+            (each.group, each.attempts, columns([(0, number) for number in each.times]))
+            for each in found.groups[:MOST_GROUPS]
         ]
         return self.render(
             request,
