@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
-from django.db.models import F, QuerySet, Sum
+from django.db.models import Exists, F, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
 from autorun import nodes
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 #: A window of planning may have to look at thousands of rows in Python, so the one who plans a
 #: batch may be silent for so many leases.
 PLANNING_LEASES = 10
+#: What one transaction of a cancellation ends at most; a single chunk may have more runs.
+CHUNKS_AT_ONCE = 500
+RUNS_AT_ONCE = 20_000
 
 NOT_STARTED = (Chunk.State.WAITING, Chunk.State.QUEUED, Chunk.State.PARKED)
 UNFINISHED = (*NOT_STARTED, Chunk.State.RUNNING)
@@ -154,29 +160,35 @@ def resume(batch: Batch) -> bool:
 def cancel(batch: Batch, *, reason: str = "") -> int:
     """Give up what of the batch has not been started; how many runs. What is running goes on.
 
-    The rows are pending again, so that a later sweep takes them.
+    From the first moment no chunk of it is started any more; what had been planned is given up in
+    short transactions after that, by upkeep where this process dies in between. The rows are
+    pending again, so that a later sweep takes them.
     """
+    Batch.objects.filter(pk=batch.pk, state__in=(Batch.State.RUNNING, Batch.State.PAUSED)).update(
+        state=Batch.State.CANCELLED,
+        reason=reason,
+        # As long as anything of it may be left; then None.
+        expires_at=from_now(settings.LEASE),
+        finished_at=DatabaseNow(),
+    )
+    crash_point("cancel.batch")
+    return _give_up(batch.pk)
 
-    def give_up() -> int:
-        Batch.objects.filter(
-            pk=batch.pk, state__in=(Batch.State.RUNNING, Batch.State.PAUSED)
-        ).update(
-            state=Batch.State.CANCELLED,
-            reason=reason,
-            expires_at=None,
-            finished_at=DatabaseNow(),
-        )
-        crash_point("cancel.batch")
-        return _cancel_unstarted(Chunk.objects.filter(batch_id=batch.pk))
 
-    # A worker that ends a chunk locks that first and the batch later.
-    return repeated_on_conflict(give_up, using=settings.DATABASE)
+def go_on_cancelling(batch_id: int) -> int:
+    """Give up what is left of a cancelled batch that nobody is at; how many runs.
+
+    That is what a process left that died, and what a running chunk has put into new ones.
+    """
+    silent = Batch.objects.filter(
+        pk=batch_id, state=Batch.State.CANCELLED, expires_at__lte=DatabaseNow()
+    )
+    return _give_up(batch_id) if silent.update(expires_at=from_now(settings.LEASE)) else 0
 
 
 def cancel_unstarted(label: str) -> int:
     """Give up what was planned for the runner of that label and not started; how many runs."""
-    chunks = Chunk.objects.filter(runner=label)
-    return repeated_on_conflict(lambda: _cancel_unstarted(chunks), using=settings.DATABASE)
+    return _cancel_unstarted(Chunk.objects.filter(runner=label))
 
 
 def counts(batch: Batch) -> BatchCounts:
@@ -198,21 +210,47 @@ def _planning_lease() -> Any:
     return from_now(settings.LEASE * PLANNING_LEASES)
 
 
+def _give_up(batch_id: int) -> int:
+    number = _cancel_unstarted(Chunk.objects.filter(batch_id=batch_id))
+    left = Chunk.objects.filter(batch_id=batch_id, state__in=UNFINISHED)
+    cancelled = Batch.objects.filter(pk=batch_id, state=Batch.State.CANCELLED)
+    cancelled.filter(~Exists(left)).update(expires_at=None)
+    return number
+
+
 def _cancel_unstarted(chunks: QuerySet[Chunk]) -> int:
-    unstarted = chunks.select_for_update().filter(state__in=NOT_STARTED)
-    return sum(_cancel_chunk(chunk) for chunk in unstarted.order_by("pk"))
+    unstarted = chunks.filter(state__in=NOT_STARTED).order_by("pk")
+    number = 0
+    for ids in _in_passes(unstarted):
+        number += repeated_on_conflict(partial(_cancel_some, ids), using=settings.DATABASE)
+    return number
 
 
-def _cancel_chunk(chunk: Chunk) -> int:
-    cancelled = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.PENDING).update(
+def _in_passes(chunks: QuerySet[Chunk]) -> Iterator[list[int]]:
+    """The ids of the chunks, so many at once as one short transaction can end."""
+    last = 0
+    while page := list(chunks.filter(pk__gt=last).values_list("pk", "size")[:CHUNKS_AT_ONCE]):
+        runs_up_to = accumulate(size for _, size in page)
+        few = [pk for (pk, _), runs in zip(page, runs_up_to, strict=True) if runs <= RUNS_AT_ONCE]
+        ids = few or [page[0][0]]
+        yield ids
+        last = ids[-1]
+
+
+def _cancel_some(chunk_ids: Collection[int]) -> int:
+    # Locked in their order, and before their runs, as by a worker that ends one.
+    unstarted = Chunk.objects.select_for_update().filter(pk__in=chunk_ids, state__in=NOT_STARTED)
+    ids = list(unstarted.order_by("pk").values_list("pk", flat=True))
+    cancelled = Run.objects.filter(chunk_id__in=ids, status=Run.Status.PENDING).update(
         status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow()
     )
     crash_point("cancel.runs")
-    Chunk.objects.filter(pk=chunk.pk).update(
+    Chunk.objects.filter(pk__in=ids).update(
         state=Chunk.State.FINISHED,
         token=F("token") + 1,
-        cancelled=F("cancelled") + cancelled,
-        superseded_cancelled=F("superseded_cancelled") + cancelled,
+        # In this order: to MariaDB, what is left is none once the cancelled ones are counted.
+        superseded_cancelled=F("superseded_cancelled") + Chunk.runs_left(),
+        cancelled=F("cancelled") + Chunk.runs_left(),
         finished_at=DatabaseNow(),
     )
     return cancelled

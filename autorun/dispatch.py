@@ -140,7 +140,7 @@ def _due(node_id: int) -> QuerySet[Any]:
     return (
         Chunk.objects.filter(node_id=node_id, state=Chunk.State.WAITING)
         .filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
-        .exclude(batch__state=Batch.State.PAUSED)
+        .exclude(batch__state__in=(Batch.State.PAUSED, Batch.State.CANCELLED))
         .filter(node__paused_at=None)
         .order_by("-priority", "pk")
     )

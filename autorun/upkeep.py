@@ -47,6 +47,7 @@ class Report:
     sent_again: int = 0
     taken_over: int = 0
     finished: int = 0
+    cancelled: int = 0
     notified: int = 0
     folded: int = 0
     pruned: int = 0
@@ -68,6 +69,7 @@ def upkeep(*, in_any_case: bool = False) -> Report | None:
         "sent_again": send_again,
         "taken_over": hand_on_batches,
         "finished": finish_batches,
+        "cancelled": cancel_batches,
         "notified": notify_due,
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
@@ -141,6 +143,12 @@ def finish_batches() -> int:
     left = Chunk.objects.filter(batch_id=OuterRef("pk"), state__in=batches.UNFINISHED)
     done = Batch.objects.filter(~Exists(left), state=Batch.State.RUNNING).exclude(planned_at=None)
     return sum(batches.finish_if_done(pk) for pk in list(done.values_list("pk", flat=True)))
+
+
+def cancel_batches() -> int:
+    """Give up what is left of cancelled batches; how many runs."""
+    left = Batch.objects.filter(state=Batch.State.CANCELLED, expires_at__lte=DatabaseNow())
+    return sum(batches.go_on_cancelling(pk) for pk in list(left.values_list("pk", flat=True)))
 
 
 def _is_runnable(label: str, title: str, version: str) -> bool:

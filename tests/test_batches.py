@@ -1,18 +1,50 @@
 """Batches: how they are asked for, stopped, resumed and counted."""
 
-import pytest
-from django.db.models import Q, QuerySet
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
-from autorun import batches, tasks
+import pytest
+from django.db import connection
+from django.db.models import Q, QuerySet
+from django.test.utils import CaptureQueriesContext
+
+from autorun import batches, crashing, interventions, tasks
+from autorun.chunk_ids import new_chunk_id
 from autorun.clock import from_now
+from autorun.crashing import armed
+from autorun.dispatch import release
 from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.execution.interruption import Termination
+from autorun.execution.leases import queued, start
+from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import windows
 from autorun.triggers.backfill import go_on, sweep_now
+from autorun.upkeep import cancel_batches
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL in this process."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """`with killed_at(point):` a block that a crash ends there."""
+
+    def crash() -> None:
+        raise Crash
+
+    @contextmanager
+    def killed(point: str) -> Iterator[None]:
+        with armed(point), pytest.raises(Crash):
+            yield
+
+    monkeypatch.setattr(crashing, "kill", crash)
+    return killed
 
 
 @pytest.fixture
@@ -244,6 +276,105 @@ def test_a_cancelled_batch_leaves_its_rows_pending(documents):
         assert runner().run().planned == 6
     batch.refresh_from_db()
     assert batch.state == Batch.State.CANCELLED
+
+
+def test_many_chunks_are_cancelled_in_few_statements():
+    runner = declare()
+    with installed(runner):
+        batch = batches.begin(runner(), Batch.Trigger.BACKFILL)
+        first = new_chunk_id()
+        Chunk.objects.bulk_create(
+            Chunk(pk=first + n, node=batch.node, runner=batch.runner, batch=batch, size=1)
+            for n in range(10_000)
+        )
+        Run.objects.bulk_create(
+            Run(node=batch.node, chunk_id=first + n, object_id=n, fingerprint="0" * 32)
+            for n in range(10_000)
+        )
+        with CaptureQueriesContext(connection) as statements:
+            assert batches.cancel(batch) == 10_000
+
+        assert len(statements) < 200
+        assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=10_000, left=0)
+        assert runner().progress().total == 0
+
+
+def test_one_transaction_cancels_no_more_runs_than_it_may(documents, monkeypatch):
+    monkeypatch.setattr(batches, "RUNS_AT_ONCE", 2)
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        batch = runner().backfill(window=1)
+        chunks = Chunk.objects.filter(batch=batch).order_by("pk")
+        chunks.filter(pk=chunks[0].pk).update(size=5)
+
+        assert [len(ids) for ids in batches._in_passes(chunks)] == [1, 2, 2, 1]
+
+
+def test_runs_that_were_cancelled_one_by_one_are_counted_once(documents):
+    runner = declare()
+    with installed(runner):
+        batch = runner().backfill()
+        interventions.cancel([list(Run.objects.order_by("pk")[:2])])
+
+        assert batches.cancel(batch) == 4
+        assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=6, left=0)
+        assert runner().progress().total == 0
+
+
+def test_of_a_cancelled_batch_nothing_starts_although_its_chunks_are_not_given_up_yet(
+    documents, killed_at
+):
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        batch = runner().backfill(window=2)
+        in_flight = Chunk.objects.get(state=Chunk.State.QUEUED)
+
+        with killed_at("cancel.batch"):
+            batches.cancel(batch)
+
+        assert queued(in_flight.pk) is None
+        assert release(batch.node_id).chunks == 0
+        assert batches.counts(batch).left == 6
+        assert cancel_batches() == 0
+        Batch.objects.update(expires_at=from_now(-1))
+        assert cancel_batches() == 6
+        assert runner().pending().count() == 6
+    batch.refresh_from_db()
+    assert (batch.state, batch.expires_at) == (Batch.State.CANCELLED, None)
+
+
+def test_a_chunk_that_is_started_while_its_batch_is_cancelled_goes_on(documents, monkeypatch):
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        batch = runner().backfill()
+        one = queued(Chunk.objects.order_by("pk").first().pk)
+        monkeypatch.setattr(batches, "crash_point", lambda name: start(one))
+
+        assert batches.cancel(batch) == 4
+        one.refresh_from_db()
+        assert (one.state, one.cancelled) == (Chunk.State.RUNNING, 0)
+
+
+def test_what_a_running_chunk_of_a_cancelled_batch_hands_over_is_given_up(documents):
+    runner = declare()
+    with installed(runner):
+        batch = runner().backfill()
+        chunk = queued(Chunk.objects.get().pk)
+        work = Work(start(chunk), runner(), runner().get_analysis())
+        work._assign()
+        batches.cancel(batch)
+        work.hand_over()
+        Batch.objects.update(expires_at=from_now(-1))
+
+        assert cancel_batches() == 6
+        assert runner().progress().unfinished == 0
+        batch.refresh_from_db()
+        assert batch.expires_at is not None  # what is running may hand over more
+        work.perform(Termination())
+        Batch.objects.update(expires_at=from_now(-1))
+        cancel_batches()
+    batch.refresh_from_db()
+    assert batch.expires_at is None
 
 
 def test_a_batch_whose_last_window_is_planned_as_its_chunks_end_goes_on(documents, monkeypatch):

@@ -17,7 +17,7 @@ from django.db.models import F, QuerySet
 
 from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
-from autorun.models import Chunk
+from autorun.models import Batch, Chunk
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Lease:
 
 def queued(chunk_id: int) -> Chunk | None:
     """The chunk with its node and batch, or None: then its message is late or repeated."""
-    chunks = Chunk.objects.select_related("node", "batch")
-    return chunks.filter(pk=chunk_id, state=Chunk.State.QUEUED).first()
+    return _startable().filter(pk=chunk_id).first()
 
 
 def start(chunk: Chunk) -> Lease | None:
@@ -83,15 +82,17 @@ def next_urgent(chunk: Chunk) -> Chunk | None:
     """
     if chunk.priority == max(Chunk.Priority):
         return None
-    return (
-        Chunk.objects.select_related("node", "batch")
-        .filter(state=Chunk.State.QUEUED, queue=chunk.queue, priority__gt=chunk.priority)
-        .order_by("-priority", "pk")
-        .first()
-    )
+    urgent = _startable().filter(queue=chunk.queue, priority__gt=chunk.priority)
+    return urgent.order_by("-priority", "pk").first()
 
 
 def worker_name() -> str:
     """Which process this is, for people: Celery's node name, or the host, and the process id."""
     node = getattr(getattr(current_task, "request", None), "hostname", None)
     return f"{node or socket.gethostname()}:{os.getpid()}"[:255]
+
+
+def _startable() -> QuerySet[Chunk]:
+    """The queued chunks, but for those of batches that were cancelled."""
+    queued_ones = Chunk.objects.filter(state=Chunk.State.QUEUED)
+    return queued_ones.exclude(batch__state=Batch.State.CANCELLED).select_related("node", "batch")

@@ -29,8 +29,9 @@ STEPS = {
     "cancel.batch": "cancel",
     "cancel.runs": "cancel",
 } | {name: "work" for name in POINTS if name.startswith(("start.", "finish."))}
-#: After these somebody has to look at the rows again: what the dead process knew is gone.
-LEFT_TO_THE_SWEEP = {"save.committed"}
+#: After these somebody has to look at the rows again: what the dead process knew is gone, or what
+#: it had begun to cancel is cancelled.
+LEFT_TO_THE_SWEEP = {"save.committed", "cancel.batch", "cancel.runs"}
 #: The process dies with a body's work done and not recorded: the body runs again.
 RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")}
 
