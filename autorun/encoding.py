@@ -91,15 +91,21 @@ def digest(title: str, version: str, configuration: Mapping[str, object], model_
 
 
 def fingerprint_of(representation: object) -> str:
-    """MD5, in 32 hexadecimal digits, of the canonical JSON of an input's representation.
+    """MD5, in 32 hexadecimal digits, of the JSON of an input's representation.
 
-    Raises `InputError`, naming the key, for what JSON cannot hold.
+    It is the same for 100 and 100.0, and for every order of keys. Raises `InputError`, naming the
+    key, for what JSON cannot hold.
     """
     try:
-        plain: Any = _FingerprintEncoder().encode(representation)
+        plain = _FingerprintEncoder().encode(representation)
     except Unencodable as error:
         raise _in_words(error, "representation", InputError) from error.__cause__
-    return hashlib.md5(rfc8785.dumps(plain), usedforsecurity=False).hexdigest()
+    # Not RFC 8785: nobody else reads it, and Python's own encoder takes a tenth of the time.
+    text = _FINGERPRINT_JSON.encode(plain)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+_FINGERPRINT_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def clean_text(text: str, *, max_bytes: int) -> str:
@@ -137,9 +143,8 @@ class _ConfigurationEncoder(Encoder):
 
 
 class _FingerprintEncoder(Encoder):
-    def encode_integer(self, value: int) -> JSON:
-        # A fingerprint is compared, never read back: NUL, which no text may hold, marks a number.
-        return value if abs(value) <= MAX_SAFE_INTEGER else f"\0{value:x}"
+    def encode_float(self, value: float) -> JSON:
+        return int(value) if value.is_integer() else super().encode_float(value)
 
 
 def _plain_configuration(value: object, root: str) -> Any:

@@ -83,6 +83,11 @@ class Encoder:
             )
         return value
 
+    def encode_float(self, value: float) -> JSON:
+        if math.isfinite(value):
+            return value
+        raise Unencodable(f"is {value}, which JSON cannot hold. Replace it by None or leave it out")
+
     # One return a type: most values are one of these, and are encoded once a run.
     def _encode(self, value: Any, parents: tuple[int, ...]) -> JSON:  # noqa: PLR0911
         kind = type(value)
@@ -93,7 +98,7 @@ class Encoder:
         if kind is int:
             return self.encode_integer(value)
         if kind is float:
-            return _checked_float(value)
+            return self.encode_float(value)
         if kind is dict:
             return self._encode_mapping(value, _entered(value, parents))
         if kind is list or kind is tuple:
@@ -111,7 +116,7 @@ class Encoder:
         if isinstance(value, int):
             return self.encode_integer(int(value))
         if isinstance(value, float):
-            return _checked_float(float(value))
+            return self.encode_float(float(value))
         if isinstance(value, (bytes, bytearray, memoryview)):
             raise Unencodable(
                 f"is {type(value).__name__}, which JSON cannot hold. Decode it, or save it to a "
@@ -223,12 +228,6 @@ def _checked_text(text: str) -> str:
                 "Decode the text with its real encoding, or replace the character"
             ) from None
     return text
-
-
-def _checked_float(number: float) -> float:
-    if math.isfinite(number):
-        return number
-    raise Unencodable(f"is {number}, which JSON cannot hold. Replace it by None or leave it out")
 
 
 def _sorted(items: list[JSON]) -> list[JSON]:

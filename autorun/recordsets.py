@@ -1,4 +1,4 @@
-"""A list of values as a table in SQL: one parameter however many rows, on every database.
+"""A list of values as a table in SQL, in few parameters however many rows, on every database.
 
 Measured on 1,000 updates: one UPDATE from such a table 30,000 rows/s on PostgreSQL and 133,000
 on SQLite, `bulk_update` 900.
@@ -41,17 +41,35 @@ def recordset(
 
     The types are "bigint", "integer", "smallint", "boolean", "text" and "fingerprint".
     """
-    names = list(columns)
-    document = json.dumps([dict(zip(names, row, strict=True)) for row in rows])
+    listed = list(rows)
     if connection.vendor == "postgresql":
-        declared = ", ".join(f"{name} {_POSTGRESQL[kind]}" for name, kind in columns.items())
-        sql = f"SELECT * FROM jsonb_to_recordset(%s::jsonb) AS j({declared})"
-    elif connection.vendor == "mysql":
+        return _arrays(columns, listed)
+    document = json.dumps(listed)
+    if connection.vendor == "mysql":
         declared = ", ".join(
-            f"{name} {_MARIADB[kind]} PATH '$.{name}'" for name, kind in columns.items()
+            f"{name} {_MARIADB[kind]} PATH '$[{number}]'"
+            for number, (name, kind) in enumerate(columns.items())
         )
         sql = f"SELECT * FROM JSON_TABLE(%s, '$[*]' COLUMNS({declared})) AS j"
     else:
-        extracted = ", ".join(f"json_extract(value, '$.{name}') AS {name}" for name in names)
+        extracted = ", ".join(
+            f"json_extract(value, '$[{number}]') AS {name}" for number, name in enumerate(columns)
+        )
         sql = f"SELECT {extracted} FROM json_each(%s)"
     return Fragment(sql, (document,))
+
+
+def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragment:
+    """An array a column: half the work of jsonb_to_recordset, and its length can be estimated."""
+    arrays, params = [], []
+    for number, kind in enumerate(columns.values()):
+        values = [row[number] for row in rows]
+        if kind == "text":
+            arrays.append("ARRAY(SELECT json_array_elements_text(%s::json))")
+            params.append(json.dumps(values))
+        else:
+            arrays.append(f"%s::{_POSTGRESQL[kind]}[]")
+            words = ("NULL" if value is None else str(value) for value in values)
+            params.append(f"{{{','.join(words)}}}")
+    sql = f"SELECT * FROM unnest({', '.join(arrays)}) AS j({', '.join(columns)})"
+    return Fragment(sql, tuple(params))

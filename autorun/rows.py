@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import models
 
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 NOT_REPRESENTED = object()
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of the data model with its key and the fingerprint of its current input.
 
     `representation` is there where the fingerprint was made from it. `error` is what kept its
@@ -96,24 +94,29 @@ def key_of(instance: Any) -> Key:
 
 def examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
     """Instances that `fingerprinted` gave as rows, without those whose dependencies are not met."""
-    rows = (_row(runner, instance) for instance in instances)
+    rows = _examined(runner, instances)
     if planned_by_database(runner) or not runner.DEPENDS_ON:
         yield from rows
         return
     successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
     for row in rows:
         if row.key in successes:
-            yield replace(
-                row, fingerprint=fingerprints.combined(row.fingerprint, successes[row.key])
+            yield row._replace(
+                fingerprint=fingerprints.combined(row.fingerprint, successes[row.key])
             )
 
 
-def _row(runner: QuerySetRunner, instance: Any) -> Row:
-    key = key_of(instance)
+def _examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
     if fingerprints.computed_by_database(runner):
-        return Row(key, instance, instance._autorun_print)
+        return (Row(key_of(each), each, each._autorun_print) for each in instances)
+    represent = runner.get_instance_representation
+    return (_represented(represent, instance) for instance in instances)
+
+
+def _represented(represent: Callable[[Any], object], instance: Any) -> Row:
+    key = key_of(instance)
     try:
-        representation = runner.get_instance_representation(instance)
+        representation = represent(instance)
         return Row(key, instance, fingerprint_of(representation), representation)
     except Exception as error:  # noqa: BLE001  whatever it is, it is this row's failure
         return Row(key, instance, UNPREPARED, error=error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
@@ -97,10 +97,18 @@ def _python_windows(
         bounded = _between(kind, queryset, after=after, up_to=up_to).order_by("pk")
         instances = list(fingerprinted(runner, bounded)[:PYTHON_WINDOW])
         reached = len(instances) < PYTHON_WINDOW
-        after = "" if reached else str(key_of(instances[-1]))
         rows = list(examined(runner, instances))
-        prepared = [(row.key, row.fingerprint) for row in rows if row.error is None]
-        candidates = candidates_of(prepared, node_id=node_id, kind=kind, using=settings.DATABASE)
+        candidates = replace(
+            candidates_of(
+                [(row.key, row.fingerprint) for row in rows if row.error is None],
+                node_id=node_id,
+                kind=kind,
+                using=settings.DATABASE,
+            ),
+            above=_key(kind, after),
+            up_to=key_of(instances[-1]) if instances else None,
+        )
+        after = "" if reached else str(key_of(instances[-1]))
         yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
 
 
