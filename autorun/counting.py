@@ -19,8 +19,8 @@ from django.core.exceptions import ValidationError
 from autorun.conf import settings
 from autorun.keys import key_kind
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
-from autorun.planning.windows import windows
-from autorun.rows import eligible
+from autorun.planning.windows import DATABASE_WINDOW, PYTHON_WINDOW, windows
+from autorun.rows import eligible, planned_by_database
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -103,6 +103,78 @@ def count_rows(
         if time.monotonic() > deadline:
             break
     return Count(dict(counts), after, shown)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Keys of pending rows, those of the highest keys first; rows up to the key `up_to` are still
+    to be looked at, '' where all have been."""
+
+    keys: Sequence[Any]
+    up_to: str = ""
+
+
+def find_pending(
+    runner: QuerySetRunner,
+    queryset: QuerySet[Any],
+    *,
+    up_to: str = "",
+    seconds: float,
+    most: int,
+) -> Found:
+    """Pending rows among those of `queryset` with keys up to `up_to`, from the highest key down.
+
+    New rows have the highest keys, and are what is mostly pending. Ends with the first window after
+    `seconds` have passed, or with `most` keys or a few more.
+    """
+    deadline = time.monotonic() + seconds
+    kind = key_kind(runner.get_model())
+    rows = eligible(runner, queryset, log_level=logging.DEBUG)
+    node_id = runner.get_node().pk
+    up_to = up_to if _is_key(runner, up_to) else ""
+    span = PYTHON_WINDOW
+    if planned_by_database(runner):
+        # Only numbers are ordered here as they are in the database, so that they can be cut off.
+        span = DATABASE_WINDOW if kind.is_integer else most
+    found: list[Any] = []
+    while True:
+        above = _key_below(runner, up_to, span)
+        keys = [
+            key
+            for window in windows(runner, rows, node_id=node_id, after=above, up_to=up_to)
+            for key in _pending_in(window)
+        ]
+        if kind.is_integer and len(found) + len(keys) > most:
+            keys.sort(reverse=True)
+            taken = most - len(found)
+            return Found([*found, *keys[:taken]], str(keys[taken]))
+        found += keys
+        if not above or len(found) >= most or time.monotonic() > deadline:
+            return Found(found, above)
+        up_to = above
+
+
+def _pending_in(window: Window) -> list[Any]:
+    if window.candidates is None:
+        return []
+    return [
+        key
+        for reason in (Reason.MISSING, Reason.CHANGED)
+        for key in keys_of(
+            window.candidates, reason, limit=DATABASE_WINDOW, using=settings.DATABASE
+        )
+    ]
+
+
+def _key_below(runner: QuerySetRunner, up_to: str, span: int) -> str:
+    """The key below the `span` highest ones up to `up_to`; '' where there are no more."""
+    kind = key_kind(runner.get_model())
+    rows = runner.get_every_row().order_by("-pk")
+    if up_to:
+        rows = rows.filter(pk__lte=kind.to_pk(up_to))
+    keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
+    found = list(keys[span : span + 1])
+    return str(found[0]) if found else ""
 
 
 def _reasons(window: Window) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What can be done from the pages: by whom, how, to which runs, and what is left in the log."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -389,6 +390,87 @@ def test_all_scans_a_filter_shows_are_backfilled(
 
     assert "All rows that match your filter" in response.content.decode()
     assert Batch.objects.order_by("-pk").first().planned == 2
+
+
+def choose_everything(client: Client, query: str) -> str:
+    """The token of all rows that the page of scans shows for the query."""
+    form = {
+        "action": f"autorun_run__{LABEL}",
+        "select_across": "1",
+        "_selected_action": [Scan.objects.first().pk],
+    }
+    response = client.post(reverse("admin:sample_app_scan_changelist") + query, form, follow=True)
+    return response.context["asked"].selection
+
+
+def start(client: Client, token: str, **form: str) -> Batch:
+    address = reverse("admin:autorun_batch_start", args=[LABEL])
+    assert client.post(address, {"selection": token, **form}).status_code == 302
+    return Batch.objects.order_by("-pk").first()
+
+
+def test_a_filter_is_planned_by_a_worker_however_many_rows_it_shows(
+    runner, django_capture_on_commit_callbacks, django_assert_max_num_queries
+) -> None:
+    scenes.add_scans(31_500, first=100)
+    Scan.objects.filter(path__contains="scan-0").update(modality="CT")
+    client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    token = choose_everything(client, "?modality=MR&q=scan-")
+
+    with django_capture_on_commit_callbacks() as callbacks, django_assert_max_num_queries(30):
+        batch = start(client, token)
+    planned_in_the_request = batch.planned
+    for callback in callbacks:
+        callback()
+
+    batch.refresh_from_db()
+    shown = Scan.objects.filter(modality="MR", path__contains="scan-")
+    assert planned_in_the_request == 0
+    assert batch.planned == Run.objects.filter(chunk__batch=batch).count() == shown.count() > 30_000
+    assert len(json.dumps(batch.scope)) < 500
+    assert "pending rows of scans that the admin shows for modality=MR&q=scan-" in str(
+        batch.description
+    )
+
+
+def test_a_filter_of_pending_rows_is_planned_to_the_last(
+    runner, django_capture_on_commit_callbacks, monkeypatch
+) -> None:
+    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", 3)
+    monkeypatch.setattr("autorun.planning.windows.DATABASE_WINDOW", 4)
+    monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 4)
+    scenes.add_scans(20, first=100)
+    client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    token = choose_everything(client, f"?autorun=pending:{LABEL}")
+
+    with django_capture_on_commit_callbacks(execute=True):
+        batch = start(client, token, only="all")
+
+    batch.refresh_from_db()
+    assert batch.planned == 22
+
+
+@pytest.mark.parametrize("loss", ["permission", "user", "filter"])
+def test_a_filter_that_a_worker_can_no_longer_ask_for_fails_its_batch(
+    loss: str, runner, django_capture_on_commit_callbacks
+) -> None:
+    client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    token = choose_everything(client, "?modality=MR")
+    with django_capture_on_commit_callbacks() as callbacks:
+        batch = start(client, token)
+    if loss == "permission":
+        User.objects.get().user_permissions.clear()
+    elif loss == "user":
+        User.objects.update(is_active=False)
+    else:
+        Batch.objects.filter(pk=batch.pk).update(scope={**batch.scope, "source": {"kind": "?"}})
+
+    for callback in callbacks:
+        callback()
+
+    batch.refresh_from_db()
+    assert (batch.state, batch.planned) == (Batch.State.FAILED, 0)
+    assert batch.reason
 
 
 def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:

@@ -1,5 +1,8 @@
 """AutorunAdminMixin on a model's own admin pages."""
 
+import html
+import re
+
 import pytest
 from django.contrib import admin
 from django.contrib.admin.sites import AdminSite
@@ -9,6 +12,7 @@ from django.urls import reverse
 from autorun.admin import AutorunAdminMixin
 from autorun.models import Run
 from sample_app.models import Scan
+from sample_app.runners import ScanPreprocessingRunner
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
 from tests.library.models import Photo
@@ -54,6 +58,90 @@ def test_rows_are_filtered_by_state(state: str, number: int, superuser) -> None:
     response = superuser.get(reverse(CHANGELIST), {"autorun": f"{state}:{LABEL}"})
 
     assert response.context["cl"].result_count == number
+
+
+def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
+    monkeypatch.setattr("autorun.counting.DATABASE_WINDOW", 5)
+    scenes.few()  # of 20 rows the last two are pending
+    ScanPreprocessingRunner().adopt(Scan.objects.filter(pk=Scan.objects.last().pk))
+    older = scenes.add_scans(12, first=30)
+    ScanPreprocessingRunner().adopt(Scan.objects.filter(pk__in=[scan.pk for scan in older[1:]]))
+    address, found = f"{reverse(CHANGELIST)}?autorun=pending:{LABEL}&q=scan", []
+    for _ in range(20):
+        response = superuser.get(address)
+        found.append([row.pk for row in response.context["cl"].result_list])
+        further = re.search(r'"([^"]*autorun_up_to[^"]*)">look at the others', response.text)
+        if further is None:
+            break
+        address = reverse(CHANGELIST) + html.unescape(further[1])
+
+    pending = ScanPreprocessingRunner().pending()
+    assert sorted(pk for page in found for pk in page) == [row.pk for row in pending]
+    assert len(found) == 7
+    assert found[0] == []
+
+
+def test_more_pending_rows_than_a_list_holds_are_cut(superuser, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", 8)
+    scans = scenes.add_scans(20)
+
+    first = superuser.get(reverse(CHANGELIST), {"autorun": f"pending:{LABEL}"})
+    rest = superuser.get(
+        reverse(CHANGELIST),
+        {"autorun": f"pending:{LABEL}", "autorun_up_to": scans[11].pk},
+    )
+
+    assert f"autorun_up_to={scans[11].pk}" in first.text
+    assert {row.pk for row in first.context["cl"].result_list} == {each.pk for each in scans[12:]}
+    assert {row.pk for row in rest.context["cl"].result_list} == {each.pk for each in scans[4:12]}
+
+
+@pytest.mark.parametrize("up_to", ["nonsense", "", "-1"])
+def test_nonsense_about_where_to_look_is_passed_over(up_to: str, superuser) -> None:
+    scenes.few()
+
+    response = superuser.get(
+        reverse(CHANGELIST), {"autorun": f"pending:{LABEL}", "autorun_up_to": up_to}
+    )
+
+    assert response.status_code == 200
+
+
+def test_facets_count_all_pending_rows(superuser, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
+    monkeypatch.setattr("autorun.counting.DATABASE_WINDOW", 1)
+    scenes.few()
+
+    response = superuser.get(reverse(CHANGELIST), {"_facets": "True"})
+
+    assert "pending for Scan Preprocessing (2)" in response.text
+
+
+def test_pending_rows_whose_keys_are_no_numbers(rf: RequestFactory, monkeypatch) -> None:
+    class PhotoAdmin(AutorunAdminMixin, admin.ModelAdmin):
+        pass
+
+    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", 2)
+    for n in range(7):
+        Photo.objects.create(caption=str(n))
+    runner = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+    found = []
+    with installed(runner):
+        up_to = ""
+        user = scenes.add_user("admin", is_superuser=True)
+        for _ in range(10):
+            asked = {"autorun": f"pending:{runner.get_label()}", "autorun_up_to": up_to}
+            request = rf.get("/", asked)
+            request.user = user
+            changelist = PhotoAdmin(Photo, AdminSite()).get_changelist_instance(request)
+            found += [row.pk for row in changelist.result_list]
+            up_to = changelist.autorun_found.up_to
+            if not up_to:
+                break
+
+    assert len(found) == 7
+    assert set(found) == set(Photo.objects.values_list("pk", flat=True))
 
 
 def test_the_change_page_shows_the_runs_of_the_row(superuser) -> None:

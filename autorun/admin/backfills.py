@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -13,7 +13,7 @@ from autorun.admin.permissions import Permission
 from autorun.admin.rows import Name, may_view, name_of
 from autorun.admin.selections import Selection, find
 from autorun.counting import REASONS, UNPREPARED, Count
-from autorun.interventions import KEYS_IN_SCOPE, request_backfill
+from autorun.interventions import request_backfill
 from autorun.keys import key_kind
 from autorun.models import Batch
 from autorun.planning.reasons import Reason
@@ -116,14 +116,11 @@ class Request:
             return request_backfill(runner, self.scope, **limits)
         if not may_view(request, site, chosen.get_model()):
             raise PermissionDenied
-        rows = as_plain(runner, chosen.queryset(request, site))
-        keys = list(rows.order_by().values_list("pk", flat=True)[: KEYS_IN_SCOPE + 1])
-        scope = self.scope
-        if len(keys) <= KEYS_IN_SCOPE:
-            named = Scope(pks=tuple(map(_plain, keys)), only=scope.only, force=scope.force)
-            return request_backfill(runner, named, **limits)
-        # More keys than a scope holds: planned here and now, from the queryset itself.
-        return runner.backfill(rows, only=scope.only, force=scope.force, **limits)
+        if chosen.keys is None:
+            scope = replace(self.scope, filter=None, source=chosen.source(request, site))
+        else:
+            scope = replace(self.scope, filter=None, pks=tuple(map(_plain, chosen.keys)))
+        return request_backfill(runner, scope, **limits)
 
 
 @dataclass(frozen=True)

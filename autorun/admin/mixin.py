@@ -17,12 +17,14 @@ from django.forms import Media
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from autorun import registry
 from autorun.admin.cards import name_of_runner
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.selections import Selection, keep
+from autorun.admin.selections import Selection, is_exact, keep
+from autorun.counting import Found, find_pending
 from autorun.keys import KeyKind, key_kind
 from autorun.listing import state_of
 from autorun.models import Node, Run
@@ -38,6 +40,10 @@ else:
     ListFilter = admin.SimpleListFilter
 
 PANEL = "autorun_runs"
+UP_TO = "autorun_up_to"
+DEFERS = "_autorun_defers"
+#: How long to look for pending rows before those found are shown.
+LOOKING_SECONDS = 0.5
 MOST_RUNS = 20
 #: More ticked rows than this are kept as a filter is: not as keys.
 MOST_KEYS = 1_000
@@ -87,6 +93,25 @@ class AutorunAdminMixin(ModelAdmin):
             fieldsets.append(("Autorun", {"fields": [PANEL]}))
         return fieldsets
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        response = super().changelist_view(request, extra_context)
+        changelist = (getattr(response, "context_data", None) or {}).get("cl")
+        found = getattr(changelist, "autorun_found", None)
+        if changelist is not None and found is not None and found.up_to:
+            address = changelist.get_query_string({UP_TO: found.up_to}, ["p"])
+            messages.info(
+                request,
+                format_html(
+                    "Of the rows with the highest keys, {} are pending. There was no time for all "
+                    'rows: <a href="{}">look at the others</a>.',
+                    len(found.keys),
+                    address,
+                ),
+            )
+        return response
+
     @property
     def media(self) -> Media:
         return super().media + Media(css={"all": ["autorun/autorun.css"]})
@@ -133,6 +158,26 @@ class StatusFilter(ListFilter):
     title = "autorun"
     parameter_name = "autorun"
 
+    def __init__(
+        self, request: HttpRequest, params: dict[str, Any], model: type[Any], model_admin: Any
+    ) -> None:
+        super().__init__(request, params, model, model_admin)
+        if UP_TO in params:
+            self.used_parameters[UP_TO] = params.pop(UP_TO)[-1]
+
+    def expected_parameters(self) -> list[str | None]:
+        return [self.parameter_name, UP_TO]
+
+    @property
+    def up_to(self) -> str:
+        """The key from which on to look down for pending rows; '' for the highest."""
+        return str(self.used_parameters.get(UP_TO, ""))
+
+    def pending_for(self) -> QuerySetRunner | None:
+        """The runner whose pending rows are asked for, if they are."""
+        state, _, label = (self.value() or "").partition(":")
+        return registry.find(label) if state == "pending" else None
+
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         states = {"pending": "pending", "failed": "failed", "succeeded": "up to date"}
         return [
@@ -147,7 +192,9 @@ class StatusFilter(ListFilter):
         if runner is None:
             return queryset
         if state == "pending":
-            return queryset.filter(pk__in=runner.pending().order_by().values("pk"))
+            if getattr(request, DEFERS, False):
+                return queryset
+            return _pending(runner, queryset)
         kind = key_kind(queryset.model)
         status = Run.Status.FAILED if state == "failed" else Run.Status.SUCCEEDED
         runs = Run.objects.filter(
@@ -160,7 +207,29 @@ class StatusFilter(ListFilter):
 
 
 class _WithStatus(RowList):
-    """Finds the states of a whole page's rows in two queries."""
+    """Finds the states of a whole page's rows in two queries, and pending rows within a moment."""
+
+    autorun_found: Found | None = None
+
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        """The rows of the page; of pending ones those that are found before the time is up."""
+        # Whichever are pending is asked when all else that narrows the rows is known.
+        setattr(request, DEFERS, True)
+        try:
+            rows: QuerySet[Any] = super().get_queryset(request, *args, **kwargs)
+        finally:
+            setattr(request, DEFERS, False)
+        chosen = next((each for each in self.filter_specs if isinstance(each, StatusFilter)), None)
+        runner = None if chosen is None or args or kwargs else chosen.pending_for()
+        if chosen is None or runner is None:
+            return rows
+        if is_exact(request):
+            return _pending(runner, rows)
+        self.autorun_found = find_pending(
+            runner, rows.order_by(), up_to=chosen.up_to, seconds=LOOKING_SECONDS, most=MOST_KEYS
+        )
+        kind = key_kind(runner.get_model())
+        return rows.filter(pk__in=[kind.to_pk(key) for key in self.autorun_found.keys])
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -185,6 +254,14 @@ def runners_of(model: type[Any]) -> list[QuerySetRunner]:
         for runner in registry.runners()
         if runner.get_model()._meta.concrete_model is concrete
     ]
+
+
+def _pending(runner: QuerySetRunner, rows: QuerySet[Any]) -> QuerySet[Any]:
+    """All rows that are pending, however long it takes to find them."""
+    pending = runner.pending(rows.order_by())
+    if pending.model is rows.model:
+        return pending
+    return rows.filter(pk__in=pending.order_by().values("pk"))
 
 
 def _states(

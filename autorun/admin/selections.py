@@ -1,23 +1,39 @@
 """Rows that somebody chose on a model's own admin page, kept on the server until they are used.
 
-What is kept is the ticked keys, or the filter of the page; never the keys of all it matches.
+What is kept is the ticked keys, or the filter of the page; never the keys of all it matches. A
+batch of what a filter shows keeps the filter, too: the worker that plans it asks the model's own
+admin, on behalf of the same user.
 """
 
 from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 from django.apps import apps
+from django.contrib.admin.exceptions import DisallowedModelAdminLookup
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.sites import all_sites
+from django.contrib.auth import get_user_model
 from django.http import HttpRequest, QueryDict
+
+from autorun.admin.rows import may_view
+from autorun.exceptions import NotRegistered
+from autorun.planning.scope import SOURCES
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
+    from django.contrib.admin.views.main import ChangeList
     from django.db.models import Model, QuerySet
 
+    from autorun.runner import QuerySetRunner
+
+KIND = "admin"
+EXACT = "_autorun_is_exact"
 SESSION_KEY = "autorun_selections"
 MOST_KEPT = 20
 
@@ -45,7 +61,67 @@ class Selection:
         asked = copy.copy(request)
         asked.GET = QueryDict(self.query)
         asked.method = "GET"
-        return model_admin.get_changelist_instance(asked).get_queryset(asked)
+        return _listing(model_admin, asked).get_queryset(asked)
+
+    def source(self, request: HttpRequest, site: AdminSite) -> dict[str, Any]:
+        """All that a filter shows, as a scope that any process finds the rows of."""
+        names = self.get_model()._meta.verbose_name_plural
+        shown = unquote_plus(self.query)
+        return {
+            "kind": KIND,
+            "words": f"of {names} that the admin shows for {shown or 'no filter'}",
+            "site": site.name,
+            "user": str(request.user.pk),
+            "model": self.model,
+            "query": self.query,
+        }
+
+
+def is_exact(request: HttpRequest) -> bool:
+    """Whether the rows of a changelist are asked for to be worked on, however long that takes."""
+    return getattr(request, EXACT, False)
+
+
+def rows_of_source(_runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
+    """The rows that the model's admin shows the user for the filter now.
+
+    Raises NotRegistered where it does not show them any more.
+    """
+    site = next((each for each in all_sites if each.name == source["site"]), None)
+    user = get_user_model()._default_manager.filter(pk=source["user"]).first()
+    if site is None or user is None or not getattr(user, "is_active", True):
+        raise NotRegistered("The admin site, or the user whose filter it was, is gone.")
+    request = HttpRequest()
+    request.method = "GET"
+    request.user = user
+    selection = Selection(source["model"], query=source["query"])
+    try:
+        model = selection.get_model()
+        if model not in site._registry or not may_view(request, site, model):
+            raise NotRegistered(f"{user} can no longer view {source['model']} in the admin.")
+        return selection.queryset(request, site)
+    except (LookupError, IncorrectLookupParameters, DisallowedModelAdminLookup) as error:
+        raise NotRegistered(
+            f"The admin no longer knows the filter {source['query']!r}: {error}"
+        ) from error
+
+
+SOURCES[KIND] = rows_of_source
+
+
+def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:
+    """The model's changelist for the request, without the results of a page of it."""
+    quiet = copy.copy(model_admin)
+    base = model_admin.get_changelist(request)
+    listing = type("Listing", (base,), {"get_results": _get_no_results})
+    quiet.get_changelist = lambda _request, **_kwargs: listing
+    setattr(request, EXACT, True)
+    found: ChangeList = quiet.get_changelist_instance(request)
+    return found
+
+
+def _get_no_results(_changelist: ChangeList, _request: HttpRequest) -> None:
+    """In place of `ChangeList.get_results`, which counts and fetches."""
 
 
 def keep(request: HttpRequest, selection: Selection) -> str:

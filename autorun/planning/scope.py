@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
 
+Rows = Callable[["QuerySetRunner", Mapping[str, Any]], QuerySet[Any]]
+
+#: What gives the rows of a `source`, by its kind, to any process: whoever makes such scopes puts it
+#: here when it is imported. It raises NotRegistered where the rows can no longer be told.
+SOURCES: dict[str, Rows] = {}
+
+
 @dataclass(frozen=True)
 class Scope:
     """What a batch is about, in words that another process understands.
 
-    `given` is a queryset of the caller's, which no other process can go on with.
+    `given` is a queryset of the caller's, which no other process can go on with. `source` has a
+    `kind`, one of SOURCES, and what that needs to find the rows; it takes the place of `pks` and
+    `filter`.
     """
 
     filter: str | None = None
@@ -28,6 +37,7 @@ class Scope:
     only: str | None = None
     force: bool = False
     given: bool = False
+    source: dict[str, Any] | None = None
 
     @property
     def selection(self) -> Selection:
@@ -37,8 +47,10 @@ class Scope:
     def queryset(self, runner: QuerySetRunner) -> QuerySet[Any] | None:
         """The rows the scope names, unfiltered; None for the runner's base queryset.
 
-        Raises NotRegistered for a filter the runner does not have.
+        Raises NotRegistered for a filter the runner does not have, or a source that is gone.
         """
+        if self.source is not None:
+            return _rows_from(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
         rows = runner.get_base_queryset()
@@ -65,11 +77,23 @@ class Scope:
             words = ["all rows, again"]
         if self.given:
             words.append("of a queryset")
+        if self.source is not None:
+            words.append(str(self.source.get("words", "")))
         if self.filter is not None:
             words.append(f"in {self.filter!r}")
         if self.pks is not None:
             words.append(f"among {len(self.pks)} keys")
         return " ".join(words)
+
+
+def _rows_from(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
+    find = SOURCES.get(str(source.get("kind")))
+    if find is None:
+        raise NotRegistered(
+            f"Nothing here knows the rows of {source.get('kind')!r}. Do the workers have the same "
+            "INSTALLED_APPS?"
+        )
+    return find(runner, source)
 
 
 def _named_filter(runner: QuerySetRunner, name: str) -> Callable[[QuerySet[Any]], QuerySet[Any]]:
