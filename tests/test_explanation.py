@@ -125,7 +125,7 @@ def test_failed_names_the_error_and_what_to_do(document, options):
 
     assert explanation.code == "failed"
     assert re.search(
-        r"for good after 1 attempt, at [-\d]+ [:\d]+, on \S+: ValueError: no such scanner\. `",
+        r"for good after 1 attempt, at [-\d]+ [:\d]+ UTC, on \S+: ValueError: no such scanner\. `",
         explanation.reason,
     )
     assert "manage.py autorun retry tests.EchoRunner" in explanation.reason
