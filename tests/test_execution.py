@@ -362,6 +362,8 @@ def test_a_keeper_outlives_an_error(documents, monkeypatch, caplog):
 
     assert not keeper._thread.is_alive()
     assert next(raised, None) is None
+    with pytest.raises(LeaseLost):  # nothing more of it is begun
+        keeper.work._next()
     assert "its keeper goes on" in caplog.text
 
 
@@ -456,6 +458,55 @@ def test_a_hand_over_that_the_database_refuses_loses_no_run(documents, monkeypat
     assert statuses() == [Run.Status.SUCCEEDED] * 4
 
 
+def test_a_hand_over_that_arrived_without_an_answer_is_not_run_here_too(documents, monkeypatch):
+    works, calls = [], []
+
+    def arrives_without_an_answer(*args, **kwargs):
+        record(*args, **kwargs)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    def body(value):
+        calls.append(value)
+        if value == "title 1":
+            with monkeypatch.context() as patch:
+                patch.setattr("autorun.execution.work.record", arrives_without_an_answer)
+                with pytest.raises(OperationalError):
+                    works[0].hand_over()
+
+    runner = declare(body)
+    with installed(runner):
+        batch = runner().run()
+        lease = start(queued(Chunk.objects.get().pk))
+        works.append(Work(lease, runner(), runner().get_analysis()))
+        work_off_started(works[0])
+        work_off()
+
+        assert sorted(calls) == [f"title {n}" for n in range(4)]
+        assert runner().progress().succeeded == runner().progress().total == 4
+    assert batches.counts(batch) == batches.BatchCounts(4, 0, 0, left=0)
+
+
+def test_results_of_runs_that_were_handed_over_without_an_answer_are_left_out(documents):
+    runner = declare()
+    with installed(runner):
+        batch = runner().run()
+        lease = start(queued(Chunk.objects.get().pk))
+        runs = list(Run.objects.order_by("pk"))
+        done = [Result(run.pk, Run.Status.SUCCEEDED, 1, run.fingerprint, "1") for run in runs]
+        going_on = [Result.going_on(run) for run in runs]
+        record(lease, [done[0], *going_on[2:]], Tally(), size=1, is_last=False)
+
+        tally = record(
+            lease, [done[0], done[1], done[2], going_on[3]], Tally(), size=2, is_last=True
+        )
+
+        assert (tally.succeeded, tally.moved) == (2, 2)
+        assert batches.counts(batch) == batches.BatchCounts(2, 0, 0, left=2)
+        work_off()
+        assert runner().progress().succeeded == runner().progress().total == 4
+    assert not Chunk.objects.annotate(left=Chunk.runs_left()).exclude(left=0).exists()
+
+
 def test_results_recorded_twice_count_once(documents):
     runner = declare()
     with installed(runner):
@@ -523,9 +574,9 @@ def test_an_urgent_chunk_that_may_outlast_the_message_waits_for_its_own(document
 def test_a_chunk_delayed_by_urgent_ones_for_too_long_is_sent_again(
     documents, settings, monkeypatch
 ):
-    settings.AUTORUN = {"LEASE": 0.01}
+    settings.AUTORUN = {"LEASE": 0.5}
     sent = []
-    runner = declare(lambda value: time.sleep(0.02), BATCH_SIZE=1)
+    runner = declare(lambda value: time.sleep(0.6), BATCH_SIZE=1)
     with installed(runner):
         runner().backfill(Document.objects.exclude(title="title 3"))
         backfilled = Chunk.objects.filter(state=Chunk.State.QUEUED).first()

@@ -62,6 +62,7 @@ class Keeper:
                 try:
                     self._look()
                 except LeaseLost:
+                    self.work.abandon()
                     return
                 except (DatabaseError, InterfaceError) as error:
                     # The lease runs out only after several beats; the next one may get through.
@@ -78,7 +79,6 @@ class Keeper:
         if now - self._extended_at >= settings.HEARTBEAT:
             if not extend(self.work.lease):
                 logger.warning("%s: the lease went to another worker.", self._name())
-                self.work.abandon()
                 raise LeaseLost
             self._extended_at = now
         if (overdue := self._overdue(now)) is not None and self._give_up(overdue):

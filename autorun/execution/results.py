@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from django.db import connections
+from django.db.models import QuerySet
 
 from autorun.chunk_ids import new_chunk_id
 from autorun.clock import DatabaseNow, from_now, now_sql
@@ -86,33 +88,33 @@ _COLUMNS = {
 def record(
     lease: Lease, results: Sequence[Result], tally: Tally, *, size: int, is_last: bool
 ) -> Tally:
-    """Write the results and what they make of the chunk's counts; those counts.
+    """Write the results and what they make of the chunk's counts, from `tally`; those counts.
 
-    `is_last` ends the chunk. Runs that go on are put into new chunks of at most `size`. Raises
-    LeaseLost, having written nothing, where the chunk has another worker now.
+    `is_last` ends the chunk. Runs that go on are put into new chunks of at most `size`. A result
+    is left out whose run an earlier call has recorded or handed over: one that had committed and
+    not been told so. Raises LeaseLost, having written nothing, where the chunk has another worker
+    now.
     """
-    tries = 0
 
     def attempt() -> Tally:
-        nonlocal tries
-        tries += 1
-        counted = _counted(tally, results)
-        if tries > 1 and (recorded := _already_recorded(lease, counted, is_last=is_last)):
-            return recorded
-        places = _Places(lease.chunk, results, size=size)
-        _write_counts(lease, counted, is_last=is_last)
+        known, expected = tally, _counted(tally, results)
+        as_known = lease.held().filter(**asdict(tally))
+        if not (is_expected := _write_counts(as_known, expected, is_last=is_last)):
+            known = _recorded(lease)
         crash_point("finish.counted")
-        if results:
-            outdated = _write_runs(lease, results, places)
-            crash_point("finish.updated")
-            if outdated:
-                counted = _with_outdated(counted, outdated)
-                _write_counts(lease, counted, is_last=is_last)
-            _write_failures(lease, results)
-            crash_point("finish.failures")
-            if chunks := places.chunks():
-                Chunk.objects.bulk_create(chunks)
-                crash_point("finish.moved")
+        places = _Places(lease.chunk, results, size=size)
+        written = _write_runs(lease, results, places)
+        crash_point("finish.updated")
+        new = [result for result in results if result.run_id in written]
+        outdated = {run_id for run_id, is_current in written.items() if not is_current}
+        counted = _counted(known, new, outdated)
+        if not is_expected or counted != expected:
+            _write_counts(lease.held(), counted, is_last=is_last)
+        _write_failures(lease, new)
+        crash_point("finish.failures")
+        if chunks := places.chunks(written):
+            Chunk.objects.bulk_create(chunks)
+            crash_point("finish.moved")
         return counted
 
     return repeated_on_conflict(attempt, using=settings.DATABASE, is_idempotent=True)
@@ -125,15 +127,12 @@ def endings(results: Sequence[Result]) -> Iterator[Ending]:
             yield Ending(result.run_id, result.key, result.attempts, result.outputs, result.failure)
 
 
-def _already_recorded(lease: Lease, counted: Tally, *, is_last: bool) -> Tally | None:
-    """What an earlier attempt recorded, where only the answer to its commit was lost."""
-    chunk = lease.held().first()
-    if chunk is None or (chunk.state == Chunk.State.FINISHED) is not is_last:
-        return None
-    found = Tally.of(chunk)
-    ended = ("succeeded", "failed", "cancelled", "moved")
-    same = all(getattr(found, name) == getattr(counted, name) for name in ended)
-    return found if same else None
+def _recorded(lease: Lease) -> Tally:
+    """The chunk's counts as they are, locked. Raises LeaseLost."""
+    chunk = lease.held().select_for_update().first()
+    if chunk is None:
+        raise LeaseLost(f"Chunk {lease.chunk.pk} of {lease.chunk.runner} has another worker now.")
+    return Tally.of(chunk)
 
 
 class _Places:
@@ -156,7 +155,8 @@ class _Places:
     def of(self, result: Result) -> int:
         return self._of_run.get(result.run_id, self.chunk.pk)
 
-    def chunks(self) -> list[Chunk]:
+    def chunks(self, written: Container[int]) -> list[Chunk]:
+        """The new chunks, of those of the runs that were `written`."""
         return [
             Chunk(
                 pk=chunk_id,
@@ -165,47 +165,43 @@ class _Places:
                 batch_id=self.chunk.batch_id,
                 priority=self.chunk.priority,
                 queue=self.chunk.queue,
-                size=len(runs),
+                size=number,
                 not_before=from_now(again_in) if again_in else None,
             )
             for chunk_id, again_in, runs in self._new
+            if (number := sum(run in written for run in runs))
         ]
 
 
-def _counted(tally: Tally, results: Sequence[Result]) -> Tally:
+def _counted(tally: Tally, results: Sequence[Result], outdated: Container[int] = ()) -> Tally:
+    """The counts with the results; `outdated` runs had been superseded while they ran."""
     ended = Counter(result.status for result in results)
+    superseded = Counter(result.status for result in results if result.run_id in outdated)
     cancelled = ended[Run.Status.CANCELLED]
-    return replace(
-        tally,
+    return Tally(
         succeeded=tally.succeeded + ended[Run.Status.SUCCEEDED],
         failed=tally.failed + ended[Run.Status.FAILED],
         cancelled=tally.cancelled + cancelled,
+        moved=tally.moved + ended[Run.Status.PENDING],
+        superseded_succeeded=tally.superseded_succeeded + superseded[Run.Status.SUCCEEDED],
+        superseded_failed=tally.superseded_failed + superseded[Run.Status.FAILED],
         # A cancelled run is never current: it makes room for another.
         superseded_cancelled=tally.superseded_cancelled + cancelled,
-        moved=tally.moved + ended[Run.Status.PENDING],
     )
 
 
-def _with_outdated(tally: Tally, outdated: Counter[int]) -> Tally:
-    """Also count the runs that a newer one had taken the place of while they ran."""
-    return replace(
-        tally,
-        superseded_succeeded=tally.superseded_succeeded + outdated[Run.Status.SUCCEEDED],
-        superseded_failed=tally.superseded_failed + outdated[Run.Status.FAILED],
-    )
-
-
-def _write_counts(lease: Lease, tally: Tally, *, is_last: bool) -> None:
-    """Lock the chunk by writing it: nothing else is written unless the lease is still held."""
+def _write_counts(chunk: QuerySet[Any], tally: Tally, *, is_last: bool) -> bool:
+    """Lock the chunk by writing it; whether it was there."""
     values = asdict(tally)
     if is_last:
         values.update(state=Chunk.State.FINISHED, finished_at=DatabaseNow(), expires_at=None)
-    if not lease.held().update(**values):
-        raise LeaseLost(f"Chunk {lease.chunk.pk} of {lease.chunk.runner} has another worker now.")
+    return bool(chunk.update(**values))
 
 
-def _write_runs(lease: Lease, results: Sequence[Result], places: _Places) -> Counter[int]:
-    """One UPDATE for all; how many of each status were superseded while they ran."""
+def _write_runs(lease: Lease, results: Sequence[Result], places: _Places) -> dict[int, bool | None]:
+    """One UPDATE for those that are still the chunk's to write; `is_current` of each, by id."""
+    if not results:
+        return {}
     connection = connections[settings.DATABASE]
     rows = recordset(
         connection,
@@ -233,23 +229,22 @@ def _write_runs(lease: Lease, results: Sequence[Result], places: _Places) -> Cou
         f"finished_at = CASE WHEN {is_pending} THEN NULL ELSE {now} END"
     )
     runs = table(Run, connection)
-    # A run that was handed over already, by a commit whose answer was lost, is another worker's.
-    match = "id = j.run_id AND chunk_id = %s"
+    # What a commit whose answer was lost has recorded or handed over is not written again.
+    match = f"id = j.run_id AND chunk_id = %s AND status = {Run.Status.PENDING:d}"
+    params = [*rows.params, lease.chunk.pk]
     with connection.cursor() as cursor:
         if connection.vendor == "mysql":
-            cursor.execute(
-                f"UPDATE {runs} JOIN ({rows.sql}) AS j ON {match} SET {changes}",
-                [*rows.params, lease.chunk.pk],
-            )
-            ids = [result.run_id for result in results]
-            superseded = Run.objects.filter(pk__in=ids, is_current=None)
-            return Counter(superseded.values_list("status", flat=True))
+            join = f"{runs} JOIN ({rows.sql}) AS j ON {match}"
+            cursor.execute(f"SELECT id, is_current FROM {join} FOR UPDATE", params)
+            written = dict(cursor.fetchall())
+            cursor.execute(f"UPDATE {join} SET {changes}", params)
+            return written
         cursor.execute(
             f"UPDATE {runs} SET {changes} FROM ({rows.sql}) AS j WHERE {match} "
-            "RETURNING status, is_current",
-            [*rows.params, lease.chunk.pk],
+            "RETURNING id, is_current",
+            params,
         )
-        return Counter(status for status, is_current in cursor.fetchall() if not is_current)
+        return dict(cursor.fetchall())
 
 
 def _write_failures(lease: Lease, results: Sequence[Result]) -> None:

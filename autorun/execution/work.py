@@ -25,6 +25,7 @@ from autorun.keys import Key, key_kind
 from autorun.models import Run
 from autorun.rows import NOT_REPRESENTED, Row
 from autorun.sizing import chunk_size
+from autorun.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -74,6 +75,7 @@ class Work:
         self._written_at = self.began_at
         self._tally = Tally.of(lease.chunk)
         self._is_abandoned = False
+        self._is_in_doubt = False
         self._backoffs: dict[int, float] = {}
 
     def perform(self, termination: Termination) -> Tally:
@@ -117,7 +119,10 @@ class Work:
         with self.lock:
             rest = [Result.going_on(each.run) for each in self._assignments]
             if rest:
+                # Until that returns, the database may have handed them over and not said so.
+                self._is_in_doubt = True
                 self._write(rest, is_last=False)
+                self._is_in_doubt = False
             self._assignments.clear()
         return len(rest)
 
@@ -184,9 +189,22 @@ class Work:
         with self.lock:
             if self._is_abandoned:
                 raise LeaseLost(f"Chunk {self.lease.chunk.pk} was given up.")
+            if self._is_in_doubt:
+                self._keep_what_is_ours()
             self.current = self._assignments.popleft() if self._assignments else None
             self.current_since = time.monotonic()
             return self.current
+
+    def _keep_what_is_ours(self) -> None:
+        """Leave out what was handed over after all."""
+        pending = Run.objects.filter(chunk_id=self.lease.chunk.pk, status=Run.Status.PENDING)
+        ours = repeated_on_conflict(
+            lambda: set(pending.values_list("pk", flat=True)),
+            using=settings.DATABASE,
+            is_idempotent=True,
+        )
+        self._assignments = deque(each for each in self._assignments if each.run.pk in ours)
+        self._is_in_doubt = False
 
     def _run(self, assignment: Assignment, termination: Termination) -> Result:
         run, row = assignment.run, assignment.row
