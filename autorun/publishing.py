@@ -156,15 +156,15 @@ class _Courier:
             self._connection = _open()
         producer = Producer(self._connection.default_channel)
         for message in messages:
-            current_app.tasks[message.task].apply_async(
-                message.args,
-                producer=producer,
-                # Without a policy a refused connection takes seconds longer to be reported.
-                retry_policy={"max_retries": 0},
-                # Celery's own, of a thousand keys, takes longer than the message itself.
-                argsrepr=reprlib.repr(message.args),
+            options = {
                 **message.options(),
-            )
+                "producer": producer,
+                # Without a policy a refused connection takes seconds longer to be reported.
+                "retry_policy": {"max_retries": 0},
+                # Celery's own, of a thousand keys, takes longer than the message itself.
+                "argsrepr": reprlib.repr(message.args),
+            }
+            current_app.tasks[message.task].apply_async(message.args, **options)
             crash_point("dispatch.sending")
 
     def _drop(self) -> None:
