@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -132,9 +132,10 @@ class Planner:
         superseded: dict[int, int] = {}
         inserted = 0
         if found.redo:
-            redo = statements.redone(
-                candidates, self.selection, limit=limit, using=settings.DATABASE
-            )
+            named = candidates
+            if found.to_redo is not None:
+                named = self._candidates(found.to_redo, within=candidates)
+            redo = statements.redone(named, self.selection, limit=limit, using=settings.DATABASE)
         if redo:
             superseded = statements.supersede(redo, using=settings.DATABASE)
             crash_point("plan.superseded")
@@ -224,11 +225,17 @@ class Planner:
             ),
         )
 
-    def _candidates(self, rows: list[tuple[Key, str]]) -> Candidates:
+    def _candidates(
+        self, rows: Sequence[tuple[Key, str]], *, within: Candidates | None = None
+    ) -> Candidates:
+        """`rows` as candidates, with the bounds of the candidates that they are among."""
         kind = key_kind(self.runner.get_model())
-        return statements.candidates_of(
+        candidates = statements.candidates_of(
             rows, node_id=self.node_id, kind=kind, using=settings.DATABASE
         )
+        if within is None:
+            return candidates
+        return replace(candidates, above=within.above, up_to=within.up_to)
 
 
 def _expected(found: Counts, window: Window) -> Outcome:

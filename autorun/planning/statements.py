@@ -10,6 +10,7 @@ rows took ten times as long.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,12 +51,15 @@ class Counts:
     """Of some candidates: all, those without a current run, those whose run is to be redone.
 
     `failed` are those whose run failed for good on the same input, where anybody asked.
+    `to_redo` names those to be redone, with their fingerprints, where the database can name them
+    as it counts.
     """
 
     candidates: int = 0
     missing: int = 0
     redo: int = 0
     failed: int = 0
+    to_redo: Sequence[tuple[Key, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,22 +104,42 @@ def count(
     """
     connection = connections[using]
     match = current_run_of_candidate(connection, candidates)
-    redo = selection.redo_condition
-    # Where there is no run, the fingerprint need not be computed.
-    redo_count = (
-        f"COUNT(CASE WHEN r.object_id IS NULL THEN NULL WHEN {redo} THEN 1 END)" if redo else "0"
-    )
+    redo, is_named = _redo_column(connection, selection)
     failed = f"r.status = {Run.Status.FAILED:d} AND r.fingerprint = d.f"
     failed_count = f"COUNT(CASE WHEN {failed} THEN 1 END)" if counts_failed else "0"
     sql = (
-        f"SELECT COUNT(*), COUNT(*) - COUNT(r.object_id), {redo_count}, {failed_count} "
+        f"SELECT COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}, {failed_count} "
         f"FROM ({candidates.source.sql}) AS d "
         f"LEFT JOIN {table(Run, connection)} AS r ON {match.sql}"
     )
     with connection.cursor() as cursor:
         cursor.execute(sql, [*candidates.source.params, *match.params])
-        total, missing, redo_total, failed_total = cursor.fetchone()
-    return Counts(total, missing if selection.missing else 0, redo_total, failed_total)
+        total, missing, found, failed_total = cursor.fetchone()
+    to_redo = None
+    if is_named:
+        to_redo = json.loads(found or "[]")
+        found = len(to_redo)
+    return Counts(total, missing if selection.missing else 0, found, failed_total, to_redo)
+
+
+def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple[str, bool]:
+    """What to select for the candidates to be redone, and whether that is a list or a number.
+
+    They are few as a rule. Named at once, they need no second look at all rows; only MariaDB cuts
+    off what it aggregates.
+    """
+    condition = selection.redo_condition
+    if condition is None:
+        return "0", False
+    if connection.vendor == "mysql":
+        # Where there is no run, the fingerprint need not be computed.
+        case = f"CASE WHEN r.object_id IS NULL THEN NULL WHEN {condition} THEN 1 END"
+        return f"COUNT({case})", False
+    gather, pair = ("json_group_array", "json_array")
+    if connection.vendor == "postgresql":
+        gather, pair = ("json_agg", "json_build_array")
+    only = f"FILTER (WHERE r.object_id IS NOT NULL AND ({condition}))"
+    return f"CAST({gather}({pair}(d.k, d.f)) {only} AS TEXT)", True
 
 
 def redone(
