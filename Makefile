@@ -21,13 +21,14 @@ define install
 	@touch $@
 endef
 
-.PHONY: help venv demo up test test-faults soak bench test-browser lint format types docs clean
+.PHONY: help venv demo up test test-faults soak bench test-browser pictures lint format types docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
 	@echo "make up            web, worker and beat for looking around, until Ctrl-C (DEMO=1: on the demo's data)"
 	@echo "make test          all tests, on every database that answers (ARGS='-k name' for some)"
 	@echo "make test-browser  the pages in a real browser (needs chromium)"
+	@echo "make pictures      the pictures of the documentation, from the pages as they are"
 	@echo "make test-faults   workers, brokers and databases ill-treated for real"
 	@echo "make soak          random faults for MINUTES=2 (SEED=1, ARGS='--database postgres --broker redis')"
 	@echo "make bench         every line of docs/performance.md (QUICK=1: small sizes, under three minutes)"
@@ -62,6 +63,10 @@ test-browser: $(VENV)/.browser
 	@command -v chromium >/dev/null || { echo "Install chromium first: apt-get install chromium"; exit 1; }
 	@$(RUN) -m pytest -m browser $(ARGS)
 	@$(RUN) -m pytest -m browser --ds=tests.browser.unfold_settings -k "(sound or cancelled) and not without" $(ARGS)
+
+# The pictures of the documentation, taken anew.
+pictures: $(VENV)/.browser
+	@AUTORUN_PICTURES=1 $(RUN) -m pytest -m browser tests/browser/test_pictures.py $(ARGS)
 
 bench: $(VENV)/.bench
 	@$(RUN) -m bench $(if $(QUICK),--scale quick --keep) $(ARGS)

@@ -11,7 +11,7 @@ from autorun.admin.charts import columns
 from autorun.admin.pages import PageAdmin, action, page
 from autorun.admin.permissions import Permission
 from autorun.admin.runs import do_retry
-from autorun.failures import recent_failures, runs_of
+from autorun.failures import labels_of, recent_failures, runs_of
 from autorun.listing import SINCE
 from autorun.models import Failure
 
@@ -38,9 +38,16 @@ class FailureAdmin(PageAdmin):
         """The groups, those with most failed runs first."""
         since = _since(request.GET.get("since", ""))
         found = recent_failures(since)
+        shown = found.groups[:MOST_GROUPS]
+        labels = labels_of(each.group for each in shown)
         lines = [
-            (each.group, each.attempts, columns([(0, number) for number in each.times]))
-            for each in found.groups[:MOST_GROUPS]
+            (
+                each.group,
+                labels.get(each.group.node_id, ""),
+                each.attempts,
+                columns([(0, number) for number in each.times]),
+            )
+            for each in shown
         ]
         return self.render(
             request,

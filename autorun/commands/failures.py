@@ -3,8 +3,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +13,7 @@ from django.utils import timezone
 from autorun import registry
 from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format
 from autorun.commands.terminal import moment, plural
-from autorun.exceptions import AutorunError
-from autorun.failures import FailureGroup, group_failures
-from autorun.models import Node
+from autorun.failures import FailureGroup, group_failures, labels_of
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -76,16 +73,6 @@ class Failures(Subcommand):
                 self.terminal.hint(f"Run them again: manage.py autorun retry {label}")
             else:
                 self.terminal.hint("No registered runner has them, so none runs them again.")
-
-
-def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
-    """The label of a registered runner of each group's node, where there is one, by node."""
-    digests = {}
-    for runner in reversed(registry.runners()):  # of several with one node, the first by label
-        with suppress(AutorunError):  # one that cannot be loaded has no node
-            digests[runner.get_digest()] = runner.label
-    nodes = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=digests)
-    return {pk: digests[digest] for pk, digest in nodes.values_list("pk", "digest")}
 
 
 def _words(group: FailureGroup) -> str:

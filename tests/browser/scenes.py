@@ -11,8 +11,9 @@ from autorun import batches, sizing
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.keys import plan_keys
 from autorun.runner import QuerySetRunner
+from autorun.triggers import on_schedule
 from sample_app.models import Scan
-from sample_app.runners import ScanPreprocessingRunner
+from sample_app.runners import AnatomicalPreprocessingRunner, ScanPreprocessingRunner
 
 DESCRIPTIONS = ("Anatomical T1, sagittal", "Resting state", "Diffusion, 64 directions", "Localiser")
 TRACEBACK = """Traceback (most recent call last):
@@ -82,6 +83,50 @@ def few() -> QuerySetRunner:
     return runner
 
 
+def lively() -> QuerySetRunner:
+    """A day in a laboratory: most scans done, some failed, a backfill on its way; for pictures."""
+    sizing.forget_measurements()
+    now = timezone.now()
+    scans = add_scans(1_200)
+    for runner in (AnatomicalPreprocessingRunner(), ScanPreprocessingRunner()):
+        node = runner.get_node()
+        Node.objects.filter(pk=node.pk).update(paused_at=now, run_seconds=2.4)
+        nightly = batches.begin(runner, Batch.Trigger.SWEEP, description="pending rows")
+        batch = batches.begin(
+            runner,
+            Batch.Trigger.BACKFILL,
+            description="pending rows",
+            requested_by="ada",
+            candidates=len(scans),
+        )
+        plan_keys(runner, [scan.pk for scan in scans])
+        runs = list(Run.objects.filter(node=node).order_by("pk"))
+        last = len(runs) - 150 if type(runner) is ScanPreprocessingRunner else len(runs)
+        for begin in range(0, last, 40):
+            part = runs[begin : min(begin + 40, last)]
+            at = now - dt.timedelta(hours=23.2 * (1 - begin / last) ** 1.5, minutes=4)
+            failed = [run for run in part if run.object_id % 37 in (5, 6)]
+            _finish(runner, part, at=at, batch=nightly if begin < 600 else batch, failed=failed)
+        if last < len(runs):
+            _move(runner, runs[last : last + 8], Chunk.State.RUNNING, batch=batch)
+            _move(runner, runs[last + 8 : last + 40], Chunk.State.QUEUED, batch=batch)
+            _move(runner, runs[last + 40 :], Chunk.State.WAITING, batch=batch)
+        Chunk.objects.filter(node=node).exclude(pk__in=Run.objects.values("chunk_id")).delete()
+        Node.objects.filter(pk=node.pk).update(paused_at=None)
+        finished = {"state": Batch.State.FINISHED, "finished_at": now, "planned_at": now}
+        Batch.objects.filter(pk=nightly.pk).update(
+            **finished, candidates=1_190, existing=590, planned=min(600, len(runs))
+        )
+        Batch.objects.filter(pk=batch.pk).update(
+            planned_at=now, expires_at=None, existing=600, planned=max(0, len(runs) - 600)
+        )
+        if last == len(runs):
+            Batch.objects.filter(pk=batch.pk).delete()
+    add_scans(14, first=2_000)
+    on_schedule.sync()
+    return ScanPreprocessingRunner()
+
+
 def many(number: int = 1_000_000) -> QuerySetRunner:
     """A million scans, most of them done within the last day, some failed, some on their way."""
     runner = ScanPreprocessingRunner()
@@ -148,9 +193,16 @@ FROM autorun_run WHERE status = 2
 """.replace("id % ", "id %% ")
 
 
-def _finish(runner: QuerySetRunner, runs: list[Run], *, at: dt.datetime, batch: Batch) -> None:
-    """Every third of the runs failed; the second failed one is ignored."""
-    failed = runs[::3]
+def _finish(
+    runner: QuerySetRunner,
+    runs: list[Run],
+    *,
+    at: dt.datetime,
+    batch: Batch,
+    failed: list[Run] | None = None,
+) -> None:
+    """The runs have ended; every third failed, where it is not said which."""
+    failed = runs[::3] if failed is None else failed
     chunk = Chunk.objects.create(
         node=runner.get_node(),
         runner=runner.label,
