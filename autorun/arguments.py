@@ -63,11 +63,15 @@ class Arguments:
 
         Raises `ConfigurationError` where they do not fit the signature.
         """
-        problems = list(self._name_problems(configuration, input_key))
-        if problems:
-            raise ConfigurationError(" ".join(f"{each.message} {each.hint}" for each in problems))
+        if not self._has_the_names(configuration, input_key):
+            problems = list(self._name_problems(configuration, input_key))
+            if problems:
+                raise ConfigurationError(
+                    " ".join(f"{each.message} {each.hint}" for each in problems)
+                )
         # A function that changes a list of its configuration must not change the next run's.
-        arguments = {**copy.deepcopy(dict(configuration)), input_key: representation}
+        arguments = {name: _own(value) for name, value in configuration.items()}
+        arguments[input_key] = representation
         try:
             return {name: self._convert(name, value) for name, value in arguments.items()}
         except Mismatch as error:
@@ -96,6 +100,18 @@ class Arguments:
     def _variadic(self) -> Parameter | None:
         parameters = self.signature.parameters.values()
         return next((each for each in parameters if each.kind is Parameter.VAR_KEYWORD), None)
+
+    @cached_property
+    def _required(self) -> frozenset[str]:
+        parameters = self.signature.parameters.values()
+        return frozenset(each.name for each in parameters if each.default is Parameter.empty)
+
+    def _has_the_names(self, configuration: Mapping[str, object], input_key: str) -> bool:
+        """Whether there is no name problem, as far as a glance can tell."""
+        names = {*configuration, input_key}
+        return (
+            len(names) == len(configuration) + 1 and self._required <= names <= self._named.keys()
+        )
 
     def _accepts(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._named or self._variadic is not None)
@@ -161,6 +177,13 @@ class Arguments:
         if not self._named:
             return f"{self.location} has no arguments that can be passed by name."
         return f"Arguments of {self.location}: {', '.join(map(repr, self._named))}."
+
+
+def _own(value: object) -> object:
+    return value if type(value) in _IMMUTABLE else copy.deepcopy(value)
+
+
+_IMMUTABLE = {type(None), bool, int, float, str}
 
 
 def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def convert(value: object, annotation: Any) -> Any:
     by element. What an annotation does not tell (Any, type variables, unresolved names, protocols)
     is accepted as it is.
     """
+    if type(annotation) is type and annotation in _CONVERTERS:
+        return _converted(value, annotation, _CONVERTERS[annotation])
     annotation = _unwrapped(annotation)
     if annotation is None or annotation is type(None):
         return _instance(value, type(None), None)

@@ -158,8 +158,7 @@ def _in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> Autoru
     return kind(f"{error.path(root)} {error.reason}.")
 
 
-def _dumps(plain: JSON) -> str:
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def _byte_length(text: str) -> int:
