@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,7 @@ def _node_id(label: str) -> int | None:
 
 
 def _ignore(runs: Sequence[Run]) -> int:
-    # A chunk that is being worked on has its counts written by its worker alone.
-    chunks = _locked(runs, states=(Chunk.State.FINISHED,))
+    chunks = _locked(runs, states=Chunk.State)
     failed = Run.objects.filter(
         pk__in=[run.pk for run in runs],
         chunk_id__in=chunks,
@@ -196,10 +195,10 @@ def _cancel(runs: Sequence[Run]) -> int:
     return number
 
 
-def _locked(runs: Sequence[Run], *, states: Collection[Chunk.State]) -> list[int]:
+def _locked(runs: Sequence[Run], *, states: Iterable[Chunk.State]) -> list[int]:
     """The chunks of the runs that are in one of those states, locked until the commit."""
     chunks = Chunk.objects.select_for_update().filter(
-        pk__in={run.chunk_id for run in runs}, state__in=states
+        pk__in={run.chunk_id for run in runs}, state__in=list(states)
     )
     return list(chunks.order_by("pk").values_list("pk", flat=True))
 

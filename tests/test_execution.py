@@ -20,6 +20,7 @@ from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Run
+from autorun.progress import Progress
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Document
 
@@ -413,9 +414,26 @@ def test_runs_cancelled_as_their_chunk_is_started_are_counted(documents):
         as_read = queued(Chunk.objects.get().pk)
         interventions.cancel([list(Run.objects.order_by("pk")[:1])])
 
-        assert start(as_read) is None
-        execute(as_read.pk)
+        work_off_started(Work(start(as_read), runner(), runner().get_analysis()))
 
+    assert batches.counts(batch) == batches.BatchCounts(succeeded=3, failed=0, cancelled=1, left=0)
+
+
+def test_a_failed_run_is_ignored_while_its_chunk_is_worked_on(documents, monkeypatch):
+    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0)
+
+    def body(value):
+        if value == "title 0":
+            raise ValueError
+        if value == "title 2":
+            assert interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
+
+    runner = declare(body, MAX_ATTEMPTS=1)
+    with installed(runner):
+        batch = runner().run()
+        work_off()
+
+        assert runner().progress() == Progress(succeeded=3, ignored=1)
     assert batches.counts(batch) == batches.BatchCounts(succeeded=3, failed=0, cancelled=1, left=0)
 
 

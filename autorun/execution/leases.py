@@ -42,14 +42,8 @@ def queued(chunk_id: int) -> Chunk | None:
 
 
 def start(chunk: Chunk) -> Lease | None:
-    """The lease of a queued chunk, or None where another worker has it.
-
-    None also where runs of it were cancelled since `chunk` was read: the lease writes totals, and
-    would forget them. Upkeep then sends its message again.
-    """
-    as_read = Chunk.objects.filter(
-        pk=chunk.pk, state=Chunk.State.QUEUED, token=chunk.token, cancelled=chunk.cancelled
-    )
+    """The lease of a queued chunk, or None where another worker has it."""
+    as_read = Chunk.objects.filter(pk=chunk.pk, state=Chunk.State.QUEUED, token=chunk.token)
     started = as_read.update(
         state=Chunk.State.RUNNING,
         token=F("token") + 1,

@@ -100,6 +100,7 @@ def record(
         known, expected = tally, _counted(tally, results)
         as_known = lease.held().filter(**asdict(tally))
         if not (is_expected := _write_counts(as_known, expected, is_last=is_last)):
+            # An answer was lost; or somebody has cancelled or ignored runs of the chunk.
             known = _recorded(lease)
         crash_point("finish.counted")
         places = _Places(lease.chunk, results, size=size)
