@@ -138,7 +138,10 @@ def finish_if_done(batch_id: int) -> bool:
 
 
 def pause(batch: Batch) -> bool:
-    """Plan and release no more of the batch; what is in flight goes on. Whether it was running."""
+    """Plan and release no more of the batch; what is in flight goes on. Whether it was running.
+
+    A queryset that was given is planned to its end: nobody else could go on with it later.
+    """
     return bool(
         Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING).update(
             state=Batch.State.PAUSED
@@ -148,8 +151,9 @@ def pause(batch: Batch) -> bool:
 
 def resume(batch: Batch) -> bool:
     """Go on with a paused batch; upkeep takes its planning up. Whether it was paused."""
+    planner = {} if is_given(batch) else {"expires_at": DatabaseNow()}
     resumed = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED).update(
-        state=Batch.State.RUNNING, expires_at=DatabaseNow()
+        state=Batch.State.RUNNING, **planner
     )
     if resumed:
         release(batch.node_id)
@@ -202,8 +206,14 @@ def counts(batch: Batch) -> BatchCounts:
     return BatchCounts(**{name.removeprefix("n_"): number for name, number in totals.items()})
 
 
+def is_given(batch: Batch) -> bool:
+    """Whether it is about a queryset that only the process that began it has."""
+    return bool(batch.scope.get("given", False))
+
+
 def _held(batch: Batch) -> Any:
-    return Batch.objects.filter(pk=batch.pk, token=batch.token, state=Batch.State.RUNNING)
+    planned_on = [Batch.State.RUNNING, *([Batch.State.PAUSED] if is_given(batch) else [])]
+    return Batch.objects.filter(pk=batch.pk, token=batch.token, state__in=planned_on)
 
 
 def _planning_lease() -> Any:

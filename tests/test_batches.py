@@ -20,7 +20,7 @@ from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import windows
 from autorun.triggers.backfill import go_on, sweep_now
-from autorun.upkeep import cancel_batches
+from autorun.upkeep import cancel_batches, upkeep
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -261,6 +261,51 @@ def test_a_batch_paused_while_it_is_planned_plans_no_further_window(documents, m
         assert runner().progress().succeeded == 6
     batch.refresh_from_db()
     assert (batch.state, batch.planned, batch.candidates) == (Batch.State.FINISHED, 6, 6)
+
+
+def test_a_batch_over_a_given_queryset_is_planned_to_its_end_while_it_is_paused(
+    documents, monkeypatch
+):
+    monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 2)
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        monkeypatch.setattr(
+            "autorun.planning.passes.crash_point",
+            lambda name: name == "backfill.begun" and batches.pause(Batch.objects.get()),
+        )
+        batch = runner().backfill(Document.objects.all())
+        assert (batch.state, batch.planned) == (Batch.State.PAUSED, 6)
+        assert not Chunk.objects.exclude(state=Chunk.State.WAITING).exists()
+
+        assert batches.resume(batch)
+        upkeep(in_any_case=True)
+        work_off()
+
+        assert runner().progress().succeeded == 6
+    batch.refresh_from_db()
+    assert (batch.state, batch.reason) == (Batch.State.FINISHED, "")
+
+
+def test_one_that_is_resumed_while_a_given_queryset_is_planned_stays_with_its_process(
+    documents, monkeypatch
+):
+    monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 2)
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+
+    def pause_and_resume(name):
+        if name == "backfill.begun":
+            batch = Batch.objects.get()
+            assert batches.pause(batch)
+            assert batches.resume(batch)
+            assert batches.take_over(batch.pk) is None
+
+    runner = declare()
+    with installed(runner):
+        monkeypatch.setattr("autorun.planning.passes.crash_point", pause_and_resume)
+        batch = runner().backfill(Document.objects.all())
+
+    assert (batch.state, batch.planned) == (Batch.State.RUNNING, 6)
 
 
 def test_a_cancelled_batch_leaves_its_rows_pending(documents):
