@@ -7,7 +7,7 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from autorun import nodes
+from autorun import nodes, tracing
 from autorun.execution.at_once import _begin
 from autorun.models import Chunk, Node, Run
 from autorun.progress import Progress
@@ -110,6 +110,33 @@ def test_a_key_that_is_no_integer() -> None:
         plan_saved(country)
 
     assert statuses() == [SUCCEEDED]
+
+
+def test_its_planning_has_a_span() -> None:
+    noted: list[tuple[str, dict[str, Any]]] = []
+
+    class Noting(tracing.Span):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def note(self, **attributes: Any) -> None:
+            noted.append((self.name, attributes))
+
+    document = Document.objects.create(title="a")
+    runner_class = declare()
+    tracing.install(Noting)
+    try:
+        with installed(runner_class):
+            plan_saved(document)
+            plan_saved(document)
+    finally:
+        tracing.install(None)
+
+    label = runner_class.get_label()
+    assert [attributes for name, attributes in noted if name == "autorun.plan"] == [
+        {"runner": label, "candidates": 1, "planned": 1},
+        {"runner": label, "candidates": 1, "planned": 0},
+    ]
 
 
 def test_several_rows_go_the_long_way(published: list[Any]) -> None:

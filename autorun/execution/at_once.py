@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, connections, transaction
 
+from autorun import tracing
 from autorun.chunk_ids import new_chunk_id
 from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
@@ -62,6 +63,14 @@ def _may_start_at_once(runner: QuerySetRunner) -> bool:
 
 def _begin(runner: QuerySetRunner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     """The started run of the row, if it is pending, and whether the row needs nothing more."""
+    with tracing.span("autorun.plan") as span:
+        work, is_settled = _plan_and_start(runner, keys)
+        # A row that goes the long way is a candidate there.
+        span.note(runner=runner.label, candidates=int(is_settled), planned=int(work is not None))
+    return work, is_settled
+
+
+def _plan_and_start(runner: QuerySetRunner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     node = runner.get_node()
     candidates = candidates_named(runner, keys, node_id=node.pk)
     if candidates is None:
