@@ -2,12 +2,15 @@
 
 import uuid
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.db.models import Count, Q
 
+from autorun import interventions
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import windows
+from autorun.planning import statements, windows
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Country, Document, DraftDocument, Note, Photo, Report, Tag
 
@@ -357,3 +360,59 @@ def test_what_is_planned_in_the_same_millisecond_shares_no_chunk(documents, monk
     sizes = Counter(Run.objects.values_list("chunk_id", flat=True))
     assert sorted(sizes.values()) == [1, 5]
     assert {chunk.pk: chunk.size for chunk in Chunk.objects.all()} == sizes
+
+
+@pytest.fixture
+def before_superseding(monkeypatch) -> list[Callable[[], Any]]:
+    """What happens after a planner has read the runs to supersede, and before it does."""
+    meanwhile: list[Callable[[], Any]] = []
+    supersede = statements.supersede
+
+    def later(*args: Any, **kwargs: Any) -> dict[int, int]:
+        for each in meanwhile:
+            each()
+        return supersede(*args, **kwargs)
+
+    monkeypatch.setattr(statements, "supersede", later)
+    return meanwhile
+
+
+def test_a_run_that_ends_on_the_new_input_as_it_is_superseded_stands(before_superseding):
+    document = Document.objects.create(title="a")
+    with installed(runner_class := declare()):
+        runner_class().run()
+        Document.objects.filter(pk=document.pk).update(title="b")
+        before_superseding.append(work_off)
+
+        assert runner_class().run().planned == 0
+        work_off()
+
+        assert statuses() == [Run.Status.SUCCEEDED]
+        assert runner_class().progress().total == 1
+
+
+def test_a_run_that_ends_on_the_old_input_as_it_is_superseded_is_followed(before_superseding):
+    document = Document.objects.create(title="a")
+    with installed(runner_class := declare()):
+        runner_class().run()
+        Document.objects.filter(pk=document.pk).update(title="b")
+        before_superseding.append(lambda: Run.objects.update(status=Run.Status.SUCCEEDED))
+
+        assert runner_class().run().planned == 1
+
+
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_a_failed_run_that_is_ignored_as_it_is_retried_stays_ignored(
+    before_superseding, is_ignored
+):
+    def fail(value: Any) -> None:
+        raise ValueError
+
+    Document.objects.create(title="a")
+    with installed(runner_class := declare(fail, MAX_ATTEMPTS=1)):
+        runner_class().run()
+        work_off()
+        if is_ignored:
+            before_superseding.append(lambda: interventions.ignore([list(Run.objects.all())]))
+
+        assert runner_class().retry().planned == (not is_ignored)

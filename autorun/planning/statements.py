@@ -11,6 +11,7 @@ rows took ten times as long.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +65,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Redo:
-    """A current run that a new one is to take the place of."""
+    """A current run that a new one is to take the place of.
+
+    `fingerprint` is the row's; `seen` is the run's status, where the run is for that same input.
+    """
 
     run_id: int
     key: Key
     fingerprint: str
+    seen: int | None = None
 
 
 def candidates_in(
@@ -153,7 +158,8 @@ def redone(
     match = current_run_of_candidate(connection, candidates)
     key = f"r.{candidates.kind.column}"
     sql = (
-        f"SELECT r.id, {key}, d.f FROM ({candidates.source.sql}) AS d "
+        f"SELECT r.id, {key}, d.f, CASE WHEN r.fingerprint = d.f THEN r.status END "
+        f"FROM ({candidates.source.sql}) AS d "
         f"{join_in_this_order(connection)} {table(Run, connection)} AS r ON {match.sql} "
         f"WHERE {condition} ORDER BY {key}"
     )
@@ -162,8 +168,8 @@ def redone(
     with connection.cursor() as cursor:
         cursor.execute(sql, [*candidates.source.params, *match.params])
         return [
-            Redo(run_id, row_key, getattr(found, "hex", found))
-            for run_id, row_key, found in cursor.fetchall()
+            Redo(run_id, row_key, getattr(found, "hex", found), seen)
+            for run_id, row_key, found, seen in cursor.fetchall()
         ]
 
 
@@ -183,30 +189,30 @@ def as_counters(superseded: Mapping[int, int]) -> dict[str, int]:
 def supersede(redo: Sequence[Redo], *, using: str) -> dict[int, int]:
     """Make the runs no longer current; how many of each status were.
 
-    A run that somebody else superseded meanwhile is passed over.
+    Passed over is what has changed since it was read: a run that somebody else superseded, that a
+    worker has done on the new input, or that was ignored when it was to be retried.
     """
     connection = connections[using]
     runs = table(Run, connection)
-    ids = recordset(connection, {"id": "bigint"}, ((each.run_id,) for each in redo))
-    chosen = f"is_current AND id IN (SELECT s.id FROM ({ids.sql}) AS s)"
-    update = f"UPDATE {runs} SET is_current = NULL WHERE {chosen}"
-    counts: dict[int, int] = {}
+    columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
+    rows = recordset(
+        connection, columns, ((each.run_id, each.fingerprint, each.seen) for each in redo)
+    )
+    match = "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(
-                f"WITH s AS ({update} RETURNING status) SELECT status, COUNT(*) FROM s GROUP BY 1",
-                ids.params,
-            )
-            counts.update(cursor.fetchall())
-        else:
-            # SQLite has one writer, and on MariaDB the rows stay locked until the commit, so
-            # what is counted is what is updated.
-            locking = " FOR UPDATE" if connection.vendor == "mysql" else ""
-            cursor.execute(f"SELECT status FROM {runs} WHERE {chosen}{locking}", ids.params)
-            for (status,) in cursor.fetchall():
-                counts[status] = counts.get(status, 0) + 1
-            cursor.execute(update, ids.params)
-    return counts
+        if connection.vendor == "mysql":
+            # Locked until the commit, so that what is counted is what is updated.
+            join = f"{runs} JOIN ({rows.sql}) AS s ON {match}"
+            cursor.execute(f"SELECT status FROM {join} FOR UPDATE", rows.params)
+            counts = Counter(status for (status,) in cursor.fetchall())
+            cursor.execute(f"UPDATE {join} SET is_current = NULL", rows.params)
+            return counts
+        cursor.execute(
+            f"UPDATE {runs} SET is_current = NULL FROM ({rows.sql}) AS s WHERE {match} "
+            "RETURNING status",
+            rows.params,
+        )
+        return Counter(status for (status,) in cursor.fetchall())
 
 
 def insert(
