@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.report import CHECKOUT, write
+from bench.report import CHECKOUT, merged, write
 
 DATABASES = ("postgres", "sqlite")
 BROKERS = ("rabbitmq", "redis")
@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--brokers", nargs="+", default=BROKERS)
     parser.add_argument("--topics", nargs="+", default=None)
     parser.add_argument("--keep", action="store_true", help="change no file of the checkout")
+    parser.add_argument("--add", action="store_true", help="keep what is not measured this time")
     options = parser.parse_args()
     lines: list[dict[str, object]] = []
     failed = False
@@ -60,7 +61,11 @@ def main() -> int:
     reached = [line["is_reached"] for line in lines if line["is_reached"] is not None]
     print(f"{sum(map(bool, reached))} of {len(reached)} goals reached.")
     if lines and not options.keep:
-        write(lines, scale=options.scale, circumstances=_circumstances(options.scale))
+        write(
+            merged(lines) if options.add else lines,
+            scale=options.scale,
+            circumstances=_circumstances(options.scale),
+        )
     return 1 if failed else 0
 
 

@@ -115,7 +115,7 @@ def _nothing_pending(scale: Scale) -> Iterator[Line]:
     runner, constant = TrivialRunner(), ConstantRunner()
     points: dict[str, list[tuple[float, float]]] = {}
     for rows in scale.growth:
-        rounds = scale.rounds if rows <= scale.rows else 3
+        rounds = scale.rounds if rows <= scale.rows else 1
         stage.empty_state()
         stage.fill_items(rows)
         node, node_of_constant = stage.hold(runner), stage.hold(constant)
@@ -246,30 +246,20 @@ def _long_table(scale: Scale) -> Line:
     stage.empty_state()
     stage.fill_items(rows)
     node = stage.hold(runner)
+    with stage.copied() as turn_to:
+        turn_to("copy")
+        _fill_with_runs_of_others(node.pk, scale.long_table)
+        places = {"empty table": "original", "long table": "copy"}
 
-    def forget() -> None:
-        stage.execute("DELETE FROM autorun_run WHERE node_id = %s", [node.pk])
-        stage.execute("DELETE FROM autorun_chunk WHERE node_id = %s", [node.pk])
-        stage.settle()
+        def prepare(name: str) -> None:
+            turn_to(places[name])
+            stage.execute("DELETE FROM autorun_run WHERE node_id = %s", [node.pk])
+            stage.execute("DELETE FROM autorun_chunk WHERE node_id = %s", [node.pk])
+            stage.settle()
 
-    empty, full = [], []
-    for _ in range(scale.rounds):
-        empty.append(_timed_plan(runner))
-        forget()
-    fingerprint = "'" + "1" * 32 + "'" + ("::uuid" if connection.vendor == "postgresql" else "")
-    per_node = scale.long_table // 20
-    for other in range(20):
-        stage.execute(
-            "INSERT INTO autorun_run (node_id, object_id, object_key, fingerprint, is_current, "
-            f"chunk_id, status, attempts) SELECT %s, i, '', {fingerprint}, TRUE, 1, 1, 1 "
-            f"FROM {stage.series(per_node)}",
-            [node.pk + 1000 + other],
+        timings = in_turns(
+            dict.fromkeys(places, runner.backfill), rounds=scale.rounds, before=prepare
         )
-    stage.settle()
-    for _ in range(scale.rounds):
-        full.append(_timed_plan(runner))
-        forget()
-    timings = Timings({"long table": full, "empty table": empty})
     stage.empty_state()
     return _line(
         "plan-long-table",
@@ -282,10 +272,15 @@ def _long_table(scale: Scale) -> Line:
     )
 
 
-def _timed_plan(runner: QuerySetRunner) -> float:
-    from bench.measuring import timed
-
-    return timed(runner.backfill)
+def _fill_with_runs_of_others(node_id: int, count: int, *, nodes: int = 20) -> None:
+    fingerprint = "'" + "1" * 32 + "'" + ("::uuid" if connection.vendor == "postgresql" else "")
+    for other in range(nodes):
+        stage.execute(
+            "INSERT INTO autorun_run (node_id, object_id, object_key, fingerprint, is_current, "
+            f"chunk_id, status, attempts) SELECT %s, i, '', {fingerprint}, TRUE, 1, 1, 1 "
+            f"FROM {stage.series(count // nodes)}",
+            [node_id + 1000 + other],
+        )
 
 
 def _memory(scale: Scale) -> Iterator[Line]:

@@ -26,6 +26,14 @@ def one_line(line: Line) -> str:
     )
 
 
+def merged(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of the last report, with `lines` in the place of those they measure anew."""
+    found = {(line["key"], line["database"]): line for line in lines}
+    earlier = json.loads(RESULTS.read_text())["lines"] if RESULTS.exists() else []
+    updated = [found.pop((line["key"], line["database"]), line) for line in earlier]
+    return [*updated, *found.values()]
+
+
 def write(lines: Sequence[Mapping[str, Any]], *, scale: str, circumstances: str) -> None:
     """The results as JSON, and the table and the plots of the page from them."""
     document = {"scale": scale, "circumstances": circumstances, "lines": list(lines)}

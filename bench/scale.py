@@ -18,6 +18,8 @@ class Scale:
     by_hand: int = 2_000
     backfill: int = 100_000
     latency: int = 30
+    long_run: int = 10_000  # milliseconds
+    beside: int = 3_000
     starts: int = 15
     rounds: int = 5
 
@@ -49,6 +51,8 @@ QUICK = Scale(
     by_hand=300,
     backfill=3_000,
     latency=10,
+    long_run=3_000,
+    beside=600,
     starts=5,
     rounds=5,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,34 @@ def database() -> Iterator[None]:
         _drop()
 
 
-def _drop() -> None:
-    name = str(connection.settings_dict["NAME"])
+@contextmanager
+def copied() -> Iterator[Callable[[str], None]]:
+    """A second database, a copy of this one, for the length of the block.
+
+    What it gives turns this process to the "original" or to the "copy".
+    """
+    original = str(connection.settings_dict["NAME"])
+    names = {"original": original, "copy": f"{original}_copy"}
+
+    def turn_to(which: str) -> None:
+        connections.close_all()
+        connection.settings_dict["NAME"] = names[which]
+
+    _drop(names["copy"])
+    connections.close_all()
+    if connection.vendor == "postgresql":
+        _maintain(f'CREATE DATABASE "{names["copy"]}" TEMPLATE "{original}"')
+    else:
+        execute("VACUUM INTO %s", [names["copy"]])
+    try:
+        yield turn_to
+    finally:
+        turn_to("original")
+        _drop(names["copy"])
+
+
+def _drop(name: str | None = None) -> None:
+    name = name or str(connection.settings_dict["NAME"])
     if connection.vendor == "postgresql":
         _maintain(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         return
@@ -85,6 +111,12 @@ def fill_items(count: int) -> None:
         f"SELECT i, 'A title of usual length, number ' || i, i % 1000 FROM {series(count)}"
     )
     settle()
+
+
+def continue_numbering() -> None:
+    """Have the next Item saved take a key after those that were given ones."""
+    if connection.vendor == "postgresql":
+        execute("SELECT setval('subject_item_id_seq', (SELECT MAX(id) FROM subject_item))")
 
 
 def settle() -> None:

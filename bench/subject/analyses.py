@@ -10,7 +10,7 @@ def trivial(title: str, *, factor: int) -> dict[str, float]:
 
 
 @analysis("Sleeping", version="1.0")
-def sleep(weight: int) -> dict[str, float]:
+def sleep(weight: int, *, kind: str = "") -> dict[str, float]:
     """Takes `weight` milliseconds."""
     began_at = time.time()
     time.sleep(weight / 1000)

@@ -15,3 +15,30 @@ class TrivialRunner(QuerySetRunner):
 
     def get_instance_representation(self, instance: Any) -> str:
         return str(instance.title)
+
+
+class SleepingRunner(QuerySetRunner):
+    """Runs that take as many milliseconds as their row's `weight`; only when asked to."""
+
+    DATA_MODEL = Item
+    ANALYSIS = "Sleeping"
+    ANALYSIS_VERSION = "1.0"
+    INPUT_KEY = "weight"
+    INPUT_FIELDS = ("weight",)
+    SCHEDULE = None
+    ON_SAVE = False
+
+    def get_instance_representation(self, instance: Any) -> int:
+        return int(instance.weight)
+
+
+class ShortRunner(SleepingRunner):
+    ANALYSIS_CONFIGURATION = {"kind": "short"}
+
+
+class MiddlingRunner(SleepingRunner):
+    ANALYSIS_CONFIGURATION = {"kind": "middling"}
+
+
+class LongRunner(SleepingRunner):
+    ANALYSIS_CONFIGURATION = {"kind": "long"}

@@ -1,0 +1,126 @@
+"""Whether chunks are of a sensible size, whatever a run takes, and nobody waits behind them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from statistics import median
+
+from django.db import connection
+
+from autorun.models import Chunk, Node, Run
+from autorun.runner import QuerySetRunner
+from bench import stage
+from bench.measuring import Line
+from bench.scale import Scale
+from bench.single import wait_for_one
+from bench.subject.models import Item
+from bench.subject.runners import (
+    LongRunner,
+    MiddlingRunner,
+    ShortRunner,
+    SleepingRunner,
+    TrivialRunner,
+)
+
+PATIENCE = 300.0  # seconds
+
+
+def measure(scale: Scale, broker: str) -> Iterator[Line]:
+    yield from _sizes(scale, broker)
+    yield _slow_neighbour(scale, broker)
+    yield _live_save(scale, broker)
+    stage.empty_state()
+
+
+def _sizes(scale: Scale, broker: str) -> Iterator[Line]:
+    """Three runners of one project: the sizes once their runs have been measured."""
+    for runner, milliseconds, rows, goal, at_least in (
+        (ShortRunner(), 1, 1_000, 200, True),
+        (MiddlingRunner(), 100, 40, 15, False),
+        (LongRunner(), scale.long_run, 4, 1, False),
+    ):
+        _put(*[milliseconds] * rows)
+        stage.let_go(runner)
+        for _ in range(2):  # the first time, nobody knows how long a run takes
+            stage.empty_state()
+            _work_off(runner, rows)
+        sizes = list(Chunk.objects.filter(succeeded__gt=0).values_list("size", flat=True))
+        yield Line(
+            key=f"size-{goal}-{broker}",
+            database=connection.vendor,
+            work=f"runs in a chunk, where one takes {milliseconds:,} ms, {broker}",
+            against="a second of work, and a quarter of the window at most",
+            value=median(sizes),
+            goal=goal,
+            at_least=at_least,
+            unit="",
+            note=f"{len(sizes)} chunks of {min(sizes)} to {max(sizes)}",
+        )
+
+
+def _slow_neighbour(scale: Scale, broker: str) -> Line:
+    """One row of a chunk takes long: when is the last of the others begun?"""
+    stage.empty_state()
+    _put(scale.long_run, *[1] * 200)
+    runner = ShortRunner()
+    _have_measured(runner, 0.001)
+    began_at = time.time()
+    _work_off(runner, 201)
+    neighbours = Run.objects.filter(status=Run.Status.SUCCEEDED).exclude(object_id=1)
+    last = max(each["began_at"] for each in neighbours.values_list("outputs", flat=True))
+    return Line(
+        key=f"size-slow-neighbour-{broker}",
+        database=connection.vendor,
+        work=f"200 rows of 1 ms in one chunk with a row of {scale.long_run:,} ms before them: "
+        f"the last of them begins, {broker}",
+        against="the call of backfill()",
+        value=last - began_at,
+        goal=4,
+        unit="s",
+    )
+
+
+def _live_save(scale: Scale, broker: str) -> Line:
+    """Saves beside a backfill that keeps every process busy."""
+    stage.empty_state()
+    _put(*[20] * scale.beside)
+    stage.let_go(TrivialRunner())
+    runner = SleepingRunner()
+    _have_measured(runner, 0.02)
+    runner.backfill()
+    waits = []
+    while not stage.is_worked_off(scale.beside * 3 // 4):
+        waits.append(wait_for_one(Item))
+        time.sleep(0.1)
+    stage.wait_until(lambda: stage.is_worked_off(scale.beside), seconds=PATIENCE)
+    return Line(
+        key=f"size-live-save-{broker}",
+        database=connection.vendor,
+        work=f"one save → its body starts, beside a backfill of {scale.beside:,} runs of 20 ms, "
+        f"{broker}",
+        against="the longest of all waits, where a chunk is a second of work",
+        value=max(waits),
+        goal=2,
+        unit="s",
+        note=f"median {median(waits):.2f} s of {len(waits)} saves",
+    )
+
+
+def _put(*milliseconds: int) -> None:
+    stage.empty("subject_item")
+    Item.objects.bulk_create(
+        Item(pk=pk, title="A title of usual length", weight=weight)
+        for pk, weight in enumerate(milliseconds, start=1)
+    )
+    stage.continue_numbering()
+
+
+def _have_measured(runner: QuerySetRunner, seconds: float) -> None:
+    stage.let_go(runner)
+    Node.objects.filter(pk=runner.get_node().pk).update(run_seconds=seconds)
+
+
+def _work_off(runner: QuerySetRunner, rows: int) -> None:
+    runner.backfill()
+    stage.wait_until(lambda: stage.is_worked_off(rows), seconds=PATIENCE)
