@@ -104,14 +104,19 @@ def _netstring(text: str, vendor: str) -> str:
 
 
 def _as_text(sql: str, field: Any, vendor: str) -> str:
-    """`sql` as text that does not depend on the session's settings."""
+    """`sql` as text that tells all values apart and does not depend on the session's settings."""
     while getattr(field, "remote_field", None) is not None:
         field = field.target_field
+    if isinstance(field, models.GeneratedField):
+        return _as_text(sql, field.output_field, vendor)
     if isinstance(field, models.BinaryField):
         return f"ENCODE({sql}, 'hex')" if vendor == "postgresql" else f"HEX({sql})"
     if vendor == "postgresql":
-        if isinstance(field, models.DateTimeField):
-            # The text of a timestamptz follows the session's time zone; its epoch does not.
+        # How times and intervals are written follows the session's time zone and IntervalStyle;
+        # their epoch does not.
+        if isinstance(field, (models.DateTimeField, models.DurationField)):
             sql = f"EXTRACT(EPOCH FROM {sql})"
         return f"({sql})::text"
+    if vendor == "sqlite" and isinstance(field, models.FloatField):
+        return f"QUOTE({sql})"  # a cast keeps 15 digits
     return f"CAST({sql} AS {'CHAR' if vendor == 'mysql' else 'TEXT'})"

@@ -1,18 +1,29 @@
 """Which rows are pending, and that each gets exactly one run."""
 
+import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models import Count, Q
 
 from autorun import interventions
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import statements, windows
 from tests.engine import current_runs, declare, installed, statuses, work_off
-from tests.library.models import Country, Document, DraftDocument, Note, Photo, Report, Tag
+from tests.library.models import (
+    Country,
+    Document,
+    DraftDocument,
+    Measurement,
+    Note,
+    Photo,
+    Report,
+    Tag,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -416,3 +427,47 @@ def test_a_failed_run_that_is_ignored_as_it_is_retried_stays_ignored(
             before_superseding.append(lambda: interventions.ignore([list(Run.objects.all())]))
 
         assert runner_class().retry().planned == (not is_ignored)
+
+
+@pytest.fixture
+def measurement() -> Measurement:
+    return Measurement.objects.create(
+        taken_on=dt.date(2026, 3, 4), lasted=dt.timedelta(days=40, seconds=5), value=0.1
+    )
+
+
+MEASUREMENTS = {
+    "DATA_MODEL": Measurement,
+    "INPUT_FIELDS": ("taken_on", "lasted", "value"),
+    "get_instance_representation": lambda self, instance: {"value": instance.value},
+}
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only it has several ways")
+def test_how_a_session_writes_intervals_changes_no_input(measurement):
+    runner = declare(**MEASUREMENTS)
+    with installed(runner):
+        runner().run()
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL IntervalStyle = 'sql_standard'")
+
+        assert runner().run().planned == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"taken_on": dt.date(2026, 3, 5)},
+        {"lasted": dt.timedelta(days=40, seconds=5, microseconds=1)},
+        {"value": 0.1 + 2**-56},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_smallest_change_of_a_value_is_one(measurement, change):
+    runner = declare(**MEASUREMENTS)
+    with installed(runner):
+        runner().run()
+        assert runner().run().planned == 0
+        Measurement.objects.update(**change)
+
+        assert runner().run().planned == 1

@@ -47,3 +47,9 @@ class Stamped(models.Model):
 
 class Note(Stamped):
     text = models.TextField(blank=True)
+
+
+class Measurement(models.Model):
+    taken_on = models.DateField()
+    lasted = models.DurationField()
+    value = models.FloatField()
