@@ -21,13 +21,14 @@ define install
 	@touch $@
 endef
 
-.PHONY: help venv demo up test test-faults soak bench test-browser pictures lint format types docs clean
+.PHONY: help venv demo up test test-faults soak bench test-browser test-million pictures lint format types docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
 	@echo "make up            web, worker and beat for looking around, until Ctrl-C (DEMO=1: on the demo's data)"
 	@echo "make test          all tests, on every database that answers (ARGS='-k name' for some)"
 	@echo "make test-browser  the pages in a real browser (needs chromium)"
+	@echo "make test-million  each page with a million runs, in time (needs PostgreSQL)"
 	@echo "make pictures      the pictures of the documentation, from the pages as they are"
 	@echo "make test-faults   workers, brokers and databases ill-treated for real"
 	@echo "make soak          random faults for MINUTES=2 (SEED=1, ARGS='--database postgres --broker redis')"
@@ -61,8 +62,12 @@ soak: $(VENV)/.test
 # Twice: in the admin's own look, and in django-unfold's.
 test-browser: $(VENV)/.browser
 	@command -v chromium >/dev/null || { echo "Install chromium first: apt-get install chromium"; exit 1; }
-	@$(RUN) -m pytest -m browser $(ARGS)
+	@$(RUN) -m pytest -m browser -k "not million" $(ARGS)
 	@$(RUN) -m pytest -m browser --ds=tests.browser.unfold_settings -k "(sound or cancelled) and not without" $(ARGS)
+
+# How long each page takes with a million runs; needs PostgreSQL.
+test-million: $(VENV)/.browser
+	@AUTORUN_TEST_DATABASE=postgres $(RUN) -m pytest -m browser -k million -s $(ARGS)
 
 # The pictures of the documentation, taken anew.
 pictures: $(VENV)/.browser

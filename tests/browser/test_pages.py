@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.db.models import CharField, Value
+from django.db.models.functions import Cast, Concat
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun.models import Batch, Chunk, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.runner import QuerySetRunner
+from sample_app.models import Scan
 from tests.browser import scenes
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-browser")
@@ -45,6 +48,12 @@ EVERYTHING = (
     *("view_run", "start_run", "backfill_run", "retry_run", "cancel_run", "pause_run"),
     *("view_payload", "view_scan", "change_scan"),
 )
+#: What has the focus, is ours, and has no outline.
+FOCUSED_UNSEEN = """() => {
+    const each = document.activeElement;
+    const isSeen = getComputedStyle(each).outlineStyle !== "none" || !each.closest(".ar");
+    return isSeen ? [] : [each.outerHTML.slice(0, 200)];
+}"""
 #: Seconds and statements that a page may take with a million runs.
 LONGEST, MOST_STATEMENTS = 0.2, 12
 
@@ -90,15 +99,15 @@ def settle(page: Any) -> None:
     page.wait_for_selector("[aria-busy]", state="detached", timeout=90_000)
 
 
-def look(page: Any, name: str, *, has_script: bool = True) -> list[str]:
-    """What is wrong with an open page."""
+def look(page: Any, name: str, *, has_script: bool = True, part: str = ".ar") -> list[str]:
+    """What is wrong with our part of an open page."""
     problems = [f"{name}: {complaint}" for complaint in page.complaints]
     if not has_script:
         return problems
     width = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     if width > 0:
         problems.append(f"{name}: {width} pixels too wide")
-    found = axe.Axe().run(page, context=".ar", options={"resultTypes": ["violations"]})
+    found = axe.Axe().run(page, context=part, options={"resultTypes": ["violations"]})
     problems += [
         f"{name}: {each['id']}: {each['nodes'][0]['target']}: {each['nodes'][0]['failureSummary']}"
         for each in found.response["violations"]
@@ -129,15 +138,53 @@ def test_every_page_is_sound(scene: str, mode: str, user, open_as, keep) -> None
     assert problems == []
 
 
+@pytest.mark.parametrize("mode", ["light", "dark", "narrow"])
 @pytest.mark.parametrize("address", ["", "?autorun=failed:" + LABEL, "{row}/change/"])
-def test_the_pages_of_a_model_are_sound(address: str, runner, user, open_as, keep) -> None:
-    page = open_as(user)
+def test_the_pages_of_a_model_are_sound(
+    address: str, mode: str, runner, user, open_as, keep
+) -> None:
+    page = open_as(user, mode)
     row = Run.objects.filter(status=Run.Status.FAILED).first().object_id
 
     page.goto(f"/admin/sample_app/scan/{address.format(row=row)}")
+    is_list = "change" not in address
+    problems = look(page, address, part=".ar-state" if is_list else ".ar-panel")
+    keep(page, f"scan-{'list' if is_list else 'change'}-{mode}")
 
     assert page.locator(".ar-state.ar-failed").count() >= 1
-    keep(page, f"scan-{'change' if 'change' in address else 'list'}")
+    assert problems == []
+
+
+@pytest.mark.parametrize("mode", ["light", "narrow"])
+def test_long_names_and_messages_fit(mode: str, runner, user, open_as, keep) -> None:
+    long = "sub-" + "0123456789" * 24 + ".nii.gz"
+    Scan.objects.update(path=Concat(Value(f"/data/{long}-"), Cast("pk", CharField())))
+    Failure.objects.update(
+        exception_class="scans.errors." + "VeryLongNameOfAnException" * 6, message=f"{long} is bad"
+    )
+    Batch.objects.update(description=f"pending rows in {long}"[:255], reason=long)
+    page = open_as(user, mode)
+    problems = []
+
+    for name, address in addresses():
+        page.goto(address)
+        settle(page)
+        problems += look(page, name)
+        keep(page, f"long-{name}-{mode}")
+
+    assert problems == []
+
+
+def test_the_question_before_the_deed_is_sound(runner, user, open_as, keep) -> None:
+    page = open_as(user, "narrow")
+    page.goto("/admin/autorun/run/?state=failed")
+
+    page.get_by_label("With runs").select_option("ignore")
+    page.get_by_role("button", name="Apply to all that match…").click()
+    page.get_by_role("button", name="Ignore them").wait_for()
+
+    assert look(page, "confirm") == []
+    keep(page, "confirm-narrow")
 
 
 def test_a_backfill_from_preview_to_cancelled(runner, user, open_as, keep) -> None:
@@ -228,16 +275,48 @@ def test_the_keyboard_does_it_too(runner, user, open_as) -> None:
     page.goto(f"/admin/autorun/node/{LABEL}/")
     settle(page)
 
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.innerText").startswith("Pause"):
-            break
+    go_to(page, "document.activeElement.innerText.startsWith('Pause')")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Resume").wait_for()
 
     assert outline == "solid"
     assert Node.objects.get(pk=runner.get_node().pk).paused_at is not None
+
+
+def test_a_backfill_by_keyboard_alone(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/batch/backfill/{LABEL}/")
+    settle(page)
+
+    go_to(page, "document.activeElement.name === 'only'")
+    page.keyboard.press("ArrowUp")  # from the first choice to the last
+    page.keyboard.press("ArrowUp")
+    go_to(page, "document.activeElement.innerText === 'Preview'")
+    page.keyboard.press("Enter")
+    settle(page)
+    go_to(page, "document.activeElement.innerText.startsWith('Start 7 runs')")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Pause").wait_for()
+
+    assert Batch.objects.order_by("-pk").first().description == "all rows"
+
+
+def test_whatever_has_the_focus_shows_it(runner, user, open_as) -> None:
+    page = open_as(user)
+    unseen = []
+
+    for name, address in addresses():
+        page.goto(address)
+        settle(page)
+        page.locator(".ar").first.evaluate(
+            "each => { each.tabIndex = -1; each.focus(); each.removeAttribute('tabindex'); }"
+        )
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            unseen += [f"{name}: {each}" for each in page.evaluate(FOCUSED_UNSEEN)]
+
+    assert unseen == []
 
 
 def test_runs_are_ticked_and_retried(runner, user, open_as) -> None:
@@ -252,20 +331,25 @@ def test_runs_are_ticked_and_retried(runner, user, open_as) -> None:
     page.get_by_text("5 failed runs start again.").wait_for()
 
 
-@pytest.mark.parametrize("codename", ["start_run", "backfill_run", "retry_run", "pause_run", ""])
+@pytest.mark.parametrize(
+    "codename",
+    ["start_run", "backfill_run", "retry_run", "cancel_run", "pause_run", "view_payload", ""],
+)
 def test_buttons_are_there_for_those_who_may(codename: str, runner, open_as) -> None:
     page = open_as(scenes.add_user("bea", "view_run", codename))
     buttons = {
         "start_run": ("node/", "Sweep now"),
         "backfill_run": ("node/", "New backfill…"),
         "retry_run": ("failure/", "Retry all"),
+        "cancel_run": ("failure/", "Ignore all"),
         "pause_run": ("node/", "Pause"),
+        "view_payload": ("failure/", "Latest message"),
     }
 
     found = set()
     for name, (address, text) in buttons.items():
         page.goto(f"/admin/autorun/{address}")
-        if page.locator(".ar-button", has_text=text).count():
+        if page.locator(".ar-button, summary", has_text=text).count():
             found.add(name)
 
     assert found == {codename} - {""}
@@ -297,6 +381,15 @@ def test_a_million_runs_are_no_trouble(user, open_as, keep, record_property: Cal
     slow = {name: each for name, each in taken.items() if each[1] > longest}
     many = {name: each for name, each in taken.items() if each[0] > MOST_STATEMENTS}
     assert (slow, many) == ({}, {})
+
+
+def go_to(page: Any, condition: str) -> None:
+    """Press the tabulator until the condition on what has the focus holds."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if page.evaluate(condition):
+            return
+    raise AssertionError(f"The keyboard does not reach it: {condition}")
 
 
 def _seconds(client: Client, address: str) -> float:
