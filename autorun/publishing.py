@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import current_app
+from django.core.signals import setting_changed
 from kombu import Connection, Producer
 
 from autorun.crashing import crash_point
@@ -58,7 +59,7 @@ def publish(messages: Sequence[Message]) -> None:
     """
     if _sink is not None:
         _sink(messages)
-    elif current_app.conf.task_always_eager:
+    elif _is_eager():
         _execute_eagerly(messages)
     else:
         _courier.publish(messages)
@@ -66,7 +67,7 @@ def publish(messages: Sequence[Message]) -> None:
 
 def is_immediate() -> bool:
     """Whether no broker stands between `publish` and those who do the work."""
-    return _sink is not None or bool(current_app.conf.task_always_eager)
+    return _sink is not None or _is_eager()
 
 
 @contextmanager
@@ -82,6 +83,31 @@ def redirected(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
 
 _sink: Callable[[Sequence[Message]], object] | None = None
 _eager = threading.local()
+_known_eager: tuple[object, object, bool] | None = None
+
+
+def _is_eager() -> bool:
+    """Celery's `task_always_eager`, which every save asks for.
+
+    Celery looks a setting up anew each time, in several places under several names, which takes
+    longer than all else that autorun does in a save. So the answer is kept until something changes.
+    """
+    global _known_eager  # noqa: PLW0603
+    conf = current_app.conf
+    changes = conf.changes or {}  # what was set after Celery was configured, as tests do
+    state = (len(changes), changes.get("task_always_eager"))
+    known = _known_eager
+    if known is None or known[0] is not conf or known[1] != state:
+        _known_eager = known = (conf, state, bool(conf.task_always_eager))
+    return known[2]
+
+
+def _forget_eager(**kwargs: Any) -> None:
+    global _known_eager  # noqa: PLW0603
+    _known_eager = None
+
+
+setting_changed.connect(_forget_eager, dispatch_uid="autorun.publishing")
 
 
 def _execute_eagerly(messages: Sequence[Message]) -> None:

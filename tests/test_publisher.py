@@ -244,6 +244,20 @@ def test_eager_tasks_run_in_the_saving_thread(monkeypatch):
     assert seen == [(LABEL, [1])]
 
 
+def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set():
+    assert not publishing.is_immediate()
+
+    with override_settings(CELERY_TASK_ALWAYS_EAGER=True):
+        assert publishing.is_immediate()
+    assert not publishing.is_immediate()
+    celery_app.conf.task_always_eager = True
+    try:
+        assert publishing.is_immediate()
+    finally:
+        celery_app.conf.task_always_eager = False
+    assert not publishing.is_immediate()
+
+
 def test_shutdown_of_a_worker_process_delivers_without_lingering(published, monkeypatch):
     monkeypatch.setattr(publisher, "LINGER", 30)
     publisher.submit({LABEL: {1}})

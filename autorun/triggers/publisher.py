@@ -58,8 +58,7 @@ def submit(saved: Saved) -> None:
     With `AUTORUN["PUBLISH"] = "inline"`, or Celery's `task_always_eager`, when this returns.
     """
     crash_point("save.committed")
-    # While rows wait for the thread there is one: asking Celery takes longer than all the rest.
-    if settings.PUBLISH == "inline" or (not _publisher.has_waiting() and is_immediate()):
+    if settings.PUBLISH == "inline" or is_immediate():
         deliver(saved)
     else:
         _publisher.put(saved)
@@ -143,9 +142,6 @@ class _Publisher:
             spill(overflow)
         if saved:
             deliver(saved)
-
-    def has_waiting(self) -> bool:
-        return bool(self._waiting)
 
     def wait_until_idle(self, timeout: float) -> bool:
         with self._changed:
