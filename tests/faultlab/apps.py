@@ -11,7 +11,12 @@ class FaultLabConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Registers the lab's runner where `AUTORUN_LAB` has its options, as JSON."""
+        """Registers the lab's runner where `AUTORUN_LAB` has its options, as JSON.
+
+        `AUTORUN_LAB_BROKEN` stands for a `runners` module that cannot be imported.
+        """
+        if "AUTORUN_LAB_BROKEN" in os.environ:
+            raise ImportError("as it was told")
         options = os.environ.get("AUTORUN_LAB")
         if options:
             from autorun import analysis, registry

@@ -2,13 +2,15 @@
 
 sleep:2        it takes so many seconds
 gate           it waits until the file `gate` is there, beside the ledger
-raise, exit, os_exit, kill, segfault, hang, deaf (holds the interpreter's lock);
+raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
+               interpreter's lock);
                `raise_once` and so on: the first time only
 """
 
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -62,6 +64,18 @@ def _sleep_in_c(_: str) -> None:
     ctypes.PyDLL(None).sleep(60)
 
 
+def _exhaust_memory(_: str) -> None:
+    """What its process has, and 100 MB; the kernel's own answer would be SIGKILL."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, before[1]))
+    try:
+        kept = [bytes(10_000_000) for _ in range(100)]
+        raise AssertionError(len(kept))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def _raise(message: str) -> None:
     raise ValueError(message or "as it was told")
 
@@ -74,6 +88,7 @@ _DOES = {
     "os_exit": lambda _: os._exit(3),
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "segfault": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
+    "memory": _exhaust_memory,
     "hang": _hang,
     "deaf": _sleep_in_c,
 }

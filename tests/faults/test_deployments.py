@@ -1,10 +1,18 @@
 """Code that comes and goes, clocks, forks, and data in another database."""
 
-import pytest
+import datetime as dt
+import json
+from zoneinfo import ZoneInfo
 
+import pytest
+from django_celery_beat.models import PeriodicTask
+from django_celery_beat.tzcrontab import TzAwareCrontab
+
+from autorun import batches, tasks
 from autorun.clock import from_now
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run
+from autorun.triggers import on_schedule, publisher
 from autorun.upkeep import unpark
 from tests.engine import declare, installed, work_off
 from tests.faults.driver import Lab
@@ -46,6 +54,39 @@ def test_runs_of_an_analysis_that_is_gone_go_on_when_it_is_back():
         work_off()
 
         assert runner().progress().succeeded == 1
+    assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(23)
+@pytest.mark.slow
+def test_a_worker_whose_runners_cannot_be_imported_does_not_start_and_takes_nothing(lab: Lab):
+    lab.save(3)
+    publisher.wait_until_idle()
+
+    broken = lab.start_worker(waits=False, AUTORUN_LAB_BROKEN="1")
+    assert broken.wait(60) != 0
+    lab.start_worker()
+    lab.until_done(3)
+
+    lab.check()
+    assert "as it was told" in broken.log.read_text()
+
+
+@pytest.mark.faults(23)
+@pytest.mark.django_db
+def test_runs_of_a_runner_that_was_renamed_say_so_and_make_room_when_they_are_cancelled():
+    Document.objects.create(title="title")
+    old, new = (declare(NAME=name) for name in ("OldRunner", "NewRunner"))
+    with installed(old):
+        old().run()
+    with installed(new):
+        work_off()
+        assert "tests.OldRunner" in Chunk.objects.get(state=Chunk.State.PARKED).reason
+        assert batches.cancel_unstarted("tests.OldRunner") == 1
+        new().run()
+        work_off()
+
+        assert new().progress().succeeded == new().progress().total == 1
     assert not Failure.objects.exists()
 
 
@@ -101,6 +142,36 @@ def test_a_lease_ends_by_the_databases_time():
 
         assert not Chunk.objects.filter(expires_at__lte=from_now(0)).exists()
         assert Chunk.objects.filter(expires_at__lte=from_now(2)).exists()
+
+
+@pytest.mark.faults(25)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("day", "hours"), [(dt.date(2026, 3, 29), 23), (dt.date(2026, 10, 25), 25)]
+)
+def test_a_day_on_which_the_clocks_change_has_its_sweep_and_runs_nothing_twice(day, hours):
+    """Half past two comes not at all in spring, and twice in autumn."""
+    document = Document.objects.create(title="title")
+    zone = ZoneInfo("Europe/Berlin")
+    runner = declare(SCHEDULE=TzAwareCrontab(minute="30", hour="2", tz=zone))
+    now = dt.datetime.combine(day, dt.time(0, 0), zone).astimezone(dt.UTC)
+    with installed(runner):
+        on_schedule.sync()
+        entry = PeriodicTask.objects.get(name__endswith=runner.get_label())
+        entry.last_run_at = now - dt.timedelta(hours=21, minutes=30)
+        swept = []
+        for minute in range(0, (hours + 3) * 60, 10):
+            at = now + dt.timedelta(minutes=minute)
+            schedule = entry.crontab.schedule
+            schedule.nowfun = lambda at=at: at.astimezone(zone)
+            if schedule.is_due(entry.last_run_at).is_due:
+                swept.append(at)
+                entry.last_run_at = at
+                tasks.sweep(*json.loads(entry.args))
+                work_off()
+
+    assert 1 <= len([at for at in swept if at < now + dt.timedelta(hours=hours)]) <= 2
+    assert Run.objects.get().object_id == document.pk
 
 
 @pytest.mark.faults(26)

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.models import Q
 
 from autorun import tasks
 from autorun.models import Chunk, Failure, Run
@@ -62,6 +63,32 @@ def test_a_row_that_is_back_before_its_run_is_cancelled_is_done_without_a_sweep(
         assert not runner().pending().exists()
     assert current_runs()[gone].status == Run.Status.SUCCEEDED
     assert Chunk.objects.filter(state=Chunk.State.FINISHED).count() == Chunk.objects.count()
+
+
+@pytest.mark.faults(15)
+@pytest.mark.django_db
+def test_a_row_that_leaves_the_filter_while_it_runs_and_comes_back_changed_has_one_follow_up():
+    """Soft deletion: the row is there, and no runner is about it."""
+    document = Document.objects.create(title="old")
+
+    def hide(value):
+        if value == "old":
+            Document.objects.update(state="hidden")
+            plan_keys(runner(), [document.pk])
+        return value
+
+    runner = declare(hide, BASE_QUERY=~Q(state="hidden"))
+    with installed(runner):
+        plan_keys(runner(), [document.pk])
+        work_off()
+        assert not runner().pending().exists()
+        Document.objects.update(state="", title="new")
+        plan_keys(runner(), [document.pk])
+        work_off()
+
+        assert runner().progress().succeeded == runner().progress().total == 1
+    assert current_runs()[document.pk].outputs == "new"
+    assert sorted(Run.objects.values_list("outputs", flat=True)) == ["new", "old"]
 
 
 @pytest.mark.faults(2)

@@ -10,6 +10,9 @@ from tests.faults.driver import Lab
 
 pytestmark = [pytest.mark.slow]
 
+#: Seconds after which Redis gives what a dead worker had fetched to another one.
+PATIENCE = {"AUTORUN_TEST_VISIBILITY": "3"}
+
 
 @pytest.mark.faults(7)
 @pytest.mark.parametrize("victim", ["child", "machine"])
@@ -17,6 +20,7 @@ def test_rows_of_a_killed_worker_are_done_by_another_and_cost_one_attempt(
     lab_of_each_broker: Lab, victim: str
 ):
     lab = lab_of_each_broker
+    lab.environment |= PATIENCE
     worker = lab.start_worker()
     rows = lab.save(3, does="gate")
     lab.until(lambda: lab.ledger.executions())
@@ -64,6 +68,7 @@ def test_a_body_that_kills_its_worker_fails_with_that_reason_and_its_neighbours_
 @pytest.mark.faults(7)
 def test_saved_rows_whose_planner_is_killed_are_planned_by_another(lab_of_each_broker: Lab):
     lab = lab_of_each_broker
+    lab.environment |= PATIENCE
     worker = lab.start_worker(AUTORUN_CRASH_AT="plan.booked")
     lab.save(3)
     lab.until(SpilledTrigger.objects.exists)
@@ -77,7 +82,7 @@ def test_saved_rows_whose_planner_is_killed_are_planned_by_another(lab_of_each_b
 
 @pytest.mark.faults(11)
 @pytest.mark.parametrize("options", [{"BATCH_SIZE": 3, "TIMEOUT": 1, "MAX_ATTEMPTS": 1}])
-@pytest.mark.parametrize("does", ["sleep:60", "hang", "deaf", "exit"])
+@pytest.mark.parametrize("does", ["sleep:60", "hang", "deaf", "exit", "memory"])
 def test_a_body_that_does_not_come_back_fails_with_the_reason_and_others_go_on(lab: Lab, does: str):
     """`hang` catches what is meant to stop it; `deaf` keeps even the lease from being held."""
     lab.write(1)
@@ -91,7 +96,9 @@ def test_a_body_that_does_not_come_back_fails_with_the_reason_and_others_go_on(l
     lab.check()
     failure = Failure.objects.filter(run__object_id=stuck.pk).latest("pk")
     assert failure.exception_class.endswith(
-        {"exit": "SystemExit", "deaf": "WorkerLost"}.get(does, "RunTimeout")
+        {"exit": "SystemExit", "deaf": "WorkerLost", "memory": "MemoryError"}.get(
+            does, "RunTimeout"
+        )
     )
 
 
@@ -130,6 +137,22 @@ def test_a_worker_that_is_told_to_end_loses_no_attempt(lab_of_each_broker: Lab, 
     lab.check()
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
     assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(8)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 2}])
+def test_pool_processes_that_end_after_so_many_tasks_lose_no_attempt(lab_of_each_broker: Lab):
+    lab = lab_of_each_broker
+    lab.start_worker("--max-tasks-per-child", "1", concurrency=2)
+    lab.save(4, does="sleep:0.2")
+    lab.write(8, does="sleep:0.2", value="w")
+    lab.runner.backfill()
+    lab.until_done(12)
+
+    lab.check()
+    assert set(lab.ledger.times().values()) == {1}
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+    assert len({each.pid for each in lab.ledger.executions()}) > 2
 
 
 @pytest.mark.faults(9)
