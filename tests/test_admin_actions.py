@@ -224,6 +224,16 @@ def test_what_has_not_been_started_is_cancelled(runner) -> None:
     assert runner.pending().count() == 6
 
 
+@pytest.mark.parametrize(("scans", "words"), [(1, "1 failed run is"), (2, "2 failed runs are")])
+def test_what_was_done_is_told_in_good_english(scans: int, words: str, runner) -> None:
+    failed = Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True)[:scans]
+    form = {"action": "ignore", "scope": "ticked", "ids": list(failed), "confirmed": "1"}
+
+    response = client_with("cancel_run").post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    assert f"{words} ignored from now on." in response.text
+
+
 def test_a_bulk_action_asks_first(runner) -> None:
     form = {"action": "retry", "scope": "everything", "state": "failed"}
 

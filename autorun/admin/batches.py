@@ -12,7 +12,16 @@ from autorun import batches, registry
 from autorun.activity import activity_by_node
 from autorun.admin.backfills import ONLY, Preview, Request, preview
 from autorun.admin.cards import Card, card_of, cards
-from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page, require, who
+from autorun.admin.pages import (
+    PageAdmin,
+    action,
+    counted,
+    find_runner,
+    is_fetched,
+    page,
+    require,
+    who,
+)
 from autorun.admin.permissions import Permission
 from autorun.admin.tables import batch_lines
 from autorun.counting import Count, count_rows
@@ -175,8 +184,8 @@ class BatchAdmin(PageAdmin):
             number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
             self.note(
                 request,
-                f"{batch} cancelled: {number:,} runs were not started. Their rows are pending "
-                "again.",
+                f"{batch} cancelled: {counted(number, 'run was', 'runs were')} not started. "
+                "What was not processed is pending again.",
                 batch,
             )
         return self.back(request, self.url("autorun_batch_change", batch_id))

@@ -10,7 +10,7 @@ from autorun import interventions
 from autorun.admin.charts import columns
 from autorun.admin.pages import PageAdmin, action, page
 from autorun.admin.permissions import Permission
-from autorun.admin.runs import do_retry
+from autorun.admin.runs import do_retry, ignored_words
 from autorun.failures import labels_of, recent_failures, runs_of
 from autorun.listing import SINCE
 from autorun.models import Failure
@@ -80,9 +80,7 @@ class FailureAdmin(PageAdmin):
         """Leave the failed runs of a group alone until their rows change."""
         key, since = _group(request)
         number = interventions.ignore(runs_of(key, since))
-        self.note(
-            request, f"{number:,} failed runs are ignored from now on.", about=_about(request)
-        )
+        self.note(request, ignored_words(number), about=_about(request))
         return self._back_to_list(since)
 
     def _back_to_list(self, since: str) -> HttpResponse:

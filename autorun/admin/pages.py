@@ -114,6 +114,11 @@ class PageAdmin(ModelAdmin):
         messages.success(request, what)
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """`1 run starts`, `2,000 runs start`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def page(view: View[Page, Parameters]) -> View[Page, Parameters]:
     """A view for those who may see autorun's pages."""
 

@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
 from autorun import interventions, registry
-from autorun.admin.pages import PageAdmin, action, page, require, who
+from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import instance_of, key_text, may_view, name_row, name_rows
 from autorun.admin.stories import story_of
@@ -202,14 +202,19 @@ class RunAdmin(PageAdmin):
             do_retry(self, request, found, about)
         elif chosen_action.name == "ignore":
             number = interventions.ignore(found)
-            self.note(request, f"{number:,} failed runs are ignored from now on.", about=about)
+            self.note(request, ignored_words(number), about=about)
         else:
             number = interventions.cancel(found)
-            self.note(request, f"{number:,} runs cancelled before they began.", about=about)
+            what = counted(number, "run", "runs") + " cancelled before the start."
+            self.note(request, what, about=about)
 
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
         return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
+
+
+def ignored_words(number: int) -> str:
+    return counted(number, "failed run is", "failed runs are") + " ignored from now on."
 
 
 def do_retry(
@@ -218,13 +223,13 @@ def do_retry(
     """Retry the runs, and tell the user what came of it."""
     retried = interventions.retry(found, requested_by=who(request))
     if retried.runs:
-        what = f"{retried.runs:,} failed runs start again."
+        what = counted(retried.runs, "failed run starts again.", "failed runs start again.")
         model_admin.note(request, what, *retried.batches, about=about)
     if retried.outdated:
         messages.warning(
             request,
-            f"{retried.outdated:,} runs are of a version, configuration or runner that is no "
-            "longer there, and were left as they are.",
+            counted(retried.outdated, "run is", "runs are")
+            + " of a version, configuration or runner that is no longer there: left as before.",
         )
     if not retried.runs and not retried.outdated:
         messages.info(request, "None of these runs has failed for good any more.")
