@@ -65,4 +65,6 @@ def _fold_some(node_id: int, *, quiet: float) -> int:
         folded_failed=F("folded_failed") + counts["n_failed"],
         folded_ignored=F("folded_ignored") + counts["n_ignored"],
     )
+    # All of their runs went on in others: no run will ever be pruned that leads to them.
+    chunks.filter(size=F("moved"), batch=None)._raw_delete(settings.DATABASE)
     return len(ids)

@@ -1,18 +1,24 @@
 """What heals by itself. Time is made to pass by back-dating columns."""
 
 import datetime as dt
+import re
+from collections.abc import Iterator
 
 import pytest
+from django.db import connection
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 
-from autorun import dispatch, pulses
+from autorun import dispatch, folding, pruning, pulses
 from autorun.clock import from_now
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
+from autorun.planning.keys import plan_keys
 from autorun.planning.scope import Scope
 from autorun.pruning import prune
 from autorun.rescue import rescue, rescue_expired
+from autorun.runner import QuerySetRunner
 from autorun.triggers import backfill
 from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
 from tests.engine import declare, installed, statuses, work_off
@@ -279,6 +285,66 @@ def test_pruning_deletes_old_history_and_nothing_current(documents, settings):
         assert runner().progress().succeeded == 4
         assert runner().run().planned == 0
     assert Run.objects.count() == 4
+
+
+@pytest.fixture
+def old_history(documents, settings, monkeypatch) -> Iterator[QuerySetRunner]:
+    """The runner of four rows, each alone in a chunk without a batch, that have run twice."""
+    settings.AUTORUN = {"RETENTION": dt.timedelta(days=1)}
+    monkeypatch.setattr(folding, "FEW", 1)
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        for title in ("old", "new"):
+            Document.objects.update(title=title)
+            plan_keys(runner(), [document.pk for document in documents])
+            work_off()
+        Run.objects.update(finished_at=F("finished_at") - dt.timedelta(days=2))
+        yield runner()
+
+
+def test_a_folded_chunk_goes_with_the_last_of_its_runs(old_history):
+    before = old_history.progress()
+    folding.fold(old_history.get_node().pk, quiet=0)
+
+    assert prune() == 4
+    assert Chunk.objects.count() == 4
+    assert old_history.progress() == before
+
+
+def test_a_chunk_that_its_node_has_not_counted_in_stays(old_history):
+    before = old_history.progress()
+
+    assert prune() == 4
+    assert Chunk.objects.count() == 8
+    assert old_history.progress() == before
+
+
+def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, monkeypatch):
+    monkeypatch.setattr(pruning, "WINDOW", 2)
+    monkeypatch.setattr(pruning, "AT_ONCE", 1)
+
+    assert prune(at_most=3) == 3
+    with CaptureQueriesContext(connection) as captured:
+        assert prune() == 1
+    statements = [query["sql"] for query in captured]
+    looked = [sql for sql in statements if sql.startswith("SELECT") and "chunk_id" in sql]
+    assert looked
+    assert all(re.search(r"[`\"]id[`\"] < ", sql) for sql in looked)
+    assert Run.objects.filter(is_current=True).count() == Run.objects.count() == 4
+
+
+def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, monkeypatch):
+    monkeypatch.setattr(folding, "FEW", 1)
+    runner = declare()
+    with installed(runner):
+        plan_keys(runner(), [document.pk for document in documents])
+        lose_worker(Chunk.objects.get())
+        rescue_expired(at_most=10)
+        work_off()
+        folding.fold(runner().get_node().pk, quiet=0)
+
+        assert runner().progress().succeeded == runner().progress().total == 4
+    assert not Chunk.objects.filter(moved=F("size")).exists()
 
 
 def test_without_a_retention_nothing_is_pruned(documents, settings):
