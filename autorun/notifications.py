@@ -6,7 +6,8 @@ AUTORUN = {
 }
 
 `ON_FAILURE` is a function, or the dotted path of one, that takes a `FailureReport`. It is called
-once per runner and interval at most, whatever the number of workers and of failures.
+once per runner and interval at most, whatever the number of workers and of failures; where it
+raises, again after some minutes, with all that nobody has been told of.
 """
 
 from __future__ import annotations
