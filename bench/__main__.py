@@ -76,8 +76,12 @@ def _rounds(options: argparse.Namespace) -> list[tuple[str, str | None, list[str
         alone = [topic for topic in WITHOUT_BROKER if chosen is None or topic in chosen]
         if alone:
             rounds.append((database, None, alone))
-        if chosen is None or "flowing" in chosen:
-            rounds += [(database, broker, ["flowing"]) for broker in options.brokers]
+        for broker in options.brokers:
+            # How large chunks are made does not depend on the broker.
+            with_broker = ["flowing", *(["sizes"] if broker == options.brokers[0] else [])]
+            topics = [topic for topic in with_broker if chosen is None or topic in chosen]
+            if topics:
+                rounds.append((database, broker, topics))
     return rounds
 
 

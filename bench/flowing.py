@@ -5,47 +5,40 @@ Rates are compared, so that what is written by hand need not be waited for as of
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from celery import current_app, group
 from django.conf import settings
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 
 from autorun.conf import settings as autorun_settings
-from bench import sizes, stage
+from bench import stage
 from bench.measuring import Line, Timings
 from bench.scale import Scale
 from bench.single import wait_for_one
 from bench.subject.models import Item, ItemByHand, PlainItem, ResultByHand
 from bench.subject.runners import TrivialRunner
 from bench.subject.tasks import MESSAGE_OF, by_hand, hundred_by_hand
-from sample_app.processes import Processes
+from bench.working import BROKER, real_worker
 
-BROKER = os.environ.get("AUTORUN_BENCH_BROKER", "rabbitmq")
 PATIENCE = 600.0  # seconds
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    _purge()
-    with _worker():
+    with real_worker():
         stage.let_go(TrivialRunner())
         _save_and_wait(50)
         _by_hand_and_wait(50)
         yield _latency(scale)
         yield from _saves(scale)
         yield from _backfill(scale)
-        yield from sizes.measure(scale, BROKER)
-    _purge()
     if connection.vendor == "postgresql":
         yield from _datajoint(scale)
 
@@ -254,31 +247,7 @@ def _datajoint(scale: Scale) -> Iterator[Line]:
         )
 
 
-# The worker and its queue
-
-
-@contextmanager
-def _worker() -> Iterator[None]:
-    logs = Path(tempfile.mkdtemp(prefix="autorun-bench-"))
-    log = logs / "worker.log"
-    with Processes(logs=logs, patience=5) as processes:
-        connections.close_all()
-        processes.start(
-            "worker",
-            *("-m", "celery", "-A", "settings", "worker", "--concurrency", "2"),
-            *("-n", f"bench-{os.getpid()}@%h", "--loglevel", "ERROR"),
-        )
-        stage.wait_until(lambda: _answers(processes), seconds=60, every=0.2)
-        yield
-    text = log.read_text().strip()
-    if text:
-        print("\n".join(text.splitlines()[-20:]), file=sys.stderr)
-
-
-def _answers(processes: Processes) -> bool:
-    if processes.ended():
-        raise RuntimeError("The worker ended before it was ready.")
-    return bool(current_app.control.ping(timeout=0.5))
+# The broker's queue
 
 
 @contextmanager
@@ -307,8 +276,3 @@ def _depth(broker: Any) -> int:
     if hasattr(channel, "_size"):
         return int(channel._size(queue))
     return int(channel.queue_declare(queue, passive=True).message_count)
-
-
-def _purge() -> None:
-    with current_app.connection_for_write() as broker:
-        broker.default_channel.queue_delete(settings.CELERY_TASK_DEFAULT_QUEUE)

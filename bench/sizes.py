@@ -22,18 +22,20 @@ from bench.subject.runners import (
     SleepingRunner,
     TrivialRunner,
 )
+from bench.working import BROKER, real_worker
 
 PATIENCE = 300.0  # seconds
 
 
-def measure(scale: Scale, broker: str) -> Iterator[Line]:
-    yield from _sizes(scale, broker)
-    yield _slow_neighbour(scale, broker)
-    yield _live_save(scale, broker)
+def measure(scale: Scale) -> Iterator[Line]:
+    with real_worker():
+        yield from _sizes(scale)
+        yield _slow_neighbour(scale)
+        yield _live_save(scale)
     stage.empty_state()
 
 
-def _sizes(scale: Scale, broker: str) -> Iterator[Line]:
+def _sizes(scale: Scale) -> Iterator[Line]:
     """Three runners of one project: the sizes once their runs have been measured."""
     for runner, milliseconds, rows, goal, at_least in (
         (ShortRunner(), 1, 1_000, 200, True),
@@ -47,9 +49,9 @@ def _sizes(scale: Scale, broker: str) -> Iterator[Line]:
             _work_off(runner, rows)
         sizes = list(Chunk.objects.filter(succeeded__gt=0).values_list("size", flat=True))
         yield Line(
-            key=f"size-{goal}-{broker}",
+            key=f"size-{goal}-{BROKER}",
             database=connection.vendor,
-            work=f"runs in a chunk, where one takes {milliseconds:,} ms, {broker}",
+            work=f"runs in a chunk, where one takes {milliseconds:,} ms, {BROKER}",
             against="a second of work, and a quarter of the window at most",
             value=median(sizes),
             goal=goal,
@@ -59,7 +61,7 @@ def _sizes(scale: Scale, broker: str) -> Iterator[Line]:
         )
 
 
-def _slow_neighbour(scale: Scale, broker: str) -> Line:
+def _slow_neighbour(scale: Scale) -> Line:
     """One row of a chunk takes long: when is the last of the others begun?"""
     stage.empty_state()
     _put(scale.long_run, *[1] * 200)
@@ -70,10 +72,10 @@ def _slow_neighbour(scale: Scale, broker: str) -> Line:
     neighbours = Run.objects.filter(status=Run.Status.SUCCEEDED).exclude(object_id=1)
     last = max(each["began_at"] for each in neighbours.values_list("outputs", flat=True))
     return Line(
-        key=f"size-slow-neighbour-{broker}",
+        key=f"size-slow-neighbour-{BROKER}",
         database=connection.vendor,
         work=f"200 rows of 1 ms in one chunk with a row of {scale.long_run:,} ms before them: "
-        f"the last of them begins, {broker}",
+        f"the last of them begins, {BROKER}",
         against="the call of backfill()",
         value=last - began_at,
         goal=4,
@@ -81,7 +83,7 @@ def _slow_neighbour(scale: Scale, broker: str) -> Line:
     )
 
 
-def _live_save(scale: Scale, broker: str) -> Line:
+def _live_save(scale: Scale) -> Line:
     """Saves beside a backfill that keeps every process busy."""
     stage.empty_state()
     _put(*[20] * scale.beside)
@@ -95,10 +97,10 @@ def _live_save(scale: Scale, broker: str) -> Line:
         time.sleep(0.1)
     stage.wait_until(lambda: stage.is_worked_off(scale.beside), seconds=PATIENCE)
     return Line(
-        key=f"size-live-save-{broker}",
+        key=f"size-live-save-{BROKER}",
         database=connection.vendor,
         work=f"one save → its body starts, beside a backfill of {scale.beside:,} runs of 20 ms, "
-        f"{broker}",
+        f"{BROKER}",
         against="the longest of all waits, where a chunk is a second of work",
         value=max(waits),
         goal=2,
