@@ -27,14 +27,14 @@ from autorun.keys import key_kind
 from autorun.models import Chunk, Node, Run
 from autorun.nodes import node_of
 from autorun.recordsets import recordset
-from autorun.rows import eligible, examined, fingerprinted, key_of, planned_by_database
+from autorun.rows import eligible, examined, in_pages, planned_by_database
 
 if TYPE_CHECKING:
     from autorun.keys import Key
-    from autorun.rows import Row
     from autorun.runner import QuerySetRunner
 
-WINDOW = 2_000
+#: Rows that Python looks at together.
+PAGE = 2_000
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ class _KeysByPython(Expression):
         return (f"({', '.join(['%s'] * len(keys))})" if keys else "(NULL)"), tuple(keys)
 
     def _keys(self) -> Iterator[Key]:
-        for rows in _in_windows(self.runner, self.rows):
+        for instances in in_pages(self.runner, self.rows, size=PAGE):
+            rows = list(examined(self.runner, instances))
             current = current_runs(self.runner, [row.key for row in rows])
             for row in rows:
                 if (current.get(row.key) == row.fingerprint) is self.has_run:
@@ -158,12 +159,3 @@ def current_runs(runner: QuerySetRunner, keys: list[Key]) -> dict[Key, str]:
         node_id=node_of(runner).pk, is_current=True, **{f"{column}__in": keys}
     )
     return dict(runs.values_list(column, "fingerprint"))
-
-
-def _in_windows(runner: QuerySetRunner, queryset: QuerySet[Any]) -> Iterator[list[Row]]:
-    rows = fingerprinted(runner, queryset).order_by("pk")
-    kind = key_kind(runner.get_model())
-    instances = list(rows[:WINDOW])
-    while instances:
-        yield list(examined(runner, instances))
-        instances = list(rows.filter(pk__gt=kind.to_pk(key_of(instances[-1])))[:WINDOW])

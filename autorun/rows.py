@@ -92,6 +92,22 @@ def key_of(instance: Any) -> Key:
     return key
 
 
+def in_pages(
+    runner: QuerySetRunner, queryset: models.QuerySet[Any], *, size: int
+) -> Iterator[list[Any]]:
+    """The instances of `queryset`, `fingerprinted`, in the order of their keys.
+
+    `size` of them at a time; the last page has fewer, and may be empty.
+    """
+    kind = key_kind(runner.get_model())
+    rows = fingerprinted(runner, queryset).order_by("pk")
+    page = list(rows[:size])
+    yield page
+    while len(page) == size:
+        page = list(rows.filter(pk__gt=kind.to_pk(key_of(page[-1])))[:size])
+        yield page
+
+
 def examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
     """Instances that `fingerprinted` gave as rows, without those whose dependencies are not met."""
     rows = _examined(runner, instances)

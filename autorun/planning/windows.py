@@ -12,7 +12,7 @@ from autorun import fingerprints
 from autorun.conf import settings
 from autorun.keys import KeyKind, key_kind
 from autorun.planning.statements import Candidates, candidates_in, candidates_of
-from autorun.rows import Row, examined, fingerprinted, key_of, planned_by_database
+from autorun.rows import Row, examined, in_pages, key_of, planned_by_database
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -92,11 +92,9 @@ def _python_windows(
     runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
-    reached = False
-    while not reached:
-        bounded = _between(kind, queryset, after=after, up_to=up_to).order_by("pk")
-        instances = list(fingerprinted(runner, bounded)[:PYTHON_WINDOW])
-        reached = len(instances) < PYTHON_WINDOW
+    bounded = _between(kind, queryset, after=after, up_to=up_to)
+    for instances in in_pages(runner, bounded, size=PYTHON_WINDOW):
+        is_last = len(instances) < PYTHON_WINDOW
         rows = list(examined(runner, instances))
         candidates = replace(
             candidates_of(
@@ -108,7 +106,7 @@ def _python_windows(
             above=_key(kind, after),
             up_to=key_of(instances[-1]) if instances else None,
         )
-        after = "" if reached else str(key_of(instances[-1]))
+        after = "" if is_last else str(key_of(instances[-1]))
         yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
 
 
