@@ -311,3 +311,18 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
     assert "count pending rows" in unasked
     assert (before.pending, before.counted.filtered_out) == (2, 0)
     assert after.pending == 0
+
+
+def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    found = {"runner": LABEL, "node": runner.get_node(), "trigger": Batch.Trigger.SWEEP}
+    empty = Batch.objects.create(**found, state=Batch.State.FINISHED)
+    failed = Batch.objects.create(**found, state=Batch.State.FAILED)
+    address = reverse("admin:autorun_batch_changelist")
+
+    usual = [line.batch.pk for line in client.get(address).context["lines"]]
+    everything = [line.batch.pk for line in client.get(address, {"all": "1"}).context["lines"]]
+
+    assert failed.pk in usual
+    assert empty.pk not in usual
+    assert set(everything) == {*usual, empty.pk}
