@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,9 @@ EXECUTE = "autorun.execute"
 BACKFILL = "autorun.backfill"
 #: Waiting chunks read first; then four times as many, and so on. Mostly there is room for one.
 FIRST_PAGE = 8
+#: A runner's chunks that are with the broker, beyond one for each that is being worked on. A saved
+#: row's message lies behind them, whatever a chunk takes.
+SPARE_CHUNKS = 4
 
 
 def queue_of(runner: QuerySetRunner) -> str:
@@ -148,11 +151,11 @@ def _due(node_id: int) -> QuerySet[Any]:
 
 def _claim(node_id: int) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under a lock of the node."""
-    nodes.lock(node_id)
+    labels = nodes.labels_of(nodes.lock(node_id))
     in_flight = Chunk.objects.filter(
         node_id=node_id, state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING)
-    ).values_list("runner", "batch_id", "batch__window", Chunk.runs_left())
-    claimed = list(_fitting(_due(node_id), _Room(in_flight)))
+    ).values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
+    claimed = list(_fitting(_due(node_id), _Room(in_flight, labels)))
     # One that was cancelled since it was read stays so; its message finds nothing to do.
     Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed], state=Chunk.State.WAITING).update(
         state=Chunk.State.QUEUED,
@@ -193,24 +196,42 @@ class _Room:
 
     A chunk works on its runs one after the other, so as many of them run at once as chunks do.
     A chunk that is larger than a window goes out when nothing else of it is in flight.
+
+    Of a runner that is supplied, whose workers have their next chunks already, only what was just
+    saved goes out. `labels` are the node's runners: where all are alike, nothing is looked for.
     """
 
-    def __init__(self, in_flight: Iterable[tuple[str, int | None, int | None, int]]) -> None:
+    def __init__(
+        self,
+        in_flight: Iterable[tuple[int, str, int | None, int | None, int]],
+        labels: Collection[str],
+    ) -> None:
+        self._labels = frozenset(labels)
         self._runs = 0
         self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
         self._chunks_of_runner: Counter[str] = Counter()
         self._full_batches: set[int] = set()
         self._full_runners: set[str] = set()
-        for in_one in in_flight:
-            self._add(*in_one)
+        self._spare_of_runner: Counter[str] = Counter()
+        for state, runner, batch_id, window, size in in_flight:
+            self._add(runner, batch_id, window, size, is_queued=state == Chunk.State.QUEUED)
 
     def is_full(self) -> bool:
-        """Whether the node's window takes no more; nor does it once it could not take a chunk."""
-        return self._is_reached or self._runs >= settings.WINDOW
+        """Whether the node takes no more; nor does it once its window could not take a chunk."""
+        return (
+            self._is_reached
+            or self._runs >= settings.WINDOW
+            or self._is_true_of_all(self._full_runners)
+        )
 
     def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
         """Those of `chunks` whose batch and runner may take another one."""
+        supplied = {label for label in self._spare_of_runner if self._is_supplied(label)}
+        if self._is_true_of_all(supplied):
+            chunks = chunks.filter(priority=Chunk.Priority.LIVE)
+        else:
+            chunks = chunks.exclude(runner__in=supplied, priority__lt=Chunk.Priority.LIVE)
         return chunks.exclude(batch_id__in=self._full_batches).exclude(
             runner__in=self._full_runners
         )
@@ -219,6 +240,8 @@ class _Room:
         """Whether `chunk` fits; if so it is counted in."""
         if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
             return False
+        if self._is_supplied(chunk.runner) and chunk.priority < Chunk.Priority.LIVE:
+            return False
         if self._runs and self._runs + chunk.size > settings.WINDOW:
             self._is_reached = True
             return False
@@ -226,11 +249,21 @@ class _Room:
         if chunk.window and of_batch and of_batch + chunk.size > chunk.window:
             self._full_batches.add(chunk.batch_id)
             return False
-        self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size)
+        self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size, is_queued=True)
         return True
 
-    def _add(self, runner: str, batch_id: int | None, window: int | None, size: int) -> None:
+    def _is_true_of_all(self, labels: Collection[str]) -> bool:
+        """Whether `labels` are those of all of the node's runners, as far as this process knows."""
+        return bool(self._labels) and self._labels <= set(labels)
+
+    def _is_supplied(self, label: str) -> bool:
+        return self._spare_of_runner[label] >= SPARE_CHUNKS
+
+    def _add(
+        self, runner: str, batch_id: int | None, window: int | None, size: int, *, is_queued: bool
+    ) -> None:
         self._runs += size
+        self._spare_of_runner[runner] += 1 if is_queued else -1
         self._chunks_of_runner[runner] += 1
         if self._chunks_of_runner[runner] == _most_parallel(runner):
             self._full_runners.add(runner)

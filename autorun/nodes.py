@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, connections, transaction
 
+from autorun import registry
 from autorun.conf import settings
 from autorun.encoding import digest
+from autorun.exceptions import AutorunError
 from autorun.models import Node
 
 if TYPE_CHECKING:
@@ -39,13 +42,25 @@ def digest_of(runner: QuerySetRunner) -> str:
     )
 
 
-def lock(node_id: int) -> None:
-    """Be the only one who has locked the node, until the transaction ends.
+def lock(node_id: int) -> str:
+    """Be the only one who has locked the node, until the transaction ends; the node's digest.
 
     Not its key: on PostgreSQL every chunk that is inserted would wait for it.
     """
     no_key = connections[settings.DATABASE].features.has_select_for_no_key_update
-    Node.objects.select_for_update(no_key=no_key).filter(pk=node_id).values_list("pk").get()
+    locked = Node.objects.select_for_update(no_key=no_key).filter(pk=node_id)
+    node_digest: str = locked.values_list("digest", flat=True).get()
+    return node_digest
+
+
+def labels_of(node_digest: str) -> set[str]:
+    """The labels of the registered runners that share the node of that digest."""
+    labels = set()
+    for runner in registry.runners():
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if digest_of(runner) == node_digest:
+                labels.add(runner.label)
+    return labels
 
 
 def forget_nodes(**_: Any) -> None:

@@ -7,7 +7,7 @@ from django.db import transaction
 
 from autorun import batches, dispatch, registry
 from autorun.chunk_ids import new_chunk_id
-from autorun.dispatch import message_for, release
+from autorun.dispatch import SPARE_CHUNKS, message_for, release
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Node
 from tests.engine import declare, installed, work_off
@@ -103,9 +103,9 @@ def test_a_second_dispatcher_releases_nothing_beyond_the_limits(documents, setti
 
 def test_a_batch_behind_thousands_of_a_full_ones_chunks_goes_out(chunks_read):
     with installed(declare()):
-        full, behind = a_batch_waiting(3_000, window=3), a_batch_waiting(3, window=2)
+        full, behind = a_batch_waiting(3_000, window=2), a_batch_waiting(3, window=2)
 
-        assert release(full.node_id).chunks == 5
+        assert release(full.node_id).chunks == 4
         assert Chunk.objects.filter(batch=behind, state=Chunk.State.QUEUED).count() == 2
         assert len(chunks_read) < 50
         chunks_read.clear()
@@ -132,6 +132,44 @@ def test_another_runner_of_the_node_goes_past_one_at_its_max_parallel(documents)
         a_batch_waiting(3, runner="tests.FreeRunner")
 
         assert release(batch.node_id).chunks == 4
+
+
+def test_a_broker_is_given_few_chunks_beyond_those_at_work(chunks_read):
+    with installed(declare()):
+        batch = a_batch_waiting(3_000)
+        assert release(batch.node_id).chunks == SPARE_CHUNKS
+        assert release(batch.node_id).chunks == 0
+
+        Chunk.objects.filter(state=Chunk.State.QUEUED).update(state=Chunk.State.RUNNING)
+        assert release(batch.node_id).chunks == 2 * SPARE_CHUNKS
+        assert len(chunks_read) < 100
+        chunks_read.clear()
+        assert release(batch.node_id).chunks == 0
+        assert chunks_read == []
+
+
+def test_what_was_just_saved_goes_past_chunks_that_are_with_the_broker(documents):
+    with installed(declare()):
+        batch = a_batch_waiting(10)
+        release(batch.node_id)
+        saved = [
+            Chunk.objects.create(
+                node=batch.node, runner="tests.EchoRunner", size=1, priority=Chunk.Priority.LIVE
+            )
+            for _ in range(3)
+        ]
+
+        assert release(batch.node_id).chunks == 3
+        states = Chunk.objects.filter(pk__in=[chunk.pk for chunk in saved]).values_list("state")
+        assert set(states) == {(Chunk.State.QUEUED,)}
+
+
+def test_another_runner_of_the_node_goes_past_one_whose_chunks_are_with_the_broker(documents):
+    with installed(declare(), declare(NAME="OtherRunner", QUEUE="other")):
+        batch = a_batch_waiting(100)
+        a_batch_waiting(3, runner="tests.OtherRunner")
+
+        assert release(batch.node_id).chunks == SPARE_CHUNKS + 3
 
 
 def test_a_chunk_larger_than_the_window_is_not_overtaken_for_ever(settings):

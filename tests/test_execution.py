@@ -19,7 +19,7 @@ from autorun.execution.keeper import Keeper
 from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
-from autorun.models import Chunk, Failure, Run
+from autorun.models import Chunk, Failure, Node, Run
 from autorun.progress import Progress
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Document
@@ -450,6 +450,26 @@ def test_a_worker_that_lost_its_lease_writes_nothing(documents):
 
     assert statuses() == [Run.Status.PENDING] * 4
     assert Chunk.objects.get().succeeded == 0
+
+
+@pytest.mark.parametrize(
+    ("run_seconds", "sizes"), [(0.001, [1, 4, 4, 4, 4, 4, 4, 4, 2]), (None, [1] * 31)]
+)
+def test_one_slow_row_leaves_its_neighbours_in_chunks_that_suit_them(run_seconds, sizes):
+    Document.objects.bulk_create(Document(title=f"title {number}") for number in range(31))
+    runner = declare()
+    with installed(runner):
+        Node.objects.filter(pk=runner().get_node().pk).update(run_seconds=run_seconds)
+        runner().run()
+        lease = start(queued(Chunk.objects.get().pk))
+        work = Work(lease, runner(), runner().get_analysis())
+        work._assign()
+        work._next()
+        work.began_at -= 3
+        work.hand_over()
+
+    left = Chunk.objects.exclude(pk=lease.chunk.pk).order_by("pk").values_list("size", flat=True)
+    assert [1, *left] == sizes
 
 
 def test_a_hand_over_that_the_database_refuses_loses_no_run(documents, monkeypatch):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: Results are written this often, in seconds, and when their outputs come to so many bytes.
 WRITE_EVERY = 1.0
 WRITE_BYTES = 4_000_000
+#: Of a measured node, the rest of a slow chunk goes to so many others.
+PARTS_OF_REST = 8
 #: A run whose row an older run is still at waits so many seconds before it is looked at again.
 WAIT_FOR_OLDER = 2.0
 
@@ -292,14 +294,22 @@ class Work:
             return self._tally
 
     def _size_of_rest(self, results: Sequence[Result]) -> int:
-        """How many of the runs that go on a new chunk may hold; asked for where some do."""
-        if all(result.status != Run.Status.PENDING for result in results):
+        """How many of the runs that go on a new chunk may hold; asked for where some do.
+
+        What a run of the node takes is known better than from the few that this chunk has begun,
+        of which one was slow. Should all have become slow, several workers are at the rest, and
+        hand it over in their turn.
+        """
+        going_on = sum(result.status == Run.Status.PENDING for result in results)
+        if not going_on:
             return 1
+        node = self.lease.chunk.node
+        if node.run_seconds is not None:
+            usual = chunk_size(self.runner, node.pk, seconds=node.run_seconds)
+            return min(usual, -(-going_on // PARTS_OF_REST))
         begun = len(self.seconds) + (self.current is not None)
         so_far = time.monotonic() - self.began_at
-        return chunk_size(
-            self.runner, self.lease.chunk.node_id, seconds=so_far / begun if begun else None
-        )
+        return chunk_size(self.runner, node.pk, seconds=so_far / begun if begun else None)
 
 
 def _describe(span: tracing.Span, assignment: Assignment, result: Result) -> None:
