@@ -26,11 +26,17 @@ StartWorker = Callable[..., Path]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("AUTORUN_TEST_DATABASE", "sqlite") == "sqlite":
-        return
-    once = [item for item in items if item.get_closest_marker("once")]
-    config.hook.pytest_deselected(items=once)
-    items[:] = [item for item in items if item not in once]
+    left_out = [item for item in items if _is_left_out(item, config.option.markexpr)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Item, asked_for: str) -> bool:
+    # Playwright's loop runs in the main thread until the session ends, in the way of other loops.
+    if item.get_closest_marker("browser"):
+        return "browser" not in asked_for
+    on_sqlite = os.environ.get("AUTORUN_TEST_DATABASE", "sqlite") == "sqlite"
+    return item.get_closest_marker("once") is not None and not on_sqlite
 
 
 @pytest.fixture(autouse=True)

@@ -495,7 +495,7 @@ def configured_eagerly() -> Iterator[None]:
 
     celery_app.conf.task_always_eager = True
     yield
-    celery_app.conf.task_always_eager = False
+    celery_app.conf.changes.pop("task_always_eager")
 
 
 # Planning

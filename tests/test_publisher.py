@@ -238,7 +238,7 @@ def test_eager_tasks_run_in_the_saving_thread(monkeypatch):
     try:
         publisher.submit({LABEL: {1}})
     finally:
-        celery_app.conf.task_always_eager = False
+        celery_app.conf.changes.pop("task_always_eager")
         celery_app.tasks.unregister(task.name)
 
     assert seen == [(LABEL, [1])]
@@ -254,7 +254,7 @@ def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set():
     try:
         assert publishing.is_immediate()
     finally:
-        celery_app.conf.task_always_eager = False
+        celery_app.conf.changes.pop("task_always_eager")
     assert not publishing.is_immediate()
 
 
