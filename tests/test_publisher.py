@@ -244,7 +244,9 @@ def test_eager_tasks_run_in_the_saving_thread(monkeypatch):
     assert seen == [(LABEL, [1])]
 
 
-def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set():
+def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set(monkeypatch):
+    # What another test has set on the app goes before the settings.
+    monkeypatch.delitem(celery_app.conf.changes, "task_always_eager", raising=False)
     assert not publishing.is_immediate()
 
     with override_settings(CELERY_TASK_ALWAYS_EAGER=True):
