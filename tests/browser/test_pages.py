@@ -294,6 +294,7 @@ def test_a_backfill_by_keyboard_alone(runner, user, open_as) -> None:
     page.keyboard.press("ArrowUp")
     go_to(page, "document.activeElement.innerText === 'Preview'")
     page.keyboard.press("Enter")
+    page.get_by_role("button", name="Start 7 runs").wait_for()
     settle(page)
     go_to(page, "document.activeElement.innerText.startsWith('Start 7 runs')")
     page.keyboard.press("Enter")
