@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
@@ -151,11 +152,11 @@ def _due(node_id: int) -> QuerySet[Any]:
 
 def _claim(node_id: int) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under a lock of the node."""
-    labels = nodes.labels_of(nodes.lock(node_id))
+    node_digest = nodes.lock(node_id)
     in_flight = Chunk.objects.filter(
         node_id=node_id, state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING)
     ).values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
-    claimed = list(_fitting(_due(node_id), _Room(in_flight, labels)))
+    claimed = list(_fitting(_due(node_id), _Room(in_flight, node_digest)))
     # One that was cancelled since it was read stays so; its message finds nothing to do.
     Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed], state=Chunk.State.WAITING).update(
         state=Chunk.State.QUEUED,
@@ -198,15 +199,15 @@ class _Room:
     A chunk that is larger than a window goes out when nothing else of it is in flight.
 
     Of a runner that is supplied, whose workers have their next chunks already, only what was just
-    saved goes out. `labels` are the node's runners: where all are alike, nothing is looked for.
+    saved goes out. Where all of the node's runners are alike, nothing is looked for.
     """
 
     def __init__(
         self,
         in_flight: Iterable[tuple[int, str, int | None, int | None, int]],
-        labels: Collection[str],
+        node_digest: str,
     ) -> None:
-        self._labels = frozenset(labels)
+        self._node_digest = node_digest
         self._runs = 0
         self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
@@ -254,7 +255,12 @@ class _Room:
 
     def _is_true_of_all(self, labels: Collection[str]) -> bool:
         """Whether `labels` are those of all of the node's runners, as far as this process knows."""
-        return bool(self._labels) and self._labels <= set(labels)
+        return bool(labels) and bool(self._labels) and self._labels <= set(labels)
+
+    @cached_property
+    def _labels(self) -> set[str]:
+        """Of the node's runners; all configurations are read for it, so only where it matters."""
+        return nodes.labels_of(self._node_digest)
 
     def _is_supplied(self, label: str) -> bool:
         return self._spare_of_runner[label] >= SPARE_CHUNKS
