@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import ProgrammingError, connection, connections
 
 from autorun import nodes, sizing
 from autorun.models import Chunk, Node, Run
@@ -124,10 +126,23 @@ def settle() -> None:
     if connection.vendor == "postgresql":
         for table in ("subject_item", "autorun_run", "autorun_chunk"):
             execute(f"VACUUM ANALYZE {table}")
-        execute("CHECKPOINT")
+        _checkpoint()
     else:
         execute("ANALYZE")
         execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _checkpoint() -> None:
+    """Have no earlier write cost a later one anything, where the user may ask for that."""
+    try:
+        execute("CHECKPOINT")
+    except ProgrammingError as refused:
+        _explain_once(f"No checkpoint between measurements: {refused}")
+
+
+@functools.cache
+def _explain_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def change_items(count: int, *, among: int) -> int:
