@@ -4,10 +4,11 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Count, Q
 
 from autorun import interventions
@@ -24,6 +25,7 @@ from tests.library.models import (
     Report,
     Tag,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db
 
@@ -471,3 +473,34 @@ def test_the_smallest_change_of_a_value_is_one(measurement, change):
         Measurement.objects.update(**change)
 
         assert runner().run().planned == 1
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only it inserts in two ways")
+@pytest.mark.django_db(transaction=True)
+def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documents, monkeypatch):
+    monkeypatch.setattr(statements, "WORTH_A_SAVEPOINT", 1)
+    runner_class = declare()
+
+    def plan() -> Batch:
+        try:
+            return runner_class().run()
+        finally:
+            connection.close()
+
+    with installed(runner_class), ThreadPoolExecutor(1) as other:
+        runner_class().get_node()
+        with transaction.atomic():
+            runner_class().run(Document.objects.filter(pk=documents[3].pk))
+            planning = other.submit(plan)
+            until(has_somebody_waiting)
+        batch = planning.result(timeout=10)
+
+    assert set(current_runs()) == {document.pk for document in documents}
+    assert (batch.planned, Run.objects.count()) == (5, 6)
+
+
+def has_somebody_waiting() -> bool:
+    """Whether another session of the database waits for a lock of this one."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+        return cursor.fetchone() is not None

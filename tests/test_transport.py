@@ -22,6 +22,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from autorun.brokerfile import LeaseLapsed
 from autorun.transport import Transport, register
+from tests.waiting import until
 
 pytestmark = pytest.mark.once
 
@@ -50,14 +51,6 @@ def connect(path: Path) -> Iterator[Callable[..., Connection]]:
             return stack.enter_context(Connection(url, transport_options=options))
 
         yield _connect
-
-
-def until(condition: Callable[[], Any], *, seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
-    return value
 
 
 def publish(connection: Connection, *bodies: Any, **options: Any) -> None:

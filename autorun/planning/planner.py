@@ -144,14 +144,22 @@ class Planner:
         left = None if limit is None else limit - len(redo)
         if found.missing and left != 0:
             next_chunk = first_chunk + -(-len(redo) // size)
-            inserted += self._insert_missing(candidates, next_chunk, size, limit=left)
+            inserted += self._insert_missing(
+                candidates, next_chunk, size, limit=left, expected=found.missing
+            )
         crash_point("plan.inserted")
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
         crash_point("plan.chunked")
         return inserted
 
     def _insert_missing(
-        self, candidates: Candidates, first_chunk: int, size: int, limit: int | None = None
+        self,
+        candidates: Candidates,
+        first_chunk: int,
+        size: int,
+        *,
+        limit: int | None = None,
+        expected: int = 0,
     ) -> int:
         return statements.insert(
             candidates,
@@ -159,6 +167,7 @@ class Planner:
             size=size,
             status=self.status,
             limit=limit,
+            expected=expected,
             using=settings.DATABASE,
         )
 
