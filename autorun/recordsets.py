@@ -62,14 +62,17 @@ def recordset(
 def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragment:
     """An array a column: half the work of jsonb_to_recordset, and its length can be estimated."""
     arrays, params = [], []
-    for number, kind in enumerate(columns.values()):
-        values = [row[number] for row in rows]
+    by_column = zip(*rows, strict=True) if rows else ((),) * len(columns)
+    for kind, values in zip(columns.values(), by_column, strict=True):
         if kind == "text":
             arrays.append("ARRAY(SELECT json_array_elements_text(%s::json))")
             params.append(json.dumps(values))
         else:
             arrays.append(f"%s::{_POSTGRESQL[kind]}[]")
-            words = ("NULL" if value is None else str(value) for value in values)
-            params.append(f"{{{','.join(words)}}}")
+            params.append(f"{{{','.join(map(_element, values))}}}")
     sql = f"SELECT * FROM unnest({', '.join(arrays)}) AS j({', '.join(columns)})"
     return Fragment(sql, tuple(params))
+
+
+def _element(value: Any) -> str:
+    return "NULL" if value is None else str(value)
