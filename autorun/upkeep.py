@@ -103,7 +103,7 @@ def unpark() -> int:
     ):
         if _is_runnable(label, title, version):
             unparked += parked.filter(runner=label, node_id=node_id).update(
-                state=Chunk.State.WAITING, reason=""
+                state=Chunk.State.WAITING, reason="", publications=0
             )
     return unparked
 

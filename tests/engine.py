@@ -4,12 +4,13 @@ from typing import Any
 
 from autorun import testing
 from autorun.analysis import Analysis
+from autorun.execution.execute import SENDINGS, execute
 from autorun.models import Run
 from autorun.runner import QuerySetRunner
 from autorun.testing import registered as installed
 from tests.library.models import Document
 
-__all__ = ("current_runs", "declare", "echo", "installed", "statuses", "work_off")
+__all__ = ("current_runs", "declare", "echo", "installed", "offer", "statuses", "work_off")
 
 
 def echo(value: Any, **configuration: Any) -> Any:
@@ -33,6 +34,12 @@ def declare(function: Any = echo, **options: Any) -> type[QuerySetRunner]:
 def work_off(**options: Any) -> int:
     """Execute what is queued and what that releases, as a worker would; how many chunks."""
     return testing.work_off(saved=False, **options)
+
+
+def offer(chunk_id: int) -> None:
+    """Have workers look at the chunk until they put it aside."""
+    for _ in range(SENDINGS):
+        execute(chunk_id)
 
 
 def current_runs() -> dict[int, Run]:

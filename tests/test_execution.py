@@ -21,7 +21,7 @@ from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
 from autorun.progress import Progress
-from tests.engine import current_runs, declare, installed, statuses, work_off
+from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -562,12 +562,27 @@ def test_a_chunk_whose_analysis_is_gone_is_parked_with_the_reason(documents):
     with installed(runner):
         runner().run()
         chunk_id = Chunk.objects.get().pk
-    execute(chunk_id)
+    offer(chunk_id)
 
     chunk = Chunk.objects.get()
     assert chunk.state == Chunk.State.PARKED
     assert "EchoRunner" in chunk.reason
     assert statuses() == [Run.Status.PENDING] * 4
+
+
+def test_a_chunk_that_a_worker_cannot_run_is_left_to_one_that_can(documents):
+    """While a new version is rolled out, the next message may reach a worker that has it."""
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        chunk_id = Chunk.objects.get().pk
+    execute(chunk_id)
+
+    assert Chunk.objects.get().state == Chunk.State.QUEUED
+    assert Chunk.objects.get().publications == 2
+    with installed(runner):
+        execute(chunk_id)
+    assert statuses() == [Run.Status.SUCCEEDED] * 4
 
 
 def test_runs_of_an_older_version_run_under_that_version(documents):

@@ -21,7 +21,7 @@ from autorun.rescue import rescue, rescue_expired
 from autorun.runner import QuerySetRunner
 from autorun.triggers import backfill
 from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
-from tests.engine import declare, installed, statuses, work_off
+from tests.engine import declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -133,7 +133,7 @@ def test_parked_chunks_go_on_when_their_runner_is_back(documents):
     runner = declare()
     with installed(runner):
         runner().run()
-    execute(Chunk.objects.get().pk)
+    offer(Chunk.objects.get().pk)
     upkeep(in_any_case=True)
     assert Chunk.objects.get().state == Chunk.State.PARKED
     with installed(runner):

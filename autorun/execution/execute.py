@@ -16,7 +16,7 @@ from autorun.dispatch import longest, release, send
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
-from autorun.execution.leases import next_urgent, park, queued, start
+from autorun.execution.leases import Lease, next_urgent, park, put_back, queued, start
 from autorun.execution.notifying import notify_soon
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Urgent chunks a worker takes before the one its message is about.
 MOST_URGENT = 10
+#: A chunk is sent so often before a worker that does not know its runner parks it.
+SENDINGS = 3
 #: The weight of the last chunk in a node's measured run time, and what change is worth a write.
 NEWEST_WEIGHT = 0.3
 WORTH_WRITING = 0.1
@@ -75,11 +77,25 @@ def _execute_one(chunk: Chunk) -> None:
         runner = registry.get(chunk.runner)
         analysis = analyses.get(chunk.node.title, chunk.node.version)
     except NotRegistered as missing:
-        logger.error("%s: parked chunk %s: %s", chunk.runner, chunk.pk, missing)
-        park(lease, str(missing))
+        _leave_to_others(lease, str(missing))
         return
     work_off(Work(lease, runner, analysis))
     release(chunk.node_id)
+
+
+def _leave_to_others(lease: Lease, reason: str) -> None:
+    """Put a chunk back that this worker cannot run, and aside when no other could either.
+
+    While a new version is rolled out, some workers have it and some have not.
+    """
+    chunk = lease.chunk
+    if chunk.publications < SENDINGS:
+        logger.info("%s: left chunk %s to others: %s", chunk.runner, chunk.pk, reason)
+        if put_back(lease):
+            send([chunk])
+        return
+    logger.error("%s: parked chunk %s: %s", chunk.runner, chunk.pk, reason)
+    park(lease, reason)
 
 
 def work_off(work: Work) -> None:

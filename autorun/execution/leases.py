@@ -60,6 +60,18 @@ def extend(lease: Lease) -> bool:
     return bool(extended.update(expires_at=from_now(settings.LEASE)))
 
 
+def put_back(lease: Lease) -> bool:
+    """Queue the chunk again, for another worker, who needs a message; whether it was still ours."""
+    queued_again = lease.held().update(
+        state=Chunk.State.QUEUED,
+        token=F("token") + 1,
+        expires_at=None,
+        published_at=DatabaseNow(),
+        publications=F("publications") + 1,
+    )
+    return bool(queued_again)
+
+
 def park(lease: Lease, reason: str) -> None:
     """Put the chunk aside until what it needs is there again."""
     lease.held().update(

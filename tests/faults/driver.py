@@ -35,11 +35,17 @@ class Process:
     def __init__(self, name: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
         self.name = name
         self.log = Path(environment[ENVIRONMENT]).parent / f"{name}.log"
+        self._arguments = arguments
+        self._environment = environment
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again."""
         with self.log.open("ab") as output:
             self._popen = subprocess.Popen(
-                [sys.executable, *arguments],
+                [sys.executable, *self._arguments],
                 cwd=CHECKOUT,
-                env=os.environ | environment,
+                env=os.environ | self._environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -183,9 +189,21 @@ class Lab:
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def until_done(self, number: int | None = None, *, seconds: float = 90) -> float:
-        """Wait until so many rows (all, by default) have succeeded and nothing is left to do."""
-        return self.until(lambda: self.is_done(number), seconds=seconds)
+    def until_done(
+        self, number: int | None = None, *, seconds: float = 90, supervised: bool = False
+    ) -> float:
+        """Wait until so many rows (all, by default) have succeeded and nothing is left to do.
+
+        `supervised` workers that end by themselves are started again, as systemd would.
+        """
+
+        def is_done() -> bool:
+            for process in self.processes if supervised else ():
+                if process.has_ended:
+                    process.start()
+            return self.is_done(number)
+
+        return self.until(is_done, seconds=seconds)
 
     def is_done(self, number: int | None = None) -> bool:
         progress = self.runner.progress()

@@ -5,12 +5,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import redis
@@ -28,7 +29,7 @@ URLS = {
     "redis": "redis://127.0.0.1:{port}/0",
 }
 #: Debian's own wrapper, which is found first, runs one node a machine.
-RABBITMQ = ("/usr/lib/rabbitmq/bin", *os.environ.get("PATH", "").split(os.pathsep))
+RABBITMQ = "/usr/lib/rabbitmq/bin"
 
 
 def free_port() -> int:
@@ -38,19 +39,22 @@ def free_port() -> int:
         return port
 
 
-class Redis:
-    """A redis-server that keeps nothing on disk."""
+class Server:
+    """A server that lives as long as a `with` block."""
 
-    def __init__(self, directory: Path, *, port: int | None = None) -> None:
-        binary = shutil.which("redis-server")
-        if binary is None:
-            pytest.skip("redis-server is not installed")
-        self.binary = binary
-        self.directory = directory
-        self.port = port or free_port()
-        self.start()
+    port: int
+    _popen: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        raise NotImplementedError
+
+    def lose_everything(self) -> None:
+        """Let it die at once, and come back with nothing it was told."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
@@ -61,13 +65,36 @@ class Redis:
     ) -> None:
         self.kill()
 
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._popen.wait(10)
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, number)
+
+
+class Redis(Server):
+    """A redis-server that keeps nothing on disk."""
+
+    def __init__(self, directory: Path, *, port: int | None = None) -> None:
+        self.directory = directory
+        self.port = port or free_port()
+
     def start(self, *arguments: str) -> None:
         self._popen = subprocess.Popen(
             [
-                *(self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
-                *("--appendonly", "no", "--dir", str(self.directory), *arguments),
+                *(_binary("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--save", "", "--appendonly", "no", "--dir", str(self.directory), *arguments),
             ],
             stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
         deadline = time.monotonic() + 30
         while True:
@@ -79,6 +106,10 @@ class Redis:
             else:
                 return
 
+    def lose_everything(self) -> None:
+        self.kill()
+        self.start()
+
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2)
 
@@ -88,34 +119,17 @@ class Redis:
     def empty(self) -> None:
         self.client().config_set("maxmemory", "0")
 
-    def kill(self) -> None:
-        self.thaw()
-        self._popen.kill()
-        self._popen.wait(10)
 
-    def freeze(self) -> None:
-        os.kill(self._popen.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        if self._popen.poll() is None:
-            os.kill(self._popen.pid, signal.SIGCONT)
-
-
-class RabbitMQ:
+class RabbitMQ(Server):
     """A node of its own, of a name and with a cookie that no other has; `rabbit` is its settings.
 
     `RabbitMQ(directory, consumer_timeout=1_000)`: times are milliseconds.
     """
 
     def __init__(self, directory: Path, **rabbit: int) -> None:
-        path = os.pathsep.join(RABBITMQ)
-        binary = shutil.which("rabbitmq-server", path=path)
-        control = shutil.which("rabbitmqctl", path=path)
-        if binary is None or control is None:
-            pytest.skip("rabbitmq-server is not installed")
-        self.control = control
         self.port = free_port()
         self.log = directory / "rabbitmq.log"
+        self.data = directory / "rabbitmq"
         self.node = f"autorun{self.port}@localhost"
         settings = [f"{name} {value}" for name, value in rabbit.items()]
         self.environment = os.environ | {
@@ -124,7 +138,7 @@ class RabbitMQ:
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_MNESIA_BASE": str(directory / "rabbitmq"),
+            "RABBITMQ_MNESIA_BASE": str(self.data),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_CONFIG_FILE": str(directory / "none"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
@@ -132,28 +146,16 @@ class RabbitMQ:
                 ["-rabbit", *settings, "-kernel inet_dist_use_interface {127,0,0,1}"]
             ),
         }
+
+    def start(self) -> None:
         with self.log.open("wb") as output:
             self._popen = subprocess.Popen(
-                [binary],
+                [_binary("rabbitmq-server")],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._wait_until_ready()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
-    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 90
         while b"Server startup complete" not in self.log.read_bytes():
             if self._popen.poll() is not None or time.monotonic() > deadline:
@@ -161,6 +163,11 @@ class RabbitMQ:
                 self.kill()
                 pytest.fail(f"RabbitMQ does not start:\n{text[-3000:]}")
             time.sleep(0.1)
+
+    def lose_everything(self) -> None:
+        self.kill()
+        shutil.rmtree(self.data)
+        self.start()
 
     def fill(self) -> None:
         """The memory alarm is on: publishers are blocked."""
@@ -170,22 +177,79 @@ class RabbitMQ:
         self._control("set_vm_memory_high_watermark", "0.4")
 
     def _control(self, *command: str) -> None:
-        arguments = [self.control, "-q", "-n", self.node, *command]
+        arguments = [_binary("rabbitmqctl"), "-q", "-n", self.node, *command]
         subprocess.run(arguments, env=self.environment, check=True, timeout=60)
 
-    def freeze(self) -> None:
-        os.killpg(self._popen.pid, signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        os.killpg(self._popen.pid, signal.SIGCONT)
+class PostgreSQL(Server):
+    """A cluster of its own, of the superuser `postgres`, who needs no password."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        # Not in pytest's own directory, which another account may not enter.
+        self._temporary = tempfile.TemporaryDirectory(prefix="autorun-postgres-")
+        self.directory = Path(self._temporary.name)
+        #: The server refuses to run as root.
+        self.account = "postgres" if os.getuid() == 0 else None
+        if self.account:
+            shutil.chown(self.directory, self.account)
+        options = ("--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8")
+        self._run("initdb", "--pgdata", str(self.directory), *options)
+
+    def start(self) -> None:
+        self._popen = subprocess.Popen(
+            [
+                *(_binary("postgres"), "-D", str(self.directory), "-p", str(self.port)),
+                *("-c", "listen_addresses=127.0.0.1", "-k", str(self.directory)),
+            ],
+            user=self.account,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 30
+        while self._ask("pg_isready", "--port", str(self.port), "--host", "127.0.0.1"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._temporary.cleanup()
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait(10)
+        # Its children are in sessions of their own; told so, it ends them and saves nothing.
+        self._signal(signal.SIGQUIT)
+        self._popen.wait(30)
+
+    def restart(self) -> None:
+        """Let it die at once, and recover what had been committed."""
+        self.kill()
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        assert self._ask(program, *arguments) == 0, program
+
+    def _ask(self, program: str, *arguments: str) -> int:
+        return subprocess.run(
+            [_binary(program), *arguments],
+            user=self.account,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            cwd=self.directory,
+        ).returncode
 
 
-OWN: dict[str, type[Redis] | type[RabbitMQ]] = {"redis": Redis, "rabbitmq": RabbitMQ}
+def _binary(name: str) -> str:
+    """Where a server's program is; a machine that has none skips the test."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    path = os.pathsep.join([RABBITMQ, *map(str, versions), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=path)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+OWN: dict[str, type[Redis | RabbitMQ]] = {"redis": Redis, "rabbitmq": RabbitMQ}
 
 
 @contextmanager

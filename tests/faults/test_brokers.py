@@ -19,7 +19,7 @@ from settings import celery_app
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
 from tests.faults.latencies import Latencies, measure
-from tests.faults.servers import OWN, RabbitMQ, Redis, broker_at, proxied_broker
+from tests.faults.servers import OWN, RabbitMQ, broker_at, proxied_broker
 
 pytestmark = [pytest.mark.slow]
 
@@ -134,24 +134,21 @@ def test_a_broker_that_forgets_everything_mid_backfill_costs_time_only(
         lab.until(lambda: lab.runner.progress().succeeded > 20)
         forget()
         lab.save(3, value="live")
-        lab.until_done(rows + 3, seconds=120)
+        # A worker that had fetched messages ends with an AttributeError of kombu's (5.7) when it
+        # loses Redis; as a worker may, that is supervised.
+        lab.until_done(rows + 3, seconds=120, supervised=True)
         lab.check()
         assert set(lab.ledger.times().values()) == {1}
         assert Batch.objects.get().state == Batch.State.FINISHED
 
-    if lab.broker == "redis":
-        with Redis(tmp_path) as server, broker_at(lab, server.port):
-
-            def crash() -> None:
-                server.kill()
-                server.start()
-
-            forget_and_go_on(crash)
-    else:
+    if lab.broker == "embedded":
         with celery_app.connection_for_write() as connection:
             channel = connection.default_channel
             queue = celery_app.conf.task_default_queue
             forget_and_go_on(lambda: channel.queue_purge(queue))
+        return
+    with OWN[lab.broker](tmp_path) as server, broker_at(lab, server.port):
+        forget_and_go_on(server.lose_everything)
 
 
 def is_empty(channel: Any) -> bool:
@@ -214,17 +211,10 @@ def test_a_rabbitmq_that_closes_channels_over_what_waits_for_its_turn_costs_time
         pytest.skip("Only RabbitMQ has a consumer timeout.")
     impatient = RabbitMQ(tmp_path, consumer_timeout=1_000, channel_tick_interval=1_000)
     with impatient as server, broker_at(lab, server.port):
-        worker = lab.start_worker(concurrency=1)
+        lab.start_worker(concurrency=1)
         lab.write(4, does="sleep:3")
         lab.runner.run()
-
-        def is_done() -> bool:
-            nonlocal worker
-            if worker.has_ended:  # as a supervisor would
-                worker = lab.start_worker(concurrency=1)
-            return lab.is_done(4)
-
-        lab.until(is_done, seconds=200)
+        lab.until_done(4, seconds=200, supervised=True)
 
         assert b"Timeout value used: 1000 ms" in server.log.read_bytes()
         lab.check()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
+from django.core.management import call_command
 from django.db import OperationalError, connection, connections
 from django.db.models import F
 
@@ -22,6 +23,7 @@ from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
 from tests.faults.driver import Lab
 from tests.faults.proxy import Proxy
+from tests.faults.servers import PostgreSQL
 from tests.library.models import Document
 
 FAILURE = ExceptionText("ValueError", "no", "")
@@ -125,6 +127,26 @@ def proxied_database(lab: Lab) -> Iterator[Proxy]:
             lab.stop()
 
 
+@contextmanager
+def database_on(server: PostgreSQL, lab: Lab) -> Iterator[None]:
+    """The lab's database is one on `server`, for this process and those that the lab starts."""
+    settings = connection.settings_dict
+    before = dict(settings)
+    connection.close()
+    settings.update(HOST="127.0.0.1", PORT=str(server.port), USER="postgres", PASSWORD="")
+    for name in ("HOST", "PORT", "USER", "PASSWORD"):
+        lab.environment[f"AUTORUN_POSTGRES_{name}"] = settings[name]
+    try:
+        with connection._nodb_cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{settings["NAME"]}"')
+        call_command("migrate", run_syncdb=True, verbosity=0)
+        yield
+    finally:
+        lab.stop()
+        connection.close()
+        settings.update(before)
+
+
 @pytest.mark.faults(12)
 @pytest.mark.slow
 def test_a_worker_whose_connections_break_during_a_body_records_it_on_new_ones(lab: Lab):
@@ -160,6 +182,25 @@ def test_a_database_that_is_away_for_seconds_costs_time_only(lab: Lab):
 
         lab.check()
     assert Run.objects.filter(status=Run.Status.FAILED).count() == 0
+
+
+@pytest.mark.faults(12)
+@pytest.mark.slow
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="starts a PostgreSQL of its own")
+def test_a_server_that_is_restarted_twice_costs_time_only(lab: Lab):
+    with PostgreSQL() as server, database_on(server, lab):
+        lab.start_worker(concurrency=2)
+        lab.write(40, does="sleep:0.1")
+        lab.runner.run()
+        for rows in (5, 20):
+            lab.until(lambda done=rows: len(lab.ledger.executions()) > done)
+            server.restart()
+            connection.close()
+        lab.save(5, value="live")
+        lab.until_done(45, seconds=120)
+
+        lab.check()
+        assert not Run.objects.filter(status=Run.Status.FAILED).exists()
 
 
 @pytest.mark.faults(12)

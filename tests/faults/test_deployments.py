@@ -10,11 +10,10 @@ from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import batches, tasks
 from autorun.clock import from_now
-from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run
 from autorun.triggers import on_schedule, publisher
 from autorun.upkeep import unpark
-from tests.engine import declare, installed, work_off
+from tests.engine import declare, installed, offer, work_off
 from tests.faults.driver import Lab
 from tests.library.models import Document
 
@@ -45,7 +44,7 @@ def test_runs_of_an_analysis_that_is_gone_go_on_when_it_is_back():
     with installed(runner):
         runner().run()
     Chunk.objects.update(not_before=None)
-    execute(Chunk.objects.get().pk)
+    offer(Chunk.objects.get().pk)
     assert Chunk.objects.get().state == Chunk.State.PARKED
     assert unpark() == 0
 
@@ -216,7 +215,7 @@ save("parent again")
 
 @pytest.mark.faults(26)
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
 def test_pools_without_processes_of_their_own(lab: Lab, pool: str):
     lab.start_worker("--pool", pool, concurrency=3)
     lab.save(12, does="sleep:0.1")
