@@ -260,7 +260,7 @@ class _Room:
     @cached_property
     def _labels(self) -> set[str]:
         """Of the node's runners; all configurations are read for it, so only where it matters."""
-        return nodes.labels_of(self._node_digest)
+        return set(nodes.labels_by_digest().get(self._node_digest, ()))
 
     def _is_supplied(self, label: str) -> bool:
         return self._spare_of_runner[label] >= SPARE_CHUNKS

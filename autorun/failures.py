@@ -6,7 +6,6 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,10 @@ from django.db.models import Count, F, Max, Min, Q, QuerySet
 from django.db.models.functions import Left
 from django.utils import timezone
 
-from autorun import registry
 from autorun.clock import from_now
-from autorun.exceptions import AutorunError
 from autorun.listing import SINCE
 from autorun.models import Failure, Node, Run
+from autorun.nodes import labels_by_digest
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -181,13 +179,10 @@ def runs_of(key: str, since: str) -> Iterator[list[Run]]:
 
 
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
-    """The label of a registered runner of each group's node, where there is one, by node."""
-    digests = {}
-    for runner in reversed(registry.runners()):  # of several with one node, the first by label
-        with suppress(AutorunError):  # one that cannot be loaded has no node
-            digests[runner.get_digest()] = runner.label
-    nodes = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=digests)
-    return {pk: digests[digest] for pk, digest in nodes.values_list("pk", "digest")}
+    """The label of each group's first registered runner, where there is one, by node."""
+    labels = labels_by_digest()
+    found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
+    return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
 
 
 def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ...]]]:

@@ -53,13 +53,12 @@ def lock(node_id: int) -> str:
     return node_digest
 
 
-def labels_of(node_digest: str) -> set[str]:
-    """The labels of the registered runners that share the node of that digest."""
-    labels = set()
+def labels_by_digest() -> dict[str, list[str]]:
+    """The labels of the registered runners, in their order, by the digest of their node."""
+    labels: dict[str, list[str]] = {}
     for runner in registry.runners():
         with suppress(AutorunError):  # a system check says what is wrong with it
-            if digest_of(runner) == node_digest:
-                labels.add(runner.label)
+            labels.setdefault(digest_of(runner), []).append(runner.label)
     return labels
 
 
