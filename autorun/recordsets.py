@@ -59,6 +59,22 @@ def recordset(
     return Fragment(sql, (document,))
 
 
+def named_by_number(
+    connection: BaseDatabaseWrapper,
+    columns: Mapping[str, str],
+    rows: Iterable[tuple[Any, Any]],
+) -> Fragment:
+    """The recordset of two columns, a "bigint" of which no two are equal, and another.
+
+    SQLite reads the members of one object eight times as fast as a list of lists.
+    """
+    if connection.vendor != "sqlite":
+        return recordset(connection, columns, rows)
+    number, value = columns
+    sql = f"SELECT CAST(key AS INTEGER) AS {number}, value AS {value} FROM json_each(%s)"
+    return Fragment(sql, (json.dumps(dict(rows)),))
+
+
 def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragment:
     """An array a column: half the work of jsonb_to_recordset, and its length can be estimated."""
     arrays, params = [], []

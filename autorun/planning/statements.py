@@ -27,7 +27,7 @@ from autorun.clock import now_sql
 from autorun.keys import Key, KeyKind
 from autorun.models import Chunk, Run
 from autorun.planning.selection import Selection
-from autorun.recordsets import recordset
+from autorun.recordsets import named_by_number, recordset
 from autorun.sql import (
     Fragment,
     insert_ignoring_conflicts,
@@ -99,8 +99,8 @@ def candidates_of(
 ) -> Candidates:
     """Keys and fingerprints that Python holds, as candidates."""
     columns = {"k": kind.sql_type, "f": "fingerprint"}
-    source = recordset(connections[using], columns, rows)
-    return Candidates(node_id, kind, source)
+    tabulate = named_by_number if kind.is_integer else recordset
+    return Candidates(node_id, kind, tabulate(connections[using], columns, rows))
 
 
 def count(
