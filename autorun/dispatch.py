@@ -120,13 +120,16 @@ def message_for(chunk: Chunk) -> Message:
 def longest(chunk: Chunk) -> float | None:
     """The seconds after which each run of `chunk` has been stopped; None where they have no limit.
 
+    Nor where this process does not know the runner: it may well take longer than others.
+
     What is left of a slow chunk is handed over, so that it takes as long as one run and a little;
     unless BATCH_SIZE says that they belong together.
     """
     runner = registry.find(chunk.runner)
-    timeout = settings.TIMEOUT if runner is None else runner.get_timeout()
-    runs = 1 if runner is None or runner.BATCH_SIZE is None else chunk.size
-    return None if timeout is None else timeout * runs
+    timeout = None if runner is None else runner.get_timeout()
+    if runner is None or timeout is None:
+        return None
+    return timeout if runner.BATCH_SIZE is None else timeout * chunk.size
 
 
 def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message:

@@ -154,7 +154,7 @@ class Chunk(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True, help_text="When the lease ends.")
     finished_at = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=255, blank=True, default="")
-    token = models.IntegerField(default=0, help_text="Raised by every start and every rescue.")
+    token = models.IntegerField(default=0, help_text="Raised whenever the chunk changes hands.")
 
     succeeded = models.IntegerField(default=0)
     failed = models.IntegerField(default=0)

@@ -59,7 +59,7 @@ def recordset(
     return Fragment(sql, (document,))
 
 
-def named_by_number(
+def keyed_recordset(
     connection: BaseDatabaseWrapper,
     columns: Mapping[str, str],
     rows: Iterable[tuple[Any, Any]],

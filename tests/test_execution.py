@@ -10,7 +10,7 @@ import pytest
 from django.db import OperationalError
 from django.db.models import F
 
-from autorun import batches, interventions
+from autorun import batches, dispatch, interventions
 from autorun.clock import from_now
 from autorun.exceptions import LeaseLost
 from autorun.execution.execute import execute
@@ -21,6 +21,7 @@ from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
 from autorun.progress import Progress
+from autorun.publishing import Message
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
@@ -570,19 +571,38 @@ def test_a_chunk_whose_analysis_is_gone_is_parked_with_the_reason(documents):
     assert statuses() == [Run.Status.PENDING] * 4
 
 
-def test_a_chunk_that_a_worker_cannot_run_is_left_to_one_that_can(documents):
+def test_a_chunk_that_a_worker_cannot_run_is_requeued_for_one_that_can(documents, monkeypatch):
     """While a new version is rolled out, the next message may reach a worker that has it."""
+    sent: list[Message] = []
     runner = declare()
     with installed(runner):
         runner().run()
         chunk_id = Chunk.objects.get().pk
+    monkeypatch.setattr(dispatch, "publish", sent.extend)
     execute(chunk_id)
 
+    (message,) = sent
+    assert (message.args, message.time_limit) == ((chunk_id,), None)
     assert Chunk.objects.get().state == Chunk.State.QUEUED
     assert Chunk.objects.get().publications == 2
     with installed(runner):
         execute(chunk_id)
     assert statuses() == [Run.Status.SUCCEEDED] * 4
+
+
+def test_an_urgent_chunk_that_a_worker_cannot_run_is_left_as_it_is(documents):
+    known, unknown = declare(TITLE="Known"), declare(NAME="UnknownRunner", TITLE="Unknown")
+    with installed(known):
+        known().run()
+        with installed(unknown):
+            unknown().run()
+        urgent, other = Chunk.objects.get(runner="tests.UnknownRunner"), Chunk.objects.first()
+        Chunk.objects.filter(pk=urgent.pk).update(priority=Chunk.Priority.LIVE)
+        before = Chunk.objects.filter(pk=urgent.pk).values().get()
+        execute(other.pk)
+
+    assert Chunk.objects.filter(pk=urgent.pk).values().get() == before
+    assert Chunk.objects.get(pk=other.pk).state == Chunk.State.FINISHED
 
 
 def test_runs_of_an_older_version_run_under_that_version(documents):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.db.models import Count, Q
+from django.test.utils import CaptureQueriesContext
 
 from autorun import interventions
 from autorun.models import Batch, Chunk, Run
@@ -481,9 +482,11 @@ def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documen
     monkeypatch.setattr(statements, "WORTH_A_SAVEPOINT", 1)
     runner_class = declare()
 
-    def plan() -> Batch:
+    def plan() -> tuple[Batch, list[str]]:
         try:
-            return runner_class().run()
+            # In a transaction of the caller's nothing can be repeated.
+            with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+                return runner_class().run(), [query["sql"] for query in queries]
         finally:
             connection.close()
 
@@ -493,8 +496,10 @@ def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documen
             runner_class().run(Document.objects.filter(pk=documents[3].pk))
             planning = other.submit(plan)
             until(has_somebody_waiting)
-        batch = planning.result(timeout=10)
+        batch, statements_sent = planning.result(timeout=10)
 
+    inserts = [sql for sql in statements_sent if sql.startswith('INSERT INTO "autorun_run"')]
+    assert ["ON CONFLICT" in sql for sql in inserts] == [False, True]
     assert set(current_runs()) == {document.pk for document in documents}
     assert (batch.planned, Run.objects.count()) == (5, 6)
 

@@ -138,6 +138,9 @@ def test_parked_chunks_go_on_when_their_runner_is_back(documents):
     assert Chunk.objects.get().state == Chunk.State.PARKED
     with installed(runner):
         upkeep(in_any_case=True)
+    execute(Chunk.objects.get().pk)
+    assert Chunk.objects.get().state == Chunk.State.QUEUED, "another worker may have it"
+    with installed(runner):
         work_off()
 
     assert statuses() == [Run.Status.SUCCEEDED] * 4

@@ -16,7 +16,7 @@ from autorun.dispatch import longest, release, send
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
-from autorun.execution.leases import Lease, next_urgent, park, put_back, queued, start
+from autorun.execution.leases import next_urgent, park, queued, requeue, start
 from autorun.execution.notifying import notify_soon
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
@@ -25,13 +25,14 @@ from autorun.planning.keys import plan_for_all, plan_keys
 from autorun.sizing import LARGEST, TARGET_SECONDS
 
 if TYPE_CHECKING:
+    from autorun.analysis import Analysis
     from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
 #: Urgent chunks a worker takes before the one its message is about.
 MOST_URGENT = 10
-#: A chunk is sent so often before a worker that does not know its runner parks it.
+#: A chunk whose message was sent so often is parked by a worker that does not know its runner.
 SENDINGS = 3
 #: The weight of the last chunk in a node's measured run time, and what change is worth a write.
 NEWEST_WEIGHT = 0.3
@@ -52,11 +53,17 @@ def execute(chunk_id: int) -> None:
         return
     seconds = longest(chunk)
     deadline = math.inf if seconds is None else time.monotonic() + seconds + settings.LEASE
+    left: list[int] = []
     for _ in range(MOST_URGENT):
-        urgent = next_urgent(chunk)
-        if urgent is None or not _ends_before(deadline, urgent):
+        urgent = next_urgent(chunk, but=left)
+        if urgent is None:
             break
-        _execute_one(urgent)
+        if not _is_equipped_for(urgent):
+            left.append(urgent.pk)  # its own message finds another worker
+        elif _ends_before(deadline, urgent):
+            _execute_one(urgent)
+        else:
+            break
     if _ends_before(deadline, chunk):
         _execute_one(chunk)
     else:
@@ -69,33 +76,43 @@ def _ends_before(deadline: float, chunk: Chunk) -> bool:
 
 
 def _execute_one(chunk: Chunk) -> None:
+    try:
+        runner, analysis = _equipment(chunk)
+    except NotRegistered as missing:
+        _requeue_or_park(chunk, str(missing))
+        return
     lease = start(chunk)
     if lease is None:
         return
     crash_point("start.leased")
-    try:
-        runner = registry.get(chunk.runner)
-        analysis = analyses.get(chunk.node.title, chunk.node.version)
-    except NotRegistered as missing:
-        _leave_to_others(lease, str(missing))
-        return
     work_off(Work(lease, runner, analysis))
     release(chunk.node_id)
 
 
-def _leave_to_others(lease: Lease, reason: str) -> None:
-    """Put a chunk back that this worker cannot run, and aside when no other could either.
+def _equipment(chunk: Chunk) -> tuple[QuerySetRunner, Analysis]:
+    """What the chunk is run with; raises NotRegistered where this worker does not have it."""
+    return registry.get(chunk.runner), analyses.get(chunk.node.title, chunk.node.version)
+
+
+def _is_equipped_for(chunk: Chunk) -> bool:
+    try:
+        _equipment(chunk)
+    except NotRegistered:
+        return False
+    return True
+
+
+def _requeue_or_park(chunk: Chunk, reason: str) -> None:
+    """Leave a chunk that this worker cannot run to another, or aside when that was tried before.
 
     While a new version is rolled out, some workers have it and some have not.
     """
-    chunk = lease.chunk
     if chunk.publications < SENDINGS:
-        logger.info("%s: left chunk %s to others: %s", chunk.runner, chunk.pk, reason)
-        if put_back(lease):
+        if requeue(chunk):
+            logger.info("%s: requeued chunk %s: %s", chunk.runner, chunk.pk, reason)
             send([chunk])
-        return
-    logger.error("%s: parked chunk %s: %s", chunk.runner, chunk.pk, reason)
-    park(lease, reason)
+    elif park(chunk, reason):
+        logger.error("%s: parked chunk %s: %s", chunk.runner, chunk.pk, reason)
 
 
 def work_off(work: Work) -> None:

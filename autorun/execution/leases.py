@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,7 @@ def queued(chunk_id: int) -> Chunk | None:
 
 def start(chunk: Chunk) -> Lease | None:
     """The lease of a queued chunk, or None where another worker has it."""
-    as_read = Chunk.objects.filter(pk=chunk.pk, state=Chunk.State.QUEUED, token=chunk.token)
-    started = as_read.update(
+    started = _as_read(chunk).update(
         state=Chunk.State.RUNNING,
         token=F("token") + 1,
         started_at=DatabaseNow(),
@@ -60,27 +60,24 @@ def extend(lease: Lease) -> bool:
     return bool(extended.update(expires_at=from_now(settings.LEASE)))
 
 
-def put_back(lease: Lease) -> bool:
-    """Queue the chunk again, for another worker, who needs a message; whether it was still ours."""
-    queued_again = lease.held().update(
-        state=Chunk.State.QUEUED,
-        token=F("token") + 1,
-        expires_at=None,
-        published_at=DatabaseNow(),
-        publications=F("publications") + 1,
+def requeue(chunk: Chunk) -> bool:
+    """Leave a queued chunk to another worker, who needs a message; whether it was left as read."""
+    requeued = _as_read(chunk).update(
+        published_at=DatabaseNow(), publications=F("publications") + 1, token=F("token") + 1
     )
-    return bool(queued_again)
+    return bool(requeued)
 
 
-def park(lease: Lease, reason: str) -> None:
-    """Put the chunk aside until what it needs is there again."""
-    lease.held().update(
+def park(chunk: Chunk, reason: str) -> bool:
+    """Put a queued chunk aside until what it needs is there; whether it was left as read."""
+    parked = _as_read(chunk).update(
         state=Chunk.State.PARKED, reason=reason, token=F("token") + 1, expires_at=None
     )
+    return bool(parked)
 
 
-def next_urgent(chunk: Chunk) -> Chunk | None:
-    """A queued chunk of the same queue that is more urgent than `chunk`, if any.
+def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
+    """A queued chunk of the same queue that is more urgent than `chunk`, if any; none of `but`.
 
     A broker hands messages out in the order they came, so the message of a live save may lie
     behind a backfill's. A message is a wake-up: whoever gets one does the most urgent work first,
@@ -89,6 +86,7 @@ def next_urgent(chunk: Chunk) -> Chunk | None:
     if chunk.priority == max(Chunk.Priority):
         return None
     urgent = _startable().filter(queue=chunk.queue, priority__gt=chunk.priority)
+    urgent = urgent.exclude(pk__in=but) if but else urgent
     return urgent.order_by("-priority", "pk").first()
 
 
@@ -96,6 +94,11 @@ def worker_name() -> str:
     """Which process this is, for people: Celery's node name, or the host, and the process id."""
     node = getattr(getattr(current_task, "request", None), "hostname", None)
     return f"{node or socket.gethostname()}:{os.getpid()}"[:255]
+
+
+def _as_read(chunk: Chunk) -> QuerySet[Chunk]:
+    """The queued chunk's row, or no row where somebody was faster."""
+    return Chunk.objects.filter(pk=chunk.pk, state=Chunk.State.QUEUED, token=chunk.token)
 
 
 def _startable() -> QuerySet[Chunk]:

@@ -192,7 +192,7 @@ class Migration(migrations.Migration):
                 (
                     "token",
                     models.IntegerField(
-                        default=0, help_text="Raised by every start and every rescue."
+                        default=0, help_text="Raised whenever the chunk changes hands."
                     ),
                 ),
                 ("succeeded", models.IntegerField(default=0)),

@@ -199,7 +199,8 @@ class Lab:
 
         def is_done() -> bool:
             for process in self.processes if supervised else ():
-                if process.has_ended:
+                if process.name.startswith("worker") and process.has_ended:
+                    process.kill()  # what it left behind
                     process.start()
             return self.is_done(number)
 

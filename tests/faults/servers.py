@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,7 @@ from typing import Any, Self
 import pytest
 import redis
 
-from settings import celery_app
-from settings.brokers import Broker
+from settings import brokers, celery_app
 from tests import services
 from tests.conftest import _connect
 from tests.faults.driver import Lab
@@ -43,14 +42,11 @@ class Server:
     """A server that lives as long as a `with` block."""
 
     port: int
+    log: Path
     _popen: subprocess.Popen[bytes]
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        raise NotImplementedError
-
-    def lose_everything(self) -> None:
-        """Let it die at once, and come back with nothing it was told."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -65,46 +61,75 @@ class Server:
     ) -> None:
         self.kill()
 
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
-
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
         self._popen.wait(10)
+
+    def _begin(
+        self,
+        *command: str,
+        environment: dict[str, str] | None = None,
+        account: str | None = None,
+    ) -> None:
+        with self.log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                command,
+                env=environment,
+                user=account,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_until(self, is_ready: Callable[[], bool], *, seconds: float) -> None:
+        """Where it does not get ready, fail with its log, and leave nothing behind."""
+        deadline = time.monotonic() + seconds
+        while not is_ready():
+            if self._popen.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                text = self.log.read_text(errors="replace")
+                pytest.fail(f"{type(self).__name__} does not start:\n{text[-3000:]}")
+            time.sleep(0.05)
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, number)
 
 
-class Redis(Server):
+class Broker(Server):
+    """A broker in processes of one group."""
+
+    def lose_everything(self) -> None:
+        """Let it die at once, and come back with nothing it was told."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+
+class Redis(Broker):
     """A redis-server that keeps nothing on disk."""
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:
         self.directory = directory
         self.port = port or free_port()
+        self.log = directory / "redis.log"
 
-    def start(self, *arguments: str) -> None:
-        self._popen = subprocess.Popen(
-            [
-                *(_binary("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),
-                *("--save", "", "--appendonly", "no", "--dir", str(self.directory), *arguments),
-            ],
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
+    def start(self) -> None:
+        self._begin(
+            *(_binary("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--save", "", "--appendonly", "no", "--dir", str(self.directory)),
         )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.client().ping()
-            except redis.RedisError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            else:
-                return
+        self._wait_until(self._answers, seconds=30)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client().ping())
+        except redis.RedisError:
+            return False
 
     def lose_everything(self) -> None:
         self.kill()
@@ -120,7 +145,7 @@ class Redis(Server):
         self.client().config_set("maxmemory", "0")
 
 
-class RabbitMQ(Server):
+class RabbitMQ(Broker):
     """A node of its own, of a name and with a cookie that no other has; `rabbit` is its settings.
 
     `RabbitMQ(directory, consumer_timeout=1_000)`: times are milliseconds.
@@ -148,21 +173,8 @@ class RabbitMQ(Server):
         }
 
     def start(self) -> None:
-        with self.log.open("wb") as output:
-            self._popen = subprocess.Popen(
-                [_binary("rabbitmq-server")],
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 90
-        while b"Server startup complete" not in self.log.read_bytes():
-            if self._popen.poll() is not None or time.monotonic() > deadline:
-                text = self.log.read_text(errors="replace")
-                self.kill()
-                pytest.fail(f"RabbitMQ does not start:\n{text[-3000:]}")
-            time.sleep(0.1)
+        self._begin(_binary("rabbitmq-server"), environment=self.environment)
+        self._wait_until(lambda: b"startup complete" in self.log.read_bytes(), seconds=90)
 
     def lose_everything(self) -> None:
         self.kill()
@@ -188,29 +200,25 @@ class PostgreSQL(Server):
         self.port = free_port()
         # Not in pytest's own directory, which another account may not enter.
         self._temporary = tempfile.TemporaryDirectory(prefix="autorun-postgres-")
-        self.directory = Path(self._temporary.name)
+        self.directory = Path(self._temporary.name) / "data"
+        self.log = Path(self._temporary.name) / "log"
         #: The server refuses to run as root.
         self.account = "postgres" if os.getuid() == 0 else None
+        self.directory.mkdir()
         if self.account:
+            shutil.chown(self._temporary.name, self.account)
             shutil.chown(self.directory, self.account)
         options = ("--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8")
         self._run("initdb", "--pgdata", str(self.directory), *options)
 
     def start(self) -> None:
-        self._popen = subprocess.Popen(
-            [
-                *(_binary("postgres"), "-D", str(self.directory), "-p", str(self.port)),
-                *("-c", "listen_addresses=127.0.0.1", "-k", str(self.directory)),
-            ],
-            user=self.account,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        self._begin(
+            *(_binary("postgres"), "-D", str(self.directory), "-p", str(self.port)),
+            *("-c", "listen_addresses=127.0.0.1", "-k", str(self.directory)),
+            account=self.account,
         )
-        deadline = time.monotonic() + 30
-        while self._ask("pg_isready", "--port", str(self.port), "--host", "127.0.0.1"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        ask = ("pg_isready", "--port", str(self.port), "--host", "127.0.0.1")
+        self._wait_until(lambda: self._ask(*ask) == 0, seconds=30)
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
@@ -265,8 +273,8 @@ def broker_at(lab: Lab, port: int) -> Iterator[None]:
     url = URLS[lab.broker].format(port=port)
     name = f"AUTORUN_{lab.broker.upper()}_URL"
     lab.environment[name] = url
-    before = Broker(celery_app.conf.broker_url, celery_app.conf.broker_transport_options)
-    _connect(celery_app, Broker(url, services.BROKERS[lab.broker]().options))
+    before = brokers.Broker(celery_app.conf.broker_url, celery_app.conf.broker_transport_options)
+    _connect(celery_app, brokers.Broker(url, services.BROKERS[lab.broker]().options))
     try:
         yield
     finally:
