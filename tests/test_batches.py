@@ -466,6 +466,50 @@ def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, monkeypatch):
     assert (batch.candidates, batch.planned, Run.objects.count()) == (6, 6, 6)
 
 
+@pytest.mark.parametrize("changed", [None, 0, 3, 5])
+def test_windows_with_nothing_pending_are_booked_together(documents, monkeypatch, changed):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 1)
+    runner = declare()
+    with installed(runner):
+        runner().adopt()
+        if changed is not None:
+            Document.objects.filter(pk=documents[changed].pk).update(title="another")
+        with CaptureQueriesContext(connection) as queries:
+            batch = runner().backfill()
+
+    booked = [
+        each["sql"] for each in queries if "SET" in each["sql"] and "candidates" in each["sql"]
+    ]
+    assert len(booked) == (1 if changed is None else 2)
+    assert (batch.candidates, batch.existing) == (6, 6 if changed is None else 5)
+
+
+def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, monkeypatch, killed_at):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    runner = declare()
+    with installed(runner):
+        runner().adopt(Document.objects.filter(pk__in=[each.pk for each in documents[:2]]))
+        with killed_at("backfill.window"):
+            runner().backfill()
+        assert Batch.objects.get().candidates == 0
+        Batch.objects.update(expires_at=from_now(-1))
+
+        batch = go_on(batches.take_over(Batch.objects.get().pk))
+
+    assert (batch.candidates, batch.existing, batch.planned) == (6, 2, 4)
+
+
+@pytest.mark.parametrize("limit", [2, 4])
+def test_a_limit_that_is_reached_leaves_nothing_unbooked(documents, monkeypatch, limit):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    runner = declare()
+    with installed(runner):
+        runner().adopt(Document.objects.filter(pk__in=[each.pk for each in documents[:2]]))
+        batch = runner().backfill(limit=limit)
+
+    assert (batch.candidates, batch.existing, batch.planned) == (2 + limit, 2, limit)
+
+
 def test_arun_is_run_for_async_code(documents, transactional_db):
     from asgiref.sync import async_to_sync
 

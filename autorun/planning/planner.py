@@ -85,16 +85,16 @@ class Planner:
     ) -> Outcome:
         """Record runs for the pending rows of `window`, at most `limit`; what became of them.
 
-        `also` is called with the outcome in the transaction that records the runs.
+        `also` is called with the outcome in the transaction that records the runs, where there are
+        any to record.
         """
         found = self._count(window.candidates)
         expected = _expected(found, window)
-        has_work = bool(expected.planned or expected.unprepared) and limit != 0
+        if limit == 0 or not (expected.planned or expected.unprepared):
+            return replace(expected, planned=0)
 
         def attempt() -> Outcome:
-            outcome = replace(expected, planned=0)
-            if has_work:
-                outcome = replace(expected, planned=self._record(window, found, limit=limit))
+            outcome = replace(expected, planned=self._record(window, found, limit=limit))
             if also is not None:
                 also(outcome)
             crash_point("plan.booked")
