@@ -145,7 +145,12 @@ class Planner:
         if found.missing and left != 0:
             next_chunk = first_chunk + -(-len(redo) // size)
             inserted += self._insert_missing(
-                candidates, next_chunk, size, limit=left, expected=found.missing
+                candidates,
+                next_chunk,
+                size,
+                limit=left,
+                expected=found.missing,
+                are_all_missing=found.missing == found.candidates,
             )
         crash_point("plan.inserted")
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
@@ -160,6 +165,7 @@ class Planner:
         *,
         limit: int | None = None,
         expected: int = 0,
+        are_all_missing: bool = False,
     ) -> int:
         return statements.insert(
             candidates,
@@ -168,6 +174,7 @@ class Planner:
             status=self.status,
             limit=limit,
             expected=expected,
+            are_all_missing=are_all_missing,
             using=settings.DATABASE,
         )
 

@@ -227,6 +227,7 @@ def insert(
     status: Run.Status = Run.Status.PENDING,
     limit: int | None = None,
     expected: int = 0,
+    are_all_missing: bool = False,
     using: str,
 ) -> int:
     """Insert a run for every candidate without a current one, `size` to a chunk; how many.
@@ -235,12 +236,19 @@ def insert(
     would be a deadlock. A candidate that somebody else plans meanwhile is passed over.
 
     Where many are `expected`, PostgreSQL inserts them first as if nobody else were planning: to be
-    prepared for a conflict at every row takes it 1.4 times as long.
+    prepared for a conflict at every row takes it 1.4 times as long. Where none of the candidates
+    had a current run a moment ago, `are_all_missing`, none is looked for: the constraint finds
+    those that were made since.
     """
     connection = connections[using]
     begin, end = insert_ignoring_conflicts(connection)
-    match = current_run_of_candidate(connection, candidates)
     runs = table(Run, connection)
+    missing = Fragment("")
+    if not are_all_missing:
+        match = current_run_of_candidate(connection, candidates)
+        missing = Fragment(
+            f"WHERE NOT EXISTS (SELECT 1 FROM {runs} AS r WHERE {match.sql})", match.params
+        )
     object_id, object_key = ("d.k", "''") if candidates.kind.is_integer else ("0", "d.k")
     ordinal = "ROW_NUMBER() OVER (ORDER BY d.k) - 1"
     finished_at = "NULL" if status == Run.Status.PENDING else now_sql(connection.vendor)
@@ -249,11 +257,10 @@ def insert(
         "is_current, chunk_id, status, attempts, finished_at) "
         f"SELECT %s, {object_id}, {object_key}, d.f, TRUE, "
         f"%s + {whole_quotient(connection, ordinal, '%s')}, {status:d}, 0, {finished_at} "
-        f"FROM ({candidates.source.sql}) AS d "
-        f"WHERE NOT EXISTS (SELECT 1 FROM {runs} AS r WHERE {match.sql}) "
+        f"FROM ({candidates.source.sql}) AS d {missing.sql} "
         f"ORDER BY d.k {'' if limit is None else f'LIMIT {limit:d}'}"
     )
-    params = [candidates.node_id, first_chunk, size, *candidates.source.params, *match.params]
+    params = [candidates.node_id, first_chunk, size, *candidates.source.params, *missing.params]
     if connection.vendor == "postgresql" and expected >= WORTH_A_SAVEPOINT:
         with suppress(IntegrityError), transaction.atomic(using=using):
             return _row_count(connection, f"INSERT INTO {rows}", params)
