@@ -53,7 +53,7 @@ class Count:
 
     @property
     def pending(self) -> int:
-        return self.rows.get(Reason.MISSING, 0) + self.rows.get(Reason.CHANGED, 0)
+        return sum(self.rows.get(reason, 0) for reason in Reason if reason.is_pending)
 
     def written(self) -> str:
         """The count as text, for whoever goes on with it."""
@@ -159,7 +159,8 @@ def _pending_in(window: Window) -> list[Any]:
         return []
     return [
         key
-        for reason in (Reason.MISSING, Reason.CHANGED)
+        for reason in Reason
+        if reason.is_pending
         for key in keys_of(
             window.candidates, reason, limit=DATABASE_WINDOW, using=settings.DATABASE
         )

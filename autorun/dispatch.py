@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from autorun import nodes, registry
@@ -24,7 +24,7 @@ from autorun.crashing import crash_point
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Node
 from autorun.publishing import Message, publish
-from autorun.transactions import repeated_on_conflict
+from autorun.transactions import is_conflict, repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -38,6 +38,8 @@ FIRST_PAGE = 8
 #: A runner's chunks that are with the broker, beyond one for each that is being worked on. A saved
 #: row's message lies behind them, whatever a chunk takes.
 SPARE_CHUNKS = 4
+#: Seconds to wait for the lock of a node, each time it is tried: whoever releases holds it briefly.
+PATIENCE = 1.0
 
 
 def queue_of(runner: QuerySetRunner) -> str:
@@ -60,7 +62,17 @@ def release(node_id: int) -> Release:
     """
     if not _due(node_id).exists():
         return Release()
-    claimed = repeated_on_conflict(lambda: _claim(node_id), using=settings.DATABASE)
+    try:
+        claimed = repeated_on_conflict(
+            lambda: _claim(node_id), using=settings.DATABASE, patience=PATIENCE
+        )
+    except OperationalError as error:
+        if not is_conflict(error):
+            raise
+        logger.warning(
+            "Node %d is locked by another process; upkeep releases it: %s", node_id, error
+        )
+        return Release()
     refused = []
 
     def send_claimed() -> None:

@@ -69,7 +69,8 @@ class KeyKind:
             return True
         if isinstance(self.field, UUIDField):
             return connection.vendor in ("postgresql", "sqlite")
-        return isinstance(self.field, CharField) and connection.vendor == "sqlite"
+        is_plain = isinstance(self.field, CharField) and self.field.db_collation is None
+        return is_plain and connection.vendor == "sqlite"
 
 
 def key_kind(model: type[models.Model]) -> KeyKind:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from django.db import connections, transaction
 from django.db.models import F
 
 from autorun import registry, signals
@@ -20,7 +21,9 @@ from autorun.encoding import ExceptionText
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
+from autorun.keys import key_kind
 from autorun.models import Chunk, Run
+from autorun.planning.keys import plan_for_all
 from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
@@ -34,14 +37,7 @@ def rescue_expired(*, at_most: int) -> int:
 
 def rescue(chunk: Chunk) -> bool:
     """Send the unfinished runs of an expired chunk out again; False where somebody else has."""
-    # The rescuer takes the lease itself: should it die half-way, another one finds it expired.
-    taken = Chunk.objects.filter(
-        pk=chunk.pk,
-        token=chunk.token,
-        state=Chunk.State.RUNNING,
-        expires_at__lte=DatabaseNow(),
-    ).update(token=F("token") + 1, expires_at=from_now(settings.LEASE))
-    if not taken:
+    if not _take(chunk):
         return False
     crash_point("rescue.taken")
     chunk.refresh_from_db()
@@ -63,7 +59,42 @@ def rescue(chunk: Chunk) -> bool:
         return False
     crash_point("rescue.recorded")
     signals.announce_runs(chunk.runner, endings(results))
+    _plan_dependents(chunk)
     return True
+
+
+def _plan_dependents(chunk: Chunk) -> None:
+    """What the worker would have had planned, for those of its runs that it recorded."""
+    runner = registry.find(chunk.runner)
+    dependents = registry.dependents(runner) if runner is not None else []
+    if runner is None or not dependents:
+        return
+    kind = key_kind(runner.get_model())
+    succeeded = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.SUCCEEDED)
+    keys = list(succeeded.values_list(kind.column, flat=True))
+    if keys:
+        plan_for_all(dependents, keys, priority=Chunk.Priority(chunk.priority))
+
+
+def _take(chunk: Chunk) -> bool:
+    """Have the lease of an expired chunk; whether nobody else has or is about to.
+
+    The rescuer takes it itself: should it die half-way, another one finds it expired. A chunk that
+    is locked is passed over. Its worker may be writing, or may have been frozen while it wrote.
+    """
+    features = connections[settings.DATABASE].features
+    expired = Chunk.objects.filter(
+        pk=chunk.pk,
+        token=chunk.token,
+        state=Chunk.State.RUNNING,
+        expires_at__lte=DatabaseNow(),
+    )
+    with transaction.atomic(using=settings.DATABASE):
+        unlocked = expired.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+        if unlocked.values_list("pk").first() is None:
+            return False
+        taken = expired.update(token=F("token") + 1, expires_at=from_now(settings.LEASE))
+    return bool(taken)
 
 
 def _again(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db import (
@@ -35,12 +36,20 @@ _PASSING_NUMBERS = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
 
 
 def repeated_on_conflict(
-    work: Callable[[], Result], *, using: str, is_idempotent: bool = False
+    work: Callable[[], Result],
+    *,
+    using: str,
+    is_idempotent: bool = False,
+    patience: float | None = None,
 ) -> Result:
     """`work()` in a transaction of its own, again when it lost a conflict with another one.
 
     Work that may be done twice, `is_idempotent`, is also repeated on a new connection when the
     old one broke: whether the server had committed cannot be known then.
+
+    To wait for a lock for longer than `patience` seconds counts as a conflict, on PostgreSQL; the
+    other databases have a limit of their own. Who holds it may have been frozen, or its machine be
+    gone, and the server keep its transaction open for hours.
 
     Inside a transaction of the caller's it runs once: what that one has done cannot be repeated
     from here.
@@ -49,12 +58,18 @@ def repeated_on_conflict(
     if connection.in_atomic_block:
         with transaction.atomic(using=using):
             return work()
+
+    def bounded_work() -> Result:
+        if patience is not None:
+            _limit_waits(connection, patience, scope="LOCAL")
+        return work()
+
     for attempt in range(1, ATTEMPTS):
         used = None
         try:
             with transaction.atomic(using=using):
                 used = connection.connection
-                return work()
+                return bounded_work()
         except (DatabaseError, InterfaceError) as error:
             is_broken = is_idempotent and _is_broken(connection, used, error)
             if is_broken:
@@ -66,7 +81,31 @@ def repeated_on_conflict(
             pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** (attempt - 1)
             time.sleep(pause * random.uniform(0.5, 1.5))
     with transaction.atomic(using=using):
-        return work()
+        return bounded_work()
+
+
+@contextmanager
+def bounded_waits(seconds: float, *, using: str) -> Iterator[None]:
+    """Have no statement of the block wait for a lock for longer, on PostgreSQL; it fails then."""
+    connection = connections[using]
+    _limit_waits(connection, seconds, scope="SESSION")
+    try:
+        yield
+    finally:
+        if connection.vendor == "postgresql":
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("RESET lock_timeout")
+            except (DatabaseError, InterfaceError):
+                # Whoever uses the connection next is not to be as impatient.
+                if not connection.in_atomic_block:
+                    connection.close()
+
+
+def _limit_waits(connection: BaseDatabaseWrapper, seconds: float, *, scope: str) -> None:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET {scope} lock_timeout = {round(seconds * 1000):d}")
 
 
 def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:

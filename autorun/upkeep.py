@@ -25,6 +25,7 @@ from autorun.pruning import prune
 from autorun.publishing import publish
 from autorun.pulses import take_turn
 from autorun.rescue import rescue_expired
+from autorun.transactions import bounded_waits
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 500
 #: A queued chunk nobody has started is sent again after a lease; then after two, four, ...
 MOST_DOUBLINGS = 6
+#: Seconds that a step waits for a lock. The round that comes next tries again; waiting for ever,
+#: one process after the other would wait for what a frozen one holds.
+PATIENCE = 5.0
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
 
@@ -74,7 +78,8 @@ def upkeep(*, in_any_case: bool = False) -> Report | None:
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
-    report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
+    with bounded_waits(PATIENCE, using=settings.DATABASE):
+        report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
     if str(report):
         logger.info("Upkeep: %s.", report)
     return report

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import signals
 from django.db import connections
+from django.db.models import QuerySet
 
 from autorun.clock import DatabaseNow
 from autorun.conf import settings
@@ -77,9 +78,8 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
         orphans = _orphans()
         if name == EXECUTE:  # one that exceeded its time may not be quite dead yet
             orphans.append(args[0])
-        Chunk.objects.filter(pk__in=orphans, state=Chunk.State.RUNNING).update(
-            expires_at=DatabaseNow()
-        )
+        # Its message may have been about a chunk that another worker has begun meanwhile.
+        _held_here().filter(pk__in=orphans).update(expires_at=DatabaseNow())
         if name == PLAN:  # which rows it was about nobody else knows
             model_label, pks = args
             spill({model_label: set(pks)})
@@ -93,10 +93,13 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
 
 def _orphans() -> list[int]:
     """Chunks that a process of this worker holds, or held, which is no more."""
-    running = Chunk.objects.filter(
-        state=Chunk.State.RUNNING, worker__startswith=f"{_node_name}:"
-    ).values_list("pk", "worker")
+    running = _held_here().values_list("pk", "worker")
     return [pk for pk, worker in running if not _is_alive(int(worker.rpartition(":")[2]))]
+
+
+def _held_here() -> QuerySet[Chunk]:
+    """Chunks that processes of this worker work on, or did when they died."""
+    return Chunk.objects.filter(state=Chunk.State.RUNNING, worker__startswith=f"{_node_name}:")
 
 
 def _is_alive(pid: int) -> bool:

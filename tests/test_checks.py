@@ -418,6 +418,18 @@ def test_e021_two_runners_of_one_node_that_differ(options):
     assert next(iter(options)) in found.msg
 
 
+def test_e021_two_runners_of_one_node_look_for_their_rows_in_two_databases():
+    def archived(self):
+        return Document.objects.using("archive")
+
+    upstream = declare("First", INPUT_FIELDS=("title",))
+    archive = declare("Second", INPUT_FIELDS=("title",), get_base_queryset=archived)
+
+    found = only("E021", upstream, archive)
+
+    assert "the database" in found.msg
+
+
 def test_e021_is_not_for_runners_of_one_node_that_are_alike():
     first = declare("First", ANALYSIS_CONFIGURATION={"depth": 2}, INPUT_FIELDS=("title",))
     second = declare("Second", ANALYSIS_CONFIGURATION={"depth": 2.0}, INPUT_FIELDS=["title"])

@@ -1,9 +1,14 @@
 """DEPENDS_ON: one runner after another on the same row."""
 
 import pytest
+from django.db.models import F
 
-from autorun.models import Run
+from autorun.clock import from_now
+from autorun.execution.execute import execute
+from autorun.execution.work import Work
+from autorun.models import Chunk, Run
 from autorun.registry import dependents
+from autorun.rescue import rescue_expired
 from autorun.tasks import plan
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -64,6 +69,53 @@ def test_only_rows_that_succeeded_are_passed_on():
         work_off()
 
         assert second().progress().succeeded == 1
+
+
+def test_what_was_recorded_before_the_lease_was_lost_is_passed_on(monkeypatch):
+    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0)
+
+    def lose_the_lease(value):
+        if value == "b":
+            Chunk.objects.update(token=F("token") + 1)
+
+    for title in ("a", "b"):
+        Document.objects.create(title=title)
+    first = declare(lose_the_lease, NAME="First", TITLE="First")
+    second = declare(NAME="Second", TITLE="Second", DEPENDS_ON=(first,), ON_SAVE=False)
+    with installed(first, second):
+        first().run()
+        execute(Chunk.objects.get().pk)
+
+        assert first().progress().succeeded == 1
+        assert Run.objects.filter(node=second().get_node()).count() == 1
+
+
+def test_what_was_recorded_before_its_worker_died_is_passed_on(monkeypatch):
+    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0)
+
+    class Death(BaseException):
+        """Stands for SIGKILL."""
+
+    def die(value):
+        if value == "b":
+            monkeypatch.setattr(Work, "_run", killed)
+
+    def killed(*_):
+        raise Death
+
+    for title in ("a", "b", "c"):
+        Document.objects.create(title=title)
+    first = declare(die, NAME="First", TITLE="First")
+    second = declare(NAME="Second", TITLE="Second", DEPENDS_ON=(first,), ON_SAVE=False)
+    with installed(first, second):
+        first().run()
+        with pytest.raises(Death):
+            execute(Chunk.objects.get().pk)
+        Chunk.objects.update(expires_at=from_now(-1))
+        rescue_expired(at_most=10)
+
+        assert first().progress().succeeded == 2
+        assert Run.objects.filter(node=second().get_node()).count() == 2
 
 
 def test_a_runner_that_is_declared_wrongly_keeps_no_other_from_its_work(caplog):

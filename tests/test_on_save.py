@@ -68,6 +68,17 @@ def test_a_row_saved_often_is_handed_over_once(submitted, documents):
     assert submitted == [{"library.Document": {document.pk}}]
 
 
+def test_many_saves_of_a_transaction_register_few_hooks(submitted, documents, monkeypatch):
+    monkeypatch.setattr(on_save, "MOST_HOOKS", 5)
+    with transaction.atomic():
+        saved = {Document.objects.create().pk for _ in range(20)}
+        assert len(connection.run_on_commit) == 5
+        with transaction.atomic():
+            saved.add(Document.objects.create().pk)
+
+    assert set.union(*(each["library.Document"] for each in submitted)) == saved
+
+
 def test_a_rolled_back_transaction_hands_nothing_over(submitted, documents):
     with suppress(ZeroDivisionError), transaction.atomic():
         Document.objects.create()

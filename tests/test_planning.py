@@ -15,6 +15,8 @@ from django.test.utils import CaptureQueriesContext
 from autorun import interventions
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import statements, windows
+from autorun.planning.scope import Scope
+from autorun.preview import preview
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import (
     Country,
@@ -315,6 +317,29 @@ def test_a_file_system_that_is_away_for_a_night_costs_no_success(documents):
 
         assert runner().progress().succeeded == 6
         assert runner().run().planned == 0
+
+
+@pytest.mark.parametrize("only", ["failed", "changed", "all", None])
+def test_rows_that_failed_for_want_of_an_input_are_taken_once_there_is_one(documents, only):
+    away = True
+
+    def represented(self, instance):
+        if away:
+            raise OSError("not mounted")
+        return instance.title
+
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
+    with installed(runner):
+        runner().run()
+        away = False
+        foreseen = preview(runner(), Scope(only=only))
+
+        batch = runner().backfill(only=only)
+        work_off()
+
+        assert (foreseen.planned, batch.planned) == (6, 6)
+        assert [group.reason for group in foreseen.groups if group.rows] == ["preparable"]
+        assert runner().progress().succeeded == 6
 
 
 def test_runners_of_one_node_share_their_runs(documents):

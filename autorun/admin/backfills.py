@@ -40,6 +40,7 @@ ONLY = {
 WORDS = {
     "missing": "have no run",
     "changed": "have changed since their run",
+    "preparable": "failed for want of an input that can be prepared now",
     "failed": "failed for good",
     "done": "are up to date",
     "under_way": "are on their way already",

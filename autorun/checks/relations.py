@@ -161,6 +161,17 @@ def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
             for name in ("INPUT_KEY", "INPUT_FIELDS", "DEPENDS_ON")
             if _compared(first, name) != _compared(other, name)
         ]
+        if _are_of_other_databases(first, other):
+            yield error(
+                other,
+                "E021",
+                f"{first.label} and {other.label} have the same analysis, version, configuration "
+                "and model, and so share their runs, but not the database: a row of one would be "
+                "taken for the row of the other that has its key.",
+                f"Give {place(other)} or {place(first)} another ANALYSIS_CONFIGURATION, or have "
+                "get_base_queryset() of both use one database.",
+            )
+            continue
         both = f"{first.label} and {other.label} have the same analysis, version, configuration and"
         if differing:
             yield error(
@@ -180,6 +191,16 @@ def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
                 f"Inherit get_instance_representation() of {place(other)} and {place(first)} from "
                 "one base, or give one of them another ANALYSIS_CONFIGURATION.",
             )
+
+
+def _are_of_other_databases(one: QuerySetRunner, other: QuerySetRunner) -> bool:
+    try:
+        querysets: list[Any] = [each.get_base_queryset() for each in (one, other)]
+    except Exception:  # noqa: BLE001 - other checks say what is wrong with a queryset
+        return False
+    # A router may choose another replica each time: only what is asked for by name is of another.
+    is_named = any(each._db is not None for each in querysets)
+    return is_named and querysets[0].db != querysets[1].db
 
 
 def _compared(runner: QuerySetRunner, name: str) -> Any:

@@ -19,6 +19,7 @@ from autorun.preview import Group, Preview, preview
 MEANINGS = {
     "missing": "never ran",
     "changed": "changed since they ran",
+    "preparable": "failed without an input, which can be prepared now",
     "failed": "failed for good",
     "done": "up to date",
     "under_way": "on their way already",

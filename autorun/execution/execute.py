@@ -121,19 +121,18 @@ def work_off(work: Work) -> None:
     with tracing.span("autorun.chunk") as span, Termination() as termination:
         span.note(runner=runner.label, chunk=chunk.pk, batch=chunk.batch_id or 0, size=chunk.size)
         try:
-            with Keeper(work):
+            with Keeper(work, follow_up=lambda: _follow_up(work)):
                 tally = work.perform(termination)
-            span.note(succeeded=tally.succeeded, failed=tally.failed)
         except LeaseLost as lost:
-            logger.warning("%s: %s Nothing of it is recorded.", runner.label, lost)
-            return
+            logger.warning("%s: %s What was not recorded is lost.", runner.label, lost)
         except Interrupted:
             logger.info("%s: gave chunk %s back: the worker stops.", runner.label, chunk.pk)
-            _follow_up(work)
-            return
-    crash_point("finish.committed")
-    _log(runner, work, tally)
-    _follow_up(work)
+        else:
+            crash_point("finish.committed")
+            span.note(succeeded=tally.succeeded, failed=tally.failed)
+            _log(runner, work, tally)
+        # Results are recorded as they come: whatever has ended the chunk, some may be.
+        _follow_up(work)
 
 
 def _follow_up(work: Work) -> None:

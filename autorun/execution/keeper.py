@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from billiard.process import current_process
@@ -30,10 +31,14 @@ GRACE = 5.0
 
 
 class Keeper:
-    """Keeps the lease of `work` for the length of a `with` block."""
+    """Keeps the lease of `work` for the length of a `with` block.
 
-    def __init__(self, work: Work) -> None:
+    `follow_up` does what the end of a chunk gives rise to, where its thread never gets there.
+    """
+
+    def __init__(self, work: Work, *, follow_up: Callable[[], object] = lambda: None) -> None:
         self.work = work
+        self.follow_up = follow_up
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
         self._extended_at = time.monotonic()
@@ -115,8 +120,11 @@ class Keeper:
         logger.error("%s: a run did not react to its time limit; it is given up.", self._name())
         release(self.work.lease.chunk.node_id)
         self.work.announce()
-        if _is_pool_child():
-            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            self.follow_up()
+        finally:
+            if _is_pool_child():
+                os.kill(os.getpid(), signal.SIGKILL)
         return True
 
     def _name(self) -> str:

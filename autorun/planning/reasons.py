@@ -9,8 +9,8 @@ from typing import Any
 from django.db import connections
 
 from autorun.keys import Key
-from autorun.models import Run
-from autorun.planning.selection import Selection
+from autorun.models import UNPREPARED, Run
+from autorun.planning.selection import PENDING, Selection
 from autorun.planning.statements import Candidates, current_run_of_candidate
 from autorun.sql import table
 
@@ -18,15 +18,22 @@ from autorun.sql import table
 class Reason(StrEnum):
     """What is the case with a candidate; each has exactly one.
 
-    missing: it has no current run. changed: its current run is for another input. failed: that
-    failed for good. done: it succeeded, or is ignored. under_way: it has not ended yet.
+    missing: it has no current run. changed: its current run is for another input. preparable: that
+    failed, as its input could not be prepared, and now it can. failed: that failed for good. done:
+    it succeeded, or is ignored. under_way: it has not ended yet.
     """
 
     MISSING = "missing"
     CHANGED = "changed"
+    PREPARABLE = "preparable"
     FAILED = "failed"
     DONE = "done"
     UNDER_WAY = "under_way"
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether such candidates are what the glossary calls pending."""
+        return self.is_taken_by(PENDING)
 
     def is_taken_by(self, selection: Selection) -> bool:
         """Whether a planning pass with that selection plans such candidates."""
@@ -36,16 +43,20 @@ class Reason(StrEnum):
             return selection.missing
         if self is Reason.CHANGED:
             return selection.changed or selection.finished
+        if self is Reason.PREPARABLE:
+            return selection.changed or selection.failed or selection.finished
         if self is Reason.FAILED:
             return selection.failed or selection.finished
         return selection.finished
 
 
 _SAME = "r.fingerprint = d.f AND r.status"
+_WAS_UNPREPARED = f"r.status = {Run.Status.FAILED:d} AND r.fingerprint = '{UNPREPARED}'"
 #: SQL over a candidate `d` and its current run `r`.
 CONDITIONS: Mapping[Reason, str] = {
     Reason.MISSING: "r.id IS NULL",
-    Reason.CHANGED: "r.fingerprint <> d.f",
+    Reason.CHANGED: f"r.fingerprint <> d.f AND NOT ({_WAS_UNPREPARED})",
+    Reason.PREPARABLE: _WAS_UNPREPARED,
     Reason.FAILED: f"{_SAME} = {Run.Status.FAILED:d}",
     Reason.DONE: f"{_SAME} IN ({Run.Status.SUCCEEDED:d}, {Run.Status.CANCELLED:d})",
     Reason.UNDER_WAY: f"{_SAME} = {Run.Status.PENDING:d}",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autorun.models import Run
+from autorun.models import UNPREPARED, Run
+
+#: That the current run `r` of row `d` is about its present input, as far as that can be told.
+_IS_ON_SAME_INPUT = f"(r.fingerprint = d.f OR r.fingerprint = '{UNPREPARED}')"
 
 
 @dataclass(frozen=True)
@@ -12,8 +15,8 @@ class Selection:
     """The reasons for which a row is planned.
 
     missing: it has no current run. changed: its current run is for another input.
-    failed: that failed for good, on the same input. finished: on purpose, whatever came of the
-    last run.
+    failed: that failed for good, on the same input or on one that could not be prepared.
+    finished: on purpose, whatever came of the last run.
     """
 
     missing: bool = True
@@ -28,7 +31,7 @@ class Selection:
         if self.finished:
             conditions.append(f"r.status <> {Run.Status.PENDING:d}")
         elif self.failed:
-            conditions.append(f"r.status = {Run.Status.FAILED:d} AND r.fingerprint = d.f")
+            conditions.append(f"r.status = {Run.Status.FAILED:d} AND {_IS_ON_SAME_INPUT}")
         if self.changed:
             conditions.append("r.fingerprint <> d.f")
         return " OR ".join(conditions) or None

@@ -93,6 +93,8 @@ def _python_windows(
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
     bounded = _between(kind, queryset, after=after, up_to=up_to)
+    # Another database may order other keys than integers in its own way.
+    has_bounds = kind.is_integer or runner.get_database() == settings.DATABASE
     for instances in in_pages(runner, bounded, size=PYTHON_WINDOW):
         is_last = len(instances) < PYTHON_WINDOW
         rows = list(examined(runner, instances))
@@ -103,8 +105,8 @@ def _python_windows(
                 kind=kind,
                 using=settings.DATABASE,
             ),
-            above=_key(kind, after),
-            up_to=key_of(instances[-1]) if instances else None,
+            above=_key(kind, after) if has_bounds else None,
+            up_to=key_of(instances[-1]) if instances and has_bounds else None,
         )
         after = "" if is_last else str(key_of(instances[-1]))
         yield Window(candidates, after, tuple(row for row in rows if row.error is not None))

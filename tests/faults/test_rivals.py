@@ -1,19 +1,22 @@
 """Several at the same thing at the same time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connection, connections, transaction
+from django.db.models import QuerySet
 
-from autorun import crashing, tasks
+from autorun import crashing, dispatch, tasks, transactions, upkeep
 from autorun.clock import from_now
 from autorun.dispatch import release_everywhere
 from autorun.exceptions import LeaseLost
 from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
-from autorun.models import Batch, Chunk, Run
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.publishing import Message, publish
 from autorun.rescue import rescue
 from tests.engine import declare, installed, work_off
@@ -72,7 +75,7 @@ def finish(lease: Lease, results: list[Result]) -> bool:
 @pytest.mark.faults(10)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("first", ["finish", "rescue"])
-def test_the_second_of_finish_and_rescue_waits_for_the_first_and_does_nothing(first, monkeypatch):
+def test_the_second_of_finish_and_rescue_does_nothing(first, monkeypatch):
     """The first one holds the chunk's row, in a transaction that is open, while the other tries."""
     runner = declare(BATCH_SIZE=2)
     is_inside, may_go_on = threading.Event(), threading.Event()
@@ -111,6 +114,85 @@ def test_the_second_of_finish_and_rescue_waits_for_the_first_and_does_nothing(fi
         assert runner().progress().succeeded == runner().progress().total == 2
     attempts = set(Run.objects.values_list("attempts", flat=True))
     assert attempts == ({1} if first == "finish" else {2})
+
+
+@contextmanager
+def frozen_holding(queryset: QuerySet[Any]) -> Iterator[None]:
+    """Another session that has locked the rows of `queryset`, and does nothing any more."""
+    holds, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            with transaction.atomic():
+                assert list(queryset.select_for_update())
+                holds.set()
+                may_end.wait(60)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert holds.wait(30)
+        yield
+    finally:
+        may_end.set()
+        thread.join(30)
+
+
+locks_rows = pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="others lock rows, and not the whole database"
+)
+
+
+@locks_rows
+@pytest.mark.faults(7, 9)
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_rescue(monkeypatch):
+    monkeypatch.setattr(upkeep, "PATIENCE", 0.1)
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        for title in ("one", "two"):
+            Document.objects.create(title=title)
+        runner().run()
+        first, second = Chunk.objects.order_by("pk")
+        assert all(start(queued(chunk.pk)) for chunk in (first, second))
+        Chunk.objects.update(expires_at=from_now(-1))
+
+        with frozen_holding(Chunk.objects.filter(pk=first.pk)):
+            report = upkeep.upkeep(in_any_case=True)
+
+            assert report.rescued == 1
+            assert Chunk.objects.get(pk=first.pk).state == Chunk.State.RUNNING
+            assert Chunk.objects.get(pk=second.pk).state == Chunk.State.FINISHED
+        assert upkeep.upkeep(in_any_case=True).rescued == 1
+        assert runner().progress().waiting == 2
+
+
+@locks_rows
+@pytest.mark.skipif(connection.vendor == "mysql", reason="its server ends such waits by itself")
+@pytest.mark.faults(7, 9)
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(monkeypatch):
+    monkeypatch.setattr(dispatch, "PATIENCE", 0.01)
+    monkeypatch.setattr(transactions, "FIRST_PAUSE", 0.001)
+    runner, other = declare(), declare(TITLE="Other", NAME="OtherRunner")
+    with installed(runner, other):
+        Document.objects.create(title="one")
+        for each in (runner, other):
+            node = each().get_node()
+            Node.objects.filter(pk=node.pk).update(paused_at=from_now(0))
+            each().run()
+        Node.objects.update(paused_at=None)
+        node = runner().get_node()
+
+        with frozen_holding(Node.objects.filter(pk=node.pk)):
+            assert dispatch.release(node.pk) == dispatch.Release()
+            assert upkeep.upkeep(in_any_case=True).released == 1
+        assert upkeep.upkeep(in_any_case=True).released == 1
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW lock_timeout")
+            assert cursor.fetchone() == ("0",)
 
 
 @pytest.mark.faults(10)
