@@ -62,8 +62,13 @@ class Report:
 
 
 def upkeep(*, in_any_case: bool = False) -> Report | None:
-    """One round; None where another process has just made one, unless `in_any_case`."""
+    """One round; None where another process has just made one, unless `in_any_case`.
+
+    What is parked is looked at all the same: while a new version is rolled out, not every process
+    has what it waits for, and those that have it may never be the first to come.
+    """
     if not (take_turn("upkeep", every=settings.UPKEEP_INTERVAL) or in_any_case):
+        _guarded("unparked", unpark)
         return None
     steps: dict[str, Callable[[], int]] = {
         "rescued": partial(rescue_expired, at_most=AT_ONCE),

@@ -146,6 +146,19 @@ def test_parked_chunks_go_on_when_their_runner_is_back(documents):
     assert statuses() == [Run.Status.SUCCEEDED] * 4
 
 
+def test_parked_chunks_go_on_with_whoever_has_their_runner_although_others_come_first(documents):
+    runner = declare()
+    with installed(runner):
+        runner().run()
+    offer(Chunk.objects.get().pk)
+    assert upkeep() is not None  # of a worker that has the runner no longer, or not yet
+
+    with installed(runner):
+        assert upkeep() is None
+
+    assert Chunk.objects.get().state == Chunk.State.WAITING
+
+
 def test_spilled_triggers_are_planned_and_then_deleted(documents):
     runner = declare()
     SpilledTrigger.objects.create(
