@@ -237,7 +237,8 @@ class Lab:
 
         With `zombies` a worker that lost its lease went on working, as it cannot know.
         """
-        current = {run.object_id: run for run in Run.objects.filter(is_current=True)}
+        runs = Run.objects.filter(is_current=True, node=self.runner.get_node())
+        current = {run.object_id: run for run in runs}
         failed = set(Failure.objects.values_list("run_id", flat=True))
         executed = {(each.row, each.value) for each in self.ledger.executions()}
         for row in self.runner.get_base_queryset():

@@ -97,9 +97,14 @@ def test_old_and_new_workers_each_record_what_they_ran(lab: Lab):
     lab.start_worker(options={"VERSION": "1.0"})
     lab.start_worker()
     lab.save(20)
-    lab.until(lambda: not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists(), seconds=90)
+
+    def is_quiet() -> bool:
+        return not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists()
+
+    lab.until(is_quiet, seconds=90)
     lab.runner.run()
     lab.until_done(20)
+    lab.until(is_quiet, seconds=90)  # the old one may have heard of a row last
 
     lab.check()
     ran = {
