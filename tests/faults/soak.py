@@ -431,7 +431,7 @@ def fill_in(report: Report, lab: "Lab", soak: Soak) -> None:
         "Attempts that ended with their worker": lost.count(),
         "Messages repeated on purpose": report.repeated_messages,
         "Writes of zombies turned away": sum(
-            log.count("Nothing of it is recorded") for log in logs
+            log.count("What was not recorded is lost") for log in logs
         ),
         "Runs failed for good": Run.objects.filter(
             status=Run.Status.FAILED, is_current=True
