@@ -217,9 +217,8 @@ class Life(RuleBasedStateMachine):
             pk = row.pk
             row.delete()
             Document.objects.create(pk=pk, title=title)
-        elif kind == "bulk_create" and Document.objects.count() < MOST_ROWS:
-            Document.objects.bulk_create([Document(title=title), Document(title="a")])
-            self.unheard |= set(Document.objects.order_by("-pk").values_list("pk", flat=True)[:2])
+        elif kind == "bulk_create":
+            self.rows_appear(title)
         if is_heard:
             self.plan_saved(None)
 
@@ -261,6 +260,8 @@ class Life(RuleBasedStateMachine):
         only=st.sampled_from([None, "missing", "changed", "failed", "all"]),
         limit=st.sampled_from([None, 1, 2]),
         window=st.sampled_from([None, 2]),
+        before=st.sampled_from(["", "changed", "new"]),
+        after=st.sampled_from(["", "", "cancel", "pause"]),
     )
     def planning(
         self,
@@ -270,7 +271,15 @@ class Life(RuleBasedStateMachine):
         only: str | None,
         limit: int | None,
         window: int | None,
+        before: str,
+        after: str,
     ) -> None:
+        """Somebody looks at all rows: mostly some were written silently before."""
+        if before == "changed":
+            Document.objects.update(title="ab"[number % 2])
+            self.unheard |= set(Document.objects.values_list("pk", flat=True))
+        elif before == "new":
+            self.rows_appear("ab"[number % 2])
         steps = {
             "sweep": self.sweep,
             "backfill": lambda: self.runner.backfill(only=only, limit=limit, window=window),
@@ -280,6 +289,8 @@ class Life(RuleBasedStateMachine):
             "ignore": lambda: self.runner.ignore(Document.objects.filter(title="ab"[number % 2])),
         }
         self.crashes(point, steps[kind])
+        if after and Batch.objects.exclude(state=Batch.State.FINISHED).exists():
+            self.batch(kind=after, number=-1)
 
     @precondition(lambda self: Batch.objects.exclude(state=Batch.State.FINISHED).exists())
     @rule(kind=st.sampled_from(["cancel", "pause", "resume"]), number=numbers)
@@ -518,6 +529,12 @@ class Life(RuleBasedStateMachine):
         if at_work and number % 2:
             return Document.objects.filter(pk=at_work[number % len(at_work)]).first()
         return rows[number % len(rows)] if rows else None
+
+    def rows_appear(self, title: str) -> None:
+        """Two more rows, unless there are many, of which nobody hears."""
+        if Document.objects.count() < MOST_ROWS:
+            Document.objects.bulk_create([Document(title=title), Document(title="a")])
+            self.unheard |= set(Document.objects.order_by("-pk").values_list("pk", flat=True)[:2])
 
     def plan_saved(self, point: str | None) -> None:
         saved, self.saved = self.saved, set()
