@@ -117,6 +117,61 @@ def test_only_a_close_label_is_taken_for_a_slip(runner, label, is_meant):
     assert ("Did you mean 'tests.EchoRunner'?" in str(refused.value)) is is_meant
 
 
+def without_its_address(self):
+    raise KeyError("SCANNER_URL")
+
+
+HOOK_RAISES = r"tests\.BrokenRunner: create_configuration\(\) raises KeyError: 'SCANNER_URL'"
+
+
+@pytest.fixture
+def broken(runner) -> Iterator[Any]:
+    """A runner beside another one, whose `create_configuration` raises."""
+    broken = declare(NAME="BrokenRunner", create_configuration=without_its_address)
+    with installed(type(runner), broken):
+        yield broken()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan",), ("run",), ("backfill", "--dry"), ("backfill",), ("sweep",), ("retry",),
+        ("pause",), ("resume",), ("adopt", "--no-input"), ("ignore", "--no-input"), ("failures",),
+    ],
+    ids=lambda each: " ".join(each),
+)  # fmt: skip
+def test_a_hook_that_raises_is_an_error_that_names_it(broken, documents, arguments):
+    name, *rest = arguments
+    with pytest.raises(CommandError, match=HOOK_RAISES):
+        typed(name, "tests.BrokenRunner", *rest)
+
+
+def test_explaining_a_row_of_a_runner_whose_hook_raises_names_the_hook(broken, documents):
+    with pytest.raises(CommandError, match=HOOK_RAISES):
+        typed("explain", "tests.BrokenRunner", documents[0].pk)
+
+
+def test_status_and_failures_of_others_are_shown_beside_a_hook_that_raises(
+    broken, runner, documents
+):
+    runner.run()
+
+    printed = typed("status")
+
+    assert re.search(HOOK_RAISES, printed)
+    assert "6 queued" in printed
+    assert typed("failures") == "No failed runs.\n"
+
+
+def test_a_schedule_that_raises_keeps_no_other_runner_from_status(runner, documents):
+    other = declare(NAME="BrokenRunner", get_schedule=without_its_address)
+    with installed(type(runner), other):
+        printed = typed("status")
+
+    assert "KeyError: 'SCANNER_URL'" in printed
+    assert "6 pending" in printed
+
+
 def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "manage.py", "autorun", *arguments],

@@ -12,6 +12,7 @@ from autorun import batches, registry
 from autorun.console import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Batch, Chunk, Run
+from autorun.nodes import configuration_of
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.scope import Scope
@@ -144,7 +145,7 @@ def ignore(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
 
 def require_valid(runner: QuerySetRunner) -> None:
     """Raise now what every run would otherwise fail with."""
-    problems = runner.get_analysis().check(runner.create_configuration(), runner.get_input_key())
+    problems = runner.get_analysis().check(configuration_of(runner), runner.get_input_key())
     if problems:
         raise ConfigurationError(
             f"{runner.label}: " + " ".join(f"{each.message} {each.hint}" for each in problems)
