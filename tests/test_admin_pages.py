@@ -326,3 +326,45 @@ def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None
     assert failed.pk in usual
     assert empty.pk not in usual
     assert set(everything) == {*usual, empty.pk}
+
+
+def without_its_address(self):
+    raise KeyError("SCANNER_URL")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ANALYSIS": "Nobody's", "ANALYSIS_VERSION": "1.0"},
+        {"create_configuration": without_its_address},
+        {"DATA_MODEL": "sample_app.Scan"},
+        {"get_schedule": without_its_address},
+    ],
+    ids=["analysis", "configuration", "model", "schedule"],
+)
+def test_a_runner_that_is_declared_wrongly_takes_no_page_from_others(
+    runner, admin_client, options
+) -> None:
+    with installed(declare(**{"DATA_MODEL": Scan, **options})):
+        for name, address in addresses().items():
+            response = admin_client.get(address)
+            assert response.status_code == 200, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ANALYSIS": "Nobody's", "ANALYSIS_VERSION": "1.0"},
+        {"create_configuration": without_its_address},
+    ],
+    ids=["analysis", "configuration"],
+)
+def test_the_pages_of_a_runner_that_cannot_run_say_so(runner, admin_client, options) -> None:
+    label = "tests.EchoRunner"
+    row = Scan.objects.first()
+    with installed(declare(DATA_MODEL=Scan, **options)):
+        count = admin_client.get(reverse("admin:autorun_node_count", args=[label]))
+        why = admin_client.get(reverse("admin:autorun_node_why", args=[label]), {"row": row.pk})
+
+    assert "It cannot run:" in count.content.decode()
+    assert "It cannot be explained:" in why.content.decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from django.contrib import admin, messages
@@ -12,7 +13,7 @@ from django.urls import URLPattern
 
 from autorun import control, registry
 from autorun.activity import progress_by_node
-from autorun.admin.cards import card_of, cards, name_of_runner, remember
+from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import instances, may_view, name_of
@@ -20,7 +21,7 @@ from autorun.admin.stories import explanation_of
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.counting import Count, count_rows
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.publishing import Message, publish
 from autorun.runner import QuerySetRunner
@@ -100,12 +101,17 @@ class NodeAdmin(PageAdmin):
         """A card's bar with its pending rows counted, or with a link that counts on."""
         runner = self._get(label)
         begun = Count.read(request.GET.get("begun", ""))
-        count = count_rows(runner, begun=begun, seconds=COUNTING_SECONDS)
-        card = card_of(runner)
-        if count.is_complete:
+        count, problem = None, ""
+        try:
+            count = count_rows(runner, begun=begun, seconds=COUNTING_SECONDS)
+        except AutorunError as error:
+            problem = str(error)
+        card = replace(card_of(runner), error=problem)
+        if count is not None and count.is_complete:
             everything = runner.get_every_row().count()
             card = remember(card, count, filtered_out=everything - count.total)
-        context = {"card": card, "count": None if count.is_complete else count}
+            count = None
+        context = {"card": card, "count": count}
         if is_fetched(request):
             return self.fragment(request, "coverage", **context)
         return self.render(request, "count", f"Rows of {card.name}", **context)
@@ -124,6 +130,7 @@ class NodeAdmin(PageAdmin):
             f"{name_of_runner(runner)} on {instance}",
             runner=runner,
             runner_name=name_of_runner(runner),
+            runner_title=title_of_runner(runner),
             name=name_of(self.admin_site, instance),
             reason=explanation_of(
                 runner,
