@@ -468,7 +468,7 @@ def test_batches(documents, failing):
 
 
 def test_sweeps_that_found_nothing_are_left_out(documents, runner):
-    adopted = typed("adopt", LABEL)
+    adopted = typed("adopt", LABEL, "--no-input")
     typed("sweep", LABEL)
 
     assert "6 rows" in adopted
@@ -717,7 +717,7 @@ def test_what_plans_says_so_as_json(documents, failing):
     dry = typed_json("backfill", LABEL, "--only", "failed", "--dry")
     retried = typed_json("retry", LABEL)
     Document.objects.create(title="title 8")
-    adopted = [typed_json("adopt", LABEL, "--dry"), typed_json("adopt", LABEL)]
+    adopted = [typed_json("adopt", LABEL, *how) for how in (["--dry"], ["--no-input"])]
 
     assert [each["runner"] for each in swept] == [LABEL]
     assert (swept[0]["batch"]["planned"], swept[0]["failed_for_good"]) == (6, 0)
@@ -758,10 +758,11 @@ def test_keys_of_no_row_are_named_and_the_others_done(name, documents, failing):
     failing.run(Document.objects.filter(pk=documents[1].pk))
     work_off()
     key = documents[1 if name == "retry" else 2].pk
+    unasked = ["--no-input"] if name in ("adopt", "ignore") else []
     before = statuses(is_current=True)
 
     with pytest.raises(CommandError, match=r"no library\.Document with the key 98765, 98766\.$"):
-        typed(name, LABEL, key, "98765", "98766")
+        typed(name, LABEL, key, "98765", "98766", *unasked)
 
     assert statuses(is_current=True) != before
 
@@ -897,21 +898,51 @@ def test_a_runner_that_is_gone_can_be_cancelled(documents):
 
 def test_adopt_and_ignore(documents, runner):
     assert f"{LABEL}: 2 pending rows." in typed("adopt", LABEL, "--filter", "early", "--dry")
-    assert "2 rows recorded as up to date" in typed("adopt", LABEL, "--filter", "early")
+    assert "2 rows recorded as up to date" in typed(
+        "adopt", LABEL, "--filter", "early", "--no-input"
+    )
     assert "1 row set aside" in typed("ignore", LABEL, documents[5].pk, "--no-input")
     assert runner.pending().count() == 3
     assert statuses() == [Run.Status.SUCCEEDED] * 2 + [Run.Status.CANCELLED]
 
 
-def test_adopting_asks_those_who_look(documents, runner, monkeypatch):
-    answers = Screen("n\ny\n")
-    monkeypatch.setattr(sys, "stdin", answers)
-    screens = [Screen(), Screen()]
-    for screen in screens:
-        call_command("autorun", "adopt", LABEL, stdout=screen)
+@pytest.mark.parametrize("out", [Screen, io.StringIO], ids=["terminal", "pipe"])
+@pytest.mark.parametrize("arguments", [(), ("--format", "json")], ids=["text", "json"])
+@pytest.mark.parametrize("name", ["adopt", "ignore"])
+def test_whoever_types_is_asked_wherever_the_output_goes(
+    documents, runner, monkeypatch, name, arguments, out
+):
+    monkeypatch.setattr(sys, "stdin", Screen("n\ny\n"))
+    refused, agreed, asked = out(), out(), io.StringIO()
 
-    assert "Nothing was changed." in screens[0].getvalue()
-    assert "6 rows recorded as up to date" in screens[1].getvalue()
+    call_command("autorun", name, LABEL, *arguments, stdout=refused, stderr=asked)
+    after_no = runner.pending().count()
+    call_command("autorun", name, LABEL, *arguments, stdout=agreed, stderr=asked)
+
+    assert (after_no, runner.pending().count()) == (6, 0)
+    assert re.fullmatch(rf"({LABEL}: [^?]* 6 pending rows [^?]*\? \[y/N\] ){{2}}", asked.getvalue())
+    assert "[y/N]" not in refused.getvalue() + agreed.getvalue()
+    if arguments:
+        assert [json.loads(each.getvalue())["rows"] for each in (refused, agreed)] == [0, 6]
+    else:
+        assert "Nothing was changed." in refused.getvalue()
+        assert "6 rows" in agreed.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--format", "json")], ids=["text", "json"])
+@pytest.mark.parametrize("name", ["adopt", "ignore"])
+def test_where_nobody_can_be_asked_nothing_is_done_without_no_input(
+    documents, runner, monkeypatch, name, arguments
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+
+    with pytest.raises(CommandError, match=rf"{LABEL}: to .*6 pending rows.* Add --no-input"):
+        typed(name, LABEL, *arguments)
+
+    assert runner.pending().count() == 6
+    assert "6" in typed(name, LABEL, *arguments, "--dry")
+    assert "6" in typed(name, LABEL, *arguments, "--no-input")
+    assert runner.pending().count() == 0
 
 
 def test_sync(runner):

@@ -1,9 +1,11 @@
-"""adopt and ignore: settling pending rows without running them."""
+"""adopt and ignore: settling rows without running them."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.core.management.base import CommandError
 
 from autorun.commands.subcommand import (
     OnRows,
@@ -35,26 +37,38 @@ class _Marking(OnRows):
         add_format(parser)
 
     def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
-        is_json = options["format"] == "json"
         scope = Scope(filter=options["filter"], pks=tuple(options["keys"]) or None)
         queryset = scope.queryset(runner)
-        if is_json and not options["dry"]:
-            self._say_json(runner, rows=self.mark(runner, queryset), is_dry=False)
-            return
         pending = runner.pending(queryset).count()
-        if is_json:
-            self._say_json(runner, rows=pending, is_dry=True)
-            return
         rows = plural(pending, "pending row")
+        is_json = options["format"] == "json"
         if options["dry"] or not pending:
-            self.terminal.say((runner.label, "bold"), f": {rows}.")
+            if is_json:
+                self._say_json(runner, rows=pending, is_dry=options["dry"])
+            else:
+                self.terminal.say((runner.label, "bold"), f": {rows}.")
             return
-        question = f"{runner.label}: {self.question.format(rows=rows)}?"
-        if options["interactive"] and not self.terminal.confirm(question):
-            self.terminal.say("Nothing was changed.")
+        if options["interactive"] and not self._is_confirmed(runner, rows):
+            if is_json:
+                self._say_json(runner, rows=0, is_dry=False)
+            else:
+                self.terminal.say("Nothing was changed.")
             return
         number = self.mark(runner, queryset)
-        self.terminal.say((runner.label, "bold"), f": {plural(number, 'row')} {self.outcome}.")
+        if is_json:
+            self._say_json(runner, rows=number, is_dry=False)
+        else:
+            self.terminal.say((runner.label, "bold"), f": {plural(number, 'row')} {self.outcome}.")
+
+    def _is_confirmed(self, runner: QuerySetRunner, rows: str) -> bool:
+        """What somebody answers. Raises CommandError where there is nobody to ask."""
+        deed = self.question.format(rows=rows)
+        if not self.terminal.can_ask:
+            raise CommandError(
+                f"{runner.label}: to {deed} takes a yes, and standard input is no terminal. Add "
+                "--no-input to do it unasked, or --dry to count only."
+            )
+        return self.terminal.confirm(f"{runner.label}: {deed}?")
 
     def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
         self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
@@ -71,9 +85,6 @@ class Adopt(_Marking):
     question = "record {rows} as up to date without running them"
     outcome = "recorded as up to date"
 
-    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
-        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
-
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.adopt(queryset)
 
@@ -85,9 +96,6 @@ class Ignore(_Marking):
     summary = "leave pending rows alone until their input changes"
     question = "leave {rows} alone until they change"
     outcome = "set aside until they change"
-
-    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
-        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
 
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.ignore(queryset)

@@ -105,7 +105,11 @@ def add_queue(parser: argparse.ArgumentParser) -> None:
 
 def add_no_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--no-input", "--noinput", action="store_false", dest="interactive", help="ask nothing"
+        "--no-input",
+        "--noinput",
+        action="store_false",
+        dest="interactive",
+        help="ask nothing; needed where standard input is no terminal",
     )
 
 

@@ -54,6 +54,7 @@ class Command(BaseCommand):
             return
         terminal = Terminal(
             options.get("stdout") or self.stdout._out,
+            aside=options.get("stderr") or self.stderr._out,
             no_color=options["no_color"],
             force_color=options["force_color"],
         )
