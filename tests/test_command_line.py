@@ -945,6 +945,109 @@ def test_where_nobody_can_be_asked_nothing_is_done_without_no_input(
     assert runner.pending().count() == 0
 
 
+def fails_variously(value: str) -> None:
+    raise (OSError if int(value[-1]) % 2 else ValueError)(value)
+
+
+@pytest.fixture
+def various(documents, monkeypatch) -> Iterator[Any]:
+    """Three rows that failed with OSError and three with ValueError, of which one is long ago."""
+    from celery import current_app
+
+    from autorun.models import Failure
+
+    def deliver(messages):
+        for message in messages:
+            current_app.tasks[message.task].run(*message.args)
+
+    monkeypatch.setattr("autorun.interventions.publish", deliver)
+    runner = declare(fails_variously, MAX_ATTEMPTS=1, FILTERS={"early": Q(title__lt="title 2")})
+    with installed(runner):
+        runner().run()
+        work_off()
+        old = Failure.objects.filter(run__object_id=documents[0].pk)
+        old.update(failed_at=timezone.now() - dt.timedelta(days=2))
+        yield runner()
+
+
+CHOICES = pytest.mark.parametrize(
+    ("choice", "number"),
+    [
+        (("--exception", "OSError"), 3), (("--within", "24h"), 5),
+        (("--exception", "ValueError", "--within", "24h"), 2), (("--exception", "KeyError"), 0),
+    ],
+    ids=["exception", "time", "both", "none"],
+)  # fmt: skip
+
+
+@CHOICES
+def test_failed_runs_of_one_exception_or_time_are_ignored(various, choice, number):
+    dry = typed_json("ignore", LABEL, *choice, "--dry")
+    printed = typed("ignore", LABEL, *choice, "--no-input")
+
+    assert dry["rows"] == number
+    assert f"{LABEL}: {number} failed run" in printed
+    progress = various.progress()
+    assert (progress.failed, progress.ignored) == (6 - number, number)
+
+
+@CHOICES
+def test_failed_runs_of_one_exception_or_time_are_retried(
+    various, choice, number, django_capture_on_commit_callbacks
+):
+    with django_capture_on_commit_callbacks(execute=True):
+        printed = typed("retry", LABEL, *choice)
+
+    assert f"{number} failed runs to try again" in printed
+    progress = various.progress()
+    assert (progress.failed, progress.queued) == (6 - number, number)
+    assert [batch.planned for batch in Batch.objects.filter(trigger="backfill")] == [number][
+        :number
+    ]
+
+
+def test_all_failed_runs_are_ignored_or_those_of_some_rows(various, documents):
+    keys = [documents[0].pk, documents[3].pk]
+
+    of_keys = typed_json("ignore", LABEL, *keys, "--failed", "--no-input")
+    of_filter = typed("ignore", LABEL, "--filter", "early", "--failed", "--no-input")
+    rest = typed("ignore", LABEL, "--failed", "--no-input")
+
+    assert of_keys["rows"] == 2
+    assert "1 failed run set aside until the input changes." in of_filter
+    assert "3 failed runs set aside until the input changes." in rest
+    assert various.progress().ignored == 6
+
+
+def test_failed_runs_of_some_rows_are_retried(
+    various, documents, django_capture_on_commit_callbacks
+):
+    keys = [each.pk for each in documents[:3]]
+
+    with django_capture_on_commit_callbacks(execute=True):
+        (batch,) = typed_json("retry", LABEL, *keys, "--exception", "ValueError")
+
+    assert (batch["runner"], batch["trigger"]) == (LABEL, "backfill")
+    assert various.progress().queued == 2
+
+
+def test_ignoring_failed_runs_asks_first(various, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Screen("n\n"))
+    asked = io.StringIO()
+
+    call_command("autorun", "ignore", LABEL, "--failed", stdout=io.StringIO(), stderr=asked)
+
+    assert "leave 6 failed runs alone until the input changes? [y/N]" in asked.getvalue()
+    assert various.progress().failed == 6
+
+
+def test_ignore_without_pending_rows_names_what_failed(various):
+    printed = typed("ignore", LABEL, "--no-input")
+
+    assert f"{LABEL}: 0 pending rows.\n" in printed
+    assert f"manage.py autorun ignore {LABEL} --failed" in printed
+
+
 def test_sync(runner):
     with pytest.raises(CommandError, match=r"\.$"):
         typed("sync", "--dry", "--check")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import getpass
 import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 CONDITION_NOT_MET = 3
 KEYS_AT_ONCE = 10_000
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class ConditionNotMet(CommandError):
@@ -113,6 +116,10 @@ def add_no_input(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_within(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--within", type=duration, metavar="TIME", help=meaning)
+
+
 def positive(text: str) -> int:
     """An argument that is a number of 1 or more."""
     number = int(text)
@@ -127,6 +134,14 @@ def positive_seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return seconds
+
+
+def duration(text: str) -> dt.timedelta:
+    """An argument that is `30m`, `24h` or `7d`."""
+    found = re.fullmatch(r"(\d+)([mhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 30m, 24h or 7d")
+    return dt.timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
 def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
