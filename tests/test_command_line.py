@@ -250,6 +250,36 @@ def test_colour(monkeypatch, environment, options, is_coloured):
     assert terminal.has_colour is is_coloured
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(("environment", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_of_errors(tmp_path, environment, is_coloured):
+    ours, theirs = os.openpty()
+    variables = {each: value for each, value in os.environ.items() if each != "NO_COLOR"}
+    variables |= {
+        "DJANGO_SETTINGS_MODULE": "settings.test",
+        "AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3"),
+        "TERM": "xterm-256color",
+    }
+    command = [sys.executable, "manage.py", "autorun", "explain", "nope.X", "1"]
+
+    ended = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=variables | environment,
+        stdout=theirs,
+        stderr=theirs,
+        check=False,
+        timeout=60,
+    )
+    os.close(theirs)
+    printed = os.read(ours, 10_000).decode()
+    os.close(ours)
+
+    assert ended.returncode == 1
+    assert "No runner is registered as 'nope.X'" in printed
+    assert ("\x1b[" in printed) is is_coloured
+
+
 def test_a_pipe_gets_no_colour_and_whole_lines(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     pipe = io.StringIO()
