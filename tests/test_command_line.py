@@ -18,6 +18,7 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
 
+from autorun import batches, control
 from autorun.commands import SUBCOMMANDS
 from autorun.commands.status import schedule_text
 from autorun.commands.terminal import Terminal, number, seconds
@@ -842,6 +843,95 @@ def test_backfill_watched_to_its_end(documents, failing, monkeypatch):
     assert "0 of 6, 0 failed" in printed
     assert "finished: 3 runs succeeded, 3 failed." in printed
     assert f"manage.py autorun failures {LABEL}" in printed
+
+
+def watched(*arguments: Any, monkeypatch: Any, meanwhile: Any, screen: Any = None) -> Any:
+    """What is printed, and the error, where `meanwhile` happens between two looks."""
+    out = io.StringIO() if screen is None else screen
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("autorun.commands.watching.time.sleep", meanwhile)
+    try:
+        call_command("autorun", *map(str, arguments), "--watch", stdout=out)
+    except CommandError as error:
+        return out.getvalue(), error
+    return out.getvalue(), None
+
+
+def test_a_batch_that_fails_while_it_is_watched_ends_with_its_reason(
+    documents, runner, monkeypatch
+):
+    def fail(seconds):
+        failed = {"state": Batch.State.FAILED, "reason": "OSError: no disk"}
+        Batch.objects.update(**failed)
+
+    printed, error = watched("backfill", LABEL, monkeypatch=monkeypatch, meanwhile=fail)
+
+    pk = Batch.objects.get().pk
+    assert f"Batch {pk} failed: 0 runs succeeded, 0 failed." in printed
+    assert (str(error), error.returncode) == (f"Batch {pk} failed: OSError: no disk", 1)
+
+
+def test_a_batch_that_is_cancelled_while_it_is_watched_ends_with_1(documents, runner, monkeypatch):
+    def cancel(seconds):
+        batches.cancel(Batch.objects.get(), reason="Cancelled by ada.")
+
+    printed, error = watched("backfill", LABEL, monkeypatch=monkeypatch, meanwhile=cancel)
+
+    assert "6 cancelled." in printed
+    assert str(error) == f"Batch {Batch.objects.get().pk} was cancelled: Cancelled by ada."
+    assert error.returncode == 1
+
+
+@pytest.mark.parametrize(("check", "code"), [((), None), (("--check",), 3)])
+@pytest.mark.parametrize("name", ["backfill", "retry"])
+def test_failed_runs_of_a_watched_batch_end_with_3_if_asked(
+    documents, failing, monkeypatch, name, check, code
+):
+    if name == "retry":
+        failing.run()
+        work_off()
+
+    _, error = watched(
+        name, LABEL, *check, monkeypatch=monkeypatch, meanwhile=lambda seconds: work_off()
+    )
+
+    assert (error and error.returncode) == code
+    assert error is None or re.fullmatch(r"3 runs of batch \d+ failed\.", str(error))
+
+
+@pytest.mark.parametrize("name", ["backfill", "retry"])
+def test_check_needs_something_to_watch(documents, runner, name):
+    with pytest.raises(CommandError, match="add --watch"):
+        typed(name, LABEL, "--check")
+    assert not Batch.objects.exists()
+
+
+@pytest.mark.parametrize("is_terminal", [False, True], ids=["lines", "bar"])
+@pytest.mark.parametrize("what", ["batch", "runner"])
+def test_what_is_paused_while_it_is_watched_is_told_once(
+    documents, runner, monkeypatch, what, is_terminal
+):
+    looks: list[float] = []
+
+    def pause_and_go_on(seconds):
+        looks.append(seconds)
+        batch = Batch.objects.get()
+        if len(looks) == 1:
+            batches.pause(batch) if what == "batch" else control.pause(runner)
+        if len(looks) == 3:
+            batches.resume(batch) if what == "batch" else control.resume(runner)
+            work_off()
+
+    screen = Screen() if is_terminal else None
+    printed, error = watched(
+        "backfill", LABEL, monkeypatch=monkeypatch, meanwhile=pause_and_go_on, screen=screen
+    )
+
+    held = f"Batch {Batch.objects.get().pk}" if what == "batch" else LABEL
+    assert error is None
+    assert printed.count(f"{held} is paused: manage.py autorun resume {held.split()[-1]}") == 1
+    if is_terminal:
+        assert f", {'runner ' * (what == 'runner')}paused" in printed
 
 
 def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):

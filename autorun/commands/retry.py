@@ -3,8 +3,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from django.core.management.base import CommandError
-
 from autorun import interventions
 from autorun.commands.batches import as_json
 from autorun.commands.choosing import add_choice, chosen_runs, is_choice
@@ -17,7 +15,7 @@ from autorun.commands.subcommand import (
     rows_of,
 )
 from autorun.commands.terminal import plural
-from autorun.commands.watching import watch
+from autorun.commands.watching import add_watch, require_watchable, watch
 
 if TYPE_CHECKING:
     from autorun.interventions import Retried
@@ -38,14 +36,11 @@ class Retry(OnRows):
         add_runner(parser)
         add_keys(parser)
         add_choice(parser)
-        parser.add_argument(
-            "--watch", action="store_true", help="show progress; Ctrl-C stops watching only"
-        )
+        add_watch(parser)
         add_format(parser)
 
     def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
-        if options["format"] == "json" and options["watch"]:
-            raise CommandError("--watch does not go with --format json.")
+        require_watchable(options)
         if is_choice(options):
             self._retry_chosen(runner, options)
             return
@@ -58,7 +53,7 @@ class Retry(OnRows):
             f": batch {batch.pk}, {plural(batch.planned, 'failed run')} to try again.",
         )
         if options["watch"]:
-            watch(batch, self.terminal)
+            watch(batch, self.terminal, check=options["check"])
 
     def _retry_chosen(self, runner: QuerySetRunner, options: dict[str, Any]) -> None:
         chosen = chosen_runs(runner, options, queryset=rows_of(runner, options["keys"]))
@@ -69,7 +64,7 @@ class Retry(OnRows):
         self._say_retried(runner.label, retried)
         if options["watch"]:
             for batch in retried.batches:
-                watch(batch, self.terminal)
+                watch(batch, self.terminal, check=options["check"])
 
     def _say_retried(self, label: str, retried: Retried) -> None:
         numbers = ", ".join(str(batch.pk) for batch in retried.batches)
