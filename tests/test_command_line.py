@@ -740,6 +740,46 @@ def test_backfill_of_some_keys_with_a_window(documents, runner):
     assert f"manage.py autorun pause {batch.pk}" in printed
 
 
+MANY_DIGITS = "9" * 20
+WHOLE_NUMBER = "is no whole number from 1 to 2,147,483,647: write 1000, for example"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("backfill", LABEL, "--limit", MANY_DIGITS), WHOLE_NUMBER),
+        (("backfill", LABEL, "--window", "3000000000"), WHOLE_NUMBER),
+        (("backfill", LABEL, "--limit", "abc"), f"'abc' {WHOLE_NUMBER}"),
+        (("run", LABEL, "--max-total", "0"), WHOLE_NUMBER),
+        (("plan", LABEL, "--sample", "²"), WHOLE_NUMBER),
+        (("batches", "--limit", MANY_DIGITS), WHOLE_NUMBER),
+        (("batches", "--limit", "9" * 5000), WHOLE_NUMBER),
+        (("failures", "--within", "99999999999d"), "is longer than 36500d: leave the option out"),
+        (("failures", "--within", "9999999d"), "is longer than 36500d: leave the option out"),
+        (("failures", "--within", "9" * 5000 + "m"), "is longer than 36500d"),
+        (("failures", "--within", "²d"), "is no time: write 30m, 24h or 7d"),
+        (("status", "--interval", "soon"), "'soon' is no number of seconds above 0: write 1 or"),
+        (("status", "--interval", "1e300"), "is no number of seconds above 0"),
+        (("retry", LABEL, MANY_DIGITS), "is no primary key of library.Document, which has BigAuto"),
+        (("explain", LABEL, MANY_DIGITS), "is no primary key of library.Document"),
+        (("pause", "²"), "No runner is registered as '²'"),
+        (("pause", MANY_DIGITS), f"There is no batch {MANY_DIGITS}. See: manage.py autorun"),
+        (("resume", "9" * 5000), "See: manage.py autorun batches"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_a_wrong_argument_is_named_with_what_to_write(runner, arguments, said):
+    with pytest.raises(CommandError, match=re.escape(said)):
+        typed(*arguments)
+
+
+def test_the_longest_time_and_the_largest_key_are_taken(documents, runner):
+    assert "No failed runs." in typed("failures", "--within", "36500d")
+    with pytest.raises(CommandError, match=r"There is no library\.Document with the key"):
+        typed("explain", LABEL, 2**63 - 1)
+    assert "No batches." in typed("batches", "--limit", 2**31 - 1)
+
+
 def test_what_plans_says_so_as_json(documents, failing):
     swept = typed_json("sweep", LABEL)
     work_off()
