@@ -688,10 +688,12 @@ def test_run_dry_and_of_some_keys(documents, runner):
 
 def test_sweep(documents, runner):
     assert "6 candidates, 0 up to date, 6 runs planned" in typed("sweep", LABEL)
-    assert "6 candidates, 6 up to date, 0 runs planned" in typed("sweep", "--all")
+    assert "6 candidates, 0 up to date, 6 on their way, 0 runs planned" in typed("sweep", "--all")
+    work_off()
+    assert "6 candidates, 6 up to date, 0 runs planned" in typed("sweep", LABEL)
     with pytest.raises(CommandError, match="Which runner"):
         typed("sweep")
-    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP, runner=LABEL).count() == 2
+    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP, runner=LABEL).count() == 3
 
 
 def test_sweep_and_run_name_what_failed_for_good(documents, failing):
@@ -813,7 +815,13 @@ def test_a_queued_sweep_as_json_has_no_batch(runner, monkeypatch):
     monkeypatch.setattr("autorun.commands.sweep.publish", lambda messages: None)
 
     assert typed_json("sweep", LABEL, "--queue") == [
-        {"runner": LABEL, "queued": True, "failed_for_good": None, "batch": None}
+        {
+            "runner": LABEL,
+            "queued": True,
+            "failed_for_good": None,
+            "under_way": None,
+            "batch": None,
+        }
     ]
 
 
