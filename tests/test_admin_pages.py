@@ -313,6 +313,18 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
     assert after.pending == 0
 
 
+def test_coverage_by_version_is_told_of_the_rows_that_were_counted(runner, admin_client) -> None:
+    uncounted = admin_client.get(addresses()["runner"]).content.decode()
+    admin_client.get(addresses()["count"])
+
+    counted = admin_client.get(addresses()["runner"]).content.decode()
+
+    total = runner.get_base_queryset().count()
+    share = f'{runner.progress().succeeded} <span class="ar-quiet">of {total}</span>'
+    assert share in counted
+    assert share not in uncounted
+
+
 def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
     found = {"runner": LABEL, "node": runner.get_node(), "trigger": Batch.Trigger.SWEEP}
