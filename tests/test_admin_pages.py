@@ -380,3 +380,14 @@ def test_the_pages_of_a_runner_that_cannot_run_say_so(runner, admin_client, opti
 
     assert "It cannot run:" in count.content.decode()
     assert "It cannot be explained:" in why.content.decode()
+
+
+@pytest.mark.parametrize("deed", ["sweep", "pause", "resume"])
+def test_what_is_asked_of_a_runner_that_cannot_run_is_answered(runner, admin_client, deed) -> None:
+    broken = declare(DATA_MODEL=Scan, create_configuration=without_its_address)
+    with installed(broken):
+        address = reverse(f"admin:autorun_node_{deed}", args=[broken.get_label()])
+        page = admin_client.post(address, follow=True).content.decode()
+
+    assert "ests.EchoRunner cannot run: " in page  # the admin capitalises messages
+    assert "raises KeyError" in page

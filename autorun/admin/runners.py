@@ -150,7 +150,9 @@ class NodeAdmin(PageAdmin):
     @action(Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
         """Have a worker look for pending rows."""
-        runner = self._get(label)
+        node = self._node_of(request, label)
+        if node is None:
+            return self._back_to(request, label)
         try:
             publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
         except BrokerUnavailable as error:
@@ -160,24 +162,24 @@ class NodeAdmin(PageAdmin):
                 f"`manage.py autorun sweep {label}`.",
             )
         else:
-            self.note(request, f"Sweep of {label} started.", runner.get_node())
+            self.note(request, f"Sweep of {label} started.", node)
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
-        runner = self._get(label)
-        if control.pause(runner):
+        node = self._node_of(request, label)
+        if node is not None and control.pause(self._get(label)):
             what = f"{label} paused. What is running goes on to its end."
-            self.note(request, what, runner.get_node())
+            self.note(request, what, node)
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Go on with a paused runner."""
-        runner = self._get(label)
-        if control.resume(runner):
-            self.note(request, f"{label} resumed.", runner.get_node())
+        node = self._node_of(request, label)
+        if node is not None and control.resume(self._get(label)):
+            self.note(request, f"{label} resumed.", node)
         return self._back_to(request, label)
 
     def _get(self, label: str) -> QuerySetRunner:
@@ -185,6 +187,14 @@ class NodeAdmin(PageAdmin):
         if runner is None:
             raise Http404(f"No runner is registered as {label!r}.")
         return runner
+
+    def _node_of(self, request: HttpRequest, label: str) -> Node | None:
+        """The node of the runner of that label; None, with a message, where it cannot run."""
+        try:
+            return self._get(label).get_node()
+        except AutorunError as error:
+            messages.error(request, f"{label} cannot run: {error}")
+            return None
 
     def _back_to(self, request: HttpRequest, label: str) -> HttpResponse:
         return self.back(request, self.url("autorun_node_runner", label))
