@@ -105,19 +105,26 @@ class Transcript:
         self._say("")
         self._say("No %s instances to process.", self.model_name)
 
-    def nothing_pending(self, number: int, *, failed: int) -> None:
+    def nothing_pending(self, number: int, *, failed: int, under_way: int) -> None:
         self._say("")
-        if not failed:
+        if under_way == number:
+            self._say(
+                "Nothing pending: all %d %s instances are on their way.", number, self.model_name
+            )
+            return
+        if not failed and not under_way:
             line = "Nothing pending: all %d %s instances are up to date."
             self._say(line, number, self.model_name)
             return
-        self._say(
-            "Nothing pending: %d of %d %s instances are up to date, %d failed: retry() runs these.",
-            number - failed,
-            number,
-            self.model_name,
-            failed,
-        )
+        line = "Nothing pending: %d of %d %s instances are up to date"
+        numbers: list[object] = [number - failed - under_way, number, self.model_name]
+        if under_way:
+            line += ", %d on their way"
+            numbers.append(under_way)
+        if failed:
+            line += ", %d failed: retry() runs these"
+            numbers.append(failed)
+        self._say(f"{line}.", *numbers)
 
     def _say(self, line: str, *args: Any) -> None:
         say(line, *args, level=self.level)

@@ -18,7 +18,7 @@ class ImproperAnalysis(AutorunError):
 
 
 class ImproperRunner(AutorunError):
-    """A runner is declared wrongly."""
+    """A runner is declared wrongly, or one of its hooks raises."""
 
 
 class ConfigurationError(AutorunError, ValueError):

@@ -30,6 +30,8 @@ SHAPED = 200
 MOST_SHOWN = 2_000
 BUCKETS = 24
 AT_ONCE = 2_000
+#: What of a run says which row it is about, and whose it is.
+_NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
 
 #: The attempt that a run ended with.
 _LAST = Q(attempt=F("run__attempts"), run__is_current=True)
@@ -174,8 +176,30 @@ def runs_of(key: str, since: str) -> Iterator[list[Run]]:
             if _key(node, exception_class, message_shape(start)) == key
         }
         if ids:
-            names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
-            yield list(Run.objects.filter(pk__in=ids).only(*names))
+            yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
+
+
+def failed_runs(
+    runner: QuerySetRunner,
+    *,
+    exception_class: str | None = None,
+    within: dt.timedelta | None = None,
+) -> Iterator[list[Run]]:
+    """The runs of the runner's node that failed for good, a few thousand at a time; all of them.
+
+    Where these are given, only those whose last attempt raised `exception_class`, and only those
+    that failed `within` that time.
+    """
+    failures = Failure.objects.filter(
+        _LAST, run__status=Run.Status.FAILED, run__node_id=runner.get_node().pk
+    )
+    if exception_class is not None:
+        failures = failures.filter(exception_class=exception_class)
+    if within is not None:
+        failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
+    for rows in _from_the_newest(failures):
+        ids = {run_id for _, run_id, *_ in rows}
+        yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
 
 
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:

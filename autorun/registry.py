@@ -101,9 +101,7 @@ def get(label: str) -> QuerySetRunner:
 def subscribers(model_label: str) -> list[QuerySetRunner]:
     """The runners whose DATA_MODEL has that label and which look at saved rows."""
     return [
-        runner
-        for runner in runners()
-        if runner.ON_SAVE and runner.get_model()._meta.label == model_label
+        runner for runner in runners() if runner.ON_SAVE and _label_of_model(runner) == model_label
     ]
 
 
@@ -197,6 +195,14 @@ def _ratio(one: str, other: str) -> float:
 def _tell_change() -> None:
     for listener in _listeners:
         listener()
+
+
+def _label_of_model(runner: QuerySetRunner) -> str:
+    """The label of the runner's model; '' where a system check says what is wrong with it."""
+    try:
+        return runner.get_model()._meta.label
+    except AutorunError:
+        return ""
 
 
 def _depends_on(runner: QuerySetRunner, digest: str) -> bool:

@@ -141,13 +141,19 @@ class QuerySetRunner:
         return self.get_label()
 
     def get_model(self) -> type[Model]:
-        """DATA_MODEL. Raises ImproperRunner where there is none."""
-        if self.DATA_MODEL is None:
+        """DATA_MODEL. Raises ImproperRunner where there is none, or where it is no model."""
+        declared: Any = self.DATA_MODEL
+        if declared is None:
             raise ImproperRunner(
                 f"{type(self).__qualname__} has no DATA_MODEL. Set it to the model whose rows "
                 "are to be processed."
             )
-        return self.DATA_MODEL
+        if not (isinstance(declared, type) and issubclass(declared, Model)):
+            raise ImproperRunner(
+                f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is no model. Import "
+                "the model and set DATA_MODEL to its class."
+            )
+        return declared
 
     def get_analysis(self) -> analyses.Analysis:
         """The analysis that ANALYSIS and ANALYSIS_VERSION name; a function knows its version.
@@ -172,8 +178,11 @@ class QuerySetRunner:
         return analyses.get(self.ANALYSIS, self.ANALYSIS_VERSION)
 
     def get_configuration(self) -> dict[str, Any]:
-        """`create_configuration()` as plain JSON. Raises ConfigurationError, naming the key."""
-        return encode_configuration(self.create_configuration())
+        """`create_configuration()` as plain JSON.
+
+        Raises ConfigurationError, naming the key, or ImproperRunner where the hook raises.
+        """
+        return encode_configuration(nodes.configuration_of(self))
 
     def get_input_key(self) -> str:
         """INPUT_KEY. Raises ImproperRunner where there is none."""

@@ -201,3 +201,46 @@ def test_a_model_with_keys_that_are_no_integers(rf: RequestFactory) -> None:
     assert states[photos[0].pk][0] == "succeeded"
     assert states[photos[1].pk] is None
     assert "succeeded" in panel
+
+
+def without_its_address(self):
+    raise KeyError("SCANNER_URL")
+
+
+BROKEN = pytest.mark.parametrize(
+    "options",
+    [
+        {"ANALYSIS": "Nobody's", "ANALYSIS_VERSION": "1.0"},
+        {"create_configuration": without_its_address},
+    ],
+    ids=["analysis", "configuration"],
+)
+
+
+@BROKEN
+def test_a_runner_that_cannot_run_has_a_column_that_says_so(superuser, options) -> None:
+    scenes.few()
+    with installed(declare(DATA_MODEL=Scan, INPUT_FIELDS=(), **options)):
+        page = superuser.get(reverse(CHANGELIST)).content.decode()
+
+    assert page.count("cannot run</span>") == Scan.objects.count()
+    assert page.count("ar-state ar-succeeded") == 7
+
+
+@BROKEN
+@pytest.mark.parametrize("state", ["pending", "failed", "succeeded"])
+def test_no_rows_are_found_for_a_runner_that_cannot_run(superuser, options, state) -> None:
+    scenes.few()
+    with installed(declare(DATA_MODEL=Scan, INPUT_FIELDS=(), **options)):
+        response = superuser.get(reverse(CHANGELIST), {"autorun": f"{state}:tests.EchoRunner"})
+
+    assert response.context["cl"].result_count == 0
+    assert "The runner cannot run: " in html.unescape(response.text)
+
+
+def test_a_runner_whose_model_is_none_is_about_no_rows(superuser) -> None:
+    scenes.few()
+    with installed(declare(DATA_MODEL="sample_app.Scan")):
+        page = superuser.get(reverse(CHANGELIST)).content.decode()
+
+    assert page.count("ar-state ar-succeeded") == 7

@@ -313,6 +313,18 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
     assert after.pending == 0
 
 
+def test_coverage_by_version_is_told_of_the_rows_that_were_counted(runner, admin_client) -> None:
+    uncounted = admin_client.get(addresses()["runner"]).content.decode()
+    admin_client.get(addresses()["count"])
+
+    counted = admin_client.get(addresses()["runner"]).content.decode()
+
+    total = runner.get_base_queryset().count()
+    share = f'{runner.progress().succeeded} <span class="ar-quiet">of {total}</span>'
+    assert share in counted
+    assert share not in uncounted
+
+
 def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
     found = {"runner": LABEL, "node": runner.get_node(), "trigger": Batch.Trigger.SWEEP}
@@ -326,3 +338,56 @@ def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None
     assert failed.pk in usual
     assert empty.pk not in usual
     assert set(everything) == {*usual, empty.pk}
+
+
+def without_its_address(self):
+    raise KeyError("SCANNER_URL")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ANALYSIS": "Nobody's", "ANALYSIS_VERSION": "1.0"},
+        {"create_configuration": without_its_address},
+        {"DATA_MODEL": "sample_app.Scan"},
+        {"get_schedule": without_its_address},
+    ],
+    ids=["analysis", "configuration", "model", "schedule"],
+)
+def test_a_runner_that_is_declared_wrongly_takes_no_page_from_others(
+    runner, admin_client, options
+) -> None:
+    with installed(declare(**{"DATA_MODEL": Scan, **options})):
+        for name, address in addresses().items():
+            response = admin_client.get(address)
+            assert response.status_code == 200, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ANALYSIS": "Nobody's", "ANALYSIS_VERSION": "1.0"},
+        {"create_configuration": without_its_address},
+    ],
+    ids=["analysis", "configuration"],
+)
+def test_the_pages_of_a_runner_that_cannot_run_say_so(runner, admin_client, options) -> None:
+    label = "tests.EchoRunner"
+    row = Scan.objects.first()
+    with installed(declare(DATA_MODEL=Scan, **options)):
+        count = admin_client.get(reverse("admin:autorun_node_count", args=[label]))
+        why = admin_client.get(reverse("admin:autorun_node_why", args=[label]), {"row": row.pk})
+
+    assert "It cannot run:" in count.content.decode()
+    assert "It cannot be explained:" in why.content.decode()
+
+
+@pytest.mark.parametrize("deed", ["sweep", "pause", "resume"])
+def test_what_is_asked_of_a_runner_that_cannot_run_is_answered(runner, admin_client, deed) -> None:
+    broken = declare(DATA_MODEL=Scan, create_configuration=without_its_address)
+    with installed(broken):
+        address = reverse(f"admin:autorun_node_{deed}", args=[broken.get_label()])
+        page = admin_client.post(address, follow=True).content.decode()
+
+    assert "ests.EchoRunner cannot run: " in page  # the admin capitalises messages
+    assert "raises KeyError" in page

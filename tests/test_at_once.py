@@ -242,3 +242,29 @@ def test_a_locked_node_keeps_nobody_from_starting_a_row() -> None:
             other.submit(start_elsewhere, runner_class(), document.pk).result(timeout=10)
 
     assert Chunk.objects.get().state == Chunk.State.RUNNING
+
+
+def without_its_address(self: Any) -> Any:
+    raise KeyError("SCANNER_URL")
+
+
+@pytest.mark.parametrize("name", ["ARunner", "ZRunner"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"create_configuration": without_its_address},
+        {"ANALYSIS": "Nobody's", "ANALYSIS_VERSION": "1.0"},
+        {"DATA_MODEL": None},
+        {"DATA_MODEL": "library.Document"},
+    ],
+    ids=["configuration", "analysis", "no model", "model"],
+)
+def test_a_runner_that_cannot_run_keeps_no_other_from_its_row(
+    name: str, options: dict[str, Any]
+) -> None:
+    document = Document.objects.create(title="a")
+    with installed(declare(), declare(NAME=name, **options)):
+        plan_saved(document)
+        work_off()
+
+    assert statuses() == [SUCCEEDED]

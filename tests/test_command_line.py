@@ -18,6 +18,7 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
 
+from autorun import batches, control
 from autorun.commands import SUBCOMMANDS
 from autorun.commands.status import schedule_text
 from autorun.commands.terminal import Terminal, number, seconds
@@ -117,6 +118,61 @@ def test_only_a_close_label_is_taken_for_a_slip(runner, label, is_meant):
     assert ("Did you mean 'tests.EchoRunner'?" in str(refused.value)) is is_meant
 
 
+def without_its_address(self):
+    raise KeyError("SCANNER_URL")
+
+
+HOOK_RAISES = r"tests\.BrokenRunner: create_configuration\(\) raises KeyError: 'SCANNER_URL'"
+
+
+@pytest.fixture
+def broken(runner) -> Iterator[Any]:
+    """A runner beside another one, whose `create_configuration` raises."""
+    broken = declare(NAME="BrokenRunner", create_configuration=without_its_address)
+    with installed(type(runner), broken):
+        yield broken()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan",), ("run",), ("backfill", "--dry"), ("backfill",), ("sweep",), ("retry",),
+        ("pause",), ("resume",), ("adopt", "--no-input"), ("ignore", "--no-input"), ("failures",),
+    ],
+    ids=lambda each: " ".join(each),
+)  # fmt: skip
+def test_a_hook_that_raises_is_an_error_that_names_it(broken, documents, arguments):
+    name, *rest = arguments
+    with pytest.raises(CommandError, match=HOOK_RAISES):
+        typed(name, "tests.BrokenRunner", *rest)
+
+
+def test_explaining_a_row_of_a_runner_whose_hook_raises_names_the_hook(broken, documents):
+    with pytest.raises(CommandError, match=HOOK_RAISES):
+        typed("explain", "tests.BrokenRunner", documents[0].pk)
+
+
+def test_status_and_failures_of_others_are_shown_beside_a_hook_that_raises(
+    broken, runner, documents
+):
+    runner.run()
+
+    printed = typed("status")
+
+    assert re.search(HOOK_RAISES, printed)
+    assert "6 queued" in printed
+    assert typed("failures") == "No failed runs.\n"
+
+
+def test_a_schedule_that_raises_keeps_no_other_runner_from_status(runner, documents):
+    other = declare(NAME="BrokenRunner", get_schedule=without_its_address)
+    with installed(type(runner), other):
+        printed = typed("status")
+
+    assert "KeyError: 'SCANNER_URL'" in printed
+    assert "6 pending" in printed
+
+
 def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "manage.py", "autorun", *arguments],
@@ -193,6 +249,36 @@ def test_colour(monkeypatch, environment, options, is_coloured):
 
     assert ("\x1b[31m" in screen.getvalue()) is is_coloured
     assert terminal.has_colour is is_coloured
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("environment", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_of_errors(tmp_path, environment, is_coloured):
+    ours, theirs = os.openpty()
+    variables = {each: value for each, value in os.environ.items() if each != "NO_COLOR"}
+    variables |= {
+        "DJANGO_SETTINGS_MODULE": "settings.test",
+        "AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3"),
+        "TERM": "xterm-256color",
+    }
+    command = [sys.executable, "manage.py", "autorun", "explain", "nope.X", "1"]
+
+    ended = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=variables | environment,
+        stdout=theirs,
+        stderr=theirs,
+        check=False,
+        timeout=60,
+    )
+    os.close(theirs)
+    printed = os.read(ours, 10_000).decode()
+    os.close(ours)
+
+    assert ended.returncode == 1
+    assert "No runner is registered as 'nope.X'" in printed
+    assert ("\x1b[" in printed) is is_coloured
 
 
 def test_a_pipe_gets_no_colour_and_whole_lines(monkeypatch):
@@ -413,7 +499,7 @@ def test_batches(documents, failing):
 
 
 def test_sweeps_that_found_nothing_are_left_out(documents, runner):
-    adopted = typed("adopt", LABEL)
+    adopted = typed("adopt", LABEL, "--no-input")
     typed("sweep", LABEL)
 
     assert "6 rows" in adopted
@@ -510,7 +596,7 @@ def test_plan_counts_rows_by_reason(documents, failing):
 
     groups = {each["reason"]: each for each in found["groups"]}
     assert {reason: each["rows"] for reason, each in groups.items()} == {
-        "missing": 1, "changed": 1, "failed": 3, "done": 1, "under_way": 0,
+        "missing": 1, "changed": 1, "preparable": 0, "failed": 3, "done": 1, "under_way": 0,
         "unprepared": 0, "filtered": 0,
     }  # fmt: skip
     assert groups["changed"]["samples"] == [str(documents[2].pk)]
@@ -602,10 +688,12 @@ def test_run_dry_and_of_some_keys(documents, runner):
 
 def test_sweep(documents, runner):
     assert "6 candidates, 0 up to date, 6 runs planned" in typed("sweep", LABEL)
-    assert "6 candidates, 6 up to date, 0 runs planned" in typed("sweep", "--all")
+    assert "6 candidates, 0 up to date, 6 on their way, 0 runs planned" in typed("sweep", "--all")
+    work_off()
+    assert "6 candidates, 6 up to date, 0 runs planned" in typed("sweep", LABEL)
     with pytest.raises(CommandError, match="Which runner"):
         typed("sweep")
-    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP, runner=LABEL).count() == 2
+    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP, runner=LABEL).count() == 3
 
 
 def test_sweep_and_run_name_what_failed_for_good(documents, failing):
@@ -654,6 +742,46 @@ def test_backfill_of_some_keys_with_a_window(documents, runner):
     assert f"manage.py autorun pause {batch.pk}" in printed
 
 
+MANY_DIGITS = "9" * 20
+WHOLE_NUMBER = "is no whole number from 1 to 2,147,483,647: write 1000, for example"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("backfill", LABEL, "--limit", MANY_DIGITS), WHOLE_NUMBER),
+        (("backfill", LABEL, "--window", "3000000000"), WHOLE_NUMBER),
+        (("backfill", LABEL, "--limit", "abc"), f"'abc' {WHOLE_NUMBER}"),
+        (("run", LABEL, "--max-total", "0"), WHOLE_NUMBER),
+        (("plan", LABEL, "--sample", "²"), WHOLE_NUMBER),
+        (("batches", "--limit", MANY_DIGITS), WHOLE_NUMBER),
+        (("batches", "--limit", "9" * 5000), WHOLE_NUMBER),
+        (("failures", "--within", "99999999999d"), "is longer than 36500d: leave the option out"),
+        (("failures", "--within", "9999999d"), "is longer than 36500d: leave the option out"),
+        (("failures", "--within", "9" * 5000 + "m"), "is longer than 36500d"),
+        (("failures", "--within", "²d"), "is no time: write 30m, 24h or 7d"),
+        (("status", "--interval", "soon"), "'soon' is no number of seconds above 0: write 1 or"),
+        (("status", "--interval", "1e300"), "is no number of seconds above 0"),
+        (("retry", LABEL, MANY_DIGITS), "is no primary key of library.Document, which has BigAuto"),
+        (("explain", LABEL, MANY_DIGITS), "is no primary key of library.Document"),
+        (("pause", "²"), "No runner is registered as '²'"),
+        (("pause", MANY_DIGITS), f"There is no batch {MANY_DIGITS}. See: manage.py autorun"),
+        (("resume", "9" * 5000), "See: manage.py autorun batches"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_a_wrong_argument_is_named_with_what_to_write(runner, arguments, said):
+    with pytest.raises(CommandError, match=re.escape(said)):
+        typed(*arguments)
+
+
+def test_the_longest_time_and_the_largest_key_are_taken(documents, runner):
+    assert "No failed runs." in typed("failures", "--within", "36500d")
+    with pytest.raises(CommandError, match=r"There is no library\.Document with the key"):
+        typed("explain", LABEL, 2**63 - 1)
+    assert "No batches." in typed("batches", "--limit", 2**31 - 1)
+
+
 def test_what_plans_says_so_as_json(documents, failing):
     swept = typed_json("sweep", LABEL)
     work_off()
@@ -662,7 +790,7 @@ def test_what_plans_says_so_as_json(documents, failing):
     dry = typed_json("backfill", LABEL, "--only", "failed", "--dry")
     retried = typed_json("retry", LABEL)
     Document.objects.create(title="title 8")
-    adopted = [typed_json("adopt", LABEL, "--dry"), typed_json("adopt", LABEL)]
+    adopted = [typed_json("adopt", LABEL, *how) for how in (["--dry"], ["--no-input"])]
 
     assert [each["runner"] for each in swept] == [LABEL]
     assert (swept[0]["batch"]["planned"], swept[0]["failed_for_good"]) == (6, 0)
@@ -687,7 +815,13 @@ def test_a_queued_sweep_as_json_has_no_batch(runner, monkeypatch):
     monkeypatch.setattr("autorun.commands.sweep.publish", lambda messages: None)
 
     assert typed_json("sweep", LABEL, "--queue") == [
-        {"runner": LABEL, "queued": True, "failed_for_good": None, "batch": None}
+        {
+            "runner": LABEL,
+            "queued": True,
+            "failed_for_good": None,
+            "under_way": None,
+            "batch": None,
+        }
     ]
 
 
@@ -703,10 +837,11 @@ def test_keys_of_no_row_are_named_and_the_others_done(name, documents, failing):
     failing.run(Document.objects.filter(pk=documents[1].pk))
     work_off()
     key = documents[1 if name == "retry" else 2].pk
+    unasked = ["--no-input"] if name in ("adopt", "ignore") else []
     before = statuses(is_current=True)
 
     with pytest.raises(CommandError, match=r"no library\.Document with the key 98765, 98766\.$"):
-        typed(name, LABEL, key, "98765", "98766")
+        typed(name, LABEL, key, "98765", "98766", *unasked)
 
     assert statuses(is_current=True) != before
 
@@ -756,6 +891,95 @@ def test_backfill_watched_to_its_end(documents, failing, monkeypatch):
     assert "0 of 6, 0 failed" in printed
     assert "finished: 3 runs succeeded, 3 failed." in printed
     assert f"manage.py autorun failures {LABEL}" in printed
+
+
+def watched(*arguments: Any, monkeypatch: Any, meanwhile: Any, screen: Any = None) -> Any:
+    """What is printed, and the error, where `meanwhile` happens between two looks."""
+    out = io.StringIO() if screen is None else screen
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("autorun.commands.watching.time.sleep", meanwhile)
+    try:
+        call_command("autorun", *map(str, arguments), "--watch", stdout=out)
+    except CommandError as error:
+        return out.getvalue(), error
+    return out.getvalue(), None
+
+
+def test_a_batch_that_fails_while_it_is_watched_ends_with_its_reason(
+    documents, runner, monkeypatch
+):
+    def fail(seconds):
+        failed = {"state": Batch.State.FAILED, "reason": "OSError: no disk"}
+        Batch.objects.update(**failed)
+
+    printed, error = watched("backfill", LABEL, monkeypatch=monkeypatch, meanwhile=fail)
+
+    pk = Batch.objects.get().pk
+    assert f"Batch {pk} failed: 0 runs succeeded, 0 failed." in printed
+    assert (str(error), error.returncode) == (f"Batch {pk} failed: OSError: no disk", 1)
+
+
+def test_a_batch_that_is_cancelled_while_it_is_watched_ends_with_1(documents, runner, monkeypatch):
+    def cancel(seconds):
+        batches.cancel(Batch.objects.get(), reason="Cancelled by ada.")
+
+    printed, error = watched("backfill", LABEL, monkeypatch=monkeypatch, meanwhile=cancel)
+
+    assert "6 cancelled." in printed
+    assert str(error) == f"Batch {Batch.objects.get().pk} was cancelled: Cancelled by ada."
+    assert error.returncode == 1
+
+
+@pytest.mark.parametrize(("check", "code"), [((), None), (("--check",), 3)])
+@pytest.mark.parametrize("name", ["backfill", "retry"])
+def test_failed_runs_of_a_watched_batch_end_with_3_if_asked(
+    documents, failing, monkeypatch, name, check, code
+):
+    if name == "retry":
+        failing.run()
+        work_off()
+
+    _, error = watched(
+        name, LABEL, *check, monkeypatch=monkeypatch, meanwhile=lambda seconds: work_off()
+    )
+
+    assert (error and error.returncode) == code
+    assert error is None or re.fullmatch(r"3 runs of batch \d+ failed\.", str(error))
+
+
+@pytest.mark.parametrize("name", ["backfill", "retry"])
+def test_check_needs_something_to_watch(documents, runner, name):
+    with pytest.raises(CommandError, match="add --watch"):
+        typed(name, LABEL, "--check")
+    assert not Batch.objects.exists()
+
+
+@pytest.mark.parametrize("is_terminal", [False, True], ids=["lines", "bar"])
+@pytest.mark.parametrize("what", ["batch", "runner"])
+def test_what_is_paused_while_it_is_watched_is_told_once(
+    documents, runner, monkeypatch, what, is_terminal
+):
+    looks: list[float] = []
+
+    def pause_and_go_on(seconds):
+        looks.append(seconds)
+        batch = Batch.objects.get()
+        if len(looks) == 1:
+            batches.pause(batch) if what == "batch" else control.pause(runner)
+        if len(looks) == 3:
+            batches.resume(batch) if what == "batch" else control.resume(runner)
+            work_off()
+
+    screen = Screen() if is_terminal else None
+    printed, error = watched(
+        "backfill", LABEL, monkeypatch=monkeypatch, meanwhile=pause_and_go_on, screen=screen
+    )
+
+    held = f"Batch {Batch.objects.get().pk}" if what == "batch" else LABEL
+    assert error is None
+    assert printed.count(f"{held} is paused: manage.py autorun resume {held.split()[-1]}") == 1
+    if is_terminal:
+        assert f", {'runner ' * (what == 'runner')}paused" in printed
 
 
 def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):
@@ -842,21 +1066,154 @@ def test_a_runner_that_is_gone_can_be_cancelled(documents):
 
 def test_adopt_and_ignore(documents, runner):
     assert f"{LABEL}: 2 pending rows." in typed("adopt", LABEL, "--filter", "early", "--dry")
-    assert "2 rows recorded as up to date" in typed("adopt", LABEL, "--filter", "early")
+    assert "2 rows recorded as up to date" in typed(
+        "adopt", LABEL, "--filter", "early", "--no-input"
+    )
     assert "1 row set aside" in typed("ignore", LABEL, documents[5].pk, "--no-input")
     assert runner.pending().count() == 3
     assert statuses() == [Run.Status.SUCCEEDED] * 2 + [Run.Status.CANCELLED]
 
 
-def test_adopting_asks_those_who_look(documents, runner, monkeypatch):
-    answers = Screen("n\ny\n")
-    monkeypatch.setattr(sys, "stdin", answers)
-    screens = [Screen(), Screen()]
-    for screen in screens:
-        call_command("autorun", "adopt", LABEL, stdout=screen)
+@pytest.mark.parametrize("out", [Screen, io.StringIO], ids=["terminal", "pipe"])
+@pytest.mark.parametrize("arguments", [(), ("--format", "json")], ids=["text", "json"])
+@pytest.mark.parametrize("name", ["adopt", "ignore"])
+def test_whoever_types_is_asked_wherever_the_output_goes(
+    documents, runner, monkeypatch, name, arguments, out
+):
+    monkeypatch.setattr(sys, "stdin", Screen("n\ny\n"))
+    refused, agreed, asked = out(), out(), io.StringIO()
 
-    assert "Nothing was changed." in screens[0].getvalue()
-    assert "6 rows recorded as up to date" in screens[1].getvalue()
+    call_command("autorun", name, LABEL, *arguments, stdout=refused, stderr=asked)
+    after_no = runner.pending().count()
+    call_command("autorun", name, LABEL, *arguments, stdout=agreed, stderr=asked)
+
+    assert (after_no, runner.pending().count()) == (6, 0)
+    assert re.fullmatch(rf"({LABEL}: [^?]* 6 pending rows [^?]*\? \[y/N\] ){{2}}", asked.getvalue())
+    assert "[y/N]" not in refused.getvalue() + agreed.getvalue()
+    if arguments:
+        assert [json.loads(each.getvalue())["rows"] for each in (refused, agreed)] == [0, 6]
+    else:
+        assert "Nothing was changed." in refused.getvalue()
+        assert "6 rows" in agreed.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--format", "json")], ids=["text", "json"])
+@pytest.mark.parametrize("name", ["adopt", "ignore"])
+def test_where_nobody_can_be_asked_nothing_is_done_without_no_input(
+    documents, runner, monkeypatch, name, arguments
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+
+    with pytest.raises(CommandError, match=rf"{LABEL}: to .*6 pending rows.* Add --no-input"):
+        typed(name, LABEL, *arguments)
+
+    assert runner.pending().count() == 6
+    assert "6" in typed(name, LABEL, *arguments, "--dry")
+    assert "6" in typed(name, LABEL, *arguments, "--no-input")
+    assert runner.pending().count() == 0
+
+
+def fails_variously(value: str) -> None:
+    raise (OSError if int(value[-1]) % 2 else ValueError)(value)
+
+
+@pytest.fixture
+def various(documents, monkeypatch) -> Iterator[Any]:
+    """Three rows that failed with OSError and three with ValueError, of which one is long ago."""
+    from celery import current_app
+
+    from autorun.models import Failure
+
+    def deliver(messages):
+        for message in messages:
+            current_app.tasks[message.task].run(*message.args)
+
+    monkeypatch.setattr("autorun.interventions.publish", deliver)
+    runner = declare(fails_variously, MAX_ATTEMPTS=1, FILTERS={"early": Q(title__lt="title 2")})
+    with installed(runner):
+        runner().run()
+        work_off()
+        old = Failure.objects.filter(run__object_id=documents[0].pk)
+        old.update(failed_at=timezone.now() - dt.timedelta(days=2))
+        yield runner()
+
+
+CHOICES = pytest.mark.parametrize(
+    ("choice", "number"),
+    [
+        (("--exception", "OSError"), 3), (("--within", "24h"), 5),
+        (("--exception", "ValueError", "--within", "24h"), 2), (("--exception", "KeyError"), 0),
+    ],
+    ids=["exception", "time", "both", "none"],
+)  # fmt: skip
+
+
+@CHOICES
+def test_failed_runs_of_one_exception_or_time_are_ignored(various, choice, number):
+    dry = typed_json("ignore", LABEL, *choice, "--dry")
+    printed = typed("ignore", LABEL, *choice, "--no-input")
+
+    assert dry["rows"] == number
+    assert f"{LABEL}: {number} failed run" in printed
+    progress = various.progress()
+    assert (progress.failed, progress.ignored) == (6 - number, number)
+
+
+@CHOICES
+def test_failed_runs_of_one_exception_or_time_are_retried(
+    various, choice, number, django_capture_on_commit_callbacks
+):
+    with django_capture_on_commit_callbacks(execute=True):
+        printed = typed("retry", LABEL, *choice)
+
+    assert f"{number} failed runs to try again" in printed
+    progress = various.progress()
+    assert (progress.failed, progress.queued) == (6 - number, number)
+    assert [batch.planned for batch in Batch.objects.filter(trigger="backfill")] == [number][
+        :number
+    ]
+
+
+def test_all_failed_runs_are_ignored_or_those_of_some_rows(various, documents):
+    keys = [documents[0].pk, documents[3].pk]
+
+    of_keys = typed_json("ignore", LABEL, *keys, "--failed", "--no-input")
+    of_filter = typed("ignore", LABEL, "--filter", "early", "--failed", "--no-input")
+    rest = typed("ignore", LABEL, "--failed", "--no-input")
+
+    assert of_keys["rows"] == 2
+    assert "1 failed run set aside until the input changes." in of_filter
+    assert "3 failed runs set aside until the input changes." in rest
+    assert various.progress().ignored == 6
+
+
+def test_failed_runs_of_some_rows_are_retried(
+    various, documents, django_capture_on_commit_callbacks
+):
+    keys = [each.pk for each in documents[:3]]
+
+    with django_capture_on_commit_callbacks(execute=True):
+        (batch,) = typed_json("retry", LABEL, *keys, "--exception", "ValueError")
+
+    assert (batch["runner"], batch["trigger"]) == (LABEL, "backfill")
+    assert various.progress().queued == 2
+
+
+def test_ignoring_failed_runs_asks_first(various, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Screen("n\n"))
+    asked = io.StringIO()
+
+    call_command("autorun", "ignore", LABEL, "--failed", stdout=io.StringIO(), stderr=asked)
+
+    assert "leave 6 failed runs alone until the input changes? [y/N]" in asked.getvalue()
+    assert various.progress().failed == 6
+
+
+def test_ignore_without_pending_rows_names_what_failed(various):
+    printed = typed("ignore", LABEL, "--no-input")
+
+    assert f"{LABEL}: 0 pending rows.\n" in printed
+    assert f"manage.py autorun ignore {LABEL} --failed" in printed
 
 
 def test_sync(runner):

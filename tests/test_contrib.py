@@ -33,6 +33,10 @@ def failing(value):
     return value
 
 
+def without_its_address(self):
+    raise KeyError("SCANNER_URL")
+
+
 @pytest.fixture
 def metrics() -> CollectorRegistry:
     """A registry that has nothing but autorun's metrics."""
@@ -125,8 +129,15 @@ class TestPrometheus:
             assert asked.get_sample_value("autorun_pending_rows", label) == 1
 
     @pytest.mark.django_db
-    def test_a_runner_that_is_declared_wrongly_keeps_no_other_from_being_told(self, metrics):
-        wrong, right = declare(NAME="WrongRunner", ANALYSIS="Nothing of the kind"), declare()
+    @pytest.mark.parametrize(
+        "options",
+        [{"ANALYSIS": "Nothing of the kind"}, {"create_configuration": without_its_address}],
+        ids=["analysis", "configuration"],
+    )
+    def test_a_runner_that_is_declared_wrongly_keeps_no_other_from_being_told(
+        self, metrics, options
+    ):
+        wrong, right = declare(NAME="WrongRunner", **options), declare()
         with installed(wrong, right):
             right().get_node()
 

@@ -483,12 +483,12 @@ class Project:
 # The reference
 
 
-def rows(page: str, section: str = "") -> dict[str, list[str]]:
+def rows(page: str, section: str = "", *, folder: Path = REFERENCE) -> dict[str, list[str]]:
     """The cells of a page's tables by the name in the first one; of one section, where given."""
-    text = (REFERENCE / f"{page}.md").read_text()
+    text = (folder / f"{page}.md").read_text()
     if section:
         text = re.split(rf"^#+ {re.escape(section)}$", text, flags=re.MULTILINE)[1]
-        text = re.split(r"^#+ ", text, flags=re.MULTILINE)[0]
+        text = re.split(r"^##+ ", text, flags=re.MULTILINE)[0]  # not a comment in code
     return tables(text)
 
 
@@ -679,11 +679,28 @@ def test_everything_for_tests_is_documented():
 
 def test_every_metric_is_documented():
     prometheus = pytest.importorskip("autorun.contrib.prometheus")
-    documented = tables((DOCS / "howto" / "monitor.md").read_text())
+    found = rows("monitor", "Prometheus", folder=DOCS / "howto")
+    documented = {name: cells for name, cells in found.items() if name.startswith("autorun_")}
 
     assert set(documented) == set(prometheus.METRICS)
     for name, (labels, _) in prometheus.METRICS.items():
         assert documented[name][0] == ", ".join(labels), name
+
+
+@pytest.mark.parametrize(
+    ("section", "bridge", "name"),
+    [
+        ("Health check", "health", "Autorun"),
+        ("Prometheus", "prometheus", "register"),
+        ("OpenTelemetry", "otel", "enable"),
+    ],
+)
+def test_every_argument_of_a_bridge_is_documented(section, bridge, name):
+    found = getattr(pytest.importorskip(f"autorun.contrib.{bridge}"), name)
+    documented = rows("monitor", section, folder=DOCS / "howto")
+
+    arguments = {each for each in documented if not each.startswith("autorun_")}
+    assert arguments == set(inspect.signature(found).parameters)
 
 
 # The pages

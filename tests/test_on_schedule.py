@@ -285,6 +285,24 @@ def test_an_unsupported_schedule_is_refused_and_the_others_are_written():
     assert set(PeriodicTask.objects.values_list("name", flat=True)) == {UPKEEP, NAME}
 
 
+def test_a_schedule_that_raises_is_named_and_the_others_are_written():
+    def get_schedule(self):
+        raise KeyError("SCHEDULES")
+
+    options = {"DATA_MODEL": Document, "get_schedule": get_schedule}
+    broken = type("Other", (QuerySetRunner,), options)
+
+    with (
+        registry.registered(runner_with(HOURLY), broken),
+        pytest.raises(
+            ImproperRunner, match=r"Other: get_schedule\(\) raises KeyError: 'SCHEDULES'"
+        ),
+    ):
+        sync()
+
+    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {UPKEEP, NAME}
+
+
 @pytest.mark.parametrize("when", [3600, "0 3 * * *", dt.timedelta(0), dt.timedelta(-1)])
 def test_what_is_no_schedule_is_refused(when):
     with pytest.raises(ImproperRunner, match="It may be a"):

@@ -24,6 +24,7 @@ from autorun.publishing import Message
 from autorun.triggers import publisher
 from settings import celery_app
 from tests.conftest import process_environment
+from tests.engine import declare, installed
 from tests.services import BROKERS, silence
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -310,6 +311,16 @@ def test_publishing_gives_up_in_seconds_and_goes_on_when_the_broker_is_back(
         _drop_queue()
 
     assert received == [[LABEL, [1]]]
+
+
+def test_a_time_limit_that_raises_keeps_no_row_from_being_published():
+    def get_timeout(self):
+        raise KeyError("TIMEOUTS")
+
+    with installed(declare(get_timeout=get_timeout)):
+        (message,) = publisher._messages({"library.Document": {1}})
+
+    assert message.time_limit is None
 
 
 def test_publishing_survives_a_connection_closed_at_the_other_end(broker):

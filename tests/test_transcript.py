@@ -120,12 +120,45 @@ def test_without_a_filter_nothing_is_said_of_one(transcript):
 
 def test_nothing_pending_has_a_line_of_its_own(runner, transcript):
     runner.run()
+    work_off()
     transcript()
 
     runner.run()
 
     assert transcript().splitlines()[-1] == (
         "Nothing pending: all 5 Document instances are up to date."
+    )
+
+
+def test_what_is_on_its_way_is_not_called_up_to_date(runner, transcript):
+    runner.run()
+    transcript()
+
+    runner.run()
+
+    assert transcript().splitlines()[-1] == (
+        "Nothing pending: all 5 Document instances are on their way."
+    )
+
+
+def test_what_is_done_failed_and_on_its_way_is_told_apart(transcript):
+    def fail(value):
+        if value == "bad":
+            raise ValueError(value)
+
+    runner = declare(fail, MAX_ATTEMPTS=1)
+    with installed(runner):
+        for titles in (("a", "bad"), ("b", "c", "d")):
+            Document.objects.bulk_create(Document(title=title) for title in titles)
+            runner().run()
+            if "a" in titles:
+                work_off()
+        transcript()
+        runner().run()
+
+    assert transcript().splitlines()[-1] == (
+        "Nothing pending: 1 of 5 Document instances are up to date, 3 on their way, 1 failed: "
+        "retry() runs these."
     )
 
 

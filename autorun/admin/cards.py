@@ -16,6 +16,7 @@ from autorun import registry
 from autorun.activity import Activity, activity_by_node, progress_by_node
 from autorun.admin.charts import Column, Segment, columns, stacked
 from autorun.counting import Count
+from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
 from autorun.progress import Progress
 from autorun.triggers.on_schedule import SWEEP_NAME
@@ -73,16 +74,14 @@ class Card:
     @property
     def title(self) -> str:
         """The analysis and its version."""
-        if self.node is not None:
-            return str(self.node)
-        try:
-            return str(self.runner.get_analysis())
-        except Exception:  # noqa: BLE001  `error` says what is wrong
-            return str(self.runner.ANALYSIS)
+        return title_of_runner(self.runner) if self.node is None else str(self.node)
 
     @property
     def model_name(self) -> str:
-        return str(self.runner.get_model()._meta.verbose_name_plural)
+        try:
+            return str(self.runner.get_model()._meta.verbose_name_plural)
+        except AutorunError:  # `error` says what is wrong
+            return str(self.runner.DATA_MODEL)
 
     @property
     def pending(self) -> int | None:
@@ -170,6 +169,14 @@ def name_of_runner(runner: QuerySetRunner) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
 
 
+def title_of_runner(runner: QuerySetRunner) -> str:
+    """The runner's analysis and its version, or what it says of them where there are none such."""
+    try:
+        return str(runner.get_analysis())
+    except Exception:  # noqa: BLE001  whatever a declaration can be wrong in
+        return str(runner.ANALYSIS)
+
+
 def remember(card: Card, count: Count, *, filtered_out: int) -> Card:
     """The card with a finished count, which is kept so that pages need not count anew."""
     counted = Counted(count, max(0, filtered_out), card.progress.total, timezone.now())
@@ -235,11 +242,7 @@ def _digest(runner: QuerySetRunner) -> tuple[str, str]:
 
 def _next_sweep(runner: QuerySetRunner, entry: Any, *, has_beat: bool) -> NextSweep:
     if entry is None:
-        if runner.get_schedule() is None:
-            return NextSweep(words="on no schedule")
-        if not has_beat:
-            return NextSweep(words="django-celery-beat is not installed")
-        return NextSweep(words="once beat has started")
+        return NextSweep(words=_why_no_entry(runner, has_beat=has_beat))
     if not entry.enabled:
         return NextSweep(words="switched off", entry_id=entry.pk)
     try:
@@ -249,6 +252,16 @@ def _next_sweep(runner: QuerySetRunner, entry: Any, *, has_beat: bool) -> NextSw
     except Exception:  # noqa: BLE001  a schedule that was edited into nonsense
         return NextSweep(words=str(entry.schedule), entry_id=entry.pk)
     return NextSweep(timezone.now() + max(left, dt.timedelta()), entry_id=entry.pk)
+
+
+def _why_no_entry(runner: QuerySetRunner, *, has_beat: bool) -> str:
+    try:
+        schedule = runner.get_schedule()
+    except Exception as error:  # noqa: BLE001  a hook of one runner's: the others are shown
+        return f"get_schedule() raises {type(error).__name__}"
+    if schedule is None:
+        return "on no schedule"
+    return "once beat has started" if has_beat else "django-celery-beat is not installed"
 
 
 def _unfinished_batches() -> dict[str, list[Batch]]:

@@ -8,6 +8,7 @@ class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
@@ -25,6 +26,7 @@ from autorun.admin.cards import name_of_runner
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.selections import Selection, is_exact, keep
 from autorun.counting import Found, find_pending
+from autorun.exceptions import AutorunError
 from autorun.keys import KeyKind, key_kind
 from autorun.listing import state_of
 from autorun.models import Node, Run
@@ -144,12 +146,15 @@ class _Status:
 
     def __init__(self, runner: QuerySetRunner) -> None:
         self.label = runner.label
+        #: Why the runner cannot run, where it is declared wrongly.
+        self.problem = ""
         self.short_description = name_of_runner(runner)
         self.__name__ = f"autorun_{runner.label.replace('.', '_')}"
 
     def __call__(self, instance: Any) -> SafeString:
         found = getattr(instance, "_autorun_states", {}).get(self.label)
-        return render_to_string("autorun/row_status.html", {"found": found})
+        context = {"found": found, "problem": self.problem}
+        return render_to_string("autorun/row_status.html", context)
 
 
 class StatusFilter(ListFilter):
@@ -195,10 +200,14 @@ class StatusFilter(ListFilter):
             if getattr(request, DEFERS, False):
                 return queryset
             return _pending(runner, queryset)
+        try:
+            node_id = runner.get_node().pk
+        except AutorunError as error:
+            return _none_for(request, queryset, error)
         kind = key_kind(queryset.model)
         status = Run.Status.FAILED if state == "failed" else Run.Status.SUCCEEDED
         runs = Run.objects.filter(
-            node_id=runner.get_node().pk,
+            node_id=node_id,
             is_current=True,
             status=status,
             **kind.lookup(kind.expression(OuterRef)),
@@ -223,11 +232,14 @@ class _WithStatus(RowList):
         runner = None if chosen is None or args or kwargs else chosen.pending_for()
         if chosen is None or runner is None:
             return rows
-        if is_exact(request):
-            return _pending(runner, rows)
-        self.autorun_found = find_pending(
-            runner, rows.order_by(), up_to=chosen.up_to, seconds=LOOKING_SECONDS, most=MOST_KEYS
-        )
+        try:
+            if is_exact(request):
+                return _pending(runner, rows)
+            self.autorun_found = find_pending(
+                runner, rows.order_by(), up_to=chosen.up_to, seconds=LOOKING_SECONDS, most=MOST_KEYS
+            )
+        except AutorunError as error:
+            return _none_for(request, rows, error)
         kind = key_kind(runner.get_model())
         return rows.filter(pk__in=[kind.to_pk(key) for key in self.autorun_found.keys])
 
@@ -238,7 +250,12 @@ class _WithStatus(RowList):
             return
         rows = list(self.result_list)
         self.result_list = rows
-        nodes = {column.label: registry.get(column.label).get_node().pk for column in columns}
+        nodes: dict[str, int] = {}
+        for column in columns:
+            try:
+                nodes[column.label] = registry.get(column.label).get_node().pk
+            except AutorunError as error:
+                column.problem = str(error)
         states = _states(self.model, rows, list(nodes.values()))
         for row in rows:
             row._autorun_states = {
@@ -249,11 +266,18 @@ class _WithStatus(RowList):
 def runners_of(model: type[Any]) -> list[QuerySetRunner]:
     """The registered runners that process rows of `model`, whichever of its proxies they name."""
     concrete = model._meta.concrete_model
-    return [
-        runner
-        for runner in registry.runners()
-        if runner.get_model()._meta.concrete_model is concrete
-    ]
+    found = []
+    for runner in registry.runners():
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if runner.get_model()._meta.concrete_model is concrete:
+                found.append(runner)
+    return found
+
+
+def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
+    """No rows, with a message that says why the runner that was asked for has none."""
+    messages.error(request, f"The runner cannot run: {error}")
+    return rows.none()
 
 
 def _pending(runner: QuerySetRunner, rows: QuerySet[Any]) -> QuerySet[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from django.urls import NoReverseMatch, reverse
 
 from autorun import registry
 from autorun.conf import settings
+from autorun.exceptions import AutorunError
 from autorun.keys import key_kind
 from autorun.models import Node, Run
 
@@ -145,6 +147,7 @@ def _instances(model: type[Model], runs: Iterable[Run], database: str | None) ->
 
 def _database_of(model: type[Model]) -> str:
     for runner in registry.runners():
-        if runner.DATA_MODEL is not None and runner.DATA_MODEL._meta.concrete_model is model:
-            return runner.get_database()
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if runner.get_model()._meta.concrete_model is model:
+                return runner.get_database()
     return router.db_for_read(model)

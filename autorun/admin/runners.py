@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from django.contrib import admin, messages
@@ -12,7 +13,7 @@ from django.urls import URLPattern
 
 from autorun import control, registry
 from autorun.activity import progress_by_node
-from autorun.admin.cards import card_of, cards, name_of_runner, remember
+from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import instances, may_view, name_of
@@ -20,7 +21,7 @@ from autorun.admin.stories import explanation_of
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.counting import Count, count_rows
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.publishing import Message, publish
 from autorun.runner import QuerySetRunner
@@ -100,12 +101,17 @@ class NodeAdmin(PageAdmin):
         """A card's bar with its pending rows counted, or with a link that counts on."""
         runner = self._get(label)
         begun = Count.read(request.GET.get("begun", ""))
-        count = count_rows(runner, begun=begun, seconds=COUNTING_SECONDS)
-        card = card_of(runner)
-        if count.is_complete:
+        count, problem = None, ""
+        try:
+            count = count_rows(runner, begun=begun, seconds=COUNTING_SECONDS)
+        except AutorunError as error:
+            problem = str(error)
+        card = replace(card_of(runner), error=problem)
+        if count is not None and count.is_complete:
             everything = runner.get_every_row().count()
             card = remember(card, count, filtered_out=everything - count.total)
-        context = {"card": card, "count": None if count.is_complete else count}
+            count = None
+        context = {"card": card, "count": count}
         if is_fetched(request):
             return self.fragment(request, "coverage", **context)
         return self.render(request, "count", f"Rows of {card.name}", **context)
@@ -124,6 +130,7 @@ class NodeAdmin(PageAdmin):
             f"{name_of_runner(runner)} on {instance}",
             runner=runner,
             runner_name=name_of_runner(runner),
+            runner_title=title_of_runner(runner),
             name=name_of(self.admin_site, instance),
             reason=explanation_of(
                 runner,
@@ -143,7 +150,9 @@ class NodeAdmin(PageAdmin):
     @action(Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
         """Have a worker look for pending rows."""
-        runner = self._get(label)
+        node = self._node_of(request, label)
+        if node is None:
+            return self._back_to(request, label)
         try:
             publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
         except BrokerUnavailable as error:
@@ -153,24 +162,24 @@ class NodeAdmin(PageAdmin):
                 f"`manage.py autorun sweep {label}`.",
             )
         else:
-            self.note(request, f"Sweep of {label} started.", runner.get_node())
+            self.note(request, f"Sweep of {label} started.", node)
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
-        runner = self._get(label)
-        if control.pause(runner):
+        node = self._node_of(request, label)
+        if node is not None and control.pause(self._get(label)):
             what = f"{label} paused. What is running goes on to its end."
-            self.note(request, what, runner.get_node())
+            self.note(request, what, node)
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Go on with a paused runner."""
-        runner = self._get(label)
-        if control.resume(runner):
-            self.note(request, f"{label} resumed.", runner.get_node())
+        node = self._node_of(request, label)
+        if node is not None and control.resume(self._get(label)):
+            self.note(request, f"{label} resumed.", node)
         return self._back_to(request, label)
 
     def _get(self, label: str) -> QuerySetRunner:
@@ -178,6 +187,14 @@ class NodeAdmin(PageAdmin):
         if runner is None:
             raise Http404(f"No runner is registered as {label!r}.")
         return runner
+
+    def _node_of(self, request: HttpRequest, label: str) -> Node | None:
+        """The node of the runner of that label; None, with a message, where it cannot run."""
+        try:
+            return self._get(label).get_node()
+        except AutorunError as error:
+            messages.error(request, f"{label} cannot run: {error}")
+            return None
 
     def _back_to(self, request: HttpRequest, label: str) -> HttpResponse:
         return self.back(request, self.url("autorun_node_runner", label))

@@ -16,7 +16,7 @@ from autorun import interventions, registry
 from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import instance_of, key_text, may_view, name_row, name_rows
-from autorun.admin.stories import story_of
+from autorun.admin.stories import other_runs, story_of
 from autorun.listing import SINCE, STATES, TRIGGERS, Cursor, RunFilter, state_of
 from autorun.models import Failure, Run
 
@@ -120,16 +120,8 @@ class RunAdmin(PageAdmin):
         may_see = allowed.to(Permission.SEE_PAYLOAD) and (
             instance is None or may_view(request, self.admin_site, type(instance))
         )
-        story = story_of(run, runner, instance, shows_messages=may_see)
-        others = (
-            Run.objects.filter(
-                node_id=run.node_id, object_id=run.object_id, object_key=run.object_key
-            )
-            .exclude(pk=run.pk)
-            .select_related("chunk")
-            .defer("outputs")
-            .order_by("-pk")[:20]
-        )
+        others = other_runs(run)
+        story = story_of(run, runner, instance, others=others, shows_messages=may_see)
         return self.render(
             request,
             "run",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autorun.explanation import WORKER_LOST
 from autorun.listing import state_of
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 
@@ -33,6 +34,11 @@ class Story:
     failures: Sequence[Failure]
 
 
+MOST_OTHERS = 20
+#: Of earlier attempts nothing is kept but how they failed: a run is in one chunk only, its latest.
+PLANNED_AGAIN = (
+    "planned again, for another attempt; when the earlier ones were planned and started is not kept"
+)
 #: What is said of an explanation that quotes a message, to those who may not see messages.
 _WITHOUT_MESSAGE = {
     "failed": "It failed for good; nothing runs it again until it is retried or its row changes.",
@@ -41,13 +47,29 @@ _WITHOUT_MESSAGE = {
 }
 
 
+def other_runs(run: Run) -> list[Run]:
+    """The newest other runs of the run's row, without their outputs."""
+    return list(
+        Run.objects.filter(node_id=run.node_id, object_id=run.object_id, object_key=run.object_key)
+        .exclude(pk=run.pk)
+        .select_related("chunk")
+        .defer("outputs")
+        .order_by("-pk")[:MOST_OTHERS]
+    )
+
+
 def story_of(
-    run: Run, runner: QuerySetRunner | None, instance: Any, *, shows_messages: bool
+    run: Run,
+    runner: QuerySetRunner | None,
+    instance: Any,
+    *,
+    others: Sequence[Run],
+    shows_messages: bool,
 ) -> Story:
-    """The story of a run; `instance` is its row, None where that is gone."""
+    """The story of a run; `instance` is its row, None where that is gone; `others`, its runs."""
     failures = list(run.failures.order_by("attempt"))
     now = _now(run, runner, instance, shows_messages=shows_messages)
-    return Story(_why(run), now, _events(run, failures), failures)
+    return Story(_why(run, others), now, _events(run, failures), failures)
 
 
 def explanation_of(runner: QuerySetRunner, instance: Any, *, shows_messages: bool) -> str:
@@ -63,21 +85,50 @@ def explanation_of(runner: QuerySetRunner, instance: Any, *, shows_messages: boo
     return explanation.reason
 
 
-def _why(run: Run) -> str:
-    """Who looked and found the row pending."""
-    chunk, batch = run.chunk, run.chunk.batch
+def _why(run: Run, others: Sequence[Run]) -> str:
+    """Who looked and found the row pending, and what was new about it."""
     if run.fingerprint == UNPREPARED:
         return "Its input could not be prepared, so it failed without being started."
+    batch, is_live = run.chunk.batch, run.chunk.priority == Chunk.Priority.LIVE
+    if batch is None and not is_live and not run.attempts:
+        if run.status == Run.Status.SUCCEEDED:
+            return "Somebody recorded its row as done without running it."
+        if run.status == Run.Status.CANCELLED:
+            return "Somebody set its row aside, to be left alone until its input changes."
     if batch is not None:
-        reasons = {
+        occasion = {
             Batch.Trigger.SWEEP: "A sweep found its row pending.",
             Batch.Trigger.BACKFILL: f"A backfill asked for it: {batch.description}.",
             Batch.Trigger.CODE: "Code called run() and its row was pending.",
-        }
-        return reasons.get(Batch.Trigger(batch.trigger), "")
-    if chunk.priority == Chunk.Priority.LIVE:
-        return "Its row was saved, or what it depends on had a new success."
-    return "Somebody recorded its row as done without running it."
+        }[Batch.Trigger(batch.trigger)]
+    elif is_live:
+        occasion = "Its row was saved, or what it depends on had a new success."
+    else:
+        occasion = "The batch that planned it is no longer kept."
+    return f"{occasion} {_what_was_new(run, others)}".rstrip()
+
+
+def _what_was_new(run: Run, others: Sequence[Run]) -> str:
+    """What set its row apart from the run of the row before it."""
+    earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
+    if not earlier:
+        is_known = len(others) < MOST_OTHERS
+        return "It is the first run of the row on record." if is_known else ""
+    before = max(earlier, key=lambda each: each.pk)
+    if before.fingerprint == UNPREPARED:
+        return f"In run {before.pk} the row's input could not be prepared."
+    if before.fingerprint != run.fingerprint:
+        return f"Its row, or what it depends on, had changed since run {before.pk}."
+    return {
+        Run.Status.SUCCEEDED: f"It was forced: run {before.pk} had succeeded on the same input.",
+        Run.Status.FAILED: f"It was retried: run {before.pk} had failed on the same input.",
+        Run.Status.CANCELLED: f"Run {before.pk} on the same input had been given up.",
+    }.get(Run.Status(before.status), f"It took the place of run {before.pk}.")
+
+
+def _is_unstarted(run: Run) -> bool:
+    """Whether nobody ever started it: such a run says nothing about its row."""
+    return run.status == Run.Status.CANCELLED and not run.attempts
 
 
 def _now(run: Run, runner: QuerySetRunner | None, instance: Any, *, shows_messages: bool) -> str:
@@ -98,22 +149,20 @@ def _now(run: Run, runner: QuerySetRunner | None, instance: Any, *, shows_messag
 
 def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
     chunk = run.chunk
-    is_retry = any(each.failed_at < chunk.created_at for each in failures)
+    is_over = run.status != Run.Status.PENDING
+    is_retry = any(each.attempt < run.attempts + (not is_over) for each in failures if each.attempt)
     events = [
         Event(
             chunk.created_at,
             "waiting",
-            "planned again, for another attempt" if is_retry else "planned",
+            PLANNED_AGAIN if is_retry else "planned",
         )
     ]
     if chunk.published_at:
         events.append(Event(chunk.published_at, "queued", "handed to Celery"))
     if chunk.started_at:
         events.append(Event(chunk.started_at, "running", f"its chunk started on {chunk.worker}"))
-    events += [
-        Event(each.failed_at, "failed", f"attempt {each.attempt} failed: {each.exception_class}")
-        for each in failures
-    ]
+    events += [Event(each.failed_at, "failed", _how_it_failed(each)) for each in failures]
     if chunk.not_before:
         events.append(Event(chunk.not_before, "waiting", "next attempt not before"))
     if run.finished_at and run.status != Run.Status.FAILED:
@@ -122,3 +171,11 @@ def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
     elif run.finished_at:
         events.append(Event(run.finished_at, "failed", "failed for good"))
     return sorted(events, key=lambda each: each.at)
+
+
+def _how_it_failed(failure: Failure) -> str:
+    what = f"attempt {failure.attempt}" if failure.attempt else "before its first attempt it"
+    # Of a lost worker another one tells.
+    is_told = bool(failure.worker) and failure.exception_class != WORKER_LOST
+    where = f" on {failure.worker}" if is_told else ""
+    return f"{what} failed{where}: {failure.exception_class}"

@@ -17,7 +17,13 @@ from autorun.commands.subcommand import (
     requested_by,
 )
 from autorun.commands.terminal import plural
-from autorun.commands.watching import find_new_batch, last_batch, watch
+from autorun.commands.watching import (
+    add_watch,
+    find_new_batch,
+    last_batch,
+    require_watchable,
+    watch,
+)
 from autorun.conf import settings
 from autorun.models import Batch
 from autorun.planning.scope import Scope
@@ -47,16 +53,13 @@ class Backfill(OnRows):
             "--window", type=positive, metavar="N", help="keep at most N runs in flight"
         )
         parser.add_argument("--dry", action="store_true", help="count only; see also: plan")
-        parser.add_argument(
-            "--watch", action="store_true", help="show progress; Ctrl-C stops watching only"
-        )
+        add_watch(parser)
         add_queue(parser)
         add_format(parser)
 
     def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
         is_json = options["format"] == "json"
-        if is_json and options["watch"]:
-            raise CommandError("--watch does not go with --format json.")
+        require_watchable(options)
         scope = scope_of(options)
         scope = Scope(
             filter=scope.filter,
@@ -90,7 +93,7 @@ class Backfill(OnRows):
                 self._report(batch)
                 self._tell_of_failed(runner, scope)
         if options["watch"] and batch is not None:
-            watch(batch, self.terminal)
+            watch(batch, self.terminal, check=options["check"])
 
     def _queued(self, label: str, scope: Scope, options: dict[str, Any]) -> Batch | None:
         before = last_batch(label)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,11 +9,15 @@ from django.conf import settings
 from django.utils import timezone
 
 from autorun import registry
-from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format
+from autorun.commands.subcommand import (
+    ConditionNotMet,
+    Subcommand,
+    add_check,
+    add_format,
+    add_within,
+)
 from autorun.commands.terminal import moment, plural
 from autorun.failures import FailureGroup, group_failures, labels_of
-
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class Failures(Subcommand):
@@ -27,9 +29,7 @@ class Failures(Subcommand):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("runner", metavar="RUNNER", nargs="?", help="its label; else all")
-        parser.add_argument(
-            "--within", type=duration, metavar="TIME", help="the last 30m, 24h or 7d only"
-        )
+        add_within(parser, "the last 30m, 24h or 7d only")
         parser.add_argument(
             "--all",
             action="store_true",
@@ -85,11 +85,3 @@ def _words(group: FailureGroup) -> str:
 def _zone() -> str:
     """The zone of the times in a table, for its heading."""
     return f" ({timezone.localtime():%Z})" if settings.USE_TZ else ""
-
-
-def duration(text: str) -> dt.timedelta:
-    """`30m`, `24h` or `7d`."""
-    found = re.fullmatch(r"(\d+)([mhd])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 30m, 24h or 7d")
-    return dt.timedelta(**{UNITS[found[2]]: int(found[1])})

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from autorun import batches, control, registry
-from autorun.commands.subcommand import Subcommand, requested_by
+from autorun.commands.subcommand import LARGEST_KEY, Subcommand, requested_by
 from autorun.commands.terminal import plural
 from autorun.models import Batch, Chunk
 
@@ -22,8 +22,9 @@ class _Holding(Subcommand):
 
     def handle(self, **options: Any) -> None:
         what = options["what"]
-        if what.isdigit():
-            batch = Batch.objects.filter(pk=int(what)).first()
+        if what.isdecimal():
+            is_number = len(what) < len(str(LARGEST_KEY))
+            batch = Batch.objects.filter(pk=int(what)).first() if is_number else None
             if batch is None:
                 raise CommandError(f"There is no batch {what}. See: manage.py autorun batches")
             self.hold_batch(batch)

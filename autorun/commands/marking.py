@@ -1,10 +1,16 @@
-"""adopt and ignore: settling pending rows without running them."""
+"""adopt and ignore: settling rows without running them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django.core.management.base import CommandError
+
+from autorun import interventions
+from autorun.commands.choosing import add_choice, chosen_runs, is_choice
 from autorun.commands.subcommand import (
     OnRows,
     add_format,
@@ -21,6 +27,15 @@ if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
 
+@dataclass(frozen=True)
+class _Found:
+    """So many of what `noun` names would be settled by `settle`, which says how many it did."""
+
+    number: int
+    noun: str
+    settle: Callable[[], int]
+
+
 class _Marking(OnRows):
     question: ClassVar[str]
     outcome: ClassVar[str]
@@ -30,37 +45,66 @@ class _Marking(OnRows):
         add_runner(parser)
         add_keys(parser)
         parser.add_argument("--filter", metavar="NAME", help="a name from the runner's FILTERS")
+        cls.add_choice(parser)
         parser.add_argument("--dry", action="store_true", help="count only")
         add_no_input(parser)
         add_format(parser)
 
+    @classmethod
+    def add_choice(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare what else there is to choose; by default nothing."""
+
     def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
-        is_json = options["format"] == "json"
         scope = Scope(filter=options["filter"], pks=tuple(options["keys"]) or None)
-        queryset = scope.queryset(runner)
-        if is_json and not options["dry"]:
-            self._say_json(runner, rows=self.mark(runner, queryset), is_dry=False)
+        found = self.find(runner, scope.queryset(runner), options)
+        is_json = options["format"] == "json"
+        what = plural(found.number, found.noun)
+        if options["dry"] or not found.number:
+            if is_json:
+                self._say_json(runner, rows=found.number, is_dry=options["dry"])
+            else:
+                self.terminal.say((runner.label, "bold"), f": {what}.")
+                self.say_more(runner, found)
             return
-        pending = runner.pending(queryset).count()
+        if options["interactive"] and not self._is_confirmed(runner, what):
+            if is_json:
+                self._say_json(runner, rows=0, is_dry=False)
+            else:
+                self.terminal.say("Nothing was changed.")
+            return
+        number = found.settle()
         if is_json:
-            self._say_json(runner, rows=pending, is_dry=True)
-            return
-        rows = plural(pending, "pending row")
-        if options["dry"] or not pending:
-            self.terminal.say((runner.label, "bold"), f": {rows}.")
-            return
-        question = f"{runner.label}: {self.question.format(rows=rows)}?"
-        if options["interactive"] and not self.terminal.confirm(question):
-            self.terminal.say("Nothing was changed.")
-            return
-        number = self.mark(runner, queryset)
-        self.terminal.say((runner.label, "bold"), f": {plural(number, 'row')} {self.outcome}.")
+            self._say_json(runner, rows=number, is_dry=False)
+        else:
+            what = plural(number, found.noun.removeprefix("pending "))
+            self.terminal.say((runner.label, "bold"), f": {what} {self.outcome}.")
+
+    def find(
+        self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
+    ) -> _Found:
+        """What there is to settle among the rows of `queryset`, or of all."""
+        number = runner.pending(queryset).count()
+        return _Found(number, "pending row", lambda: self.mark(runner, queryset))
+
+    def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+        """Settle pending rows; how many."""
+        raise NotImplementedError
+
+    def say_more(self, runner: QuerySetRunner, found: _Found) -> None:
+        """Say what else might be meant, where nothing was done; by default nothing."""
+
+    def _is_confirmed(self, runner: QuerySetRunner, what: str) -> bool:
+        """What somebody answers. Raises CommandError where there is nobody to ask."""
+        deed = self.question.format(what=what)
+        if not self.terminal.can_ask:
+            raise CommandError(
+                f"{runner.label}: to {deed} takes a yes, and standard input is no terminal. Add "
+                "--no-input to do it unasked, or --dry to count only."
+            )
+        return self.terminal.confirm(f"{runner.label}: {deed}?")
 
     def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
         self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
-
-    def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
-        raise NotImplementedError
 
 
 class Adopt(_Marking):
@@ -68,26 +112,46 @@ class Adopt(_Marking):
 
     name = "adopt"
     summary = "record pending rows as up to date"
-    question = "record {rows} as up to date without running them"
+    question = "record {what} as up to date without running them"
     outcome = "recorded as up to date"
-
-    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
-        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
 
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.adopt(queryset)
 
 
 class Ignore(_Marking):
-    """Leave pending rows alone until their input changes."""
+    """Leave pending rows alone until their input changes, or rows whose run failed for good."""
 
     name = "ignore"
-    summary = "leave pending rows alone until their input changes"
-    question = "leave {rows} alone until they change"
-    outcome = "set aside until they change"
+    summary = "leave pending or failed rows alone until they change"
+    question = "leave {what} alone until the input changes"
+    outcome = "set aside until the input changes"
 
-    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
-        self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
+    @classmethod
+    def add_choice(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--failed", action="store_true", help="what failed for good, not what is pending"
+        )
+        add_choice(parser)
+
+    def find(
+        self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
+    ) -> _Found:
+        if not (options["failed"] or is_choice(options)):
+            return super().find(runner, queryset, options)
+        number = sum(map(len, chosen_runs(runner, options, queryset=queryset)))
+
+        def settle() -> int:
+            return interventions.ignore(chosen_runs(runner, options, queryset=queryset))
+
+        return _Found(number, "failed run", settle)
 
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.ignore(queryset)
+
+    def say_more(self, runner: QuerySetRunner, found: _Found) -> None:
+        if not found.number and runner.progress().failed:
+            self.terminal.hint(
+                f"What failed for good: manage.py autorun ignore {runner.label} --failed, and "
+                f"manage.py autorun failures {runner.label}"
+            )

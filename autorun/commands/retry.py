@@ -3,9 +3,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from django.core.management.base import CommandError
-
+from autorun import interventions
 from autorun.commands.batches import as_json
+from autorun.commands.choosing import add_choice, chosen_runs, is_choice
 from autorun.commands.subcommand import (
     OnRows,
     add_format,
@@ -15,14 +15,18 @@ from autorun.commands.subcommand import (
     rows_of,
 )
 from autorun.commands.terminal import plural
-from autorun.commands.watching import watch
+from autorun.commands.watching import add_watch, require_watchable, watch
 
 if TYPE_CHECKING:
+    from autorun.interventions import Retried
     from autorun.runner import QuerySetRunner
 
 
 class Retry(OnRows):
-    """Run again what has failed for good."""
+    """Run again what has failed for good: all of it, or what one exception or one time is about.
+
+    With --exception and --within a worker plans it, as it does for the pages of the admin.
+    """
 
     name = "retry"
     summary = "run again what has failed for good"
@@ -31,17 +35,17 @@ class Retry(OnRows):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add_runner(parser)
         add_keys(parser)
-        parser.add_argument(
-            "--watch", action="store_true", help="show progress; Ctrl-C stops watching only"
-        )
+        add_choice(parser)
+        add_watch(parser)
         add_format(parser)
 
     def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
-        is_json = options["format"] == "json"
-        if is_json and options["watch"]:
-            raise CommandError("--watch does not go with --format json.")
+        require_watchable(options)
+        if is_choice(options):
+            self._retry_chosen(runner, options)
+            return
         batch = runner.retry(rows_of(runner, options["keys"]), requested_by=requested_by())
-        if is_json:
+        if options["format"] == "json":
             self.terminal.json(as_json(batch))
             return
         self.terminal.say(
@@ -49,4 +53,31 @@ class Retry(OnRows):
             f": batch {batch.pk}, {plural(batch.planned, 'failed run')} to try again.",
         )
         if options["watch"]:
-            watch(batch, self.terminal)
+            watch(batch, self.terminal, check=options["check"])
+
+    def _retry_chosen(self, runner: QuerySetRunner, options: dict[str, Any]) -> None:
+        chosen = chosen_runs(runner, options, queryset=rows_of(runner, options["keys"]))
+        retried = interventions.retry(chosen, requested_by=requested_by())
+        if options["format"] == "json":
+            self.terminal.json([as_json(batch) for batch in retried.batches])
+            return
+        self._say_retried(runner.label, retried)
+        if options["watch"]:
+            for batch in retried.batches:
+                watch(batch, self.terminal, check=options["check"])
+
+    def _say_retried(self, label: str, retried: Retried) -> None:
+        numbers = ", ".join(str(batch.pk) for batch in retried.batches)
+        of_batch = "batch" if len(retried.batches) == 1 else "batches"
+        self.terminal.say(
+            (label, "bold"),
+            f": {of_batch} {numbers}" if numbers else "",
+            ", " if numbers else ": ",
+            f"{plural(retried.runs, 'failed run')} to try again",
+            "; a worker plans them." if numbers else ".",
+        )
+        if retried.outdated:
+            runs = plural(retried.outdated, "failed run")
+            self.terminal.say((f"{runs} of a runner that is gone: left as before.", "yellow"))
+        if not numbers:
+            self.terminal.hint(f"What failed, and why: manage.py autorun failures {label}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.schedules import crontab
 from django.core.management.base import CommandError
+from django.db import Error as DatabaseError
 from rich.live import Live
 from rich.text import Text
 
@@ -188,6 +189,10 @@ def look(runner: QuerySetRunner, *, with_pending: bool) -> State:
         )
     except AutorunError as error:
         return State(**known, error=str(error))
+    except DatabaseError:
+        raise
+    except Exception as error:  # noqa: BLE001  a hook of the project's own: the others are shown
+        return State(**known, error=f"{type(error).__name__}: {error}")
 
 
 def drawn(states: list[State], terminal: Terminal) -> Text:

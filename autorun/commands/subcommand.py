@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import getpass
 import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 
 CONDITION_NOT_MET = 3
 KEYS_AT_ONCE = 10_000
+#: More than any of the databases' integers holds, and than any time is long, is a slip.
+LARGEST = 2**31 - 1
+LARGEST_KEY = 2**63
+LONGEST = dt.timedelta(days=36_500)
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class ConditionNotMet(CommandError):
@@ -105,24 +112,55 @@ def add_queue(parser: argparse.ArgumentParser) -> None:
 
 def add_no_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--no-input", "--noinput", action="store_false", dest="interactive", help="ask nothing"
+        "--no-input",
+        "--noinput",
+        action="store_false",
+        dest="interactive",
+        help="ask nothing; needed where standard input is no terminal",
     )
+
+
+def add_within(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--within", type=duration, metavar="TIME", help=meaning)
 
 
 def positive(text: str) -> int:
     """An argument that is a number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    number = int(text) if text.isdecimal() and len(text) <= len(str(LARGEST)) else 0
+    if not 1 <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number from 1 to {LARGEST:,}: write 1000, for example"
+        )
     return number
 
 
 def positive_seconds(text: str) -> float:
     """An argument that is a duration of more than 0 seconds."""
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST.total_seconds():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds above 0: write 1 or 0.5, for example"
+        )
     return seconds
+
+
+def duration(text: str) -> dt.timedelta:
+    """An argument that is `30m`, `24h` or `7d`."""
+    found = re.fullmatch(r"([0-9]+)([mhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 30m, 24h or 7d")
+    try:
+        time = dt.timedelta(**{UNITS[found[2]]: int(found[1])})
+    except (OverflowError, ValueError):
+        time = dt.timedelta.max
+    if time > LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is longer than {LONGEST.days}d: leave the option out for all there ever was"
+        )
+    return time
 
 
 def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
@@ -154,8 +192,11 @@ def primary_key(runner: QuerySetRunner, text: str) -> Any:
     """`text` as a primary key of the runner's model. Raises CommandError for what is none."""
     kind = key_kind(runner.get_model())
     try:
-        return kind.to_pk(text)
-    except (ValidationError, ValueError, TypeError):
+        pk = kind.to_pk(text)
+        if kind.is_integer and not -LARGEST_KEY <= pk < LARGEST_KEY:
+            raise ValueError(text)  # some databases take no such number, not even to compare
+        return pk
+    except (ValidationError, ValueError, TypeError, OverflowError):
         raise CommandError(
             f"{text!r} is no primary key of {runner.get_model()._meta.label}, which has "
             f"{type(kind.field).__name__} keys."

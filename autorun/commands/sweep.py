@@ -11,7 +11,7 @@ from autorun.commands.subcommand import Subcommand, add_format, add_queue, chose
 from autorun.commands.terminal import plural
 from autorun.conf import settings
 from autorun.publishing import Message, publish
-from autorun.triggers.backfill import Swept, sweep_counting_failed
+from autorun.triggers.backfill import Swept, sweep_counting_undone
 
 AT_WORK = "another sweep of it is at work"
 
@@ -40,7 +40,7 @@ class Sweep(Subcommand):
             if options["queue"]:
                 publish([Message("autorun.sweep", (runner.label,), queue=settings.QUEUE)])
             else:
-                swept = sweep_counting_failed(runner)
+                swept = sweep_counting_undone(runner)
             if is_json:
                 done.append(_as_json(runner.label, swept, is_queued=options["queue"]))
             else:
@@ -53,10 +53,12 @@ class Sweep(Subcommand):
             fate = "a worker will sweep it." if is_queued else f"{AT_WORK}; nothing to do."
             self.terminal.say((label, "bold"), f": {fate}")
             return
-        batch, failed = swept.batch, swept.failed
+        batch, failed, under_way = swept.batch, swept.failed, swept.under_way
+        done = batch.existing - failed - under_way
         self.terminal.say(
             (label, "bold"),
-            f": {plural(batch.candidates, 'candidate')}, {batch.existing - failed:,} up to date, ",
+            f": {plural(batch.candidates, 'candidate')}, {done:,} up to date, ",
+            f"{under_way:,} on their way, " if under_way else "",
             (f"{failed:,} failed for good, ", "red") if failed else "",
             f"{plural(batch.planned, 'run')} planned.",
         )
@@ -69,5 +71,6 @@ def _as_json(label: str, swept: Swept | None, *, is_queued: bool) -> dict[str, A
         "runner": label,
         "queued": is_queued,
         "failed_for_good": None if swept is None else swept.failed,
+        "under_way": None if swept is None else swept.under_way,
         "batch": None if swept is None else as_json(swept.batch),
     }

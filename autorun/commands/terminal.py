@@ -27,10 +27,22 @@ PLAIN = str.maketrans({"…": "...", "·": "-", "━": "=", "→": "->", "✔": 
 
 
 class Terminal:
-    """Writes to `stream`, as its encoding, its width and the user's wishes allow."""
+    """Writes to `stream`, as its encoding, its width and the user's wishes allow.
 
-    def __init__(self, stream: Any, *, no_color: bool = False, force_color: bool = False) -> None:
+    Questions go to `aside`, standard error by default, so that they are seen where `stream` leads
+    into a file, and are not among what is read from a pipe.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        *,
+        aside: Any = None,
+        no_color: bool = False,
+        force_color: bool = False,
+    ) -> None:
         self.stream = _Forgiving(stream)
+        self.aside = _Forgiving(sys.stderr if aside is None else aside)
         self.console = Console(
             file=cast("TextIO", self.stream),
             no_color=no_color or None,
@@ -83,12 +95,15 @@ class Terminal:
         """`value` as JSON, times in ISO 8601."""
         self.stream.write(json.dumps(value, cls=DjangoJSONEncoder, indent=2) + "\n")
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody can answer, wherever the output goes."""
+        return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
     def confirm(self, question: str) -> bool:
-        """Whether the person at the terminal says yes; True where nobody is there to be asked."""
-        if not (sys.stdin is not None and sys.stdin.isatty() and self.console.is_terminal):
-            return True
-        self.stream.write(f"{question} [y/N] ")
-        self.stream.flush()
+        """Whether the person at the terminal says yes."""
+        self.aside.write(f"{question} [y/N] ")
+        self.aside.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def _forced_width(self) -> int | None:

@@ -49,13 +49,13 @@ class Pass:
         *,
         is_given: bool = False,
         selection: Selection = PENDING,
-        counts_failed: bool = False,
+        counts_undone: bool = False,
     ) -> None:
         self.runner = runner
         self.rows = rows
         self.is_given = is_given
         self.selection = selection
-        self.counts_failed = counts_failed and progress(runner).failed > 0
+        self.counts_undone = counts_undone and _has_undone(runner)
         self.outcome = Outcome()
         self.was_refused = False
         #: What the batch does not say yet, and when it was last told.
@@ -157,5 +157,11 @@ class Pass:
             priority=_PRIORITY.get(batch.trigger, Chunk.Priority.SWEEP),
             selection=self.selection,
             batch=batch,
-            counts_failed=self.counts_failed,
+            counts_undone=self.counts_undone,
         )
+
+
+def _has_undone(runner: QuerySetRunner) -> bool:
+    """Whether there is a run that failed for good or has not ended; the index says of neither."""
+    found = progress(runner)
+    return found.failed + found.unfinished > 0

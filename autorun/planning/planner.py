@@ -37,7 +37,8 @@ _COUNTER = {
 class Outcome:
     """What became of some candidates: `planned` new runs; `existing` needed none.
 
-    `failed` are those of the existing that failed for good, where anybody asked.
+    Of the existing, `failed` are those that failed for good and `under_way` those that have not
+    ended, where anybody asked.
     """
 
     candidates: int = 0
@@ -45,6 +46,7 @@ class Outcome:
     planned: int = 0
     unprepared: int = 0
     failed: int = 0
+    under_way: int = 0
 
     def __add__(self, other: Outcome) -> Outcome:
         return Outcome(
@@ -53,6 +55,7 @@ class Outcome:
             self.planned + other.planned,
             self.unprepared + other.unprepared,
             self.failed + other.failed,
+            self.under_way + other.under_way,
         )
 
 
@@ -70,7 +73,7 @@ class Planner:
     selection: Selection = PENDING
     batch: Batch | None = None
     status: Run.Status = Run.Status.PENDING
-    counts_failed: bool = False
+    counts_undone: bool = False
 
     def count(self, window: Window) -> Outcome:
         """What planning `window` would do."""
@@ -108,7 +111,7 @@ class Planner:
         if candidates is None:
             return Counts()
         return statements.count(
-            candidates, self.selection, counts_failed=self.counts_failed, using=settings.DATABASE
+            candidates, self.selection, counts_undone=self.counts_undone, using=settings.DATABASE
         )
 
     def _record(self, window: Window, found: Counts, *, limit: int | None) -> int:
@@ -262,6 +265,7 @@ def _expected(found: Counts, window: Window) -> Outcome:
         planned=pending,
         unprepared=len(window.unprepared),
         failed=found.failed,
+        under_way=found.under_way,
     )
 
 

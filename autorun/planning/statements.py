@@ -55,15 +55,16 @@ class Candidates:
 class Counts:
     """Of some candidates: all, those without a current run, those whose run is to be redone.
 
-    `failed` are those whose run failed for good on the same input, where anybody asked.
-    `to_redo` names those to be redone, with their fingerprints, where the database can name them
-    as it counts.
+    `failed` are those whose run failed for good on the same input, and `under_way` those whose run
+    for it has not ended, where anybody asked. `to_redo` names those to be redone, with their
+    fingerprints, where the database can name them as it counts.
     """
 
     candidates: int = 0
     missing: int = 0
     redo: int = 0
     failed: int = 0
+    under_way: int = 0
     to_redo: Sequence[tuple[Key, str]] | None = None
 
 
@@ -105,30 +106,35 @@ def candidates_of(
 
 
 def count(
-    candidates: Candidates, selection: Selection, *, counts_failed: bool = False, using: str
+    candidates: Candidates, selection: Selection, *, counts_undone: bool = False, using: str
 ) -> Counts:
     """How many candidates there are, and for which reason they are to be planned; one query.
 
-    Without `counts_failed` and `selection.failed` the index alone answers it.
+    Without `counts_undone` and `selection.failed` the index alone answers it.
     """
     connection = connections[using]
     match = current_run_of_candidate(connection, candidates)
     redo, is_named = _redo_column(connection, selection)
-    failed = f"r.status = {Run.Status.FAILED:d} AND r.fingerprint = d.f"
-    failed_count = f"COUNT(CASE WHEN {failed} THEN 1 END)" if counts_failed else "0"
+    undone = ", ".join(
+        f"COUNT(CASE WHEN r.status = {status:d} AND r.fingerprint = d.f THEN 1 END)"
+        for status in (Run.Status.FAILED, Run.Status.PENDING)
+    )
     sql = (
-        f"SELECT COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}, {failed_count} "
+        f"SELECT COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}, "
+        f"{undone if counts_undone else '0, 0'} "
         f"FROM ({candidates.source.sql}) AS d "
         f"LEFT JOIN {table(Run, connection)} AS r ON {match.sql}"
     )
     with connection.cursor() as cursor:
         cursor.execute(sql, [*candidates.source.params, *match.params])
-        total, missing, found, failed_total = cursor.fetchone()
+        total, missing, found, failed, under_way = cursor.fetchone()
     to_redo = None
     if is_named:
         to_redo = json.loads(found or "[]")
         found = len(to_redo)
-    return Counts(total, missing if selection.missing else 0, found, failed_total, to_redo)
+    return Counts(
+        total, missing if selection.missing else 0, found, failed, under_way, to_redo=to_redo
+    )
 
 
 def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple[str, bool]:

@@ -12,6 +12,7 @@ from autorun import batches, registry
 from autorun.console import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Batch, Chunk, Run
+from autorun.nodes import configuration_of
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.scope import Scope
@@ -39,7 +40,7 @@ def run_now(
     transcript.start()
     rows = _announced(runner, queryset, transcript)
     transcript.checking()
-    pass_ = Pass(runner, rows, is_given=queryset is not None, counts_failed=transcript.is_heard)
+    pass_ = Pass(runner, rows, is_given=queryset is not None, counts_undone=transcript.is_heard)
     if dry:
         batch = pass_.counted(limit=max_total)
     else:
@@ -85,20 +86,24 @@ def backfill_now(
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep planned, and how many of the rows it left alone had failed for good."""
+    """What a sweep planned; of the rows it left alone, how many failed or are on their way."""
 
     batch: Batch
     failed: int
+    under_way: int
 
 
 def sweep_now(runner: QuerySetRunner) -> Batch | None:
     """Plan and release whatever is pending; None where another sweep of the runner is at it."""
-    swept = sweep_counting_failed(runner, counts_failed=False)
+    swept = sweep_counting_undone(runner, counts_undone=False)
     return None if swept is None else swept.batch
 
 
-def sweep_counting_failed(runner: QuerySetRunner, *, counts_failed: bool = True) -> Swept | None:
-    """Do as `sweep_now` does, and count what has failed for good, which takes a query a window."""
+def sweep_counting_undone(runner: QuerySetRunner, *, counts_undone: bool = True) -> Swept | None:
+    """Do as `sweep_now` does, and count what it leaves alone though it is not done.
+
+    To tell that, the database looks at every run, where the index does for the sweep itself.
+    """
     require_valid(runner)
     rows = eligible(runner, None, log_level=logging.DEBUG)
     batch = batches.begin_alone(
@@ -110,9 +115,9 @@ def sweep_counting_failed(runner: QuerySetRunner, *, counts_failed: bool = True)
     )
     if batch is None:
         return None
-    pass_ = Pass(runner, rows, counts_failed=counts_failed)
+    pass_ = Pass(runner, rows, counts_undone=counts_undone)
     pass_.executed(batch)
-    return Swept(batch, pass_.outcome.failed)
+    return Swept(batch, pass_.outcome.failed, pass_.outcome.under_way)
 
 
 def go_on(batch: Batch) -> Batch:
@@ -144,7 +149,7 @@ def ignore(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
 
 def require_valid(runner: QuerySetRunner) -> None:
     """Raise now what every run would otherwise fail with."""
-    problems = runner.get_analysis().check(runner.create_configuration(), runner.get_input_key())
+    problems = runner.get_analysis().check(configuration_of(runner), runner.get_input_key())
     if problems:
         raise ConfigurationError(
             f"{runner.label}: " + " ".join(f"{each.message} {each.hint}" for each in problems)
@@ -191,7 +196,9 @@ def _report(transcript: Transcript, pass_: Pass, batch: Batch, *, dry: bool) -> 
         transcript.no_candidates()
         return
     if not pending and not outcome.unprepared:
-        transcript.nothing_pending(outcome.candidates, failed=outcome.failed)
+        transcript.nothing_pending(
+            outcome.candidates, failed=outcome.failed, under_way=outcome.under_way
+        )
         return
     transcript.prepared(number=pending, unprepared=outcome.unprepared)
     if outcome.planned < pending and batch.limit is not None:

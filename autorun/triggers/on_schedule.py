@@ -116,6 +116,10 @@ def _wanted() -> tuple[list[Entry], dict[str, ImproperRunner]]:
             entry = _sweep_entry(name, runner)
         except ImproperRunner as error:
             improper[name] = ImproperRunner(f"{runner.label}: {error}")
+        except Exception as error:  # noqa: BLE001  a project's own hook: the others are synced
+            improper[name] = ImproperRunner(
+                f"{runner.label}: get_schedule() raises {type(error).__name__}: {error}"
+            )
         else:
             entries += [entry] if entry else []
     return entries, improper

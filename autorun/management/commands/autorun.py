@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -29,6 +30,13 @@ class Command(BaseCommand):
         *("--force-color", "--skip-checks"),
     }
 
+    def __init__(
+        self, stdout: Any = None, stderr: Any = None, no_color: bool = False, **options: Any
+    ) -> None:
+        # Django colours errors by what it knows when the command is made, and not by NO_COLOR.
+        is_plain = no_color or (bool(os.environ.get("NO_COLOR")) and not options.get("force_color"))
+        super().__init__(stdout, stderr, is_plain, **options)
+
     def add_arguments(self, parser: CommandParser) -> None:
         self._parser = parser
         subparsers = parser.add_subparsers(
@@ -54,6 +62,7 @@ class Command(BaseCommand):
             return
         terminal = Terminal(
             options.get("stdout") or self.stdout._out,
+            aside=options.get("stderr") or self.stderr._out,
             no_color=options["no_color"],
             force_color=options["force_color"],
         )

@@ -1,0 +1,146 @@
+"""What the page of a run tells of it: why it ran, and what happened when."""
+
+from typing import Any
+
+import pytest
+
+from autorun.admin.stories import PLANNED_AGAIN, Story, other_runs, story_of
+from autorun.models import Failure, Run
+from autorun.planning.keys import plan_keys
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def document() -> Document:
+    return Document.objects.create(title="a")
+
+
+def fail_if_bad(value: Any) -> Any:
+    if "bad" in value:
+        raise ValueError(value)
+
+
+def told(runner: Any, run: Run | None = None) -> Story:
+    """The story of a run, or of the newest."""
+    if run is None:
+        run = Run.objects.select_related("chunk__batch", "node").latest("pk")
+    instance = Document.objects.filter(pk=run.object_id).first()
+    return story_of(run, runner, instance, others=other_runs(run), shows_messages=True)
+
+
+def why(runner: Any) -> str:
+    return told(runner).why
+
+
+def test_the_first_run_of_a_row(document):
+    with installed(echo := declare()):
+        echo().run()
+
+        assert why(echo()) == (
+            "Code called run() and its row was pending. It is the first run of the row on record."
+        )
+
+
+def test_a_run_of_a_row_that_changed(document):
+    with installed(echo := declare()):
+        echo().run()
+        work_off()
+        first = Run.objects.get()
+        Document.objects.update(title="b")
+        plan_keys(echo(), [document.pk])
+
+        assert why(echo()) == (
+            "Its row was saved, or what it depends on had a new success. "
+            f"Its row, or what it depends on, had changed since run {first.pk}."
+        )
+
+
+def test_a_run_that_was_forced(document):
+    with installed(echo := declare()):
+        echo().run()
+        work_off()
+        first = Run.objects.get()
+        echo().backfill(force=True)
+
+        assert why(echo()) == (
+            "A backfill asked for it: all rows, again. "
+            f"It was forced: run {first.pk} had succeeded on the same input."
+        )
+
+
+def test_a_run_that_was_retried(document):
+    Document.objects.update(title="bad")
+    with installed(failing := declare(fail_if_bad, MAX_ATTEMPTS=1)):
+        failing().run()
+        work_off()
+        first = Run.objects.get()
+        failing().retry()
+
+        assert why(failing()) == (
+            "A backfill asked for it: failed rows. "
+            f"It was retried: run {first.pk} had failed on the same input."
+        )
+
+
+def test_a_run_that_was_cancelled_before_its_start_is_passed_over(document):
+    with installed(echo := declare()):
+        from autorun import control
+
+        echo().run()
+        control.cancel(echo.get_label(), reason="")
+        echo().run()
+
+        assert why(echo()).endswith("It is the first run of the row on record.")
+
+
+def test_a_row_whose_input_could_not_be_prepared_before(document):
+    def get_instance_representation(self, instance):
+        return 1 / (instance.title != "bad")
+
+    Document.objects.update(title="bad")
+    options = {"INPUT_FIELDS": None, "get_instance_representation": get_instance_representation}
+    with installed(echo := declare(**options)):
+        echo().run()
+        unprepared = Run.objects.get()
+        before = told(echo())
+        Document.objects.update(title="good")
+        echo().run()
+
+        assert before.why.startswith("Its input could not be prepared")
+        words = [event.words for event in before.events]
+        assert "before its first attempt it failed: ZeroDivisionError" in words
+        assert why(echo()).endswith(
+            f"In run {unprepared.pk} the row's input could not be prepared."
+        )
+
+
+@pytest.mark.parametrize(
+    ("settle", "words"),
+    [
+        ("adopt", "Somebody recorded its row as done without running it."),
+        ("ignore", "Somebody set its row aside, to be left alone until its input changes."),
+    ],
+)
+def test_a_row_that_was_adopted_or_ignored(document, settle, words):
+    with installed(echo := declare()):
+        getattr(echo(), settle)()
+
+        assert why(echo()) == words
+
+
+def test_the_attempts_before_a_retry_are_told_by_how_they_failed(document):
+    Document.objects.update(title="bad")
+    with installed(failing := declare(fail_if_bad, MAX_ATTEMPTS=2, RETRY_BACKOFF=0)):
+        failing().run()
+        work_off()
+        Failure.objects.filter(attempt=1).update(worker="first@host")
+        story = told(failing())
+
+    words = [event.words for event in story.events]
+    assert {"attempt 1 failed on first@host: ValueError", PLANNED_AGAIN} < set(words)
+    assert "planned" not in words
+    assert any(each.startswith("attempt 2 failed") for each in words)
+    assert "failed for good" in words
