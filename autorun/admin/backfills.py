@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from django.core.exceptions import PermissionDenied
 
 from autorun.admin.permissions import Permission
-from autorun.admin.rows import Name, may_view, name_of
+from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
 from autorun.counting import REASONS, UNPREPARED, Count
 from autorun.interventions import request_backfill
@@ -182,11 +182,9 @@ def _names(
     model = runner.get_model()
     kind = key_kind(model)
     keys = {key for found in count.samples.values() for key in found}
-    if not keys or not may_view(request, site, model):
-        return {key: Name(key) for key in keys}
-    rows = runner.get_every_row().filter(pk__in=[kind.to_pk(key) for key in keys])
-    named = {str(row.pk): name_of(site, row) for row in rows}
-    return {key: named.get(str(kind.to_pk(key)), Name(key)) for key in keys}
+    pks = {key: kind.to_pk(key) for key in keys}
+    shown = visible(request, site, model, pks.values(), runner.get_database())
+    return {key: name_of(site, shown[pk]) if pk in shown else Name(key) for key, pk in pks.items()}
 
 
 def _plain(key: Any) -> Any:

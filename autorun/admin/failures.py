@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
@@ -9,11 +11,12 @@ from django.urls import URLPattern
 from autorun import interventions
 from autorun.admin.charts import columns
 from autorun.admin.pages import PageAdmin, action, page
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.rows import seen_rows
 from autorun.admin.runs import do_retry, ignored_words
 from autorun.failures import labels_of, recent_failures, runs_of
 from autorun.listing import SINCE
-from autorun.models import Failure
+from autorun.models import Failure, Run
 
 DEFAULT_SINCE = "24h"
 MOST_GROUPS = 100
@@ -40,12 +43,14 @@ class FailureAdmin(PageAdmin):
         found = recent_failures(since)
         shown = found.groups[:MOST_GROUPS]
         labels = labels_of(each.group for each in shown)
+        open_runs = self._open_runs(request, [each.group.run_id for each in shown])
         lines = [
             (
                 each.group,
                 labels.get(each.group.node_id, ""),
                 each.attempts,
                 columns([(0, number) for number in each.times]),
+                each.group.run_id in open_runs,
             )
             for each in shown
         ]
@@ -82,6 +87,14 @@ class FailureAdmin(PageAdmin):
         number = interventions.ignore(runs_of(key, since))
         self.note(request, ignored_words(number), about=_about(request))
         return self._back_to_list(since)
+
+    def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
+        """Those of the runs whose messages the user may see; none without the permission."""
+        if not Allowed(request.user).to(Permission.SEE_PAYLOAD):
+            return set()
+        runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
+        seen = seen_rows(request, self.admin_site, runs)
+        return {run_id for run_id, each in seen.items() if each.is_open}
 
     def _back_to_list(self, since: str) -> HttpResponse:
         return HttpResponseRedirect(f"{self.url('autorun_failure_changelist')}?since={since}")

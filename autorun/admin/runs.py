@@ -15,7 +15,7 @@ from django.urls import URLPattern
 from autorun import interventions, registry
 from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import instance_of, key_text, may_view, name_row, name_rows
+from autorun.admin.rows import instance_of, key_text, seen_rows
 from autorun.admin.stories import story_of
 from autorun.listing import SINCE, STATES, TRIGGERS, Cursor, RunFilter, state_of
 from autorun.models import Failure, Run
@@ -83,7 +83,7 @@ class RunAdmin(PageAdmin):
         chosen = RunFilter.read(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
         found = chosen.page(after, size=PAGE)
-        names = name_rows(request, self.admin_site, found.runs)
+        seen = seen_rows(request, self.admin_site, found.runs)
         recent = Failure.objects.order_by("-pk").values_list("exception_class", flat=True)
         classes = set(recent[:RECENT_FAILURES]) | ({chosen.exception} - {""})
         allowed = Allowed(request.user)
@@ -92,7 +92,7 @@ class RunAdmin(PageAdmin):
             "runs",
             "Runs",
             chosen=chosen,
-            lines=[(run, state_of(run), names[run.pk]) for run in found.runs],
+            lines=[(run, state_of(run), seen[run.pk].name) for run in found.runs],
             total=chosen.number(),
             query=urlencode(chosen.written()),
             older=None
@@ -114,13 +114,13 @@ class RunAdmin(PageAdmin):
         if run is None:
             raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
         runner = registry.find(run.chunk.runner)
-        instance = instance_of(run, None if runner is None else runner.get_database())
-        name = name_row(request, self.admin_site, run, instance)
-        allowed = Allowed(request.user)
-        may_see = allowed.to(Permission.SEE_PAYLOAD) and (
-            instance is None or may_view(request, self.admin_site, type(instance))
-        )
-        story = story_of(run, runner, instance, shows_messages=may_see)
+        database = None if runner is None else runner.get_database()
+        seen = seen_rows(request, self.admin_site, [run], database)[run.pk]
+        instance = seen.instance
+        if instance is None and not seen.is_hidden and not seen.name.is_gone:
+            instance = instance_of(run, database)
+        may_see = seen.is_open and Allowed(request.user).to(Permission.SEE_PAYLOAD)
+        story = story_of(run, runner, instance, shows_messages=may_see, is_hidden=seen.is_hidden)
         others = (
             Run.objects.filter(
                 node_id=run.node_id, object_id=run.object_id, object_key=run.object_key
@@ -133,10 +133,10 @@ class RunAdmin(PageAdmin):
         return self.render(
             request,
             "run",
-            f"{run.node} on {name}",
+            f"{run.node} on {seen.name}",
             run=run,
             state=state_of(run),
-            name=name,
+            name=seen.name,
             key=key_text(run),
             story=story,
             input=_input(runner, instance) if may_see else None,

@@ -42,11 +42,19 @@ _WITHOUT_MESSAGE = {
 
 
 def story_of(
-    run: Run, runner: QuerySetRunner | None, instance: Any, *, shows_messages: bool
+    run: Run,
+    runner: QuerySetRunner | None,
+    instance: Any,
+    *,
+    shows_messages: bool,
+    is_hidden: bool = False,
 ) -> Story:
-    """The story of a run; `instance` is its row, None where that is gone."""
+    """The story of a run; `instance` is its row, None where that is gone, or hidden."""
     failures = list(run.failures.order_by("attempt"))
-    now = _now(run, runner, instance, shows_messages=shows_messages)
+    if is_hidden:
+        now = "Its row is one that you may not see, so nothing more is told about it."
+    else:
+        now = _now(run, runner, instance, shows_messages=shows_messages)
     return Story(_why(run), now, _events(run, failures), failures)
 
 
