@@ -17,6 +17,7 @@ from autorun.clock import from_now
 from autorun.listing import SINCE
 from autorun.models import Failure, Node, Run
 from autorun.nodes import labels_by_digest
+from autorun.parameters import read_number
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -160,12 +161,12 @@ def recent_failures(since: str) -> RecentFailures:
 
 def runs_of(key: str, since: str) -> Iterator[list[Run]]:
     """The runs of a recent group that failed for good, a few thousand at a time; all of them."""
-    node_id = key.partition("-")[0]
+    node_id = read_number(key.partition("-")[0])
     failures = Failure.objects.filter(
         _LAST,
         failed_at__gte=timezone.now() - SINCE[since],
         run__status=Run.Status.FAILED,
-        run__node_id=int(node_id) if node_id.isdecimal() and len(node_id) < 19 else 0,
+        run__node_id=node_id or 0,
     )
     for rows in _from_the_newest(failures):
         ids = {

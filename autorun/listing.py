@@ -17,6 +17,7 @@ from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.parameters import LEAST, read_number, read_one_of, read_text
 
 #: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
 CHUNKS_AT_ONCE = 500
@@ -97,10 +98,8 @@ class Cursor:
     @classmethod
     def read(cls, text: str) -> Cursor | None:
         """The cursor that `text` is, or None where it is none."""
-        chunk_id, _, run_id = text.partition("-")
-        if not (chunk_id.isdecimal() and run_id.isdecimal()):
-            return None
-        return cls(int(chunk_id), int(run_id))
+        chunk_id, run_id = map(read_number, text.partition("-")[::2])
+        return None if chunk_id is None or run_id is None else cls(chunk_id, run_id)
 
 
 @dataclass(frozen=True)
@@ -132,15 +131,14 @@ class RunFilter:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
         """The filter in query parameters; values that mean nothing are passed over."""
-        batch = _text(given, "batch")
         return cls(
-            runner=_text(given, "runner"),
-            state=_one_of(STATES, given.get("state")),
-            trigger=_one_of(TRIGGERS, given.get("trigger")),
-            exception=_text(given, "exception"),
-            batch=int(batch) if batch.isdecimal() and len(batch) < 19 else None,
-            since=_one_of(SINCE, given.get("since")),
-            row=_text(given, "row"),
+            runner=read_text(given, "runner"),
+            state=read_one_of(STATES, given.get("state")),
+            trigger=read_one_of(TRIGGERS, given.get("trigger")),
+            exception=read_text(given, "exception"),
+            batch=read_number(given.get("batch")),
+            since=read_one_of(SINCE, given.get("since")),
+            row=read_text(given, "row"),
         )
 
     def written(self) -> dict[str, str]:
@@ -257,8 +255,9 @@ class RunFilter:
             runs = runs.filter(chunk__in=self._chunks)
         if self.row:
             key = Q(object_id=0, object_key=self.row)
-            if self.row.lstrip("-").isdecimal() and len(self.row) < 19:
-                key |= Q(object_id=int(self.row), object_key="")
+            number = read_number(self.row, least=LEAST)
+            if number is not None:
+                key |= Q(object_id=number, object_key="")
             # Named one by one, the nodes let the index find the row.
             runs = runs.filter(key, node__in=list(Node.objects.values_list("pk", flat=True)))
         if self.exception:
@@ -271,12 +270,3 @@ class RunFilter:
 
 def _cursor_of(run: Run) -> Cursor:
     return Cursor(run.chunk_id, run.pk)
-
-
-def _text(given: Mapping[str, Any], name: str) -> str:
-    # PostgreSQL takes no NUL in a text.
-    return str(given.get(name, "")).replace("\0", "").strip()[:255]
-
-
-def _one_of(known: Mapping[str, object], given: object) -> str:
-    return str(given) if given in known else ""

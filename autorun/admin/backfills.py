@@ -16,6 +16,7 @@ from autorun.counting import REASONS, UNPREPARED, Count
 from autorun.interventions import request_backfill
 from autorun.keys import key_kind
 from autorun.models import Batch
+from autorun.parameters import read_number, read_text
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.querysets import as_plain
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from autorun.admin.cards import Card
     from autorun.runner import QuerySetRunner
 
+#: What a column of 32 bits takes.
+MOST_RUNS = (1 << 31) - 1
 #: What `only` may be, as the form says it.
 ONLY = {
     "": "Pending rows: without a run, or changed since",
@@ -64,10 +67,10 @@ class Request:
         only = str(given.get("only", ""))
         return cls(
             only=only if only in ONLY else "",
-            filter=str(given.get("filter", "")).replace("\0", ""),
-            selection=str(given.get("selection", "")),
-            limit=_positive(given.get("limit")),
-            window=_positive(given.get("window")),
+            filter=read_text(given, "filter"),
+            selection=read_text(given, "selection"),
+            limit=read_number(given.get("limit"), least=1, most=MOST_RUNS),
+            window=read_number(given.get("window"), least=1, most=MOST_RUNS),
         )
 
     def query(self, **more: str) -> str:
@@ -189,8 +192,3 @@ def _names(
 
 def _plain(key: Any) -> Any:
     return key if isinstance(key, int) else str(key)
-
-
-def _positive(given: Any) -> int | None:
-    text = str(given or "")
-    return int(text) if text.isdecimal() and 0 < int(text) < 1 << 31 else None

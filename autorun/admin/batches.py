@@ -28,6 +28,7 @@ from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError
 from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch
+from autorun.parameters import read_number, read_text
 
 PAGE = 50
 SAMPLES = 3
@@ -58,12 +59,12 @@ class BatchAdmin(PageAdmin):
     def listing(self, request: HttpRequest) -> HttpResponse:
         """Batches by id, so that no page counts those before it."""
         found = Batch.objects.order_by("-pk")
-        label = request.GET.get("runner", "")
+        label = read_text(request.GET, "runner")
         if label:
             found = found.filter(runner=label)
-        before = request.GET.get("before", "")
-        if before.isdecimal() and len(before) < 19:
-            found = found.filter(pk__lt=int(before))
+        before = read_number(request.GET.get("before"))
+        if before is not None:
+            found = found.filter(pk__lt=before)
         with_empty = request.GET.get("all") == "1"
         some = list((found if with_empty else found.exclude(EMPTY_SWEEP))[: PAGE + 1])
         return self.render(

@@ -113,11 +113,10 @@ def visible(
 def find_row(request: HttpRequest, site: AdminSite, runner: QuerySetRunner, key: str) -> Any:
     """The runner's row of that key, which may be any text; None where the user may not see it."""
     model = runner.get_model()
-    try:
-        primary_key = key_kind(model).to_pk(key)
-    except (ValidationError, ValueError, TypeError):
-        return None
-    if not visible(request, site, model, [primary_key], runner.get_database()):
+    primary_key = key_kind(model).read(key)
+    if primary_key is None or not visible(
+        request, site, model, [primary_key], runner.get_database()
+    ):
         return None
     return runner.get_every_row().filter(pk=primary_key).first()
 

@@ -19,8 +19,10 @@ from autorun.admin.rows import instance_of, key_text, seen_rows
 from autorun.admin.stories import story_of
 from autorun.listing import SINCE, STATES, TRIGGERS, Cursor, RunFilter, state_of
 from autorun.models import Failure, Run
+from autorun.parameters import read_number
 
 PAGE = 50
+MOST_TICKED = 1_000
 #: Failures whose classes are offered as a filter.
 RECENT_FAILURES = 1_000
 
@@ -156,7 +158,8 @@ class RunAdmin(PageAdmin):
             return self._back_to_list(request)
         require(request, chosen_action.permission)
         is_everything = request.POST.get("scope") == "everything"
-        ids = [int(each) for each in request.POST.getlist("ids") if each.isdecimal()][:1_000]
+        given = map(read_number, request.POST.getlist("ids")[:MOST_TICKED])
+        ids = [each for each in given if each is not None]
         chosen = RunFilter.read(request.POST)
         if not is_everything and not ids:
             messages.error(request, "Tick the runs that are meant, or choose all that match.")
