@@ -13,6 +13,7 @@ from django.urls import reverse
 
 from autorun import interventions, upkeep
 from autorun.admin import runners
+from autorun.admin.selections import MOST_KEPT
 from autorun.exceptions import BrokerUnavailable
 from autorun.failures import recent_failures
 from autorun.models import Batch, Chunk, Node, Run
@@ -494,6 +495,49 @@ def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
     response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
 
     assert "takes the permission to backfill" in response.content.decode()
+
+
+@pytest.mark.parametrize("step", ["prepare", "count", "start"])
+@pytest.mark.parametrize("loss", ["session", "age"])
+@pytest.mark.parametrize("codenames", [("start_run",), ("start_run", "backfill_run")])
+def test_rows_whose_choice_is_forgotten_do_not_become_all_rows(
+    codenames, loss: str, step: str, runner
+) -> None:
+    client = client_with(*codenames, "view_scan", "change_scan")
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": [Scan.objects.first().pk]}
+    changelist = reverse("admin:sample_app_scan_changelist")
+    token = client.post(changelist, form, follow=True).context["asked"].selection
+    if loss == "session":
+        client.logout()
+        client.force_login(User.objects.get())
+    else:
+        for _ in range(MOST_KEPT):
+            client.post(changelist, form)
+    ask = client.post if step == "start" else client.get
+
+    response = ask(
+        reverse(f"admin:autorun_batch_{step}", args=[LABEL]),
+        {"selection": token, "only": "all"},
+        follow=True,
+    )
+
+    assert "no longer known" in response.text
+    assert "would start" not in response.text
+    assert Batch.objects.count() == 1
+
+
+def test_the_preview_that_a_script_fetches_says_so_too(runner) -> None:
+    client = client_with("start_run")
+
+    response = client.get(
+        reverse("admin:autorun_batch_count", args=[LABEL]),
+        {"selection": "lost"},
+        headers={"X-Requested-With": "autorun"},
+    )
+
+    assert response.status_code == 200
+    assert "no longer known" in response.text
+    assert "data-autorun-fetch" not in response.text
 
 
 def test_a_selection_is_its_owners_alone(runner) -> None:

@@ -40,6 +40,7 @@ ONLY = {
     "all": "All of these: pending and failed",
     "again": "Everything again, also what has succeeded",
 }
+LOST = "The chosen rows are no longer known: choose them again."
 WORDS = {
     "missing": "have no run",
     "changed": "have changed since their run",
@@ -91,11 +92,20 @@ class Request:
         """The rows somebody chose on the model's own page, if any."""
         return find(request, self.selection) if self.selection else None
 
+    def is_lost(self, request: HttpRequest) -> bool:
+        """Whether it is about chosen rows that the session does not know any more."""
+        return bool(self.selection) and self.chosen(request) is None
+
     def queryset(
         self, request: HttpRequest, site: AdminSite, runner: QuerySetRunner
     ) -> QuerySet[Any] | None:
-        """The rows in scope; None for the runner's default queryset."""
+        """The rows in scope; None for the runner's default queryset.
+
+        Raises ValueError where chosen rows are no longer known.
+        """
         chosen = self.chosen(request)
+        if self.is_lost(request):
+            raise ValueError(LOST)
         if chosen is None:
             return self.scope.queryset(runner)
         return as_plain(runner, chosen.queryset(request, site))
@@ -114,8 +124,8 @@ class Request:
             "requested_by": request.user.get_username()[:255],
         }
         chosen = self.chosen(request)
-        if self.selection and chosen is None:
-            raise ValueError("The chosen rows are no longer known: choose them again.")
+        if self.is_lost(request):
+            raise ValueError(LOST)
         if chosen is None:
             return request_backfill(runner, self.scope, **limits)
         if not may_view(request, site, chosen.get_model()):

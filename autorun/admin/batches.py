@@ -10,7 +10,7 @@ from django.urls import URLPattern
 
 from autorun import batches, registry
 from autorun.activity import activity_by_node
-from autorun.admin.backfills import ONLY, Preview, Request, preview
+from autorun.admin.backfills import LOST, ONLY, Preview, Request, preview
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import (
     PageAdmin,
@@ -22,7 +22,7 @@ from autorun.admin.pages import (
     require,
     who,
 )
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.tables import batch_lines
 from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError
@@ -108,18 +108,16 @@ class BatchAdmin(PageAdmin):
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The scope of a backfill, and what it would do."""
         card, asked = self._card(label), Request.read(request.GET)
+        if asked.is_lost(request):
+            return self._start_over(request)
         require(request, asked.needs(request))
-        chosen = asked.chosen(request)
-        if asked.selection and chosen is None:
-            messages.error(request, "The chosen rows are no longer known: choose them again.")
-            return HttpResponseRedirect(self.url("autorun_batch_choose"))
         return self.render(
             request,
             "prepare",
             f"Backfill {card.name}",
             card=card,
             asked=asked,
-            chosen=chosen,
+            chosen=asked.chosen(request),
             only=ONLY,
             filters=sorted(card.runner.FILTERS or {}),
             query=asked.query(),
@@ -129,6 +127,10 @@ class BatchAdmin(PageAdmin):
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """The preview alone, counted on for a moment."""
         card, asked = self._card(label), Request.read(request.GET)
+        if asked.is_lost(request):
+            if is_fetched(request):
+                return self.fragment(request, "preview", card=card, asked=asked, problem=LOST)
+            return self._start_over(request)
         require(request, asked.needs(request))
         begun = Count.read(request.GET.get("begun", ""))
         found, problem = self._counted(request, card, asked, begun)
@@ -155,6 +157,8 @@ class BatchAdmin(PageAdmin):
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
         """Begin the backfill that was previewed."""
         card, asked = self._card(label), Request.read(request.POST)
+        if asked.is_lost(request):
+            return self._start_over(request)
         require(request, asked.needs(request))
         try:
             batch = asked.start(request, self.admin_site, card.runner)
@@ -190,6 +194,14 @@ class BatchAdmin(PageAdmin):
                 batch,
             )
         return self.back(request, self.url("autorun_batch_change", batch_id))
+
+    def _start_over(self, request: HttpRequest) -> HttpResponse:
+        """To where rows can be chosen, for those whose choice is no longer known."""
+        messages.error(request, LOST)
+        may_choose = Allowed(request.user).to(Permission.BACKFILL)
+        return HttpResponseRedirect(
+            self.url("autorun_batch_choose" if may_choose else "autorun_node_changelist")
+        )
 
     def _counted(
         self, request: HttpRequest, card: Card, asked: Request, begun: Count | None
