@@ -497,6 +497,21 @@ def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
     assert "takes the permission to backfill" in response.content.decode()
 
 
+@pytest.mark.parametrize(("most", "is_refused"), [(2, True), (3, False)])
+def test_more_ticked_rows_than_are_kept_are_refused(
+    most: int, is_refused: bool, runner, monkeypatch
+) -> None:
+    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", most)
+    client = client_with("start_run", "view_scan", "change_scan")
+    pks = list(Scan.objects.values_list("pk", flat=True)[:3])
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": pks}
+
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+
+    assert ("More than 2 rows are ticked" in response.text) == is_refused
+    assert ("The 3 scans that you ticked." in response.text) != is_refused
+
+
 @pytest.mark.parametrize("step", ["prepare", "count", "start"])
 @pytest.mark.parametrize("loss", ["session", "age"])
 @pytest.mark.parametrize("codenames", [("start_run",), ("start_run", "backfill_run")])
