@@ -233,8 +233,20 @@ def test_a_run_whose_row_and_runner_are_gone_is_still_shown(client) -> None:
     batch = client.get(reverse("admin:autorun_batch_change", args=[Batch.objects.get().pk]))
 
     assert "is no longer registered" in page.content.decode()
+    assert reverse("admin:autorun_node_runner", args=[runner.get_label()]) not in page.text
+    assert reverse("admin:autorun_node_runner", args=[runner.get_label()]) not in batch.text
     assert "deleted" in listing.content.decode()
     assert "no longer registered" in batch.content.decode()
+
+
+def test_a_row_that_has_no_text_is_called_by_its_key(runner, client, monkeypatch) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    monkeypatch.setattr(Scan, "__str__", lambda scan: scan.path[1_000])
+    pk = Scan.objects.first().pk
+
+    page = client.get(reverse("admin:autorun_node_why", args=[LABEL]), {"row": pk})
+
+    assert f"Scan Preprocessing on scan {pk}" in page.text
 
 
 def test_a_runner_that_is_declared_wrongly_has_a_card_that_says_so(client) -> None:

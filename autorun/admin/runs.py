@@ -145,6 +145,7 @@ class RunAdmin(PageAdmin):
             outputs=_pretty(run.outputs) if may_see else None,
             may_see=may_see,
             others=[(other, state_of(other)) for other in others],
+            is_registered=runner is not None,
             can_retry=state_of(run) in ACTIONS["retry"].states,
             can_cancel=state_of(run) in ACTIONS["cancel"].states,
         )
