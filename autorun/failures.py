@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Count, F, Max, Min, Q, QuerySet
+from django.db.models import Count, F, Max, Min, Q, QuerySet, Subquery
 from django.db.models.functions import Left
 from django.utils import timezone
 
 from autorun.clock import from_now
-from autorun.listing import SINCE
 from autorun.models import Failure, Node, Run
 from autorun.nodes import labels_by_digest
-from autorun.parameters import read_number
+from autorun.parameters import SINCE, read_number
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -31,6 +30,8 @@ SHAPED = 200
 MOST_SHOWN = 2_000
 BUCKETS = 24
 AT_ONCE = 2_000
+#: Ids of failures that one look for the runs of a group goes through.
+IDS_AT_ONCE = 5_000
 
 #: The attempt that a run ended with.
 _LAST = Q(attempt=F("run__attempts"), run__is_current=True)
@@ -89,6 +90,19 @@ class RecentGroup:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A run of a group, with its last failure."""
+
+    failure_id: int
+    run_id: int
+    exception_class: str
+    shape: str
+
+    def is_of(self, node_id: int, key: str) -> bool:
+        return _key(node_id, self.exception_class, self.shape) == key
+
+
+@dataclass(frozen=True)
 class RecentFailures:
     """Groups, the largest first. `looked_at` failures were grouped; `is_all` of those there are."""
 
@@ -130,14 +144,18 @@ def group_failures(
     return sorted(groups, key=_size)
 
 
-def recent_failures(since: str) -> RecentFailures:
-    """Failed attempts of the last hour, day or week (a key of SINCE) in groups; one query."""
+def recent_failures(since: str, *, label: str = "") -> RecentFailures:
+    """Failed attempts of the last hour, day or week (a key of SINCE) in groups; one query.
+
+    Only those of the runner of that label, where it is given.
+    """
     now = timezone.now()
     span = SINCE[since]
+    failures = Failure.objects.filter(failed_at__gte=now - span)
+    if label:
+        failures = failures.filter(run__chunk__runner=label)
     rows = list(
-        Failure.objects.filter(failed_at__gte=now - span)
-        .order_by("-failed_at")
-        .values(
+        failures.order_by("-failed_at").values(
             *_NODE,
             "exception_class",
             "attempt",
@@ -179,11 +197,53 @@ def runs_of(key: str, since: str) -> Iterator[list[Run]]:
             yield list(Run.objects.filter(pk__in=ids).only(*names))
 
 
+def members_of(
+    key: str, since: str = "", *, before: int | None = None
+) -> Iterator[tuple[list[Member], int | None]]:
+    """The runs of a group by rounds, those that failed last first, whether for good or not.
+
+    Each round looks at no more than IDS_AT_ONCE failures, by their ids: it gives the members among
+    them, of which there may be none, and the lowest of the ids, None for the last round. `before`
+    is where to go on from.
+    """
+    node_id = read_number(key.partition("-")[0])
+    begin, end = _ids_since(since)
+    end = end if before is None else min(end, before - 1)
+    while node_id is not None and end > begin:
+        failures = Failure.objects.filter(
+            _LAST, pk__gt=max(begin, end - IDS_AT_ONCE), pk__lte=end, run__node_id=node_id
+        )
+        if since:
+            failures = failures.filter(failed_at__gte=timezone.now() - SINCE[since])
+        rows = failures.order_by("-pk").values_list(
+            "pk", "run_id", "exception_class", Left("message", LOOKED_AT)
+        )
+        members = [
+            Member(pk, run_id, exception_class, message_shape(start))
+            for pk, run_id, exception_class, start in rows
+        ]
+        end -= IDS_AT_ONCE
+        lowest = end + 1 if end > begin else None
+        yield [each for each in members if each.is_of(node_id, key)], lowest
+
+
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     """The label of each group's first registered runner, where there is one, by node."""
     labels = labels_by_digest()
     found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
+
+
+def _ids_since(since: str) -> tuple[int, int]:
+    """An id below those of the failures since then, and the highest of all."""
+    newest = Failure.objects.order_by("-pk")
+    if not since:
+        return 0, newest.values_list("pk", flat=True).first() or 0
+    of_late = Failure.objects.filter(failed_at__gte=timezone.now() - SINCE[since])
+    oldest = Subquery(of_late.order_by("failed_at").values("pk")[:1])
+    begin, end = newest.values_list(oldest, "pk").first() or (None, 0)
+    # What is recorded at the same time has ids in any order.
+    return (end if begin is None else max(0, begin - IDS_AT_ONCE)), end
 
 
 def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ...]]]:

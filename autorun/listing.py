@@ -7,28 +7,26 @@ only their runs are looked at.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
 
+from autorun.failures import Member, members_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.parameters import LEAST, read_number, read_one_of, read_text
+from autorun.parameters import LEAST, SINCE, read_number, read_one_of, read_text
 
 #: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
 
-SINCE: Mapping[str, dt.timedelta] = {
-    "1h": dt.timedelta(hours=1),
-    "24h": dt.timedelta(hours=24),
-    "7d": dt.timedelta(days=7),
-}
+#: Members of a group of failures that a page picks its runs from.
+MEMBERS_AT_ONCE = 1_000
 
 _CURRENT = Q(is_current=True)
 _PENDING = Q(status=Run.Status.PENDING)
@@ -87,7 +85,10 @@ def state_of(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the list: runs of older chunks, or older runs of the same one, come after it."""
+    """A place in the list: runs of older chunks, or older runs of the same one, come after it.
+
+    In the list of a group of failures it is the id of a failure: those of older ones come after it.
+    """
 
     chunk_id: int
     run_id: int
@@ -117,7 +118,8 @@ class Page:
 class RunFilter:
     """Which runs: by runner label, state, trigger, exception class, batch, time and row key.
 
-    `since` names how long ago a run may have ended; unfinished ones are always within.
+    `since` names how long ago a run may have ended; unfinished ones are always within. `group` is
+    the key of a group of failures: its runs are the current ones whose last attempt so failed.
     """
 
     runner: str = ""
@@ -127,6 +129,7 @@ class RunFilter:
     batch: int | None = None
     since: str = ""
     row: str = ""
+    group: str = ""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
@@ -139,6 +142,7 @@ class RunFilter:
             batch=read_number(given.get("batch")),
             since=read_one_of(SINCE, given.get("since")),
             row=read_text(given, "row"),
+            group=read_text(given, "group"),
         )
 
     def written(self) -> dict[str, str]:
@@ -148,6 +152,8 @@ class RunFilter:
 
     def page(self, after: Cursor | None = None, *, size: int = 50) -> Page:
         """`size` matching runs, with node, chunk and batch; at most 2 * ROUNDS queries."""
+        if self.group:
+            return self._page_of_group(after, size=size)
         found: list[Run] = []
         related = ("node", "chunk", "chunk__batch")
         for rounds, (runs, cursor) in enumerate(self._rounds(after, wanted=size + 1), start=1):
@@ -160,7 +166,8 @@ class RunFilter:
 
     def each(self) -> Iterator[list[Run]]:
         """All matching runs, a few thousand at a time, with what names their row and no more."""
-        for runs, _ in self._rounds(None, wanted=RUNS_AT_ONCE):
+        rounds = self._rounds_of_group() if self.group else self._rounds(None, wanted=RUNS_AT_ONCE)
+        for runs, _ in rounds:
             names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
             if some := list(runs.only(*names).select_related(None)):
                 yield some
@@ -170,7 +177,7 @@ class RunFilter:
 
         Superseded runs that were pruned, or moved from one state to another, make it inexact.
         """
-        if self.exception or self.row or self.state == "superseded":
+        if self.exception or self.row or self.group or self.state == "superseded":
             return None
         number = STATES[self.state].number if self.state else F("size") - F("moved")
         return self._chunks.aggregate(n=Sum(number))["n"] or 0
@@ -191,6 +198,36 @@ class RunFilter:
             if is_last:
                 return
             after = end
+
+    def _page_of_group(self, after: Cursor | None, *, size: int) -> Page:
+        """A page of a group of failures, those that failed last first."""
+        members: list[Member] = []
+        before = None if after is None else after.chunk_id
+        found = members_of(self.group, self.since, before=before)
+        end: int | None = None
+        for some, lowest in islice(found, ROUNDS):
+            members += some
+            end = lowest
+            if len(members) > size:
+                break
+        if len(members) > MEMBERS_AT_ONCE:
+            members = members[:MEMBERS_AT_ONCE]
+            end = members[-1].failure_id
+        ids = [each.run_id for each in members]
+        runs = self._runs.filter(pk__in=ids).select_related("node", "chunk", "chunk__batch")
+        by_id = {run.pk: run for run in runs.defer("outputs")}
+        shown = [each for each in members if each.run_id in by_id]
+        if len(shown) > size:
+            shown = shown[:size]
+            end = shown[-1].failure_id
+        after = None if end is None else Cursor(end, 0)
+        return Page([by_id[each.run_id] for each in shown], after)
+
+    def _rounds_of_group(self) -> Iterator[tuple[QuerySet[Run], None]]:
+        for members, _ in members_of(self.group, self.since):
+            for begin in range(0, len(members), RUNS_AT_ONCE):
+                some = members[begin : begin + RUNS_AT_ONCE]
+                yield self._runs.filter(pk__in=[each.run_id for each in some]), None
 
     def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:
         """Chunks that should hold `wanted` matching runs, and whether there are no more."""
@@ -240,7 +277,8 @@ class RunFilter:
             condition &= TRIGGERS[self.trigger]
         if self.state:
             condition &= STATES[self.state].chunks
-        if self.since:
+        # The failures of a group are themselves looked for since then.
+        if self.since and not self.group:
             since = timezone.now() - SINCE[self.since]
             condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
         return condition
@@ -251,7 +289,7 @@ class RunFilter:
         runs = Run.objects.all()
         if self.state:
             runs = runs.filter(STATES[self.state].runs)
-        if (self.row or self.exception) and self._chunk_condition:
+        if (self.row or self.exception or self.group) and self._chunk_condition:
             runs = runs.filter(chunk__in=self._chunks)
         if self.row:
             key = Q(object_id=0, object_key=self.row)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Container, Mapping
 from typing import Any
+
+#: How long ago something may have been, by the words of an address.
+SINCE: Mapping[str, dt.timedelta] = {
+    "1h": dt.timedelta(hours=1),
+    "24h": dt.timedelta(hours=24),
+    "7d": dt.timedelta(days=7),
+}
 
 #: What every database takes for a key.
 LEAST, MOST = -(1 << 63), (1 << 63) - 1

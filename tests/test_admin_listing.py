@@ -214,6 +214,60 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
     assert found == set(failed.values_list("pk", flat=True))
 
 
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("members_at_once", [2, 1_000])
+@pytest.mark.parametrize("ids_at_once", [4, 1_000])
+def test_the_runs_of_a_group_are_paged(
+    ids_at_once: int, members_at_once: int, size: int, documents, monkeypatch
+) -> None:
+    monkeypatch.setattr("autorun.failures.IDS_AT_ONCE", ids_at_once)
+    monkeypatch.setattr("autorun.listing.MEMBERS_AT_ONCE", members_at_once)
+    (recent,) = recent_failures("24h").groups
+
+    found = pages(RunFilter(group=recent.group.key, since="24h"), size=size)
+
+    last_failures = Failure.objects.filter(run__is_current=True)
+    expected = list(last_failures.order_by("-pk").values_list("run_id", flat=True))
+    assert [run.pk for run in found] == expected
+    assert len(expected) == 20
+
+
+def test_a_group_is_narrowed_by_the_other_filters(runner) -> None:
+    groups = [each.group for each in recent_failures("24h").groups]
+    key = next(group.key for group in groups if group.exception_class == "ValueError")
+    ignored = pages(RunFilter(group=key), size=50)[:1]
+    interventions.ignore([ignored])
+    lengths = {
+        RunFilter(group=key): 3,
+        RunFilter(group=key, since="24h"): 3,
+        RunFilter(group=key, since="1h"): 1,
+        RunFilter(group=key, state="failed"): 2,
+        RunFilter(group=key, state="ignored"): 1,
+        RunFilter(group=key, runner=LABEL, trigger="backfill"): 3,
+        RunFilter(group=key, runner="no.Runner"): 0,
+        RunFilter(group=key, row=str(ignored[0].object_id)): 1,
+        RunFilter(group="nonsense"): 0,
+        RunFilter(group="9" * 30 + "-a"): 0,
+    }
+
+    assert {chosen: len(pages(chosen, size=2)) for chosen in lengths} == lengths
+    for chosen, length in lengths.items():
+        assert sum(map(len, chosen.each())) == length
+        assert RunFilter.read(chosen.written()) == chosen
+
+
+def test_failures_are_those_of_one_runner(documents, runner) -> None:
+    labels = {documents.get_label(): {"ValueError": 20}, LABEL: {"ValueError": 3, "OSError": 2}}
+
+    found = {label: recent_failures("24h", label=label).groups for label in labels}
+
+    assert {
+        label: {each.group.exception_class: each.group.runs for each in groups}
+        for label, groups in found.items()
+    } == labels
+    assert recent_failures("24h", label="no.Runner").groups == []
+
+
 def test_pages_and_commands_know_the_same_groups(documents) -> None:
     (of_page,) = [each.group for each in recent_failures("1h").groups]
     (of_command,) = group_failures()
