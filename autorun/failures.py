@@ -145,7 +145,7 @@ def group_failures(
 
 
 def recent_failures(since: str, *, label: str = "") -> RecentFailures:
-    """Failed attempts of the last hour, day or week (a key of SINCE) in groups; one query.
+    """Failed attempts of the last hour, or more (a key of SINCE), in groups; one query.
 
     Only those of the runner of that label, where it is given.
     """

@@ -7,6 +7,7 @@ only their runs are looked at.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,9 +17,10 @@ from typing import Any
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
 
+from autorun.chunk_ids import first_chunk_id_at
 from autorun.failures import Member, members_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.parameters import LEAST, SINCE, read_number, read_one_of, read_text
+from autorun.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
 
 #: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
 CHUNKS_AT_ONCE = 500
@@ -118,8 +120,10 @@ class Page:
 class RunFilter:
     """Which runs: by runner label, state, trigger, exception class, batch, time and row key.
 
-    `since` names how long ago a run may have ended; unfinished ones are always within. `group` is
-    the key of a group of failures: its runs are the current ones whose last attempt so failed.
+    `since` names how long ago a run may have ended; unfinished ones are always within.
+    `planned_from` and `planned_until` are times in the project's zone, the second of which is not
+    within; they are about when a run was planned, again where it is retried. `group` is the key of
+    a group of failures: its runs are the current ones whose last attempt so failed.
     """
 
     runner: str = ""
@@ -130,6 +134,8 @@ class RunFilter:
     since: str = ""
     row: str = ""
     group: str = ""
+    planned_from: str = ""
+    planned_until: str = ""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
@@ -143,6 +149,8 @@ class RunFilter:
             since=read_one_of(SINCE, given.get("since")),
             row=read_text(given, "row"),
             group=read_text(given, "group"),
+            planned_from=_minute(read_time(given.get("planned_from", ""))),
+            planned_until=_minute(read_time(given.get("planned_until", ""))),
         )
 
     def written(self) -> dict[str, str]:
@@ -277,6 +285,11 @@ class RunFilter:
             condition &= TRIGGERS[self.trigger]
         if self.state:
             condition &= STATES[self.state].chunks
+        # Chunks are made in the order of their ids, which spares an index of the time.
+        if when := read_time(self.planned_from):
+            condition &= Q(pk__gte=first_chunk_id_at(when))
+        if when := read_time(self.planned_until):
+            condition &= Q(pk__lt=first_chunk_id_at(when))
         # The failures of a group are themselves looked for since then.
         if self.since and not self.group:
             since = timezone.now() - SINCE[self.since]
@@ -304,6 +317,11 @@ class RunFilter:
                 failures = failures.filter(failed_at__gte=timezone.now() - SINCE[self.since])
             runs = runs.filter(pk__in=failures.values("run_id"))
         return runs
+
+
+def _minute(when: dt.datetime | None) -> str:
+    """The time as a browser writes it."""
+    return "" if when is None else when.replace(tzinfo=None).isoformat(timespec="minutes")
 
 
 def _cursor_of(run: Run) -> Cursor:

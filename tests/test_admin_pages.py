@@ -311,9 +311,11 @@ NESTED = "[" * 100_000
         ("runs", {"row": HUGE_NUMBER}),
         ("runs", {"row": "²"}),
         ("runs", {"row": LONG_NUMBER, "batch": LONG_NUMBER, "after": f"{LONG_NUMBER}-1"}),
+        ("runs", {"planned_from": "\0", "planned_until": LONG_NUMBER, "group": "\0"}),
+        ("runs", {"planned_from": "9999-12-31T23:59", "planned_until": "0001-01-01"}),
         ("runs", {"after": f"{HUGE_NUMBER}-{HUGE_NUMBER}", "batch": HUGE_NUMBER}),
         ("batches", {"runner": "\0", "before": LONG_NUMBER}),
-        ("batches", {"before": HUGE_NUMBER}),
+        ("batches", {"before": HUGE_NUMBER, "state": "\0", "trigger": HUGE_NUMBER}),
         ("failures", {"since": "\0", "runner": "\0"}),
         ("preview", {"limit": LONG_NUMBER, "window": LONG_NUMBER}),
         ("preview", {"filter": "\0", "selection": "\0", "only": "\0"}),
@@ -391,6 +393,30 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
     assert "count pending rows" in unasked
     assert (before.pending, before.counted.filtered_out) == (2, 0)
     assert after.pending == 0
+
+
+def test_batches_are_filtered_and_paged(runner, client, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.admin.batches.PAGE", 2)
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    made = [
+        Batch.objects.create(runner=LABEL, node=runner.get_node(), trigger=trigger, state=state)
+        for trigger in ("sweep", "backfill", "code")
+        for state in ("running", "failed", "failed")
+    ]
+    Batch.objects.create(runner="no.Runner", node=runner.get_node(), trigger="code", state="failed")
+    address, found = reverse("admin:autorun_batch_changelist"), []
+
+    query = f"runner={LABEL}&state=failed"
+    while query:
+        response = client.get(f"{address}?{query}")
+        found += [line.batch.pk for line in response.context["lines"]]
+        query = response.context["older"]
+    response = client.get(f"{address}?trigger=code&state=running")
+
+    failed = [batch.pk for batch in made if batch.state == "failed"]
+    assert found == failed[::-1]
+    assert [line.batch.pk for line in response.context["lines"]] == [made[6].pk]
+    assert "<option selected>running" in response.text
 
 
 def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -28,7 +29,7 @@ from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError
 from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch
-from autorun.parameters import read_number, read_text
+from autorun.parameters import read_number, read_one_of, read_text
 
 PAGE = 50
 SAMPLES = 3
@@ -58,23 +59,32 @@ class BatchAdmin(PageAdmin):
     @page
     def listing(self, request: HttpRequest) -> HttpResponse:
         """Batches by id, so that no page counts those before it."""
-        found = Batch.objects.order_by("-pk")
-        label = read_text(request.GET, "runner")
-        if label:
-            found = found.filter(runner=label)
-        before = read_number(request.GET.get("before"))
+        given = request.GET
+        chosen = {
+            "runner": read_text(given, "runner"),
+            "state": read_one_of(Batch.State.values, given.get("state")),
+            "trigger": read_one_of(Batch.Trigger.values, given.get("trigger")),
+        }
+        narrowed = {name: value for name, value in chosen.items() if value}
+        found = Batch.objects.filter(**narrowed).order_by("-pk")
+        before = read_number(given.get("before"))
         if before is not None:
             found = found.filter(pk__lt=before)
-        with_empty = request.GET.get("all") == "1"
-        some = list((found if with_empty else found.exclude(EMPTY_SWEEP))[: PAGE + 1])
+        if given.get("all") == "1":
+            chosen["all"] = narrowed["all"] = "1"
+        else:
+            found = found.exclude(EMPTY_SWEEP)
+        some = list(found[: PAGE + 1])
+        is_last = len(some) <= PAGE
         return self.render(
             request,
             "batches",
             "Batches",
             lines=batch_lines(some[:PAGE]),
-            older=some[PAGE - 1].pk if len(some) > PAGE else None,
-            label=label,
-            with_empty=with_empty,
+            older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
+            chosen=chosen,
+            states=Batch.State.values,
+            triggers=Batch.Trigger.values,
             runners=[runner.label for runner in registry.runners()],
         )
 

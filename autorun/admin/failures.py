@@ -18,12 +18,13 @@ from autorun.models import Failure, Run
 from autorun.parameters import SINCE, read_text
 
 DEFAULT_SINCE = "24h"
+WINDOWS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
 MOST_GROUPS = 100
 
 
 @admin.register(Failure)
 class FailureAdmin(PageAdmin):
-    """Failures of the last hour, day or week, by exception class and message shape."""
+    """Failures of the last hour, day, week or month, by exception class and message shape."""
 
     tab = "failures"
 
@@ -58,7 +59,7 @@ class FailureAdmin(PageAdmin):
             since=since,
             label=label,
             runners=[runner.label for runner in registry.runners()],
-            windows={"1h": "1 hour", "24h": "24 hours", "7d": "7 days"},
+            windows=WINDOWS,
             lines=lines,
             found=found,
             more=max(0, len(found.groups) - MOST_GROUPS),
