@@ -8,8 +8,8 @@ only their runs are looked at.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -221,8 +221,7 @@ class RunFilter:
         if len(members) > MEMBERS_AT_ONCE:
             members = members[:MEMBERS_AT_ONCE]
             end = members[-1].failure_id
-        ids = [each.run_id for each in members]
-        runs = self._runs.filter(pk__in=ids).select_related("node", "chunk", "chunk__batch")
+        runs = self._among(members).select_related("node", "chunk", "chunk__batch")
         by_id = {run.pk: run for run in runs.defer("outputs")}
         shown = [each for each in members if each.run_id in by_id]
         if len(shown) > size:
@@ -234,8 +233,14 @@ class RunFilter:
     def _rounds_of_group(self) -> Iterator[tuple[QuerySet[Run], None]]:
         for members, _ in members_of(self.group, self.since):
             for begin in range(0, len(members), RUNS_AT_ONCE):
-                some = members[begin : begin + RUNS_AT_ONCE]
-                yield self._runs.filter(pk__in=[each.run_id for each in some]), None
+                yield self._among(members[begin : begin + RUNS_AT_ONCE]), None
+
+    def _among(self, members: Sequence[Member]) -> QuerySet[Run]:
+        """The runs of the members that match all else; they have failed within the time already."""
+        others = replace(self, group="", since="")
+        runs = others._runs.filter(pk__in=[each.run_id for each in members])
+        is_joined = self.row or self.exception or not others._chunk_condition
+        return runs if is_joined else runs.filter(chunk__in=others._chunks)
 
     def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:
         """Chunks that should hold `wanted` matching runs, and whether there are no more."""
@@ -290,8 +295,7 @@ class RunFilter:
             condition &= Q(pk__gte=first_chunk_id_at(when))
         if when := read_time(self.planned_until):
             condition &= Q(pk__lt=first_chunk_id_at(when))
-        # The failures of a group are themselves looked for since then.
-        if self.since and not self.group:
+        if self.since:
             since = timezone.now() - SINCE[self.since]
             condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
         return condition
@@ -299,10 +303,12 @@ class RunFilter:
     @cached_property
     def _runs(self) -> QuerySet[Run]:
         """The matching runs, where those of `_chunks` alone are looked at."""
+        if self.group:
+            raise ValueError("The runs of a group of failures are found by `members_of` alone.")
         runs = Run.objects.all()
         if self.state:
             runs = runs.filter(STATES[self.state].runs)
-        if (self.row or self.exception or self.group) and self._chunk_condition:
+        if (self.row or self.exception) and self._chunk_condition:
             runs = runs.filter(chunk__in=self._chunks)
         if self.row:
             key = Q(object_id=0, object_key=self.row)
