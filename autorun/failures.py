@@ -31,7 +31,7 @@ MOST_SHOWN = 2_000
 BUCKETS = 24
 AT_ONCE = 2_000
 #: Ids of failures that one look for the runs of a group goes through.
-IDS_AT_ONCE = 5_000
+IDS_AT_ONCE = 20_000
 
 #: The attempt that a run ended with.
 _LAST = Q(attempt=F("run__attempts"), run__is_current=True)
@@ -198,13 +198,14 @@ def runs_of(key: str, since: str) -> Iterator[list[Run]]:
 
 
 def members_of(
-    key: str, since: str = "", *, before: int | None = None
+    key: str, since: str = "", *, exception_class: str = "", before: int | None = None
 ) -> Iterator[tuple[list[Member], int | None]]:
     """The runs of a group by rounds, those that failed last first, whether for good or not.
 
-    Each round looks at no more than IDS_AT_ONCE failures, by their ids: it gives the members among
-    them, of which there may be none, and the lowest of the ids, None for the last round. `before`
-    is where to go on from.
+    Each round looks at the failures of IDS_AT_ONCE ids, and at no more than AT_ONCE messages: it
+    gives the members among them, of which there may be none, and the lowest of the ids, None for
+    the last round. `before` is where to go on from. Where the `exception_class` of the group is
+    known, fewer messages are looked at.
     """
     node_id = read_number(key.partition("-")[0])
     begin, end = _ids_since(since)
@@ -215,14 +216,16 @@ def members_of(
         )
         if since:
             failures = failures.filter(failed_at__gte=timezone.now() - SINCE[since])
+        if exception_class:
+            failures = failures.filter(exception_class=exception_class)
         rows = failures.order_by("-pk").values_list(
             "pk", "run_id", "exception_class", Left("message", LOOKED_AT)
-        )
+        )[:AT_ONCE]
         members = [
-            Member(pk, run_id, exception_class, message_shape(start))
-            for pk, run_id, exception_class, start in rows
+            Member(pk, run_id, its_class, message_shape(start))
+            for pk, run_id, its_class, start in rows
         ]
-        end -= IDS_AT_ONCE
+        end = members[-1].failure_id - 1 if len(members) == AT_ONCE else end - IDS_AT_ONCE
         lowest = end + 1 if end > begin else None
         yield [each for each in members if each.is_of(node_id, key)], lowest
 

@@ -27,9 +27,6 @@ CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
 
-#: Members of a group of failures that a page picks its runs from.
-MEMBERS_AT_ONCE = 1_000
-
 _CURRENT = Q(is_current=True)
 _PENDING = Q(status=Run.Status.PENDING)
 #: Batches of which nothing is to be told: they looked, and all was done.
@@ -211,35 +208,37 @@ class RunFilter:
         """A page of a group of failures, those that failed last first."""
         members: list[Member] = []
         before = None if after is None else after.chunk_id
-        found = members_of(self.group, self.since, before=before)
+        found = self._members(before=before)
         end: int | None = None
         for some, lowest in islice(found, ROUNDS):
             members += some
             end = lowest
             if len(members) > size:
                 break
-        if len(members) > MEMBERS_AT_ONCE:
-            members = members[:MEMBERS_AT_ONCE]
-            end = members[-1].failure_id
-        runs = self._among(members).select_related("node", "chunk", "chunk__batch")
-        by_id = {run.pk: run for run in runs.defer("outputs")}
-        shown = [each for each in members if each.run_id in by_id]
+        matching = set(self._among(members).values_list("pk", flat=True))
+        shown = [each for each in members if each.run_id in matching]
         if len(shown) > size:
             shown = shown[:size]
             end = shown[-1].failure_id
+        ids = [each.run_id for each in shown]
+        runs = Run.objects.select_related("node", "chunk", "chunk__batch").defer("outputs")
+        by_id = runs.in_bulk(ids)
         after = None if end is None else Cursor(end, 0)
-        return Page([by_id[each.run_id] for each in shown], after)
+        return Page([by_id[pk] for pk in ids if pk in by_id], after)
 
     def _rounds_of_group(self) -> Iterator[tuple[QuerySet[Run], None]]:
-        for members, _ in members_of(self.group, self.since):
+        for members, _ in self._members():
             for begin in range(0, len(members), RUNS_AT_ONCE):
                 yield self._among(members[begin : begin + RUNS_AT_ONCE]), None
 
+    def _members(self, *, before: int | None = None) -> Iterator[tuple[list[Member], int | None]]:
+        return members_of(self.group, self.since, exception_class=self.exception, before=before)
+
     def _among(self, members: Sequence[Member]) -> QuerySet[Run]:
-        """The runs of the members that match all else; they have failed within the time already."""
-        others = replace(self, group="", since="")
+        """The runs of the members that match all else: when and how they failed is known."""
+        others = replace(self, group="", since="", exception="")
         runs = others._runs.filter(pk__in=[each.run_id for each in members])
-        is_joined = self.row or self.exception or not others._chunk_condition
+        is_joined = self.row or not others._chunk_condition
         return runs if is_joined else runs.filter(chunk__in=others._chunks)
 
     def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:

@@ -277,13 +277,13 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
-@pytest.mark.parametrize("members_at_once", [2, 1_000])
+@pytest.mark.parametrize("messages_at_once", [2, 1_000])
 @pytest.mark.parametrize("ids_at_once", [4, 1_000])
 def test_the_runs_of_a_group_are_paged(
-    ids_at_once: int, members_at_once: int, size: int, documents, monkeypatch
+    ids_at_once: int, messages_at_once: int, size: int, documents, monkeypatch
 ) -> None:
     monkeypatch.setattr("autorun.failures.IDS_AT_ONCE", ids_at_once)
-    monkeypatch.setattr("autorun.listing.MEMBERS_AT_ONCE", members_at_once)
+    monkeypatch.setattr("autorun.failures.AT_ONCE", messages_at_once)
     (recent,) = recent_failures("24h").groups
 
     found = pages(RunFilter(group=recent.group.key, since="24h"), size=size)
@@ -307,6 +307,8 @@ def test_a_group_is_narrowed_by_the_other_filters(runner) -> None:
         RunFilter(group=key, state="ignored"): 1,
         RunFilter(group=key, runner=LABEL, trigger="backfill"): 3,
         RunFilter(group=key, runner="no.Runner"): 0,
+        RunFilter(group=key, exception="ValueError"): 3,
+        RunFilter(group=key, exception="OSError"): 0,
         RunFilter(group=key, row=str(ignored[0].object_id)): 1,
         RunFilter(group="nonsense"): 0,
         RunFilter(group="9" * 30 + "-a"): 0,

@@ -215,9 +215,7 @@ class RunAdmin(PageAdmin):
     ) -> HttpResponse:
         filters = _narrowed(chosen_action, chosen)
         numbers = [len(ids)] if ids else [_number(each) for each in filters]
-        facts = chosen.written()
-        if chosen.group and not ids:
-            facts["group"], _ = _group_words(chosen)
+        facts, _ = _words(chosen)
         return self.render(
             request,
             "confirm",
@@ -279,17 +277,24 @@ def _log_of(runs: Sequence[Run]) -> Log:
 
 def _log_of_filter(chosen: RunFilter) -> Log:
     """One entry, with the filter's words; the shape of messages is for the log alone."""
-    words, shape = chosen.written(), ""
-    if chosen.group:
-        words["group"], shape = _group_words(chosen)
+    words, shape = _words(chosen)
     told = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
     detail = f"Of all runs: {told}" + (f"; {shape}" if shape else "")
     return Log(about=f"runs: {told}", detail=f"{detail}.")
 
 
+def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
+    """The filter as it is told, and the shape of messages where it has a group of failures."""
+    words, shape = chosen.written(), ""
+    if chosen.group:
+        words.pop("exception", None)
+        words["group"], shape = _group_words(chosen)
+    return words, shape
+
+
 def _group_words(chosen: RunFilter) -> tuple[str, str]:
     """What failed in the filter's group, and the shape of its messages."""
-    rounds = members_of(chosen.group, chosen.since)
+    rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
     member = next((each for members, _ in rounds for each in members), None)
     if member is None:
         return "of failures that are no more", ""
