@@ -175,6 +175,19 @@ def test_hidden_rows_cost_no_query_each(runner, ada) -> None:
     assert {page: n for page, n in statements.items() if n > MOST_STATEMENTS} == {}
 
 
+@pytest.mark.usefixtures("_hiding")
+def test_the_admin_of_another_site_hides_rows_too(runner, ada, monkeypatch) -> None:
+    hidden = run_of(Run.Status.SUCCEEDED, is_own=False)
+    other = admin.AdminSite(name="other")
+    other.register(Scan, ScanAdmin)
+    monkeypatch.delitem(admin.site._registry, Scan)
+
+    page = ada.get(page_of(hidden)).text
+
+    assert OTHERS not in page
+    assert f"output {hidden.object_id}" not in page
+
+
 def test_the_admin_of_a_proxy_hides_rows_of_its_table(ada, monkeypatch) -> None:
     class DraftAdmin(admin.ModelAdmin):
         def get_queryset(self, request):
