@@ -5,12 +5,14 @@ So one INSERT can spread runs over chunks that do not exist yet.
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 import threading
 import time
 
 EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC
 RANDOM_BITS = 22
+LARGEST = (1 << 63) - 1
 #: More chunks than one window of planning makes.
 LARGEST_BLOCK = 1 << 17
 
@@ -22,6 +24,15 @@ class _Last(threading.local):
 
 
 _last = _Last()
+
+
+def first_chunk_id_at(when: dt.datetime) -> int:
+    """An id above those of the chunks made before `when`, and not above those made since.
+
+    By the clock of the process that made them.
+    """
+    milliseconds = int(when.timestamp() * 1_000) - EPOCH_MS
+    return min(max(milliseconds, 0) << RANDOM_BITS, LARGEST)
 
 
 def new_chunk_id() -> int:

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import ValidationError
-
 from autorun.conf import settings
 from autorun.keys import key_kind
+from autorun.parameters import read_number
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.windows import DATABASE_WINDOW, PYTHON_WINDOW, windows
 from autorun.rows import eligible, planned_by_database
@@ -66,11 +65,11 @@ class Count:
         try:
             rows, after, samples = json.loads(text)
             return cls(
-                {name: int(rows.get(name, 0)) for name in REASONS},
+                {name: read_number(rows.get(name)) or 0 for name in REASONS},
                 str(after),
                 {name: [str(key) for key in samples.get(name, ())] for name in REASONS},
             )
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
 
 
@@ -85,11 +84,15 @@ def count_rows(
     """The rows of `queryset`, or of the default one, by reason; goes on with what was `begun`.
 
     Ends with the first window after `seconds` have passed. Takes down `samples` keys a reason.
+    What was begun may come from anywhere.
     """
     deadline = time.monotonic() + seconds
     begun = begun if begun is not None and _is_key(runner, begun.after) else Count()
     counts = Counter(begun.rows)
-    shown = {name: list(begun.samples.get(name, ())) for name in REASONS}
+    shown = {
+        name: [key for key in begun.samples.get(name, ())[:samples] if _is_key(runner, key)]
+        for name in REASONS
+    }
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     node_id = runner.get_node().pk
     after = begun.after
@@ -196,8 +199,4 @@ def _samples(window: Window, reason: str, number: int) -> list[str]:
 
 
 def _is_key(runner: QuerySetRunner, text: str) -> bool:
-    try:
-        key_kind(runner.get_model()).to_pk(text)
-    except (ValidationError, ValueError, TypeError):
-        return False
-    return bool(text)
+    return bool(text) and key_kind(runner.get_model()).read(text) is not None

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Count, F, Max, Min, Q, QuerySet
+from django.db.models import Count, F, Max, Min, Q, QuerySet, Subquery
 from django.db.models.functions import Left
 from django.utils import timezone
 
 from autorun.clock import from_now
-from autorun.listing import SINCE
 from autorun.models import Failure, Node, Run
 from autorun.nodes import labels_by_digest
+from autorun.parameters import SINCE, read_number
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -32,6 +32,8 @@ BUCKETS = 24
 AT_ONCE = 2_000
 #: What of a run says which row it is about, and whose it is.
 _NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
+#: Ids of failures that one look for the runs of a group goes through.
+IDS_AT_ONCE = 20_000
 
 #: The attempt that a run ended with.
 _LAST = Q(attempt=F("run__attempts"), run__is_current=True)
@@ -90,6 +92,19 @@ class RecentGroup:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A run of a group, with its last failure."""
+
+    failure_id: int
+    run_id: int
+    exception_class: str
+    shape: str
+
+    def is_of(self, node_id: int, key: str) -> bool:
+        return _key(node_id, self.exception_class, self.shape) == key
+
+
+@dataclass(frozen=True)
 class RecentFailures:
     """Groups, the largest first. `looked_at` failures were grouped; `is_all` of those there are."""
 
@@ -131,14 +146,18 @@ def group_failures(
     return sorted(groups, key=_size)
 
 
-def recent_failures(since: str) -> RecentFailures:
-    """Failed attempts of the last hour, day or week (a key of SINCE) in groups; one query."""
+def recent_failures(since: str, *, label: str = "") -> RecentFailures:
+    """Failed attempts of the last hour, or more (a key of SINCE), in groups; one query.
+
+    Only those of the runner of that label, where it is given.
+    """
     now = timezone.now()
     span = SINCE[since]
+    failures = Failure.objects.filter(failed_at__gte=now - span)
+    if label:
+        failures = failures.filter(run__chunk__runner=label)
     rows = list(
-        Failure.objects.filter(failed_at__gte=now - span)
-        .order_by("-failed_at")
-        .values(
+        failures.order_by("-failed_at").values(
             *_NODE,
             "exception_class",
             "attempt",
@@ -162,12 +181,12 @@ def recent_failures(since: str) -> RecentFailures:
 
 def runs_of(key: str, since: str) -> Iterator[list[Run]]:
     """The runs of a recent group that failed for good, a few thousand at a time; all of them."""
-    node_id = key.partition("-")[0]
+    node_id = read_number(key.partition("-")[0])
     failures = Failure.objects.filter(
         _LAST,
         failed_at__gte=timezone.now() - SINCE[since],
         run__status=Run.Status.FAILED,
-        run__node_id=int(node_id) if node_id.isdecimal() and len(node_id) < 19 else 0,
+        run__node_id=node_id or 0,
     )
     for rows in _from_the_newest(failures):
         ids = {
@@ -202,11 +221,56 @@ def failed_runs(
         yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
 
 
+def members_of(
+    key: str, since: str = "", *, exception_class: str = "", before: int | None = None
+) -> Iterator[tuple[list[Member], int | None]]:
+    """The runs of a group by rounds, those that failed last first, whether for good or not.
+
+    Each round looks at the failures of IDS_AT_ONCE ids, and at no more than AT_ONCE messages: it
+    gives the members among them, of which there may be none, and the lowest of the ids, None for
+    the last round. `before` is where to go on from. Where the `exception_class` of the group is
+    known, fewer messages are looked at.
+    """
+    node_id = read_number(key.partition("-")[0])
+    begin, end = _ids_since(since)
+    end = end if before is None else min(end, before - 1)
+    while node_id is not None and end > begin:
+        failures = Failure.objects.filter(
+            _LAST, pk__gt=max(begin, end - IDS_AT_ONCE), pk__lte=end, run__node_id=node_id
+        )
+        if since:
+            failures = failures.filter(failed_at__gte=timezone.now() - SINCE[since])
+        if exception_class:
+            failures = failures.filter(exception_class=exception_class)
+        rows = failures.order_by("-pk").values_list(
+            "pk", "run_id", "exception_class", Left("message", LOOKED_AT)
+        )[:AT_ONCE]
+        members = [
+            Member(pk, run_id, its_class, message_shape(start))
+            for pk, run_id, its_class, start in rows
+        ]
+        end = members[-1].failure_id - 1 if len(members) == AT_ONCE else end - IDS_AT_ONCE
+        lowest = end + 1 if end > begin else None
+        yield [each for each in members if each.is_of(node_id, key)], lowest
+
+
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     """The label of each group's first registered runner, where there is one, by node."""
     labels = labels_by_digest()
     found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
+
+
+def _ids_since(since: str) -> tuple[int, int]:
+    """An id below those of the failures since then, and the highest of all."""
+    newest = Failure.objects.order_by("-pk")
+    if not since:
+        return 0, newest.values_list("pk", flat=True).first() or 0
+    of_late = Failure.objects.filter(failed_at__gte=timezone.now() - SINCE[since])
+    oldest = Subquery(of_late.order_by("failed_at").values("pk")[:1])
+    begin, end = newest.values_list(oldest, "pk").first() or (None, 0)
+    # What is recorded at the same time has ids in any order.
+    return (end if begin is None else max(0, begin - IDS_AT_ONCE)), end
 
 
 def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ...]]]:

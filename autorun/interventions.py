@@ -35,11 +35,15 @@ KEYS_IN_SCOPE = 30_000
 
 @dataclass(frozen=True)
 class Retried:
-    """Batches that run `runs` failed runs again; `outdated` are those no runner would run now."""
+    """Batches that run `runs` failed runs again, `ignored` of which had been set aside.
+
+    `outdated` are the ids of those that no runner would run now.
+    """
 
     batches: Sequence[Batch] = field(default_factory=tuple)
     runs: int = 0
-    outdated: int = 0
+    ignored: int = 0
+    outdated: Sequence[int] = field(default_factory=tuple)
 
 
 def request_backfill(
@@ -81,33 +85,43 @@ def request_backfill(
 
 
 def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
-    """Run again those of the found runs that failed for good, in one batch a runner or more.
+    """Run again those of the found runs that failed for good, or that are ignored.
 
-    A run of a version or configuration that its runner no longer has is passed over.
+    In one batch a runner or more. A run of a version or configuration that its runner no longer has
+    is passed over.
     """
-    keys: dict[str, list[Any]] = defaultdict(list)
-    outdated = 0
+    keys: dict[tuple[str, bool], list[Any]] = defaultdict(list)
+    outdated: list[int] = []
     for runs in found:
         runners = _runners_of(runs)
-        failed = Run.objects.filter(
-            pk__in=[run.pk for run in runs], status=Run.Status.FAILED, is_current=True
+        ended = Run.objects.filter(
+            pk__in=[run.pk for run in runs],
+            status__in=(Run.Status.FAILED, Run.Status.CANCELLED),
+            is_current=True,
         )
-        for run in failed:
+        for run in ended.defer("outputs"):
             runner = runners.get((run.node_id, run.chunk_id))
             if runner is None:
-                outdated += 1
+                outdated.append(run.pk)
             else:
-                keys[runner.label].append(key_kind(runner.get_model()).of(run))
+                is_ignored = run.status == Run.Status.CANCELLED
+                keys[runner.label, is_ignored].append(key_kind(runner.get_model()).of(run))
     begun = [
         request_backfill(
             registry.get(label),
-            Scope(pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]), only="failed"),
+            # An ignored run counts as done: it takes force to run its row again.
+            Scope(
+                pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
+                only=None if is_ignored else "failed",
+                force=is_ignored,
+            ),
             requested_by=requested_by,
         )
-        for label, of_runner in keys.items()
+        for (label, is_ignored), of_runner in keys.items()
         for begin in range(0, len(of_runner), KEYS_IN_SCOPE)
     ]
-    return Retried(begun, sum(map(len, keys.values())), outdated)
+    ignored = sum(len(of_runner) for (_, is_ignored), of_runner in keys.items() if is_ignored)
+    return Retried(begun, sum(map(len, keys.values())), ignored, outdated)
 
 
 def ignore(found: Iterable[Sequence[Run]]) -> int:

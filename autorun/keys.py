@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Expression, F, OuterRef, TextField, UUIDField
 from django.db.models.functions import Cast
+
+from autorun.parameters import LEAST, LONGEST_TEXT, read_number
 
 #: A row's name: an int for integer primary keys, else the database's text of it.
 Key = int | str
@@ -54,6 +57,18 @@ class KeyKind:
     def to_pk(self, key: Key) -> Any:
         """The primary key that the text or number `key` stands for."""
         return self.field.to_python(key)
+
+    def read(self, text: str) -> Any:
+        """The primary key that a text of any origin stands for; None where no row can have it."""
+        if self.is_integer:
+            return read_number(text, least=LEAST)
+        try:
+            text.encode()
+            pk = self.to_pk(text)
+        except (ValidationError, ValueError, TypeError, OverflowError):
+            return None
+        # PostgreSQL takes no NUL in a text.
+        return None if "\0" in text or len(text) > LONGEST_TEXT else pk
 
     def of(self, run: Any) -> Key:
         """The key a Run (or anything with its two columns) names."""

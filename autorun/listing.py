@@ -8,26 +8,24 @@ only their runs are looked at.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
 
+from autorun.chunk_ids import first_chunk_id_at
+from autorun.failures import Member, members_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
 
 #: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
-
-SINCE: Mapping[str, dt.timedelta] = {
-    "1h": dt.timedelta(hours=1),
-    "24h": dt.timedelta(hours=24),
-    "7d": dt.timedelta(days=7),
-}
 
 _CURRENT = Q(is_current=True)
 _PENDING = Q(status=Run.Status.PENDING)
@@ -86,7 +84,10 @@ def state_of(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the list: runs of older chunks, or older runs of the same one, come after it."""
+    """A place in the list: runs of older chunks, or older runs of the same one, come after it.
+
+    In the list of a group of failures it is the id of a failure: those of older ones come after it.
+    """
 
     chunk_id: int
     run_id: int
@@ -97,10 +98,8 @@ class Cursor:
     @classmethod
     def read(cls, text: str) -> Cursor | None:
         """The cursor that `text` is, or None where it is none."""
-        chunk_id, _, run_id = text.partition("-")
-        if not (chunk_id.isdecimal() and run_id.isdecimal()):
-            return None
-        return cls(int(chunk_id), int(run_id))
+        chunk_id, run_id = map(read_number, text.partition("-")[::2])
+        return None if chunk_id is None or run_id is None else cls(chunk_id, run_id)
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,9 @@ class RunFilter:
     """Which runs: by runner label, state, trigger, exception class, batch, time and row key.
 
     `since` names how long ago a run may have ended; unfinished ones are always within.
+    `planned_from` and `planned_until` are times in the project's zone, the second of which is not
+    within; they are about when a run was planned, again where it is retried. `group` is the key of
+    a group of failures: its runs are the current ones whose last attempt so failed.
     """
 
     runner: str = ""
@@ -128,19 +130,24 @@ class RunFilter:
     batch: int | None = None
     since: str = ""
     row: str = ""
+    group: str = ""
+    planned_from: str = ""
+    planned_until: str = ""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
         """The filter in query parameters; values that mean nothing are passed over."""
-        batch = _text(given, "batch")
         return cls(
-            runner=_text(given, "runner"),
-            state=_one_of(STATES, given.get("state")),
-            trigger=_one_of(TRIGGERS, given.get("trigger")),
-            exception=_text(given, "exception"),
-            batch=int(batch) if batch.isdecimal() and len(batch) < 19 else None,
-            since=_one_of(SINCE, given.get("since")),
-            row=_text(given, "row"),
+            runner=read_text(given, "runner"),
+            state=read_one_of(STATES, given.get("state")),
+            trigger=read_one_of(TRIGGERS, given.get("trigger")),
+            exception=read_text(given, "exception"),
+            batch=read_number(given.get("batch")),
+            since=read_one_of(SINCE, given.get("since")),
+            row=read_text(given, "row"),
+            group=read_text(given, "group"),
+            planned_from=_minute(read_time(given.get("planned_from", ""))),
+            planned_until=_minute(read_time(given.get("planned_until", ""))),
         )
 
     def written(self) -> dict[str, str]:
@@ -150,6 +157,8 @@ class RunFilter:
 
     def page(self, after: Cursor | None = None, *, size: int = 50) -> Page:
         """`size` matching runs, with node, chunk and batch; at most 2 * ROUNDS queries."""
+        if self.group:
+            return self._page_of_group(after, size=size)
         found: list[Run] = []
         related = ("node", "chunk", "chunk__batch")
         for rounds, (runs, cursor) in enumerate(self._rounds(after, wanted=size + 1), start=1):
@@ -162,7 +171,8 @@ class RunFilter:
 
     def each(self) -> Iterator[list[Run]]:
         """All matching runs, a few thousand at a time, with what names their row and no more."""
-        for runs, _ in self._rounds(None, wanted=RUNS_AT_ONCE):
+        rounds = self._rounds_of_group() if self.group else self._rounds(None, wanted=RUNS_AT_ONCE)
+        for runs, _ in rounds:
             names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
             if some := list(runs.only(*names).select_related(None)):
                 yield some
@@ -172,7 +182,7 @@ class RunFilter:
 
         Superseded runs that were pruned, or moved from one state to another, make it inexact.
         """
-        if self.exception or self.row or self.state == "superseded":
+        if self.exception or self.row or self.group or self.state == "superseded":
             return None
         number = STATES[self.state].number if self.state else F("size") - F("moved")
         return self._chunks.aggregate(n=Sum(number))["n"] or 0
@@ -193,6 +203,43 @@ class RunFilter:
             if is_last:
                 return
             after = end
+
+    def _page_of_group(self, after: Cursor | None, *, size: int) -> Page:
+        """A page of a group of failures, those that failed last first."""
+        members: list[Member] = []
+        before = None if after is None else after.chunk_id
+        found = self._members(before=before)
+        end: int | None = None
+        for some, lowest in islice(found, ROUNDS):
+            members += some
+            end = lowest
+            if len(members) > size:
+                break
+        matching = set(self._among(members).values_list("pk", flat=True))
+        shown = [each for each in members if each.run_id in matching]
+        if len(shown) > size:
+            shown = shown[:size]
+            end = shown[-1].failure_id
+        ids = [each.run_id for each in shown]
+        runs = Run.objects.select_related("node", "chunk", "chunk__batch").defer("outputs")
+        by_id = runs.in_bulk(ids)
+        after = None if end is None else Cursor(end, 0)
+        return Page([by_id[pk] for pk in ids if pk in by_id], after)
+
+    def _rounds_of_group(self) -> Iterator[tuple[QuerySet[Run], None]]:
+        for members, _ in self._members():
+            for begin in range(0, len(members), RUNS_AT_ONCE):
+                yield self._among(members[begin : begin + RUNS_AT_ONCE]), None
+
+    def _members(self, *, before: int | None = None) -> Iterator[tuple[list[Member], int | None]]:
+        return members_of(self.group, self.since, exception_class=self.exception, before=before)
+
+    def _among(self, members: Sequence[Member]) -> QuerySet[Run]:
+        """The runs of the members that match all else: when and how they failed is known."""
+        others = replace(self, group="", since="", exception="")
+        runs = others._runs.filter(pk__in=[each.run_id for each in members])
+        is_joined = self.row or not others._chunk_condition
+        return runs if is_joined else runs.filter(chunk__in=others._chunks)
 
     def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:
         """Chunks that should hold `wanted` matching runs, and whether there are no more."""
@@ -242,6 +289,11 @@ class RunFilter:
             condition &= TRIGGERS[self.trigger]
         if self.state:
             condition &= STATES[self.state].chunks
+        # Chunks are made in the order of their ids, which spares an index of the time.
+        if when := read_time(self.planned_from):
+            condition &= Q(pk__gte=first_chunk_id_at(when))
+        if when := read_time(self.planned_until):
+            condition &= Q(pk__lt=first_chunk_id_at(when))
         if self.since:
             since = timezone.now() - SINCE[self.since]
             condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
@@ -250,6 +302,8 @@ class RunFilter:
     @cached_property
     def _runs(self) -> QuerySet[Run]:
         """The matching runs, where those of `_chunks` alone are looked at."""
+        if self.group:
+            raise ValueError("The runs of a group of failures are found by `members_of` alone.")
         runs = Run.objects.all()
         if self.state:
             runs = runs.filter(STATES[self.state].runs)
@@ -257,8 +311,9 @@ class RunFilter:
             runs = runs.filter(chunk__in=self._chunks)
         if self.row:
             key = Q(object_id=0, object_key=self.row)
-            if self.row.lstrip("-").isdecimal() and len(self.row) < 19:
-                key |= Q(object_id=int(self.row), object_key="")
+            number = read_number(self.row, least=LEAST)
+            if number is not None:
+                key |= Q(object_id=number, object_key="")
             # Named one by one, the nodes let the index find the row.
             runs = runs.filter(key, node__in=list(Node.objects.values_list("pk", flat=True)))
         if self.exception:
@@ -269,14 +324,10 @@ class RunFilter:
         return runs
 
 
+def _minute(when: dt.datetime | None) -> str:
+    """The time as a browser writes it."""
+    return "" if when is None else when.replace(tzinfo=None).isoformat(timespec="minutes")
+
+
 def _cursor_of(run: Run) -> Cursor:
     return Cursor(run.chunk_id, run.pk)
-
-
-def _text(given: Mapping[str, Any], name: str) -> str:
-    # PostgreSQL takes no NUL in a text.
-    return str(given.get(name, "")).replace("\0", "").strip()[:255]
-
-
-def _one_of(known: Mapping[str, object], given: object) -> str:
-    return str(given) if given in known else ""

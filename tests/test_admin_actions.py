@@ -13,8 +13,10 @@ from django.urls import reverse
 
 from autorun import interventions, upkeep
 from autorun.admin import runners
+from autorun.admin.selections import MOST_KEPT
 from autorun.exceptions import BrokerUnavailable
 from autorun.failures import recent_failures
+from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.publishing import Message
 from autorun.runner import QuerySetRunner
@@ -62,9 +64,10 @@ def client_with(*codenames: str) -> Client:
 
 
 def group_of(exception: str) -> dict[str, str]:
+    """The form of a group of failures, without what is to be done."""
     groups = [each.group for each in recent_failures("24h").groups]
     (group,) = [each for each in groups if each.exception_class == exception]
-    return {"group": group.key, "since": "24h", "name": exception}
+    return {"group": group.key, "since": "24h", "state": "failed", "scope": "everything"}
 
 
 def posts() -> dict[str, tuple[str, str, dict[str, str]]]:
@@ -90,13 +93,13 @@ def posts() -> dict[str, tuple[str, str, dict[str, str]]]:
         ),
         "retry group": (
             "retry_run",
-            reverse("admin:autorun_failure_retry"),
-            group_of("ValueError"),
+            act,
+            {"action": "retry", "confirmed": "1", **group_of("ValueError")},
         ),
         "ignore group": (
             "cancel_run",
-            reverse("admin:autorun_failure_ignore"),
-            group_of("ValueError"),
+            act,
+            {"action": "ignore", "confirmed": "1", **group_of("ValueError")},
         ),
     }
 
@@ -261,12 +264,159 @@ def test_a_bulk_action_that_makes_no_sense_is_explained(form, message, runner) -
 
 def test_a_group_of_failures_is_retried_as_one(runner, django_capture_on_commit_callbacks) -> None:
     with django_capture_on_commit_callbacks(execute=True):
+        form = {"action": "retry", "confirmed": "1", **group_of("ValueError")}
         response = client_with("retry_run").post(
-            reverse("admin:autorun_failure_retry"), group_of("ValueError"), follow=True
+            reverse("admin:autorun_run_act"), form, follow=True
         )
 
     assert "3 failed runs start again." in response.content.decode()
     assert runner.progress().failed == 2
+
+
+@pytest.mark.parametrize(("action", "codename"), [("retry", "retry_run"), ("ignore", "cancel_run")])
+def test_a_group_of_failures_is_asked_about_first(action, codename, runner) -> None:
+    client = client_with(codename)
+    failures = reverse("admin:autorun_failure_changelist") + "?since=24h"
+    form = {"action": action, "next": failures, **group_of("ValueError")}
+
+    question = client.post(reverse("admin:autorun_run_act"), form)
+
+    assert "About <strong>3</strong> runs" in question.text
+    assert f"ValueError of {LABEL} (Scan Preprocessing v1.0)" in question.text
+    assert f'href="{failures}">No, go back' in question.text
+    assert runner.progress().failed == 5
+    assert LogEntry.objects.count() == 0
+
+
+def test_the_question_leads_back_to_no_other_site(runner) -> None:
+    form = {"action": "retry", "next": "javascript:alert(1)", **group_of("ValueError")}
+
+    question = client_with("retry_run").post(reverse("admin:autorun_run_act"), form)
+
+    assert "javascript:" not in question.text
+
+
+def test_the_log_tells_which_failures_were_meant(runner) -> None:
+    form = {"action": "ignore", "confirmed": "1", "name": "Nonsense", **group_of("ValueError")}
+
+    response = client_with("cancel_run").post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    (entry,) = LogEntry.objects.all()
+    shape = next(
+        each.group.shape
+        for each in recent_failures("24h").groups
+        if each.group.exception_class == "ValueError"
+    )
+    for words in ("ValueError", LABEL, "Scan Preprocessing v1.0", "24h", shape):
+        assert words in entry.change_message
+    assert "ValueError" in entry.object_repr
+    assert "Nonsense" not in entry.object_repr + entry.change_message
+    # Whoever did it sees both on the index, and may not see what messages say.
+    assert shape not in entry.object_repr + response.text
+
+
+def test_the_log_names_each_of_a_few_ticked_runs(
+    runner, django_capture_on_commit_callbacks
+) -> None:
+    failed = list(Run.objects.filter(status=Run.Status.FAILED).order_by("pk"))
+    done = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
+    address = reverse("admin:autorun_run_act")
+    forms = {
+        "cancel_run": {"action": "ignore", "ids": [failed[0].pk, failed[1].pk, done.pk]},
+        "retry_run": {"action": "retry", "ids": [failed[2].pk]},
+    }
+
+    for codename, form in forms.items():
+        with django_capture_on_commit_callbacks(execute=True):
+            client_with(codename).post(address, {**form, "confirmed": "1"})
+
+    entries = LogEntry.objects.order_by("pk").values_list("object_id", "object_repr")
+    batch = Batch.objects.order_by("-pk").first()
+    assert [*entries] == [
+        *((str(run.pk), str(run)) for run in failed[:3]),
+        (str(batch.pk), str(batch)),
+    ]
+    assert LogEntry.objects.earliest("pk").get_admin_url() == reverse(
+        "admin:autorun_run_change", args=[failed[0].pk]
+    )
+
+
+def test_the_log_has_the_ids_of_many_ticked_runs_in_one_entry(runner, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.admin.runs.FEW", 2)
+    failed = list(Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True))
+    form = {"action": "ignore", "ids": failed, "confirmed": "1"}
+
+    client_with("cancel_run").post(reverse("admin:autorun_run_act"), form)
+
+    (entry,) = LogEntry.objects.all()
+    assert entry.object_repr == "5 ticked runs"
+    for pk in failed:
+        assert f" {pk}" in entry.change_message
+
+
+def test_the_log_has_the_words_of_a_filter(runner) -> None:
+    form = {"action": "ignore", "scope": "everything", "exception": "OSError", "confirmed": "1"}
+
+    client_with("cancel_run").post(reverse("admin:autorun_run_act"), form)
+
+    (entry,) = LogEntry.objects.all()
+    assert entry.object_repr == "runs: exception OSError"
+    assert "2 failed runs" in entry.change_message
+
+
+def test_nothing_is_logged_where_nothing_was_done(runner) -> None:
+    done = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
+    form = {"action": "ignore", "ids": done.pk, "confirmed": "1"}
+
+    response = client_with("cancel_run").post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    assert "0 failed runs" in response.text
+    assert LogEntry.objects.count() == 0
+
+
+@pytest.mark.parametrize("form", [{"scope": "everything", "state": "ignored"}, {"ids": "all"}])
+def test_ignored_runs_are_retried_where_they_are_meant(
+    form, runner, django_capture_on_commit_callbacks
+) -> None:
+    interventions.ignore(RunFilter(state="failed", exception="ValueError").each())
+    ignored = Run.objects.filter(status=Run.Status.CANCELLED, is_current=True)
+    pks = list(ignored.values_list("pk", flat=True))
+    form = {**form, "action": "retry", "confirmed": "1"} | ({"ids": pks} if "ids" in form else {})
+
+    with django_capture_on_commit_callbacks(execute=True):
+        response = client_with("retry_run").post(
+            reverse("admin:autorun_run_act"), form, follow=True
+        )
+
+    assert "3 failed or ignored runs start again." in response.text
+    progress = runner.progress()
+    assert (progress.ignored, progress.failed) == (0, 2)
+    assert progress.unfinished == 6 + 3
+    assert not Run.objects.filter(pk__in=pks, is_current=True).exists()
+
+
+def test_ignored_runs_stay_so_when_all_that_match_no_state_are_retried(
+    runner, django_capture_on_commit_callbacks
+) -> None:
+    interventions.ignore(RunFilter(state="failed", exception="ValueError").each())
+    form = {"action": "retry", "scope": "everything", "confirmed": "1"}
+
+    with django_capture_on_commit_callbacks(execute=True):
+        client_with("retry_run").post(reverse("admin:autorun_run_act"), form)
+
+    assert (runner.progress().ignored, runner.progress().failed) == (3, 0)
+
+
+def test_an_ignored_run_can_be_retried_from_its_page(runner) -> None:
+    interventions.ignore(RunFilter(state="failed").each())
+    run = Run.objects.filter(status=Run.Status.CANCELLED).first()
+
+    page = client_with("retry_run", "cancel_run").get(
+        reverse("admin:autorun_run_change", args=[run.pk])
+    )
+
+    assert 'value="retry"' in page.text
+    assert 'value="ignore"' not in page.text
 
 
 def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:
@@ -494,6 +644,64 @@ def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
     response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
 
     assert "takes the permission to backfill" in response.content.decode()
+
+
+@pytest.mark.parametrize(("most", "is_refused"), [(2, True), (3, False)])
+def test_more_ticked_rows_than_are_kept_are_refused(
+    most: int, is_refused: bool, runner, monkeypatch
+) -> None:
+    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", most)
+    client = client_with("start_run", "view_scan", "change_scan")
+    pks = list(Scan.objects.values_list("pk", flat=True)[:3])
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": pks}
+
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+
+    assert ("More than 2 rows are ticked" in response.text) == is_refused
+    assert ("The 3 scans that you ticked." in response.text) != is_refused
+
+
+@pytest.mark.parametrize("step", ["prepare", "count", "start"])
+@pytest.mark.parametrize("loss", ["session", "age"])
+@pytest.mark.parametrize("codenames", [("start_run",), ("start_run", "backfill_run")])
+def test_rows_whose_choice_is_forgotten_do_not_become_all_rows(
+    codenames, loss: str, step: str, runner
+) -> None:
+    client = client_with(*codenames, "view_scan", "change_scan")
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": [Scan.objects.first().pk]}
+    changelist = reverse("admin:sample_app_scan_changelist")
+    token = client.post(changelist, form, follow=True).context["asked"].selection
+    if loss == "session":
+        client.logout()
+        client.force_login(User.objects.get())
+    else:
+        for _ in range(MOST_KEPT):
+            client.post(changelist, form)
+    ask = client.post if step == "start" else client.get
+
+    response = ask(
+        reverse(f"admin:autorun_batch_{step}", args=[LABEL]),
+        {"selection": token, "only": "all"},
+        follow=True,
+    )
+
+    assert "no longer known" in response.text
+    assert "would start" not in response.text
+    assert Batch.objects.count() == 1
+
+
+def test_the_preview_that_a_script_fetches_says_so_too(runner) -> None:
+    client = client_with("start_run")
+
+    response = client.get(
+        reverse("admin:autorun_batch_count", args=[LABEL]),
+        {"selection": "lost"},
+        headers={"X-Requested-With": "autorun"},
+    )
+
+    assert response.status_code == 200
+    assert "no longer known" in response.text
+    assert "data-autorun-fetch" not in response.text
 
 
 def test_a_selection_is_its_owners_alone(runner) -> None:

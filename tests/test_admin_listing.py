@@ -1,11 +1,16 @@
 """Runs by filter, failures by group, rows by reason: what the pages are made of."""
 
+import datetime as dt
 from collections.abc import Iterator
+from zoneinfo import ZoneInfo
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from autorun import interventions, listing
 from autorun.activity import activity_by_node, progress_by_node
+from autorun.chunk_ids import first_chunk_id_at
 from autorun.counting import Count, count_rows
 from autorun.failures import group_failures, recent_failures, runs_of
 from autorun.folding import fold
@@ -122,6 +127,63 @@ def test_filters_narrow(runner) -> None:
         assert RunFilter.read(chosen.written()) == chosen
 
 
+def test_runs_are_found_by_when_they_were_planned(documents, settings) -> None:
+    settings.TIME_ZONE = "Asia/Jerusalem"
+    noon = dt.datetime(2026, 3, 5, 12, tzinfo=ZoneInfo(settings.TIME_ZONE))
+    hours = [noon + dt.timedelta(hours=n) for n in range(3)]
+    chunks = list(Chunk.objects.order_by("pk")[:3])
+    runs = [list(chunk.runs.values_list("pk", flat=True)) for chunk in chunks]
+    for chunk, hour in zip(chunks, hours, strict=True):
+        new_id = first_chunk_id_at(hour) + 7
+        Chunk.objects.filter(pk=chunk.pk).update(id=new_id)
+        Run.objects.filter(chunk_id=chunk.pk).update(chunk_id=new_id)
+    others = Run.objects.count() - sum(map(len, runs))
+    expected = {
+        RunFilter(planned_until="2026-03-05T12:00"): 0,
+        RunFilter(planned_from="2026-03-05T12:00", planned_until="2026-03-05T13:00"): len(runs[0]),
+        RunFilter(planned_until="2026-03-05T14:00"): len(runs[0]) + len(runs[1]),
+        RunFilter(planned_from="2026-03-05T14:00"): len(runs[2]) + others,
+        RunFilter(planned_from="2026-03-05T13:00", planned_until="2026-03-05T13:00"): 0,
+        RunFilter(planned_from="2026-03-05T14:00", row=str(Document.objects.last().pk)): 1,
+        RunFilter(planned_from="9999-12-31T00:00"): 0,
+        RunFilter(planned_until="0001-01-02T00:00"): 0,
+    }
+
+    assert {chosen: len(pages(chosen, size=50)) for chosen in expected} == expected
+    for chosen, number in expected.items():
+        assert chosen.number() in (number, None)
+        assert RunFilter.read(chosen.written()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("2026-03-05T12:00", "2026-03-05T12:00"),
+        ("2026-03-05 12:00:59.5", "2026-03-05T12:00"),
+        ("2026-03-05T12:00+02:00", "2026-03-05T10:00"),
+        ("2026-03-05", "2026-03-05T00:00"),
+        ("2026-13-05T12:00", ""),
+        ("0001-01-01T00:00+23:00", ""),
+        ("9999-12-31T23:59-23:00", ""),
+        ("\0", ""),
+        ("now", ""),
+        ("", ""),
+    ],
+)
+def test_times_are_read_as_browsers_write_them(given: str, read: str) -> None:
+    assert RunFilter.read({"planned_from": given}).planned_from == read
+
+
+@pytest.mark.parametrize("name", ["planned_from", "planned_until"])
+def test_when_runs_were_planned_is_told_by_ids_of_chunks(name: str) -> None:
+    chosen = RunFilter(**{name: "2026-03-05T12:00"}, state="failed")
+
+    with CaptureQueriesContext(connection) as captured:
+        chosen.page()
+
+    assert "_at" not in captured.captured_queries[0]["sql"].partition("WHERE")[2]
+
+
 def test_runs_of_rows_with_other_keys_are_found_by_the_key() -> None:
     photo = Photo.objects.create(caption="a")
     other = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
@@ -212,6 +274,62 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
     found = {run.pk for runs in runs_of(recent.group.key, "1h") for run in runs}
     failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
     assert found == set(failed.values_list("pk", flat=True))
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("messages_at_once", [2, 1_000])
+@pytest.mark.parametrize("ids_at_once", [4, 1_000])
+def test_the_runs_of_a_group_are_paged(
+    ids_at_once: int, messages_at_once: int, size: int, documents, monkeypatch
+) -> None:
+    monkeypatch.setattr("autorun.failures.IDS_AT_ONCE", ids_at_once)
+    monkeypatch.setattr("autorun.failures.AT_ONCE", messages_at_once)
+    (recent,) = recent_failures("24h").groups
+
+    found = pages(RunFilter(group=recent.group.key, since="24h"), size=size)
+
+    last_failures = Failure.objects.filter(run__is_current=True)
+    expected = list(last_failures.order_by("-pk").values_list("run_id", flat=True))
+    assert [run.pk for run in found] == expected
+    assert len(expected) == 20
+
+
+def test_a_group_is_narrowed_by_the_other_filters(runner) -> None:
+    groups = [each.group for each in recent_failures("24h").groups]
+    key = next(group.key for group in groups if group.exception_class == "ValueError")
+    ignored = pages(RunFilter(group=key), size=50)[:1]
+    interventions.ignore([ignored])
+    lengths = {
+        RunFilter(group=key): 3,
+        RunFilter(group=key, since="24h"): 3,
+        RunFilter(group=key, since="1h"): 1,
+        RunFilter(group=key, state="failed"): 2,
+        RunFilter(group=key, state="ignored"): 1,
+        RunFilter(group=key, runner=LABEL, trigger="backfill"): 3,
+        RunFilter(group=key, runner="no.Runner"): 0,
+        RunFilter(group=key, exception="ValueError"): 3,
+        RunFilter(group=key, exception="OSError"): 0,
+        RunFilter(group=key, row=str(ignored[0].object_id)): 1,
+        RunFilter(group="nonsense"): 0,
+        RunFilter(group="9" * 30 + "-a"): 0,
+    }
+
+    assert {chosen: len(pages(chosen, size=2)) for chosen in lengths} == lengths
+    for chosen, length in lengths.items():
+        assert sum(map(len, chosen.each())) == length
+        assert RunFilter.read(chosen.written()) == chosen
+
+
+def test_failures_are_those_of_one_runner(documents, runner) -> None:
+    labels = {documents.get_label(): {"ValueError": 20}, LABEL: {"ValueError": 3, "OSError": 2}}
+
+    found = {label: recent_failures("24h", label=label).groups for label in labels}
+
+    assert {
+        label: {each.group.exception_class: each.group.runs for each in groups}
+        for label, groups in found.items()
+    } == labels
+    assert recent_failures("24h", label="no.Runner").groups == []
 
 
 def test_pages_and_commands_know_the_same_groups(documents) -> None:

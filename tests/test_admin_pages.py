@@ -1,5 +1,6 @@
 """What the pages show, to whom, and in how many statements."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,7 @@ from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
-from tests.library.models import Document
+from tests.library.models import Country, Document
 
 pytestmark = pytest.mark.django_db
 
@@ -232,8 +233,20 @@ def test_a_run_whose_row_and_runner_are_gone_is_still_shown(client) -> None:
     batch = client.get(reverse("admin:autorun_batch_change", args=[Batch.objects.get().pk]))
 
     assert "is no longer registered" in page.content.decode()
+    assert reverse("admin:autorun_node_runner", args=[runner.get_label()]) not in page.text
+    assert reverse("admin:autorun_node_runner", args=[runner.get_label()]) not in batch.text
     assert "deleted" in listing.content.decode()
     assert "no longer registered" in batch.content.decode()
+
+
+def test_a_row_that_has_no_text_is_called_by_its_key(runner, client, monkeypatch) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    monkeypatch.setattr(Scan, "__str__", lambda scan: scan.path[1_000])
+    pk = Scan.objects.first().pk
+
+    page = client.get(reverse("admin:autorun_node_why", args=[LABEL]), {"row": pk})
+
+    assert f"Scan Preprocessing on scan {pk}" in page.text
 
 
 def test_a_runner_that_is_declared_wrongly_has_a_card_that_says_so(client) -> None:
@@ -287,6 +300,75 @@ def test_nonsense_in_the_address_is_passed_over(query: str, runner, client) -> N
     assert client.get(f"{addresses()['preview']}?limit=-1&window=x&only=x&{query}")
 
 
+LONG_NUMBER, HUGE_NUMBER = "9" * 5_000, "9" * 30
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("page", "form"),
+    [
+        ("runs", {"row": "--5"}),
+        ("runs", {"row": HUGE_NUMBER}),
+        ("runs", {"row": "²"}),
+        ("runs", {"row": LONG_NUMBER, "batch": LONG_NUMBER, "after": f"{LONG_NUMBER}-1"}),
+        ("runs", {"planned_from": "\0", "planned_until": LONG_NUMBER, "group": "\0"}),
+        ("runs", {"planned_from": "9999-12-31T23:59", "planned_until": "0001-01-01"}),
+        ("runs", {"after": f"{HUGE_NUMBER}-{HUGE_NUMBER}", "batch": HUGE_NUMBER}),
+        ("batches", {"runner": "\0", "before": LONG_NUMBER}),
+        ("batches", {"before": HUGE_NUMBER, "state": "\0", "trigger": HUGE_NUMBER}),
+        ("failures", {"since": "\0", "runner": "\0"}),
+        ("preview", {"limit": LONG_NUMBER, "window": LONG_NUMBER}),
+        ("preview", {"filter": "\0", "selection": "\0", "only": "\0"}),
+        ("preview", {"begun": '[{"missing":1e999},"5",{}]'}),
+        ("preview", {"begun": f'[{{"missing":{HUGE_NUMBER}}},"5",{{}}]'}),
+        ("preview", {"begun": f'[{{}},"{HUGE_NUMBER}",{{}}]'}),
+        ("preview", {"begun": '[{},"5",{"missing":["abc"]}]'}),
+        ("preview", {"begun": f'[{{}},"5",{{"missing":["{HUGE_NUMBER}"],"done":["\\u0000"]}}]'}),
+        ("preview", {"begun": NESTED}),
+        ("count", {"begun": f'[{{"missing":1e999}},"{LONG_NUMBER}",{{}}]'}),
+        ("count", {"begun": NESTED}),
+        ("why", {"row": HUGE_NUMBER}),
+        ("why", {"row": LONG_NUMBER}),
+        ("why", {"row": "\0"}),
+        ("scans", {"autorun": f"pending:{LABEL}", "autorun_up_to": HUGE_NUMBER}),
+        ("scans", {"autorun": f"pending:{LABEL}", "autorun_up_to": LONG_NUMBER}),
+    ],
+)
+def test_nothing_in_an_address_breaks_a_page(page: str, form, runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    known = {
+        **addresses(),
+        "why": reverse("admin:autorun_node_why", args=[LABEL]),
+        "scans": reverse("admin:sample_app_scan_changelist"),
+    }
+
+    response = client.get(known[page], form)
+
+    assert response.status_code == (404 if page == "why" else 200)
+
+
+@pytest.mark.parametrize("ids", [[HUGE_NUMBER], [LONG_NUMBER], ["-1"], ["\0"], ["x", "²"]])
+def test_nonsense_among_the_ticked_is_passed_over(ids: list[str], runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    form = {"action": "ignore", "ids": ids, "confirmed": "1"}
+
+    response = client.post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    assert "Tick the runs" in response.text
+
+
+@pytest.mark.parametrize("keys", [["\ud800"], ["\0"], ["x" * 300], ["x"]])
+def test_keys_of_text_that_no_row_can_have_are_passed_over(keys, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    runner = declare(DATA_MODEL=Country, INPUT_FIELDS=("name",))
+    Country.objects.create(code="il")
+    with installed(runner):
+        page = reverse("admin:autorun_batch_count", args=[runner.get_label()])
+        begun = json.dumps([{}, keys[0], {"missing": keys}])
+
+        assert client.get(page, {"begun": begun}).status_code == 200
+
+
 def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
 
@@ -323,6 +405,30 @@ def test_coverage_by_version_is_told_of_the_rows_that_were_counted(runner, admin
     share = f'{runner.progress().succeeded} <span class="ar-quiet">of {total}</span>'
     assert share in counted
     assert share not in uncounted
+
+
+def test_batches_are_filtered_and_paged(runner, client, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.admin.batches.PAGE", 2)
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    made = [
+        Batch.objects.create(runner=LABEL, node=runner.get_node(), trigger=trigger, state=state)
+        for trigger in ("sweep", "backfill", "code")
+        for state in ("running", "failed", "failed")
+    ]
+    Batch.objects.create(runner="no.Runner", node=runner.get_node(), trigger="code", state="failed")
+    address, found = reverse("admin:autorun_batch_changelist"), []
+
+    query = f"runner={LABEL}&state=failed"
+    while query:
+        response = client.get(f"{address}?{query}")
+        found += [line.batch.pk for line in response.context["lines"]]
+        query = response.context["older"]
+    response = client.get(f"{address}?trigger=code&state=running")
+
+    failed = [batch.pk for batch in made if batch.state == "failed"]
+    assert found == failed[::-1]
+    assert [line.batch.pk for line in response.context["lines"]] == [made[6].pk]
+    assert "<option selected>running" in response.text
 
 
 def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:

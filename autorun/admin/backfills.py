@@ -10,12 +10,13 @@ from urllib.parse import urlencode
 from django.core.exceptions import PermissionDenied
 
 from autorun.admin.permissions import Permission
-from autorun.admin.rows import Name, may_view, name_of
+from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
 from autorun.counting import REASONS, UNPREPARED, Count
 from autorun.interventions import request_backfill
 from autorun.keys import key_kind
 from autorun.models import Batch
+from autorun.parameters import read_number, read_text
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.querysets import as_plain
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from autorun.admin.cards import Card
     from autorun.runner import QuerySetRunner
 
+#: What a column of 32 bits takes.
+MOST_RUNS = (1 << 31) - 1
 #: What `only` may be, as the form says it.
 ONLY = {
     "": "Pending rows: without a run, or changed since",
@@ -37,6 +40,7 @@ ONLY = {
     "all": "All of these: pending and failed",
     "again": "Everything again, also what has succeeded",
 }
+LOST = "The chosen rows are no longer known: choose them again."
 WORDS = {
     "missing": "have no run",
     "changed": "have changed since their run",
@@ -64,10 +68,10 @@ class Request:
         only = str(given.get("only", ""))
         return cls(
             only=only if only in ONLY else "",
-            filter=str(given.get("filter", "")).replace("\0", ""),
-            selection=str(given.get("selection", "")),
-            limit=_positive(given.get("limit")),
-            window=_positive(given.get("window")),
+            filter=read_text(given, "filter"),
+            selection=read_text(given, "selection"),
+            limit=read_number(given.get("limit"), least=1, most=MOST_RUNS),
+            window=read_number(given.get("window"), least=1, most=MOST_RUNS),
         )
 
     def query(self, **more: str) -> str:
@@ -88,11 +92,20 @@ class Request:
         """The rows somebody chose on the model's own page, if any."""
         return find(request, self.selection) if self.selection else None
 
+    def is_lost(self, request: HttpRequest) -> bool:
+        """Whether it is about chosen rows that the session does not know any more."""
+        return bool(self.selection) and self.chosen(request) is None
+
     def queryset(
         self, request: HttpRequest, site: AdminSite, runner: QuerySetRunner
     ) -> QuerySet[Any] | None:
-        """The rows in scope; None for the runner's default queryset."""
+        """The rows in scope; None for the runner's default queryset.
+
+        Raises ValueError where chosen rows are no longer known.
+        """
         chosen = self.chosen(request)
+        if self.is_lost(request):
+            raise ValueError(LOST)
         if chosen is None:
             return self.scope.queryset(runner)
         return as_plain(runner, chosen.queryset(request, site))
@@ -111,8 +124,8 @@ class Request:
             "requested_by": request.user.get_username()[:255],
         }
         chosen = self.chosen(request)
-        if self.selection and chosen is None:
-            raise ValueError("The chosen rows are no longer known: choose them again.")
+        if self.is_lost(request):
+            raise ValueError(LOST)
         if chosen is None:
             return request_backfill(runner, self.scope, **limits)
         if not may_view(request, site, chosen.get_model()):
@@ -182,17 +195,10 @@ def _names(
     model = runner.get_model()
     kind = key_kind(model)
     keys = {key for found in count.samples.values() for key in found}
-    if not keys or not may_view(request, site, model):
-        return {key: Name(key) for key in keys}
-    rows = runner.get_every_row().filter(pk__in=[kind.to_pk(key) for key in keys])
-    named = {str(row.pk): name_of(site, row) for row in rows}
-    return {key: named.get(str(kind.to_pk(key)), Name(key)) for key in keys}
+    pks = {key: kind.to_pk(key) for key in keys}
+    shown = visible(request, site, model, pks.values(), runner.get_database())
+    return {key: name_of(site, shown[pk]) if pk in shown else Name(key) for key, pk in pks.items()}
 
 
 def _plain(key: Any) -> Any:
     return key if isinstance(key, int) else str(key)
-
-
-def _positive(given: Any) -> int | None:
-    text = str(given or "")
-    return int(text) if text.isdecimal() and 0 < int(text) < 1 << 31 else None

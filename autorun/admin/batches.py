@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -10,7 +11,7 @@ from django.urls import URLPattern
 
 from autorun import batches, registry
 from autorun.activity import activity_by_node
-from autorun.admin.backfills import ONLY, Preview, Request, preview
+from autorun.admin.backfills import LOST, ONLY, Preview, Request, preview
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import (
     PageAdmin,
@@ -22,12 +23,13 @@ from autorun.admin.pages import (
     require,
     who,
 )
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.tables import batch_lines
 from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError
 from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch
+from autorun.parameters import read_number, read_one_of, read_text
 
 PAGE = 50
 SAMPLES = 3
@@ -57,23 +59,32 @@ class BatchAdmin(PageAdmin):
     @page
     def listing(self, request: HttpRequest) -> HttpResponse:
         """Batches by id, so that no page counts those before it."""
-        found = Batch.objects.order_by("-pk")
-        label = request.GET.get("runner", "")
-        if label:
-            found = found.filter(runner=label)
-        before = request.GET.get("before", "")
-        if before.isdecimal() and len(before) < 19:
-            found = found.filter(pk__lt=int(before))
-        with_empty = request.GET.get("all") == "1"
-        some = list((found if with_empty else found.exclude(EMPTY_SWEEP))[: PAGE + 1])
+        given = request.GET
+        chosen = {
+            "runner": read_text(given, "runner"),
+            "state": read_one_of(Batch.State.values, given.get("state")),
+            "trigger": read_one_of(Batch.Trigger.values, given.get("trigger")),
+        }
+        narrowed = {name: value for name, value in chosen.items() if value}
+        found = Batch.objects.filter(**narrowed).order_by("-pk")
+        before = read_number(given.get("before"))
+        if before is not None:
+            found = found.filter(pk__lt=before)
+        if given.get("all") == "1":
+            chosen["all"] = narrowed["all"] = "1"
+        else:
+            found = found.exclude(EMPTY_SWEEP)
+        some = list(found[: PAGE + 1])
+        is_last = len(some) <= PAGE
         return self.render(
             request,
             "batches",
             "Batches",
             lines=batch_lines(some[:PAGE]),
-            older=some[PAGE - 1].pk if len(some) > PAGE else None,
-            label=label,
-            with_empty=with_empty,
+            older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
+            chosen=chosen,
+            states=Batch.State.values,
+            triggers=Batch.Trigger.values,
             runners=[runner.label for runner in registry.runners()],
         )
 
@@ -107,18 +118,16 @@ class BatchAdmin(PageAdmin):
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The scope of a backfill, and what it would do."""
         card, asked = self._card(label), Request.read(request.GET)
+        if asked.is_lost(request):
+            return self._start_over(request)
         require(request, asked.needs(request))
-        chosen = asked.chosen(request)
-        if asked.selection and chosen is None:
-            messages.error(request, "The chosen rows are no longer known: choose them again.")
-            return HttpResponseRedirect(self.url("autorun_batch_choose"))
         return self.render(
             request,
             "prepare",
             f"Backfill {card.name}",
             card=card,
             asked=asked,
-            chosen=chosen,
+            chosen=asked.chosen(request),
             only=ONLY,
             filters=sorted(card.runner.FILTERS or {}),
             query=asked.query(),
@@ -128,6 +137,10 @@ class BatchAdmin(PageAdmin):
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """The preview alone, counted on for a moment."""
         card, asked = self._card(label), Request.read(request.GET)
+        if asked.is_lost(request):
+            if is_fetched(request):
+                return self.fragment(request, "preview", card=card, asked=asked, problem=LOST)
+            return self._start_over(request)
         require(request, asked.needs(request))
         begun = Count.read(request.GET.get("begun", ""))
         found, problem = self._counted(request, card, asked, begun)
@@ -154,6 +167,8 @@ class BatchAdmin(PageAdmin):
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
         """Begin the backfill that was previewed."""
         card, asked = self._card(label), Request.read(request.POST)
+        if asked.is_lost(request):
+            return self._start_over(request)
         require(request, asked.needs(request))
         try:
             batch = asked.start(request, self.admin_site, card.runner)
@@ -189,6 +204,14 @@ class BatchAdmin(PageAdmin):
                 batch,
             )
         return self.back(request, self.url("autorun_batch_change", batch_id))
+
+    def _start_over(self, request: HttpRequest) -> HttpResponse:
+        """To where rows can be chosen, for those whose choice is no longer known."""
+        messages.error(request, LOST)
+        may_choose = Allowed(request.user).to(Permission.BACKFILL)
+        return HttpResponseRedirect(
+            self.url("autorun_batch_choose" if may_choose else "autorun_node_changelist")
+        )
 
     def _counted(
         self, request: HttpRequest, card: Card, asked: Request, begun: Count | None

@@ -47,7 +47,7 @@ DEFERS = "_autorun_defers"
 #: How long to look for pending rows before those found are shown.
 LOOKING_SECONDS = 0.5
 MOST_RUNS = 20
-#: More ticked rows than this are kept as a filter is: not as keys.
+#: Keys of rows that are kept: of those ticked, and of those found to be pending.
 MOST_KEYS = 1_000
 
 
@@ -317,11 +317,17 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
         if is_everything and not Allowed(request.user).to(Permission.BACKFILL):
             messages.error(request, "Running on all rows takes the permission to backfill.")
             return None
-        keys = (
-            None
-            if is_everything
-            else [str(pk) for pk in queryset.values_list("pk", flat=True)[:MOST_KEYS]]
-        )
+        keys = None
+        if not is_everything:
+            pks = queryset.values_list("pk", flat=True)[: MOST_KEYS + 1]
+            keys = [str(pk) for pk in pks]
+            if len(keys) > MOST_KEYS:
+                messages.error(
+                    request,
+                    f"More than {MOST_KEYS:,} rows are ticked, so none was run. Tick fewer, or "
+                    "narrow the list with a filter and select all that it shows.",
+                )
+                return None
         selection = Selection(meta.label, query=request.GET.urlencode(), keys=keys)
         token = keep(request, selection)
         address = reverse(

@@ -97,12 +97,15 @@ class PageAdmin(ModelAdmin):
             following = otherwise
         return HttpResponseRedirect(following)
 
-    def note(self, request: HttpRequest, what: str, *objects: Model, about: str = "") -> None:
+    def note(
+        self, request: HttpRequest, what: str, *objects: Model, about: str = "", detail: str = ""
+    ) -> None:
         """Tell the user what was done, and leave an entry in the admin's log for each object.
 
-        Without objects, one entry for what `about` describes.
+        Without objects, one entry for what `about` describes. `detail` is for the log alone.
         """
-        entry = {"user_id": request.user.pk, "action_flag": CHANGE, "change_message": what}
+        message = f"{what} {detail}".strip()
+        entry = {"user_id": request.user.pk, "action_flag": CHANGE, "change_message": message}
         for each in objects:
             content_type = ContentType.objects.get_for_model(each)
             LogEntry.objects.create(

@@ -1,13 +1,15 @@
-"""The rows that runs are about: their names, and where the admin shows them."""
+"""The rows that runs are about, as the admin shows them to one user."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from django.contrib import admin
+from django.contrib.admin.sites import all_sites
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.db import router
@@ -24,6 +26,11 @@ from autorun.models import Node, Run
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
 
+    from autorun.runner import QuerySetRunner
+
+#: With a method of its own of one of these names a ModelAdmin may hide single rows.
+_HIDING = ("get_queryset", "has_view_permission")
+
 
 @dataclass(frozen=True)
 class Name:
@@ -37,6 +44,20 @@ class Name:
         return self.text
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a user sees of the row of a run: what it is called, and whether its payload, too.
+
+    The payload is what went in, what came out, and what was thrown. `instance` is the row, for
+    those whom the admin shows it to; a row is hidden where they may see others of its model.
+    """
+
+    name: Name
+    is_open: bool
+    is_hidden: bool = False
+    instance: Any = None
+
+
 def model_of(node: Node) -> type[Model] | None:
     """The model whose rows the node's runs are about; None where it is gone from the code."""
     content_types = ContentType.objects.db_manager(settings.DATABASE)
@@ -44,59 +65,63 @@ def model_of(node: Node) -> type[Model] | None:
 
 
 def instance_of(run: Run, database: str | None = None) -> Any:
-    """The row a run is about, or None."""
+    """The row a run is about, whoever may see it, or None."""
     model = model_of(run.node)
     if model is None:
         return None
-    return _instances(model, [run], database).get(run.pk)
+    keys = _primary_keys(model, [run])
+    rows = model._base_manager.using(database or _database_of(model))
+    return rows.filter(pk__in=keys.values()).first()
 
 
-def instances(model: type[Model], keys: Iterable[str], database: str) -> list[Any]:
-    """The rows that have those keys, which may be any text."""
-    primary_keys = []
-    for key in keys:
-        try:
-            primary_keys.append(key_kind(model).to_pk(key))
-        except (ValidationError, ValueError, TypeError):
-            continue
-    return list(model._base_manager.using(database).filter(pk__in=primary_keys))
+def seen_rows(
+    request: HttpRequest, site: AdminSite, runs: Iterable[Run], database: str | None = None
+) -> dict[int, Seen]:
+    """What the user sees of the row of each run, by run id; a query or two a model.
 
-
-def name_row(request: HttpRequest, site: AdminSite, run: Run, instance: Any) -> Name:
-    """What to call the row of one run; `instance` is the row, None where it is gone."""
-    model = model_of(run.node)
-    if model is None or instance is None:
-        return Name(key_text(run), is_gone=True)
-    if not may_view(request, site, model):
-        return Name(f"{model._meta.verbose_name} {key_text(run)}")
-    return name_of(site, instance)
-
-
-def name_rows(request: HttpRequest, site: AdminSite, runs: Sequence[Run]) -> dict[int, Name]:
-    """What to call the row of each run, by run id; one query a model.
-
-    A row's own name is for those who may see the model in the admin; the others get its key.
+    A row that the admin does not show has no name but its key, and no payload.
     """
     by_model: dict[int, list[Run]] = defaultdict(list)
     for run in runs:
         by_model[run.node.content_type_id].append(run)
-    names: dict[int, Name] = {}
+    seen: dict[int, Seen] = {}
     for of_model in by_model.values():
         model = model_of(of_model[0].node)
         if model is None:
-            names.update((run.pk, Name(key_text(run), is_gone=True)) for run in of_model)
-            continue
-        shows_names = may_view(request, site, model)
-        found = _instances(model, of_model, None) if shows_names else {}
-        verbose = str(model._meta.verbose_name)
-        for run in of_model:
-            if not shows_names:
-                names[run.pk] = Name(f"{verbose} {key_text(run)}")
-            elif run.pk in found:
-                names[run.pk] = name_of(site, found[run.pk])
-            else:
-                names[run.pk] = Name(f"{verbose} {key_text(run)}", is_gone=True)
-    return names
+            names = {run.pk: Name(key_text(run), is_gone=True) for run in of_model}
+            seen.update((pk, Seen(name, is_open=True)) for pk, name in names.items())
+        else:
+            seen.update(_seen_of(request, site, model, of_model, database or _database_of(model)))
+    return seen
+
+
+def visible(
+    request: HttpRequest, site: AdminSite, model: type[Model], keys: Collection[Any], database: str
+) -> dict[Any, Any]:
+    """Those of the rows that the admin shows the user, by primary key; one query.
+
+    The model's own admin says which: its `get_queryset`, and `has_view_permission` of each. Where
+    there is none, the permission to view the model is what it takes.
+    """
+    if not keys or not may_view(request, site, model):
+        return {}
+    model_admin = _admin_of(site, model)
+    if model_admin is None:
+        rows = model._base_manager.using(database).filter(pk__in=set(keys))
+        return {row.pk: row for row in rows}
+    shown = model_admin.get_queryset(request).using(database).order_by().filter(pk__in=set(keys))
+    return {row.pk: row for row in shown if model_admin.has_view_permission(request, row)}
+
+
+def find_row(request: HttpRequest, site: AdminSite, runner: QuerySetRunner, key: str) -> Any:
+    """The runner's row of that key, which may be any text; None where the user may not see it."""
+    model = runner.get_model()
+    primary_key = key_kind(model).read(key)
+    if primary_key is None or not visible(
+        request, site, model, [primary_key], runner.get_database()
+    ):
+        return None
+    return runner.get_every_row().filter(pk=primary_key).first()
 
 
 def name_of(site: AdminSite, instance: Any) -> Name:
@@ -123,15 +148,68 @@ def key_text(run: Run) -> str:
 
 
 def may_view(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
-    model_admin = site._registry.get(model)
+    """Whether the user may see rows of the model, though perhaps not all of them."""
+    model_admin = _admin_of(site, model)
     if model_admin is not None:
         return bool(model_admin.has_view_permission(request))
     meta = model._meta
     return bool(request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}"))
 
 
-def _instances(model: type[Model], runs: Iterable[Run], database: str | None) -> dict[int, Any]:
-    """The rows there are, by run id."""
+def _seen_of(
+    request: HttpRequest, site: AdminSite, model: type[Model], runs: Collection[Run], database: str
+) -> dict[int, Seen]:
+    verbose = str(model._meta.verbose_name)
+    if not may_view(request, site, model):
+        return {run.pk: Seen(Name(f"{verbose} {key_text(run)}"), is_open=False) for run in runs}
+    keys = _primary_keys(model, runs)
+    shown = visible(request, site, model, set(keys.values()), database)
+    unseen = set(keys.values()) - shown.keys()
+    rows = model._base_manager.using(database).filter(pk__in=unseen)
+    hidden = set(rows.values_list("pk", flat=True)) if unseen else set()
+    shows_gone = _shows_gone(request, site, model)
+    seen = {}
+    for run in runs:
+        key = keys.get(run.pk)
+        if key in shown:
+            seen[run.pk] = Seen(name_of(site, shown[key]), is_open=True, instance=shown[key])
+        else:
+            is_hidden = key in hidden
+            name = Name(f"{verbose} {key_text(run)}", is_gone=not is_hidden)
+            is_open = shows_gone and not is_hidden
+            seen[run.pk] = Seen(name, is_open=is_open, is_hidden=is_hidden)
+    return seen
+
+
+def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
+    """Whether the user may see the payload of rows that are no more.
+
+    Where the model's admin hides rows, nobody can say whether it would have shown those.
+    """
+    model_admin = _admin_of(site, model)
+    if model_admin is None or getattr(request.user, "is_superuser", False):
+        return True
+    own = type(model_admin)
+    return all(getattr(own, name) is getattr(admin.ModelAdmin, name) for name in _HIDING)
+
+
+def _admin_of(site: AdminSite, model: type[Model]) -> Any:
+    """The admin of the model, else of the table's own model, else of a proxy; or None.
+
+    That of another site counts where this one has none: it hides the same rows.
+    """
+    concrete = model._meta.concrete_model or model
+    for each_site in (site, *sorted(all_sites, key=lambda each: each.name)):
+        known = each_site._registry
+        proxies = (each for each in known if each._meta.concrete_model is concrete)
+        for each in (model, concrete, *proxies):
+            if each in known:
+                return known[each]
+    return None
+
+
+def _primary_keys(model: type[Model], runs: Iterable[Run]) -> dict[int, Any]:
+    """The primary key of each run's row, by run id; without those that are none (any more)."""
     kind = key_kind(model)
     keys: dict[int, Any] = {}
     for run in runs:
@@ -139,10 +217,7 @@ def _instances(model: type[Model], runs: Iterable[Run], database: str | None) ->
             keys[run.pk] = kind.to_pk(kind.of(run))
         except (ValidationError, ValueError, TypeError):
             continue
-    using = database or _database_of(model)
-    found = model._base_manager.using(using).filter(pk__in=set(keys.values()))
-    by_pk = {instance.pk: instance for instance in found}
-    return {run_id: by_pk[pk] for run_id, pk in keys.items() if pk in by_pk}
+    return keys
 
 
 def _database_of(model: type[Model]) -> str:

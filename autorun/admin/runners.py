@@ -16,7 +16,7 @@ from autorun.activity import progress_by_node
 from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import instances, may_view, name_of
+from autorun.admin.rows import find_row, name_of
 from autorun.admin.stories import explanation_of
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
@@ -120,18 +120,18 @@ class NodeAdmin(PageAdmin):
     def why(self, request: HttpRequest, label: str) -> HttpResponse:
         """Why one row is pending for the runner, or why it is not."""
         runner = self._get(label)
-        rows = instances(runner.get_model(), [request.GET.get("row", "")], runner.get_database())
-        if not rows or not may_view(request, self.admin_site, runner.get_model()):
+        instance = find_row(request, self.admin_site, runner, request.GET.get("row", ""))
+        if instance is None:
             raise Http404("There is no such row, or you may not see it.")
-        (instance,) = rows
+        name = name_of(self.admin_site, instance)
         return self.render(
             request,
             "why",
-            f"{name_of_runner(runner)} on {instance}",
+            f"{name_of_runner(runner)} on {name}",
             runner=runner,
             runner_name=name_of_runner(runner),
             runner_title=title_of_runner(runner),
-            name=name_of(self.admin_site, instance),
+            name=name,
             reason=explanation_of(
                 runner,
                 instance,

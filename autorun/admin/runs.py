@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -15,12 +15,19 @@ from django.urls import URLPattern
 from autorun import interventions, registry
 from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import instance_of, key_text, may_view, name_row, name_rows
+from autorun.admin.rows import instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
-from autorun.listing import SINCE, STATES, TRIGGERS, Cursor, RunFilter, state_of
+from autorun.failures import members_of
+from autorun.listing import STATES, TRIGGERS, Cursor, RunFilter, state_of
 from autorun.models import Failure, Run
+from autorun.parameters import SINCE, read_number
 
 PAGE = 50
+MOST_TICKED = 1_000
+#: Runs of a group of failures that are counted one by one before something is done to them.
+MOST_COUNTED = 10_000
+#: Ticked runs up to this number have an entry each in the log of the admin.
+FEW = 20
 #: Failures whose classes are offered as a filter.
 RECENT_FAILURES = 1_000
 
@@ -34,8 +41,31 @@ class BulkAction:
     permission: Permission
     states: tuple[str, ...]
     explanation: str
+    #: States that it is for, too, where a filter or a tick names them.
+    named: tuple[str, ...] = ()
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        return (*self.states, *self.named)
 
 
+@dataclass(frozen=True)
+class Log:
+    """What the admin's log says of a deed: an entry for each of `runs`, or one `about` them all."""
+
+    runs: Sequence[Run] = ()
+    about: str = ""
+    detail: str = ""
+
+
+#: What came of an action on one run, and on many.
+_DONE = {
+    "ignore": (
+        "failed run is ignored from now on.",
+        "failed runs are ignored from now on.",
+    ),
+    "cancel": ("run cancelled before the start.", "runs cancelled before the start."),
+}
 ACTIONS: Mapping[str, BulkAction] = {
     each.name: each
     for each in (
@@ -45,6 +75,7 @@ ACTIONS: Mapping[str, BulkAction] = {
             Permission.RETRY,
             ("failed",),
             "Runs that failed for good run again, with all their attempts.",
+            named=("ignored",),
         ),
         BulkAction(
             "ignore",
@@ -83,7 +114,7 @@ class RunAdmin(PageAdmin):
         chosen = RunFilter.read(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
         found = chosen.page(after, size=PAGE)
-        names = name_rows(request, self.admin_site, found.runs)
+        seen = seen_rows(request, self.admin_site, found.runs)
         recent = Failure.objects.order_by("-pk").values_list("exception_class", flat=True)
         classes = set(recent[:RECENT_FAILURES]) | ({chosen.exception} - {""})
         allowed = Allowed(request.user)
@@ -92,7 +123,7 @@ class RunAdmin(PageAdmin):
             "runs",
             "Runs",
             chosen=chosen,
-            lines=[(run, state_of(run), names[run.pk]) for run in found.runs],
+            lines=[(run, state_of(run), seen[run.pk].name) for run in found.runs],
             total=chosen.number(),
             query=urlencode(chosen.written()),
             older=None
@@ -114,29 +145,36 @@ class RunAdmin(PageAdmin):
         if run is None:
             raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
         runner = registry.find(run.chunk.runner)
-        instance = instance_of(run, None if runner is None else runner.get_database())
-        name = name_row(request, self.admin_site, run, instance)
-        allowed = Allowed(request.user)
-        may_see = allowed.to(Permission.SEE_PAYLOAD) and (
-            instance is None or may_view(request, self.admin_site, type(instance))
-        )
+        database = None if runner is None else runner.get_database()
+        seen = seen_rows(request, self.admin_site, [run], database)[run.pk]
+        instance = seen.instance
+        if instance is None and not seen.is_hidden and not seen.name.is_gone:
+            instance = instance_of(run, database)
+        may_see = seen.is_open and Allowed(request.user).to(Permission.SEE_PAYLOAD)
         others = other_runs(run)
-        story = story_of(run, runner, instance, others=others, shows_messages=may_see)
+        story = story_of(
+            run,
+            runner,
+            instance,
+            others=others,
+            shows_messages=may_see,
+            is_hidden=seen.is_hidden,
+        )
         return self.render(
             request,
             "run",
-            f"{run.node} on {name}",
+            f"{run.node} on {seen.name}",
             run=run,
             state=state_of(run),
-            name=name,
+            name=seen.name,
             key=key_text(run),
             story=story,
             input=_input(runner, instance) if may_see else None,
             outputs=_pretty(run.outputs) if may_see else None,
             may_see=may_see,
             others=[(other, state_of(other)) for other in others],
-            can_retry=state_of(run) in ACTIONS["retry"].states,
-            can_cancel=state_of(run) in ACTIONS["cancel"].states,
+            is_registered=runner is not None,
+            accepted={each.name: state_of(run) in each.accepts for each in ACTIONS.values()},
         )
 
     @action(Permission.VIEW)
@@ -148,39 +186,45 @@ class RunAdmin(PageAdmin):
             return self._back_to_list(request)
         require(request, chosen_action.permission)
         is_everything = request.POST.get("scope") == "everything"
-        ids = [int(each) for each in request.POST.getlist("ids") if each.isdecimal()][:1_000]
+        given = map(read_number, request.POST.getlist("ids")[:MOST_TICKED])
+        ids = [each for each in given if each is not None]
         chosen = RunFilter.read(request.POST)
         if not is_everything and not ids:
             messages.error(request, "Tick the runs that are meant, or choose all that match.")
             return self._back_to_list(request)
-        if chosen.state and chosen.state not in chosen_action.states:
+        if chosen.state and chosen.state not in chosen_action.accepts:
             messages.error(
                 request,
-                f"{chosen_action.verb} is for runs that are {' or '.join(chosen_action.states)}; "
+                f"{chosen_action.verb} is for runs that are {' or '.join(chosen_action.accepts)}; "
                 f"these are {chosen.state}.",
             )
             return self._back_to_list(request)
         if "confirmed" not in request.POST:
             return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
-        found = _everything(chosen_action, chosen) if is_everything else _ticked(ids)
-        about = f"runs matching {chosen.written() or 'no filter'}" if is_everything else "runs"
-        self._do(request, chosen_action, found, about)
+        if is_everything:
+            log = _log_of_filter(chosen)
+            self._do(request, chosen_action, _everything(chosen_action, chosen), log)
+        else:
+            runs = _ticked(chosen_action, ids)
+            self._do(request, chosen_action, [runs], _log_of(runs))
         return self._back_to_list(request)
 
     def _ask(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
     ) -> HttpResponse:
         filters = _narrowed(chosen_action, chosen)
-        numbers = [len(ids)] if ids else [each.number() for each in filters]
+        numbers = [len(ids)] if ids else [_number(each) for each in filters]
+        facts, _ = _words(chosen)
         return self.render(
             request,
             "confirm",
             f"{chosen_action.verb} runs?",
             action=chosen_action,
             chosen=chosen,
+            facts=facts,
             ids=ids,
             number=None if None in numbers else sum(filter(None, numbers)),
-            next=request.POST.get("next", ""),
+            next=self._back_to_list(request).url,
         )
 
     def _do(
@@ -188,43 +232,85 @@ class RunAdmin(PageAdmin):
         request: HttpRequest,
         chosen_action: BulkAction,
         found: Iterable[list[Run]],
-        about: str,
+        log: Log,
     ) -> None:
         if chosen_action.name == "retry":
-            do_retry(self, request, found, about)
-        elif chosen_action.name == "ignore":
-            number = interventions.ignore(found)
-            self.note(request, ignored_words(number), about=about)
+            self._retry(request, found, log)
+            return
+        change = interventions.ignore if chosen_action.name == "ignore" else interventions.cancel
+        number = change(found)
+        what = counted(number, *_DONE[chosen_action.name])
+        if number:
+            self.note(request, what, *log.runs, about=log.about, detail=log.detail)
         else:
-            number = interventions.cancel(found)
-            what = counted(number, "run", "runs") + " cancelled before the start."
-            self.note(request, what, about=about)
+            messages.info(request, what)
+
+    def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
+        retried = interventions.retry(found, requested_by=who(request))
+        if retried.runs:
+            of = "failed or ignored" if retried.ignored else "failed"
+            what = counted(retried.runs, f"{of} run starts again.", f"{of} runs start again.")
+            runs = [run for run in log.runs if run.pk not in retried.outdated]
+            self.note(request, what, *runs, *retried.batches, detail=log.detail)
+        if retried.outdated:
+            messages.warning(
+                request,
+                counted(len(retried.outdated), "run is", "runs are")
+                + " of a version, configuration or runner that is no longer there: left as before.",
+            )
+        if not retried.runs and not retried.outdated:
+            messages.info(request, "None of these runs has failed for good any more.")
 
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
         return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
 
 
-def ignored_words(number: int) -> str:
-    return counted(number, "failed run is", "failed runs are") + " ignored from now on."
+def _log_of(runs: Sequence[Run]) -> Log:
+    """An entry for each of a few ticked runs; of many the ids."""
+    if len(runs) <= FEW:
+        return Log(runs=runs)
+    ids = ", ".join(str(run.pk) for run in runs)
+    return Log(about=f"{len(runs)} ticked runs", detail=f"Of the runs {ids}.")
 
 
-def do_retry(
-    model_admin: PageAdmin, request: HttpRequest, found: Iterable[list[Run]], about: str
-) -> None:
-    """Retry the runs, and tell the user what came of it."""
-    retried = interventions.retry(found, requested_by=who(request))
-    if retried.runs:
-        what = counted(retried.runs, "failed run starts again.", "failed runs start again.")
-        model_admin.note(request, what, *retried.batches, about=about)
-    if retried.outdated:
-        messages.warning(
-            request,
-            counted(retried.outdated, "run is", "runs are")
-            + " of a version, configuration or runner that is no longer there: left as before.",
-        )
-    if not retried.runs and not retried.outdated:
-        messages.info(request, "None of these runs has failed for good any more.")
+def _log_of_filter(chosen: RunFilter) -> Log:
+    """One entry, with the filter's words; the shape of messages is for the log alone."""
+    words, shape = _words(chosen)
+    told = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
+    detail = f"Of all runs: {told}" + (f"; {shape}" if shape else "")
+    return Log(about=f"runs: {told}", detail=f"{detail}.")
+
+
+def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
+    """The filter as it is told, and the shape of messages where it has a group of failures."""
+    words, shape = chosen.written(), ""
+    if chosen.group:
+        words.pop("exception", None)
+        words["group"], shape = _group_words(chosen)
+    return words, shape
+
+
+def _group_words(chosen: RunFilter) -> tuple[str, str]:
+    """What failed in the filter's group, and the shape of its messages."""
+    rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
+    member = next((each for members, _ in rounds for each in members), None)
+    if member is None:
+        return "of failures that are no more", ""
+    run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
+    return f"{member.exception_class} of {run.chunk.runner} ({run.node})", member.shape
+
+
+def _number(chosen: RunFilter) -> int | None:
+    """About how many runs match, where that can be told in a moment."""
+    if not chosen.group:
+        return chosen.number()
+    number = 0
+    for runs in chosen.each():
+        number += len(runs)
+        if number > MOST_COUNTED:
+            return None
+    return number
 
 
 def _narrowed(chosen_action: BulkAction, chosen: RunFilter) -> list[RunFilter]:
@@ -238,9 +324,10 @@ def _everything(chosen_action: BulkAction, chosen: RunFilter) -> Iterator[list[R
         yield from each.each()
 
 
-def _ticked(ids: list[int]) -> list[list[Run]]:
-    names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
-    return [list(Run.objects.filter(pk__in=ids).only(*names))]
+def _ticked(chosen_action: BulkAction, ids: list[int]) -> list[Run]:
+    """The ticked runs that are in a state that the action is for."""
+    runs = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs").order_by("pk")
+    return [run for run in runs if state_of(run) in chosen_action.accepts]
 
 
 def _input(runner: Any, instance: Any) -> str | None:

@@ -65,10 +65,17 @@ def story_of(
     *,
     others: Sequence[Run],
     shows_messages: bool,
+    is_hidden: bool = False,
 ) -> Story:
-    """The story of a run; `instance` is its row, None where that is gone; `others`, its runs."""
+    """The story of a run; `others` are its row's.
+
+    `instance` is the row, None where that is gone, or hidden.
+    """
     failures = list(run.failures.order_by("attempt"))
-    now = _now(run, runner, instance, shows_messages=shows_messages)
+    if is_hidden:
+        now = "Its row is one that you may not see, so nothing more is told about it."
+    else:
+        now = _now(run, runner, instance, shows_messages=shows_messages)
     return Story(_why(run, others), now, _events(run, failures), failures)
 
 

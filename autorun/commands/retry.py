@@ -77,7 +77,7 @@ class Retry(OnRows):
             "; a worker plans them." if numbers else ".",
         )
         if retried.outdated:
-            runs = plural(retried.outdated, "failed run")
+            runs = plural(len(retried.outdated), "failed run")
             self.terminal.say((f"{runs} of a runner that is gone: left as before.", "yellow"))
         if not numbers:
             self.terminal.hint(f"What failed, and why: manage.py autorun failures {label}")

@@ -332,12 +332,36 @@ def test_runs_are_ticked_and_retried(runner, user, open_as) -> None:
     page.get_by_text("5 failed runs start again.").wait_for()
 
 
+@pytest.mark.parametrize("mode", ["narrow", "without-script"])
+def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_as, keep) -> None:
+    page = open_as(user, mode)
+    has_script = mode != "without-script"
+    page.goto("/admin/autorun/failure/")
+
+    page.get_by_role("link", name="ValueError").click()
+    keep(page, f"group-{mode}")
+    problems = look(page, "runs of a group", has_script=has_script)
+    number = page.locator(".ar tbody tr").count()
+    page.get_by_label("Planned from").fill("2026-01-01T00:00")
+    page.get_by_role("button", name="Show").click()
+    is_kept = page.get_by_label("Only of one group of failures").is_checked()
+    page.get_by_role("link", name="Failures", exact=True).first.click()
+    page.get_by_role("button", name="Retry all… of this ValueError").click()
+    problems += look(page, "question", has_script=has_script)
+    page.get_by_role("button", name="Retry them").click()
+    page.get_by_text("3 failed runs start again.").wait_for()
+
+    assert problems == []
+    assert (number, is_kept) == (3, True)
+    assert "/failure/" in page.url
+
+
 @pytest.mark.parametrize(
     "codename",
     ["start_run", "backfill_run", "retry_run", "cancel_run", "pause_run", "view_payload", ""],
 )
 def test_buttons_are_there_for_those_who_may(codename: str, runner, open_as) -> None:
-    page = open_as(scenes.add_user("bea", "view_run", codename))
+    page = open_as(scenes.add_user("bea", "view_run", "view_scan", codename))
     buttons = {
         "start_run": ("node/", "Sweep now"),
         "backfill_run": ("node/", "New backfill…"),

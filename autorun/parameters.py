@@ -1,0 +1,65 @@
+"""Values in addresses and forms, which may be anything: what means nothing is passed over."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Container, Mapping
+from typing import Any
+
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+#: How long ago something may have been, by the words of an address.
+SINCE: Mapping[str, dt.timedelta] = {
+    "1h": dt.timedelta(hours=1),
+    "24h": dt.timedelta(hours=24),
+    "7d": dt.timedelta(days=7),
+    "30d": dt.timedelta(days=30),
+}
+
+#: What every database takes for a key.
+LEAST, MOST = -(1 << 63), (1 << 63) - 1
+LONGEST_NUMBER = len(str(LEAST))
+LONGEST_TEXT = 255
+
+
+def read_number(given: object, *, least: int = 0, most: int = MOST) -> int | None:
+    """The whole number that `given` is, as text or as JSON; None where it is none in that range."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        number = given
+    else:
+        text = given.strip() if isinstance(given, str) else ""
+        digits = text.removeprefix("-")
+        # Python reads a number of thousands of digits slowly, or not at all.
+        if not (digits.isascii() and digits.isdecimal()) or len(text) > LONGEST_NUMBER:
+            return None
+        number = int(text)
+    return number if least <= number <= most else None
+
+
+def read_time(given: object) -> dt.datetime | None:
+    """The time that `given` is, to the minute, in the project's zone where it names none; or None.
+
+    It is what a browser writes of a date and a time: `2031-05-04T03:00`.
+    """
+    try:
+        when = parse_datetime(str(given))
+        if when is None:
+            return None
+        aware = when if timezone.is_aware(when) else timezone.make_aware(when)
+        local = timezone.localtime(aware).replace(second=0, microsecond=0)
+        local.timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return local
+
+
+def read_text(given: Mapping[str, Any], name: str) -> str:
+    """The text of that name; '' where there is none."""
+    # PostgreSQL takes no NUL in a text.
+    return str(given.get(name, "")).replace("\0", "").strip()[:LONGEST_TEXT]
+
+
+def read_one_of(known: Container[object], given: object) -> str:
+    """`given` where it is known, else ''."""
+    return str(given) if given in known else ""
