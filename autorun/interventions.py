@@ -68,7 +68,7 @@ def request_backfill(
         requested_by=requested_by,
     )
     # Nobody plans it yet: whoever gets the message takes it over.
-    Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow())
+    Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow(), tries=0)
 
     def send() -> None:
         try:

@@ -8,8 +8,9 @@ import pytest
 from django.db import connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from autorun import dispatch, folding, pruning, pulses
+from autorun import batches, dispatch, folding, interventions, pruning, pulses
 from autorun.clock import from_now
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
@@ -251,8 +252,6 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     with installed(runner):
         batch = backfill._begin(runner(), Batch.Trigger.CODE, Scope(given=True))
         Batch.objects.update(expires_at=from_now(-1))
-        from autorun import batches
-
         backfill.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
@@ -260,16 +259,35 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     assert "only it had the queryset" in batch.reason
 
 
-def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
+def test_a_batch_whose_runner_a_worker_does_not_know_is_left_to_another_one(documents):
     runner = declare()
     with installed(runner):
         batch = backfill._begin(runner(), Batch.Trigger.BACKFILL, Scope())
     Batch.objects.update(expires_at=from_now(-1))
-    from autorun import batches
 
     backfill.go_on(batches.take_over(batch.pk))
+    assert hand_on_batches() == 0
+    Batch.objects.update(expires_at=from_now(-1))
+    with installed(runner):
+        backfill.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
+    assert (batch.state, batch.planned) == (Batch.State.RUNNING, 4)
+
+
+def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
+    runner = declare()
+    with installed(runner):
+        batch = interventions.request_backfill(runner(), Scope())
+    waits = []
+    for _ in range(batches.MOST_TRIES):
+        Batch.objects.update(expires_at=from_now(-1))
+        backfill.go_on(batches.take_over(batch.pk))
+        batch.refresh_from_db()
+        if batch.expires_at is not None:
+            waits.append(round((batch.expires_at - timezone.now()).total_seconds(), -1))
+
+    assert waits == [60, 120, 240, 480]
     assert batch.state == Batch.State.FAILED
     assert "EchoRunner" in batch.reason
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from django.db import DatabaseError, InterfaceError
 from django.db.models import QuerySet
 
 from autorun import batches, tracing
@@ -21,7 +19,6 @@ from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.progress import progress
-from autorun.transactions import is_passing
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -94,12 +91,7 @@ class Pass:
         except LeaseLost as stopped:
             logger.info("%s: %s", self.runner.label, stopped)
         except Exception as error:
-            # A caller's transaction that the error has broken takes no more statements.
-            with suppress(DatabaseError, InterfaceError):
-                if is_passing(error):
-                    batches.hand_on(batch)
-                else:
-                    batches.fail(batch, f"{type(error).__name__}: {error}")
+            batches.break_off(batch, error)
             raise
         else:
             crash_point("backfill.unfinished")
