@@ -344,6 +344,25 @@ def test_a_batch_of_another_version_is_left_to_a_worker_that_has_it(documents):
     assert set(Run.objects.values_list("node__version", flat=True)) == {"2.0"}
 
 
+@pytest.mark.django_db(transaction=True)
+def test_what_a_lock_conflict_kept_from_being_booked_is_booked_again(documents, monkeypatch):
+    advance = batches.advance
+    conflicts = iter([OperationalError("database is locked")])
+
+    def advance_after_a_conflict(*arguments, **options):
+        for conflict in conflicts:
+            raise conflict
+        advance(*arguments, **options)
+
+    runner = declare()
+    with installed(runner):
+        runner().adopt()
+        monkeypatch.setattr(batches, "advance", advance_after_a_conflict)
+        batch = runner().run()
+
+    assert (batch.state, batch.candidates, batch.existing) == (Batch.State.FINISHED, 6, 6)
+
+
 def test_a_paused_batch_goes_on_when_resumed(documents):
     runner = declare(BATCH_SIZE=2)
     with installed(runner):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import QuerySet
 
 from autorun import batches, tracing
+from autorun.conf import settings
 from autorun.crashing import crash_point
 from autorun.dispatch import release
 from autorun.exceptions import LeaseLost
@@ -19,6 +20,7 @@ from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.progress import progress
+from autorun.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -119,7 +121,7 @@ class Pass:
         is_last = not window.last_key or self._left(batch) == 0
         is_due = is_last or time.monotonic() - self._booked_at >= BOOK_EVERY
         if is_due and not is_booked:
-            book(outcome)
+            repeated_on_conflict(lambda: book(outcome), using=settings.DATABASE)
         if is_booked:
             self._unbooked, self._booked_at = Outcome(), time.monotonic()
         else:
