@@ -166,13 +166,29 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
         model_label="library.Document", keys=[documents[0].pk, documents[1].pk]
     )
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[1].pk])
-    SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     with installed(runner):
-        assert drain_spilled() == 3
+        assert drain_spilled() == 2
         work_off()
 
     assert SpilledTrigger.objects.count() == 0
     assert statuses() == [Run.Status.SUCCEEDED] * 2
+
+
+def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
+    documents, caplog, monkeypatch
+):
+    monkeypatch.setattr("autorun.upkeep.AT_ONCE", 1)
+    SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
+    SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
+    assert drain_spilled() == 0
+    with installed(declare()):
+        assert drain_spilled() == 1
+    (left,) = SpilledTrigger.objects.all()
+    SpilledTrigger.objects.update(created_at=from_now(-25 * 3600))
+
+    assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
+    assert SpilledTrigger.objects.count() == 0
+    assert "no runner looks at saved library.Gone: 1 rows" in caplog.text
 
 
 def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):
