@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Q, QuerySet
 
-from autorun.exceptions import NotRegistered
+from autorun.exceptions import NotRegistered, RowsGone
 from autorun.keys import key_kind
 from autorun.planning.selection import Selection, selection_for
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Rows = Callable[["QuerySetRunner", Mapping[str, Any]], QuerySet[Any]]
 
 #: What gives the rows of a `source`, by its kind, to any process: whoever makes such scopes puts it
-#: here when it is imported. It raises NotRegistered where the rows can no longer be told.
+#: here when it is imported. It raises RowsGone where they can no longer be told.
 SOURCES: dict[str, Rows] = {}
 
 
@@ -47,7 +47,8 @@ class Scope:
     def queryset(self, runner: QuerySetRunner) -> QuerySet[Any] | None:
         """The rows the scope names, unfiltered; None for the runner's base queryset.
 
-        Raises NotRegistered for a filter the runner does not have, or a source that is gone.
+        Raises NotRegistered for a filter the runner does not have, RowsGone for a source that is
+        gone.
         """
         if self.source is not None:
             return _rows_from(runner, self.source)
@@ -89,7 +90,7 @@ class Scope:
 def _rows_from(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
     find = SOURCES.get(str(source.get("kind")))
     if find is None:
-        raise NotRegistered(
+        raise RowsGone(
             f"Nothing here knows the rows of {source.get('kind')!r}. Do the workers have the same "
             "INSTALLED_APPS?"
         )

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from autorun import batches, registry
 from autorun.console import Transcript
-from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.nodes import configuration_of
 from autorun.planning.passes import Pass
@@ -139,7 +139,7 @@ def go_on(batch: Batch) -> Batch:
         rows = eligible(runner, queryset, log_level=logging.DEBUG)
         pass_ = Pass(runner, rows, is_given=queryset is not None, selection=scope.selection)
     except NotRegistered as missing:
-        if batches.put_off(batch):
+        if not isinstance(missing, RowsGone) and batches.put_off(batch):
             logger.info("%s: %s is left to another worker: %s", batch.runner, batch, missing)
         else:
             batches.fail(batch, str(missing))
