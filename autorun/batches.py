@@ -263,6 +263,12 @@ def is_given(batch: Batch) -> bool:
     return bool(batch.scope.get("given", False))
 
 
+def is_beyond_base(batch: Batch) -> bool:
+    """Whether its rows may lie outside of the runner's base queryset, as somebody chose them."""
+    scope = batch.scope
+    return bool(is_given(batch) or scope.get("beyond_base") or scope.get("source"))
+
+
 def _held(batch: Batch) -> Any:
     planned_on = [Batch.State.RUNNING, *([Batch.State.PAUSED] if is_given(batch) else [])]
     return Batch.objects.filter(pk=batch.pk, token=batch.token, state__in=planned_on)

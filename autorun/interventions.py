@@ -85,10 +85,11 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
 
     A run of a version or configuration that its runner no longer has is passed over.
     """
-    keys: dict[str, list[Any]] = defaultdict(list)
+    keys: dict[tuple[str, bool], list[Any]] = defaultdict(list)
     outdated = 0
     for runs in found:
         runners = _runners_of(runs)
+        beyond_base = _chunks_beyond_base(runs)
         failed = Run.objects.filter(
             pk__in=[run.pk for run in runs], status=Run.Status.FAILED, is_current=True
         )
@@ -97,14 +98,19 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
             if runner is None:
                 outdated += 1
             else:
-                keys[runner.label].append(key_kind(runner.get_model()).of(run))
+                key = key_kind(runner.get_model()).of(run)
+                keys[runner.label, run.chunk_id in beyond_base].append(key)
     begun = [
         request_backfill(
             registry.get(label),
-            Scope(pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]), only="failed"),
+            Scope(
+                pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
+                only="failed",
+                beyond_base=is_beyond_base,
+            ),
             requested_by=requested_by,
         )
-        for label, of_runner in keys.items()
+        for (label, is_beyond_base), of_runner in keys.items()
         for begin in range(0, len(of_runner), KEYS_IN_SCOPE)
     ]
     return Retried(begun, sum(map(len, keys.values())), outdated)
@@ -141,6 +147,15 @@ def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], QuerySetRunner]:
         if runner is not None and nodes[runner.label] == run.node_id:
             found[run.node_id, run.chunk_id] = runner
     return found
+
+
+def _chunks_beyond_base(runs: Sequence[Run]) -> set[int]:
+    """The chunks of the runs whose rows may lie outside of the runner's base queryset."""
+    chunks = Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).exclude(batch=None)
+    batch_of = dict(chunks.values_list("pk", "batch_id"))
+    found = Batch.objects.filter(pk__in=set(batch_of.values())).only("scope")
+    beyond_base = {batch.pk for batch in found if batches.is_beyond_base(batch)}
+    return {chunk_id for chunk_id, batch_id in batch_of.items() if batch_id in beyond_base}
 
 
 def _node_id(label: str) -> int | None:

@@ -29,7 +29,7 @@ class Scope:
 
     `given` is a queryset of the caller's, which no other process can go on with. `source` has a
     `kind`, one of SOURCES, and what that needs to find the rows; it takes the place of `pks` and
-    `filter`.
+    `filter`. With `beyond_base`, those also name rows outside of the runner's base queryset.
     """
 
     filter: str | None = None
@@ -38,6 +38,7 @@ class Scope:
     force: bool = False
     given: bool = False
     source: dict[str, Any] | None = None
+    beyond_base: bool = False
 
     @property
     def selection(self) -> Selection:
@@ -54,7 +55,7 @@ class Scope:
             return _rows_from(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
-        rows = runner.get_base_queryset()
+        rows = runner.get_every_row() if self.beyond_base else runner.get_base_queryset()
         if self.filter is not None:
             rows = _named_filter(runner, self.filter)(rows)
         if self.pks is not None:
