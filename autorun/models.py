@@ -295,7 +295,7 @@ class SpilledTrigger(models.Model):
 
 
 class Pulse(models.Model):
-    """When something that should happen regularly last did."""
+    """When something that should happen regularly last did; or a lock, held by who releases."""
 
     name = models.CharField(max_length=64, primary_key=True)
     beat_at = models.DateTimeField()
