@@ -21,9 +21,9 @@ from autorun.execution.notifying import notify_due
 from autorun.folding import fold_everywhere
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning.keys import plan_for_all
-from autorun.pruning import prune
+from autorun.pruning import MOST_RUNS, prune
 from autorun.publishing import publish
-from autorun.pulses import take_turn
+from autorun.pulses import give_back_turn, take_turn
 from autorun.rescue import rescue_expired
 from autorun.transactions import bounded_waits
 
@@ -189,7 +189,12 @@ def _fold_now_and_then() -> int:
 
 
 def _prune_now_and_then() -> int:
-    return prune() if take_turn("prune", every=PRUNE_EVERY) else 0
+    if not take_turn("prune", every=PRUNE_EVERY):
+        return 0
+    pruned = prune(at_most=MOST_RUNS)
+    if pruned >= MOST_RUNS:
+        give_back_turn("prune")  # there is more: the next round goes on with it
+    return pruned
 
 
 def _guarded(name: str, step: Callable[[], int]) -> int:

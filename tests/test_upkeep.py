@@ -397,6 +397,19 @@ def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, monkeyp
     assert not Chunk.objects.filter(moved=F("size")).exists()
 
 
+@pytest.mark.parametrize(
+    ("most", "pruned"), [(2, [2, 2, 0]), (3, [3, 1, 0]), (4, [4, 0, 0]), (5, [4, 0, 0])]
+)
+def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
+    old_history, monkeypatch, most, pruned
+):
+    monkeypatch.setattr("autorun.upkeep.MOST_RUNS", most)
+    monkeypatch.setattr(pruning, "AT_ONCE", 1)
+    rounds = [upkeep(in_any_case=True).pruned for _ in range(3)]
+
+    assert rounds == pruned
+
+
 def test_without_a_retention_nothing_is_pruned(documents, settings):
     settings.AUTORUN = {"RETENTION": None}
     runner = declare()
