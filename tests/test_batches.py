@@ -1,5 +1,6 @@
 """Batches: how they are asked for, stopped, resumed and counted."""
 
+import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from unittest.mock import Mock
@@ -255,6 +256,31 @@ def test_a_sweep_of_another_version_stands_in_no_sweeps_way(documents):
 
     assert (batch.planned, batch.node.version) == (6, "2.0")
     assert Batch.objects.count() == 2
+
+
+def test_the_lease_of_a_batch_is_renewed_while_its_rows_take_long_to_prepare(monkeypatch):
+    """Each row takes a lease of a minute here; that of a batch is ten of them."""
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
+    monkeypatch.setattr("autorun.planning.passes.BOOK_EVERY", 0)
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(15))
+    taken_over = []
+
+    def slow(self, instance):
+        batch = Batch.objects.filter(state=Batch.State.RUNNING).last()
+        if batch is not None and batch.planned_at is None:
+            Batch.objects.filter(pk=batch.pk).update(
+                expires_at=batch.expires_at - dt.timedelta(minutes=1)
+            )
+            taken_over.append(batches.take_over(batch.pk))
+        return instance.title
+
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=slow)
+    with installed(runner):
+        assert sweep_now(runner()).planned == 15
+        assert runner().backfill().existing == 15
+
+    assert set(taken_over) == {None}
+    assert len(taken_over) == 30
 
 
 def test_a_batch_that_gets_no_further_fails_in_the_end_and_says_so(documents):
