@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from django.db import transaction
+from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models import Exists, F, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
@@ -20,7 +21,7 @@ from autorun.dispatch import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk, Run
 from autorun.signals import announce_batch
-from autorun.transactions import repeated_on_conflict
+from autorun.transactions import is_passing, repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.planning.planner import Outcome
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 #: A window of planning may have to look at thousands of rows in Python, so the one who plans a
 #: batch may be silent for so many leases.
 PLANNING_LEASES = 10
+#: A batch that so many processes in turn have begun to plan, without getting any further, fails.
+MOST_TRIES = 5
 #: What one transaction of a cancellation ends at most; a single chunk may have more runs.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
@@ -49,35 +52,59 @@ class BatchCounts:
 
 def begin(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     """A new batch that this process plans."""
-    batch = Batch(runner=runner.label, node=runner.get_node(), trigger=trigger, token=1, **fields)
+    batch = Batch(
+        runner=runner.label, node=runner.get_node(), trigger=trigger, token=1, tries=1, **fields
+    )
     batch.expires_at = _planning_lease()
     batch.save(force_insert=True, using=settings.DATABASE)
     return batch
 
 
 def begin_alone(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch | None:
-    """`begin`, or None where another batch of that runner and trigger is being planned."""
+    """`begin`, or None where another batch of that runner and trigger is being planned.
+
+    One that its process has left, and that upkeep would have planned on, is taken over instead.
+    """
     node = runner.get_node()
 
     def begin_unless_there_is_one() -> Batch | None:
         nodes.lock(node.pk)
-        others = Batch.objects.filter(
+        unplanned = Batch.objects.filter(
             runner=runner.label,
+            node=node,
             trigger=trigger,
             state=Batch.State.RUNNING,
             planned_at=None,
-            expires_at__gt=DatabaseNow(),
         )
-        return None if others.exists() else begin(runner, trigger, **fields)
+        left = unplanned.filter(expires_at__lte=DatabaseNow()).order_by("pk")
+        # Locked before it is asked who plans: upkeep may be about to have one planned on.
+        left_ids = list(left.select_for_update().values_list("pk", flat=True))
+        if unplanned.filter(expires_at__gt=DatabaseNow()).exists():
+            return None
+        taken = (take_over(batch_id) for batch_id in left_ids)
+        return next(filter(None, taken), None) or begin(runner, trigger, **fields)
 
     return repeated_on_conflict(begin_unless_there_is_one, using=settings.DATABASE)
 
 
 def take_over(batch_id: int) -> Batch | None:
-    """The batch, to be planned on by this process, if the one that planned it has gone silent."""
-    taken = Batch.objects.filter(
+    """The batch, to be planned on by this process, if the one that planned it has gone silent.
+
+    It fails instead where MOST_TRIES processes have gone silent at the same place.
+    """
+    silent = Batch.objects.filter(
         pk=batch_id, state=Batch.State.RUNNING, planned_at=None, expires_at__lte=DatabaseNow()
-    ).update(token=F("token") + 1, expires_at=_planning_lease())
+    )
+    stuck = silent.filter(tries__gte=MOST_TRIES).update(
+        state=Batch.State.FAILED,
+        reason=f"{MOST_TRIES} processes in turn have begun to plan it and have got no further than "
+        "before: they died, or a hook or a statement took too long. Their logs may say more.",
+        expires_at=None,
+        finished_at=DatabaseNow(),
+    )
+    taken = not stuck and silent.update(
+        token=F("token") + 1, tries=F("tries") + 1, expires_at=_planning_lease()
+    )
     return Batch.objects.select_related("node").get(pk=batch_id) if taken else None
 
 
@@ -96,6 +123,7 @@ def advance(batch: Batch, outcome: Outcome, *, cursor: str) -> None:
         existing=F("existing") + outcome.existing,
         planned=F("planned") + outcome.planned,
         unprepared=F("unprepared") + outcome.unprepared,
+        tries=1,
         expires_at=None if is_last else _planning_lease(),
     )
     if not booked:
@@ -110,8 +138,22 @@ def planned(batch: Batch) -> None:
 
 
 def hand_on(batch: Batch) -> None:
-    """Have upkeep plan the rest at once, and not when the lease of this process runs out."""
-    _held(batch).filter(planned_at=None).update(expires_at=DatabaseNow())
+    """Have upkeep plan the rest at once, and not when the lease of this process runs out.
+
+    For what passes: the batch's tries are counted anew.
+    """
+    _held(batch).filter(planned_at=None).update(expires_at=DatabaseNow(), tries=0)
+
+
+def put_off(batch: Batch) -> bool:
+    """Leave planning to another process, later and later; False where that was tried often enough.
+
+    For what this process cannot plan, but perhaps another: one with newer code.
+    """
+    if batch.tries >= MOST_TRIES:
+        return False
+    later = min(2 ** (batch.tries - 1), PLANNING_LEASES) * settings.LEASE
+    return bool(_held(batch).filter(planned_at=None).update(expires_at=from_now(later)))
 
 
 def fail(batch: Batch, reason: str) -> None:
@@ -119,6 +161,16 @@ def fail(batch: Batch, reason: str) -> None:
     _held(batch).update(
         state=Batch.State.FAILED, reason=reason, expires_at=None, finished_at=DatabaseNow()
     )
+
+
+def break_off(batch: Batch, error: Exception) -> None:
+    """Have the batch planned on where what was raised will pass; where not, it has failed."""
+    # A caller's transaction that the error has broken takes no more statements.
+    with suppress(DatabaseError, InterfaceError):
+        if is_passing(error):
+            hand_on(batch)
+        else:
+            fail(batch, f"{type(error).__name__}: {error}")
 
 
 def finish_if_done(batch_id: int) -> bool:
@@ -151,7 +203,7 @@ def pause(batch: Batch) -> bool:
 
 def resume(batch: Batch) -> bool:
     """Go on with a paused batch; upkeep takes its planning up. Whether it was paused."""
-    planner = {} if is_given(batch) else {"expires_at": DatabaseNow()}
+    planner = {} if is_given(batch) else {"expires_at": DatabaseNow(), "tries": 0}
     resumed = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED).update(
         state=Batch.State.RUNNING, **planner
     )
@@ -209,6 +261,12 @@ def counts(batch: Batch) -> BatchCounts:
 def is_given(batch: Batch) -> bool:
     """Whether it is about a queryset that only the process that began it has."""
     return bool(batch.scope.get("given", False))
+
+
+def is_beyond_base(batch: Batch) -> bool:
+    """Whether its rows may lie outside of the runner's base queryset, as somebody chose them."""
+    scope = batch.scope
+    return bool(is_given(batch) or scope.get("beyond_base") or scope.get("source"))
 
 
 def _held(batch: Batch) -> Any:

@@ -7,6 +7,7 @@ could let two dispatchers release more than the window.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
-from autorun import nodes, registry
+from autorun import nodes, pulses, registry
 from autorun.clock import DatabaseNow
 from autorun.conf import settings
 from autorun.crashing import crash_point
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 EXECUTE = "autorun.execute"
 BACKFILL = "autorun.backfill"
+IN_FLIGHT = (Chunk.State.QUEUED, Chunk.State.RUNNING)
 #: Waiting chunks read first; then four times as many, and so on. Mostly there is room for one.
 FIRST_PAGE = 8
 #: A runner's chunks that are with the broker, beyond one for each that is being worked on. A saved
@@ -168,10 +170,10 @@ def _due(node_id: int) -> QuerySet[Any]:
 def _claim(node_id: int) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under a lock of the node."""
     node_digest = nodes.lock(node_id)
-    in_flight = Chunk.objects.filter(
-        node_id=node_id, state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING)
-    ).values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
-    claimed = list(_fitting(_due(node_id), _Room(in_flight, node_digest)))
+    in_flight = Chunk.objects.filter(node_id=node_id, state__in=IN_FLIGHT).values_list(
+        "state", "runner", "batch_id", "batch__window", Chunk.runs_left()
+    )
+    claimed = list(_fitting(_due(node_id), _Room(in_flight, node_id, node_digest)))
     # One that was cancelled since it was read stays so; its message finds nothing to do.
     Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed], state=Chunk.State.WAITING).update(
         state=Chunk.State.QUEUED,
@@ -207,6 +209,12 @@ def _fitting(due: QuerySet[Chunk], room: _Room) -> Iterator[Chunk]:
         size *= 4
 
 
+def _in_flight_elsewhere(label: str, *, node_id: int) -> int:
+    """How many chunks of the runner are in flight at other nodes: at those of other versions."""
+    chunks = Chunk.objects.filter(runner=label, state__in=IN_FLIGHT)
+    return chunks.exclude(node_id=node_id).count()
+
+
 class _Room:
     """What is left of the limits: the node's window, a batch's own, a runner's MAX_PARALLEL.
 
@@ -220,8 +228,10 @@ class _Room:
     def __init__(
         self,
         in_flight: Iterable[tuple[int, str, int | None, int | None, int]],
+        node_id: int,
         node_digest: str,
     ) -> None:
+        self._node_id = node_id
         self._node_digest = node_digest
         self._runs = 0
         self._is_reached = False
@@ -230,6 +240,7 @@ class _Room:
         self._full_batches: set[int] = set()
         self._full_runners: set[str] = set()
         self._spare_of_runner: Counter[str] = Counter()
+        self._counted_elsewhere: set[str] = set()
         for state, runner, batch_id, window, size in in_flight:
             self._add(runner, batch_id, window, size, is_queued=state == Chunk.State.QUEUED)
 
@@ -256,6 +267,10 @@ class _Room:
         """Whether `chunk` fits; if so it is counted in."""
         if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
             return False
+        if chunk.runner not in self._counted_elsewhere and _most_parallel(chunk.runner):
+            self._count_elsewhere(chunk.runner)
+            if chunk.runner in self._full_runners:
+                return False
         if self._is_supplied(chunk.runner) and chunk.priority < Chunk.Priority.LIVE:
             return False
         if self._runs and self._runs + chunk.size > settings.WINDOW:
@@ -267,6 +282,27 @@ class _Room:
             return False
         self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size, is_queued=True)
         return True
+
+    def _count_elsewhere(self, label: str) -> None:
+        """Count in the chunks of a runner with MAX_PARALLEL that are in flight at other nodes.
+
+        Nobody else of those who know the runner releases any of it before the transaction ends.
+        The locks are taken in one order, behind that of the node, so that two nodes which have
+        several such runners in common do not wait for each other.
+        """
+        limited = {each for each in self._labels if _most_parallel(each)}
+        if registry.find(label) is not None:
+            limited.add(label)
+        for each in sorted(limited - self._counted_elsewhere):
+            pulses.lock(f"parallel:{hashlib.sha256(each.encode()).hexdigest()[:32]}")
+        for each in {label, *limited} - self._counted_elsewhere:
+            self._chunks_of_runner[each] += _in_flight_elsewhere(each, node_id=self._node_id)
+            self._counted_elsewhere.add(each)
+            self._note_whether_full(each)
+
+    def _note_whether_full(self, label: str) -> None:
+        if 0 < _most_parallel(label) <= self._chunks_of_runner[label]:
+            self._full_runners.add(label)
 
     def _is_true_of_all(self, labels: Collection[str]) -> bool:
         """Whether `labels` are those of all of the node's runners, as far as this process knows."""
@@ -286,8 +322,7 @@ class _Room:
         self._runs += size
         self._spare_of_runner[runner] += 1 if is_queued else -1
         self._chunks_of_runner[runner] += 1
-        if self._chunks_of_runner[runner] == _most_parallel(runner):
-            self._full_runners.add(runner)
+        self._note_whether_full(runner)
         if batch_id is not None and window:
             self._runs_of_batch[batch_id] += size
             if self._runs_of_batch[batch_id] >= window:
@@ -295,5 +330,6 @@ class _Room:
 
 
 def _most_parallel(label: str) -> int:
+    """The runner's MAX_PARALLEL; 1 where this process does not know it, as it may have one."""
     runner = registry.find(label)
-    return 0 if runner is None else runner.MAX_PARALLEL
+    return 1 if runner is None else runner.MAX_PARALLEL

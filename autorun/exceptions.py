@@ -9,6 +9,10 @@ class NotRegistered(AutorunError, LookupError):
     """No analysis or runner of that name is registered."""
 
 
+class RowsGone(NotRegistered):
+    """Whatever told the rows of a batch, such as a filter in the admin, tells them no more."""
+
+
 class AlreadyRegistered(AutorunError):
     """Another analysis or runner has that name already."""
 

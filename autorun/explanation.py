@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autorun import batches
 from autorun.clock import as_told
 from autorun.dispatch import queue_of
 from autorun.exceptions import WorkerLost
@@ -60,9 +61,9 @@ def explain(runner: QuerySetRunner, instance: Any) -> Explanation:
     if run is None or run.status != Run.Status.PENDING:
         row = load(runner, [key], within_base=True, log_level=QUIET).get(key)
     else:
-        is_given = run.chunk.batch is not None and run.chunk.batch.scope.get("given", False)
-        row = load(runner, [key], within_base=not is_given, log_level=QUIET).get(key)
-        if row is None or row.fingerprint == run.fingerprint or is_given:
+        is_chosen = run.chunk.batch is not None and batches.is_beyond_base(run.chunk.batch)
+        row = load(runner, [key], within_base=not is_chosen, log_level=QUIET).get(key)
+        if row is None or row.fingerprint == run.fingerprint or is_chosen:
             return _under_way(runner, run, is_eligible=row is not None)
     if row is None:
         return _not_eligible(runner, instance, key, run)

@@ -72,7 +72,7 @@ def request_backfill(
         requested_by=requested_by,
     )
     # Nobody plans it yet: whoever gets the message takes it over.
-    Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow())
+    Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow(), tries=0)
 
     def send() -> None:
         try:
@@ -90,10 +90,11 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
     In one batch a runner or more. A run of a version or configuration that its runner no longer has
     is passed over.
     """
-    keys: dict[tuple[str, bool], list[Any]] = defaultdict(list)
+    keys: dict[tuple[str, bool, bool], list[Any]] = defaultdict(list)
     outdated: list[int] = []
     for runs in found:
         runners = _runners_of(runs)
+        beyond_base = _chunks_beyond_base(runs)
         ended = Run.objects.filter(
             pk__in=[run.pk for run in runs],
             status__in=(Run.Status.FAILED, Run.Status.CANCELLED),
@@ -104,8 +105,9 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
             if runner is None:
                 outdated.append(run.pk)
             else:
+                key = key_kind(runner.get_model()).of(run)
                 is_ignored = run.status == Run.Status.CANCELLED
-                keys[runner.label, is_ignored].append(key_kind(runner.get_model()).of(run))
+                keys[runner.label, is_ignored, run.chunk_id in beyond_base].append(key)
     begun = [
         request_backfill(
             registry.get(label),
@@ -114,13 +116,14 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
                 pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
                 only=None if is_ignored else "failed",
                 force=is_ignored,
+                beyond_base=is_beyond_base,
             ),
             requested_by=requested_by,
         )
-        for (label, is_ignored), of_runner in keys.items()
+        for (label, is_ignored, is_beyond_base), of_runner in keys.items()
         for begin in range(0, len(of_runner), KEYS_IN_SCOPE)
     ]
-    ignored = sum(len(of_runner) for (_, is_ignored), of_runner in keys.items() if is_ignored)
+    ignored = sum(len(of_runner) for (_, is_ignored, _), of_runner in keys.items() if is_ignored)
     return Retried(begun, sum(map(len, keys.values())), ignored, outdated)
 
 
@@ -155,6 +158,15 @@ def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], QuerySetRunner]:
         if runner is not None and nodes[runner.label] == run.node_id:
             found[run.node_id, run.chunk_id] = runner
     return found
+
+
+def _chunks_beyond_base(runs: Sequence[Run]) -> set[int]:
+    """The chunks of the runs whose rows may lie outside of the runner's base queryset."""
+    chunks = Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).exclude(batch=None)
+    batch_of = dict(chunks.values_list("pk", "batch_id"))
+    found = Batch.objects.filter(pk__in=set(batch_of.values())).only("scope")
+    beyond_base = {batch.pk for batch in found if batches.is_beyond_base(batch)}
+    return {chunk_id for chunk_id, batch_id in batch_of.items() if batch_id in beyond_base}
 
 
 def _node_id(label: str) -> int | None:

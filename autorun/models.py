@@ -97,6 +97,9 @@ class Batch(models.Model):
     unprepared = models.BigIntegerField(default=0)
 
     token = models.IntegerField(default=0, help_text="Raised whenever a process takes it over.")
+    tries = models.PositiveSmallIntegerField(
+        default=0, help_text="Processes that have begun to plan it since it last got any further."
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=DatabaseNow())
     planned_at = models.DateTimeField(null=True, blank=True)
@@ -292,7 +295,7 @@ class SpilledTrigger(models.Model):
 
 
 class Pulse(models.Model):
-    """When something that should happen regularly last did."""
+    """When something that should happen regularly last did; or a lock, held by who releases."""
 
     name = models.CharField(max_length=64, primary_key=True)
     beat_at = models.DateTimeField()

@@ -11,11 +11,13 @@ from autorun.transactions import repeated_on_conflict
 
 #: Runs deleted in one transaction.
 AT_ONCE = 2_000
+#: Runs that one call deletes. Whoever reaches it has more to delete.
+MOST_RUNS = 50 * AT_ONCE
 #: Ids of runs that one statement looks through. MariaDB has no index of superseded runs alone.
 WINDOW = 100_000
 
 
-def prune(*, at_most: int = 50 * AT_ONCE) -> int:
+def prune(*, at_most: int = MOST_RUNS) -> int:
     """Delete what is older than RETENTION and no longer current; how many runs.
 
     Current runs are the record of what is done, and stay whatever their age.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import suppress
 
 from django.db import IntegrityError, transaction
 
@@ -35,6 +36,17 @@ def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
 def give_back_turn(name: str) -> None:
     """Let the next who asks have the turn that was taken."""
     Pulse.objects.filter(name=name).delete()
+
+
+def lock(name: str) -> None:
+    """Be the only one who has locked that name, until the transaction ends."""
+    locked = Pulse.objects.select_for_update().filter(name=name).values_list("pk", flat=True)
+    if list(locked):
+        return
+    with suppress(IntegrityError), transaction.atomic(using=settings.DATABASE):
+        Pulse(name=name, beat_at=DatabaseNow()).save(force_insert=True, using=settings.DATABASE)
+        return
+    list(locked.all())
 
 
 def note(name: str, beat_at: dt.datetime) -> None:

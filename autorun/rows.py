@@ -110,23 +110,36 @@ def in_pages(
 
 def examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
     """Instances that `fingerprinted` gave as rows, without those whose dependencies are not met."""
-    rows = _examined(runner, instances)
-    if planned_by_database(runner) or not runner.DEPENDS_ON:
-        yield from rows
-        return
-    successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
-    for row in rows:
-        if row.key in successes:
-            yield row._replace(
-                fingerprint=fingerprints.combined(row.fingerprint, successes[row.key])
-            )
+    return (row for row in one_by_one(runner, instances) if row is not None)
 
 
-def _examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
-    if fingerprints.computed_by_database(runner):
-        return (Row(key_of(each), each, each._autorun_print) for each in instances)
-    represent = runner.get_instance_representation
-    return (_represented(represent, instance) for instance in instances)
+def one_by_one(
+    runner: QuerySetRunner,
+    instances: Sequence[Any],
+    *,
+    represent: Callable[[Any], object] | None = None,
+) -> Iterator[Row | None]:
+    """What `examined` gives, with None in the place of each instance that it leaves out.
+
+    `represent` takes the place of the runner's own `get_instance_representation`.
+    """
+    is_computed = fingerprints.computed_by_database(runner)
+    represent = represent or runner.get_instance_representation
+    successes = None
+    if runner.DEPENDS_ON and not planned_by_database(runner):
+        successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
+    for instance in instances:
+        key = key_of(instance)
+        if successes is not None and key not in successes:
+            yield None
+            continue
+        if is_computed:
+            row = Row(key, instance, instance._autorun_print)
+        else:
+            row = _represented(represent, instance)
+        if successes is not None:
+            row = row._replace(fingerprint=fingerprints.combined(row.fingerprint, successes[key]))
+        yield row
 
 
 def _represented(represent: Callable[[Any], object], instance: Any) -> Row:

@@ -6,10 +6,11 @@ before the pool forks, and each task by itself where there is no such worker.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
-from celery import shared_task
+from celery import current_app, shared_task
 from django.db import InterfaceError, OperationalError
 
 from autorun import batches, registry
@@ -27,17 +28,27 @@ _repeatable: dict[str, Any] = {
     "retry_backoff": True,
     "max_retries": 6,
 }
+#: Of the rows that were saved, tries while the database is away, and the seconds between two of
+#: them in the end: about a day.
+MOST_TRIES = 1_000
+LONGEST_PAUSE = 120.0
 
 
-@shared_task(name="autorun.plan", **_repeatable)
-def plan(model_label: str, pks: Sequence[Any]) -> None:
+@shared_task(name="autorun.plan", bind=True, max_retries=MOST_TRIES, **_options)
+def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
     """Plan the rows of a model that were just saved, for every runner that subscribes to them.
 
-    A lone one is worked off, too, where no limit stands against it.
+    A lone one is worked off, too, where no limit stands against it. While the database is away it
+    tries again, for a day: nothing else knows of the rows until the next sweep.
     """
     from autorun.execution.at_once import plan_and_work_off
 
-    plan_and_work_off(registry.subscribers(model_label), pks)
+    try:
+        plan_and_work_off(registry.subscribers(model_label), pks)
+    except (OperationalError, InterfaceError) as away:
+        if self.request.is_eager:  # Celery would not wait then
+            raise
+        raise self.retry(exc=away, countdown=_pause(self.request.retries)) from away
 
 
 @shared_task(name="autorun.sweep", **_repeatable)
@@ -84,3 +95,13 @@ def upkeep() -> None:
     from autorun.upkeep import upkeep
 
     upkeep()
+
+
+def _pause(retries: int) -> float:
+    """The seconds until a saved row is tried again: longer and longer, and never all at once."""
+    longest = LONGEST_PAUSE
+    # A worker holds the message meanwhile. Redis would hand it to another one, which held it, too.
+    visible = (current_app.conf.broker_transport_options or {}).get("visibility_timeout")
+    if visible:
+        longest = min(longest, visible / 2)
+    return min(2.0 ** min(retries, 10), longest) * random.uniform(0.5, 1)

@@ -31,6 +31,8 @@ _CONFLICT_STATES = {"40P01", "40001", "55P03"}
 _CONFLICT_NUMBERS = {1205, 1213, 1020}
 # PostgreSQL: connection exception, rolled back, out of resources, lock not available, shut down.
 _PASSING_CLASSES = {"08", "40", "53", "55", "57"}
+# Of those: a statement was cancelled. Most often it took longer than statement_timeout, and will.
+_NOT_PASSING_STATE = "57014"
 # MariaDB: too many connections, shut down, killed; cannot connect, gone away, lost.
 _PASSING_NUMBERS = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
 
@@ -125,7 +127,9 @@ def is_passing(error: Exception) -> bool:
         return False
     cause: Any = error.__cause__
     if hasattr(cause, "sqlstate"):  # psycopg; None where the server said nothing
-        return cause.sqlstate is None or cause.sqlstate[:2] in _PASSING_CLASSES
+        state = cause.sqlstate
+        is_lasting = state == _NOT_PASSING_STATE
+        return state is None or (state[:2] in _PASSING_CLASSES and not is_lasting)
     return is_conflict(error) or bool(error.args and error.args[0] in _PASSING_NUMBERS)
 
 

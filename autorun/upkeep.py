@@ -21,9 +21,9 @@ from autorun.execution.notifying import notify_due
 from autorun.folding import fold_everywhere
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning.keys import plan_for_all
-from autorun.pruning import prune
+from autorun.pruning import MOST_RUNS, prune
 from autorun.publishing import publish
-from autorun.pulses import take_turn
+from autorun.pulses import give_back_turn, take_turn
 from autorun.rescue import rescue_expired
 from autorun.transactions import bounded_waits
 
@@ -36,6 +36,8 @@ MOST_DOUBLINGS = 6
 #: Seconds that a step waits for a lock. The round that comes next tries again; waiting for ever,
 #: one process after the other would wait for what a frozen one holds.
 PATIENCE = 5.0
+#: Seconds for which saved rows wait for a process that has a runner of their model.
+UNKNOWN_FOR = 24 * 3600.0
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
 
@@ -91,12 +93,25 @@ def upkeep(*, in_any_case: bool = False) -> Report | None:
 
 
 def drain_spilled() -> int:
-    """Plan the saved rows that no broker took; how many."""
-    spilled = list(SpilledTrigger.objects.order_by("pk")[:AT_ONCE])
+    """Plan the saved rows that no broker took; how many.
+
+    Those of a model that no runner here looks at are left to other workers for a day: in a rolling
+    deployment some have a runner for it already, or still.
+    """
+    known = {runner.get_model()._meta.label for runner in registry.runners() if runner.ON_SAVE}
+    is_known = Q(model_label__in=known)
+    is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
+    spilled = list(SpilledTrigger.objects.filter(is_known | is_old).order_by("pk")[:AT_ONCE])
     keys: dict[str, set[object]] = defaultdict(set)
     for trigger in spilled:
         keys[trigger.model_label].update(trigger.keys)
     for model_label, of_model in keys.items():
+        if model_label not in known:
+            logger.warning(
+                "Upkeep: no runner looks at saved %s: %d rows that no broker took are forgotten.",
+                model_label,
+                len(of_model),
+            )
         plan_for_all(registry.subscribers(model_label), of_model)
     crash_point("drain.planned")
     # Only now: a crash in between plans them again, which does nothing.
@@ -174,7 +189,12 @@ def _fold_now_and_then() -> int:
 
 
 def _prune_now_and_then() -> int:
-    return prune() if take_turn("prune", every=PRUNE_EVERY) else 0
+    if not take_turn("prune", every=PRUNE_EVERY):
+        return 0
+    pruned = prune(at_most=MOST_RUNS)
+    if pruned >= MOST_RUNS:
+        give_back_turn("prune")  # there is more: the next round goes on with it
+    return pruned
 
 
 def _guarded(name: str, step: Callable[[], int]) -> int:

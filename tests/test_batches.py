@@ -1,10 +1,13 @@
 """Batches: how they are asked for, stopped, resumed and counted."""
 
+import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from unittest.mock import Mock
 
 import pytest
-from django.db import connection
+from django.core.exceptions import FieldError
+from django.db import OperationalError, connection
 from django.db.models import Q, QuerySet
 from django.test.utils import CaptureQueriesContext
 
@@ -19,6 +22,8 @@ from autorun.execution.leases import queued, start
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import windows
+from autorun.planning.scope import Scope
+from autorun.transactions import is_passing
 from autorun.triggers.backfill import go_on, sweep_now
 from autorun.upkeep import cancel_batches, upkeep
 from tests.engine import declare, installed, statuses, work_off
@@ -219,6 +224,169 @@ def test_overlapping_sweeps_of_a_runner_are_skipped(documents):
 
         assert sweep_now(runner()) is None
         assert runner().run().planned == 6
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_sweep_goes_on_with_one_that_its_process_has_left(documents, monkeypatch, has_begun):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    runner = declare(MAX_PER_SWEEP=4)
+    with installed(runner):
+        if has_begun:
+            monkeypatch.setattr(
+                "autorun.planning.passes.release",
+                Mock(side_effect=OperationalError(1213, "Deadlock found")),
+            )
+            with pytest.raises(OperationalError):
+                sweep_now(runner())
+            monkeypatch.setattr("autorun.planning.passes.release", release)
+        else:
+            batches.hand_on(batches.begin(runner(), Batch.Trigger.SWEEP, limit=4))
+        batch = sweep_now(runner())
+
+    assert (batch.planned, batch.limit) == (4, 4)
+    assert Batch.objects.count() == 1
+
+
+def test_a_sweep_of_another_version_stands_in_no_sweeps_way(documents):
+    old, new = declare(), declare(VERSION="2.0")
+    with installed(old):
+        batches.hand_on(batches.begin(old(), Batch.Trigger.SWEEP))
+    with installed(new):
+        batch = sweep_now(new())
+
+    assert (batch.planned, batch.node.version) == (6, "2.0")
+    assert Batch.objects.count() == 2
+
+
+def test_the_lease_of_a_batch_is_renewed_while_its_rows_take_long_to_prepare(monkeypatch):
+    """Each row takes a lease of a minute here; that of a batch is ten of them."""
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
+    monkeypatch.setattr("autorun.planning.passes.BOOK_EVERY", 0)
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(15))
+    taken_over = []
+
+    def slow(self, instance):
+        batch = Batch.objects.filter(state=Batch.State.RUNNING).last()
+        if batch is not None and batch.planned_at is None:
+            Batch.objects.filter(pk=batch.pk).update(
+                expires_at=batch.expires_at - dt.timedelta(minutes=1)
+            )
+            taken_over.append(batches.take_over(batch.pk))
+        return instance.title
+
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=slow)
+    with installed(runner):
+        assert sweep_now(runner()).planned == 15
+        assert runner().backfill().existing == 15
+
+    assert set(taken_over) == {None}
+    assert len(taken_over) == 30
+
+
+def test_a_batch_that_gets_no_further_fails_in_the_end_and_says_so(documents):
+    runner = declare()
+    with installed(runner):
+        batch = interventions.request_backfill(runner(), Scope())
+        for _ in range(batches.MOST_TRIES):
+            assert batches.take_over(batch.pk) is not None
+            Batch.objects.update(expires_at=from_now(-1))
+
+        assert batches.take_over(batch.pk) is None
+        batch.refresh_from_db()
+        assert batch.state == Batch.State.FAILED
+        assert "5 processes in turn have begun to plan it" in batch.reason
+
+
+def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents, monkeypatch):
+    monkeypatch.setattr(windows, "DATABASE_WINDOW", 1)
+    monkeypatch.setattr(batches, "MOST_TRIES", 2)
+    runner = declare()
+    with installed(runner):
+        batch = interventions.request_backfill(runner(), Scope())
+        for _ in documents:
+            taken = batches.take_over(batch.pk)
+            monkeypatch.setattr("autorun.planning.passes.release", Mock(side_effect=Crash))
+            with pytest.raises(Crash):
+                go_on(taken)
+            Batch.objects.update(expires_at=from_now(-1))
+        monkeypatch.setattr("autorun.planning.passes.release", release)
+        go_on(batches.take_over(batch.pk))
+
+    batch.refresh_from_db()
+    assert (batch.planned, batch.reason) == (6, "")
+
+
+def test_a_database_that_is_busy_uses_up_no_tries(documents):
+    runner = declare()
+    with installed(runner):
+        batch = interventions.request_backfill(runner(), Scope())
+        for _ in range(2 * batches.MOST_TRIES):
+            taken = batches.take_over(batch.pk)
+            batches.break_off(taken, OperationalError(1205, "Lock wait timeout exceeded"))
+
+        assert batches.take_over(batch.pk).planned_at is None
+
+
+def test_a_requested_batch_whose_filter_raises_has_failed_and_says_so(documents):
+    def broken(self, queryset, **options):
+        return queryset.filter(titel="x")
+
+    runner = declare(filter_queryset=broken)
+    with installed(runner):
+        batch = interventions.request_backfill(runner(), Scope())
+        with pytest.raises(FieldError):
+            tasks.backfill(batch.runner, batch=batch.pk)
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FAILED
+    assert batch.reason.startswith("FieldError: Cannot resolve keyword 'titel'")
+
+
+@pytest.mark.parametrize(
+    ("state", "passes"), [("57014", False), ("57P01", True), ("08006", True), (None, True)]
+)
+def test_a_statement_that_takes_too_long_will_do_so_again(state, passes):
+    cause = Exception()
+    cause.sqlstate = state
+    error = OperationalError("canceling statement due to statement timeout")
+    error.__cause__ = cause
+
+    assert is_passing(error) == passes
+
+
+def test_a_batch_of_another_version_is_left_to_a_worker_that_has_it(documents):
+    old, new = declare(), declare(VERSION="2.0")
+    with installed(new):
+        batch = interventions.request_backfill(new(), Scope())
+    with installed(old):
+        tasks.backfill(batch.runner, batch=batch.pk)
+        assert batches.take_over(batch.pk) is None
+    Batch.objects.update(expires_at=from_now(-1))
+    with installed(new):
+        tasks.backfill(batch.runner, batch=batch.pk)
+
+    batch.refresh_from_db()
+    assert (batch.planned, batch.reason) == (6, "")
+    assert set(Run.objects.values_list("node__version", flat=True)) == {"2.0"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_lock_conflict_kept_from_being_booked_is_booked_again(documents, monkeypatch):
+    advance = batches.advance
+    conflicts = iter([OperationalError("database is locked")])
+
+    def advance_after_a_conflict(*arguments, **options):
+        for conflict in conflicts:
+            raise conflict
+        advance(*arguments, **options)
+
+    runner = declare()
+    with installed(runner):
+        runner().adopt()
+        monkeypatch.setattr(batches, "advance", advance_after_a_conflict)
+        batch = runner().run()
+
+    assert (batch.state, batch.candidates, batch.existing) == (Batch.State.FINISHED, 6, 6)
 
 
 def test_a_paused_batch_goes_on_when_resumed(documents):

@@ -160,6 +160,40 @@ def test_e003_a_composite_primary_key():
     assert "UniqueConstraint" in only("E003", declare(DATA_MODEL=Page)).hint
 
 
+@pytest.mark.parametrize(
+    ("key", "is_long"),
+    [
+        (models.CharField(primary_key=True, max_length=256), True),
+        (models.URLField(primary_key=True, max_length=500), True),
+        (models.FileField(primary_key=True, max_length=300), True),
+        (models.CharField(primary_key=True), True),
+        (models.TextField(primary_key=True), True),
+        (models.TextField(primary_key=True, max_length=40), True),
+        (models.CharField(primary_key=True, max_length=255), False),
+        (models.SlugField(primary_key=True), False),
+        (models.DecimalField(primary_key=True, max_digits=9, decimal_places=2), False),
+    ],
+)
+@isolate_apps("tests.library")
+def test_e022_a_primary_key_that_may_be_longer_than_what_is_kept_of_it(key, is_long):
+    class Path(models.Model):
+        name = key
+
+        class Meta:
+            app_label = "library"
+
+    class Child(Path):
+        class Meta:
+            app_label = "library"
+
+    for model in (Path, Child):
+        runner = declare(DATA_MODEL=model)
+        if is_long:
+            assert "SILENCED_SYSTEM_CHECKS" in only("E022", runner).hint
+        else:
+            assert ids(runner) == []
+
+
 @pytest.mark.parametrize("analysis", [None, "", 3, measure])
 def test_e004_no_analysis(analysis):
     assert "Registered: " in only("E004", declare(ANALYSIS=analysis)).hint

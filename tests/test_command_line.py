@@ -1224,7 +1224,10 @@ def test_sync(runner):
     assert "up to date" in typed("sync")
 
 
-def test_prune(documents, runner, settings):
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+def test_prune(documents, runner, settings, monkeypatch, at_once):
+    monkeypatch.setattr("autorun.commands.prune.MOST_RUNS", at_once)
+    monkeypatch.setattr("autorun.pruning.AT_ONCE", 1)
     runner.run()
     typed("cancel", LABEL)
     Run.objects.update(finished_at=timezone.now() - dt.timedelta(days=90))

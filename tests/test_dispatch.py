@@ -1,13 +1,15 @@
 """What is released, in which order, and within which limits."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from autorun import batches, dispatch, registry
 from autorun.chunk_ids import new_chunk_id
-from autorun.dispatch import SPARE_CHUNKS, message_for, release
+from autorun.dispatch import SPARE_CHUNKS, message_for, release, release_everywhere
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Node
 from tests.engine import declare, installed, work_off
@@ -123,6 +125,62 @@ def test_what_waits_for_a_runner_at_its_max_parallel_is_not_read(chunks_read):
         Chunk.objects.filter(pk=Chunk.objects.filter(state=Chunk.State.QUEUED).first().pk).delete()
         assert release(batch.node_id).chunks == 1
         assert len(chunks_read) < 50
+
+
+def test_max_parallel_holds_over_the_versions_of_a_runner(documents):
+    old, new = declare(MAX_PARALLEL=1), declare(MAX_PARALLEL=1, VERSION="2.0")
+    with installed(old):
+        assert release(a_batch_waiting(2).node_id).chunks == 1
+        at_work = Chunk.objects.get(state=Chunk.State.QUEUED)
+    with installed(new):
+        batch = a_batch_waiting(2)
+        assert release(batch.node_id).chunks == 0
+        Chunk.objects.filter(pk=at_work.pk).update(state=Chunk.State.RUNNING)
+        assert release(batch.node_id).chunks == 0
+        Chunk.objects.filter(pk=at_work.pk).update(state=Chunk.State.FINISHED)
+
+        assert release_everywhere() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel(monkeypatch):
+    old, new = declare(MAX_PARALLEL=1), declare(MAX_PARALLEL=1, VERSION="2.0")
+    with installed(old):
+        first = a_batch_waiting(1)
+    has_claimed, has_released = threading.Event(), threading.Event()
+    crash_point = dispatch.crash_point
+
+    def claimed(name):
+        if name == "dispatch.claimed" and not has_claimed.is_set():
+            has_claimed.set()
+            has_released.wait(0.5)  # what the other one does not, as it waits for this one
+        crash_point(name)
+
+    def release_both(node_id):
+        try:
+            return release(node_id).chunks
+        finally:
+            connection.close()
+
+    with installed(new):
+        second = a_batch_waiting(1)
+        monkeypatch.setattr(dispatch, "crash_point", claimed)
+        with ThreadPoolExecutor(2) as threads:
+            one = threads.submit(release_both, first.node_id)
+            assert has_claimed.wait(10)
+            other = threads.submit(release_both, second.node_id)
+            other.add_done_callback(lambda _: has_released.set())
+
+            assert (one.result(), other.result()) == (1, 0)
+
+
+def test_who_does_not_know_a_runner_releases_one_of_its_chunks_at_a_time(documents):
+    with installed(declare()):
+        batch = a_batch_waiting(3)
+
+    assert [release(batch.node_id).chunks for _ in range(2)] == [1, 0]
+    Chunk.objects.filter(state=Chunk.State.QUEUED).update(state=Chunk.State.FINISHED)
+    assert release(batch.node_id).chunks == 1
 
 
 def test_another_runner_of_the_node_goes_past_one_at_its_max_parallel(documents):

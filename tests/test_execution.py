@@ -8,9 +8,9 @@ import time
 
 import pytest
 from django.db import OperationalError
-from django.db.models import F
+from django.db.models import F, Q
 
-from autorun import batches, dispatch, interventions
+from autorun import batches, dispatch, interventions, tasks
 from autorun.clock import from_now
 from autorun.exceptions import LeaseLost
 from autorun.execution.execute import execute
@@ -143,6 +143,30 @@ def test_retry_runs_failed_rows_again(documents):
 
         assert runner().progress().succeeded == 4
         assert runner().progress().failed == 0
+
+
+def test_failed_runs_outside_of_the_base_query_are_retried_by_key(documents):
+    is_broken = True
+
+    def fail(value):
+        if is_broken:
+            raise ValueError(value)
+
+    runner = declare(fail, MAX_ATTEMPTS=1, BASE_QUERY=Q(title="title 0"))
+    with installed(runner):
+        runner().run(Document.objects.all())
+        work_off()
+        number = Run.objects.filter(status=Run.Status.FAILED).count()
+        for _ in range(2):  # what was retried, and failed again, as well
+            retried = interventions.retry([list(Run.objects.all())])
+            (batch,) = retried.batches
+            tasks.backfill(batch.runner, batch=batch.pk)
+            work_off()
+            is_broken = False
+        batch.refresh_from_db()
+
+        assert (retried.runs, batch.candidates, batch.planned) == (number, number, number)
+        assert runner().progress().succeeded == number == Document.objects.count()
 
 
 def test_retry_leaves_rows_that_have_changed_to_what_makes_them_pending(documents):

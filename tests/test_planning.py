@@ -1,6 +1,7 @@
 """Which rows are pending, and that each gets exactly one run."""
 
 import datetime as dt
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -276,6 +277,68 @@ def test_small_windows_plan_the_same(documents, options, monkeypatch):
         work_off()
         Document.objects.filter(title="title 3").update(title="x")
         assert runner().run().planned == 1
+
+
+def test_a_window_ends_when_its_time_is_up_where_rows_take_long_to_prepare(documents, monkeypatch):
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
+    with installed(runner):
+        found = windows.windows(runner(), Document.objects.all(), node_id=runner().get_node().pk)
+        ends = [window.last_key for window in found]
+        batch = runner().run()
+
+    assert ends == [*(str(document.pk) for document in documents[:-1]), ""]
+    assert (batch.planned, batch.candidates) == (6, 6)
+
+
+@pytest.mark.parametrize("dependencies", [False, True])
+def test_a_quick_look_reads_larger_pages_after_a_slow_one(documents, monkeypatch, dependencies):
+    upstream = declare(NAME="UpstreamRunner", TITLE="Upstream")
+    options = {"DEPENDS_ON": (upstream,)} if dependencies else {}
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=represented, **options)
+    sizes = []
+    in_pages = windows.in_pages
+
+    def noting(*arguments, size):
+        sizes.append(size)
+        return in_pages(*arguments, size=size)
+
+    monkeypatch.setattr(windows, "in_pages", noting)
+    with installed(upstream, runner):
+        found = windows.windows(runner(), Document.objects.all(), node_id=runner().get_node().pk)
+        with monkeypatch.context() as slow:
+            slow.setattr(windows, "WINDOW_SECONDS", 0)
+            ends = [next(found).last_key]
+        ends += [window.last_key for window in found]
+
+    assert ends == [str(documents[0].pk), str(documents[2].pk), ""]
+    assert sizes == [2_000, 2, 4]
+
+
+def test_a_hook_that_hangs_costs_its_row_and_no_other(documents):
+    def hanging(self, instance):
+        while instance.title == "title 1":
+            time.sleep(0.01)
+        return instance.title
+
+    runner = declare(INPUT_FIELDS=None, TIMEOUT=0.1, get_instance_representation=hanging)
+    with installed(runner):
+        batch = runner().run()
+
+    assert (batch.planned, batch.unprepared) == (5, 1)
+    failure = Run.objects.get(status=Run.Status.FAILED).failures.get()
+    assert failure.exception_class.endswith("RunTimeout")
+    assert failure.message == "get_instance_representation() took longer than 0.1 s."
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(30, 30), (7_200, 48), (None, 48)])
+def test_preparing_a_row_may_not_take_longer_than_the_lease_of_a_batch(settings, timeout, seconds):
+    settings.AUTORUN = {"LEASE": 6}
+    runner = declare(TIMEOUT=timeout)
+    with installed(runner):
+        settings.AUTORUN = {"LEASE": 6, "TIMEOUT": timeout}
+
+        assert windows._longest_look(runner()) == pytest.approx(seconds)
 
 
 def test_a_row_whose_input_cannot_be_prepared_is_a_visible_failure(documents):

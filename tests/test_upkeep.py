@@ -8,8 +8,9 @@ import pytest
 from django.db import connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from autorun import dispatch, folding, pruning, pulses
+from autorun import batches, dispatch, folding, interventions, pruning, pulses
 from autorun.clock import from_now
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
@@ -165,13 +166,29 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
         model_label="library.Document", keys=[documents[0].pk, documents[1].pk]
     )
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[1].pk])
-    SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     with installed(runner):
-        assert drain_spilled() == 3
+        assert drain_spilled() == 2
         work_off()
 
     assert SpilledTrigger.objects.count() == 0
     assert statuses() == [Run.Status.SUCCEEDED] * 2
+
+
+def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
+    documents, caplog, monkeypatch
+):
+    monkeypatch.setattr("autorun.upkeep.AT_ONCE", 1)
+    SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
+    SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
+    assert drain_spilled() == 0
+    with installed(declare()):
+        assert drain_spilled() == 1
+    (left,) = SpilledTrigger.objects.all()
+    SpilledTrigger.objects.update(created_at=from_now(-25 * 3600))
+
+    assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
+    assert SpilledTrigger.objects.count() == 0
+    assert "no runner looks at saved library.Gone: 1 rows" in caplog.text
 
 
 def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):
@@ -251,8 +268,6 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     with installed(runner):
         batch = backfill._begin(runner(), Batch.Trigger.CODE, Scope(given=True))
         Batch.objects.update(expires_at=from_now(-1))
-        from autorun import batches
-
         backfill.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
@@ -260,16 +275,35 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     assert "only it had the queryset" in batch.reason
 
 
-def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
+def test_a_batch_whose_runner_a_worker_does_not_know_is_left_to_another_one(documents):
     runner = declare()
     with installed(runner):
         batch = backfill._begin(runner(), Batch.Trigger.BACKFILL, Scope())
     Batch.objects.update(expires_at=from_now(-1))
-    from autorun import batches
 
     backfill.go_on(batches.take_over(batch.pk))
+    assert hand_on_batches() == 0
+    Batch.objects.update(expires_at=from_now(-1))
+    with installed(runner):
+        backfill.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
+    assert (batch.state, batch.planned) == (Batch.State.RUNNING, 4)
+
+
+def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
+    runner = declare()
+    with installed(runner):
+        batch = interventions.request_backfill(runner(), Scope())
+    waits = []
+    for _ in range(batches.MOST_TRIES):
+        Batch.objects.update(expires_at=from_now(-1))
+        backfill.go_on(batches.take_over(batch.pk))
+        batch.refresh_from_db()
+        if batch.expires_at is not None:
+            waits.append(round((batch.expires_at - timezone.now()).total_seconds(), -1))
+
+    assert waits == [60, 120, 240, 480]
     assert batch.state == Batch.State.FAILED
     assert "EchoRunner" in batch.reason
 
@@ -361,6 +395,19 @@ def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, monkeyp
 
         assert runner().progress().succeeded == runner().progress().total == 4
     assert not Chunk.objects.filter(moved=F("size")).exists()
+
+
+@pytest.mark.parametrize(
+    ("most", "pruned"), [(2, [2, 2, 0]), (3, [3, 1, 0]), (4, [4, 0, 0]), (5, [4, 0, 0])]
+)
+def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
+    old_history, monkeypatch, most, pruned
+):
+    monkeypatch.setattr("autorun.upkeep.MOST_RUNS", most)
+    monkeypatch.setattr(pruning, "AT_ONCE", 1)
+    rounds = [upkeep(in_any_case=True).pruned for _ in range(3)]
+
+    assert rounds == pruned
 
 
 def test_without_a_retention_nothing_is_pruned(documents, settings):

@@ -22,7 +22,7 @@ from django.contrib.auth import get_user_model
 from django.http import HttpRequest, QueryDict
 
 from autorun.admin.rows import may_view
-from autorun.exceptions import NotRegistered
+from autorun.exceptions import RowsGone
 from autorun.planning.scope import SOURCES
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ def is_exact(request: HttpRequest) -> bool:
 def rows_of_source(_runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
     """The rows that the model's admin shows the user for the filter now.
 
-    Raises NotRegistered where it does not show them any more.
+    Raises RowsGone where it does not show them any more.
     """
     site = next((each for each in all_sites if each.name == source["site"]), None)
     user = get_user_model()._default_manager.filter(pk=source["user"]).first()
     if site is None or user is None or not getattr(user, "is_active", True):
-        raise NotRegistered("The admin site, or the user whose filter it was, is gone.")
+        raise RowsGone("The admin site, or the user whose filter it was, is gone.")
     request = HttpRequest()
     request.method = "GET"
     request.user = user
@@ -98,10 +98,10 @@ def rows_of_source(_runner: QuerySetRunner, source: Mapping[str, Any]) -> QueryS
     try:
         model = selection.get_model()
         if model not in site._registry or not may_view(request, site, model):
-            raise NotRegistered(f"{user} can no longer view {source['model']} in the admin.")
+            raise RowsGone(f"{user} can no longer view {source['model']} in the admin.")
         return selection.queryset(request, site)
     except (LookupError, IncorrectLookupParameters, DisallowedModelAdminLookup) as error:
-        raise NotRegistered(
+        raise RowsGone(
             f"The admin no longer knows the filter {source['query']!r}: {error}"
         ) from error
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from django.apps import AppConfig, apps
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
-from django.db.models import Model
+from django.db.models import CharField, Model, TextField
 
 from autorun import analysis as analyses
 from autorun import registry
 from autorun.checks.problems import error, place, runners_in, shown
 from autorun.encoding import encode_configuration
 from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.keys import key_kind
+from autorun.models import Run
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
 def check_declarations(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E001-E010: model, analysis, input key and configuration of every runner."""
+    """E001-E010 and E022: model, analysis, input key and configuration of every runner."""
     found = list(_without_model(app_configs))
     for runner in runners_in(app_configs):
         found += _model(runner)
+        found += _long_keys(runner)
         found += _analysis(runner)
     return found
 
@@ -80,6 +83,27 @@ def _model(runner: QuerySetRunner) -> Iterator[CheckMessage]:
             f"DATA_MODEL is {model._meta.label}, whose primary key has several columns.",
             f"Give {model._meta.label} a primary key of one column, with the fields of the "
             "composite one in a UniqueConstraint.",
+        )
+
+
+def _long_keys(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+    model = model_of(runner)
+    if model is None:
+        return
+    field = key_kind(model).field
+    most = Run._meta.get_field("object_key").max_length or 0
+    is_unlimited = isinstance(field, TextField) or (
+        isinstance(field, CharField) and field.max_length is None
+    )
+    if is_unlimited or (field.max_length or 0) > most:
+        yield error(
+            runner,
+            "E022",
+            f"DATA_MODEL is {model._meta.label}, whose primary key {field.name!r} may be longer "
+            f"than the {most} characters that autorun keeps of a key.",
+            f"Give {model._meta.label} a primary key with a max_length of {most} at most, and the "
+            "longer text a field of its own with unique=True. Where no key is longer, add "
+            "'autorun.E022' to SILENCED_SYSTEM_CHECKS.",
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from autorun.commands.subcommand import Subcommand
 from autorun.commands.terminal import plural
 from autorun.conf import settings
-from autorun.pruning import prune
+from autorun.pruning import MOST_RUNS, prune
 
 
 class Prune(Subcommand):
@@ -21,7 +21,10 @@ class Prune(Subcommand):
         if settings.RETENTION is None:
             self.terminal.say('AUTORUN["RETENTION"] is None: everything is kept.')
             return
-        number = prune()
+        number = last = prune(at_most=MOST_RUNS)
+        while last >= MOST_RUNS:
+            last = prune(at_most=MOST_RUNS)
+            number += last
         self.terminal.say(
             f"{plural(number, 'run')} deleted that were superseded or cancelled more than "
             f"{plural(settings.RETENTION.days, 'day')} ago."

@@ -42,5 +42,5 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
 
 def load_rows(runner: QuerySetRunner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:
     """The rows of those keys that are still eligible for the chunk, by key."""
-    is_given = chunk.batch is not None and batches.is_given(chunk.batch)
-    return load(runner, keys, within_base=not is_given, log_level=SILENT)
+    is_beyond_base = chunk.batch is not None and batches.is_beyond_base(chunk.batch)
+    return load(runner, keys, within_base=not is_beyond_base, log_level=SILENT)

@@ -1,9 +1,8 @@
-"""What may end a body before it returns: its time limit, and a worker that is told to stop."""
+"""What may end a body before it returns, beside its time limit: a worker that is told to stop."""
 
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,52 +10,11 @@ from typing import Any
 
 from billiard.common import TERM_SIGNAL
 
-from autorun.exceptions import RunTimeout
-
-#: A body that swallows the exception is told again this often, in seconds.
-INSISTENCE = 1.0
+from autorun.timeouts import can_use_signals
 
 
 class Interrupted(BaseException):
     """The worker was told to stop in the middle of a body."""
-
-
-def can_use_signals() -> bool:
-    """Whether this thread can be interrupted: the main one, of a process that has SIGALRM."""
-    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-
-
-@contextmanager
-def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
-    """Raise RunTimeout in the block after so many seconds, with `message` if given.
-
-    Only where signals reach the thread. Elsewhere, and in C code that does not come back to the
-    interpreter, the keeper of the lease stops the run.
-    """
-    if seconds is None or not can_use_signals():
-        yield
-        return
-
-    is_over = False
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        if not is_over:
-            raise RunTimeout(
-                message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
-            )
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, INSISTENCE)
-    try:
-        try:
-            yield
-        finally:
-            is_over = True
-    finally:
-        # Of its own: an exception raised by a signal as the block ends must not leave the timer on.
-        is_over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class Termination:

@@ -18,11 +18,11 @@ from django.utils.module_loading import import_string
 from autorun import registry
 from autorun.clock import from_now
 from autorun.conf import settings
-from autorun.execution.interruption import time_limit
 from autorun.failures import group_failures
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.pulses import give_back_turn, note, take_turn
+from autorun.timeouts import time_limit
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -18,13 +18,14 @@ from autorun.crashing import crash_point
 from autorun.encoding import describe_exception, encode_outputs
 from autorun.exceptions import LeaseLost
 from autorun.execution.assignments import Assignment, load_rows, load_runs
-from autorun.execution.interruption import Interrupted, Termination, time_limit
+from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.keys import Key, key_kind
 from autorun.models import Run
 from autorun.rows import NOT_REPRESENTED, Row
 from autorun.sizing import chunk_size
+from autorun.timeouts import time_limit
 from autorun.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:

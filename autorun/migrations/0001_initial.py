@@ -77,6 +77,13 @@ class Migration(migrations.Migration):
                         default=0, help_text="Raised whenever a process takes it over."
                     ),
                 ),
+                (
+                    "tries",
+                    models.PositiveSmallIntegerField(
+                        default=0,
+                        help_text="Processes that have begun to plan it since it last got any further.",
+                    ),
+                ),
                 ("expires_at", models.DateTimeField(blank=True, null=True)),
                 ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
                 ("planned_at", models.DateTimeField(blank=True, null=True)),

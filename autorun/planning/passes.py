@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from django.db import DatabaseError, InterfaceError
 from django.db.models import QuerySet
 
 from autorun import batches, tracing
+from autorun.conf import settings
 from autorun.crashing import crash_point
 from autorun.dispatch import release
 from autorun.exceptions import LeaseLost
@@ -21,7 +20,7 @@ from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.progress import progress
-from autorun.transactions import is_passing
+from autorun.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -94,12 +93,7 @@ class Pass:
         except LeaseLost as stopped:
             logger.info("%s: %s", self.runner.label, stopped)
         except Exception as error:
-            # A caller's transaction that the error has broken takes no more statements.
-            with suppress(DatabaseError, InterfaceError):
-                if is_passing(error):
-                    batches.hand_on(batch)
-                else:
-                    batches.fail(batch, f"{type(error).__name__}: {error}")
+            batches.break_off(batch, error)
             raise
         else:
             crash_point("backfill.unfinished")
@@ -127,7 +121,7 @@ class Pass:
         is_last = not window.last_key or self._left(batch) == 0
         is_due = is_last or time.monotonic() - self._booked_at >= BOOK_EVERY
         if is_due and not is_booked:
-            book(outcome)
+            repeated_on_conflict(lambda: book(outcome), using=settings.DATABASE)
         if is_booked:
             self._unbooked, self._booked_at = Outcome(), time.monotonic()
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Q, QuerySet
 
-from autorun.exceptions import NotRegistered
+from autorun.exceptions import NotRegistered, RowsGone
 from autorun.keys import key_kind
 from autorun.planning.selection import Selection, selection_for
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Rows = Callable[["QuerySetRunner", Mapping[str, Any]], QuerySet[Any]]
 
 #: What gives the rows of a `source`, by its kind, to any process: whoever makes such scopes puts it
-#: here when it is imported. It raises NotRegistered where the rows can no longer be told.
+#: here when it is imported. It raises RowsGone where they can no longer be told.
 SOURCES: dict[str, Rows] = {}
 
 
@@ -29,7 +29,7 @@ class Scope:
 
     `given` is a queryset of the caller's, which no other process can go on with. `source` has a
     `kind`, one of SOURCES, and what that needs to find the rows; it takes the place of `pks` and
-    `filter`.
+    `filter`. With `beyond_base`, those also name rows outside of the runner's base queryset.
     """
 
     filter: str | None = None
@@ -38,6 +38,7 @@ class Scope:
     force: bool = False
     given: bool = False
     source: dict[str, Any] | None = None
+    beyond_base: bool = False
 
     @property
     def selection(self) -> Selection:
@@ -47,13 +48,14 @@ class Scope:
     def queryset(self, runner: QuerySetRunner) -> QuerySet[Any] | None:
         """The rows the scope names, unfiltered; None for the runner's base queryset.
 
-        Raises NotRegistered for a filter the runner does not have, or a source that is gone.
+        Raises NotRegistered for a filter the runner does not have, RowsGone for a source that is
+        gone.
         """
         if self.source is not None:
             return _rows_from(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
-        rows = runner.get_base_queryset()
+        rows = runner.get_every_row() if self.beyond_base else runner.get_base_queryset()
         if self.filter is not None:
             rows = _named_filter(runner, self.filter)(rows)
         if self.pks is not None:
@@ -89,7 +91,7 @@ class Scope:
 def _rows_from(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
     find = SOURCES.get(str(source.get("kind")))
     if find is None:
-        raise NotRegistered(
+        raise RowsGone(
             f"Nothing here knows the rows of {source.get('kind')!r}. Do the workers have the same "
             "INSTALLED_APPS?"
         )

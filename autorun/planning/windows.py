@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
 from autorun import fingerprints
+from autorun.batches import PLANNING_LEASES
 from autorun.conf import settings
 from autorun.keys import KeyKind, key_kind
 from autorun.planning.statements import Candidates, candidates_in, candidates_of
-from autorun.rows import Row, examined, in_pages, key_of, planned_by_database
+from autorun.rows import Row, in_pages, key_of, one_by_one, planned_by_database
+from autorun.timeouts import calls_limited
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 #: Keys a window spans where the database plans it, and where Python looks at every row.
 DATABASE_WINDOW = 50_000
 PYTHON_WINDOW = 2_000
+#: A window of Python's ends after so many seconds, whatever it spans: where preparing a row takes
+#: long, what was looked at is planned, and the batch's lease renewed, all the same.
+WINDOW_SECONDS = 1.5
+#: The part of a batch's lease that preparing one row may take.
+PART_OF_LEASE = 0.8
 
 
 @dataclass(frozen=True)
@@ -92,12 +100,16 @@ def _python_windows(
     runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
-    bounded = _between(kind, queryset, after=after, up_to=up_to)
     # Another database may order other keys than integers in its own way.
     has_bounds = kind.is_integer or runner.get_database() == settings.DATABASE
-    for instances in in_pages(runner, bounded, size=PYTHON_WINDOW):
-        is_last = len(instances) < PYTHON_WINDOW
-        rows = list(examined(runner, instances))
+    size = PYTHON_WINDOW
+    is_last = False
+    while not is_last:
+        bounded = _between(kind, queryset, after=after, up_to=up_to)
+        instances = next(in_pages(runner, bounded, size=size))
+        looked_at, rows = _looked_at(runner, instances)
+        is_last = looked_at == len(instances) < size
+        end = key_of(instances[looked_at - 1]) if instances else None
         candidates = replace(
             candidates_of(
                 [(row.key, row.fingerprint) for row in rows if row.error is None],
@@ -106,10 +118,38 @@ def _python_windows(
                 using=settings.DATABASE,
             ),
             above=_key(kind, after) if has_bounds else None,
-            up_to=key_of(instances[-1]) if instances and has_bounds else None,
+            up_to=end if has_bounds else None,
         )
-        after = "" if is_last else str(key_of(instances[-1]))
+        after = "" if is_last else str(end)
         yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
+        # The rest of a page is read anew, as it may have changed: few where few are looked at.
+        size = min(PYTHON_WINDOW, 2 * looked_at)
+
+
+def _looked_at(runner: QuerySetRunner, instances: Sequence[Any]) -> tuple[int, list[Row]]:
+    """As many of the instances as there is time for in one window: how many, and their rows."""
+    seconds = _longest_look(runner)
+    message = f"get_instance_representation() took longer than {seconds:g} s."
+    looked_at, rows = 0, []
+    ends_at = time.monotonic() + WINDOW_SECONDS
+    with calls_limited(runner.get_instance_representation, seconds, message=message) as represent:
+        for row in one_by_one(runner, instances, represent=represent):
+            looked_at += 1
+            if row is not None:
+                rows.append(row)
+            if time.monotonic() >= ends_at:
+                break
+    return looked_at, rows
+
+
+def _longest_look(runner: QuerySetRunner) -> float:
+    """The seconds that preparing one row may take: TIMEOUT, or most of a batch's lease if shorter.
+
+    A row that took longer than the lease would have the batch handed on again and again.
+    """
+    timeout = runner.get_timeout()
+    most = PART_OF_LEASE * settings.LEASE * PLANNING_LEASES
+    return most if timeout is None else min(timeout, most)
 
 
 def _end_of_window(runner: QuerySetRunner, kind: KeyKind, *, after: str, up_to: str) -> str:

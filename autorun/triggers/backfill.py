@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from autorun import batches, registry
 from autorun.console import Transcript
-from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.nodes import configuration_of
 from autorun.planning.passes import Pass
@@ -21,6 +21,8 @@ from autorun.rows import eligible
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
+
+logger = logging.getLogger(__name__)
 
 
 def run_now(
@@ -121,19 +123,30 @@ def sweep_counting_undone(runner: QuerySetRunner, *, counts_undone: bool = True)
 
 
 def go_on(batch: Batch) -> Batch:
-    """Plan the rest of a batch that another process had begun; it must have been taken over."""
-    scope = Scope.read(batch.scope)
-    if scope.given:
-        batches.fail(batch, "The process that planned it ended; only it had the queryset.")
-        return batch
+    """Plan the rest of a batch that another process had begun; it must have been taken over.
+
+    Where this process has not what it takes, as an old worker while a new version is rolled out,
+    another may have it: the batch fails only when several have not.
+    """
     try:
+        scope = Scope.read(batch.scope)
+        if scope.given:
+            batches.fail(batch, "The process that planned it ended; only it had the queryset.")
+            return batch
         runner = registry.get(batch.runner)
+        _require_node(runner, batch)
         queryset = scope.queryset(runner)
+        rows = eligible(runner, queryset, log_level=logging.DEBUG)
+        pass_ = Pass(runner, rows, is_given=queryset is not None, selection=scope.selection)
     except NotRegistered as missing:
-        batches.fail(batch, str(missing))
+        if not isinstance(missing, RowsGone) and batches.put_off(batch):
+            logger.info("%s: %s is left to another worker: %s", batch.runner, batch, missing)
+        else:
+            batches.fail(batch, str(missing))
         return batch
-    rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    pass_ = Pass(runner, rows, is_given=queryset is not None, selection=scope.selection)
+    except Exception as error:
+        batches.break_off(batch, error)
+        raise
     return pass_.executed(batch)
 
 
@@ -153,6 +166,15 @@ def require_valid(runner: QuerySetRunner) -> None:
     if problems:
         raise ConfigurationError(
             f"{runner.label}: " + " ".join(f"{each.message} {each.hint}" for each in problems)
+        )
+
+
+def _require_node(runner: QuerySetRunner, batch: Batch) -> None:
+    """Raise where the batch is about another version of the runner than this process has."""
+    if runner.get_node().pk != batch.node_id:
+        raise NotRegistered(
+            f"{runner.label} has another version or configuration here than {batch.node}, which "
+            "the batch is about. Request it again for the version that is deployed."
         )
 
 

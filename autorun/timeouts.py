@@ -1,0 +1,113 @@
+"""Time limits: an alarm that ends what takes too long, where signals reach the thread."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+from autorun.exceptions import RunTimeout
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+#: What swallows the exception is told again this often, in seconds.
+INSISTENCE = 1.0
+
+
+def can_use_signals() -> bool:
+    """Whether this thread can be interrupted: the main one, of a process that has SIGALRM."""
+    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
+    """Raise RunTimeout in the block after so many seconds, with `message` if given.
+
+    Only where signals reach the thread. Elsewhere, and in C code that does not come back to the
+    interpreter, the keeper of the lease stops the run.
+    """
+    if seconds is None or not can_use_signals():
+        yield
+        return
+
+    is_over = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        if not is_over:
+            raise RunTimeout(
+                message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
+            )
+
+    restore = _set_alarm(stop, seconds, every=INSISTENCE)
+    try:
+        try:
+            yield
+        finally:
+            is_over = True
+    finally:
+        # Of its own: an exception raised by a signal as the block ends must not leave the timer on.
+        is_over = True
+        restore()
+
+
+@contextmanager
+def calls_limited(
+    function: Callable[[Argument], Result], seconds: float, *, message: str
+) -> Iterator[Callable[[Argument], Result]]:
+    """`function`, with each call ended by a RunTimeout after `seconds`, or a second later.
+
+    One alarm for the whole block: to set one for each of thousands of quick calls would take longer
+    than they do. Where signals do not reach the thread, `function` as it is.
+    """
+    if not can_use_signals():
+        yield function
+        return
+
+    began_at: float | None = None
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        if began_at is not None and time.monotonic() - began_at >= seconds:
+            raise RunTimeout(message)
+
+    def call(argument: Argument) -> Result:
+        nonlocal began_at
+        began_at = time.monotonic()
+        try:
+            try:
+                return function(argument)
+            finally:
+                began_at = None
+        finally:
+            # Again: the signal may have come in between.
+            began_at = None
+
+    every = min(seconds, INSISTENCE)
+    restore = _set_alarm(stop, every, every=every)
+    try:
+        yield call
+    finally:
+        restore()
+
+
+def _set_alarm(
+    stop: Callable[[int, FrameType | None], Any], seconds: float, *, every: float
+) -> Callable[[], None]:
+    """Have `stop` called after `seconds`; what puts everything back as it was before."""
+    handler = signal.signal(signal.SIGALRM, stop)
+    began_at = time.monotonic()
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, every)
+
+    def restore() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            # Somebody else's alarm, as that of a body that plans rows itself.
+            passed = time.monotonic() - began_at
+            signal.setitimer(signal.ITIMER_REAL, max(left - passed, 0.001), interval)
+
+    return restore

@@ -1,0 +1,79 @@
+"""The tasks: what becomes of a message whose database is away."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.canvas import Signature
+from celery.exceptions import Retry
+from django.db import OperationalError
+
+from autorun import tasks
+from autorun.execution import at_once
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of what Celery sends again, while the database is away."""
+
+    def away(*arguments: object) -> None:
+        raise OperationalError("connection refused")
+
+    options: list[dict[str, Any]] = []
+    app = SimpleNamespace(conf=SimpleNamespace(broker_transport_options={}))
+    monkeypatch.setattr(tasks, "current_app", app)
+    monkeypatch.setattr(at_once, "plan_and_work_off", away)
+    monkeypatch.setattr(Signature, "apply_async", lambda self: options.append(self.options))
+    return options
+
+
+@pytest.fixture
+def plan_as_message() -> Callable[[int], None]:
+    """`plan_as_message(retries)` is what a worker does with a message that was sent so often."""
+
+    def receive(retries: int) -> None:
+        arguments = ("library.Document", [1])
+        tasks.plan.push_request(
+            id="some", args=arguments, kwargs={}, retries=retries, called_directly=False
+        )
+        try:
+            tasks.plan.run(*arguments)
+        finally:
+            tasks.plan.pop_request()
+
+    return receive
+
+
+def test_saved_rows_are_tried_again_for_a_day_while_the_database_is_away(sent, plan_as_message):
+    for retries in range(tasks.MOST_TRIES):
+        with pytest.raises(Retry):
+            plan_as_message(retries)
+    with pytest.raises(OperationalError):
+        plan_as_message(tasks.MOST_TRIES)
+
+    pauses = [options["countdown"] for options in sent]
+    assert len(pauses) == tasks.MOST_TRIES
+    assert 20 * 3600 < sum(pauses) < 30 * 3600
+    assert min(pauses) >= 0.5
+    assert max(pauses) <= 120
+
+
+def test_a_message_is_sent_again_before_redis_takes_it_for_lost(sent, plan_as_message):
+    tasks.current_app.conf.broker_transport_options = {"visibility_timeout": 20}
+
+    with pytest.raises(Retry):
+        plan_as_message(100)
+
+    assert sent[0]["countdown"] <= 10
+
+
+def test_a_task_that_is_run_at_once_is_not_tried_again(sent):
+    with pytest.raises(OperationalError):
+        tasks.plan.apply(("library.Document", [1]), throw=True)
+    with pytest.raises(OperationalError):
+        tasks.plan("library.Document", [1])
+
+    assert sent == []
