@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import F, Q, Sum
+from django.db.models import F, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, TruncHour
 from django.utils import timezone
 
+from autorun.folding import hour_of
 from autorun.models import Chunk, Node
 from autorun.progress import Progress
 
@@ -70,61 +71,66 @@ def _with_folded(node: Node, counts: dict[str, int]) -> Progress:
     return Progress(**sums)
 
 
-def activity_by_node() -> dict[int, Activity]:
-    """What each node did within the last day; two queries. Nodes that did nothing are left out."""
+def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
+    """What each of the nodes did within the last day; two queries."""
+    by_id = {node.pk: node for node in nodes}
     now = timezone.now()
-    hours = _hours(now)
-    rates, medians = _recent(now)
-    return {
-        node_id: Activity(
-            hours.get(node_id, (Hour(),) * HOURS), rates.get(node_id, 0.0), medians.get(node_id)
-        )
-        for node_id in hours.keys() | medians.keys()
-    }
+    # Whatever has ended within RATE_SECONDS is not folded yet.
+    ended = Chunk.objects.filter(node__in=by_id, is_folded__in=[False], state=Chunk.State.FINISHED)
+    hours = _hours(by_id.values(), ended, now)
+    rates, medians = _recent(ended, now)
+    return {pk: Activity(hours[pk], rates.get(pk, 0.0), medians.get(pk)) for pk in by_id}
 
 
-def _hours(now: dt.datetime) -> dict[int, Sequence[Hour]]:
-    first = now.replace(minute=0, second=0, microsecond=0) - dt.timedelta(hours=HOURS - 1)
-    ended = (
-        Chunk.objects.filter(finished_at__gte=first)
+def _hours(
+    nodes: Iterable[Node], ended: QuerySet[Chunk], now: dt.datetime
+) -> dict[int, Sequence[Hour]]:
+    """The last day of each node, from the counts that it and its chunks keep."""
+    hours = range(hour_of(now) - HOURS + 1, hour_of(now) + 1)
+    first = dt.datetime.fromtimestamp(hours[0] * 3600, tz=dt.UTC)
+    sums: Any = (
+        ended.filter(finished_at__gte=first)
         .values_list("node_id", TruncHour("finished_at", tzinfo=dt.UTC))
         .annotate(Sum("succeeded"), Sum("failed"))
         .order_by()
     )
-    found: dict[int, list[Hour]] = {}
-    for node_id, hour, succeeded, failed in ended:
-        hours = found.setdefault(node_id, [Hour()] * HOURS)
-        index = int((hour - first).total_seconds() // 3600)
-        if 0 <= index < HOURS:
-            hours[index] = Hour(succeeded, failed)
-    return {node_id: tuple(hours) for node_id, hours in found.items()}
+    found = {(pk, hour_of(hour)): counts for pk, hour, *counts in sums}
+    return {
+        node.pk: tuple(
+            Hour(succeeded + node.folded_hours.get(str(hour), 0), failed)
+            for hour in hours
+            for succeeded, failed in [found.get((node.pk, hour), (0, 0))]
+        )
+        for node in nodes
+    }
 
 
-def _recent(now: dt.datetime) -> tuple[dict[int, float], dict[int, float]]:
+def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> tuple[dict[int, float], dict[int, float]]:
     """By node, runs a second of late and the median time of a run, from the newest chunks."""
     chunks = list(
-        Chunk.objects.filter(state=Chunk.State.FINISHED, started_at__isnull=False)
-        .order_by("-pk")
-        .values_list("node_id", "started_at", "finished_at", F("succeeded") + F("failed"))[
-            :RECENT_CHUNKS
-        ]
+        ended.filter(started_at__isnull=False, finished_at__isnull=False)
+        .order_by("-finished_at")
+        .values_list("node_id", "started_at", "finished_at", "succeeded", "failed")[:RECENT_CHUNKS]
     )
     since = now - dt.timedelta(seconds=RATE_SECONDS)
     late: dict[int, list[tuple[dt.datetime, int]]] = {}
     times: dict[int, list[tuple[float, int]]] = {}
-    for node_id, started_at, finished_at, runs in chunks:
-        if not runs or finished_at is None:
+    for node_id, started_at, finished_at, succeeded, failed in chunks:
+        if not (runs := succeeded + failed):
             continue
         seconds = max(0.0, (finished_at - started_at).total_seconds())
-        times.setdefault(node_id, []).append((seconds / runs, runs))
+        # Of the older ones only those with failures are left for good, which tell nothing of the
+        # others.
+        if finished_at >= since or not failed:
+            times.setdefault(node_id, []).append((seconds / runs, runs))
         if finished_at >= since:
             late.setdefault(node_id, []).append((min(started_at, finished_at), runs))
     rates = {}
-    for node_id, ended in late.items():
+    for node_id, chunks_of_node in late.items():
         # Where work began, or the oldest chunk looked at lies, within the ten minutes, the rate
         # is over the shorter time.
-        covered = (now - max(since, min(began for began, _ in ended))).total_seconds()
-        rates[node_id] = sum(runs for _, runs in ended) / max(1.0, covered)
+        covered = (now - max(since, min(began for began, _ in chunks_of_node))).total_seconds()
+        rates[node_id] = sum(runs for _, runs in chunks_of_node) / max(1.0, covered)
     return rates, {node_id: _median(weighted) for node_id, weighted in times.items()}
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, transaction
-from django.db.models import Exists, F, QuerySet, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import Exists, F, QuerySet
 
 from autorun import nodes
 from autorun.clock import DatabaseNow, from_now
@@ -20,6 +18,7 @@ from autorun.crashing import crash_point
 from autorun.dispatch import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk, Run
+from autorun.progress import BatchCounts, batch_counts
 from autorun.signals import announce_batch
 from autorun.transactions import is_passing, repeated_on_conflict
 
@@ -38,16 +37,6 @@ RUNS_AT_ONCE = 20_000
 
 NOT_STARTED = (Chunk.State.WAITING, Chunk.State.QUEUED, Chunk.State.PARKED)
 UNFINISHED = (*NOT_STARTED, Chunk.State.RUNNING)
-
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """How many of a batch's runs ended how; `left` are still to end."""
-
-    succeeded: int
-    failed: int
-    cancelled: int
-    left: int
 
 
 def begin(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch:
@@ -248,14 +237,8 @@ def cancel_unstarted(label: str) -> int:
 
 
 def counts(batch: Batch) -> BatchCounts:
-    """What came of the batch so far, from the counts its chunks keep."""
-    totals = Chunk.objects.filter(batch_id=batch.pk).aggregate(
-        n_succeeded=Coalesce(Sum("succeeded"), 0),
-        n_failed=Coalesce(Sum("failed"), 0),
-        n_cancelled=Coalesce(Sum("cancelled"), 0),
-        n_left=Coalesce(Sum(Chunk.runs_left()), 0),
-    )
-    return BatchCounts(**{name.removeprefix("n_"): number for name, number in totals.items()})
+    """What came of the batch so far, from the counts that it and its chunks keep."""
+    return batch_counts([batch.pk])[batch.pk]
 
 
 def is_given(batch: Batch) -> bool:

@@ -1,18 +1,22 @@
 """Counts of old chunks, kept in one row: progress() need not add up every chunk there ever was.
 
 A chunk that has ended without a failure is never written again, so what came of its runs can be
-added to the counts of its node, once, and the chunk be left out of every later sum. Chunks with
-failures stay as they are: their runs may yet be retried, or ignored.
+added to the counts of its node and of its batch, once, and the chunk be left out of every later
+sum. Chunks with failures stay as they are: their runs may yet be retried, or ignored.
 """
 
 from __future__ import annotations
 
-from django.db.models import F, Q, Sum
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterable
+
+from django.db.models import F, Q
 
 from autorun import nodes
 from autorun.clock import from_now
 from autorun.conf import settings
-from autorun.models import Chunk, Node
+from autorun.models import Batch, Chunk, Node
 from autorun.transactions import repeated_on_conflict
 
 #: Chunks folded in one transaction, and those of a node that are not worth one.
@@ -21,6 +25,8 @@ FEW = 500
 #: Seconds since its end for which a chunk is left alone: its worker may be asking whether its last
 #: commit arrived.
 QUIET = 600
+#: How many of the latest hours a node remembers, one more than pages show: the first is not whole.
+HOURS = 25
 
 
 def fold_everywhere(*, at_most: int = 20 * AT_ONCE) -> int:
@@ -41,30 +47,63 @@ def fold(node_id: int, *, at_most: int = 20 * AT_ONCE, quiet: float = QUIET) -> 
     return folded
 
 
+def hour_of(at: dt.datetime) -> int:
+    """The hour of a time, as hours since 1970."""
+    return int(at.timestamp() // 3600)
+
+
 def _fold_some(node_id: int, *, quiet: float) -> int:
     nodes.lock(node_id)
-    ended = Chunk.objects.filter(
+    ended = Chunk.objects.only(
+        *("batch_id", "finished_at", "succeeded", "cancelled"),
+        *("superseded_succeeded", "superseded_failed", "superseded_cancelled"),
+    ).filter(
         Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet)),
         node_id=node_id,
         is_folded__in=[False],  # `= False` would be written as NOT, and use no index
         state=Chunk.State.FINISHED,
         failed=0,
     )
-    ids = list(ended.values_list("pk", flat=True)[:AT_ONCE])
-    if len(ids) < FEW:
+    # Not locked: nobody writes to them any more, and whoever folds them has locked the node.
+    found = list(ended[:AT_ONCE])
+    if len(found) < FEW:
         return 0
-    chunks = Chunk.objects.filter(pk__in=ids)
-    counts = chunks.aggregate(
-        n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
-        n_failed=Sum(-F("superseded_failed")),
-        n_ignored=Sum(F("cancelled") - F("superseded_cancelled")),
-    )
+    chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
     chunks.update(is_folded=True)
-    Node.objects.filter(pk=node_id).update(
-        folded_succeeded=F("folded_succeeded") + counts["n_succeeded"],
-        folded_failed=F("folded_failed") + counts["n_failed"],
-        folded_ignored=F("folded_ignored") + counts["n_ignored"],
-    )
+    _count_in_node(node_id, found)
+    _count_in_batches(found)
     # All of their runs went on in others: no run will ever be pruned that leads to them.
-    chunks.filter(size=F("moved"), batch=None)._raw_delete(settings.DATABASE)
-    return len(ids)
+    chunks.filter(size=F("moved"))._raw_delete(settings.DATABASE)
+    return len(found)
+
+
+def _count_in_node(node_id: int, chunks: Iterable[Chunk]) -> None:
+    node = Node.objects.filter(pk=node_id)
+    hours = Counter(node.values_list("folded_hours", flat=True).get())
+    sums: Counter[str] = Counter()
+    for chunk in chunks:
+        sums["succeeded"] += chunk.succeeded - chunk.superseded_succeeded
+        sums["failed"] -= chunk.superseded_failed
+        sums["ignored"] += chunk.cancelled - chunk.superseded_cancelled
+        if chunk.succeeded and chunk.finished_at is not None:
+            hours[str(hour_of(chunk.finished_at))] += chunk.succeeded
+    node.update(
+        folded_succeeded=F("folded_succeeded") + sums["succeeded"],
+        folded_failed=F("folded_failed") + sums["failed"],
+        folded_ignored=F("folded_ignored") + sums["ignored"],
+        folded_hours=dict(sorted(hours.items(), key=lambda each: int(each[0]))[-HOURS:]),
+    )
+
+
+def _count_in_batches(chunks: Iterable[Chunk]) -> None:
+    succeeded: Counter[int] = Counter()
+    cancelled: Counter[int] = Counter()
+    for chunk in chunks:
+        if chunk.batch_id is not None:
+            succeeded[chunk.batch_id] += chunk.succeeded
+            cancelled[chunk.batch_id] += chunk.cancelled
+    for batch_id in sorted(succeeded):
+        Batch.objects.filter(pk=batch_id).update(
+            folded_succeeded=F("folded_succeeded") + succeeded[batch_id],
+            folded_cancelled=F("folded_cancelled") + cancelled[batch_id],
+        )

@@ -21,6 +21,7 @@ from autorun.chunk_ids import first_chunk_id_at
 from autorun.failures import Member, members_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
+from autorun.progress import batch_counts
 
 #: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
 CHUNKS_AT_ONCE = 500
@@ -62,6 +63,22 @@ STATES: Mapping[str, State] = {
     "superseded": State(
         Q(), Q(is_current=None) & ~Q(status=Run.Status.CANCELLED), F("size") - F("moved")
     ),
+}
+#: States whose runs are in chunks that are not folded.
+UNFOLDED = ("waiting", "queued", "running", "parked", "failed")
+#: Of the current runs of a state, or of all: those in the chunks that are folded, by the counts of
+#: their node; and those in a chunk.
+FOLDED: Mapping[str, tuple[Any, Any]] = {
+    "": (
+        F("folded_succeeded") + F("folded_failed") + F("folded_ignored"),
+        F("size")
+        - F("moved")
+        - F("superseded_succeeded")
+        - F("superseded_failed")
+        - F("superseded_cancelled"),
+    ),
+    "succeeded": (F("folded_succeeded"), F("succeeded") - F("superseded_succeeded")),
+    "ignored": (F("folded_ignored"), F("cancelled") - F("superseded_cancelled")),
 }
 TRIGGERS: Mapping[str, Q] = {
     "save": Q(batch=None, priority=Chunk.Priority.LIVE),
@@ -178,14 +195,44 @@ class RunFilter:
                 yield some
 
     def number(self) -> int | None:
-        """About how many runs match, by the counts that chunks keep; None where those cannot tell.
+        """About how many runs match, as far as that is known without a look at every chunk.
 
-        Superseded runs that were pruned, or moved from one state to another, make it inexact.
+        None where it is not. Without any filter, it is how many current runs there are. Superseded
+        runs, which are in the counts of batches and may have been pruned, make it inexact.
         """
-        if self.exception or self.row or self.group or self.state == "superseded":
+        if self.exception or self.row or self.group:
             return None
-        number = STATES[self.state].number if self.state else F("size") - F("moved")
-        return self._chunks.aggregate(n=Sum(number))["n"] or 0
+        open_chunks = self._chunks.filter(
+            # Named one by one, the nodes let the index find the chunks.
+            node__in=list(Node.objects.values_list("pk", flat=True)),
+            is_folded__in=[False],
+        )
+        if self.state in UNFOLDED:
+            return open_chunks.aggregate(n=Sum(STATES[self.state].number))["n"] or 0
+        is_narrowed = self.since or self.trigger or self.planned_from or self.planned_until
+        if is_narrowed or (self.runner and self.batch is None):
+            return None
+        if self.batch is not None:
+            return self._number_in_batch()
+        if self.state not in FOLDED:
+            return None
+        folded, unfolded = FOLDED[self.state]
+        in_nodes = Node.objects.aggregate(n=Sum(folded))["n"] or 0
+        return in_nodes + (open_chunks.aggregate(n=Sum(unfolded))["n"] or 0)
+
+    def _number_in_batch(self) -> int | None:
+        found = Batch.objects.filter(pk=self.batch)
+        found = found.filter(runner=self.runner) if self.runner else found
+        counts = batch_counts(found.values_list("pk", flat=True)).get(self.batch or 0)
+        if counts is None:
+            return 0
+        numbers = {
+            "": counts.succeeded + counts.failed + counts.cancelled + counts.left,
+            "succeeded": counts.succeeded,
+            "ignored": counts.cancelled,
+            "cancelled": counts.cancelled,
+        }
+        return numbers.get(self.state)
 
     def _rounds(
         self, after: Cursor | None, *, wanted: int

@@ -51,6 +51,9 @@ class Node(models.Model):
     folded_succeeded = models.BigIntegerField(default=0)
     folded_failed = models.BigIntegerField(default=0)
     folded_ignored = models.BigIntegerField(default=0)
+    folded_hours = models.JSONField(
+        default=dict, help_text="How many of them succeeded in each hour of late."
+    )
 
     objects = StateManager()
 
@@ -95,6 +98,10 @@ class Batch(models.Model):
     existing = models.BigIntegerField(default=0)
     planned = models.BigIntegerField(default=0)
     unprepared = models.BigIntegerField(default=0)
+
+    # What came of the runs in its chunks that are folded; none of those has failed.
+    folded_succeeded = models.BigIntegerField(default=0)
+    folded_cancelled = models.BigIntegerField(default=0)
 
     token = models.IntegerField(default=0, help_text="Raised whenever a process takes it over.")
     tries = models.PositiveSmallIntegerField(
@@ -141,7 +148,12 @@ class Chunk(models.Model):
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="chunks", db_index=False)
     runner = models.CharField(max_length=255)
     batch = models.ForeignKey(
-        Batch, null=True, blank=True, on_delete=models.SET_NULL, related_name="chunks"
+        Batch,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="chunks",
+        db_index=False,
     )
     state = models.PositiveSmallIntegerField(choices=State, default=State.WAITING)
     reason = models.TextField(blank=True, default="", help_text="Why it is parked.")
@@ -166,7 +178,9 @@ class Chunk(models.Model):
     superseded_succeeded = models.IntegerField(default=0)
     superseded_failed = models.IntegerField(default=0)
     superseded_cancelled = models.IntegerField(default=0)
-    is_folded = models.BooleanField(default=False, help_text="Whether its node has counted it in.")
+    is_folded = models.BooleanField(
+        default=False, help_text="Whether its node and its batch have counted it in."
+    )
 
     objects = StateManager()
 
@@ -175,7 +189,9 @@ class Chunk(models.Model):
             # In the order of release: with the ids unordered, every release sorted all that waits.
             models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
             models.Index(fields=["state", "expires_at"], name="autorun_chunk_lease"),
-            models.Index(fields=["node", "is_folded"], name="autorun_chunk_folded"),
+            # With the state, what has ended is found among millions that wait.
+            models.Index(fields=["node", "is_folded", "state"], name="autorun_chunk_folded"),
+            models.Index(fields=["batch", "is_folded"], name="autorun_chunk_batch"),
         ]
 
     def __str__(self) -> str:

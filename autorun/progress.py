@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from django.db.models.functions import Coalesce
 
 from autorun import fingerprints
 from autorun.keys import key_kind
-from autorun.models import Chunk, Node, Run
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.nodes import node_of
 from autorun.recordsets import recordset
 from autorun.rows import eligible, examined, in_pages, planned_by_database
@@ -62,6 +62,16 @@ class Progress:
         return self.succeeded + self.failed + self.ignored + self.unfinished
 
 
+@dataclass(frozen=True)
+class BatchCounts:
+    """How many of a batch's runs ended how; `left` are still to end."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    left: int
+
+
 def progress(runner: QuerySetRunner) -> Progress:
     """The runs of `runner`'s node by state, from the counts its chunks and the node itself keep."""
     states = Chunk.State
@@ -87,6 +97,29 @@ def progress(runner: QuerySetRunner) -> Progress:
     ).get()
     numbers: dict[str, Any] = dict(counts)
     return Progress(**{name.removeprefix("n_"): int(n) for name, n in numbers.items()})
+
+
+def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
+    """What came of each batch so far, from the counts its chunks and the batch itself keep.
+
+    One query for all, so that no chunk is folded in between.
+    """
+
+    def ended(name: str) -> Any:
+        return Coalesce(Sum(f"open__{name}"), 0)
+
+    batches: Any = Batch.objects.filter(pk__in=list(batch_ids)).annotate(
+        # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
+        open=FilteredRelation("chunks", condition=Q(chunks__is_folded__in=[False]))
+    )
+    # The keys first: else the counts are grouped by every column, and a scope may be long.
+    rows = batches.values_list("pk").annotate(
+        n_succeeded=F("folded_succeeded") + ended("succeeded"),
+        n_failed=ended("failed"),
+        n_cancelled=F("folded_cancelled") + ended("cancelled"),
+        n_left=Coalesce(Sum(Chunk.runs_left("open__")), 0),
+    )
+    return {pk: BatchCounts(*map(int, counts)) for pk, *counts in rows.order_by()}
 
 
 def pending(runner: QuerySetRunner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:

@@ -57,6 +57,5 @@ def _delete(chunk_of: dict[int, int]) -> None:
     # Nothing refers to a run but its failures: a raw delete spares looking for what might.
     Run.objects.filter(pk__in=chunk_of)._raw_delete(settings.DATABASE)
     left = Run.objects.filter(chunk_id=OuterRef("pk"))
-    # A batch adds up its chunks for as long as it is there.
-    counted = Chunk.objects.filter(pk__in=set(chunk_of.values()), is_folded__in=[True], batch=None)
+    counted = Chunk.objects.filter(pk__in=set(chunk_of.values()), is_folded__in=[True])
     counted.filter(~Exists(left))._raw_delete(settings.DATABASE)

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from autorun import interventions, listing
 from autorun.activity import activity_by_node, progress_by_node
@@ -16,6 +17,7 @@ from autorun.failures import group_failures, recent_failures, runs_of
 from autorun.folding import fold
 from autorun.listing import STATES, Cursor, RunFilter, state_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.progress import batch_counts
 from autorun.runner import QuerySetRunner
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
@@ -98,7 +100,7 @@ def test_each_state_has_its_runs(runner) -> None:
     }
     for state in STATES:
         assert all(state_of(run) == state for run in pages(RunFilter(state=state), size=50))
-        if state != "superseded":
+        if state not in ("superseded", "cancelled"):
             assert RunFilter(state=state).number() == numbers[state]
 
 
@@ -204,6 +206,33 @@ def test_what_matches_is_gone_through_to_the_end(documents, monkeypatch) -> None
 
     failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
     assert sorted(found) == sorted(failed.values_list("pk", flat=True))
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_how_many_match_is_told_from_counts(is_folded: bool, documents, monkeypatch) -> None:
+    monkeypatch.setattr("autorun.folding.FEW", 1)
+    interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
+    if is_folded:
+        assert fold(documents().get_node().pk, quiet=-60) > 0
+    first, second = Batch.objects.order_by("pk")
+    numbers = {
+        RunFilter(): 60,
+        RunFilter(state="succeeded"): 40,
+        RunFilter(state="ignored"): 16,
+        # Four of them superseded.
+        RunFilter(state="failed", runner=documents().label, since="1h"): 8,
+        RunFilter(state="failed", since="1h", trigger="save"): 0,
+        RunFilter(batch=first.pk): 60,
+        RunFilter(batch=second.pk, state="succeeded"): 8,
+        RunFilter(batch=second.pk, runner="no.Runner"): 0,
+        RunFilter(batch=second.pk + 1): 0,
+        RunFilter(runner=documents().label): None,
+        RunFilter(since="1h", state="succeeded"): None,
+        RunFilter(state="cancelled"): None,
+        RunFilter(exception="ValueError", state="failed"): None,
+    }
+
+    assert {chosen: chosen.number() for chosen in numbers} == numbers
 
 
 def test_ignored_runs_stay_so_until_their_row_changes(documents) -> None:
@@ -422,10 +451,76 @@ def test_folded_chunks_are_counted_in(monkeypatch) -> None:
     assert progress_by_node([node])[node.pk].succeeded == 6
 
 
+def test_a_day_is_the_same_before_and_after_folding(monkeypatch) -> None:
+    monkeypatch.setattr("autorun.folding.FEW", 1)
+    for n in range(6):
+        Document.objects.create(title=str(n))
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        runner().run()
+        work_off()
+        node = runner().get_node()
+    now = timezone.now()
+    for hours, chunk in enumerate(Chunk.objects.order_by("pk")):
+        at = now - dt.timedelta(hours=6 * hours, minutes=11)
+        Chunk.objects.filter(pk=chunk.pk).update(started_at=at, finished_at=at)
+    before = activity_by_node([node])[node.pk].hours
+
+    folded = [fold(node.pk) for _ in range(2)]
+
+    assert folded == [6, 0]
+    node.refresh_from_db()
+    assert activity_by_node([node])[node.pk].hours == before
+    assert sum(hour.succeeded for hour in before) == 4
+
+
+def test_no_statement_looks_at_what_is_folded(monkeypatch) -> None:
+    """Pages are not the slower, the more chunks there ever were."""
+    monkeypatch.setattr("autorun.folding.FEW", 1)
+    for n in range(6):
+        Document.objects.create(title=str(n))
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        batch = runner().run()
+        work_off()
+        node = runner().get_node()
+    fold(node.pk, quiet=-60)
+    node.refresh_from_db()
+    Chunk.objects.update(succeeded=1_000_000)
+
+    assert progress_by_node([node])[node.pk].succeeded == 6
+    assert sum(hour.succeeded for hour in activity_by_node([node])[node.pk].hours) == 6
+    assert batch_counts([batch.pk])[batch.pk].succeeded == 6
+    assert RunFilter().number() == 6
+
+
 def test_activity_has_hours_a_rate_and_a_median(runner) -> None:
-    activity = activity_by_node()[runner.get_node().pk]
+    activity = activity_by_node([runner.get_node()])[runner.get_node().pk]
 
     assert sum(hour.succeeded for hour in activity.hours) == 7
     assert sum(hour.failed for hour in activity.hours) == 5
     assert activity.median_seconds == pytest.approx(0.8, abs=0.01)
     assert activity.per_second > 0
+
+
+def _ended(runner: QuerySetRunner, *, ago: float, seconds: float, runs: int = 1) -> None:
+    at = timezone.now() - dt.timedelta(seconds=ago)
+    Chunk.objects.create(
+        node=runner.get_node(),
+        runner=runner.label,
+        size=runs,
+        state=Chunk.State.FINISHED,
+        succeeded=runs,
+        started_at=at - dt.timedelta(seconds=seconds),
+        finished_at=at,
+    )
+
+
+def test_old_failures_do_not_tell_how_long_a_run_takes() -> None:
+    runner = declare()
+    with installed(runner):
+        _ended(runner(), ago=5_000, seconds=3)
+        Chunk.objects.update(succeeded=0, failed=1)
+        node = runner().get_node()
+
+    assert activity_by_node([node])[node.pk].median_seconds is None

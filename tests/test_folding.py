@@ -1,8 +1,11 @@
 """Old chunks are counted in their node, and progress() stays exact."""
 
-import pytest
+import datetime as dt
 
-from autorun import folding
+import pytest
+from django.utils import timezone
+
+from autorun import batches, folding
 from autorun.folding import fold
 from autorun.models import Chunk, Node
 from autorun.progress import Progress
@@ -46,6 +49,60 @@ def test_progress_is_the_same_before_and_after_folding() -> None:
         assert folded == 3
         assert runner.progress() == before == Progress(succeeded=3)
         assert Node.objects.get().folded_succeeded == 3
+
+
+def test_a_batch_has_the_same_counts_before_and_after_folding() -> None:
+    runner_class = declare(fail_on_odd, BATCH_SIZE=1, MAX_ATTEMPTS=1)
+    make(4)
+    with installed(runner_class):
+        runner = runner_class()
+        batch = runner.run()
+        work_off()
+        Document.objects.create(title="later")
+        other = runner.run()
+        before = [batches.counts(each) for each in (batch, other)]
+
+        folded = fold_all(runner)
+
+        assert folded == 2
+        assert [batches.counts(each) for each in (batch, other)] == before
+        assert before == [batches.BatchCounts(2, 2, 0, 0), batches.BatchCounts(0, 0, 0, 1)]
+        batch.refresh_from_db()
+        assert batch.folded_succeeded == 2
+
+
+def test_cancelled_runs_of_a_batch_stay_counted() -> None:
+    runner_class = declare(BATCH_SIZE=1)
+    make(3)
+    with installed(runner_class):
+        runner = runner_class()
+        batch = runner.run()
+        batches.cancel(batch)
+
+        folded = fold_all(runner)
+
+        assert folded == 3
+        assert batches.counts(batch) == batches.BatchCounts(0, 0, 3, 0)
+        assert runner.progress() == Progress()
+
+
+def test_a_node_remembers_a_day_of_hours_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "HOURS", 2)
+    runner_class = declare(BATCH_SIZE=1)
+    make(3)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+        now = timezone.now()
+        for hours, chunk in enumerate(Chunk.objects.order_by("pk")):
+            at = now - dt.timedelta(hours=hours)
+            Chunk.objects.filter(pk=chunk.pk).update(finished_at=at)
+
+        fold_all(runner)
+
+    hour = folding.hour_of(now)
+    assert Node.objects.get().folded_hours == {str(hour - 1): 1, str(hour): 1}
 
 
 def test_a_folded_success_that_is_superseded_is_counted_once() -> None:

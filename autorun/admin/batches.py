@@ -95,8 +95,7 @@ class BatchAdmin(PageAdmin):
         (line,) = batch_lines([batch])
         rate = 0.0
         if line.is_unfinished:
-            activity = activity_by_node().get(batch.node_id)
-            rate = 0.0 if activity is None else activity.per_second
+            rate = activity_by_node([batch.node])[batch.node_id].per_second
         return self.render(
             request,
             "batch",

@@ -209,7 +209,7 @@ def _cards(
     batches: Mapping[str, Sequence[Batch]],
 ) -> list[Card]:
     by_digest = {node.digest: node for node in nodes}
-    activities = activity_by_node()
+    activities = activity_by_node(by_digest.values())
     sweeps = next_sweeps(runners)
     digests = {runner.label: _digest(runner) for runner in runners}
     counts = cache.get_many([_cache_key(digest) for digest, _ in digests.values()])

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from django.db.models import Sum
-from django.db.models.functions import Coalesce
 
 from autorun.admin.charts import Segment, stacked
-from autorun.batches import BatchCounts
-from autorun.models import Batch, Chunk
+from autorun.models import Batch
+from autorun.progress import BatchCounts, batch_counts
 
 
 @dataclass(frozen=True)
@@ -50,22 +46,6 @@ class BatchLine:
 def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
     """A line for each batch; one query for all, and that of the batches."""
     found = list(batches)
-    sums: Any = (
-        Chunk.objects.filter(batch__in=[batch.pk for batch in found])
-        .values("batch_id")
-        .annotate(
-            n_succeeded=Coalesce(Sum("succeeded"), 0),
-            n_failed=Coalesce(Sum("failed"), 0),
-            n_cancelled=Coalesce(Sum("cancelled"), 0),
-            n_left=Coalesce(Sum(Chunk.runs_left()), 0),
-        )
-        .order_by()
-    )
-    counts = {
-        row.pop("batch_id"): BatchCounts(
-            **{name.removeprefix("n_"): number for name, number in row.items()}
-        )
-        for row in sums
-    }
+    counts = batch_counts(batch.pk for batch in found)
     nothing = BatchCounts(0, 0, 0, 0)
     return [BatchLine(batch, counts.get(batch.pk, nothing)) for batch in found]

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import Sum
-
 from autorun import registry
-from autorun.batches import BatchCounts
 from autorun.commands.subcommand import Subcommand, add_format, positive
 from autorun.commands.terminal import moment
 from autorun.listing import EMPTY_SWEEP
-from autorun.models import Batch, Chunk
+from autorun.models import Batch
+from autorun.progress import BatchCounts, batch_counts
 
 TRIGGERS = {"code": "run"}
 STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}
@@ -44,7 +41,7 @@ class Batches(Subcommand):
             found = found.filter(state=options["state"])
         shown = found if options["with_empty"] else found.exclude(EMPTY_SWEEP)
         batches = list(shown[: options["limit"]])
-        counts = counts_of(batches)
+        counts = batch_counts(batch.pk for batch in batches)
         if options["format"] == "json":
             self.terminal.json([as_json(batch, counts[batch.pk]) for batch in batches])
             return
@@ -78,25 +75,13 @@ class Batches(Subcommand):
             self.terminal.hint(f"  {batch.reason}")
 
 
-def counts_of(batches: Iterable[Batch]) -> dict[int, BatchCounts]:
-    """What came of each batch so far, from the counts its chunks keep; one query for all."""
-    found = {batch.pk: BatchCounts(0, 0, 0, 0) for batch in batches}
-    sums = Chunk.objects.filter(batch_id__in=found).values("batch_id").order_by()
-    for row in sums.annotate(
-        n_succeeded=Sum("succeeded"),
-        n_failed=Sum("failed"),
-        n_cancelled=Sum("cancelled"),
-        n_left=Sum(Chunk.runs_left()),
-    ):
-        found[row["batch_id"]] = BatchCounts(
-            row["n_succeeded"], row["n_failed"], row["n_cancelled"], row["n_left"]
-        )
-    return found
-
-
 def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
     """The batch for scripts; what came of it is looked up where it is not given."""
-    counts = counts_of([batch])[batch.pk] if counts is None else counts
+    counts = (
+        batch_counts([batch.pk]).get(batch.pk, BatchCounts(0, 0, 0, 0))
+        if counts is None
+        else counts
+    )
     return {
         "id": batch.pk,
         "runner": batch.runner,

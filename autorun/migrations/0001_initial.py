@@ -71,6 +71,8 @@ class Migration(migrations.Migration):
                 ("existing", models.BigIntegerField(default=0)),
                 ("planned", models.BigIntegerField(default=0)),
                 ("unprepared", models.BigIntegerField(default=0)),
+                ("folded_succeeded", models.BigIntegerField(default=0)),
+                ("folded_cancelled", models.BigIntegerField(default=0)),
                 (
                     "token",
                     models.IntegerField(
@@ -140,6 +142,12 @@ class Migration(migrations.Migration):
                 ("folded_succeeded", models.BigIntegerField(default=0)),
                 ("folded_failed", models.BigIntegerField(default=0)),
                 ("folded_ignored", models.BigIntegerField(default=0)),
+                (
+                    "folded_hours",
+                    models.JSONField(
+                        default=dict, help_text="How many of them succeeded in each hour of late."
+                    ),
+                ),
                 (
                     "content_type",
                     models.ForeignKey(
@@ -215,13 +223,15 @@ class Migration(migrations.Migration):
                 (
                     "is_folded",
                     models.BooleanField(
-                        default=False, help_text="Whether its node has counted it in."
+                        default=False,
+                        help_text="Whether its node and its batch have counted it in.",
                     ),
                 ),
                 (
                     "batch",
                     models.ForeignKey(
                         blank=True,
+                        db_index=False,
                         null=True,
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="chunks",
@@ -338,7 +348,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="chunk",
-            index=models.Index(fields=["node", "is_folded"], name="autorun_chunk_folded"),
+            index=models.Index(fields=["node", "is_folded", "state"], name="autorun_chunk_folded"),
+        ),
+        migrations.AddIndex(
+            model_name="chunk",
+            index=models.Index(fields=["batch", "is_folded"], name="autorun_chunk_batch"),
         ),
         migrations.AddIndex(
             model_name="batch",

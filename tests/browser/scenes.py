@@ -8,6 +8,7 @@ from django.db import connection
 from django.utils import timezone
 
 from autorun import batches, sizing
+from autorun.folding import fold
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.keys import plan_keys
 from autorun.runner import QuerySetRunner
@@ -127,7 +128,7 @@ def lively() -> QuerySetRunner:
     return ScanPreprocessingRunner()
 
 
-def many(number: int = 1_000_000) -> QuerySetRunner:
+def many(number: int = 1_000_000, *, run_seconds: float = 0.005) -> QuerySetRunner:
     """A million scans, most of them done within the last day, some failed, some on their way."""
     runner = ScanPreprocessingRunner()
     with connection.cursor() as cursor:
@@ -140,7 +141,7 @@ def many(number: int = 1_000_000) -> QuerySetRunner:
         )
     node = runner.get_node()
     # Paused, it is planned and not handed to any broker.
-    Node.objects.filter(pk=node.pk).update(paused_at=timezone.now(), run_seconds=0.005)
+    Node.objects.filter(pk=node.pk).update(paused_at=timezone.now(), run_seconds=run_seconds)
     batch = runner.backfill(requested_by="ada")
     with connection.cursor() as cursor:
         cursor.execute(_FINISH_RUNS, [batch.pk])
@@ -153,10 +154,15 @@ def many(number: int = 1_000_000) -> QuerySetRunner:
             "md5(n::text) || md5(n::text), now(), now() FROM generate_series(1, 3000) AS n"
         )
     Node.objects.filter(pk=node.pk).update(paused_at=None)
-    # VACUUM does not run in a transaction, and a table just written is not what pages meet.
-    with connection.cursor() as cursor:
-        cursor.execute("VACUUM ANALYZE")
+    _settle()
+    fold(node.pk, at_most=number)
+    _settle()
     return runner
+
+
+def many_alone() -> QuerySetRunner:
+    """The same, each run in a chunk of its own, as those are that take a second or more."""
+    return many(run_seconds=2.0)
 
 
 #: All but the newest twenty chunks have ended, over the last 30 hours; one run in 83 failed.
@@ -191,6 +197,12 @@ SELECT id, 1, CASE WHEN id % 3 = 0 THEN 'OSError' ELSE 'ValueError' END,
     %s, 'celery@lab:12', finished_at
 FROM autorun_run WHERE status = 2
 """.replace("id % ", "id %% ")
+
+
+def _settle() -> None:
+    # VACUUM does not run in a transaction, and a table just written is not what pages meet.
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE")
 
 
 def _finish(
