@@ -29,13 +29,31 @@ class Hour:
     failed: int = 0
 
 
+#: When a chunk began and ended, and its runs.
+Stretch = tuple[dt.datetime, dt.datetime, int]
+
+
 @dataclass(frozen=True)
 class Activity:
-    """A node's last day. `hours` begins with the oldest; `median_seconds` is a run's time."""
+    """A node's last day. `hours` begins with the oldest; `median_seconds` is a run's time.
+
+    `per_second` is how many runs there were to do of late; `per_second_at_work` how many are done
+    while there are any.
+    """
 
     hours: Sequence[Hour] = field(default_factory=lambda: (Hour(),) * HOURS)
     per_second: float = 0.0
+    per_second_at_work: float = 0.0
     median_seconds: float | None = None
+
+    def seconds_for(self, runs: int, *, run_seconds: float | None) -> float | None:
+        """How long so many runs take, as fast as of late; None where none has been measured.
+
+        No longer than one after the other, each in `run_seconds`.
+        """
+        known = [run_seconds, 1 / self.per_second_at_work if self.per_second_at_work else None]
+        seconds = [each for each in known if each is not None]
+        return runs * min(seconds) if seconds else None
 
 
 def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
@@ -78,8 +96,8 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
     # Whatever has ended within RATE_SECONDS is not folded yet.
     ended = Chunk.objects.filter(node__in=by_id, is_folded__in=[False], state=Chunk.State.FINISHED)
     hours = _hours(by_id.values(), ended, now)
-    rates, medians = _recent(ended, now)
-    return {pk: Activity(hours[pk], rates.get(pk, 0.0), medians.get(pk)) for pk in by_id}
+    recent = _recent(ended, now)
+    return {pk: Activity(hours=hours[pk], **recent.get(pk, {})) for pk in by_id}
 
 
 def _hours(
@@ -105,15 +123,15 @@ def _hours(
     }
 
 
-def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> tuple[dict[int, float], dict[int, float]]:
-    """By node, runs a second of late and the median time of a run, from the newest chunks."""
+def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
+    """By node, how fast it was of late and the median time of a run, from the newest chunks."""
     chunks = list(
         ended.filter(started_at__isnull=False, finished_at__isnull=False)
         .order_by("-finished_at")
         .values_list("node_id", "started_at", "finished_at", "succeeded", "failed")[:RECENT_CHUNKS]
     )
     since = now - dt.timedelta(seconds=RATE_SECONDS)
-    late: dict[int, list[tuple[dt.datetime, int]]] = {}
+    late: dict[int, list[Stretch]] = {}
     times: dict[int, list[tuple[float, int]]] = {}
     for node_id, started_at, finished_at, succeeded, failed in chunks:
         if not (runs := succeeded + failed):
@@ -124,14 +142,34 @@ def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> tuple[dict[int, float],
         if finished_at >= since or not failed:
             times.setdefault(node_id, []).append((seconds / runs, runs))
         if finished_at >= since:
-            late.setdefault(node_id, []).append((min(started_at, finished_at), runs))
-    rates = {}
-    for node_id, chunks_of_node in late.items():
-        # Where work began, or the oldest chunk looked at lies, within the ten minutes, the rate
-        # is over the shorter time.
-        covered = (now - max(since, min(began for began, _ in chunks_of_node))).total_seconds()
-        rates[node_id] = sum(runs for _, runs in chunks_of_node) / max(1.0, covered)
-    return rates, {node_id: _median(weighted) for node_id, weighted in times.items()}
+            late.setdefault(node_id, []).append((min(started_at, finished_at), finished_at, runs))
+    return {
+        node_id: {
+            "median_seconds": _median(weighted),
+            **(_rates(late[node_id], since=since, now=now) if node_id in late else {}),
+        }
+        for node_id, weighted in times.items()
+    }
+
+
+def _rates(
+    stretches: Sequence[Stretch], *, since: dt.datetime, now: dt.datetime
+) -> dict[str, float]:
+    """Runs a second: of all the time, and of the time that one chunk or more was at work."""
+    runs = sum(number for *_, number in stretches)
+    first = min(began for began, *_ in stretches)
+    # Where work began, or the oldest chunk looked at lies, within the ten minutes, the rate is over
+    # the shorter time.
+    covered = (now - max(since, first)).total_seconds()
+    at_work, up_to = dt.timedelta(), first
+    for began, ended_at, _ in sorted(stretches):
+        at_work += max(dt.timedelta(), ended_at - max(began, up_to))
+        up_to = max(up_to, ended_at)
+    return {
+        "per_second": runs / max(1.0, covered),
+        # Clocks tell nothing of less than a millisecond.
+        "per_second_at_work": runs / max(0.001, at_work.total_seconds()),
+    }
 
 
 def _median(weighted: list[tuple[float, int]]) -> float:

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun import interventions, listing
-from autorun.activity import activity_by_node, progress_by_node
+from autorun.activity import Activity, activity_by_node, progress_by_node
 from autorun.chunk_ids import first_chunk_id_at
 from autorun.counting import Count, count_rows
 from autorun.failures import group_failures, recent_failures, runs_of
@@ -514,6 +514,39 @@ def _ended(runner: QuerySetRunner, *, ago: float, seconds: float, runs: int = 1)
         started_at=at - dt.timedelta(seconds=seconds),
         finished_at=at,
     )
+
+
+def test_how_long_much_takes_is_not_told_from_how_little_there_was_to_do() -> None:
+    runner = declare()
+    with installed(runner):
+        for ago in (10, 250, 550):
+            _ended(runner(), ago=ago, seconds=0.05)
+        node = runner().get_node()
+
+    activity = activity_by_node([node])[node.pk]
+
+    assert activity.per_second < 0.01
+    assert activity.seconds_for(100_000, run_seconds=None) == pytest.approx(5_000, rel=0.01)
+
+
+def test_what_workers_did_at_the_same_time_counts_once_as_time() -> None:
+    runner = declare()
+    with installed(runner):
+        for ago, seconds in ((10, 10), (12, 8), (10, 10), (100, 5)):
+            _ended(runner(), ago=ago, seconds=seconds, runs=5)
+        node = runner().get_node()
+
+    activity = activity_by_node([node])[node.pk]
+
+    assert activity.per_second_at_work == pytest.approx(20 / 15, rel=0.01)
+
+
+def test_much_takes_no_longer_than_run_after_run() -> None:
+    activity = Activity(per_second_at_work=0.01)
+
+    assert activity.seconds_for(10, run_seconds=2.0) == 20
+    assert activity.seconds_for(10, run_seconds=500.0) == 1_000
+    assert Activity().seconds_for(10, run_seconds=None) is None
 
 
 def test_old_failures_do_not_tell_how_long_a_run_takes() -> None:

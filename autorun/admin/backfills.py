@@ -178,14 +178,8 @@ def preview(
     runs = sum(line.rows for line in lines if line.is_taken)
     if asked.limit is not None:
         runs = min(runs, asked.limit)
-    return Preview(count, lines, runs, _seconds(card, runs), count.written())
-
-
-def _seconds(card: Card, runs: int) -> float | None:
-    """How long so many runs take: at the rate of late, or one after the other."""
-    if card.activity.per_second:
-        return runs / card.activity.per_second
-    return None if card.run_seconds is None else runs * card.run_seconds
+    seconds = card.activity.seconds_for(runs, run_seconds=card.run_seconds)
+    return Preview(count, lines, runs, seconds, count.written())
 
 
 def _names(

@@ -10,7 +10,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
 from autorun import batches, registry
-from autorun.activity import activity_by_node
+from autorun.activity import Activity, activity_by_node
 from autorun.admin.backfills import LOST, ONLY, Preview, Request, preview
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import (
@@ -93,17 +93,17 @@ class BatchAdmin(PageAdmin):
         """One batch with its live progress."""
         batch = self._get(batch_id)
         (line,) = batch_lines([batch])
-        rate = 0.0
+        activity = Activity()
         if line.is_unfinished:
-            rate = activity_by_node([batch.node])[batch.node_id].per_second
+            activity = activity_by_node([batch.node])[batch.node_id]
         return self.render(
             request,
             "batch",
             str(batch),
             batch=batch,
             line=line,
-            rate=rate,
-            seconds_left=line.counts.left / rate if rate and line.counts.left else None,
+            rate=activity.per_second,
+            seconds_left=_seconds_left(batch, line.counts.left, activity),
             is_registered=find_runner(batch.runner) is not None,
         )
 
@@ -239,3 +239,11 @@ class BatchAdmin(PageAdmin):
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch
+
+
+def _seconds_left(batch: Batch, runs: int, activity: Activity) -> float | None:
+    """Until so many runs have ended; None while nothing is done."""
+    if not activity.per_second or not runs:
+        return None
+    run_seconds = activity.median_seconds or batch.node.run_seconds
+    return activity.seconds_for(runs, run_seconds=run_seconds)

@@ -128,10 +128,10 @@ class Card:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until what is on its way has ended, at the rate of late."""
+        """Until what is on its way has ended; None while nothing is done."""
         if not self.progress.unfinished or not self.activity.per_second:
             return None
-        return self.progress.unfinished / self.activity.per_second
+        return self.activity.seconds_for(self.progress.unfinished, run_seconds=self.run_seconds)
 
     @property
     def run_seconds(self) -> float | None:
