@@ -44,6 +44,9 @@ def begin(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batc
     batch = Batch(
         runner=runner.label, node=runner.get_node(), trigger=trigger, token=1, tries=1, **fields
     )
+    batch.is_given = bool(batch.scope.get("given"))
+    beyond = ("given", "beyond_base", "source")
+    batch.is_beyond_base = any(batch.scope.get(name) for name in beyond)
     batch.expires_at = _planning_lease()
     batch.save(force_insert=True, using=settings.DATABASE)
     return batch
@@ -192,7 +195,7 @@ def pause(batch: Batch) -> bool:
 
 def resume(batch: Batch) -> bool:
     """Go on with a paused batch; upkeep takes its planning up. Whether it was paused."""
-    planner = {} if is_given(batch) else {"expires_at": DatabaseNow(), "tries": 0}
+    planner = {} if batch.is_given else {"expires_at": DatabaseNow(), "tries": 0}
     resumed = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED).update(
         state=Batch.State.RUNNING, **planner
     )
@@ -241,19 +244,8 @@ def counts(batch: Batch) -> BatchCounts:
     return batch_counts([batch.pk])[batch.pk]
 
 
-def is_given(batch: Batch) -> bool:
-    """Whether it is about a queryset that only the process that began it has."""
-    return bool(batch.scope.get("given", False))
-
-
-def is_beyond_base(batch: Batch) -> bool:
-    """Whether its rows may lie outside of the runner's base queryset, as somebody chose them."""
-    scope = batch.scope
-    return bool(is_given(batch) or scope.get("beyond_base") or scope.get("source"))
-
-
 def _held(batch: Batch) -> Any:
-    planned_on = [Batch.State.RUNNING, *([Batch.State.PAUSED] if is_given(batch) else [])]
+    planned_on = [Batch.State.RUNNING, *([Batch.State.PAUSED] if batch.is_given else [])]
     return Batch.objects.filter(pk=batch.pk, token=batch.token, state__in=planned_on)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autorun import batches
 from autorun.clock import as_told
 from autorun.dispatch import queue_of
 from autorun.exceptions import WorkerLost
@@ -61,7 +60,7 @@ def explain(runner: QuerySetRunner, instance: Any) -> Explanation:
     if run is None or run.status != Run.Status.PENDING:
         row = load(runner, [key], within_base=True, log_level=QUIET).get(key)
     else:
-        is_chosen = run.chunk.batch is not None and batches.is_beyond_base(run.chunk.batch)
+        is_chosen = run.chunk.batch is not None and run.chunk.batch.is_beyond_base
         row = load(runner, [key], within_base=not is_chosen, log_level=QUIET).get(key)
         if row is None or row.fingerprint == run.fingerprint or is_chosen:
             return _under_way(runner, run, is_eligible=row is not None)
@@ -83,7 +82,7 @@ def _key(runner: QuerySetRunner, pk: Any) -> Key | None:
 def _current_run(runner: QuerySetRunner, key: Key) -> Any:
     lookup = key_kind(runner.get_model()).lookup(key)
     runs = Run.objects.filter(node_id=runner.get_node().pk, is_current=True, **lookup)
-    return runs.select_related("chunk", "chunk__batch", "node").first()
+    return runs.select_related("chunk", "chunk__batch", "node").defer("chunk__batch__scope").first()
 
 
 def _absent(instance: Any) -> Explanation:

@@ -165,7 +165,7 @@ def _chunks_beyond_base(runs: Sequence[Run]) -> set[int]:
     chunks = Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).exclude(batch=None)
     batch_of = dict(chunks.values_list("pk", "batch_id"))
     found = Batch.objects.filter(pk__in=set(batch_of.values())).only("scope")
-    beyond_base = {batch.pk for batch in found if batches.is_beyond_base(batch)}
+    beyond_base = {batch.pk for batch in found if batch.is_beyond_base}
     return {chunk_id for chunk_id, batch_id in batch_of.items() if batch_id in beyond_base}
 
 

@@ -28,6 +28,9 @@ CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
 
+#: What lists of runs leave where it is: a scope holds up to 30,000 keys.
+LONG = ("outputs", "chunk__batch__scope")
+
 _CURRENT = Q(is_current=True)
 _PENDING = Q(status=Run.Status.PENDING)
 #: Batches of which nothing is to be told: they looked, and all was done.
@@ -179,7 +182,7 @@ class RunFilter:
         found: list[Run] = []
         related = ("node", "chunk", "chunk__batch")
         for rounds, (runs, cursor) in enumerate(self._rounds(after, wanted=size + 1), start=1):
-            found += runs.select_related(*related).defer("outputs")[: size + 1 - len(found)]
+            found += runs.select_related(*related).defer(*LONG)[: size + 1 - len(found)]
             if len(found) > size:
                 return Page(found[:size], _cursor_of(found[size - 1]))
             if rounds == ROUNDS:
@@ -268,7 +271,7 @@ class RunFilter:
             shown = shown[:size]
             end = shown[-1].failure_id
         ids = [each.run_id for each in shown]
-        runs = Run.objects.select_related("node", "chunk", "chunk__batch").defer("outputs")
+        runs = Run.objects.select_related("node", "chunk", "chunk__batch").defer(*LONG)
         by_id = runs.in_bulk(ids)
         after = None if end is None else Cursor(end, 0)
         return Page([by_id[pk] for pk in ids if pk in by_id], after)

@@ -85,6 +85,13 @@ class Batch(models.Model):
     trigger = models.CharField(max_length=16, choices=Trigger)
     requested_by = models.CharField(max_length=255, blank=True)
     scope = models.JSONField(default=dict, help_text="What another process needs to go on with it.")
+    # Apart from the scope, which may hold thousands of keys: whoever starts a chunk asks for them.
+    is_given = models.BooleanField(
+        default=False, help_text="Whether only the process that began it has its queryset."
+    )
+    is_beyond_base = models.BooleanField(
+        default=False, help_text="Whether its rows may lie outside of the runner's base queryset."
+    )
     description = models.CharField(max_length=255, blank=True)
     state = models.CharField(max_length=16, choices=State, default=State.RUNNING)
     reason = models.TextField(blank=True, help_text="Why it was cancelled or failed.")

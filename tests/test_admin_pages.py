@@ -105,6 +105,21 @@ def test_every_page_answers_in_few_statements(sign_in: Callable[..., Client]) ->
     assert {name: n for name, n in statements.items() if n > MOST_STATEMENTS} == {}
 
 
+def test_no_page_loads_the_scope_of_a_batch(sign_in: Callable[..., Client]) -> None:
+    """A scope may hold 30,000 keys."""
+    scenes.few()
+    client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
+    loading = []
+
+    for name, address in addresses().items():
+        with CaptureQueriesContext(connection) as captured:
+            client.get(address)
+        sql = "".join(query["sql"] for query in captured)
+        loading += [name] if "scope" in sql else []
+
+    assert loading == []
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_A_RUN])
 def test_a_page_answers_with_nothing_to_show(name: str, sign_in: Callable[..., Client]) -> None:
     response = sign_in("view_run", "backfill_run").get(addresses()[name])

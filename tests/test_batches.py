@@ -491,6 +491,19 @@ def test_a_cancelled_batch_leaves_its_rows_pending(documents):
     assert batch.state == Batch.State.CANCELLED
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+def test_no_chunk_loads_the_scope_of_its_batch(is_given, documents):
+    """A scope may hold 30,000 keys."""
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        runner().run(Document.objects.all() if is_given else None)
+        with CaptureQueriesContext(connection) as statements:
+            work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 6
+    assert "scope" not in "".join(each["sql"] for each in statements)
+
+
 def test_many_chunks_are_cancelled_in_few_statements():
     runner = declare()
     with installed(runner):

@@ -66,7 +66,7 @@ class BatchAdmin(PageAdmin):
             "trigger": read_one_of(Batch.Trigger.values, given.get("trigger")),
         }
         narrowed = {name: value for name, value in chosen.items() if value}
-        found = Batch.objects.filter(**narrowed).order_by("-pk")
+        found = Batch.objects.filter(**narrowed).defer("scope").order_by("-pk")
         before = read_number(given.get("before"))
         if before is not None:
             found = found.filter(pk__lt=before)
@@ -235,7 +235,7 @@ class BatchAdmin(PageAdmin):
         return card_of(runner)
 
     def _get(self, batch_id: int) -> Any:
-        batch = Batch.objects.select_related("node").filter(pk=batch_id).first()
+        batch = Batch.objects.defer("scope").select_related("node").filter(pk=batch_id).first()
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch

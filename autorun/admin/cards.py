@@ -267,7 +267,7 @@ def _why_no_entry(runner: QuerySetRunner, *, has_beat: bool) -> str:
 def _unfinished_batches() -> dict[str, list[Batch]]:
     found: dict[str, list[Batch]] = {}
     unfinished = Batch.objects.filter(state__in=(Batch.State.RUNNING, Batch.State.PAUSED))
-    for batch in unfinished.order_by("-pk")[:100]:
+    for batch in unfinished.defer("scope").order_by("-pk")[:100]:
         found.setdefault(batch.runner, []).append(batch)
     return found
 

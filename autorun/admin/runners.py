@@ -71,7 +71,7 @@ class NodeAdmin(PageAdmin):
         card = card_of(runner, versions, progresses)
         now = card.node
         older = [node for node in versions if now is None or node.created_at < now.created_at]
-        batches = Batch.objects.filter(runner=label).order_by("-pk")[:NEWEST_BATCHES]
+        batches = Batch.objects.filter(runner=label).defer("scope").order_by("-pk")[:NEWEST_BATCHES]
         return self.render(
             request,
             "runner",

@@ -141,7 +141,8 @@ class RunAdmin(PageAdmin):
     @page
     def run_page(self, request: HttpRequest, run_id: int) -> HttpResponse:
         """One run: what went in, what came of it, when, and why."""
-        run = Run.objects.select_related("node", "chunk", "chunk__batch").filter(pk=run_id).first()
+        found = Run.objects.select_related("node", "chunk", "chunk__batch")
+        run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
         if run is None:
             raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
         runner = registry.find(run.chunk.runner)

@@ -34,7 +34,7 @@ class Batches(Subcommand):
         add_format(parser)
 
     def handle(self, **options: Any) -> None:
-        found = Batch.objects.order_by("-pk")
+        found = Batch.objects.defer("scope").order_by("-pk")
         if options["runner"]:
             found = found.filter(runner=registry.get(options["runner"]).label)
         if options["state"]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Exists, OuterRef
 
-from autorun import batches
 from autorun.console import SILENT
 from autorun.keys import Key
 from autorun.models import Chunk, Run
@@ -42,5 +41,5 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
 
 def load_rows(runner: QuerySetRunner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:
     """The rows of those keys that are still eligible for the chunk, by key."""
-    is_beyond_base = chunk.batch is not None and batches.is_beyond_base(chunk.batch)
+    is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
     return load(runner, keys, within_base=not is_beyond_base, log_level=SILENT)

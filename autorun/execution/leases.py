@@ -104,4 +104,6 @@ def _as_read(chunk: Chunk) -> QuerySet[Chunk]:
 def _startable() -> QuerySet[Chunk]:
     """The queued chunks, but for those of batches that were cancelled."""
     queued_ones = Chunk.objects.filter(state=Chunk.State.QUEUED)
-    return queued_ones.exclude(batch__state=Batch.State.CANCELLED).select_related("node", "batch")
+    startable = queued_ones.exclude(batch__state=Batch.State.CANCELLED)
+    # What only others ask for, and may be long, is left where it is.
+    return startable.select_related("node", "batch").defer("node__folded_hours", "batch__scope")

@@ -38,6 +38,20 @@ class Migration(migrations.Migration):
                         default=dict, help_text="What another process needs to go on with it."
                     ),
                 ),
+                (
+                    "is_given",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Whether only the process that began it has its queryset.",
+                    ),
+                ),
+                (
+                    "is_beyond_base",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Whether its rows may lie outside of the runner's base queryset.",
+                    ),
+                ),
                 ("description", models.CharField(blank=True, max_length=255)),
                 (
                     "state",
