@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Count, F, Max, Min, Q, QuerySet, Subquery
-from django.db.models.functions import Left
+from django.db.models import Case, Count, F, Q, QuerySet, Subquery, When, Window
+from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 
 from autorun.clock import from_now
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
 Row = Mapping[str, Any]
+ClassOfNode = tuple[int, str]
 
 #: Characters of a message that are looked at, and of its shape.
 LOOKED_AT = 400
 SHAPED = 200
-#: The newest failures that a page looks at; a group's actions go through all of them.
-MOST_SHOWN = 2_000
+#: Failures whose messages are told apart: the newest of all, and of each class at least so many. A
+#: group's actions go through all there are.
+LOOKED_AT_ONCE = 2_000
+LEAST_OF_CLASS = 100
 BUCKETS = 24
 AT_ONCE = 2_000
 #: What of a run says which row it is about, and whose it is.
@@ -58,8 +61,10 @@ _PLACEHOLDERS = (
 class FailureGroup:
     """Runs of one node that ended with the same class of exception and the same kind of message.
 
-    `shape` is the message with what differs left out; `message` is one of the messages, and
-    `run_id` its run.
+    `shape` is the message with what differs left out; `message` is the newest of the messages, and
+    `run_id` its run. `class_runs` and `class_attempts` are all of the node and class that there
+    are; where those are too many to tell their messages apart, the group is of so many of the
+    newest attempts as `of_newest` says, else that is 0.
     """
 
     node_id: int
@@ -72,6 +77,9 @@ class FailureGroup:
     run_id: int
     first_at: dt.datetime
     last_at: dt.datetime
+    class_runs: int
+    class_attempts: int
+    of_newest: int
 
     @property
     def key(self) -> str:
@@ -106,11 +114,10 @@ class Member:
 
 @dataclass(frozen=True)
 class RecentFailures:
-    """Groups, the largest first. `looked_at` failures were grouped; `is_all` of those there are."""
+    """Groups, the largest first, and how many failed attempts there are in all."""
 
     groups: Sequence[RecentGroup]
-    looked_at: int
-    is_all: bool
+    attempts: int
 
 
 def message_shape(message: str) -> str:
@@ -128,26 +135,24 @@ def group_failures(
     within: dt.timedelta | None = None,
     including_retried: bool = False,
 ) -> Sequence[FailureGroup]:
-    """Current runs whose last attempt failed, the largest group first.
+    """Current runs whose last attempt failed, the largest group first; two queries or three.
 
     Of one runner's node, or of all; only those that failed `within` that time, where it is given;
     and only those that failed for good, unless `including_retried`.
     """
     wanted = [Run.Status.FAILED, *([Run.Status.PENDING] if including_retried else [])]
-    failures = Failure.objects.filter(_LAST, run__status__in=wanted)
+    counted = _LAST & Q(run__status__in=wanted)
+    failures = Failure.objects.filter(counted)
     if runner is not None:
         failures = failures.filter(run__node_id=runner.get_node().pk)
     if within is not None:
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
-    alike = failures.values(*_NODE, "exception_class", start=Left("message", LOOKED_AT)).annotate(
-        runs=Count("pk"), example=Min("run_id"), first=Min("failed_at"), last=Max("failed_at")
-    )
-    groups = [_group(alike) for alike in _alike(alike.order_by("example")).values()]
+    groups = [group for group, _ in _grouped(failures, counted=counted)]
     return sorted(groups, key=_size)
 
 
 def recent_failures(since: str, *, label: str = "") -> RecentFailures:
-    """Failed attempts of the last hour, or more (a key of SINCE), in groups; one query.
+    """Failed attempts of the last hour, or more (a key of SINCE), in groups.
 
     Only those of the runner of that label, where it is given.
     """
@@ -156,27 +161,14 @@ def recent_failures(since: str, *, label: str = "") -> RecentFailures:
     failures = Failure.objects.filter(failed_at__gte=now - span)
     if label:
         failures = failures.filter(run__chunk__runner=label)
-    rows = list(
-        failures.order_by("-failed_at").values(
-            *_NODE,
-            "exception_class",
-            "attempt",
-            "run__attempts",
-            "run__status",
-            "run__is_current",
-            start=Left("message", LOOKED_AT),
-            example=F("run_id"),
-            last=F("failed_at"),
-        )[: MOST_SHOWN + 1]
-    )
-    for row in rows:
-        row.update(first=row["last"], runs=_failed_for_good(row))
+    counted = _LAST & Q(run__status=Run.Status.FAILED)
     found = [
-        RecentGroup(_group(alike), len(alike), _times(alike, begin=now - span, span=span))
-        for alike in _alike(rows[:MOST_SHOWN]).values()
+        RecentGroup(group, len(alike), _times(alike, begin=now - span, span=span))
+        for group, alike in _grouped(failures, counted=counted)
     ]
     found.sort(key=lambda each: (-each.group.runs, -each.attempts, _size(each.group)))
-    return RecentFailures(found, min(len(rows), MOST_SHOWN), len(rows) <= MOST_SHOWN)
+    classes = {(each.group.node_id, each.group.exception_class): each.group for each in found}
+    return RecentFailures(found, sum(each.class_attempts for each in classes.values()))
 
 
 def runs_of(key: str, since: str) -> Iterator[list[Run]]:
@@ -254,6 +246,13 @@ def members_of(
         yield [each for each in members if each.is_of(node_id, key)], lowest
 
 
+def exception_classes() -> set[str]:
+    """The classes of the last week's failures; of the newest, where there were none."""
+    failures = Failure.objects.values_list("exception_class", flat=True)
+    late = failures.filter(failed_at__gte=timezone.now() - SINCE["7d"])
+    return set(late.distinct()) or set(failures.order_by("-pk")[:AT_ONCE])
+
+
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     """The label of each group's first registered runner, where there is one, by node."""
     labels = labels_by_digest()
@@ -273,6 +272,12 @@ def _ids_since(since: str) -> tuple[int, int]:
     return (end if begin is None else max(0, begin - IDS_AT_ONCE)), end
 
 
+def runs_in(groups: Iterable[FailureGroup]) -> int:
+    """How many runs of these classes there are, those included that no group was looked up for."""
+    classes = {(group.node_id, group.exception_class): group.class_runs for group in groups}
+    return sum(classes.values())
+
+
 def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ...]]]:
     rows = failures.order_by("-pk").values_list(
         "pk", "run_id", "run__node_id", "exception_class", Left("message", LOOKED_AT)
@@ -283,46 +288,101 @@ def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ..
         some = list(rows.filter(pk__lt=some[-1][0])[:AT_ONCE])
 
 
-def _alike(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """Failures, or counts of failures, of one node, exception class and shape of message."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        shape = message_shape(row["start"])
-        found.setdefault((row["run__node_id"], row["exception_class"], shape), []).append(row)
+def _grouped(
+    failures: QuerySet[Failure], *, counted: Q
+) -> list[tuple[FailureGroup, Sequence[Row]]]:
+    """The groups of failures with their rows, the newest first; those `counted` are its runs.
+
+    Every exception class of every node is counted in full, and its newest failures are looked at:
+    a flood of one class hides no other.
+    """
+    classes = {
+        (row.pop("run__node_id"), row.pop("exception_class")): row
+        for row in failures.values("run__node_id", "exception_class")
+        .annotate(attempts=Count("pk"), runs=Count("pk", filter=counted))
+        .order_by()
+    }
+    by_class: dict[ClassOfNode, list[Row]] = {}
+    for row in _looked_at(failures.order_by("-failed_at", "-pk")[:LOOKED_AT_ONCE], counted):
+        by_class.setdefault(_class_of(row), []).append(row)
+    hidden = {
+        each
+        for each, row in classes.items()
+        if len(by_class.get(each, ())) < min(row["attempts"], LEAST_OF_CLASS)
+    }
+    if hidden:
+        by_class |= {each: [] for each in hidden}
+        for row in _newest_of_each(failures, {name for _, name in hidden}, counted):
+            if _class_of(row) in hidden:
+                by_class[_class_of(row)].append(row)
+    found = []
+    # Without classes that first failed since they were counted: a page loaded again has them.
+    for each in by_class.keys() & classes.keys():
+        alike: dict[str, list[Row]] = {}
+        for row in by_class[each]:
+            alike.setdefault(message_shape(row["start"]), []).append(row)
+        looked_at = len(by_class[each])
+        found += [
+            (_group(rows, shape, looked_at=looked_at, **classes[each]), rows)
+            for shape, rows in alike.items()
+        ]
     return found
 
 
-def _group(rows: Sequence[Row]) -> FailureGroup:
-    """The group of rows that are alike; the first gives the example."""
-    first = rows[0]
+def _newest_of_each(
+    failures: QuerySet[Failure], exception_classes: Collection[str], counted: Q
+) -> Iterable[Row]:
+    """The newest failures of those classes, each of each node for itself."""
+    place = Window(
+        RowNumber(),
+        partition_by=[F("run__node_id"), F("exception_class")],
+        order_by=[F("failed_at").desc(), F("pk").desc()],
+    )
+    newest = failures.filter(exception_class__in=exception_classes).annotate(place=place)
+    found = Failure.objects.filter(pk__in=newest.filter(place__lte=LEAST_OF_CLASS).values("pk"))
+    return _looked_at(found.order_by("-failed_at", "-pk"), counted)
+
+
+def _looked_at(failures: QuerySet[Failure], counted: Q) -> Iterable[Row]:
+    return failures.annotate(is_counted=Case(When(counted, then=True), default=False)).values(
+        *_NODE,
+        *("exception_class", "run_id", "failed_at", "is_counted"),
+        start=Left("message", LOOKED_AT),
+    )
+
+
+def _class_of(row: Row) -> ClassOfNode:
+    return row["run__node_id"], row["exception_class"]
+
+
+def _group(
+    rows: Sequence[Row], shape: str, *, looked_at: int, attempts: int, runs: int
+) -> FailureGroup:
+    """The group of rows that are alike, the newest first, of a class of so many failures."""
+    newest = rows[0]
     return FailureGroup(
-        node_id=first["run__node_id"],
-        title=first["run__node__title"],
-        version=first["run__node__version"],
-        exception_class=first["exception_class"],
-        shape=message_shape(first["start"]),
-        runs=sum(row["runs"] for row in rows),
-        message=first["start"],
-        run_id=first["example"],
-        first_at=min(row["first"] for row in rows),
-        last_at=max(row["last"] for row in rows),
+        node_id=newest["run__node_id"],
+        title=newest["run__node__title"],
+        version=newest["run__node__version"],
+        exception_class=newest["exception_class"],
+        shape=shape,
+        runs=sum(row["is_counted"] for row in rows),
+        message=newest["start"],
+        run_id=newest["run_id"],
+        first_at=rows[-1]["failed_at"],
+        last_at=newest["failed_at"],
+        class_runs=runs,
+        class_attempts=attempts,
+        of_newest=looked_at if attempts > looked_at else 0,
     )
 
 
 def _times(rows: Sequence[Row], *, begin: dt.datetime, span: dt.timedelta) -> list[int]:
     times = [0] * BUCKETS
     for row in rows:
-        bucket = int((row["last"] - begin) / span * BUCKETS)
+        bucket = int((row["failed_at"] - begin) / span * BUCKETS)
         times[min(max(bucket, 0), BUCKETS - 1)] += 1
     return times
-
-
-def _failed_for_good(row: Row) -> bool:
-    return bool(
-        row["run__status"] == Run.Status.FAILED
-        and row["run__is_current"]
-        and row["attempt"] == row["run__attempts"]
-    )
 
 
 def _size(group: FailureGroup) -> tuple[int, str, str]:

@@ -162,11 +162,8 @@ def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], QuerySetRunner]:
 
 def _chunks_beyond_base(runs: Sequence[Run]) -> set[int]:
     """The chunks of the runs whose rows may lie outside of the runner's base queryset."""
-    chunks = Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).exclude(batch=None)
-    batch_of = dict(chunks.values_list("pk", "batch_id"))
-    found = Batch.objects.filter(pk__in=set(batch_of.values())).only("scope")
-    beyond_base = {batch.pk for batch in found if batch.is_beyond_base}
-    return {chunk_id for chunk_id, batch_id in batch_of.items() if batch_id in beyond_base}
+    chunks = Chunk.objects.filter(pk__in={run.chunk_id for run in runs})
+    return set(chunks.filter(batch__is_beyond_base=True).values_list("pk", flat=True))
 
 
 def _node_id(label: str) -> int | None:

@@ -44,7 +44,10 @@ class FailureReport:
     @property
     def runs(self) -> int:
         """How many runs failed."""
-        return sum(group.runs for group in self.groups)
+        classes = {
+            (group.node_id, group.exception_class): group.class_runs for group in self.groups
+        }
+        return sum(classes.values())
 
     @property
     def subject(self) -> str:
@@ -56,10 +59,13 @@ class FailureReport:
         lines = [f"{self.analysis}, since {self.since:%Y-%m-%d %H:%M %Z}:", ""]
         for group in self.groups[:MOST_GROUPS]:
             first = group.message.strip().partition("\n")[0]
-            lines += [f"{group.runs} x {group.exception_class}: {first}", f"    run {group.run_id}"]
+            some = f", of the newest {group.of_newest}" if group.of_newest else ""
+            number = f"{group.runs} x {group.exception_class}{some}"
+            lines += [f"{number}: {first}", f"    run {group.run_id}"]
         if len(self.groups) > MOST_GROUPS:
             rest = self.groups[MOST_GROUPS:]
-            lines.append(f"{sum(group.runs for group in rest)} more, of {len(rest)} other kinds")
+            more = self.runs - sum(group.runs for group in self.groups[:MOST_GROUPS])
+            lines.append(f"{more} more, of {len(rest)} other kinds")
         shown, retried = (f"`manage.py autorun {verb} {self.runner}`" for verb in _VERBS)
         lines += ["", f"{shown} shows them, and {retried} runs them again."]
         return "\n".join(lines)

@@ -13,10 +13,17 @@ from autorun import interventions, listing
 from autorun.activity import Activity, activity_by_node, progress_by_node
 from autorun.chunk_ids import first_chunk_id_at
 from autorun.counting import Count, count_rows
-from autorun.failures import group_failures, recent_failures, runs_of
+from autorun.failures import (
+    exception_classes,
+    group_failures,
+    recent_failures,
+    runs_in,
+    runs_of,
+)
 from autorun.folding import fold
 from autorun.listing import STATES, Cursor, RunFilter, state_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.notifications import FailureReport
 from autorun.progress import batch_counts
 from autorun.runner import QuerySetRunner
 from tests.browser import scenes
@@ -383,14 +390,69 @@ def test_a_group_that_is_none_has_no_runs(key: str, documents) -> None:
     assert list(runs_of(key, "1h")) == []
 
 
-def test_a_group_is_more_than_a_page_shows(documents, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.failures.MOST_SHOWN", 5)
+@pytest.fixture
+def flood(runner, monkeypatch) -> None:
+    """Twelve failures with three messages an hour ago, and before them one ValueError."""
+    monkeypatch.setattr("autorun.failures.LOOKED_AT_ONCE", 5)
+    monkeypatch.setattr("autorun.failures.LEAST_OF_CLASS", 2)
     monkeypatch.setattr("autorun.failures.AT_ONCE", 3)
+    Failure.objects.all().delete()
+    Run.objects.filter(status=Run.Status.FAILED).update(status=Run.Status.SUCCEEDED)
+    runs = list(Run.objects.order_by("pk"))
+    now = timezone.now()
+    for n, run in enumerate(runs[:13]):
+        kind, message = ("TimeoutError", f"{'abc'[n % 3]} took too long") if n else ("OSError", "!")
+        Run.objects.filter(pk=run.pk).update(status=Run.Status.FAILED, attempts=1)
+        Failure.objects.create(
+            run=run,
+            attempt=1,
+            exception_class=kind,
+            message=message,
+            failed_at=now - dt.timedelta(minutes=90 - n if n else 180),
+        )
 
-    found = recent_failures("1h")
 
-    assert (found.looked_at, found.is_all) == (5, False)
-    assert sum(map(len, runs_of(found.groups[0].group.key, "1h"))) == 20
+def test_a_flood_of_one_exception_hides_no_other(flood) -> None:
+    found = recent_failures("24h")
+
+    assert found.attempts == 13
+    assert [
+        (each.group.exception_class, each.group.runs, each.attempts, each.group.of_newest)
+        for each in found.groups
+    ] == [
+        ("TimeoutError", 2, 2, 5),
+        ("TimeoutError", 2, 2, 5),
+        ("OSError", 1, 1, 0),
+        ("TimeoutError", 1, 1, 5),
+    ]
+    assert [each.group.class_runs for each in found.groups] == [12, 12, 1, 12]
+
+
+def test_what_is_done_with_a_group_is_done_with_all_of_it(flood) -> None:
+    found = recent_failures("24h")
+
+    key = found.groups[-1].group.key
+
+    assert sum(map(len, runs_of(key, "24h"))) == 4
+
+
+def test_commands_and_reports_count_a_flood_in_full(flood, runner) -> None:
+    groups = group_failures(runner)
+
+    report = FailureReport(runner.label, "", timezone.now(), groups)
+
+    assert runs_in(groups) == report.runs == 13
+    assert "2 x TimeoutError, of the newest 5: a took too long" in str(report)
+
+
+def test_every_exception_of_the_week_is_offered_as_a_filter(flood) -> None:
+    assert exception_classes() == {"OSError", "TimeoutError"}
+
+
+def test_exceptions_of_long_ago_are_offered_where_there_are_no_others(flood) -> None:
+    Failure.objects.update(failed_at=timezone.now() - dt.timedelta(days=30))
+
+    assert exception_classes() == {"TimeoutError"}
 
 
 def test_rows_are_counted_by_reason(runner) -> None:

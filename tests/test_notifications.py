@@ -68,8 +68,8 @@ def test_the_first_failure_is_told_of_at_once(told):
     assert report.runs == 2
     (group,) = report.groups
     assert (group.exception_class, group.runs) == ("ValueError", 2)
-    assert group.message == "No good: 'a'"
-    assert group.run_id == Run.objects.order_by("pk")[0].pk
+    assert group.message == "No good: 'b'"
+    assert group.run_id == Run.objects.order_by("pk")[1].pk
 
 
 def test_attempts_that_are_repeated_are_not_told_of(told):
@@ -236,8 +236,8 @@ def test_mail_goes_to_the_admins(settings):
     (message,) = mail.outbox
     assert message.to == ["ada@example.org"]
     assert message.subject.endswith("tests.EchoRunner: 2 runs failed")
-    assert "2 x ValueError: No good: 'a'" in message.body
-    assert f"    run {Run.objects.order_by('pk')[0].pk}" in message.body
+    assert "2 x ValueError: No good: 'b'" in message.body
+    assert f"    run {Run.objects.order_by('pk')[1].pk}" in message.body
     assert "`manage.py autorun retry tests.EchoRunner`" in message.body
 
 

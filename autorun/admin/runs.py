@@ -17,9 +17,9 @@ from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
-from autorun.failures import members_of
+from autorun.failures import exception_classes, members_of
 from autorun.listing import STATES, TRIGGERS, Cursor, RunFilter, state_of
-from autorun.models import Failure, Run
+from autorun.models import Run
 from autorun.parameters import SINCE, read_number
 
 PAGE = 50
@@ -28,8 +28,6 @@ MOST_TICKED = 1_000
 MOST_COUNTED = 10_000
 #: Ticked runs up to this number have an entry each in the log of the admin.
 FEW = 20
-#: Failures whose classes are offered as a filter.
-RECENT_FAILURES = 1_000
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,7 @@ class RunAdmin(PageAdmin):
         after = Cursor.read(request.GET.get("after", ""))
         found = chosen.page(after, size=PAGE)
         seen = seen_rows(request, self.admin_site, found.runs)
-        recent = Failure.objects.order_by("-pk").values_list("exception_class", flat=True)
-        classes = set(recent[:RECENT_FAILURES]) | ({chosen.exception} - {""})
+        classes = exception_classes() | ({chosen.exception} - {""})
         allowed = Allowed(request.user)
         return self.render(
             request,

@@ -17,7 +17,7 @@ from autorun.commands.subcommand import (
     add_within,
 )
 from autorun.commands.terminal import moment, plural
-from autorun.failures import FailureGroup, group_failures, labels_of
+from autorun.failures import FailureGroup, group_failures, labels_of, runs_in
 
 
 class Failures(Subcommand):
@@ -51,7 +51,7 @@ class Failures(Subcommand):
             )
         else:
             self._show(groups, labels)
-        runs = sum(group.runs for group in groups)
+        runs = runs_in(groups)
         if options["check"] and groups:
             raise ConditionNotMet(f"{plural(runs, 'run')} failed.")
 
@@ -61,7 +61,7 @@ class Failures(Subcommand):
             return
         for node_id in dict.fromkeys(each.node_id for each in groups):
             of_node = [each for each in groups if each.node_id == node_id]
-            runs = plural(sum(each.runs for each in of_node), "failed run")
+            runs = plural(runs_in(of_node), "failed run")
             label = labels.get(node_id)
             title = f"{of_node[0].title} v{of_node[0].version}"
             self.terminal.say((f"{title} ({label})" if label else title, "bold"), f": {runs}")
@@ -79,7 +79,10 @@ def _words(group: FailureGroup) -> str:
     """The message itself where the group has one run only, else what its messages share."""
     text = group.message if group.runs == 1 else group.shape
     first = text.strip().partition("\n")[0]
-    return f"{group.exception_class}: {first}" if first else group.exception_class
+    words = f"{group.exception_class}: {first}" if first else group.exception_class
+    if not group.of_newest:
+        return words
+    return f"{words} (of the newest {group.of_newest:,} of {group.class_runs:,})"
 
 
 def _zone() -> str:
