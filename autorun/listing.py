@@ -191,11 +191,12 @@ class RunFilter:
 
     def each(self) -> Iterator[list[Run]]:
         """All matching runs, a few thousand at a time, with what names their row and no more."""
-        rounds = self._rounds_of_group() if self.group else self._rounds(None, wanted=RUNS_AT_ONCE)
-        for runs, _ in rounds:
-            names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
-            if some := list(runs.only(*names).select_related(None)):
+        names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
+        for runs in self._parts():
+            after = None
+            while some := list(self._after(runs, after).only(*names)[:RUNS_AT_ONCE]):
                 yield some
+                after = _cursor_of(some[-1])
 
     def number(self) -> int | None:
         """About how many runs match, as far as that is known without a look at every chunk.
@@ -291,6 +292,26 @@ class RunFilter:
         is_joined = self.row or not others._chunk_condition
         return runs if is_joined else runs.filter(chunk__in=others._chunks)
 
+    def _parts(self) -> Iterator[QuerySet[Run]]:
+        """Querysets that have all matching runs between them."""
+        if self.group:
+            yield from (runs for runs, _ in self._rounds_of_group())
+        elif self.exception:
+            yield from self._by_failures()
+        else:
+            yield from (runs for runs, _ in self._rounds(None, wanted=RUNS_AT_ONCE))
+
+    def _by_failures(self) -> Iterator[QuerySet[Run]]:
+        """Querysets of the matching runs with failures of the class, by the ids of the runs.
+
+        Together they look at each failure once; a single one could be of all the runs there are.
+        """
+        runs = self._failures.order_by("-run_id").values_list("run_id", flat=True).distinct()
+        ids = list(runs[:RUNS_AT_ONCE])
+        while ids:
+            yield self._runs_but_for_failures.filter(pk__in=ids)
+            ids = list(runs.filter(run_id__lt=ids[-1])[:RUNS_AT_ONCE])
+
     def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:
         """Chunks that should hold `wanted` matching runs, and whether there are no more."""
         chunks = self._chunks.order_by("-pk")
@@ -354,6 +375,20 @@ class RunFilter:
         """The matching runs, where those of `_chunks` alone are looked at."""
         if self.group:
             raise ValueError("The runs of a group of failures are found by `members_of` alone.")
+        runs = self._runs_but_for_failures
+        if self.exception:
+            runs = runs.filter(pk__in=self._failures.values("run_id"))
+        return runs
+
+    @cached_property
+    def _failures(self) -> QuerySet[Failure]:
+        failures = Failure.objects.filter(exception_class=self.exception)
+        if self.since:
+            failures = failures.filter(failed_at__gte=timezone.now() - SINCE[self.since])
+        return failures
+
+    @cached_property
+    def _runs_but_for_failures(self) -> QuerySet[Run]:
         runs = Run.objects.all()
         if self.state:
             runs = runs.filter(STATES[self.state].runs)
@@ -366,11 +401,6 @@ class RunFilter:
                 key |= Q(object_id=number, object_key="")
             # Named one by one, the nodes let the index find the row.
             runs = runs.filter(key, node__in=list(Node.objects.values_list("pk", flat=True)))
-        if self.exception:
-            failures = Failure.objects.filter(exception_class=self.exception)
-            if self.since:
-                failures = failures.filter(failed_at__gte=timezone.now() - SINCE[self.since])
-            runs = runs.filter(pk__in=failures.values("run_id"))
         return runs
 
 

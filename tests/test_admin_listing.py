@@ -242,6 +242,39 @@ def test_how_many_match_is_told_from_counts(is_folded: bool, documents, monkeypa
     assert {chosen: chosen.number() for chosen in numbers} == numbers
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        RunFilter(exception="ValueError"),
+        RunFilter(exception="ValueError", since="1h", state="failed"),
+        RunFilter(exception="ValueError", trigger="code"),
+    ],
+)
+def test_what_threw_an_exception_is_gone_through_a_few_at_a_time(
+    chosen: RunFilter, documents, monkeypatch
+) -> None:
+    monkeypatch.setattr(listing, "RUNS_AT_ONCE", 5)
+    for failure in list(Failure.objects.all()):
+        failure.pk, failure.attempt = None, 7
+        failure.save(force_insert=True)
+
+    found = [[run.pk for run in runs] for runs in chosen.each()]
+
+    assert max(map(len, found)) == 5
+    ids = [pk for some in found for pk in some]
+    failed = Run.objects.filter(status=Run.Status.FAILED)
+    failed = failed.filter(is_current=True) if chosen.state else failed
+    assert sorted(ids) == sorted(failed.values_list("pk", flat=True))
+
+
+def test_a_chunk_of_many_runs_is_gone_through_a_few_at_a_time(documents, monkeypatch) -> None:
+    monkeypatch.setattr(listing, "RUNS_AT_ONCE", 3)
+
+    found = [len(runs) for runs in RunFilter(row="").each()]
+
+    assert (max(found), sum(found)) == (3, Run.objects.count())
+
+
 def test_ignored_runs_stay_so_until_their_row_changes(documents) -> None:
     interventions.ignore(RunFilter(state="failed").each())
 
