@@ -125,7 +125,7 @@ def _hours(
 
 def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
     """By node, how fast it was of late and the median time of a run, from the newest chunks."""
-    chunks = list(
+    chunks: Any = list(
         ended.filter(started_at__isnull=False, finished_at__isnull=False)
         .order_by("-finished_at")
         .values_list("node_id", "started_at", "finished_at", "succeeded", "failed")[:RECENT_CHUNKS]

@@ -296,11 +296,14 @@ def _grouped(
     Every exception class of every node is counted in full, and its newest failures are looked at:
     a flood of one class hides no other.
     """
-    classes = {
-        (row.pop("run__node_id"), row.pop("exception_class")): row
-        for row in failures.values("run__node_id", "exception_class")
+    numbers: Any = (
+        failures.values_list("run__node_id", "exception_class")
         .annotate(attempts=Count("pk"), runs=Count("pk", filter=counted))
         .order_by()
+    )
+    classes = {
+        (node_id, name): {"attempts": attempts, "runs": runs}
+        for node_id, name, attempts, runs in numbers
     }
     by_class: dict[ClassOfNode, list[Row]] = {}
     for row in _looked_at(failures.order_by("-failed_at", "-pk")[:LOOKED_AT_ONCE], counted):
@@ -315,7 +318,7 @@ def _grouped(
         for row in _newest_of_each(failures, {name for _, name in hidden}, counted):
             if _class_of(row) in hidden:
                 by_class[_class_of(row)].append(row)
-    found = []
+    found: list[tuple[FailureGroup, Sequence[Row]]] = []
     # Without classes that first failed since they were counted: a page loaded again has them.
     for each in by_class.keys() & classes.keys():
         alike: dict[str, list[Row]] = {}
@@ -344,11 +347,14 @@ def _newest_of_each(
 
 
 def _looked_at(failures: QuerySet[Failure], counted: Q) -> Iterable[Row]:
-    return failures.annotate(is_counted=Case(When(counted, then=True), default=False)).values(
+    rows: Iterable[Row] = failures.annotate(
+        is_counted=Case(When(counted, then=True), default=False)
+    ).values(
         *_NODE,
         *("exception_class", "run_id", "failed_at", "is_counted"),
         start=Left("message", LOOKED_AT),
     )
+    return rows
 
 
 def _class_of(row: Row) -> ClassOfNode:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django.db import transaction
-from django.db.models import Count, F, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, QuerySet
+from django.utils import timezone
 
 from autorun import batches, registry
 from autorun.clock import DatabaseNow
@@ -17,8 +20,9 @@ from autorun.conf import settings
 from autorun.dispatch import message_to_plan_on
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.keys import key_kind
+from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Run
-from autorun.planning.scope import Scope
+from autorun.planning.scope import SOURCES, Scope
 from autorun.planning.windows import last_key
 from autorun.publishing import publish
 from autorun.transactions import repeated_on_conflict
@@ -31,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: Keys that the scope of one batch holds; SQLite takes 32,766 parameters a statement.
 KEYS_IN_SCOPE = 30_000
+#: Of a scope whose rows are those of runs that match a filter.
+KIND = "runs"
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,46 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
     ]
     ignored = sum(len(of_runner) for (_, is_ignored, _), of_runner in keys.items() if is_ignored)
     return Retried(begun, sum(map(len, keys.values())), ignored, outdated)
+
+
+def retry_matching(chosen: RunFilter, *, requested_by: str = "") -> Sequence[Batch]:
+    """Have workers find the failed runs that match, however many, and run them again; the batches.
+
+    One for each runner that may have some. Runs of a version or configuration that their runner no
+    longer has are passed over.
+    """
+    begun: list[Batch] = []
+    for runner in registry.runners():
+        of_runner = replace(chosen, runner=runner.label, state="failed")
+        if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
+            continue
+        if runner.get_database() != settings.DATABASE:  # where nobody can ask for runs
+            begun += retry(of_runner.each(), requested_by=requested_by).batches
+            continue
+        source = {
+            "kind": KIND,
+            "words": f"of runs that match {urlencode(chosen.written()) or 'no filter'}",
+            "filter": of_runner.written(),
+            "at": timezone.now().isoformat(),
+        }
+        scope = Scope(only="failed", source=source)
+        begun.append(request_backfill(runner, scope, requested_by=requested_by))
+    return begun
+
+
+def rows_of_source(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
+    """The rows whose current run had failed and matched a filter when somebody asked for them."""
+    chosen = replace(RunFilter.read(source["filter"]), at=dt.datetime.fromisoformat(source["at"]))
+    kind = key_kind(runner.get_model())
+    runs = chosen.runs().filter(
+        node_id=runner.get_node().pk, **kind.lookup(OuterRef("_autorun_key"))
+    )
+    # Also rows beyond the base queryset: somebody chose them when they ran.
+    rows: QuerySet[Any] = runner.get_every_row().alias(_autorun_key=kind.expression())
+    return rows.filter(Exists(runs))
+
+
+SOURCES[KIND] = rows_of_source
 
 
 def ignore(found: Iterable[Sequence[Run]]) -> int:

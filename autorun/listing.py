@@ -137,10 +137,11 @@ class Page:
 class RunFilter:
     """Which runs: by runner label, state, trigger, exception class, batch, time and row key.
 
-    `since` names how long ago a run may have ended; unfinished ones are always within.
-    `planned_from` and `planned_until` are times in the project's zone, the second of which is not
-    within; they are about when a run was planned, again where it is retried. `group` is the key of
-    a group of failures: its runs are the current ones whose last attempt so failed.
+    `since` names how long ago a run may have ended, which is meant as of the time `at`, or as of
+    now; unfinished ones are always within. `planned_from` and `planned_until` are times in the
+    project's zone, the second of which is not within; they are about when a run was planned, again
+    where it is retried. `group` is the key of a group of failures: its runs are the current ones
+    whose last attempt so failed.
     """
 
     runner: str = ""
@@ -153,6 +154,7 @@ class RunFilter:
     group: str = ""
     planned_from: str = ""
     planned_until: str = ""
+    at: dt.datetime | None = None
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
@@ -172,7 +174,7 @@ class RunFilter:
 
     def written(self) -> dict[str, str]:
         """The filter as query parameters; only those that narrow it."""
-        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        known = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "at"}
         return {name: str(value) for name, value in known.items() if value}
 
     def page(self, after: Cursor | None = None, *, size: int = 50) -> Page:
@@ -198,6 +200,11 @@ class RunFilter:
                 yield some
                 after = _cursor_of(some[-1])
 
+    def runs(self) -> QuerySet[Run]:
+        """All matching runs, for use in another query."""
+        is_joined = (self.row or self.exception) or not self._chunk_condition
+        return self._runs if is_joined else self._runs.filter(chunk__in=self._chunks)
+
     def number(self) -> int | None:
         """About how many runs match, as far as that is known without a look at every chunk.
 
@@ -217,17 +224,17 @@ class RunFilter:
         if is_narrowed or (self.runner and self.batch is None):
             return None
         if self.batch is not None:
-            return self._number_in_batch()
+            return self._number_in_batch(self.batch)
         if self.state not in FOLDED:
             return None
         folded, unfolded = FOLDED[self.state]
         in_nodes = Node.objects.aggregate(n=Sum(folded))["n"] or 0
         return in_nodes + (open_chunks.aggregate(n=Sum(unfolded))["n"] or 0)
 
-    def _number_in_batch(self) -> int | None:
-        found = Batch.objects.filter(pk=self.batch)
+    def _number_in_batch(self, batch_id: int) -> int | None:
+        found = Batch.objects.filter(pk=batch_id)
         found = found.filter(runner=self.runner) if self.runner else found
-        counts = batch_counts(found.values_list("pk", flat=True)).get(self.batch or 0)
+        counts = batch_counts(found.values_list("pk", flat=True)).get(batch_id)
         if counts is None:
             return 0
         numbers = {
@@ -345,6 +352,10 @@ class RunFilter:
         return runs.filter(Q(chunk_id__lt=after.chunk_id) | same_chunk)
 
     @cached_property
+    def _now(self) -> dt.datetime:
+        return self.at or timezone.now()
+
+    @cached_property
     def _chunks(self) -> QuerySet[Chunk]:
         """The chunks that may hold matching runs."""
         return Chunk.objects.filter(self._chunk_condition)
@@ -366,7 +377,7 @@ class RunFilter:
         if when := read_time(self.planned_until):
             condition &= Q(pk__lt=first_chunk_id_at(when))
         if self.since:
-            since = timezone.now() - SINCE[self.since]
+            since = self._now - SINCE[self.since]
             condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
         return condition
 
@@ -384,7 +395,7 @@ class RunFilter:
     def _failures(self) -> QuerySet[Failure]:
         failures = Failure.objects.filter(exception_class=self.exception)
         if self.since:
-            failures = failures.filter(failed_at__gte=timezone.now() - SINCE[self.since])
+            failures = failures.filter(failed_at__gte=self._now - SINCE[self.since])
         return failures
 
     @cached_property

@@ -1,5 +1,6 @@
 """What can be done from the pages: by whom, how, to which runs, and what is left in the log."""
 
+import datetime as dt
 import json
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from django.contrib.auth.models import User
 from django.db.models import Q
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from autorun import interventions, upkeep
 from autorun.admin import runners
@@ -17,7 +19,8 @@ from autorun.admin.selections import MOST_KEPT
 from autorun.exceptions import BrokerUnavailable
 from autorun.failures import recent_failures
 from autorun.listing import RunFilter
-from autorun.models import Batch, Chunk, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.planning.scope import Scope
 from autorun.publishing import Message
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
@@ -417,6 +420,61 @@ def test_an_ignored_run_can_be_retried_from_its_page(runner) -> None:
 
     assert 'value="retry"' in page.text
     assert 'value="ignore"' not in page.text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "again"),
+    [
+        ({"exception": "ValueError"}, 3),
+        ({"state": "failed"}, 5),
+        ({"state": "failed", "since": "1h"}, 1),
+        ({"runner": LABEL, "exception": "OSError", "since": "24h", "trigger": "backfill"}, 2),
+    ],
+)
+def test_very_many_failed_runs_are_found_by_a_worker(
+    chosen, again, runner, monkeypatch, django_capture_on_commit_callbacks
+) -> None:
+    monkeypatch.setattr("autorun.admin.runs.MOST_AT_ONCE", 0)
+    failed = RunFilter.read({**chosen, "state": "failed"})
+    expected = {run.object_id for runs in failed.each() for run in runs}
+    form = {"action": "retry", "scope": "everything", "confirmed": "1", **chosen}
+
+    with django_capture_on_commit_callbacks() as callbacks:
+        response = client_with("retry_run").post(
+            reverse("admin:autorun_run_act"), form, follow=True
+        )
+    batch = Batch.objects.order_by("-pk").first()
+    planned_in_the_request = batch.planned
+    for callback in callbacks:
+        callback()
+
+    assert "1 batch was begun." in response.text
+    batch.refresh_from_db()
+    assert (planned_in_the_request, batch.planned) == (0, again)
+    assert set(Run.objects.filter(chunk__batch=batch).values_list("object_id", flat=True)) == (
+        expected
+    )
+    assert (batch.scope["pks"], batch.requested_by) == (None, "retry_run")
+
+
+def test_what_a_worker_is_to_retry_is_meant_as_of_when_it_was_asked_for(runner) -> None:
+    failed = Run.objects.filter(status=Run.Status.FAILED)
+    (batch,) = interventions.retry_matching(RunFilter(since="1h", exception="ValueError"))
+    long_ago = timezone.now() - dt.timedelta(days=3)
+    source = {**batch.scope["source"], "at": (long_ago + dt.timedelta(minutes=50)).isoformat()}
+    run = failed.first()
+    Failure.objects.filter(run=run).update(failed_at=long_ago, exception_class="ValueError")
+    Failure.objects.exclude(run=run).update(failed_at=long_ago - dt.timedelta(hours=1))
+    Chunk.objects.update(finished_at=long_ago)
+
+    rows = Scope(source=source).queryset(runner)
+
+    assert [row.pk for row in rows] == [run.object_id]
+
+
+def test_nobody_is_bothered_with_runs_that_no_runner_has(runner) -> None:
+    assert interventions.retry_matching(RunFilter(runner="no.Runner")) == []
+    assert interventions.retry_matching(RunFilter(exception="no.Error")) == []
 
 
 def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:

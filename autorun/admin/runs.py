@@ -28,6 +28,8 @@ MOST_TICKED = 1_000
 MOST_COUNTED = 10_000
 #: Ticked runs up to this number have an entry each in the log of the admin.
 FEW = 20
+#: Failed runs that are retried while the user waits; more are found by workers.
+MOST_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,14 @@ class RunAdmin(PageAdmin):
         if "confirmed" not in request.POST:
             return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
         if is_everything:
-            log = _log_of_filter(chosen)
-            self._do(request, chosen_action, _everything(chosen_action, chosen), log)
+            log, found = _log_of_filter(chosen), _everything(chosen_action, chosen)
+            if chosen_action.name == "retry" and _is_for_workers(chosen):
+                first = _first(found)
+                if first is None:
+                    self._have_retried(request, chosen, log)
+                    return self._back_to_list(request)
+                found = iter(first)
+            self._do(request, chosen_action, found, log)
         else:
             runs = _ticked(chosen_action, ids)
             self._do(request, chosen_action, [runs], _log_of(runs))
@@ -258,6 +266,13 @@ class RunAdmin(PageAdmin):
             )
         if not retried.runs and not retried.outdated:
             messages.info(request, "None of these runs has failed for good any more.")
+
+    def _have_retried(self, request: HttpRequest, chosen: RunFilter, log: Log) -> None:
+        """Have workers find so many failed runs, and run them again."""
+        begun = interventions.retry_matching(chosen, requested_by=who(request))
+        what = "All failed runs that match start again, as fast as workers find them: "
+        what += counted(len(begun), "batch was begun.", "batches were begun.")
+        self.note(request, what, *begun, about=log.about, detail=log.detail)
 
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
@@ -326,6 +341,23 @@ def _ticked(chosen_action: BulkAction, ids: list[int]) -> list[Run]:
     """The ticked runs that are in a state that the action is for."""
     runs = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs").order_by("pk")
     return [run for run in runs if state_of(run) in chosen_action.accepts]
+
+
+def _is_for_workers(chosen: RunFilter) -> bool:
+    """Whether workers can find the failed runs that match, should they be very many."""
+    return not chosen.group and chosen.state != "ignored"
+
+
+def _first(found: Iterable[list[Run]]) -> list[list[Run]] | None:
+    """All that is found; None where that is more than a request should wait for."""
+    some: list[list[Run]] = []
+    number = 0
+    for runs in found:
+        some.append(runs)
+        number += len(runs)
+        if number > MOST_AT_ONCE:
+            return None
+    return some
 
 
 def _input(runner: Any, instance: Any) -> str | None:

@@ -16,10 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autorun.batches import BatchCounts, counts
+from autorun.batches import counts
 from autorun.commands.subcommand import ConditionNotMet, add_check
 from autorun.commands.terminal import Terminal, plural
 from autorun.models import Batch, Node
+from autorun.progress import BatchCounts
 
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # where every look is a line of its own
