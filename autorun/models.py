@@ -54,6 +54,9 @@ class Node(models.Model):
     folded_hours = models.JSONField(
         default=dict, help_text="How many of them succeeded in each hour of late."
     )
+    counted = models.JSONField(
+        default=dict, help_text="The rows of its model, as they were counted last for a page."
+    )
 
     objects = StateManager()
 

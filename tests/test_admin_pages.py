@@ -1,19 +1,20 @@
 """What the pages show, to whom, and in how many statements."""
 
+import datetime as dt
 import json
 from collections.abc import Callable
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.core.cache import cache
 from django.db import connection
+from django.db.models import F
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
 from autorun.admin.cards import card_of
-from autorun.models import Batch, Failure, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes
@@ -41,11 +42,6 @@ def sign_in(client: Client) -> Callable[..., Client]:
         return client
 
     return sign_in_with
-
-
-@pytest.fixture(autouse=True)
-def nothing_counted() -> None:
-    cache.clear()
 
 
 def addresses() -> dict[str, str]:
@@ -392,6 +388,33 @@ def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:
 
     assert node["Location"] == reverse("admin:autorun_node_runner", args=[LABEL])
     assert "/run/" in failure["Location"]
+
+
+def test_a_count_is_known_to_all_processes_for_an_hour(runner, client) -> None:
+    client.force_login(scenes.add_user("root", is_superuser=True))
+    client.get(reverse("admin:autorun_node_count", args=[LABEL]))
+
+    late = card_of(runner).counted
+    at = timezone.now() - dt.timedelta(minutes=61)
+    node = Node.objects.get(pk=runner.get_node().pk)
+    Node.objects.filter(pk=node.pk).update(counted={**node.counted, "at": at.isoformat()})
+
+    assert (late.count.pending, late.count.total, late.runs) == (2, 20, 18)
+    assert card_of(runner).counted is None
+
+
+def test_idle_pages_are_refreshed_too(runner, client) -> None:
+    client.force_login(scenes.add_user("root", is_superuser=True))
+    pages = [
+        reverse("admin:autorun_node_changelist"),
+        reverse("admin:autorun_node_runner", args=[LABEL]),
+    ]
+    busy = [client.get(page).text for page in pages]
+
+    Chunk.objects.update(state=Chunk.State.FINISHED, succeeded=F("size"), failed=0)
+
+    assert all('data-autorun-refresh="5"' in page for page in busy)
+    assert all('data-autorun-refresh="30"' in client.get(page).text for page in pages)
 
 
 def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, client) -> None:

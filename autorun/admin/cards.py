@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
-from django.core.cache import cache
 from django.utils import timezone
 
 from autorun import registry
@@ -24,8 +23,8 @@ from autorun.triggers.on_schedule import SWEEP_NAME
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
 
-#: How long a finished count of a runner's rows is shown, in seconds.
-COUNT_AGE = 3600
+#: How long a finished count of a runner's rows is shown.
+COUNT_AGE = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,26 @@ class Counted:
     filtered_out: int
     runs: int
     at: dt.datetime
+
+    def written(self) -> dict[str, Any]:
+        """The count as JSON."""
+        return {
+            "rows": dict(self.count.rows),
+            "filtered_out": self.filtered_out,
+            "runs": self.runs,
+            "at": self.at.isoformat(),
+        }
+
+    @classmethod
+    def of(cls, node: Node | None) -> Counted | None:
+        """What was counted for the node of late, if anything."""
+        if node is None or not node.counted:
+            return None
+        known = node.counted
+        at = dt.datetime.fromisoformat(known["at"])
+        if timezone.now() - at > COUNT_AGE:
+            return None
+        return cls(Count(known["rows"]), known["filtered_out"], known["runs"], at)
 
 
 @dataclass(frozen=True)
@@ -180,7 +199,8 @@ def title_of_runner(runner: QuerySetRunner) -> str:
 def remember(card: Card, count: Count, *, filtered_out: int) -> Card:
     """The card with a finished count, which is kept so that pages need not count anew."""
     counted = Counted(count, max(0, filtered_out), card.progress.total, timezone.now())
-    cache.set(_cache_key(card.runner.get_digest()), counted, COUNT_AGE)
+    # Not in a cache, of which each process may have its own.
+    Node.objects.filter(digest=card.runner.get_digest()).update(counted=counted.written())
     return replace(card, counted=counted)
 
 
@@ -212,7 +232,6 @@ def _cards(
     activities = activity_by_node(by_digest.values())
     sweeps = next_sweeps(runners)
     digests = {runner.label: _digest(runner) for runner in runners}
-    counts = cache.get_many([_cache_key(digest) for digest, _ in digests.values()])
     found = []
     for runner in runners:
         digest, error = digests[runner.label]
@@ -225,7 +244,7 @@ def _cards(
             activity=activities.get(node_id, Activity()),
             batches=batches.get(runner.label, ()),
             next_sweep=sweeps[runner.label],
-            counted=counts.get(_cache_key(digest)),
+            counted=Counted.of(node),
             error=error,
         )
         found.append(card)
@@ -270,7 +289,3 @@ def _unfinished_batches() -> dict[str, list[Batch]]:
     for batch in unfinished.defer("scope").order_by("-pk")[:100]:
         found.setdefault(batch.runner, []).append(batch)
     return found
-
-
-def _cache_key(digest: str) -> str:
-    return f"autorun:rows:{digest}"

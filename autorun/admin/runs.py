@@ -166,6 +166,7 @@ class RunAdmin(PageAdmin):
             f"{run.node} on {seen.name}",
             run=run,
             state=state_of(run),
+            is_unfinished=run.status == Run.Status.PENDING,
             name=seen.name,
             key=key_text(run),
             story=story,

@@ -106,4 +106,5 @@ def _startable() -> QuerySet[Chunk]:
     queued_ones = Chunk.objects.filter(state=Chunk.State.QUEUED)
     startable = queued_ones.exclude(batch__state=Batch.State.CANCELLED)
     # What only others ask for, and may be long, is left where it is.
-    return startable.select_related("node", "batch").defer("node__folded_hours", "batch__scope")
+    unwanted = ("node__folded_hours", "node__counted", "batch__scope")
+    return startable.select_related("node", "batch").defer(*unwanted)

@@ -163,6 +163,13 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "counted",
+                    models.JSONField(
+                        default=dict,
+                        help_text="The rows of its model, as they were counted last for a page.",
+                    ),
+                ),
+                (
                     "content_type",
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.CASCADE,

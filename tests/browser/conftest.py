@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.cache import cache
 
 FLAGS = (
     "--headless",
@@ -90,11 +89,6 @@ def keep() -> Callable[[Any, str], None]:
             page.screenshot(path=str(Path(directory, f"{name}.png")), full_page=True)
 
     return keep_screenshot
-
-
-@pytest.fixture(autouse=True)
-def nothing_counted() -> None:
-    cache.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -233,6 +234,95 @@ def test_progress_is_live_while_somebody_looks(runner, user, open_as) -> None:
 
     assert page.evaluate("window.stayed") is True
     assert page.complaints == []
+
+
+def test_an_idle_page_comes_alive(runner, user, open_as) -> None:
+    Chunk.objects.exclude(state=Chunk.State.FINISHED).delete()
+    page = open_as(user)
+    page.clock.install()
+    page.goto("/admin/autorun/node/")
+    settle(page)
+    assert page.locator(".ar-legend .ar-running").count() == 0
+
+    at_work = {"state": Chunk.State.RUNNING, "size": 3}
+    Chunk.objects.create(node=runner.get_node(), runner=runner.label, **at_work)
+    page.clock.run_for(31_000)
+    page.locator(".ar-legend", has_text="3 running").wait_for()
+
+    assert page.locator("#cards").get_attribute("data-autorun-refresh") == "5"
+    assert page.complaints == []
+
+
+def test_the_page_of_a_run_is_live_until_it_ends(runner, user, open_as) -> None:
+    run = Run.objects.filter(chunk__state=Chunk.State.RUNNING).first()
+    page = open_as(user)
+    page.goto(f"/admin/autorun/run/{run.pk}/change/")
+
+    _succeed_running()
+    page.locator("#state", has_text="succeeded").wait_for()
+    page.locator(".ar-timeline", has_text="ucceeded").wait_for()
+
+    assert page.locator("[data-autorun-refresh]").count() == 0
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("target", ["a[href*='state=succeeded']", "#cancel"])
+def test_what_has_the_focus_keeps_it(target: str, runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    page.locator(target).focus()
+
+    _succeed_running()
+    page.locator(".ar-legend", has_text="9 succeeded").wait_for()
+
+    assert page.evaluate(f'document.activeElement.matches("{target}")')
+
+
+def test_nothing_is_taken_away_from_under_the_focus(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    page.locator("#pause").focus()
+
+    Batch.objects.update(state=Batch.State.FINISHED)
+    with page.expect_response("**/change/"):
+        pass
+    page.wait_for_timeout(200)
+    has_focus = page.evaluate("document.activeElement.id")
+    page.locator("h1").first.evaluate("() => document.activeElement.blur()")
+    page.locator("#progress .ar-finished").wait_for()
+
+    assert has_focus == "pause"
+
+
+def test_what_is_to_be_counted_is_counted_in_a_page_that_is_refreshed(
+    runner, user, open_as
+) -> None:
+    page = open_as(user)
+    page.goto("/admin/autorun/node/")
+    page.get_by_text("Rows counted").first.wait_for()
+    settle(page)
+    counted = page.get_by_text("Rows counted").count()
+
+    Node.objects.update(counted={})
+    with page.expect_response("**/count/"):
+        pass
+    settle(page)
+
+    assert page.get_by_text("Rows counted").count() == counted
+
+
+def test_a_page_that_cannot_be_refreshed_says_since_when(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    settle(page)
+    cookies = page.context.cookies()
+
+    page.context.clear_cookies()
+    page.get_by_text("are you still signed in?").wait_for()
+    page.context.add_cookies(cookies)
+    page.get_by_text("are you still signed in?").wait_for(state="hidden")
+
+    assert re.search(r"\d:\d\d", page.locator("[data-autorun-stale]").text_content())
 
 
 def test_a_hidden_tab_asks_for_nothing(runner, user, open_as) -> None:

@@ -2,12 +2,14 @@
  *
  * data-autorun-refresh="5"     the element is replaced every 5 seconds by the one of the same id
  * data-autorun-fetch="url"     the element is replaced once by what the url gives
+ * data-autorun-stale           says since when the page could not be fetched again
  *
  * Nothing is fetched while the tab is hidden, and no more once the page has no such element.
  */
 "use strict";
 (() => {
   const headers = { "X-Requested-With": "autorun" };
+  const names = ["id", "href", "aria-label", "name"];
 
   async function load(url) {
     const response = await fetch(url, { headers, credentials: "same-origin" });
@@ -15,13 +17,23 @@
     return new DOMParser().parseFromString(await response.text(), "text/html");
   }
 
-  function put(next, old) {
-    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+  /* What in `next` stands for the element of `old`; nothing where that is being filled in. */
+  function twin(element, old, next) {
+    const name = names.find((each) => element.hasAttribute(each));
+    if (!name || element.matches("input, select, textarea")) return undefined;
+    const selector = `${element.localName}[${name}="${CSS.escape(element.getAttribute(name))}"]`;
+    return next.querySelectorAll(selector)[[...old.querySelectorAll(selector)].indexOf(element)];
+  }
+
+  function put(next, old, isNeeded) {
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    const following = focused && twin(focused, old, next);
+    if (focused && !following && !isNeeded) return;
     for (const open of old.querySelectorAll("details[open][id]")) {
       next.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
     }
     old.replaceWith(next);
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    following?.focus({ preventScroll: true });
   }
 
   function whenVisible() {
@@ -33,22 +45,29 @@
 
   const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
-  async function refresh(failures = 0) {
-    const old = document.querySelector("[data-autorun-refresh]");
-    if (!old) return;
-    await pause(Number(old.dataset.autorunRefresh) * 2 ** Math.min(failures, 5));
-    await whenVisible();
-    try {
-      const page = await load(location.href);
-      for (const part of document.querySelectorAll("[data-autorun-refresh]")) {
-        const next = page.getElementById(part.id);
-        if (next && !part.contains(document.querySelector(":focus:is(input,select)"))) {
-          put(next, part);
-        }
+  async function refresh() {
+    const page = await load(location.href);
+    for (const part of document.querySelectorAll("[data-autorun-refresh]")) {
+      const next = page.getElementById(part.id);
+      if (next) put(next, part, false);
+    }
+  }
+
+  async function keepFresh() {
+    let updated = new Date();
+    for (let failures = 0; ; ) {
+      await completeAll();
+      const first = document.querySelector("[data-autorun-refresh]");
+      if (!first) return;
+      await pause(Number(first.dataset.autorunRefresh) * 2 ** Math.min(failures, 5));
+      await whenVisible();
+      failures = await refresh().then(() => 0, () => failures + 1);
+      if (!failures) updated = new Date();
+      for (const stale of document.querySelectorAll("[data-autorun-stale]")) {
+        stale.hidden = !failures;
+        const words = `${stale.dataset.autorunStale} ${updated.toLocaleTimeString()}.`;
+        if (failures) stale.textContent = words;
       }
-      refresh();
-    } catch {
-      refresh(failures + 1);
     }
   }
 
@@ -58,7 +77,7 @@
     try {
       const next = (await load(old.dataset.autorunFetch)).body.firstElementChild;
       if (!next) return;
-      put(next, old);
+      put(next, old, true);
       if (next.dataset.autorunFetch) await complete(next);
     } catch {
       old.removeAttribute("aria-busy");
@@ -81,6 +100,6 @@
       box.hidden = false;
       box.addEventListener("change", tickAll);
     }
-    completeAll().then(() => refresh());
+    keepFresh();
   });
 })();
