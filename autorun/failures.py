@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Case, Count, F, Q, QuerySet, Subquery, When, Window
+from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, When, Window
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 
@@ -62,9 +62,9 @@ class FailureGroup:
     """Runs of one node that ended with the same class of exception and the same kind of message.
 
     `shape` is the message with what differs left out; `message` is the newest of the messages, and
-    `run_id` its run. `class_runs` and `class_attempts` are all of the node and class that there
-    are; where those are too many to tell their messages apart, the group is of so many of the
-    newest attempts as `of_newest` says, else that is 0.
+    `run_id` its run. `of_class` are all failures of the node and class; where those are too many to
+    tell their messages apart, the group is of so many of the newest as `of_newest` says, else that
+    is 0.
     """
 
     node_id: int
@@ -77,8 +77,7 @@ class FailureGroup:
     run_id: int
     first_at: dt.datetime
     last_at: dt.datetime
-    class_runs: int
-    class_attempts: int
+    of_class: int
     of_newest: int
 
     @property
@@ -168,7 +167,7 @@ def recent_failures(since: str, *, label: str = "") -> RecentFailures:
     ]
     found.sort(key=lambda each: (-each.group.runs, -each.attempts, _size(each.group)))
     classes = {(each.group.node_id, each.group.exception_class): each.group for each in found}
-    return RecentFailures(found, sum(each.class_attempts for each in classes.values()))
+    return RecentFailures(found, sum(each.of_class for each in classes.values()))
 
 
 def runs_of(key: str, since: str) -> Iterator[list[Run]]:
@@ -274,7 +273,7 @@ def _ids_since(since: str) -> tuple[int, int]:
 
 def runs_in(groups: Iterable[FailureGroup]) -> int:
     """How many runs of these classes there are, those included that no group was looked up for."""
-    classes = {(group.node_id, group.exception_class): group.class_runs for group in groups}
+    classes = {(group.node_id, group.exception_class): group.of_class for group in groups}
     return sum(classes.values())
 
 
@@ -296,22 +295,22 @@ def _grouped(
     Every exception class of every node is counted in full, and its newest failures are looked at:
     a flood of one class hides no other.
     """
+    # Looked up one by one: joined, PostgreSQL would read all runs there are.
+    node = Subquery(Run.objects.filter(pk=OuterRef("run_id")).values("node_id"))
     numbers: Any = (
-        failures.values_list("run__node_id", "exception_class")
-        .annotate(attempts=Count("pk"), runs=Count("pk", filter=counted))
+        failures.annotate(node=node)
+        .values_list("node", "exception_class")
+        .annotate(Count("pk"))
         .order_by()
     )
-    classes = {
-        (node_id, name): {"attempts": attempts, "runs": runs}
-        for node_id, name, attempts, runs in numbers
-    }
+    classes = {(node_id, name): number for node_id, name, number in numbers}
     by_class: dict[ClassOfNode, list[Row]] = {}
     for row in _looked_at(failures.order_by("-failed_at", "-pk")[:LOOKED_AT_ONCE], counted):
         by_class.setdefault(_class_of(row), []).append(row)
     hidden = {
         each
-        for each, row in classes.items()
-        if len(by_class.get(each, ())) < min(row["attempts"], LEAST_OF_CLASS)
+        for each, number in classes.items()
+        if len(by_class.get(each, ())) < min(number, LEAST_OF_CLASS)
     }
     if hidden:
         by_class |= {each: [] for each in hidden}
@@ -326,7 +325,7 @@ def _grouped(
             alike.setdefault(message_shape(row["start"]), []).append(row)
         looked_at = len(by_class[each])
         found += [
-            (_group(rows, shape, looked_at=looked_at, **classes[each]), rows)
+            (_group(rows, shape, looked_at=looked_at, of_class=classes[each]), rows)
             for shape, rows in alike.items()
         ]
     return found
@@ -361,10 +360,8 @@ def _class_of(row: Row) -> ClassOfNode:
     return row["run__node_id"], row["exception_class"]
 
 
-def _group(
-    rows: Sequence[Row], shape: str, *, looked_at: int, attempts: int, runs: int
-) -> FailureGroup:
-    """The group of rows that are alike, the newest first, of a class of so many failures."""
+def _group(rows: Sequence[Row], shape: str, *, looked_at: int, of_class: int) -> FailureGroup:
+    """The group of rows that are alike, the newest first; `of_class` are all of their class."""
     newest = rows[0]
     return FailureGroup(
         node_id=newest["run__node_id"],
@@ -377,9 +374,8 @@ def _group(
         run_id=newest["run_id"],
         first_at=rows[-1]["failed_at"],
         last_at=newest["failed_at"],
-        class_runs=runs,
-        class_attempts=attempts,
-        of_newest=looked_at if attempts > looked_at else 0,
+        of_class=of_class,
+        of_newest=looked_at if of_class > looked_at else 0,
     )
 
 

@@ -44,9 +44,7 @@ class FailureReport:
     @property
     def runs(self) -> int:
         """How many runs failed."""
-        classes = {
-            (group.node_id, group.exception_class): group.class_runs for group in self.groups
-        }
+        classes = {(group.node_id, group.exception_class): group.of_class for group in self.groups}
         return sum(classes.values())
 
     @property

@@ -458,7 +458,7 @@ def test_a_flood_of_one_exception_hides_no_other(flood) -> None:
         ("OSError", 1, 1, 0),
         ("TimeoutError", 1, 1, 5),
     ]
-    assert [each.group.class_runs for each in found.groups] == [12, 12, 1, 12]
+    assert [each.group.of_class for each in found.groups] == [12, 12, 1, 12]
 
 
 def test_what_is_done_with_a_group_is_done_with_all_of_it(flood) -> None:

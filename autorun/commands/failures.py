@@ -82,7 +82,7 @@ def _words(group: FailureGroup) -> str:
     words = f"{group.exception_class}: {first}" if first else group.exception_class
     if not group.of_newest:
         return words
-    return f"{words} (of the newest {group.of_newest:,} of {group.class_runs:,})"
+    return f"{words} (of the newest {group.of_newest:,} of {group.of_class:,})"
 
 
 def _zone() -> str:
