@@ -105,6 +105,11 @@ def subscribers(model_label: str) -> list[QuerySetRunner]:
     ]
 
 
+def subscribed_models() -> set[str]:
+    """The labels of the models whose saved rows some runner looks at."""
+    return {_label_of_model(runner) for runner in runners() if runner.ON_SAVE} - {""}
+
+
 def dependents(runner: QuerySetRunner) -> list[QuerySetRunner]:
     """The runners that wait for successes of `runner`, or of one that shares its node."""
     waiting = [other for other in runners() if other.DEPENDS_ON]

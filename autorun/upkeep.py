@@ -98,7 +98,7 @@ def drain_spilled() -> int:
     Those of a model that no runner here looks at are left to other workers for a day: in a rolling
     deployment some have a runner for it already, or still.
     """
-    known = {runner.get_model()._meta.label for runner in registry.runners() if runner.ON_SAVE}
+    known = registry.subscribed_models()
     is_known = Q(model_label__in=known)
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
     spilled = list(SpilledTrigger.objects.filter(is_known | is_old).order_by("pk")[:AT_ONCE])
