@@ -13,7 +13,7 @@ from typing import Any
 import rfc8785
 
 from autorun.exceptions import AutorunError, ConfigurationError, InputError, OutputError
-from autorun.plain import JSON, Encoder, TooMany, Unencodable
+from autorun.plain import JSON, Encoder, TooMany, Unencodable, checked_text
 
 # RFC 8785 writes numbers as JavaScript reads them: exact up to here only.
 MAX_SAFE_INTEGER = 2**53 - 1
@@ -96,8 +96,11 @@ def fingerprint_of(representation: object) -> str:
     It is the same for 100 and 100.0, and for every order of keys. Raises `InputError`, naming the
     key, for what JSON cannot hold.
     """
+    # A text, as of a path, is most of what there is.
+    is_text = type(representation) is str
+    encode: Callable[[Any], JSON] = checked_text if is_text else _FingerprintEncoder().encode
     try:
-        plain = _FingerprintEncoder().encode(representation)
+        plain = encode(representation)
     except Unencodable as error:
         raise _in_words(error, "representation", InputError) from error.__cause__
     # Not RFC 8785: nobody else reads it, and Python's own encoder takes a tenth of the time.

@@ -94,7 +94,7 @@ class Encoder:
         if value is None or kind is bool:
             return value  # type: ignore[no-any-return]
         if kind is str:
-            return _checked_text(value)
+            return checked_text(value)
         if kind is int:
             return self.encode_integer(value)
         if kind is float:
@@ -112,7 +112,7 @@ class Encoder:
             return self._encode_numpy(value, parents)
         for types, write in _WRITERS:
             if isinstance(value, types):
-                return _checked_text(write(value))
+                return checked_text(write(value))
         if isinstance(value, int):
             return self.encode_integer(int(value))
         if isinstance(value, float):
@@ -170,7 +170,7 @@ class Encoder:
 
     def _encode_key(self, key: object) -> str:
         if type(key) is str:
-            return _checked_text(key)
+            return checked_text(key)
         name = self._encode(key, ())
         if isinstance(name, (list, dict)):
             raise Unencodable(
@@ -215,7 +215,7 @@ def _entered(value: object, parents: tuple[int, ...]) -> tuple[int, ...]:
     return (*parents, id(value))
 
 
-def _checked_text(text: str) -> str:
+def checked_text(text: str) -> str:
     """`text`, unless PostgreSQL would refuse it."""
     if "\0" in text:
         raise Unencodable("holds a NUL character, which databases refuse. Remove or escape it")

@@ -77,9 +77,10 @@ def load(
 
 def fingerprinted(runner: QuerySetRunner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """`queryset` with what `examined` needs to know of each instance."""
-    found: models.QuerySet[Any] = queryset.annotate(
-        _autorun_key=key_kind(runner.get_model()).expression()
-    )
+    kind = key_kind(runner.get_model())
+    found = queryset
+    if not kind.is_integer:  # of other keys the database makes a text in its own way
+        found = found.annotate(_autorun_key=kind.expression())
     if fingerprints.computed_by_database(runner):
         fingerprint = fingerprints.expression(runner, upstream=planned_by_database(runner))
         found = found.annotate(_autorun_print=fingerprint)
@@ -88,7 +89,7 @@ def fingerprinted(runner: QuerySetRunner, queryset: models.QuerySet[Any]) -> mod
 
 def key_of(instance: Any) -> Key:
     """The key of an instance that `fingerprinted` gave."""
-    key: Key = instance._autorun_key
+    key: Key = getattr(instance, "_autorun_key", instance.pk)
     return key
 
 
@@ -136,14 +137,13 @@ def one_by_one(
         if is_computed:
             row = Row(key, instance, instance._autorun_print)
         else:
-            row = _represented(represent, instance)
+            row = _represented(key, instance, represent)
         if successes is not None:
             row = row._replace(fingerprint=fingerprints.combined(row.fingerprint, successes[key]))
         yield row
 
 
-def _represented(represent: Callable[[Any], object], instance: Any) -> Row:
-    key = key_of(instance)
+def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) -> Row:
     try:
         representation = represent(instance)
         return Row(key, instance, fingerprint_of(representation), representation)

@@ -22,7 +22,7 @@ LARGEST = 500
 UNMEASURED = 100
 
 _REMEMBERED_SECONDS = 2.0
-_measured: dict[int, tuple[float, float | None]] = {}
+_measured: dict[int, tuple[float, float]] = {}
 
 
 def chunk_size(runner: QuerySetRunner, node_id: int, *, seconds: float | None = None) -> int:
@@ -49,5 +49,6 @@ def _run_seconds(node_id: int) -> float | None:
     if known is not None and time.monotonic() - known[0] < _REMEMBERED_SECONDS:
         return known[1]
     seconds = Node.objects.filter(pk=node_id).values_list("run_seconds", flat=True).first()
-    _measured[node_id] = (time.monotonic(), seconds)
+    if seconds is not None:  # else its first chunk may have been measured by the next time
+        _measured[node_id] = (time.monotonic(), seconds)
     return seconds

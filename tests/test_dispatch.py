@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from autorun import batches, dispatch, registry
+from autorun import batches, dispatch, registry, sizing
 from autorun.chunk_ids import new_chunk_id
 from autorun.dispatch import SPARE_CHUNKS, message_for, release, release_everywhere
 from autorun.exceptions import BrokerUnavailable
@@ -338,8 +338,6 @@ def test_the_last_resort_is_for_all_runs_of_a_chunk_that_belong_together(documen
 
 @pytest.mark.parametrize(("seconds", "size"), [(0.001, 250), (0.1, 10), (10, 1), (None, 100)])
 def test_a_chunk_is_about_a_second_of_work(documents, seconds, size, settings):
-    from autorun import sizing
-
     settings.AUTORUN = {"WINDOW": 1_000}
     runner = declare()
     with installed(runner):
@@ -349,3 +347,14 @@ def test_a_chunk_is_about_a_second_of_work(documents, seconds, size, settings):
 
         assert sizing.chunk_size(runner(), node.pk) == size
         sizing.forget_measurements()
+
+
+def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
+    Document.objects.create(title="a")
+    runner = declare()
+    with installed(runner):
+        node = runner().get_node()
+        assert sizing.chunk_size(runner(), node.pk) == sizing.UNMEASURED
+        Node.objects.filter(pk=node.pk).update(run_seconds=0.05)
+
+        assert sizing.chunk_size(runner(), node.pk) == 20

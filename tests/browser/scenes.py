@@ -223,7 +223,7 @@ def _finish(
         state=Chunk.State.FINISHED,
         succeeded=len(runs) - len(failed),
         failed=len(failed),
-        published_at=at - dt.timedelta(seconds=4),
+        published_at=at - dt.timedelta(seconds=len(runs) * 0.8 + 1),
         started_at=at - dt.timedelta(seconds=len(runs) * 0.8),
         finished_at=at,
         worker="celery@workstation:4242",

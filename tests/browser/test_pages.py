@@ -185,6 +185,7 @@ def test_the_question_before_the_deed_is_sound(runner, user, open_as, keep) -> N
     page.get_by_label("With runs").select_option("ignore")
     page.get_by_role("button", name="Apply to all that match…").click()
     page.get_by_role("button", name="Ignore them").wait_for()
+    settle(page)
 
     assert look(page, "confirm") == []
     keep(page, "confirm-narrow")

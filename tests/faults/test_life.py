@@ -48,7 +48,8 @@ from tests.library.models import Document
 
 EXAMPLES = int(os.environ.get("AUTORUN_LIFE_EXAMPLES", "25"))
 STEPS = int(os.environ.get("AUTORUN_LIFE_STEPS", "40"))
-WINDOW = 6
+#: Less than the rows there may be, so that not all of them are let out at once.
+WINDOW = 3
 MOST_ROWS = 3
 
 #: Few, so that rows change back often.
