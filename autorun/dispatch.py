@@ -39,7 +39,7 @@ IN_FLIGHT = (Chunk.State.QUEUED, Chunk.State.RUNNING)
 FIRST_PAGE = 8
 #: A runner's chunks that are with the broker, beyond one for each that is being worked on. A saved
 #: row's message lies behind them, whatever a chunk takes.
-SPARE_CHUNKS = 4
+SPARE_CHUNKS = 2
 #: Seconds to wait for the lock of a node, each time it is tried: whoever releases holds it briefly.
 PATIENCE = 1.0
 
