@@ -85,7 +85,8 @@ def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragme
             params.append(json.dumps(values))
         else:
             arrays.append(f"%s::{_POSTGRESQL[kind]}[]")
-            params.append(f"{{{','.join(map(_element, values))}}}")
+            write = _element if None in values else str
+            params.append(f"{{{','.join(map(write, values))}}}")
     sql = f"SELECT * FROM unnest({', '.join(arrays)}) AS j({', '.join(columns)})"
     return Fragment(sql, tuple(params))
 
