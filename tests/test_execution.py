@@ -644,7 +644,7 @@ def test_an_urgent_chunk_goes_before_the_one_a_message_is_about(documents):
     calls = []
     runner = declare(lambda value: calls.append(value), BATCH_SIZE=1)
     with installed(runner):
-        runner().backfill(Document.objects.exclude(title="title 3"))
+        runner().backfill(Document.objects.filter(title="title 0"))
         backfilled = Chunk.objects.filter(state=Chunk.State.QUEUED).first().pk
         runner().run(Document.objects.filter(title="title 3"))
         execute(backfilled)
@@ -675,7 +675,7 @@ def test_a_chunk_delayed_by_urgent_ones_for_too_long_is_sent_again(
     sent = []
     runner = declare(lambda value: time.sleep(0.6), BATCH_SIZE=1)
     with installed(runner):
-        runner().backfill(Document.objects.exclude(title="title 3"))
+        runner().backfill(Document.objects.filter(title="title 0"))
         backfilled = Chunk.objects.filter(state=Chunk.State.QUEUED).first()
         runner().run(Document.objects.filter(title="title 3"))
         monkeypatch.setattr("autorun.execution.execute.send", sent.extend)
