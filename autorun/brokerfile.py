@@ -94,6 +94,7 @@ class BrokerFile(SharedFile):
         self.lease_seconds = lease
         self.owner: int | None = None
         self.consumed: set[str] = set()
+        self._found: set[str] = set()  # of those, what was declared when last looked at
         self.settled = threading.Event()  # there may be room for another message
         self._lapsed = False
         self._stopped = threading.Event()
@@ -207,6 +208,7 @@ class BrokerFile(SharedFile):
         with self.writing() as handle:
             self._owned(handle)
             self._touch_queues(handle)
+            self._lapsed = self._has_lost_a_queue(handle) or self._lapsed
 
     # The lease and its heartbeat
 
@@ -215,7 +217,7 @@ class BrokerFile(SharedFile):
         if self._lapsed:
             raise LeaseLapsed(
                 f"This consumer of {self.path} was stopped for more than its lease of"
-                f" {self.lease_seconds:g} s, or the file was replaced. Connect again."
+                f" {self.lease_seconds:g} s, or its queue or the file was replaced. Connect again."
             )
 
     def beat(self) -> None:
@@ -235,6 +237,7 @@ class BrokerFile(SharedFile):
                 )
                 self._lapsed = self._lapsed or renewed.rowcount == 0
                 self._touch_queues(handle)
+                self._lapsed = self._has_lost_a_queue(handle) or self._lapsed
                 if now >= self._judges_from:
                     _sweep(handle, now)
             surplus = self.rows("PRAGMA freelist_count")[0][0] - SPARE_PAGES
@@ -249,7 +252,7 @@ class BrokerFile(SharedFile):
 
     def on_forked(self) -> None:
         self.owner, self._lapsed = None, False
-        self.consumed = set()
+        self.consumed, self._found = set(), set()
         self.settled, self._stopped = threading.Event(), threading.Event()
 
     def _owned(self, handle: sqlite3.Connection) -> int:
@@ -280,6 +283,18 @@ class BrokerFile(SharedFile):
                 with self.writing() as handle:
                     handle.execute(statement, (message, self.owner))
         self.settled.set()
+
+    def _has_lost_a_queue(self, handle: sqlite3.Connection) -> bool:
+        """Whether somebody has deleted a queue that this consumer is at.
+
+        So does a worker that ends, to the control queue of the one of its name that was started
+        before it had ended. Nothing would ever arrive there again.
+        """
+        declared = {name for (name,) in handle.execute("SELECT name FROM queue")}
+        consumed = set(self.consumed)
+        lost = (self._found & consumed) - declared
+        self._found = declared & consumed
+        return bool(lost)
 
     def _touch_queues(self, handle: sqlite3.Connection) -> None:
         handle.executemany(

@@ -293,6 +293,37 @@ def test_exclusive_queue_goes_with_its_consumer(connect: Any, path: Path) -> Non
     ]
 
 
+def test_a_consumer_whose_queue_was_deleted_is_told_to_connect_again(
+    connect: Any, path: Path
+) -> None:
+    """As a worker's control queue is, by one of the same name that ends after it has started."""
+    ending, starting = connect(), connect(lease=1)
+    queue = Queue("control", Exchange("news", type="fanout"), exclusive=True, auto_delete=True)
+    old = Consumer(ending.default_channel, [queue], callbacks=[print])
+    old.consume()
+    with Consumer(starting, [queue, TASKS], callbacks=[print]):
+        starting.transport.file.beat()
+        starting.transport.file.check_lease()
+
+        old.cancel()
+
+        with pytest.raises(LeaseLapsed, match=r"its queue .* was replaced.*Connect"):
+            starting.drain_events(timeout=10)
+
+
+def test_a_consumer_that_cancels_its_own_queue_goes_on(connect: Any, path: Path) -> None:
+    connection = connect()
+    queue = Queue("mine", Exchange("news", type="fanout"), exclusive=True, auto_delete=True)
+    with Consumer(connection, [TASKS], callbacks=[print]):
+        mine = Consumer(connection.default_channel, [queue], callbacks=[print])
+        mine.consume()
+        mine.cancel()
+
+        connection.transport.file.beat()
+
+        connection.transport.file.check_lease()
+
+
 def test_queues_that_the_dead_consumed_from_are_dropped_with_their_messages(
     connect: Any, path: Path
 ) -> None:
