@@ -47,7 +47,8 @@ def examine_broker() -> Iterator[Finding]:
             "error",
             f"queue {queue}",
             f"No worker listens on {queue!r}.",
-            f"Start one: `celery -A {app_name()} worker -n worker@%h -Q {queue}`.",
+            f"Start one: `celery -A {app_name()} worker -n worker@%h -Q {queue}`. One that is at "
+            "work all the same, but answers no `celery inspect ping`, is to be started anew.",
         )
 
 
