@@ -170,25 +170,6 @@ def recent_failures(since: str, *, label: str = "") -> RecentFailures:
     return RecentFailures(found, sum(each.of_class for each in classes.values()))
 
 
-def runs_of(key: str, since: str) -> Iterator[list[Run]]:
-    """The runs of a recent group that failed for good, a few thousand at a time; all of them."""
-    node_id = read_number(key.partition("-")[0])
-    failures = Failure.objects.filter(
-        _LAST,
-        failed_at__gte=timezone.now() - SINCE[since],
-        run__status=Run.Status.FAILED,
-        run__node_id=node_id or 0,
-    )
-    for rows in _from_the_newest(failures):
-        ids = {
-            run_id
-            for _, run_id, node, exception_class, start in rows
-            if _key(node, exception_class, message_shape(start)) == key
-        }
-        if ids:
-            yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
-
-
 def failed_runs(
     runner: QuerySetRunner,
     *,
