@@ -6,7 +6,6 @@ live save is not kept waiting and that a killed worker has little to do again.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from autorun.conf import settings
@@ -20,9 +19,6 @@ LARGEST = 500
 #: What a chunk holds while nobody knows how long a run takes. Too many does little harm: a worker
 #: hands the rest of a slow chunk over, in chunks of the size that it should have had.
 UNMEASURED = 100
-
-_REMEMBERED_SECONDS = 2.0
-_measured: dict[int, tuple[float, float]] = {}
 
 
 def chunk_size(runner: QuerySetRunner, node_id: int, *, seconds: float | None = None) -> int:
@@ -39,16 +35,5 @@ def chunk_size(runner: QuerySetRunner, node_id: int, *, seconds: float | None = 
     return max(1, min(size, LARGEST, window // 4 or 1))
 
 
-def forget_measurements() -> None:
-    """Ask the database again."""
-    _measured.clear()
-
-
 def _run_seconds(node_id: int) -> float | None:
-    known = _measured.get(node_id)
-    if known is not None and time.monotonic() - known[0] < _REMEMBERED_SECONDS:
-        return known[1]
-    seconds = Node.objects.filter(pk=node_id).values_list("run_seconds", flat=True).first()
-    if seconds is not None:  # else its first chunk may have been measured by the next time
-        _measured[node_id] = (time.monotonic(), seconds)
-    return seconds
+    return Node.objects.filter(pk=node_id).values_list("run_seconds", flat=True).first()

@@ -13,7 +13,7 @@ from typing import Any
 from django.core.management import call_command
 from django.db import ProgrammingError, connection, connections
 
-from autorun import nodes, sizing
+from autorun import nodes
 from autorun.models import Chunk, Node, Run
 from autorun.runner import QuerySetRunner
 from bench.subject.models import Item
@@ -163,7 +163,6 @@ def hold(runner: QuerySetRunner) -> Node:
 
 def let_go(runner: QuerySetRunner) -> None:
     Node.objects.filter(pk=runner.get_node().pk).update(paused_at=None, run_seconds=None)
-    sizing.forget_measurements()
 
 
 def wait_until(condition: Any, *, seconds: float, every: float = 0.02) -> None:

@@ -343,10 +343,8 @@ def test_a_chunk_is_about_a_second_of_work(documents, seconds, size, settings):
     with installed(runner):
         node = runner().get_node()
         Node.objects.filter(pk=node.pk).update(run_seconds=seconds)
-        sizing.forget_measurements()
 
         assert sizing.chunk_size(runner(), node.pk) == size
-        sizing.forget_measurements()
 
 
 def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():

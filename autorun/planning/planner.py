@@ -130,7 +130,7 @@ class Planner:
         What was not `found` is not looked for again: a run that appeared since then was made by
         somebody who saw the rows no earlier, and its worker will see them later still.
         """
-        size = chunk_size(self.runner, self.node_id)
+        size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
         redo: list[Redo] = []
         superseded: dict[int, int] = {}
         inserted = 0

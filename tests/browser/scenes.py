@@ -7,7 +7,7 @@ from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.utils import timezone
 
-from autorun import batches, sizing
+from autorun import batches
 from autorun.folding import fold
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.keys import plan_keys
@@ -48,7 +48,6 @@ def add_scans(number: int, *, first: int = 1) -> list[Scan]:
 
 def few() -> QuerySetRunner:
     """Twenty scans: done, failed for two reasons, ignored, running, queued, waiting, pending."""
-    sizing.forget_measurements()
     runner = ScanPreprocessingRunner()
     scans = add_scans(20)
     node = runner.get_node()
@@ -86,7 +85,6 @@ def few() -> QuerySetRunner:
 
 def lively() -> QuerySetRunner:
     """A day in a laboratory: most scans done, some failed, a backfill on its way; for pictures."""
-    sizing.forget_measurements()
     now = timezone.now()
     scans = add_scans(1_200)
     for runner in (AnatomicalPreprocessingRunner(), ScanPreprocessingRunner()):
