@@ -119,44 +119,43 @@ class Arguments:
     def _name_problems(
         self, configuration: Mapping[str, object], input_key: str
     ) -> Iterator[Problem]:
-        yield from self._input_key_problems(configuration, input_key)
-        for name in configuration:
-            if not self._accepts(name):
-                yield Problem(f"{self.owner} has no argument {name!r}.", self._suggestion(name))
-        yield from self._missing_problems(configuration, input_key)
-
-    def _input_key_problems(
-        self, configuration: Mapping[str, object], input_key: str
-    ) -> Iterator[Problem]:
+        missing = [
+            name
+            for name in self._named
+            if name in self._required and name not in configuration and name != input_key
+        ]
         if not self._accepts(input_key):
+            meant = f"Did you mean {missing[0]!r}?" if len(missing) == 1 else ""
             yield Problem(
                 f"{self.owner} has no argument {input_key!r} to receive the input.",
-                self._suggestion(input_key),
+                meant or self._suggestion(input_key),
             )
+            if meant:  # one slip is one problem
+                missing.clear()
         elif input_key in configuration:
             yield Problem(
                 f"Argument {input_key!r} of {self.owner} receives the input, but is in the "
                 "configuration as well.",
                 f"Remove {input_key!r} from the configuration, or choose another input key.",
             )
+        for name in configuration:
+            if not self._accepts(name):
+                yield Problem(f"{self.owner} has no argument {name!r}.", self._suggestion(name))
+        for name in missing:
+            yield Problem(
+                f"{self.owner} requires the argument {name!r}.",
+                f"Add {name!r} to the configuration, or give it a default in {self.location}.",
+            )
+        yield from self._positional_problems()
 
-    def _missing_problems(
-        self, configuration: Mapping[str, object], input_key: str
-    ) -> Iterator[Problem]:
+    def _positional_problems(self) -> Iterator[Problem]:
         for name, parameter in self.signature.parameters.items():
-            if parameter.default is not Parameter.empty:
-                continue
-            if parameter.kind is Parameter.POSITIONAL_ONLY:
+            if parameter.kind is Parameter.POSITIONAL_ONLY and name in self._required:
                 yield Problem(
                     f"Argument {name!r} of {self.owner} is positional-only, but analyses are "
                     "called by name.",
                     f"Remove the '/' from the signature of {self.location}, or give {name!r} a "
                     "default.",
-                )
-            elif name in self._named and name not in configuration and name != input_key:
-                yield Problem(
-                    f"{self.owner} requires the argument {name!r}.",
-                    f"Add {name!r} to the configuration, or give it a default in {self.location}.",
                 )
 
     def _type_problems(self, configuration: Mapping[str, object]) -> Iterator[Problem]:

@@ -181,9 +181,7 @@ def failed_runs(
     Where these are given, only those whose last attempt raised `exception_class`, and only those
     that failed `within` that time.
     """
-    failures = Failure.objects.filter(
-        _LAST, run__status=Run.Status.FAILED, run__node_id=runner.get_node().pk
-    )
+    failures = _for_good(runner)
     if exception_class is not None:
         failures = failures.filter(exception_class=exception_class)
     if within is not None:
@@ -191,6 +189,12 @@ def failed_runs(
     for rows in _from_the_newest(failures):
         ids = {run_id for _, run_id, *_ in rows}
         yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
+
+
+def classes_of(runner: QuerySetRunner) -> list[str]:
+    """What the runs of the runner's node raised that failed for good, in the order of names."""
+    classes = _for_good(runner).values_list("exception_class", flat=True)
+    return list(classes.distinct().order_by("exception_class"))
 
 
 def members_of(
@@ -238,6 +242,12 @@ def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     labels = labels_by_digest()
     found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
+
+
+def _for_good(runner: QuerySetRunner) -> QuerySet[Failure]:
+    """The last failures of the current runs of the runner's node that failed for good."""
+    of_node = Failure.objects.filter(run__node_id=runner.get_node().pk)
+    return of_node.filter(_LAST, run__status=Run.Status.FAILED)
 
 
 def _ids_since(since: str) -> tuple[int, int]:

@@ -255,11 +255,21 @@ class TestCheck:
     def test_the_input_key_is_an_argument(self, preprocess):
         configuration = {"harder": True, "better": 1}
 
-        first, second = preprocess.analysis.check(configuration, "input_fil")
+        [problem] = preprocess.analysis.check(configuration, "input_fil")
 
-        assert first.message.endswith("has no argument 'input_fil' to receive the input.")
-        assert first.hint == "Did you mean 'input_file'?"
-        assert second.message.endswith("requires the argument 'input_file'.")
+        assert problem.message.endswith("has no argument 'input_fil' to receive the input.")
+        assert problem.hint == "Did you mean 'input_file'?"
+
+    def test_an_input_key_like_no_argument_is_the_one_that_is_left(self, preprocess):
+        [problem] = preprocess.analysis.check({"harder": True, "better": 1}, "scan")
+
+        assert problem.hint == "Did you mean 'input_file'?"
+
+    def test_which_argument_is_meant_is_not_guessed_among_several(self, preprocess):
+        first, *missing = preprocess.analysis.check({"harder": True}, "scan")
+
+        assert first.hint.endswith("'input_file', 'harder', 'better', 'stronger'.")
+        assert len(missing) == 2
 
     def test_the_input_is_not_in_the_configuration(self, preprocess):
         configuration = {"harder": True, "better": 1, "input_file": "a"}

@@ -246,6 +246,13 @@ def test_e008_a_configuration_that_does_not_fit(options, message):
     assert all(each.hint for each in found)
 
 
+def test_a_misspelled_input_key_is_one_problem():
+    found = only("E008", declare("First"), declare("Second", INPUT_KEY="document"))
+
+    assert "no argument 'document' to receive the input" in found.msg
+    assert found.hint == "Did you mean 'text'?"
+
+
 @pytest.mark.parametrize("configuration", [{"unit": object()}, {"unit": float("nan")}, "deep", 3])
 def test_e009_a_configuration_that_json_cannot_hold(configuration):
     assert (

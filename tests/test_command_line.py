@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from celery.schedules import crontab
-from django.core.management import call_command
+from django.core.management import call_command, execute_from_command_line
 from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
@@ -24,7 +24,7 @@ from autorun.commands.status import schedule_text
 from autorun.commands.terminal import Terminal, number, seconds
 from autorun.exceptions import BrokerUnavailable
 from autorun.failures import group_failures, message_shape
-from autorun.models import Batch, Chunk, Run
+from autorun.models import Batch, Chunk, Failure, Run
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -452,7 +452,6 @@ def test_failures_within_a_time(documents, failing):
     work_off()
 
     assert [each.runs for each in group_failures(within=dt.timedelta(hours=1))] == [3]
-    from autorun.models import Failure
 
     Failure.objects.update(failed_at=timezone.now() - dt.timedelta(days=2))
     assert "No failed runs." in typed("failures", "--within", "24h", "--check")
@@ -1122,8 +1121,6 @@ def various(documents, monkeypatch) -> Iterator[Any]:
     """Three rows that failed with OSError and three with ValueError, of which one is long ago."""
     from celery import current_app
 
-    from autorun.models import Failure
-
     def deliver(messages):
         for message in messages:
             current_app.tasks[message.task].run(*message.args)
@@ -1197,6 +1194,46 @@ def test_failed_runs_of_some_rows_are_retried(
 
     assert (batch["runner"], batch["trigger"]) == (LABEL, "backfill")
     assert various.progress().queued == 2
+
+
+@pytest.mark.parametrize("name", ["retry", "ignore"])
+def test_an_exception_that_nothing_raised_is_answered_with_those_that_were(various, name):
+    printed = typed(name, LABEL, "--exception", "OsError")
+
+    assert "No run failed for good with OsError, but with OSError, ValueError." in printed
+    assert typed_json("retry", LABEL, "--exception", "OsError") == []
+
+
+@pytest.mark.parametrize("name", ["retry", "ignore"])
+def test_where_nothing_failed_of_late_the_way_to_what_did_is_shown(various, name):
+    Failure.objects.update(failed_at=timezone.now() - dt.timedelta(days=2))
+
+    assert f"autorun failures {LABEL}" in typed(name, LABEL, "--exception=OSError", "--within=1h")
+
+
+def test_keys_may_come_after_options(various, documents):
+    keys = [documents[0].pk, documents[3].pk]
+
+    dry = json.loads(typed("ignore", LABEL, keys[0], "--failed", "--format", "json", "--dry"))
+    behind = json.loads(typed("ignore", LABEL, "--failed", "--format", "json", "--dry", *keys))
+
+    assert (dry["rows"], behind["rows"]) == (1, 2)
+    with pytest.raises(CommandError, match=r"There is no .* with the key -3"):
+        typed("ignore", LABEL, "--failed", "--", -3)
+
+
+def test_what_a_subcommand_does_not_know_is_answered_with_its_own_usage(capsys):
+    with pytest.raises(SystemExit):
+        execute_from_command_line(["manage.py", "autorun", "retry", LABEL, "--now", "3"])
+
+    printed = capsys.readouterr().err
+    assert "autorun retry: error: unrecognized arguments: --now" in printed
+    assert "[PK ...]" in printed
+
+
+def test_sweep_takes_runners_or_all(runner):
+    with pytest.raises(CommandError, match="Name runners, or give --all: not both"):
+        typed("sweep", LABEL, "--all")
 
 
 def test_ignoring_failed_runs_asks_first(various, monkeypatch):

@@ -161,6 +161,8 @@ def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
             for name in ("INPUT_KEY", "INPUT_FIELDS", "DEPENDS_ON")
             if _compared(first, name) != _compared(other, name)
         ]
+        if "INPUT_KEY" in differing and not (_takes_its_input(first) and _takes_its_input(other)):
+            continue  # another check says so; what else there is to say may follow from that
         if _are_of_other_databases(first, other):
             yield error(
                 other,
@@ -191,6 +193,10 @@ def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
                 f"Inherit get_instance_representation() of {place(other)} and {place(first)} from "
                 "one base, or give one of them another ANALYSIS_CONFIGURATION.",
             )
+
+
+def _takes_its_input(runner: QuerySetRunner) -> bool:
+    return not runner.get_analysis().check(runner.get_configuration(), runner.INPUT_KEY)
 
 
 def _are_of_other_databases(one: QuerySetRunner, other: QuerySetRunner) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autorun.commands.subcommand import add_within
-from autorun.failures import failed_runs
+from autorun.failures import classes_of, failed_runs
 from autorun.keys import key_kind
 from autorun.querysets import as_plain
 
@@ -48,3 +48,11 @@ def chosen_runs(
         by_pk = {kind.to_pk(kind.of(run)): run for run in runs}
         present = set(rows.filter(pk__in=list(by_pk)).values_list("pk", flat=True))
         yield [run for pk, run in by_pk.items() if pk in present]
+
+
+def what_else_failed(runner: QuerySetRunner, exception_class: str | None) -> str:
+    """What to say where nothing was found that `exception_class` was raised by: what was raised."""
+    raised = classes_of(runner)
+    if exception_class is None or exception_class in raised or not raised:
+        return f"What failed, and why: manage.py autorun failures {runner.label}"
+    return f"No run failed for good with {exception_class}, but with {', '.join(raised)}."

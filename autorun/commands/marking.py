@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.management.base import CommandError
 
 from autorun import interventions
-from autorun.commands.choosing import add_choice, chosen_runs, is_choice
+from autorun.commands.choosing import add_choice, chosen_runs, is_choice, what_else_failed
 from autorun.commands.subcommand import (
     OnRows,
     add_format,
@@ -34,6 +34,7 @@ class _Found:
     number: int
     noun: str
     settle: Callable[[], int]
+    hint: str = ""
 
 
 class _Marking(OnRows):
@@ -64,7 +65,8 @@ class _Marking(OnRows):
                 self._say_json(runner, rows=found.number, is_dry=options["dry"])
             else:
                 self.terminal.say((runner.label, "bold"), f": {what}.")
-                self.say_more(runner, found)
+                if found.hint:
+                    self.terminal.hint(found.hint)
             return
         if options["interactive"] and not self._is_confirmed(runner, what):
             if is_json:
@@ -89,9 +91,6 @@ class _Marking(OnRows):
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         """Settle pending rows; how many."""
         raise NotImplementedError
-
-    def say_more(self, runner: QuerySetRunner, found: _Found) -> None:
-        """Say what else might be meant, where nothing was done; by default nothing."""
 
     def _is_confirmed(self, runner: QuerySetRunner, what: str) -> bool:
         """What somebody answers. Raises CommandError where there is nobody to ask."""
@@ -138,20 +137,26 @@ class Ignore(_Marking):
         self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
     ) -> _Found:
         if not (options["failed"] or is_choice(options)):
-            return super().find(runner, queryset, options)
+            return self._find_pending(runner, queryset, options)
         number = sum(map(len, chosen_runs(runner, options, queryset=queryset)))
 
         def settle() -> int:
             return interventions.ignore(chosen_runs(runner, options, queryset=queryset))
 
-        return _Found(number, "failed run", settle)
+        hint = "" if number else what_else_failed(runner, options["exception"])
+        return _Found(number, "failed run", settle, hint)
 
     def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
         return runner.ignore(queryset)
 
-    def say_more(self, runner: QuerySetRunner, found: _Found) -> None:
-        if not found.number and runner.progress().failed:
-            self.terminal.hint(
-                f"What failed for good: manage.py autorun ignore {runner.label} --failed, and "
-                f"manage.py autorun failures {runner.label}"
-            )
+    def _find_pending(
+        self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
+    ) -> _Found:
+        found = super().find(runner, queryset, options)
+        if found.number or not runner.progress().failed:
+            return found
+        return replace(
+            found,
+            hint=f"What failed for good: manage.py autorun ignore {runner.label} --failed, and "
+            f"manage.py autorun failures {runner.label}",
+        )

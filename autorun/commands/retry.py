@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from autorun import interventions
 from autorun.commands.batches import as_json
-from autorun.commands.choosing import add_choice, chosen_runs, is_choice
+from autorun.commands.choosing import add_choice, chosen_runs, is_choice, what_else_failed
 from autorun.commands.subcommand import (
     OnRows,
     add_format,
@@ -62,6 +62,8 @@ class Retry(OnRows):
             self.terminal.json([as_json(batch) for batch in retried.batches])
             return
         self._say_retried(runner.label, retried)
+        if not retried.batches:
+            self.terminal.hint(what_else_failed(runner, options["exception"]))
         if options["watch"]:
             for batch in retried.batches:
                 watch(batch, self.terminal, check=options["check"])
@@ -79,5 +81,3 @@ class Retry(OnRows):
         if retried.outdated:
             runs = plural(len(retried.outdated), "failed run")
             self.terminal.say((f"{runs} of a runner that is gone: left as before.", "yellow"))
-        if not numbers:
-            self.terminal.hint(f"What failed, and why: manage.py autorun failures {label}")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, CommandParser
 
 from autorun import registry
 from autorun.keys import key_kind
@@ -36,6 +36,25 @@ class ConditionNotMet(CommandError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, returncode=CONDITION_NOT_MET)
+
+
+class SubcommandParser(CommandParser):
+    """Takes keys behind options, too: `retry RUNNER --format json 3 4`."""
+
+    _is_intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What was typed, and nothing left over: an error shows the subcommand's own usage."""
+        if self._is_intermixing:  # argparse asks for the options first, and then for the others
+            return super().parse_known_args(args, namespace)
+        self._is_intermixing = True
+        try:
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 class Subcommand(ABC):
@@ -86,7 +105,9 @@ def add_runner(parser: argparse.ArgumentParser) -> None:
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("keys", metavar="PK", nargs="*", help="primary keys of rows; else all rows")
+    parser.add_argument(  # without a default, argparse calls it required
+        "keys", metavar="PK", nargs="*", default=[], help="primary keys of rows; else all rows"
+    )
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:

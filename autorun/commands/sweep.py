@@ -33,6 +33,8 @@ class Sweep(Subcommand):
         if not options["runners"] and not options["everything"]:
             known = ", ".join(runner.label for runner in registry.runners()) or "none"
             raise CommandError(f"Which runner? Name one, or --all. Registered: {known}.")
+        if options["runners"] and options["everything"]:
+            raise CommandError("Name runners, or give --all: not both.")
         is_json = options["format"] == "json"
         done = []
         for runner in chosen_runners(options["runners"]):

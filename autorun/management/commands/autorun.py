@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
 from autorun.commands import SUBCOMMANDS
-from autorun.commands.subcommand import ConditionNotMet
+from autorun.commands.subcommand import ConditionNotMet, SubcommandParser
 from autorun.commands.terminal import Terminal
 from autorun.exceptions import AutorunError
 
@@ -40,7 +40,10 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         self._parser = parser
         subparsers = parser.add_subparsers(
-            dest="subcommand", title="subcommands", metavar="SUBCOMMAND"
+            dest="subcommand",
+            title="subcommands",
+            metavar="SUBCOMMAND",
+            parser_class=SubcommandParser,
         )
         for subcommand in SUBCOMMANDS:
             added = subparsers.add_parser(
