@@ -196,7 +196,8 @@ def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
 
 
 def _takes_its_input(runner: QuerySetRunner) -> bool:
-    return not runner.get_analysis().check(runner.get_configuration(), runner.INPUT_KEY)
+    key = runner.INPUT_KEY or ""
+    return not runner.get_analysis().check(runner.get_configuration(), key)
 
 
 def _are_of_other_databases(one: QuerySetRunner, other: QuerySetRunner) -> bool:
