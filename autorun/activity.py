@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import F, Q, QuerySet, Sum
-from django.db.models.functions import Coalesce, TruncHour
+from django.db.models import QuerySet, Sum
+from django.db.models.functions import TruncHour
 from django.utils import timezone
 
 from autorun.folding import hour_of
 from autorun.models import Chunk, Node
-from autorun.progress import Progress
 
 HOURS = 24
 #: Runs a minute are measured over so long, and a run's time over so many chunks.
@@ -54,39 +53,6 @@ class Activity:
         known = [run_seconds, 1 / self.per_second_at_work if self.per_second_at_work else None]
         seconds = [each for each in known if each is not None]
         return runs * min(seconds) if seconds else None
-
-
-def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
-    """The runs of each node by state, from the counts that it and its chunks keep; one query."""
-    by_id = {node.pk: node for node in nodes}
-    states = Chunk.State
-
-    def ended(name: str) -> Any:
-        return Coalesce(Sum(F(name) - F(f"superseded_{name}")), 0)
-
-    def on_the_way(state: int) -> Any:
-        return Coalesce(Sum(Chunk.runs_left(), filter=Q(state=state)), 0)
-
-    # `= False` would be written as NOT, and use no index.
-    chunks: Any = Chunk.objects.filter(node__in=by_id, is_folded__in=[False])
-    counts = chunks.values("node_id").annotate(
-        n_succeeded=ended("succeeded"),
-        n_failed=ended("failed"),
-        n_ignored=ended("cancelled"),
-        n_waiting=on_the_way(states.WAITING),
-        n_queued=on_the_way(states.QUEUED),
-        n_running=on_the_way(states.RUNNING),
-        n_parked=on_the_way(states.PARKED),
-    )
-    found = {row.pop("node_id"): row for row in counts.order_by()}
-    return {pk: _with_folded(node, found.get(pk, {})) for pk, node in by_id.items()}
-
-
-def _with_folded(node: Node, counts: dict[str, int]) -> Progress:
-    sums = {name.removeprefix("n_"): number for name, number in counts.items()}
-    for name in ("succeeded", "failed", "ignored"):
-        sums[name] = sums.get(name, 0) + getattr(node, f"folded_{name}")
-    return Progress(**sums)
 
 
 def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:

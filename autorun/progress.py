@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from django.db.models import (
     Exists,
     Expression,
     F,
-    FilteredRelation,
     OuterRef,
     Q,
     QuerySet,
@@ -21,7 +21,6 @@ from django.db.models import (
     Sum,
     Value,
 )
-from django.db.models.functions import Coalesce
 
 from autorun import fingerprints
 from autorun.keys import key_kind
@@ -75,29 +74,43 @@ class BatchCounts:
 
 def progress(runner: QuerySetRunner) -> Progress:
     """The runs of `runner`'s node by state, from the counts its chunks and the node itself keep."""
-    states = Chunk.State
+    node = node_of(runner)
+    return progress_by_node([node])[node.pk]
 
-    def ended(folded: str, name: str) -> Any:
-        return F(folded) + Coalesce(Sum(F(f"open__{name}") - F(f"open__superseded_{name}")), 0)
 
-    def on_the_way(state: int) -> Any:
-        return Coalesce(Sum(Chunk.runs_left("open__"), filter=Q(open__state=state)), 0)
+def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
+    """The runs of each node by state, from the counts that it and its chunks keep.
 
-    node = Node.objects.filter(pk=node_of(runner).pk).annotate(
-        # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
-        open=FilteredRelation("chunks", condition=Q(chunks__is_folded__in=[False]))
+    One query for all, so that no chunk is folded in between.
+    """
+    ids = [node.pk for node in nodes]
+    # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
+    chunks: Any = Chunk.objects.filter(node_id__in=ids, is_folded__in=[False])
+    open_counts = chunks.values_list("node_id", "state").annotate(
+        n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
+        n_failed=Sum(F("failed") - F("superseded_failed")),
+        n_ignored=Sum(F("cancelled") - F("superseded_cancelled")),
+        n_left=Sum(Chunk.runs_left()),
     )
-    counts = node.values(
-        n_succeeded=ended("folded_succeeded", "succeeded"),
-        n_failed=ended("folded_failed", "failed"),
-        n_ignored=ended("folded_ignored", "cancelled"),
-        n_waiting=on_the_way(states.WAITING),
-        n_queued=on_the_way(states.QUEUED),
-        n_running=on_the_way(states.RUNNING),
-        n_parked=on_the_way(states.PARKED),
-    ).get()
-    numbers: dict[str, Any] = dict(counts)
-    return Progress(**{name.removeprefix("n_"): int(n) for name, n in numbers.items()})
+    folded = ("folded_succeeded", "folded_failed", "folded_ignored")
+    folded_counts = Node.objects.filter(pk__in=ids).values_list(
+        "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0)
+    )
+    sums: dict[int, Counter[str]] = {}
+    for pk, state, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
+        names = ("succeeded", "failed", "ignored", _ON_THE_WAY.get(state))
+        of_node = sums.setdefault(pk, Counter())
+        of_node.update({name: int(n) for name, n in zip(names, counts, strict=True) if name})
+    return {pk: Progress(**counts) for pk, counts in sums.items()}
+
+
+#: The word for the runs of a chunk that have not ended, by its state.
+_ON_THE_WAY = {
+    Chunk.State.WAITING: "waiting",
+    Chunk.State.QUEUED: "queued",
+    Chunk.State.RUNNING: "running",
+    Chunk.State.PARKED: "parked",
+}
 
 
 def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
@@ -110,7 +123,7 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
     # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
     chunks: Any = Chunk.objects.filter(batch_id__in=ids, is_folded__in=[False])
     open_counts = chunks.values_list("batch_id").annotate(
-        *(Sum(name) for name in ("succeeded", "failed", "cancelled")), left=Sum(Chunk.runs_left())
+        Sum("succeeded"), Sum("failed"), Sum("cancelled"), n_left=Sum(Chunk.runs_left())
     )
     folded_counts = Batch.objects.filter(pk__in=ids).values_list(
         "pk", "folded_succeeded", Value(0), "folded_cancelled", Value(0)

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun import interventions, listing
-from autorun.activity import Activity, activity_by_node, progress_by_node
+from autorun.activity import Activity, activity_by_node
 from autorun.chunk_ids import first_chunk_id_at
 from autorun.counting import Count, count_rows
 from autorun.failures import (
@@ -24,7 +24,7 @@ from autorun.folding import fold
 from autorun.listing import STATES, Cursor, RunFilter, state_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.notifications import FailureReport
-from autorun.progress import batch_counts
+from autorun.progress import batch_counts, progress_by_node
 from autorun.runner import QuerySetRunner
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off

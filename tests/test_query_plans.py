@@ -135,7 +135,7 @@ def test_progress_reads_no_folded_chunk(
     folding.fold(node.pk, quiet=0)
     settle()
 
-    with explained("SELECT (") as plans:
+    with explained("(SELECT ") as plans:
         runner.progress()
 
     assert "autorun_chunk_folded" in plans[0]

@@ -12,12 +12,12 @@ from django.apps import apps
 from django.utils import timezone
 
 from autorun import registry
-from autorun.activity import Activity, activity_by_node, progress_by_node
+from autorun.activity import Activity, activity_by_node
 from autorun.admin.charts import Column, Segment, columns, stacked
 from autorun.counting import Count
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
-from autorun.progress import Progress
+from autorun.progress import Progress, progress_by_node
 from autorun.triggers.on_schedule import SWEEP_NAME
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
 from autorun import control, registry
-from autorun.activity import progress_by_node
 from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
@@ -23,6 +22,7 @@ from autorun.conf import settings
 from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
+from autorun.progress import progress_by_node
 from autorun.publishing import Message, publish
 from autorun.runner import QuerySetRunner
 

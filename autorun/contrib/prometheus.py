@@ -23,12 +23,12 @@ from django.db.models import Count, Min
 from django.utils import timezone
 
 from autorun import registry
-from autorun.activity import progress_by_node
 from autorun.batches import UNFINISHED
 from autorun.conf import settings
 from autorun.counting import count_rows
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.progress import progress_by_node
 from autorun.runner import QuerySetRunner
 
 try:
