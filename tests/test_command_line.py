@@ -1198,10 +1198,10 @@ def test_failed_runs_of_some_rows_are_retried(
 
 @pytest.mark.parametrize("name", ["retry", "ignore"])
 def test_an_exception_that_nothing_raised_is_answered_with_those_that_were(various, name):
-    printed = typed(name, LABEL, "--exception", "OsError")
+    printed = typed(name, LABEL, "--exception", "KeyError")
 
-    assert "No run failed for good with OsError, but with OSError, ValueError." in printed
-    assert typed_json("retry", LABEL, "--exception", "OsError") == []
+    assert "No run failed for good with KeyError, but with OSError, ValueError." in printed
+    assert typed_json("retry", LABEL, "--exception", "KeyError") == []
 
 
 @pytest.mark.parametrize("name", ["retry", "ignore"])
