@@ -15,6 +15,7 @@ from django.db import InterfaceError, OperationalError
 
 from autorun import batches, registry
 from autorun.planning.scope import Scope
+from autorun.triggers import publisher
 from autorun.triggers.backfill import backfill_now, go_on, sweep_now
 
 # Acknowledged when received: what a worker has not finished is known to the database, and a broker
@@ -39,12 +40,17 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
     """Plan the rows of a model that were just saved, for every runner that subscribes to them.
 
     A lone one is worked off, too, where no limit stands against it. While the database is away it
-    tries again, for a day: nothing else knows of the rows until the next sweep.
+    tries again, for a day: nothing else knows of the rows until the next sweep. Where no runner
+    subscribes, the rows wait for a worker whose code has one: whoever saved them knew of it.
     """
     from autorun.execution.at_once import plan_and_work_off
 
+    subscribers = registry.subscribers(model_label)
     try:
-        plan_and_work_off(registry.subscribers(model_label), pks)
+        if subscribers:
+            plan_and_work_off(subscribers, pks)
+        else:
+            publisher.write_down({model_label: set(pks)})
     except (OperationalError, InterfaceError) as away:
         if self.request.is_eager:  # Celery would not wait then
             raise

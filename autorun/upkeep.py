@@ -93,7 +93,7 @@ def upkeep(*, in_any_case: bool = False) -> Report | None:
 
 
 def drain_spilled() -> int:
-    """Plan the saved rows that no broker took; how many.
+    """Plan the saved rows that no broker took, or that met a worker without their runner; how many.
 
     Those of a model that no runner here looks at are left to other workers for a day: in a rolling
     deployment some have a runner for it already, or still.
@@ -108,7 +108,7 @@ def drain_spilled() -> int:
     for model_label, of_model in keys.items():
         if model_label not in known:
             logger.warning(
-                "Upkeep: no runner looks at saved %s: %d rows that no broker took are forgotten.",
+                "Upkeep: for a day no runner has looked at saved %s: %d rows are forgotten.",
                 model_label,
                 len(of_model),
             )

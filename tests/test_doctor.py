@@ -218,7 +218,9 @@ def test_spilled_triggers():
     SpilledTrigger.objects.create(model_label="library.Document", keys=[1])
     only(backlog.examine_spilled(), "ok")
     SpilledTrigger.objects.update(created_at=timezone.now() - LONG_AGO)
-    only(backlog.examine_spilled(), "warning")
+    assert "no runner here" in only(backlog.examine_spilled(), "warning").message
+    with installed(declare()):
+        assert "See to the broker" in only(backlog.examine_spilled(), "warning").hint
 
 
 def test_paused_nodes():

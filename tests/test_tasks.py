@@ -9,8 +9,13 @@ from celery.canvas import Signature
 from celery.exceptions import Retry
 from django.db import OperationalError
 
-from autorun import tasks
+from autorun import registry, tasks
 from autorun.execution import at_once
+from autorun.models import Run
+from autorun.triggers import publisher
+from autorun.upkeep import drain_spilled
+from tests.engine import declare, installed, statuses, work_off
+from tests.library.models import Document
 
 pytestmark = pytest.mark.once
 
@@ -25,6 +30,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     options: list[dict[str, Any]] = []
     app = SimpleNamespace(conf=SimpleNamespace(broker_transport_options={}))
     monkeypatch.setattr(tasks, "current_app", app)
+    monkeypatch.setattr(registry, "subscribers", lambda model_label: [object()])
     monkeypatch.setattr(at_once, "plan_and_work_off", away)
     monkeypatch.setattr(Signature, "apply_async", lambda self: options.append(self.options))
     return options
@@ -77,3 +83,30 @@ def test_a_task_that_is_run_at_once_is_not_tried_again(sent):
         tasks.plan("library.Document", [1])
 
     assert sent == []
+
+
+@pytest.mark.django_db
+def test_saved_rows_wait_for_a_worker_that_has_a_runner_of_them():
+    document = Document.objects.create(title="title")
+
+    tasks.plan("library.Document", [document.pk])
+    runs = Run.objects.count()
+    with installed(declare()):
+        drain_spilled()
+        work_off()
+
+    assert runs == 0
+    assert statuses() == [Run.Status.SUCCEEDED]
+
+
+def test_they_are_tried_again_too_while_the_database_is_away(sent, plan_as_message, monkeypatch):
+    def away(saved):
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(registry, "subscribers", lambda model_label: [])
+    monkeypatch.setattr(publisher, "write_down", away)
+
+    with pytest.raises(Retry):
+        plan_as_message(0)
+
+    assert len(sent) == 1

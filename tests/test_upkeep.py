@@ -188,7 +188,7 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
     assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
     assert SpilledTrigger.objects.count() == 0
-    assert "no runner looks at saved library.Gone: 1 rows" in caplog.text
+    assert "no runner has looked at saved library.Gone: 1 rows" in caplog.text
 
 
 def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):

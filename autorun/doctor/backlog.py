@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from django.db.models import Count, Min, Sum
+from django.db.models import Count, Min, Q, QuerySet, Sum
 
+from autorun import registry
 from autorun.clock import from_now
 from autorun.conf import settings
 from autorun.doctor.finding import Finding, number_of, ok
@@ -69,20 +70,33 @@ def examine_parked() -> Iterator[Finding]:
 
 
 def examine_spilled() -> Iterator[Finding]:
-    """Saved rows that no broker took, and that upkeep has not planned yet."""
+    """Saved rows in the database that upkeep has not planned yet."""
     late = SpilledTrigger.objects.filter(created_at__lte=from_now(-SPILLED_SILENCE))
+    known = Q(model_label__in=registry.subscribed_models())
+    refused = _spilled(
+        late.filter(known),
+        "the broker did not take them.",
+        "See to the broker and start a worker: upkeep plans those rows.",
+    )
+    unknown = _spilled(
+        late.exclude(known),
+        "no runner here looks at saved rows of their models.",
+        "If a new version is being rolled out, restart what still runs the old one. If their "
+        "runners are gone, nothing is to be done: after a day they are forgotten.",
+    )
+    yield from [*refused, *unknown] or [ok("spilled triggers", "None is waiting.")]
+
+
+def _spilled(late: QuerySet[SpilledTrigger], why: str, hint: str) -> Iterator[Finding]:
     found = late.aggregate(number=Count("pk"), oldest=Min("created_at"))
     if found["number"]:
         yield Finding(
             "warning",
             "spilled triggers",
             f"{number_of(found['number'], 'message', 'messages')} about saved rows in the database "
-            "since "
-            f"{found['oldest']:%Y-%m-%d %H:%M:%S}: the broker did not take them.",
-            "See to the broker and start a worker: upkeep plans those rows.",
+            f"since {found['oldest']:%Y-%m-%d %H:%M:%S}: {why}",
+            hint,
         )
-    else:
-        yield ok("spilled triggers", "None is waiting.")
 
 
 def examine_paused() -> Iterator[Finding]:

@@ -95,17 +95,22 @@ def deliver(saved: Mapping[str, set[Any]]) -> bool:
 def spill(saved: Mapping[str, set[Any]]) -> None:
     """Write the rows down for upkeep, in one INSERT. Never raises an Exception."""
     try:
-        spilled = [SpilledTrigger(model_label=label, keys=keys) for label, keys in _portions(saved)]
-        # Its own savepoint: an error must not spoil a transaction that is open in this thread.
-        with transaction.atomic(using=settings.DATABASE):
-            SpilledTrigger.objects.bulk_create(spilled)
-        crash_point("spill.written")
+        write_down(saved)
     except Exception:
         logger.exception(
             "%s: %d saved rows could not be written down. The next sweep finds them.",
             _labels(saved),
             _count(saved),
         )
+
+
+def write_down(saved: Mapping[str, set[Any]]) -> None:
+    """Leave the rows to upkeep. Raises what the database does."""
+    spilled = [SpilledTrigger(model_label=label, keys=keys) for label, keys in _portions(saved)]
+    # Its own savepoint: an error must not spoil a transaction that is open in this thread.
+    with transaction.atomic(using=settings.DATABASE):
+        SpilledTrigger.objects.bulk_create(spilled)
+    crash_point("spill.written")
 
 
 class _Publisher:

@@ -7,10 +7,12 @@ from django.core.checks import run_checks
 from kombu.exceptions import ContentDisallowed
 
 from autorun import dispatch, tasks
+from autorun.clock import from_now
 from autorun.exceptions import NotRegistered
-from autorun.models import Chunk, Failure, Run
+from autorun.models import Chunk, Failure, Run, SpilledTrigger
 from autorun.publishing import Message
 from autorun.triggers import publisher
+from autorun.upkeep import drain_spilled
 from settings import celery_app
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -95,8 +97,11 @@ def test_filters_are_found_by_registered_name_alone():
 def test_a_model_that_no_runner_is_about_plans_nothing():
     tasks.plan("auth.User", [1, 2, 3])
     tasks.plan("os.path", ["; DROP TABLE autorun_run"])
+    SpilledTrigger.objects.update(created_at=from_now(-25 * 3600))
+    drain_spilled()
 
     assert not Run.objects.exists()
+    assert not SpilledTrigger.objects.exists()
 
 
 def test_keys_of_a_message_are_values_and_never_sql():
