@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import models
@@ -89,8 +90,14 @@ def fingerprinted(runner: QuerySetRunner, queryset: models.QuerySet[Any]) -> mod
 
 def key_of(instance: Any) -> Key:
     """The key of an instance that `fingerprinted` gave."""
-    key: Key = getattr(instance, "_autorun_key", instance.pk)
+    key: Key = _key_getter(instance)(instance)
     return key
+
+
+def _key_getter(instance: Any) -> Callable[[Any], Key]:
+    """What reads the keys of instances like this one: `pk` takes a look at the model each time."""
+    is_annotated = hasattr(instance, "_autorun_key")
+    return attrgetter("_autorun_key" if is_annotated else instance._meta.pk.attname)
 
 
 def in_pages(
@@ -129,8 +136,9 @@ def one_by_one(
     successes = None
     if runner.DEPENDS_ON and not planned_by_database(runner):
         successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
+    get_key = _key_getter(instances[0]) if instances else key_of
     for instance in instances:
-        key = key_of(instance)
+        key = get_key(instance)
         if successes is not None and key not in successes:
             yield None
             continue
