@@ -165,7 +165,7 @@ class RunFilter:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
-        """The filter in query parameters; values that mean nothing are passed over."""
+        """The filter in query parameters; values that `not_understood` names are passed over."""
         return cls(
             runner=read_text(given, "runner"),
             state=read_one_of(STATES, given.get("state")),
@@ -178,6 +178,25 @@ class RunFilter:
             planned_from=_minute(read_time(given.get("planned_from", ""))),
             planned_until=_minute(read_time(given.get("planned_until", ""))),
         )
+
+    @classmethod
+    def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
+        """What to say of query parameters that mean nothing, so that nobody takes all for some."""
+        read = cls.read(given).written()
+        known = {"state": STATES, "trigger": TRIGGERS, "since": SINCE}
+        found = []
+        for each in fields(cls):
+            text = str(given.get(each.name, "")).strip()[:40]
+            if not text or each.name in read or each.name == "at":
+                continue
+            if each.name == "batch":
+                found.append(f"“{text}” is no batch: those are numbers.")
+            elif each.name in known:
+                names = ", ".join(known[each.name])
+                found.append(f"There is no {each.name} “{text}”, but {names}.")
+            else:
+                found.append(f"“{text}” is no time: write 2031-05-04T03:00, for example.")
+        return found
 
     def written(self) -> dict[str, str]:
         """The filter as query parameters; only those that narrow it."""

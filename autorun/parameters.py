@@ -37,6 +37,14 @@ def read_number(given: object, *, least: int = 0, most: int = MOST) -> int | Non
     return number if least <= number <= most else None
 
 
+def no_number(given: object, *, least: int = 0, most: int = MOST) -> str:
+    """What to say of a field that should have held a number in that range; '' where it did."""
+    text = "" if given is None else str(given).strip()
+    if not text or read_number(text, least=least, most=most) is not None:
+        return ""
+    return f"“{text[:40]}” is no whole number from {least:,} to {most:,}."
+
+
 def read_time(given: object) -> dt.datetime | None:
     """The time that `given` is, to the minute, in the project's zone where it names none; or None.
 

@@ -245,7 +245,7 @@ def test_a_bulk_action_asks_first(runner) -> None:
 
     response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form)
 
-    assert "About <strong>5</strong> runs" in response.content.decode()
+    assert "<strong>5</strong> runs" in response.content.decode()
     assert Batch.objects.count() == 1
 
 
@@ -284,7 +284,7 @@ def test_a_group_of_failures_is_asked_about_first(action, codename, runner) -> N
 
     question = client.post(reverse("admin:autorun_run_act"), form)
 
-    assert "About <strong>3</strong> runs" in question.text
+    assert "<strong>3</strong> runs" in question.text
     assert f"ValueError of {LABEL} (Scan Preprocessing v1.0)" in question.text
     assert f'href="{failures}">No, go back' in question.text
     assert runner.progress().failed == 5
@@ -512,6 +512,70 @@ def test_a_preview_counts_as_many_as_the_limit(runner) -> None:
     assert "Start 2 runs" in client.get(page, {"only": "all", "limit": "2"}).content.decode()
     assert "Start 20 runs" not in client.get(page, {"only": "again"}).content.decode()
     assert "Start 14 runs" in client.get(page, {"only": "again"}).content.decode()
+
+
+@pytest.mark.parametrize("field", ["limit", "window"])
+@pytest.mark.parametrize("typed", ["-5", "0", "abc", "1000000000000", "1.5"])
+def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
+    client = client_with("backfill_run")
+    form = {"only": "again", field: typed}
+
+    for name in ("prepare", "count"):
+        page = client.get(reverse(f"admin:autorun_batch_{name}", args=[LABEL]), form)
+        text = page.content.decode()
+        assert f"“{typed}” is no whole number from 1 to 2,147,483,647." in text
+        assert f'value="{typed}" placeholder' in text.replace(
+            f' aria-invalid="true" aria-describedby="{field}-problem"', ""
+        )
+        assert "Start" not in text.split('id="preview"')[1]
+        assert "data-autorun-fetch" not in text
+    batches = Batch.objects.count()
+    started = client.post(
+        reverse("admin:autorun_batch_start", args=[LABEL]), form, follow=True
+    ).content.decode()
+
+    assert f"The backfill was not started: “{typed}” is no whole number" in started
+    assert Batch.objects.count() == batches
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "told"),
+    [
+        ("batch", "abc", "“abc” is no batch: those are numbers."),
+        ("state", "foo", "There is no state “foo”, but waiting, queued,"),
+        ("since", "9y", "There is no since “9y”, but 1h,"),
+        ("planned_from", "soon", "“soon” is no time: write 2031-05-04T03:00, for example."),
+    ],
+)
+def test_a_filter_that_means_nothing_is_not_taken_for_all(runner, name, typed, told) -> None:
+    client = client_with("cancel_run")
+    page = client.get(reverse("admin:autorun_run_changelist"), {name: typed}).content.decode()
+    deed = {"action": "ignore", "scope": "everything", "confirmed": "1", name: typed}
+    failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True).count()
+
+    answer = client.post(reverse("admin:autorun_run_act"), deed, follow=True).content.decode()
+
+    assert told in page
+    assert "No runs are shown" in page
+    assert told in answer
+    assert Run.objects.filter(status=Run.Status.FAILED, is_current=True).count() == failed > 0
+
+
+def test_superseded_runs_are_not_counted_among_those_an_action_is_about(runner) -> None:
+    client = client_with("retry_run")
+    failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
+    Run.objects.filter(pk=failed.values_list("pk", flat=True)[0]).update(is_current=None)
+    number = failed.count()
+    chosen = {"runner": LABEL, "state": "failed"}
+
+    listed = client.get(reverse("admin:autorun_run_changelist"), chosen).content.decode()
+    asked = client.post(
+        reverse("admin:autorun_run_act"), {**chosen, "action": "retry", "scope": "everything"}
+    ).content.decode()
+
+    assert f"{number} runs match, newest first." in listed
+    assert "About" not in listed
+    assert f"<strong>{number}</strong> runs" in asked
 
 
 def test_a_backfill_is_for_a_named_filter(

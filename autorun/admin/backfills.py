@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -16,7 +16,7 @@ from autorun.counting import REASONS, UNPREPARED, Count
 from autorun.interventions import request_backfill
 from autorun.keys import key_kind
 from autorun.models import Batch
-from autorun.parameters import read_number, read_text
+from autorun.parameters import no_number, read_number, read_text
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.querysets import as_plain
@@ -61,22 +61,32 @@ class Request:
     selection: str = ""
     limit: int | None = None
     window: int | None = None
+    #: What is wrong with fields, by their name. Such a request is not carried out.
+    problems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Request:
-        """The request in a form's values; those that mean nothing are passed over."""
+        """The request in a form's values."""
         only = str(given.get("only", ""))
+        limit, window = given.get("limit"), given.get("window")
+        problems = {
+            "only": "" if only in ONLY else f"There is no choice “{only[:40]}”.",
+            "limit": no_number(limit, least=1, most=MOST_RUNS),
+            "window": no_number(window, least=1, most=MOST_RUNS),
+        }
         return cls(
             only=only if only in ONLY else "",
             filter=read_text(given, "filter"),
             selection=read_text(given, "selection"),
-            limit=read_number(given.get("limit"), least=1, most=MOST_RUNS),
-            window=read_number(given.get("window"), least=1, most=MOST_RUNS),
+            limit=read_number(limit, least=1, most=MOST_RUNS),
+            window=read_number(window, least=1, most=MOST_RUNS),
+            problems={name: problem for name, problem in problems.items() if problem},
         )
 
     def query(self, **more: str) -> str:
         """The request as a query string."""
-        values = {name: value for name, value in vars(self).items() if value}
+        known = ("only", "filter", "selection", "limit", "window")
+        values = {name: value for name in known if (value := getattr(self, name))}
         return urlencode({**values, **more})
 
     @property

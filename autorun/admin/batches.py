@@ -32,6 +32,7 @@ from autorun.models import Batch
 from autorun.parameters import read_number, read_one_of, read_text
 
 PAGE = 50
+NOT_COUNTED = "Nothing is counted, and nothing would start, while a field of the form is wrong."
 SAMPLES = 3
 #: What a part of the preview may take to be counted.
 COUNTING_SECONDS = 0.8
@@ -129,6 +130,8 @@ class BatchAdmin(PageAdmin):
             chosen=asked.chosen(request),
             only=ONLY,
             filters=sorted(card.runner.FILTERS or {}),
+            typed=request.GET,
+            problem=NOT_COUNTED if asked.problems else "",
             query=asked.query(),
         )
 
@@ -142,7 +145,9 @@ class BatchAdmin(PageAdmin):
             return self._start_over(request)
         require(request, asked.needs(request))
         begun = Count.read(request.GET.get("begun", ""))
-        found, problem = self._counted(request, card, asked, begun)
+        found, problem = None, NOT_COUNTED
+        if not asked.problems:
+            found, problem = self._counted(request, card, asked, begun)
         context = {
             "card": card,
             "asked": asked,
@@ -160,6 +165,7 @@ class BatchAdmin(PageAdmin):
             chosen=asked.chosen(request),
             only=ONLY,
             filters=sorted(card.runner.FILTERS or {}),
+            typed=request.GET,
         )
 
     @action(Permission.VIEW)
@@ -170,6 +176,8 @@ class BatchAdmin(PageAdmin):
             return self._start_over(request)
         require(request, asked.needs(request))
         try:
+            if asked.problems:
+                raise ValueError(" ".join(asked.problems.values()))
             batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
             messages.error(request, f"The backfill was not started: {error}")

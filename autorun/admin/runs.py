@@ -18,13 +18,13 @@ from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
 from autorun.failures import exception_classes, members_of
-from autorun.listing import STATES, TRIGGERS, Cursor, RunFilter, state_of
+from autorun.listing import STATES, TRIGGERS, Cursor, Page, RunFilter, state_of
 from autorun.models import Run
 from autorun.parameters import SINCE, read_number
 
 PAGE = 50
 MOST_TICKED = 1_000
-#: Runs of a group of failures that are counted one by one before something is done to them.
+#: Runs that are counted one by one before something is done to them.
 MOST_COUNTED = 10_000
 #: Ticked runs up to this number have an entry each in the log of the admin.
 FEW = 20
@@ -112,8 +112,10 @@ class RunAdmin(PageAdmin):
     def listing(self, request: HttpRequest) -> HttpResponse:
         """A page of the runs that match; where it ends is where the next begins."""
         chosen = RunFilter.read(request.GET)
+        problems = RunFilter.not_understood(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
-        found = chosen.page(after, size=PAGE)
+        found = Page([], None) if problems else chosen.page(after, size=PAGE)
+        is_all = after is None and found.after is None
         seen = seen_rows(request, self.admin_site, found.runs)
         classes = exception_classes() | ({chosen.exception} - {""})
         allowed = Allowed(request.user)
@@ -123,7 +125,9 @@ class RunAdmin(PageAdmin):
             "Runs",
             chosen=chosen,
             lines=[(run, state_of(run), seen[run.pk].name) for run in found.runs],
-            total=chosen.number(),
+            problems=problems,
+            total=len(found.runs) if is_all else chosen.number(),
+            is_exact=is_all or not chosen.written(),
             query=urlencode(chosen.written()),
             older=None
             if found.after is None
@@ -190,15 +194,14 @@ class RunAdmin(PageAdmin):
         given = map(read_number, request.POST.getlist("ids")[:MOST_TICKED])
         ids = [each for each in given if each is not None]
         chosen = RunFilter.read(request.POST)
-        if not is_everything and not ids:
-            messages.error(request, "Tick the runs that are meant, or choose all that match.")
-            return self._back_to_list(request)
-        if chosen.state and chosen.state not in chosen_action.accepts:
-            messages.error(
-                request,
-                f"{chosen_action.verb} is for runs that are {' or '.join(chosen_action.accepts)}; "
-                f"these are {chosen.state}.",
-            )
+        if problems := RunFilter.not_understood(request.POST):
+            problem = " ".join(problems)
+        elif not is_everything and not ids:
+            problem = "Tick the runs that are meant, or choose all that match."
+        else:
+            problem = _misfit(chosen_action, chosen)
+        if problem:
+            messages.error(request, problem)
             return self._back_to_list(request)
         if "confirmed" not in request.POST:
             return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
@@ -220,7 +223,7 @@ class RunAdmin(PageAdmin):
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
     ) -> HttpResponse:
         filters = _narrowed(chosen_action, chosen)
-        numbers = [len(ids)] if ids else [_number(each) for each in filters]
+        numbers = [] if ids else [_number(each) for each in filters]
         facts, _ = _words(chosen)
         return self.render(
             request,
@@ -231,6 +234,7 @@ class RunAdmin(PageAdmin):
             facts=facts,
             ids=ids,
             number=None if None in numbers else sum(filter(None, numbers)),
+            is_exact=sum(filter(None, numbers)) <= MOST_COUNTED,
             next=self._back_to_list(request).url,
         )
 
@@ -280,6 +284,14 @@ class RunAdmin(PageAdmin):
         return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
 
 
+def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
+    """What to say where the action is not for runs in the state of the filter; else ''."""
+    if not chosen.state or chosen.state in chosen_action.accepts:
+        return ""
+    accepted = " or ".join(chosen_action.accepts)
+    return f"{chosen_action.verb} is for runs that are {accepted}; these are {chosen.state}."
+
+
 def _log_of(runs: Sequence[Run]) -> Log:
     """An entry for each of a few ticked runs; of many the ids."""
     if len(runs) <= FEW:
@@ -316,9 +328,11 @@ def _group_words(chosen: RunFilter) -> tuple[str, str]:
 
 
 def _number(chosen: RunFilter) -> int | None:
-    """About how many runs match, where that can be told in a moment."""
+    """How many runs match, where that is told in a moment; beyond MOST_COUNTED about how many."""
     if not chosen.group:
-        return chosen.number()
+        about = chosen.number()
+        if about is None or about > MOST_COUNTED:
+            return about
     number = 0
     for runs in chosen.each():
         number += len(runs)
