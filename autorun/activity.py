@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import QuerySet, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import TruncHour
 from django.utils import timezone
 
+from autorun.clock import DatabaseNow, from_now
 from autorun.folding import hour_of
 from autorun.models import Chunk, Node
 
@@ -18,6 +19,8 @@ HOURS = 24
 #: Runs a minute are measured over so long, and a run's time over so many chunks.
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
+#: After so long in the queue, with nobody at work, a message seems to have no worker.
+STUCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,23 @@ class Activity:
         known = [run_seconds, 1 / self.per_second_at_work if self.per_second_at_work else None]
         seconds = [each for each in known if each is not None]
         return runs * min(seconds) if seconds else None
+
+
+def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
+    """Those of the nodes whose messages have been in the queue for long while nobody is at work.
+
+    One query, for nodes with anything queued or running.
+    """
+    ids = list(node_ids)
+    if not ids:
+        return set()
+    long_ago = from_now(-STUCK_SECONDS)
+    is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
+    is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
+    is_left |= Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
+    nodes: Any = Chunk.objects.filter(is_held | is_left, node__in=ids)
+    found = nodes.values_list("node_id").annotate(held=Count("pk", filter=is_held)).order_by()
+    return {pk for pk, held in found if not held}
 
 
 def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:

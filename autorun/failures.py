@@ -46,7 +46,7 @@ DIGITS = "0123456789"
 #: What differs from row to row, what stands for it, and characters without which it is not there.
 _PLACEHOLDERS = (
     (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "'...'", "'\"`"),
-    (re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[\w.~-]*[/\\])+[\w.~-]*"), "<path>", "/\\"),
+    (re.compile(r"(?<![\w.<])(?:[A-Za-z]:)?(?:[\w.~-]*[/\\])+[\w.~-]*"), "<path>", "/\\"),
     (re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"), "<uuid>", "-"),
     (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=\w*\d)[0-9a-fA-F]{12,}\b"), "<hex>", DIGITS),
     (

@@ -95,6 +95,10 @@ TRIGGERS: Mapping[str, Q] = {
     "sweep": Q(batch__trigger=Batch.Trigger.SWEEP),
     "backfill": Q(batch__trigger=Batch.Trigger.BACKFILL),
     "code": Q(batch__trigger=Batch.Trigger.CODE),
+    # A success of what the runner depends on. What was adopted or ignored was never sent.
+    "dependency": Q(batch=None)
+    & ~Q(priority=Chunk.Priority.LIVE)
+    & (~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)),
 }
 
 

@@ -61,8 +61,8 @@ class Node(models.Model):
     objects = StateManager()
 
     class Meta:
-        # What people look for in the admin: a runner's page is a page about its node.
-        verbose_name_plural = "runners"
+        # What the page is called that the admin's index leads to: its cards are of nodes.
+        verbose_name_plural = "overview"
 
     def __str__(self) -> str:
         return f"{self.title} v{self.version}"

@@ -58,6 +58,11 @@ class Progress:
         return self.waiting + self.queued + self.running + self.parked
 
     @property
+    def under_way(self) -> int:
+        """What workers have been told of."""
+        return self.queued + self.running
+
+    @property
     def total(self) -> int:
         return self.succeeded + self.failed + self.ignored + self.unfinished
 

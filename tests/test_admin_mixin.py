@@ -167,6 +167,21 @@ def test_a_change_is_saved_beside_the_panel(superuser) -> None:
     assert Scan.objects.get(pk=scan.pk).description == "new"
 
 
+def test_the_panel_says_why_without_quoting_messages(superuser) -> None:
+    runner = scenes.few()
+    told = {}
+    for status, words in (
+        (Run.Status.SUCCEEDED, "succeeded on it at"),
+        (Run.Status.FAILED, "It failed for good; nothing runs it again until it is retried"),
+    ):
+        run = Run.objects.filter(node=runner.get_node(), status=status, is_current=True).first()
+        page = superuser.get(reverse("admin:sample_app_scan_change", args=[run.object_id]))
+        told[words] = page.content.decode()
+
+    assert all(words in page for words, page in told.items())
+    assert not any("has no pixel data" in page for page in told.values())
+
+
 def test_nothing_is_shown_to_those_who_may_not_view_runs(client) -> None:
     scenes.few()
     client.force_login(scenes.add_user("ada", "view_scan", "change_scan", "start_run"))

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -13,9 +14,13 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.admin.cards import card_of
+from autorun import batches
+from autorun.activity import STUCK_SECONDS, stuck_nodes
+from autorun.admin.cards import Card, Counted, card_of
+from autorun.counting import Count
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.runner import QuerySetRunner
+from autorun.triggers import on_schedule
 from sample_app.models import Scan
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
@@ -155,7 +160,7 @@ def test_the_index_leads_to_the_pages_for_those_who_may_view(sign_in) -> None:
 
     index = client.get(reverse("admin:index")).content.decode()
 
-    assert "Runners" in index
+    assert "Overview" in index
     assert reverse("admin:autorun_failure_changelist") in index
 
 
@@ -429,7 +434,7 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
     after = card_of(runner)
 
     assert "count pending rows" in unasked
-    assert (before.pending, before.counted.filtered_out) == (2, 0)
+    assert (before.pending, before.counted.left_out) == (2, 0)
     assert after.pending == 0
 
 
@@ -535,3 +540,117 @@ def test_what_is_asked_of_a_runner_that_cannot_run_is_answered(runner, admin_cli
 
     assert "ests.EchoRunner cannot run: " in page  # the admin capitalises messages
     assert "raises KeyError" in page
+
+
+def test_what_nobody_works_on_is_said_to_be_so(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    batch = Batch.objects.latest("pk")
+    pages = [
+        reverse("admin:autorun_node_changelist"),
+        addresses()["runner"],
+        reverse("admin:autorun_batch_change", args=[batch.pk]),
+    ]
+    while_running = [client.get(page).content.decode() for page in pages]
+    long_ago = timezone.now() - dt.timedelta(minutes=5)
+    Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=long_ago)
+
+    afterwards = [client.get(page).content.decode() for page in pages]
+
+    assert not any("no worker" in page for page in while_running)
+    assert all("no worker is at it" in page for page in afterwards)
+    assert all(reverse("admin:autorun_node_health") in page for page in afterwards)
+
+
+def test_messages_that_have_just_been_sent_are_not_stuck(runner) -> None:
+    node = runner.get_node()
+    Chunk.objects.filter(state=Chunk.State.RUNNING).delete()
+    sent = [0, STUCK_SECONDS - 5, STUCK_SECONDS + 5]
+
+    stuck = []
+    for seconds in sent:
+        at = timezone.now() - dt.timedelta(seconds=seconds)
+        Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=at)
+        stuck.append(stuck_nodes([node.pk]))
+
+    assert stuck == [set(), set(), {node.pk}]
+
+
+def test_a_batch_whose_planning_nobody_takes_up(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    batch = batches.begin(runner, Batch.Trigger.BACKFILL, scope={})
+    address = reverse("admin:autorun_batch_change", args=[batch.pk])
+    planned = client.get(address).content.decode()
+    long_ago = timezone.now() - dt.timedelta(minutes=5)
+    Batch.objects.filter(pk=batch.pk).update(expires_at=long_ago)
+
+    left = client.get(address).content.decode()
+
+    assert "<dd>not begun</dd>" in left
+    assert ("no worker" in planned, "no worker" in left) == (False, True)
+
+
+def test_a_batch_of_a_paused_runner_says_so(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    Node.objects.update(paused_at=timezone.now())
+    batch = Batch.objects.latest("pk")
+
+    page = client.get(reverse("admin:autorun_batch_change", args=[batch.pk])).content.decode()
+
+    assert "Its runner is paused" in page
+    assert '<span class="ar-quiet">paused</span>' in page
+
+
+def test_all_rows_are_in_the_parts_of_a_card(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    client.get(addresses()["count"])
+    Node.objects.update(paused_at=timezone.now())
+    number = Scan.objects.count()
+    at_first = card_of(runner)
+    Node.objects.update(counted={**at_first.node.counted, "left_out": 3})
+    scenes.add_scans(3, first=101)  # those three
+    runner.run()
+
+    parts = {name: n for name, _, n in card_of(runner).parts}
+
+    assert sum(n for _, _, n in at_first.parts) == number
+    assert sum(parts.values()) == number + 3
+    assert parts["filtered"] == 0
+
+
+def test_rows_that_wait_for_another_runner_are_not_said_to_be_filtered_out() -> None:
+    upstream = declare(NAME="Upstream")
+    downstream = declare(NAME="Downstream", TITLE="Down", DEPENDS_ON=(upstream,))
+    with installed(upstream, downstream):
+        words = {
+            label: next(word for name, word, _ in _counted(runner()).parts if name == "filtered")
+            for label, runner in (("up", upstream), ("down", downstream))
+        }
+
+    assert words == {"up": "filtered out", "down": "filtered out, or waiting for another runner"}
+
+
+def _counted(runner: QuerySetRunner) -> Card:
+    return replace(card_of(runner), counted=Counted(Count(), 1, 0, timezone.now()))
+
+
+def test_who_may_not_backfill_is_not_offered_to_run_everything_again(runner, sign_in) -> None:
+    client = sign_in("view_run", "view_scan", "start_run")
+    token = client.post(
+        reverse("admin:sample_app_scan_changelist"),
+        {"action": f"autorun_run__{LABEL}", "_selected_action": [Scan.objects.first().pk]},
+    )
+
+    page = client.get(token.url).content.decode()
+
+    assert 'value="failed"' in page
+    assert 'value="again"' not in page
+    assert "The one row that you ticked." in page
+
+
+def test_the_schedule_of_sweeps_is_told_in_words(runner, client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    on_schedule.sync()
+
+    page = client.get(addresses()["runner"]).content.decode()
+
+    assert "At 03:00" in page

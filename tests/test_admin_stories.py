@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from autorun.admin.stories import PLANNED_AGAIN, Story, other_runs, story_of
+from autorun.admin.stories import PLANNED_AGAIN, Story, other_runs, runs_behind, story_of
+from autorun.listing import RunFilter
 from autorun.models import Failure, Run
 from autorun.planning.keys import plan_keys
 from tests.engine import declare, installed, work_off
@@ -52,9 +53,57 @@ def test_a_run_of_a_row_that_changed(document):
         Document.objects.update(title="b")
         plan_keys(echo(), [document.pk])
 
-        assert why(echo()) == (
-            "Its row was saved, or what it depends on had a new success. "
-            f"Its row, or what it depends on, had changed since run {first.pk}."
+        assert why(echo()) == (f"Its row was saved. Its row had changed since run {first.pk}.")
+
+
+def test_a_run_for_a_success_upstream(document):
+    upstream = declare(NAME="Upstream")
+    downstream = declare(NAME="Downstream", TITLE="Down", DEPENDS_ON=(upstream,))
+    with installed(upstream, downstream):
+        upstream().run()
+        work_off()
+        run = Run.objects.select_related("chunk__batch", "node").latest("pk")
+
+        assert run.chunk.runner == "tests.Downstream"
+        assert why(downstream()) == (
+            "What its runner depends on (tests.Upstream) had a new success on the row. "
+            "It is the first run of the row on record."
+        )
+        assert list(RunFilter(trigger="dependency").runs()) == [run]
+        assert [each.chunk.runner for each in runs_behind(downstream(), document)] == [
+            "tests.Upstream",
+            "tests.Downstream",
+        ]
+
+
+def test_what_was_adopted_is_no_success_upstream(document):
+    with installed(echo := declare()):
+        echo().adopt()
+
+        assert "without running it" in why(echo())
+        assert not RunFilter(trigger="dependency").runs().exists()
+
+
+def test_a_run_that_another_has_taken_the_place_of(document):
+    with installed(failing := declare(fail_if_bad, MAX_ATTEMPTS=1)):
+        Document.objects.update(title="bad")
+        failing().run()
+        work_off()
+        first = Run.objects.get()
+        failing().retry()
+        second = Run.objects.latest("pk")
+        first.refresh_from_db()
+        on_the_same = told(failing(), first).now
+        Document.objects.update(title="good")
+        failing().run()
+        third = Run.objects.latest("pk")
+        first.refresh_from_db()
+
+        assert on_the_same == (
+            f"It failed for good. Run {second.pk} on the same input has taken its place."
+        )
+        assert told(failing(), first).now == (
+            f"It failed for good, on an earlier input: run {third.pk} has taken its place."
         )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
+from django.utils import timezone
 
 from autorun import batches, registry
-from autorun.activity import Activity, activity_by_node
+from autorun.activity import STUCK_SECONDS, Activity, activity_by_node, stuck_nodes
 from autorun.admin.backfills import LOST, ONLY, Preview, Request, preview
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import (
@@ -94,17 +96,21 @@ class BatchAdmin(PageAdmin):
         """One batch with its live progress."""
         batch = self._get(batch_id)
         (line,) = batch_lines([batch])
-        activity = Activity()
+        activity, is_stuck = Activity(), False
         if line.is_unfinished:
             activity = activity_by_node([batch.node])[batch.node_id]
+            is_stuck = _is_left(batch) or bool(stuck_nodes([batch.node_id]))
         return self.render(
             request,
             "batch",
             str(batch),
             batch=batch,
             line=line,
-            rate=activity.per_second,
+            rate=activity.per_second_at_work,
             seconds_left=_seconds_left(batch, line.counts.left, activity),
+            is_stuck=is_stuck,
+            is_held=line.is_unfinished and batch.node.paused_at is not None,
+            is_not_begun=line.is_unfinished and not batch.cursor and not batch.candidates,
             is_registered=find_runner(batch.runner) is not None,
         )
 
@@ -128,7 +134,7 @@ class BatchAdmin(PageAdmin):
             card=card,
             asked=asked,
             chosen=asked.chosen(request),
-            only=ONLY,
+            choices=_choices(request),
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,
             problem=NOT_COUNTED if asked.problems else "",
@@ -163,7 +169,7 @@ class BatchAdmin(PageAdmin):
             f"Backfill {card.name}",
             **context,
             chosen=asked.chosen(request),
-            only=ONLY,
+            choices=_choices(request),
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,
         )
@@ -247,6 +253,22 @@ class BatchAdmin(PageAdmin):
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch
+
+
+def _choices(request: HttpRequest) -> dict[str, str]:
+    """What `only` may be for who asks: to run again what has succeeded is a backfill."""
+    may_backfill = Allowed(request.user).to(Permission.BACKFILL)
+    return {name: words for name, words in ONLY.items() if may_backfill or name != "again"}
+
+
+def _is_left(batch: Batch) -> bool:
+    """Whether nobody has taken up its planning, or gone on with it, for long."""
+    return (
+        batch.state == Batch.State.RUNNING
+        and batch.planned_at is None
+        and batch.expires_at is not None
+        and batch.expires_at <= timezone.now() - dt.timedelta(seconds=STUCK_SECONDS)
+    )
 
 
 def _seconds_left(batch: Batch, runs: int, activity: Activity) -> float | None:

@@ -12,7 +12,7 @@ from django.apps import apps
 from django.utils import timezone
 
 from autorun import registry
-from autorun.activity import Activity, activity_by_node
+from autorun.activity import Activity, activity_by_node, stuck_nodes
 from autorun.admin.charts import Column, Segment, columns, stacked
 from autorun.counting import Count
 from autorun.exceptions import AutorunError
@@ -29,13 +29,15 @@ COUNT_AGE = dt.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Counted:
-    """All rows of a runner by reason, and how many its filter leaves out, at some time.
+    """All rows of a runner by reason, and how many are left out of them, at some time.
+
+    Its filter leaves rows out, and so do other runners that have not succeeded on them yet.
 
     `runs` is how many current runs there were then.
     """
 
     count: Count
-    filtered_out: int
+    left_out: int
     runs: int
     at: dt.datetime
 
@@ -43,7 +45,7 @@ class Counted:
         """The count as JSON."""
         return {
             "rows": dict(self.count.rows),
-            "filtered_out": self.filtered_out,
+            "left_out": self.left_out,
             "runs": self.runs,
             "at": self.at.isoformat(),
         }
@@ -57,7 +59,7 @@ class Counted:
         at = dt.datetime.fromisoformat(known["at"])
         if timezone.now() - at > COUNT_AGE:
             return None
-        return cls(Count(known["rows"]), known["filtered_out"], known["runs"], at)
+        return cls(Count(known["rows"]), known["left_out"], known["runs"], at)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class NextSweep:
     at: dt.datetime | None = None
     words: str = ""
     entry_id: int | None = None
+    schedule: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Card:
     next_sweep: NextSweep
     counted: Counted | None = None
     error: str = ""
+    #: Whether its messages lie in the queue and no worker is at them.
+    is_stuck: bool = False
 
     @property
     def label(self) -> str:
@@ -132,8 +137,22 @@ class Card:
         ]
         if self.counted is not None:
             parts.insert(4, ("pending", "pending", self.pending or 0))
-            parts.append(("filtered", "filtered out", self.counted.filtered_out))
+            parts.append(("filtered", self._left_out_words, self.left_out or 0))
         return parts
+
+    @property
+    def left_out(self) -> int | None:
+        """Rows that no run is for, less those that have been planned since they were counted."""
+        if self.counted is None:
+            return None
+        planned = max(0, self.progress.total - self.counted.runs)
+        return max(0, self.counted.left_out - max(0, planned - self.counted.count.pending))
+
+    @property
+    def _left_out_words(self) -> str:
+        if self.runner.DEPENDS_ON:
+            return "filtered out, or waiting for another runner"
+        return "filtered out"
 
     @property
     def sparkline(self) -> list[Column]:
@@ -148,7 +167,7 @@ class Card:
     @property
     def seconds_left(self) -> float | None:
         """Until what is on its way has ended; None while nothing is done."""
-        if not self.progress.unfinished or not self.activity.per_second:
+        if self.is_stuck or not self.progress.unfinished or not self.activity.per_second:
             return None
         return self.activity.seconds_for(self.progress.unfinished, run_seconds=self.run_seconds)
 
@@ -196,9 +215,9 @@ def title_of_runner(runner: QuerySetRunner) -> str:
         return str(runner.ANALYSIS)
 
 
-def remember(card: Card, count: Count, *, filtered_out: int) -> Card:
+def remember(card: Card, count: Count, *, left_out: int) -> Card:
     """The card with a finished count, which is kept so that pages need not count anew."""
-    counted = Counted(count, max(0, filtered_out), card.progress.total, timezone.now())
+    counted = Counted(count, max(0, left_out), card.progress.total, timezone.now())
     # Not in a cache, of which each process may have its own.
     Node.objects.filter(digest=card.runner.get_digest()).update(counted=counted.written())
     return replace(card, counted=counted)
@@ -232,6 +251,7 @@ def _cards(
     activities = activity_by_node(by_digest.values())
     sweeps = next_sweeps(runners)
     digests = {runner.label: _digest(runner) for runner in runners}
+    stuck = stuck_nodes(pk for pk, progress in progresses.items() if progress.under_way)
     found = []
     for runner in runners:
         digest, error = digests[runner.label]
@@ -246,6 +266,7 @@ def _cards(
             next_sweep=sweeps[runner.label],
             counted=Counted.of(node),
             error=error,
+            is_stuck=node_id in stuck,
         )
         found.append(card)
     return found
@@ -265,12 +286,21 @@ def _next_sweep(runner: QuerySetRunner, entry: Any, *, has_beat: bool) -> NextSw
     if not entry.enabled:
         return NextSweep(words="switched off", entry_id=entry.pk)
     try:
+        words = _schedule_words(entry)
         schedule = entry.schedule
         since = entry.last_run_at or schedule.now()
         left = schedule.remaining_estimate(schedule.maybe_make_aware(since))
     except Exception:  # noqa: BLE001  a schedule that was edited into nonsense
         return NextSweep(words=str(entry.schedule), entry_id=entry.pk)
-    return NextSweep(timezone.now() + max(left, dt.timedelta()), entry_id=entry.pk)
+    at = timezone.now() + max(left, dt.timedelta())
+    return NextSweep(at, entry_id=entry.pk, schedule=words)
+
+
+def _schedule_words(entry: Any) -> str:
+    """When beat's entry is due: "every 5 minutes", or "At 03:00 AM"."""
+    if entry.crontab is not None:
+        return str(entry.crontab.human_readable)
+    return str(entry.interval or entry.solar or entry.clocked or "")
 
 
 def _why_no_entry(runner: QuerySetRunner, *, has_beat: bool) -> str:

@@ -25,6 +25,7 @@ from autorun import registry
 from autorun.admin.cards import name_of_runner
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.selections import Selection, is_exact, keep
+from autorun.admin.stories import explanation_of
 from autorun.counting import Found, find_pending
 from autorun.exceptions import AutorunError
 from autorun.keys import KeyKind, key_kind
@@ -132,7 +133,10 @@ class AutorunAdminMixin(ModelAdmin):
         )
         context = {
             "runs": [(run, state_of(run)) for run in runs],
-            "runners": [(each.label, name_of_runner(each)) for each in runners_of(self.model)],
+            "runners": [
+                (each, name_of_runner(each), explanation_of(each, instance, shows_messages=False))
+                for each in runners_of(self.model)
+            ],
             "row": instance,
         }
         return render_to_string("autorun/panel.html", context)

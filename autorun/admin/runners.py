@@ -16,11 +16,12 @@ from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import find_row, name_of
-from autorun.admin.stories import explanation_of
+from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.counting import Count, count_rows
 from autorun.exceptions import AutorunError, BrokerUnavailable
+from autorun.listing import state_of
 from autorun.models import Batch, Node
 from autorun.progress import progress_by_node
 from autorun.publishing import Message, publish
@@ -109,7 +110,7 @@ class NodeAdmin(PageAdmin):
         card = replace(card_of(runner), error=problem)
         if count is not None and count.is_complete:
             everything = runner.get_every_row().count()
-            card = remember(card, count, filtered_out=everything - count.total)
+            card = remember(card, count, left_out=everything - count.total)
             count = None
         context = {"card": card, "count": count}
         if is_fetched(request):
@@ -132,6 +133,7 @@ class NodeAdmin(PageAdmin):
             runner_name=name_of_runner(runner),
             runner_title=title_of_runner(runner),
             name=name,
+            runs=[(run, state_of(run)) for run in runs_behind(runner, instance)],
             reason=explanation_of(
                 runner,
                 instance,
@@ -162,7 +164,11 @@ class NodeAdmin(PageAdmin):
                 f"`manage.py autorun sweep {label}`.",
             )
         else:
-            self.note(request, f"Sweep of {label} started.", node)
+            self.note(
+                request,
+                f"Sweep of {label} handed to the queue: a worker looks for pending rows.",
+                node,
+            )
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
@@ -170,7 +176,7 @@ class NodeAdmin(PageAdmin):
         """Start no more of a runner's runs."""
         node = self._node_of(request, label)
         if node is not None and control.pause(self._get(label)):
-            what = f"{label} paused. What is running goes on to its end."
+            what = f"Runner {label} paused. What is running goes on to its end."
             self.note(request, what, node)
         return self._back_to(request, label)
 
@@ -179,7 +185,7 @@ class NodeAdmin(PageAdmin):
         """Go on with a paused runner."""
         node = self._node_of(request, label)
         if node is not None and control.resume(self._get(label)):
-            self.note(request, f"{label} resumed.", node)
+            self.note(request, f"Runner {label} resumed.", node)
         return self._back_to(request, label)
 
     def _get(self, label: str) -> QuerySetRunner:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autorun.exceptions import AutorunError
 from autorun.explanation import WORKER_LOST
+from autorun.keys import key_kind
 from autorun.listing import state_of
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 
@@ -35,6 +37,7 @@ class Story:
 
 
 MOST_OTHERS = 20
+_ROW_OR_UPSTREAM = "Its row, or what it depends on,"
 #: Of earlier attempts nothing is kept but how they failed: a run is in one chunk only, its latest.
 PLANNED_AGAIN = (
     "planned again, for another attempt; when the earlier ones were planned and started is not kept"
@@ -75,8 +78,23 @@ def story_of(
     if is_hidden:
         now = "Its row is one that you may not see, so nothing more is told about it."
     else:
-        now = _now(run, runner, instance, shows_messages=shows_messages)
-    return Story(_why(run, others), now, _events(run, failures), failures)
+        now = _now(run, runner, instance, others=others, shows_messages=shows_messages)
+    return Story(_why(run, runner, others), now, _events(run, failures), failures)
+
+
+def runs_behind(runner: QuerySetRunner, instance: Any) -> list[Run]:
+    """The current runs of the row that its explanation is about: upstream, and the runner's."""
+    kind = key_kind(runner.get_model())
+    try:
+        nodes = [each.get_node().pk for each in (*runner.get_dependencies(), runner)]
+        rows = runner.get_every_row().filter(pk=instance.pk)
+        key = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
+    except AutorunError:  # the explanation says what is wrong
+        return []
+    if key is None:
+        return []
+    runs = Run.objects.filter(node_id__in=nodes, is_current=True, **kind.lookup(key[0]))
+    return list(runs.select_related("node", "chunk").defer("outputs").order_by("pk"))
 
 
 def explanation_of(runner: QuerySetRunner, instance: Any, *, shows_messages: bool) -> str:
@@ -85,14 +103,15 @@ def explanation_of(runner: QuerySetRunner, instance: Any, *, shows_messages: boo
         explanation = runner.explain(instance)
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return f"It cannot be explained: {type(error).__name__}"
-    quotes = explanation.run is not None and explanation.run.attempts > 0
+    run = explanation.run
+    quotes = run is not None and run.attempts > 0 and run.status == Run.Status.PENDING
     if not shows_messages and (quotes or explanation.code in _WITHOUT_MESSAGE):
         word = explanation.code.replace("_", " ").capitalize()
         return _WITHOUT_MESSAGE.get(explanation.code, f"{word}.")
     return explanation.reason
 
 
-def _why(run: Run, others: Sequence[Run]) -> str:
+def _why(run: Run, runner: QuerySetRunner | None, others: Sequence[Run]) -> str:
     """Who looked and found the row pending, and what was new about it."""
     if run.fingerprint == UNPREPARED:
         return "Its input could not be prepared, so it failed without being started."
@@ -109,13 +128,15 @@ def _why(run: Run, others: Sequence[Run]) -> str:
             Batch.Trigger.CODE: "Code called run() and its row was pending.",
         }[Batch.Trigger(batch.trigger)]
     elif is_live:
-        occasion = "Its row was saved, or what it depends on had a new success."
+        occasion = "Its row was saved."
+        if runner is None or runner.DEPENDS_ON:
+            occasion = "Its row was saved, or what it depends on had a new success."
     else:
-        occasion = "The batch that planned it is no longer kept."
-    return f"{occasion} {_what_was_new(run, others)}".rstrip()
+        occasion = f"What its runner depends on ({_upstream(runner)}) had a new success on the row."
+    return f"{occasion} {_what_was_new(run, runner, others)}".rstrip()
 
 
-def _what_was_new(run: Run, others: Sequence[Run]) -> str:
+def _what_was_new(run: Run, runner: QuerySetRunner | None, others: Sequence[Run]) -> str:
     """What set its row apart from the run of the row before it."""
     earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
     if not earlier:
@@ -125,7 +146,8 @@ def _what_was_new(run: Run, others: Sequence[Run]) -> str:
     if before.fingerprint == UNPREPARED:
         return f"In run {before.pk} the row's input could not be prepared."
     if before.fingerprint != run.fingerprint:
-        return f"Its row, or what it depends on, had changed since run {before.pk}."
+        what = "Its row" if runner is not None and not runner.DEPENDS_ON else _ROW_OR_UPSTREAM
+        return f"{what} had changed since run {before.pk}."
     return {
         Run.Status.SUCCEEDED: f"It was forced: run {before.pk} had succeeded on the same input.",
         Run.Status.FAILED: f"It was retried: run {before.pk} had failed on the same input.",
@@ -138,7 +160,14 @@ def _is_unstarted(run: Run) -> bool:
     return run.status == Run.Status.CANCELLED and not run.attempts
 
 
-def _now(run: Run, runner: QuerySetRunner | None, instance: Any, *, shows_messages: bool) -> str:
+def _now(
+    run: Run,
+    runner: QuerySetRunner | None,
+    instance: Any,
+    *,
+    others: Sequence[Run],
+    shows_messages: bool,
+) -> str:
     """What is the case with the run's row at the moment."""
     if runner is None:
         return f"The runner {run.chunk.runner} is no longer registered."
@@ -147,11 +176,34 @@ def _now(run: Run, runner: QuerySetRunner | None, instance: Any, *, shows_messag
     if not run.is_current:
         if state_of(run) == "cancelled":
             return "It was cancelled, so it counts for nothing: its row may have a later run."
-        return "A later run has taken its place; its outputs are those of an earlier input."
+        return _superseded(run, others)
     node = runner.get_node()
     if node.pk != run.node_id:
         return f"{runner.label} now is at {node}; this run is of an earlier version."
     return explanation_of(runner, instance, shows_messages=shows_messages)
+
+
+def _superseded(run: Run, others: Sequence[Run]) -> str:
+    """What is to be said of a run that another one has taken the place of."""
+    how = {Run.Status.SUCCEEDED: "It succeeded", Run.Status.FAILED: "It failed for good"}.get(
+        Run.Status(run.status), "It had not ended"
+    )
+    current = next((each for each in others if each.is_current), None)
+    if current is None:
+        return f"{how}. A later run has taken its place."
+    if current.fingerprint == run.fingerprint:
+        return f"{how}. Run {current.pk} on the same input has taken its place."
+    return f"{how}, on an earlier input: run {current.pk} has taken its place."
+
+
+def _upstream(runner: QuerySetRunner | None) -> str:
+    """The labels of what the runner depends on."""
+    if runner is None:
+        return "another runner"
+    try:
+        return " and ".join(each.label for each in runner.get_dependencies()) or "another runner"
+    except AutorunError:  # a system check says what is wrong with it
+        return "another runner"
 
 
 def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:

@@ -179,7 +179,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name_plural": "runners",
+                "verbose_name_plural": "overview",
             },
         ),
         migrations.CreateModel(

@@ -74,9 +74,7 @@ class Scope:
         return cls(**{**written, "pks": None if pks is None else tuple(pks)})
 
     def __str__(self) -> str:
-        words = [self.only or "pending", "rows"]
-        if self.force:
-            words = ["all rows, again"]
+        words = ["all" if self.force else self.only or "pending", "rows"]
         if self.given:
             words.append("of a queryset")
         if self.source is not None:
@@ -84,8 +82,8 @@ class Scope:
         if self.filter is not None:
             words.append(f"in {self.filter!r}")
         if self.pks is not None:
-            words.append(f"among {len(self.pks)} keys")
-        return " ".join(words)
+            words.append(f"among {len(self.pks):,} keys" if len(self.pks) != 1 else "of one key")
+        return " ".join(words) + ", again" * self.force
 
 
 def _rows_from(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
