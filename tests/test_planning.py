@@ -1,6 +1,7 @@
 """Which rows are pending, and that each gets exactly one run."""
 
 import datetime as dt
+import itertools
 import time
 import uuid
 from collections import Counter
@@ -289,6 +290,21 @@ def test_a_window_ends_when_its_time_is_up_where_rows_take_long_to_prepare(docum
 
     assert ends == [*(str(document.pk) for document in documents[:-1]), ""]
     assert (batch.planned, batch.candidates) == (6, 6)
+
+
+def test_a_window_does_not_end_at_an_empty_key(monkeypatch):
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
+    Country.objects.bulk_create(Country(code=code, name=code) for code in ("", "a", "b"))
+    runner = declare(
+        DATA_MODEL=Country,
+        INPUT_FIELDS=None,
+        get_instance_representation=lambda self, row: row.name,
+    )
+    with installed(runner):
+        found = windows.windows(runner(), Country.objects.all(), node_id=runner().get_node().pk)
+        ends = [window.last_key for window in itertools.islice(found, 5)]
+
+    assert ends == ["a", ""]
 
 
 @pytest.mark.parametrize("dependencies", [False, True])

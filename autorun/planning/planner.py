@@ -232,7 +232,12 @@ class Planner:
             chunk_id__lte=last_chunk,
             fingerprint=UNPREPARED,
         )
-        failed = {run: _described(errors[candidates.kind.of(run)]) for run in runs}
+        # Ids of another process's chunks may lie among these.
+        failed = {
+            run: _described(errors[key])
+            for run in runs
+            if (key := candidates.kind.of(run)) in errors
+        }
         Failure.objects.bulk_create(
             Failure(run_id=run.pk, attempt=0, **asdict(text)) for run, text in failed.items()
         )
