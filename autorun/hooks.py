@@ -38,7 +38,7 @@ def filtered(runner: QuerySetRunner, queryset: QuerySet[Any], *, log_level: int)
     return _queryset(runner, "filter_queryset", given)
 
 
-def is_of(queryset: QuerySet[Any], model: type[Model]) -> bool:
+def is_of(queryset: QuerySet[Any] | Manager[Any], model: type[Model]) -> bool:
     """Whether the rows of `queryset` are rows of `model`, maybe of a proxy or a child of it."""
     given = queryset.model._meta.concrete_model or queryset.model
     return issubclass(given, model._meta.concrete_model or model)

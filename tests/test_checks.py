@@ -1,4 +1,7 @@
-"""Each system check by its id. None of them may query the database: no test here has one."""
+"""Each system check by its id. None of them may query the database.
+
+So no test here has one, but to count queries.
+"""
 
 import datetime as dt
 import logging
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 from celery.schedules import crontab
 from django.core.checks import CheckMessage, run_checks
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.models import Q
 from django.test import override_settings
 from django.test.utils import isolate_apps
@@ -274,6 +277,13 @@ def test_e010_create_configuration_raises():
         ("get_base_queryset", lambda self: None),
         ("get_base_queryset", lambda self: Country.objects.all()),
         ("get_base_queryset", lambda self: 1 / 0),
+        ("filter_queryset", lambda self, queryset, log_level=20: 1 / 0),
+        ("filter_queryset", lambda self, queryset, log_level=20: None),
+        ("filter_queryset", lambda self, queryset, log_level=20: [queryset]),
+        ("filter_queryset", lambda self, queryset, log_level=20: Document.objects),
+        ("filter_queryset", lambda self, queryset, log_level=20: Country.objects.all()),
+        ("filter_queryset", lambda self, queryset, log_level=20: queryset.filter(titel="a")),
+        ("filter_queryset", lambda self, queryset, log_level=20: queryset[:5]),
         ("get_timeout", lambda self: "600"),
         ("get_schedule", lambda self: "0 3 * * *"),
         ("get_retry_backoff", lambda self, attempt: 1 / 0),
@@ -281,6 +291,101 @@ def test_e010_create_configuration_raises():
 )
 def test_e011_a_hook_that_raises_or_gives_the_wrong_thing(name, hook):
     assert f"{name}()" in only("E011", declare(**{name: hook})).msg
+
+
+def counting(rows, then):
+    """A filter that says how many `rows` it lets through, and gives what `then` makes of them."""
+
+    def filter_queryset(self, queryset, log_level=logging.INFO):
+        self.log_filter_start(log_level)
+        self.log_filter_end(rows(queryset), log_level)
+        return then(queryset)
+
+    return filter_queryset
+
+
+@pytest.mark.parametrize(
+    "then", [lambda queryset: None, lambda queryset: queryset[:5], lambda queryset: []]
+)
+def test_e011_a_filter_that_counts_and_gives_the_wrong_thing(then):
+    hook = counting(lambda queryset: queryset.filter(title="a").count(), then)
+
+    assert "filter_queryset() returns" in only("E011", declare(filter_queryset=hook)).msg
+
+
+def swallowing(self, queryset, log_level=logging.INFO):
+    try:
+        shelf = Country.objects.get(pk="x")
+    except Exception:  # noqa: BLE001
+        shelf = None
+    return shelf and queryset
+
+
+def in_a_transaction(self, queryset, log_level=logging.INFO):
+    with transaction.atomic():
+        return queryset.filter(pk__gt=Country.objects.count())
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        counting(lambda queryset: queryset.count(), lambda queryset: queryset),
+        counting(lambda queryset: len(queryset), lambda queryset: queryset.distinct()),
+        counting(lambda queryset: queryset.latest("pk").pk, lambda queryset: queryset),
+        counting(lambda queryset: Country.objects.count(), lambda queryset: queryset),
+        swallowing,
+        in_a_transaction,
+    ],
+)
+def test_e011_is_not_for_filters_that_query(hook):
+    assert ids(declare(filter_queryset=hook)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        (
+            "get_base_queryset",
+            lambda self: Document.objects.filter(pk__in=list(Country.objects.all())),
+        ),
+        ("get_timeout", lambda self: Country.objects.count()),
+    ],
+)
+def test_e011_is_not_for_other_hooks_that_query(name, hook):
+    assert ids(declare(**{name: hook})) == []
+
+
+@pytest.mark.parametrize("model", [Document, DraftDocument, Report])
+def test_e011_is_not_for_filters_of_sliced_or_combined_rows(model):
+    def get_base_queryset(self):
+        return model.objects.order_by("pk")[:100]
+
+    def filter_queryset(self, queryset, log_level=logging.INFO):
+        return queryset.filter(title="a") | queryset.filter(title="b")
+
+    runner = declare(
+        DATA_MODEL=model, get_base_queryset=get_base_queryset, filter_queryset=filter_queryset
+    )
+    assert ids(runner) == []
+
+
+@pytest.mark.django_db
+def test_hooks_that_are_looked_at_query_nothing(django_assert_num_queries):
+    hook = counting(lambda queryset: queryset.count(), lambda queryset: queryset)
+
+    with django_assert_num_queries(0):
+        assert ids(declare(filter_queryset=hook)) == []
+
+    assert Document.objects.count() == 0
+
+
+def test_a_filter_says_nothing_when_it_is_looked_at(caplog, capsys):
+    hook = counting(lambda queryset: 0, lambda queryset: queryset)
+
+    with caplog.at_level(logging.DEBUG):
+        ids(declare(filter_queryset=hook))
+
+    assert (caplog.text, capsys.readouterr().out) == ("", "")
 
 
 @pytest.mark.parametrize(
