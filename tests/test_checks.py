@@ -19,7 +19,7 @@ from django.test.utils import isolate_apps
 
 from autorun import registry
 from autorun.analysis import Analysis, temporarily_registered
-from autorun.checks import options, settings
+from autorun.checks import names, options, settings
 from autorun.conf import DEFAULTS
 from autorun.runner import QuerySetRunner
 from settings import celery_app
@@ -594,6 +594,85 @@ def test_w002_two_runners_of_one_node_with_representations_of_their_own():
     assert "get_instance_representation()" in only("W002", first, second).msg
 
 
+def helping(self, *args):
+    return args
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("get_instance_represention", "get_instance_representation"),
+        ("get_instance_repr", None),
+        ("filter_query_set", "filter_queryset"),
+        ("filterQueryset", "filter_queryset"),
+        ("create_configurations", "create_configuration"),
+        ("get_shedule", "get_schedule"),
+        ("log_filter_starts", "log_filter_start"),
+        ("get_basequeryset", "get_base_queryset"),
+    ],
+)
+@pytest.mark.parametrize("kind", [lambda each: each, staticmethod, classmethod])
+def test_w003_a_misspelt_hook(name, meant, kind):
+    runner = declare(**{name: kind(helping)})
+    if meant is None:
+        assert ids(runner) == []
+        return
+
+    found = only("W003", runner)
+
+    assert f"Did you mean {meant}()?" in found.msg
+    assert f"_{name}()" in found.hint
+    assert found.obj == "tests.library.runners.MeasuringRunner"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("get_path", "get_scanner", "get_rows", "filter_scans", "filter_by_age", "prepare"),
+        *("get_instance", "get_representation", "create", "configure", "log_filter", "log"),
+        *("get_queryset", "get_base_queryset_for", "raw_filter_queryset", "get_timeout_of"),
+        *("schedule", "timeout", "queue", "_get_shedule", "get_backoff", "retry_backoff"),
+    ],
+)
+def test_w003_is_not_for_methods_of_ones_own(name):
+    assert ids(declare(**{name: helping})) == []
+
+
+def test_w003_is_not_for_what_stands_beside_the_hook():
+    def get_instance_representations(self, instances):
+        return [self.get_instance_representation(each) for each in instances]
+
+    runner = declare(
+        get_instance_representation=lambda self, instance: instance.pk,
+        get_instance_representations=get_instance_representations,
+    )
+
+    assert ids(runner) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_attempts", 2), ("timeout", 60), ("filters", {}), ("on_save", property(helping))],
+)
+def test_w003_an_option_in_lower_case(name, value):
+    found = only("W003", declare(**{name: value}))
+
+    assert f"Did you mean {name.upper()}?" in found.msg
+    assert f"may be called _{name}." in found.hint
+
+
+def test_w003_is_not_for_attributes_of_ones_own():
+    assert ids(declare(scanner="big", attempts=3, _max_attempts=2, Meta=type("Meta", (), {}))) == []
+
+
+def test_w003_is_said_once_of_the_base_that_has_the_misspelling():
+    class Base(QuerySetRunner):
+        max_attempts = 3
+
+    found = only("W003", declare("One", (Base,)), declare("Two", (Base,)))
+    assert str(found.obj).endswith("Base")
+
+
 # Settings
 
 
@@ -654,7 +733,7 @@ def test_every_setting_and_every_simple_option_is_checked():
     }
 
     assert settings.EXPECTED.keys() == DEFAULTS.keys()
-    assert options.EXPECTED.keys() | by_other_checks == options.OPTIONS
+    assert options.EXPECTED.keys() | by_other_checks == names.OPTIONS
 
 
 def test_the_defaults_pass():
