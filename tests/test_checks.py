@@ -752,6 +752,55 @@ def test_e201_no_content_types(monkeypatch):
     assert "manage.py migrate" in only("E201").hint
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///broker.sqlite3",
+        "sqlite://broker.sqlite3",
+        "sqlite:broker.sqlite3",
+        "sqlite:////",
+        "sqlite://",
+        "sqlite:////srv/app/broker.sqlite3?timeout=5",
+        ["amqp://localhost", "sqlite:///broker.sqlite3"],
+        "amqp://localhost;sqlite:///broker.sqlite3",
+    ],
+)
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL"])
+def test_e202_a_broker_in_a_file_without_an_absolute_path(name, url):
+    with override_settings(**{name: url}):
+        found = only("E202")
+
+    assert found.msg.startswith(f"{name}: The broker URL 'sqlite:")
+    assert f"{name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\"" in found.hint
+    assert found.obj == f"settings.{name}"
+
+
+def test_e202_by_the_celery_app():
+    before = celery_app.conf.broker_write_url
+    celery_app.conf.broker_write_url = "sqlite:///broker.sqlite3"
+    try:
+        assert only("E202").obj == "celery.conf.broker_write_url"
+    finally:
+        celery_app.conf.broker_write_url = before
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////srv/app/broker.sqlite3",
+        "sqlite:////srv/a%20pp/broker%3F.sqlite3",
+        "sqla+sqlite:///broker.sqlite3",
+        "amqp://mysite:secret@localhost:5672//",
+        "memory://",
+        "",
+        None,
+    ],
+)
+def test_e202_is_not_for_absolute_paths_and_other_brokers(url):
+    with override_settings(CELERY_BROKER_URL=url):
+        assert ids() == []
+
+
 def test_w201_pickle_by_setting():
     with override_settings(CELERY_ACCEPT_CONTENT=["json", "pickle"]):
         assert "CELERY_ACCEPT_CONTENT" in only("W201").hint
