@@ -32,13 +32,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _registry: dict[tuple[str, str], Analysis] = {}
 
 
-def analysis(title: str, *, version: str) -> Callable[[Function], Function]:
+def analysis(title: str = "", *, version: str = "") -> Callable[[Function], Function]:
     """Register the decorated function as one version of an analysis.
 
     The function stays what it was, and has its `Analysis` in the attribute `analysis`. Raises
-    `ImproperAnalysis` for a title or version that is no name, and `AlreadyRegistered` where another
-    function has both.
+    `ImproperAnalysis` for a title or version that is missing or no name, and `AlreadyRegistered`
+    where another function has both.
     """
+    # Of what it is called with, Python itself would only say which argument is missing.
+    _check_is_called(title)
     _check_name("title", title, MAX_TITLE_LENGTH)
     _check_name("version", version, MAX_VERSION_LENGTH)
 
@@ -159,6 +161,15 @@ def _check_function(title: str, function: object) -> None:
         raise ImproperAnalysis(f"@analysis({title!r}) must decorate a function, not {function!r}.")
 
 
+def _check_is_called(title: object) -> None:
+    if inspect.isroutine(title) or inspect.isclass(title):
+        words = title.__name__.replace("_", " ").title()
+        raise ImproperAnalysis(
+            f"@analysis needs a title and a version. Write @analysis({words!r}, version='1.0') "
+            f"above {title.__qualname__}."
+        )
+
+
 def _check_name(what: str, value: object, max_length: int) -> None:
     if isinstance(value, (int, float)):
         raise ImproperAnalysis(f"An analysis's {what} must be a string. Quote it: {str(value)!r}.")
@@ -166,7 +177,8 @@ def _check_name(what: str, value: object, max_length: int) -> None:
         raise ImproperAnalysis(f"An analysis's {what} must be a string, not {value!r}.")
     if not value.strip() or value != value.strip():
         raise ImproperAnalysis(
-            f"An analysis's {what} must not be empty, nor begin or end with a space: {value!r}."
+            f"An analysis's {what} must not be empty, nor begin or end with a space: {value!r}. "
+            "Write @analysis('Title', version='1.0')."
         )
     if len(value) > max_length:
         raise ImproperAnalysis(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autorun import hooks
 from autorun.clock import as_told
 from autorun.dispatch import queue_of
 from autorun.exceptions import WorkerLost
@@ -200,7 +201,7 @@ def _not_eligible(runner: QuerySetRunner, instance: Any, key: Key, run: Any) -> 
     history = ""
     if run is not None and run.finished_at is not None:
         history = f"; {_title(runner)} {_verb(run)} on it at {_time(run.finished_at)}"
-    base = as_plain(runner, runner.get_base_queryset()).filter(pk=instance.pk)
+    base = as_plain(runner, hooks.base_queryset(runner)).filter(pk=instance.pk)
     if not base.exists():
         return Explanation(
             False,
@@ -208,7 +209,7 @@ def _not_eligible(runner: QuerySetRunner, instance: Any, key: Key, run: Any) -> 
             f"The row is not in the base queryset of {runner.label}{history}.",
             run,
         )
-    if not as_plain(runner, runner.filter_queryset(base, log_level=QUIET)).exists():
+    if not as_plain(runner, hooks.filtered(runner, base, log_level=QUIET)).exists():
         return Explanation(
             False,
             "filtered_out",

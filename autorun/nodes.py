@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.contenttypes.models import ContentType
-from django.db import Error as DatabaseError
 from django.db import IntegrityError, connections, transaction
 
-from autorun import registry
+from autorun import hooks, registry
 from autorun.conf import settings
 from autorun.encoding import digest
-from autorun.exceptions import AutorunError, ImproperRunner
+from autorun.exceptions import AutorunError
 from autorun.models import Node
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def digest_of(runner: QuerySetRunner) -> str:
     Raises an AutorunError, and nothing else, where the runner is declared wrongly: whoever asks all
     runners for theirs goes on with the others.
     """
-    with _named(runner, "get_analysis"):
+    with hooks.named(runner, "get_analysis"):
         analysis = runner.get_analysis()
     model = runner.get_model()._meta.concrete_model or runner.get_model()
     return digest(
@@ -51,7 +49,7 @@ def digest_of(runner: QuerySetRunner) -> str:
 
 def configuration_of(runner: QuerySetRunner) -> dict[str, Any]:
     """What `create_configuration()` gives. Raises ImproperRunner where that raises anything."""
-    with _named(runner, "create_configuration"):
+    with hooks.named(runner, "create_configuration"):
         return runner.create_configuration()
 
 
@@ -78,20 +76,6 @@ def labels_by_digest() -> dict[str, list[str]]:
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers, because the tables may have been emptied."""
     _known.clear()
-
-
-@contextmanager
-def _named(runner: QuerySetRunner, hook: str) -> Iterator[None]:
-    """Errors of a project's own hook as ImproperRunner, which says whose it is."""
-    try:
-        yield
-    except (AutorunError, DatabaseError):
-        raise  # a database that is away is no fault of the hook's, and tasks try again then
-    except Exception as error:
-        raise ImproperRunner(
-            f"{runner.label}: {hook}() raises {type(error).__name__}: {error}. Correct it in "
-            f"{type(runner).__module__}.{type(runner).__qualname__}."
-        ) from error
 
 
 def _create(runner: QuerySetRunner, node_digest: str) -> Node:

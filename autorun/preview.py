@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autorun import hooks
 from autorun.conf import settings
 from autorun.keys import key_kind
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
@@ -108,5 +109,5 @@ def _look(
 
 
 def _number_in_scope(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
-    rows = runner.get_base_queryset() if queryset is None else queryset
+    rows = hooks.base_queryset(runner) if queryset is None else queryset
     return as_plain(runner, rows).count()

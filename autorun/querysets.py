@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, models
 from django.db.models import Manager, Q, QuerySet
 
+from autorun import hooks
 from autorun.exceptions import ImproperRunner
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def _require_rows_of(runner: QuerySetRunner, model: type[models.Model], queryset
             f"{type(queryset).__name__}. For a list of instances, pass "
             f"{model.__name__}.objects.filter(pk__in=[...])."
         )
-    given = queryset.model._meta.concrete_model or queryset.model
-    wanted = model._meta.concrete_model or model
-    if not issubclass(given, wanted):
+    if not hooks.is_of(queryset, model):
         raise TypeError(
             f"{runner.label} takes a queryset of {model._meta.label}, "
             f"not of {queryset.model._meta.label}."

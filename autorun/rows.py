@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import models
 
-from autorun import fingerprints
+from autorun import fingerprints, hooks
 from autorun.conf import settings
 from autorun.encoding import fingerprint_of
-from autorun.exceptions import ImproperRunner
 from autorun.keys import Key, key_kind
 from autorun.models import UNPREPARED, Run
 from autorun.nodes import node_of
@@ -49,14 +48,10 @@ def eligible(
     """The rows that pass the runner's filter, and its dependencies where the database can tell.
 
     Starts from the runner's base queryset where `queryset` is None; a given one is filtered alike.
+    Raises ImproperRunner where a hook raises.
     """
-    given = runner.get_base_queryset() if queryset is None else queryset
-    filtered = runner.filter_queryset(as_plain(runner, given), log_level=log_level)
-    if not isinstance(filtered, models.QuerySet):
-        raise ImproperRunner(
-            f"{runner.label}.filter_queryset() returned {type(filtered).__name__}, not a queryset. "
-            "Does it end in a return?"
-        )
+    given = hooks.base_queryset(runner) if queryset is None else queryset
+    filtered = hooks.filtered(runner, as_plain(runner, given), log_level=log_level)
     plain = as_plain(runner, filtered)
     return fingerprints.with_dependencies(runner, plain) if planned_by_database(runner) else plain
 
@@ -70,7 +65,7 @@ def load(
     with a queryset of the caller's own.
     """
     kind = key_kind(runner.get_model())
-    base = runner.get_base_queryset() if within_base else runner.get_every_row()
+    base = hooks.base_queryset(runner) if within_base else runner.get_every_row()
     named = as_plain(runner, base).filter(pk__in=[kind.to_pk(key) for key in keys])
     found = fingerprinted(runner, eligible(runner, named, log_level=log_level))
     return {row.key: row for row in examined(runner, list(found))}

@@ -23,7 +23,7 @@ from django.apps import apps
 from django.db.models import Model, Q, QuerySet
 
 from autorun import analysis as analyses
-from autorun import console, explanation, nodes, progress, registry
+from autorun import console, explanation, hooks, nodes, progress, registry
 from autorun.backoff import exponential
 from autorun.conf import settings
 from autorun.encoding import encode_configuration
@@ -236,7 +236,7 @@ class QuerySetRunner:
         `get_base_queryset`: a replica that lags behind does not have the rows just saved.
         """
         if not hasattr(self, "_database"):
-            self._database: str = self.get_base_queryset().db
+            self._database: str = hooks.base_queryset(self).db
         return self._database
 
     @classmethod

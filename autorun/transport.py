@@ -48,6 +48,18 @@ def register() -> None:
     TRANSPORT_ALIASES["sqlite"] = "autorun.transport:Transport"
 
 
+def path_of(url: str) -> Path:
+    """The broker's file. Raises ValueError for what is no sqlite:/// URL of an absolute path."""
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path)[1:])
+    if parts.netloc or parts.query or parts.fragment or not path.is_absolute() or not path.name:
+        raise ValueError(
+            f"The broker URL {url!r} must be sqlite:/// and the absolute path of a file, as in"
+            " sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and %23)."
+        )
+    return path
+
+
 class QoS(virtual.QoS):
     """Counts what is unacknowledged; the file keeps the messages themselves."""
 
@@ -229,7 +241,7 @@ class Transport(virtual.Transport):
         options = client.transport_options
         self.polling_interval = _seconds(options, "polling_interval", 0.1, at_least=0)
         self.file = BrokerFile(
-            _path(client.hostname),
+            path_of(client.hostname),
             lease=_seconds(options, "lease", 30, at_least=1),
             busy_timeout=_seconds(options, "busy_timeout", 10, at_least=0),
         )
@@ -265,17 +277,6 @@ class Transport(virtual.Transport):
                 if pause <= 0:
                     raise TimeoutError
             self.file.settled.wait(pause)
-
-
-def _path(url: str) -> Path:
-    parts = urlsplit(url)
-    path = Path(unquote(parts.path)[1:])
-    if parts.netloc or parts.query or parts.fragment or not path.is_absolute() or not path.name:
-        raise ValueError(
-            f"The broker URL {url!r} must be sqlite:/// and the absolute path of a file, as in"
-            " sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and %23)."
-        )
-    return path
 
 
 def _seconds(options: dict[str, Any], name: str, default: float, *, at_least: float) -> float:

@@ -108,6 +108,23 @@ def test_nonsense_about_where_to_look_is_passed_over(up_to: str, superuser) -> N
     assert response.status_code == 200
 
 
+def misdirected(*args, **kwargs):
+    raise ValueError("no such shelf")
+
+
+@pytest.mark.parametrize("more", [{}, {"_facets": "True"}], ids=["rows", "facets"])
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+def test_pending_rows_of_a_runner_whose_hook_raises_are_none_and_why(superuser, hook, more) -> None:
+    scenes.add_scans(1, first=1)
+
+    with installed(declare(DATA_MODEL=Scan, INPUT_FIELDS=("path",), **{hook: misdirected})):
+        query = {"autorun": "pending:tests.EchoRunner", **more}
+        response = superuser.get(reverse(CHANGELIST), query)
+
+    assert response.context["cl"].result_count == 0
+    assert f"The runner cannot run: tests.EchoRunner: {hook}() raises" in response.text
+
+
 def test_facets_count_all_pending_rows(superuser, monkeypatch) -> None:
     monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
     monkeypatch.setattr("autorun.counting.DATABASE_WINDOW", 1)

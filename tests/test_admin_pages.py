@@ -531,6 +531,45 @@ def test_the_pages_of_a_runner_that_cannot_run_say_so(runner, admin_client, opti
     assert "It cannot be explained:" in why.content.decode()
 
 
+def misdirected(*args, **kwargs):
+    raise ValueError("no such shelf")
+
+
+@pytest.mark.parametrize("is_fetched", [True, False], ids=["part", "page"])
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+def test_a_count_of_a_runner_whose_hook_raises_says_so(admin_client, hook, is_fetched) -> None:
+    headers = {"X-Requested-With": "autorun"} if is_fetched else {}
+    with installed(declare(**{hook: misdirected})):
+        address = reverse("admin:autorun_node_count", args=["tests.EchoRunner"])
+        response = admin_client.get(address, headers=headers)
+
+    assert response.status_code == 200
+    assert response.text.count("It cannot run:") == 1
+    assert f"{hook}() raises ValueError: no such shelf" in response.text
+    assert "data-autorun-fetch" not in response.text
+
+
+def test_a_card_says_that_there_is_nothing_to_do_where_that_is_known(admin_client) -> None:
+    overview = reverse("admin:autorun_node_changelist")
+    with installed(declare()):
+        before = admin_client.get(overview).text
+        admin_client.get(reverse("admin:autorun_node_count", args=["tests.EchoRunner"]))
+        after = admin_client.get(overview).text
+
+    assert "nothing to do" not in before
+    assert "nothing to do" in after
+
+
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+def test_the_pages_of_a_runner_whose_hook_for_rows_raises_are_there(
+    runner, admin_client, monkeypatch, hook
+) -> None:
+    monkeypatch.setattr(type(runner), hook, misdirected)
+    for name, address in addresses().items():
+        response = admin_client.get(address)
+        assert response.status_code == 200, name
+
+
 @pytest.mark.parametrize("deed", ["sweep", "pause", "resume"])
 def test_what_is_asked_of_a_runner_that_cannot_run_is_answered(runner, admin_client, deed) -> None:
     broken = declare(DATA_MODEL=Scan, create_configuration=without_its_address)

@@ -130,6 +130,24 @@ class TestDeclaration:
         with pytest.raises(ImproperAnalysis, match="version must"):
             analysis("A", version=name)
 
+    def test_without_a_title_and_a_version_it_says_how_to_write_it(self):
+        written = r"Write @analysis\('Count Words', version='1\.0'\) above .*count_words\."
+        with pytest.raises(ImproperAnalysis, match=written):
+
+            @analysis
+            def count_words(text): ...
+
+    @pytest.mark.parametrize(
+        "options",
+        [((), {}), (("A",), {}), ((), {"version": "1"})],
+        ids=["both", "version", "title"],
+    )
+    def test_what_is_missing_is_named(self, options):
+        arguments, named = options
+        what = "version" if arguments else "title"
+        with pytest.raises(ImproperAnalysis, match=rf"{what} must not be .*Write @analysis\("):
+            analysis(*arguments, **named)
+
     def test_only_functions_are_decorated(self):
         with pytest.raises(ImproperAnalysis, match="must decorate a function"):
             analysis("A", version="1")(Box)

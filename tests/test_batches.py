@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, contextmanager
 from unittest.mock import Mock
 
 import pytest
-from django.core.exceptions import FieldError
 from django.db import OperationalError, connection
 from django.db.models import Q, QuerySet
 from django.test.utils import CaptureQueriesContext
@@ -16,7 +15,7 @@ from autorun.chunk_ids import new_chunk_id
 from autorun.clock import from_now
 from autorun.crashing import armed
 from autorun.dispatch import release
-from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.interruption import Termination
 from autorun.execution.leases import queued, start
 from autorun.execution.work import Work
@@ -334,12 +333,15 @@ def test_a_requested_batch_whose_filter_raises_has_failed_and_says_so(documents)
     runner = declare(filter_queryset=broken)
     with installed(runner):
         batch = interventions.request_backfill(runner(), Scope())
-        with pytest.raises(FieldError):
+        with pytest.raises(ImproperRunner):
             tasks.backfill(batch.runner, batch=batch.pk)
 
     batch.refresh_from_db()
     assert batch.state == Batch.State.FAILED
-    assert batch.reason.startswith("FieldError: Cannot resolve keyword 'titel'")
+    assert batch.reason.startswith(
+        "ImproperRunner: tests.EchoRunner: filter_queryset() raises FieldError: Cannot resolve "
+        "keyword 'titel'"
+    )
 
 
 @pytest.mark.parametrize(

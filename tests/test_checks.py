@@ -1,4 +1,7 @@
-"""Each system check by its id. None of them may query the database: no test here has one."""
+"""Each system check by its id. None of them may query the database.
+
+So no test here has one, but to count queries.
+"""
 
 import datetime as dt
 import logging
@@ -9,14 +12,14 @@ from typing import Any
 import pytest
 from celery.schedules import crontab
 from django.core.checks import CheckMessage, run_checks
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.models import Q
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
 from autorun import registry
 from autorun.analysis import Analysis, temporarily_registered
-from autorun.checks import options, settings
+from autorun.checks import names, options, settings
 from autorun.conf import DEFAULTS
 from autorun.runner import QuerySetRunner
 from settings import celery_app
@@ -274,6 +277,13 @@ def test_e010_create_configuration_raises():
         ("get_base_queryset", lambda self: None),
         ("get_base_queryset", lambda self: Country.objects.all()),
         ("get_base_queryset", lambda self: 1 / 0),
+        ("filter_queryset", lambda self, queryset, log_level=20: 1 / 0),
+        ("filter_queryset", lambda self, queryset, log_level=20: None),
+        ("filter_queryset", lambda self, queryset, log_level=20: [queryset]),
+        ("filter_queryset", lambda self, queryset, log_level=20: Document.objects),
+        ("filter_queryset", lambda self, queryset, log_level=20: Country.objects.all()),
+        ("filter_queryset", lambda self, queryset, log_level=20: queryset.filter(titel="a")),
+        ("filter_queryset", lambda self, queryset, log_level=20: queryset[:5]),
         ("get_timeout", lambda self: "600"),
         ("get_schedule", lambda self: "0 3 * * *"),
         ("get_retry_backoff", lambda self, attempt: 1 / 0),
@@ -281,6 +291,101 @@ def test_e010_create_configuration_raises():
 )
 def test_e011_a_hook_that_raises_or_gives_the_wrong_thing(name, hook):
     assert f"{name}()" in only("E011", declare(**{name: hook})).msg
+
+
+def counting(rows, then):
+    """A filter that says how many `rows` it lets through, and gives what `then` makes of them."""
+
+    def filter_queryset(self, queryset, log_level=logging.INFO):
+        self.log_filter_start(log_level)
+        self.log_filter_end(rows(queryset), log_level)
+        return then(queryset)
+
+    return filter_queryset
+
+
+@pytest.mark.parametrize(
+    "then", [lambda queryset: None, lambda queryset: queryset[:5], lambda queryset: []]
+)
+def test_e011_a_filter_that_counts_and_gives_the_wrong_thing(then):
+    hook = counting(lambda queryset: queryset.filter(title="a").count(), then)
+
+    assert "filter_queryset() returns" in only("E011", declare(filter_queryset=hook)).msg
+
+
+def swallowing(self, queryset, log_level=logging.INFO):
+    try:
+        shelf = Country.objects.get(pk="x")
+    except Exception:  # noqa: BLE001
+        shelf = None
+    return shelf and queryset
+
+
+def in_a_transaction(self, queryset, log_level=logging.INFO):
+    with transaction.atomic():
+        return queryset.filter(pk__gt=Country.objects.count())
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        counting(lambda queryset: queryset.count(), lambda queryset: queryset),
+        counting(lambda queryset: len(queryset), lambda queryset: queryset.distinct()),
+        counting(lambda queryset: queryset.latest("pk").pk, lambda queryset: queryset),
+        counting(lambda queryset: Country.objects.count(), lambda queryset: queryset),
+        swallowing,
+        in_a_transaction,
+    ],
+)
+def test_e011_is_not_for_filters_that_query(hook):
+    assert ids(declare(filter_queryset=hook)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        (
+            "get_base_queryset",
+            lambda self: Document.objects.filter(pk__in=list(Country.objects.all())),
+        ),
+        ("get_timeout", lambda self: Country.objects.count()),
+    ],
+)
+def test_e011_is_not_for_other_hooks_that_query(name, hook):
+    assert ids(declare(**{name: hook})) == []
+
+
+@pytest.mark.parametrize("model", [Document, DraftDocument, Report])
+def test_e011_is_not_for_filters_of_sliced_or_combined_rows(model):
+    def get_base_queryset(self):
+        return model.objects.order_by("pk")[:100]
+
+    def filter_queryset(self, queryset, log_level=logging.INFO):
+        return queryset.filter(title="a") | queryset.filter(title="b")
+
+    runner = declare(
+        DATA_MODEL=model, get_base_queryset=get_base_queryset, filter_queryset=filter_queryset
+    )
+    assert ids(runner) == []
+
+
+@pytest.mark.django_db
+def test_hooks_that_are_looked_at_query_nothing(django_assert_num_queries):
+    hook = counting(lambda queryset: queryset.count(), lambda queryset: queryset)
+
+    with django_assert_num_queries(0):
+        assert ids(declare(filter_queryset=hook)) == []
+
+    assert Document.objects.count() == 0
+
+
+def test_a_filter_says_nothing_when_it_is_looked_at(caplog, capsys):
+    hook = counting(lambda queryset: 0, lambda queryset: queryset)
+
+    with caplog.at_level(logging.DEBUG):
+        ids(declare(filter_queryset=hook))
+
+    assert (caplog.text, capsys.readouterr().out) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -489,6 +594,85 @@ def test_w002_two_runners_of_one_node_with_representations_of_their_own():
     assert "get_instance_representation()" in only("W002", first, second).msg
 
 
+def helping(self, *args):
+    return args
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("get_instance_represention", "get_instance_representation"),
+        ("get_instance_repr", None),
+        ("filter_query_set", "filter_queryset"),
+        ("filterQueryset", "filter_queryset"),
+        ("create_configurations", "create_configuration"),
+        ("get_shedule", "get_schedule"),
+        ("log_filter_starts", "log_filter_start"),
+        ("get_basequeryset", "get_base_queryset"),
+    ],
+)
+@pytest.mark.parametrize("kind", [lambda each: each, staticmethod, classmethod])
+def test_w003_a_misspelt_hook(name, meant, kind):
+    runner = declare(**{name: kind(helping)})
+    if meant is None:
+        assert ids(runner) == []
+        return
+
+    found = only("W003", runner)
+
+    assert f"Did you mean {meant}()?" in found.msg
+    assert f"_{name}()" in found.hint
+    assert found.obj == "tests.library.runners.MeasuringRunner"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("get_path", "get_scanner", "get_rows", "filter_scans", "filter_by_age", "prepare"),
+        *("get_instance", "get_representation", "create", "configure", "log_filter", "log"),
+        *("get_queryset", "get_base_queryset_for", "raw_filter_queryset", "get_timeout_of"),
+        *("schedule", "timeout", "queue", "_get_shedule", "get_backoff", "retry_backoff"),
+    ],
+)
+def test_w003_is_not_for_methods_of_ones_own(name):
+    assert ids(declare(**{name: helping})) == []
+
+
+def test_w003_is_not_for_what_stands_beside_the_hook():
+    def get_instance_representations(self, instances):
+        return [self.get_instance_representation(each) for each in instances]
+
+    runner = declare(
+        get_instance_representation=lambda self, instance: instance.pk,
+        get_instance_representations=get_instance_representations,
+    )
+
+    assert ids(runner) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_attempts", 2), ("timeout", 60), ("filters", {}), ("on_save", property(helping))],
+)
+def test_w003_an_option_in_lower_case(name, value):
+    found = only("W003", declare(**{name: value}))
+
+    assert f"Did you mean {name.upper()}?" in found.msg
+    assert f"may be called _{name}." in found.hint
+
+
+def test_w003_is_not_for_attributes_of_ones_own():
+    assert ids(declare(scanner="big", attempts=3, _max_attempts=2, Meta=type("Meta", (), {}))) == []
+
+
+def test_w003_is_said_once_of_the_base_that_has_the_misspelling():
+    class Base(QuerySetRunner):
+        max_attempts = 3
+
+    found = only("W003", declare("One", (Base,)), declare("Two", (Base,)))
+    assert str(found.obj).endswith("Base")
+
+
 # Settings
 
 
@@ -549,7 +733,7 @@ def test_every_setting_and_every_simple_option_is_checked():
     }
 
     assert settings.EXPECTED.keys() == DEFAULTS.keys()
-    assert options.EXPECTED.keys() | by_other_checks == options.OPTIONS
+    assert options.EXPECTED.keys() | by_other_checks == names.OPTIONS
 
 
 def test_the_defaults_pass():
@@ -566,6 +750,55 @@ def test_e201_no_content_types(monkeypatch):
     )
 
     assert "manage.py migrate" in only("E201").hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///broker.sqlite3",
+        "sqlite://broker.sqlite3",
+        "sqlite:broker.sqlite3",
+        "sqlite:////",
+        "sqlite://",
+        "sqlite:////srv/app/broker.sqlite3?timeout=5",
+        ["amqp://localhost", "sqlite:///broker.sqlite3"],
+        "amqp://localhost;sqlite:///broker.sqlite3",
+    ],
+)
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL"])
+def test_e202_a_broker_in_a_file_without_an_absolute_path(name, url):
+    with override_settings(**{name: url}):
+        found = only("E202")
+
+    assert found.msg.startswith(f"{name}: The broker URL 'sqlite:")
+    assert f"{name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\"" in found.hint
+    assert found.obj == f"settings.{name}"
+
+
+def test_e202_by_the_celery_app():
+    before = celery_app.conf.broker_write_url
+    celery_app.conf.broker_write_url = "sqlite:///broker.sqlite3"
+    try:
+        assert only("E202").obj == "celery.conf.broker_write_url"
+    finally:
+        celery_app.conf.broker_write_url = before
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////srv/app/broker.sqlite3",
+        "sqlite:////srv/a%20pp/broker%3F.sqlite3",
+        "sqla+sqlite:///broker.sqlite3",
+        "amqp://mysite:secret@localhost:5672//",
+        "memory://",
+        "",
+        None,
+    ],
+)
+def test_e202_is_not_for_absolute_paths_and_other_brokers(url):
+    with override_settings(CELERY_BROKER_URL=url):
+        assert ids() == []
 
 
 def test_w201_pickle_by_setting():

@@ -147,6 +147,24 @@ def test_a_hook_that_raises_is_an_error_that_names_it(broken, documents, argumen
         typed(name, "tests.BrokenRunner", *rest)
 
 
+def misdirected(*args, **kwargs):
+    raise ValueError("no such shelf")
+
+
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+@pytest.mark.parametrize(
+    "arguments", [("plan",), ("run",), ("backfill",), ("sweep",), ("explain", "1"), ("run", "1")],
+    ids=lambda each: " ".join(each),
+)  # fmt: skip
+def test_a_hook_for_rows_that_raises_is_an_error_that_names_it(documents, hook, arguments):
+    name, *rest = arguments
+    rest = [str(documents[0].pk) for _ in rest]
+    said = rf"tests\.EchoRunner: {hook}\(\) raises ValueError: no such shelf"
+
+    with installed(declare(**{hook: misdirected})), pytest.raises(CommandError, match=said):
+        typed(name, "tests.EchoRunner", *rest)
+
+
 def test_explaining_a_row_of_a_runner_whose_hook_raises_names_the_hook(broken, documents):
     with pytest.raises(CommandError, match=HOOK_RAISES):
         typed("explain", "tests.BrokenRunner", documents[0].pk)

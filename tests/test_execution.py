@@ -212,7 +212,9 @@ def test_a_broken_hook_fails_the_runs_with_its_own_reason(documents):
         broken = False
 
         assert runner().progress().failed == 4
-    assert Failure.objects.first().message == "no such shelf"
+    failure = Failure.objects.first()
+    assert "filter_queryset() raises LookupError: no such shelf" in failure.message
+    assert 'raise LookupError("no such shelf")' in failure.traceback
 
 
 def test_a_deleted_rows_run_is_cancelled_and_makes_room(documents):

@@ -1,17 +1,20 @@
 """What a runner class says, and the errors where it says too little."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from celery.schedules import crontab
+from django.db import InterfaceError, OperationalError
 
 from autorun import registry
 from autorun.analysis import Analysis, analysis, temporarily_registered
 from autorun.conf import NIGHTLY
-from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered
+from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered, RunTimeout
 from autorun.runner import QuerySetRunner
+from autorun.triggers.backfill import sweep_now
 from tests.engine import declare, installed, work_off
-from tests.library.models import Document, Tag
+from tests.library.models import Document, Photo, Tag
 from tests.library.runners import CaptionRunner, LengthRunner
 
 
@@ -134,6 +137,60 @@ def test_a_filter_that_returns_nothing_is_named():
 
     with pytest.raises(ImproperRunner, match=r"filter_queryset\(\) returned NoneType"):
         runner().pending()
+
+
+def misdirected(*args, **kwargs):
+    raise ValueError("no such shelf")
+
+
+CALLS: dict[str, Any] = {
+    "pending": lambda runner: runner.pending(),
+    "run": lambda runner: runner.run(),
+    "sweep": sweep_now,
+    "explain": lambda runner: runner.explain(Document.objects.create(title="a")),
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+def test_a_hook_for_rows_that_raises_is_named(hook, call):
+    runner = declare(**{hook: misdirected})
+
+    said = rf"EchoRunner: {hook}\(\) raises ValueError: no such shelf\. Correct it in tests\."
+    with installed(runner), pytest.raises(ImproperRunner, match=said) as raised:
+        call(runner())
+
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "error", [OperationalError("away"), InterfaceError("away"), RunTimeout(), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+def test_what_is_no_fault_of_a_hook_is_not_laid_to_it(hook, error):
+    def interrupted(*args, **kwargs):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        declare(**{hook: interrupted})().pending()
+
+    assert raised.value is error
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda *args, **kwargs: Photo.objects.all(), "returned a queryset of library.Photo"),
+        (lambda *args, **kwargs: [], "returned list, not a queryset"),
+    ],
+)
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+def test_a_hook_that_gives_other_rows_is_named(hook, given, words):
+    with pytest.raises(ImproperRunner, match=rf"{hook}\(\) {words}"):
+        declare(**{hook: given})().pending()
 
 
 def test_bases_without_a_model_are_not_registered():

@@ -200,11 +200,12 @@ class StatusFilter(ListFilter):
         runner = registry.find(label)
         if runner is None:
             return queryset
-        if state == "pending":
-            if getattr(request, DEFERS, False):
-                return queryset
-            return _pending(runner, queryset)
+        is_pending = state == "pending"
+        if is_pending and getattr(request, DEFERS, False):
+            return queryset
         try:
+            if is_pending:
+                return _pending(runner, queryset)
             node_id = runner.get_node().pk
         except AutorunError as error:
             return _none_for(request, queryset, error)

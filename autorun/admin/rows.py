@@ -117,11 +117,18 @@ def find_row(request: HttpRequest, site: AdminSite, runner: QuerySetRunner, key:
     """The runner's row of that key, which may be any text; None where the user may not see it."""
     model = runner.get_model()
     primary_key = key_kind(model).read(key)
-    if primary_key is None or not visible(
-        request, site, model, [primary_key], runner.get_database()
-    ):
+    database = database_of(runner)
+    if primary_key is None or not visible(request, site, model, [primary_key], database):
         return None
-    return runner.get_every_row().filter(pk=primary_key).first()
+    return model._base_manager.using(database).filter(pk=primary_key).first()
+
+
+def database_of(runner: QuerySetRunner) -> str:
+    """Where the runner's rows are; where a hook of its raises, where rows of its model are read."""
+    try:
+        return runner.get_database()
+    except AutorunError:  # whoever looks for its pending rows is told
+        return router.db_for_read(runner.get_model())
 
 
 def name_of(site: AdminSite, instance: Any) -> Name:

@@ -114,7 +114,7 @@ class NodeAdmin(PageAdmin):
             count = None
         context = {"card": card, "count": count}
         if is_fetched(request):
-            return self.fragment(request, "coverage", **context)
+            return self.fragment(request, "coverage", **context, problem=problem)
         return self.render(request, "count", f"Rows of {card.name}", **context)
 
     @page

@@ -15,7 +15,7 @@ from django.urls import URLPattern
 from autorun import interventions, registry
 from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import instance_of, key_text, seen_rows
+from autorun.admin.rows import database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
 from autorun.failures import exception_classes, members_of
 from autorun.listing import STATES, TRIGGERS, Cursor, Page, RunFilter, state_of
@@ -149,7 +149,7 @@ class RunAdmin(PageAdmin):
         if run is None:
             raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
         runner = registry.find(run.chunk.runner)
-        database = None if runner is None else runner.get_database()
+        database = None if runner is None else database_of(runner)
         seen = seen_rows(request, self.admin_site, [run], database)[run.pk]
         instance = seen.instance
         if instance is None and not seen.is_hidden and not seen.name.is_gone:

@@ -22,12 +22,13 @@ def connect() -> None:
 def check_all(**kwargs: Any) -> Iterable[CheckMessage]:
     """What all of autorun's checks find."""
     # Imported when checks run: a server's processes start without them.
-    from autorun.checks import declarations, hooks, options, project, relations, settings
+    from autorun.checks import declarations, hooks, names, options, project, relations, settings
 
     for check in (
         settings.check_settings,
         project.check_project,
         declarations.check_declarations,
+        names.check_names,
         options.check_options,
         hooks.check_hooks,
         relations.check_relations,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
@@ -11,9 +12,13 @@ from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
 
+from autorun.checks.databases import queries_refused
 from autorun.checks.declarations import model_of
 from autorun.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
 from autorun.checks.problems import error, place, runners_in, shown
+from autorun.console import SILENT
+from autorun.hooks import is_of
+from autorun.querysets import as_plain
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -47,8 +52,8 @@ def check_hooks(
         improper = {name: problem for name in CALLS if (problem := _signature(runner, name))}
         found += improper.values()
         model = model_of(runner)
-        if model is not None and "get_base_queryset" not in improper:
-            found += _base_queryset(runner, model)
+        if model is not None:
+            found += _querysets(runner, model, improper)
         for name in COMPUTED.keys() - improper.keys():
             if runner.overrides(name):
                 found += _computed(runner, name)
@@ -80,45 +85,106 @@ def _signature(runner: QuerySetRunner, name: str) -> CheckMessage | None:
     )
 
 
-def _base_queryset(runner: QuerySetRunner, model: type[Model]) -> Iterator[CheckMessage]:
-    if not runner.overrides("get_base_queryset"):
-        return  # it fails only where BASE_QUERY does, which has a check of its own
-    try:
-        queryset: Any = runner.get_base_queryset()
-    except DatabaseError:  # a check must not depend on tables that may not be there yet
+def _querysets(
+    runner: QuerySetRunner, model: type[Model], improper: Collection[str]
+) -> Iterator[CheckMessage]:
+    if "get_base_queryset" in improper:
         return
-    except Exception as problem:  # noqa: BLE001
-        yield _raised(runner, "get_base_queryset", problem)
+    base = _called(runner.get_base_queryset)
+    # The default one fails only where BASE_QUERY does, which has a check of its own.
+    if runner.overrides("get_base_queryset"):
+        complaints = list(_given(runner, "get_base_queryset", base, model))
+        yield from complaints
+        if complaints:
+            return
+    if base.is_known and runner.overrides("filter_queryset") and "filter_queryset" not in improper:
+        yield from _filter(runner, model, base.value)
+
+
+def _filter(runner: QuerySetRunner, model: type[Model], base: Any) -> Iterator[CheckMessage]:
+    rows = _called(as_plain, runner, base)
+    if not rows.is_known:
         return
-    given = queryset.model if isinstance(queryset, (QuerySet, Manager)) else None
-    concrete = model._meta.concrete_model or model
-    if given is not None and issubclass(given._meta.concrete_model or given, concrete):
+    found = _called(runner.filter_queryset, rows.value, log_level=SILENT)
+    if found.has_queried:
+        # As where it says how many rows it lets through: of no rows it is known without a query.
+        # What it raises may come of there being none.
+        found = replace(
+            _called(runner.filter_queryset, rows.value.none(), log_level=SILENT), error=None
+        )
+    complaints = list(_given(runner, "filter_queryset", found, model))
+    yield from complaints
+    if found.is_known and not complaints and found.value.query.is_sliced:
+        yield error(
+            runner,
+            "E011",
+            "filter_queryset() returns a slice. Workers call it with the rows of a chunk, and a "
+            "slice of those is not the one that was planned.",
+            f"Remove the slice from filter_queryset() in {place(runner)}. It may be one of "
+            "FILTERS, or of the queryset that is given to run().",
+        )
+
+
+def _given(
+    runner: QuerySetRunner, name: str, found: Called, model: type[Model]
+) -> Iterator[CheckMessage]:
+    """Complaints about a hook that raises, or gives no queryset of the model."""
+    if found.error is not None:
+        yield _raised(runner, name, found.error)
+    if not found.is_known:
         return
-    what = "None" if queryset is None else f"a queryset of {given._meta.label}" if given else ""
+    rows: Any = found.value
+    # A manager will do for the rows to begin with, but has not been filtered.
+    kinds = (QuerySet,) if name == "filter_queryset" else (QuerySet, Manager)
+    given = rows.model if isinstance(rows, kinds) else None
+    if given is not None and is_of(rows, model):
+        return
+    with queries_refused():  # as that of a queryset in a list
+        what = f"a queryset of {given._meta.label}" if given else shown(rows)
+    arguments = "queryset, log_level" if name == "filter_queryset" else ""
     yield error(
         runner,
         "E011",
-        f"get_base_queryset() returns {what or shown(queryset)}, not a queryset of "
-        f"{model._meta.label}.",
-        f"Edit get_base_queryset() in {place(runner)}: `return "
-        f"super().get_base_queryset().filter(...)`.",
+        f"{name}() returns {what}, not a queryset of {model._meta.label}.",
+        f"Edit {name}() in {place(runner)}: `return super().{name}({arguments}).filter(...)`.",
     )
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a hook gave when it was called, or raised, as far as it came without a query."""
+
+    value: Any = None
+    error: Exception | None = None
+    has_queried: bool = False
+    is_known: bool = False
+
+
+def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called:
+    # A check must not depend on tables that may not be there yet: nothing is said of what comes
+    # after a query, not even where the hook makes do without its result.
+    with queries_refused() as refusal:
+        try:
+            value = hook(*arguments, **options)
+        except DatabaseError:
+            return Called(has_queried=True)
+        except Exception as problem:  # noqa: BLE001
+            found = Called(error=problem)
+        else:
+            found = Called(value, is_known=True)
+    return Called(has_queried=True) if refusal.is_needed else found
 
 
 def _computed(runner: QuerySetRunner, name: str) -> Iterator[CheckMessage]:
     arguments, expected = COMPUTED[name]
-    try:
-        value = getattr(runner, name)(*arguments)
-    except DatabaseError:
-        return
-    except Exception as problem:  # noqa: BLE001
-        yield _raised(runner, name, problem)
-        return
-    if not expected.holds(value):
+    found = _called(getattr(runner, name), *arguments)
+    if found.error is not None:
+        yield _raised(runner, name, found.error)
+    elif found.is_known and not expected.holds(found.value):
         yield error(
             runner,
             "E011",
-            f"{name}() returns {shown(value)}. It must be {expected.words}.",
+            f"{name}() returns {shown(found.value)}. It must be {expected.words}.",
             f"Edit {name}() in {place(runner)} to return {expected.example}, for example.",
         )
 

@@ -1,10 +1,10 @@
-"""Checks of the UPPER_CASE options of a runner."""
+"""Checks of the values of a runner's options."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
@@ -23,11 +23,11 @@ from autorun.checks.expectations import (
     schedule_advice,
     text,
 )
-from autorun.checks.problems import error, misspelt, place, runners_in, shown, warning
+from autorun.checks.problems import error, place, runners_in, shown
 from autorun.options import BY_SETTING
-from autorun.runner import QuerySetRunner
 
-OPTIONS = frozenset(name for name in vars(QuerySetRunner) if name.isupper())
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
 
 EXPECTED: Mapping[str, Expectation] = {
     "ON_SAVE": BOOLEAN,
@@ -41,18 +41,14 @@ EXPECTED: Mapping[str, Expectation] = {
     "MAX_PER_SWEEP": integer(1, example=10_000) | NONE,
     "FILTER_QUERYSET_START": text(longest=1000, example="Filtering scans..."),
 }
-#: How alike an unknown name must be for its warning to mention the option.
-SOMEWHAT_ALIKE = 0.6
 
 
 def check_options(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E013-E017 and W001: names and values of the options of every runner."""
+    """E014-E017: values of the options of every runner."""
     found: list[CheckMessage] = []
-    seen: set[tuple[type, str]] = set()
     for runner in runners_in(app_configs):
-        found += _names(runner, seen)
         found += _values(runner)
         found += _schedule(runner)
         model = model_of(runner)
@@ -60,39 +56,6 @@ def check_options(
             found += _input_fields(runner, model)
             found += _queries(runner, model)
     return found
-
-
-def _names(runner: QuerySetRunner, seen: set[tuple[type, str]]) -> Iterator[CheckMessage]:
-    """Complaints about UPPER_CASE names that are no options, once for the class that has them."""
-    for cls in type(runner).__mro__:
-        if issubclass(QuerySetRunner, cls):
-            continue
-        for name in vars(cls):
-            is_own = not name.isupper() or name.startswith("_") or name in OPTIONS
-            if is_own or (cls, name) in seen:
-                continue
-            seen.add((cls, name))
-            yield _unknown(cls, name)
-
-
-def _unknown(cls: type, name: str) -> CheckMessage:
-    meant = misspelt(name, OPTIONS)
-    if meant:
-        return error(
-            cls,
-            "E013",
-            f"{name} is no option of a runner. Did you mean {meant}?",
-            f"Rename {name} to {meant} in {place(cls)}. A constant of your own may be called "
-            f"_{name}.",
-        )
-    close = misspelt(name, OPTIONS, cutoff=SOMEWHAT_ALIKE)
-    also = f" If {close} was meant, rename it to that." if close else ""
-    return warning(
-        cls,
-        "W001",
-        f"{name} is no option of a runner, so autorun does not look at it.",
-        f"Rename {name} to _{name} in {place(cls)} if it is a constant of your own.{also}",
-    )
 
 
 def _values(runner: QuerySetRunner) -> Iterator[CheckMessage]:

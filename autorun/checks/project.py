@@ -14,13 +14,15 @@ from django.db import connections
 from autorun import registry
 from autorun.checks.problems import error, warning
 from autorun.conf import settings
+from autorun.transport import path_of
 
+BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
 PICKLE = {"pickle", "application/x-python-serialize"}
 
 
 def check_project(**kwargs: Any) -> list[CheckMessage]:
-    """E201 and W201-W204: INSTALLED_APPS, accepted content, transactions of the database."""
-    return [*_apps(), *_content(), *_database()]
+    """E201-E202 and W201-W204: INSTALLED_APPS, the broker, transactions of the database."""
+    return [*_apps(), *_broker(), *_content(), *_database()]
 
 
 def _apps() -> Iterator[CheckMessage]:
@@ -48,6 +50,39 @@ def _has_schedule() -> bool:
         return any(runner.get_schedule() is not None for runner in registry.runners())
     except Exception:  # noqa: BLE001 - a check of its own says which raises
         return True
+
+
+def _broker() -> Iterator[CheckMessage]:
+    seen: set[str] = set()
+    for place, given in _broker_urls():
+        # Celery takes several, to fall back on.
+        urls = given.split(";") if isinstance(given, str) else given or ()
+        for url in urls:
+            if not isinstance(url, str) or not url.startswith("sqlite:") or url in seen:
+                continue
+            seen.add(url)
+            try:
+                path_of(url)
+            except ValueError as problem:
+                name = place.rpartition(".")[2]
+                yield error(
+                    place,
+                    "E202",
+                    f"{name}: {problem}",
+                    f"Set {name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\", where BASE_DIR "
+                    "is the absolute path of the project, as Django's own settings have it.",
+                )
+
+
+def _broker_urls() -> Iterator[tuple[str, Any]]:
+    """The URLs of brokers, and where they are set; the app's are mostly those of the settings."""
+    for name in BROKER_URLS:
+        yield (
+            f"settings.CELERY_{name.upper()}",
+            getattr(django_settings, f"CELERY_{name}".upper(), ()),
+        )
+    for name in BROKER_URLS:
+        yield f"celery.conf.{name}", getattr(current_app.conf, name, ())
 
 
 def _content() -> Iterator[CheckMessage]:

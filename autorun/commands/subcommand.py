@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 
-from autorun import registry
+from autorun import hooks, registry
 from autorun.keys import key_kind
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
     if not keys:
         return None
     primary_keys = [primary_key(runner, key) for key in keys]
-    return runner.get_base_queryset().filter(pk__in=primary_keys)
+    return hooks.base_queryset(runner).filter(pk__in=primary_keys)
 
 
 def absent_keys(runner: QuerySetRunner, keys: list[str]) -> list[str]:

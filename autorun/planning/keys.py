@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ValidationError
 from django.db import InterfaceError, OperationalError
 
-from autorun import tracing
+from autorun import hooks, tracing
 from autorun.console import SILENT
 from autorun.dispatch import release
 from autorun.keys import key_kind
@@ -93,7 +93,7 @@ def candidates_named(
 def _windows(runner: QuerySetRunner, keys: Collection[Any], *, node_id: int) -> Iterator[Window]:
     """The eligible rows of these primary keys, so many at once as one short transaction plans."""
     primary_keys = _primary_keys(runner, keys)
-    base = as_plain(runner, runner.get_base_queryset())
+    base = as_plain(runner, hooks.base_queryset(runner))
     for begin in range(0, len(primary_keys), KEYS_AT_ONCE):
         named = base.filter(pk__in=primary_keys[begin : begin + KEYS_AT_ONCE])
         yield from whole(runner, eligible(runner, named, log_level=SILENT), node_id=node_id)

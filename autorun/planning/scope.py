@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Q, QuerySet
 
+from autorun import hooks
 from autorun.exceptions import NotRegistered, RowsGone
 from autorun.keys import key_kind
 from autorun.planning.selection import Selection, selection_for
@@ -55,7 +56,7 @@ class Scope:
             return _rows_from(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
-        rows = runner.get_every_row() if self.beyond_base else runner.get_base_queryset()
+        rows = runner.get_every_row() if self.beyond_base else hooks.base_queryset(runner)
         if self.filter is not None:
             rows = _named_filter(runner, self.filter)(rows)
         if self.pks is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
-from autorun import batches, registry
+from autorun import batches, hooks, registry
 from autorun.console import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
@@ -202,7 +202,7 @@ def _announced(
     """The eligible rows, saying where they come from."""
     if queryset is None:
         transcript.default_queryset()
-        queryset = runner.get_base_queryset()
+        queryset = hooks.base_queryset(runner)
         if transcript.is_heard:
             transcript.instances_found(queryset.count())
     else:
