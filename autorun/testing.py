@@ -28,7 +28,7 @@ from django.db import connections
 from autorun import analysis as analyses
 from autorun import registry
 from autorun.dispatch import EXECUTE, release_everywhere
-from autorun.encoding import encode_outputs
+from autorun.encoding import encode_outputs, name_exception
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
 from autorun.explanation import Explanation
@@ -134,20 +134,26 @@ def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
 
 
 def assert_failed(
-    runner: RunnerName, instance: Any, *, exception: type[BaseException] | None = None
+    runner: RunnerName, instance: Any, *, exception: type[BaseException] | str | None = None
 ) -> Failure:
     """Fail unless the runner has failed for good on the row as it is now, by `exception` if given.
 
-    Returns what its last attempt threw. `work_off(retry_now=True)` uses the attempts up.
+    That is a class, or its name as `autorun failures` shows it; what was recorded is a name, so
+    only the very class counts, none of its bases. Returns what the last attempt threw.
+    `work_off(retry_now=True)` uses the attempts up.
     """
+    expected = None if exception is None else _exception_name(exception)
     found = _runner(runner)
     explanation = found.explain(instance)
     failure = _last_failure(explanation)
     if explanation.code != "failed" or failure is None:
         raise _wrong(found, instance, "failed", explanation)
-    expected = "" if exception is None else exception.__qualname__
-    if not failure.exception_class.endswith(expected):
-        raise _wrong(found, instance, f"failed by {expected}", explanation)
+    if expected not in (None, failure.exception_class):
+        raise _with_traceback(
+            f"{found.label} raised {failure.exception_class}, not {expected}, on {instance!r}. "
+            "Only the very class counts, none of its bases.",
+            failure,
+        )
     return failure
 
 
@@ -199,6 +205,17 @@ def _runner(given: RunnerName) -> QuerySetRunner:
     return given if isinstance(given, QuerySetRunner) else given()
 
 
+def _exception_name(given: object) -> str:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, type) and issubclass(given, BaseException):
+        return name_exception(given)
+    raise TypeError(
+        f"exception={given!r} is not an exception's class. Give the class, or its name as "
+        "`manage.py autorun failures` shows it."
+    )
+
+
 def _submit_uncommitted() -> None:
     """Have rows planned whose save has not been committed, which in a TestCase it never is.
 
@@ -220,11 +237,15 @@ def _encoded(outputs: Any) -> Any:
 def _wrong(
     runner: QuerySetRunner, instance: Any, expected: str, explanation: Explanation
 ) -> AssertionError:
-    message = f"{instance!r} is not {expected} for {runner.label}. {explanation.reason}"
-    failure = _last_failure(explanation)
-    if failure is not None and failure.traceback:
-        message += f"\n\n{failure.traceback}"
-    return AssertionError(message)
+    return _with_traceback(
+        f"{instance!r} is not {expected} for {runner.label}. {explanation.reason}",
+        _last_failure(explanation),
+    )
+
+
+def _with_traceback(message: str, failure: Failure | None) -> AssertionError:
+    shown = "" if failure is None or not failure.traceback else f"\n\n{failure.traceback}"
+    return AssertionError(f"{message}{shown}")
 
 
 def _last_failure(explanation: Explanation) -> Failure | None:

@@ -282,8 +282,53 @@ def test_a_failed_assertion_shows_the_traceback_of_the_analysis(autorun):
 
     with pytest.raises(AssertionError, match=r"(?s)failed for good.*Traceback.*nothing to shout"):
         autorun.assert_ran(Shouting, document)
-    with pytest.raises(AssertionError, match="is not failed by KeyError"):
+    with pytest.raises(AssertionError, match=r"(?s)raised ValueError, not KeyError.*Traceback"):
         autorun.assert_failed(Shouting, document, exception=KeyError)
+
+
+def failed(autorun, error):
+    """A runner whose body raises `error`, and a row that it has failed on."""
+
+    def fail(value):
+        raise error
+
+    runner = declare(fail, TITLE="Fail", NAME="FailRunner", MAX_ATTEMPTS=1)
+    autorun.register(runner)
+    document = Document.objects.create(title="hey")
+    autorun.work_off()
+    return runner, document
+
+
+class Error(Exception):
+    pass
+
+
+def test_only_the_very_class_of_an_exception_counts(autorun):
+    runner, document = failed(autorun, ZeroDivisionError())
+
+    autorun.assert_failed(runner, document, exception=ZeroDivisionError)
+    for other in (ArithmeticError, Error, "Error", "builtins.ZeroDivisionError"):
+        with pytest.raises(AssertionError, match=r"raised ZeroDivisionError, not .*none of its"):
+            autorun.assert_failed(runner, document, exception=other)
+
+
+def test_an_exception_is_given_as_class_or_by_the_name_that_is_recorded(autorun):
+    class Error(Exception):
+        pass
+
+    runner, document = failed(autorun, Error())
+
+    failure = autorun.assert_failed(runner, document, exception=Error)
+    autorun.assert_failed(runner, document, exception=failure.exception_class)
+    assert failure.exception_class == f"{__name__}.{Error.__qualname__}"
+    with pytest.raises(AssertionError, match=r"not tests\.test_testing\.Error, on <Document"):
+        autorun.assert_failed(runner, document, exception=globals()["Error"])
+
+
+@pytest.mark.parametrize("exception", [ValueError("x"), int, (ValueError, KeyError)])
+def test_an_exception_is_nothing_else(autorun, exception):
+    with pytest.raises(TypeError, match=r"exception=.* is not an exception's class\. Give the"):
+        autorun.assert_failed(Shouting, Document(), exception=exception)
 
 
 def test_adopted_rows_have_not_run(autorun):
