@@ -65,7 +65,7 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
     with committed_at_once(inbox):
         if saved:
             _submit_uncommitted()
-        for _ in range(rounds):
+        for done in range(rounds + 1):
             drain_spilled()
             # The database says what is queued, and what of it is urgent, as it does to workers.
             inbox.execute(without=EXECUTE)
@@ -76,10 +76,12 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
             chunk_ids = list(queued.values_list("pk", flat=True))
             if not chunk_ids:
                 return worked
+            if done == rounds:
+                break
             for chunk_id in chunk_ids:
                 execute(chunk_id)
             worked += len(chunk_ids)
-    raise RuntimeError(f"There is still something to do after {rounds} rounds.")
+    raise _still_busy(rounds)
 
 
 @contextmanager
@@ -225,6 +227,16 @@ def _submit_uncommitted() -> None:
         if saved := on_save.uncommitted(connection.alias):
             publisher.submit(saved)
     publisher.wait_until_idle()
+
+
+def _still_busy(rounds: int) -> RuntimeError:
+    queued = Chunk.objects.filter(state=Chunk.State.QUEUED)
+    labels = ", ".join(sorted(set(queued.values_list("runner", flat=True))))
+    return RuntimeError(
+        f"There is still something to do after {rounds} round{'s' * (rounds != 1)}, for {labels}. "
+        "A body that saves what its own runner looks at plans itself for ever: have it save other "
+        "fields than INPUT_FIELDS. What does come to an end needs more: `work_off(rounds=...)`."
+    )
 
 
 def _encoded(outputs: Any) -> Any:

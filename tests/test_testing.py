@@ -216,15 +216,25 @@ def test_work_off_uses_up_the_attempts_where_asked_to(autorun):
 
 def test_work_off_gives_up_on_what_never_ends(autorun):
     def again(value):
-        Document.objects.filter(title=value).first().save()
+        Document.objects.get(updated_at=value).save()
         return value
 
     runner = declare(again, NAME="AgainRunner", INPUT_FIELDS=("updated_at",))
     autorun.register(runner)
     Document.objects.create(title="hey")
 
-    with pytest.raises(RuntimeError, match="after 2 rounds"):
-        autorun.work_off(rounds=2, retry_now=True)
+    with pytest.raises(RuntimeError, match=r"after 2 rounds, for tests\.AgainRunner\. A body that"):
+        autorun.work_off(rounds=2)
+    with pytest.raises(RuntimeError, match=r"after 1 round, .*`work_off\(rounds=\.\.\.\)`"):
+        autorun.work_off(rounds=1)
+
+
+def test_work_off_needs_no_round_to_see_that_all_is_done(autorun):
+    autorun.register(Shouting)
+    Document.objects.create(title="hey")
+
+    assert autorun.work_off(rounds=1) == 1
+    assert autorun.work_off(rounds=0) == 0
 
 
 def test_a_runner_is_registered_until_the_test_ends(autorun):
