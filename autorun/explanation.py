@@ -113,10 +113,11 @@ def _pending(runner: QuerySetRunner, row: Row, run: Any) -> Explanation:
         return Explanation(
             True, code, f"{reason}; the runner has been paused since {_time(paused_at)}.", run
         )
-    return Explanation(True, code, f"{reason}; {_next_look(runner)}.", run)
+    return Explanation(True, code, f"{reason}; {next_look(runner)}.", run)
 
 
-def _next_look(runner: QuerySetRunner) -> str:
+def next_look(runner: QuerySetRunner) -> str:
+    """What plans the pending rows of a runner that is not paused."""
     if runner.get_schedule() is None:
         return f"it is on no schedule: `manage.py autorun sweep {runner.label}` plans it"
     return f"the next sweep plans it, or `manage.py autorun sweep {runner.label}` now"

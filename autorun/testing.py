@@ -31,7 +31,7 @@ from autorun.dispatch import EXECUTE, release_everywhere
 from autorun.encoding import encode_outputs, name_exception
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
-from autorun.explanation import Explanation
+from autorun.explanation import Explanation, next_look
 from autorun.inline import Inbox, committed_at_once
 from autorun.models import Chunk, Failure, Run
 from autorun.runner import QuerySetRunner
@@ -39,6 +39,13 @@ from autorun.triggers import on_save, publisher
 from autorun.upkeep import drain_spilled
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
+
+#: What gets runs on their way done in a test, by the code of their explanation.
+ADVICE = {
+    "queued": " `work_off()` executes it.",
+    "waiting": " `work_off()` executes it.",
+    "retrying": " `work_off(retry_now=True)` makes all attempts at once.",
+}
 
 
 @contextmanager
@@ -115,7 +122,7 @@ def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
         if explanation.is_pending:
             raise _wrong(found, instance, "up to date", explanation)
     if not instances and (rows := list(found.pending()[:5])):
-        raise AssertionError(f"Rows are pending for {found.label}: {rows}.")
+        raise AssertionError(f"Rows are pending for {found.label}: {rows}. {_planning(found)}")
 
 
 def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
@@ -250,8 +257,40 @@ def _wrong(
     runner: QuerySetRunner, instance: Any, expected: str, explanation: Explanation
 ) -> AssertionError:
     return _with_traceback(
-        f"{instance!r} is not {expected} for {runner.label}. {explanation.reason}",
+        f"{instance!r} is not {expected} for {runner.label}. "
+        + _reason(runner, instance, explanation),
         _last_failure(explanation),
+    )
+
+
+def _reason(runner: QuerySetRunner, instance: Any, explanation: Explanation) -> str:
+    """The reason, and what a test does about it, where that is not what one does in production."""
+    if explanation.code == "dependency":
+        unmet = ((each, each.explain(instance)) for each in runner.get_dependencies())
+        reasons = (
+            f" {each.label}: {_reason(each, instance, its)}"
+            for each, its in unmet
+            if its.code != "succeeded"
+        )
+        return explanation.reason + "".join(reasons)
+    in_production = f"; {next_look(runner)}."
+    if explanation.is_pending and explanation.reason.endswith(in_production):
+        return f"{explanation.reason.removesuffix(in_production)}. {_planning(runner)}"
+    return explanation.reason + ADVICE.get(explanation.code, "")
+
+
+def _planning(runner: QuerySetRunner) -> str:
+    """How a test has pending rows planned and executed."""
+    name = type(runner).__name__
+    if not isinstance(registry.find(runner.label), type(runner)):
+        return f"{name} is not registered: call `register({name})` before the row is saved."
+    run = f"`{name}().run()` before `work_off()`"
+    if not runner.ON_SAVE:
+        return f"{name} does not look at saved rows: call {run}."
+    return (
+        "In a test, call `work_off()` after the save, or save inside `with run_inline():`. A row "
+        "that came otherwise (by `update()` or `bulk_create()`, in a commit, or before "
+        f"`register()`) takes {run}."
     )
 
 

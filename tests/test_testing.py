@@ -15,6 +15,7 @@ from django.test import TestCase, TransactionTestCase
 from django.test.utils import CaptureQueriesContext
 
 from autorun import registry
+from autorun.control import pause
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
@@ -283,6 +284,82 @@ def test_a_failed_assertion_says_why(autorun):
         autorun.assert_ran(Shouting, document, outputs={"shouted": "hey"})
     with pytest.raises(AssertionError, match="is not failed"):
         autorun.assert_failed(Shouting, document)
+
+
+IN_A_TEST = (
+    r"In a test, call `work_off\(\)` after the save, or save inside `with run_inline\(\):`\."
+)
+
+
+@pytest.mark.parametrize("name", ["assert_ran", "assert_failed", "assert_not_pending"])
+def test_what_is_pending_is_told_how_a_test_processes_it(autorun, name):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+
+    with pytest.raises(AssertionError, match=rf"has not run on this row\. {IN_A_TEST}") as raised:
+        getattr(autorun, name)(Shouting, document)
+
+    assert "sweep" not in str(raised.value)
+
+
+def test_what_no_save_announces_takes_what_the_message_says(autorun):
+    autorun.register(Shouting)
+    Document.objects.bulk_create([Document(title="hey")])
+    autorun.work_off()
+    with pytest.raises(AssertionError, match=rf"<Document.*\]\. {IN_A_TEST}.* A row that came oth"):
+        autorun.assert_not_pending(Shouting)
+
+    Shouting().run()
+    autorun.work_off()
+
+    autorun.assert_not_pending(Shouting)
+
+
+def test_a_runner_that_looks_at_no_saves_is_run(autorun):
+    runner = declare(shout, NAME="OnDemandRunner", ON_SAVE=False)
+    autorun.register(runner)
+    document = Document.objects.create(title="hey")
+
+    with pytest.raises(AssertionError, match=r"not look at saved.* call `OnDemandRunner\(\)\.run"):
+        autorun.assert_ran(runner, document)
+
+
+def test_a_runner_that_is_not_registered_is_said_to_be_so(autorun):
+    document = Document.objects.create(title="hey")
+
+    with pytest.raises(AssertionError, match=r"Runner is not registered: call `register"):
+        autorun.assert_ran(Shouting, document)
+
+
+def test_runs_on_their_way_are_told_how_a_test_ends_them(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="")
+    Shouting().run()
+    with pytest.raises(AssertionError, match=r"waited for a worker.* `work_off\(\)` executes it"):
+        autorun.assert_failed(Shouting, document)
+
+    autorun.work_off()
+
+    with pytest.raises(AssertionError, match=r"(?s)shout\. `work_off\(retry_now=True\)` .*Traceb"):
+        autorun.assert_failed(Shouting, document)
+
+
+def test_what_waits_for_another_runner_is_told_about_that_one(autorun):
+    autorun.register(Shouting, Echoing)
+    document = Document.objects.create(title="hey")
+
+    match = rf"waits for tests\.ShoutRunner.* tests\.ShoutRunner: Shout v1\.0 has not.* {IN_A_TEST}"
+    with pytest.raises(AssertionError, match=match):
+        autorun.assert_ran(Echoing, document)
+
+
+def test_what_is_paused_is_not_said_to_be_worked_off(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+    pause(Shouting())
+
+    with pytest.raises(AssertionError, match=r"has been paused since [^;]*$"):
+        autorun.assert_ran(Shouting, document)
 
 
 def test_a_failed_assertion_shows_the_traceback_of_the_analysis(autorun):
