@@ -48,8 +48,8 @@ def explain(runner: QuerySetRunner, instance: Any) -> Explanation:
     model = runner.get_model()
     if not isinstance(instance, model._meta.concrete_model or model):
         raise TypeError(
-            f"{runner.label} processes {model._meta.label}, so it cannot explain "
-            f"{type(instance).__name__} {getattr(instance, 'pk', instance)!r}."
+            f"{runner.label} processes rows of {model._meta.label}, not {instance!r}. Give the "
+            "instance itself: no primary key, and no collection."
         )
     if instance.pk is None:
         return Explanation(False, "unsaved", "The row has not been saved, so it has no key yet.")

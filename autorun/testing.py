@@ -98,8 +98,9 @@ def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
     They take the place of those of the same label or the same title and version. What is declared
     inside the block is forgotten after it as well.
     """
-    named = [each.ANALYSIS for each in runner_classes if not isinstance(each.ANALYSIS, str | None)]
-    with analyses.temporarily_registered(*named), registry.registered(*runner_classes):
+    classes = [_runner_class(each, "Give the class itself.") for each in runner_classes]
+    named = [each.ANALYSIS for each in classes if not isinstance(each.ANALYSIS, str | None)]
+    with analyses.temporarily_registered(*named), registry.registered(*classes):
         yield
 
 
@@ -211,7 +212,18 @@ class AutorunFixture(Functions):
 def _runner(given: RunnerName) -> QuerySetRunner:
     if isinstance(given, str):
         return registry.get(given)
-    return given if isinstance(given, QuerySetRunner) else given()
+    if isinstance(given, QuerySetRunner):
+        return given
+    labels = ", ".join(each.label for each in registry.runners()) or "none"
+    return _runner_class(
+        given, f"Give a runner's class, instance or label. Registered: {labels}."
+    )()
+
+
+def _runner_class(given: object, advice: str) -> type[QuerySetRunner]:
+    if isinstance(given, type) and issubclass(given, QuerySetRunner):
+        return given
+    raise TypeError(f"{given!r} is not a runner class, a subclass of QuerySetRunner. {advice}")
 
 
 def _exception_name(given: object) -> str:

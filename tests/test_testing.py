@@ -255,6 +255,34 @@ def test_the_assertions_take_a_class_an_instance_or_a_label(autorun):
     autorun.assert_pending("tests.ShoutRunner", document)
 
 
+@pytest.mark.parametrize("name", ["pending", "not_pending", "ran", "failed"])
+@pytest.mark.parametrize("given", [Document, shout, None])
+def test_the_assertions_take_no_other_runner(autorun, name, given):
+    autorun.register(Shouting)
+
+    match = r"is not a runner class.* class, instance or label\. Registered: .*tests\.ShoutRunner"
+    with pytest.raises(TypeError, match=match):
+        getattr(autorun, f"assert_{name}")(given, Document())
+    with pytest.raises(NotRegistered, match=r"registered as 'library\.Nope'\. Registered: "):
+        getattr(autorun, f"assert_{name}")("library.Nope", Document())
+
+
+@pytest.mark.parametrize("name", ["pending", "not_pending", "ran", "failed"])
+@pytest.mark.parametrize("given", [1, [1], None])
+def test_the_assertions_take_nothing_but_instances(autorun, name, given):
+    autorun.register(Shouting)
+
+    match = r"processes rows of library\.Document, not .*\. Give the instance itself"
+    with pytest.raises(TypeError, match=match):
+        getattr(autorun, f"assert_{name}")(Shouting, given)
+
+
+@pytest.mark.parametrize("given", ["library.Nope", Document, shout, Shouting()])
+def test_nothing_but_runner_classes_is_registered(autorun, given):
+    with pytest.raises(TypeError, match=r"is not a runner class.* Give the class itself\."):
+        autorun.register(given)
+
+
 def test_without_instances_the_assertions_are_about_all_rows(autorun):
     autorun.register(Shouting)
     autorun.assert_not_pending(Shouting)
