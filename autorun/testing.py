@@ -180,7 +180,15 @@ class Functions:
 
 
 class AutorunTestCase(Functions, unittest.TestCase):
-    """To inherit from beside one of Django's test cases, and before it."""
+    """To inherit from beside one of Django's test cases, and before it.
+
+    Analyses that a test declares are forgotten when it ends.
+    """
+
+    # Around `setUp`, too, which test cases override without `super()`.
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        with analyses.forgetting_declared():
+            return super().run(result)
 
     def register(self, *runner_classes: type[QuerySetRunner]) -> None:
         """`registered`, until the test ends."""
@@ -194,6 +202,7 @@ class AutorunFixture(Functions):
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(analyses.forgetting_declared())
         return self
 
     def __exit__(

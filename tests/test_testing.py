@@ -6,20 +6,25 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from django.db import transaction
 from django.test import TestCase, TransactionTestCase
 from django.test.utils import CaptureQueriesContext
 
+from autorun import analysis as analyses
 from autorun import registry
+from autorun.analysis import analysis
 from autorun.control import pause
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
-from autorun.testing import AutorunTestCase
+from autorun.testing import AutorunFixture, AutorunTestCase
 from tests.engine import declare
 from tests.library.models import Document
 
@@ -244,6 +249,59 @@ def test_a_runner_is_registered_until_the_test_ends(autorun):
         assert type(registry.get(label)) is Shouting
     with pytest.raises(NotRegistered):
         registry.get(label)
+
+
+@pytest.fixture
+def nothing_declared_is_left() -> Iterator[None]:
+    before = analyses.registered()
+    yield
+    assert analyses.registered() == before
+
+
+@pytest.mark.usefixtures("nothing_declared_is_left")
+@pytest.mark.parametrize("greeting", ["hey", "ho"])
+def test_what_a_test_declares_before_it_registers_is_forgotten(autorun, greeting):
+    @analysis("Greet", version="1.0")
+    def greet(value):
+        return greeting
+
+    autorun.register(declare(TITLE="Greet", NAME="GreetRunner", ANALYSIS=greet))
+
+    assert analyses.get("Greet", "1.0").function is greet
+
+
+def test_what_a_test_case_declares_is_forgotten():
+    class Case(AutorunTestCase):
+        def setUp(self):
+            analysis("Greet", version="1.0")(shout)
+
+        def test(self):
+            assert analyses.get("Greet", "1.0").function is shout
+
+    before = analyses.registered()
+    result = Case("test").run()
+
+    assert result.wasSuccessful()
+    assert result.testsRun == 1
+    assert analyses.registered() == before
+
+
+def test_what_a_module_declares_that_a_test_imports_first_stays(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "late_analyses.py").write_text(
+        "from autorun.analysis import analysis\n"
+        "@analysis('Late', version='1')\n"
+        "def late(): ...\n"
+        "def declare():\n"
+        "    @analysis('Later', version='1')\n"
+        "    def later(): ...\n"
+    )
+    before = analyses.registered()
+    with patch.dict(sys.modules), analyses.temporarily_registered():
+        with AutorunFixture():
+            import_module("late_analyses").declare()
+
+        assert [str(each) for each in analyses.registered() if each not in before] == ["Late v1"]
 
 
 def test_the_assertions_take_a_class_an_instance_or_a_label(autorun):
