@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ __all__ = (
     "Analysis",
     "Problem",
     "analysis",
+    "forgetting_declared",
     "get",
     "registered",
     "temporarily_registered",
@@ -84,6 +86,22 @@ def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator
         _registry.update(before)
 
 
+@contextmanager
+def forgetting_declared() -> Iterator[None]:
+    """On leaving, the registry is as it was: what one test declares is no other test's.
+
+    What a module declares that is first imported inside stays, as Python will not import it again.
+    """
+    before, imported = dict(_registry), set(sys.modules)
+    try:
+        yield
+    finally:
+        new = sys.modules.keys() - imported
+        staying = {key: each for key, each in _registry.items() if _is_declared_in(new, each)}
+        _registry.clear()
+        _registry.update(staying | before)
+
+
 @dataclass(frozen=True)
 class Analysis:
     """One version of an analysis, and what its function's signature says."""
@@ -145,6 +163,11 @@ def _register(declared: Analysis) -> None:
             "Give one of them another title or version."
         )
     _registry[declared.title, declared.version] = declared
+
+
+def _is_declared_in(modules: Set[str], declared: Analysis) -> bool:
+    function = declared.function
+    return function.__module__ in modules and "<locals>" not in function.__qualname__
 
 
 def _declared(each: Analysis | Callable[..., Any]) -> Analysis:

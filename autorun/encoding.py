@@ -127,12 +127,15 @@ def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText
     What cannot be turned into text is replaced by a line that says why.
     """
     return ExceptionText(
-        exception_class=clean_text(
-            _guarded(_class_name, error), max_bytes=4 * MAX_CLASS_NAME_LENGTH
-        )[:MAX_CLASS_NAME_LENGTH],
+        exception_class=_cut_name(_guarded(_class_name, error)),
         message=clean_text(_guarded(str, error), max_bytes=max_bytes),
         traceback=clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes),
     )
+
+
+def name_exception(kind: type[BaseException]) -> str:
+    """An exception's class as `ExceptionText` names it: in full, but for those of Python itself."""
+    return _cut_name(_qualified_name(kind))
 
 
 class _ConfigurationEncoder(Encoder):
@@ -216,8 +219,15 @@ def _guarded(describe: Callable[..., str], error: BaseException, *arguments: int
         )
 
 
+def _cut_name(name: str) -> str:
+    return clean_text(name, max_bytes=4 * MAX_CLASS_NAME_LENGTH)[:MAX_CLASS_NAME_LENGTH]
+
+
 def _class_name(error: BaseException) -> str:
-    kind = type(error)
+    return _qualified_name(type(error))
+
+
+def _qualified_name(kind: type[BaseException]) -> str:
     return (
         kind.__qualname__
         if kind.__module__ == "builtins"

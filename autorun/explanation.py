@@ -49,8 +49,8 @@ def explain(runner: QuerySetRunner, instance: Any) -> Explanation:
     model = runner.get_model()
     if not isinstance(instance, model._meta.concrete_model or model):
         raise TypeError(
-            f"{runner.label} processes {model._meta.label}, so it cannot explain "
-            f"{type(instance).__name__} {getattr(instance, 'pk', instance)!r}."
+            f"{runner.label} processes rows of {model._meta.label}, not {instance!r}. Give the "
+            "instance itself: no primary key, and no collection."
         )
     if instance.pk is None:
         return Explanation(False, "unsaved", "The row has not been saved, so it has no key yet.")
@@ -114,10 +114,11 @@ def _pending(runner: QuerySetRunner, row: Row, run: Any) -> Explanation:
         return Explanation(
             True, code, f"{reason}; the runner has been paused since {_time(paused_at)}.", run
         )
-    return Explanation(True, code, f"{reason}; {_next_look(runner)}.", run)
+    return Explanation(True, code, f"{reason}; {next_look(runner)}.", run)
 
 
-def _next_look(runner: QuerySetRunner) -> str:
+def next_look(runner: QuerySetRunner) -> str:
+    """What plans the pending rows of a runner that is not paused."""
     if runner.get_schedule() is None:
         return f"it is on no schedule: `manage.py autorun sweep {runner.label}` plans it"
     return f"the next sweep plans it, or `manage.py autorun sweep {runner.label}` now"

@@ -18,7 +18,7 @@ def autorun(db: None) -> Iterator[AutorunFixture]:  # noqa: ARG001
     """`autorun.testing` as methods, with the database of pytest-django, which it needs.
 
     Rows are processed without a worker: `run_inline()` and `work_off()`. `register(...)` registers
-    runners until the test ends.
+    runners until the test ends. Analyses that the test declares are forgotten when it ends.
     """
     # Not before: pytest loads this module in projects without Django settings, too.
     from autorun.testing import AutorunFixture

@@ -28,10 +28,10 @@ from django.db import connections
 from autorun import analysis as analyses
 from autorun import registry
 from autorun.dispatch import EXECUTE, release_everywhere
-from autorun.encoding import encode_outputs
+from autorun.encoding import encode_outputs, name_exception
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
-from autorun.explanation import Explanation
+from autorun.explanation import Explanation, next_look
 from autorun.inline import Inbox, committed_at_once
 from autorun.models import Chunk, Failure, Run
 from autorun.runner import QuerySetRunner
@@ -39,6 +39,13 @@ from autorun.triggers import on_save, publisher
 from autorun.upkeep import drain_spilled
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
+
+#: What gets runs on their way done in a test, by the code of their explanation.
+ADVICE = {
+    "queued": " `work_off()` executes it.",
+    "waiting": " `work_off()` executes it.",
+    "retrying": " `work_off(retry_now=True)` makes all attempts at once.",
+}
 
 
 @contextmanager
@@ -65,7 +72,7 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
     with committed_at_once(inbox):
         if saved:
             _submit_uncommitted()
-        for _ in range(rounds):
+        for done in range(rounds + 1):
             drain_spilled()
             # The database says what is queued, and what of it is urgent, as it does to workers.
             inbox.execute(without=EXECUTE)
@@ -76,10 +83,12 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
             chunk_ids = list(queued.values_list("pk", flat=True))
             if not chunk_ids:
                 return worked
+            if done == rounds:
+                break
             for chunk_id in chunk_ids:
                 execute(chunk_id)
             worked += len(chunk_ids)
-    raise RuntimeError(f"There is still something to do after {rounds} rounds.")
+    raise _still_busy(rounds)
 
 
 @contextmanager
@@ -89,8 +98,9 @@ def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
     They take the place of those of the same label or the same title and version. What is declared
     inside the block is forgotten after it as well.
     """
-    named = [each.ANALYSIS for each in runner_classes if not isinstance(each.ANALYSIS, str | None)]
-    with analyses.temporarily_registered(*named), registry.registered(*runner_classes):
+    classes = [_runner_class(each, "Give the class itself.") for each in runner_classes]
+    named = [each.ANALYSIS for each in classes if not isinstance(each.ANALYSIS, str | None)]
+    with analyses.temporarily_registered(*named), registry.registered(*classes):
         yield
 
 
@@ -113,7 +123,7 @@ def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
         if explanation.is_pending:
             raise _wrong(found, instance, "up to date", explanation)
     if not instances and (rows := list(found.pending()[:5])):
-        raise AssertionError(f"Rows are pending for {found.label}: {rows}.")
+        raise AssertionError(f"Rows are pending for {found.label}: {rows}. {_planning(found)}")
 
 
 def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
@@ -134,20 +144,26 @@ def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
 
 
 def assert_failed(
-    runner: RunnerName, instance: Any, *, exception: type[BaseException] | None = None
+    runner: RunnerName, instance: Any, *, exception: type[BaseException] | str | None = None
 ) -> Failure:
     """Fail unless the runner has failed for good on the row as it is now, by `exception` if given.
 
-    Returns what its last attempt threw. `work_off(retry_now=True)` uses the attempts up.
+    That is a class, or its name as `autorun failures` shows it; what was recorded is a name, so
+    only the very class counts, none of its bases. Returns what the last attempt threw.
+    `work_off(retry_now=True)` uses the attempts up.
     """
+    expected = None if exception is None else _exception_name(exception)
     found = _runner(runner)
     explanation = found.explain(instance)
     failure = _last_failure(explanation)
     if explanation.code != "failed" or failure is None:
         raise _wrong(found, instance, "failed", explanation)
-    expected = "" if exception is None else exception.__qualname__
-    if not failure.exception_class.endswith(expected):
-        raise _wrong(found, instance, f"failed by {expected}", explanation)
+    if expected not in (None, failure.exception_class):
+        raise _with_traceback(
+            f"{found.label} raised {failure.exception_class}, not {expected}, on {instance!r}. "
+            "Only the very class counts, none of its bases.",
+            failure,
+        )
     return failure
 
 
@@ -164,7 +180,15 @@ class Functions:
 
 
 class AutorunTestCase(Functions, unittest.TestCase):
-    """To inherit from beside one of Django's test cases, and before it."""
+    """To inherit from beside one of Django's test cases, and before it.
+
+    Analyses that a test declares are forgotten when it ends.
+    """
+
+    # Around `setUp`, too, which test cases override without `super()`.
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        with analyses.forgetting_declared():
+            return super().run(result)
 
     def register(self, *runner_classes: type[QuerySetRunner]) -> None:
         """`registered`, until the test ends."""
@@ -178,6 +202,7 @@ class AutorunFixture(Functions):
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(analyses.forgetting_declared())
         return self
 
     def __exit__(
@@ -196,7 +221,29 @@ class AutorunFixture(Functions):
 def _runner(given: RunnerName) -> QuerySetRunner:
     if isinstance(given, str):
         return registry.get(given)
-    return given if isinstance(given, QuerySetRunner) else given()
+    if isinstance(given, QuerySetRunner):
+        return given
+    labels = ", ".join(each.label for each in registry.runners()) or "none"
+    return _runner_class(
+        given, f"Give a runner's class, instance or label. Registered: {labels}."
+    )()
+
+
+def _runner_class(given: object, advice: str) -> type[QuerySetRunner]:
+    if isinstance(given, type) and issubclass(given, QuerySetRunner):
+        return given
+    raise TypeError(f"{given!r} is not a runner class, a subclass of QuerySetRunner. {advice}")
+
+
+def _exception_name(given: object) -> str:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, type) and issubclass(given, BaseException):
+        return name_exception(given)
+    raise TypeError(
+        f"exception={given!r} is not an exception's class. Give the class, or its name as "
+        "`manage.py autorun failures` shows it."
+    )
 
 
 def _submit_uncommitted() -> None:
@@ -210,6 +257,16 @@ def _submit_uncommitted() -> None:
     publisher.wait_until_idle()
 
 
+def _still_busy(rounds: int) -> RuntimeError:
+    queued = Chunk.objects.filter(state=Chunk.State.QUEUED)
+    labels = ", ".join(sorted(set(queued.values_list("runner", flat=True))))
+    return RuntimeError(
+        f"There is still something to do after {rounds} round{'s' * (rounds != 1)}, for {labels}. "
+        "A body that saves what its own runner looks at plans itself for ever: have it save other "
+        "fields than INPUT_FIELDS. What does come to an end needs more: `work_off(rounds=...)`."
+    )
+
+
 def _encoded(outputs: Any) -> Any:
     try:
         return json.loads(encode_outputs(outputs, max_bytes=None))
@@ -220,11 +277,47 @@ def _encoded(outputs: Any) -> Any:
 def _wrong(
     runner: QuerySetRunner, instance: Any, expected: str, explanation: Explanation
 ) -> AssertionError:
-    message = f"{instance!r} is not {expected} for {runner.label}. {explanation.reason}"
-    failure = _last_failure(explanation)
-    if failure is not None and failure.traceback:
-        message += f"\n\n{failure.traceback}"
-    return AssertionError(message)
+    return _with_traceback(
+        f"{instance!r} is not {expected} for {runner.label}. "
+        + _reason(runner, instance, explanation),
+        _last_failure(explanation),
+    )
+
+
+def _reason(runner: QuerySetRunner, instance: Any, explanation: Explanation) -> str:
+    """The reason, and what a test does about it, where that is not what one does in production."""
+    if explanation.code == "dependency":
+        unmet = ((each, each.explain(instance)) for each in runner.get_dependencies())
+        reasons = (
+            f" {each.label}: {_reason(each, instance, its)}"
+            for each, its in unmet
+            if its.code != "succeeded"
+        )
+        return explanation.reason + "".join(reasons)
+    in_production = f"; {next_look(runner)}."
+    if explanation.is_pending and explanation.reason.endswith(in_production):
+        return f"{explanation.reason.removesuffix(in_production)}. {_planning(runner)}"
+    return explanation.reason + ADVICE.get(explanation.code, "")
+
+
+def _planning(runner: QuerySetRunner) -> str:
+    """How a test has pending rows planned and executed."""
+    name = type(runner).__name__
+    if not isinstance(registry.find(runner.label), type(runner)):
+        return f"{name} is not registered: call `register({name})` before the row is saved."
+    run = f"`{name}().run()` before `work_off()`"
+    if not runner.ON_SAVE:
+        return f"{name} does not look at saved rows: call {run}."
+    return (
+        "In a test, call `work_off()` after the save, or save inside `with run_inline():`. A row "
+        "that came otherwise (by `update()` or `bulk_create()`, in a commit, or before "
+        f"`register()`) takes {run}."
+    )
+
+
+def _with_traceback(message: str, failure: Failure | None) -> AssertionError:
+    shown = "" if failure is None or not failure.traceback else f"\n\n{failure.traceback}"
+    return AssertionError(f"{message}{shown}")
 
 
 def _last_failure(explanation: Explanation) -> Failure | None:

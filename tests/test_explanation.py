@@ -322,8 +322,11 @@ def test_proxies_children_and_other_models(document):
     with installed(runner := declare()):
         assert explained(runner(), proxy).code == "never_ran"
         assert explained(runner(), report).code == "never_ran"
-        with pytest.raises(TypeError, match=r"processes library\.Document.*cannot explain Tag 3"):
-            runner().explain(Tag(pk=3))
+        for other in (Tag(pk=3), document.pk, [document], Document):
+            with pytest.raises(
+                TypeError, match=r"processes rows of library\.Document, not .*\. Give"
+            ):
+                runner().explain(other)
 
 
 def test_a_run_that_is_planned_takes_four_queries(document):

@@ -6,19 +6,25 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from django.db import transaction
 from django.test import TestCase, TransactionTestCase
 from django.test.utils import CaptureQueriesContext
 
+from autorun import analysis as analyses
 from autorun import registry
+from autorun.analysis import analysis
+from autorun.control import pause
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
-from autorun.testing import AutorunTestCase
+from autorun.testing import AutorunFixture, AutorunTestCase
 from tests.engine import declare
 from tests.library.models import Document
 
@@ -216,15 +222,25 @@ def test_work_off_uses_up_the_attempts_where_asked_to(autorun):
 
 def test_work_off_gives_up_on_what_never_ends(autorun):
     def again(value):
-        Document.objects.filter(title=value).first().save()
+        Document.objects.get(updated_at=value).save()
         return value
 
     runner = declare(again, NAME="AgainRunner", INPUT_FIELDS=("updated_at",))
     autorun.register(runner)
     Document.objects.create(title="hey")
 
-    with pytest.raises(RuntimeError, match="after 2 rounds"):
-        autorun.work_off(rounds=2, retry_now=True)
+    with pytest.raises(RuntimeError, match=r"after 2 rounds, for tests\.AgainRunner\. A body that"):
+        autorun.work_off(rounds=2)
+    with pytest.raises(RuntimeError, match=r"after 1 round, .*`work_off\(rounds=\.\.\.\)`"):
+        autorun.work_off(rounds=1)
+
+
+def test_work_off_needs_no_round_to_see_that_all_is_done(autorun):
+    autorun.register(Shouting)
+    Document.objects.create(title="hey")
+
+    assert autorun.work_off(rounds=1) == 1
+    assert autorun.work_off(rounds=0) == 0
 
 
 def test_a_runner_is_registered_until_the_test_ends(autorun):
@@ -235,6 +251,59 @@ def test_a_runner_is_registered_until_the_test_ends(autorun):
         registry.get(label)
 
 
+@pytest.fixture
+def nothing_declared_is_left() -> Iterator[None]:
+    before = analyses.registered()
+    yield
+    assert analyses.registered() == before
+
+
+@pytest.mark.usefixtures("nothing_declared_is_left")
+@pytest.mark.parametrize("greeting", ["hey", "ho"])
+def test_what_a_test_declares_before_it_registers_is_forgotten(autorun, greeting):
+    @analysis("Greet", version="1.0")
+    def greet(value):
+        return greeting
+
+    autorun.register(declare(TITLE="Greet", NAME="GreetRunner", ANALYSIS=greet))
+
+    assert analyses.get("Greet", "1.0").function is greet
+
+
+def test_what_a_test_case_declares_is_forgotten():
+    class Case(AutorunTestCase):
+        def setUp(self):
+            analysis("Greet", version="1.0")(shout)
+
+        def test(self):
+            assert analyses.get("Greet", "1.0").function is shout
+
+    before = analyses.registered()
+    result = Case("test").run()
+
+    assert result.wasSuccessful()
+    assert result.testsRun == 1
+    assert analyses.registered() == before
+
+
+def test_what_a_module_declares_that_a_test_imports_first_stays(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "late_analyses.py").write_text(
+        "from autorun.analysis import analysis\n"
+        "@analysis('Late', version='1')\n"
+        "def late(): ...\n"
+        "def declare():\n"
+        "    @analysis('Later', version='1')\n"
+        "    def later(): ...\n"
+    )
+    before = analyses.registered()
+    with patch.dict(sys.modules), analyses.temporarily_registered():
+        with AutorunFixture():
+            import_module("late_analyses").declare()
+
+        assert [str(each) for each in analyses.registered() if each not in before] == ["Late v1"]
+
+
 def test_the_assertions_take_a_class_an_instance_or_a_label(autorun):
     autorun.register(Shouting)
     document = Document.objects.create(title="hey")
@@ -242,6 +311,34 @@ def test_the_assertions_take_a_class_an_instance_or_a_label(autorun):
     autorun.assert_pending(Shouting, document)
     autorun.assert_pending(Shouting(), document)
     autorun.assert_pending("tests.ShoutRunner", document)
+
+
+@pytest.mark.parametrize("name", ["pending", "not_pending", "ran", "failed"])
+@pytest.mark.parametrize("given", [Document, shout, None])
+def test_the_assertions_take_no_other_runner(autorun, name, given):
+    autorun.register(Shouting)
+
+    match = r"is not a runner class.* class, instance or label\. Registered: .*tests\.ShoutRunner"
+    with pytest.raises(TypeError, match=match):
+        getattr(autorun, f"assert_{name}")(given, Document())
+    with pytest.raises(NotRegistered, match=r"registered as 'library\.Nope'\. Registered: "):
+        getattr(autorun, f"assert_{name}")("library.Nope", Document())
+
+
+@pytest.mark.parametrize("name", ["pending", "not_pending", "ran", "failed"])
+@pytest.mark.parametrize("given", [1, [1], None])
+def test_the_assertions_take_nothing_but_instances(autorun, name, given):
+    autorun.register(Shouting)
+
+    match = r"processes rows of library\.Document, not .*\. Give the instance itself"
+    with pytest.raises(TypeError, match=match):
+        getattr(autorun, f"assert_{name}")(Shouting, given)
+
+
+@pytest.mark.parametrize("given", ["library.Nope", Document, shout, Shouting()])
+def test_nothing_but_runner_classes_is_registered(autorun, given):
+    with pytest.raises(TypeError, match=r"is not a runner class.* Give the class itself\."):
+        autorun.register(given)
 
 
 def test_without_instances_the_assertions_are_about_all_rows(autorun):
@@ -275,6 +372,82 @@ def test_a_failed_assertion_says_why(autorun):
         autorun.assert_failed(Shouting, document)
 
 
+IN_A_TEST = (
+    r"In a test, call `work_off\(\)` after the save, or save inside `with run_inline\(\):`\."
+)
+
+
+@pytest.mark.parametrize("name", ["assert_ran", "assert_failed", "assert_not_pending"])
+def test_what_is_pending_is_told_how_a_test_processes_it(autorun, name):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+
+    with pytest.raises(AssertionError, match=rf"has not run on this row\. {IN_A_TEST}") as raised:
+        getattr(autorun, name)(Shouting, document)
+
+    assert "sweep" not in str(raised.value)
+
+
+def test_what_no_save_announces_takes_what_the_message_says(autorun):
+    autorun.register(Shouting)
+    Document.objects.bulk_create([Document(title="hey")])
+    autorun.work_off()
+    with pytest.raises(AssertionError, match=rf"<Document.*\]\. {IN_A_TEST}.* A row that came oth"):
+        autorun.assert_not_pending(Shouting)
+
+    Shouting().run()
+    autorun.work_off()
+
+    autorun.assert_not_pending(Shouting)
+
+
+def test_a_runner_that_looks_at_no_saves_is_run(autorun):
+    runner = declare(shout, NAME="OnDemandRunner", ON_SAVE=False)
+    autorun.register(runner)
+    document = Document.objects.create(title="hey")
+
+    with pytest.raises(AssertionError, match=r"not look at saved.* call `OnDemandRunner\(\)\.run"):
+        autorun.assert_ran(runner, document)
+
+
+def test_a_runner_that_is_not_registered_is_said_to_be_so(autorun):
+    document = Document.objects.create(title="hey")
+
+    with pytest.raises(AssertionError, match=r"Runner is not registered: call `register"):
+        autorun.assert_ran(Shouting, document)
+
+
+def test_runs_on_their_way_are_told_how_a_test_ends_them(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="")
+    Shouting().run()
+    with pytest.raises(AssertionError, match=r"waited for a worker.* `work_off\(\)` executes it"):
+        autorun.assert_failed(Shouting, document)
+
+    autorun.work_off()
+
+    with pytest.raises(AssertionError, match=r"(?s)shout\. `work_off\(retry_now=True\)` .*Traceb"):
+        autorun.assert_failed(Shouting, document)
+
+
+def test_what_waits_for_another_runner_is_told_about_that_one(autorun):
+    autorun.register(Shouting, Echoing)
+    document = Document.objects.create(title="hey")
+
+    match = rf"waits for tests\.ShoutRunner.* tests\.ShoutRunner: Shout v1\.0 has not.* {IN_A_TEST}"
+    with pytest.raises(AssertionError, match=match):
+        autorun.assert_ran(Echoing, document)
+
+
+def test_what_is_paused_is_not_said_to_be_worked_off(autorun):
+    autorun.register(Shouting)
+    document = Document.objects.create(title="hey")
+    pause(Shouting())
+
+    with pytest.raises(AssertionError, match=r"has been paused since [^;]*$"):
+        autorun.assert_ran(Shouting, document)
+
+
 def test_a_failed_assertion_shows_the_traceback_of_the_analysis(autorun):
     autorun.register(Shouting)
     document = Document.objects.create(title="")
@@ -282,8 +455,53 @@ def test_a_failed_assertion_shows_the_traceback_of_the_analysis(autorun):
 
     with pytest.raises(AssertionError, match=r"(?s)failed for good.*Traceback.*nothing to shout"):
         autorun.assert_ran(Shouting, document)
-    with pytest.raises(AssertionError, match="is not failed by KeyError"):
+    with pytest.raises(AssertionError, match=r"(?s)raised ValueError, not KeyError.*Traceback"):
         autorun.assert_failed(Shouting, document, exception=KeyError)
+
+
+def failed(autorun, error):
+    """A runner whose body raises `error`, and a row that it has failed on."""
+
+    def fail(value):
+        raise error
+
+    runner = declare(fail, TITLE="Fail", NAME="FailRunner", MAX_ATTEMPTS=1)
+    autorun.register(runner)
+    document = Document.objects.create(title="hey")
+    autorun.work_off()
+    return runner, document
+
+
+class Error(Exception):
+    pass
+
+
+def test_only_the_very_class_of_an_exception_counts(autorun):
+    runner, document = failed(autorun, ZeroDivisionError())
+
+    autorun.assert_failed(runner, document, exception=ZeroDivisionError)
+    for other in (ArithmeticError, Error, "Error", "builtins.ZeroDivisionError"):
+        with pytest.raises(AssertionError, match=r"raised ZeroDivisionError, not .*none of its"):
+            autorun.assert_failed(runner, document, exception=other)
+
+
+def test_an_exception_is_given_as_class_or_by_the_name_that_is_recorded(autorun):
+    class Error(Exception):
+        pass
+
+    runner, document = failed(autorun, Error())
+
+    failure = autorun.assert_failed(runner, document, exception=Error)
+    autorun.assert_failed(runner, document, exception=failure.exception_class)
+    assert failure.exception_class == f"{__name__}.{Error.__qualname__}"
+    with pytest.raises(AssertionError, match=r"not tests\.test_testing\.Error, on <Document"):
+        autorun.assert_failed(runner, document, exception=globals()["Error"])
+
+
+@pytest.mark.parametrize("exception", [ValueError("x"), int, (ValueError, KeyError)])
+def test_an_exception_is_nothing_else(autorun, exception):
+    with pytest.raises(TypeError, match=r"exception=.* is not an exception's class\. Give the"):
+        autorun.assert_failed(Shouting, Document(), exception=exception)
 
 
 def test_adopted_rows_have_not_run(autorun):
