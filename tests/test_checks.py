@@ -841,8 +841,18 @@ def test_w203_another_isolation_level(monkeypatch):
     assert "read committed" in only("W203").hint
 
 
-def test_w203_is_not_for_djangos_default(monkeypatch):
-    _as_if(monkeypatch, vendor="mysql")
+def test_w203_another_isolation_level_of_postgresql(monkeypatch):
+    levels = {}
+    for level in (1, 2, 3, 4):
+        _as_if(monkeypatch, vendor="postgresql", OPTIONS={"isolation_level": level})
+        levels[level] = ids()
+
+    assert levels == {1: [], 2: [], 3: ["W203"], 4: ["W203"]}
+
+
+@pytest.mark.parametrize("vendor", ["mysql", "postgresql"])
+def test_w203_is_not_for_djangos_default(monkeypatch, vendor):
+    _as_if(monkeypatch, vendor=vendor)
 
     assert ids() == []
 

@@ -17,6 +17,8 @@ from autorun.conf import settings
 from autorun.transport import path_of
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
+#: The weakest isolation level that PostgreSQL has, by psycopg's number.
+READ_COMMITTED = 2
 PICKLE = {"pickle", "application/x-python-serialize"}
 
 
@@ -126,6 +128,17 @@ def _database() -> Iterator[CheckMessage]:
                 f"The isolation level is {level!r}: its gap locks make planners wait for each "
                 "other, and deadlock.",
                 'Set "OPTIONS": {"isolation_level": "read committed"}.',
+            )
+    if connection.vendor == "postgresql":
+        level = options.get("isolation_level")
+        if isinstance(level, int) and level > READ_COMMITTED:
+            yield warning(
+                place,
+                "W203",
+                f"The isolation level is {level!r}: workers that write beside each other would "
+                "fail for want of a serial order.",
+                "Leave isolation_level out of OPTIONS: then it is read committed. A transaction of "
+                "the project's that needs more can begin with SET TRANSACTION ISOLATION LEVEL.",
             )
 
 
