@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from django.db import OperationalError, transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models.functions import Greatest, Least
 
 from autorun import nodes, pulses, registry
 from autorun.clock import DatabaseNow
 from autorun.conf import settings
 from autorun.crashing import crash_point
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.publishing import Message, publish
 from autorun.transactions import is_conflict, repeated_on_conflict
@@ -40,6 +41,8 @@ FIRST_PAGE = 8
 #: A runner's chunks that are with the broker, beyond one for each that is being worked on. A saved
 #: row's message lies behind them, whatever a chunk takes.
 SPARE_CHUNKS = 2
+#: How often a chunk's messages are counted; smallints end a little above.
+MOST_PUBLICATIONS = 30_000
 #: Seconds to wait for the lock of a node, each time it is tried: whoever releases holds it briefly.
 PATIENCE = 1.0
 
@@ -78,7 +81,7 @@ def release(node_id: int) -> Release:
     refused = []
 
     def send_claimed() -> None:
-        if not send(claimed):
+        if send(claimed) < len(claimed):
             refused.append(True)
 
     if claimed:
@@ -91,29 +94,56 @@ def release_everywhere() -> int:
     # Asked of each node: all that waits may be many thousands.
     waiting = Chunk.objects.filter(node_id=OuterRef("pk"), state=Chunk.State.WAITING)
     nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
-    return sum(release(node_id).chunks for node_id in list(nodes_waiting))
+    released = 0
+    for node_id in list(nodes_waiting):
+        try:
+            released += release(node_id).chunks
+        except (OperationalError, InterfaceError):
+            raise  # the database is away, for all of them
+        except Exception:
+            logger.exception("Node %d: nothing was released; the next round tries again.", node_id)
+    return released
 
 
 def send(chunks: Sequence[Chunk]) -> int:
     """Publish a message for each chunk; those that no broker took wait again. How many went out."""
     crash_point("dispatch.unsent")
+    messages = {chunk.pk: message_for(chunk) for chunk in chunks}
     try:
-        publish([message_for(chunk) for chunk in chunks])
+        publish(list(messages.values()))
     except BrokerUnavailable as error:
+        refused = list(chunks)
+        if isinstance(error, MessagesRefused):
+            refused = [chunk for chunk in chunks if messages[chunk.pk] in error.messages]
         logger.warning(
             "No broker took %d chunks of %s; upkeep sends them again. %s",
-            len(chunks),
-            ", ".join(sorted({chunk.runner for chunk in chunks})),
+            len(refused),
+            ", ".join(sorted({chunk.runner for chunk in refused})),
             error,
         )
         crash_point("dispatch.refused")
         # What a broker took in spite of its silence finds the chunk waiting, and does nothing.
         Chunk.objects.filter(
-            pk__in=[chunk.pk for chunk in chunks], state=Chunk.State.QUEUED
-        ).update(state=Chunk.State.WAITING)
-        return 0
+            pk__in=[chunk.pk for chunk in refused], state=Chunk.State.QUEUED
+        ).update(state=Chunk.State.WAITING, publications=Greatest(F("publications") - 1, 0))
+        return len(chunks) - len(refused)
     crash_point("dispatch.sent")
     return len(chunks)
+
+
+def follow_queues(chunks: Iterable[Chunk]) -> None:
+    """Have the chunks go to the queues that their runners have now, as far as they are known here.
+
+    They may have been planned before a runner was given another one, where nobody listens any more.
+    """
+    moved: dict[str, list[int]] = defaultdict(list)
+    for chunk in chunks:
+        runner = registry.find(chunk.runner)
+        if runner is not None and chunk.queue != (queue := queue_of(runner)):
+            chunk.queue = queue
+            moved[queue].append(chunk.pk)
+    for queue, ids in moved.items():
+        Chunk.objects.filter(pk__in=ids).update(queue=queue)
 
 
 def message_for(chunk: Chunk) -> Message:
@@ -140,8 +170,14 @@ def longest(chunk: Chunk) -> float | None:
     unless BATCH_SIZE says that they belong together.
     """
     runner = registry.find(chunk.runner)
-    timeout = None if runner is None else runner.get_timeout()
-    if runner is None or timeout is None:
+    if runner is None:
+        return None
+    try:
+        timeout = runner.get_timeout()
+    except Exception:
+        logger.exception("%s: get_timeout() raises; its messages have no limit.", runner.label)
+        return None
+    if timeout is None:
         return None
     return timeout if runner.BATCH_SIZE is None else timeout * chunk.size
 
@@ -178,9 +214,10 @@ def _claim(node_id: int) -> list[Chunk]:
     Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed], state=Chunk.State.WAITING).update(
         state=Chunk.State.QUEUED,
         published_at=DatabaseNow(),
-        publications=F("publications") + 1,
+        publications=Least(F("publications") + 1, MOST_PUBLICATIONS),
         not_before=None,
     )
+    follow_queues(claimed)
     crash_point("dispatch.claimed")
     return claimed
 

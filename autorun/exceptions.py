@@ -1,5 +1,9 @@
 """Everything autorun raises, under one base class."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class AutorunError(Exception):
     """The base of every error that autorun raises."""
@@ -51,3 +55,11 @@ class LeaseLost(AutorunError):
 
 class BrokerUnavailable(AutorunError):
     """The broker did not take a message in time."""
+
+
+class MessagesRefused(BrokerUnavailable):
+    """The broker is there, and took all but `messages`, whose queues it will not have them in."""
+
+    def __init__(self, reason: str, messages: Sequence[object]) -> None:
+        super().__init__(reason)
+        self.messages = messages

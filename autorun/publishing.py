@@ -17,16 +17,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from amqp.exceptions import IrrecoverableChannelError
 from celery import current_app
+from celery.exceptions import QueueNotFound
 from django.core.signals import setting_changed
 from kombu import Connection, Producer
+from kombu.exceptions import EncodeError
 
 from autorun.crashing import crash_point
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import BrokerUnavailable, MessagesRefused
 
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
 PAUSE_AFTER_FAILURE = 1.0  # seconds
 AMQP = ("amqp", "amqps", "pyamqp")
+#: The broker is there, but will not have this message: its queue is not as declared, or forbidden,
+#: or not there. Those for other queues go out all the same.
+ABOUT_A_MESSAGE = (IrrecoverableChannelError, QueueNotFound, EncodeError)
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,16 @@ class Message:
         return {name: value for name, value in given.items() if value is not None}
 
 
+#: A message that the broker would not take, and why.
+Refusal = tuple[Message, Exception]
+
+
 def publish(messages: Sequence[Message]) -> None:
     """Send the messages, in order.
 
     Raises BrokerUnavailable when the broker refused or was silent; it may have taken some of
-    them all the same.
+    them all the same. Raises MessagesRefused, in the end, for those that it took none of while it
+    took the others.
     """
     if _sink is not None:
         _sink(messages)
@@ -119,12 +130,18 @@ def _execute_eagerly(messages: Sequence[Message]) -> None:
         _eager.waiting.extend(messages)
         return
     _eager.waiting = waiting = deque(messages)
+    first_error: Exception | None = None
     try:
         while waiting:
             message = waiting.popleft()
-            current_app.tasks[message.task].apply_async(message.args, **message.options())
+            try:
+                current_app.tasks[message.task].apply_async(message.args, **message.options())
+            except Exception as error:  # noqa: BLE001  Celery's task_eager_propagates
+                first_error = first_error or error
     finally:
         _eager.waiting = None
+    if first_error is not None:
+        raise first_error
 
 
 def urgent_priority() -> int | None:
@@ -141,6 +158,7 @@ class _Courier:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        self._producer: Producer | None = None
         self._broker: object = None
         self._failed_at = float("-inf")
 
@@ -152,15 +170,16 @@ class _Courier:
                 raise BrokerUnavailable("It did not answer a moment ago.")
             was_open = self._connection is not None
             try:
-                self._send(messages)
+                refused = self._send(messages)
             except Exception as error:
                 self._drop()
                 # A connection that lay idle may have been closed at the other end meanwhile;
                 # a broker that is silent is not asked twice.
-                if was_open and not _is_timeout(error):
-                    self._send_or_give_up(messages)
-                else:
+                if not was_open or _is_timeout(error):
                     raise self._given_up(error) from error
+                refused = self._send_or_give_up(messages)
+        if refused:
+            raise MessagesRefused(_words_for(refused), [message for message, _ in refused])
 
     def _turn_to(self, broker: object) -> None:
         if broker != self._broker:
@@ -168,33 +187,46 @@ class _Courier:
             self._broker = broker
             self._failed_at = float("-inf")
 
-    def _send_or_give_up(self, messages: Sequence[Message]) -> None:
+    def _send_or_give_up(self, messages: Sequence[Message]) -> list[Refusal]:
         try:
-            self._send(messages)
+            return self._send(messages)
         except Exception as error:
             self._drop()
             raise self._given_up(error) from error
 
-    def _send(self, messages: Sequence[Message]) -> None:
+    def _send(self, messages: Sequence[Message]) -> list[Refusal]:
+        """Send the messages; those that the broker would not take, and why."""
+        refused: list[Refusal] = []
+        for message in messages:
+            try:
+                self._send_one(message)
+            except Exception as error:
+                if not isinstance(error, ABOUT_A_MESSAGE):
+                    raise
+                self._drop()  # the broker has closed the channel
+                refused.append((message, error))
+            else:
+                crash_point("dispatch.sending")
+        return refused
+
+    def _send_one(self, message: Message) -> None:
         if self._connection is not None and not self._connection.connected:
             self._drop()  # kombu would open it again by itself, with its own patience
-        if self._connection is None:
+        if self._connection is None or self._producer is None:
             self._connection = _open()
-        producer = Producer(self._connection.default_channel)
-        for message in messages:
-            options = {
-                **message.options(),
-                "producer": producer,
-                # Without a policy a refused connection takes seconds longer to be reported.
-                "retry_policy": {"max_retries": 0},
-                # Celery's own, of a thousand keys, takes longer than the message itself.
-                "argsrepr": reprlib.repr(message.args),
-            }
-            current_app.tasks[message.task].apply_async(message.args, **options)
-            crash_point("dispatch.sending")
+            self._producer = Producer(self._connection.default_channel)
+        options = {
+            **message.options(),
+            "producer": self._producer,
+            # Without a policy a refused connection takes seconds longer to be reported.
+            "retry_policy": {"max_retries": 0},
+            # Celery's own, of a thousand keys, takes longer than the message itself.
+            "argsrepr": reprlib.repr(message.args),
+        }
+        current_app.tasks[message.task].apply_async(message.args, **options)
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             _close(connection)
 
@@ -202,6 +234,15 @@ class _Courier:
         self._failed_at = time.monotonic()
         cause = error.__cause__ or error  # kombu wraps it, and tells less
         return BrokerUnavailable(f"{type(cause).__name__}: {cause}")
+
+
+def _words_for(refused: Sequence[Refusal]) -> str:
+    queues = {message.queue or "Celery's default": error for message, error in refused}
+    return " ".join(
+        f"The broker takes no message for the queue {queue}: {type(error).__name__}: {error}. "
+        "Is it declared elsewhere, with other arguments, or by nobody?"
+        for queue, error in queues.items()
+    )
 
 
 def _open() -> Connection:

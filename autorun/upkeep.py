@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models.functions import Least
 
 from autorun import analysis as analyses
 from autorun import batches, registry
 from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
 from autorun.crashing import crash_point
-from autorun.dispatch import message_to_plan_on, release_everywhere, send
+from autorun.dispatch import (
+    MOST_PUBLICATIONS,
+    follow_queues,
+    message_to_plan_on,
+    release_everywhere,
+    send,
+)
 from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.execution.notifying import notify_due
 from autorun.folding import fold_everywhere
@@ -101,22 +107,33 @@ def drain_spilled() -> int:
     known = registry.subscribed_models()
     is_known = Q(model_label__in=known)
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
-    spilled = list(SpilledTrigger.objects.filter(is_known | is_old).order_by("pk")[:AT_ONCE])
-    keys: dict[str, set[object]] = defaultdict(set)
-    for trigger in spilled:
-        keys[trigger.model_label].update(trigger.keys)
-    for model_label, of_model in keys.items():
+    spilled = SpilledTrigger.objects.filter(is_known | is_old)
+    drained = 0
+    for model_label in list(spilled.values_list("model_label", flat=True).distinct()):
         if model_label not in known:
             logger.warning(
-                "Upkeep: for a day no runner has looked at saved %s: %d rows are forgotten.",
+                "Upkeep: for a day no runner has looked at saved %s: its rows are forgotten.",
                 model_label,
-                len(of_model),
             )
-        plan_for_all(registry.subscribers(model_label), of_model)
+        try:
+            drained += _drain(spilled.filter(model_label=model_label), model_label)
+        except Exception:
+            # Of one model, as where a runner's filter asks for a column that is not there yet.
+            logger.exception(
+                "Upkeep: saved %s: not all runners could plan them; the next round tries again.",
+                model_label,
+            )
+    return drained
+
+
+def _drain(spilled: QuerySet[SpilledTrigger], model_label: str) -> int:
+    some = list(spilled.order_by("pk")[:AT_ONCE])
+    keys = {key for trigger in some for key in trigger.keys}
+    plan_for_all(registry.subscribers(model_label), keys)
     crash_point("drain.planned")
     # Only now: a crash in between plans them again, which does nothing.
-    SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in spilled]).delete()
-    return sum(len(of_model) for of_model in keys.values())
+    SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some]).delete()
+    return len(keys)
 
 
 def unpark() -> int:
@@ -142,8 +159,9 @@ def send_again() -> int:
             sent = Q(publications__gte=doublings + 1)
         is_due |= sent & Q(published_at__lte=from_now(-settings.LEASE * 2**doublings))
     lost = list(Chunk.objects.filter(is_due, state=Chunk.State.QUEUED).order_by("pk")[:AT_ONCE])
+    follow_queues(lost)
     Chunk.objects.filter(pk__in=[chunk.pk for chunk in lost], state=Chunk.State.QUEUED).update(
-        published_at=DatabaseNow(), publications=F("publications") + 1
+        published_at=DatabaseNow(), publications=Least(F("publications") + 1, MOST_PUBLICATIONS)
     )
     crash_point("upkeep.counted")
     return send(lost) if lost else 0

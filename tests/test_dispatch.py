@@ -5,15 +5,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import DataError, connection, transaction
 
 from autorun import batches, dispatch, registry, sizing
 from autorun.chunk_ids import new_chunk_id
-from autorun.dispatch import SPARE_CHUNKS, message_for, release, release_everywhere
-from autorun.exceptions import BrokerUnavailable
+from autorun.dispatch import (
+    MOST_PUBLICATIONS,
+    SPARE_CHUNKS,
+    message_for,
+    release,
+    release_everywhere,
+)
+from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
+from autorun.upkeep import send_again
 from tests.engine import declare, installed, work_off
-from tests.library.models import Document
+from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
 
@@ -356,3 +363,128 @@ def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
         Node.objects.filter(pk=node.pk).update(run_seconds=0.05)
 
         assert sizing.chunk_size(runner(), node.pk) == 20
+
+
+@pytest.fixture
+def two_runners(documents, monkeypatch):
+    """A runner of documents with the given options and one of photos, each with waiting chunks."""
+
+    def plan(**options):
+        first = declare(NAME="First", BATCH_SIZE=2, **options)
+        second = declare(NAME="Second", TITLE="Other", DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+        Photo.objects.create(caption="a")
+        monkeypatch.setattr("autorun.planning.passes.release", lambda node_id: dispatch.Release())
+        for runner in (first, second):
+            runner().get_node()
+        with installed(first, second):
+            first().run()
+            second().run()
+        return first, second
+
+    return plan
+
+
+def states_of(runner):
+    chunks = Chunk.objects.filter(runner=runner.get_label())
+    return {Chunk.State(state) for state in chunks.values_list("state", flat=True)}
+
+
+def test_messages_that_the_broker_refuses_hold_up_no_other(
+    two_runners, monkeypatch, django_capture_on_commit_callbacks
+):
+    first, second = two_runners(QUEUE="declared otherwise")
+
+    def publish(messages):
+        refused = [each for each in messages if each.queue == "declared otherwise"]
+        if refused:
+            raise MessagesRefused("406", refused)
+
+    monkeypatch.setattr(dispatch, "publish", publish)
+    with installed(first, second):
+        for _ in range(3):
+            with django_capture_on_commit_callbacks(execute=True):
+                dispatch.release_everywhere()
+
+    assert (states_of(first), states_of(second)) == ({Chunk.State.WAITING}, {Chunk.State.QUEUED})
+    # Nor is it counted as sent.
+    assert set(Chunk.objects.filter(runner=first.get_label()).values_list("publications")) == {(0,)}
+
+
+def test_of_several_messages_only_those_refused_wait_again(two_runners, monkeypatch):
+    first, second = two_runners()
+    chunks = list(Chunk.objects.order_by("pk"))
+    Chunk.objects.update(state=Chunk.State.QUEUED, publications=1)
+
+    def publish(messages):
+        raise MessagesRefused("406", messages[1:2])
+
+    monkeypatch.setattr(dispatch, "publish", publish)
+    with installed(first, second):
+        assert dispatch.send(chunks) == len(chunks) - 1
+
+    waiting = Chunk.objects.filter(state=Chunk.State.WAITING)
+    assert [chunk.pk for chunk in waiting] == [chunks[1].pk]
+
+
+def test_a_node_that_cannot_be_released_holds_up_no_other(two_runners, monkeypatch, caplog):
+    first, second = two_runners()
+    node_id, claim = first().get_node().pk, dispatch._claim
+
+    def fails_for_first(which):
+        if which == node_id:
+            raise DataError("smallint out of range")
+        return claim(which)
+
+    monkeypatch.setattr(dispatch, "_claim", fails_for_first)
+    monkeypatch.setattr(dispatch, "publish", lambda messages: None)
+    with installed(first, second):
+        assert dispatch.release_everywhere() == 1
+
+    assert states_of(second) == {Chunk.State.QUEUED}
+    assert f"Node {node_id}: nothing was released" in caplog.text
+
+
+def test_publications_are_counted_no_further_than_their_column_goes(documents, monkeypatch):
+    monkeypatch.setattr(dispatch, "publish", lambda messages: None)
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        for _ in range(2):
+            Chunk.objects.update(state=Chunk.State.WAITING, publications=MOST_PUBLICATIONS)
+            dispatch.release_everywhere()
+            Chunk.objects.update(published_at="2020-01-01T00:00Z")
+            send_again()
+
+    assert Chunk.objects.get().publications == MOST_PUBLICATIONS
+
+
+def test_a_hook_that_raises_keeps_no_other_runners_messages(two_runners, monkeypatch, caplog):
+    def get_timeout(self):
+        raise KeyError("SCANNER")
+
+    first, second = two_runners(get_timeout=get_timeout)
+    sent = []
+    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    Chunk.objects.update(state=Chunk.State.QUEUED, published_at="2020-01-01T00:00Z", publications=1)
+    with installed(first, second):
+        send_again()
+
+    assert len(sent) == Chunk.objects.count()
+    assert "tests.First: get_timeout() raises" in caplog.text
+
+
+def test_chunks_follow_their_runner_to_another_queue(documents, monkeypatch):
+    sent = []
+    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    with installed(before := declare(QUEUE="old", BATCH_SIZE=1)):
+        before().run()
+    sent.clear()
+    with installed(declare(QUEUE="new", BATCH_SIZE=1)):
+        for _ in range(3):
+            Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at="2020-01-01T00:00Z")
+            send_again()
+            Chunk.objects.filter(state=Chunk.State.QUEUED).update(state=Chunk.State.RUNNING)
+            dispatch.release_everywhere()
+
+    assert {message.queue for message in sent} == {"new"}
+    assert not Chunk.objects.filter(state=Chunk.State.QUEUED).exclude(queue="new").exists()

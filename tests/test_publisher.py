@@ -11,19 +11,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.signals import worker_process_shutdown
 from django.test import override_settings
+from kombu import Connection
 
 from autorun import publishing
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import SpilledTrigger
 from autorun.publishing import Message
 from autorun.triggers import publisher
 from settings import celery_app
-from tests.conftest import process_environment
+from tests.conftest import _use_broker, process_environment
 from tests.engine import declare, installed
 from tests.services import BROKERS, silence
 
@@ -100,8 +102,9 @@ class Mute:
 
 
 def test_saved_rows_arrive_as_one_plan_message(broker):
-    publisher.submit({LABEL: {1}})
-    publisher.submit({LABEL: {1, 2}})
+    with publisher._publisher._changed:  # else the thread may have sent the first by then
+        publisher.submit({LABEL: {1}})
+        publisher.submit({LABEL: {1, 2}})
 
     assert publisher.wait_until_idle()
     assert _received() == [[LABEL, [1, 2]]]
@@ -463,3 +466,53 @@ def _cut(connection: Any) -> None:
     elif connection.transport.driver_type == "redis":
         for each in connection.default_channel.pool._available_connections:
             each._sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.services
+def test_a_queue_that_is_declared_otherwise_costs_its_own_messages_alone() -> None:
+    """RabbitMQ answers 406 and closes the channel; the connection goes on with the others."""
+    if (why := silence("rabbitmq")) is not None:
+        pytest.skip(why)
+    for broker in _use_broker("rabbitmq"):
+        name = f"autorun-test-otherwise-{uuid.uuid4().hex}"
+        other = f"autorun-test-other-{uuid.uuid4().hex}"
+        with Connection(broker.url, transport_options=broker.options) as connection:
+            channel = connection.default_channel
+            channel.queue_declare(
+                name, durable=True, auto_delete=False, arguments={"x-max-priority": 5}
+            )
+            try:
+                bad = Message("autorun.upkeep", queue=name)
+                good = Message("autorun.upkeep", queue=other)
+                with pytest.raises(MessagesRefused, match=f"{name}: PreconditionFailed") as raised:
+                    publishing.publish([bad, good])
+                publishing.publish([good])  # and no pause
+                arrived = [channel.basic_get(other, no_ack=True) for _ in range(2)]
+            finally:
+                channel.queue_delete(name)
+                channel.queue_delete(other)
+
+    assert raised.value.messages == [bad]
+    assert all(arrived)
+
+
+def test_after_an_eager_task_that_raises_the_others_are_executed(monkeypatch) -> None:
+    executed = []
+
+    def execute(name):
+        def run() -> None:
+            executed.append(name)
+            if name == "first":
+                raise ValueError(name)
+
+        return SimpleNamespace(apply_async=lambda args, **options: run())
+
+    tasks = {name: execute(name) for name in ("first", "second")}
+    monkeypatch.setattr(
+        publishing, "current_app", SimpleNamespace(tasks=tasks, conf=celery_app.conf)
+    )
+
+    with pytest.raises(ValueError, match="first"):
+        publishing._execute_eagerly([Message("first"), Message("second")])
+
+    assert executed == ["first", "second"]

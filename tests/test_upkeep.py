@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -23,7 +23,7 @@ from autorun.runner import QuerySetRunner
 from autorun.triggers import backfill
 from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
 from tests.engine import declare, installed, offer, statuses, work_off
-from tests.library.models import Document
+from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
 
@@ -188,7 +188,29 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
     assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
     assert SpilledTrigger.objects.count() == 0
-    assert "no runner has looked at saved library.Gone: 1 rows" in caplog.text
+    assert "no runner has looked at saved library.Gone: its rows are" in caplog.text
+
+
+def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, monkeypatch):
+    monkeypatch.setattr("autorun.upkeep.AT_ONCE", 1)
+
+    def filter_queryset(self, queryset, log_level=20):
+        raise OperationalError("no such column")
+
+    stuck = declare(NAME="Stuck", filter_queryset=filter_queryset)
+    other = declare(NAME="Other", TITLE="Other", DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+    photo = Photo.objects.create(caption="a")
+    for document in documents:
+        SpilledTrigger.objects.create(model_label="library.Document", keys=[document.pk])
+    SpilledTrigger.objects.create(model_label="library.Photo", keys=[str(photo.pk)])
+
+    with installed(stuck, other):
+        drained = drain_spilled()
+        total = other().progress().total
+
+    assert (drained, total) == (1, 1)
+    assert SpilledTrigger.objects.count() == len(documents)
+    assert "saved library.Document: not all runners could plan them" in caplog.text
 
 
 def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):
