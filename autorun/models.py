@@ -308,9 +308,13 @@ class Failure(models.Model):
 
 
 class SpilledTrigger(models.Model):
-    """Primary keys of saved rows that no broker took; upkeep plans them."""
+    """Primary keys of saved rows that no broker took; upkeep plans them.
+
+    With a `runner` they are of rows whose runs led to others, planned for that runner alone.
+    """
 
     model_label = models.CharField(max_length=255)
+    runner = models.CharField(max_length=255, blank=True, default="")
     keys = models.JSONField()
     created_at = models.DateTimeField(db_default=DatabaseNow())
 

@@ -23,7 +23,7 @@ from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.keys import key_kind
 from autorun.models import Chunk, Run
-from autorun.planning.keys import plan_for_all
+from autorun.planning.keys import plan_or_write_down
 from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _plan_dependents(chunk: Chunk) -> None:
     succeeded = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.SUCCEEDED)
     keys = list(succeeded.values_list(kind.column, flat=True))
     if keys:
-        plan_for_all(dependents, keys, priority=Chunk.Priority(chunk.priority))
+        plan_or_write_down(dependents, keys, priority=Chunk.Priority(chunk.priority))
 
 
 def _take(chunk: Chunk) -> bool:

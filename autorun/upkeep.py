@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import TYPE_CHECKING
 
 from django.db.models import Exists, F, OuterRef, Q
 
@@ -26,6 +27,9 @@ from autorun.publishing import publish
 from autorun.pulses import give_back_turn, take_turn
 from autorun.rescue import rescue_expired
 from autorun.transactions import bounded_waits
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -98,25 +102,38 @@ def drain_spilled() -> int:
     Those of a model that no runner here looks at are left to other workers for a day: in a rolling
     deployment some have a runner for it already, or still.
     """
-    known = registry.subscribed_models()
-    is_known = Q(model_label__in=known)
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
-    spilled = list(SpilledTrigger.objects.filter(is_known | is_old).order_by("pk")[:AT_ONCE])
-    keys: dict[str, set[object]] = defaultdict(set)
+    spilled = list(SpilledTrigger.objects.filter(planned_here() | is_old).order_by("pk")[:AT_ONCE])
+    keys: dict[tuple[str, str], set[object]] = defaultdict(set)
     for trigger in spilled:
-        keys[trigger.model_label].update(trigger.keys)
-    for model_label, of_model in keys.items():
-        if model_label not in known:
+        keys[trigger.model_label, trigger.runner].update(trigger.keys)
+    for (model_label, label), of_model in keys.items():
+        runners = _planning(model_label, label)
+        if not runners:
             logger.warning(
                 "Upkeep: for a day no runner has looked at saved %s: %d rows are forgotten.",
                 model_label,
                 len(of_model),
             )
-        plan_for_all(registry.subscribers(model_label), of_model)
+        plan_for_all(runners, of_model)
     crash_point("drain.planned")
     # Only now: a crash in between plans them again, which does nothing.
     SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in spilled]).delete()
     return sum(len(of_model) for of_model in keys.values())
+
+
+def planned_here() -> Q:
+    """Which spilled triggers this process has a runner for."""
+    labels = [runner.label for runner in registry.runners()]
+    return Q(runner="", model_label__in=registry.subscribed_models()) | Q(runner__in=labels)
+
+
+def _planning(model_label: str, label: str) -> list[QuerySetRunner]:
+    """The runners that a spilled trigger is for: those of its model, or the one it names."""
+    if not label:
+        return registry.subscribers(model_label)
+    runner = registry.find(label)
+    return [] if runner is None else [runner]
 
 
 def unpark() -> int:

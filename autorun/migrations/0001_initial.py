@@ -126,6 +126,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("model_label", models.CharField(max_length=255)),
+                ("runner", models.CharField(blank=True, default="", max_length=255)),
                 ("keys", models.JSONField()),
                 ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
             ],
