@@ -106,6 +106,7 @@ class Migration(migrations.Migration):
                 ("finished_at", models.DateTimeField(blank=True, null=True)),
             ],
             options={
+                "base_manager_name": "objects",
                 "verbose_name_plural": "batches",
             },
         ),
@@ -115,6 +116,9 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=64, primary_key=True, serialize=False)),
                 ("beat_at", models.DateTimeField()),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.CreateModel(
             name="SpilledTrigger",
@@ -130,6 +134,9 @@ class Migration(migrations.Migration):
                 ("keys", models.JSONField()),
                 ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.CreateModel(
             name="Node",
@@ -180,6 +187,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "base_manager_name": "objects",
                 "verbose_name_plural": "overview",
             },
         ),
@@ -270,6 +278,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.AddField(
             model_name="batch",
@@ -322,6 +333,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "base_manager_name": "objects",
                 "permissions": [
                     ("start_run", "Can start sweeps, and runs of selected rows"),
                     ("backfill_run", "Can backfill"),
@@ -357,6 +369,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.AddIndex(
             model_name="chunk",
