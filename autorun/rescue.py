@@ -24,7 +24,6 @@ from autorun.execution.results import Result, Tally, endings, record
 from autorun.keys import key_kind
 from autorun.models import Chunk, Run
 from autorun.planning.keys import plan_or_write_down
-from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +98,9 @@ def _take(chunk: Chunk) -> bool:
 
 def _again(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
     runner = registry.find(chunk.runner)
-    most = QuerySetRunner.MAX_ATTEMPTS if runner is None else runner.MAX_ATTEMPTS
     attempts = run.attempts + 1
-    is_final = is_alone and attempts >= most
+    # In a rolling deployment only the others know how often the runner is to be tried.
+    is_final = runner is not None and is_alone and attempts >= runner.MAX_ATTEMPTS
     pause = backoff_of(runner, attempts) if runner is not None and is_alone else 0.0
     return Result(
         run.pk,
