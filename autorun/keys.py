@@ -15,11 +15,25 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Expression, F, OuterRef, TextField, UUIDField
 from django.db.models.functions import Cast
+from django.db.models.sql.compiler import SQLCompiler
 
 from autorun.parameters import LEAST, LONGEST_TEXT, read_number
 
 #: A row's name: an int for integer primary keys, else the database's text of it.
 Key = int | str
+
+
+class KeyText(Cast):
+    """A primary key as text, with the collation of `object_key`, whatever its column's own is.
+
+    PostgreSQL neither hashes a text of some ICU collations nor compares two of different ones.
+    """
+
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
+        sql, params = super().as_postgresql(compiler, connection, **extra)
+        return f'({sql} COLLATE "C")', params
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class KeyKind:
         """The key of a row, as a queryset of the model (or of an inner query) computes it."""
         if self.is_integer:
             return reference("pk")
-        return Cast(reference("pk"), TextField())
+        return KeyText(reference("pk"), TextField())
 
     def lookup(self, key: Any) -> dict[str, Any]:
         """Keyword arguments that find the runs of `key`, which may be an expression."""

@@ -27,7 +27,11 @@ State = TypeVar("State", bound=models.Model)
 
 
 class StateManager(models.Manager[State]):
-    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names."""
+    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names.
+
+    Also the base manager of each model: `refresh_from_db()`, a deferred column and a foreign key
+    would else ask the project's routers, which may name a replica that lags behind.
+    """
 
     def get_queryset(self) -> models.QuerySet[State]:
         return super().get_queryset().using(self._db or settings.DATABASE)
@@ -61,6 +65,7 @@ class Node(models.Model):
     objects = StateManager()
 
     class Meta:
+        base_manager_name = "objects"
         # What the page is called that the admin's index leads to: its cards are of nodes.
         verbose_name_plural = "overview"
 
@@ -125,6 +130,7 @@ class Batch(models.Model):
     objects = StateManager()
 
     class Meta:
+        base_manager_name = "objects"
         verbose_name_plural = "batches"
         indexes: ClassVar = [
             models.Index(fields=["state", "runner"], name="autorun_batch_state"),
@@ -195,6 +201,7 @@ class Chunk(models.Model):
     objects = StateManager()
 
     class Meta:
+        base_manager_name = "objects"
         indexes: ClassVar = [
             # In the order of release: with the ids unordered, every release sorted all that waits.
             models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
@@ -254,6 +261,7 @@ class Run(models.Model):
     objects = StateManager()
 
     class Meta:
+        base_manager_name = "objects"
         permissions: ClassVar = [
             ("start_run", "Can start sweeps, and runs of selected rows"),
             ("backfill_run", "Can backfill"),
@@ -294,6 +302,7 @@ class Failure(models.Model):
     objects = StateManager()
 
     class Meta:
+        base_manager_name = "objects"
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["run", "attempt"], name="autorun_failure_one_a_attempt"
@@ -308,13 +317,20 @@ class Failure(models.Model):
 
 
 class SpilledTrigger(models.Model):
-    """Primary keys of saved rows that no broker took; upkeep plans them."""
+    """Primary keys of saved rows that no broker took; upkeep plans them.
+
+    With a `runner` they are of rows whose runs led to others, planned for that runner alone.
+    """
 
     model_label = models.CharField(max_length=255)
+    runner = models.CharField(max_length=255, blank=True, default="")
     keys = models.JSONField()
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
     objects = StateManager()
+
+    class Meta:
+        base_manager_name = "objects"
 
     def __str__(self) -> str:
         return f"{len(self.keys)} saved {self.model_label} rows"
@@ -327,6 +343,9 @@ class Pulse(models.Model):
     beat_at = models.DateTimeField()
 
     objects = StateManager()
+
+    class Meta:
+        base_manager_name = "objects"
 
     def __str__(self) -> str:
         return self.name

@@ -23,8 +23,7 @@ from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.keys import key_kind
 from autorun.models import Chunk, Run
-from autorun.planning.keys import plan_for_all
-from autorun.runner import QuerySetRunner
+from autorun.planning.keys import plan_or_write_down
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def _plan_dependents(chunk: Chunk) -> None:
     succeeded = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.SUCCEEDED)
     keys = list(succeeded.values_list(kind.column, flat=True))
     if keys:
-        plan_for_all(dependents, keys, priority=Chunk.Priority(chunk.priority))
+        plan_or_write_down(dependents, keys, priority=Chunk.Priority(chunk.priority))
 
 
 def _take(chunk: Chunk) -> bool:
@@ -99,9 +98,9 @@ def _take(chunk: Chunk) -> bool:
 
 def _again(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
     runner = registry.find(chunk.runner)
-    most = QuerySetRunner.MAX_ATTEMPTS if runner is None else runner.MAX_ATTEMPTS
     attempts = run.attempts + 1
-    is_final = is_alone and attempts >= most
+    # In a rolling deployment only the others know how often the runner is to be tried.
+    is_final = runner is not None and is_alone and attempts >= runner.MAX_ATTEMPTS
     pause = backoff_of(runner, attempts) if runner is not None and is_alone else 0.0
     return Result(
         run.pk,

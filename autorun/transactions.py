@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.05  # seconds; doubled each time
+#: While the database is away.
+TRIES_WHILE_AWAY = 4
+PAUSE_WHILE_AWAY = 0.3  # seconds; doubled each time
 
 # Deadlock and serialisation failure on PostgreSQL; deadlock, lock wait and changed row on MariaDB.
 _CONFLICT_STATES = {"40P01", "40001", "55P03"}
@@ -84,6 +87,30 @@ def repeated_on_conflict(
             time.sleep(pause * random.uniform(0.5, 1.5))
     with transaction.atomic(using=using):
         return bounded_work()
+
+
+def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
+    """`work()`, which may be done twice, again on new connections where the database was away.
+
+    Its transactions are its own, and may be several. For what is worth more than the few seconds.
+    Inside a transaction of the caller's it runs once.
+    """
+    if not connections[using].in_atomic_block:
+        for attempt in range(1, TRIES_WHILE_AWAY):
+            try:
+                return work()
+            except (OperationalError, InterfaceError) as error:
+                logger.info("Tried again after attempt %d: %s", attempt, error)
+            leave_broken_connections()
+            time.sleep(PAUSE_WHILE_AWAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    return work()
+
+
+def leave_broken_connections() -> None:
+    """Have this thread open new connections where an error left one of no use."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:  # then it is the caller's
+            connection.close_if_unusable_or_obsolete()
 
 
 @contextmanager

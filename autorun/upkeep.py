@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import TYPE_CHECKING
 
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Least
@@ -32,6 +33,9 @@ from autorun.publishing import publish
 from autorun.pulses import give_back_turn, take_turn
 from autorun.rescue import rescue_expired
 from autorun.transactions import bounded_waits
+
+if TYPE_CHECKING:
+    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -104,21 +108,15 @@ def drain_spilled() -> int:
     Those of a model that no runner here looks at are left to other workers for a day: in a rolling
     deployment some have a runner for it already, or still.
     """
-    known = registry.subscribed_models()
-    is_known = Q(model_label__in=known)
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
-    spilled = SpilledTrigger.objects.filter(is_known | is_old)
+    spilled = SpilledTrigger.objects.filter(planned_here() | is_old)
     drained = 0
-    for model_label in list(spilled.values_list("model_label", flat=True).distinct()):
-        if model_label not in known:
-            logger.warning(
-                "Upkeep: for a day no runner has looked at saved %s: its rows are forgotten.",
-                model_label,
-            )
+    for model_label, label in list(spilled.values_list("model_label", "runner").distinct()):
+        of_these = spilled.filter(model_label=model_label, runner=label)
         try:
-            drained += _drain(spilled.filter(model_label=model_label), model_label)
+            drained += _drain(of_these, model_label, _planning(model_label, label))
         except Exception:
-            # Of one model, as where a runner's filter asks for a column that is not there yet.
+            # Of these alone, as where a runner's filter asks for a column that is not there yet.
             logger.exception(
                 "Upkeep: saved %s: not all runners could plan them; the next round tries again.",
                 model_label,
@@ -126,14 +124,36 @@ def drain_spilled() -> int:
     return drained
 
 
-def _drain(spilled: QuerySet[SpilledTrigger], model_label: str) -> int:
+def _drain(
+    spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequence[QuerySetRunner]
+) -> int:
     some = list(spilled.order_by("pk")[:AT_ONCE])
     keys = {key for trigger in some for key in trigger.keys}
-    plan_for_all(registry.subscribers(model_label), keys)
+    if not runners:
+        logger.warning(
+            "Upkeep: for a day no runner has looked at saved %s: %d rows are forgotten.",
+            model_label,
+            len(keys),
+        )
+    plan_for_all(runners, keys)
     crash_point("drain.planned")
     # Only now: a crash in between plans them again, which does nothing.
     SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some]).delete()
     return len(keys)
+
+
+def planned_here() -> Q:
+    """Which spilled triggers this process has a runner for."""
+    labels = [runner.label for runner in registry.runners()]
+    return Q(runner="", model_label__in=registry.subscribed_models()) | Q(runner__in=labels)
+
+
+def _planning(model_label: str, label: str) -> list[QuerySetRunner]:
+    """The runners that a spilled trigger is for: those of its model, or the one it names."""
+    if not label:
+        return registry.subscribers(model_label)
+    runner = registry.find(label)
+    return [] if runner is None else [runner]
 
 
 def unpark() -> int:

@@ -1,9 +1,17 @@
 """Rows in one database and autorun's tables in another, either way round."""
 
 import pytest
+from django.apps import apps
 
+from autorun.clock import from_now
+from autorun.commands.watching import _look
 from autorun.exceptions import ImproperRunner
-from autorun.models import Node, Run
+from autorun.execution.leases import queued, start
+from autorun.models import Batch, Chunk, Node, Run, StateManager
+from autorun.planning.scope import Scope
+from autorun.preview import preview
+from autorun.rescue import rescue_expired
+from autorun.upkeep import upkeep
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -92,3 +100,46 @@ def test_a_queryset_of_the_wrong_database_is_refused_with_a_way_out():
     runner = declare()
     with installed(runner), pytest.raises(ImproperRunner, match=r"using\('archive'\)"):
         runner().run(Document.objects.using("archive"))
+
+
+class Replica:
+    """As in Django's documentation, and behind: none of the rows has arrived."""
+
+    def db_for_read(self, model, **hints):
+        return "archive"
+
+    def db_for_write(self, model, **hints):
+        return "default"
+
+    def allow_relation(self, one, other, **hints):
+        return True
+
+
+def test_a_router_does_not_lead_to_a_replica_of_autoruns_tables(settings):
+    settings.DATABASE_ROUTERS = [Replica()]
+    here = Document.objects.using("default")
+    runner = declare(get_base_queryset=lambda self: here.all(), RETRY_BACKOFF=0)
+    with installed(runner):
+        document = here.create(title="a")
+        batch = runner().run()
+        assert (batch.planned, _look(batch).left) == (1, 1)
+        chunk = Chunk.objects.get()
+        start(queued(chunk.pk))
+        Chunk.objects.update(expires_at=from_now(-1))
+        assert rescue_expired(at_most=1) == 1
+        upkeep(in_any_case=True)
+        work_off()
+        assert preview(runner(), Scope(force=True)).planned == 1
+        runner().backfill(force=True)
+        work_off()
+
+        assert runner().explain(document).code == "succeeded"
+        assert Batch.objects.filter(state=Batch.State.FINISHED).count() == 2
+        assert Batch.objects.defer("scope").latest("pk").scope
+        assert Run.objects.latest("pk").chunk.node == runner().get_node()
+
+
+def test_every_table_of_autorun_is_read_where_its_setting_says():
+    managers = {type(model._base_manager) for model in apps.get_app_config("autorun").get_models()}
+
+    assert managers == {StateManager}

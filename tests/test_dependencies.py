@@ -1,15 +1,20 @@
 """DEPENDS_ON: one runner after another on the same row."""
 
+from itertools import repeat
+
 import pytest
+from django.db import InterfaceError, OperationalError
 from django.db.models import F
 
 from autorun.clock import from_now
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
-from autorun.models import Chunk, Run
+from autorun.models import Batch, Chunk, Run, SpilledTrigger
+from autorun.planning.keys import plan_keys
 from autorun.registry import dependents
 from autorun.rescue import rescue_expired
 from autorun.tasks import plan
+from autorun.upkeep import drain_spilled
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -116,6 +121,91 @@ def test_what_was_recorded_before_its_worker_died_is_passed_on(monkeypatch):
 
         assert first().progress().succeeded == 2
         assert Run.objects.filter(node=second().get_node()).count() == 2
+
+
+def changed_and_succeeded(first):
+    """A chunk of a row that has changed since it was planned, and of one that has not."""
+    changed, _ = (Document.objects.create(title=title) for title in ("a", "b"))
+    first().run()
+    Document.objects.filter(pk=changed.pk).update(title="new")
+    return Chunk.objects.get()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_moment(monkeypatch):
+    monkeypatch.setattr("autorun.transactions.PAUSE_WHILE_AWAY", 0)
+    first, second = chain(ON_SAVE=False)
+    with installed(first, second):
+        chunk = changed_and_succeeded(first)
+        errors = iter(
+            [OperationalError("gone"), InterfaceError("closed"), OperationalError("gone")]
+        )
+        monkeypatch.setattr("autorun.planning.keys.plan_keys", failing(errors))
+        execute(chunk.pk)
+
+        assert next(errors, None) is None
+        assert Run.objects.filter(node=second().get_node()).count() == 2
+        assert SpilledTrigger.objects.count() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(monkeypatch):
+    monkeypatch.setattr("autorun.transactions.PAUSE_WHILE_AWAY", 0)
+    first, second = chain(ON_SAVE=False)
+    with installed(first, second):
+        chunk = changed_and_succeeded(first)
+        with monkeypatch.context() as away:
+            away.setattr("autorun.planning.keys.plan_keys", failing(repeat(OperationalError("x"))))
+            execute(chunk.pk)
+        assert not Run.objects.filter(node=second().get_node()).exists()
+        first().get_node().refresh_from_db()
+        assert first().get_node().run_seconds is not None
+        drain_spilled()
+
+        assert Run.objects.filter(node=second().get_node()).count() == 2
+
+
+def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is_away(monkeypatch):
+    first, second = chain(ON_SAVE=False)
+    with installed(first, second):
+        chunk = changed_and_succeeded(first)
+        monkeypatch.setattr("autorun.execution.execute._follow_up", lambda work: None)
+        execute(chunk.pk)
+        Chunk.objects.update(state=Chunk.State.RUNNING, expires_at=from_now(-1))
+        with monkeypatch.context() as away:
+            away.setattr("autorun.planning.keys.plan_keys", failing(repeat(OperationalError("x"))))
+            rescue_expired(at_most=10)
+        drain_spilled()
+
+        assert Run.objects.filter(node=second().get_node()).count() == 2
+
+
+def test_a_step_that_fails_after_a_chunk_keeps_no_other_from_its_work(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr("autorun.execution.execute._measure", fail)
+    monkeypatch.setattr("autorun.registry.dependents", fail)
+    Document.objects.create(title="a")
+    runner = declare()
+    with installed(runner):
+        batch = runner().run()
+        work_off()
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FINISHED
+    assert "planning what depends on it failed after a chunk" in caplog.text
+
+
+def failing(errors):
+    """`plan_keys`, raising the `errors` first."""
+
+    def plan(*args, **options):
+        for error in errors:
+            raise error
+        return plan_keys(*args, **options)
+
+    return plan
 
 
 def test_a_runner_that_is_declared_wrongly_keeps_no_other_from_its_work(caplog):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from django.db import OperationalError
@@ -416,6 +417,42 @@ def test_sigterm_gives_the_chunk_back_without_using_up_an_attempt(documents):
 
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
     assert Failure.objects.count() == 0
+
+
+def test_a_keyboard_interrupt_that_nobody_asked_for_is_the_bodys_failure(documents):
+    def body(value):
+        if value == "title 1":
+            raise KeyboardInterrupt
+
+    runner = declare(body, BATCH_SIZE=4, MAX_ATTEMPTS=2)
+    with installed(runner):
+        runner().run()
+        work_off(retry_now=True)
+
+        assert (runner().progress().failed, runner().progress().succeeded) == (1, 3)
+    assert set(Failure.objects.values_list("exception_class", flat=True)) == {"KeyboardInterrupt"}
+
+
+@pytest.mark.parametrize("swallow", [(), BaseException])
+def test_ctrl_c_ends_who_works_a_chunk_off_without_using_up_an_attempt(documents, swallow):
+    calls = []
+
+    def interrupt(value):
+        calls.append(value)
+        with suppress(swallow):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    runner = declare(interrupt, BATCH_SIZE=4)
+    with installed(runner):
+        runner().run()
+        with pytest.raises(KeyboardInterrupt):
+            work_off()
+
+    assert calls == ["title 0"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert Run.objects.filter(status=Run.Status.PENDING, attempts=0).count() == 4 - bool(swallow)
+    assert not Chunk.objects.filter(state=Chunk.State.RUNNING).exists()
 
 
 def leased(runner) -> Lease:

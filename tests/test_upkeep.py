@@ -98,6 +98,18 @@ def test_a_run_that_kills_every_worker_fails_with_that_reason_and_its_neighbours
     assert "WorkerLost" in run.failures.first().exception_class
 
 
+def test_who_does_not_know_the_runner_of_a_lost_worker_fails_none_of_its_runs_for_good(documents):
+    runner = declare(MAX_ATTEMPTS=10)
+    with installed(runner):
+        runner().run(Document.objects.filter(title="title 0"))
+        Run.objects.update(attempts=QuerySetRunner.MAX_ATTEMPTS)
+        lose_worker(Chunk.objects.get())
+    rescue_expired(at_most=10)
+
+    run = Run.objects.get()
+    assert (run.status, run.attempts) == (Run.Status.PENDING, QuerySetRunner.MAX_ATTEMPTS + 1)
+
+
 def test_superseded_runs_of_a_lost_worker_are_cancelled(documents):
     runner = declare()
     with installed(runner):
@@ -188,7 +200,7 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
     assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
     assert SpilledTrigger.objects.count() == 0
-    assert "no runner has looked at saved library.Gone: its rows are" in caplog.text
+    assert "no runner has looked at saved library.Gone: 1 rows" in caplog.text
 
 
 def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, monkeypatch):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from django.db.models import Count, Min, Q, QuerySet, Sum
+from django.db.models import Count, Min, QuerySet, Sum
 
-from autorun import registry
 from autorun.clock import from_now
 from autorun.conf import settings
 from autorun.doctor.finding import Finding, number_of, ok
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
+from autorun.upkeep import planned_here
 
 #: A spilled trigger that waits this long, in seconds, is no longer on its way.
 SPILLED_SILENCE = 60.0
@@ -72,7 +72,7 @@ def examine_parked() -> Iterator[Finding]:
 def examine_spilled() -> Iterator[Finding]:
     """Saved rows in the database that upkeep has not planned yet."""
     late = SpilledTrigger.objects.filter(created_at__lte=from_now(-SPILLED_SILENCE))
-    known = Q(model_label__in=registry.subscribed_models())
+    known = planned_here()
     refused = _spilled(
         late.filter(known),
         "the broker did not take them.",

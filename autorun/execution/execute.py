@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,9 @@ from autorun.execution.notifying import notify_soon
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
-from autorun.planning.keys import plan_for_all, plan_keys
+from autorun.planning.keys import plan_or_write_down
 from autorun.sizing import LARGEST, TARGET_SECONDS
+from autorun.transactions import leave_broken_connections
 
 if TYPE_CHECKING:
     from autorun.analysis import Analysis
@@ -136,19 +139,35 @@ def work_off(work: Work) -> None:
 
 
 def _follow_up(work: Work) -> None:
-    """What the end of a chunk gives rise to; a crash in here costs latency only."""
+    """What the end of a chunk gives rise to; a crash in here costs latency only. Never raises.
+
+    The results are recorded, and the worker lives on: nobody would look after a step left out.
+    """
     runner, chunk = work.runner, work.lease.chunk
     priority = Chunk.Priority(chunk.priority)
-    if work.unexpected:
-        plan_keys(runner, work.unexpected, priority=priority)
-    if work.succeeded:
-        plan_for_all(registry.dependents(runner), work.succeeded, priority=priority)
-        crash_point("finish.dependents")
-    _measure(chunk.node, work.seconds)
-    if chunk.batch_id is not None:
-        batches.finish_if_done(chunk.batch_id)
+    plan_or_write_down([runner], work.unexpected, priority=priority)
+    with _guarded(runner, "planning what depends on it"):
+        if work.succeeded:
+            dependents = registry.dependents(runner)
+            plan_or_write_down(dependents, work.succeeded, priority=priority)
+            crash_point("finish.dependents")
+    with _guarded(runner, "measuring its run time"):
+        _measure(chunk.node, work.seconds)
+    with _guarded(runner, "finishing its batch"):
+        if chunk.batch_id is not None:
+            batches.finish_if_done(chunk.batch_id)
     if work.has_failed:
         notify_soon(runner)
+
+
+@contextmanager
+def _guarded(runner: QuerySetRunner, step: str) -> Iterator[None]:
+    """Log what the block raises, and go on."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%s: %s failed after a chunk.", runner.label, step)
+        leave_broken_connections()
 
 
 def _measure(node: Node, seconds: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""What may end a body before it returns, beside its time limit: a worker that is told to stop."""
+"""What may end a body before it returns, beside its time limit: being told to stop, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from autorun.timeouts import can_use_signals
 
 
 class Interrupted(BaseException):
-    """The worker was told to stop in the middle of a body."""
+    """The process was told to stop in the middle of a body."""
 
 
 class Termination:
-    """SIGTERM, held back except where a body runs; and what a pool sends in its place.
+    """SIGTERM, held back except where a body runs; what a pool sends in its place; and Ctrl-C.
 
     Within `raised()` the signal ends the body with Interrupted. Everywhere else, as while results
-    are being written, it is only noted, and `was_requested` is True.
+    are being written, it is only noted, and `was_requested` is True. When all is done, it does what
+    it would have done then: end the process, or raise KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -35,13 +36,15 @@ class Termination:
             # With REMAP_SIGTERM=SIGQUIT, Celery's soft shutdown sends that to the pool.
             for each in {signal.SIGTERM, signal.Signals(TERM_SIGNAL)}:
                 self._before[each] = signal.signal(each, self._note)
+            # A worker has a handler of its own, or its pool ignores it; a command has Python's.
+            if _raises_keyboard_interrupt(signal.getsignal(signal.SIGINT)):
+                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self._before.items():
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
         if self.was_requested:
-            # What it would have done then it does now, be it to end the process.
             signal.raise_signal(self._received)
 
     @contextmanager
@@ -55,8 +58,16 @@ class Termination:
         finally:
             self._may_raise = False
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.was_requested and not self._may_raise:
+            self._before[signal.SIGINT](number, frame)  # who presses it twice waits for nothing
         self.was_requested = True
         self._received = signal.Signals(number)
         if self._may_raise:
             raise Interrupted
+
+
+def _raises_keyboard_interrupt(handler: Any) -> bool:
+    """Whether it is Python's own, or that of a chunk whose body led to another here."""
+    is_nested = isinstance(getattr(handler, "__self__", None), Termination)
+    return is_nested or handler is signal.default_int_handler

@@ -96,7 +96,7 @@ class Keeper:
         ):
             number = self.work.hand_over()
             logger.info("%s: handed %d runs over.", self._name(), number)
-            release(self.work.lease.chunk.node_id)
+            self._release()
 
     def _overdue(self, now: float) -> Assignment | None:
         """The run that should have been stopped long ago, if there is one."""
@@ -118,14 +118,22 @@ class Keeper:
         if not self.work.give_up(assignment, error):
             return False
         logger.error("%s: a run did not react to its time limit; it is given up.", self._name())
-        release(self.work.lease.chunk.node_id)
-        self.work.announce()
         try:
+            self._release()
+            self.work.announce()
             self.follow_up()
         finally:
             if _is_pool_child():
                 os.kill(os.getpid(), signal.SIGKILL)
         return True
+
+    def _release(self) -> None:
+        """Let the node's next chunks go; where the database is away, upkeep does."""
+        try:
+            release(self.work.lease.chunk.node_id)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("%s: nothing was released: %s", self._name(), error)
+            connections[settings.DATABASE].close()
 
     def _name(self) -> str:
         return f"{self.work.runner.label}, chunk {self.work.lease.chunk.pk}"

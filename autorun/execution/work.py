@@ -82,7 +82,7 @@ class Work:
         self._backoffs: dict[int, float] = {}
 
     def perform(self, termination: Termination) -> Tally:
-        """Work off the chunk; how its runs ended. Raises LeaseLost, or Interrupted on SIGTERM."""
+        """Work off the chunk; how its runs ended. Raises LeaseLost, or Interrupted by a signal."""
         self._assign()
         crash_point("start.assigned")
         try:
@@ -217,9 +217,10 @@ class Work:
                     raise row.error
                 value = self.analysis.call(**self._arguments(row))
                 outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
             raise Interrupted from None
-        # Whatever a body throws is its failure, also the SystemExit of a sys.exit().
+        # Whatever a body throws is its failure, also the SystemExit of a sys.exit() and a
+        # KeyboardInterrupt: that of a Ctrl-C comes as Interrupted.
         except BaseException as error:  # noqa: BLE001
             return self._failure(run, row.fingerprint, error)
         return Result(

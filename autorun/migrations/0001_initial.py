@@ -106,6 +106,7 @@ class Migration(migrations.Migration):
                 ("finished_at", models.DateTimeField(blank=True, null=True)),
             ],
             options={
+                "base_manager_name": "objects",
                 "verbose_name_plural": "batches",
             },
         ),
@@ -115,6 +116,9 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=64, primary_key=True, serialize=False)),
                 ("beat_at", models.DateTimeField()),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.CreateModel(
             name="SpilledTrigger",
@@ -126,9 +130,13 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("model_label", models.CharField(max_length=255)),
+                ("runner", models.CharField(blank=True, default="", max_length=255)),
                 ("keys", models.JSONField()),
                 ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.CreateModel(
             name="Node",
@@ -179,6 +187,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "base_manager_name": "objects",
                 "verbose_name_plural": "overview",
             },
         ),
@@ -269,6 +278,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.AddField(
             model_name="batch",
@@ -321,6 +333,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "base_manager_name": "objects",
                 "permissions": [
                     ("start_run", "Can start sweeps, and runs of selected rows"),
                     ("backfill_run", "Can backfill"),
@@ -356,6 +369,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "base_manager_name": "objects",
+            },
         ),
         migrations.AddIndex(
             model_name="chunk",

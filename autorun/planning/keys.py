@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.db import InterfaceError, OperationalError
 
 from autorun import hooks, tracing
+from autorun.conf import settings
 from autorun.console import SILENT
 from autorun.dispatch import release
-from autorun.keys import key_kind
-from autorun.models import Chunk
+from autorun.keys import Key, key_kind
+from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.planner import Outcome, Planner
 from autorun.planning.statements import Candidates
 from autorun.planning.windows import Window, whole
 from autorun.querysets import as_plain
 from autorun.rows import eligible
+from autorun.transactions import repeated_on_conflict, repeated_while_away
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -27,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 #: Upkeep may bring 500,000 at once, saved while no broker answered.
 KEYS_AT_ONCE = 2_000
+NOT_PLANNED = (
+    "%s: %d rows were not planned. Mend what the error names, and the next sweep finds them."
+)
 
 
 def plan_keys(
@@ -67,14 +73,54 @@ def plan_for_all(
         except (OperationalError, InterfaceError) as error:
             away = error
         except Exception:
-            logger.exception(
-                "%s: %d rows were not planned. Mend what the error names, and the next sweep "
-                "finds them.",
-                runner.label,
-                len(keys),
-            )
+            logger.exception(NOT_PLANNED, runner.label, len(keys))
     if away is not None:
         raise away
+
+
+def plan_or_write_down(
+    runners: Iterable[QuerySetRunner],
+    keys: Collection[Key],
+    *,
+    priority: Chunk.Priority = Chunk.Priority.LIVE,
+) -> None:
+    """`plan_keys` for several runners, of rows that nobody will name again. Never raises.
+
+    What the database cannot plan, for it is away, is written down, and upkeep plans it.
+    """
+    if not keys:
+        return
+    for runner in runners:
+        try:
+            repeated_while_away(
+                partial(plan_keys, runner, keys, priority=priority), using=settings.DATABASE
+            )
+        except (OperationalError, InterfaceError) as away:
+            logger.warning(
+                "%s: %d rows were not planned. Upkeep plans them. %s", runner.label, len(keys), away
+            )
+            _write_down(runner, keys)
+        except Exception:
+            logger.exception(NOT_PLANNED, runner.label, len(keys))
+
+
+def _write_down(runner: QuerySetRunner, keys: Collection[Key]) -> None:
+    """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
+    model_label = runner.get_model()._meta.label
+    try:
+        repeated_on_conflict(
+            lambda: SpilledTrigger.objects.create(
+                model_label=model_label, runner=runner.label, keys=list(keys)
+            ),
+            using=settings.DATABASE,
+            is_idempotent=True,
+        )
+    except Exception:
+        logger.exception(
+            "%s: %d rows could not be written down. The next sweep finds them.",
+            runner.label,
+            len(keys),
+        )
 
 
 def candidates_named(
