@@ -47,12 +47,17 @@ class Message:
     time_limit: float | None = None
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for `apply_async`, without those that are not given."""
+        """Keyword arguments for `apply_async`, without those that are not given.
+
+        With a time limit goes a soft one as long: a project's own, for a task of one job, would be
+        shorter.
+        """
         given = {
             "queue": self.queue,
             "priority": self.priority,
             "expires": self.expires,
             "time_limit": self.time_limit,
+            "soft_time_limit": self.time_limit,
         }
         return {name: value for name, value in given.items() if value is not None}
 

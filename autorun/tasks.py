@@ -15,6 +15,7 @@ from django.db import InterfaceError, OperationalError
 
 from autorun import batches, registry
 from autorun.planning.scope import Scope
+from autorun.timeouts import soft_limit_ignored
 from autorun.triggers import publisher
 from autorun.triggers.backfill import backfill_now, go_on, sweep_now
 
@@ -47,10 +48,11 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
 
     subscribers = registry.subscribers(model_label)
     try:
-        if subscribers:
-            plan_and_work_off(subscribers, pks)
-        else:
-            publisher.write_down({model_label: set(pks)})
+        with soft_limit_ignored():
+            if subscribers:
+                plan_and_work_off(subscribers, pks)
+            else:
+                publisher.write_down({model_label: set(pks)})
     except (OperationalError, InterfaceError) as away:
         if self.request.is_eager:  # Celery would not wait then
             raise
@@ -60,7 +62,8 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
 @shared_task(name="autorun.sweep", **_repeatable)
 def sweep(label: str) -> None:
     """Plan whatever is pending for a runner, unless another sweep of it is at it."""
-    sweep_now(registry.get(label))
+    with soft_limit_ignored():
+        sweep_now(registry.get(label))
 
 
 @shared_task(name="autorun.backfill", **_options)
@@ -78,13 +81,15 @@ def backfill(
 
     With `batch`, the id of one whose process has gone silent, that one is planned on.
     """
-    if batch is not None:
-        taken = batches.take_over(batch)
-        if taken is not None:
-            go_on(taken)
-        return
-    scope = Scope(filter=filter, pks=None if pks is None else tuple(pks), only=only, force=force)
-    backfill_now(registry.get(label), scope, limit=limit, window=window)
+    with soft_limit_ignored():
+        if batch is not None:
+            taken = batches.take_over(batch)
+            if taken is not None:
+                go_on(taken)
+            return
+        named = None if pks is None else tuple(pks)
+        scope = Scope(filter=filter, pks=named, only=only, force=force)
+        backfill_now(registry.get(label), scope, limit=limit, window=window)
 
 
 @shared_task(name="autorun.execute", **_options)
@@ -92,7 +97,8 @@ def execute(chunk_id: int) -> None:
     """Work off a chunk, if nobody else has started it."""
     from autorun.execution.execute import execute
 
-    execute(chunk_id)
+    with soft_limit_ignored():
+        execute(chunk_id)
 
 
 @shared_task(name="autorun.upkeep", **_options)
@@ -100,7 +106,8 @@ def upkeep() -> None:
     """Rescue, release, drain and prune, unless another process has just done so."""
     from autorun.upkeep import upkeep
 
-    upkeep()
+    with soft_limit_ignored():
+        upkeep()
 
 
 def _pause(retries: int) -> float:

@@ -94,6 +94,36 @@ def calls_limited(
         restore()
 
 
+@contextmanager
+def soft_limit_ignored() -> Iterator[None]:
+    """Have Celery's soft time limit, a project's or a worker's, end nothing in the block.
+
+    It is for a message, which may be about hundreds of runs or a million rows: the one that was
+    under way would fail for what the others took. A message without a limit cannot say so itself:
+    Celery keeps a timer for each until it is over, so that a very long one would fill its memory.
+    """
+    from billiard import pool  # in a worker it is there already
+
+    number: Any = pool.SIG_SOFT_TIMEOUT
+    is_set = (
+        number is not None
+        and can_use_signals()
+        and signal.getsignal(number) is pool.soft_timeout_sighandler
+    )
+    if not is_set:
+        yield
+        return
+
+    def ignore(_number: int, _frame: FrameType | None) -> None:
+        """Not SIG_IGN, which the programs that a body starts would inherit."""
+
+    signal.signal(number, ignore)
+    try:
+        yield
+    finally:
+        signal.signal(number, pool.soft_timeout_sighandler)
+
+
 def _set_alarm(
     stop: Callable[[int, FrameType | None], Any], seconds: float, *, every: float
 ) -> Callable[[], None]:

@@ -331,7 +331,12 @@ def test_a_message_carries_an_id_its_queue_priority_and_last_resort(documents, s
         message = message_for(chunk)
 
     assert message.args == (chunk.pk,)
-    assert message.options() == {"queue": "slow", "priority": 7, "time_limit": 50}
+    assert message.options() == {
+        "queue": "slow",
+        "priority": 7,
+        "time_limit": 50,
+        "soft_time_limit": 50,
+    }
 
 
 def test_the_last_resort_is_for_all_runs_of_a_chunk_that_belong_together(documents, settings):

@@ -2,11 +2,14 @@
 
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
+from billiard import pool
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from autorun.exceptions import RunTimeout
-from autorun.timeouts import calls_limited, time_limit
+from autorun.timeouts import calls_limited, soft_limit_ignored, time_limit
 
 pytestmark = pytest.mark.once
 
@@ -61,3 +64,32 @@ def test_a_limit_within_another_leaves_the_outer_one_as_it_was(inner):
         hang_after_it()
 
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_celerys_soft_limit_ends_nothing_of_autoruns():
+    with _signalled_as_in_a_pool():
+        with soft_limit_ignored():
+            signal.raise_signal(pool.SIG_SOFT_TIMEOUT)
+        with pytest.raises(SoftTimeLimitExceeded):
+            signal.raise_signal(pool.SIG_SOFT_TIMEOUT)
+
+
+def test_what_else_the_signal_means_stays_as_it_is():
+    told = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: told.append("dump"))
+    try:
+        with soft_limit_ignored():
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert told == ["dump"]
+
+
+@contextmanager
+def _signalled_as_in_a_pool():
+    before = signal.signal(pool.SIG_SOFT_TIMEOUT, pool.soft_timeout_sighandler)
+    try:
+        yield
+    finally:
+        signal.signal(pool.SIG_SOFT_TIMEOUT, before)

@@ -175,3 +175,24 @@ def test_a_worker_that_was_frozen_past_its_lease_writes_nothing(lab: Lab):
     assert list(Run.objects.values()) == before
     assert Run.objects.get().attempts == 2
     assert str(lab.ledger.executions()[1].pid) in {str(pid) for pid in other.children()}
+
+
+@pytest.mark.faults(8)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"BATCH_SIZE": 8, "TIMEOUT": 60, "MAX_ATTEMPTS": 1},
+        {"BATCH_SIZE": 8, "TIMEOUT": None, "MAX_ATTEMPTS": 1},
+    ],
+    ids=["limited", "unlimited"],
+)
+def test_a_soft_time_limit_of_the_projects_fails_no_run(lab: Lab):
+    """It is for a message, that is for a chunk of many runs."""
+    lab.write(8, does="sleep:0.5")
+    lab.start_worker("--soft-time-limit", "2")
+
+    lab.runner.run()
+    lab.until_done(8)
+
+    lab.check()
+    assert not Failure.objects.exists()
