@@ -847,6 +847,37 @@ def test_w203_is_not_for_djangos_default(monkeypatch):
     assert ids() == []
 
 
+@pytest.mark.parametrize("vendor", ["mysql", "sqlite"])
+@pytest.mark.parametrize("zone", ["America/New_York", "UTC"])
+def test_e230_times_of_which_nobody_knows_the_zone(monkeypatch, settings, vendor, zone):
+    _as_if(monkeypatch, vendor=vendor, OPTIONS={"transaction_mode": "IMMEDIATE"})
+    settings.USE_TZ, settings.TIME_ZONE = False, zone
+
+    assert "USE_TZ = True" in only("E230").hint
+
+
+def test_e230_a_zone_of_the_databases_own(monkeypatch):
+    _as_if(monkeypatch, vendor="mysql", TIME_ZONE="Europe/London")
+
+    assert "Remove TIME_ZONE from settings.DATABASES['default']" in only("E230").hint
+
+
+@pytest.mark.parametrize(
+    ("vendor", "use_tz", "zone"),
+    [
+        pytest.param("postgresql", False, "Asia/Tokyo", id="which keeps the zone"),
+        pytest.param("mysql", True, "Asia/Tokyo", id="for people only"),
+    ],
+)
+def test_e230_is_not_for_times_that_autorun_reads_as_it_writes_them(
+    monkeypatch, settings, vendor, use_tz, zone
+):
+    _as_if(monkeypatch, vendor=vendor)
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, zone
+
+    assert ids() == []
+
+
 def test_w204_schedules_without_beat(monkeypatch):
     monkeypatch.setattr(
         "autorun.checks.project.apps",
