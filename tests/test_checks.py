@@ -168,13 +168,11 @@ def test_e003_a_composite_primary_key():
     [
         (models.CharField(primary_key=True, max_length=256), True),
         (models.URLField(primary_key=True, max_length=500), True),
-        (models.FileField(primary_key=True, max_length=300), True),
         (models.CharField(primary_key=True), True),
         (models.TextField(primary_key=True), True),
         (models.TextField(primary_key=True, max_length=40), True),
         (models.CharField(primary_key=True, max_length=255), False),
         (models.SlugField(primary_key=True), False),
-        (models.DecimalField(primary_key=True, max_digits=9, decimal_places=2), False),
     ],
 )
 @isolate_apps("tests.library")
@@ -195,6 +193,68 @@ def test_e022_a_primary_key_that_may_be_longer_than_what_is_kept_of_it(key, is_l
             assert "SILENCED_SYSTEM_CHECKS" in only("E022", runner).hint
         else:
             assert ids(runner) == []
+
+
+class Typed:
+    """As the keys of django-hashid-field."""
+
+    def from_db_value(self, value, expression, connection):
+        return value
+
+
+class TypedAutoField(Typed, models.AutoField):
+    pass
+
+
+class TypedCharField(Typed, models.CharField):
+    pass
+
+
+class Slug(models.SlugField):
+    """A field of the project's own that changes nothing."""
+
+
+@pytest.mark.parametrize(
+    ("key", "leads_back"),
+    [
+        (models.AutoField(primary_key=True), True),
+        (models.PositiveSmallIntegerField(primary_key=True), True),
+        (models.UUIDField(primary_key=True), True),
+        (models.EmailField(primary_key=True), True),
+        (Slug(primary_key=True), True),
+        (TypedAutoField(primary_key=True), False),
+        (TypedCharField(primary_key=True, max_length=20), False),
+        (models.GenericIPAddressField(primary_key=True), False),
+        (models.DateTimeField(primary_key=True), False),
+        (models.FloatField(primary_key=True), False),
+        (models.DecimalField(primary_key=True, max_digits=9, decimal_places=2), False),
+        (models.FileField(primary_key=True, max_length=300), False),
+    ],
+)
+@isolate_apps("tests.library")
+def test_e030_a_primary_key_that_does_not_lead_back_to_its_row(key, leads_back):
+    class Device(models.Model):
+        name = key
+
+        class Meta:
+            app_label = "library"
+
+    class Child(Device):
+        class Meta:
+            app_label = "library"
+
+    class Note(models.Model):
+        device = models.OneToOneField(Device, models.CASCADE, primary_key=True)
+
+        class Meta:
+            app_label = "library"
+
+    for model in (Device, Child, Note):
+        runner = declare(DATA_MODEL=model)
+        if leads_back:
+            assert ids(runner) == []
+        else:
+            assert "integer, UUID or text key" in only("E030", runner).hint
 
 
 @pytest.mark.parametrize("analysis", [None, "", 3, measure])
