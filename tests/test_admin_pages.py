@@ -106,6 +106,19 @@ def test_every_page_answers_in_few_statements(sign_in: Callable[..., Client]) ->
     assert {name: n for name, n in statements.items() if n > MOST_STATEMENTS} == {}
 
 
+def test_every_page_answers_without_use_tz(sign_in: Callable[..., Client], settings) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("a system check refuses it elsewhere")
+    settings.USE_TZ, settings.TIME_ZONE = False, "Asia/Tokyo"
+    scenes.few()
+    client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
+    named = addresses()
+    named["planned"] = f"{named['runs']}?planned_from=2020-01-01T00:00"
+
+    for name, address in named.items():
+        assert client.get(address).status_code == 200, name
+
+
 def test_no_page_loads_the_scope_of_a_batch(sign_in: Callable[..., Client]) -> None:
     """A scope may hold 30,000 keys."""
     scenes.few()

@@ -168,13 +168,11 @@ def test_e003_a_composite_primary_key():
     [
         (models.CharField(primary_key=True, max_length=256), True),
         (models.URLField(primary_key=True, max_length=500), True),
-        (models.FileField(primary_key=True, max_length=300), True),
         (models.CharField(primary_key=True), True),
         (models.TextField(primary_key=True), True),
         (models.TextField(primary_key=True, max_length=40), True),
         (models.CharField(primary_key=True, max_length=255), False),
         (models.SlugField(primary_key=True), False),
-        (models.DecimalField(primary_key=True, max_digits=9, decimal_places=2), False),
     ],
 )
 @isolate_apps("tests.library")
@@ -195,6 +193,68 @@ def test_e022_a_primary_key_that_may_be_longer_than_what_is_kept_of_it(key, is_l
             assert "SILENCED_SYSTEM_CHECKS" in only("E022", runner).hint
         else:
             assert ids(runner) == []
+
+
+class Typed:
+    """As the keys of django-hashid-field."""
+
+    def from_db_value(self, value, expression, connection):
+        return value
+
+
+class TypedAutoField(Typed, models.AutoField):
+    pass
+
+
+class TypedCharField(Typed, models.CharField):
+    pass
+
+
+class Slug(models.SlugField):
+    """A field of the project's own that changes nothing."""
+
+
+@pytest.mark.parametrize(
+    ("key", "leads_back"),
+    [
+        (models.AutoField(primary_key=True), True),
+        (models.PositiveSmallIntegerField(primary_key=True), True),
+        (models.UUIDField(primary_key=True), True),
+        (models.EmailField(primary_key=True), True),
+        (Slug(primary_key=True), True),
+        (TypedAutoField(primary_key=True), False),
+        (TypedCharField(primary_key=True, max_length=20), False),
+        (models.GenericIPAddressField(primary_key=True), False),
+        (models.DateTimeField(primary_key=True), False),
+        (models.FloatField(primary_key=True), False),
+        (models.DecimalField(primary_key=True, max_digits=9, decimal_places=2), False),
+        (models.FileField(primary_key=True, max_length=300), False),
+    ],
+)
+@isolate_apps("tests.library")
+def test_e030_a_primary_key_that_does_not_lead_back_to_its_row(key, leads_back):
+    class Device(models.Model):
+        name = key
+
+        class Meta:
+            app_label = "library"
+
+    class Child(Device):
+        class Meta:
+            app_label = "library"
+
+    class Note(models.Model):
+        device = models.OneToOneField(Device, models.CASCADE, primary_key=True)
+
+        class Meta:
+            app_label = "library"
+
+    for model in (Device, Child, Note):
+        runner = declare(DATA_MODEL=model)
+        if leads_back:
+            assert ids(runner) == []
+        else:
+            assert "integer, UUID or text key" in only("E030", runner).hint
 
 
 @pytest.mark.parametrize("analysis", [None, "", 3, measure])
@@ -853,6 +913,37 @@ def test_w203_another_isolation_level_of_postgresql(monkeypatch):
 @pytest.mark.parametrize("vendor", ["mysql", "postgresql"])
 def test_w203_is_not_for_djangos_default(monkeypatch, vendor):
     _as_if(monkeypatch, vendor=vendor)
+
+    assert ids() == []
+
+
+@pytest.mark.parametrize("vendor", ["mysql", "sqlite"])
+@pytest.mark.parametrize("zone", ["America/New_York", "UTC"])
+def test_e230_times_of_which_nobody_knows_the_zone(monkeypatch, settings, vendor, zone):
+    _as_if(monkeypatch, vendor=vendor, OPTIONS={"transaction_mode": "IMMEDIATE"})
+    settings.USE_TZ, settings.TIME_ZONE = False, zone
+
+    assert "USE_TZ = True" in only("E230").hint
+
+
+def test_e230_a_zone_of_the_databases_own(monkeypatch):
+    _as_if(monkeypatch, vendor="mysql", TIME_ZONE="Europe/London")
+
+    assert "Remove TIME_ZONE from settings.DATABASES['default']" in only("E230").hint
+
+
+@pytest.mark.parametrize(
+    ("vendor", "use_tz", "zone"),
+    [
+        pytest.param("postgresql", False, "Asia/Tokyo", id="which keeps the zone"),
+        pytest.param("mysql", True, "Asia/Tokyo", id="for people only"),
+    ],
+)
+def test_e230_is_not_for_times_that_autorun_reads_as_it_writes_them(
+    monkeypatch, settings, vendor, use_tz, zone
+):
+    _as_if(monkeypatch, vendor=vendor)
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, zone
 
     assert ids() == []
 

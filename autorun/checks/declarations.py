@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from django.apps import AppConfig, apps
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
-from django.db.models import CharField, Model, TextField
+from django.db.models import CharField, Field, IntegerField, Model, TextField, UUIDField
 
 from autorun import analysis as analyses
 from autorun import registry
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 def check_declarations(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E001-E010 and E022: model, analysis, input key and configuration of every runner."""
+    """E001-E010, E022 and E030: model, analysis, input key and configuration of every runner."""
     found = list(_without_model(app_configs))
     for runner in runners_in(app_configs):
         found += _model(runner)
-        found += _long_keys(runner)
+        found += _keys(runner)
         found += _analysis(runner)
     return found
 
@@ -86,11 +86,39 @@ def _model(runner: QuerySetRunner) -> Iterator[CheckMessage]:
         )
 
 
-def _long_keys(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _keys(runner: QuerySetRunner) -> Iterator[CheckMessage]:
     model = model_of(runner)
     if model is None:
         return
     field = key_kind(model).field
+    if _leads_back(field):
+        yield from _long_keys(runner, model, field)
+        return
+    yield error(
+        runner,
+        "E030",
+        f"DATA_MODEL is {model._meta.label}, whose primary key is a {type(field).__name__}: what "
+        "the database says of such a key, as a number or a text, need not lead back to its row.",
+        f"Give {model._meta.label} an integer, UUID or text key without a from_db_value(), and "
+        f"make {field.name!r} a field with unique=True. Where the field's to_python() makes the "
+        "key again of what CAST(... AS text) gives, add 'autorun.E030' to SILENCED_SYSTEM_CHECKS.",
+    )
+
+
+def _leads_back(field: Field[Any, Any]) -> bool:
+    """Whether a row is found again by the number, or by the database's text, of such a key.
+
+    An address is written 10.0.0.1/32 on PostgreSQL, a float with fewer digits than it has, and a
+    time without its zone on SQLite and MariaDB. And a field's own from_db_value() may make of a key
+    what is no key at all.
+    """
+    is_plain = not hasattr(field, "from_db_value")
+    return is_plain and isinstance(field, (IntegerField, UUIDField, CharField, TextField))
+
+
+def _long_keys(
+    runner: QuerySetRunner, model: type[Model], field: Field[Any, Any]
+) -> Iterator[CheckMessage]:
     most = Run._meta.get_field("object_key").max_length or 0
     is_unlimited = isinstance(field, TextField) or (
         isinstance(field, CharField) and field.max_length is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from celery import current_app
 from django.apps import apps
@@ -23,7 +25,7 @@ PICKLE = {"pickle", "application/x-python-serialize"}
 
 
 def check_project(**kwargs: Any) -> list[CheckMessage]:
-    """E201-E202 and W201-W204: INSTALLED_APPS, the broker, transactions of the database."""
+    """E201-E202, E230 and W201-W204: INSTALLED_APPS, the broker, the database."""
     return [*_apps(), *_broker(), *_content(), *_database()]
 
 
@@ -140,6 +142,36 @@ def _database() -> Iterator[CheckMessage]:
                 "Leave isolation_level out of OPTIONS: then it is read committed. A transaction of "
                 "the project's that needs more can begin with SET TRANSACTION ISOLATION LEVEL.",
             )
+    if connection.vendor != "postgresql":
+        yield from _times(connection.settings_dict, place)
+
+
+def _times(database: dict[str, Any], place: str) -> Iterator[CheckMessage]:
+    """PostgreSQL alone keeps with a time which one it is."""
+    if not django_settings.USE_TZ:
+        yield error(
+            "settings.USE_TZ",
+            "E230",
+            "USE_TZ is off. On SQLite and MariaDB autorun needs it: its times are in UTC there, by "
+            "the clock of the database, and what was hours ago would else seem to be now.",
+            "Set USE_TZ = True, which is Django's default; TIME_ZONE may stay as it is.",
+        )
+    elif not _is_utc(zone := database.get("TIME_ZONE") or "UTC"):
+        yield error(
+            place,
+            "E230",
+            f"Django reads the times in this database as those of {zone}. Autorun's are in UTC, by "
+            "the clock of the database: what was hours ago would seem to be now.",
+            f"Remove TIME_ZONE from {place}.",
+        )
+
+
+def _is_utc(zone: str) -> bool:
+    try:
+        info = ZoneInfo(zone)
+    except (ValueError, OSError, ZoneInfoNotFoundError):  # Django says what is wrong with it
+        return True
+    return not any(dt.datetime(2026, month, 1, tzinfo=info).utcoffset() for month in (1, 7))
 
 
 def _is_in_memory(database: dict[str, Any]) -> bool:

@@ -47,7 +47,7 @@ def ago(when: dt.datetime | None) -> SafeString:
     if when is None:
         return SafeString("")
     seconds = (timezone.now() - when).total_seconds()
-    exact = formats.date_format(timezone.localtime(when), "DATETIME_FORMAT")
+    exact = formats.date_format(_local(when), "DATETIME_FORMAT")
     if abs(seconds) < 1:
         text = "now"
     elif seconds >= 0:
@@ -63,7 +63,7 @@ def moment(when: dt.datetime | None) -> SafeString:
     """A moment to the second, in the project's time zone."""
     if when is None:
         return SafeString("")
-    local = timezone.localtime(when)
+    local = _local(when)
     return format_html(
         '<time datetime="{}">{}</time>', when.isoformat(), local.strftime("%Y-%m-%d %H:%M:%S")
     )
@@ -112,3 +112,8 @@ def _roughly(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+def _local(when: dt.datetime) -> dt.datetime:
+    """The moment in the project's time zone, in which it is already without USE_TZ."""
+    return timezone.localtime(when) if timezone.is_aware(when) else when
