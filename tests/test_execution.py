@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from unittest.mock import MagicMock
 
 import pytest
 from django.db import OperationalError
@@ -394,6 +395,43 @@ def test_a_keeper_outlives_an_error(documents, monkeypatch, caplog):
     with pytest.raises(LeaseLost):  # nothing more of it is begun
         keeper.work._next()
     assert "its keeper goes on" in caplog.text
+
+
+def test_a_run_that_is_given_up_is_followed_up_although_nothing_could_be_released(
+    documents, monkeypatch
+):
+    def fail(node_id):
+        raise OperationalError("away")
+
+    followed_up = []
+    runner = declare(TIMEOUT=0.1, MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run(Document.objects.filter(title="title 0"))
+        lease = start(queued(Chunk.objects.get().pk))
+        work = Work(lease, runner(), runner().get_analysis())
+        work._assign()
+        assignment = work._next()
+        monkeypatch.setattr("autorun.execution.keeper.release", fail)
+        monkeypatch.setattr("autorun.execution.keeper.connections", MagicMock())
+
+        assert Keeper(work, follow_up=lambda: followed_up.append(True))._give_up(assignment)
+
+    assert followed_up == [True]
+    assert statuses(object_id=documents[0].pk) == [Run.Status.FAILED]
+
+
+def test_what_cannot_be_released_ends_nothing_but_that(documents, monkeypatch, caplog):
+    def fail(node_id):
+        raise OperationalError("away")
+
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        monkeypatch.setattr("autorun.execution.execute.release", fail)
+        execute(Chunk.objects.get().pk)
+
+        assert runner().progress().succeeded == 4
+    assert "releasing more failed after a chunk" in caplog.text
 
 
 def test_sigterm_gives_the_chunk_back_without_using_up_an_attempt(documents):

@@ -89,7 +89,8 @@ def _execute_one(chunk: Chunk) -> None:
         return
     crash_point("start.leased")
     work_off(Work(lease, runner, analysis))
-    release(chunk.node_id)
+    with _guarded(runner, "releasing more"):
+        release(chunk.node_id)
 
 
 def _equipment(chunk: Chunk) -> tuple[QuerySetRunner, Analysis]:
