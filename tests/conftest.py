@@ -12,6 +12,7 @@ from pathlib import Path
 import kombu.pools
 import pytest
 from celery import Celery
+from django.urls import get_resolver
 
 from autorun import registry
 
@@ -43,6 +44,15 @@ def _is_left_out(item: pytest.Item, asked_for: str) -> bool:
 def _declared_runners(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runner classes that a test declares are gone after it."""
     monkeypatch.setattr(registry, "_declared", dict(registry._declared))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _addresses() -> None:
+    """The addresses as the admin has them at first, whichever test comes first.
+
+    They are made when they are first asked for, and some tests take a model out of the admin.
+    """
+    assert get_resolver().url_patterns
 
 
 @pytest.fixture(scope="session")
