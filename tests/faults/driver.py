@@ -221,7 +221,14 @@ class Lab:
             *("pk", "state", "size", "token", "worker", "reason", "publications"),
             *("succeeded", "failed", "moved", "cancelled", "expires_at", "not_before"),
         )
-        parts = [f"{self.runner.progress()}", *map(str, chunks[:10])]
+        runs = Run.objects.order_by("-pk").values(
+            *("pk", "object_id", "fingerprint", "is_current", "status", "chunk_id", "outputs")
+        )
+        parts = [f"{self.runner.progress()}", *map(str, chunks[:5])]
+        parts += ["...", *map(str, reversed(chunks.reverse()[:10]))]
+        parts += [str(run) for run in runs[:5]]
+        parts += [f"{row!r}: {self.runner.explain(row)}" for row in self.runner.pending()[:5]]
+        parts += [str(trigger) for trigger in SpilledTrigger.objects.values()[:5]]
         parts += [str(batch) for batch in Batch.objects.values()[:5]]
         parts += [f"{each.exception_class} {each.message}" for each in Failure.objects.all()[:5]]
         parts += [
