@@ -104,6 +104,7 @@ def settle(page: Any) -> None:
 
 def look(page: Any, name: str, *, has_script: bool = True, part: str = ".ar") -> list[str]:
     """What is wrong with our part of an open page."""
+    page.locator(part).first.wait_for()
     problems = [f"{name}: {complaint}" for complaint in page.complaints]
     if not has_script:
         return problems
@@ -432,6 +433,7 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     page.goto("/admin/autorun/failure/")
 
     page.get_by_role("link", name="ValueError").click()
+    page.get_by_label("Planned from").wait_for()
     keep(page, f"group-{mode}")
     problems = look(page, "runs of a group", has_script=has_script)
     number = page.locator(".ar tbody tr").count()
@@ -440,6 +442,7 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     is_kept = page.get_by_label("Only of one group of failures").is_checked()
     page.get_by_role("link", name="Failures", exact=True).first.click()
     page.get_by_role("button", name="Retry all… of this ValueError").click()
+    page.get_by_role("button", name="Retry them").wait_for()
     problems += look(page, "question", has_script=has_script)
     page.get_by_role("button", name="Retry them").click()
     page.get_by_text("3 failed runs start again.").wait_for()
