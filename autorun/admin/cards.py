@@ -115,8 +115,7 @@ class Card:
         """
         if self.counted is None:
             return None
-        planned = max(0, self.progress.total - self.counted.runs)
-        return max(0, self.counted.count.pending - planned)
+        return max(0, self.counted.count.pending - self._planned_since)
 
     @property
     def bar(self) -> list[Segment]:
@@ -145,8 +144,13 @@ class Card:
         """Rows that no run is for, less those that have been planned since they were counted."""
         if self.counted is None:
             return None
-        planned = max(0, self.progress.total - self.counted.runs)
-        return max(0, self.counted.left_out - max(0, planned - self.counted.count.pending))
+        of_these = max(0, self._planned_since - self.counted.count.pending)
+        return max(0, self.counted.left_out - of_these)
+
+    @property
+    def _planned_since(self) -> int:
+        """Rows that have got a run since they were counted."""
+        return 0 if self.counted is None else max(0, self.progress.total - self.counted.runs)
 
     @property
     def _left_out_words(self) -> str:
