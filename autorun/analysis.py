@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
 
-from autorun.arguments import Arguments, Problem
+from autorun.declare.arguments import Arguments, Problem
 from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered
 
 __all__ = (

@@ -14,7 +14,9 @@ class AutorunConfig(AppConfig):
     def ready(self) -> None:
         # Imported here: their models and Celery's app have to be there first.
         import autorun.tasks  # noqa: F401
-        from autorun import checks, nodes, registry, transport, workers
+        from autorun import checks, workers
+        from autorun.broker import transport
+        from autorun.declare import nodes, registry
         from autorun.triggers import on_save, on_schedule, publisher
 
         checks.connect()
@@ -25,4 +27,4 @@ class AutorunConfig(AppConfig):
         publisher.connect()
         on_schedule.connect()
         workers.connect()
-        post_migrate.connect(nodes.forget_nodes, dispatch_uid="autorun.nodes")
+        post_migrate.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models import Exists, F, QuerySet
 
-from autorun import nodes
-from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.dispatch import release
+from autorun.declare import nodes
+from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk, Run
 from autorun.progress import BatchCounts, batch_counts
 from autorun.signals import announce_batch
-from autorun.transactions import is_passing, repeated_on_conflict
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.crash_points import crash_point
+from autorun.state.transactions import is_passing, repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.planning.planner import Outcome

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from autorun import batches
-from autorun.clock import DatabaseNow
-from autorun.dispatch import release
+from autorun.dispatch.releasing import release
 from autorun.models import Batch, Node
+from autorun.state.clock import DatabaseNow
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

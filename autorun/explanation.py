@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autorun import hooks
-from autorun.clock import as_told
-from autorun.dispatch import queue_of
+from autorun.declare import hooks
+from autorun.dispatch.releasing import queue_of
 from autorun.exceptions import WorkerLost
-from autorun.keys import Key, key_kind
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.querysets import as_plain
 from autorun.rows import Row, load
+from autorun.state.clock import as_told
+from autorun.state.keys import Key, key_kind
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -13,10 +13,10 @@ from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Wh
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 
-from autorun.clock import from_now
+from autorun.declare.nodes import labels_by_digest
 from autorun.models import Failure, Node, Run
-from autorun.nodes import labels_by_digest
-from autorun.parameters import SINCE, read_number
+from autorun.state.clock import from_now
+from autorun.state.parameters import SINCE, read_number
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

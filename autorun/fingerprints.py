@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from django.db import models
 from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
 
-from autorun.fields import FingerprintField
-from autorun.keys import key_kind
+from autorun.declare.nodes import node_of
 from autorun.models import UNCHANGING, Run
-from autorun.nodes import node_of
+from autorun.state.fields import FingerprintField
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 
 from django.db.models import F, Q
 
-from autorun import nodes
-from autorun.clock import from_now
 from autorun.conf import settings
+from autorun.declare import nodes
 from autorun.models import Batch, Chunk, Node
-from autorun.transactions import repeated_on_conflict
+from autorun.state.clock import from_now
+from autorun.state.transactions import repeated_on_conflict
 
 #: Chunks folded in one transaction, and those of a node that are not worth one.
 AT_ONCE = 5_000

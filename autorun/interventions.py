@@ -14,18 +14,19 @@ from django.db import transaction
 from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
-from autorun import batches, registry
-from autorun.clock import DatabaseNow
+from autorun import batches
 from autorun.conf import settings
-from autorun.dispatch import message_to_plan_on
+from autorun.declare import registry
+from autorun.dispatch.publishing import publish
+from autorun.dispatch.releasing import message_to_plan_on
 from autorun.exceptions import AutorunError, BrokerUnavailable
-from autorun.keys import key_kind
 from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Run
 from autorun.planning.scope import SOURCES, Scope
 from autorun.planning.windows import last_key
-from autorun.publishing import publish
-from autorun.transactions import repeated_on_conflict
+from autorun.state.clock import DatabaseNow
+from autorun.state.keys import key_kind
+from autorun.state.transactions import repeated_on_conflict
 from autorun.triggers.backfill import require_valid
 
 if TYPE_CHECKING:

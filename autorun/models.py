@@ -13,10 +13,10 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.expressions import CombinedExpression
 
-from autorun.chunk_ids import new_chunk_id
-from autorun.clock import DatabaseNow
 from autorun.conf import settings
-from autorun.fields import FingerprintField, ObjectKeyField
+from autorun.state.clock import DatabaseNow
+from autorun.state.fields import FingerprintField, ObjectKeyField
+from autorun.state.ids import new_chunk_id
 
 #: What the fingerprint of a row is where nothing about the row can make it pending again.
 UNCHANGING = "0" * 32

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autorun import hooks
 from autorun.conf import settings
-from autorun.keys import key_kind
+from autorun.declare import hooks
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.scope import Scope
 from autorun.planning.windows import Window, windows
 from autorun.querysets import as_plain
 from autorun.rows import eligible
+from autorun.state.keys import key_kind
 from autorun.triggers.backfill import require_valid
 
 if TYPE_CHECKING:

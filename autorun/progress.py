@@ -23,15 +23,15 @@ from django.db.models import (
 )
 
 from autorun import fingerprints
-from autorun.keys import key_kind
+from autorun.declare.nodes import node_of
 from autorun.models import Batch, Chunk, Node, Run
-from autorun.nodes import node_of
-from autorun.recordsets import recordset
 from autorun.rows import eligible, examined, in_pages, planned_by_database
+from autorun.state.keys import key_kind
+from autorun.state.recordsets import recordset
 
 if TYPE_CHECKING:
-    from autorun.keys import Key
     from autorun.runner import QuerySetRunner
+    from autorun.state.keys import Key
 
 #: Rows that Python looks at together.
 PAGE = 2_000

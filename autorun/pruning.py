@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from django.db.models import Exists, Max, Min, OuterRef, QuerySet
 
-from autorun.clock import from_now
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Failure, Run
-from autorun.transactions import repeated_on_conflict
+from autorun.state.clock import from_now
+from autorun.state.transactions import repeated_on_conflict
 
 #: Runs deleted in one transaction.
 AT_ONCE = 2_000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, models
 from django.db.models import Manager, Q, QuerySet
 
-from autorun import hooks
+from autorun.declare import hooks
 from autorun.exceptions import ImproperRunner
 
 if TYPE_CHECKING:

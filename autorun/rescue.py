@@ -12,18 +12,19 @@ import logging
 from django.db import connections, transaction
 from django.db.models import F
 
-from autorun import registry, signals
-from autorun.backoff import backoff_of
-from autorun.clock import DatabaseNow, from_now
+from autorun import signals
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.encoding import ExceptionText
+from autorun.declare import registry
+from autorun.declare.backoff import backoff_of
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
-from autorun.keys import key_kind
 from autorun.models import Chunk, Run
 from autorun.planning.keys import plan_or_write_down
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.crash_points import crash_point
+from autorun.state.encoding import ExceptionText
+from autorun.state.keys import key_kind
 
 logger = logging.getLogger(__name__)
 

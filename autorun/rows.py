@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import models
 
-from autorun import fingerprints, hooks
+from autorun import fingerprints
 from autorun.conf import settings
-from autorun.encoding import fingerprint_of
-from autorun.keys import Key, key_kind
+from autorun.declare import hooks
+from autorun.declare.nodes import node_of
 from autorun.models import UNPREPARED, Run
-from autorun.nodes import node_of
 from autorun.querysets import as_plain
+from autorun.state.encoding import fingerprint_of
+from autorun.state.keys import Key, key_kind
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

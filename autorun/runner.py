@@ -23,14 +23,15 @@ from django.apps import apps
 from django.db.models import Model, Q, QuerySet
 
 from autorun import analysis as analyses
-from autorun import console, explanation, hooks, nodes, progress, registry
-from autorun.backoff import exponential
+from autorun import explanation, progress
 from autorun.conf import settings
-from autorun.encoding import encode_configuration
+from autorun.declare import hooks, nodes, registry, transcript
+from autorun.declare.backoff import exponential
+from autorun.declare.options import BY_SETTING
 from autorun.exceptions import ImproperRunner
 from autorun.models import Batch, Node
-from autorun.options import BY_SETTING
 from autorun.planning.scope import Scope
+from autorun.state.encoding import encode_configuration
 from autorun.triggers import backfill
 
 if TYPE_CHECKING:
@@ -105,11 +106,11 @@ class QuerySetRunner:
 
     def log_filter_start(self, log_level: int = logging.INFO) -> None:
         """Say that the queryset is being filtered."""
-        console.say(self.FILTER_QUERYSET_START, level=log_level)
+        transcript.say(self.FILTER_QUERYSET_START, level=log_level)
 
     def log_filter_end(self, n_candidates: int, log_level: int = logging.INFO) -> None:
         """Say how many rows the filter let through."""
-        console.say("%d execution candidates found.", n_candidates, level=log_level)
+        transcript.say("%d execution candidates found.", n_candidates, level=log_level)
 
     def get_instance_representation(self, instance: Any) -> Any:
         """What the analysis receives for `instance`: something JSON can hold.

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from django.db import transaction
 from django.dispatch import Signal
 
-from autorun import registry
 from autorun.conf import settings
-from autorun.encoding import ExceptionText
-from autorun.keys import Key
+from autorun.declare import registry
 from autorun.models import Batch
+from autorun.state.encoding import ExceptionText
+from autorun.state.keys import Key
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

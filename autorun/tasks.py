@@ -13,9 +13,10 @@ from typing import Any
 from celery import current_app, shared_task
 from django.db import InterfaceError, OperationalError
 
-from autorun import batches, registry
+from autorun import batches
+from autorun.declare import registry
+from autorun.declare.timeouts import soft_limit_ignored
 from autorun.planning.scope import Scope
-from autorun.timeouts import soft_limit_ignored
 from autorun.triggers import publisher
 from autorun.triggers.backfill import backfill_now, go_on, sweep_now
 

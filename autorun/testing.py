@@ -26,15 +26,15 @@ from unittest.mock import ANY
 from django.db import connections
 
 from autorun import analysis as analyses
-from autorun import registry
-from autorun.dispatch import EXECUTE, release_everywhere
-from autorun.encoding import encode_outputs, name_exception
+from autorun.declare import registry
+from autorun.dispatch.inline import Inbox, committed_at_once
+from autorun.dispatch.releasing import EXECUTE, release_everywhere
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
 from autorun.explanation import Explanation, next_look
-from autorun.inline import Inbox, committed_at_once
 from autorun.models import Chunk, Failure, Run
 from autorun.runner import QuerySetRunner
+from autorun.state.encoding import encode_outputs, name_exception
 from autorun.triggers import on_save, publisher
 from autorun.upkeep import drain_spilled
 

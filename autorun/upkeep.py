@@ -12,11 +12,11 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Least
 
 from autorun import analysis as analyses
-from autorun import batches, registry
-from autorun.clock import DatabaseNow, from_now
+from autorun import batches
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.dispatch import (
+from autorun.declare import registry
+from autorun.dispatch.publishing import publish
+from autorun.dispatch.releasing import (
     MOST_PUBLICATIONS,
     follow_queues,
     message_to_plan_on,
@@ -29,10 +29,11 @@ from autorun.folding import fold_everywhere
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning.keys import plan_for_all
 from autorun.pruning import MOST_RUNS, prune
-from autorun.publishing import publish
-from autorun.pulses import give_back_turn, take_turn
 from autorun.rescue import rescue_expired
-from autorun.transactions import bounded_waits
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.crash_points import crash_point
+from autorun.state.pulses import give_back_turn, take_turn
+from autorun.state.transactions import bounded_waits
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -11,12 +11,12 @@ from celery import signals
 from django.db import connections
 from django.db.models import QuerySet
 
-from autorun.clock import DatabaseNow
 from autorun.conf import settings
-from autorun.dispatch import EXECUTE
+from autorun.dispatch.publishing import Message, publish
+from autorun.dispatch.releasing import EXECUTE
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Chunk
-from autorun.publishing import Message, publish
+from autorun.state.clock import DatabaseNow
 from autorun.triggers.publisher import PLAN, spill
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 from django.core.management import call_command
 from django.db import ProgrammingError, connection, connections
 
-from autorun import nodes
+from autorun.declare import nodes
 from autorun.models import Chunk, Node, Run
 from autorun.runner import QuerySetRunner
 from bench.subject.models import Item

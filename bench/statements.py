@@ -10,7 +10,7 @@ from unittest import mock
 
 from django.db import connection
 
-from autorun import registry
+from autorun.declare import registry
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Run
 from autorun.tasks import plan
@@ -79,7 +79,7 @@ _not_counted: Counter[int] = Counter()
 
 @contextmanager
 def _without_broker() -> Iterator[None]:
-    with mock.patch("autorun.dispatch.publish"):
+    with mock.patch("autorun.dispatch.releasing.publish"):
         yield
 
 

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.signals import after_setup_logger, task_prerun
 from django.db import close_old_connections
 
-from autorun import transport
+from autorun.broker import transport
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.sqlite")
 

@@ -14,7 +14,7 @@ import pytest
 from celery import Celery
 from django.urls import get_resolver
 
-from autorun import registry
+from autorun.declare import registry
 
 # What the entry point does where autorun is installed.
 from autorun.pytest_plugin import autorun  # noqa: F401

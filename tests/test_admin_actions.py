@@ -16,12 +16,12 @@ from django.utils import timezone
 from autorun import interventions, upkeep
 from autorun.admin import runners
 from autorun.admin.selections import MOST_KEPT
+from autorun.dispatch.publishing import Message
 from autorun.exceptions import BrokerUnavailable
 from autorun.failures import recent_failures
 from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.scope import Scope
-from autorun.publishing import Message
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes

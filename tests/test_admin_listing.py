@@ -11,7 +11,6 @@ from django.utils import timezone
 
 from autorun import interventions, listing
 from autorun.activity import Activity, activity_by_node
-from autorun.chunk_ids import first_chunk_id_at
 from autorun.counting import Count, count_rows
 from autorun.failures import (
     exception_classes,
@@ -26,6 +25,7 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.notifications import FailureReport
 from autorun.progress import batch_counts, progress_by_node
 from autorun.runner import QuerySetRunner
+from autorun.state.ids import first_chunk_id_at
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo

@@ -30,7 +30,7 @@ import pytest
 
 from autorun import analysis as analyses
 from autorun.analysis import Analysis, Problem, analysis, get, registered, temporarily_registered
-from autorun.conversion import Mismatch, convert
+from autorun.declare.conversion import Mismatch, convert
 from autorun.exceptions import (
     AlreadyRegistered,
     AutorunError,
@@ -180,9 +180,7 @@ class TestDeclaration:
         assert get("R", "1").function is module.body
 
     def test_is_importable_before_django_is_set_up(self):
-        code = (
-            "import autorun.analysis, autorun.encoding, sys; assert 'django.db' not in sys.modules"
-        )
+        code = "import autorun.analysis, autorun.state.encoding, sys; assert 'django.db' not in sys.modules"
 
         completed = subprocess.run([sys.executable, "-c", code], check=False)
 

@@ -7,11 +7,12 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from autorun import nodes, tracing
+from autorun.declare import nodes
 from autorun.execution.at_once import _begin
 from autorun.models import Chunk, Node, Run
 from autorun.progress import Progress
 from autorun.runner import QuerySetRunner
+from autorun.state import tracing
 from autorun.tasks import plan
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Country, Document
@@ -26,7 +27,7 @@ SUCCEEDED, PENDING = Run.Status.SUCCEEDED, Run.Status.PENDING
 def published(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Messages in place of those a broker would get."""
     sent: list[Any] = []
-    monkeypatch.setattr("autorun.dispatch.publish", sent.extend)
+    monkeypatch.setattr("autorun.dispatch.releasing.publish", sent.extend)
     return sent
 
 

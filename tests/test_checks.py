@@ -17,10 +17,10 @@ from django.db.models import Q
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
-from autorun import registry
 from autorun.analysis import Analysis, temporarily_registered
 from autorun.checks import names, options, settings
 from autorun.conf import DEFAULTS
+from autorun.declare import registry
 from autorun.runner import QuerySetRunner
 from settings import celery_app
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped

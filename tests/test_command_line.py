@@ -368,7 +368,7 @@ def test_status_check(documents, runner):
 
 
 def test_status_of_a_runner_that_cannot_be_loaded():
-    from autorun import registry
+    from autorun.declare import registry
 
     with registry.registered(declare(ANALYSIS="Gone", ANALYSIS_VERSION="1")):
         assert "No analysis is registered as 'Gone'" in typed("status", LABEL)
@@ -453,7 +453,7 @@ def test_failures_are_grouped_by_their_shape(documents, failing):
 
 def test_failures_of_a_runner_that_is_gone(documents):
     with installed(declare(fails_for_odd_titles, MAX_ATTEMPTS=1)) as _:
-        from autorun import registry
+        from autorun.declare import registry
 
         registry.get(LABEL).run()
         work_off()
@@ -479,7 +479,7 @@ def test_failures_within_a_time(documents, failing):
 
 def test_failures_that_are_tried_again(documents):
     with installed(declare(fails_for_odd_titles, RETRY_BACKOFF=1000)) as _:
-        from autorun import registry
+        from autorun.declare import registry
 
         registry.get(LABEL).run()
         work_off()

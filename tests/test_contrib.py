@@ -18,10 +18,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
-from autorun import tracing
 from autorun.contrib import health, otel, prometheus
 from autorun.doctor import Finding
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.state import tracing
 from autorun.testing import run_inline
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document

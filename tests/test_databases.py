@@ -3,7 +3,6 @@
 import pytest
 from django.apps import apps
 
-from autorun.clock import from_now
 from autorun.commands.watching import _look
 from autorun.exceptions import ImproperRunner
 from autorun.execution.leases import queued, start
@@ -11,6 +10,7 @@ from autorun.models import Batch, Chunk, Node, Run, StateManager
 from autorun.planning.scope import Scope
 from autorun.preview import preview
 from autorun.rescue import rescue_expired
+from autorun.state.clock import from_now
 from autorun.upkeep import upkeep
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo

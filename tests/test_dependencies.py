@@ -6,13 +6,13 @@ import pytest
 from django.db import InterfaceError, OperationalError
 from django.db.models import F
 
-from autorun.clock import from_now
+from autorun.declare.registry import dependents
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.planning.keys import plan_keys
-from autorun.registry import dependents
 from autorun.rescue import rescue_expired
+from autorun.state.clock import from_now
 from autorun.tasks import plan
 from autorun.upkeep import drain_spilled
 from tests.engine import declare, installed, work_off
@@ -133,7 +133,7 @@ def changed_and_succeeded(first):
 
 @pytest.mark.django_db(transaction=True)
 def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_moment(monkeypatch):
-    monkeypatch.setattr("autorun.transactions.PAUSE_WHILE_AWAY", 0)
+    monkeypatch.setattr("autorun.state.transactions.PAUSE_WHILE_AWAY", 0)
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
@@ -150,7 +150,7 @@ def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_mo
 
 @pytest.mark.django_db(transaction=True)
 def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(monkeypatch):
-    monkeypatch.setattr("autorun.transactions.PAUSE_WHILE_AWAY", 0)
+    monkeypatch.setattr("autorun.state.transactions.PAUSE_WHILE_AWAY", 0)
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
@@ -185,7 +185,7 @@ def test_a_step_that_fails_after_a_chunk_keeps_no_other_from_its_work(monkeypatc
         raise RuntimeError
 
     monkeypatch.setattr("autorun.execution.execute._measure", fail)
-    monkeypatch.setattr("autorun.registry.dependents", fail)
+    monkeypatch.setattr("autorun.declare.registry.dependents", fail)
     Document.objects.create(title="a")
     runner = declare()
     with installed(runner):

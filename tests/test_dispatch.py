@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from django.db import DataError, connection, transaction
 
-from autorun import batches, dispatch, registry, sizing
-from autorun.chunk_ids import new_chunk_id
-from autorun.dispatch import (
+from autorun import batches
+from autorun.declare import registry
+from autorun.dispatch import releasing, sizes
+from autorun.dispatch.releasing import (
     MOST_PUBLICATIONS,
     SPARE_CHUNKS,
     message_for,
@@ -18,6 +19,7 @@ from autorun.dispatch import (
 )
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
+from autorun.state.ids import new_chunk_id
 from autorun.upkeep import send_again
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo
@@ -155,7 +157,7 @@ def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel(monkey
     with installed(old):
         first = a_batch_waiting(1)
     has_claimed, has_released = threading.Event(), threading.Event()
-    crash_point = dispatch.crash_point
+    crash_point = releasing.crash_point
 
     def claimed(name):
         if name == "dispatch.claimed" and not has_claimed.is_set():
@@ -171,7 +173,7 @@ def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel(monkey
 
     with installed(new):
         second = a_batch_waiting(1)
-        monkeypatch.setattr(dispatch, "crash_point", claimed)
+        monkeypatch.setattr(releasing, "crash_point", claimed)
         with ThreadPoolExecutor(2) as threads:
             one = threads.submit(release_both, first.node_id)
             assert has_claimed.wait(10)
@@ -254,13 +256,13 @@ def test_a_chunk_larger_than_the_window_is_not_overtaken_for_ever(settings):
 def test_a_chunk_cancelled_while_it_is_claimed_stays_so(documents, monkeypatch):
     with installed(declare()):
         batch = a_batch_waiting(1)
-        takes = dispatch._Room.takes
+        takes = releasing._Room.takes
 
         def cancelled_meanwhile(room, chunk):
             Chunk.objects.update(state=Chunk.State.FINISHED)
             return takes(room, chunk)
 
-        monkeypatch.setattr(dispatch._Room, "takes", cancelled_meanwhile)
+        monkeypatch.setattr(releasing._Room, "takes", cancelled_meanwhile)
         release(batch.node_id)
 
     assert Chunk.objects.get().state == Chunk.State.FINISHED
@@ -294,7 +296,7 @@ def test_messages_are_sent_when_the_transaction_commits(
     documents, monkeypatch, django_capture_on_commit_callbacks
 ):
     sent = []
-    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    monkeypatch.setattr(releasing, "publish", sent.extend)
     runner = declare()
     with (
         installed(runner),
@@ -313,7 +315,7 @@ def test_what_no_broker_takes_waits_again(
     def refuse(messages):
         raise BrokerUnavailable("refused")
 
-    monkeypatch.setattr(dispatch, "publish", refuse)
+    monkeypatch.setattr(releasing, "publish", refuse)
     runner = declare()
     with installed(runner), django_capture_on_commit_callbacks(execute=True):
         runner().run()
@@ -356,7 +358,7 @@ def test_a_chunk_is_about_a_second_of_work(documents, seconds, size, settings):
         node = runner().get_node()
         Node.objects.filter(pk=node.pk).update(run_seconds=seconds)
 
-        assert sizing.chunk_size(runner(), node.pk) == size
+        assert sizes.chunk_size(runner(), node.pk) == size
 
 
 def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
@@ -364,10 +366,10 @@ def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
     runner = declare()
     with installed(runner):
         node = runner().get_node()
-        assert sizing.chunk_size(runner(), node.pk) == sizing.UNMEASURED
+        assert sizes.chunk_size(runner(), node.pk) == sizes.UNMEASURED
         Node.objects.filter(pk=node.pk).update(run_seconds=0.05)
 
-        assert sizing.chunk_size(runner(), node.pk) == 20
+        assert sizes.chunk_size(runner(), node.pk) == 20
 
 
 @pytest.fixture
@@ -378,7 +380,7 @@ def two_runners(documents, monkeypatch):
         first = declare(NAME="First", BATCH_SIZE=2, **options)
         second = declare(NAME="Second", TITLE="Other", DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
         Photo.objects.create(caption="a")
-        monkeypatch.setattr("autorun.planning.passes.release", lambda node_id: dispatch.Release())
+        monkeypatch.setattr("autorun.planning.passes.release", lambda node_id: releasing.Release())
         for runner in (first, second):
             runner().get_node()
         with installed(first, second):
@@ -404,11 +406,11 @@ def test_messages_that_the_broker_refuses_hold_up_no_other(
         if refused:
             raise MessagesRefused("406", refused)
 
-    monkeypatch.setattr(dispatch, "publish", publish)
+    monkeypatch.setattr(releasing, "publish", publish)
     with installed(first, second):
         for _ in range(3):
             with django_capture_on_commit_callbacks(execute=True):
-                dispatch.release_everywhere()
+                releasing.release_everywhere()
 
     assert (states_of(first), states_of(second)) == ({Chunk.State.WAITING}, {Chunk.State.QUEUED})
     # Nor is it counted as sent.
@@ -423,9 +425,9 @@ def test_of_several_messages_only_those_refused_wait_again(two_runners, monkeypa
     def publish(messages):
         raise MessagesRefused("406", messages[1:2])
 
-    monkeypatch.setattr(dispatch, "publish", publish)
+    monkeypatch.setattr(releasing, "publish", publish)
     with installed(first, second):
-        assert dispatch.send(chunks) == len(chunks) - 1
+        assert releasing.send(chunks) == len(chunks) - 1
 
     waiting = Chunk.objects.filter(state=Chunk.State.WAITING)
     assert [chunk.pk for chunk in waiting] == [chunks[1].pk]
@@ -433,30 +435,30 @@ def test_of_several_messages_only_those_refused_wait_again(two_runners, monkeypa
 
 def test_a_node_that_cannot_be_released_holds_up_no_other(two_runners, monkeypatch, caplog):
     first, second = two_runners()
-    node_id, claim = first().get_node().pk, dispatch._claim
+    node_id, claim = first().get_node().pk, releasing._claim
 
     def fails_for_first(which):
         if which == node_id:
             raise DataError("smallint out of range")
         return claim(which)
 
-    monkeypatch.setattr(dispatch, "_claim", fails_for_first)
-    monkeypatch.setattr(dispatch, "publish", lambda messages: None)
+    monkeypatch.setattr(releasing, "_claim", fails_for_first)
+    monkeypatch.setattr(releasing, "publish", lambda messages: None)
     with installed(first, second):
-        assert dispatch.release_everywhere() == 1
+        assert releasing.release_everywhere() == 1
 
     assert states_of(second) == {Chunk.State.QUEUED}
     assert f"Node {node_id}: nothing was released" in caplog.text
 
 
 def test_publications_are_counted_no_further_than_their_column_goes(documents, monkeypatch):
-    monkeypatch.setattr(dispatch, "publish", lambda messages: None)
+    monkeypatch.setattr(releasing, "publish", lambda messages: None)
     runner = declare()
     with installed(runner):
         runner().run()
         for _ in range(2):
             Chunk.objects.update(state=Chunk.State.WAITING, publications=MOST_PUBLICATIONS)
-            dispatch.release_everywhere()
+            releasing.release_everywhere()
             Chunk.objects.update(published_at="2020-01-01T00:00Z")
             send_again()
 
@@ -469,7 +471,7 @@ def test_a_hook_that_raises_keeps_no_other_runners_messages(two_runners, monkeyp
 
     first, second = two_runners(get_timeout=get_timeout)
     sent = []
-    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    monkeypatch.setattr(releasing, "publish", sent.extend)
     Chunk.objects.update(state=Chunk.State.QUEUED, published_at="2020-01-01T00:00Z", publications=1)
     with installed(first, second):
         send_again()
@@ -480,7 +482,7 @@ def test_a_hook_that_raises_keeps_no_other_runners_messages(two_runners, monkeyp
 
 def test_chunks_follow_their_runner_to_another_queue(documents, monkeypatch):
     sent = []
-    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    monkeypatch.setattr(releasing, "publish", sent.extend)
     with installed(before := declare(QUEUE="old", BATCH_SIZE=1)):
         before().run()
     sent.clear()
@@ -489,7 +491,7 @@ def test_chunks_follow_their_runner_to_another_queue(documents, monkeypatch):
             Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at="2020-01-01T00:00Z")
             send_again()
             Chunk.objects.filter(state=Chunk.State.QUEUED).update(state=Chunk.State.RUNNING)
-            dispatch.release_everywhere()
+            releasing.release_everywhere()
 
     assert {message.queue for message in sent} == {"new"}
     assert not Chunk.objects.filter(state=Chunk.State.QUEUED).exclude(queue="new").exists()

@@ -56,9 +56,10 @@ from django.db import transaction
 from django.dispatch import Signal
 
 from autorun import analysis as analyses
-from autorun import conf, exceptions, explanation, registry, testing
+from autorun import conf, exceptions, explanation, testing
 from autorun.checks.settings import check_settings
 from autorun.commands import SUBCOMMANDS
+from autorun.declare import registry
 from autorun.models import Batch, Chunk, Run
 from autorun.planning.reasons import Reason
 from autorun.progress import Progress
@@ -152,7 +153,7 @@ class Reader:
             "work_off": work_off,
         }
         # Without handlers the lines of a transcript go to standard output, as in a plain shell.
-        monkeypatch.setattr("autorun.console.logger.propagate", False)
+        monkeypatch.setattr("autorun.declare.transcript.logger.propagate", False)
         monkeypatch.setattr(registry, "_declared", dict(registry._declared))
         stack.enter_context(analyses.temporarily_registered())
         stack.enter_context(registry.registered())

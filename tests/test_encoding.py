@@ -19,7 +19,8 @@ from django.utils.functional import lazystr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autorun.encoding import (
+from autorun.exceptions import ConfigurationError, InputError, OutputError
+from autorun.state.encoding import (
     canonical,
     clean_text,
     describe_exception,
@@ -28,8 +29,7 @@ from autorun.encoding import (
     encode_outputs,
     fingerprint_of,
 )
-from autorun.exceptions import ConfigurationError, InputError, OutputError
-from autorun.plain import MAX_DEPTH
+from autorun.state.plain import MAX_DEPTH
 
 
 class Colour(enum.Enum):

@@ -12,8 +12,9 @@ import pytest
 from django.db import OperationalError
 from django.db.models import F, Q
 
-from autorun import batches, dispatch, interventions, tasks
-from autorun.clock import from_now
+from autorun import batches, interventions, tasks
+from autorun.dispatch import releasing
+from autorun.dispatch.publishing import Message
 from autorun.exceptions import LeaseLost
 from autorun.execution.execute import execute
 from autorun.execution.execute import work_off as work_off_started
@@ -23,7 +24,7 @@ from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
 from autorun.progress import Progress
-from autorun.publishing import Message
+from autorun.state.clock import from_now
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
@@ -679,7 +680,7 @@ def test_a_chunk_that_a_worker_cannot_run_is_requeued_for_one_that_can(documents
     with installed(runner):
         runner().run()
         chunk_id = Chunk.objects.get().pk
-    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    monkeypatch.setattr(releasing, "publish", sent.extend)
     execute(chunk_id)
 
     (message,) = sent

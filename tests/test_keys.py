@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from django.db import connection, models
 
-from autorun.keys import KeyKind
+from autorun.state.keys import KeyKind
 from tests.engine import declare, installed, work_off
 from tests.library.models import Country
 

@@ -14,7 +14,7 @@ from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun import registry
+from autorun.declare import registry
 from autorun.runner import QuerySetRunner
 from autorun.triggers import on_save, publisher
 from tests.library.models import Country, Document, DraftDocument, Note, Photo, Report, Tag

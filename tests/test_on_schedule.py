@@ -16,7 +16,7 @@ from django_celery_beat.models import (
     PeriodicTasks,
 )
 
-from autorun import registry
+from autorun.declare import registry
 from autorun.exceptions import ImproperRunner
 from autorun.runner import QuerySetRunner
 from autorun.triggers import on_schedule

@@ -464,8 +464,8 @@ def test_ignored_rows_are_left_alone_until_they_change(documents):
 
 def test_what_is_planned_in_the_same_millisecond_shares_no_chunk(documents, monkeypatch):
     """A window that has both good rows and rows whose input fails makes two blocks of chunks."""
-    monkeypatch.setattr("autorun.chunk_ids.time.time_ns", lambda: 1_800_000_000_000_000_000)
-    monkeypatch.setattr("autorun.chunk_ids.secrets.randbits", lambda bits: 1 << bits - 1)
+    monkeypatch.setattr("autorun.state.ids.time.time_ns", lambda: 1_800_000_000_000_000_000)
+    monkeypatch.setattr("autorun.state.ids.secrets.randbits", lambda bits: 1 << bits - 1)
     runner = declare(
         INPUT_FIELDS=None,
         get_instance_representation=lambda self, row: {"inverse": 1 / row.pk.__sub__(failing)},

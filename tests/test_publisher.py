@@ -19,10 +19,10 @@ from celery.signals import worker_process_shutdown
 from django.test import override_settings
 from kombu import Connection
 
-from autorun import publishing
+from autorun.dispatch import publishing
+from autorun.dispatch.publishing import Message
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import SpilledTrigger
-from autorun.publishing import Message
 from autorun.triggers import publisher
 from settings import celery_app
 from tests.conftest import _use_broker, process_environment

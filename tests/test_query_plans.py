@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 
 from autorun import folding
-from autorun.dispatch import _due
+from autorun.dispatch.releasing import _due
 from autorun.models import Chunk, Node, Run
 from autorun.planning import windows as planning_windows
 from autorun.runner import QuerySetRunner

@@ -9,7 +9,8 @@ import pytest
 from django.core.management import get_commands, load_command_class
 
 from autorun import analysis as analyses
-from autorun import conf, registry
+from autorun import conf
+from autorun.declare import registry
 from autorun.models import Run
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan

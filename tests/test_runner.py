@@ -7,9 +7,9 @@ import pytest
 from celery.schedules import crontab
 from django.db import InterfaceError, OperationalError
 
-from autorun import registry
 from autorun.analysis import Analysis, analysis, temporarily_registered
 from autorun.conf import NIGHTLY
+from autorun.declare import registry
 from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered, RunTimeout
 from autorun.runner import QuerySetRunner
 from autorun.triggers.backfill import sweep_now

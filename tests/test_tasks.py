@@ -9,7 +9,8 @@ from celery.canvas import Signature
 from celery.exceptions import Retry
 from django.db import OperationalError
 
-from autorun import registry, tasks
+from autorun import tasks
+from autorun.declare import registry
 from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import publisher

@@ -18,9 +18,9 @@ from django.test import TestCase, TransactionTestCase
 from django.test.utils import CaptureQueriesContext
 
 from autorun import analysis as analyses
-from autorun import registry
 from autorun.analysis import analysis
 from autorun.control import pause
+from autorun.declare import registry
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
@@ -525,7 +525,7 @@ def test_outputs_are_compared_as_json_holds_them(autorun):
 
 
 def test_inline_runs_need_no_broker(autorun, settings, monkeypatch):
-    monkeypatch.setattr("autorun.publishing._courier", None)
+    monkeypatch.setattr("autorun.dispatch.publishing._courier", None)
     autorun.register(Shouting)
     with autorun.run_inline():
         document = Document.objects.create(title="hey")

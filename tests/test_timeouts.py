@@ -8,8 +8,8 @@ import pytest
 from billiard import pool
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from autorun.declare.timeouts import calls_limited, soft_limit_ignored, time_limit
 from autorun.exceptions import RunTimeout
-from autorun.timeouts import calls_limited, soft_limit_ignored, time_limit
 
 pytestmark = pytest.mark.once
 

@@ -20,8 +20,8 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
-from autorun.brokerfile import LeaseLapsed
-from autorun.transport import Transport, register
+from autorun.broker.brokerfile import LeaseLapsed
+from autorun.broker.transport import Transport, register
 from tests.waiting import until
 
 pytestmark = pytest.mark.once
@@ -589,7 +589,7 @@ def test_child_process_publishes_and_leaves_the_leases_of_its_parent_alone(path:
 
 def test_registers_without_django() -> None:
     code = (
-        "import sys, autorun.transport as transport; transport.register(); transport.register();"
+        "import sys, autorun.broker.transport as transport; transport.register(); transport.register();"
         "sys.exit('django.db' in sys.modules)"
     )
 
@@ -599,7 +599,7 @@ def test_registers_without_django() -> None:
         ).returncode
         == 0
     )
-    assert TRANSPORT_ALIASES["sqlite"] == "autorun.transport:Transport"
+    assert TRANSPORT_ALIASES["sqlite"] == "autorun.broker.transport:Transport"
     assert Connection("sqlite:////tmp/b.sqlite3").get_transport_cls() is Transport
 
 

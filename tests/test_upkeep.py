@@ -10,8 +10,8 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun import batches, dispatch, folding, interventions, pruning, pulses
-from autorun.clock import from_now
+from autorun import batches, folding, interventions, pruning
+from autorun.dispatch import releasing
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
@@ -20,6 +20,8 @@ from autorun.planning.scope import Scope
 from autorun.pruning import prune
 from autorun.rescue import rescue, rescue_expired
 from autorun.runner import QuerySetRunner
+from autorun.state import pulses
+from autorun.state.clock import from_now
 from autorun.triggers import backfill
 from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
 from tests.engine import declare, installed, offer, statuses, work_off
@@ -83,7 +85,7 @@ def test_a_run_that_kills_every_worker_fails_with_that_reason_and_its_neighbours
     with installed(runner):
         runner().run()
         for _ in range(10):
-            dispatch.release_everywhere()
+            releasing.release_everywhere()
             for chunk in Chunk.objects.filter(state=Chunk.State.QUEUED):
                 if chunk.runs.filter(object_id=killer, status=Run.Status.PENDING).exists():
                     lose_worker(chunk)
@@ -126,7 +128,7 @@ def test_superseded_runs_of_a_lost_worker_are_cancelled(documents):
 
 def test_a_queued_chunk_nobody_starts_is_sent_again_ever_less_often(documents, monkeypatch):
     sent = []
-    monkeypatch.setattr(dispatch, "publish", sent.extend)
+    monkeypatch.setattr(releasing, "publish", sent.extend)
     runner = declare()
     with installed(runner):
         runner().run()

@@ -3,9 +3,9 @@
 import pytest
 
 from autorun import workers
-from autorun.clock import DatabaseNow, from_now
-from autorun.dispatch import EXECUTE
+from autorun.dispatch.releasing import EXECUTE
 from autorun.models import Chunk
+from autorun.state.clock import DatabaseNow, from_now
 from tests.engine import declare, installed
 from tests.library.models import Document
 

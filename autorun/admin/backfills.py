@@ -14,12 +14,12 @@ from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
 from autorun.counting import REASONS, UNPREPARED, Count
 from autorun.interventions import request_backfill
-from autorun.keys import key_kind
 from autorun.models import Batch
-from autorun.parameters import no_number, read_number, read_text
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.querysets import as_plain
+from autorun.state.keys import key_kind
+from autorun.state.parameters import no_number, read_number, read_text
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.utils import timezone
 
-from autorun import registry
 from autorun.activity import Activity, activity_by_node, stuck_nodes
 from autorun.admin.charts import Column, Segment, columns, stacked
 from autorun.counting import Count
+from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
 from autorun.progress import Progress, progress_by_node

@@ -8,14 +8,14 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
-from autorun import registry
 from autorun.admin.charts import columns
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import seen_rows
+from autorun.declare import registry
 from autorun.failures import labels_of, recent_failures
 from autorun.models import Failure, Run
-from autorun.parameters import SINCE, read_text
+from autorun.state.parameters import SINCE, read_text
 
 DEFAULT_SINCE = "24h"
 WINDOWS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}

@@ -16,8 +16,8 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from autorun import registry
 from autorun.admin.permissions import Allowed, Permission
+from autorun.declare import registry
 from autorun.exceptions import NotRegistered
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
-from autorun import registry
 from autorun.conf import settings
+from autorun.declare import registry
 from autorun.exceptions import AutorunError
-from autorun.keys import key_kind
 from autorun.models import Node, Run
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite

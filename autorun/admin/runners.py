@@ -11,7 +11,7 @@ from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
-from autorun import control, registry
+from autorun import control
 from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
@@ -20,11 +20,12 @@ from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.counting import Count, count_rows
+from autorun.declare import registry
+from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.listing import state_of
 from autorun.models import Batch, Node
 from autorun.progress import progress_by_node
-from autorun.publishing import Message, publish
 from autorun.runner import QuerySetRunner
 
 #: What a fragment of a page may take to count rows, in seconds.

@@ -12,15 +12,16 @@ from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
-from autorun import interventions, registry
+from autorun import interventions
 from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
+from autorun.declare import registry
 from autorun.failures import exception_classes, members_of
 from autorun.listing import STATES, TRIGGERS, Cursor, Page, RunFilter, state_of
 from autorun.models import Run
-from autorun.parameters import SINCE, read_number
+from autorun.state.parameters import SINCE, read_number
 
 PAGE = 50
 MOST_TICKED = 1_000

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from autorun.exceptions import AutorunError
 from autorun.explanation import WORKER_LOST
-from autorun.keys import key_kind
 from autorun.listing import state_of
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

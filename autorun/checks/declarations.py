@@ -12,12 +12,12 @@ from django.db import Error as DatabaseError
 from django.db.models import CharField, Field, IntegerField, Model, TextField, UUIDField
 
 from autorun import analysis as analyses
-from autorun import registry
 from autorun.checks.problems import error, place, runners_in, shown
-from autorun.encoding import encode_configuration
+from autorun.declare import registry
 from autorun.exceptions import ConfigurationError, NotRegistered
-from autorun.keys import key_kind
 from autorun.models import Run
+from autorun.state.encoding import encode_configuration
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

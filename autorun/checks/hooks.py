@@ -16,8 +16,8 @@ from autorun.checks.databases import queries_refused
 from autorun.checks.declarations import model_of
 from autorun.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
 from autorun.checks.problems import error, place, runners_in, shown
-from autorun.console import SILENT
-from autorun.hooks import is_of
+from autorun.declare.hooks import is_of
+from autorun.declare.transcript import SILENT
 from autorun.querysets import as_plain
 
 if TYPE_CHECKING:

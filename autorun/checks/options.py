@@ -24,7 +24,7 @@ from autorun.checks.expectations import (
     text,
 )
 from autorun.checks.problems import error, place, runners_in, shown
-from autorun.options import BY_SETTING
+from autorun.declare.options import BY_SETTING
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

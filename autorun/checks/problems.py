@@ -11,7 +11,7 @@ from django.apps import AppConfig, apps
 from django.core import checks
 from django.core.checks import CheckMessage
 
-from autorun import registry
+from autorun.declare import registry
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

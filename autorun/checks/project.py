@@ -13,10 +13,10 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 from django.db import connections
 
-from autorun import registry
+from autorun.broker.transport import path_of
 from autorun.checks.problems import error, warning
 from autorun.conf import settings
-from autorun.transport import path_of
+from autorun.declare import registry
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
 #: The weakest isolation level that PostgreSQL has, by psycopg's number.

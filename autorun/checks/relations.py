@@ -11,9 +11,9 @@ from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Model
 
-from autorun import registry
 from autorun.checks.declarations import model_of
 from autorun.checks.problems import error, place, runners_in, shown, warning
+from autorun.declare import registry
 from autorun.exceptions import NotRegistered
 from autorun.runner import QuerySetRunner
 

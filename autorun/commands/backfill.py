@@ -25,10 +25,10 @@ from autorun.commands.watching import (
     watch,
 )
 from autorun.conf import settings
+from autorun.dispatch.publishing import Message, publish
 from autorun.models import Batch
 from autorun.planning.scope import Scope
 from autorun.preview import preview
-from autorun.publishing import Message, publish
 from autorun.triggers.backfill import backfill_now
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun import registry
 from autorun.commands.subcommand import (
     ConditionNotMet,
     Subcommand,
@@ -14,6 +13,7 @@ from autorun.commands.subcommand import (
     add_runner,
     primary_key,
 )
+from autorun.declare import registry
 from autorun.explanation import Explanation
 from autorun.models import Run
 

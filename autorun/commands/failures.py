@@ -8,7 +8,6 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from autorun import registry
 from autorun.commands.subcommand import (
     ConditionNotMet,
     Subcommand,
@@ -17,6 +16,7 @@ from autorun.commands.subcommand import (
     add_within,
 )
 from autorun.commands.terminal import moment, plural
+from autorun.declare import registry
 from autorun.failures import FailureGroup, group_failures, labels_of, runs_in
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun import batches, control, registry
+from autorun import batches, control
 from autorun.commands.subcommand import LARGEST_KEY, Subcommand, requested_by
 from autorun.commands.terminal import plural
+from autorun.declare import registry
 from autorun.models import Batch, Chunk
 
 WHAT = "a runner's label, or a batch's number (see: batches)"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from autorun import console
 from autorun.commands.batches import as_json
 from autorun.commands.subcommand import (
     OnRows,
@@ -17,6 +16,7 @@ from autorun.commands.subcommand import (
     rows_of,
 )
 from autorun.commands.terminal import Terminal, plural
+from autorun.declare import transcript
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner
@@ -65,7 +65,7 @@ class Run(OnRows):
 @contextmanager
 def _shown_on(terminal: Terminal) -> Iterator[None]:
     """Show the transcript here, once, whatever the project's logging does with its records."""
-    logger = console.logger
+    logger = transcript.logger
     handler = logging.StreamHandler(terminal.stream)
     level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 
-from autorun import hooks, registry
-from autorun.keys import key_kind
+from autorun.declare import hooks, registry
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet

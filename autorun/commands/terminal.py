@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autorun.clock import as_told
+from autorun.state.clock import as_told
 
 #: Lines that nobody's terminal breaks: what reads a pipe wants them whole.
 UNLIMITED = 10_000

@@ -22,7 +22,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from autorun import __version__, tracing
+from autorun import __version__
+from autorun.state import tracing
 
 try:
     from opentelemetry import trace
@@ -33,7 +34,7 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    from autorun.encoding import ExceptionText
+    from autorun.state.encoding import ExceptionText
 
 
 def enable(tracer_provider: Any = None, *, messages: bool = False) -> None:

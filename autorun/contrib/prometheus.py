@@ -22,10 +22,10 @@ from django.db import Error, connections
 from django.db.models import Count, Min
 from django.utils import timezone
 
-from autorun import registry
 from autorun.batches import UNFINISHED
 from autorun.conf import settings
 from autorun.counting import count_rows
+from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
 from autorun.progress import progress_by_node

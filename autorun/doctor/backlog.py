@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from django.db.models import Count, Min, QuerySet, Sum
 
-from autorun.clock import from_now
 from autorun.conf import settings
 from autorun.doctor.finding import Finding, number_of, ok
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
+from autorun.state.clock import from_now
 from autorun.upkeep import planned_here
 
 #: A spilled trigger that waits this long, in seconds, is no longer on its way.

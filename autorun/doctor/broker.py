@@ -9,9 +9,9 @@ from typing import Any
 
 from celery import current_app
 
-from autorun import registry
 from autorun.conf import settings
-from autorun.dispatch import queue_of
+from autorun.declare import registry
+from autorun.dispatch.releasing import queue_of
 from autorun.doctor.finding import Finding, app_name, duration, ok
 
 CONNECT_TIMEOUT = 2  # seconds

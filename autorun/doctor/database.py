@@ -11,9 +11,9 @@ from django.db import DatabaseError, connections, router
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
-from autorun.clock import DatabaseNow
 from autorun.conf import settings
 from autorun.doctor.finding import Finding, ok
+from autorun.state.clock import DatabaseNow
 
 #: With an error in one of these nothing can be said about what the tables hold.
 SUBJECTS = ("database", "migrations")

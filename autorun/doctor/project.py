@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from celery import current_app
 from django.core import checks
 
-from autorun import registry
+from autorun.declare import registry
 from autorun.doctor.finding import Finding, Level, ok
 
 

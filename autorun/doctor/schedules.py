@@ -11,12 +11,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Max
 from django.utils import timezone
 
-from autorun import registry
-from autorun.clock import from_now
 from autorun.conf import settings
+from autorun.declare import registry
 from autorun.doctor.finding import Finding, app_name, duration, ok
 from autorun.exceptions import ImproperRunner
 from autorun.models import Pulse
+from autorun.state.clock import from_now
 from autorun.triggers import on_schedule
 
 #: Beat writes down what it has sent only so often: every three minutes, unless told otherwise.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Exists, OuterRef
 
-from autorun.console import SILENT
-from autorun.keys import Key
+from autorun.declare.transcript import SILENT
 from autorun.models import Chunk, Run
 from autorun.rows import Row, load
+from autorun.state.keys import Key
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, connections, transaction
 
-from autorun import tracing
-from autorun.chunk_ids import new_chunk_id
-from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
-from autorun.crashing import crash_point
 from autorun.execution.execute import work_off
 from autorun.execution.leases import Lease, worker_name
 from autorun.execution.work import Work
-from autorun.keys import key_kind
 from autorun.models import Chunk, Node, Run
 from autorun.planning.keys import candidates_named, plan_for_all
 from autorun.planning.standing import Standing, standing_of
 from autorun.planning.statements import Redo, as_counters, supersede
-from autorun.transactions import is_conflict
+from autorun.state import tracing
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.crash_points import crash_point
+from autorun.state.ids import new_chunk_id
+from autorun.state.keys import key_kind
+from autorun.state.transactions import is_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -11,10 +11,11 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from autorun import analysis as analyses
-from autorun import batches, registry, tracing
+from autorun import batches
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.dispatch import longest, release, send
+from autorun.declare import registry
+from autorun.dispatch.releasing import longest, release, send
+from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
@@ -24,8 +25,9 @@ from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
 from autorun.planning.keys import plan_or_write_down
-from autorun.sizing import LARGEST, TARGET_SECONDS
-from autorun.transactions import leave_broken_connections
+from autorun.state import tracing
+from autorun.state.crash_points import crash_point
+from autorun.state.transactions import leave_broken_connections
 
 if TYPE_CHECKING:
     from autorun.analysis import Analysis

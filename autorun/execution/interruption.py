@@ -10,7 +10,7 @@ from typing import Any
 
 from billiard.common import TERM_SIGNAL
 
-from autorun.timeouts import can_use_signals
+from autorun.declare.timeouts import can_use_signals
 
 
 class Interrupted(BaseException):

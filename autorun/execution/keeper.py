@@ -14,7 +14,7 @@ from billiard.process import current_process
 from django.db import DatabaseError, InterfaceError, connections
 
 from autorun.conf import settings
-from autorun.dispatch import release
+from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost, RunTimeout
 from autorun.execution.assignments import Assignment
 from autorun.execution.leases import extend

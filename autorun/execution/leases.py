@@ -16,9 +16,9 @@ from typing import Any
 from celery import current_task
 from django.db.models import F, QuerySet
 
-from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
+from autorun.state.clock import DatabaseNow, from_now
 
 
 @dataclass(frozen=True)

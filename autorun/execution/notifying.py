@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from autorun import registry
-from autorun.clock import from_now
 from autorun.conf import settings
+from autorun.declare import registry
+from autorun.declare.timeouts import time_limit
 from autorun.failures import group_failures
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
-from autorun.pulses import give_back_turn, note, take_turn
-from autorun.timeouts import time_limit
+from autorun.state.clock import from_now
+from autorun.state.pulses import give_back_turn, note, take_turn
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -10,19 +10,19 @@ from typing import Any
 from django.db import connections
 from django.db.models import QuerySet
 
-from autorun.chunk_ids import new_chunk_id
-from autorun.clock import DatabaseNow, from_now, now_sql
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.encoding import ExceptionText
 from autorun.exceptions import LeaseLost
 from autorun.execution.leases import Lease, worker_name
-from autorun.keys import Key
 from autorun.models import Chunk, Failure, Run
-from autorun.recordsets import recordset
 from autorun.signals import Ending
-from autorun.sql import table
-from autorun.transactions import repeated_on_conflict
+from autorun.state.clock import DatabaseNow, from_now, now_sql
+from autorun.state.crash_points import crash_point
+from autorun.state.encoding import ExceptionText
+from autorun.state.ids import new_chunk_id
+from autorun.state.keys import Key
+from autorun.state.recordsets import recordset
+from autorun.state.sql import table
+from autorun.state.transactions import repeated_on_conflict
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import InterfaceError, OperationalError
 
-from autorun import signals, tracing
+from autorun import signals
 from autorun.analysis import Analysis
-from autorun.backoff import backoff_of
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.encoding import describe_exception, encode_outputs
+from autorun.declare.backoff import backoff_of
+from autorun.declare.timeouts import time_limit
+from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost
 from autorun.execution.assignments import Assignment, load_rows, load_runs
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
-from autorun.keys import Key, key_kind
 from autorun.models import Run
 from autorun.rows import NOT_REPRESENTED, Row
-from autorun.sizing import chunk_size
-from autorun.timeouts import time_limit
-from autorun.transactions import repeated_on_conflict
+from autorun.state import tracing
+from autorun.state.crash_points import crash_point
+from autorun.state.encoding import describe_exception, encode_outputs
+from autorun.state.keys import Key, key_kind
+from autorun.state.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ValidationError
 from django.db import InterfaceError, OperationalError
 
-from autorun import hooks, tracing
 from autorun.conf import settings
-from autorun.console import SILENT
-from autorun.dispatch import release
-from autorun.keys import Key, key_kind
+from autorun.declare import hooks
+from autorun.declare.transcript import SILENT
+from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.planner import Outcome, Planner
 from autorun.planning.statements import Candidates
 from autorun.planning.windows import Window, whole
 from autorun.querysets import as_plain
 from autorun.rows import eligible
-from autorun.transactions import repeated_on_conflict, repeated_while_away
+from autorun.state import tracing
+from autorun.state.keys import Key, key_kind
+from autorun.state.transactions import repeated_on_conflict, repeated_while_away
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

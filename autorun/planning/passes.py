@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
-from autorun import batches, tracing
+from autorun import batches
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.dispatch import release
+from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
 from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.progress import progress
-from autorun.transactions import repeated_on_conflict
+from autorun.state import tracing
+from autorun.state.crash_points import crash_point
+from autorun.state.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

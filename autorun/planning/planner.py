@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from autorun import signals
-from autorun.chunk_ids import new_chunk_id
 from autorun.conf import settings
-from autorun.crashing import crash_point
-from autorun.dispatch import queue_of
-from autorun.encoding import ExceptionText, describe_exception
-from autorun.keys import Key, key_kind
+from autorun.dispatch.releasing import queue_of
+from autorun.dispatch.sizes import chunk_size
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
 from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Candidates, Counts, Redo
 from autorun.planning.windows import Window
 from autorun.rows import Row
-from autorun.sizing import chunk_size
-from autorun.transactions import repeated_on_conflict
+from autorun.state.crash_points import crash_point
+from autorun.state.encoding import ExceptionText, describe_exception
+from autorun.state.ids import new_chunk_id
+from autorun.state.keys import Key, key_kind
+from autorun.state.transactions import repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -8,11 +8,11 @@ from typing import Any
 
 from django.db import connections
 
-from autorun.keys import Key
 from autorun.models import UNPREPARED, Run
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.statements import Candidates, current_run_of_candidate
-from autorun.sql import table
+from autorun.state.keys import Key
+from autorun.state.sql import table
 
 
 class Reason(StrEnum):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Q, QuerySet
 
-from autorun import hooks
+from autorun.declare import hooks
 from autorun.exceptions import NotRegistered, RowsGone
-from autorun.keys import key_kind
 from autorun.planning.selection import Selection, selection_for
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from django.db import connections
 
-from autorun.keys import Key
 from autorun.models import Node, Run
 from autorun.planning.statements import Candidates, current_run_of_candidate
-from autorun.sql import Fragment, table
+from autorun.state.keys import Key
+from autorun.state.sql import Fragment, table
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from django.db import IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 
-from autorun.chunk_ids import LARGEST_BLOCK
-from autorun.clock import now_sql
-from autorun.keys import Key, KeyKind
 from autorun.models import Chunk, Run
 from autorun.planning.selection import Selection
-from autorun.recordsets import keyed_recordset, recordset
-from autorun.sql import (
+from autorun.state.clock import now_sql
+from autorun.state.ids import LARGEST_BLOCK
+from autorun.state.keys import Key, KeyKind
+from autorun.state.recordsets import keyed_recordset, recordset
+from autorun.state.sql import (
     Fragment,
     insert_ignoring_conflicts,
     join_in_this_order,

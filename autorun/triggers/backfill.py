@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
-from autorun import batches, hooks, registry
-from autorun.console import Transcript
+from autorun import batches
+from autorun.declare import hooks, registry
+from autorun.declare.nodes import configuration_of
+from autorun.declare.transcript import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
-from autorun.nodes import configuration_of
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.scope import Scope

@@ -22,7 +22,7 @@ from django.db.models import Field, Model
 from django.db.models.signals import post_save
 from django.db.transaction import TransactionManagementError
 
-from autorun import registry
+from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.triggers import publisher
 

@@ -19,8 +19,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import router, transaction
 from django.utils import timezone
 
-from autorun import registry
 from autorun.conf import settings
+from autorun.declare import registry
 from autorun.exceptions import ImproperRunner
 from autorun.triggers.entries import LARGEST_INTEGER, Entry, Marks, Timing, digest_of
 

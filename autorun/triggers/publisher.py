@@ -20,11 +20,11 @@ from typing import Any
 from celery import current_app, signals
 from django.db import connections, transaction
 
-from autorun import registry
 from autorun.conf import settings
-from autorun.crashing import crash_point
+from autorun.declare import registry
+from autorun.dispatch.publishing import Message, is_immediate, publish, urgent_priority
 from autorun.models import SpilledTrigger
-from autorun.publishing import Message, is_immediate, publish, urgent_priority
+from autorun.state.crash_points import crash_point
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autorun import registry
+from autorun.declare import registry
 from autorun.models import Batch, Failure, Run
 from tests.browser import scenes
 from tests.browser.test_pages import EVERYTHING, LABEL, settle

@@ -19,7 +19,8 @@ class FaultLabConfig(AppConfig):
             raise ImportError("as it was told")
         options = os.environ.get("AUTORUN_LAB")
         if options:
-            from autorun import analysis, registry
+            from autorun import analysis
+            from autorun.declare import registry
             from tests.faultlab.runner import declare
 
             runner_class = declare(json.loads(options))

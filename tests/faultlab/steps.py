@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from unittest import mock
 
-from autorun import batches, dispatch, registry, tasks, upkeep
-from autorun.clock import from_now
+from autorun import batches, tasks, upkeep
+from autorun.declare import registry
+from autorun.dispatch import releasing
+from autorun.dispatch.publishing import Message
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import windows
-from autorun.publishing import Message
 from autorun.rescue import rescue_expired
+from autorun.state.clock import from_now
 from autorun.triggers import publisher
 from settings import celery_app
 from tests.faultlab.models import Specimen
@@ -71,7 +73,7 @@ def heal() -> None:
         Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-1_000_000))
         sent: list[Message] = []
         with (
-            mock.patch.object(dispatch, "publish", sent.extend),
+            mock.patch.object(releasing, "publish", sent.extend),
             mock.patch.object(upkeep, "publish", sent.extend),
         ):
             upkeep.upkeep(in_any_case=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autorun import publishing
+from autorun.dispatch import publishing
 from tests.conftest import _use_broker
 from tests.faults import driver
 from tests.faults.driver import Lab

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from django.db.models import Count
 
-from autorun import analysis, registry
+from autorun import analysis
+from autorun.declare import registry
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
 from autorun.triggers import publisher

@@ -124,7 +124,7 @@ def main() -> int:
 
 def under(broker: str, trouble: str, directory: Path, arguments: argparse.Namespace) -> list[float]:
     """Medians of the 99th percentiles without autorun and with it, in milliseconds."""
-    from autorun import publishing
+    from autorun.dispatch import publishing
     from autorun.models import SpilledTrigger
     from autorun.triggers import publisher
     from tests.faults import driver

@@ -241,7 +241,7 @@ class Soak:
             self.start_worker()
 
     def arm_worker(self) -> None:
-        from autorun.crashing import ENVIRONMENT, POINTS
+        from autorun.state.crash_points import ENVIRONMENT, POINTS
 
         self.kill_worker()
         point = self.random.choice(sorted(POINTS))
@@ -252,9 +252,9 @@ class Soak:
             self.lab.start_beat()
 
     def repeat_messages(self) -> None:
+        from autorun.dispatch.publishing import Message, publish
         from autorun.exceptions import BrokerUnavailable
         from autorun.models import Chunk
-        from autorun.publishing import Message, publish
 
         chunk_ids = list(Chunk.objects.order_by("-pk").values_list("pk", flat=True)[:20])
         messages = [Message("autorun.execute", (pk,)) for pk in chunk_ids] * 3
@@ -279,7 +279,7 @@ class Soak:
             channel.queue_purge(celery_app.conf.task_default_queue)
 
     def kill_backfill(self) -> None:
-        from autorun.crashing import ENVIRONMENT
+        from autorun.state.crash_points import ENVIRONMENT
 
         self.lab.write(200, does="sleep:0.01", value=f"more {self.number} ")
         points = ["plan.inserted", "plan.booked", "plan.committed", "backfill.unfinished"]
@@ -295,8 +295,8 @@ class Soak:
             batches.resume(batch)
 
     def write_silently(self) -> None:
+        from autorun.dispatch.publishing import Message, publish
         from autorun.exceptions import BrokerUnavailable
-        from autorun.publishing import Message, publish
 
         self.lab.write(50, value=f"silent {self.number} ")
         try:

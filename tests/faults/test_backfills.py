@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from autorun import batches
-from autorun.crashing import ENVIRONMENT
 from autorun.models import Batch, Chunk, Run
+from autorun.state.crash_points import ENVIRONMENT
 from tests.faultlab import steps
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab

@@ -12,8 +12,8 @@ import pytest
 from amqp.exceptions import ChannelError
 from django.db import connection
 
+from autorun.dispatch.publishing import Message, publish
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
-from autorun.publishing import Message, publish
 from autorun.triggers import publisher
 from settings import celery_app
 from tests.faultlab.models import Specimen

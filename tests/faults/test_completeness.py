@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import autorun
-from autorun.crashing import POINTS
+from autorun.state.crash_points import POINTS
 
 FAULTS = set(range(1, 29))
 HERE = Path(__file__).parent

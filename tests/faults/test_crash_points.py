@@ -5,12 +5,12 @@ import signal
 import pytest
 from django.db.models import QuerySet
 
-from autorun import crashing
-from autorun.clock import from_now
-from autorun.crashing import ENVIRONMENT, POINTS, armed
 from autorun.execution.leases import queued as find_queued
 from autorun.execution.leases import start
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
+from autorun.state import crash_points
+from autorun.state.clock import from_now
+from autorun.state.crash_points import ENVIRONMENT, POINTS, armed
 from tests.engine import declare, installed
 from tests.faultlab import steps
 from tests.faultlab.models import Specimen
@@ -118,7 +118,7 @@ def test_a_forced_backfill_killed_after_its_last_window_runs_nothing_a_third_tim
     def crash() -> None:
         raise Crash
 
-    monkeypatch.setattr(crashing, "kill", crash)
+    monkeypatch.setattr(crash_points, "kill", crash)
     for n in range(3):
         Document.objects.create(title=f"title {n}")
     calls = []

@@ -9,8 +9,8 @@ from django_celery_beat.models import PeriodicTask
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import batches, tasks
-from autorun.clock import from_now
 from autorun.models import Chunk, Failure, Run
+from autorun.state.clock import from_now
 from autorun.triggers import on_schedule, publisher
 from autorun.upkeep import unpark
 from tests.engine import declare, installed, offer, work_off

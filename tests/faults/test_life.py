@@ -28,9 +28,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from autorun import batches, crashing, dispatch, nodes, tasks, upkeep
-from autorun.clock import from_now
-from autorun.dispatch import release_everywhere
+from autorun import batches, tasks, upkeep
+from autorun.declare import nodes
+from autorun.dispatch import releasing
+from autorun.dispatch.publishing import Message
+from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import BrokerUnavailable
 from autorun.execution import at_once
 from autorun.execution import execute as execute_module
@@ -40,8 +42,9 @@ from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
 from autorun.progress import Progress
-from autorun.publishing import Message
 from autorun.rescue import rescue_expired
+from autorun.state import crash_points
+from autorun.state.clock import from_now
 from autorun.triggers import backfill, publisher
 from tests.engine import declare, installed
 from tests.library.models import Document
@@ -57,10 +60,10 @@ titles = st.sampled_from("ab")
 numbers = st.integers(min_value=0, max_value=1_000)
 planning_points = st.sampled_from(
     [None, None]
-    + [name for name in crashing.POINTS if name.startswith(("plan.", "backfill.", "dispatch."))]
+    + [name for name in crash_points.POINTS if name.startswith(("plan.", "backfill.", "dispatch."))]
 )
 finishing_points = st.sampled_from(
-    [name for name in crashing.POINTS if name.startswith(("finish.", "dispatch."))]
+    [name for name in crash_points.POINTS if name.startswith(("finish.", "dispatch."))]
 )
 
 
@@ -168,7 +171,7 @@ class Life(RuleBasedStateMachine):
         self.saved: set[int] = set()
         self.unheard: set[int] = set()
         self.refusing = False
-        dispatch.publish = upkeep.publish = self.publish  # type: ignore[assignment]
+        releasing.publish = upkeep.publish = self.publish  # type: ignore[assignment]
         publisher.submit = self.submit  # type: ignore[assignment]
 
     # What stands for the broker
@@ -339,7 +342,7 @@ class Life(RuleBasedStateMachine):
             rows = Run.objects.filter(chunk_id=worker.chunk_id).values_list("object_id", flat=True)
             # What its end would have given rise to is left to the sweep, too.
             self.unheard |= set(rows)
-            with crashing.armed(point):
+            with crash_points.armed(point):
                 self.go_on(worker, verdict)
         else:
             running = Chunk.objects.filter(pk=worker.chunk_id, state=Chunk.State.RUNNING)
@@ -566,7 +569,7 @@ class Life(RuleBasedStateMachine):
         if point is None:
             step()
             return False
-        with crashing.armed(point):
+        with crash_points.armed(point):
             try:
                 step()
             except Crash:
@@ -576,7 +579,7 @@ class Life(RuleBasedStateMachine):
     def receive(self, message: Message) -> None:
         if message.task == "autorun.backfill":
             tasks.backfill(*message.args)
-        if message.task != dispatch.EXECUTE:
+        if message.task != releasing.EXECUTE:
             return
         self.work_on(partial(execute, *message.args))
 
@@ -608,8 +611,8 @@ def test_rows_live_through_anything(monkeypatch, settings):
         raise Crash
 
     settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
-    monkeypatch.setattr(crashing, "kill", crash)
-    for module in (dispatch, upkeep):
+    monkeypatch.setattr(crash_points, "kill", crash)
+    for module in (releasing, upkeep):
         monkeypatch.setattr(module, "publish", None)
     monkeypatch.setattr(publisher, "submit", None)
     for module in (at_once, execute_module):

@@ -10,15 +10,17 @@ import pytest
 from django.db import connection, connections, transaction
 from django.db.models import QuerySet
 
-from autorun import crashing, dispatch, tasks, transactions, upkeep
-from autorun.clock import from_now
-from autorun.dispatch import release_everywhere
+from autorun import tasks, upkeep
+from autorun.dispatch import releasing
+from autorun.dispatch.publishing import Message, publish
+from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import LeaseLost
 from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Run
-from autorun.publishing import Message, publish
 from autorun.rescue import rescue
+from autorun.state import crash_points, transactions
+from autorun.state.clock import from_now
 from tests.engine import declare, installed, work_off
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
@@ -84,7 +86,7 @@ def test_the_second_of_finish_and_rescue_does_nothing(first, monkeypatch):
         is_inside.set()
         may_go_on.wait(2)
 
-    monkeypatch.setattr(crashing, "kill", stay)
+    monkeypatch.setattr(crash_points, "kill", stay)
     with installed(runner):
         lease = expired(runner)
         results = results_of(lease)
@@ -103,10 +105,10 @@ def test_the_second_of_finish_and_rescue_does_nothing(first, monkeypatch):
 
         if first == "rescue":
             # The rescue's own mark is a statement of its own; it is in the database by then.
-            with crashing.armed("rescue.taken"):
+            with crash_points.armed("rescue.taken"):
                 outcomes = at_once(steps[first], come_second)
         else:
-            with crashing.armed("finish.counted"):
+            with crash_points.armed("finish.counted"):
                 outcomes = at_once(steps[first], come_second)
         work_off()
 
@@ -174,7 +176,7 @@ def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_res
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(monkeypatch):
-    monkeypatch.setattr(dispatch, "PATIENCE", 0.01)
+    monkeypatch.setattr(releasing, "PATIENCE", 0.01)
     monkeypatch.setattr(transactions, "FIRST_PAUSE", 0.001)
     runner, other = declare(), declare(TITLE="Other", NAME="OtherRunner")
     with installed(runner, other):
@@ -187,7 +189,7 @@ def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(mon
         node = runner().get_node()
 
         with frozen_holding(Node.objects.filter(pk=node.pk)):
-            assert dispatch.release(node.pk) == dispatch.Release()
+            assert releasing.release(node.pk) == releasing.Release()
             assert upkeep.upkeep(in_any_case=True).released == 1
         assert upkeep.upkeep(in_any_case=True).released == 1
         with connection.cursor() as cursor:

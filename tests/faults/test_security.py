@@ -6,11 +6,12 @@ import pytest
 from django.core.checks import run_checks
 from kombu.exceptions import ContentDisallowed
 
-from autorun import dispatch, tasks
-from autorun.clock import from_now
+from autorun import tasks
+from autorun.dispatch import releasing
+from autorun.dispatch.publishing import Message
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Failure, Run, SpilledTrigger
-from autorun.publishing import Message
+from autorun.state.clock import from_now
 from autorun.triggers import publisher
 from autorun.upkeep import drain_spilled
 from settings import celery_app
@@ -26,7 +27,7 @@ SECRET = "what is in the row"
 def sent(monkeypatch) -> list[Message]:
     """What would have gone to the broker."""
     messages: list[Message] = []
-    monkeypatch.setattr(dispatch, "publish", messages.extend)
+    monkeypatch.setattr(releasing, "publish", messages.extend)
     monkeypatch.setattr(publisher, "publish", messages.extend)
     return messages
 
@@ -68,7 +69,7 @@ def test_messages_carry_ids_and_nothing_of_the_rows(sent):
     with installed(runner):
         runner().run()
         publisher.deliver({Document._meta.label: {document.pk}})
-        sent += [dispatch.message_for(chunk) for chunk in Chunk.objects.all()]
+        sent += [releasing.message_for(chunk) for chunk in Chunk.objects.all()]
 
     assert {message.task for message in sent} >= {"autorun.execute", "autorun.plan"}
     text = json.dumps([message.args for message in sent])

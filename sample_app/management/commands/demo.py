@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from autorun import registry
+from autorun.declare import registry
 from sample_app import runners
 from sample_app.models import Scan
 from sample_app.processes import CHECKOUT, Processes, termination_as_interrupt, typed

@@ -40,12 +40,12 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments  # type: ignore[attr-defined]
 from kombu.utils.json import dumps, loads
 
-from autorun.brokerfile import BrokerFile
+from autorun.broker.brokerfile import BrokerFile
 
 
 def register() -> None:
     """Make kombu and Celery know `sqlite://` broker URLs."""
-    TRANSPORT_ALIASES["sqlite"] = "autorun.transport:Transport"
+    TRANSPORT_ALIASES["sqlite"] = "autorun.broker.transport:Transport"
 
 
 def path_of(url: str) -> Path:

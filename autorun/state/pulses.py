@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from django.db import IntegrityError, transaction
 
-from autorun.clock import DatabaseNow, from_now
 from autorun.conf import settings
 from autorun.models import Pulse
+from autorun.state.clock import DatabaseNow, from_now
 
 #: A turn may come a little early: who takes it and who sends it keep different time.
 EARLY = 0.8

@@ -17,7 +17,7 @@ from django.db.models import CharField, Expression, F, OuterRef, TextField, UUID
 from django.db.models.functions import Cast
 from django.db.models.sql.compiler import SQLCompiler
 
-from autorun.parameters import LEAST, LONGEST_TEXT, read_number
+from autorun.state.parameters import LEAST, LONGEST_TEXT, read_number
 
 #: A row's name: an int for integer primary keys, else the database's text of it.
 Key = int | str
@@ -53,7 +53,7 @@ class KeyKind:
 
     @property
     def sql_type(self) -> str:
-        """A column type of `autorun.recordsets`."""
+        """A column type of `autorun.state.recordsets`."""
         return "bigint" if self.is_integer else "text"
 
     def expression(self, reference: type[F | OuterRef] = F) -> Expression | F:

@@ -17,7 +17,7 @@ from celery import current_app
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from autorun.publishing import Message, redirected
+from autorun.dispatch.publishing import Message, redirected
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import rfc8785
 
 from autorun.exceptions import AutorunError, ConfigurationError, InputError, OutputError
-from autorun.plain import JSON, Encoder, TooMany, Unencodable, checked_text
+from autorun.state.plain import JSON, Encoder, TooMany, Unencodable, checked_text
 
 # RFC 8785 writes numbers as JavaScript reads them: exact up to here only.
 MAX_SAFE_INTEGER = 2**53 - 1

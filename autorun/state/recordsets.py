@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from autorun.sql import Fragment
+from autorun.state.sql import Fragment
 
 _POSTGRESQL = {
     "bigint": "bigint",

@@ -19,14 +19,15 @@ from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Greatest, Least
 
-from autorun import nodes, pulses, registry
-from autorun.clock import DatabaseNow
 from autorun.conf import settings
-from autorun.crashing import crash_point
+from autorun.declare import nodes, registry
+from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
-from autorun.publishing import Message, publish
-from autorun.transactions import is_conflict, repeated_on_conflict
+from autorun.state import pulses
+from autorun.state.clock import DatabaseNow
+from autorun.state.crash_points import crash_point
+from autorun.state.transactions import is_conflict, repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

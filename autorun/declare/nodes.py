@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, connections, transaction
 
-from autorun import hooks, registry
 from autorun.conf import settings
-from autorun.encoding import digest
+from autorun.declare import hooks, registry
 from autorun.exceptions import AutorunError
 from autorun.models import Node
+from autorun.state.encoding import digest
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

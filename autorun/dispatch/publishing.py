@@ -24,8 +24,8 @@ from django.core.signals import setting_changed
 from kombu import Connection, Producer
 from kombu.exceptions import EncodeError
 
-from autorun.crashing import crash_point
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
+from autorun.state.crash_points import crash_point
 
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
 PAUSE_AFTER_FAILURE = 1.0  # seconds
@@ -123,7 +123,7 @@ def _forget_eager(**kwargs: Any) -> None:
     _known_eager = None
 
 
-setting_changed.connect(_forget_eager, dispatch_uid="autorun.publishing")
+setting_changed.connect(_forget_eager, dispatch_uid="autorun.dispatch.publishing")
 
 
 def _execute_eagerly(messages: Sequence[Message]) -> None:

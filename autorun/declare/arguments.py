@@ -15,7 +15,7 @@ from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any
 
-from autorun.conversion import Mismatch, convert
+from autorun.declare.conversion import Mismatch, convert
 from autorun.exceptions import ConfigurationError
 
 

@@ -1,4 +1,4 @@
-"""The file of the embedded broker (`autorun.transport`): messages, leases, queues and bindings."""
+"""The file of the embedded broker (`autorun.broker.transport`): messages, leases, queues and bindings."""
 
 import logging
 import sqlite3
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autorun.sharedfile import SharedFile
+from autorun.broker.sharedfile import SharedFile
 
-logger = logging.getLogger("autorun.brokerfile")
+logger = logging.getLogger("autorun.broker.brokerfile")
 
 SPARE_PAGES = 256  # free pages kept for reuse
 VACUUM_PAGES = 4096  # the most pages given back to the disk at one heartbeat

@@ -1,0 +1,1 @@
+"""A message broker in one SQLite file, as a kombu transport."""

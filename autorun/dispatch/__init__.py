@@ -1,0 +1,1 @@
+"""From runs to messages: chunks are released within their limits and published."""

@@ -1,0 +1,1 @@
+"""What the database remembers, and how it is written and read."""
