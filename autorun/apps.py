@@ -17,14 +17,14 @@ class AutorunConfig(AppConfig):
         from autorun import checks, workers
         from autorun.broker import transport
         from autorun.declare import nodes, registry
-        from autorun.triggers import on_save, on_schedule, publisher
+        from autorun.triggers import delivery, on_save, on_schedule
 
         checks.connect()
 
         transport.register()
         registry.autodiscover()
         on_save.connect()
-        publisher.connect()
+        delivery.connect()
         on_schedule.connect()
         workers.connect()
         post_migrate.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")

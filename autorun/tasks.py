@@ -17,7 +17,7 @@ from autorun import batches
 from autorun.declare import registry
 from autorun.declare.timeouts import soft_limit_ignored
 from autorun.planning.scope import Scope
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from autorun.triggers.backfill import backfill_now, go_on, sweep_now
 
 # Acknowledged when received: what a worker has not finished is known to the database, and a broker
@@ -53,7 +53,7 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
             if subscribers:
                 plan_and_work_off(subscribers, pks)
             else:
-                publisher.write_down({model_label: set(pks)})
+                delivery.write_down({model_label: set(pks)})
     except (OperationalError, InterfaceError) as away:
         if self.request.is_eager:  # Celery would not wait then
             raise

@@ -35,7 +35,7 @@ from autorun.explanation import Explanation, next_look
 from autorun.models import Chunk, Failure, Run
 from autorun.runner import QuerySetRunner
 from autorun.state.encoding import encode_outputs, name_exception
-from autorun.triggers import on_save, publisher
+from autorun.triggers import delivery, on_save
 from autorun.upkeep import drain_spilled
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
@@ -253,8 +253,8 @@ def _submit_uncommitted() -> None:
     """
     for connection in connections.all(initialized_only=True):
         if saved := on_save.uncommitted(connection.alias):
-            publisher.submit(saved)
-    publisher.wait_until_idle()
+            delivery.submit(saved)
+    delivery.wait_until_idle()
 
 
 def _still_busy(rounds: int) -> RuntimeError:

@@ -17,7 +17,7 @@ from autorun.dispatch.releasing import EXECUTE
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Chunk
 from autorun.state.clock import DatabaseNow
-from autorun.triggers.publisher import PLAN, spill
+from autorun.triggers.delivery import PLAN, spill
 
 logger = logging.getLogger(__name__)
 

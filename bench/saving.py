@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import connection, connections, transaction
 
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from bench import stage
 from bench.measuring import Line, Timings, in_turns
 from bench.scale import Scale
@@ -40,7 +40,7 @@ def _compared(
     timings: Timings = in_turns(
         {name: _bound(save, model, count) for name, model in MODELS.items()},
         rounds=rounds,
-        before=lambda _: publisher.wait_until_idle(30),
+        before=lambda _: delivery.wait_until_idle(30),
     )
     yield Line(
         key=key,

@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 
 from autorun.models import Chunk, Run
-from autorun.triggers.publisher import wait_until_idle
+from autorun.triggers.delivery import wait_until_idle
 from tests.conftest import StartWorker
 from tests.library.models import Photo
 from tests.library.runners import CaptionRunner, LengthRunner

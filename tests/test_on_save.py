@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from autorun.declare import registry
 from autorun.runner import QuerySetRunner
-from autorun.triggers import on_save, publisher
+from autorun.triggers import delivery, on_save
 from tests.library.models import Country, Document, DraftDocument, Note, Photo, Report, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,7 +33,7 @@ DocumentRunner = runner_for(Document)
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[Any]]]:
     """What was handed to the publisher, one dict a flush."""
     flushes: list[dict[str, set[Any]]] = []
-    monkeypatch.setattr(publisher, "submit", flushes.append)
+    monkeypatch.setattr(delivery, "submit", flushes.append)
     return flushes
 
 
@@ -250,7 +250,7 @@ def test_an_error_while_noting_a_save_is_logged_with_the_runner(
 
 
 def test_an_error_while_handing_over_is_logged(documents, monkeypatch, caplog):
-    monkeypatch.setattr(publisher, "submit", _fail)
+    monkeypatch.setattr(delivery, "submit", _fail)
 
     with transaction.atomic():
         Document.objects.create()

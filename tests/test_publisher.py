@@ -23,7 +23,7 @@ from autorun.dispatch import publishing
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import SpilledTrigger
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from settings import celery_app
 from tests.conftest import _use_broker, process_environment
 from tests.engine import declare, installed
@@ -37,10 +37,10 @@ LABEL = "library.Document"
 @pytest.fixture(autouse=True)
 def fresh_publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A publisher and a connection of the test's own."""
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     publishing._reset()
     yield
-    assert publisher.wait_until_idle(10)
+    assert delivery.wait_until_idle(10)
     publishing._courier._drop()
 
 
@@ -48,7 +48,7 @@ def fresh_publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def published(monkeypatch: pytest.MonkeyPatch) -> list[list[Message]]:
     """What was published, one list a call, by a broker that takes everything at once."""
     calls: list[list[Message]] = []
-    monkeypatch.setattr(publisher, "publish", calls.append)
+    monkeypatch.setattr(delivery, "publish", calls.append)
     return calls
 
 
@@ -68,10 +68,10 @@ class Stuck:
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
     broker = Stuck()
-    monkeypatch.setattr(publisher, "publish", broker)
+    monkeypatch.setattr(delivery, "publish", broker)
     yield broker
     broker.release.set()
-    assert publisher.wait_until_idle(10)
+    assert delivery.wait_until_idle(10)
 
 
 class Mute:
@@ -102,11 +102,11 @@ class Mute:
 
 
 def test_saved_rows_arrive_as_one_plan_message(broker):
-    with publisher._publisher._changed:  # else the thread may have sent the first by then
-        publisher.submit({LABEL: {1}})
-        publisher.submit({LABEL: {1, 2}})
+    with delivery._publisher._changed:  # else the thread may have sent the first by then
+        delivery.submit({LABEL: {1}})
+        delivery.submit({LABEL: {1, 2}})
 
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert _received() == [[LABEL, [1, 2]]]
     assert not SpilledTrigger.objects.exists()
 
@@ -114,81 +114,81 @@ def test_saved_rows_arrive_as_one_plan_message(broker):
 def test_keys_that_json_does_not_know_are_text(published):
     key = uuid.uuid4()
 
-    publisher.submit({"library.Photo": {key}})
+    delivery.submit({"library.Photo": {key}})
 
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert [message.args for [message] in published] == [("library.Photo", [str(key)])]
 
 
 def test_a_message_holds_at_most_a_thousand_keys(published):
-    publisher.submit({LABEL: set(range(2_500)), "library.Note": {1}})
+    delivery.submit({LABEL: set(range(2_500)), "library.Note": {1}})
 
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     [messages] = published
     assert [len(message.args[1]) for message in messages] == [1_000, 1_000, 500, 1]
     assert all(message.task == "autorun.plan" for message in messages)
 
 
 def test_saves_are_batched_while_a_message_is_on_its_way(published, monkeypatch):
-    monkeypatch.setattr(publisher, "LINGER", 0.05)
+    monkeypatch.setattr(delivery, "LINGER", 0.05)
 
     for pk in range(1_000):
-        publisher.submit({LABEL: {pk}})
+        delivery.submit({LABEL: {pk}})
 
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert len(published) < 50
     assert {pk for [message] in published for pk in message.args[1]} == set(range(1_000))
 
 
 def test_one_thread_serves_all_threads(published):
-    publisher.submit({LABEL: {0}})
+    delivery.submit({LABEL: {0}})
     known = threading.enumerate()
-    threads = [threading.Thread(target=publisher.submit, args=({LABEL: {pk}},)) for pk in range(20)]
+    threads = [threading.Thread(target=delivery.submit, args=({LABEL: {pk}},)) for pk in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert set(threading.enumerate()) <= set(known)
     assert {pk for [message] in published for pk in message.args[1]} == set(range(20))
 
 
 def test_a_save_does_not_wait_for_a_silent_broker_and_is_written_down(stuck):
-    publisher.submit({LABEL: {1}})
+    delivery.submit({LABEL: {1}})
     assert stuck.asked.wait(5)
     started = time.perf_counter()
-    publisher.submit({LABEL: {2}})
+    delivery.submit({LABEL: {2}})
     waited = time.perf_counter() - started
     stuck.release.set()
 
     assert waited < 0.1
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert _spilled() == {1, 2}
 
 
 def test_what_piles_up_behind_a_silent_broker_is_written_down_at_once(stuck, monkeypatch):
-    monkeypatch.setattr(publisher, "CAPACITY", 10)
-    publisher.submit({LABEL: {0}})
+    monkeypatch.setattr(delivery, "CAPACITY", 10)
+    delivery.submit({LABEL: {0}})
     assert stuck.asked.wait(5)
 
     for pk in range(1, 26):
-        publisher.submit({LABEL: {pk}})
+        delivery.submit({LABEL: {pk}})
 
     assert _spilled() == set(range(1, 21))
     assert SpilledTrigger.objects.count() == 2
     stuck.release.set()
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert _spilled() == set(range(26))
 
 
 def test_what_can_be_neither_published_nor_written_down_is_logged(stuck, monkeypatch, caplog):
-    monkeypatch.setattr(publisher, "SpilledTrigger", None)
+    monkeypatch.setattr(delivery, "SpilledTrigger", None)
     stuck.release.set()
 
-    publisher.submit({LABEL: {1, 2}})
+    delivery.submit({LABEL: {1, 2}})
 
-    assert publisher.wait_until_idle()
+    assert delivery.wait_until_idle()
     assert f"{LABEL}: 2 saved rows could not be written down" in caplog.text
     monkeypatch.undo()
 
@@ -205,8 +205,8 @@ def test_the_thread_keeps_no_database_connection(stuck):
 
     connection_created.connect(note_opened)
     try:
-        publisher.submit({LABEL: {1}})
-        assert publisher.wait_until_idle()
+        delivery.submit({LABEL: {1}})
+        assert delivery.wait_until_idle()
     finally:
         connection_created.disconnect(note_opened)
 
@@ -216,7 +216,7 @@ def test_the_thread_keeps_no_database_connection(stuck):
 
 def test_inline_publishes_in_the_saving_thread(published):
     with override_settings(AUTORUN={"PUBLISH": "inline"}):
-        publisher.submit({LABEL: {1}})
+        delivery.submit({LABEL: {1}})
 
         assert len(published) == 1
 
@@ -225,7 +225,7 @@ def test_inline_writes_down_what_no_broker_takes(stuck):
     stuck.release.set()
 
     with override_settings(AUTORUN={"PUBLISH": "inline"}):
-        publisher.submit({LABEL: {1}})
+        delivery.submit({LABEL: {1}})
 
     assert _spilled() == {1}
 
@@ -237,10 +237,10 @@ def test_eager_tasks_run_in_the_saving_thread(monkeypatch):
         seen.append(args)
 
     task = celery_app.task(plan, name="tests.plan")
-    monkeypatch.setattr(publisher, "PLAN", task.name)
+    monkeypatch.setattr(delivery, "PLAN", task.name)
     celery_app.conf.task_always_eager = True
     try:
-        publisher.submit({LABEL: {1}})
+        delivery.submit({LABEL: {1}})
     finally:
         celery_app.conf.changes.pop("task_always_eager")
         celery_app.tasks.unregister(task.name)
@@ -265,8 +265,8 @@ def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set(monkeypatch):
 
 
 def test_shutdown_of_a_worker_process_delivers_without_lingering(published, monkeypatch):
-    monkeypatch.setattr(publisher, "LINGER", 30)
-    publisher.submit({LABEL: {1}})
+    monkeypatch.setattr(delivery, "LINGER", 30)
+    delivery.submit({LABEL: {1}})
 
     worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
 
@@ -274,11 +274,11 @@ def test_shutdown_of_a_worker_process_delivers_without_lingering(published, monk
 
 
 def test_shutdown_with_a_silent_broker_writes_down_in_time(stuck):
-    publisher.submit({LABEL: {1}})
+    delivery.submit({LABEL: {1}})
     assert stuck.asked.wait(5)
-    publisher.submit({LABEL: {2}})
+    delivery.submit({LABEL: {2}})
 
-    publisher.drain(0.1)
+    delivery.drain(0.1)
 
     assert _spilled() == {1, 2}
 
@@ -321,7 +321,7 @@ def test_a_time_limit_that_raises_keeps_no_row_from_being_published():
         raise KeyError("TIMEOUTS")
 
     with installed(declare(get_timeout=get_timeout)):
-        (message,) = publisher._messages({"library.Document": {1}})
+        (message,) = delivery._messages({"library.Document": {1}})
 
     assert message.time_limit is None
 

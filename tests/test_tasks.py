@@ -13,7 +13,7 @@ from autorun import tasks
 from autorun.declare import registry
 from autorun.execution import at_once
 from autorun.models import Run
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from autorun.upkeep import drain_spilled
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document
@@ -105,7 +105,7 @@ def test_they_are_tried_again_too_while_the_database_is_away(sent, plan_as_messa
         raise OperationalError("connection refused")
 
     monkeypatch.setattr(registry, "subscribers", lambda model_label: [])
-    monkeypatch.setattr(publisher, "write_down", away)
+    monkeypatch.setattr(delivery, "write_down", away)
 
     with pytest.raises(Retry):
         plan_as_message(0)

@@ -24,7 +24,7 @@ from django.db.transaction import TransactionManagementError
 
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class _Saved:
         if not pks:
             return
         try:
-            publisher.submit(pks)
+            delivery.submit(pks)
         except Exception:
             count = sum(map(len, pks.values()))
             logger.exception(

@@ -12,7 +12,7 @@ from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import windows
 from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from settings import celery_app
 from tests.faultlab.models import Specimen
 
@@ -21,7 +21,7 @@ NOBODY = "redis://127.0.0.1:1/0"  # no broker listens there
 
 def save() -> None:
     Specimen.objects.create(value="saved")
-    publisher.wait_until_idle()
+    delivery.wait_until_idle()
 
 
 def save_without_broker() -> None:

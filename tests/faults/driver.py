@@ -19,7 +19,7 @@ from autorun import analysis
 from autorun.declare import registry
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from sample_app.processes import CHECKOUT
 from tests.conftest import process_environment
 from tests.faultlab.ledger import ENVIRONMENT, Ledger
@@ -294,7 +294,7 @@ def lab(
     ):
         try:
             yield made
-            publisher.wait_until_idle()
+            delivery.wait_until_idle()
         finally:
             made.stop()
             os.environ.pop(ENVIRONMENT) if before is None else os.environ.update(

@@ -126,7 +126,7 @@ def under(broker: str, trouble: str, directory: Path, arguments: argparse.Namesp
     """Medians of the 99th percentiles without autorun and with it, in milliseconds."""
     from autorun.dispatch import publishing
     from autorun.models import SpilledTrigger
-    from autorun.triggers import publisher
+    from autorun.triggers import delivery
     from tests.faults import driver
     from tests.faults.servers import broker_at
 
@@ -139,7 +139,7 @@ def under(broker: str, trouble: str, directory: Path, arguments: argparse.Namesp
         publishing._courier._drop()
         for _ in range(arguments.rounds):
             found.append(measure(arguments.saves, pause=arguments.pause / 1_000).p99s())
-            publisher.wait_until_idle(10)
+            delivery.wait_until_idle(10)
             SpilledTrigger.objects.all().delete()
     return [statistics.median(each) for each in zip(*found, strict=True)]
 

@@ -14,7 +14,7 @@ from django.db import connection
 
 from autorun.dispatch.publishing import Message, publish
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from settings import celery_app
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
@@ -80,7 +80,7 @@ def test_saves_feel_nothing_of_a_broker_in_trouble(
         measure(200)  # warm
         lab.runner.run()
         lab.until_done()
-        publisher.wait_until_idle()
+        delivery.wait_until_idle()
         threads, files, sessions = threading.active_count(), len(open_files()), open_connections()
         last = Specimen.objects.latest("pk").pk
 
@@ -93,7 +93,7 @@ def test_saves_feel_nothing_of_a_broker_in_trouble(
             for one, more in zip(found, measure(SAVES // ROUNDS), strict=True):
                 one.extend(more)
         worker.thaw()
-        publisher.wait_until_idle(10)
+        delivery.wait_until_idle(10)
         assert threading.active_count() <= threads + 1, "I5"
         end()
         began = time.monotonic()
@@ -230,7 +230,7 @@ def test_saved_rows_that_wait_in_the_database_are_planned_when_the_broker_is_bac
     with proxied_broker(lab) as proxy:
         proxy.refuse()
         lab.save(20)
-        assert publisher.wait_until_idle(10)
+        assert delivery.wait_until_idle(10)
         assert SpilledTrigger.objects.exists()
         proxy.resume()
         lab.start_worker()

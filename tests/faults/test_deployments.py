@@ -11,7 +11,7 @@ from django_celery_beat.tzcrontab import TzAwareCrontab
 from autorun import batches, tasks
 from autorun.models import Chunk, Failure, Run
 from autorun.state.clock import from_now
-from autorun.triggers import on_schedule, publisher
+from autorun.triggers import delivery, on_schedule
 from autorun.upkeep import unpark
 from tests.engine import declare, installed, offer, work_off
 from tests.faults.driver import Lab
@@ -60,7 +60,7 @@ def test_runs_of_an_analysis_that_is_gone_go_on_when_it_is_back():
 @pytest.mark.slow
 def test_a_worker_whose_runners_cannot_be_imported_does_not_start_and_takes_nothing(lab: Lab):
     lab.save(3)
-    publisher.wait_until_idle()
+    delivery.wait_until_idle()
 
     broken = lab.start_worker(waits=False, AUTORUN_LAB_BROKEN="1")
     assert broken.wait(60) != 0

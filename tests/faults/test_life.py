@@ -45,7 +45,7 @@ from autorun.progress import Progress
 from autorun.rescue import rescue_expired
 from autorun.state import crash_points
 from autorun.state.clock import from_now
-from autorun.triggers import backfill, publisher
+from autorun.triggers import backfill, delivery
 from tests.engine import declare, installed
 from tests.library.models import Document
 
@@ -172,7 +172,7 @@ class Life(RuleBasedStateMachine):
         self.unheard: set[int] = set()
         self.refusing = False
         releasing.publish = upkeep.publish = self.publish  # type: ignore[assignment]
-        publisher.submit = self.submit  # type: ignore[assignment]
+        delivery.submit = self.submit  # type: ignore[assignment]
 
     # What stands for the broker
 
@@ -252,7 +252,7 @@ class Life(RuleBasedStateMachine):
             self.plan_saved(point)
         elif kind == "spill" and self.saved:
             saved, self.saved = self.saved, set()
-            publisher.spill({Document._meta.label: saved})
+            delivery.spill({Document._meta.label: saved})
         else:
             self.unheard |= self.saved
             self.saved = set()
@@ -547,7 +547,7 @@ class Life(RuleBasedStateMachine):
         plan = partial(tasks.plan, Document._meta.label, sorted(saved))
         if self.crashes(point, lambda: self.work_on(plan)):
             # The parent of the process that died has them planned.
-            publisher.spill({Document._meta.label: saved})
+            delivery.spill({Document._meta.label: saved})
         else:
             self.unheard -= saved
 
@@ -614,7 +614,7 @@ def test_rows_live_through_anything(monkeypatch, settings):
     monkeypatch.setattr(crash_points, "kill", crash)
     for module in (releasing, upkeep):
         monkeypatch.setattr(module, "publish", None)
-    monkeypatch.setattr(publisher, "submit", None)
+    monkeypatch.setattr(delivery, "submit", None)
     for module in (at_once, execute_module):
         monkeypatch.setattr(module, "Work", NotedWork)
     with installed(Runner):

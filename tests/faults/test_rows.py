@@ -12,7 +12,7 @@ from autorun.models import Chunk, Failure, Run
 from autorun.planning import windows
 from autorun.planning.keys import plan_keys
 from autorun.planning.planner import Planner
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from tests.engine import current_runs, declare, installed, work_off
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
@@ -118,7 +118,7 @@ def test_only_what_commits_runs(lab: Lab):
 def test_rows_that_change_vanish_or_lend_their_key_while_they_run(lab: Lab):
     changed, deleted, reused = lab.save(3, does="gate")
     lab.start_worker(concurrency=3)
-    publisher.wait_until_idle()
+    delivery.wait_until_idle()
     lab.until(lambda: lab.ledger.executions())
 
     changed.value = "changed"
@@ -126,7 +126,7 @@ def test_rows_that_change_vanish_or_lend_their_key_while_they_run(lab: Lab):
     deleted_pk, _ = deleted.pk, deleted.delete()
     reused_pk, _ = reused.pk, reused.delete()
     Specimen.objects.create(pk=reused_pk, value="another row")
-    publisher.wait_until_idle()
+    delivery.wait_until_idle()
     lab.open_gate()
     lab.until_done(2)
 

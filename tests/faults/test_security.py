@@ -12,7 +12,7 @@ from autorun.dispatch.publishing import Message
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from autorun.upkeep import drain_spilled
 from settings import celery_app
 from tests.engine import declare, installed, work_off
@@ -28,7 +28,7 @@ def sent(monkeypatch) -> list[Message]:
     """What would have gone to the broker."""
     messages: list[Message] = []
     monkeypatch.setattr(releasing, "publish", messages.extend)
-    monkeypatch.setattr(publisher, "publish", messages.extend)
+    monkeypatch.setattr(delivery, "publish", messages.extend)
     return messages
 
 
@@ -68,7 +68,7 @@ def test_messages_carry_ids_and_nothing_of_the_rows(sent):
     runner = declare()
     with installed(runner):
         runner().run()
-        publisher.deliver({Document._meta.label: {document.pk}})
+        delivery.deliver({Document._meta.label: {document.pk}})
         sent += [releasing.message_for(chunk) for chunk in Chunk.objects.all()]
 
     assert {message.task for message in sent} >= {"autorun.execute", "autorun.plan"}
