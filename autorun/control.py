@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autorun import batches
 from autorun.dispatch.releasing import release
 from autorun.models import Batch, Node
+from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
 
 if TYPE_CHECKING:

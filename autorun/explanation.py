@@ -11,8 +11,8 @@ from autorun.declare import hooks
 from autorun.dispatch.releasing import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.querysets import as_plain
-from autorun.rows import Row, load
+from autorun.planning.querysets import as_plain
+from autorun.planning.rows import Row, load
 from autorun.state.clock import as_told
 from autorun.state.keys import Key, key_kind
 

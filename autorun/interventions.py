@@ -14,7 +14,6 @@ from django.db import transaction
 from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
-from autorun import batches
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import publish
@@ -22,12 +21,13 @@ from autorun.dispatch.releasing import message_to_plan_on
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Run
+from autorun.planning import batches
+from autorun.planning.looks import require_valid
 from autorun.planning.scope import SOURCES, Scope
 from autorun.planning.windows import last_key
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
 from autorun.state.transactions import repeated_on_conflict
-from autorun.triggers.backfill import require_valid
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

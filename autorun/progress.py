@@ -22,10 +22,10 @@ from django.db.models import (
     Value,
 )
 
-from autorun import fingerprints
 from autorun.declare.nodes import node_of
 from autorun.models import Batch, Chunk, Node, Run
-from autorun.rows import eligible, examined, in_pages, planned_by_database
+from autorun.planning import fingerprints
+from autorun.planning.rows import eligible, examined, in_pages, planned_by_database
 from autorun.state.keys import key_kind
 from autorun.state.recordsets import recordset
 

@@ -20,7 +20,7 @@ from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Chunk, Run
-from autorun.planning.keys import plan_or_write_down
+from autorun.planning.named import plan_or_write_down
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText

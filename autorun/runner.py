@@ -30,9 +30,9 @@ from autorun.declare.backoff import exponential
 from autorun.declare.options import BY_SETTING
 from autorun.exceptions import ImproperRunner
 from autorun.models import Batch, Node
+from autorun.planning import looks
 from autorun.planning.scope import Scope
 from autorun.state.encoding import encode_configuration
-from autorun.triggers import backfill
 
 if TYPE_CHECKING:
     from autorun.explanation import Explanation
@@ -259,7 +259,7 @@ class QuerySetRunner:
         At most `max_total` runs are planned. With `dry` nothing is recorded and nothing started;
         the batch that is returned is then not saved.
         """
-        return backfill.run_now(self, queryset, max_total=max_total, dry=dry, log_level=log_level)
+        return looks.run_now(self, queryset, max_total=max_total, dry=dry, log_level=log_level)
 
     async def arun(
         self,
@@ -310,7 +310,7 @@ class QuerySetRunner:
         these; without it, what is pending. `force` runs again what has succeeded, too.
         """
         scope = Scope(filter=filter, only=only, force=force)
-        return backfill.backfill_now(
+        return looks.backfill_now(
             self, scope, queryset, limit=limit, window=window, requested_by=requested_by
         )
 
@@ -320,11 +320,11 @@ class QuerySetRunner:
 
     def adopt(self, queryset: QuerySet[Any] | None = None) -> int:
         """Record the pending rows as up to date without running them; how many."""
-        return backfill.adopt(self, queryset)
+        return looks.adopt(self, queryset)
 
     def ignore(self, queryset: QuerySet[Any] | None = None) -> int:
         """Leave the pending rows alone until their input changes; how many."""
-        return backfill.ignore(self, queryset)
+        return looks.ignore(self, queryset)
 
 
 def _follow(instance: Any, path: str) -> Any:

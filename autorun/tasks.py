@@ -13,12 +13,12 @@ from typing import Any
 from celery import current_app, shared_task
 from django.db import InterfaceError, OperationalError
 
-from autorun import batches
 from autorun.declare import registry
 from autorun.declare.timeouts import soft_limit_ignored
+from autorun.planning import batches
+from autorun.planning.looks import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.triggers import delivery
-from autorun.triggers.backfill import backfill_now, go_on, sweep_now
 
 # Acknowledged when received: what a worker has not finished is known to the database, and a broker
 # that delivers it again (Redis after its visibility timeout, RabbitMQ after its consumer timeout)

@@ -12,7 +12,6 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Least
 
 from autorun import analysis as analyses
-from autorun import batches
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import publish
@@ -27,7 +26,8 @@ from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.execution.notifying import notify_due
 from autorun.folding import fold_everywhere
 from autorun.models import Batch, Chunk, SpilledTrigger
-from autorun.planning.keys import plan_for_all
+from autorun.planning import batches
+from autorun.planning.named import plan_for_all
 from autorun.pruning import MOST_RUNS, prune
 from autorun.rescue import rescue_expired
 from autorun.state.clock import DatabaseNow, from_now

@@ -11,7 +11,6 @@ from django.utils import timezone
 
 from autorun import interventions, listing
 from autorun.activity import Activity, activity_by_node
-from autorun.counting import Count, count_rows
 from autorun.failures import (
     exception_classes,
     group_failures,
@@ -23,6 +22,7 @@ from autorun.folding import fold
 from autorun.listing import STATES, Cursor, RunFilter, state_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.notifications import FailureReport
+from autorun.planning.counting import Count, count_rows
 from autorun.progress import batch_counts, progress_by_node
 from autorun.runner import QuerySetRunner
 from autorun.state.ids import first_chunk_id_at

@@ -62,7 +62,7 @@ def test_rows_are_filtered_by_state(state: str, number: int, superuser) -> None:
 
 def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, monkeypatch) -> None:
     monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
-    monkeypatch.setattr("autorun.counting.DATABASE_WINDOW", 5)
+    monkeypatch.setattr("autorun.planning.counting.DATABASE_WINDOW", 5)
     scenes.few()  # of 20 rows the last two are pending
     ScanPreprocessingRunner().adopt(Scan.objects.filter(pk=Scan.objects.last().pk))
     older = scenes.add_scans(12, first=30)
@@ -127,7 +127,7 @@ def test_pending_rows_of_a_runner_whose_hook_raises_are_none_and_why(superuser, 
 
 def test_facets_count_all_pending_rows(superuser, monkeypatch) -> None:
     monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
-    monkeypatch.setattr("autorun.counting.DATABASE_WINDOW", 1)
+    monkeypatch.setattr("autorun.planning.counting.DATABASE_WINDOW", 1)
     scenes.few()
 
     response = superuser.get(reverse(CHANGELIST), {"_facets": "True"})

@@ -14,11 +14,11 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun import batches
 from autorun.activity import STUCK_SECONDS, stuck_nodes
 from autorun.admin.cards import Card, Counted, card_of
-from autorun.counting import Count
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.planning import batches
+from autorun.planning.counting import Count
 from autorun.runner import QuerySetRunner
 from autorun.triggers import on_schedule
 from sample_app.models import Scan

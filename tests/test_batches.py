@@ -10,21 +10,21 @@ from django.db import OperationalError, connection
 from django.db.models import Q, QuerySet
 from django.test.utils import CaptureQueriesContext
 
-from autorun import batches, interventions, tasks
+from autorun import interventions, tasks
 from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.interruption import Termination
 from autorun.execution.leases import queued, start
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import windows
+from autorun.planning import batches, windows
+from autorun.planning.looks import go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state import crash_points
 from autorun.state.clock import from_now
 from autorun.state.crash_points import armed
 from autorun.state.ids import new_chunk_id
 from autorun.state.transactions import is_passing
-from autorun.triggers.backfill import go_on, sweep_now
 from autorun.upkeep import cancel_batches, upkeep
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo

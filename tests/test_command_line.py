@@ -18,13 +18,14 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
 
-from autorun import batches, control
+from autorun import control
 from autorun.commands import SUBCOMMANDS
 from autorun.commands.status import schedule_text
 from autorun.commands.terminal import Terminal, number, seconds
 from autorun.exceptions import BrokerUnavailable
 from autorun.failures import group_failures, message_shape
 from autorun.models import Batch, Chunk, Failure, Run
+from autorun.planning import batches
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -1063,7 +1064,7 @@ def test_a_batch_is_paused_goes_on_and_is_cancelled(documents, runner):
 
 
 def test_all_that_a_runner_has_planned_is_cancelled(documents, runner):
-    from autorun.planning.keys import plan_keys
+    from autorun.planning.named import plan_keys
 
     runner.backfill(Document.objects.filter(pk__in=[each.pk for each in documents[:3]]))
     plan_keys(runner, [each.pk for each in documents[3:]])

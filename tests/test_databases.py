@@ -7,8 +7,8 @@ from autorun.commands.watching import _look
 from autorun.exceptions import ImproperRunner
 from autorun.execution.leases import queued, start
 from autorun.models import Batch, Chunk, Node, Run, StateManager
+from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
-from autorun.preview import preview
 from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
 from autorun.upkeep import upkeep

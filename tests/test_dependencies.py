@@ -10,7 +10,7 @@ from autorun.declare.registry import dependents
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
-from autorun.planning.keys import plan_keys
+from autorun.planning.named import plan_keys
 from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
 from autorun.tasks import plan
@@ -140,7 +140,7 @@ def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_mo
         errors = iter(
             [OperationalError("gone"), InterfaceError("closed"), OperationalError("gone")]
         )
-        monkeypatch.setattr("autorun.planning.keys.plan_keys", failing(errors))
+        monkeypatch.setattr("autorun.planning.named.plan_keys", failing(errors))
         execute(chunk.pk)
 
         assert next(errors, None) is None
@@ -155,7 +155,7 @@ def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(monke
     with installed(first, second):
         chunk = changed_and_succeeded(first)
         with monkeypatch.context() as away:
-            away.setattr("autorun.planning.keys.plan_keys", failing(repeat(OperationalError("x"))))
+            away.setattr("autorun.planning.named.plan_keys", failing(repeat(OperationalError("x"))))
             execute(chunk.pk)
         assert not Run.objects.filter(node=second().get_node()).exists()
         first().get_node().refresh_from_db()
@@ -173,7 +173,7 @@ def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is
         execute(chunk.pk)
         Chunk.objects.update(state=Chunk.State.RUNNING, expires_at=from_now(-1))
         with monkeypatch.context() as away:
-            away.setattr("autorun.planning.keys.plan_keys", failing(repeat(OperationalError("x"))))
+            away.setattr("autorun.planning.named.plan_keys", failing(repeat(OperationalError("x"))))
             rescue_expired(at_most=10)
         drain_spilled()
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from django.db import DataError, connection, transaction
 
-from autorun import batches
 from autorun.declare import registry
 from autorun.dispatch import releasing, sizes
 from autorun.dispatch.releasing import (
@@ -19,6 +18,7 @@ from autorun.dispatch.releasing import (
 )
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
+from autorun.planning import batches
 from autorun.state.ids import new_chunk_id
 from autorun.upkeep import send_again
 from tests.engine import declare, installed, work_off

@@ -12,7 +12,7 @@ import pytest
 from django.db import OperationalError
 from django.db.models import F, Q
 
-from autorun import batches, interventions, tasks
+from autorun import interventions, tasks
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import LeaseLost
@@ -23,6 +23,7 @@ from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
+from autorun.planning import batches
 from autorun.progress import Progress
 from autorun.state.clock import from_now
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off

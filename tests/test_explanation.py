@@ -11,8 +11,8 @@ from django.db.models import Q
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun import batches
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.planning import batches
 from tests.engine import declare, echo, installed, work_off
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Tag
 

@@ -5,9 +5,10 @@ import datetime as dt
 import pytest
 from django.utils import timezone
 
-from autorun import batches, folding
+from autorun import folding
 from autorun.folding import fold
 from autorun.models import Chunk, Node
+from autorun.planning import batches
 from autorun.progress import Progress
 from autorun.runner import QuerySetRunner
 from tests.engine import declare, installed, work_off

@@ -17,8 +17,8 @@ from django.test.utils import CaptureQueriesContext
 from autorun import interventions
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import statements, windows
+from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
-from autorun.preview import preview
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import (
     Country,

@@ -11,8 +11,8 @@ from autorun.analysis import Analysis, analysis, temporarily_registered
 from autorun.conf import NIGHTLY
 from autorun.declare import registry
 from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered, RunTimeout
+from autorun.planning.looks import sweep_now
 from autorun.runner import QuerySetRunner
-from autorun.triggers.backfill import sweep_now
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo, Tag
 from tests.library.runners import CaptionRunner, LengthRunner

@@ -11,10 +11,11 @@ from django.db.models import F
 from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
 
-from autorun import batches, signals
+from autorun import signals
 from autorun.exceptions import RunTimeout
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Run
+from autorun.planning import batches
 from autorun.rescue import rescue
 from autorun.signals import batch_finished, run_failed, run_succeeded
 from autorun.testing import run_inline

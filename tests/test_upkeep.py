@@ -10,19 +10,19 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun import batches, folding, interventions, pruning
+from autorun import folding, interventions, pruning
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
-from autorun.planning.keys import plan_keys
+from autorun.planning import batches, looks
+from autorun.planning.named import plan_keys
 from autorun.planning.scope import Scope
 from autorun.pruning import prune
 from autorun.rescue import rescue, rescue_expired
 from autorun.runner import QuerySetRunner
 from autorun.state import pulses
 from autorun.state.clock import from_now
-from autorun.triggers import backfill
 from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
 from tests.engine import declare, installed, offer, statuses, work_off
 from tests.library.models import Document, Photo
@@ -228,7 +228,7 @@ def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, capl
 
 
 def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):
-    monkeypatch.setattr("autorun.planning.keys.KEYS_AT_ONCE", 2)
+    monkeypatch.setattr("autorun.planning.named.KEYS_AT_ONCE", 2)
     monkeypatch.setattr("autorun.planning.statements.LARGEST_BLOCK", 2)
     SpilledTrigger.objects.create(
         model_label="library.Document", keys=[document.pk for document in documents]
@@ -282,7 +282,7 @@ def test_a_batch_whose_planner_died_is_planned_on(documents, monkeypatch):
     monkeypatch.setattr("autorun.upkeep.publish", published.extend)
     runner = declare()
     with installed(runner):
-        batch = backfill._begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        batch = looks._begin(runner(), Batch.Trigger.BACKFILL, Scope())
         assert hand_on_batches() == 0
         Batch.objects.update(expires_at=from_now(-1))
         assert hand_on_batches() == 1
@@ -302,9 +302,9 @@ def test_a_batch_whose_planner_died_is_planned_on(documents, monkeypatch):
 def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     runner = declare()
     with installed(runner):
-        batch = backfill._begin(runner(), Batch.Trigger.CODE, Scope(given=True))
+        batch = looks._begin(runner(), Batch.Trigger.CODE, Scope(given=True))
         Batch.objects.update(expires_at=from_now(-1))
-        backfill.go_on(batches.take_over(batch.pk))
+        looks.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
     assert batch.state == Batch.State.FAILED
@@ -314,14 +314,14 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
 def test_a_batch_whose_runner_a_worker_does_not_know_is_left_to_another_one(documents):
     runner = declare()
     with installed(runner):
-        batch = backfill._begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        batch = looks._begin(runner(), Batch.Trigger.BACKFILL, Scope())
     Batch.objects.update(expires_at=from_now(-1))
 
-    backfill.go_on(batches.take_over(batch.pk))
+    looks.go_on(batches.take_over(batch.pk))
     assert hand_on_batches() == 0
     Batch.objects.update(expires_at=from_now(-1))
     with installed(runner):
-        backfill.go_on(batches.take_over(batch.pk))
+        looks.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
     assert (batch.state, batch.planned) == (Batch.State.RUNNING, 4)
@@ -334,7 +334,7 @@ def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
     waits = []
     for _ in range(batches.MOST_TRIES):
         Batch.objects.update(expires_at=from_now(-1))
-        backfill.go_on(batches.take_over(batch.pk))
+        looks.go_on(batches.take_over(batch.pk))
         batch.refresh_from_db()
         if batch.expires_at is not None:
             waits.append(round((batch.expires_at - timezone.now()).total_seconds(), -1))

@@ -12,12 +12,12 @@ from django.core.exceptions import PermissionDenied
 from autorun.admin.permissions import Permission
 from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
-from autorun.counting import REASONS, UNPREPARED, Count
 from autorun.interventions import request_backfill
 from autorun.models import Batch
+from autorun.planning.counting import REASONS, UNPREPARED, Count
+from autorun.planning.querysets import as_plain
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
-from autorun.querysets import as_plain
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
 

@@ -13,10 +13,10 @@ from django.utils import timezone
 
 from autorun.activity import Activity, activity_by_node, stuck_nodes
 from autorun.admin.charts import Column, Segment, columns, stacked
-from autorun.counting import Count
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
+from autorun.planning.counting import Count
 from autorun.progress import Progress, progress_by_node
 from autorun.triggers.on_schedule import SWEEP_NAME
 

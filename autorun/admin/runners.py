@@ -19,12 +19,12 @@ from autorun.admin.rows import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
-from autorun.counting import Count, count_rows
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.listing import state_of
 from autorun.models import Batch, Node
+from autorun.planning.counting import Count, count_rows
 from autorun.progress import progress_by_node
 from autorun.runner import QuerySetRunner
 

@@ -18,7 +18,7 @@ from autorun.checks.expectations import NONE, SCHEDULE, Expectation, not_negativ
 from autorun.checks.problems import error, place, runners_in, shown
 from autorun.declare.hooks import is_of
 from autorun.declare.transcript import SILENT
-from autorun.querysets import as_plain
+from autorun.planning.querysets import as_plain
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

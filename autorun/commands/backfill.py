@@ -27,9 +27,9 @@ from autorun.commands.watching import (
 from autorun.conf import settings
 from autorun.dispatch.publishing import Message, publish
 from autorun.models import Batch
+from autorun.planning.looks import backfill_now
+from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
-from autorun.preview import preview
-from autorun.triggers.backfill import backfill_now
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autorun.commands.subcommand import add_within
 from autorun.failures import classes_of, failed_runs
-from autorun.querysets import as_plain
+from autorun.planning.querysets import as_plain
 from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun import batches, control
+from autorun import control
 from autorun.commands.subcommand import LARGEST_KEY, Subcommand, requested_by
 from autorun.commands.terminal import plural
 from autorun.declare import registry
 from autorun.models import Batch, Chunk
+from autorun.planning import batches
 
 WHAT = "a runner's label, or a batch's number (see: batches)"
 

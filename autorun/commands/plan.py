@@ -11,9 +11,9 @@ from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, 
 from autorun.commands.subcommand import add_runner as add_runner_argument
 from autorun.commands.terminal import plural, seconds
 from autorun.declare import registry
+from autorun.planning.preview import Group, Preview, preview
 from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS
-from autorun.preview import Group, Preview, preview
 
 #: What each reason means, where its rows are planned and where they are not.
 MEANINGS = {

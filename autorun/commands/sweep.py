@@ -11,7 +11,7 @@ from autorun.commands.terminal import plural
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
-from autorun.triggers.backfill import Swept, sweep_counting_undone
+from autorun.planning.looks import Swept, sweep_counting_undone
 
 AT_WORK = "another sweep of it is at work"
 

@@ -16,10 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autorun.batches import counts
 from autorun.commands.subcommand import ConditionNotMet, add_check
 from autorun.commands.terminal import Terminal, plural
 from autorun.models import Batch, Node
+from autorun.planning.batches import counts
 from autorun.progress import BatchCounts
 
 INTERVAL = 0.5  # seconds

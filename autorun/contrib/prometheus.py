@@ -22,12 +22,12 @@ from django.db import Error, connections
 from django.db.models import Count, Min
 from django.utils import timezone
 
-from autorun.batches import UNFINISHED
 from autorun.conf import settings
-from autorun.counting import count_rows
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.planning.batches import UNFINISHED
+from autorun.planning.counting import count_rows
 from autorun.progress import progress_by_node
 from autorun.runner import QuerySetRunner
 

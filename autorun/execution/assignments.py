@@ -10,7 +10,7 @@ from django.db.models import Exists, OuterRef
 
 from autorun.declare.transcript import SILENT
 from autorun.models import Chunk, Run
-from autorun.rows import Row, load
+from autorun.planning.rows import Row, load
 from autorun.state.keys import Key
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from autorun.execution.execute import work_off
 from autorun.execution.leases import Lease, worker_name
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
-from autorun.planning.keys import candidates_named, plan_for_all
+from autorun.planning.named import candidates_named, plan_for_all
 from autorun.planning.standing import Standing, standing_of
 from autorun.planning.statements import Redo, as_counters, supersede
 from autorun.state import tracing

@@ -11,7 +11,6 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from autorun import analysis as analyses
-from autorun import batches
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.releasing import longest, release, send
@@ -24,7 +23,8 @@ from autorun.execution.notifying import notify_soon
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
-from autorun.planning.keys import plan_or_write_down
+from autorun.planning import batches
+from autorun.planning.named import plan_or_write_down
 from autorun.state import tracing
 from autorun.state.crash_points import crash_point
 from autorun.state.transactions import leave_broken_connections

@@ -22,7 +22,7 @@ from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
-from autorun.rows import NOT_REPRESENTED, Row
+from autorun.planning.rows import NOT_REPRESENTED, Row
 from autorun.state import tracing
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import describe_exception, encode_outputs

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
-from autorun import batches
 from autorun.conf import settings
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
+from autorun.planning import batches
 from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows

@@ -12,10 +12,10 @@ from autorun.dispatch.releasing import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
+from autorun.planning.rows import Row
 from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Candidates, Counts, Redo
 from autorun.planning.windows import Window
-from autorun.rows import Row
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText, describe_exception
 from autorun.state.ids import new_chunk_id

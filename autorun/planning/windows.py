@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
-from autorun import fingerprints
-from autorun.batches import PLANNING_LEASES
 from autorun.conf import settings
 from autorun.declare.timeouts import calls_limited
+from autorun.planning import fingerprints
+from autorun.planning.batches import PLANNING_LEASES
+from autorun.planning.rows import Row, in_pages, key_of, one_by_one, planned_by_database
 from autorun.planning.statements import Candidates, candidates_in, candidates_of
-from autorun.rows import Row, in_pages, key_of, one_by_one, planned_by_database
 from autorun.state.keys import KeyKind, key_kind
 
 if TYPE_CHECKING:

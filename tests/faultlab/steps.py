@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from unittest import mock
 
-from autorun import batches, tasks, upkeep
+from autorun import tasks, upkeep
 from autorun.declare import registry
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, SpilledTrigger
-from autorun.planning import windows
+from autorun.planning import batches, windows
 from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
 from autorun.triggers import delivery

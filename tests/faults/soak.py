@@ -286,8 +286,8 @@ class Soak:
         self.start_backfill(**{ENVIRONMENT: self.random.choice(points)})
 
     def pause_and_resume(self) -> None:
-        from autorun import batches
         from autorun.models import Batch
+        from autorun.planning import batches
 
         for batch in Batch.objects.filter(state=Batch.State.RUNNING)[:3]:
             batches.pause(batch)

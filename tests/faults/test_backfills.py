@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from autorun import batches
 from autorun.models import Batch, Chunk, Run
+from autorun.planning import batches
 from autorun.state.crash_points import ENVIRONMENT
 from tests.faultlab import steps
 from tests.faultlab.models import Specimen

@@ -8,8 +8,9 @@ import pytest
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
-from autorun import batches, tasks
+from autorun import tasks
 from autorun.models import Chunk, Failure, Run
+from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.triggers import delivery, on_schedule
 from autorun.upkeep import unpark

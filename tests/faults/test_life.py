@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from autorun import batches, tasks, upkeep
+from autorun import tasks, upkeep
 from autorun.declare import nodes
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
@@ -41,11 +41,12 @@ from autorun.execution.interruption import Termination
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
+from autorun.planning import batches, looks
 from autorun.progress import Progress
 from autorun.rescue import rescue_expired
 from autorun.state import crash_points
 from autorun.state.clock import from_now
-from autorun.triggers import backfill, delivery
+from autorun.triggers import delivery
 from tests.engine import declare, installed
 from tests.library.models import Document
 
@@ -480,7 +481,7 @@ class Life(RuleBasedStateMachine):
             self.come_to_rest()
             pending = set(self.runner.pending().values_list("pk", flat=True))
             assert pending <= self.unheard, "saved, and left to the next sweep"
-            backfill.sweep_now(self.runner)
+            looks.sweep_now(self.runner)
             self.come_to_rest()
             self.all_is_done()
         finally:
@@ -552,7 +553,7 @@ class Life(RuleBasedStateMachine):
             self.unheard -= saved
 
     def sweep(self) -> None:
-        if backfill.sweep_now(self.runner) is not None:
+        if looks.sweep_now(self.runner) is not None:
             self.unheard.clear()
 
     def time_passes(self) -> None:

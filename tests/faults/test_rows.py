@@ -10,7 +10,7 @@ from django.db.models import Q
 from autorun import tasks
 from autorun.models import Chunk, Failure, Run
 from autorun.planning import windows
-from autorun.planning.keys import plan_keys
+from autorun.planning.named import plan_keys
 from autorun.planning.planner import Planner
 from autorun.triggers import delivery
 from tests.engine import current_runs, declare, installed, work_off

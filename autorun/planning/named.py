@@ -16,10 +16,10 @@ from autorun.declare.transcript import SILENT
 from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.planner import Outcome, Planner
+from autorun.planning.querysets import as_plain
+from autorun.planning.rows import eligible
 from autorun.planning.statements import Candidates
 from autorun.planning.windows import Window, whole
-from autorun.querysets import as_plain
-from autorun.rows import eligible
 from autorun.state import tracing
 from autorun.state.keys import Key, key_kind
 from autorun.state.transactions import repeated_on_conflict, repeated_while_away

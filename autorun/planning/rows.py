@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import models
 
-from autorun import fingerprints
 from autorun.conf import settings
 from autorun.declare import hooks
 from autorun.declare.nodes import node_of
 from autorun.models import UNPREPARED, Run
-from autorun.querysets import as_plain
+from autorun.planning import fingerprints
+from autorun.planning.querysets import as_plain
 from autorun.state.encoding import fingerprint_of
 from autorun.state.keys import Key, key_kind
 

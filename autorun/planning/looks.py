@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
-from autorun import batches
 from autorun.declare import hooks, registry
 from autorun.declare.nodes import configuration_of
 from autorun.declare.transcript import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
+from autorun.planning import batches
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
+from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
 from autorun.planning.windows import last_key, windows
-from autorun.rows import eligible
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from autorun.conf import settings
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
+from autorun.planning.rows import eligible, planned_by_database
 from autorun.planning.windows import DATABASE_WINDOW, PYTHON_WINDOW, windows
-from autorun.rows import eligible, planned_by_database
 from autorun.state.keys import key_kind
 from autorun.state.parameters import read_number
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from autorun.conf import settings
 from autorun.declare import hooks
+from autorun.planning.looks import require_valid
+from autorun.planning.querysets import as_plain
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
+from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
 from autorun.planning.windows import Window, windows
-from autorun.querysets import as_plain
-from autorun.rows import eligible
 from autorun.state.keys import key_kind
-from autorun.triggers.backfill import require_valid
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
