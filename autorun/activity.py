@@ -11,9 +11,9 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import TruncHour
 from django.utils import timezone
 
-from autorun.folding import hour_of
 from autorun.models import Chunk, Node
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.upkeep.folding import hour_of
 
 HOURS = 24
 #: Runs a minute are measured over so long, and a run's time over so many chunks.

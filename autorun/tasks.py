@@ -105,7 +105,7 @@ def execute(chunk_id: int) -> None:
 @shared_task(name="autorun.upkeep", **_options)
 def upkeep() -> None:
     """Rescue, release, drain and prune, unless another process has just done so."""
-    from autorun.upkeep import upkeep
+    from autorun.upkeep.rounds import upkeep
 
     with soft_limit_ignored():
         upkeep()

@@ -36,7 +36,7 @@ from autorun.models import Chunk, Failure, Run
 from autorun.runner import QuerySetRunner
 from autorun.state.encoding import encode_outputs, name_exception
 from autorun.triggers import delivery, on_save
-from autorun.upkeep import drain_spilled
+from autorun.upkeep.rounds import drain_spilled
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from django.db import connection
 from django.db.models import Count, Q
 
-from autorun.folding import fold
 from autorun.models import Run
 from autorun.progress import Progress
+from autorun.upkeep.folding import fold
 from bench import stage
 from bench.measuring import Line, in_turns, timed
 from bench.scale import Scale

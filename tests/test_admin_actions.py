@@ -13,7 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun import interventions, upkeep
+from autorun import interventions
 from autorun.admin import runners
 from autorun.admin.selections import MOST_KEPT
 from autorun.dispatch.publishing import Message
@@ -23,6 +23,7 @@ from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
+from autorun.upkeep import rounds
 from sample_app.models import Scan
 from tests.browser import scenes
 
@@ -49,7 +50,7 @@ def broker(monkeypatch) -> None:
 
     monkeypatch.setattr(interventions, "publish", deliver)
     monkeypatch.setattr(runners, "publish", deliver)
-    monkeypatch.setattr(upkeep, "publish", deliver)
+    monkeypatch.setattr(rounds, "publish", deliver)
 
 
 @pytest.fixture
@@ -616,7 +617,7 @@ def test_a_batch_goes_on_without_a_broker(runner, monkeypatch, caplog) -> None:
     monkeypatch.setattr(interventions, "publish", refuse)
     batch = interventions.request_backfill(runner, interventions.Scope(only="failed"))
 
-    upkeep.hand_on_batches()
+    rounds.hand_on_batches()
 
     batch.refresh_from_db()
     assert batch.planned == 5

@@ -18,7 +18,6 @@ from autorun.failures import (
     recent_failures,
     runs_in,
 )
-from autorun.folding import fold
 from autorun.listing import STATES, Cursor, RunFilter, state_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.notifications import FailureReport
@@ -26,6 +25,7 @@ from autorun.planning.counting import Count, count_rows
 from autorun.progress import batch_counts, progress_by_node
 from autorun.runner import QuerySetRunner
 from autorun.state.ids import first_chunk_id_at
+from autorun.upkeep.folding import fold
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo
@@ -217,7 +217,7 @@ def test_what_matches_is_gone_through_to_the_end(documents, monkeypatch) -> None
 
 @pytest.mark.parametrize("is_folded", [False, True])
 def test_how_many_match_is_told_from_counts(is_folded: bool, documents, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.folding.FEW", 1)
+    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
     interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
     if is_folded:
         assert fold(documents().get_node().pk, quiet=-60) > 0
@@ -535,7 +535,7 @@ def test_progress_of_all_nodes_is_that_of_each(documents, runner) -> None:
 
 
 def test_folded_chunks_are_counted_in(monkeypatch) -> None:
-    monkeypatch.setattr("autorun.folding.FEW", 1)
+    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
     for n in range(6):
         Document.objects.create(title=str(n))
     runner = declare(BATCH_SIZE=2)
@@ -551,7 +551,7 @@ def test_folded_chunks_are_counted_in(monkeypatch) -> None:
 
 
 def test_a_day_is_the_same_before_and_after_folding(monkeypatch) -> None:
-    monkeypatch.setattr("autorun.folding.FEW", 1)
+    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
     for n in range(6):
         Document.objects.create(title=str(n))
     runner = declare(BATCH_SIZE=1)
@@ -575,7 +575,7 @@ def test_a_day_is_the_same_before_and_after_folding(monkeypatch) -> None:
 
 def test_no_statement_looks_at_what_is_folded(monkeypatch) -> None:
     """Pages are not the slower, the more chunks there ever were."""
-    monkeypatch.setattr("autorun.folding.FEW", 1)
+    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
     for n in range(6):
         Document.objects.create(title=str(n))
     runner = declare(BATCH_SIZE=1)

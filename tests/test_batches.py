@@ -25,7 +25,7 @@ from autorun.state.clock import from_now
 from autorun.state.crash_points import armed
 from autorun.state.ids import new_chunk_id
 from autorun.state.transactions import is_passing
-from autorun.upkeep import cancel_batches, upkeep
+from autorun.upkeep.rounds import cancel_batches, upkeep
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 

@@ -1283,7 +1283,7 @@ def test_sync(runner):
 @pytest.mark.parametrize("at_once", [2, 3, 100])
 def test_prune(documents, runner, settings, monkeypatch, at_once):
     monkeypatch.setattr("autorun.commands.prune.MOST_RUNS", at_once)
-    monkeypatch.setattr("autorun.pruning.AT_ONCE", 1)
+    monkeypatch.setattr("autorun.upkeep.pruning.AT_ONCE", 1)
     runner.run()
     typed("cancel", LABEL)
     Run.objects.update(finished_at=timezone.now() - dt.timedelta(days=90))

@@ -9,9 +9,9 @@ from autorun.execution.leases import queued, start
 from autorun.models import Batch, Chunk, Node, Run, StateManager
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
-from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
-from autorun.upkeep import upkeep
+from autorun.upkeep.rescue import rescue_expired
+from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 

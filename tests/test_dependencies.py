@@ -11,10 +11,10 @@ from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.planning.named import plan_keys
-from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
 from autorun.tasks import plan
-from autorun.upkeep import drain_spilled
+from autorun.upkeep.rescue import rescue_expired
+from autorun.upkeep.rounds import drain_spilled
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 

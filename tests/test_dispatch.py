@@ -20,7 +20,7 @@ from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.ids import new_chunk_id
-from autorun.upkeep import send_again
+from autorun.upkeep.rounds import send_again
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo
 

@@ -5,12 +5,12 @@ import datetime as dt
 import pytest
 from django.utils import timezone
 
-from autorun import folding
-from autorun.folding import fold
 from autorun.models import Chunk, Node
 from autorun.planning import batches
 from autorun.progress import Progress
 from autorun.runner import QuerySetRunner
+from autorun.upkeep import folding
+from autorun.upkeep.folding import fold
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 

@@ -18,7 +18,7 @@ from autorun.execution import notifying
 from autorun.execution.notifying import notify_due, notify_soon
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
-from autorun.upkeep import upkeep
+from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from autorun import folding
 from autorun.dispatch.releasing import _due
 from autorun.models import Chunk, Node, Run
 from autorun.planning import windows as planning_windows
 from autorun.runner import QuerySetRunner
+from autorun.upkeep import folding
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 

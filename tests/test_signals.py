@@ -16,9 +16,9 @@ from autorun.exceptions import RunTimeout
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
-from autorun.rescue import rescue
 from autorun.signals import batch_finished, run_failed, run_succeeded
 from autorun.testing import run_inline
+from autorun.upkeep.rescue import rescue
 from tests.engine import declare, echo, installed, work_off
 from tests.library.models import Document, Photo
 

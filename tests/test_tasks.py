@@ -14,7 +14,7 @@ from autorun.declare import registry
 from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import delivery
-from autorun.upkeep import drain_spilled
+from autorun.upkeep.rounds import drain_spilled
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document
 

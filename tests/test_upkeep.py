@@ -10,7 +10,7 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun import folding, interventions, pruning
+from autorun import interventions
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
@@ -18,12 +18,13 @@ from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
 from autorun.planning import batches, looks
 from autorun.planning.named import plan_keys
 from autorun.planning.scope import Scope
-from autorun.pruning import prune
-from autorun.rescue import rescue, rescue_expired
 from autorun.runner import QuerySetRunner
 from autorun.state import pulses
 from autorun.state.clock import from_now
-from autorun.upkeep import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
+from autorun.upkeep import folding, pruning
+from autorun.upkeep.pruning import prune
+from autorun.upkeep.rescue import rescue, rescue_expired
+from autorun.upkeep.rounds import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
 from tests.engine import declare, installed, offer, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -259,7 +260,7 @@ def test_one_broken_step_does_not_keep_the_others_from_their_work(documents, mon
     def explode(**_):
         raise ValueError("broken step")
 
-    monkeypatch.setattr("autorun.upkeep.rescue_expired", explode)
+    monkeypatch.setattr("autorun.upkeep.rounds.rescue_expired", explode)
     runner = declare(RETRY_BACKOFF=100)
     with installed(runner):
         runner().run()
@@ -279,7 +280,7 @@ def test_turns_are_taken_one_at_a_time():
 
 def test_a_batch_whose_planner_died_is_planned_on(documents, monkeypatch):
     published = []
-    monkeypatch.setattr("autorun.upkeep.publish", published.extend)
+    monkeypatch.setattr("autorun.upkeep.rounds.publish", published.extend)
     runner = declare()
     with installed(runner):
         batch = looks._begin(runner(), Batch.Trigger.BACKFILL, Scope())

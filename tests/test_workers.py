@@ -2,10 +2,10 @@
 
 import pytest
 
-from autorun import workers
 from autorun.dispatch.releasing import EXECUTE
 from autorun.models import Chunk
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.upkeep import workers
 from tests.engine import declare, installed
 from tests.library.models import Document
 

@@ -5,7 +5,7 @@ from typing import Any
 from autorun.commands.subcommand import Subcommand
 from autorun.commands.terminal import plural
 from autorun.conf import settings
-from autorun.pruning import MOST_RUNS, prune
+from autorun.upkeep.pruning import MOST_RUNS, prune
 
 
 class Prune(Subcommand):

@@ -10,7 +10,7 @@ from autorun.conf import settings
 from autorun.doctor.finding import Finding, number_of, ok
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
 from autorun.state.clock import from_now
-from autorun.upkeep import planned_here
+from autorun.upkeep.rounds import planned_here
 
 #: A spilled trigger that waits this long, in seconds, is no longer on its way.
 SPILLED_SILENCE = 60.0

@@ -7,12 +7,12 @@ from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.utils import timezone
 
-from autorun.folding import fold
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning import batches
 from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
 from autorun.triggers import on_schedule
+from autorun.upkeep.folding import fold
 from sample_app.models import Scan
 from sample_app.runners import AnatomicalPreprocessingRunner, ScanPreprocessingRunner
 

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from unittest import mock
 
-from autorun import tasks, upkeep
+from autorun import tasks
 from autorun.declare import registry
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches, windows
-from autorun.rescue import rescue_expired
 from autorun.state.clock import from_now
 from autorun.triggers import delivery
+from autorun.upkeep import rounds
+from autorun.upkeep.rescue import rescue_expired
 from settings import celery_app
 from tests.faultlab.models import Specimen
 
@@ -52,12 +53,12 @@ def rescue() -> None:
 
 
 def drain() -> None:
-    upkeep.drain_spilled()
+    rounds.drain_spilled()
 
 
 def send_again() -> None:
     Chunk.objects.update(published_at=from_now(-1_000))
-    upkeep.send_again()
+    rounds.send_again()
 
 
 def cancel() -> None:
@@ -74,9 +75,9 @@ def heal() -> None:
         sent: list[Message] = []
         with (
             mock.patch.object(releasing, "publish", sent.extend),
-            mock.patch.object(upkeep, "publish", sent.extend),
+            mock.patch.object(rounds, "publish", sent.extend),
         ):
-            upkeep.upkeep(in_any_case=True)
+            rounds.upkeep(in_any_case=True)
             for message in sent:
                 _receive(message)
         unfinished = Chunk.objects.filter(state__in=batches.UNFINISHED).exists()

@@ -13,7 +13,7 @@ from autorun.models import Chunk, Failure, Run
 from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.triggers import delivery, on_schedule
-from autorun.upkeep import unpark
+from autorun.upkeep.rounds import unpark
 from tests.engine import declare, installed, offer, work_off
 from tests.faults.driver import Lab
 from tests.library.models import Document

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from autorun import tasks, upkeep
+from autorun import tasks
 from autorun.declare import nodes
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
@@ -43,10 +43,11 @@ from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
 from autorun.planning import batches, looks
 from autorun.progress import Progress
-from autorun.rescue import rescue_expired
 from autorun.state import crash_points
 from autorun.state.clock import from_now
 from autorun.triggers import delivery
+from autorun.upkeep import rounds
+from autorun.upkeep.rescue import rescue_expired
 from tests.engine import declare, installed
 from tests.library.models import Document
 
@@ -172,7 +173,7 @@ class Life(RuleBasedStateMachine):
         self.saved: set[int] = set()
         self.unheard: set[int] = set()
         self.refusing = False
-        releasing.publish = upkeep.publish = self.publish  # type: ignore[assignment]
+        releasing.publish = rounds.publish = self.publish  # type: ignore[assignment]
         delivery.submit = self.submit  # type: ignore[assignment]
 
     # What stands for the broker
@@ -364,7 +365,7 @@ class Life(RuleBasedStateMachine):
         steps = {
             "rescue": lambda: rescue_expired(at_most=10),
             "release": release_everywhere,
-            "keep up": lambda: upkeep.upkeep(in_any_case=True),
+            "keep up": lambda: rounds.upkeep(in_any_case=True),
             "time": self.time_passes,
         }
         self.crashes(point, steps[kind])
@@ -494,7 +495,7 @@ class Life(RuleBasedStateMachine):
             while self.workers:
                 self.go_on(self.workers[0], "succeed")
             self.time_passes()
-            upkeep.upkeep(in_any_case=True)
+            rounds.upkeep(in_any_case=True)
             messages, self.messages = self.messages, []
             for message in messages:
                 self.receive(message)
@@ -613,7 +614,7 @@ def test_rows_live_through_anything(monkeypatch, settings):
 
     settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
     monkeypatch.setattr(crash_points, "kill", crash)
-    for module in (releasing, upkeep):
+    for module in (releasing, rounds):
         monkeypatch.setattr(module, "publish", None)
     monkeypatch.setattr(delivery, "submit", None)
     for module in (at_once, execute_module):

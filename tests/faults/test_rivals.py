@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, connections, transaction
 from django.db.models import QuerySet
 
-from autorun import tasks, upkeep
+from autorun import tasks
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, publish
 from autorun.dispatch.releasing import release_everywhere
@@ -18,9 +18,10 @@ from autorun.exceptions import LeaseLost
 from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Run
-from autorun.rescue import rescue
 from autorun.state import crash_points, transactions
 from autorun.state.clock import from_now
+from autorun.upkeep import rounds
+from autorun.upkeep.rescue import rescue
 from tests.engine import declare, installed, work_off
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
@@ -151,7 +152,7 @@ locks_rows = pytest.mark.skipif(
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_rescue(monkeypatch):
-    monkeypatch.setattr(upkeep, "PATIENCE", 0.1)
+    monkeypatch.setattr(rounds, "PATIENCE", 0.1)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         for title in ("one", "two"):
@@ -162,12 +163,12 @@ def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_res
         Chunk.objects.update(expires_at=from_now(-1))
 
         with frozen_holding(Chunk.objects.filter(pk=first.pk)):
-            report = upkeep.upkeep(in_any_case=True)
+            report = rounds.upkeep(in_any_case=True)
 
             assert report.rescued == 1
             assert Chunk.objects.get(pk=first.pk).state == Chunk.State.RUNNING
             assert Chunk.objects.get(pk=second.pk).state == Chunk.State.FINISHED
-        assert upkeep.upkeep(in_any_case=True).rescued == 1
+        assert rounds.upkeep(in_any_case=True).rescued == 1
         assert runner().progress().waiting == 2
 
 
@@ -190,8 +191,8 @@ def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(mon
 
         with frozen_holding(Node.objects.filter(pk=node.pk)):
             assert releasing.release(node.pk) == releasing.Release()
-            assert upkeep.upkeep(in_any_case=True).released == 1
-        assert upkeep.upkeep(in_any_case=True).released == 1
+            assert rounds.upkeep(in_any_case=True).released == 1
+        assert rounds.upkeep(in_any_case=True).released == 1
         with connection.cursor() as cursor:
             cursor.execute("SHOW lock_timeout")
             assert cursor.fetchone() == ("0",)

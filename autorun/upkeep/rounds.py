@@ -24,16 +24,16 @@ from autorun.dispatch.releasing import (
 )
 from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.execution.notifying import notify_due
-from autorun.folding import fold_everywhere
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches
 from autorun.planning.named import plan_for_all
-from autorun.pruning import MOST_RUNS, prune
-from autorun.rescue import rescue_expired
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.crash_points import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
 from autorun.state.transactions import bounded_waits
+from autorun.upkeep.folding import fold_everywhere
+from autorun.upkeep.pruning import MOST_RUNS, prune
+from autorun.upkeep.rescue import rescue_expired
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

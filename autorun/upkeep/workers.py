@@ -28,10 +28,10 @@ _node_name: str | None = None
 
 def connect() -> None:
     """Listen to Celery; once."""
-    signals.worker_init.connect(_import_work, weak=False, dispatch_uid="autorun.workers")
-    signals.worker_ready.connect(_begin, weak=False, dispatch_uid="autorun.workers")
-    signals.worker_shutting_down.connect(_end, weak=False, dispatch_uid="autorun.workers")
-    signals.task_failure.connect(_child_died, weak=False, dispatch_uid="autorun.workers")
+    signals.worker_init.connect(_import_work, weak=False, dispatch_uid="autorun.upkeep.workers")
+    signals.worker_ready.connect(_begin, weak=False, dispatch_uid="autorun.upkeep.workers")
+    signals.worker_shutting_down.connect(_end, weak=False, dispatch_uid="autorun.upkeep.workers")
+    signals.task_failure.connect(_child_died, weak=False, dispatch_uid="autorun.upkeep.workers")
 
 
 def _import_work(**_: Any) -> None:

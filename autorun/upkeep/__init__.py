@@ -1,0 +1,1 @@
+"""Self-healing: what every round of upkeep checks and repairs."""
