@@ -14,9 +14,9 @@ class AutorunConfig(AppConfig):
     def ready(self) -> None:
         # Imported here: their models and Celery's app have to be there first.
         import autorun.tasks  # noqa: F401
-        from autorun import checks
         from autorun.broker import transport
         from autorun.declare import nodes, registry
+        from autorun.observe import checks
         from autorun.triggers import delivery, on_save, on_schedule
         from autorun.upkeep import workers
 

@@ -19,8 +19,8 @@ from autorun.declare import registry
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.releasing import message_to_plan_on
 from autorun.exceptions import AutorunError, BrokerUnavailable
-from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Run
+from autorun.observe.listing import RunFilter
 from autorun.planning import batches
 from autorun.planning.looks import require_valid
 from autorun.planning.scope import SOURCES, Scope

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from django.core import mail
 
 if TYPE_CHECKING:
-    from autorun.failures import FailureGroup
+    from autorun.observe.failures import FailureGroup
 
 #: Groups that a message names; the rest is counted.
 MOST_GROUPS = 20

@@ -23,20 +23,20 @@ from django.apps import apps
 from django.db.models import Model, Q, QuerySet
 
 from autorun import analysis as analyses
-from autorun import explanation, progress
 from autorun.conf import settings
 from autorun.declare import hooks, nodes, registry, transcript
 from autorun.declare.backoff import exponential
 from autorun.declare.options import BY_SETTING
 from autorun.exceptions import ImproperRunner
 from autorun.models import Batch, Node
+from autorun.observe import explanation, progress
 from autorun.planning import looks
 from autorun.planning.scope import Scope
 from autorun.state.encoding import encode_configuration
 
 if TYPE_CHECKING:
-    from autorun.explanation import Explanation
-    from autorun.progress import Progress
+    from autorun.observe.explanation import Explanation
+    from autorun.observe.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from autorun.dispatch.inline import Inbox, committed_at_once
 from autorun.dispatch.releasing import EXECUTE, release_everywhere
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
-from autorun.explanation import Explanation, next_look
 from autorun.models import Chunk, Failure, Run
+from autorun.observe.explanation import Explanation, next_look
 from autorun.runner import QuerySetRunner
 from autorun.state.encoding import encode_outputs, name_exception
 from autorun.triggers import delivery, on_save

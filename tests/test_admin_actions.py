@@ -18,9 +18,9 @@ from autorun.admin import runners
 from autorun.admin.selections import MOST_KEPT
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import BrokerUnavailable
-from autorun.failures import recent_failures
-from autorun.listing import RunFilter
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.observe.failures import recent_failures
+from autorun.observe.listing import RunFilter
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
 from autorun.upkeep import rounds

@@ -9,20 +9,21 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun import interventions, listing
-from autorun.activity import Activity, activity_by_node
-from autorun.failures import (
+from autorun import interventions
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.notifications import FailureReport
+from autorun.observe import listing
+from autorun.observe.activity import Activity, activity_by_node
+from autorun.observe.failures import (
     exception_classes,
     group_failures,
     members_of,
     recent_failures,
     runs_in,
 )
-from autorun.listing import STATES, Cursor, RunFilter, state_of
-from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.notifications import FailureReport
+from autorun.observe.listing import STATES, Cursor, RunFilter, state_of
+from autorun.observe.progress import batch_counts, progress_by_node
 from autorun.planning.counting import Count, count_rows
-from autorun.progress import batch_counts, progress_by_node
 from autorun.runner import QuerySetRunner
 from autorun.state.ids import first_chunk_id_at
 from autorun.upkeep.folding import fold
@@ -355,8 +356,8 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
 def test_the_runs_of_a_group_are_paged(
     ids_at_once: int, messages_at_once: int, size: int, documents, monkeypatch
 ) -> None:
-    monkeypatch.setattr("autorun.failures.IDS_AT_ONCE", ids_at_once)
-    monkeypatch.setattr("autorun.failures.AT_ONCE", messages_at_once)
+    monkeypatch.setattr("autorun.observe.failures.IDS_AT_ONCE", ids_at_once)
+    monkeypatch.setattr("autorun.observe.failures.AT_ONCE", messages_at_once)
     (recent,) = recent_failures("24h").groups
 
     found = pages(RunFilter(group=recent.group.key, since="24h"), size=size)
@@ -430,9 +431,9 @@ def test_a_group_that_is_none_has_no_runs(key: str, documents) -> None:
 @pytest.fixture
 def flood(runner, monkeypatch) -> None:
     """Twelve failures with three messages an hour ago, and before them one ValueError."""
-    monkeypatch.setattr("autorun.failures.LOOKED_AT_ONCE", 5)
-    monkeypatch.setattr("autorun.failures.LEAST_OF_CLASS", 2)
-    monkeypatch.setattr("autorun.failures.AT_ONCE", 3)
+    monkeypatch.setattr("autorun.observe.failures.LOOKED_AT_ONCE", 5)
+    monkeypatch.setattr("autorun.observe.failures.LEAST_OF_CLASS", 2)
+    monkeypatch.setattr("autorun.observe.failures.AT_ONCE", 3)
     Failure.objects.all().delete()
     Run.objects.filter(status=Run.Status.FAILED).update(status=Run.Status.SUCCEEDED)
     runs = list(Run.objects.order_by("pk"))

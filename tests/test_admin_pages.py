@@ -14,9 +14,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.activity import STUCK_SECONDS, stuck_nodes
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.observe.activity import STUCK_SECONDS, stuck_nodes
 from autorun.planning import batches
 from autorun.planning.counting import Count
 from autorun.runner import QuerySetRunner

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from autorun.admin.stories import PLANNED_AGAIN, Story, other_runs, runs_behind, story_of
-from autorun.listing import RunFilter
 from autorun.models import Failure, Run
+from autorun.observe.listing import RunFilter
 from autorun.planning.named import plan_keys
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun.declare import nodes
 from autorun.execution.at_once import _begin
 from autorun.models import Chunk, Node, Run
-from autorun.progress import Progress
+from autorun.observe.progress import Progress
 from autorun.runner import QuerySetRunner
 from autorun.state import tracing
 from autorun.tasks import plan

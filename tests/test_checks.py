@@ -18,9 +18,9 @@ from django.test import override_settings
 from django.test.utils import isolate_apps
 
 from autorun.analysis import Analysis, temporarily_registered
-from autorun.checks import names, options, settings
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
+from autorun.observe.checks import names, options, settings
 from autorun.runner import QuerySetRunner
 from settings import celery_app
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
@@ -805,7 +805,7 @@ def test_the_defaults_pass():
 
 def test_e201_no_content_types(monkeypatch):
     monkeypatch.setattr(
-        "autorun.checks.project.apps",
+        "autorun.observe.checks.project.apps",
         SimpleNamespace(is_installed=lambda name: name != "django.contrib.contenttypes"),
     )
 
@@ -879,7 +879,7 @@ def _as_if(monkeypatch, **database):
     connection = SimpleNamespace(
         vendor=database.pop("vendor"), settings_dict={"NAME": "x", **database}
     )
-    monkeypatch.setattr("autorun.checks.project.connections", {"default": connection})
+    monkeypatch.setattr("autorun.observe.checks.project.connections", {"default": connection})
 
 
 @pytest.mark.parametrize("options", [{}, {"transaction_mode": "DEFERRED"}])
@@ -950,7 +950,7 @@ def test_e230_is_not_for_times_that_autorun_reads_as_it_writes_them(
 
 def test_w204_schedules_without_beat(monkeypatch):
     monkeypatch.setattr(
-        "autorun.checks.project.apps",
+        "autorun.observe.checks.project.apps",
         SimpleNamespace(is_installed=lambda name: name != "django_celery_beat"),
     )
 

@@ -23,8 +23,8 @@ from autorun.commands import SUBCOMMANDS
 from autorun.commands.status import schedule_text
 from autorun.commands.terminal import Terminal, number, seconds
 from autorun.exceptions import BrokerUnavailable
-from autorun.failures import group_failures, message_shape
 from autorun.models import Batch, Chunk, Failure, Run
+from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
@@ -328,7 +328,7 @@ def test_status_has_two_lines_a_runner_of_eighty_columns(documents, failing):
 
 def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
     from autorun.commands import status
-    from autorun.progress import Progress
+    from autorun.observe.progress import Progress
 
     progress = Progress(*[12_345_678] * 7)
     state = status.State("x" * 70, "y" * 70, "m", "daily 03:00", progress, pending=123_456)
@@ -551,7 +551,7 @@ def test_doctor(configured_eagerly):
     ],
 )
 def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, options, code):
-    from autorun.doctor import Finding
+    from autorun.observe.doctor import Finding
 
     findings = [Finding(level, "broker", "It says so.") for level in levels]
     monkeypatch.setattr("autorun.commands.doctor.examine", lambda: findings)
@@ -572,7 +572,7 @@ def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, option
     ],
 )
 def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown):
-    from autorun.doctor import broker
+    from autorun.observe.doctor import broker
 
     monkeypatch.setattr(broker.current_app.conf, "broker_write_url", url)
 
@@ -580,9 +580,9 @@ def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown
 
 
 def test_doctor_counts_one(documents, runner):
-    from autorun.doctor.backlog import examine_parked
-    from autorun.doctor.schedules import examine_upkeep
     from autorun.models import Pulse
+    from autorun.observe.doctor.backlog import examine_parked
+    from autorun.observe.doctor.schedules import examine_upkeep
 
     Document.objects.exclude(pk=documents[0].pk).delete()
     runner.run()

@@ -19,8 +19,8 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
 from autorun.contrib import health, otel, prometheus
-from autorun.doctor import Finding
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.observe.doctor import Finding
 from autorun.state import tracing
 from autorun.testing import run_inline
 from tests.engine import declare, installed, work_off

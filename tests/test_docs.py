@@ -56,13 +56,14 @@ from django.db import transaction
 from django.dispatch import Signal
 
 from autorun import analysis as analyses
-from autorun import conf, exceptions, explanation, testing
-from autorun.checks.settings import check_settings
+from autorun import conf, exceptions, testing
 from autorun.commands import SUBCOMMANDS
 from autorun.declare import registry
 from autorun.models import Batch, Chunk, Run
+from autorun.observe import explanation
+from autorun.observe.checks.settings import check_settings
+from autorun.observe.progress import Progress
 from autorun.planning.reasons import Reason
-from autorun.progress import Progress
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from settings import celery_app

@@ -12,8 +12,8 @@ from django.test import override_settings
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
-from autorun.doctor import Finding, backlog, broker, database, examine, project, schedules
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.observe.doctor import Finding, backlog, broker, database, examine, project, schedules
 from autorun.triggers import on_schedule
 from settings import celery_app
 from tests.engine import declare, installed
@@ -104,7 +104,7 @@ def test_a_broker_without_workers(embedded_broker):
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_that_listens(broker, start_worker):
     start_worker("--concurrency", "1")
-    from autorun.doctor.broker import examine_broker
+    from autorun.observe.doctor.broker import examine_broker
 
     with installed(declare(QUEUE="slow")):
         found = levels(examine_broker())

@@ -23,8 +23,8 @@ from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
+from autorun.observe.progress import Progress
 from autorun.planning import batches
-from autorun.progress import Progress
 from autorun.state.clock import from_now
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document

@@ -6,8 +6,8 @@ import pytest
 from django.utils import timezone
 
 from autorun.models import Chunk, Node
+from autorun.observe.progress import Progress
 from autorun.planning import batches
-from autorun.progress import Progress
 from autorun.runner import QuerySetRunner
 from autorun.upkeep import folding
 from autorun.upkeep.folding import fold

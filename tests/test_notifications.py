@@ -13,11 +13,11 @@ from django.db import connection, connections
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
-from autorun.checks.settings import check_settings
-from autorun.execution import notifying
-from autorun.execution.notifying import notify_due, notify_soon
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
+from autorun.observe import notifying
+from autorun.observe.checks.settings import check_settings
+from autorun.observe.notifying import notify_due, notify_soon
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document

@@ -11,7 +11,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils import timezone
 
-from autorun.activity import STUCK_SECONDS, Activity, activity_by_node, stuck_nodes
 from autorun.admin.backfills import LOST, ONLY, Preview, Request, preview
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import (
@@ -28,8 +27,9 @@ from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.tables import batch_lines
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
-from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch
+from autorun.observe.activity import STUCK_SECONDS, Activity, activity_by_node, stuck_nodes
+from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import Count, count_rows
 from autorun.state.parameters import read_number, read_one_of, read_text

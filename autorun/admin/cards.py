@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.utils import timezone
 
-from autorun.activity import Activity, activity_by_node, stuck_nodes
 from autorun.admin.charts import Column, Segment, columns, stacked
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
+from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
+from autorun.observe.progress import Progress, progress_by_node
 from autorun.planning.counting import Count
-from autorun.progress import Progress, progress_by_node
 from autorun.triggers.on_schedule import SWEEP_NAME
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from autorun.admin.pages import PageAdmin, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import seen_rows
 from autorun.declare import registry
-from autorun.failures import labels_of, recent_failures
 from autorun.models import Failure, Run
+from autorun.observe.failures import labels_of, recent_failures
 from autorun.state.parameters import SINCE, read_text
 
 DEFAULT_SINCE = "24h"

@@ -27,8 +27,8 @@ from autorun.admin.selections import Selection, is_exact, keep
 from autorun.admin.stories import explanation_of
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
-from autorun.listing import state_of
 from autorun.models import Node, Run
+from autorun.observe.listing import state_of
 from autorun.planning.counting import Found, find_pending
 from autorun.runner import QuerySetRunner
 from autorun.state.keys import KeyKind, key_kind

@@ -22,10 +22,10 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
-from autorun.listing import state_of
 from autorun.models import Batch, Node
+from autorun.observe.listing import state_of
+from autorun.observe.progress import progress_by_node
 from autorun.planning.counting import Count, count_rows
-from autorun.progress import progress_by_node
 from autorun.runner import QuerySetRunner
 
 #: What a fragment of a page may take to count rows, in seconds.
@@ -209,7 +209,7 @@ class NodeAdmin(PageAdmin):
 
 def _examined() -> dict[str, Any]:
     """The findings, errors first, and how many errors and warnings are among them."""
-    from autorun.doctor import examine
+    from autorun.observe.doctor import examine
 
     order = {"error": 0, "warning": 1}
     findings = sorted(examine(), key=lambda each: order.get(each.level, 2))

@@ -18,9 +18,9 @@ from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
 from autorun.declare import registry
-from autorun.failures import exception_classes, members_of
-from autorun.listing import STATES, TRIGGERS, Cursor, Page, RunFilter, state_of
 from autorun.models import Run
+from autorun.observe.failures import exception_classes, members_of
+from autorun.observe.listing import STATES, TRIGGERS, Cursor, Page, RunFilter, state_of
 from autorun.state.parameters import SINCE, read_number
 
 PAGE = 50

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autorun.exceptions import AutorunError
-from autorun.explanation import WORKER_LOST
-from autorun.listing import state_of
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
+from autorun.observe.explanation import WORKER_LOST
+from autorun.observe.listing import state_of
 from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autorun.admin.charts import Segment, stacked
 from autorun.models import Batch
-from autorun.progress import BatchCounts, batch_counts
+from autorun.observe.progress import BatchCounts, batch_counts
 
 
 @dataclass(frozen=True)

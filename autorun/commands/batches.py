@@ -6,9 +6,9 @@ from typing import Any
 from autorun.commands.subcommand import Subcommand, add_format, positive
 from autorun.commands.terminal import moment
 from autorun.declare import registry
-from autorun.listing import EMPTY_SWEEP
 from autorun.models import Batch
-from autorun.progress import BatchCounts, batch_counts
+from autorun.observe.listing import EMPTY_SWEEP
+from autorun.observe.progress import BatchCounts, batch_counts
 
 TRIGGERS = {"code": "run"}
 STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autorun.commands.subcommand import add_within
-from autorun.failures import classes_of, failed_runs
+from autorun.observe.failures import classes_of, failed_runs
 from autorun.planning.querysets import as_plain
 from autorun.state.keys import key_kind
 

@@ -11,7 +11,7 @@ from autorun.commands.subcommand import (
     add_format,
 )
 from autorun.commands.terminal import plural
-from autorun.doctor import Finding, examine
+from autorun.observe.doctor import Finding, examine
 
 SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "red")}
 

@@ -14,8 +14,8 @@ from autorun.commands.subcommand import (
     primary_key,
 )
 from autorun.declare import registry
-from autorun.explanation import Explanation
 from autorun.models import Run
+from autorun.observe.explanation import Explanation
 
 STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "parked": "magenta"}
 

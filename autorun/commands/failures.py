@@ -17,7 +17,7 @@ from autorun.commands.subcommand import (
 )
 from autorun.commands.terminal import moment, plural
 from autorun.declare import registry
-from autorun.failures import FailureGroup, group_failures, labels_of, runs_in
+from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
 
 
 class Failures(Subcommand):

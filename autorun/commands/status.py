@@ -23,7 +23,7 @@ from autorun.commands.subcommand import (
 from autorun.commands.terminal import Terminal, moment, number, seconds
 from autorun.exceptions import AutorunError
 from autorun.models import Node
-from autorun.progress import Progress
+from autorun.observe.progress import Progress
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

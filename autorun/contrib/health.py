@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from django.db import connections
 
 from autorun.conf import settings
-from autorun.doctor import Finding, examine
+from autorun.observe.doctor import Finding, examine
 
 try:
     from health_check.base import HealthCheck

@@ -26,9 +26,9 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.observe.progress import progress_by_node
 from autorun.planning.batches import UNFINISHED
 from autorun.planning.counting import count_rows
-from autorun.progress import progress_by_node
 from autorun.runner import QuerySetRunner
 
 try:

@@ -19,10 +19,10 @@ from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
 from autorun.execution.leases import next_urgent, park, queued, requeue, start
-from autorun.execution.notifying import notify_soon
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
+from autorun.observe.notifying import notify_soon
 from autorun.planning import batches
 from autorun.planning.named import plan_or_write_down
 from autorun.state import tracing

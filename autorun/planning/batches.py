@@ -16,7 +16,7 @@ from autorun.declare import nodes
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk, Run
-from autorun.progress import BatchCounts, batch_counts
+from autorun.observe.progress import BatchCounts, batch_counts
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.crash_points import crash_point

@@ -14,11 +14,11 @@ from autorun.conf import settings
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
+from autorun.observe.progress import progress
 from autorun.planning import batches
 from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
-from autorun.progress import progress
 from autorun.state import tracing
 from autorun.state.crash_points import crash_point
 from autorun.state.transactions import repeated_on_conflict

@@ -23,8 +23,8 @@ from autorun.dispatch.releasing import (
     send,
 )
 from autorun.exceptions import BrokerUnavailable, NotRegistered
-from autorun.execution.notifying import notify_due
 from autorun.models import Batch, Chunk, SpilledTrigger
+from autorun.observe.notifying import notify_due
 from autorun.planning import batches
 from autorun.planning.named import plan_for_all
 from autorun.state.clock import DatabaseNow, from_now

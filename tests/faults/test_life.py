@@ -41,8 +41,8 @@ from autorun.execution.interruption import Termination
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
+from autorun.observe.progress import Progress
 from autorun.planning import batches, looks
-from autorun.progress import Progress
 from autorun.state import crash_points
 from autorun.state.clock import from_now
 from autorun.triggers import delivery

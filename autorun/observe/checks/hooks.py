@@ -12,12 +12,12 @@ from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
 
-from autorun.checks.databases import queries_refused
-from autorun.checks.declarations import model_of
-from autorun.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
-from autorun.checks.problems import error, place, runners_in, shown
 from autorun.declare.hooks import is_of
 from autorun.declare.transcript import SILENT
+from autorun.observe.checks.databases import queries_refused
+from autorun.observe.checks.declarations import model_of
+from autorun.observe.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
+from autorun.observe.checks.problems import error, place, runners_in, shown
 from autorun.planning.querysets import as_plain
 
 if TYPE_CHECKING:

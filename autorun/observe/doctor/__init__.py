@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from autorun.doctor import backlog, broker, database, project, schedules
-from autorun.doctor.finding import Finding
+from autorun.observe.doctor import backlog, broker, database, project, schedules
+from autorun.observe.doctor.finding import Finding
 
 __all__ = ("Finding", "examine")
 

@@ -12,7 +12,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
 from autorun.conf import settings
-from autorun.doctor.finding import Finding, ok
+from autorun.observe.doctor.finding import Finding, ok
 from autorun.state.clock import DatabaseNow
 
 #: With an error in one of these nothing can be said about what the tables hold.

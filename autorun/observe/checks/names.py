@@ -9,8 +9,8 @@ from typing import Any
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
 
-from autorun.checks.hooks import CALLS
-from autorun.checks.problems import error, misspelt, place, runners_in, warning
+from autorun.observe.checks.hooks import CALLS
+from autorun.observe.checks.problems import error, misspelt, place, runners_in, warning
 from autorun.runner import QuerySetRunner
 
 OPTIONS = frozenset(name for name in vars(QuerySetRunner) if name.isupper())

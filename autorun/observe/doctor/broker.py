@@ -12,7 +12,7 @@ from celery import current_app
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.releasing import queue_of
-from autorun.doctor.finding import Finding, app_name, duration, ok
+from autorun.observe.doctor.finding import Finding, app_name, duration, ok
 
 CONNECT_TIMEOUT = 2  # seconds
 ANSWER_TIMEOUT = 1.5

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
-from autorun.doctor.finding import Finding, number_of, ok
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
+from autorun.observe.doctor.finding import Finding, number_of, ok
 from autorun.state.clock import from_now
 from autorun.upkeep.rounds import planned_here
 

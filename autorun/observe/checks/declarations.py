@@ -12,10 +12,10 @@ from django.db import Error as DatabaseError
 from django.db.models import CharField, Field, IntegerField, Model, TextField, UUIDField
 
 from autorun import analysis as analyses
-from autorun.checks.problems import error, place, runners_in, shown
 from autorun.declare import registry
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Run
+from autorun.observe.checks.problems import error, place, runners_in, shown
 from autorun.state.encoding import encode_configuration
 from autorun.state.keys import key_kind
 

@@ -8,7 +8,8 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 
-from autorun.checks.expectations import (
+from autorun.conf import DEFAULTS
+from autorun.observe.checks.expectations import (
     CALLABLE,
     DURATION,
     NONE,
@@ -21,8 +22,7 @@ from autorun.checks.expectations import (
     schedule_advice,
     text,
 )
-from autorun.checks.problems import error, misspelt, shown
-from autorun.conf import DEFAULTS
+from autorun.observe.checks.problems import error, misspelt, shown
 
 PLACE = "settings.AUTORUN"
 

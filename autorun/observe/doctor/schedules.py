@@ -13,9 +13,9 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.doctor.finding import Finding, app_name, duration, ok
 from autorun.exceptions import ImproperRunner
 from autorun.models import Pulse
+from autorun.observe.doctor.finding import Finding, app_name, duration, ok
 from autorun.state.clock import from_now
 from autorun.triggers import on_schedule
 

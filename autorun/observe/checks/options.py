@@ -11,8 +11,9 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Q
 
-from autorun.checks.declarations import model_of
-from autorun.checks.expectations import (
+from autorun.declare.options import BY_SETTING
+from autorun.observe.checks.declarations import model_of
+from autorun.observe.checks.expectations import (
     BOOLEAN,
     NONE,
     SCHEDULE,
@@ -23,8 +24,7 @@ from autorun.checks.expectations import (
     schedule_advice,
     text,
 )
-from autorun.checks.problems import error, place, runners_in, shown
-from autorun.declare.options import BY_SETTING
+from autorun.observe.checks.problems import error, place, runners_in, shown
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

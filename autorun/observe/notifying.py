@@ -18,9 +18,9 @@ from django.utils.module_loading import import_string
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.timeouts import time_limit
-from autorun.failures import group_failures
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
+from autorun.observe.failures import group_failures
 from autorun.state.clock import from_now
 from autorun.state.pulses import give_back_turn, note, take_turn
 

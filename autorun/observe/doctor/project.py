@@ -8,7 +8,7 @@ from celery import current_app
 from django.core import checks
 
 from autorun.declare import registry
-from autorun.doctor.finding import Finding, Level, ok
+from autorun.observe.doctor.finding import Finding, Level, ok
 
 
 def examine_checks() -> Iterator[Finding]:

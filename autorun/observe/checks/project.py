@@ -14,9 +14,9 @@ from django.core.checks import CheckMessage
 from django.db import connections
 
 from autorun.broker.transport import path_of
-from autorun.checks.problems import error, warning
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.observe.checks.problems import error, warning
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
 #: The weakest isolation level that PostgreSQL has, by psycopg's number.

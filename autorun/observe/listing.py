@@ -17,9 +17,9 @@ from typing import Any
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
 
-from autorun.failures import Member, members_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.progress import batch_counts
+from autorun.observe.failures import Member, members_of
+from autorun.observe.progress import batch_counts
 from autorun.state.ids import first_chunk_id_at
 from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
 

@@ -11,10 +11,10 @@ from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Model
 
-from autorun.checks.declarations import model_of
-from autorun.checks.problems import error, place, runners_in, shown, warning
 from autorun.declare import registry
 from autorun.exceptions import NotRegistered
+from autorun.observe.checks.declarations import model_of
+from autorun.observe.checks.problems import error, place, runners_in, shown, warning
 from autorun.runner import QuerySetRunner
 
 

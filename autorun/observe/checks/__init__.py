@@ -22,7 +22,15 @@ def connect() -> None:
 def check_all(**kwargs: Any) -> Iterable[CheckMessage]:
     """What all of autorun's checks find."""
     # Imported when checks run: a server's processes start without them.
-    from autorun.checks import declarations, hooks, names, options, project, relations, settings
+    from autorun.observe.checks import (
+        declarations,
+        hooks,
+        names,
+        options,
+        project,
+        relations,
+        settings,
+    )
 
     for check in (
         settings.check_settings,

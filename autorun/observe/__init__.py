@@ -1,0 +1,1 @@
+"""Reading what autorun knows: progress, activity, failures, explanations, checks and the doctor."""
