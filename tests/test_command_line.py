@@ -18,10 +18,10 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
 
-from autorun import control
 from autorun.commands import SUBCOMMANDS
 from autorun.commands.status import schedule_text
 from autorun.commands.terminal import Terminal, number, seconds
+from autorun.control import runners
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
@@ -983,9 +983,9 @@ def test_what_is_paused_while_it_is_watched_is_told_once(
         looks.append(seconds)
         batch = Batch.objects.get()
         if len(looks) == 1:
-            batches.pause(batch) if what == "batch" else control.pause(runner)
+            batches.pause(batch) if what == "batch" else runners.pause(runner)
         if len(looks) == 3:
-            batches.resume(batch) if what == "batch" else control.resume(runner)
+            batches.resume(batch) if what == "batch" else runners.resume(runner)
             work_off()
 
     screen = Screen() if is_terminal else None
@@ -1144,7 +1144,7 @@ def various(documents, monkeypatch) -> Iterator[Any]:
         for message in messages:
             current_app.tasks[message.task].run(*message.args)
 
-    monkeypatch.setattr("autorun.interventions.publish", deliver)
+    monkeypatch.setattr("autorun.control.runs.publish", deliver)
     runner = declare(fails_variously, MAX_ATTEMPTS=1, FILTERS={"early": Q(title__lt="title 2")})
     with installed(runner):
         runner().run()

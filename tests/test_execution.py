@@ -12,7 +12,8 @@ import pytest
 from django.db import OperationalError
 from django.db.models import F, Q
 
-from autorun import interventions, tasks
+from autorun import tasks
+from autorun.control import runs
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import LeaseLost
@@ -162,7 +163,7 @@ def test_failed_runs_outside_of_the_base_query_are_retried_by_key(documents):
         work_off()
         number = Run.objects.filter(status=Run.Status.FAILED).count()
         for _ in range(2):  # what was retried, and failed again, as well
-            retried = interventions.retry([list(Run.objects.all())])
+            retried = runs.retry([list(Run.objects.all())])
             (batch,) = retried.batches
             tasks.backfill(batch.runner, batch=batch.pk)
             work_off()
@@ -516,7 +517,7 @@ def test_runs_cancelled_as_their_chunk_is_started_are_counted(documents):
     with installed(runner):
         batch = runner().run()
         as_read = queued(Chunk.objects.get().pk)
-        interventions.cancel([list(Run.objects.order_by("pk")[:1])])
+        runs.cancel([list(Run.objects.order_by("pk")[:1])])
 
         work_off_started(Work(start(as_read), runner(), runner().get_analysis()))
 
@@ -530,7 +531,7 @@ def test_a_failed_run_is_ignored_while_its_chunk_is_worked_on(documents, monkeyp
         if value == "title 0":
             raise ValueError
         if value == "title 2":
-            assert interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
+            assert runs.ignore([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
 
     runner = declare(body, MAX_ATTEMPTS=1)
     with installed(runner):

@@ -12,7 +12,7 @@ from django.core.exceptions import PermissionDenied
 from autorun.admin.permissions import Permission
 from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
-from autorun.interventions import request_backfill
+from autorun.control.runs import request_backfill
 from autorun.models import Batch
 from autorun.planning.counting import REASONS, UNPREPARED, Count
 from autorun.planning.querysets import as_plain

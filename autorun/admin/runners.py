@@ -11,7 +11,6 @@ from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
-from autorun import control
 from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
@@ -19,6 +18,7 @@ from autorun.admin.rows import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
+from autorun.control import runners
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
@@ -176,7 +176,7 @@ class NodeAdmin(PageAdmin):
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
         node = self._node_of(request, label)
-        if node is not None and control.pause(self._get(label)):
+        if node is not None and runners.pause(self._get(label)):
             what = f"Runner {label} paused. What is running goes on to its end."
             self.note(request, what, node)
         return self._back_to(request, label)
@@ -185,7 +185,7 @@ class NodeAdmin(PageAdmin):
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Go on with a paused runner."""
         node = self._node_of(request, label)
-        if node is not None and control.resume(self._get(label)):
+        if node is not None and runners.resume(self._get(label)):
             self.note(request, f"Runner {label} resumed.", node)
         return self._back_to(request, label)
 

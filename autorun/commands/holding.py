@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun import control
 from autorun.commands.subcommand import LARGEST_KEY, Subcommand, requested_by
 from autorun.commands.terminal import plural
+from autorun.control import runners
 from autorun.declare import registry
 from autorun.models import Batch, Chunk
 from autorun.planning import batches
@@ -57,7 +57,7 @@ class Pause(_Holding):
 
     def hold_runner(self, label: str) -> None:
         runner = registry.get(label)
-        was = "" if control.pause(runner) else " already"
+        was = "" if runners.pause(runner) else " already"
         self.terminal.say((label, "bold"), f" is paused{was}; what is in flight goes on.")
         self.terminal.hint(f"manage.py autorun resume {label}")
 
@@ -74,7 +74,7 @@ class Resume(_Holding):
         self.terminal.say((f"Batch {batch.pk}", "bold"), " goes on.")
 
     def hold_runner(self, label: str) -> None:
-        resumed = control.resume(registry.get(label))
+        resumed = runners.resume(registry.get(label))
         self.terminal.say((label, "bold"), " goes on." if resumed else " was not paused.")
 
 
@@ -97,5 +97,5 @@ class Cancel(_Holding):
     def hold_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, naming those there are
-        number = control.cancel(label, reason=f"Cancelled by {requested_by()}.")
+        number = runners.cancel(label, reason=f"Cancelled by {requested_by()}.")
         self.terminal.say((label, "bold"), f": {plural(number, 'run')} cancelled.")

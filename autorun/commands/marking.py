@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.management.base import CommandError
 
-from autorun import interventions
 from autorun.commands.choosing import add_choice, chosen_runs, is_choice, what_else_failed
 from autorun.commands.subcommand import (
     OnRows,
@@ -19,6 +18,7 @@ from autorun.commands.subcommand import (
     add_runner,
 )
 from autorun.commands.terminal import plural
+from autorun.control import runs
 from autorun.planning.scope import Scope
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Ignore(_Marking):
         number = sum(map(len, chosen_runs(runner, options, queryset=queryset)))
 
         def settle() -> int:
-            return interventions.ignore(chosen_runs(runner, options, queryset=queryset))
+            return runs.ignore(chosen_runs(runner, options, queryset=queryset))
 
         hint = "" if number else what_else_failed(runner, options["exception"])
         return _Found(number, "failed run", settle, hint)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from autorun import interventions
 from autorun.commands.batches import as_json
 from autorun.commands.choosing import add_choice, chosen_runs, is_choice, what_else_failed
 from autorun.commands.subcommand import (
@@ -16,9 +15,10 @@ from autorun.commands.subcommand import (
 )
 from autorun.commands.terminal import plural
 from autorun.commands.watching import add_watch, require_watchable, watch
+from autorun.control import runs
 
 if TYPE_CHECKING:
-    from autorun.interventions import Retried
+    from autorun.control.runs import Retried
     from autorun.runner import QuerySetRunner
 
 
@@ -57,7 +57,7 @@ class Retry(OnRows):
 
     def _retry_chosen(self, runner: QuerySetRunner, options: dict[str, Any]) -> None:
         chosen = chosen_runs(runner, options, queryset=rows_of(runner, options["keys"]))
-        retried = interventions.retry(chosen, requested_by=requested_by())
+        retried = runs.retry(chosen, requested_by=requested_by())
         if options["format"] == "json":
             self.terminal.json([as_json(batch) for batch in retried.batches])
             return

@@ -1,0 +1,1 @@
+"""Decisions people make about runs and runners: retry, cancel, ignore, pause and resume."""
