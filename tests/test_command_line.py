@@ -18,11 +18,11 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
 
-from autorun.commands import SUBCOMMANDS
-from autorun.commands.status import schedule_text
-from autorun.commands.terminal import Terminal, number, seconds
 from autorun.control import runners
 from autorun.exceptions import BrokerUnavailable
+from autorun.management.subcommands import SUBCOMMANDS
+from autorun.management.subcommands.status import schedule_text
+from autorun.management.subcommands.terminal import Terminal, number, seconds
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
@@ -327,7 +327,7 @@ def test_status_has_two_lines_a_runner_of_eighty_columns(documents, failing):
 
 
 def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
-    from autorun.commands import status
+    from autorun.management.subcommands import status
     from autorun.observe.progress import Progress
 
     progress = Progress(*[12_345_678] * 7)
@@ -554,7 +554,7 @@ def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, option
     from autorun.observe.doctor import Finding
 
     findings = [Finding(level, "broker", "It says so.") for level in levels]
-    monkeypatch.setattr("autorun.commands.doctor.examine", lambda: findings)
+    monkeypatch.setattr("autorun.management.subcommands.doctor.examine", lambda: findings)
     try:
         typed("doctor", *options)
         ended = 0
@@ -729,7 +729,7 @@ def test_sweep_and_run_name_what_failed_for_good(documents, failing):
 def test_sweep_and_backfill_by_a_worker(documents, runner, monkeypatch):
     sent: list[Any] = []
     for module in ("sweep", "backfill"):
-        monkeypatch.setattr(f"autorun.commands.{module}.publish", sent.extend)
+        monkeypatch.setattr(f"autorun.management.subcommands.{module}.publish", sent.extend)
 
     assert "a worker will" in typed("sweep", LABEL, "--queue")
     typed("backfill", LABEL, documents[0].pk, "--queue", "--only", "all", "--window", "5")
@@ -745,7 +745,7 @@ def test_a_broker_that_is_away_is_a_clear_error(runner, monkeypatch):
     def refuse(messages):
         raise BrokerUnavailable("ConnectionRefusedError: nobody there")
 
-    monkeypatch.setattr("autorun.commands.sweep.publish", refuse)
+    monkeypatch.setattr("autorun.management.subcommands.sweep.publish", refuse)
     with pytest.raises(CommandError, match="nobody there"):
         typed("sweep", LABEL, "--queue")
 
@@ -830,7 +830,7 @@ def test_a_dry_run_as_json_has_no_batch(documents, runner):
 
 
 def test_a_queued_sweep_as_json_has_no_batch(runner, monkeypatch):
-    monkeypatch.setattr("autorun.commands.sweep.publish", lambda messages: None)
+    monkeypatch.setattr("autorun.management.subcommands.sweep.publish", lambda messages: None)
 
     assert typed_json("sweep", LABEL, "--queue") == [
         {
@@ -902,7 +902,9 @@ def test_backfill_dry_records_nothing(documents, runner):
 
 
 def test_backfill_watched_to_its_end(documents, failing, monkeypatch):
-    monkeypatch.setattr("autorun.commands.watching.time.sleep", lambda seconds: work_off())
+    monkeypatch.setattr(
+        "autorun.management.subcommands.watching.time.sleep", lambda seconds: work_off()
+    )
 
     printed = typed("backfill", LABEL, "--watch")
 
@@ -915,7 +917,7 @@ def watched(*arguments: Any, monkeypatch: Any, meanwhile: Any, screen: Any = Non
     """What is printed, and the error, where `meanwhile` happens between two looks."""
     out = io.StringIO() if screen is None else screen
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr("autorun.commands.watching.time.sleep", meanwhile)
+    monkeypatch.setattr("autorun.management.subcommands.watching.time.sleep", meanwhile)
     try:
         call_command("autorun", *map(str, arguments), "--watch", stdout=out)
     except CommandError as error:
@@ -1004,8 +1006,8 @@ def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autorun.commands.watching.time.sleep", interrupt)
-    monkeypatch.setattr("autorun.commands.status.time.sleep", interrupt)
+    monkeypatch.setattr("autorun.management.subcommands.watching.time.sleep", interrupt)
+    monkeypatch.setattr("autorun.management.subcommands.status.time.sleep", interrupt)
 
     assert "goes on" in typed("backfill", LABEL, "--watch")
     assert "the work goes on" in typed("status", LABEL, "--watch")
@@ -1014,7 +1016,9 @@ def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):
 
 def test_a_bar_for_those_who_look(documents, runner, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr("autorun.commands.watching.time.sleep", lambda seconds: work_off())
+    monkeypatch.setattr(
+        "autorun.management.subcommands.watching.time.sleep", lambda seconds: work_off()
+    )
     screen = Screen()
 
     call_command("autorun", "backfill", LABEL, "--watch", stdout=screen)
@@ -1282,7 +1286,7 @@ def test_sync(runner):
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])
 def test_prune(documents, runner, settings, monkeypatch, at_once):
-    monkeypatch.setattr("autorun.commands.prune.MOST_RUNS", at_once)
+    monkeypatch.setattr("autorun.management.subcommands.prune.MOST_RUNS", at_once)
     monkeypatch.setattr("autorun.upkeep.pruning.AT_ONCE", 1)
     runner.run()
     typed("cancel", LABEL)

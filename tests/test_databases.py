@@ -3,9 +3,9 @@
 import pytest
 from django.apps import apps
 
-from autorun.commands.watching import _look
 from autorun.exceptions import ImproperRunner
 from autorun.execution.leases import queued, start
+from autorun.management.subcommands.watching import _look
 from autorun.models import Batch, Chunk, Node, Run, StateManager
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope

@@ -57,8 +57,8 @@ from django.dispatch import Signal
 
 from autorun import analysis as analyses
 from autorun import conf, exceptions, testing
-from autorun.commands import SUBCOMMANDS
 from autorun.declare import registry
+from autorun.management.subcommands import SUBCOMMANDS
 from autorun.models import Batch, Chunk, Run
 from autorun.observe import explanation
 from autorun.observe.checks.settings import check_settings

@@ -1,4 +1,4 @@
-"""`manage.py autorun SUBCOMMAND`; what each does is in `autorun.commands`."""
+"""`manage.py autorun SUBCOMMAND`; what each does is in `autorun.management.subcommands`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
-from autorun.commands import SUBCOMMANDS
-from autorun.commands.subcommand import ConditionNotMet, SubcommandParser
-from autorun.commands.terminal import Terminal
 from autorun.exceptions import AutorunError
+from autorun.management.subcommands import SUBCOMMANDS
+from autorun.management.subcommands.subcommand import ConditionNotMet, SubcommandParser
+from autorun.management.subcommands.terminal import Terminal
 
 #: Options of every Django command, which people also write behind the subcommand.
 COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (

@@ -8,15 +8,15 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from autorun.commands.subcommand import (
+from autorun.declare import registry
+from autorun.management.subcommands.subcommand import (
     ConditionNotMet,
     Subcommand,
     add_check,
     add_format,
     add_within,
 )
-from autorun.commands.terminal import moment, plural
-from autorun.declare import registry
+from autorun.management.subcommands.terminal import moment, plural
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
 
 

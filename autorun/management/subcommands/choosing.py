@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from autorun.commands.subcommand import add_within
+from autorun.management.subcommands.subcommand import add_within
 from autorun.observe.failures import classes_of, failed_runs
 from autorun.planning.querysets import as_plain
 from autorun.state.keys import key_kind

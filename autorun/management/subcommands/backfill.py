@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
 
-from autorun.commands.batches import as_json
-from autorun.commands.plan import add_scope, scope_of
-from autorun.commands.subcommand import (
+from autorun.conf import settings
+from autorun.dispatch.publishing import Message, publish
+from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.plan import add_scope, scope_of
+from autorun.management.subcommands.subcommand import (
     OnRows,
     add_format,
     add_keys,
@@ -16,16 +18,14 @@ from autorun.commands.subcommand import (
     positive,
     requested_by,
 )
-from autorun.commands.terminal import plural
-from autorun.commands.watching import (
+from autorun.management.subcommands.terminal import plural
+from autorun.management.subcommands.watching import (
     add_watch,
     find_new_batch,
     last_batch,
     require_watchable,
     watch,
 )
-from autorun.conf import settings
-from autorun.dispatch.publishing import Message, publish
 from autorun.models import Batch
 from autorun.planning.looks import backfill_now
 from autorun.planning.preview import preview

@@ -4,13 +4,13 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from autorun.commands.subcommand import (
+from autorun.management.subcommands.subcommand import (
     CONDITION_NOT_MET,
     ConditionNotMet,
     Subcommand,
     add_format,
 )
-from autorun.commands.terminal import plural
+from autorun.management.subcommands.terminal import plural
 from autorun.observe.doctor import Finding, examine
 
 SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "red")}

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from autorun.commands.subcommand import Subcommand
-from autorun.commands.terminal import plural
 from autorun.conf import settings
+from autorun.management.subcommands.subcommand import Subcommand
+from autorun.management.subcommands.terminal import plural
 from autorun.upkeep.pruning import MOST_RUNS, prune
 
 

@@ -19,7 +19,7 @@ from autorun.state.keys import key_kind
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
-    from autorun.commands.terminal import Terminal
+    from autorun.management.subcommands.terminal import Terminal
     from autorun.runner import QuerySetRunner
 
 CONDITION_NOT_MET = 3

@@ -7,10 +7,10 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun.commands.subcommand import LARGEST_KEY, Subcommand, requested_by
-from autorun.commands.terminal import plural
 from autorun.control import runners
 from autorun.declare import registry
+from autorun.management.subcommands.subcommand import LARGEST_KEY, Subcommand, requested_by
+from autorun.management.subcommands.terminal import plural
 from autorun.models import Batch, Chunk
 from autorun.planning import batches
 

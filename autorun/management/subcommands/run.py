@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from autorun.commands.batches import as_json
-from autorun.commands.subcommand import (
+from autorun.declare import transcript
+from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.subcommand import (
     OnRows,
     add_format,
     add_keys,
@@ -15,8 +16,7 @@ from autorun.commands.subcommand import (
     positive,
     rows_of,
 )
-from autorun.commands.terminal import Terminal, plural
-from autorun.declare import transcript
+from autorun.management.subcommands.terminal import Terminal, plural
 
 if TYPE_CHECKING:
     from autorun.runner import QuerySetRunner

@@ -7,7 +7,12 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
-from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format
+from autorun.management.subcommands.subcommand import (
+    ConditionNotMet,
+    Subcommand,
+    add_check,
+    add_format,
+)
 from autorun.triggers import on_schedule
 
 

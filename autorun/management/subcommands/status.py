@@ -12,7 +12,8 @@ from django.db import Error as DatabaseError
 from rich.live import Live
 from rich.text import Text
 
-from autorun.commands.subcommand import (
+from autorun.exceptions import AutorunError
+from autorun.management.subcommands.subcommand import (
     ConditionNotMet,
     Subcommand,
     add_check,
@@ -20,8 +21,7 @@ from autorun.commands.subcommand import (
     chosen_runners,
     positive_seconds,
 )
-from autorun.commands.terminal import Terminal, moment, number, seconds
-from autorun.exceptions import AutorunError
+from autorun.management.subcommands.terminal import Terminal, moment, number, seconds
 from autorun.models import Node
 from autorun.observe.progress import Progress
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun.commands.subcommand import (
+from autorun.declare import registry
+from autorun.management.subcommands.subcommand import (
     ConditionNotMet,
     Subcommand,
     add_check,
@@ -13,7 +14,6 @@ from autorun.commands.subcommand import (
     add_runner,
     primary_key,
 )
-from autorun.declare import registry
 from autorun.models import Run
 from autorun.observe.explanation import Explanation
 

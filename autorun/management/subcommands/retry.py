@@ -3,9 +3,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from autorun.commands.batches import as_json
-from autorun.commands.choosing import add_choice, chosen_runs, is_choice, what_else_failed
-from autorun.commands.subcommand import (
+from autorun.control import runs
+from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.choosing import (
+    add_choice,
+    chosen_runs,
+    is_choice,
+    what_else_failed,
+)
+from autorun.management.subcommands.subcommand import (
     OnRows,
     add_format,
     add_keys,
@@ -13,9 +19,8 @@ from autorun.commands.subcommand import (
     requested_by,
     rows_of,
 )
-from autorun.commands.terminal import plural
-from autorun.commands.watching import add_watch, require_watchable, watch
-from autorun.control import runs
+from autorun.management.subcommands.terminal import plural
+from autorun.management.subcommands.watching import add_watch, require_watchable, watch
 
 if TYPE_CHECKING:
     from autorun.control.runs import Retried

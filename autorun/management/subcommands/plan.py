@@ -7,10 +7,16 @@ from typing import Any
 from django.core.management.base import CommandError
 from rich.text import Text
 
-from autorun.commands.subcommand import ConditionNotMet, Subcommand, add_check, add_format, positive
-from autorun.commands.subcommand import add_runner as add_runner_argument
-from autorun.commands.terminal import plural, seconds
 from autorun.declare import registry
+from autorun.management.subcommands.subcommand import (
+    ConditionNotMet,
+    Subcommand,
+    add_check,
+    add_format,
+    positive,
+)
+from autorun.management.subcommands.subcommand import add_runner as add_runner_argument
+from autorun.management.subcommands.terminal import plural, seconds
 from autorun.planning.preview import Group, Preview, preview
 from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS

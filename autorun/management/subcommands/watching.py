@@ -16,8 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autorun.commands.subcommand import ConditionNotMet, add_check
-from autorun.commands.terminal import Terminal, plural
+from autorun.management.subcommands.subcommand import ConditionNotMet, add_check
+from autorun.management.subcommands.terminal import Terminal, plural
 from autorun.models import Batch, Node
 from autorun.observe.progress import BatchCounts
 from autorun.planning.batches import counts

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.management.base import CommandError
 
-from autorun.commands.choosing import add_choice, chosen_runs, is_choice, what_else_failed
-from autorun.commands.subcommand import (
+from autorun.control import runs
+from autorun.management.subcommands.choosing import (
+    add_choice,
+    chosen_runs,
+    is_choice,
+    what_else_failed,
+)
+from autorun.management.subcommands.subcommand import (
     OnRows,
     add_format,
     add_keys,
     add_no_input,
     add_runner,
 )
-from autorun.commands.terminal import plural
-from autorun.control import runs
+from autorun.management.subcommands.terminal import plural
 from autorun.planning.scope import Scope
 
 if TYPE_CHECKING:

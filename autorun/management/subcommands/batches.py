@@ -3,9 +3,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from autorun.commands.subcommand import Subcommand, add_format, positive
-from autorun.commands.terminal import moment
 from autorun.declare import registry
+from autorun.management.subcommands.subcommand import Subcommand, add_format, positive
+from autorun.management.subcommands.terminal import moment
 from autorun.models import Batch
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.observe.progress import BatchCounts, batch_counts

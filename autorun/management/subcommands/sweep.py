@@ -5,12 +5,17 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun.commands.batches import as_json
-from autorun.commands.subcommand import Subcommand, add_format, add_queue, chosen_runners
-from autorun.commands.terminal import plural
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
+from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.subcommand import (
+    Subcommand,
+    add_format,
+    add_queue,
+    chosen_runners,
+)
+from autorun.management.subcommands.terminal import plural
 from autorun.planning.looks import Swept, sweep_counting_undone
 
 AT_WORK = "another sweep of it is at work"
