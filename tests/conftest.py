@@ -14,10 +14,9 @@ import pytest
 from celery import Celery
 from django.urls import get_resolver
 
-from autorun.declare import registry
-
 # What the entry point does where autorun is installed.
-from autorun.pytest_plugin import autorun  # noqa: F401
+from autorun.contrib.pytest_plugin import autorun  # noqa: F401
+from autorun.declare import registry
 from sample_app.processes import Processes
 from settings import celery_app
 from settings.brokers import Broker

@@ -546,7 +546,7 @@ def test_a_model_without_a_runner_costs_nothing_inline(autorun):
 def test_pytest_finds_the_fixture_by_an_entry_point():
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 
-    assert project["entry-points"]["pytest11"] == {"autorun": "autorun.pytest_plugin"}
+    assert project["entry-points"]["pytest11"] == {"autorun": "autorun.contrib.pytest_plugin"}
 
 
 PROJECT = {
@@ -626,7 +626,7 @@ def test_the_plugin_is_harmless_without_pytest_django(tmp_path, body, outcome):
 def run_pytest(directory: Path, *arguments: str) -> str:
     """What pytest prints in a project where autorun is installed."""
     is_installed = importlib.metadata.entry_points(group="pytest11", name="autorun")
-    plugin = () if is_installed else ("-p", "autorun.pytest_plugin")
+    plugin = () if is_installed else ("-p", "autorun.contrib.pytest_plugin")
     command = [sys.executable, "-W", "error", "-m", "pytest", "-c", os.devnull, "--rootdir", "."]
     done = subprocess.run(
         [*command, *plugin, "-p", "no:cacheprovider", *arguments, "."],
