@@ -14,7 +14,7 @@ class AutorunConfig(AppConfig):
     def ready(self) -> None:
         # Imported here: their models and Celery's app have to be there first.
         import autorun.tasks  # noqa: F401
-        from autorun.broker import transport
+        from autorun import broker
         from autorun.declare import nodes, registry
         from autorun.observe import checks
         from autorun.triggers import delivery, on_save, on_schedule
@@ -22,7 +22,7 @@ class AutorunConfig(AppConfig):
 
         checks.connect()
 
-        transport.register()
+        broker.register()
         registry.autodiscover()
         on_save.connect()
         delivery.connect()

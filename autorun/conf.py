@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.schedules import crontab
 from django.conf import settings as django_settings
-
-if TYPE_CHECKING:
-    from autorun.notifications import FailureReport
 
 NIGHTLY = crontab(minute="0", hour="3")
 
@@ -69,7 +66,7 @@ class Settings:
     RETENTION: dt.timedelta | None
     QUEUE: str | None
     DATABASE: str
-    ON_FAILURE: str | Callable[[FailureReport], Any] | None
+    ON_FAILURE: str | Callable[[Any], Any] | None
     ON_FAILURE_EVERY: dt.timedelta
 
     def __getattr__(self, name: str) -> Any:

@@ -1,6 +1,7 @@
 """Django signals about what ended, for code that wants to react to it.
 
 from django.dispatch import receiver
+from autorun.declare.runner import Runner
 from autorun.signals import run_failed
 
 @receiver(run_failed, sender=ScanPreprocessingRunner)
@@ -18,19 +19,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import transaction
 from django.dispatch import Signal
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.models import Batch
 from autorun.state.encoding import ExceptionText
 from autorun.state.keys import Key
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 #: One run succeeded. `sender` is the runner's class, or None where it is registered no more;
 #: `run_id` the primary key of its Run; `key` that of the row, as autorun keeps it: an int, or the
@@ -92,7 +91,7 @@ def announce_batch(batch_id: int) -> None:
     transaction.on_commit(send, using=settings.DATABASE, robust=True)
 
 
-def _send(ending: Ending, sender: type[QuerySetRunner] | None, label: str) -> None:
+def _send(ending: Ending, sender: type[Runner] | None, label: str) -> None:
     named: dict[str, Any] = {
         "run_id": ending.run_id,
         "key": ending.key,
@@ -106,6 +105,6 @@ def _send(ending: Ending, sender: type[QuerySetRunner] | None, label: str) -> No
         run_succeeded.send_robust(sender, **named, outputs=outputs)
 
 
-def _runner_class(label: str) -> type[QuerySetRunner] | None:
+def _runner_class(label: str) -> type[Runner] | None:
     runner = registry.find(label)
     return None if runner is None else type(runner)

@@ -1,5 +1,6 @@
 """For tests of projects that use autorun: rows are processed here and now, without a worker.
 
+from autorun.declare.registry import dependencies_of
 from autorun.testing import AutorunTestCase
 
 class ScanTests(AutorunTestCase, TestCase):
@@ -27,12 +28,15 @@ from django.db import connections
 
 from autorun import analysis as analyses
 from autorun.declare import registry
+from autorun.declare.registry import dependencies_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.inline import Inbox, committed_at_once
 from autorun.dispatch.releasing import EXECUTE, release_everywhere
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run
-from autorun.observe.explanation import Explanation, next_look
+from autorun.observe.explanation import Explanation, explain, next_look
+from autorun.planning.pending import pending
 from autorun.runner import QuerySetRunner
 from autorun.state.encoding import encode_outputs, name_exception
 from autorun.triggers import delivery, on_save
@@ -108,10 +112,10 @@ def assert_pending(runner: RunnerName, *instances: Any) -> None:
     """Fail unless the runner would process each of `instances`; without any, some row or other."""
     found = _runner(runner)
     for instance in instances:
-        explanation = found.explain(instance)
+        explanation = explain(found, instance)
         if not explanation.is_pending:
             raise _wrong(found, instance, "pending", explanation)
-    if not instances and not found.pending().exists():
+    if not instances and not pending(found).exists():
         raise AssertionError(f"No row is pending for {found.label}.")
 
 
@@ -119,10 +123,10 @@ def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
     """Fail where the runner would process one of `instances`; without any, one row or other."""
     found = _runner(runner)
     for instance in instances:
-        explanation = found.explain(instance)
+        explanation = explain(found, instance)
         if explanation.is_pending:
             raise _wrong(found, instance, "up to date", explanation)
-    if not instances and (rows := list(found.pending()[:5])):
+    if not instances and (rows := list(pending(found)[:5])):
         raise AssertionError(f"Rows are pending for {found.label}: {rows}. {_planning(found)}")
 
 
@@ -132,7 +136,7 @@ def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
     `outputs` is what the analysis returned, or what JSON makes of it. Returns the run.
     """
     found = _runner(runner)
-    explanation = found.explain(instance)
+    explanation = explain(found, instance)
     run = explanation.run
     if run is None or explanation.code != "succeeded" or not run.attempts:
         raise _wrong(found, instance, "processed", explanation)
@@ -154,7 +158,7 @@ def assert_failed(
     """
     expected = None if exception is None else _exception_name(exception)
     found = _runner(runner)
-    explanation = found.explain(instance)
+    explanation = explain(found, instance)
     failure = _last_failure(explanation)
     if explanation.code != "failed" or failure is None:
         raise _wrong(found, instance, "failed", explanation)
@@ -218,7 +222,7 @@ class AutorunFixture(Functions):
         self._stack.enter_context(registered(*runner_classes))
 
 
-def _runner(given: RunnerName) -> QuerySetRunner:
+def _runner(given: RunnerName) -> Runner:
     if isinstance(given, str):
         return registry.get(given)
     if isinstance(given, QuerySetRunner):
@@ -275,7 +279,7 @@ def _encoded(outputs: Any) -> Any:
 
 
 def _wrong(
-    runner: QuerySetRunner, instance: Any, expected: str, explanation: Explanation
+    runner: Runner, instance: Any, expected: str, explanation: Explanation
 ) -> AssertionError:
     return _with_traceback(
         f"{instance!r} is not {expected} for {runner.label}. "
@@ -284,10 +288,10 @@ def _wrong(
     )
 
 
-def _reason(runner: QuerySetRunner, instance: Any, explanation: Explanation) -> str:
+def _reason(runner: Runner, instance: Any, explanation: Explanation) -> str:
     """The reason, and what a test does about it, where that is not what one does in production."""
     if explanation.code == "dependency":
-        unmet = ((each, each.explain(instance)) for each in runner.get_dependencies())
+        unmet = ((each, explain(each, instance)) for each in dependencies_of(runner))
         reasons = (
             f" {each.label}: {_reason(each, instance, its)}"
             for each, its in unmet
@@ -300,7 +304,7 @@ def _reason(runner: QuerySetRunner, instance: Any, explanation: Explanation) -> 
     return explanation.reason + ADVICE.get(explanation.code, "")
 
 
-def _planning(runner: QuerySetRunner) -> str:
+def _planning(runner: Runner) -> str:
     """How a test has pending rows planned and executed."""
     name = type(runner).__name__
     if not isinstance(registry.find(runner.label), type(runner)):

@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.models import Count, Q
 
 from autorun.models import Run
-from autorun.observe.progress import Progress
+from autorun.state.counts import Progress
 from autorun.upkeep.folding import fold
 from bench import stage
 from bench.measuring import Line, in_turns, timed

@@ -8,12 +8,12 @@ from celery import Celery
 from celery.signals import after_setup_logger, task_prerun
 from django.db import close_old_connections
 
-from autorun.broker import transport
+from autorun import broker
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.sqlite")
 
 # Makes `sqlite:///` a broker URL.
-transport.register()
+broker.register()
 
 app = Celery("settings")
 app.config_from_object("django.conf:settings", namespace="CELERY")

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from autorun.admin import runners
 from autorun.admin.selections import MOST_KEPT
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Failure, Node, Run
@@ -48,7 +48,7 @@ def broker(monkeypatch) -> None:
         for message in messages:
             current_app.tasks[message.task].run(*message.args)
 
-    monkeypatch.setattr(runs, "publish", deliver)
+    monkeypatch.setattr(interventions, "publish", deliver)
     monkeypatch.setattr(runners, "publish", deliver)
     monkeypatch.setattr(rounds, "publish", deliver)
 
@@ -382,7 +382,7 @@ def test_nothing_is_logged_where_nothing_was_done(runner) -> None:
 def test_ignored_runs_are_retried_where_they_are_meant(
     form, runner, django_capture_on_commit_callbacks
 ) -> None:
-    runs.ignore(RunFilter(state="failed", exception="ValueError").each())
+    interventions.ignore(RunFilter(state="failed", exception="ValueError").each())
     ignored = Run.objects.filter(status=Run.Status.CANCELLED, is_current=True)
     pks = list(ignored.values_list("pk", flat=True))
     form = {**form, "action": "retry", "confirmed": "1"} | ({"ids": pks} if "ids" in form else {})
@@ -402,7 +402,7 @@ def test_ignored_runs_are_retried_where_they_are_meant(
 def test_ignored_runs_stay_so_when_all_that_match_no_state_are_retried(
     runner, django_capture_on_commit_callbacks
 ) -> None:
-    runs.ignore(RunFilter(state="failed", exception="ValueError").each())
+    interventions.ignore(RunFilter(state="failed", exception="ValueError").each())
     form = {"action": "retry", "scope": "everything", "confirmed": "1"}
 
     with django_capture_on_commit_callbacks(execute=True):
@@ -412,7 +412,7 @@ def test_ignored_runs_stay_so_when_all_that_match_no_state_are_retried(
 
 
 def test_an_ignored_run_can_be_retried_from_its_page(runner) -> None:
-    runs.ignore(RunFilter(state="failed").each())
+    interventions.ignore(RunFilter(state="failed").each())
     run = Run.objects.filter(status=Run.Status.CANCELLED).first()
 
     page = client_with("retry_run", "cancel_run").get(
@@ -460,7 +460,7 @@ def test_very_many_failed_runs_are_found_by_a_worker(
 
 def test_what_a_worker_is_to_retry_is_meant_as_of_when_it_was_asked_for(runner) -> None:
     failed = Run.objects.filter(status=Run.Status.FAILED)
-    (batch,) = runs.retry_matching(RunFilter(since="1h", exception="ValueError"))
+    (batch,) = interventions.retry_matching(RunFilter(since="1h", exception="ValueError"))
     long_ago = timezone.now() - dt.timedelta(days=3)
     source = {**batch.scope["source"], "at": (long_ago + dt.timedelta(minutes=50)).isoformat()}
     run = failed.first()
@@ -474,8 +474,8 @@ def test_what_a_worker_is_to_retry_is_meant_as_of_when_it_was_asked_for(runner) 
 
 
 def test_nobody_is_bothered_with_runs_that_no_runner_has(runner) -> None:
-    assert runs.retry_matching(RunFilter(runner="no.Runner")) == []
-    assert runs.retry_matching(RunFilter(exception="no.Error")) == []
+    assert interventions.retry_matching(RunFilter(runner="no.Runner")) == []
+    assert interventions.retry_matching(RunFilter(exception="no.Error")) == []
 
 
 def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:
@@ -614,8 +614,8 @@ def test_a_batch_goes_on_without_a_broker(runner, monkeypatch, caplog) -> None:
     def refuse(messages):
         raise BrokerUnavailable("It is away.")
 
-    monkeypatch.setattr(runs, "publish", refuse)
-    batch = runs.request_backfill(runner, runs.Scope(only="failed"))
+    monkeypatch.setattr(interventions, "publish", refuse)
+    batch = interventions.request_backfill(runner, interventions.Scope(only="failed"))
 
     rounds.hand_on_batches()
 

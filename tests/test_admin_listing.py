@@ -9,7 +9,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.notifications import FailureReport
 from autorun.observe import listing
@@ -22,9 +22,9 @@ from autorun.observe.failures import (
     runs_in,
 )
 from autorun.observe.listing import STATES, Cursor, RunFilter, state_of
-from autorun.observe.progress import batch_counts, progress_by_node
 from autorun.planning.counting import Count, count_rows
 from autorun.runner import QuerySetRunner
+from autorun.state.counts import batch_counts, progress_by_node
 from autorun.state.ids import first_chunk_id_at
 from autorun.upkeep.folding import fold
 from tests.browser import scenes
@@ -219,7 +219,7 @@ def test_what_matches_is_gone_through_to_the_end(documents, monkeypatch) -> None
 @pytest.mark.parametrize("is_folded", [False, True])
 def test_how_many_match_is_told_from_counts(is_folded: bool, documents, monkeypatch) -> None:
     monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
-    runs.ignore([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
+    interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
     if is_folded:
         assert fold(documents().get_node().pk, quiet=-60) > 0
     first, second = Batch.objects.order_by("pk")
@@ -277,7 +277,7 @@ def test_a_chunk_of_many_runs_is_gone_through_a_few_at_a_time(documents, monkeyp
 
 
 def test_ignored_runs_stay_so_until_their_row_changes(documents) -> None:
-    runs.ignore(RunFilter(state="failed").each())
+    interventions.ignore(RunFilter(state="failed").each())
 
     progress = documents().progress()
     assert (progress.failed, progress.ignored) == (0, 20)
@@ -291,7 +291,7 @@ def test_failed_runs_of_chunks_that_are_worked_on_are_ignored_too(documents) -> 
     failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
     Chunk.objects.filter(pk__in=failed.values("chunk_id")).update(state=Chunk.State.RUNNING)
 
-    assert runs.ignore([list(failed)]) == 20
+    assert interventions.ignore([list(failed)]) == 20
 
 
 def test_a_single_run_of_a_chunk_is_cancelled() -> None:
@@ -301,7 +301,7 @@ def test_a_single_run_of_a_chunk_is_cancelled() -> None:
     with installed(runner):
         batch = runner().run()
         runs = list(Run.objects.order_by("pk"))
-        number = runs.cancel([runs[:1]])
+        number = interventions.cancel([runs[:1]])
         left = runner().progress().unfinished
         work_off()
 
@@ -317,7 +317,7 @@ def test_a_chunk_whose_runs_are_all_cancelled_is_finished() -> None:
     runner = declare()
     with installed(runner):
         batch = runner().run()
-        runs.cancel(RunFilter(state="queued").each())
+        interventions.cancel(RunFilter(state="queued").each())
 
         assert work_off() == 0
         batch.refresh_from_db()
@@ -326,9 +326,9 @@ def test_a_chunk_whose_runs_are_all_cancelled_is_finished() -> None:
 
 
 def test_runs_are_retried_in_batches_that_a_statement_holds(documents, monkeypatch) -> None:
-    monkeypatch.setattr(runs, "KEYS_IN_SCOPE", 8)
+    monkeypatch.setattr(interventions, "KEYS_IN_SCOPE", 8)
 
-    retried = runs.retry(RunFilter(state="failed").each(), requested_by="ada")
+    retried = interventions.retry(RunFilter(state="failed").each(), requested_by="ada")
 
     assert retried.runs == 20
     assert [len(batch.scope["pks"]) for batch in retried.batches] == [8, 8, 4]
@@ -372,7 +372,7 @@ def test_a_group_is_narrowed_by_the_other_filters(runner) -> None:
     groups = [each.group for each in recent_failures("24h").groups]
     key = next(group.key for group in groups if group.exception_class == "ValueError")
     ignored = pages(RunFilter(group=key), size=50)[:1]
-    runs.ignore([ignored])
+    interventions.ignore([ignored])
     lengths = {
         RunFilter(group=key): 3,
         RunFilter(group=key, since="24h"): 3,

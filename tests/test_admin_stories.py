@@ -136,10 +136,10 @@ def test_a_run_that_was_retried(document):
 
 def test_a_run_that_was_cancelled_before_its_start_is_passed_over(document):
     with installed(echo := declare()):
-        from autorun.control import runners
+        from autorun.control import halting
 
         echo().run()
-        runners.cancel(echo.get_label(), reason="")
+        halting.cancel(echo.get_label(), reason="")
         echo().run()
 
         assert why(echo()).endswith("It is the first run of the row on record.")

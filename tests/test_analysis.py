@@ -180,7 +180,10 @@ class TestDeclaration:
         assert get("R", "1").function is module.body
 
     def test_is_importable_before_django_is_set_up(self):
-        code = "import autorun.analysis, autorun.state.encoding, sys; assert 'django.db' not in sys.modules"
+        code = (
+            "import autorun.analysis, autorun.state.encoding, sys;"
+            "assert 'django.db' not in sys.modules"
+        )
 
         completed = subprocess.run([sys.executable, "-c", code], check=False)
 

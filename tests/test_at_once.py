@@ -10,9 +10,9 @@ from django.test.utils import CaptureQueriesContext
 from autorun.declare import nodes
 from autorun.execution.at_once import _begin
 from autorun.models import Chunk, Node, Run
-from autorun.observe.progress import Progress
 from autorun.runner import QuerySetRunner
 from autorun.state import tracing
+from autorun.state.counts import Progress
 from autorun.tasks import plan
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Country, Document

@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from autorun import tasks
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.interruption import Termination
@@ -287,7 +287,7 @@ def test_the_lease_of_a_batch_is_renewed_while_its_rows_take_long_to_prepare(mon
 def test_a_batch_that_gets_no_further_fails_in_the_end_and_says_so(documents):
     runner = declare()
     with installed(runner):
-        batch = runs.request_backfill(runner(), Scope())
+        batch = interventions.request_backfill(runner(), Scope())
         for _ in range(batches.MOST_TRIES):
             assert batches.take_over(batch.pk) is not None
             Batch.objects.update(expires_at=from_now(-1))
@@ -303,7 +303,7 @@ def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents,
     monkeypatch.setattr(batches, "MOST_TRIES", 2)
     runner = declare()
     with installed(runner):
-        batch = runs.request_backfill(runner(), Scope())
+        batch = interventions.request_backfill(runner(), Scope())
         for _ in documents:
             taken = batches.take_over(batch.pk)
             monkeypatch.setattr("autorun.planning.passes.release", Mock(side_effect=Crash))
@@ -320,7 +320,7 @@ def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents,
 def test_a_database_that_is_busy_uses_up_no_tries(documents):
     runner = declare()
     with installed(runner):
-        batch = runs.request_backfill(runner(), Scope())
+        batch = interventions.request_backfill(runner(), Scope())
         for _ in range(2 * batches.MOST_TRIES):
             taken = batches.take_over(batch.pk)
             batches.break_off(taken, OperationalError(1205, "Lock wait timeout exceeded"))
@@ -334,7 +334,7 @@ def test_a_requested_batch_whose_filter_raises_has_failed_and_says_so(documents)
 
     runner = declare(filter_queryset=broken)
     with installed(runner):
-        batch = runs.request_backfill(runner(), Scope())
+        batch = interventions.request_backfill(runner(), Scope())
         with pytest.raises(ImproperRunner):
             tasks.backfill(batch.runner, batch=batch.pk)
 
@@ -361,7 +361,7 @@ def test_a_statement_that_takes_too_long_will_do_so_again(state, passes):
 def test_a_batch_of_another_version_is_left_to_a_worker_that_has_it(documents):
     old, new = declare(), declare(VERSION="2.0")
     with installed(new):
-        batch = runs.request_backfill(new(), Scope())
+        batch = interventions.request_backfill(new(), Scope())
     with installed(old):
         tasks.backfill(batch.runner, batch=batch.pk)
         assert batches.take_over(batch.pk) is None
@@ -544,7 +544,7 @@ def test_runs_that_were_cancelled_one_by_one_are_counted_once(documents):
     runner = declare()
     with installed(runner):
         batch = runner().backfill()
-        runs.cancel([list(Run.objects.order_by("pk")[:2])])
+        interventions.cancel([list(Run.objects.order_by("pk")[:2])])
 
         assert batches.cancel(batch) == 4
         assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=6, left=0)

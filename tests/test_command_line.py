@@ -18,7 +18,7 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 from django.utils import timezone
 
-from autorun.control import runners
+from autorun.control import halting
 from autorun.exceptions import BrokerUnavailable
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.management.subcommands.status import schedule_text
@@ -328,7 +328,7 @@ def test_status_has_two_lines_a_runner_of_eighty_columns(documents, failing):
 
 def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
     from autorun.management.subcommands import status
-    from autorun.observe.progress import Progress
+    from autorun.state.counts import Progress
 
     progress = Progress(*[12_345_678] * 7)
     state = status.State("x" * 70, "y" * 70, "m", "daily 03:00", progress, pending=123_456)
@@ -985,9 +985,9 @@ def test_what_is_paused_while_it_is_watched_is_told_once(
         looks.append(seconds)
         batch = Batch.objects.get()
         if len(looks) == 1:
-            batches.pause(batch) if what == "batch" else runners.pause(runner)
+            batches.pause(batch) if what == "batch" else halting.pause(runner)
         if len(looks) == 3:
-            batches.resume(batch) if what == "batch" else runners.resume(runner)
+            batches.resume(batch) if what == "batch" else halting.resume(runner)
             work_off()
 
     screen = Screen() if is_terminal else None
@@ -1148,7 +1148,7 @@ def various(documents, monkeypatch) -> Iterator[Any]:
         for message in messages:
             current_app.tasks[message.task].run(*message.args)
 
-    monkeypatch.setattr("autorun.control.runs.publish", deliver)
+    monkeypatch.setattr("autorun.control.interventions.publish", deliver)
     runner = declare(fails_variously, MAX_ATTEMPTS=1, FILTERS={"early": Q(title__lt="title 2")})
     with installed(runner):
         runner().run()

@@ -62,9 +62,9 @@ from autorun.management.subcommands import SUBCOMMANDS
 from autorun.models import Batch, Chunk, Run
 from autorun.observe import explanation
 from autorun.observe.checks.settings import check_settings
-from autorun.observe.progress import Progress
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
+from autorun.state.counts import Progress
 from sample_app.models import Scan
 from settings import celery_app
 from tests.engine import work_off

@@ -13,7 +13,7 @@ from django.db import OperationalError
 from django.db.models import F, Q
 
 from autorun import tasks
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import LeaseLost
@@ -24,9 +24,9 @@ from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
-from autorun.observe.progress import Progress
 from autorun.planning import batches
 from autorun.state.clock import from_now
+from autorun.state.counts import Progress
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
@@ -163,7 +163,7 @@ def test_failed_runs_outside_of_the_base_query_are_retried_by_key(documents):
         work_off()
         number = Run.objects.filter(status=Run.Status.FAILED).count()
         for _ in range(2):  # what was retried, and failed again, as well
-            retried = runs.retry([list(Run.objects.all())])
+            retried = interventions.retry([list(Run.objects.all())])
             (batch,) = retried.batches
             tasks.backfill(batch.runner, batch=batch.pk)
             work_off()
@@ -517,7 +517,7 @@ def test_runs_cancelled_as_their_chunk_is_started_are_counted(documents):
     with installed(runner):
         batch = runner().run()
         as_read = queued(Chunk.objects.get().pk)
-        runs.cancel([list(Run.objects.order_by("pk")[:1])])
+        interventions.cancel([list(Run.objects.order_by("pk")[:1])])
 
         work_off_started(Work(start(as_read), runner(), runner().get_analysis()))
 
@@ -531,7 +531,7 @@ def test_a_failed_run_is_ignored_while_its_chunk_is_worked_on(documents, monkeyp
         if value == "title 0":
             raise ValueError
         if value == "title 2":
-            assert runs.ignore([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
+            assert interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
 
     runner = declare(body, MAX_ATTEMPTS=1)
     with installed(runner):

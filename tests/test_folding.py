@@ -6,9 +6,9 @@ import pytest
 from django.utils import timezone
 
 from autorun.models import Chunk, Node
-from autorun.observe.progress import Progress
 from autorun.planning import batches
 from autorun.runner import QuerySetRunner
+from autorun.state.counts import Progress
 from autorun.upkeep import folding
 from autorun.upkeep.folding import fold
 from tests.engine import declare, installed, work_off

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Count, Q
 from django.test.utils import CaptureQueriesContext
 
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import statements, windows
 from autorun.planning.preview import preview
@@ -531,7 +531,7 @@ def test_a_failed_run_that_is_ignored_as_it_is_retried_stays_ignored(
         runner_class().run()
         work_off()
         if is_ignored:
-            before_superseding.append(lambda: runs.ignore([list(Run.objects.all())]))
+            before_superseding.append(lambda: interventions.ignore([list(Run.objects.all())]))
 
         assert runner_class().retry().planned == (not is_ignored)
 

@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun import analysis as analyses
 from autorun.analysis import analysis
-from autorun.control.runners import pause
+from autorun.control.halting import pause
 from autorun.declare import registry
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger

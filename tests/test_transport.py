@@ -589,7 +589,7 @@ def test_child_process_publishes_and_leaves_the_leases_of_its_parent_alone(path:
 
 def test_registers_without_django() -> None:
     code = (
-        "import sys, autorun.broker.transport as transport; transport.register(); transport.register();"
+        "import sys, autorun.broker; autorun.broker.register(); autorun.broker.register();"
         "sys.exit('django.db' in sys.modules)"
     )
 

@@ -10,7 +10,7 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
 from autorun.execution.leases import queued, start
@@ -331,7 +331,7 @@ def test_a_batch_whose_runner_a_worker_does_not_know_is_left_to_another_one(docu
 def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
     runner = declare()
     with installed(runner):
-        batch = runs.request_backfill(runner(), Scope())
+        batch = interventions.request_backfill(runner(), Scope())
     waits = []
     for _ in range(batches.MOST_TRIES):
         Batch.objects.update(expires_at=from_now(-1))

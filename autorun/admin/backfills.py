@@ -12,7 +12,9 @@ from django.core.exceptions import PermissionDenied
 from autorun.admin.permissions import Permission
 from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
-from autorun.control.runs import request_backfill
+from autorun.control.interventions import request_backfill
+from autorun.declare.hooks import database_of
+from autorun.declare.runner import Runner
 from autorun.models import Batch
 from autorun.planning.counting import REASONS, UNPREPARED, Count
 from autorun.planning.querysets import as_plain
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
     from autorun.admin.cards import Card
-    from autorun.runner import QuerySetRunner
 
 #: What a column of 32 bits takes.
 MOST_RUNS = (1 << 31) - 1
@@ -107,7 +108,7 @@ class Request:
         return bool(self.selection) and self.chosen(request) is None
 
     def queryset(
-        self, request: HttpRequest, site: AdminSite, runner: QuerySetRunner
+        self, request: HttpRequest, site: AdminSite, runner: Runner
     ) -> QuerySet[Any] | None:
         """The rows in scope; None for the runner's default queryset.
 
@@ -126,7 +127,7 @@ class Request:
         is_few = chosen is not None and not chosen.is_everything and self.only != "again"
         return Permission.START if is_few else Permission.BACKFILL
 
-    def start(self, request: HttpRequest, site: AdminSite, runner: QuerySetRunner) -> Batch:
+    def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
         """Begin the backfill. Raises ValueError and NotRegistered for what there is not."""
         limits: dict[str, Any] = {
             "limit": self.limit,
@@ -192,15 +193,13 @@ def preview(
     return Preview(count, lines, runs, seconds, count.written())
 
 
-def _names(
-    request: HttpRequest, site: AdminSite, runner: QuerySetRunner, count: Count
-) -> dict[str, Name]:
+def _names(request: HttpRequest, site: AdminSite, runner: Runner, count: Count) -> dict[str, Name]:
     """What to call the sampled rows, by key."""
     model = runner.get_model()
     kind = key_kind(model)
     keys = {key for found in count.samples.values() for key in found}
     pks = {key: kind.to_pk(key) for key in keys}
-    shown = visible(request, site, model, pks.values(), runner.get_database())
+    shown = visible(request, site, model, pks.values(), database_of(runner))
     return {key: name_of(site, shown[pk]) if pk in shown else Name(key) for key, pk in pks.items()}
 
 

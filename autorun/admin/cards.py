@@ -6,22 +6,21 @@ import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.apps import apps
 from django.utils import timezone
 
 from autorun.admin.charts import Column, Segment, columns, stacked
 from autorun.declare import registry
+from autorun.declare.nodes import digest_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
-from autorun.observe.progress import Progress, progress_by_node
 from autorun.planning.counting import Count
+from autorun.state.counts import Progress, progress_by_node
 from autorun.triggers.on_schedule import SWEEP_NAME
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 #: How long a finished count of a runner's rows is shown.
 COUNT_AGE = dt.timedelta(hours=1)
@@ -76,7 +75,7 @@ class NextSweep:
 class Card:
     """One runner as the overview shows it."""
 
-    runner: QuerySetRunner
+    runner: Runner
     node: Node | None
     progress: Progress
     activity: Activity
@@ -192,7 +191,7 @@ def cards() -> list[Card]:
 
 
 def card_of(
-    runner: QuerySetRunner,
+    runner: Runner,
     nodes: Sequence[Node] | None = None,
     progresses: Mapping[int, Progress] | None = None,
 ) -> Card:
@@ -205,13 +204,13 @@ def card_of(
     return card
 
 
-def name_of_runner(runner: QuerySetRunner) -> str:
+def name_of_runner(runner: Runner) -> str:
     """The runner's class name in words: `ScanPreprocessingRunner` is "Scan Preprocessing"."""
     name = type(runner).__name__.removesuffix("Runner") or type(runner).__name__
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
 
 
-def title_of_runner(runner: QuerySetRunner) -> str:
+def title_of_runner(runner: Runner) -> str:
     """The runner's analysis and its version, or what it says of them where there are none such."""
     try:
         return str(runner.get_analysis())
@@ -223,11 +222,11 @@ def remember(card: Card, count: Count, *, left_out: int) -> Card:
     """The card with a finished count, which is kept so that pages need not count anew."""
     counted = Counted(count, max(0, left_out), card.progress.total, timezone.now())
     # Not in a cache, of which each process may have its own.
-    Node.objects.filter(digest=card.runner.get_digest()).update(counted=counted.written())
+    Node.objects.filter(digest=digest_of(card.runner)).update(counted=counted.written())
     return replace(card, counted=counted)
 
 
-def next_sweeps(runners: Sequence[QuerySetRunner]) -> dict[str, NextSweep]:
+def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
     """When each runner is swept next, by label; one query of beat's tables."""
     entries: Mapping[str, Any] = {}
     has_beat = apps.is_installed("django_celery_beat")
@@ -246,7 +245,7 @@ def next_sweeps(runners: Sequence[QuerySetRunner]) -> dict[str, NextSweep]:
 
 
 def _cards(
-    runners: Sequence[QuerySetRunner],
+    runners: Sequence[Runner],
     nodes: Iterable[Node],
     progresses: Mapping[int, Progress],
     batches: Mapping[str, Sequence[Batch]],
@@ -276,15 +275,15 @@ def _cards(
     return found
 
 
-def _digest(runner: QuerySetRunner) -> tuple[str, str]:
+def _digest(runner: Runner) -> tuple[str, str]:
     """The digest of the runner's node, or '' and what is wrong with its declaration."""
     try:
-        return runner.get_digest(), ""
+        return digest_of(runner), ""
     except Exception as error:  # noqa: BLE001  whatever a declaration can be wrong in
         return "", str(error)
 
 
-def _next_sweep(runner: QuerySetRunner, entry: Any, *, has_beat: bool) -> NextSweep:
+def _next_sweep(runner: Runner, entry: Any, *, has_beat: bool) -> NextSweep:
     if entry is None:
         return NextSweep(words=_why_no_entry(runner, has_beat=has_beat))
     if not entry.enabled:
@@ -307,7 +306,7 @@ def _schedule_words(entry: Any) -> str:
     return str(entry.interval or entry.solar or entry.clocked or "")
 
 
-def _why_no_entry(runner: QuerySetRunner, *, has_beat: bool) -> str:
+def _why_no_entry(runner: Runner, *, has_beat: bool) -> str:
     try:
         schedule = runner.get_schedule()
     except Exception as error:  # noqa: BLE001  a hook of one runner's: the others are shown

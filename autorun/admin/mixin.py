@@ -26,11 +26,13 @@ from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.selections import Selection, is_exact, keep
 from autorun.admin.stories import explanation_of
 from autorun.declare import registry
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
 from autorun.observe.listing import state_of
 from autorun.planning.counting import Found, find_pending
-from autorun.runner import QuerySetRunner
+from autorun.planning.pending import pending
 from autorun.state.keys import KeyKind, key_kind
 
 if TYPE_CHECKING:
@@ -148,7 +150,7 @@ class AutorunAdminMixin(ModelAdmin):
 class _Status:
     """A column with the state of each row's current run for one runner."""
 
-    def __init__(self, runner: QuerySetRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.label = runner.label
         #: Why the runner cannot run, where it is declared wrongly.
         self.problem = ""
@@ -182,7 +184,7 @@ class StatusFilter(ListFilter):
         """The key from which on to look down for pending rows; '' for the highest."""
         return str(self.used_parameters.get(UP_TO, ""))
 
-    def pending_for(self) -> QuerySetRunner | None:
+    def pending_for(self) -> Runner | None:
         """The runner whose pending rows are asked for, if they are."""
         state, _, label = (self.value() or "").partition(":")
         return registry.find(label) if state == "pending" else None
@@ -206,7 +208,7 @@ class StatusFilter(ListFilter):
         try:
             if is_pending:
                 return _pending(runner, queryset)
-            node_id = runner.get_node().pk
+            node_id = node_of(runner).pk
         except AutorunError as error:
             return _none_for(request, queryset, error)
         kind = key_kind(queryset.model)
@@ -258,7 +260,7 @@ class _WithStatus(RowList):
         nodes: dict[str, int] = {}
         for column in columns:
             try:
-                nodes[column.label] = registry.get(column.label).get_node().pk
+                nodes[column.label] = node_of(registry.get(column.label)).pk
             except AutorunError as error:
                 column.problem = str(error)
         states = _states(self.model, rows, list(nodes.values()))
@@ -268,7 +270,7 @@ class _WithStatus(RowList):
             }
 
 
-def runners_of(model: type[Any]) -> list[QuerySetRunner]:
+def runners_of(model: type[Any]) -> list[Runner]:
     """The registered runners that process rows of `model`, whichever of its proxies they name."""
     concrete = model._meta.concrete_model
     found = []
@@ -285,12 +287,12 @@ def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) ->
     return rows.none()
 
 
-def _pending(runner: QuerySetRunner, rows: QuerySet[Any]) -> QuerySet[Any]:
+def _pending(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
     """All rows that are pending, however long it takes to find them."""
-    pending = runner.pending(rows.order_by())
-    if pending.model is rows.model:
-        return pending
-    return rows.filter(pk__in=pending.order_by().values("pk"))
+    found = pending(runner, rows.order_by())
+    if found.model is rows.model:
+        return found
+    return rows.filter(pk__in=found.order_by().values("pk"))
 
 
 def _states(

@@ -18,11 +18,10 @@ from django.utils.http import url_has_allowed_host_and_scheme
 
 from autorun.admin.permissions import Allowed, Permission
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.exceptions import NotRegistered
 
 if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
     ModelAdmin = admin.ModelAdmin[Any]
 else:
     ModelAdmin = admin.ModelAdmin
@@ -168,7 +167,7 @@ def is_fetched(request: HttpRequest) -> bool:
     return request.headers.get("X-Requested-With") == "autorun"
 
 
-def find_runner(label: str) -> QuerySetRunner | None:
+def find_runner(label: str) -> Runner | None:
     """The registered runner of that label, or None, whatever the label is."""
     try:
         return registry.get(label)

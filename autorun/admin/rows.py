@@ -19,6 +19,7 @@ from django.urls import NoReverseMatch, reverse
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
 from autorun.state.keys import key_kind
@@ -26,7 +27,6 @@ from autorun.state.keys import key_kind
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
 
-    from autorun.runner import QuerySetRunner
 
 #: With a method of its own of one of these names a ModelAdmin may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
@@ -113,7 +113,7 @@ def visible(
     return {row.pk: row for row in shown if model_admin.has_view_permission(request, row)}
 
 
-def find_row(request: HttpRequest, site: AdminSite, runner: QuerySetRunner, key: str) -> Any:
+def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) -> Any:
     """The runner's row of that key, which may be any text; None where the user may not see it."""
     model = runner.get_model()
     primary_key = key_kind(model).read(key)
@@ -123,10 +123,10 @@ def find_row(request: HttpRequest, site: AdminSite, runner: QuerySetRunner, key:
     return model._base_manager.using(database).filter(pk=primary_key).first()
 
 
-def database_of(runner: QuerySetRunner) -> str:
+def database_of(runner: Runner) -> str:
     """Where the runner's rows are; where a hook of its raises, where rows of its model are read."""
     try:
-        return runner.get_database()
+        return database_of(runner)
     except AutorunError:  # whoever looks for its pending rows is told
         return router.db_for_read(runner.get_model())
 
@@ -231,5 +231,5 @@ def _database_of(model: type[Model]) -> str:
     for runner in registry.runners():
         with suppress(AutorunError):  # a system check says what is wrong with it
             if runner.get_model()._meta.concrete_model is model:
-                return runner.get_database()
+                return database_of(runner)
     return router.db_for_read(model)

@@ -18,15 +18,17 @@ from autorun.admin.rows import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
-from autorun.control import runners
+from autorun.control import halting
 from autorun.declare import registry
+from autorun.declare.hooks import every_row
+from autorun.declare.nodes import configuration_of, digest_of, node_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.listing import state_of
-from autorun.observe.progress import progress_by_node
 from autorun.planning.counting import Count, count_rows
-from autorun.runner import QuerySetRunner
+from autorun.state.counts import progress_by_node
 
 #: What a fragment of a page may take to count rows, in seconds.
 COUNTING_SECONDS = 0.8
@@ -110,7 +112,7 @@ class NodeAdmin(PageAdmin):
             problem = str(error)
         card = replace(card_of(runner), error=problem)
         if count is not None and count.is_complete:
-            everything = runner.get_every_row().count()
+            everything = every_row(runner).count()
             card = remember(card, count, left_out=everything - count.total)
             count = None
         context = {"card": card, "count": count}
@@ -176,7 +178,7 @@ class NodeAdmin(PageAdmin):
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
         node = self._node_of(request, label)
-        if node is not None and runners.pause(self._get(label)):
+        if node is not None and halting.pause(self._get(label)):
             what = f"Runner {label} paused. What is running goes on to its end."
             self.note(request, what, node)
         return self._back_to(request, label)
@@ -185,11 +187,11 @@ class NodeAdmin(PageAdmin):
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Go on with a paused runner."""
         node = self._node_of(request, label)
-        if node is not None and runners.resume(self._get(label)):
+        if node is not None and halting.resume(self._get(label)):
             self.note(request, f"Runner {label} resumed.", node)
         return self._back_to(request, label)
 
-    def _get(self, label: str) -> QuerySetRunner:
+    def _get(self, label: str) -> Runner:
         runner = find_runner(label)
         if runner is None:
             raise Http404(f"No runner is registered as {label!r}.")
@@ -198,7 +200,7 @@ class NodeAdmin(PageAdmin):
     def _node_of(self, request: HttpRequest, label: str) -> Node | None:
         """The node of the runner of that label; None, with a message, where it cannot run."""
         try:
-            return self._get(label).get_node()
+            return node_of(self._get(label))
         except AutorunError as error:
             messages.error(request, f"{label} cannot run: {error}")
             return None
@@ -220,16 +222,16 @@ def _examined() -> dict[str, Any]:
     }
 
 
-def _versions(runner: QuerySetRunner) -> list[Node]:
+def _versions(runner: Runner) -> list[Node]:
     """The newest nodes of the runner's analysis and model, without those of other runners."""
     try:
-        title, own = runner.get_analysis().title, runner.get_digest()
+        title, own = runner.get_analysis().title, digest_of(runner)
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
     others = set()
     for other in registry.runners():
         with suppress(Exception):
-            others.add(other.get_digest())
+            others.add(digest_of(other))
     meta = (runner.get_model()._meta.concrete_model or runner.get_model())._meta
     nodes = Node.objects.filter(
         title=title, content_type__app_label=meta.app_label, content_type__model=meta.model_name
@@ -237,7 +239,7 @@ def _versions(runner: QuerySetRunner) -> list[Node]:
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 
-def _described(runner: QuerySetRunner) -> dict[str, Any]:
+def _described(runner: Runner) -> dict[str, Any]:
     """The analysis: where it is, what it says of itself, and its source where that is there."""
     try:
         analysis = runner.get_analysis()
@@ -257,11 +259,11 @@ def _described(runner: QuerySetRunner) -> dict[str, Any]:
 
 
 def _compared(
-    runner: QuerySetRunner, node: Node | None, previous: Node | None
+    runner: Runner, node: Node | None, previous: Node | None
 ) -> list[tuple[str, Any, str, Any]]:
     """The configuration: (key, value, how it differs from the previous node's, value there)."""
     try:
-        now = runner.get_configuration() if node is None else node.configuration
+        now = configuration_of(runner) if node is None else node.configuration
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
     before = now if previous is None else previous.configuration
@@ -277,7 +279,7 @@ def _compared(
     return lines
 
 
-def _facts(runner: QuerySetRunner) -> list[tuple[str, str]]:
+def _facts(runner: Runner) -> list[tuple[str, str]]:
     """The options that say when and how, in words."""
     timeout = runner.get_timeout()
     dependencies = [

@@ -16,7 +16,7 @@ from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.rows import database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
-from autorun.control import runs
+from autorun.control import interventions
 from autorun.declare import registry
 from autorun.models import Run
 from autorun.observe.failures import exception_classes, members_of
@@ -249,7 +249,7 @@ class RunAdmin(PageAdmin):
         if chosen_action.name == "retry":
             self._retry(request, found, log)
             return
-        change = runs.ignore if chosen_action.name == "ignore" else runs.cancel
+        change = interventions.ignore if chosen_action.name == "ignore" else interventions.cancel
         number = change(found)
         what = counted(number, *_DONE[chosen_action.name])
         if number:
@@ -258,7 +258,7 @@ class RunAdmin(PageAdmin):
             messages.info(request, what)
 
     def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
-        retried = runs.retry(found, requested_by=who(request))
+        retried = interventions.retry(found, requested_by=who(request))
         if retried.runs:
             of = "failed or ignored" if retried.ignored else "failed"
             what = counted(retried.runs, f"{of} run starts again.", f"{of} runs start again.")
@@ -275,7 +275,7 @@ class RunAdmin(PageAdmin):
 
     def _have_retried(self, request: HttpRequest, chosen: RunFilter, log: Log) -> None:
         """Have workers find so many failed runs, and run them again."""
-        begun = runs.retry_matching(chosen, requested_by=who(request))
+        begun = interventions.retry_matching(chosen, requested_by=who(request))
         what = "All failed runs that match start again, as fast as workers find them: "
         what += counted(len(begun), "batch was begun.", "batches were begun.")
         self.note(request, what, *begun, about=log.about, detail=log.detail)

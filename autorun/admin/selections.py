@@ -22,6 +22,7 @@ from django.contrib.auth import get_user_model
 from django.http import HttpRequest, QueryDict
 
 from autorun.admin.rows import may_view
+from autorun.declare.runner import Runner
 from autorun.exceptions import RowsGone
 from autorun.planning.scope import SOURCES
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
     from django.db.models import Model, QuerySet
 
-    from autorun.runner import QuerySetRunner
 
 KIND = "admin"
 EXACT = "_autorun_is_exact"
@@ -82,7 +82,7 @@ def is_exact(request: HttpRequest) -> bool:
     return getattr(request, EXACT, False)
 
 
-def rows_of_source(_runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
+def rows_of_source(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     """The rows that the model's admin shows the user for the filter now.
 
     Raises RowsGone where it does not show them any more.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from autorun.declare.hooks import every_row
+from autorun.declare.nodes import node_of
+from autorun.declare.registry import dependencies_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
-from autorun.observe.explanation import WORKER_LOST
+from autorun.observe.explanation import WORKER_LOST, explain
 from autorun.observe.listing import state_of
 from autorun.state.keys import key_kind
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def other_runs(run: Run) -> list[Run]:
 
 def story_of(
     run: Run,
-    runner: QuerySetRunner | None,
+    runner: Runner | None,
     instance: Any,
     *,
     others: Sequence[Run],
@@ -82,12 +83,12 @@ def story_of(
     return Story(_why(run, runner, others), now, _events(run, failures), failures)
 
 
-def runs_behind(runner: QuerySetRunner, instance: Any) -> list[Run]:
+def runs_behind(runner: Runner, instance: Any) -> list[Run]:
     """The current runs of the row that its explanation is about: upstream, and the runner's."""
     kind = key_kind(runner.get_model())
     try:
-        nodes = [each.get_node().pk for each in (*runner.get_dependencies(), runner)]
-        rows = runner.get_every_row().filter(pk=instance.pk)
+        nodes = [node_of(each).pk for each in (*dependencies_of(runner), runner)]
+        rows = every_row(runner).filter(pk=instance.pk)
         key = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
     except AutorunError:  # the explanation says what is wrong
         return []
@@ -97,10 +98,10 @@ def runs_behind(runner: QuerySetRunner, instance: Any) -> list[Run]:
     return list(runs.select_related("node", "chunk").defer("outputs").order_by("pk"))
 
 
-def explanation_of(runner: QuerySetRunner, instance: Any, *, shows_messages: bool) -> str:
+def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> str:
     """Why the row is pending or not, in a sentence that quotes no message unless it may."""
     try:
-        explanation = runner.explain(instance)
+        explanation = explain(runner, instance)
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return f"It cannot be explained: {type(error).__name__}"
     run = explanation.run
@@ -111,7 +112,7 @@ def explanation_of(runner: QuerySetRunner, instance: Any, *, shows_messages: boo
     return explanation.reason
 
 
-def _why(run: Run, runner: QuerySetRunner | None, others: Sequence[Run]) -> str:
+def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
     """Who looked and found the row pending, and what was new about it."""
     if run.fingerprint == UNPREPARED:
         return "Its input could not be prepared, so it failed without being started."
@@ -136,7 +137,7 @@ def _why(run: Run, runner: QuerySetRunner | None, others: Sequence[Run]) -> str:
     return f"{occasion} {_what_was_new(run, runner, others)}".rstrip()
 
 
-def _what_was_new(run: Run, runner: QuerySetRunner | None, others: Sequence[Run]) -> str:
+def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
     """What set its row apart from the run of the row before it."""
     earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
     if not earlier:
@@ -162,7 +163,7 @@ def _is_unstarted(run: Run) -> bool:
 
 def _now(
     run: Run,
-    runner: QuerySetRunner | None,
+    runner: Runner | None,
     instance: Any,
     *,
     others: Sequence[Run],
@@ -177,7 +178,7 @@ def _now(
         if state_of(run) == "cancelled":
             return "It was cancelled, so it counts for nothing: its row may have a later run."
         return _superseded(run, others)
-    node = runner.get_node()
+    node = node_of(runner)
     if node.pk != run.node_id:
         return f"{runner.label} now is at {node}; this run is of an earlier version."
     return explanation_of(runner, instance, shows_messages=shows_messages)
@@ -196,12 +197,12 @@ def _superseded(run: Run, others: Sequence[Run]) -> str:
     return f"{how}, on an earlier input: run {current.pk} has taken its place."
 
 
-def _upstream(runner: QuerySetRunner | None) -> str:
+def _upstream(runner: Runner | None) -> str:
     """The labels of what the runner depends on."""
     if runner is None:
         return "another runner"
     try:
-        return " and ".join(each.label for each in runner.get_dependencies()) or "another runner"
+        return " and ".join(each.label for each in dependencies_of(runner)) or "another runner"
     except AutorunError:  # a system check says what is wrong with it
         return "another runner"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autorun.admin.charts import Segment, stacked
 from autorun.models import Batch
-from autorun.observe.progress import BatchCounts, batch_counts
+from autorun.state.counts import BatchCounts, batch_counts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The file of the embedded broker (`autorun.broker.transport`): messages, leases, queues and bindings."""
+"""The file of the embedded broker: messages, leases, queues and bindings."""
 
 import logging
 import sqlite3

@@ -24,12 +24,13 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.nodes import digest_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
-from autorun.observe.progress import progress_by_node
 from autorun.planning.batches import UNFINISHED
 from autorun.planning.counting import count_rows
-from autorun.runner import QuerySetRunner
+from autorun.state.counts import progress_by_node
 
 try:
     from prometheus_client.core import REGISTRY, GaugeMetricFamily
@@ -119,7 +120,7 @@ class AutorunCollector:
             for runner in (each for runners in nodes.values() for each in runners):
                 self._add_pending(found, runner)
 
-    def _add_pending(self, found: _Families, runner: QuerySetRunner) -> None:
+    def _add_pending(self, found: _Families, runner: Runner) -> None:
         try:
             count = count_rows(runner, seconds=self.pending_seconds)
         except Error:
@@ -151,17 +152,17 @@ def _close_old_connection() -> None:
         connection.close_if_unusable_or_obsolete()
 
 
-def _runners_by_digest() -> dict[str, list[QuerySetRunner]]:
-    found: dict[str, list[QuerySetRunner]] = {}
+def _runners_by_digest() -> dict[str, list[Runner]]:
+    found: dict[str, list[Runner]] = {}
     for runner in registry.runners():
         try:
-            found.setdefault(runner.get_digest(), []).append(runner)
+            found.setdefault(digest_of(runner), []).append(runner)
         except AutorunError as error:  # a system check says what is wrong with it
             logger.warning("%s: no metrics: %s", runner.label, error)
     return found
 
 
-def _add_nodes(found: _Families, runners: dict[str, list[QuerySetRunner]]) -> None:
+def _add_nodes(found: _Families, runners: dict[str, list[Runner]]) -> None:
     nodes = Node.objects.filter(digest__in=list(runners)).in_bulk(field_name="digest")
     progress = progress_by_node(nodes.values())
     for digest, node in nodes.items():

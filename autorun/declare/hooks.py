@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
 
+from autorun.declare.backoff import FALLBACK, exponential
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
+logger = logging.getLogger(__name__)
 
 
-def base_queryset(runner: QuerySetRunner) -> QuerySet[Any]:
+def base_queryset(runner: Runner) -> QuerySet[Any]:
     """What `get_base_queryset()` gives.
 
     Raises ImproperRunner where that raises anything, or gives no queryset of the runner's model.
@@ -28,7 +30,7 @@ def base_queryset(runner: QuerySetRunner) -> QuerySet[Any]:
     return _queryset(runner, "get_base_queryset", given)
 
 
-def filtered(runner: QuerySetRunner, queryset: QuerySet[Any], *, log_level: int) -> QuerySet[Any]:
+def filtered(runner: Runner, queryset: QuerySet[Any], *, log_level: int) -> QuerySet[Any]:
     """What `filter_queryset()` lets through of `queryset`.
 
     Raises ImproperRunner where that raises anything, or gives no queryset of the runner's model.
@@ -38,6 +40,19 @@ def filtered(runner: QuerySetRunner, queryset: QuerySet[Any], *, log_level: int)
     return _queryset(runner, "filter_queryset", given)
 
 
+def every_row(runner: Runner) -> QuerySet[Any]:
+    """All rows of the runner's model, whatever its default manager leaves out."""
+    return runner.get_model()._base_manager.using(database_of(runner))
+
+
+def database_of(runner: Runner) -> str:
+    """The alias of the database that the runner's rows are in, asked once an instance."""
+    known: str | None = vars(runner).get("_database")
+    if known is None:
+        known = vars(runner)["_database"] = base_queryset(runner).db
+    return known
+
+
 def is_of(queryset: QuerySet[Any] | Manager[Any], model: type[Model]) -> bool:
     """Whether the rows of `queryset` are rows of `model`, maybe of a proxy or a child of it."""
     given = queryset.model._meta.concrete_model or queryset.model
@@ -45,7 +60,7 @@ def is_of(queryset: QuerySet[Any] | Manager[Any], model: type[Model]) -> bool:
 
 
 @contextmanager
-def named(runner: QuerySetRunner, hook: str) -> Iterator[None]:
+def named(runner: Runner, hook: str) -> Iterator[None]:
     """Errors of a project's own hook as ImproperRunner, which says whose it is."""
     try:
         yield
@@ -60,7 +75,7 @@ def named(runner: QuerySetRunner, hook: str) -> Iterator[None]:
         ) from error
 
 
-def _queryset(runner: QuerySetRunner, hook: str, given: Any) -> QuerySet[Any]:
+def _queryset(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
     if not isinstance(given, QuerySet):
         raise ImproperRunner(
             f"{runner.label}.{hook}() returned {type(given).__name__}, not a queryset. "
@@ -74,3 +89,12 @@ def _queryset(runner: QuerySetRunner, hook: str, given: Any) -> QuerySet[Any]:
             f"{type(runner).__module__}.{type(runner).__qualname__}."
         )
     return given
+
+
+def backoff_of(runner: Runner, attempt: int) -> float:
+    """What the runner's hook says; a hook that is broken costs time, never an attempt."""
+    try:
+        return max(0.0, float(runner.get_retry_backoff(attempt)))
+    except Exception:
+        logger.exception("%s: get_retry_backoff(%d) failed.", runner.label, attempt)
+        return exponential(FALLBACK, attempt)

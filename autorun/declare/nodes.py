@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node
-from autorun.state.encoding import digest
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
+from autorun.state.encoding import digest, encode_configuration
 
 _known: dict[tuple[str, str], Node] = {}
 
 
-def node_of(runner: QuerySetRunner) -> Node:
+def node_of(runner: Runner) -> Node:
     """The Node of `runner`'s analysis, version, configuration and model; made on first use."""
     node_digest = digest_of(runner)
     known = _known.get((settings.DATABASE, node_digest))
@@ -33,7 +31,7 @@ def node_of(runner: QuerySetRunner) -> Node:
     return node
 
 
-def digest_of(runner: QuerySetRunner) -> str:
+def digest_of(runner: Runner) -> str:
     """SHA-256, in hex, of what makes two runners share their runs.
 
     Raises an AutorunError, and nothing else, where the runner is declared wrongly: whoever asks all
@@ -43,14 +41,18 @@ def digest_of(runner: QuerySetRunner) -> str:
         analysis = runner.get_analysis()
     model = runner.get_model()._meta.concrete_model or runner.get_model()
     return digest(
-        analysis.title, analysis.version, runner.get_configuration(), model._meta.label_lower
+        analysis.title, analysis.version, configuration_of(runner), model._meta.label_lower
     )
 
 
-def configuration_of(runner: QuerySetRunner) -> dict[str, Any]:
-    """What `create_configuration()` gives. Raises ImproperRunner where that raises anything."""
+def configuration_of(runner: Runner) -> dict[str, Any]:
+    """`create_configuration()` as plain JSON.
+
+    Raises ConfigurationError, naming the key, or ImproperRunner where the hook raises.
+    """
     with hooks.named(runner, "create_configuration"):
-        return runner.create_configuration()
+        given = runner.create_configuration()
+    return encode_configuration(given)
 
 
 def lock(node_id: int) -> str:
@@ -78,7 +80,7 @@ def forget_nodes(**_: Any) -> None:
     _known.clear()
 
 
-def _create(runner: QuerySetRunner, node_digest: str) -> Node:
+def _create(runner: Runner, node_digest: str) -> Node:
     analysis = runner.get_analysis()
     content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
         runner.get_model()
@@ -88,7 +90,7 @@ def _create(runner: QuerySetRunner, node_digest: str) -> Node:
             return Node.objects.create(
                 title=analysis.title,
                 version=analysis.version,
-                configuration=runner.get_configuration(),
+                configuration=configuration_of(runner),
                 content_type=content_type,
                 digest=node_digest,
             )

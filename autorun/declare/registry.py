@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import difflib
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
 
+from autorun.declare.nodes import digest_of
+from autorun.declare.runner import Runner, declared
 from autorun.exceptions import AlreadyRegistered, AutorunError, NotRegistered
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
-RunnerClass = TypeVar("RunnerClass", bound="type[QuerySetRunner]")
+RunnerClass = TypeVar("RunnerClass", bound=type[Runner])
 
 #: How alike two names must be for the one to be taken for a slip of the other.
 CLOSE = 0.7
 
-_runners: dict[str, type[QuerySetRunner]] = {}
+_runners: dict[str, type[Runner]] = {}
 _listeners: list[Callable[[], object]] = []
-#: Every runner class there is, with the file and line of its declaration.
-_declared: dict[type[QuerySetRunner], tuple[str, int]] = {}
-#: Of these, those that `register_module` has registered: others of their name were imported anew.
-_registered_once: set[type[QuerySetRunner]] = set()
+#: Classes that `register_module` has registered: others of their name were imported anew.
+_registered_once: set[type[Runner]] = set()
 
 
 def register(runner_class: RunnerClass) -> RunnerClass:
@@ -58,7 +54,7 @@ def unregister(label: str) -> None:
 
 
 @contextmanager
-def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
+def registered(*runner_classes: type[Runner]) -> Iterator[None]:
     """Register runners for the length of a `with` block, in place of any of the same label."""
     before = dict(_runners)
     _runners.update({each.get_label(): each for each in runner_classes})
@@ -76,18 +72,18 @@ def on_change(listener: Callable[[], object]) -> None:
     _listeners.append(listener)
 
 
-def runners() -> list[QuerySetRunner]:
+def runners() -> list[Runner]:
     """One instance of every registered runner, by label."""
     return [_runners[label]() for label in sorted(_runners)]
 
 
-def find(label: str) -> QuerySetRunner | None:
+def find(label: str) -> Runner | None:
     """The runner of that label, or None."""
     runner_class = _runners.get(label)
     return None if runner_class is None else runner_class()
 
 
-def get(label: str) -> QuerySetRunner:
+def get(label: str) -> Runner:
     """The runner of that label. Raises NotRegistered, which names those there are."""
     runner = find(label)
     if runner is not None:
@@ -98,7 +94,7 @@ def get(label: str) -> QuerySetRunner:
     raise NotRegistered(f"No runner is registered as {label!r}.{hint} Registered: {known}.")
 
 
-def subscribers(model_label: str) -> list[QuerySetRunner]:
+def subscribers(model_label: str) -> list[Runner]:
     """The runners whose DATA_MODEL has that label and which look at saved rows."""
     return [
         runner for runner in runners() if runner.ON_SAVE and _label_of_model(runner) == model_label
@@ -110,10 +106,15 @@ def subscribed_models() -> set[str]:
     return {_label_of_model(runner) for runner in runners() if runner.ON_SAVE} - {""}
 
 
-def dependents(runner: QuerySetRunner) -> list[QuerySetRunner]:
+def dependencies_of(runner: Runner) -> list[Runner]:
+    """The runners in DEPENDS_ON. Raises NotRegistered for an unknown label."""
+    return [get(each) if isinstance(each, str) else each() for each in runner.DEPENDS_ON]
+
+
+def dependents(runner: Runner) -> list[Runner]:
     """The runners that wait for successes of `runner`, or of one that shares its node."""
     waiting = [other for other in runners() if other.DEPENDS_ON]
-    digest = runner.get_digest() if waiting else ""
+    digest = digest_of(runner) if waiting else ""
     return [other for other in waiting if _depends_on(other, digest)]
 
 
@@ -131,7 +132,7 @@ def register_module(name: str) -> None:
 
     Raises AlreadyRegistered where it defines two of one name, of which Python keeps the last.
     """
-    found = [each for each in _declared if _is_in(each.__module__, name) and each.DATA_MODEL]
+    found = [each for each in declared if _is_in(each.__module__, name) and each.DATA_MODEL]
     new = [each for each in found if each not in _registered_once]
     _refuse_twins(new)
     _registered_once.update(new)
@@ -139,10 +140,10 @@ def register_module(name: str) -> None:
         register(runner_class)
 
 
-def _refuse_twins(runner_classes: list[type[QuerySetRunner]]) -> None:
+def _refuse_twins(runner_classes: list[type[Runner]]) -> None:
     first: dict[tuple[str, str], int] = {}
     for runner_class in runner_classes:
-        file, line = _declared[runner_class]
+        file, line = declared[runner_class]
         place = _place(runner_class)
         # The same line again is a module that was imported anew.
         if first.setdefault((file, place), line) != line:
@@ -157,19 +158,11 @@ def _is_in(module: str, name: str) -> bool:
     return module == name or module.startswith(f"{name}.")
 
 
-def declare(runner_class: type[QuerySetRunner]) -> None:
-    """Take note of a class that exists; `autodiscover` decides whether it is registered."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("autorun."):
-        frame = frame.f_back
-    _declared[runner_class] = (frame.f_code.co_filename, frame.f_lineno)
-
-
-def without_model() -> list[type[QuerySetRunner]]:
+def without_model() -> list[type[Runner]]:
     """Classes that name an analysis but no model, and are no other's base."""
     return [
         each
-        for each in _declared
+        for each in declared
         if each.DATA_MODEL is None and each.ANALYSIS is not None and not each.__subclasses__()
     ]
 
@@ -202,7 +195,7 @@ def _tell_change() -> None:
         listener()
 
 
-def _label_of_model(runner: QuerySetRunner) -> str:
+def _label_of_model(runner: Runner) -> str:
     """The label of the runner's model; '' where a system check says what is wrong with it."""
     try:
         return runner.get_model()._meta.label
@@ -210,14 +203,14 @@ def _label_of_model(runner: QuerySetRunner) -> str:
         return ""
 
 
-def _depends_on(runner: QuerySetRunner, digest: str) -> bool:
+def _depends_on(runner: Runner, digest: str) -> bool:
     try:
-        return any(upstream.get_digest() == digest for upstream in runner.get_dependencies())
+        return any(digest_of(upstream) == digest for upstream in dependencies_of(runner))
     except AutorunError as error:
         # A runner that is declared wrongly keeps no other one from its work.
         logger.warning("%s: its dependencies cannot be told: %s", runner.label, error)
         return False
 
 
-def _place(runner_class: type[QuerySetRunner]) -> str:
+def _place(runner_class: type[Runner]) -> str:
     return f"{runner_class.__module__}.{runner_class.__qualname__}"

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
@@ -21,6 +21,7 @@ from django.db.models.functions import Greatest, Least
 
 from autorun.conf import settings
 from autorun.declare import nodes, registry
+from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
@@ -28,9 +29,6 @@ from autorun.state import pulses
 from autorun.state.clock import DatabaseNow
 from autorun.state.crash_points import crash_point
 from autorun.state.transactions import is_conflict, repeated_on_conflict
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ MOST_PUBLICATIONS = 30_000
 PATIENCE = 1.0
 
 
-def queue_of(runner: QuerySetRunner) -> str:
+def queue_of(runner: Runner) -> str:
     """The Celery queue of a runner's chunks; '' for Celery's default."""
     return runner.QUEUE or settings.QUEUE or ""
 

@@ -6,13 +6,9 @@ live save is not kept waiting and that a killed worker has little to do again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from autorun.conf import settings
+from autorun.declare.runner import Runner
 from autorun.models import Node
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 TARGET_SECONDS = 1.0
 LARGEST = 500
@@ -21,7 +17,7 @@ LARGEST = 500
 UNMEASURED = 100
 
 
-def chunk_size(runner: QuerySetRunner, node_id: int, *, seconds: float | None = None) -> int:
+def chunk_size(runner: Runner, node_id: int, *, seconds: float | None = None) -> int:
     """The runner's BATCH_SIZE, or about a second's worth of runs.
 
     A run takes `seconds`, where the caller has measured it, or what the node says.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db.models import Exists, OuterRef
 
+from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.models import Chunk, Run
 from autorun.planning.rows import Row, load
 from autorun.state.keys import Key
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
     return list(runs.annotate(has_older=Exists(older)).defer("outputs").order_by("pk"))
 
 
-def load_rows(runner: QuerySetRunner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:
+def load_rows(runner: Runner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:
     """The rows of those keys that are still eligible for the chunk, by key."""
     is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
     return load(runner, keys, within_base=not is_beyond_base, log_level=SILENT)

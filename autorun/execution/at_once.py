@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import DatabaseError, connections, transaction
 
 from autorun.conf import settings
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.execution.execute import work_off
 from autorun.execution.leases import Lease, worker_name
 from autorun.execution.work import Work
@@ -28,13 +30,10 @@ from autorun.state.ids import new_chunk_id
 from autorun.state.keys import key_kind
 from autorun.state.transactions import is_conflict
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
 logger = logging.getLogger(__name__)
 
 
-def plan_and_work_off(runners: Sequence[QuerySetRunner], keys: Collection[Any]) -> None:
+def plan_and_work_off(runners: Sequence[Runner], keys: Collection[Any]) -> None:
     """Plan rows that were just saved, and work off a lone one at once where nothing forbids it.
 
     Of several runners the last one's, so that the others need not wait for its body.
@@ -55,13 +54,13 @@ def plan_and_work_off(runners: Sequence[QuerySetRunner], keys: Collection[Any]) 
         plan_for_all([last], keys)
 
 
-def _may_start_at_once(runner: QuerySetRunner) -> bool:
+def _may_start_at_once(runner: Runner) -> bool:
     """Whether none of the runner's options asks for what only a message of its own can give."""
     is_plain = runner.QUEUE is None and runner.PRIORITY is None and not runner.MAX_PARALLEL
     return is_plain and not connections[settings.DATABASE].in_atomic_block
 
 
-def _begin(runner: QuerySetRunner, keys: Collection[Any]) -> tuple[Work | None, bool]:
+def _begin(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     """The started run of the row, if it is pending, and whether the row needs nothing more."""
     with tracing.span("autorun.plan") as span:
         work, is_settled = _plan_and_start(runner, keys)
@@ -70,8 +69,8 @@ def _begin(runner: QuerySetRunner, keys: Collection[Any]) -> tuple[Work | None, 
     return work, is_settled
 
 
-def _plan_and_start(runner: QuerySetRunner, keys: Collection[Any]) -> tuple[Work | None, bool]:
-    node = runner.get_node()
+def _plan_and_start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
+    node = node_of(runner)
     candidates = candidates_named(runner, keys, node_id=node.pk)
     if candidates is None:
         return None, False
@@ -96,7 +95,7 @@ def _plan_and_start(runner: QuerySetRunner, keys: Collection[Any]) -> tuple[Work
     return work, True
 
 
-def _record(runner: QuerySetRunner, node: Node, standing: Standing) -> tuple[Chunk, Run]:
+def _record(runner: Runner, node: Node, standing: Standing) -> tuple[Chunk, Run]:
     """A run in a chunk of its own that is started already."""
     booked = {}
     if standing.run_id is not None:

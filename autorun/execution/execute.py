@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import longest, release, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
@@ -31,7 +32,6 @@ from autorun.state.transactions import leave_broken_connections
 
 if TYPE_CHECKING:
     from autorun.analysis import Analysis
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _execute_one(chunk: Chunk) -> None:
         release(chunk.node_id)
 
 
-def _equipment(chunk: Chunk) -> tuple[QuerySetRunner, Analysis]:
+def _equipment(chunk: Chunk) -> tuple[Runner, Analysis]:
     """What the chunk is run with; raises NotRegistered where this worker does not have it."""
     return registry.get(chunk.runner), analyses.get(chunk.node.title, chunk.node.version)
 
@@ -164,7 +164,7 @@ def _follow_up(work: Work) -> None:
 
 
 @contextmanager
-def _guarded(runner: QuerySetRunner, step: str) -> Iterator[None]:
+def _guarded(runner: Runner, step: str) -> Iterator[None]:
     """Log what the block raises, and go on."""
     try:
         yield
@@ -185,7 +185,7 @@ def _measure(node: Node, seconds: list[float]) -> None:
         node.run_seconds = average
 
 
-def _log(runner: QuerySetRunner, work: Work, tally: Tally) -> None:
+def _log(runner: Runner, work: Work, tally: Tally) -> None:
     logger.info(
         "%s: chunk %s: %d succeeded, %d failed, %d go on, %d cancelled, in %.2f s.",
         runner.label,

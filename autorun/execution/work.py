@@ -6,14 +6,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import InterfaceError, OperationalError
 
 from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
-from autorun.declare.backoff import backoff_of
+from autorun.declare.hooks import backoff_of
+from autorun.declare.runner import Runner
 from autorun.declare.timeouts import time_limit
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost
@@ -28,9 +29,6 @@ from autorun.state.crash_points import crash_point
 from autorun.state.encoding import describe_exception, encode_outputs
 from autorun.state.keys import Key, key_kind
 from autorun.state.transactions import repeated_on_conflict
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 #: Results are written this often, in seconds, and when their outputs come to so many bytes.
 WRITE_EVERY = 1.0
@@ -51,7 +49,7 @@ class Work:
     def __init__(
         self,
         lease: Lease,
-        runner: QuerySetRunner,
+        runner: Runner,
         analysis: Analysis,
         *,
         runs: Sequence[Run] | None = None,

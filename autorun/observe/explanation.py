@@ -5,9 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autorun.declare import hooks
+from autorun.declare.hooks import every_row
+from autorun.declare.nodes import node_of
+from autorun.declare.registry import dependencies_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
@@ -15,9 +19,6 @@ from autorun.planning.querysets import as_plain
 from autorun.planning.rows import Row, load
 from autorun.state.clock import as_told
 from autorun.state.keys import Key, key_kind
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 QUIET = 1  # below every level of logging: filters say nothing
 LONGEST_MESSAGE = 200
@@ -44,7 +45,7 @@ class Explanation:
         return self.reason
 
 
-def explain(runner: QuerySetRunner, instance: Any) -> Explanation:
+def explain(runner: Runner, instance: Any) -> Explanation:
     """Why `instance` is pending or not. Raises TypeError for an instance of another model."""
     model = runner.get_model()
     if not isinstance(instance, model._meta.concrete_model or model):
@@ -72,17 +73,17 @@ def explain(runner: QuerySetRunner, instance: Any) -> Explanation:
     return _ended(runner, run)
 
 
-def _key(runner: QuerySetRunner, pk: Any) -> Key | None:
+def _key(runner: Runner, pk: Any) -> Key | None:
     """The row's key, or None where the database has no such row."""
-    rows = runner.get_every_row().filter(pk=pk)
+    rows = every_row(runner).filter(pk=pk)
     found = rows.annotate(_autorun_key=key_kind(runner.get_model()).expression())
     key: Key | None = found.values_list("_autorun_key", flat=True).first()
     return key
 
 
-def _current_run(runner: QuerySetRunner, key: Key) -> Any:
+def _current_run(runner: Runner, key: Key) -> Any:
     lookup = key_kind(runner.get_model()).lookup(key)
-    runs = Run.objects.filter(node_id=runner.get_node().pk, is_current=True, **lookup)
+    runs = Run.objects.filter(node_id=node_of(runner).pk, is_current=True, **lookup)
     return runs.select_related("chunk", "chunk__batch", "node").defer("chunk__batch__scope").first()
 
 
@@ -95,7 +96,7 @@ def _absent(instance: Any) -> Explanation:
 # Rows that are pending
 
 
-def _pending(runner: QuerySetRunner, row: Row, run: Any) -> Explanation:
+def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
     if row.error is not None:
         code = "unprepared"
         reason = f"Its input cannot be prepared: {_error(row.error)}. Planning records that"
@@ -108,7 +109,7 @@ def _pending(runner: QuerySetRunner, row: Row, run: Any) -> Explanation:
         reason = (
             f"The row has changed since {_title(runner)} {_verb(run)} at {_time(run.finished_at)}"
         )
-    node = runner.get_node() if run is None else run.node
+    node = node_of(runner) if run is None else run.node
     paused_at = Node.objects.filter(pk=node.pk).values_list("paused_at", flat=True).first()
     if paused_at is not None:
         return Explanation(
@@ -117,7 +118,7 @@ def _pending(runner: QuerySetRunner, row: Row, run: Any) -> Explanation:
     return Explanation(True, code, f"{reason}; {next_look(runner)}.", run)
 
 
-def next_look(runner: QuerySetRunner) -> str:
+def next_look(runner: Runner) -> str:
     """What plans the pending rows of a runner that is not paused."""
     if runner.get_schedule() is None:
         return f"it is on no schedule: `manage.py autorun sweep {runner.label}` plans it"
@@ -127,7 +128,7 @@ def next_look(runner: QuerySetRunner) -> str:
 # Runs on their way
 
 
-def _under_way(runner: QuerySetRunner, run: Any, *, is_eligible: bool) -> Explanation:
+def _under_way(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
     code, reason = _stage(runner, run)
     if run.attempts:
         reason += f", for attempt {run.attempts + 1} of {runner.MAX_ATTEMPTS}"
@@ -142,7 +143,7 @@ def _under_way(runner: QuerySetRunner, run: Any, *, is_eligible: bool) -> Explan
     return Explanation(False, code, f"{reason}.", run)
 
 
-def _stage(runner: QuerySetRunner, run: Any) -> tuple[str, str]:
+def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     chunk = run.chunk
     if chunk.state == Chunk.State.RUNNING:
         return "running", f"Worker {chunk.worker} has been at it since {_time(chunk.started_at)}"
@@ -155,7 +156,7 @@ def _stage(runner: QuerySetRunner, run: Any) -> tuple[str, str]:
     return _held_back(runner, run)
 
 
-def _held_back(runner: QuerySetRunner, run: Any) -> tuple[str, str]:
+def _held_back(runner: Runner, run: Any) -> tuple[str, str]:
     batch, not_before = run.chunk.batch, run.chunk.not_before
     if run.node.paused_at is not None:
         return "paused", f"The runner has been paused since {_time(run.node.paused_at)}"
@@ -169,7 +170,7 @@ def _held_back(runner: QuerySetRunner, run: Any) -> tuple[str, str]:
 # Runs that ended
 
 
-def _ended(runner: QuerySetRunner, run: Any) -> Explanation:
+def _ended(runner: Runner, run: Any) -> Explanation:
     at = _time(run.finished_at)
     if run.status == Run.Status.SUCCEEDED:
         if not run.attempts:
@@ -198,7 +199,7 @@ def _ended(runner: QuerySetRunner, run: Any) -> Explanation:
 # Rows that are not to be processed
 
 
-def _not_eligible(runner: QuerySetRunner, instance: Any, key: Key, run: Any) -> Explanation:
+def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanation:
     history = ""
     if run is not None and run.finished_at is not None:
         history = f"; {_title(runner)} {_verb(run)} on it at {_time(run.finished_at)}"
@@ -221,9 +222,9 @@ def _not_eligible(runner: QuerySetRunner, instance: Any, key: Key, run: Any) -> 
     return Explanation(False, "dependency", f"It waits for {waits}{history}.", run)
 
 
-def _unmet(runner: QuerySetRunner, key: Key) -> Iterator[str]:
+def _unmet(runner: Runner, key: Key) -> Iterator[str]:
     """The runners in DEPENDS_ON without a success on the row, and what is with them."""
-    dependencies = {each.get_node().pk: each for each in runner.get_dependencies()}
+    dependencies = {node_of(each).pk: each for each in dependencies_of(runner)}
     lookup = key_kind(runner.get_model()).lookup(key)
     runs = Run.objects.filter(node_id__in=dependencies, is_current=True, **lookup)
     statuses = dict(runs.values_list("node_id", "status"))
@@ -242,7 +243,7 @@ def _unmet(runner: QuerySetRunner, key: Key) -> Iterator[str]:
 # Words
 
 
-def _title(runner: QuerySetRunner) -> str:
+def _title(runner: Runner) -> str:
     return str(runner.get_analysis())
 
 

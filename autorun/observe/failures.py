@@ -7,19 +7,17 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, When, Window
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 
-from autorun.declare.nodes import labels_by_digest
+from autorun.declare.nodes import labels_by_digest, node_of
+from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
 from autorun.state.clock import from_now
 from autorun.state.parameters import SINCE, read_number
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 Row = Mapping[str, Any]
 ClassOfNode = tuple[int, str]
@@ -129,7 +127,7 @@ def message_shape(message: str) -> str:
 
 
 def group_failures(
-    runner: QuerySetRunner | None = None,
+    runner: Runner | None = None,
     *,
     within: dt.timedelta | None = None,
     including_retried: bool = False,
@@ -143,7 +141,7 @@ def group_failures(
     counted = _LAST & Q(run__status__in=wanted)
     failures = Failure.objects.filter(counted)
     if runner is not None:
-        failures = failures.filter(run__node_id=runner.get_node().pk)
+        failures = failures.filter(run__node_id=node_of(runner).pk)
     if within is not None:
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
     groups = [group for group, _ in _grouped(failures, counted=counted)]
@@ -171,7 +169,7 @@ def recent_failures(since: str, *, label: str = "") -> RecentFailures:
 
 
 def failed_runs(
-    runner: QuerySetRunner,
+    runner: Runner,
     *,
     exception_class: str | None = None,
     within: dt.timedelta | None = None,
@@ -191,7 +189,7 @@ def failed_runs(
         yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
 
 
-def classes_of(runner: QuerySetRunner) -> list[str]:
+def classes_of(runner: Runner) -> list[str]:
     """What the runs of the runner's node raised that failed for good, in the order of names."""
     classes = _for_good(runner).values_list("exception_class", flat=True)
     return list(classes.distinct().order_by("exception_class"))
@@ -244,9 +242,9 @@ def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
 
 
-def _for_good(runner: QuerySetRunner) -> QuerySet[Failure]:
+def _for_good(runner: Runner) -> QuerySet[Failure]:
     """The last failures of the current runs of the runner's node that failed for good."""
-    of_node = Failure.objects.filter(run__node_id=runner.get_node().pk)
+    of_node = Failure.objects.filter(run__node_id=node_of(runner).pk)
     return of_node.filter(_LAST, run__status=Run.Status.FAILED)
 
 

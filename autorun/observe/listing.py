@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.failures import Member, members_of
-from autorun.observe.progress import batch_counts
+from autorun.state.counts import batch_counts
 from autorun.state.ids import first_chunk_id_at
 from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
 

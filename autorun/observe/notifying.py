@@ -10,22 +10,20 @@ import datetime as dt
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.declare.timeouts import time_limit
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
 from autorun.state.clock import from_now
 from autorun.state.pulses import give_back_turn, note, take_turn
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ TRY_EVERY = 300.0
 PREFIX = "on_failure"
 
 
-def notify_soon(runner: QuerySetRunner) -> bool:
+def notify_soon(runner: Runner) -> bool:
     """Tell of the runner's failures, if it is time for it; whether it was. Never raises."""
     if settings.ON_FAILURE is None:
         return False
@@ -67,7 +65,7 @@ def notify_due() -> int:
     return sum(notify_soon(runner) for runner in runners.values())
 
 
-def _notify(runner: QuerySetRunner) -> bool:
+def _notify(runner: Runner) -> bool:
     interval: dt.timedelta = settings.ON_FAILURE_EVERY
     told, tried = _told_name(runner), _tried_name(runner)
     now = timezone.now()
@@ -91,7 +89,7 @@ def _notify(runner: QuerySetRunner) -> bool:
     return True
 
 
-def _untold() -> list[QuerySetRunner]:
+def _untold() -> list[Runner]:
     """Runners whose failures somebody has tried to tell of in vain."""
     beats = dict(Pulse.objects.filter(name__startswith=PREFIX).values_list("name", "beat_at"))
     return [
@@ -117,11 +115,11 @@ def _callable() -> Callable[[FailureReport], Any]:
     return found
 
 
-def _told_name(runner: QuerySetRunner) -> str:
+def _told_name(runner: Runner) -> str:
     """The pulse whose time the last report goes up to; its name has 64 characters at most."""
     return f"{PREFIX}:{hashlib.sha256(runner.label.encode()).hexdigest()[:32]}"
 
 
-def _tried_name(runner: QuerySetRunner) -> str:
+def _tried_name(runner: Runner) -> str:
     """The pulse of the last try to tell."""
     return _told_name(runner).replace(PREFIX, f"{PREFIX}_try")

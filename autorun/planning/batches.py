@@ -13,18 +13,19 @@ from django.db.models import Exists, F, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import nodes
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk, Run
-from autorun.observe.progress import BatchCounts, batch_counts
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.crash_points import crash_point
 from autorun.state.transactions import is_passing, repeated_on_conflict
 
 if TYPE_CHECKING:
     from autorun.planning.planner import Outcome
-    from autorun.runner import QuerySetRunner
 
 #: A window of planning may have to look at thousands of rows in Python, so the one who plans a
 #: batch may be silent for so many leases.
@@ -39,10 +40,10 @@ NOT_STARTED = (Chunk.State.WAITING, Chunk.State.QUEUED, Chunk.State.PARKED)
 UNFINISHED = (*NOT_STARTED, Chunk.State.RUNNING)
 
 
-def begin(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch:
+def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     """A new batch that this process plans."""
     batch = Batch(
-        runner=runner.label, node=runner.get_node(), trigger=trigger, token=1, tries=1, **fields
+        runner=runner.label, node=node_of(runner), trigger=trigger, token=1, tries=1, **fields
     )
     batch.is_given = bool(batch.scope.get("given"))
     beyond = ("given", "beyond_base", "source")
@@ -52,12 +53,12 @@ def begin(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batc
     return batch
 
 
-def begin_alone(runner: QuerySetRunner, trigger: Batch.Trigger, **fields: Any) -> Batch | None:
+def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch | None:
     """`begin`, or None where another batch of that runner and trigger is being planned.
 
     One that its process has left, and that upkeep would have planned on, is taken over instead.
     """
-    node = runner.get_node()
+    node = node_of(runner)
 
     def begin_unless_there_is_one() -> Batch | None:
         nodes.lock(node.pk)

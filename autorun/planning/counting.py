@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autorun.conf import settings
+from autorun.declare.hooks import every_row
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
 from autorun.planning.windows import DATABASE_WINDOW, PYTHON_WINDOW, windows
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from autorun.planning.windows import Window
-    from autorun.runner import QuerySetRunner
 
 UNPREPARED = "unprepared"
 REASONS = (*map(str, Reason), UNPREPARED)
@@ -74,7 +76,7 @@ class Count:
 
 
 def count_rows(
-    runner: QuerySetRunner,
+    runner: Runner,
     queryset: QuerySet[Any] | None = None,
     *,
     begun: Count | None = None,
@@ -94,7 +96,7 @@ def count_rows(
         for name in REASONS
     }
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    node_id = runner.get_node().pk
+    node_id = node_of(runner).pk
     after = begun.after
     for window in windows(runner, rows, node_id=node_id, after=after):
         found = _reasons(window)
@@ -118,7 +120,7 @@ class Found:
 
 
 def find_pending(
-    runner: QuerySetRunner,
+    runner: Runner,
     queryset: QuerySet[Any],
     *,
     up_to: str = "",
@@ -133,7 +135,7 @@ def find_pending(
     deadline = time.monotonic() + seconds
     kind = key_kind(runner.get_model())
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    node_id = runner.get_node().pk
+    node_id = node_of(runner).pk
     up_to = up_to if _is_key(runner, up_to) else ""
     span = PYTHON_WINDOW
     if planned_by_database(runner):
@@ -170,10 +172,10 @@ def _pending_in(window: Window) -> list[Any]:
     ]
 
 
-def _key_below(runner: QuerySetRunner, up_to: str, span: int) -> str:
+def _key_below(runner: Runner, up_to: str, span: int) -> str:
     """The key below the `span` highest ones up to `up_to`; '' where there are no more."""
     kind = key_kind(runner.get_model())
-    rows = runner.get_every_row().order_by("-pk")
+    rows = every_row(runner).order_by("-pk")
     if up_to:
         rows = rows.filter(pk__lte=kind.to_pk(up_to))
     keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
@@ -198,5 +200,5 @@ def _samples(window: Window, reason: str, number: int) -> list[str]:
     return [str(key) for key in keys]
 
 
-def _is_key(runner: QuerySetRunner, text: str) -> bool:
+def _is_key(runner: Runner, text: str) -> bool:
     return bool(text) and key_kind(runner.get_model()).read(text) is not None

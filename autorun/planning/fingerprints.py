@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import models
 from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
 
 from autorun.declare.nodes import node_of
+from autorun.declare.registry import dependencies_of
+from autorun.declare.runner import Runner
 from autorun.models import UNCHANGING, Run
 from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
-
-def computed_by_database(runner: QuerySetRunner) -> bool:
+def computed_by_database(runner: Runner) -> bool:
     """Whether the fingerprint is an expression; if not, Python hashes the representation."""
     return runner.INPUT_FIELDS is not None or not runner.overrides("get_instance_representation")
 
 
-def expression(runner: QuerySetRunner, *, upstream: bool = True) -> Expression:
+def expression(runner: Runner, *, upstream: bool = True) -> Expression:
     """The fingerprint of a row of `runner`'s model, for `annotate()`.
 
     `upstream=False` leaves out what the row's DEPENDS_ON runners made of it, for databases that
@@ -40,7 +39,7 @@ def expression(runner: QuerySetRunner, *, upstream: bool = True) -> Expression:
     return Fingerprint(*sources)
 
 
-def upstream_successes(runner: QuerySetRunner) -> list[models.QuerySet[Run]]:
+def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
     """For each runner in DEPENDS_ON, the current success on the outer query's row."""
     key = key_kind(runner.get_model()).expression(OuterRef)
     lookup = key_kind(runner.get_model()).lookup(key)
@@ -48,13 +47,11 @@ def upstream_successes(runner: QuerySetRunner) -> list[models.QuerySet[Run]]:
         Run.objects.filter(
             node_id=node_of(upstream).pk, is_current=True, status=Run.Status.SUCCEEDED, **lookup
         )
-        for upstream in runner.get_dependencies()
+        for upstream in dependencies_of(runner)
     ]
 
 
-def with_dependencies(
-    runner: QuerySetRunner, queryset: models.QuerySet[Any]
-) -> models.QuerySet[Any]:
+def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """Those rows of `queryset` whose DEPENDS_ON runners have all succeeded on them."""
     for runs in upstream_successes(runner):
         queryset = queryset.filter(Exists(runs))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db.models import QuerySet
 
 from autorun.declare import hooks, registry
-from autorun.declare.nodes import configuration_of
+from autorun.declare.nodes import configuration_of, node_of
+from autorun.declare.runner import Runner
 from autorun.declare.transcript import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
@@ -20,14 +21,11 @@ from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
 from autorun.planning.windows import last_key, windows
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
 logger = logging.getLogger(__name__)
 
 
 def run_now(
-    runner: QuerySetRunner,
+    runner: Runner,
     queryset: QuerySet[Any] | None,
     *,
     max_total: int | None,
@@ -54,7 +52,7 @@ def run_now(
 
 
 def backfill_now(
-    runner: QuerySetRunner,
+    runner: Runner,
     scope: Scope,
     queryset: QuerySet[Any] | None = None,
     *,
@@ -96,13 +94,13 @@ class Swept:
     under_way: int
 
 
-def sweep_now(runner: QuerySetRunner) -> Batch | None:
+def sweep_now(runner: Runner) -> Batch | None:
     """Plan and release whatever is pending; None where another sweep of the runner is at it."""
     swept = sweep_counting_undone(runner, counts_undone=False)
     return None if swept is None else swept.batch
 
 
-def sweep_counting_undone(runner: QuerySetRunner, *, counts_undone: bool = True) -> Swept | None:
+def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swept | None:
     """Do as `sweep_now` does, and count what it leaves alone though it is not done.
 
     To tell that, the database looks at every run, where the index does for the sweep itself.
@@ -151,17 +149,17 @@ def go_on(batch: Batch) -> Batch:
     return pass_.executed(batch)
 
 
-def adopt(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+def adopt(runner: Runner, queryset: QuerySet[Any] | None) -> int:
     """Record pending rows as succeeded without running them; how many."""
     return _recorded(runner, queryset, Run.Status.SUCCEEDED)
 
 
-def ignore(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+def ignore(runner: Runner, queryset: QuerySet[Any] | None) -> int:
     """Record pending rows as not to be run until their input changes; how many."""
     return _recorded(runner, queryset, Run.Status.CANCELLED)
 
 
-def require_valid(runner: QuerySetRunner) -> None:
+def require_valid(runner: Runner) -> None:
     """Raise now what every run would otherwise fail with."""
     problems = runner.get_analysis().check(configuration_of(runner), runner.get_input_key())
     if problems:
@@ -170,9 +168,9 @@ def require_valid(runner: QuerySetRunner) -> None:
         )
 
 
-def _require_node(runner: QuerySetRunner, batch: Batch) -> None:
+def _require_node(runner: Runner, batch: Batch) -> None:
     """Raise where the batch is about another version of the runner than this process has."""
-    if runner.get_node().pk != batch.node_id:
+    if node_of(runner).pk != batch.node_id:
         raise NotRegistered(
             f"{runner.label} has another version or configuration here than {batch.node}, which "
             "the batch is about. Request it again for the version that is deployed."
@@ -186,7 +184,7 @@ def _require_whole_number(name: str, value: Any, *, least: int) -> None:
         raise ValueError(f"{name} is {value!r}: it must be a number from {least} on, or None.")
 
 
-def _begin(runner: QuerySetRunner, trigger: Batch.Trigger, scope: Scope, **limits: Any) -> Batch:
+def _begin(runner: Runner, trigger: Batch.Trigger, scope: Scope, **limits: Any) -> Batch:
     return batches.begin(
         runner,
         trigger,
@@ -198,7 +196,7 @@ def _begin(runner: QuerySetRunner, trigger: Batch.Trigger, scope: Scope, **limit
 
 
 def _announced(
-    runner: QuerySetRunner, queryset: QuerySet[Any] | None, transcript: Transcript
+    runner: Runner, queryset: QuerySet[Any] | None, transcript: Transcript
 ) -> QuerySet[Any]:
     """The eligible rows, saying where they come from."""
     if queryset is None:
@@ -234,8 +232,8 @@ def _report(transcript: Transcript, pass_: Pass, batch: Batch, *, dry: bool) -> 
         transcript.started(outcome.planned)
 
 
-def _recorded(runner: QuerySetRunner, queryset: QuerySet[Any] | None, status: Run.Status) -> int:
+def _recorded(runner: Runner, queryset: QuerySet[Any] | None, status: Run.Status) -> int:
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    node_id = runner.get_node().pk
+    node_id = node_of(runner).pk
     planner = Planner(runner, node_id=node_id, priority=Chunk.Priority.BACKFILL, status=status)
     return sum(planner.plan(window).planned for window in windows(runner, rows, node_id=node_id))

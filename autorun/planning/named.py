@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import InterfaceError, OperationalError
 
 from autorun.conf import settings
 from autorun.declare import hooks
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
@@ -24,9 +26,6 @@ from autorun.state import tracing
 from autorun.state.keys import Key, key_kind
 from autorun.state.transactions import repeated_on_conflict, repeated_while_away
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
 logger = logging.getLogger(__name__)
 
 #: Upkeep may bring 500,000 at once, saved while no broker answered.
@@ -37,13 +36,13 @@ NOT_PLANNED = (
 
 
 def plan_keys(
-    runner: QuerySetRunner,
+    runner: Runner,
     keys: Collection[Any],
     *,
     priority: Chunk.Priority = Chunk.Priority.LIVE,
 ) -> Outcome:
     """Plan and release those rows of the base queryset whose primary keys are `keys`."""
-    node_id = runner.get_node().pk
+    node_id = node_of(runner).pk
     planner = Planner(runner, node_id=node_id, priority=priority)
     outcome = Outcome()
     with tracing.span("autorun.plan") as span:
@@ -57,7 +56,7 @@ def plan_keys(
 
 
 def plan_for_all(
-    runners: Iterable[QuerySetRunner],
+    runners: Iterable[Runner],
     keys: Collection[Any],
     *,
     priority: Chunk.Priority = Chunk.Priority.LIVE,
@@ -80,7 +79,7 @@ def plan_for_all(
 
 
 def plan_or_write_down(
-    runners: Iterable[QuerySetRunner],
+    runners: Iterable[Runner],
     keys: Collection[Key],
     *,
     priority: Chunk.Priority = Chunk.Priority.LIVE,
@@ -105,7 +104,7 @@ def plan_or_write_down(
             logger.exception(NOT_PLANNED, runner.label, len(keys))
 
 
-def _write_down(runner: QuerySetRunner, keys: Collection[Key]) -> None:
+def _write_down(runner: Runner, keys: Collection[Key]) -> None:
     """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
     model_label = runner.get_model()._meta.label
     try:
@@ -124,9 +123,7 @@ def _write_down(runner: QuerySetRunner, keys: Collection[Key]) -> None:
         )
 
 
-def candidates_named(
-    runner: QuerySetRunner, keys: Collection[Any], *, node_id: int
-) -> Candidates | None:
+def candidates_named(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candidates | None:
     """The eligible rows of these primary keys as candidates.
 
     None where they are too many for one window, or the input of one could not be prepared.
@@ -137,7 +134,7 @@ def candidates_named(
     return windows[0].candidates
 
 
-def _windows(runner: QuerySetRunner, keys: Collection[Any], *, node_id: int) -> Iterator[Window]:
+def _windows(runner: Runner, keys: Collection[Any], *, node_id: int) -> Iterator[Window]:
     """The eligible rows of these primary keys, so many at once as one short transaction plans."""
     primary_keys = _primary_keys(runner, keys)
     base = as_plain(runner, hooks.base_queryset(runner))
@@ -146,7 +143,7 @@ def _windows(runner: QuerySetRunner, keys: Collection[Any], *, node_id: int) -> 
         yield from whole(runner, eligible(runner, named, log_level=SILENT), node_id=node_id)
 
 
-def _primary_keys(runner: QuerySetRunner, keys: Collection[Any]) -> list[Any]:
+def _primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
     """`keys` as values of the primary key; what cannot be one is passed over, with a warning."""
     kind = key_kind(runner.get_model())
     primary_keys = []

@@ -6,25 +6,24 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
-from autorun.observe.progress import progress
 from autorun.planning import batches
 from autorun.planning.planner import Outcome, Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.state import tracing
+from autorun.state.counts import progress
 from autorun.state.crash_points import crash_point
 from autorun.state.transactions import repeated_on_conflict
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Pass:
 
     def __init__(
         self,
-        runner: QuerySetRunner,
+        runner: Runner,
         rows: QuerySet[Any],
         *,
         is_given: bool = False,
@@ -64,7 +63,7 @@ class Pass:
 
     def counted(self, *, limit: int | None) -> Batch:
         """An unsaved batch with what planning would do."""
-        batch = Batch(runner=self.runner.label, node=self.runner.get_node(), limit=limit)
+        batch = Batch(runner=self.runner.label, node=node_of(self.runner), limit=limit)
         planner = self._planner(batch)
         for window in self._windows(batch):
             self.outcome += planner.count(window)
@@ -156,7 +155,7 @@ class Pass:
         )
 
 
-def _has_undone(runner: QuerySetRunner) -> bool:
+def _has_undone(runner: Runner) -> bool:
     """Whether there is a run that failed for good or has not ended; the index says of neither."""
-    found = progress(runner)
+    found = progress(node_of(runner))
     return found.failed + found.unfinished > 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
 from autorun import signals
 from autorun.conf import settings
+from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
@@ -21,10 +21,6 @@ from autorun.state.encoding import ExceptionText, describe_exception
 from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.transactions import repeated_on_conflict
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
 
 _COUNTER = {
     Run.Status.SUCCEEDED: "succeeded",
@@ -67,7 +63,7 @@ class Planner:
     ignore them.
     """
 
-    runner: QuerySetRunner
+    runner: Runner
     node_id: int
     priority: Chunk.Priority
     selection: Selection = PENDING

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from autorun.conf import settings
 from autorun.declare import hooks
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.planning.looks import require_valid
 from autorun.planning.querysets import as_plain
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
@@ -21,7 +23,6 @@ from autorun.state.keys import key_kind
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
-    from autorun.runner import QuerySetRunner
 
 #: Rows whose input raises, and rows that the runner's filter or its dependencies leave out.
 UNPREPARED = "unprepared"
@@ -51,7 +52,7 @@ class Preview:
 
 
 def preview(
-    runner: QuerySetRunner,
+    runner: Runner,
     scope: Scope,
     queryset: QuerySet[Any] | None = None,
     *,
@@ -68,7 +69,7 @@ def preview(
     rows = eligible(runner, given, log_level=logging.DEBUG)
     counts: Counter[str] = Counter()
     found: dict[str, list[str]] = {reason: [] for reason in (*Reason, UNPREPARED)}
-    node = runner.get_node()
+    node = node_of(runner)
     for window in windows(runner, rows, node_id=node.pk):
         _look(runner, window, counts, found, samples)
     counts[FILTERED] = _number_in_scope(runner, given) - counts.total()
@@ -86,7 +87,7 @@ def preview(
 
 
 def _look(
-    runner: QuerySetRunner,
+    runner: Runner,
     window: Window,
     counts: Counter[str],
     found: dict[str, list[str]],
@@ -108,6 +109,6 @@ def _look(
             found[reason] += [str(kind.to_pk(key)) for key in keys]
 
 
-def _number_in_scope(runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+def _number_in_scope(runner: Runner, queryset: QuerySet[Any] | None) -> int:
     rows = hooks.base_queryset(runner) if queryset is None else queryset
     return as_plain(runner, rows).count()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import connections, models
 from django.db.models import Manager, Q, QuerySet
 
 from autorun.declare import hooks
+from autorun.declare.hooks import database_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import ImproperRunner
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
-
-def as_plain(runner: QuerySetRunner, queryset: Any) -> QuerySet[Any]:
+def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
     """The rows of `queryset` as an unsliced, uncombined queryset of the runner's model.
 
     Raises TypeError for what is no queryset of that model's rows, naming both models.
@@ -23,7 +22,7 @@ def as_plain(runner: QuerySetRunner, queryset: Any) -> QuerySet[Any]:
     if isinstance(queryset, Manager):
         queryset = queryset.all()
     _require_rows_of(runner, model, queryset)
-    rows: QuerySet[Any] = queryset.using(runner.get_database())
+    rows: QuerySet[Any] = queryset.using(database_of(runner))
     query = rows.query
     query.select_for_update = False
     is_other_model = rows.model._meta.concrete_model is not model._meta.concrete_model
@@ -32,7 +31,7 @@ def as_plain(runner: QuerySetRunner, queryset: Any) -> QuerySet[Any]:
     return rows
 
 
-def _require_rows_of(runner: QuerySetRunner, model: type[models.Model], queryset: Any) -> None:
+def _require_rows_of(runner: Runner, model: type[models.Model], queryset: Any) -> None:
     if not isinstance(queryset, QuerySet):
         raise TypeError(
             f"{runner.label} takes a queryset of {model._meta.label}, not "
@@ -44,7 +43,7 @@ def _require_rows_of(runner: QuerySetRunner, model: type[models.Model], queryset
             f"{runner.label} takes a queryset of {model._meta.label}, "
             f"not of {queryset.model._meta.label}."
         )
-    database = runner.get_database()
+    database = database_of(runner)
     # Only what was asked for by name: a router may give a queryset another replica each time.
     if getattr(queryset, "_db", None) is not None and queryset.db != database:
         raise ImproperRunner(

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import models
 
 from autorun.conf import settings
 from autorun.declare import hooks
+from autorun.declare.hooks import database_of, every_row
 from autorun.declare.nodes import node_of
+from autorun.declare.registry import dependencies_of
+from autorun.declare.runner import Runner
 from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
 from autorun.planning.querysets import as_plain
 from autorun.state.encoding import fingerprint_of
 from autorun.state.keys import Key, key_kind
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
 
 NOT_REPRESENTED = object()
 
@@ -38,13 +37,13 @@ class Row(NamedTuple):
     error: Exception | None = None
 
 
-def planned_by_database(runner: QuerySetRunner) -> bool:
+def planned_by_database(runner: Runner) -> bool:
     """Whether one SQL statement can plan this runner's rows; if not, Python looks at each."""
-    return fingerprints.computed_by_database(runner) and runner.get_database() == settings.DATABASE
+    return fingerprints.computed_by_database(runner) and database_of(runner) == settings.DATABASE
 
 
 def eligible(
-    runner: QuerySetRunner, queryset: models.QuerySet[Any] | None, *, log_level: int
+    runner: Runner, queryset: models.QuerySet[Any] | None, *, log_level: int
 ) -> models.QuerySet[Any]:
     """The rows that pass the runner's filter, and its dependencies where the database can tell.
 
@@ -58,7 +57,7 @@ def eligible(
 
 
 def load(
-    runner: QuerySetRunner, keys: Collection[Key], *, within_base: bool, log_level: int
+    runner: Runner, keys: Collection[Key], *, within_base: bool, log_level: int
 ) -> dict[Key, Row]:
     """Those of the rows named by `keys` that are still eligible, by key; one query for the rows.
 
@@ -66,13 +65,13 @@ def load(
     with a queryset of the caller's own.
     """
     kind = key_kind(runner.get_model())
-    base = hooks.base_queryset(runner) if within_base else runner.get_every_row()
+    base = hooks.base_queryset(runner) if within_base else every_row(runner)
     named = as_plain(runner, base).filter(pk__in=[kind.to_pk(key) for key in keys])
     found = fingerprinted(runner, eligible(runner, named, log_level=log_level))
     return {row.key: row for row in examined(runner, list(found))}
 
 
-def fingerprinted(runner: QuerySetRunner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """`queryset` with what `examined` needs to know of each instance."""
     kind = key_kind(runner.get_model())
     found = queryset
@@ -96,9 +95,7 @@ def _key_getter(instance: Any) -> Callable[[Any], Key]:
     return attrgetter("_autorun_key" if is_annotated else instance._meta.pk.attname)
 
 
-def in_pages(
-    runner: QuerySetRunner, queryset: models.QuerySet[Any], *, size: int
-) -> Iterator[list[Any]]:
+def in_pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> Iterator[list[Any]]:
     """The instances of `queryset`, `fingerprinted`, in the order of their keys.
 
     `size` of them at a time; the last page has fewer, and may be empty.
@@ -112,13 +109,13 @@ def in_pages(
         yield page
 
 
-def examined(runner: QuerySetRunner, instances: Sequence[Any]) -> Iterator[Row]:
+def examined(runner: Runner, instances: Sequence[Any]) -> Iterator[Row]:
     """Instances that `fingerprinted` gave as rows, without those whose dependencies are not met."""
     return (row for row in one_by_one(runner, instances) if row is not None)
 
 
 def one_by_one(
-    runner: QuerySetRunner,
+    runner: Runner,
     instances: Sequence[Any],
     *,
     represent: Callable[[Any], object] | None = None,
@@ -155,11 +152,11 @@ def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) ->
         return Row(key, instance, UNPREPARED, error=error)
 
 
-def _upstream_runs(runner: QuerySetRunner, keys: Collection[Key]) -> dict[Key, list[int]]:
+def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int]]:
     """For the keys on which every dependency has succeeded, the ids of those runs, in order."""
     kind = key_kind(runner.get_model())
     found: dict[Key, list[int]] = {key: [] for key in keys}
-    for dependency in runner.get_dependencies():
+    for dependency in dependencies_of(runner):
         lookup = {f"{kind.column}__in": list(found)}
         runs = Run.objects.filter(
             node_id=node_of(dependency).pk, is_current=True, status=Run.Status.SUCCEEDED, **lookup

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db.models import Q, QuerySet
 
 from autorun.declare import hooks
+from autorun.declare.hooks import every_row
+from autorun.declare.runner import Runner
 from autorun.exceptions import NotRegistered, RowsGone
 from autorun.planning.selection import Selection, selection_for
 from autorun.state.keys import key_kind
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
-
-
-Rows = Callable[["QuerySetRunner", Mapping[str, Any]], QuerySet[Any]]
+Rows = Callable[[Runner, Mapping[str, Any]], QuerySet[Any]]
 
 #: What gives the rows of a `source`, by its kind, to any process: whoever makes such scopes puts it
 #: here when it is imported. It raises RowsGone where they can no longer be told.
@@ -46,7 +44,7 @@ class Scope:
         """Raises ValueError for an unknown `only`."""
         return selection_for(self.only, force=self.force)
 
-    def queryset(self, runner: QuerySetRunner) -> QuerySet[Any] | None:
+    def queryset(self, runner: Runner) -> QuerySet[Any] | None:
         """The rows the scope names, unfiltered; None for the runner's base queryset.
 
         Raises NotRegistered for a filter the runner does not have, RowsGone for a source that is
@@ -56,7 +54,7 @@ class Scope:
             return _rows_from(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
-        rows = runner.get_every_row() if self.beyond_base else hooks.base_queryset(runner)
+        rows = every_row(runner) if self.beyond_base else hooks.base_queryset(runner)
         if self.filter is not None:
             rows = _named_filter(runner, self.filter)(rows)
         if self.pks is not None:
@@ -87,7 +85,7 @@ class Scope:
         return " ".join(words) + ", again" * self.force
 
 
-def _rows_from(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
+def _rows_from(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     find = SOURCES.get(str(source.get("kind")))
     if find is None:
         raise RowsGone(
@@ -97,7 +95,7 @@ def _rows_from(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[An
     return find(runner, source)
 
 
-def _named_filter(runner: QuerySetRunner, name: str) -> Callable[[QuerySet[Any]], QuerySet[Any]]:
+def _named_filter(runner: Runner, name: str) -> Callable[[QuerySet[Any]], QuerySet[Any]]:
     known = runner.FILTERS or {}
     if name not in known:
         names = ", ".join(sorted(known)) or "none"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.declare.hooks import database_of, every_row
+from autorun.declare.runner import Runner
 from autorun.declare.timeouts import calls_limited
 from autorun.planning import fingerprints
 from autorun.planning.batches import PLANNING_LEASES
 from autorun.planning.rows import Row, in_pages, key_of, one_by_one, planned_by_database
 from autorun.planning.statements import Candidates, candidates_in, candidates_of
 from autorun.state.keys import KeyKind, key_kind
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 #: Keys a window spans where the database plans it, and where Python looks at every row.
 DATABASE_WINDOW = 50_000
@@ -40,7 +39,7 @@ class Window:
 
 
 def windows(
-    runner: QuerySetRunner,
+    runner: Runner,
     queryset: QuerySet[Any],
     *,
     node_id: int,
@@ -56,7 +55,7 @@ def windows(
     return _python_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
 
 
-def whole(runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
+def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
     """An eligible `queryset` of few rows, in one window where the database plans it."""
     if not planned_by_database(runner):
         yield from _python_windows(runner, queryset, node_id=node_id, after="", up_to="")
@@ -66,16 +65,16 @@ def whole(runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int) -> I
     yield Window(candidates_in(queryset, fingerprint, node_id=node_id, kind=kind), "")
 
 
-def last_key(runner: QuerySetRunner) -> str:
+def last_key(runner: Runner) -> str:
     """The highest key of the runner's model, as text; '' where it has no rows."""
-    rows = runner.get_every_row().order_by("-pk")
+    rows = every_row(runner).order_by("-pk")
     kind = key_kind(runner.get_model())
     found = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
     return "" if found is None else str(found[0])
 
 
 def _database_windows(
-    runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
+    runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
     fingerprint = fingerprints.expression(runner)
@@ -97,11 +96,11 @@ def _database_windows(
 
 
 def _python_windows(
-    runner: QuerySetRunner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
+    runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
     # Another database may order other keys than integers in its own way.
-    has_bounds = kind.is_integer or runner.get_database() == settings.DATABASE
+    has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
     size = PYTHON_WINDOW
     is_last = False
     while not is_last:
@@ -126,7 +125,7 @@ def _python_windows(
         size = min(PYTHON_WINDOW, 2 * looked_at)
 
 
-def _looked_at(runner: QuerySetRunner, instances: Sequence[Any]) -> tuple[int, list[Row]]:
+def _looked_at(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:
     """As many of the instances as there is time for in one window: how many, and their rows."""
     seconds = _longest_look(runner)
     message = f"get_instance_representation() took longer than {seconds:g} s."
@@ -143,7 +142,7 @@ def _looked_at(runner: QuerySetRunner, instances: Sequence[Any]) -> tuple[int, l
     return looked_at, rows
 
 
-def _longest_look(runner: QuerySetRunner) -> float:
+def _longest_look(runner: Runner) -> float:
     """The seconds that preparing one row may take: TIMEOUT, or most of a batch's lease if shorter.
 
     A row that took longer than the lease would have the batch handed on again and again.
@@ -153,9 +152,9 @@ def _longest_look(runner: QuerySetRunner) -> float:
     return most if timeout is None else min(timeout, most)
 
 
-def _end_of_window(runner: QuerySetRunner, kind: KeyKind, *, after: str, up_to: str) -> str:
+def _end_of_window(runner: Runner, kind: KeyKind, *, after: str, up_to: str) -> str:
     """The key that ends a full window, or '' where fewer are left."""
-    rows = _between(kind, runner.get_every_row(), after=after, up_to=up_to).order_by("pk")
+    rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
     keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
     found = list(keys[DATABASE_WINDOW - 1 : DATABASE_WINDOW])
     return str(found[0]) if found else ""

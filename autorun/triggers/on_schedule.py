@@ -11,7 +11,7 @@ import datetime as dt
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import signals
 from django.apps import apps
@@ -21,11 +21,9 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.exceptions import ImproperRunner
 from autorun.triggers.entries import LARGEST_INTEGER, Entry, Marks, Timing, digest_of
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +135,7 @@ def _upkeep_entry() -> Entry:
     )
 
 
-def _sweep_entry(name: str, runner: QuerySetRunner) -> Entry | None:
+def _sweep_entry(name: str, runner: Runner) -> Entry | None:
     schedule = runner.get_schedule()
     if schedule is None:
         return None

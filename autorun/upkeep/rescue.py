@@ -15,7 +15,7 @@ from django.db.models import F
 from autorun import signals
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.declare.backoff import backoff_of
+from autorun.declare.hooks import backoff_of
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING
 
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Least
@@ -14,6 +13,7 @@ from django.db.models.functions import Least
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.releasing import (
     MOST_PUBLICATIONS,
@@ -34,9 +34,6 @@ from autorun.state.transactions import bounded_waits
 from autorun.upkeep.folding import fold_everywhere
 from autorun.upkeep.pruning import MOST_RUNS, prune
 from autorun.upkeep.rescue import rescue_expired
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +122,7 @@ def drain_spilled() -> int:
     return drained
 
 
-def _drain(
-    spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequence[QuerySetRunner]
-) -> int:
+def _drain(spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequence[Runner]) -> int:
     some = list(spilled.order_by("pk")[:AT_ONCE])
     keys = {key for trigger in some for key in trigger.keys}
     if not runners:
@@ -149,7 +144,7 @@ def planned_here() -> Q:
     return Q(runner="", model_label__in=registry.subscribed_models()) | Q(runner__in=labels)
 
 
-def _planning(model_label: str, label: str) -> list[QuerySetRunner]:
+def _planning(model_label: str, label: str) -> list[Runner]:
     """The runners that a spilled trigger is for: those of its model, or the one it names."""
     if not label:
         return registry.subscribers(model_label)

@@ -65,10 +65,10 @@ LONGEST, MOST_STATEMENTS = 0.2, 12
 def no_broker(monkeypatch) -> None:
     """Whatever is started waits: nobody is there to work it off."""
     from autorun.admin import runners
-    from autorun.control import runs
+    from autorun.control import interventions
     from autorun.dispatch import releasing
 
-    for module in (releasing, runs, runners):
+    for module in (releasing, interventions, runners):
         monkeypatch.setattr(module, "publish", lambda messages: None)
 
 

@@ -41,10 +41,10 @@ from autorun.execution.interruption import Termination
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
-from autorun.observe.progress import Progress
 from autorun.planning import batches, looks
 from autorun.state import crash_points
 from autorun.state.clock import from_now
+from autorun.state.counts import Progress
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue_expired

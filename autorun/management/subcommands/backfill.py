@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.core.management.base import CommandError
 
 from autorun.conf import settings
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.management.subcommands.batches import as_json
 from autorun.management.subcommands.plan import add_scope, scope_of
@@ -30,9 +32,7 @@ from autorun.models import Batch
 from autorun.planning.looks import backfill_now
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
+from autorun.state.counts import progress
 
 
 class Backfill(OnRows):
@@ -57,7 +57,7 @@ class Backfill(OnRows):
         add_queue(parser)
         add_format(parser)
 
-    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, **options: Any) -> None:
         is_json = options["format"] == "json"
         require_watchable(options)
         scope = scope_of(options)
@@ -126,12 +126,12 @@ class Backfill(OnRows):
                 f"Give it up: manage.py autorun cancel {batch.pk}"
             )
 
-    def _tell_of_failed(self, runner: QuerySetRunner, scope: Scope) -> None:
+    def _tell_of_failed(self, runner: Runner, scope: Scope) -> None:
         """Say what a backfill of all pending rows leaves alone."""
         is_whole = scope.filter is None and scope.pks is None
         if not is_whole or scope.only is not None or scope.force:
             return
-        if failed := runner.progress().failed:
+        if failed := progress(node_of(runner)).failed:
             self.terminal.say(
                 (f"{plural(failed, 'row')} that failed for good ", "red"),
                 ("was" if failed == 1 else "were", "red"),

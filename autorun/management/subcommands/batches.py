@@ -8,7 +8,7 @@ from autorun.management.subcommands.subcommand import Subcommand, add_format, po
 from autorun.management.subcommands.terminal import moment
 from autorun.models import Batch
 from autorun.observe.listing import EMPTY_SWEEP
-from autorun.observe.progress import BatchCounts, batch_counts
+from autorun.state.counts import BatchCounts, batch_counts
 
 TRIGGERS = {"code": "run"}
 STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}

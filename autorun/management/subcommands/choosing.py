@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from autorun.declare.runner import Runner
 from autorun.management.subcommands.subcommand import add_within
 from autorun.observe.failures import classes_of, failed_runs
 from autorun.planning.querysets import as_plain
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from autorun.models import Run
-    from autorun.runner import QuerySetRunner
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def is_choice(options: dict[str, Any]) -> bool:
 
 
 def chosen_runs(
-    runner: QuerySetRunner, options: dict[str, Any], *, queryset: QuerySet[Any] | None
+    runner: Runner, options: dict[str, Any], *, queryset: QuerySet[Any] | None
 ) -> Iterator[list[Run]]:
     """The failed runs that the arguments of `add_choice` name, a few thousand at a time.
 
@@ -50,7 +50,7 @@ def chosen_runs(
         yield [run for pk, run in by_pk.items() if pk in present]
 
 
-def what_else_failed(runner: QuerySetRunner, exception_class: str | None) -> str:
+def what_else_failed(runner: Runner, exception_class: str | None) -> str:
     """What to say where nothing was found that `exception_class` was raised by: what was raised."""
     raised = classes_of(runner)
     if exception_class is None or exception_class in raised or not raised:

@@ -6,6 +6,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from autorun.declare import registry
+from autorun.declare.hooks import every_row
 from autorun.management.subcommands.subcommand import (
     ConditionNotMet,
     Subcommand,
@@ -15,7 +16,7 @@ from autorun.management.subcommands.subcommand import (
     primary_key,
 )
 from autorun.models import Run
-from autorun.observe.explanation import Explanation
+from autorun.observe.explanation import Explanation, explain
 
 STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "parked": "magenta"}
 
@@ -36,10 +37,10 @@ class Explain(Subcommand):
     def handle(self, **options: Any) -> None:
         runner = registry.get(options["runner"])
         model = runner.get_model()
-        instance = runner.get_every_row().filter(pk=primary_key(runner, options["pk"])).first()
+        instance = every_row(runner).filter(pk=primary_key(runner, options["pk"])).first()
         if instance is None:
             raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")
-        explanation = runner.explain(instance)
+        explanation = explain(runner, instance)
         if options["format"] == "json":
             self.terminal.json(
                 {

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from autorun.declare import registry
+from autorun.declare.nodes import node_of
 from autorun.management.subcommands.subcommand import (
     ConditionNotMet,
     Subcommand,
@@ -44,7 +45,7 @@ class Failures(Subcommand):
         groups = group_failures(
             runner, within=options["within"], including_retried=options["including_retried"]
         )
-        labels = labels_of(groups) | ({runner.get_node().pk: runner.label} if runner else {})
+        labels = labels_of(groups) | ({node_of(runner).pk: runner.label} if runner else {})
         if options["format"] == "json":
             self.terminal.json(
                 [{"runner": labels.get(group.node_id), **asdict(group)} for group in groups]

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from autorun.control import runners
+from autorun.control import halting
 from autorun.declare import registry
 from autorun.management.subcommands.subcommand import LARGEST_KEY, Subcommand, requested_by
 from autorun.management.subcommands.terminal import plural
@@ -57,7 +57,7 @@ class Pause(_Holding):
 
     def hold_runner(self, label: str) -> None:
         runner = registry.get(label)
-        was = "" if runners.pause(runner) else " already"
+        was = "" if halting.pause(runner) else " already"
         self.terminal.say((label, "bold"), f" is paused{was}; what is in flight goes on.")
         self.terminal.hint(f"manage.py autorun resume {label}")
 
@@ -74,7 +74,7 @@ class Resume(_Holding):
         self.terminal.say((f"Batch {batch.pk}", "bold"), " goes on.")
 
     def hold_runner(self, label: str) -> None:
-        resumed = runners.resume(registry.get(label))
+        resumed = halting.resume(registry.get(label))
         self.terminal.say((label, "bold"), " goes on." if resumed else " was not paused.")
 
 
@@ -97,5 +97,5 @@ class Cancel(_Holding):
     def hold_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, naming those there are
-        number = runners.cancel(label, reason=f"Cancelled by {requested_by()}.")
+        number = halting.cancel(label, reason=f"Cancelled by {requested_by()}.")
         self.terminal.say((label, "bold"), f": {plural(number, 'run')} cancelled.")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.management.base import CommandError
 
-from autorun.control import runs
+from autorun.control import interventions
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.management.subcommands.choosing import (
     add_choice,
     chosen_runs,
@@ -24,12 +26,13 @@ from autorun.management.subcommands.subcommand import (
     add_runner,
 )
 from autorun.management.subcommands.terminal import plural
+from autorun.planning.looks import adopt, ignore
+from autorun.planning.pending import pending
 from autorun.planning.scope import Scope
+from autorun.state.counts import progress
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
-
-    from autorun.runner import QuerySetRunner
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Marking(OnRows):
     def add_choice(cls, parser: argparse.ArgumentParser) -> None:
         """Declare what else there is to choose; by default nothing."""
 
-    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, **options: Any) -> None:
         scope = Scope(filter=options["filter"], pks=tuple(options["keys"]) or None)
         found = self.find(runner, scope.queryset(runner), options)
         is_json = options["format"] == "json"
@@ -87,17 +90,17 @@ class _Marking(OnRows):
             self.terminal.say((runner.label, "bold"), f": {what} {self.outcome}.")
 
     def find(
-        self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
+        self, runner: Runner, queryset: QuerySet[Any] | None, options: dict[str, Any]
     ) -> _Found:
         """What there is to settle among the rows of `queryset`, or of all."""
-        number = runner.pending(queryset).count()
+        number = pending(runner, queryset).count()
         return _Found(number, "pending row", lambda: self.mark(runner, queryset))
 
-    def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
+    def mark(self, runner: Runner, queryset: QuerySet[Any] | None) -> int:
         """Settle pending rows; how many."""
         raise NotImplementedError
 
-    def _is_confirmed(self, runner: QuerySetRunner, what: str) -> bool:
+    def _is_confirmed(self, runner: Runner, what: str) -> bool:
         """What somebody answers. Raises CommandError where there is nobody to ask."""
         deed = self.question.format(what=what)
         if not self.terminal.can_ask:
@@ -107,7 +110,7 @@ class _Marking(OnRows):
             )
         return self.terminal.confirm(f"{runner.label}: {deed}?")
 
-    def _say_json(self, runner: QuerySetRunner, *, rows: int, is_dry: bool) -> None:
+    def _say_json(self, runner: Runner, *, rows: int, is_dry: bool) -> None:
         self.terminal.json({"runner": runner.label, "rows": rows, "dry": is_dry})
 
 
@@ -119,8 +122,8 @@ class Adopt(_Marking):
     question = "record {what} as up to date without running them"
     outcome = "recorded as up to date"
 
-    def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
-        return runner.adopt(queryset)
+    def mark(self, runner: Runner, queryset: QuerySet[Any] | None) -> int:
+        return adopt(runner, queryset)
 
 
 class Ignore(_Marking):
@@ -139,26 +142,26 @@ class Ignore(_Marking):
         add_choice(parser)
 
     def find(
-        self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
+        self, runner: Runner, queryset: QuerySet[Any] | None, options: dict[str, Any]
     ) -> _Found:
         if not (options["failed"] or is_choice(options)):
             return self._find_pending(runner, queryset, options)
         number = sum(map(len, chosen_runs(runner, options, queryset=queryset)))
 
         def settle() -> int:
-            return runs.ignore(chosen_runs(runner, options, queryset=queryset))
+            return interventions.ignore(chosen_runs(runner, options, queryset=queryset))
 
         hint = "" if number else what_else_failed(runner, options["exception"])
         return _Found(number, "failed run", settle, hint)
 
-    def mark(self, runner: QuerySetRunner, queryset: QuerySet[Any] | None) -> int:
-        return runner.ignore(queryset)
+    def mark(self, runner: Runner, queryset: QuerySet[Any] | None) -> int:
+        return ignore(runner, queryset)
 
     def _find_pending(
-        self, runner: QuerySetRunner, queryset: QuerySet[Any] | None, options: dict[str, Any]
+        self, runner: Runner, queryset: QuerySet[Any] | None, options: dict[str, Any]
     ) -> _Found:
         found = super().find(runner, queryset, options)
-        if found.number or not runner.progress().failed:
+        if found.number or not progress(node_of(runner)).failed:
             return found
         return replace(
             found,

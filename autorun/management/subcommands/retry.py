@@ -3,7 +3,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from autorun.control import runs
+from autorun.control import interventions
+from autorun.declare.runner import Runner
 from autorun.management.subcommands.batches import as_json
 from autorun.management.subcommands.choosing import (
     add_choice,
@@ -21,10 +22,11 @@ from autorun.management.subcommands.subcommand import (
 )
 from autorun.management.subcommands.terminal import plural
 from autorun.management.subcommands.watching import add_watch, require_watchable, watch
+from autorun.planning.looks import backfill_now
+from autorun.planning.scope import Scope
 
 if TYPE_CHECKING:
-    from autorun.control.runs import Retried
-    from autorun.runner import QuerySetRunner
+    from autorun.control.interventions import Retried
 
 
 class Retry(OnRows):
@@ -44,12 +46,17 @@ class Retry(OnRows):
         add_watch(parser)
         add_format(parser)
 
-    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, **options: Any) -> None:
         require_watchable(options)
         if is_choice(options):
             self._retry_chosen(runner, options)
             return
-        batch = runner.retry(rows_of(runner, options["keys"]), requested_by=requested_by())
+        batch = backfill_now(
+            runner,
+            Scope(only="failed"),
+            rows_of(runner, options["keys"]),
+            requested_by=requested_by(),
+        )
         if options["format"] == "json":
             self.terminal.json(as_json(batch))
             return
@@ -60,9 +67,9 @@ class Retry(OnRows):
         if options["watch"]:
             watch(batch, self.terminal, check=options["check"])
 
-    def _retry_chosen(self, runner: QuerySetRunner, options: dict[str, Any]) -> None:
+    def _retry_chosen(self, runner: Runner, options: dict[str, Any]) -> None:
         chosen = chosen_runs(runner, options, queryset=rows_of(runner, options["keys"]))
-        retried = runs.retry(chosen, requested_by=requested_by())
+        retried = interventions.retry(chosen, requested_by=requested_by())
         if options["format"] == "json":
             self.terminal.json([as_json(batch) for batch in retried.batches])
             return

@@ -4,9 +4,11 @@ import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autorun.declare import transcript
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.management.subcommands.batches import as_json
 from autorun.management.subcommands.subcommand import (
     OnRows,
@@ -17,9 +19,8 @@ from autorun.management.subcommands.subcommand import (
     rows_of,
 )
 from autorun.management.subcommands.terminal import Terminal, plural
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
+from autorun.planning.looks import run_now
+from autorun.state.counts import progress
 
 
 class Run(OnRows):
@@ -38,10 +39,11 @@ class Run(OnRows):
         )
         add_format(parser)
 
-    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, **options: Any) -> None:
         queryset = rows_of(runner, options["keys"])
         if options["format"] == "json":
-            batch = runner.run(
+            batch = run_now(
+                runner,
                 queryset,
                 max_total=options["max_total"],
                 dry=options["dry"],
@@ -50,13 +52,19 @@ class Run(OnRows):
             self.terminal.json(as_json(batch))
             return
         with _shown_on(self.terminal):
-            batch = runner.run(queryset, max_total=options["max_total"], dry=options["dry"])
+            batch = run_now(
+                runner,
+                queryset,
+                max_total=options["max_total"],
+                dry=options["dry"],
+                log_level=logging.INFO,
+            )
         if not options["dry"] and batch.planned:
             self.terminal.hint(
                 f"Batch {batch.pk}, {plural(batch.planned, 'run')}. "
                 f"Watch: manage.py autorun status {runner.label} --watch"
             )
-        if not options["dry"] and queryset is None and runner.progress().failed:
+        if not options["dry"] and queryset is None and progress(node_of(runner)).failed:
             self.terminal.hint(
                 f"Run again what failed for good: manage.py autorun retry {runner.label}"
             )

@@ -4,7 +4,7 @@ import argparse
 import datetime as dt
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.schedules import crontab
 from django.core.management.base import CommandError
@@ -12,6 +12,8 @@ from django.db import Error as DatabaseError
 from rich.live import Live
 from rich.text import Text
 
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands.subcommand import (
     ConditionNotMet,
@@ -23,10 +25,8 @@ from autorun.management.subcommands.subcommand import (
 )
 from autorun.management.subcommands.terminal import Terminal, moment, number, seconds
 from autorun.models import Node
-from autorun.observe.progress import Progress
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
+from autorun.planning.pending import pending
+from autorun.state.counts import Progress, progress
 
 BAR = 16
 #: Counting the pending rows may take no more than this part of the time that `--watch` runs.
@@ -129,7 +129,7 @@ class Status(Subcommand):
         if any(state.pending for state in states):
             self.terminal.hint("Start what is pending: manage.py autorun sweep RUNNER")
 
-    def _watch(self, runners: list[QuerySetRunner], interval: float, *, with_pending: bool) -> None:
+    def _watch(self, runners: list[Runner], interval: float, *, with_pending: bool) -> None:
         watched = _Watched(runners, with_pending=with_pending)
         try:
             if not self.terminal.is_interactive:
@@ -147,7 +147,7 @@ class Status(Subcommand):
 class _Watched:
     """Looks again and again, and counts pending rows only as often as that is cheap."""
 
-    def __init__(self, runners: list[QuerySetRunner], *, with_pending: bool) -> None:
+    def __init__(self, runners: list[Runner], *, with_pending: bool) -> None:
         self.runners = runners
         self.with_pending = with_pending
         self._pending: dict[str, int | None] = {}
@@ -167,7 +167,7 @@ class _Watched:
         ]
 
 
-def look(runner: QuerySetRunner, *, with_pending: bool) -> State:
+def look(runner: Runner, *, with_pending: bool) -> State:
     """What is the case with a runner now."""
     known: dict[str, Any] = {
         "runner": runner.label,
@@ -179,11 +179,11 @@ def look(runner: QuerySetRunner, *, with_pending: bool) -> State:
         known["analysis"] = str(runner.get_analysis())
         known["model"] = runner.get_model()._meta.label
         known["schedule"] = schedule_text(runner.get_schedule())
-        node = Node.objects.get(pk=runner.get_node().pk)
+        node = Node.objects.get(pk=node_of(runner).pk)
         return State(
             **known,
-            progress=runner.progress(),
-            pending=runner.pending().count() if with_pending else None,
+            progress=progress(node),
+            pending=pending(runner).count() if with_pending else None,
             paused_at=node.paused_at,
             run_seconds=node.run_seconds,
         )

@@ -14,13 +14,14 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 
 from autorun.declare import hooks, registry
+from autorun.declare.hooks import every_row
+from autorun.declare.runner import Runner
 from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from autorun.management.subcommands.terminal import Terminal
-    from autorun.runner import QuerySetRunner
 
 CONDITION_NOT_MET = 3
 KEYS_AT_ONCE = 10_000
@@ -96,7 +97,7 @@ class OnRows(Subcommand):
             raise CommandError(f"There is no {label} with the key {keys}.")
 
     @abstractmethod
-    def handle_rows(self, runner: QuerySetRunner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, **options: Any) -> None:
         """Do it to the rows, some of which there are."""
 
 
@@ -184,7 +185,7 @@ def duration(text: str) -> dt.timedelta:
     return time
 
 
-def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
+def rows_of(runner: Runner, keys: list[str]) -> QuerySet[Any] | None:
     """The rows of these primary keys; None, for all rows, where there are no keys.
 
     Raises CommandError for what cannot be a primary key.
@@ -195,7 +196,7 @@ def rows_of(runner: QuerySetRunner, keys: list[str]) -> QuerySet[Any] | None:
     return hooks.base_queryset(runner).filter(pk__in=primary_keys)
 
 
-def absent_keys(runner: QuerySetRunner, keys: list[str]) -> list[str]:
+def absent_keys(runner: Runner, keys: list[str]) -> list[str]:
     """Those of the keys, as they were typed, that no row of the runner's model has.
 
     Raises CommandError for what cannot be a primary key.
@@ -204,12 +205,12 @@ def absent_keys(runner: QuerySetRunner, keys: list[str]) -> list[str]:
     found: set[Any] = set()
     for begin in range(0, len(wanted), KEYS_AT_ONCE):
         some = list(wanted)[begin : begin + KEYS_AT_ONCE]
-        rows = runner.get_every_row().filter(pk__in=some)
+        rows = every_row(runner).filter(pk__in=some)
         found.update(rows.values_list("pk", flat=True))
     return [key for pk, key in wanted.items() if pk not in found]
 
 
-def primary_key(runner: QuerySetRunner, text: str) -> Any:
+def primary_key(runner: Runner, text: str) -> Any:
     """`text` as a primary key of the runner's model. Raises CommandError for what is none."""
     kind = key_kind(runner.get_model())
     try:
@@ -224,7 +225,7 @@ def primary_key(runner: QuerySetRunner, text: str) -> Any:
         ) from None
 
 
-def chosen_runners(labels: list[str]) -> list[QuerySetRunner]:
+def chosen_runners(labels: list[str]) -> list[Runner]:
     """The runners of these labels, or all. Raises NotRegistered, which names those there are."""
     return [registry.get(label) for label in labels] if labels else registry.runners()
 

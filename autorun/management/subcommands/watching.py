@@ -19,8 +19,8 @@ from rich.progress import (
 from autorun.management.subcommands.subcommand import ConditionNotMet, add_check
 from autorun.management.subcommands.terminal import Terminal, plural
 from autorun.models import Batch, Node
-from autorun.observe.progress import BatchCounts
 from autorun.planning.batches import counts
+from autorun.state.counts import BatchCounts
 
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # where every look is a line of its own

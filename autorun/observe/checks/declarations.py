@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from django.apps import AppConfig, apps
 from django.core.checks import CheckMessage
@@ -13,14 +13,12 @@ from django.db.models import CharField, Field, IntegerField, Model, TextField, U
 
 from autorun import analysis as analyses
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Run
 from autorun.observe.checks.problems import error, place, runners_in, shown
 from autorun.state.encoding import encode_configuration
 from autorun.state.keys import key_kind
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 
 def check_declarations(
@@ -35,12 +33,12 @@ def check_declarations(
     return found
 
 
-def model_of(runner: QuerySetRunner) -> type[Model] | None:
+def model_of(runner: Runner) -> type[Model] | None:
     """The runner's model, or None where a check of this module complains about it."""
     return None if list(_model(runner)) else runner.get_model()
 
 
-def analysis_of(runner: QuerySetRunner) -> analyses.Analysis | None:
+def analysis_of(runner: Runner) -> analyses.Analysis | None:
     """The runner's analysis, or None where a check of this module complains about it."""
     return None if list(_named_analysis(runner)) else runner.get_analysis()
 
@@ -58,7 +56,7 @@ def _without_model(app_configs: Sequence[AppConfig] | None) -> Iterator[CheckMes
             )
 
 
-def _model(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _model(runner: Runner) -> Iterator[CheckMessage]:
     model = runner.DATA_MODEL
     if not (inspect.isclass(model) and issubclass(model, Model)):
         yield error(
@@ -86,7 +84,7 @@ def _model(runner: QuerySetRunner) -> Iterator[CheckMessage]:
         )
 
 
-def _keys(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _keys(runner: Runner) -> Iterator[CheckMessage]:
     model = model_of(runner)
     if model is None:
         return
@@ -117,7 +115,7 @@ def _leads_back(field: Field[Any, Any]) -> bool:
 
 
 def _long_keys(
-    runner: QuerySetRunner, model: type[Model], field: Field[Any, Any]
+    runner: Runner, model: type[Model], field: Field[Any, Any]
 ) -> Iterator[CheckMessage]:
     most = Run._meta.get_field("object_key").max_length or 0
     is_unlimited = isinstance(field, TextField) or (
@@ -143,7 +141,7 @@ def _why_without_table(model: type[Model]) -> tuple[str, str] | None:
     return None
 
 
-def _analysis(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _analysis(runner: Runner) -> Iterator[CheckMessage]:
     yield from _named_analysis(runner)
     yield from _input_key(runner)
     configuration: list[dict[str, Any]] = []
@@ -155,7 +153,7 @@ def _analysis(runner: QuerySetRunner) -> Iterator[CheckMessage]:
         yield error(runner, "E008", problem.message, problem.hint)
 
 
-def _named_analysis(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     # From the class: a function would come as a bound method from the instance.
     given: Any = type(runner).ANALYSIS
     declared: Any = getattr(given, "analysis", given)
@@ -209,7 +207,7 @@ def _version_advice(title: str, version: object) -> str:
     return " or ".join(map(repr, versions)) or "a version, such as '1.0'"
 
 
-def _input_key(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _input_key(runner: Runner) -> Iterator[CheckMessage]:
     key: Any = runner.INPUT_KEY
     if _is_name(key):
         return
@@ -228,7 +226,7 @@ def _is_name(key: Any) -> TypeGuard[str]:
     return isinstance(key, str) and bool(key)
 
 
-def _configuration(runner: QuerySetRunner, found: list[dict[str, Any]]) -> Iterator[CheckMessage]:
+def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[CheckMessage]:
     """Complaints about the configuration; where there are none, it is added to `found`."""
     declared: Any = runner.ANALYSIS_CONFIGURATION
     advice = f"Edit ANALYSIS_CONFIGURATION or create_configuration() of {place(runner)}"

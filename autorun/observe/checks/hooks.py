@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
@@ -13,15 +13,13 @@ from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
 
 from autorun.declare.hooks import is_of
+from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.observe.checks.databases import queries_refused
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
 from autorun.observe.checks.problems import error, place, runners_in, shown
 from autorun.planning.querysets import as_plain
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 #: What each hook is called with: positional arguments, then names of keyword arguments.
 CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -60,7 +58,7 @@ def check_hooks(
     return found
 
 
-def _signature(runner: QuerySetRunner, name: str) -> CheckMessage | None:
+def _signature(runner: Runner, name: str) -> CheckMessage | None:
     if not runner.overrides(name):
         return None
     method = getattr(runner, name)
@@ -86,7 +84,7 @@ def _signature(runner: QuerySetRunner, name: str) -> CheckMessage | None:
 
 
 def _querysets(
-    runner: QuerySetRunner, model: type[Model], improper: Collection[str]
+    runner: Runner, model: type[Model], improper: Collection[str]
 ) -> Iterator[CheckMessage]:
     if "get_base_queryset" in improper:
         return
@@ -101,7 +99,7 @@ def _querysets(
         yield from _filter(runner, model, base.value)
 
 
-def _filter(runner: QuerySetRunner, model: type[Model], base: Any) -> Iterator[CheckMessage]:
+def _filter(runner: Runner, model: type[Model], base: Any) -> Iterator[CheckMessage]:
     rows = _called(as_plain, runner, base)
     if not rows.is_known:
         return
@@ -125,9 +123,7 @@ def _filter(runner: QuerySetRunner, model: type[Model], base: Any) -> Iterator[C
         )
 
 
-def _given(
-    runner: QuerySetRunner, name: str, found: Called, model: type[Model]
-) -> Iterator[CheckMessage]:
+def _given(runner: Runner, name: str, found: Called, model: type[Model]) -> Iterator[CheckMessage]:
     """Complaints about a hook that raises, or gives no queryset of the model."""
     if found.error is not None:
         yield _raised(runner, name, found.error)
@@ -175,7 +171,7 @@ def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called
     return Called(has_queried=True) if refusal.is_needed else found
 
 
-def _computed(runner: QuerySetRunner, name: str) -> Iterator[CheckMessage]:
+def _computed(runner: Runner, name: str) -> Iterator[CheckMessage]:
     arguments, expected = COMPUTED[name]
     found = _called(getattr(runner, name), *arguments)
     if found.error is not None:
@@ -189,7 +185,7 @@ def _computed(runner: QuerySetRunner, name: str) -> Iterator[CheckMessage]:
         )
 
 
-def _raised(runner: QuerySetRunner, name: str, problem: Exception) -> CheckMessage:
+def _raised(runner: Runner, name: str, problem: Exception) -> CheckMessage:
     return error(
         runner,
         "E011",

@@ -9,11 +9,11 @@ from typing import Any
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
 
+from autorun.declare.runner import Runner
 from autorun.observe.checks.hooks import CALLS
 from autorun.observe.checks.problems import error, misspelt, place, runners_in, warning
-from autorun.runner import QuerySetRunner
 
-OPTIONS = frozenset(name for name in vars(QuerySetRunner) if name.isupper())
+OPTIONS = frozenset(name for name in vars(Runner) if name.isupper())
 #: How alike an unknown name must be for its warning to mention the option.
 SOMEWHAT_ALIKE = 0.6
 #: How alike a method's name and a hook's are when the one is taken for the other's misspelling.
@@ -29,14 +29,14 @@ def check_names(
         cls: None
         for runner in runners_in(app_configs)
         for cls in type(runner).__mro__
-        if not issubclass(QuerySetRunner, cls)
+        if not issubclass(Runner, cls)
     }
     return [found for cls in classes for found in _names(cls)]
 
 
 def _names(cls: type) -> Iterator[CheckMessage]:
     for name, value in vars(cls).items():
-        if name.startswith("_") or hasattr(QuerySetRunner, name):
+        if name.startswith("_") or any(hasattr(base, name) for base in cls.__bases__):
             continue
         if name.isupper():
             yield _unknown(cls, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
@@ -12,6 +12,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Q
 
 from autorun.declare.options import BY_SETTING
+from autorun.declare.runner import Runner
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import (
     BOOLEAN,
@@ -25,9 +26,6 @@ from autorun.observe.checks.expectations import (
     text,
 )
 from autorun.observe.checks.problems import error, place, runners_in, shown
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 EXPECTED: Mapping[str, Expectation] = {
     "ON_SAVE": BOOLEAN,
@@ -58,7 +56,7 @@ def check_options(
     return found
 
 
-def _values(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _values(runner: Runner) -> Iterator[CheckMessage]:
     for name, expected in EXPECTED.items():
         value = getattr(runner, name)
         if value is not BY_SETTING and not expected.holds(value):
@@ -70,7 +68,7 @@ def _values(runner: QuerySetRunner) -> Iterator[CheckMessage]:
             )
 
 
-def _schedule(runner: QuerySetRunner) -> Iterator[CheckMessage]:
+def _schedule(runner: Runner) -> Iterator[CheckMessage]:
     value = runner.SCHEDULE
     if value is not BY_SETTING and not SCHEDULE.holds(value):
         yield error(
@@ -81,7 +79,7 @@ def _schedule(runner: QuerySetRunner) -> Iterator[CheckMessage]:
         )
 
 
-def _input_fields(runner: QuerySetRunner, model: type[Model]) -> Iterator[CheckMessage]:
+def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     names = runner.INPUT_FIELDS
     if names is None:
         return
@@ -147,7 +145,7 @@ def _unknown_field(model: type[Model], path: str, name: str) -> tuple[str, str]:
     )
 
 
-def _queries(runner: QuerySetRunner, model: type[Model]) -> Iterator[CheckMessage]:
+def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     """Complaints about BASE_QUERY and FILTERS."""
     base = runner.BASE_QUERY
     problem = None if base is None else _query_problem(model, base)

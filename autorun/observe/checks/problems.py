@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.apps import AppConfig, apps
 from django.core import checks
 from django.core.checks import CheckMessage
 
 from autorun.declare import registry
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
+from autorun.declare.runner import Runner
 
 #: How alike two names are when one is taken for the other's misspelling.
 ALIKE = 0.8
@@ -36,7 +34,7 @@ def place(where: object) -> str | None:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def runners_in(app_configs: Iterable[AppConfig] | None) -> Iterator[QuerySetRunner]:
+def runners_in(app_configs: Iterable[AppConfig] | None) -> Iterator[Runner]:
     """The registered runners, of those apps only where any are given."""
     chosen = None if app_configs is None else set(app_configs)
     for runner in registry.runners():

@@ -12,10 +12,11 @@ from django.db import Error as DatabaseError
 from django.db.models import Model
 
 from autorun.declare import registry
+from autorun.declare.nodes import configuration_of, digest_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import NotRegistered
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, runners_in, shown, warning
-from autorun.runner import QuerySetRunner
 
 
 def check_relations(
@@ -23,7 +24,7 @@ def check_relations(
 ) -> list[CheckMessage]:
     """E018-E021 and W002: DEPENDS_ON, and runners of one node that would undo each other's work."""
     found: list[CheckMessage] = []
-    upstream: dict[str, list[QuerySetRunner]] = {}
+    upstream: dict[str, list[Runner]] = {}
     for runner in registry.runners():
         upstream[runner.label] = list(_upstream(runner, []))
     for runner in runners_in(app_configs):
@@ -39,7 +40,7 @@ def check_relations(
     return found
 
 
-def _upstream(runner: QuerySetRunner, complaints: list[CheckMessage]) -> Iterator[QuerySetRunner]:
+def _upstream(runner: Runner, complaints: list[CheckMessage]) -> Iterator[Runner]:
     """The runners in DEPENDS_ON that there are; what is no runner is complained about."""
     declared = runner.DEPENDS_ON
     if not isinstance(declared, (tuple, list)):
@@ -59,7 +60,7 @@ def _upstream(runner: QuerySetRunner, complaints: list[CheckMessage]) -> Iterato
                 continue
             except NotRegistered as missing:
                 problem = str(missing)
-        elif isinstance(each, type) and issubclass(each, QuerySetRunner):
+        elif isinstance(each, type) and issubclass(each, Runner):
             if registry.find(each.get_label()) is not None:
                 yield each()
                 continue
@@ -82,9 +83,7 @@ def _written(declared: Any) -> str:
     return declared.__name__ if is_class else repr(declared) if declared else "OtherRunner"
 
 
-def _cycles(
-    runner: QuerySetRunner, upstream: Mapping[str, list[QuerySetRunner]]
-) -> Iterator[CheckMessage]:
+def _cycles(runner: Runner, upstream: Mapping[str, list[Runner]]) -> Iterator[CheckMessage]:
     path = _path_back(runner.label, [runner.label], upstream, set())
     if path:
         yield error(
@@ -97,7 +96,7 @@ def _cycles(
 
 
 def _path_back(
-    start: str, path: list[str], upstream: Mapping[str, list[QuerySetRunner]], seen: set[str]
+    start: str, path: list[str], upstream: Mapping[str, list[Runner]], seen: set[str]
 ) -> list[str] | None:
     for other in upstream.get(path[-1], ()):
         if other.label == start:
@@ -110,9 +109,7 @@ def _path_back(
     return None
 
 
-def _other_models(
-    runner: QuerySetRunner, upstream: Sequence[QuerySetRunner]
-) -> Iterator[CheckMessage]:
+def _other_models(runner: Runner, upstream: Sequence[Runner]) -> Iterator[CheckMessage]:
     model = model_of(runner)
     for other in upstream:
         other_model = model_of(other)
@@ -140,12 +137,12 @@ def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
     return True
 
 
-def _by_node() -> list[list[QuerySetRunner]]:
+def _by_node() -> list[list[Runner]]:
     """The runners that share a node with another, node by node."""
-    found: dict[str, list[QuerySetRunner]] = defaultdict(list)
+    found: dict[str, list[Runner]] = defaultdict(list)
     for runner in registry.runners():
         try:
-            found[runner.get_digest()].append(runner)
+            found[digest_of(runner)].append(runner)
         except DatabaseError:
             continue
         except Exception:  # noqa: BLE001, S112 - other checks say what is wrong with it
@@ -153,7 +150,7 @@ def _by_node() -> list[list[QuerySetRunner]]:
     return [runners for runners in found.values() if len(runners) > 1]
 
 
-def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
+def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
     first, *others = sharing
     for other in others:
         differing = [
@@ -195,12 +192,12 @@ def _conflicts(sharing: Sequence[QuerySetRunner]) -> Iterator[CheckMessage]:
             )
 
 
-def _takes_its_input(runner: QuerySetRunner) -> bool:
+def _takes_its_input(runner: Runner) -> bool:
     key = runner.INPUT_KEY or ""
-    return not runner.get_analysis().check(runner.get_configuration(), key)
+    return not runner.get_analysis().check(configuration_of(runner), key)
 
 
-def _are_of_other_databases(one: QuerySetRunner, other: QuerySetRunner) -> bool:
+def _are_of_other_databases(one: Runner, other: Runner) -> bool:
     try:
         querysets: list[Any] = [each.get_base_queryset() for each in (one, other)]
     except Exception:  # noqa: BLE001 - other checks say what is wrong with a queryset
@@ -210,12 +207,12 @@ def _are_of_other_databases(one: QuerySetRunner, other: QuerySetRunner) -> bool:
     return is_named and querysets[0].db != querysets[1].db
 
 
-def _compared(runner: QuerySetRunner, name: str) -> Any:
+def _compared(runner: Runner, name: str) -> Any:
     value = getattr(runner, name)
     if name == "DEPENDS_ON":
         return sorted(other.label for other in _upstream(runner, []))
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
-def _representation(runner: QuerySetRunner) -> Any:
+def _representation(runner: Runner) -> Any:
     return type(runner).get_instance_representation

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from autorun.declare import registry
+from autorun.runner import get_runners
 from sample_app import runners
 from sample_app.models import Scan
 from sample_app.processes import CHECKOUT, Processes, termination_as_interrupt, typed
@@ -76,10 +77,10 @@ class Command(BaseCommand):
 
         self._title("Scans are written with bulk_create, which tells nobody")
         self._command("load_scans", "--bulk")
-        for runner in registry.runners():
+        for runner in get_runners():
             self.console.print(f"{runner.label}: {runner.pending().count()} pending")
         self._title("A sweep finds them; beat does this every night")
-        for runner in registry.runners():
+        for runner in get_runners():
             self._command("autorun", "sweep", runner.label)
         self._watch(processes)
 
@@ -90,7 +91,7 @@ class Command(BaseCommand):
         processes.start_beat()
         self._title("What a backfill would do, and then the backfill")
         self._command("autorun", "plan", SCANS)
-        for runner in registry.runners():
+        for runner in get_runners():
             self._command("autorun", "backfill", runner.label)
         self._watch(processes)
 
@@ -118,7 +119,7 @@ class Command(BaseCommand):
 
     def _watch(self, processes: Processes) -> None:
         """Shows the progress of all runners until nothing is pending or on its way."""
-        watched = registry.runners()
+        watched = get_runners()
         started = time.monotonic()
         # Transient, and drawn once more below: a live table leaves the cursor behind its last row.
         with Live(console=self.console, auto_refresh=False, transient=True) as live:

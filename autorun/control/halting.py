@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.models import Batch, Node
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
 
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
-
-def pause(runner: QuerySetRunner) -> bool:
+def pause(runner: Runner) -> bool:
     """Start no more runs of the runner's node; what is in flight goes on. False where it was so.
 
     Rows are still planned meanwhile. Runners that share the node are paused with it.
     """
-    nodes = Node.objects.filter(pk=runner.get_node().pk, paused_at=None)
+    nodes = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
     return bool(nodes.update(paused_at=DatabaseNow()))
 
 
-def resume(runner: QuerySetRunner) -> bool:
+def resume(runner: Runner) -> bool:
     """Let the runner's node go on; whether it was paused."""
-    node_id = runner.get_node().pk
+    node_id = node_of(runner).pk
     resumed = Node.objects.filter(pk=node_id).exclude(paused_at=None).update(paused_at=None)
     if resumed:
         release(node_id)
     return bool(resumed)
 
 
-def is_paused(runner: QuerySetRunner) -> bool:
+def is_paused(runner: Runner) -> bool:
     """Whether the runner's node is paused."""
-    return Node.objects.filter(pk=runner.get_node().pk).exclude(paused_at=None).exists()
+    return Node.objects.filter(pk=node_of(runner).pk).exclude(paused_at=None).exists()
 
 
 def cancel(label: str, *, reason: str = "") -> int:

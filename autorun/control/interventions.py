@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from django.db import transaction
@@ -16,6 +16,9 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.hooks import database_of, every_row
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.releasing import message_to_plan_on
 from autorun.exceptions import AutorunError, BrokerUnavailable
@@ -28,9 +31,6 @@ from autorun.planning.windows import last_key
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
 from autorun.state.transactions import repeated_on_conflict
-
-if TYPE_CHECKING:
-    from autorun.runner import QuerySetRunner
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Retried:
 
 
 def request_backfill(
-    runner: QuerySetRunner,
+    runner: Runner,
     scope: Scope,
     *,
     limit: int | None = None,
@@ -145,7 +145,7 @@ def retry_matching(chosen: RunFilter, *, requested_by: str = "") -> Sequence[Bat
         of_runner = replace(chosen, runner=runner.label, state="failed")
         if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
             continue
-        if runner.get_database() != settings.DATABASE:  # where nobody can ask for runs
+        if database_of(runner) != settings.DATABASE:  # where nobody can ask for runs
             begun += retry(of_runner.each(), requested_by=requested_by).batches
             continue
         source = {
@@ -159,15 +159,13 @@ def retry_matching(chosen: RunFilter, *, requested_by: str = "") -> Sequence[Bat
     return begun
 
 
-def rows_of_source(runner: QuerySetRunner, source: Mapping[str, Any]) -> QuerySet[Any]:
+def rows_of_source(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     """The rows whose current run had failed and matched a filter when somebody asked for them."""
     chosen = replace(RunFilter.read(source["filter"]), at=dt.datetime.fromisoformat(source["at"]))
     kind = key_kind(runner.get_model())
-    runs = chosen.runs().filter(
-        node_id=runner.get_node().pk, **kind.lookup(OuterRef("_autorun_key"))
-    )
+    runs = chosen.runs().filter(node_id=node_of(runner).pk, **kind.lookup(OuterRef("_autorun_key")))
     # Also rows beyond the base queryset: somebody chose them when they ran.
-    rows: QuerySet[Any] = runner.get_every_row().alias(_autorun_key=kind.expression())
+    rows: QuerySet[Any] = every_row(runner).alias(_autorun_key=kind.expression())
     return rows.filter(Exists(runs))
 
 
@@ -191,7 +189,7 @@ def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> in
     return repeated_on_conflict(lambda: change(runs), using=settings.DATABASE)
 
 
-def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], QuerySetRunner]:
+def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
     """The runner of each run, by node and chunk, where it still is of that node."""
     labels = dict(
         Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).values_list("pk", "runner")
@@ -218,7 +216,7 @@ def _node_id(label: str) -> int | None:
     if runner is None:
         return None
     try:
-        return runner.get_node().pk
+        return node_of(runner).pk
     except AutorunError:
         return None
 

@@ -1,0 +1,204 @@
+"""What a runner declares: its options, its hooks, and what they come to.
+
+Imports no stage: `autorun.runner` adds the methods that plan, run and explain.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from celery.schedules import crontab
+from django.apps import apps
+from django.db.models import Model, Q, QuerySet
+
+from autorun import analysis as analyses
+from autorun.conf import settings
+from autorun.declare import transcript
+from autorun.declare.backoff import exponential
+from autorun.declare.options import BY_SETTING
+from autorun.exceptions import ImproperRunner
+
+#: Every runner class there is, with the file and line of its declaration.
+declared: dict[type[Runner], tuple[str, int]] = {}
+
+
+class Runner:
+    """Options and hooks of a runner; users subclass `autorun.runner.Runner`."""
+
+    #: The model: any concrete, proxy or child model with a primary key of one column.
+    DATA_MODEL: ClassVar[type[Model] | None] = None
+    #: The title of a registered analysis, or the decorated function itself.
+    ANALYSIS: ClassVar[Any] = None
+    ANALYSIS_VERSION: ClassVar[str | None] = None
+    #: Keyword arguments that all runs have in common.
+    ANALYSIS_CONFIGURATION: ClassVar[Mapping[str, Any] | None] = None
+    #: The argument that receives an instance's representation.
+    INPUT_KEY: ClassVar[str | None] = None
+    #: Narrows the default queryset.
+    BASE_QUERY: ClassVar[Q | None] = None
+    #: Fields the input depends on, so that the database can tell which rows have changed. An empty
+    #: sequence says that a row never changes.
+    INPUT_FIELDS: ClassVar[Sequence[str] | None] = None
+    #: Querysets of the default one that a backfill can be asked for by name.
+    FILTERS: ClassVar[Mapping[str, Q | Callable[[QuerySet[Any]], QuerySet[Any]]] | None] = None
+    #: Whether saving a row looks whether it is pending.
+    ON_SAVE: ClassVar[bool] = True
+    #: When everything is swept; None for never.
+    SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
+    #: Runners (classes or labels) that must have succeeded on a row first.
+    DEPENDS_ON: ClassVar[Sequence[type[Runner] | str]] = ()
+    #: Attempts before a run has failed for good.
+    MAX_ATTEMPTS: ClassVar[int] = 3
+    #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
+    RETRY_BACKOFF: ClassVar[float] = 10.0
+    #: Runs that may be worked on at once, over all workers; 0 for no limit.
+    MAX_PARALLEL: ClassVar[int] = 0
+    #: Runs a message carries; None for about a second of work.
+    BATCH_SIZE: ClassVar[int | None] = None
+    #: Seconds one run may take; None for no limit.
+    TIMEOUT: ClassVar[float | None] = BY_SETTING
+    #: Celery's queue and message priority.
+    QUEUE: ClassVar[str | None] = None
+    PRIORITY: ClassVar[int | None] = None
+    #: The most runs one sweep creates.
+    MAX_PER_SWEEP: ClassVar[int | None] = None
+    #: What `log_filter_start` says.
+    FILTER_QUERYSET_START: ClassVar[str] = "Filtering queryset..."
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        caller = sys._getframe(1)
+        declared[cls] = (caller.f_code.co_filename, caller.f_lineno)
+
+    # Hooks
+
+    def get_base_queryset(self) -> QuerySet[Any]:
+        """The rows this runner is about, before `filter_queryset`."""
+        queryset = self.get_model()._default_manager.all()
+        return queryset if self.BASE_QUERY is None else queryset.filter(self.BASE_QUERY)
+
+    def filter_queryset(
+        self, queryset: QuerySet[Any], log_level: int = logging.INFO
+    ) -> QuerySet[Any]:
+        """Those rows of `queryset` that are to be processed. Chain `super()` when overriding."""
+        return queryset
+
+    def log_filter_start(self, log_level: int = logging.INFO) -> None:
+        """Say that the queryset is being filtered."""
+        transcript.say(self.FILTER_QUERYSET_START, level=log_level)
+
+    def log_filter_end(self, n_candidates: int, log_level: int = logging.INFO) -> None:
+        """Say how many rows the filter let through."""
+        transcript.say("%d execution candidates found.", n_candidates, level=log_level)
+
+    def get_instance_representation(self, instance: Any) -> Any:
+        """What the analysis receives for `instance`: something JSON can hold.
+
+        By default the value of the only one of INPUT_FIELDS, a dict of several, or the primary key.
+        """
+        fields = self.get_input_fields()
+        if not fields:
+            return instance.pk
+        if len(fields) == 1:
+            return _follow(instance, fields[0])
+        return {name: _follow(instance, name) for name in fields}
+
+    def create_configuration(self) -> dict[str, Any]:
+        """Keyword arguments that all runs have in common; part of what makes a node."""
+        return dict(self.ANALYSIS_CONFIGURATION or {})
+
+    # What the options come to
+
+    @classmethod
+    def get_label(cls) -> str:
+        """`app_label.ClassName`, the runner's name everywhere."""
+        config = apps.get_containing_app_config(cls.__module__)
+        label = config.label if config else cls.__module__.partition(".")[0]
+        return f"{label}.{cls.__name__}"
+
+    @property
+    def label(self) -> str:
+        return self.get_label()
+
+    def get_model(self) -> type[Model]:
+        """DATA_MODEL. Raises ImproperRunner where there is none, or where it is no model."""
+        declared: Any = self.DATA_MODEL
+        if declared is None:
+            raise ImproperRunner(
+                f"{type(self).__qualname__} has no DATA_MODEL. Set it to the model whose rows "
+                "are to be processed."
+            )
+        if not (isinstance(declared, type) and issubclass(declared, Model)):
+            raise ImproperRunner(
+                f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is no model. Import "
+                "the model and set DATA_MODEL to its class."
+            )
+        return declared
+
+    def get_analysis(self) -> analyses.Analysis:
+        """The analysis that ANALYSIS and ANALYSIS_VERSION name; a function knows its version.
+
+        Raises NotRegistered, or ImproperRunner where one of them is missing.
+        """
+        if self.ANALYSIS is None:
+            raise ImproperRunner(
+                f"{type(self).__qualname__} has no ANALYSIS. Set it to the title of a registered "
+                "analysis."
+            )
+        declared = getattr(self.ANALYSIS, "analysis", self.ANALYSIS)
+        if isinstance(declared, analyses.Analysis):
+            if self.ANALYSIS_VERSION in (None, declared.version):
+                return declared
+            return analyses.get(declared.title, self.ANALYSIS_VERSION)
+        if self.ANALYSIS_VERSION is None:
+            raise ImproperRunner(
+                f"{type(self).__qualname__} has no ANALYSIS_VERSION. Set it to the version of "
+                f"{self.ANALYSIS!r} to run."
+            )
+        return analyses.get(self.ANALYSIS, self.ANALYSIS_VERSION)
+
+    def get_input_key(self) -> str:
+        """INPUT_KEY. Raises ImproperRunner where there is none."""
+        if self.INPUT_KEY is None:
+            raise ImproperRunner(
+                f"{type(self).__qualname__} has no INPUT_KEY. Set it to the argument of "
+                f"{self.get_analysis()} that receives the row."
+            )
+        return self.INPUT_KEY
+
+    def get_input_fields(self) -> tuple[str, ...]:
+        """INPUT_FIELDS, empty where there are none. Raises ImproperRunner for a lone string."""
+        if isinstance(self.INPUT_FIELDS, str):
+            raise ImproperRunner(
+                f"{type(self).__qualname__}.INPUT_FIELDS is {self.INPUT_FIELDS!r}, not a tuple of "
+                f"field names. Write ({self.INPUT_FIELDS!r},)."
+            )
+        return tuple(self.INPUT_FIELDS or ())
+
+    def get_schedule(self) -> crontab | dt.timedelta | None:
+        return settings.SCHEDULE if self.SCHEDULE is BY_SETTING else self.SCHEDULE
+
+    def get_timeout(self) -> float | None:
+        """Seconds one run may take; None for no limit."""
+        return settings.TIMEOUT if self.TIMEOUT is BY_SETTING else self.TIMEOUT
+
+    def get_retry_backoff(self, attempt: int) -> float:
+        """Seconds to wait after the `attempt`-th attempt failed, from 1 on."""
+        return exponential(self.RETRY_BACKOFF, attempt)
+
+    @classmethod
+    def overrides(cls, name: str) -> bool:
+        """Whether the subclass has a hook of its own."""
+        return getattr(cls, name) is not getattr(Runner, name)
+
+
+def _follow(instance: Any, path: str) -> Any:
+    for name in path.split("__"):
+        instance = getattr(instance, name)
+        if instance is None:
+            return None
+    return instance

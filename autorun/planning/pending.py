@@ -1,0 +1,92 @@
+"""Which rows are pending, and which have a run: two lazy querysets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import connections
+from django.db.models import BooleanField, Exists, Expression, F, OuterRef, Q, QuerySet, Subquery
+
+from autorun.declare.hooks import every_row
+from autorun.declare.nodes import node_of
+from autorun.declare.runner import Runner
+from autorun.models import Run
+from autorun.planning import fingerprints
+from autorun.planning.rows import eligible, examined, in_pages, planned_by_database
+from autorun.state.keys import Key, key_kind
+from autorun.state.recordsets import recordset
+
+#: Rows that Python looks at together.
+PAGE = 2_000
+
+
+def pending(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
+    """Rows of `queryset` whose current input has no live or finished run, in pk order."""
+    return _split(runner, queryset, has_run=False).order_by("pk")
+
+
+def existing(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
+    """Rows of `queryset` whose current input has a live or finished run, in pk order."""
+    return _split(runner, queryset, has_run=True).order_by("pk")
+
+
+def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> QuerySet[Any]:
+    rows: QuerySet[Any] = eligible(runner, queryset, log_level=logging.DEBUG)
+    if not planned_by_database(runner):
+        return every_row(runner).filter(pk__in=_KeysByPython(runner, rows, has_run=has_run))
+    kind = key_kind(runner.get_model())
+    rows = rows.alias(
+        _autorun_key=kind.expression(), _autorun_print=fingerprints.expression(runner)
+    )
+    run = Run.objects.filter(
+        node_id=node_of(runner).pk, is_current=True, **kind.lookup(OuterRef("_autorun_key"))
+    )
+    if runner.DEPENDS_ON and connections[rows.db].vendor == "mysql":
+        # MariaDB turns EXISTS into IN, and takes no subquery, as the fingerprint is one then, in
+        # the left side of that.
+        rows = rows.alias(_autorun_run=Subquery(run.values("fingerprint")))
+        matches: Any = Q(_autorun_run__isnull=False, _autorun_run=F("_autorun_print"))
+    else:
+        run = run.filter(fingerprint=OuterRef("_autorun_print"))
+        matches = Exists(run)
+    split: QuerySet[Any] = rows.filter(matches if has_run else ~matches)
+    return split
+
+
+class _KeysByPython(Expression):
+    """The primary keys of rows that only Python can tell apart; found when the query is run."""
+
+    output_field = BooleanField()
+
+    def __init__(self, runner: Runner, rows: QuerySet[Any], *, has_run: bool) -> None:
+        super().__init__()
+        self.runner = runner
+        self.rows = rows
+        self.has_run = has_run
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[Any, ...]]:
+        kind = key_kind(self.runner.get_model())
+        if kind.is_integer:
+            found = recordset(connection, {"k": kind.sql_type}, ((key,) for key in self._keys()))
+            return f"(SELECT c.k FROM ({found.sql}) AS c)", found.params
+        keys = [kind.field.get_db_prep_value(kind.to_pk(key), connection) for key in self._keys()]
+        return (f"({', '.join(['%s'] * len(keys))})" if keys else "(NULL)"), tuple(keys)
+
+    def _keys(self) -> Iterator[Key]:
+        for instances in in_pages(self.runner, self.rows, size=PAGE):
+            rows = list(examined(self.runner, instances))
+            current = current_runs(self.runner, [row.key for row in rows])
+            for row in rows:
+                if (current.get(row.key) == row.fingerprint) is self.has_run:
+                    yield row.key
+
+
+def current_runs(runner: Runner, keys: list[Key]) -> dict[Key, str]:
+    """The fingerprints of the current runs of the rows named by `keys`."""
+    column = key_kind(runner.get_model()).column
+    runs = Run.objects.filter(
+        node_id=node_of(runner).pk, is_current=True, **{f"{column}__in": keys}
+    )
+    return dict(runs.values_list(column, "fingerprint"))

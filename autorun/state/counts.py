@@ -1,0 +1,114 @@
+"""How many runs of a node or a batch are in which state, from the counts that chunks keep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import F, Sum, Value
+
+from autorun.models import Batch, Chunk, Node
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many current runs of a node ended how, and how many runs are on their way.
+
+    waiting: planned, not handed to Celery. queued: handed over. running: in a chunk that a worker
+    is at. ignored: left alone until the row's input changes.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    ignored: int = 0
+    waiting: int = 0
+    queued: int = 0
+    running: int = 0
+    parked: int = 0
+
+    @property
+    def unfinished(self) -> int:
+        return self.waiting + self.queued + self.running + self.parked
+
+    @property
+    def under_way(self) -> int:
+        """What workers have been told of."""
+        return self.queued + self.running
+
+    @property
+    def total(self) -> int:
+        return self.succeeded + self.failed + self.ignored + self.unfinished
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """How many of a batch's runs ended how; `left` are still to end."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    left: int
+
+
+def progress(node: Node) -> Progress:
+    """The runs of `node` by state, from the counts that it and its chunks keep."""
+    return progress_by_node([node])[node.pk]
+
+
+def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
+    """The runs of each node by state, from the counts that it and its chunks keep.
+
+    One query for all, so that no chunk is folded in between.
+    """
+    ids = [node.pk for node in nodes]
+    # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
+    chunks: Any = Chunk.objects.filter(node_id__in=ids, is_folded__in=[False])
+    open_counts = chunks.values_list("node_id", "state").annotate(
+        n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
+        n_failed=Sum(F("failed") - F("superseded_failed")),
+        n_ignored=Sum(F("cancelled") - F("superseded_cancelled")),
+        n_left=Sum(Chunk.runs_left()),
+    )
+    folded = ("folded_succeeded", "folded_failed", "folded_ignored")
+    folded_counts = Node.objects.filter(pk__in=ids).values_list(
+        "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0)
+    )
+    sums: dict[int, Counter[str]] = {}
+    for pk, state, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
+        names = ("succeeded", "failed", "ignored", _ON_THE_WAY.get(state))
+        of_node = sums.setdefault(pk, Counter())
+        of_node.update({name: int(n) for name, n in zip(names, counts, strict=True) if name})
+    return {pk: Progress(**counts) for pk, counts in sums.items()}
+
+
+#: The word for the runs of a chunk that have not ended, by its state.
+_ON_THE_WAY = {
+    Chunk.State.WAITING: "waiting",
+    Chunk.State.QUEUED: "queued",
+    Chunk.State.RUNNING: "running",
+    Chunk.State.PARKED: "parked",
+}
+
+
+def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
+    """What came of each batch so far, from the counts its chunks and the batch itself keep.
+
+    One query for all, so that no chunk is folded in between.
+    """
+    ids = list(batch_ids)
+    # Not joined: of a million chunks PostgreSQL then adds up the parts of several side by side.
+    # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
+    chunks: Any = Chunk.objects.filter(batch_id__in=ids, is_folded__in=[False])
+    open_counts = chunks.values_list("batch_id").annotate(
+        Sum("succeeded"), Sum("failed"), Sum("cancelled"), n_left=Sum(Chunk.runs_left())
+    )
+    folded_counts = Batch.objects.filter(pk__in=ids).values_list(
+        "pk", "folded_succeeded", Value(0), "folded_cancelled", Value(0)
+    )
+    sums: dict[int, list[int]] = {}
+    for pk, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
+        before = sums.get(pk, [0] * len(counts))
+        sums[pk] = [known + int(count) for known, count in zip(before, counts, strict=True)]
+    return {pk: BatchCounts(*counts) for pk, counts in sums.items()}
