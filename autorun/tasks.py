@@ -12,12 +12,15 @@ from typing import Any
 
 from celery import current_app, shared_task
 from django.db import InterfaceError, OperationalError
+from django.dispatch import receiver
 
 from autorun.declare import registry
+from autorun.declare.runner import Runner
 from autorun.declare.timeouts import soft_limit_ignored
 from autorun.planning import batches
 from autorun.planning.looks import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
+from autorun.signals import chunk_failed
 from autorun.triggers import delivery
 
 # Acknowledged when received: what a worker has not finished is known to the database, and a broker
@@ -105,10 +108,18 @@ def execute(chunk_id: int) -> None:
 @shared_task(name="autorun.upkeep", **_options)
 def upkeep() -> None:
     """Rescue, release, drain and prune, unless another process has just done so."""
+    from autorun.observe.notifying import notify_due
     from autorun.upkeep.rounds import upkeep
 
     with soft_limit_ignored():
-        upkeep()
+        upkeep(notify=notify_due)
+
+
+@receiver(chunk_failed, dispatch_uid="autorun.tasks")
+def _notify(runner: Runner, **_: Any) -> None:
+    from autorun.observe.notifying import notify_soon
+
+    notify_soon(runner)
 
 
 def _pause(retries: int) -> float:

@@ -15,7 +15,6 @@ from autorun.control import interventions
 from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.interruption import Termination
-from autorun.execution.leases import queued, start
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, windows
@@ -25,6 +24,7 @@ from autorun.state import crash_points
 from autorun.state.clock import from_now
 from autorun.state.crash_points import armed
 from autorun.state.ids import new_chunk_id
+from autorun.state.leases import queued, start
 from autorun.state.transactions import is_passing
 from autorun.upkeep.rounds import cancel_batches, upkeep
 from tests.engine import declare, installed, statuses, work_off

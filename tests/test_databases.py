@@ -4,12 +4,12 @@ import pytest
 from django.apps import apps
 
 from autorun.exceptions import ImproperRunner
-from autorun.execution.leases import queued, start
 from autorun.management.subcommands.watching import _look
 from autorun.models import Batch, Chunk, Node, Run, StateManager
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
+from autorun.state.leases import queued, start
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, statuses, work_off

@@ -185,7 +185,7 @@ def test_a_step_that_fails_after_a_chunk_keeps_no_other_from_its_work(monkeypatc
         raise RuntimeError
 
     monkeypatch.setattr("autorun.execution.execute._measure", fail)
-    monkeypatch.setattr("autorun.declare.registry.dependents", fail)
+    monkeypatch.setattr("autorun.declare.nodes.dependents", fail)
     Document.objects.create(title="a")
     runner = declare()
     with installed(runner):

@@ -20,13 +20,13 @@ from autorun.exceptions import LeaseLost
 from autorun.execution.execute import execute
 from autorun.execution.execute import work_off as work_off_started
 from autorun.execution.keeper import Keeper
-from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
 from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
+from autorun.state.leases import Lease, queued, start
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 

@@ -159,7 +159,7 @@ def test_upkeep_tells_of_what_workers_have_not(told, settings):
         fail(runner, "a")
         settings.AUTORUN["ON_FAILURE"] = note
 
-        report = upkeep(in_any_case=True)
+        report = upkeep(in_any_case=True, notify=notify_due)
 
     assert report is not None
     assert report.notified == 1

@@ -13,7 +13,6 @@ from django.utils import timezone
 from autorun.control import interventions
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
-from autorun.execution.leases import queued, start
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
 from autorun.planning import batches, looks
 from autorun.planning.named import plan_keys
@@ -21,6 +20,7 @@ from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
 from autorun.state import pulses
 from autorun.state.clock import from_now
+from autorun.state.leases import queued, start
 from autorun.upkeep import folding, pruning
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired

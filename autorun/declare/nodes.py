@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,8 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node
 from autorun.state.encoding import digest, encode_configuration
+
+logger = logging.getLogger(__name__)
 
 _known: dict[tuple[str, str], Node] = {}
 
@@ -75,6 +78,13 @@ def labels_by_digest() -> dict[str, list[str]]:
     return labels
 
 
+def dependents(runner: Runner) -> list[Runner]:
+    """The runners that wait for successes of `runner`, or of one that shares its node."""
+    waiting = [other for other in registry.runners() if other.DEPENDS_ON]
+    digest = digest_of(runner) if waiting else ""
+    return [other for other in waiting if _depends_on(other, digest)]
+
+
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers, because the tables may have been emptied."""
     _known.clear()
@@ -96,3 +106,12 @@ def _create(runner: Runner, node_digest: str) -> Node:
             )
     except IntegrityError:  # another process made it meanwhile
         return Node.objects.get(digest=node_digest)
+
+
+def _depends_on(runner: Runner, digest: str) -> bool:
+    try:
+        return any(digest_of(upstream) == digest for upstream in registry.dependencies_of(runner))
+    except AutorunError as error:
+        # A runner that is declared wrongly keeps no other one from its work.
+        logger.warning("%s: its dependencies cannot be told: %s", runner.label, error)
+        return False

@@ -11,7 +11,6 @@ from typing import TypeVar
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
 
-from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner, declared
 from autorun.exceptions import AlreadyRegistered, AutorunError, NotRegistered
 
@@ -111,13 +110,6 @@ def dependencies_of(runner: Runner) -> list[Runner]:
     return [get(each) if isinstance(each, str) else each() for each in runner.DEPENDS_ON]
 
 
-def dependents(runner: Runner) -> list[Runner]:
-    """The runners that wait for successes of `runner`, or of one that shares its node."""
-    waiting = [other for other in runners() if other.DEPENDS_ON]
-    digest = digest_of(runner) if waiting else ""
-    return [other for other in waiting if _depends_on(other, digest)]
-
-
 def autodiscover() -> None:
     """Import every app's `analyses` and `runners` modules and register the runners found there."""
     autodiscover_modules("analyses")
@@ -201,15 +193,6 @@ def _label_of_model(runner: Runner) -> str:
         return runner.get_model()._meta.label
     except AutorunError:
         return ""
-
-
-def _depends_on(runner: Runner, digest: str) -> bool:
-    try:
-        return any(digest_of(upstream) == digest for upstream in dependencies_of(runner))
-    except AutorunError as error:
-        # A runner that is declared wrongly keeps no other one from its work.
-        logger.warning("%s: its dependencies cannot be told: %s", runner.label, error)
-        return False
 
 
 def _place(runner_class: type[Runner]) -> str:

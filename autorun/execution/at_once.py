@@ -17,17 +17,17 @@ from autorun.conf import settings
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.execution.execute import work_off
-from autorun.execution.leases import Lease, worker_name
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
 from autorun.planning.named import candidates_named, plan_for_all
 from autorun.planning.standing import Standing, standing_of
 from autorun.planning.statements import Redo, as_counters, supersede
 from autorun.state import tracing
-from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.clock import DatabaseNow
 from autorun.state.crash_points import crash_point
 from autorun.state.ids import new_chunk_id
 from autorun.state.keys import key_kind
+from autorun.state.leases import Lease, ends_at, worker_name
 from autorun.state.transactions import is_conflict
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _record(runner: Runner, node: Node, standing: Standing) -> tuple[Chunk, Run]
         size=1,
         token=1,
         started_at=DatabaseNow(),
-        expires_at=from_now(settings.LEASE),
+        expires_at=ends_at(),
         worker=worker_name(),
         **booked,
     )

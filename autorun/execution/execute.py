@@ -11,23 +11,23 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from autorun import analysis as analyses
+from autorun import signals
 from autorun.conf import settings
-from autorun.declare import registry
+from autorun.declare import nodes, registry
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import longest, release, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
-from autorun.execution.leases import next_urgent, park, queued, requeue, start
 from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
-from autorun.observe.notifying import notify_soon
 from autorun.planning import batches
 from autorun.planning.named import plan_or_write_down
 from autorun.state import tracing
 from autorun.state.crash_points import crash_point
+from autorun.state.leases import next_urgent, park, queued, requeue, start
 from autorun.state.transactions import leave_broken_connections
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _follow_up(work: Work) -> None:
     plan_or_write_down([runner], work.unexpected, priority=priority)
     with _guarded(runner, "planning what depends on it"):
         if work.succeeded:
-            dependents = registry.dependents(runner)
+            dependents = nodes.dependents(runner)
             plan_or_write_down(dependents, work.succeeded, priority=priority)
             crash_point("finish.dependents")
     with _guarded(runner, "measuring its run time"):
@@ -160,7 +160,7 @@ def _follow_up(work: Work) -> None:
         if chunk.batch_id is not None:
             batches.finish_if_done(chunk.batch_id)
     if work.has_failed:
-        notify_soon(runner)
+        signals.chunk_failed.send_robust(type(runner), runner=runner)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from autorun.conf import settings
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost, RunTimeout
 from autorun.execution.assignments import Assignment
-from autorun.execution.leases import extend
 from autorun.execution.work import Work
+from autorun.state.leases import extend
 
 logger = logging.getLogger(__name__)
 

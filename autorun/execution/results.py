@@ -12,7 +12,6 @@ from django.db.models import QuerySet
 
 from autorun.conf import settings
 from autorun.exceptions import LeaseLost
-from autorun.execution.leases import Lease, worker_name
 from autorun.models import Chunk, Failure, Run
 from autorun.signals import Ending
 from autorun.state.clock import DatabaseNow, from_now, now_sql
@@ -20,6 +19,7 @@ from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText
 from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key
+from autorun.state.leases import Lease, worker_name
 from autorun.state.recordsets import recordset
 from autorun.state.sql import table
 from autorun.state.transactions import repeated_on_conflict

@@ -20,7 +20,6 @@ from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost
 from autorun.execution.assignments import Assignment, load_rows, load_runs
 from autorun.execution.interruption import Interrupted, Termination
-from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, Row
@@ -28,6 +27,7 @@ from autorun.state import tracing
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import describe_exception, encode_outputs
 from autorun.state.keys import Key, key_kind
+from autorun.state.leases import Lease
 from autorun.state.transactions import repeated_on_conflict
 
 #: Results are written this often, in seconds, and when their outputs come to so many bytes.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models import Exists, F, QuerySet
@@ -18,18 +18,14 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk, Run
+from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
-from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.crash_points import crash_point
+from autorun.state.leases import PLANNING_LEASES, ends_at, planning_ends_at
 from autorun.state.transactions import is_passing, repeated_on_conflict
 
-if TYPE_CHECKING:
-    from autorun.planning.planner import Outcome
-
-#: A window of planning may have to look at thousands of rows in Python, so the one who plans a
-#: batch may be silent for so many leases.
-PLANNING_LEASES = 10
 #: A batch that so many processes in turn have begun to plan, without getting any further, fails.
 MOST_TRIES = 5
 #: What one transaction of a cancellation ends at most; a single chunk may have more runs.
@@ -48,7 +44,7 @@ def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     batch.is_given = bool(batch.scope.get("given"))
     beyond = ("given", "beyond_base", "source")
     batch.is_beyond_base = any(batch.scope.get(name) for name in beyond)
-    batch.expires_at = _planning_lease()
+    batch.expires_at = planning_ends_at()
     batch.save(force_insert=True, using=settings.DATABASE)
     return batch
 
@@ -96,7 +92,7 @@ def take_over(batch_id: int) -> Batch | None:
         finished_at=DatabaseNow(),
     )
     taken = not stuck and silent.update(
-        token=F("token") + 1, tries=F("tries") + 1, expires_at=_planning_lease()
+        token=F("token") + 1, tries=F("tries") + 1, expires_at=planning_ends_at()
     )
     return Batch.objects.select_related("node").get(pk=batch_id) if taken else None
 
@@ -117,7 +113,7 @@ def advance(batch: Batch, outcome: Outcome, *, cursor: str) -> None:
         planned=F("planned") + outcome.planned,
         unprepared=F("unprepared") + outcome.unprepared,
         tries=1,
-        expires_at=None if is_last else _planning_lease(),
+        expires_at=None if is_last else planning_ends_at(),
     )
     if not booked:
         raise LeaseLost(f"{batch} was paused, cancelled or taken over.")
@@ -145,8 +141,8 @@ def put_off(batch: Batch) -> bool:
     """
     if batch.tries >= MOST_TRIES:
         return False
-    later = min(2 ** (batch.tries - 1), PLANNING_LEASES) * settings.LEASE
-    return bool(_held(batch).filter(planned_at=None).update(expires_at=from_now(later)))
+    later = planning_ends_at(min(2 ** (batch.tries - 1), PLANNING_LEASES))
+    return bool(_held(batch).filter(planned_at=None).update(expires_at=later))
 
 
 def fail(batch: Batch, reason: str) -> None:
@@ -217,7 +213,7 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
         state=Batch.State.CANCELLED,
         reason=reason,
         # As long as anything of it may be left; then None.
-        expires_at=from_now(settings.LEASE),
+        expires_at=ends_at(),
         finished_at=DatabaseNow(),
     )
     crash_point("cancel.batch")
@@ -232,7 +228,7 @@ def go_on_cancelling(batch_id: int) -> int:
     silent = Batch.objects.filter(
         pk=batch_id, state=Batch.State.CANCELLED, expires_at__lte=DatabaseNow()
     )
-    return _give_up(batch_id) if silent.update(expires_at=from_now(settings.LEASE)) else 0
+    return _give_up(batch_id) if silent.update(expires_at=ends_at()) else 0
 
 
 def cancel_unstarted(label: str) -> int:
@@ -248,10 +244,6 @@ def counts(batch: Batch) -> BatchCounts:
 def _held(batch: Batch) -> Any:
     planned_on = [Batch.State.RUNNING, *([Batch.State.PAUSED] if batch.is_given else [])]
     return Batch.objects.filter(pk=batch.pk, token=batch.token, state__in=planned_on)
-
-
-def _planning_lease() -> Any:
-    return from_now(settings.LEASE * PLANNING_LEASES)
 
 
 def _give_up(batch_id: int) -> int:

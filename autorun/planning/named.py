@@ -17,7 +17,8 @@ from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
-from autorun.planning.planner import Outcome, Planner
+from autorun.planning.outcome import Outcome
+from autorun.planning.planner import Planner
 from autorun.planning.querysets import as_plain
 from autorun.planning.rows import eligible
 from autorun.planning.statements import Candidates

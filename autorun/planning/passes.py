@@ -17,7 +17,8 @@ from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
 from autorun.planning import batches
-from autorun.planning.planner import Outcome, Planner
+from autorun.planning.outcome import Outcome
+from autorun.planning.planner import Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.state import tracing

@@ -12,6 +12,7 @@ from autorun.dispatch.releasing import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
+from autorun.planning.outcome import Outcome
 from autorun.planning.rows import Row
 from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Candidates, Counts, Redo
@@ -27,32 +28,6 @@ _COUNTER = {
     Run.Status.FAILED: "failed",
     Run.Status.CANCELLED: "cancelled",
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of some candidates: `planned` new runs; `existing` needed none.
-
-    Of the existing, `failed` are those that failed for good and `under_way` those that have not
-    ended, where anybody asked.
-    """
-
-    candidates: int = 0
-    existing: int = 0
-    planned: int = 0
-    unprepared: int = 0
-    failed: int = 0
-    under_way: int = 0
-
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(
-            self.candidates + other.candidates,
-            self.existing + other.existing,
-            self.planned + other.planned,
-            self.unprepared + other.unprepared,
-            self.failed + other.failed,
-            self.under_way + other.under_way,
-        )
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from autorun.declare.hooks import database_of, every_row
 from autorun.declare.runner import Runner
 from autorun.declare.timeouts import calls_limited
 from autorun.planning import fingerprints
-from autorun.planning.batches import PLANNING_LEASES
 from autorun.planning.rows import Row, in_pages, key_of, one_by_one, planned_by_database
 from autorun.planning.statements import Candidates, candidates_in, candidates_of
 from autorun.state.keys import KeyKind, key_kind
+from autorun.state.leases import PLANNING_LEASES
 
 #: Keys a window spans where the database plans it, and where Python looks at every row.
 DATABASE_WINDOW = 50_000

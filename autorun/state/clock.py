@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from django.db.models import DateTimeField, DurationField, ExpressionWrapper, Value
+from django.db.models import DateTimeField, DurationField, Expression, ExpressionWrapper, Value
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -19,7 +19,7 @@ class DatabaseNow(Now):
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **extra)
 
 
-def from_now(seconds: float) -> Any:
+def from_now(seconds: float) -> Expression:
     """The database's time `seconds` from now; before now where they are negative."""
     duration = Value(dt.timedelta(seconds=seconds), output_field=DurationField())
     return ExpressionWrapper(DatabaseNow() + duration, output_field=DateTimeField())

@@ -14,10 +14,9 @@ from django.db.models import F
 
 from autorun import signals
 from autorun.conf import settings
-from autorun.declare import registry
+from autorun.declare import nodes, registry
 from autorun.declare.hooks import backoff_of
 from autorun.exceptions import LeaseLost, WorkerLost
-from autorun.execution.leases import Lease
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Chunk, Run
 from autorun.planning.named import plan_or_write_down
@@ -25,6 +24,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText
 from autorun.state.keys import key_kind
+from autorun.state.leases import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def rescue(chunk: Chunk) -> bool:
 def _plan_dependents(chunk: Chunk) -> None:
     """What the worker would have had planned, for those of its runs that it recorded."""
     runner = registry.find(chunk.runner)
-    dependents = registry.dependents(runner) if runner is not None else []
+    dependents = nodes.dependents(runner) if runner is not None else []
     if runner is None or not dependents:
         return
     kind = key_kind(runner.get_model())

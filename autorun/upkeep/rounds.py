@@ -24,7 +24,6 @@ from autorun.dispatch.releasing import (
 )
 from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.models import Batch, Chunk, SpilledTrigger
-from autorun.observe.notifying import notify_due
 from autorun.planning import batches
 from autorun.planning.named import plan_for_all
 from autorun.state.clock import DatabaseNow, from_now
@@ -71,8 +70,10 @@ class Report:
         return ", ".join(f"{name} {number}" for name, number in done.items() if number)
 
 
-def upkeep(*, in_any_case: bool = False) -> Report | None:
+def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None) -> Report | None:
     """One round; None where another process has just made one, unless `in_any_case`.
+
+    `notify` reports failures and returns for how many runners it did.
 
     What is parked is looked at all the same: while a new version is rolled out, not every process
     has what it waits for, and those that have it may never be the first to come.
@@ -89,7 +90,7 @@ def upkeep(*, in_any_case: bool = False) -> Report | None:
         "taken_over": hand_on_batches,
         "finished": finish_batches,
         "cancelled": cancel_batches,
-        "notified": notify_due,
+        "notified": notify or _nothing,
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
@@ -216,6 +217,10 @@ def _is_runnable(label: str, title: str, version: str) -> bool:
     except NotRegistered:
         return False
     return registry.find(label) is not None
+
+
+def _nothing() -> int:
+    return 0
 
 
 def _fold_now_and_then() -> int:

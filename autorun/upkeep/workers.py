@@ -37,7 +37,7 @@ def connect() -> None:
 def _import_work(**_: Any) -> None:
     """Import what tasks import by themselves, once and before the pool forks."""
     import autorun.execution.at_once
-    import autorun.upkeep  # noqa: F401
+    import autorun.upkeep.rounds  # noqa: F401
 
 
 def _begin(sender: Any = None, **_: Any) -> None:

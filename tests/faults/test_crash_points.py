@@ -5,12 +5,12 @@ import signal
 import pytest
 from django.db.models import QuerySet
 
-from autorun.execution.leases import queued as find_queued
-from autorun.execution.leases import start
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.state import crash_points
 from autorun.state.clock import from_now
 from autorun.state.crash_points import ENVIRONMENT, POINTS, armed
+from autorun.state.leases import queued as find_queued
+from autorun.state.leases import start
 from tests.engine import declare, installed
 from tests.faultlab import steps
 from tests.faultlab.models import Specimen

@@ -12,12 +12,12 @@ from django.db import OperationalError, connection, connections
 from django.db.models import F
 
 from autorun.exceptions import LeaseLost
-from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
 from autorun.state.encoding import ExceptionText
+from autorun.state.leases import Lease, queued, start
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
 from tests.faults.driver import Lab

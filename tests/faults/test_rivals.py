@@ -15,11 +15,11 @@ from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, publish
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import LeaseLost
-from autorun.execution.leases import Lease, queued, start
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.state import crash_points, transactions
 from autorun.state.clock import from_now
+from autorun.state.leases import Lease, queued, start
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue
 from tests.engine import declare, installed, work_off

@@ -14,11 +14,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import current_task
-from django.db.models import F, QuerySet
+from django.db.models import Expression, F, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow, from_now
+
+#: A process that plans a batch may be silent for so many leases: it may have to look at thousands
+#: of rows of a window in Python.
+PLANNING_LEASES = 10
+
+
+def ends_at() -> Expression:
+    """When a lease ends that begins or is extended now, by the database's clock."""
+    return from_now(settings.LEASE)
+
+
+def planning_ends_at(leases: int = PLANNING_LEASES) -> Expression:
+    """When the lease of a process that plans a batch ends."""
+    return from_now(settings.LEASE * leases)
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ def start(chunk: Chunk) -> Lease | None:
         state=Chunk.State.RUNNING,
         token=F("token") + 1,
         started_at=DatabaseNow(),
-        expires_at=from_now(settings.LEASE),
+        expires_at=ends_at(),
         worker=worker_name(),
     )
     return Lease(chunk, chunk.token + 1) if started else None
@@ -57,7 +71,7 @@ def start(chunk: Chunk) -> Lease | None:
 def extend(lease: Lease) -> bool:
     """Hold the lease for its full length from now; whether it was still held."""
     extended = lease.held().filter(state=Chunk.State.RUNNING)
-    return bool(extended.update(expires_at=from_now(settings.LEASE)))
+    return bool(extended.update(expires_at=ends_at()))
 
 
 def requeue(chunk: Chunk) -> bool:
