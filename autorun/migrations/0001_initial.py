@@ -1,9 +1,9 @@
 import django.db.models.deletion
 from django.db import migrations, models
 
-import autorun.chunk_ids
-import autorun.clock
-import autorun.fields
+import autorun.state.ids
+import autorun.state.clock
+import autorun.state.fields
 
 
 class Migration(migrations.Migration):
@@ -101,7 +101,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("expires_at", models.DateTimeField(blank=True, null=True)),
-                ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
+                ("created_at", models.DateTimeField(db_default=autorun.state.clock.DatabaseNow())),
                 ("planned_at", models.DateTimeField(blank=True, null=True)),
                 ("finished_at", models.DateTimeField(blank=True, null=True)),
             ],
@@ -132,7 +132,7 @@ class Migration(migrations.Migration):
                 ("model_label", models.CharField(max_length=255)),
                 ("runner", models.CharField(blank=True, default="", max_length=255)),
                 ("keys", models.JSONField()),
-                ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
+                ("created_at", models.DateTimeField(db_default=autorun.state.clock.DatabaseNow())),
             ],
             options={
                 "base_manager_name": "objects",
@@ -160,7 +160,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("paused_at", models.DateTimeField(blank=True, null=True)),
-                ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
+                ("created_at", models.DateTimeField(db_default=autorun.state.clock.DatabaseNow())),
                 ("folded_succeeded", models.BigIntegerField(default=0)),
                 ("folded_failed", models.BigIntegerField(default=0)),
                 ("folded_ignored", models.BigIntegerField(default=0)),
@@ -197,7 +197,7 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     models.BigIntegerField(
-                        default=autorun.chunk_ids.new_chunk_id, primary_key=True, serialize=False
+                        default=autorun.state.ids.new_chunk_id, primary_key=True, serialize=False
                     ),
                 ),
                 ("runner", models.CharField(max_length=255)),
@@ -224,7 +224,7 @@ class Migration(migrations.Migration):
                 ("queue", models.CharField(blank=True, default="", max_length=255)),
                 ("size", models.IntegerField()),
                 ("not_before", models.DateTimeField(blank=True, null=True)),
-                ("created_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
+                ("created_at", models.DateTimeField(db_default=autorun.state.clock.DatabaseNow())),
                 ("published_at", models.DateTimeField(blank=True, null=True)),
                 ("publications", models.PositiveSmallIntegerField(default=0)),
                 ("started_at", models.DateTimeField(blank=True, null=True)),
@@ -298,9 +298,9 @@ class Migration(migrations.Migration):
                 ("object_id", models.BigIntegerField(default=0)),
                 (
                     "object_key",
-                    autorun.fields.ObjectKeyField(blank=True, default="", max_length=255),
+                    autorun.state.fields.ObjectKeyField(blank=True, default="", max_length=255),
                 ),
-                ("fingerprint", autorun.fields.FingerprintField()),
+                ("fingerprint", autorun.state.fields.FingerprintField()),
                 ("is_current", models.BooleanField(default=True, null=True)),
                 (
                     "status",
@@ -358,7 +358,7 @@ class Migration(migrations.Migration):
                 ("message", models.TextField(blank=True)),
                 ("traceback", models.TextField(blank=True)),
                 ("worker", models.CharField(blank=True, max_length=255)),
-                ("failed_at", models.DateTimeField(db_default=autorun.clock.DatabaseNow())),
+                ("failed_at", models.DateTimeField(db_default=autorun.state.clock.DatabaseNow())),
                 (
                     "run",
                     models.ForeignKey(
