@@ -8,15 +8,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import kombu.pools
 import pytest
 from celery import Celery
 from django.urls import get_resolver
 
-# What the entry point does where autorun is installed.
 from autorun.contrib.pytest_plugin import autorun  # noqa: F401
-from autorun.declare import registry
+
+# What the entry point does where autorun is installed.
+from autorun.declare.runner import declared
 from sample_app.processes import Processes
 from settings import celery_app
 from settings.brokers import Broker
@@ -40,9 +42,10 @@ def _is_left_out(item: pytest.Item, asked_for: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _declared_runners(monkeypatch: pytest.MonkeyPatch) -> None:
+def _declared_runners() -> Iterator[None]:
     """Runner classes that a test declares are gone after it."""
-    monkeypatch.setattr(registry, "_declared", dict(registry._declared))
+    with patch.dict(declared):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from celery.schedules import crontab
@@ -20,6 +21,7 @@ from django.test.utils import isolate_apps
 from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
+from autorun.declare.runner import declared
 from autorun.observe.checks import names, options, settings
 from autorun.runner import QuerySetRunner
 from settings import celery_app
@@ -34,10 +36,12 @@ MEASURE = Analysis("Measuring", "1.0", measure)
 
 
 @pytest.fixture(autouse=True)
-def _no_other_runners(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_runners", {})
-    monkeypatch.setattr(registry, "_declared", {})
-    with temporarily_registered(MEASURE):
+def _no_other_runners() -> Iterator[None]:
+    with (
+        registry.registered(alone=True),
+        patch.dict(declared, clear=True),
+        temporarily_registered(MEASURE),
+    ):
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 from django.db import InterfaceError, OperationalError
 from django.db.models import F
 
-from autorun.declare.registry import dependents
+from autorun.declare.nodes import dependents
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run, SpilledTrigger

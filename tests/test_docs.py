@@ -58,6 +58,7 @@ from django.dispatch import Signal
 from autorun import analysis as analyses
 from autorun import conf, exceptions, testing
 from autorun.declare import registry
+from autorun.declare.runner import declared
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.models import Batch, Chunk, Run
 from autorun.observe import explanation
@@ -155,12 +156,11 @@ class Reader:
         }
         # Without handlers the lines of a transcript go to standard output, as in a plain shell.
         monkeypatch.setattr("autorun.declare.transcript.logger.propagate", False)
-        monkeypatch.setattr(registry, "_declared", dict(registry._declared))
+        stack.enter_context(patch.dict(declared))
         stack.enter_context(analyses.temporarily_registered())
-        stack.enter_context(registry.registered())
+        stack.enter_context(registry.registered(alone=True))
         stack.enter_context(patch.dict(admin.site._registry))
         analyses._registry.clear()
-        registry._runners.clear()
         admin.site._registry.pop(Scan, None)
         self.module("scans").__path__ = []
         self.module("scans.models").Scan = Scan

@@ -23,6 +23,8 @@ CLOSE = 0.7
 
 _runners: dict[str, type[Runner]] = {}
 _listeners: list[Callable[[], object]] = []
+#: One instance of each, made when it is first asked for.
+_instances: dict[str, Runner] = {}
 #: Classes that `register_module` has registered: others of their name were imported anew.
 _registered_once: set[type[Runner]] = set()
 
@@ -53,9 +55,14 @@ def unregister(label: str) -> None:
 
 
 @contextmanager
-def registered(*runner_classes: type[Runner]) -> Iterator[None]:
-    """Register runners for the length of a `with` block, in place of any of the same label."""
+def registered(*runner_classes: type[Runner], alone: bool = False) -> Iterator[None]:
+    """Register runners for the length of a `with` block, in place of any of the same label.
+
+    `alone` takes them in place of all others.
+    """
     before = dict(_runners)
+    if alone:
+        _runners.clear()
     _runners.update({each.get_label(): each for each in runner_classes})
     _tell_change()
     try:
@@ -72,14 +79,21 @@ def on_change(listener: Callable[[], object]) -> None:
 
 
 def runners() -> list[Runner]:
-    """One instance of every registered runner, by label."""
-    return [_runners[label]() for label in sorted(_runners)]
+    """The instance of every registered runner, in the order of the labels."""
+    return [get(label) for label in sorted(_runners)]
 
 
 def find(label: str) -> Runner | None:
-    """The runner of that label, or None."""
-    runner_class = _runners.get(label)
-    return None if runner_class is None else runner_class()
+    """The instance of the runner of that label, or None."""
+    known = _instances.get(label)
+    if known is None and (runner_class := _runners.get(label)) is not None:
+        known = _instances[label] = runner_class()
+    return known
+
+
+def is_registered(runner: Runner) -> bool:
+    """Whether `runner` is of the class that is registered under its label."""
+    return _runners.get(runner.label) is type(runner)
 
 
 def get(label: str) -> Runner:
@@ -183,6 +197,7 @@ def _ratio(one: str, other: str) -> float:
 
 
 def _tell_change() -> None:
+    _instances.clear()
     for listener in _listeners:
         listener()
 

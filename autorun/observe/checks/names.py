@@ -29,7 +29,7 @@ def check_names(
         cls: None
         for runner in runners_in(app_configs)
         for cls in type(runner).__mro__
-        if not issubclass(Runner, cls)
+        if cls is not object and not cls.__module__.startswith("autorun.")
     }
     return [found for cls in classes for found in _names(cls)]
 
