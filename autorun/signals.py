@@ -46,10 +46,6 @@ run_failed = Signal()
 #: with its node. Batches that are cancelled, or whose planning broke off, send none.
 batch_finished = Signal()
 
-#: For autorun itself: sent after a chunk in which runs failed that have no attempts left; `runner`
-#: is its runner. What reports failures lies above what executes, and listens.
-chunk_failed = Signal()
-
 
 @dataclass(frozen=True)
 class Ending:

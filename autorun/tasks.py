@@ -17,10 +17,10 @@ from django.dispatch import receiver
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.declare.timeouts import soft_limit_ignored
+from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.looks import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
-from autorun.signals import chunk_failed
 from autorun.triggers import delivery
 
 # Acknowledged when received: what a worker has not finished is known to the database, and a broker

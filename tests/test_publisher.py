@@ -339,7 +339,7 @@ SCRIPT = """
 import os, sys, time, multiprocessing
 import django
 django.setup()
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 LABEL = "library.Document"
 """
 
@@ -348,20 +348,20 @@ LABEL = "library.Document"
     "body",
     [
         # exit at once
-        "publisher.submit({LABEL: {1}})",
+        "delivery.submit({LABEL: {1}})",
         # a fork after the thread has started; the child has a thread of its own
         """
-publisher.submit({LABEL: {2}}); publisher.wait_until_idle()
+delivery.submit({LABEL: {2}}); delivery.wait_until_idle()
 pid = os.fork()
 if pid == 0:
-    publisher.submit({LABEL: {1}})
-    os._exit(0 if publisher.wait_until_idle(10) else 1)
+    delivery.submit({LABEL: {1}})
+    os._exit(0 if delivery.wait_until_idle(10) else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """,
         # a child of multiprocessing, which runs no atexit functions
         """
 child = multiprocessing.get_context("fork").Process(
-    target=publisher.submit, args=({LABEL: {1}},)
+    target=delivery.submit, args=({LABEL: {1}},)
 )
 child.start(); child.join()
 assert child.exitcode == 0
@@ -370,7 +370,7 @@ assert child.exitcode == 0
         """
 import threading
 with override_settings(AUTORUN={"PUBLISH": "inline"}):
-    thread = threading.Thread(target=publisher.submit, args=({LABEL: {1}},))
+    thread = threading.Thread(target=delivery.submit, args=({LABEL: {1}},))
     thread.start(); thread.join()
 """,
     ],
@@ -393,7 +393,7 @@ def test_a_process_that_ends_before_a_silent_broker_answers_writes_down(tmp_path
             f"{SCRIPT}\nfrom settings import celery_app\n"
             f"url = 'redis://127.0.0.1:{mute.port}/0'\n"
             "celery_app.conf.update(broker_url=url, broker_write_url=url)\n"
-            "publisher.submit({LABEL: {1}})\n"
+            "delivery.submit({LABEL: {1}})\n"
         )
 
         _run(script)

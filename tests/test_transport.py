@@ -549,7 +549,7 @@ def test_two_producers_and_two_consumers_share_a_new_file(path: Path) -> None:
 FORK = """
 import os, sys
 from kombu import Connection, Producer
-from autorun.transport import register
+from autorun.broker import register
 register()
 connection = Connection(sys.argv[1])
 producer = Producer(connection.default_channel)
@@ -608,7 +608,7 @@ def test_registers_without_django() -> None:
 APP = """
     import os, time
     from celery import Celery
-    from autorun.transport import register
+    from autorun.broker import register
 
     register()
     app = Celery("probe", broker=os.environ["BROKER"])

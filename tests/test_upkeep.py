@@ -192,7 +192,7 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
 def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
     documents, caplog, monkeypatch
 ):
-    monkeypatch.setattr("autorun.upkeep.AT_ONCE", 1)
+    monkeypatch.setattr("autorun.upkeep.rounds.AT_ONCE", 1)
     SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
     assert drain_spilled() == 0
@@ -207,7 +207,7 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
 
 def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, monkeypatch):
-    monkeypatch.setattr("autorun.upkeep.AT_ONCE", 1)
+    monkeypatch.setattr("autorun.upkeep.rounds.AT_ONCE", 1)
 
     def filter_queryset(self, queryset, log_level=20):
         raise OperationalError("no such column")
@@ -440,7 +440,7 @@ def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, monkeyp
 def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
     old_history, monkeypatch, most, pruned
 ):
-    monkeypatch.setattr("autorun.upkeep.MOST_RUNS", most)
+    monkeypatch.setattr("autorun.upkeep.rounds.MOST_RUNS", most)
     monkeypatch.setattr(pruning, "AT_ONCE", 1)
     rounds = [upkeep(in_any_case=True).pruned for _ in range(3)]
 

@@ -18,7 +18,7 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
 from autorun.conf import settings
-from autorun.declare import registry
+from autorun.declare import hooks, registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
@@ -126,7 +126,7 @@ def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) ->
 def database_of(runner: Runner) -> str:
     """Where the runner's rows are; where a hook of its raises, where rows of its model are read."""
     try:
-        return database_of(runner)
+        return hooks.database_of(runner)
     except AutorunError:  # whoever looks for its pending rows is told
         return router.db_for_read(runner.get_model())
 
@@ -231,5 +231,5 @@ def _database_of(model: type[Model]) -> str:
     for runner in registry.runners():
         with suppress(AutorunError):  # a system check says what is wrong with it
             if runner.get_model()._meta.concrete_model is model:
-                return database_of(runner)
+                return hooks.database_of(runner)
     return router.db_for_read(model)

@@ -11,13 +11,13 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from autorun import analysis as analyses
-from autorun import signals
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import longest, release, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
+from autorun.execution.announcements import chunk_failed
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
 from autorun.execution.results import Tally
@@ -160,7 +160,7 @@ def _follow_up(work: Work) -> None:
         if chunk.batch_id is not None:
             batches.finish_if_done(chunk.batch_id)
     if work.has_failed:
-        signals.chunk_failed.send_robust(type(runner), runner=runner)
+        chunk_failed.send_robust(type(runner), runner=runner)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 import django.db.models.deletion
 from django.db import migrations, models
 
-import autorun.state.ids
 import autorun.state.clock
 import autorun.state.fields
+import autorun.state.ids
 
 
 class Migration(migrations.Migration):

@@ -188,7 +188,7 @@ def test_processes_forked_after_a_save_and_their_threads_all_publish(lab_of_each
     code = """
 import os, threading
 from django.db import connection, connections
-from autorun.triggers import publisher
+from autorun.triggers import delivery
 from tests.faultlab.models import Specimen
 
 def save(name):
@@ -197,7 +197,7 @@ def save(name):
     connections.close_all()
 
 save("parent")
-assert publisher.wait_until_idle(20)
+assert delivery.wait_until_idle(20)
 children = []
 for child in range(3):
     pid = os.fork()
@@ -205,7 +205,7 @@ for child in range(3):
         threads = [threading.Thread(target=save, args=[f"{child}.{n}"]) for n in range(2)]
         [each.start() for each in threads]
         [each.join() for each in threads]
-        publisher.drain()
+        delivery.drain()
         os._exit(0)
     children.append(pid)
 assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
