@@ -22,7 +22,7 @@ from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
 from autorun.declare.runner import declared
-from autorun.observe.checks import names, options, settings
+from autorun.observe.checks import autorun_setting, names, values
 from autorun.runner import QuerySetRunner
 from settings import celery_app
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
@@ -796,12 +796,12 @@ def test_every_setting_and_every_simple_option_is_checked():
         *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON"),
     }
 
-    assert settings.EXPECTED.keys() == DEFAULTS.keys()
-    assert options.EXPECTED.keys() | by_other_checks == names.OPTIONS
+    assert autorun_setting.SETTINGS.keys() == DEFAULTS.keys()
+    assert values.OPTION_VALUES.keys() | by_other_checks == names.OPTIONS
 
 
 def test_the_defaults_pass():
-    assert all(settings.EXPECTED[name].holds(value) for name, value in DEFAULTS.items())
+    assert all(autorun_setting.SETTINGS[name].holds(value) for name, value in DEFAULTS.items())
 
 
 # The project
@@ -809,7 +809,7 @@ def test_the_defaults_pass():
 
 def test_e201_no_content_types(monkeypatch):
     monkeypatch.setattr(
-        "autorun.observe.checks.project.apps",
+        "autorun.observe.checks.installation.apps",
         SimpleNamespace(is_installed=lambda name: name != "django.contrib.contenttypes"),
     )
 
@@ -883,7 +883,7 @@ def _as_if(monkeypatch, **database):
     connection = SimpleNamespace(
         vendor=database.pop("vendor"), settings_dict={"NAME": "x", **database}
     )
-    monkeypatch.setattr("autorun.observe.checks.project.connections", {"default": connection})
+    monkeypatch.setattr("autorun.observe.checks.installation.connections", {"default": connection})
 
 
 @pytest.mark.parametrize("options", [{}, {"transaction_mode": "DEFERRED"}])
@@ -954,7 +954,7 @@ def test_e230_is_not_for_times_that_autorun_reads_as_it_writes_them(
 
 def test_w204_schedules_without_beat(monkeypatch):
     monkeypatch.setattr(
-        "autorun.observe.checks.project.apps",
+        "autorun.observe.checks.installation.apps",
         SimpleNamespace(is_installed=lambda name: name != "django_celery_beat"),
     )
 

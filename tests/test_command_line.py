@@ -554,7 +554,7 @@ def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, option
     from autorun.observe.doctor import Finding
 
     findings = [Finding(level, "broker", "It says so.") for level in levels]
-    monkeypatch.setattr("autorun.management.subcommands.doctor.examine", lambda: findings)
+    monkeypatch.setattr("autorun.management.subcommands.diagnosis.examine", lambda: findings)
     try:
         typed("doctor", *options)
         ended = 0
@@ -572,11 +572,11 @@ def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, option
     ],
 )
 def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown):
-    from autorun.observe.doctor import broker
+    from autorun.observe.doctor import messaging
 
-    monkeypatch.setattr(broker.current_app.conf, "broker_write_url", url)
+    monkeypatch.setattr(messaging.current_app.conf, "broker_write_url", url)
 
-    assert broker._shown_url() == shown
+    assert messaging._shown_url() == shown
 
 
 def test_doctor_counts_one(documents, runner):

@@ -13,7 +13,15 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
-from autorun.observe.doctor import Finding, backlog, broker, database, examine, project, schedules
+from autorun.observe.doctor import (
+    Finding,
+    backlog,
+    database,
+    examine,
+    messaging,
+    schedules,
+    system_checks,
+)
 from autorun.triggers import on_schedule
 from settings import celery_app
 from tests.engine import declare, installed
@@ -79,13 +87,13 @@ def test_nothing_answers_and_all_is_examined_all_the_same(configured):
 
 
 def test_a_broker_that_accepts_and_says_nothing(configured, monkeypatch):
-    monkeypatch.setattr(broker, "DEADLINE", 0.5)
+    monkeypatch.setattr(messaging, "DEADLINE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"amqp://guest@127.0.0.1:{server.getsockname()[1]}//"
         configured(broker_url=url, broker_write_url=url)
         began = time.monotonic()
 
-        found = only(broker.examine_broker(), "error")
+        found = only(messaging.examine_broker(), "error")
 
     assert time.monotonic() - began < 5
     assert found.subject == "broker"
@@ -93,7 +101,7 @@ def test_a_broker_that_accepts_and_says_nothing(configured, monkeypatch):
 
 def test_a_broker_without_workers(embedded_broker):
     with installed(declare(QUEUE="slow")):
-        found = levels(broker.examine_broker())
+        found = levels(messaging.examine_broker())
 
     default = celery_app.conf.task_default_queue
     assert found["broker"] == "ok"
@@ -104,7 +112,7 @@ def test_a_broker_without_workers(embedded_broker):
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_that_listens(broker, start_worker):
     start_worker("--concurrency", "1")
-    from autorun.observe.doctor.broker import examine_broker
+    from autorun.observe.doctor.messaging import examine_broker
 
     with installed(declare(QUEUE="slow")):
         found = levels(examine_broker())
@@ -121,24 +129,24 @@ def test_visibility_timeout(configured, patience, timeout, level):
     options = {} if patience is None else {"visibility_timeout": patience}
     configured(broker_write_url="redis://127.0.0.1/0", broker_transport_options=options)
     with installed(declare(TIMEOUT=timeout)):
-        only(broker.examine_visibility_timeout(), level)
+        only(messaging.examine_visibility_timeout(), level)
 
 
 def test_visibility_timeout_is_no_matter_of_rabbitmq(configured):
     configured(broker_write_url="amqp://127.0.0.1//")
 
-    assert list(broker.examine_visibility_timeout()) == []
+    assert list(messaging.examine_visibility_timeout()) == []
 
 
 def test_eager_mode(configured):
-    assert list(project.examine_eagerness()) == []
+    assert list(system_checks.examine_eagerness()) == []
     configured(task_always_eager=True)
-    assert "CELERY_TASK_ALWAYS_EAGER" in only(project.examine_eagerness(), "error").hint
+    assert "CELERY_TASK_ALWAYS_EAGER" in only(system_checks.examine_eagerness(), "error").hint
 
 
 def test_system_checks_are_told():
     with installed(declare(MAX_ATTEMPTS=0)):
-        (found,) = [each for each in project.examine_checks() if each.level == "error"]
+        (found,) = [each for each in system_checks.examine_checks() if each.level == "error"]
 
     assert found.subject == "check autorun.E014"
     assert "MAX_ATTEMPTS is 0" in found.message
@@ -146,7 +154,7 @@ def test_system_checks_are_told():
 
 def test_pickle_is_told():
     with override_settings(CELERY_ACCEPT_CONTENT=["pickle"]):
-        assert "check autorun.W201" in levels(project.examine_checks())
+        assert "check autorun.W201" in levels(system_checks.examine_checks())
 
 
 def test_migrations_that_are_missing(monkeypatch):

@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe import notifying
-from autorun.observe.checks.settings import check_settings
+from autorun.observe.checks.autorun_setting import check_settings
 from autorun.observe.notifying import notify_due, notify_soon
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, work_off

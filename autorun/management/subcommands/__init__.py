@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from autorun.management.subcommands.backfill import Backfill
-from autorun.management.subcommands.batches import Batches
-from autorun.management.subcommands.doctor import Doctor
+from autorun.management.subcommands.batch_list import Batches
+from autorun.management.subcommands.diagnosis import Doctor
 from autorun.management.subcommands.explain import Explain
-from autorun.management.subcommands.failures import Failures
+from autorun.management.subcommands.failure_list import Failures
 from autorun.management.subcommands.holding import Cancel, Pause, Resume
 from autorun.management.subcommands.marking import Adopt, Ignore
 from autorun.management.subcommands.plan import Plan

@@ -9,7 +9,7 @@ from autorun.conf import settings
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
-from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.plan import add_scope, scope_of
 from autorun.management.subcommands.subcommand import (
     OnRows,

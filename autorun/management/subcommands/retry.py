@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from autorun.control import interventions
 from autorun.declare.runner import Runner
-from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.choosing import (
     add_choice,
     chosen_runs,

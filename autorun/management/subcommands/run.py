@@ -9,7 +9,7 @@ from typing import Any
 from autorun.declare import transcript
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (
     OnRows,
     add_format,

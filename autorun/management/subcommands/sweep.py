@@ -8,7 +8,7 @@ from django.core.management.base import CommandError
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
-from autorun.management.subcommands.batches import as_json
+from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (
     Subcommand,
     add_format,

@@ -23,22 +23,22 @@ def check_all(**kwargs: Any) -> Iterable[CheckMessage]:
     """What all of autorun's checks find."""
     # Imported when checks run: a server's processes start without them.
     from autorun.observe.checks import (
+        autorun_setting,
         declarations,
-        hooks,
+        installation,
         names,
-        options,
-        project,
+        overrides,
         relations,
-        settings,
+        values,
     )
 
     for check in (
-        settings.check_settings,
-        project.check_project,
+        autorun_setting.check_settings,
+        installation.check_installation,
         declarations.check_declarations,
         names.check_names,
-        options.check_options,
-        hooks.check_hooks,
+        values.check_values,
+        overrides.check_overrides,
         relations.check_relations,
     ):
         yield from check(**kwargs)

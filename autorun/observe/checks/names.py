@@ -10,7 +10,7 @@ from django.apps import AppConfig
 from django.core.checks import CheckMessage
 
 from autorun.declare.runner import Runner
-from autorun.observe.checks.hooks import CALLS
+from autorun.observe.checks.overrides import CALLS
 from autorun.observe.checks.problems import error, misspelt, place, runners_in, warning
 
 OPTIONS = frozenset(name for name in vars(Runner) if name.isupper())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from autorun.observe.doctor import backlog, broker, database, project, schedules
+from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
 from autorun.observe.doctor.finding import Finding
 
 __all__ = ("Finding", "examine")
@@ -12,11 +12,11 @@ __all__ = ("Finding", "examine")
 
 def examine() -> list[Finding]:
     """One finding or more for each thing that can be wrong; takes a few seconds at most."""
-    findings = _guarded("system checks", project.examine_checks)
-    findings += _guarded("eager mode", project.examine_eagerness)
+    findings = _guarded("system checks", system_checks.examine_checks)
+    findings += _guarded("eager mode", system_checks.examine_eagerness)
     findings += _guarded("database", database.examine_database)
-    findings += _guarded("broker", broker.examine_broker)
-    findings += _guarded("visibility timeout", broker.examine_visibility_timeout)
+    findings += _guarded("broker", messaging.examine_broker)
+    findings += _guarded("visibility timeout", messaging.examine_visibility_timeout)
     if any(each.level == "error" and each.subject in database.SUBJECTS for each in findings):
         return findings  # whatever follows would only say the same again
     findings += _guarded("clock", database.examine_clock)

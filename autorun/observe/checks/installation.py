@@ -24,7 +24,7 @@ READ_COMMITTED = 2
 PICKLE = {"pickle", "application/x-python-serialize"}
 
 
-def check_project(**kwargs: Any) -> list[CheckMessage]:
+def check_installation(**kwargs: Any) -> list[CheckMessage]:
     """E201-E202, E230 and W201-W204: INSTALLED_APPS, the broker, the database."""
     return [*_apps(), *_broker(), *_content(), *_database()]
 

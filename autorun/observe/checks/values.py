@@ -27,7 +27,7 @@ from autorun.observe.checks.expectations import (
 )
 from autorun.observe.checks.problems import error, place, runners_in, shown
 
-EXPECTED: Mapping[str, Expectation] = {
+OPTION_VALUES: Mapping[str, Expectation] = {
     "ON_SAVE": BOOLEAN,
     "MAX_ATTEMPTS": integer(1, 32_000, example=3),
     "RETRY_BACKOFF": not_negative(example=10),
@@ -41,7 +41,7 @@ EXPECTED: Mapping[str, Expectation] = {
 }
 
 
-def check_options(
+def check_values(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
     """E014-E017: values of the options of every runner."""
@@ -57,7 +57,7 @@ def check_options(
 
 
 def _values(runner: Runner) -> Iterator[CheckMessage]:
-    for name, expected in EXPECTED.items():
+    for name, expected in OPTION_VALUES.items():
         value = getattr(runner, name)
         if value is not BY_SETTING and not expected.holds(value):
             yield error(

@@ -15,9 +15,9 @@ from django.db.models import Manager, Model, QuerySet
 from autorun.declare.hooks import is_of
 from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
-from autorun.observe.checks.databases import queries_refused
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
+from autorun.observe.checks.no_queries import queries_refused
 from autorun.observe.checks.problems import error, place, runners_in, shown
 from autorun.planning.querysets import as_plain
 
@@ -41,7 +41,7 @@ COMPUTED: Mapping[str, tuple[tuple[Any, ...], Expectation]] = {
 }
 
 
-def check_hooks(
+def check_overrides(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
     """E011 and E012: hooks that raise, give the wrong thing, or cannot be called."""

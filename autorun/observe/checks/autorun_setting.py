@@ -26,7 +26,7 @@ from autorun.observe.checks.problems import error, misspelt, shown
 
 PLACE = "settings.AUTORUN"
 
-EXPECTED: Mapping[str, Expectation] = {
+SETTINGS: Mapping[str, Expectation] = {
     "SCHEDULE": SCHEDULE,
     "WINDOW": integer(1, example=1000),
     "LEASE": positive(example=60),
@@ -79,7 +79,7 @@ def _names(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
 
 
 def _values(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
-    for name, expected in EXPECTED.items():
+    for name, expected in SETTINGS.items():
         if name not in given or expected.holds(given[name]):
             continue
         value = given[name]
