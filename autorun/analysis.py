@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 
 from autorun.declare.arguments import Arguments, Problem
 from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered
+from autorun.state.words import meant
 
 __all__ = (
     "Analysis",
@@ -218,9 +218,9 @@ def _not_registered(title: object, version: object) -> str:
             f"Registered versions: {', '.join(versions)}."
         )
     titles = sorted({known for known, _ in _registry})
-    close = get_close_matches(str(title), titles, n=1)
+    close = meant(str(title), titles)
     if close:
-        return f"No analysis is registered as {title!r}. Did you mean {close[0]!r}?"
+        return f"No analysis is registered as {title!r}. Did you mean {close!r}?"
     known = f"Registered: {', '.join(map(repr, titles))}" if titles else "None is registered"
     return (
         f"No analysis is registered as {title!r}. {known}. Analyses are found in the 'analyses' "

@@ -9,7 +9,6 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from inspect import Parameter
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from typing import Any
 
 from autorun.declare.conversion import Mismatch, convert
 from autorun.exceptions import ConfigurationError
+from autorun.state.words import meant
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class Arguments:
             if name in self._required and name not in configuration and name != input_key
         ]
         if not self._accepts(input_key):
-            meant = f"Did you mean {missing[0]!r}?" if len(missing) == 1 else ""
+            advice = f"Did you mean {missing[0]!r}?" if len(missing) == 1 else ""
             yield Problem(
                 f"{self.owner} has no argument {input_key!r} to receive the input.",
-                meant or self._suggestion(input_key),
+                advice or self._suggestion(input_key),
             )
-            if meant:  # one slip is one problem
+            if advice:  # one slip is one problem
                 missing.clear()
         elif input_key in configuration:
             yield Problem(
@@ -170,9 +170,9 @@ class Arguments:
                 )
 
     def _suggestion(self, name: object) -> str:
-        close = get_close_matches(str(name), self._named, n=1)
+        close = meant(str(name), self._named)
         if close:
-            return f"Did you mean {close[0]!r}?"
+            return f"Did you mean {close!r}?"
         if not self._named:
             return f"{self.location} has no arguments that can be passed by name."
         return f"Arguments of {self.location}: {', '.join(map(repr, self._named))}."

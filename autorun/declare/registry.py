@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,13 +13,11 @@ from django.utils.module_loading import autodiscover_modules
 
 from autorun.declare.runner import Runner, declared
 from autorun.exceptions import AlreadyRegistered, AutorunError, NotRegistered
+from autorun.state.words import meant
 
 logger = logging.getLogger(__name__)
 
 RunnerClass = TypeVar("RunnerClass", bound=type[Runner])
-
-#: How alike two names must be for the one to be taken for a slip of the other.
-CLOSE = 0.7
 
 _runners: dict[str, type[Runner]] = {}
 _listeners: list[Callable[[], object]] = []
@@ -101,8 +99,8 @@ def get(label: str) -> Runner:
     runner = find(label)
     if runner is not None:
         return runner
-    meant = _meant_by(label)
-    hint = f" Did you mean {meant!r}?" if meant else ""
+    close = meant(label, _runners, cutoff=0.7, plain=_stem)
+    hint = f" Did you mean {close!r}?" if close else ""
     known = ", ".join(sorted(_runners)) or "none"
     raise NotRegistered(f"No runner is registered as {label!r}.{hint} Registered: {known}.")
 
@@ -173,27 +171,9 @@ def without_model() -> list[type[Runner]]:
     ]
 
 
-def _meant_by(label: str) -> str | None:
-    """The registered label that `label` is a slip of, as far as the names of the classes tell."""
-    close = {known: _likeness(label, known) for known in _runners}
-    close = {known: likeness for known, likeness in close.items() if likeness >= CLOSE}
-    return max(
-        close,
-        key=lambda known: (close[known], _ratio(label, known)),
-        default=None,
-    )
-
-
-def _likeness(label: str, known: str) -> float:
-    """From 0 to 1. That both end in `Runner`, as most do, counts for nothing."""
-    typed, name = (each.rpartition(".")[2].lower() for each in (label, known))
-    stem = typed.removesuffix("runner")
-    likeness = _ratio(stem, name.removesuffix("runner"))
-    return likeness if stem != typed else max(likeness, _ratio(typed, name))
-
-
-def _ratio(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other).ratio()
+def _stem(label: str) -> str:
+    """The name of the class without the `Runner`, or the slip of it, that most names end in."""
+    return re.sub(r"(?<=.)run\w{0,3}$", "", label.rpartition(".")[2].lower())
 
 
 def _tell_change() -> None:

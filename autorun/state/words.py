@@ -1,0 +1,144 @@
+"""Numbers, times, schedules and reasons in words, the same on the pages and the command line."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping
+from difflib import SequenceMatcher
+from typing import Any
+
+from django.utils import timezone
+
+#: What is the case with a row that a planning pass checks: "12 rows: changed since their last run".
+REASONS: Mapping[str, str] = {
+    "missing": "never run",
+    "changed": "changed since their last run",
+    "preparable": "failed for lack of an input that can be prepared now",
+    "failed": "failed, no attempts left",
+    "done": "up to date",
+    "under_way": "in progress",
+    "unprepared": "input cannot be prepared",
+    "filtered": "excluded by the filter, or waiting for another runner",
+}
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+_DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def number(value: int | None) -> str:
+    """An integer with thousands separators, `98,765`; '' for None."""
+    return "" if value is None else f"{value:,}"
+
+
+def short_number(value: int) -> str:
+    """A count in at most five characters or so: `98,765`, `123k`, `4.56M`."""
+    if value < 100_000:
+        return f"{value:,}"
+    if value < 1_000_000:
+        return f"{value // 1_000}k"
+    return f"{value / 1_000_000:.2f}M"
+
+
+def counted(value: int, one: str, many: str = "") -> str:
+    """`1 run`, `2,000 runs`; `many` for what an "s" does not make plural: `2 runs are`."""
+    return f"{value:,} {one if value == 1 else many or f'{one}s'}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in at most two units: `340 ms`, `2.1 s`, `3 min 20 s`, `2 h 5 min`; '' for None."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "under 1 ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{int(seconds)} s"
+    index = next(index for index, (_, size) in enumerate(_UNITS) if seconds >= size)
+    (unit, size), (smaller, smaller_size) = _UNITS[index : index + 2]
+    whole, rest = divmod(int(seconds), size)
+    part = rest // smaller_size
+    return f"{whole} {unit} {part} {smaller}" if part else f"{whole} {unit}"
+
+
+def rate(per_second: float) -> str:
+    """Runs a second, a minute or an hour, in the unit that gives at least 1 if there is one."""
+    for factor, unit in ((1, "s"), (60, "min"), (3_600, "h")):
+        value = per_second * factor
+        if value >= 1:
+            return f"{value:,.0f} runs/{unit}" if value >= 10 else f"{value:.1f} runs/{unit}"
+    return f"{per_second * 3_600:.2f} runs/h"
+
+
+def ago(when: dt.datetime) -> str:
+    """The time since a moment, or until one: `3 min ago`, `in 2 h`, `now`."""
+    seconds = (timezone.now() - when).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    unit, size = next((unit, size) for unit, size in _UNITS if abs(seconds) >= size)
+    text = f"{int(abs(seconds) // size)} {unit}"
+    return f"{text} ago" if seconds > 0 else f"in {text}"
+
+
+def moment(when: dt.datetime | None) -> str:
+    """A time in the project's time zone: `2031-05-04 03:00:00 CEST`; '' for None."""
+    if when is None:
+        return ""
+    if not timezone.is_aware(when):
+        return f"{when:%Y-%m-%d %H:%M:%S}"
+    return f"{timezone.localtime(when):%Y-%m-%d %H:%M:%S %Z}"
+
+
+def schedule(value: Any) -> str:
+    """When a schedule of celery's is due: `daily 03:00`, `Mondays 03:00`, `every 5 min`.
+
+    A crontab that is none of these is quoted: `cron 0 3 1 * *`.
+    """
+    if value is None:
+        return "no sweeps"
+    every = getattr(value, "run_every", value)
+    if isinstance(every, dt.timedelta):
+        return f"every {duration(every.total_seconds())}"
+    return _crontab(value) if hasattr(value, "_orig_minute") else str(value)
+
+
+def meant(
+    word: str,
+    among: Iterable[str],
+    *,
+    cutoff: float = 0.6,
+    plain: Callable[[str], str] | None = None,
+) -> str | None:
+    """The one of `among` that `word` is probably a slip of, or None.
+
+    `cutoff` is how alike the two must be, from 0 to 1, after `plain` has removed from each what
+    does not distinguish it: case and underscores by default.
+    """
+
+    stem = plain or _plain
+
+    def likeness(name: str) -> tuple[float, float]:
+        return _ratio(stem(word), stem(name)), _ratio(word, name)
+
+    best = max(among, key=likeness, default=None)
+    return best if best is not None and likeness(best)[0] >= cutoff else None
+
+
+def _crontab(value: Any) -> str:
+    names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+    minute, hour, *days = parts = [str(getattr(value, f"_orig_{name}")) for name in names]
+    if parts[1:] == ["*"] * 4 and minute.startswith("*/"):
+        return f"every {minute[2:]} min"
+    if minute.isdigit() and hour.isdigit() and days[:2] == ["*", "*"]:
+        time = f"{int(hour):02}:{int(minute):02}"
+        if days[2] == "*":
+            return f"daily {time}"
+        if days[2] in tuple("01234567"):
+            return f"{_DAYS[int(days[2])]}s {time}"
+    return f"cron {' '.join(parts)}"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _ratio(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other).ratio()
