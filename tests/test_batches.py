@@ -1,8 +1,6 @@
 """Batches: how they are asked for, stopped, resumed and counted."""
 
 import datetime as dt
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from unittest.mock import Mock
 
 import pytest
@@ -20,37 +18,16 @@ from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, windows
 from autorun.planning.looks import go_on, sweep_now
 from autorun.planning.scope import Scope
-from autorun.state import crash_points
 from autorun.state.clock import from_now
-from autorun.state.crash_points import armed
 from autorun.state.ids import new_chunk_id
 from autorun.state.leases import queued, start
 from autorun.state.transactions import is_passing
 from autorun.upkeep.rounds import cancel_batches, upkeep
+from tests.crashes import armed, crashed_at
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
-
-
-class Crash(BaseException):
-    """Stands for SIGKILL in this process."""
-
-
-@pytest.fixture
-def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
-    """`with killed_at(point):` a block that a crash ends there."""
-
-    def crash() -> None:
-        raise Crash
-
-    @contextmanager
-    def killed(point: str) -> Iterator[None]:
-        with armed(point), pytest.raises(Crash):
-            yield
-
-    monkeypatch.setattr(crash_points, "kill", crash)
-    return killed
 
 
 @pytest.fixture
@@ -233,13 +210,9 @@ def test_a_sweep_goes_on_with_one_that_its_process_has_left(documents, monkeypat
     runner = declare(MAX_PER_SWEEP=4)
     with installed(runner):
         if has_begun:
-            monkeypatch.setattr(
-                "autorun.planning.passes.release",
-                Mock(side_effect=OperationalError(1213, "Deadlock found")),
-            )
-            with pytest.raises(OperationalError):
+            deadlock = Mock(side_effect=OperationalError(1213, "Deadlock found"))
+            with armed("backfill.window", act=deadlock), pytest.raises(OperationalError):
                 sweep_now(runner())
-            monkeypatch.setattr("autorun.planning.passes.release", release)
         else:
             batches.hand_on(batches.begin(runner(), Batch.Trigger.SWEEP, limit=4))
         batch = sweep_now(runner())
@@ -306,11 +279,9 @@ def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents,
         batch = interventions.request_backfill(runner(), Scope())
         for _ in documents:
             taken = batches.take_over(batch.pk)
-            monkeypatch.setattr("autorun.planning.passes.release", Mock(side_effect=Crash))
-            with pytest.raises(Crash):
+            with crashed_at("backfill.window"):
                 go_on(taken)
             Batch.objects.update(expires_at=from_now(-1))
-        monkeypatch.setattr("autorun.planning.passes.release", release)
         go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
@@ -414,18 +385,9 @@ def test_a_batch_paused_while_it_is_planned_plans_no_further_window(documents, m
     monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
     runner = declare()
     with installed(runner):
-        from autorun.planning import passes
-
-        original = passes.release
-
-        def pause_after_the_first(node_id):
-            batches.pause(Batch.objects.get())
-            return original(node_id)
-
-        monkeypatch.setattr(passes, "release", pause_after_the_first)
-        batch = runner().backfill()
+        with armed("plan.committed", act=lambda: batches.pause(Batch.objects.get())):
+            batch = runner().backfill()
         assert (batch.state, batch.planned) == (Batch.State.PAUSED, 2)
-        monkeypatch.setattr(passes, "release", original)
         batches.resume(batch)
         tasks.backfill(runner.get_label(), batch=batch.pk)
         work_off()
@@ -442,11 +404,8 @@ def test_a_batch_over_a_given_queryset_is_planned_to_its_end_while_it_is_paused(
     monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
-        monkeypatch.setattr(
-            "autorun.planning.passes.crash_point",
-            lambda name: name == "backfill.begun" and batches.pause(Batch.objects.get()),
-        )
-        batch = runner().backfill(Document.objects.all())
+        with armed("backfill.begun", act=lambda: batches.pause(Batch.objects.get())):
+            batch = runner().backfill(Document.objects.all())
         assert (batch.state, batch.planned) == (Batch.State.PAUSED, 6)
         assert not Chunk.objects.exclude(state=Chunk.State.WAITING).exists()
 
@@ -465,16 +424,14 @@ def test_one_that_is_resumed_while_a_given_queryset_is_planned_stays_with_its_pr
     monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 2)
     monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
 
-    def pause_and_resume(name):
-        if name == "backfill.begun":
-            batch = Batch.objects.get()
-            assert batches.pause(batch)
-            assert batches.resume(batch)
-            assert batches.take_over(batch.pk) is None
+    def pause_and_resume():
+        batch = Batch.objects.get()
+        assert batches.pause(batch)
+        assert batches.resume(batch)
+        assert batches.take_over(batch.pk) is None
 
     runner = declare()
-    with installed(runner):
-        monkeypatch.setattr("autorun.planning.passes.crash_point", pause_and_resume)
+    with installed(runner), armed("backfill.begun", act=pause_and_resume):
         batch = runner().backfill(Document.objects.all())
 
     assert (batch.state, batch.planned) == (Batch.State.RUNNING, 6)
@@ -551,15 +508,13 @@ def test_runs_that_were_cancelled_one_by_one_are_counted_once(documents):
         assert runner().progress().total == 0
 
 
-def test_of_a_cancelled_batch_nothing_starts_although_its_chunks_are_not_given_up_yet(
-    documents, killed_at
-):
+def test_of_a_cancelled_batch_nothing_starts_although_its_chunks_are_not_given_up_yet(documents):
     runner = declare(BATCH_SIZE=2)
     with installed(runner):
         batch = runner().backfill(window=2)
         in_flight = Chunk.objects.get(state=Chunk.State.QUEUED)
 
-        with killed_at("cancel.batch"):
+        with crashed_at("cancel.batch"):
             batches.cancel(batch)
 
         assert queued(in_flight.pk) is None
@@ -573,14 +528,14 @@ def test_of_a_cancelled_batch_nothing_starts_although_its_chunks_are_not_given_u
     assert (batch.state, batch.expires_at) == (Batch.State.CANCELLED, None)
 
 
-def test_a_chunk_that_is_started_while_its_batch_is_cancelled_goes_on(documents, monkeypatch):
+def test_a_chunk_that_is_started_while_its_batch_is_cancelled_goes_on(documents):
     runner = declare(BATCH_SIZE=2)
     with installed(runner):
         batch = runner().backfill()
         one = queued(Chunk.objects.order_by("pk").first().pk)
-        monkeypatch.setattr(batches, "crash_point", lambda name: start(one))
 
-        assert batches.cancel(batch) == 4
+        with armed("cancel.batch", act=lambda: start(one)):
+            assert batches.cancel(batch) == 4
         one.refresh_from_db()
         assert (one.state, one.cancelled) == (Chunk.State.RUNNING, 0)
 
@@ -628,9 +583,6 @@ def test_a_batch_whose_last_window_is_planned_as_its_chunks_end_goes_on(document
 
 
 def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, monkeypatch):
-    def die(*_, **__):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(windows, "PYTHON_WINDOW", 2)
     runner = declare(
         INPUT_FIELDS=None,
@@ -638,10 +590,8 @@ def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, monkeypatch):
         FILTERS={"all": Q(pk__gt=0)},
     )
     with installed(runner):
-        with monkeypatch.context() as patch:
-            patch.setattr("autorun.planning.passes.release", die)
-            with pytest.raises(KeyboardInterrupt):
-                runner().backfill(filter="all", force=True)
+        with crashed_at("plan.committed"):
+            runner().backfill(filter="all", force=True)
         work_off()
         Batch.objects.update(expires_at=from_now(-1))
 
@@ -669,12 +619,12 @@ def test_windows_with_nothing_pending_are_booked_together(documents, monkeypatch
     assert (batch.candidates, batch.existing) == (6, 6 if changed is None else 5)
 
 
-def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, monkeypatch, killed_at):
+def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, monkeypatch):
     monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
     runner = declare()
     with installed(runner):
         runner().adopt(Document.objects.filter(pk__in=[each.pk for each in documents[:2]]))
-        with killed_at("backfill.window"):
+        with crashed_at("backfill.window"):
             runner().backfill()
         assert Batch.objects.get().candidates == 0
         Batch.objects.update(expires_at=from_now(-1))

@@ -21,6 +21,7 @@ from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.ids import new_chunk_id
 from autorun.upkeep.rounds import send_again
+from tests.crashes import armed
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo
 
@@ -152,18 +153,15 @@ def test_max_parallel_holds_over_the_versions_of_a_runner(documents):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel(monkeypatch):
+def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel():
     old, new = declare(MAX_PARALLEL=1), declare(MAX_PARALLEL=1, VERSION="2.0")
     with installed(old):
         first = a_batch_waiting(1)
     has_claimed, has_released = threading.Event(), threading.Event()
-    crash_point = releasing.crash_point
 
-    def claimed(name):
-        if name == "dispatch.claimed" and not has_claimed.is_set():
-            has_claimed.set()
-            has_released.wait(0.5)  # what the other one does not, as it waits for this one
-        crash_point(name)
+    def claimed():
+        has_claimed.set()
+        has_released.wait(0.5)  # what the other one does not, as it waits for this one
 
     def release_both(node_id):
         try:
@@ -173,8 +171,7 @@ def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel(monkey
 
     with installed(new):
         second = a_batch_waiting(1)
-        monkeypatch.setattr(releasing, "crash_point", claimed)
-        with ThreadPoolExecutor(2) as threads:
+        with armed("dispatch.claimed", act=claimed), ThreadPoolExecutor(2) as threads:
             one = threads.submit(release_both, first.node_id)
             assert has_claimed.wait(10)
             other = threads.submit(release_both, second.node_id)

@@ -157,7 +157,7 @@ def test_pickle_is_told():
         assert "check autorun.W201" in levels(system_checks.examine_checks())
 
 
-def test_migrations_that_are_missing(monkeypatch):
+def test_migrations_that_are_missing():
     only(database.examine_database(), "ok")
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'autorun'")

@@ -35,7 +35,7 @@ LABEL = "library.Document"
 
 
 @pytest.fixture(autouse=True)
-def fresh_publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_publisher() -> Iterator[None]:
     """A publisher and a connection of the test's own."""
     assert delivery.wait_until_idle()
     publishing._reset()

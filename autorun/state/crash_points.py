@@ -1,17 +1,13 @@
-"""Named points at which a test kills the process: between two writes, or a write and a send.
+"""Named points between two writes, or between a write and a message.
 
-They are off, and cost one comparison, unless `AUTORUN_CRASH_AT` in the process's environment names
-one: `AUTORUN_CRASH_AT=finish.counted`, or `finish.counted:3` for the third time it is passed.
+Nothing happens at them in production. Tests listen, and crash the process or let another act first.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-ENVIRONMENT = "AUTORUN_CRASH_AT"
+Listener = Callable[[str], object]
 
 #: What has just happened at each point.
 POINTS = {
@@ -50,41 +46,16 @@ POINTS = {
 
 
 def crash_point(name: str) -> None:
-    """Kill this process if it is armed for this point."""
-    if _armed is not None:
-        _armed.passes(name)
+    """Call the listener, if a test has set one."""
+    if _listener is not None:
+        _listener(name)
 
 
-@contextmanager
-def armed(name: str) -> Iterator[None]:
-    """Arm this process, as the environment would, for the length of a `with` block."""
-    global _armed  # noqa: PLW0603
-    before, _armed = _armed, _Point(name)
-    try:
-        yield
-    finally:
-        _armed = before
+def listen(listener: Listener | None) -> Listener | None:
+    """Call `listener` at each point from now on; return the previous listener."""
+    global _listener
+    before, _listener = _listener, listener
+    return before
 
 
-class _Point:
-    def __init__(self, text: str) -> None:
-        name, _, nth = text.partition(":")
-        if name not in POINTS:
-            raise ValueError(f"There is no crash point {name!r}. There are: {', '.join(POINTS)}.")
-        self.name = name
-        self.left = int(nth or 1)
-
-    def passes(self, name: str) -> None:
-        if name != self.name:
-            return
-        self.left -= 1
-        if not self.left:
-            kill()
-
-
-def kill() -> None:
-    """End this process as a power cut would: nothing is unwound, flushed or closed."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-_armed = _Point(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None
+_listener: Listener | None = None

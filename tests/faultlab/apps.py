@@ -4,6 +4,8 @@ import time
 
 from django.apps import AppConfig
 
+from tests.crashes import arm_from_environment
+
 
 class FaultLabConfig(AppConfig):
     name = "tests.faultlab"
@@ -11,10 +13,11 @@ class FaultLabConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Registers the lab's runner where `AUTORUN_LAB` has its options, as JSON.
+        """Register the lab's runner if `AUTORUN_LAB` has its options, as JSON.
 
         `AUTORUN_LAB_BROKEN` stands for a `runners` module that cannot be imported.
         """
+        arm_from_environment()
         if "AUTORUN_LAB_BROKEN" in os.environ:
             raise ImportError("as it was told")
         options = os.environ.get("AUTORUN_LAB")

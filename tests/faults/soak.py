@@ -241,7 +241,8 @@ class Soak:
             self.start_worker()
 
     def arm_worker(self) -> None:
-        from autorun.state.crash_points import ENVIRONMENT, POINTS
+        from autorun.state.crash_points import POINTS
+        from tests.crashes import ENVIRONMENT
 
         self.kill_worker()
         point = self.random.choice(sorted(POINTS))
@@ -279,7 +280,7 @@ class Soak:
             channel.queue_purge(celery_app.conf.task_default_queue)
 
     def kill_backfill(self) -> None:
-        from autorun.state.crash_points import ENVIRONMENT
+        from tests.crashes import ENVIRONMENT
 
         self.lab.write(200, does="sleep:0.01", value=f"more {self.number} ")
         points = ["plan.inserted", "plan.booked", "plan.committed", "backfill.unfinished"]

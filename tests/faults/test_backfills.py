@@ -6,7 +6,7 @@ import pytest
 
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
-from autorun.state.crash_points import ENVIRONMENT
+from tests.crashes import ENVIRONMENT
 from tests.faultlab import steps
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab

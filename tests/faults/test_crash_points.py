@@ -6,11 +6,11 @@ import pytest
 from django.db.models import QuerySet
 
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
-from autorun.state import crash_points
 from autorun.state.clock import from_now
-from autorun.state.crash_points import ENVIRONMENT, POINTS, armed
+from autorun.state.crash_points import POINTS
 from autorun.state.leases import queued as find_queued
 from autorun.state.leases import start
+from tests.crashes import ENVIRONMENT, armed, crashed_at
 from tests.engine import declare, installed
 from tests.faultlab import steps
 from tests.faultlab.models import Specimen
@@ -106,19 +106,11 @@ def test_an_unknown_crash_point_is_refused():
         pass
 
 
-class Crash(BaseException):
-    """Stands for SIGKILL in this process."""
-
-
 @pytest.mark.faults(18)
 @pytest.mark.django_db(transaction=True)
-def test_a_forced_backfill_killed_after_its_last_window_runs_nothing_a_third_time(monkeypatch):
+def test_a_forced_backfill_killed_after_its_last_window_runs_nothing_a_third_time():
     """What is forced has no way to tell that it was done, but for the batch's own books."""
 
-    def crash() -> None:
-        raise Crash
-
-    monkeypatch.setattr(crash_points, "kill", crash)
     for n in range(3):
         Document.objects.create(title=f"title {n}")
     calls = []
@@ -126,7 +118,7 @@ def test_a_forced_backfill_killed_after_its_last_window_runs_nothing_a_third_tim
     with installed(runner):
         runner().run()
         steps.heal()
-        with armed("backfill.unfinished"), pytest.raises(Crash):
+        with crashed_at("backfill.unfinished"):
             runner().backfill(force=True)
         steps.heal()
 

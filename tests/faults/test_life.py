@@ -42,12 +42,13 @@ from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
 from autorun.planning import batches, looks
-from autorun.state import crash_points
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
+from autorun.state.crash_points import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue_expired
+from tests.crashes import Crash, armed
 from tests.engine import declare, installed
 from tests.library.models import Document
 
@@ -61,16 +62,11 @@ MOST_ROWS = 3
 titles = st.sampled_from("ab")
 numbers = st.integers(min_value=0, max_value=1_000)
 planning_points = st.sampled_from(
-    [None, None]
-    + [name for name in crash_points.POINTS if name.startswith(("plan.", "backfill.", "dispatch."))]
+    [None, None] + [name for name in POINTS if name.startswith(("plan.", "backfill.", "dispatch."))]
 )
 finishing_points = st.sampled_from(
-    [name for name in crash_points.POINTS if name.startswith(("finish.", "dispatch."))]
+    [name for name in POINTS if name.startswith(("finish.", "dispatch."))]
 )
-
-
-class Crash(BaseException):
-    """Stands for SIGKILL: what is open is rolled back, and nothing else happens."""
 
 
 class Worker(threading.Thread):
@@ -344,7 +340,7 @@ class Life(RuleBasedStateMachine):
             rows = Run.objects.filter(chunk_id=worker.chunk_id).values_list("object_id", flat=True)
             # What its end would have given rise to is left to the sweep, too.
             self.unheard |= set(rows)
-            with crash_points.armed(point):
+            with armed(point):
                 self.go_on(worker, verdict)
         else:
             running = Chunk.objects.filter(pk=worker.chunk_id, state=Chunk.State.RUNNING)
@@ -571,7 +567,7 @@ class Life(RuleBasedStateMachine):
         if point is None:
             step()
             return False
-        with crash_points.armed(point):
+        with armed(point):
             try:
                 step()
             except Crash:
@@ -609,11 +605,7 @@ class Life(RuleBasedStateMachine):
 @pytest.mark.timeout(1800)
 @pytest.mark.django_db(transaction=True)
 def test_rows_live_through_anything(monkeypatch, settings):
-    def crash() -> None:
-        raise Crash
-
     settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
-    monkeypatch.setattr(crash_points, "kill", crash)
     for module in (releasing, rounds):
         monkeypatch.setattr(module, "publish", None)
     monkeypatch.setattr(delivery, "submit", None)

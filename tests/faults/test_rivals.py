@@ -17,11 +17,12 @@ from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import LeaseLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Run
-from autorun.state import crash_points, transactions
+from autorun.state import transactions
 from autorun.state.clock import from_now
 from autorun.state.leases import Lease, queued, start
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue
+from tests.crashes import armed
 from tests.engine import declare, installed, work_off
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
@@ -78,7 +79,7 @@ def finish(lease: Lease, results: list[Result]) -> bool:
 @pytest.mark.faults(10)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("first", ["finish", "rescue"])
-def test_the_second_of_finish_and_rescue_does_nothing(first, monkeypatch):
+def test_the_second_of_finish_and_rescue_does_nothing(first):
     """The first one holds the chunk's row, in a transaction that is open, while the other tries."""
     runner = declare(BATCH_SIZE=2)
     is_inside, may_go_on = threading.Event(), threading.Event()
@@ -87,7 +88,6 @@ def test_the_second_of_finish_and_rescue_does_nothing(first, monkeypatch):
         is_inside.set()
         may_go_on.wait(2)
 
-    monkeypatch.setattr(crash_points, "kill", stay)
     with installed(runner):
         lease = expired(runner)
         results = results_of(lease)
@@ -104,13 +104,10 @@ def test_the_second_of_finish_and_rescue_does_nothing(first, monkeypatch):
             finally:
                 may_go_on.set()
 
-        if first == "rescue":
-            # The rescue's own mark is a statement of its own; it is in the database by then.
-            with crash_points.armed("rescue.taken"):
-                outcomes = at_once(steps[first], come_second)
-        else:
-            with crash_points.armed("finish.counted"):
-                outcomes = at_once(steps[first], come_second)
+        # The mark of a rescue is a statement of its own, and in the database by this point.
+        point = "rescue.taken" if first == "rescue" else "finish.counted"
+        with armed(point, act=stay):
+            outcomes = at_once(steps[first], come_second)
         work_off()
 
         assert outcomes == [True, False]

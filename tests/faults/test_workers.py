@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from autorun.models import Failure, Run, SpilledTrigger
+from tests.crashes import ENVIRONMENT
 from tests.faults.driver import Lab
 
 pytestmark = [pytest.mark.slow]
@@ -69,7 +70,7 @@ def test_a_body_that_kills_its_worker_fails_with_that_reason_and_its_neighbours_
 def test_saved_rows_whose_planner_is_killed_are_planned_by_another(lab_of_each_broker: Lab):
     lab = lab_of_each_broker
     lab.environment |= PATIENCE
-    worker = lab.start_worker(AUTORUN_CRASH_AT="plan.booked")
+    worker = lab.start_worker(**{ENVIRONMENT: "plan.booked"})
     lab.save(3)
     lab.until(SpilledTrigger.objects.exists)
 

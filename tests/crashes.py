@@ -1,0 +1,72 @@
+"""What tests do at autorun's crash points: kill the process, end a block, or act in between."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from autorun.state.crash_points import POINTS, Listener, listen
+
+#: Names the point at which a process that a test starts is killed: `finish.counted`, or
+#: `finish.counted:3` for the third time the process passes it.
+ENVIRONMENT = "AUTORUN_CRASH_AT"
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL in the test's own process: open transactions are rolled back."""
+
+
+def arm_from_environment() -> None:
+    """Arm a process that a test has started."""
+    if text := os.environ.get(ENVIRONMENT):
+        listen(_Trap(text, _kill))
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call `listener` with the name of each point that is passed during a `with` block."""
+    before = listen(listener)
+    try:
+        yield
+    finally:
+        listen(before)
+
+
+@contextmanager
+def armed(text: str, *, act: Callable[[], object] | None = None) -> Iterator[None]:
+    """Call `act` at the point during a `with` block; by default raise Crash there."""
+    with listening(_Trap(text, act or _crash)):
+        yield
+
+
+@contextmanager
+def crashed_at(text: str) -> Iterator[None]:
+    """End a `with` block with a crash at the point; fail if the block never gets there."""
+    with armed(text), pytest.raises(Crash):
+        yield
+
+
+class _Trap:
+    def __init__(self, text: str, act: Callable[[], object]) -> None:
+        name, _, nth = text.partition(":")
+        if name not in POINTS:
+            raise ValueError(f"There is no crash point {name!r}. There are: {', '.join(POINTS)}.")
+        self._name = name
+        self._left = int(nth or 1)
+        self._act = act
+
+    def __call__(self, name: str) -> None:
+        if name == self._name:
+            self._left -= 1
+            if not self._left:
+                self._act()
+
+
+def _crash() -> None:
+    raise Crash
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
