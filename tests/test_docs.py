@@ -531,7 +531,7 @@ def test_every_hook_and_method_is_documented():
     }
     documented = {
         name: cells
-        for section in ("Hooks", "Methods", "What options come to")
+        for section in ("Hooks", "Methods", "Computed values")
         for name, cells in rows("runner", section).items()
     }
 
@@ -653,7 +653,7 @@ def test_every_word_of_an_explanation_is_documented():
     codes = set(re.findall(r'"(\w+)"', inspect.getdoc(explanation.Explanation) or ""))
 
     assert len(codes) > 10
-    assert set(rows("runner", "What `explain` says")) == codes
+    assert set(rows("runner", "Codes of `explain`")) == codes
 
 
 def test_every_reason_is_documented():
@@ -665,7 +665,7 @@ def test_every_reason_is_documented():
 def test_every_count_of_progress_is_documented():
     counts = {each.name for each in dataclasses.fields(Progress)}
 
-    assert set(rows("runner", "What `progress` counts")) == counts
+    assert set(rows("runner", "Counts of `progress`")) == counts
 
 
 def test_everything_for_tests_is_documented():
