@@ -1,4 +1,4 @@
-"""The settings in `AUTORUN`, read when they are used and never at import.
+"""The settings in `AUTORUN`, read when they are first used and never at import.
 
 from autorun.conf import settings
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from celery.schedules import crontab
 from django.conf import settings as django_settings
+from django.core.signals import setting_changed
 
 NIGHTLY = crontab(minute="0", hour="3")
 
@@ -74,7 +75,8 @@ class Settings:
             default = DEFAULTS[name]
         except KeyError:
             raise AttributeError(f"There is no setting AUTORUN[{name!r}].") from None
-        return self.given().get(name, default)
+        value = self.__dict__[name] = self.given().get(name, default)
+        return value
 
     @staticmethod
     def given() -> dict[str, Any]:
@@ -84,3 +86,11 @@ class Settings:
 
 
 settings = Settings()
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == "AUTORUN":
+        vars(settings).clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="autorun.conf")

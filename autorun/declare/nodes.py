@@ -19,6 +19,9 @@ from autorun.state.encoding import digest, encode_configuration
 logger = logging.getLogger(__name__)
 
 _known: dict[tuple[str, str], Node] = {}
+_digests: dict[Runner, str] = {}
+
+registry.on_change(_digests.clear)
 
 
 def node_of(runner: Runner) -> Node:
@@ -37,15 +40,16 @@ def node_of(runner: Runner) -> Node:
 def digest_of(runner: Runner) -> str:
     """SHA-256, in hex, of what makes two runners share their runs.
 
-    Raises an AutorunError, and nothing else, where the runner is declared wrongly: whoever asks all
-    runners for theirs goes on with the others.
+    Computed once for a registered runner, until the registry or the settings change. Raises an
+    AutorunError, and nothing else, if the runner is declared wrongly, so that a loop over all
+    runners can continue with the others.
     """
-    with hooks.named(runner, "get_analysis"):
-        analysis = runner.get_analysis()
-    model = runner.get_model()._meta.concrete_model or runner.get_model()
-    return digest(
-        analysis.title, analysis.version, configuration_of(runner), model._meta.label_lower
-    )
+    known = _digests.get(runner)
+    if known is None:
+        known = _digest(runner)
+        if registry.is_registered(runner):
+            _digests[runner] = known
+    return known
 
 
 def configuration_of(runner: Runner) -> dict[str, Any]:
@@ -88,6 +92,15 @@ def dependents(runner: Runner) -> list[Runner]:
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers, because the tables may have been emptied."""
     _known.clear()
+
+
+def _digest(runner: Runner) -> str:
+    with hooks.named(runner, "get_analysis"):
+        analysis = runner.get_analysis()
+    model = runner.get_model()._meta.concrete_model or runner.get_model()
+    return digest(
+        analysis.title, analysis.version, configuration_of(runner), model._meta.label_lower
+    )
 
 
 def _create(runner: Runner, node_digest: str) -> Node:

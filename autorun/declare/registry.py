@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TypeVar
 
 from django.apps import apps
@@ -90,8 +91,8 @@ def find(label: str) -> Runner | None:
 
 
 def is_registered(runner: Runner) -> bool:
-    """Whether `runner` is of the class that is registered under its label."""
-    return _runners.get(runner.label) is type(runner)
+    """Whether `runner` is the instance that stands for its class here."""
+    return _instances.get(runner.label) is runner
 
 
 def get(label: str) -> Runner:
@@ -106,15 +107,13 @@ def get(label: str) -> Runner:
 
 
 def subscribers(model_label: str) -> list[Runner]:
-    """The runners whose DATA_MODEL has that label and which look at saved rows."""
-    return [
-        runner for runner in runners() if runner.ON_SAVE and _label_of_model(runner) == model_label
-    ]
+    """The runners with ON_SAVE whose DATA_MODEL has that label."""
+    return _by_model().get(model_label, [])
 
 
 def subscribed_models() -> set[str]:
-    """The labels of the models whose saved rows some runner looks at."""
-    return {_label_of_model(runner) for runner in runners() if runner.ON_SAVE} - {""}
+    """The labels of the models whose saved rows are planned by a runner here."""
+    return set(_by_model())
 
 
 def dependencies_of(runner: Runner) -> list[Runner]:
@@ -178,16 +177,20 @@ def _stem(label: str) -> str:
 
 def _tell_change() -> None:
     _instances.clear()
+    _by_model.cache_clear()
     for listener in _listeners:
         listener()
 
 
-def _label_of_model(runner: Runner) -> str:
-    """The label of the runner's model; '' where a system check says what is wrong with it."""
-    try:
-        return runner.get_model()._meta.label
-    except AutorunError:
-        return ""
+@cache
+def _by_model() -> dict[str, list[Runner]]:
+    """The runners with ON_SAVE by the label of their model, until others are registered."""
+    found: dict[str, list[Runner]] = {}
+    for runner in runners():
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if runner.ON_SAVE:
+                found.setdefault(runner.get_model()._meta.label, []).append(runner)
+    return found
 
 
 def _place(runner_class: type[Runner]) -> str:

@@ -9,6 +9,7 @@ import datetime as dt
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 from celery.schedules import crontab
@@ -120,7 +121,7 @@ class Runner:
         label = config.label if config else cls.__module__.partition(".")[0]
         return f"{label}.{cls.__name__}"
 
-    @property
+    @cached_property
     def label(self) -> str:
         return self.get_label()
 

@@ -7,7 +7,9 @@ text made by Python would, on one of them, name a row that does not exist.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -41,10 +43,7 @@ class KeyKind:
     """What the primary key of one model is like."""
 
     field: models.Field[Any, Any]
-
-    @property
-    def is_integer(self) -> bool:
-        return isinstance(self.field, models.IntegerField)
+    is_integer: bool
 
     @property
     def column(self) -> str:
@@ -102,9 +101,12 @@ class KeyKind:
         return is_plain and connection.vendor == "sqlite"
 
 
-def key_kind(model: type[models.Model]) -> KeyKind:
-    """How rows of `model` are named."""
+def _key_kind(model: type[models.Model]) -> KeyKind:
     field: Any = model._meta.pk
     while field.remote_field is not None:
         field = field.target_field
-    return KeyKind(field)
+    return KeyKind(field, isinstance(field, models.IntegerField))
+
+
+#: How the rows of a model are named: found once for each model.
+key_kind: Callable[[type[models.Model]], KeyKind] = cache(_key_kind)
