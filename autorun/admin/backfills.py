@@ -16,12 +16,13 @@ from autorun.control.interventions import request_backfill
 from autorun.declare.hooks import database_of
 from autorun.declare.runner import Runner
 from autorun.models import Batch
-from autorun.planning.counting import REASONS, UNPREPARED, Count
+from autorun.planning.counting import Count
+from autorun.planning.preview import groups_of, number_planned
 from autorun.planning.querysets import as_plain
-from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
+from autorun.state.words import REASONS
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
@@ -42,15 +43,6 @@ ONLY = {
     "again": "Everything again, also what has succeeded",
 }
 LOST = "The chosen rows are no longer known: choose them again."
-WORDS = {
-    "missing": "have no run",
-    "changed": "have changed since their run",
-    "preparable": "failed for want of an input that can be prepared now",
-    "failed": "failed for good",
-    "done": "are up to date",
-    "under_way": "are on their way already",
-    "unprepared": "have an input that cannot be prepared",
-}
 
 
 @dataclass(frozen=True)
@@ -178,17 +170,19 @@ def preview(
     request: HttpRequest, site: AdminSite, card: Card, asked: Request, count: Count
 ) -> Preview:
     """What was counted, in the words of the page."""
-    selection = asked.scope.selection
     names = _names(request, site, card.runner, count)
-    lines = []
-    for reason in REASONS:
-        is_taken = reason != UNPREPARED and Reason(reason).is_taken_by(selection)
-        rows = count.rows.get(reason, 0)
-        samples = [names[key] for key in count.samples.get(reason, ()) if key in names]
-        lines.append(Line(reason, WORDS[reason], rows, is_taken, samples))
-    runs = sum(line.rows for line in lines if line.is_taken)
-    if asked.limit is not None:
-        runs = min(runs, asked.limit)
+    groups = groups_of(card.runner, count, asked.scope.selection)
+    lines = [
+        Line(
+            group.reason,
+            REASONS[group.reason],
+            group.rows,
+            group.is_planned,
+            [names[key] for key in count.samples.get(group.reason, ()) if key in names],
+        )
+        for group in groups
+    ]
+    runs = number_planned(groups, limit=asked.limit)
     seconds = card.activity.seconds_for(runs, run_seconds=card.run_seconds)
     return Preview(count, lines, runs, seconds, count.written())
 

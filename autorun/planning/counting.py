@@ -1,13 +1,14 @@
-"""Rows by the reason they would be planned for, counted for as long as there is time.
+"""Rows counted by reason, for as long as there is time.
 
-A million rows take seconds to compare with their runs. So they are counted window by window; who
-has no time left goes on from where the last one stopped.
+A million rows take seconds to compare with their runs. They are counted window by window, and the
+next call continues where the last one stopped.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
 
     from autorun.planning.windows import Window
 
-UNPREPARED = "unprepared"
-REASONS = (*map(str, Reason), UNPREPARED)
-
 
 @dataclass(frozen=True)
 class Count:
-    """Rows that pass the filter by reason, up to the key `after`; '' once all are counted.
+    """The rows that pass the filter, by reason, up to the key `after`; '' once all are counted.
 
     `samples` are the keys of some of them, as text.
     """
@@ -57,19 +55,19 @@ class Count:
         return sum(self.rows.get(reason, 0) for reason in Reason if reason.is_pending)
 
     def written(self) -> str:
-        """The count as text, for whoever goes on with it."""
+        """The count as text, from which `count_rows` can continue."""
         samples = {name: list(keys) for name, keys in self.samples.items()}
         return json.dumps([dict(self.rows), self.after, samples], separators=(",", ":"))
 
     @classmethod
     def read(cls, text: str) -> Count | None:
-        """The unfinished count that `text` is, or None where it is none."""
+        """The unfinished count in `text`, or None if it is not one."""
         try:
             rows, after, samples = json.loads(text)
             return cls(
-                {name: read_number(rows.get(name)) or 0 for name in REASONS},
+                {name: read_number(rows.get(name)) or 0 for name in Reason},
                 str(after),
-                {name: [str(key) for key in samples.get(name, ())] for name in REASONS},
+                {name: [str(key) for key in samples.get(name, ())] for name in Reason},
             )
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None
@@ -80,30 +78,29 @@ def count_rows(
     queryset: QuerySet[Any] | None = None,
     *,
     begun: Count | None = None,
-    seconds: float,
+    seconds: float = math.inf,
     samples: int = 0,
 ) -> Count:
-    """The rows of `queryset`, or of the default one, by reason; goes on with what was `begun`.
+    """Count the rows of `queryset`, or of the default one, by reason; continues from `begun`.
 
-    Ends with the first window after `seconds` have passed. Takes down `samples` keys a reason.
-    What was begun may come from anywhere.
+    Ends with the first window after `seconds` have passed. Notes `samples` keys a reason. `begun`
+    need not be trusted.
     """
     deadline = time.monotonic() + seconds
     begun = begun if begun is not None and _is_key(runner, begun.after) else Count()
     counts = Counter(begun.rows)
-    shown = {
-        name: [key for key in begun.samples.get(name, ())[:samples] if _is_key(runner, key)]
-        for name in REASONS
+    shown: dict[str, list[str]] = {
+        reason: [key for key in begun.samples.get(reason, ())[:samples] if _is_key(runner, key)]
+        for reason in Reason
     }
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     node_id = node_of(runner).pk
     after = begun.after
     for window in windows(runner, rows, node_id=node_id, after=after):
-        found = _reasons(window)
-        counts.update(found)
-        for reason, keys in shown.items():
-            if found.get(reason) and len(keys) < samples:
-                keys.extend(_samples(window, reason, samples - len(keys)))
+        for reason, number in _reasons(window).items():
+            counts[reason] += number
+            if number and len(shown[reason]) < samples:
+                shown[reason] += _samples(window, reason, samples - len(shown[reason]))
         after = window.last_key
         if time.monotonic() > deadline:
             break
@@ -112,8 +109,8 @@ def count_rows(
 
 @dataclass(frozen=True)
 class Found:
-    """Keys of pending rows, those of the highest keys first; rows up to the key `up_to` are still
-    to be looked at, '' where all have been."""
+    """Keys of pending rows, the highest first. Rows up to the key `up_to` have not been checked;
+    '' once all have been."""
 
     keys: Sequence[Any]
     up_to: str = ""
@@ -127,9 +124,9 @@ def find_pending(
     seconds: float,
     most: int,
 ) -> Found:
-    """Pending rows among those of `queryset` with keys up to `up_to`, from the highest key down.
+    """Pending rows of `queryset` with keys up to `up_to`, from the highest key down.
 
-    New rows have the highest keys, and are what is mostly pending. Ends with the first window after
+    Most pending rows are new, and new rows have the highest keys. Ends with the first window after
     `seconds` have passed, or with `most` keys or a few more.
     """
     deadline = time.monotonic() + seconds
@@ -139,7 +136,7 @@ def find_pending(
     up_to = up_to if _is_key(runner, up_to) else ""
     span = PYTHON_WINDOW
     if planned_by_database(runner):
-        # Only numbers are ordered here as they are in the database, so that they can be cut off.
+        # Only numbers sort in Python as in the database, so only they can be cut off at `most`.
         span = DATABASE_WINDOW if kind.is_integer else most
     found: list[Any] = []
     while True:
@@ -173,7 +170,7 @@ def _pending_in(window: Window) -> list[Any]:
 
 
 def _key_below(runner: Runner, up_to: str, span: int) -> str:
-    """The key below the `span` highest ones up to `up_to`; '' where there are no more."""
+    """The key below the `span` highest ones up to `up_to`; '' if there are no more."""
     kind = key_kind(runner.get_model())
     rows = every_row(runner).order_by("-pk")
     if up_to:
@@ -183,20 +180,19 @@ def _key_below(runner: Runner, up_to: str, span: int) -> str:
     return str(found[0]) if found else ""
 
 
-def _reasons(window: Window) -> dict[str, int]:
-    found: dict[str, int] = {UNPREPARED: len(window.unprepared)}
+def _reasons(window: Window) -> dict[Reason, int]:
+    found = {Reason.UNPREPARED: len(window.unprepared)}
     if window.candidates is not None:
-        numbers = count_by_reason(window.candidates, using=settings.DATABASE)
-        found.update({str(reason): number for reason, number in numbers.items()})
+        found |= count_by_reason(window.candidates, using=settings.DATABASE)
     return found
 
 
-def _samples(window: Window, reason: str, number: int) -> list[str]:
-    if reason == UNPREPARED:
+def _samples(window: Window, reason: Reason, number: int) -> list[str]:
+    if reason is Reason.UNPREPARED:
         return [str(row.key) for row in window.unprepared[:number]]
     if window.candidates is None:
         return []
-    keys = keys_of(window.candidates, Reason(reason), limit=number, using=settings.DATABASE)
+    keys = keys_of(window.candidates, reason, limit=number, using=settings.DATABASE)
     return [str(key) for key in keys]
 
 

@@ -1,4 +1,4 @@
-"""For which reason each candidate would be planned, or why not: counted, and shown by example."""
+"""The reason why a candidate would be planned, or would not: counted, and shown by example."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from autorun.state.sql import table
 
 
 class Reason(StrEnum):
-    """What is the case with a candidate; each has exactly one.
+    """The state of a row in scope; each row has exactly one.
 
-    missing: it has no current run. changed: its current run is for another input. preparable: that
-    failed, as its input could not be prepared, and now it can. failed: that failed for good. done:
-    it succeeded, or is ignored. under_way: it has not ended yet.
+    missing: it has no current run. changed: its current run is for another input. preparable: its
+    input could not be prepared for its current run, and now it can. failed: its current run failed
+    and has no attempts left. done: it succeeded, or is ignored. under_way: its current run is not
+    finished. unprepared: its input cannot be prepared. filtered: the runner's filter excludes it,
+    or a runner that this one depends on has not succeeded on it yet.
     """
 
     MISSING = "missing"
@@ -29,15 +31,16 @@ class Reason(StrEnum):
     FAILED = "failed"
     DONE = "done"
     UNDER_WAY = "under_way"
+    UNPREPARED = "unprepared"
+    FILTERED = "filtered"
 
     @property
     def is_pending(self) -> bool:
-        """Whether such candidates are what the glossary calls pending."""
         return self.is_taken_by(PENDING)
 
     def is_taken_by(self, selection: Selection) -> bool:
-        """Whether a planning pass with that selection plans such candidates."""
-        if self is Reason.UNDER_WAY:
+        """Whether a planning pass with that selection plans rows of this reason."""
+        if self in (Reason.UNDER_WAY, Reason.UNPREPARED, Reason.FILTERED):
             return False
         if self is Reason.MISSING:
             return selection.missing
@@ -64,7 +67,7 @@ CONDITIONS: Mapping[Reason, str] = {
 
 
 def count_by_reason(candidates: Candidates, *, using: str) -> dict[Reason, int]:
-    """How many candidates there are of each reason; one query."""
+    """The number of candidates by reason; one query."""
     counts = ", ".join(f"COUNT(CASE WHEN {each} THEN 1 END)" for each in CONDITIONS.values())
     sql, params = _joined(candidates, using)
     with connections[using].cursor() as cursor:
