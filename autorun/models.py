@@ -6,35 +6,35 @@ finished. Everything about being queued and being worked on is kept on its `Chun
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.expressions import CombinedExpression
 
-from autorun.conf import settings
 from autorun.state.clock import DatabaseNow
 from autorun.state.fields import FingerprintField, ObjectKeyField
 from autorun.state.ids import new_chunk_id
+from autorun.state.managers import (
+    BatchQuerySet,
+    BatchState,
+    ChunkQuerySet,
+    ChunkState,
+    RunQuerySet,
+    RunStatus,
+    StateManager,
+)
 
 #: What the fingerprint of a row is where nothing about the row can make it pending again.
 UNCHANGING = "0" * 32
 #: What the fingerprint of a row is whose input could not be prepared.
 UNPREPARED = "f" * 32
 
-State = TypeVar("State", bound=models.Model)
-
-
-class StateManager(models.Manager[State]):
-    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names.
-
-    Also the base manager of each model: `refresh_from_db()`, a deferred column and a foreign key
-    would else ask the project's routers, which may name a replica that lags behind.
-    """
-
-    def get_queryset(self) -> models.QuerySet[State]:
-        return super().get_queryset().using(self._db or settings.DATABASE)
+# Their methods are the words of the querysets: `Chunk.objects.waiting().of(node)`.
+BatchManager = StateManager.from_queryset(BatchQuerySet)
+ChunkManager = StateManager.from_queryset(ChunkQuerySet)
+RunManager = StateManager.from_queryset(RunQuerySet)
 
 
 class Node(models.Model):
@@ -81,12 +81,7 @@ class Batch(models.Model):
         BACKFILL = "backfill"
         CODE = "code"
 
-    class State(models.TextChoices):
-        RUNNING = "running"
-        PAUSED = "paused"
-        CANCELLED = "cancelled"
-        FINISHED = "finished"
-        FAILED = "failed"
+    State: TypeAlias = BatchState
 
     runner = models.CharField(max_length=255, db_index=True)
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="batches")
@@ -127,7 +122,7 @@ class Batch(models.Model):
     planned_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
-    objects = StateManager()
+    objects = BatchManager()
 
     class Meta:
         base_manager_name = "objects"
@@ -148,12 +143,7 @@ class Chunk(models.Model):
        |<---park: PARKED----+                 +--rescue: FINISHED; its runs go to new chunks
     """
 
-    class State(models.IntegerChoices):
-        WAITING = 0
-        QUEUED = 1
-        RUNNING = 2
-        PARKED = 3
-        FINISHED = 4
+    State: TypeAlias = ChunkState
 
     class Priority(models.IntegerChoices):
         BACKFILL = 0
@@ -198,7 +188,7 @@ class Chunk(models.Model):
         default=False, help_text="Whether its node and its batch have counted it in."
     )
 
-    objects = StateManager()
+    objects = ChunkManager()
 
     class Meta:
         base_manager_name = "objects"
@@ -236,11 +226,7 @@ class Run(models.Model):
     The row is named by `object_id`, or by `object_key` where its primary key is no integer.
     """
 
-    class Status(models.IntegerChoices):
-        PENDING = 0
-        SUCCEEDED = 1
-        FAILED = 2
-        CANCELLED = 3
+    Status: TypeAlias = RunStatus
 
     id = models.BigAutoField(primary_key=True)
     node = models.ForeignKey(
@@ -258,7 +244,7 @@ class Run(models.Model):
     finished_at = models.DateTimeField(null=True, blank=True)
     outputs = models.JSONField(null=True, blank=True)
 
-    objects = StateManager()
+    objects = RunManager()
 
     class Meta:
         base_manager_name = "objects"

@@ -81,9 +81,9 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
             # The database says what is queued, and what of it is urgent, as it does to workers.
             inbox.execute(without=EXECUTE)
             if retry_now:
-                Chunk.objects.filter(state=Chunk.State.WAITING).update(not_before=None)
+                Chunk.objects.waiting().update(not_before=None)
             release_everywhere()
-            queued = Chunk.objects.filter(state=Chunk.State.QUEUED).order_by("-priority", "pk")
+            queued = Chunk.objects.queued().order_by("-priority", "pk")
             chunk_ids = list(queued.values_list("pk", flat=True))
             if not chunk_ids:
                 return worked
@@ -262,7 +262,7 @@ def _submit_uncommitted() -> None:
 
 
 def _still_busy(rounds: int) -> RuntimeError:
-    queued = Chunk.objects.filter(state=Chunk.State.QUEUED)
+    queued = Chunk.objects.queued()
     labels = ", ".join(sorted(set(queued.values_list("runner", flat=True))))
     return RuntimeError(
         f"There is still something to do after {rounds} round{'s' * (rounds != 1)}, for {labels}. "

@@ -318,7 +318,7 @@ def _why_no_entry(runner: Runner, *, has_beat: bool) -> str:
 
 def _unfinished_batches() -> dict[str, list[Batch]]:
     found: dict[str, list[Batch]] = {}
-    unfinished = Batch.objects.filter(state__in=(Batch.State.RUNNING, Batch.State.PAUSED))
+    unfinished = Batch.objects.unfinished()
     for batch in unfinished.defer("scope").order_by("-pk")[:100]:
         found.setdefault(batch.runner, []).append(batch)
     return found

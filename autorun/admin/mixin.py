@@ -128,7 +128,8 @@ class AutorunAdminMixin(ModelAdmin):
         nodes = _nodes_of(self.model)
         key = _key_of(kind, self.model, instance.pk)
         runs = (
-            Run.objects.filter(node__in=nodes, **kind.lookup(key))
+            Run.objects.filter(node__in=nodes)
+            .of_row(kind, key)
             .select_related("node", "chunk")
             .defer("outputs")
             .order_by("-pk")[:MOST_RUNS]
@@ -212,13 +213,8 @@ class StatusFilter(ListFilter):
         except AutorunError as error:
             return _none_for(request, queryset, error)
         kind = key_kind(queryset.model)
-        status = Run.Status.FAILED if state == "failed" else Run.Status.SUCCEEDED
-        runs = Run.objects.filter(
-            node_id=node_id,
-            is_current=True,
-            status=status,
-            **kind.lookup(kind.expression(OuterRef)),
-        )
+        runs = Run.objects.current().of(node_id).of_row(kind, kind.expression(OuterRef))
+        runs = runs.failed() if state == "failed" else runs.succeeded()
         return queryset.filter(Exists(runs))
 
 
@@ -304,9 +300,7 @@ def _states(
     kind = key_kind(model)
     keyed = model._base_manager.using(rows[0]._state.db).filter(pk__in=[row.pk for row in rows])
     keys = dict(keyed.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", "pk"))
-    runs = Run.objects.filter(
-        node__in=node_ids, is_current=True, **{f"{kind.column}__in": list(keys)}
-    )
+    runs = Run.objects.current().filter(node__in=node_ids).of_rows(kind, list(keys))
     return {
         (run.node_id, keys[kind.of(run)]): (state_of(run), run)
         for run in runs.select_related("chunk").defer("outputs")

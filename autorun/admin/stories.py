@@ -94,7 +94,7 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
         return []
     if key is None:
         return []
-    runs = Run.objects.filter(node_id__in=nodes, is_current=True, **kind.lookup(key[0]))
+    runs = Run.objects.current().filter(node_id__in=nodes).of_row(kind, key[0])
     return list(runs.select_related("node", "chunk").defer("outputs").order_by("pk"))
 
 

@@ -28,7 +28,6 @@ from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
-from autorun.planning.batches import UNFINISHED
 from autorun.planning.counting import count_rows
 from autorun.state.counts import progress_by_node
 
@@ -176,7 +175,7 @@ def _add_nodes(found: _Families, runners: dict[str, list[Runner]]) -> None:
 
 
 def _add_chunks(found: _Families, now: dt.datetime) -> None:
-    unfinished = Chunk.objects.filter(state__in=UNFINISHED).values_list("runner", "state")
+    unfinished = Chunk.objects.unfinished().values_list("runner", "state")
     counted = unfinished.annotate(Count("pk"), Min("published_at"), Min("expires_at")).order_by()
     lease = dt.timedelta(seconds=settings.LEASE)
     for runner, number, chunks, published_at, expires_at in counted:

@@ -38,8 +38,6 @@ def cancel(label: str, *, reason: str = "") -> int:
 
     The runner need not be registered any more. Its rows are pending again.
     """
-    open_batches = Batch.objects.filter(
-        runner=label, state__in=(Batch.State.RUNNING, Batch.State.PAUSED)
-    )
-    number = sum(batches.cancel(batch, reason=reason) for batch in open_batches.order_by("pk"))
+    unfinished = Batch.objects.unfinished().filter(runner=label).order_by("pk")
+    number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)
     return number + batches.cancel_unstarted(label)

@@ -30,6 +30,7 @@ from autorun.planning.scope import SOURCES, Scope
 from autorun.planning.windows import last_key
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
+from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import repeated_on_conflict
 
 logger = logging.getLogger(__name__)
@@ -102,10 +103,8 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
     for runs in found:
         runners = _runners_of(runs)
         beyond_base = _chunks_beyond_base(runs)
-        ended = Run.objects.filter(
-            pk__in=[run.pk for run in runs],
-            status__in=(Run.Status.FAILED, Run.Status.CANCELLED),
-            is_current=True,
+        ended = Run.objects.current().filter(
+            pk__in=[run.pk for run in runs], status__in=(Run.Status.FAILED, Run.Status.CANCELLED)
         )
         for run in ended.defer("outputs"):
             runner = runners.get((run.node_id, run.chunk_id))
@@ -191,9 +190,7 @@ def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> in
 
 def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
     """The runner of each run, by node and chunk, where it still is of that node."""
-    labels = dict(
-        Chunk.objects.filter(pk__in={run.chunk_id for run in runs}).values_list("pk", "runner")
-    )
+    labels = dict(_chunks_of(runs).values_list("pk", "runner"))
     nodes: dict[str, int | None] = {}
     for label in set(labels.values()):
         nodes[label] = _node_id(label)
@@ -207,8 +204,8 @@ def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
 
 def _chunks_beyond_base(runs: Sequence[Run]) -> set[int]:
     """The chunks of the runs whose rows may lie outside of the runner's base queryset."""
-    chunks = Chunk.objects.filter(pk__in={run.chunk_id for run in runs})
-    return set(chunks.filter(batch__is_beyond_base=True).values_list("pk", flat=True))
+    beyond = _chunks_of(runs).filter(batch__is_beyond_base=True)
+    return set(beyond.values_list("pk", flat=True))
 
 
 def _node_id(label: str) -> int | None:
@@ -222,13 +219,9 @@ def _node_id(label: str) -> int | None:
 
 
 def _ignore(runs: Sequence[Run]) -> int:
-    chunks = _locked(runs, states=Chunk.State)
-    failed = Run.objects.filter(
-        pk__in=[run.pk for run in runs],
-        chunk_id__in=chunks,
-        status=Run.Status.FAILED,
-        is_current=True,
-    )
+    chunks = _locked(_chunks_of(runs))
+    failed = Run.objects.current().failed()
+    failed = failed.filter(pk__in=[run.pk for run in runs], chunk_id__in=chunks)
     counts = _count_by_chunk(failed)
     number = failed.update(status=Run.Status.CANCELLED)
     for amount, chunk_ids in counts.items():
@@ -239,10 +232,9 @@ def _ignore(runs: Sequence[Run]) -> int:
 
 
 def _cancel(runs: Sequence[Run]) -> int:
-    chunks = _locked(runs, states=batches.NOT_STARTED)
-    pending = Run.objects.filter(
-        pk__in=[run.pk for run in runs], chunk_id__in=chunks, status=Run.Status.PENDING
-    )
+    chunks = _locked(_chunks_of(runs).unstarted())
+    pending = Run.objects.pending()
+    pending = pending.filter(pk__in=[run.pk for run in runs], chunk_id__in=chunks)
     counts = _count_by_chunk(pending)
     number = pending.update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
     for amount, chunk_ids in counts.items():
@@ -263,12 +255,13 @@ def _cancel(runs: Sequence[Run]) -> int:
     return number
 
 
-def _locked(runs: Sequence[Run], *, states: Iterable[Chunk.State]) -> list[int]:
-    """The chunks of the runs that are in one of those states, locked until the commit."""
-    chunks = Chunk.objects.select_for_update().filter(
-        pk__in={run.chunk_id for run in runs}, state__in=list(states)
-    )
-    return list(chunks.order_by("pk").values_list("pk", flat=True))
+def _chunks_of(runs: Sequence[Run]) -> ChunkQuerySet[Chunk]:
+    return Chunk.objects.filter(pk__in={run.chunk_id for run in runs})
+
+
+def _locked(chunks: QuerySet[Chunk]) -> list[int]:
+    """The ids of the chunks, which are locked until the commit."""
+    return list(chunks.select_for_update().order_by("pk").values_list("pk", flat=True))
 
 
 def _count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:

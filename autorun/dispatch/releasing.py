@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 EXECUTE = "autorun.execute"
 BACKFILL = "autorun.backfill"
-IN_FLIGHT = (Chunk.State.QUEUED, Chunk.State.RUNNING)
 #: Waiting chunks read first; then four times as many, and so on. Mostly there is room for one.
 FIRST_PAGE = 8
 #: A runner's chunks that are with the broker, beyond one for each that is being worked on. A saved
@@ -91,7 +90,7 @@ def release(node_id: int) -> Release:
 def release_everywhere() -> int:
     """`release` for every node that has something waiting; how many chunks."""
     # Asked of each node: all that waits may be many thousands.
-    waiting = Chunk.objects.filter(node_id=OuterRef("pk"), state=Chunk.State.WAITING)
+    waiting = Chunk.objects.waiting().of(OuterRef("pk"))
     nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
     released = 0
     for node_id in list(nodes_waiting):
@@ -122,9 +121,9 @@ def send(chunks: Sequence[Chunk]) -> int:
         )
         crash_point("dispatch.refused")
         # What a broker took in spite of its silence finds the chunk waiting, and does nothing.
-        Chunk.objects.filter(
-            pk__in=[chunk.pk for chunk in refused], state=Chunk.State.QUEUED
-        ).update(state=Chunk.State.WAITING, publications=Greatest(F("publications") - 1, 0))
+        Chunk.objects.queued().filter(pk__in=[chunk.pk for chunk in refused]).update(
+            state=Chunk.State.WAITING, publications=Greatest(F("publications") - 1, 0)
+        )
         return len(chunks) - len(refused)
     crash_point("dispatch.sent")
     return len(chunks)
@@ -194,7 +193,8 @@ def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message
 def _due(node_id: int) -> QuerySet[Any]:
     """The node's waiting chunks whose time has come, urgent ones first."""
     return (
-        Chunk.objects.filter(node_id=node_id, state=Chunk.State.WAITING)
+        Chunk.objects.waiting()
+        .of(node_id)
         .filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
         .exclude(batch__state__in=(Batch.State.PAUSED, Batch.State.CANCELLED))
         .filter(node__paused_at=None)
@@ -205,12 +205,14 @@ def _due(node_id: int) -> QuerySet[Any]:
 def _claim(node_id: int) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under a lock of the node."""
     node_digest = nodes.lock(node_id)
-    in_flight = Chunk.objects.filter(node_id=node_id, state__in=IN_FLIGHT).values_list(
-        "state", "runner", "batch_id", "batch__window", Chunk.runs_left()
+    in_flight = (
+        Chunk.objects.in_flight()
+        .of(node_id)
+        .values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
     )
     claimed = list(_fitting(_due(node_id), _Room(in_flight, node_id, node_digest)))
     # One that was cancelled since it was read stays so; its message finds nothing to do.
-    Chunk.objects.filter(pk__in=[chunk.pk for chunk in claimed], state=Chunk.State.WAITING).update(
+    Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(
         state=Chunk.State.QUEUED,
         published_at=DatabaseNow(),
         publications=Least(F("publications") + 1, MOST_PUBLICATIONS),
@@ -247,7 +249,7 @@ def _fitting(due: QuerySet[Chunk], room: _Room) -> Iterator[Chunk]:
 
 def _in_flight_elsewhere(label: str, *, node_id: int) -> int:
     """How many chunks of the runner are in flight at other nodes: at those of other versions."""
-    chunks = Chunk.objects.filter(runner=label, state__in=IN_FLIGHT)
+    chunks = Chunk.objects.in_flight().filter(runner=label)
     return chunks.exclude(node_id=node_id).count()
 
 

@@ -25,16 +25,17 @@ class Assignment:
 
 def load_runs(chunk: Chunk) -> Sequence[Any]:
     """The chunk's pending runs; `has_older` where a superseded run is still at the same row."""
-    older = Run.objects.filter(
-        node_id=OuterRef("node_id"),
+    older = Run.objects.pending().filter(
+        node=OuterRef("node"),
         object_id=OuterRef("object_id"),
         object_key=OuterRef("object_key"),
         is_current=None,
-        status=Run.Status.PENDING,
         chunk__state=Chunk.State.RUNNING,
-    ).exclude(chunk_id=chunk.pk)
-    runs = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.PENDING)
-    return list(runs.annotate(has_older=Exists(older)).defer("outputs").order_by("pk"))
+    )
+    runs = Run.objects.pending().filter(chunk=chunk)
+    return list(
+        runs.annotate(has_older=Exists(older.exclude(chunk=chunk))).defer("outputs").order_by("pk")
+    )
 
 
 def load_rows(runner: Runner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:

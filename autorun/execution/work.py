@@ -199,7 +199,7 @@ class Work:
 
     def _keep_what_is_ours(self) -> None:
         """Leave out what was handed over after all."""
-        pending = Run.objects.filter(chunk_id=self.lease.chunk.pk, status=Run.Status.PENDING)
+        pending = Run.objects.pending().filter(chunk=self.lease.chunk)
         ours = repeated_on_conflict(
             lambda: set(pending.values_list("pk", flat=True)),
             using=settings.DATABASE,

@@ -80,7 +80,7 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
     by_id = {node.pk: node for node in nodes}
     now = timezone.now()
     # Whatever has ended within RATE_SECONDS is not folded yet.
-    ended = Chunk.objects.filter(node__in=by_id, is_folded__in=[False], state=Chunk.State.FINISHED)
+    ended = Chunk.objects.filter(node__in=by_id).unfolded().finished()
     hours = _hours(by_id.values(), ended, now)
     recent = _recent(ended, now)
     return {pk: Activity(hours=hours[pk], **recent.get(pk, {})) for pk in by_id}

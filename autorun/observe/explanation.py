@@ -82,8 +82,7 @@ def _key(runner: Runner, pk: Any) -> Key | None:
 
 
 def _current_run(runner: Runner, key: Key) -> Any:
-    lookup = key_kind(runner.get_model()).lookup(key)
-    runs = Run.objects.filter(node_id=node_of(runner).pk, is_current=True, **lookup)
+    runs = Run.objects.current().of(node_of(runner)).of_row(key_kind(runner.get_model()), key)
     return runs.select_related("chunk", "chunk__batch", "node").defer("chunk__batch__scope").first()
 
 
@@ -225,8 +224,8 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
 def _unmet(runner: Runner, key: Key) -> Iterator[str]:
     """The runners in DEPENDS_ON without a success on the row, and what is with them."""
     dependencies = {node_of(each).pk: each for each in dependencies_of(runner)}
-    lookup = key_kind(runner.get_model()).lookup(key)
-    runs = Run.objects.filter(node_id__in=dependencies, is_current=True, **lookup)
+    runs = Run.objects.current().filter(node_id__in=dependencies)
+    runs = runs.of_row(key_kind(runner.get_model()), key)
     statuses = dict(runs.values_list("node_id", "status"))
     states = {
         Run.Status.PENDING: "is on its way",

@@ -21,6 +21,7 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.failures import Member, members_of
 from autorun.state.counts import batch_counts
 from autorun.state.ids import first_chunk_id_at
+from autorun.state.managers import ChunkQuerySet
 from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
 
 #: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
@@ -243,11 +244,9 @@ class RunFilter:
         """
         if self.exception or self.row or self.group:
             return None
-        open_chunks = self._chunks.filter(
-            # Named one by one, the nodes let the index find the chunks.
-            node__in=list(Node.objects.values_list("pk", flat=True)),
-            is_folded__in=[False],
-        )
+        # Named one by one, the nodes let the index find the chunks.
+        nodes = list(Node.objects.values_list("pk", flat=True))
+        open_chunks = self._chunks.filter(node__in=nodes).unfolded()
         if self.state in UNFOLDED:
             return open_chunks.aggregate(n=Sum(STATES[self.state].number))["n"] or 0
         is_narrowed = self.since or self.trigger or self.planned_from or self.planned_until
@@ -386,7 +385,7 @@ class RunFilter:
         return self.at or timezone.now()
 
     @cached_property
-    def _chunks(self) -> QuerySet[Chunk]:
+    def _chunks(self) -> ChunkQuerySet[Chunk]:
         """The chunks that may hold matching runs."""
         return Chunk.objects.filter(self._chunk_condition)
 

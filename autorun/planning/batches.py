@@ -24,6 +24,7 @@ from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.crash_points import crash_point
 from autorun.state.leases import PLANNING_LEASES, ends_at, planning_ends_at
+from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import is_passing, repeated_on_conflict
 
 #: A batch that so many processes in turn have begun to plan, without getting any further, fails.
@@ -31,9 +32,6 @@ MOST_TRIES = 5
 #: What one transaction of a cancellation ends at most; a single chunk may have more runs.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
-
-NOT_STARTED = (Chunk.State.WAITING, Chunk.State.QUEUED, Chunk.State.PARKED)
-UNFINISHED = (*NOT_STARTED, Chunk.State.RUNNING)
 
 
 def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
@@ -58,14 +56,9 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
 
     def begin_unless_there_is_one() -> Batch | None:
         nodes.lock(node.pk)
-        unplanned = Batch.objects.filter(
-            runner=runner.label,
-            node=node,
-            trigger=trigger,
-            state=Batch.State.RUNNING,
-            planned_at=None,
-        )
-        left = unplanned.filter(expires_at__lte=DatabaseNow()).order_by("pk")
+        alike = Batch.objects.filter(runner=runner.label, node=node, trigger=trigger)
+        unplanned = alike.unplanned()
+        left = unplanned.lapsed().order_by("pk")
         # Locked before it is asked who plans: upkeep may be about to have one planned on.
         left_ids = list(left.select_for_update().values_list("pk", flat=True))
         if unplanned.filter(expires_at__gt=DatabaseNow()).exists():
@@ -81,9 +74,7 @@ def take_over(batch_id: int) -> Batch | None:
 
     It fails instead where MOST_TRIES processes have gone silent at the same place.
     """
-    silent = Batch.objects.filter(
-        pk=batch_id, state=Batch.State.RUNNING, planned_at=None, expires_at__lte=DatabaseNow()
-    )
+    silent = Batch.objects.filter(pk=batch_id).unplanned().lapsed()
     stuck = silent.filter(tries__gte=MOST_TRIES).update(
         state=Batch.State.FAILED,
         reason=f"{MOST_TRIES} processes in turn have begun to plan it and have got no further than "
@@ -164,10 +155,10 @@ def break_off(batch: Batch, error: Exception) -> None:
 
 def finish_if_done(batch_id: int) -> bool:
     """Finish the batch once it is planned and none of its chunks is left; whether it was now."""
-    unfinished = Chunk.objects.filter(batch_id=batch_id, state__in=UNFINISHED)
+    unfinished = Chunk.objects.filter(batch_id=batch_id).unfinished()
     if unfinished.exists():
         return False
-    batch = Batch.objects.filter(pk=batch_id, state=Batch.State.RUNNING).exclude(planned_at=None)
+    batch = Batch.objects.filter(pk=batch_id).planned()
     with transaction.atomic(using=settings.DATABASE):
         is_planned = batch.select_for_update().values_list("pk").first() is not None
         # Asked again: its last window may have been planned since the chunks were asked for.
@@ -209,7 +200,7 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
     short transactions after that, by upkeep where this process dies in between. The rows are
     pending again, so that a later sweep takes them.
     """
-    Batch.objects.filter(pk=batch.pk, state__in=(Batch.State.RUNNING, Batch.State.PAUSED)).update(
+    Batch.objects.unfinished().filter(pk=batch.pk).update(
         state=Batch.State.CANCELLED,
         reason=reason,
         # As long as anything of it may be left; then None.
@@ -225,9 +216,7 @@ def go_on_cancelling(batch_id: int) -> int:
 
     That is what a process left that died, and what a running chunk has put into new ones.
     """
-    silent = Batch.objects.filter(
-        pk=batch_id, state=Batch.State.CANCELLED, expires_at__lte=DatabaseNow()
-    )
+    silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()
     return _give_up(batch_id) if silent.update(expires_at=ends_at()) else 0
 
 
@@ -247,17 +236,16 @@ def _held(batch: Batch) -> Any:
 
 
 def _give_up(batch_id: int) -> int:
-    number = _cancel_unstarted(Chunk.objects.filter(batch_id=batch_id))
-    left = Chunk.objects.filter(batch_id=batch_id, state__in=UNFINISHED)
-    cancelled = Batch.objects.filter(pk=batch_id, state=Batch.State.CANCELLED)
-    cancelled.filter(~Exists(left)).update(expires_at=None)
+    chunks = Chunk.objects.filter(batch_id=batch_id)
+    number = _cancel_unstarted(chunks)
+    cancelled = Batch.objects.filter(pk=batch_id).cancelled()
+    cancelled.filter(~Exists(chunks.unfinished())).update(expires_at=None)
     return number
 
 
-def _cancel_unstarted(chunks: QuerySet[Chunk]) -> int:
-    unstarted = chunks.filter(state__in=NOT_STARTED).order_by("pk")
+def _cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
     number = 0
-    for ids in _in_passes(unstarted):
+    for ids in _in_passes(chunks.unstarted().order_by("pk")):
         number += repeated_on_conflict(partial(_cancel_some, ids), using=settings.DATABASE)
     return number
 
@@ -275,10 +263,12 @@ def _in_passes(chunks: QuerySet[Chunk]) -> Iterator[list[int]]:
 
 def _cancel_some(chunk_ids: Collection[int]) -> int:
     # Locked in their order, and before their runs, as by a worker that ends one.
-    unstarted = Chunk.objects.select_for_update().filter(pk__in=chunk_ids, state__in=NOT_STARTED)
+    unstarted = Chunk.objects.select_for_update().filter(pk__in=chunk_ids).unstarted()
     ids = list(unstarted.order_by("pk").values_list("pk", flat=True))
-    cancelled = Run.objects.filter(chunk_id__in=ids, status=Run.Status.PENDING).update(
-        status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow()
+    cancelled = (
+        Run.objects.filter(chunk_id__in=ids)
+        .pending()
+        .update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
     )
     crash_point("cancel.runs")
     Chunk.objects.filter(pk__in=ids).update(

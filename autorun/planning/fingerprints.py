@@ -41,14 +41,9 @@ def expression(runner: Runner, *, upstream: bool = True) -> Expression:
 
 def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
     """For each runner in DEPENDS_ON, the current success on the outer query's row."""
-    key = key_kind(runner.get_model()).expression(OuterRef)
-    lookup = key_kind(runner.get_model()).lookup(key)
-    return [
-        Run.objects.filter(
-            node_id=node_of(upstream).pk, is_current=True, status=Run.Status.SUCCEEDED, **lookup
-        )
-        for upstream in dependencies_of(runner)
-    ]
+    kind = key_kind(runner.get_model())
+    successes = Run.objects.current().succeeded().of_row(kind, kind.expression(OuterRef))
+    return [successes.of(node_of(upstream)) for upstream in dependencies_of(runner)]
 
 
 def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:

@@ -40,9 +40,7 @@ def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> 
     rows = rows.alias(
         _autorun_key=kind.expression(), _autorun_print=fingerprints.expression(runner)
     )
-    run = Run.objects.filter(
-        node_id=node_of(runner).pk, is_current=True, **kind.lookup(OuterRef("_autorun_key"))
-    )
+    run = Run.objects.current().of(node_of(runner)).of_row(kind, OuterRef("_autorun_key"))
     if runner.DEPENDS_ON and connections[rows.db].vendor == "mysql":
         # MariaDB turns EXISTS into IN, and takes no subquery, as the fingerprint is one then, in
         # the left side of that.
@@ -85,8 +83,6 @@ class _KeysByPython(Expression):
 
 def current_runs(runner: Runner, keys: list[Key]) -> dict[Key, str]:
     """The fingerprints of the current runs of the rows named by `keys`."""
-    column = key_kind(runner.get_model()).column
-    runs = Run.objects.filter(
-        node_id=node_of(runner).pk, is_current=True, **{f"{column}__in": keys}
-    )
-    return dict(runs.values_list(column, "fingerprint"))
+    kind = key_kind(runner.get_model())
+    runs = Run.objects.current().of(node_of(runner)).of_rows(kind, keys)
+    return dict(runs.values_list(kind.column, "fingerprint"))

@@ -157,10 +157,7 @@ def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int]
     kind = key_kind(runner.get_model())
     found: dict[Key, list[int]] = {key: [] for key in keys}
     for dependency in dependencies_of(runner):
-        lookup = {f"{kind.column}__in": list(found)}
-        runs = Run.objects.filter(
-            node_id=node_of(dependency).pk, is_current=True, status=Run.Status.SUCCEEDED, **lookup
-        )
-        ids = dict(runs.values_list(kind.column, "pk"))
+        runs = Run.objects.current().succeeded().of(node_of(dependency))
+        ids = dict(runs.of_rows(kind, list(found)).values_list(kind.column, "pk"))
         found = {key: [*earlier, ids[key]] for key, earlier in found.items() if key in ids}
     return found

@@ -63,8 +63,7 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     One query for all, so that no chunk is folded in between.
     """
     ids = [node.pk for node in nodes]
-    # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
-    chunks: Any = Chunk.objects.filter(node_id__in=ids, is_folded__in=[False])
+    chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()
     open_counts = chunks.values_list("node_id", "state").annotate(
         n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
         n_failed=Sum(F("failed") - F("superseded_failed")),
@@ -99,8 +98,7 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
     """
     ids = list(batch_ids)
     # Not joined: of a million chunks PostgreSQL then adds up the parts of several side by side.
-    # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
-    chunks: Any = Chunk.objects.filter(batch_id__in=ids, is_folded__in=[False])
+    chunks: Any = Chunk.objects.filter(batch_id__in=ids).unfolded()
     open_counts = chunks.values_list("batch_id").annotate(
         Sum("succeeded"), Sum("failed"), Sum("cancelled"), n_left=Sum(Chunk.runs_left())
     )

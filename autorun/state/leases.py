@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from celery import current_task
 from django.db.models import Expression, F, QuerySet
@@ -19,6 +18,7 @@ from django.db.models import Expression, F, QuerySet
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.managers import ChunkQuerySet
 
 #: A process that plans a batch may be silent for so many leases: it may have to look at thousands
 #: of rows of a window in Python.
@@ -46,7 +46,7 @@ class Lease:
     token: int
     worker: str = ""
 
-    def held(self) -> QuerySet[Any]:
+    def held(self) -> ChunkQuerySet[Chunk]:
         """The chunk's row, or no row where the lease went to another."""
         return Chunk.objects.filter(pk=self.chunk.pk, token=self.token)
 
@@ -70,8 +70,7 @@ def start(chunk: Chunk) -> Lease | None:
 
 def extend(lease: Lease) -> bool:
     """Hold the lease for its full length from now; whether it was still held."""
-    extended = lease.held().filter(state=Chunk.State.RUNNING)
-    return bool(extended.update(expires_at=ends_at()))
+    return bool(lease.held().running().update(expires_at=ends_at()))
 
 
 def requeue(chunk: Chunk) -> bool:
@@ -112,13 +111,12 @@ def worker_name() -> str:
 
 def _as_read(chunk: Chunk) -> QuerySet[Chunk]:
     """The queued chunk's row, or no row where somebody was faster."""
-    return Chunk.objects.filter(pk=chunk.pk, state=Chunk.State.QUEUED, token=chunk.token)
+    return Chunk.objects.queued().filter(pk=chunk.pk, token=chunk.token)
 
 
 def _startable() -> QuerySet[Chunk]:
     """The queued chunks, but for those of batches that were cancelled."""
-    queued_ones = Chunk.objects.filter(state=Chunk.State.QUEUED)
-    startable = queued_ones.exclude(batch__state=Batch.State.CANCELLED)
+    startable = Chunk.objects.queued().exclude(batch__state=Batch.State.CANCELLED)
     # What only others ask for, and may be long, is left where it is.
     unwanted = ("node__folded_hours", "node__counted", "batch__scope")
     return startable.select_related("node", "batch").defer(*unwanted)

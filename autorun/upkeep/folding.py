@@ -54,15 +54,11 @@ def hour_of(at: dt.datetime) -> int:
 
 def _fold_some(node_id: int, *, quiet: float) -> int:
     nodes.lock(node_id)
-    ended = Chunk.objects.only(
+    is_quiet = Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet))
+    ended = Chunk.objects.of(node_id).unfolded().finished().filter(is_quiet, failed=0)
+    ended = ended.only(
         *("batch_id", "finished_at", "succeeded", "cancelled"),
         *("superseded_succeeded", "superseded_failed", "superseded_cancelled"),
-    ).filter(
-        Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet)),
-        node_id=node_id,
-        is_folded__in=[False],  # `= False` would be written as NOT, and use no index
-        state=Chunk.State.FINISHED,
-        failed=0,
     )
     # Not locked: nobody writes to them any more, and whoever folds them has locked the node.
     found = list(ended[:AT_ONCE])

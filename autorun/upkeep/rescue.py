@@ -20,19 +20,18 @@ from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Chunk, Run
 from autorun.planning.named import plan_or_write_down
-from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText
 from autorun.state.keys import key_kind
-from autorun.state.leases import Lease
+from autorun.state.leases import Lease, ends_at
 
 logger = logging.getLogger(__name__)
 
 
 def rescue_expired(*, at_most: int) -> int:
     """Rescue chunks whose lease has run out; how many."""
-    expired = Chunk.objects.filter(state=Chunk.State.RUNNING, expires_at__lte=DatabaseNow())
-    return sum(rescue(chunk) for chunk in list(expired.order_by("expires_at")[:at_most]))
+    lapsed = Chunk.objects.lapsed().order_by("expires_at")
+    return sum(rescue(chunk) for chunk in list(lapsed[:at_most]))
 
 
 def rescue(chunk: Chunk) -> bool:
@@ -41,7 +40,7 @@ def rescue(chunk: Chunk) -> bool:
         return False
     crash_point("rescue.taken")
     chunk.refresh_from_db()
-    unfinished = list(Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.PENDING))
+    unfinished = list(Run.objects.pending().filter(chunk=chunk))
     wanted = [run for run in unfinished if run.is_current]
     results = [Result.cancelled(run) for run in unfinished if not run.is_current]
     results += [_again(chunk, run, is_alone=len(wanted) == 1) for run in wanted]
@@ -70,7 +69,7 @@ def _plan_dependents(chunk: Chunk) -> None:
     if runner is None or not dependents:
         return
     kind = key_kind(runner.get_model())
-    succeeded = Run.objects.filter(chunk_id=chunk.pk, status=Run.Status.SUCCEEDED)
+    succeeded = Run.objects.succeeded().filter(chunk=chunk)
     keys = list(succeeded.values_list(kind.column, flat=True))
     if keys:
         plan_or_write_down(dependents, keys, priority=Chunk.Priority(chunk.priority))
@@ -83,17 +82,12 @@ def _take(chunk: Chunk) -> bool:
     is locked is passed over. Its worker may be writing, or may have been frozen while it wrote.
     """
     features = connections[settings.DATABASE].features
-    expired = Chunk.objects.filter(
-        pk=chunk.pk,
-        token=chunk.token,
-        state=Chunk.State.RUNNING,
-        expires_at__lte=DatabaseNow(),
-    )
+    lapsed = Chunk.objects.lapsed().filter(pk=chunk.pk, token=chunk.token)
     with transaction.atomic(using=settings.DATABASE):
-        unlocked = expired.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+        unlocked = lapsed.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
         if unlocked.values_list("pk").first() is None:
             return False
-        taken = expired.update(token=F("token") + 1, expires_at=from_now(settings.LEASE))
+        taken = lapsed.update(token=F("token") + 1, expires_at=ends_at())
     return bool(taken)
 
 

@@ -155,7 +155,7 @@ def _planning(model_label: str, label: str) -> list[Runner]:
 
 def unpark() -> int:
     """Let parked chunks go on whose runner and analysis are here again; how many."""
-    parked = Chunk.objects.filter(state=Chunk.State.PARKED)
+    parked = Chunk.objects.parked()
     unparked = 0
     for label, node_id, title, version in list(
         parked.values_list("runner", "node_id", "node__title", "node__version").distinct()
@@ -175,9 +175,9 @@ def send_again() -> int:
         if doublings == MOST_DOUBLINGS - 1:
             sent = Q(publications__gte=doublings + 1)
         is_due |= sent & Q(published_at__lte=from_now(-settings.LEASE * 2**doublings))
-    lost = list(Chunk.objects.filter(is_due, state=Chunk.State.QUEUED).order_by("pk")[:AT_ONCE])
+    lost = list(Chunk.objects.queued().filter(is_due).order_by("pk")[:AT_ONCE])
     follow_queues(lost)
-    Chunk.objects.filter(pk__in=[chunk.pk for chunk in lost], state=Chunk.State.QUEUED).update(
+    Chunk.objects.queued().filter(pk__in=[chunk.pk for chunk in lost]).update(
         published_at=DatabaseNow(), publications=Least(F("publications") + 1, MOST_PUBLICATIONS)
     )
     crash_point("upkeep.counted")
@@ -186,13 +186,8 @@ def send_again() -> int:
 
 def hand_on_batches() -> int:
     """Have batches planned on whose process has gone silent; how many."""
-    silent = Batch.objects.filter(
-        state=Batch.State.RUNNING, planned_at=None, expires_at__lte=DatabaseNow()
-    )
-    messages = [
-        message_to_plan_on(batch, expires=settings.LEASE)
-        for batch in silent.order_by("pk")[:AT_ONCE]
-    ]
+    left = Batch.objects.unplanned().lapsed().order_by("pk")
+    messages = [message_to_plan_on(batch, expires=settings.LEASE) for batch in left[:AT_ONCE]]
     if messages:
         publish(messages)
     return len(messages)
@@ -200,14 +195,14 @@ def hand_on_batches() -> int:
 
 def finish_batches() -> int:
     """Finish planned batches that have nothing left to do; how many."""
-    left = Chunk.objects.filter(batch_id=OuterRef("pk"), state__in=batches.UNFINISHED)
-    done = Batch.objects.filter(~Exists(left), state=Batch.State.RUNNING).exclude(planned_at=None)
+    left = Chunk.objects.unfinished().filter(batch_id=OuterRef("pk"))
+    done = Batch.objects.planned().filter(~Exists(left))
     return sum(batches.finish_if_done(pk) for pk in list(done.values_list("pk", flat=True)))
 
 
 def cancel_batches() -> int:
     """Give up what is left of cancelled batches; how many runs."""
-    left = Batch.objects.filter(state=Batch.State.CANCELLED, expires_at__lte=DatabaseNow())
+    left = Batch.objects.cancelled().lapsed()
     return sum(batches.go_on_cancelling(pk) for pk in list(left.values_list("pk", flat=True)))
 
 

@@ -99,7 +99,7 @@ def _orphans() -> list[int]:
 
 def _held_here() -> QuerySet[Chunk]:
     """Chunks that processes of this worker work on, or did when they died."""
-    return Chunk.objects.filter(state=Chunk.State.RUNNING, worker__startswith=f"{_node_name}:")
+    return Chunk.objects.running().filter(worker__startswith=f"{_node_name}:")
 
 
 def _is_alive(pid: int) -> bool:

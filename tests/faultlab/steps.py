@@ -80,7 +80,7 @@ def heal() -> None:
             rounds.upkeep(in_any_case=True)
             for message in sent:
                 _receive(message)
-        unfinished = Chunk.objects.filter(state__in=batches.UNFINISHED).exists()
+        unfinished = Chunk.objects.unfinished().exists()
         planning = Batch.objects.filter(state=Batch.State.RUNNING).exists()
         if not (unfinished or planning or SpilledTrigger.objects.exists()):
             return

@@ -496,7 +496,7 @@ class Life(RuleBasedStateMachine):
             for message in messages:
                 self.receive(message)
             self.check()
-            unfinished = Chunk.objects.filter(state__in=batches.UNFINISHED).exists()
+            unfinished = Chunk.objects.unfinished().exists()
             if not (messages or self.workers or self.saved or unfinished):
                 return
         raise AssertionError("It does not come to rest.")

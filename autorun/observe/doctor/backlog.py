@@ -22,9 +22,7 @@ MOST_SHOWN = 5
 
 def examine_leases() -> Iterator[Finding]:
     """Chunks whose worker has gone and which nobody has rescued."""
-    overdue = Chunk.objects.filter(
-        state=Chunk.State.RUNNING, expires_at__lte=from_now(-settings.LEASE)
-    )
+    overdue = Chunk.objects.running().filter(expires_at__lte=from_now(-settings.LEASE))
     number = overdue.count()
     if not number:
         yield ok("leases", "None is overdue.")
@@ -42,7 +40,7 @@ def examine_leases() -> Iterator[Finding]:
 def examine_queued() -> Iterator[Finding]:
     """Chunks that were handed to Celery and that no worker has started."""
     long = from_now(-QUEUED_LEASES * settings.LEASE)
-    waiting = Chunk.objects.filter(state=Chunk.State.QUEUED, created_at__lte=long)
+    waiting = Chunk.objects.queued().filter(created_at__lte=long)
     by_queue = waiting.values_list("queue").annotate(Sum("size")).order_by("queue")
     for queue, runs in by_queue:
         name = f"queue {queue!r}" if queue else "Celery's default queue"
@@ -57,7 +55,7 @@ def examine_queued() -> Iterator[Finding]:
 
 def examine_parked() -> Iterator[Finding]:
     """Chunks whose runner or analysis is not there."""
-    parked = Chunk.objects.filter(state=Chunk.State.PARKED)
+    parked = Chunk.objects.parked()
     groups = parked.values_list("runner", "reason").annotate(Sum("size")).order_by("runner")
     for runner, reason, runs in groups[:MOST_SHOWN]:
         yield Finding(

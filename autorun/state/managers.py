@@ -1,0 +1,138 @@
+"""The states of batches, chunks and runs, and the querysets that select rows by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self, TypeVar
+
+from django.db.models import IntegerChoices, Manager, Model, QuerySet, TextChoices
+
+from autorun.conf import settings
+from autorun.state.clock import DatabaseNow
+from autorun.state.keys import Key, KeyKind
+
+Row = TypeVar("Row", bound=Model)
+
+
+class StateManager(Manager[Row]):
+    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names.
+
+    Also the base manager of each model. Otherwise `refresh_from_db()`, a deferred column or a
+    foreign key would ask the project's routers, which may name a replica that lags behind.
+    """
+
+    def get_queryset(self) -> QuerySet[Row]:
+        return super().get_queryset().using(self._db or settings.DATABASE)
+
+
+class BatchState(TextChoices):
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class BatchQuerySet(QuerySet[Row]):
+    def unplanned(self) -> Self:
+        """Running batches that still have rows to plan."""
+        return self.filter(state=BatchState.RUNNING, planned_at=None)
+
+    def planned(self) -> Self:
+        """Running batches whose rows are all planned."""
+        return self.filter(state=BatchState.RUNNING, planned_at__isnull=False)
+
+    def unfinished(self) -> Self:
+        """Running and paused batches."""
+        return self.filter(state__in=(BatchState.RUNNING, BatchState.PAUSED))
+
+    def cancelled(self) -> Self:
+        return self.filter(state=BatchState.CANCELLED)
+
+    def lapsed(self) -> Self:
+        """Batches that no process is planning or cancelling any more."""
+        return self.filter(expires_at__lte=DatabaseNow())
+
+
+class ChunkState(IntegerChoices):
+    WAITING = 0
+    QUEUED = 1
+    RUNNING = 2
+    PARKED = 3
+    FINISHED = 4
+
+
+# Named one by one, so that an index finds them.
+UNSTARTED = (ChunkState.WAITING, ChunkState.QUEUED, ChunkState.PARKED)
+UNFINISHED = (*UNSTARTED, ChunkState.RUNNING)
+
+
+class ChunkQuerySet(QuerySet[Row]):
+    def of(self, node: Any) -> Self:
+        """Chunks of a node, given as a Node, its primary key or an expression."""
+        return self.filter(node=node)
+
+    def waiting(self) -> Self:
+        return self.filter(state=ChunkState.WAITING)
+
+    def queued(self) -> Self:
+        return self.filter(state=ChunkState.QUEUED)
+
+    def running(self) -> Self:
+        return self.filter(state=ChunkState.RUNNING)
+
+    def parked(self) -> Self:
+        return self.filter(state=ChunkState.PARKED)
+
+    def finished(self) -> Self:
+        return self.filter(state=ChunkState.FINISHED)
+
+    def in_flight(self) -> Self:
+        return self.filter(state__in=(ChunkState.QUEUED, ChunkState.RUNNING))
+
+    def unstarted(self) -> Self:
+        return self.filter(state__in=UNSTARTED)
+
+    def unfinished(self) -> Self:
+        return self.filter(state__in=UNFINISHED)
+
+    def lapsed(self) -> Self:
+        """Running chunks whose lease has run out."""
+        return self.running().filter(expires_at__lte=DatabaseNow())
+
+    def unfolded(self) -> Self:
+        """Chunks whose counts are not part of their node's and batch's totals yet."""
+        # `= False` would be written as NOT, for which SQLite and MariaDB use no index.
+        return self.filter(is_folded__in=[False])
+
+
+class RunStatus(IntegerChoices):
+    PENDING = 0
+    SUCCEEDED = 1
+    FAILED = 2
+    CANCELLED = 3
+
+
+class RunQuerySet(QuerySet[Row]):
+    def of(self, node: Any) -> Self:
+        """Runs of a node, given as a Node, its primary key or an expression."""
+        return self.filter(node=node)
+
+    def of_row(self, kind: KeyKind, key: Any) -> Self:
+        """Runs of the row named by `key`, which may be an expression."""
+        return self.filter(**kind.lookup(key))
+
+    def of_rows(self, kind: KeyKind, keys: Iterable[Key]) -> Self:
+        return self.filter(**{f"{kind.column}__in": keys})
+
+    def current(self) -> Self:
+        return self.filter(is_current=True)
+
+    def pending(self) -> Self:
+        return self.filter(status=RunStatus.PENDING)
+
+    def succeeded(self) -> Self:
+        return self.filter(status=RunStatus.SUCCEEDED)
+
+    def failed(self) -> Self:
+        return self.filter(status=RunStatus.FAILED)
