@@ -21,13 +21,14 @@ define install
 	@touch $@
 endef
 
-.PHONY: help venv demo up test test-faults soak bench test-browser test-million pictures lint format types docs clean
+.PHONY: help venv demo up check test test-faults soak bench test-browser test-million pictures lint format types docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
 	@echo "make up            web, worker and beat for looking around, until Ctrl-C (DEMO=1: on the demo's data)"
+	@echo "make check         style, layers, types and the fast tests on SQLite, in under three minutes"
 	@echo "make test          all tests, on every database that answers (ARGS='-k name' for some)"
-	@echo "make test-browser  the pages in a real browser (needs chromium)"
+	@echo "make test-browser  the pages in a real browser (installs chromium if there is none)"
 	@echo "make test-million  each page with a million runs, in time (needs PostgreSQL)"
 	@echo "make pictures      the pictures of the documentation, from the pages as they are"
 	@echo "make test-faults   workers, brokers and databases ill-treated for real"
@@ -49,6 +50,10 @@ demo: $(VENV)/.sample
 up: $(VENV)/.sample
 	@$(if $(DEMO),$(ON_THE_DEMO)) $(RUN) manage.py up $(ARGS)
 
+# Before every commit. What needs a server or more than five seconds is left to `make test`.
+check: lint types
+	@AUTORUN_TEST_DATABASE=sqlite $(RUN) -m pytest -q -n 2 -m "not slow and not services" $(ARGS)
+
 test: $(VENV)/.test
 	@$(RUN) -m tests $(ARGS)
 
@@ -61,7 +66,7 @@ soak: $(VENV)/.test
 
 # Twice: in the admin's own look, and in django-unfold's.
 test-browser: $(VENV)/.browser
-	@command -v chromium >/dev/null || { echo "Install chromium first: apt-get install chromium"; exit 1; }
+	@.ci/chromium
 	@$(RUN) -m pytest -m browser -k "not million" $(ARGS)
 	@$(RUN) -m pytest -m browser --ds=tests.browser.unfold_settings -k "(sound or cancelled) and not without" $(ARGS)
 

@@ -67,7 +67,13 @@ def brokers() -> dict[str, Broker]:
     }
 
 
-@pytest.fixture(params=["embedded", "rabbitmq", "redis"])
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("rabbitmq", marks=pytest.mark.services),
+        pytest.param("redis", marks=pytest.mark.services),
+    ]
+)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """Each broker in turn, with this process's Celery app publishing to it and an empty queue."""
     yield from _use_broker(request.param)

@@ -284,7 +284,7 @@ def test_shutdown_with_a_silent_broker_writes_down_in_time(stuck):
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "redis"])
-@pytest.mark.parametrize("fault", ["refuses", "mute"])
+@pytest.mark.parametrize("fault", ["refuses", pytest.param("mute", marks=pytest.mark.slow)])
 def test_publishing_gives_up_in_seconds_and_goes_on_when_the_broker_is_back(
     name, fault, monkeypatch
 ):
@@ -386,6 +386,7 @@ def test_what_a_process_saved_last_arrives(embedded_broker, body, tmp_path):
     assert not SpilledTrigger.objects.exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_before_a_silent_broker_answers_writes_down(tmp_path):
     with closing(Mute()) as mute:
         script = tmp_path / "script.py"
