@@ -4,7 +4,7 @@ import pytest
 from django.apps import apps
 
 from autorun.exceptions import ImproperRunner
-from autorun.management.subcommands.watching import _look
+from autorun.management.subcommands.watching import _refreshed_counts
 from autorun.models import Batch, Chunk, Node, Run, StateManager
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
@@ -122,7 +122,7 @@ def test_a_router_does_not_lead_to_a_replica_of_autoruns_tables(settings):
     with installed(runner):
         document = here.create(title="a")
         batch = runner().run()
-        assert (batch.planned, _look(batch).left) == (1, 1)
+        assert (batch.planned, _refreshed_counts(batch).left) == (1, 1)
         chunk = Chunk.objects.get()
         start(queued(chunk.pk))
         Chunk.objects.update(expires_at=from_now(-1))

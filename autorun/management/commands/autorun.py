@@ -1,4 +1,4 @@
-"""`manage.py autorun SUBCOMMAND`; what each does is in `autorun.management.subcommands`."""
+"""`manage.py autorun SUBCOMMAND`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from django.db import DatabaseError
 
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands import SUBCOMMANDS
-from autorun.management.subcommands.subcommand import ConditionNotMet, SubcommandParser
+from autorun.management.subcommands.parsing import SubcommandParser
+from autorun.management.subcommands.subcommand import ConditionNotMet
 from autorun.management.subcommands.terminal import Terminal
 
-#: Options of every Django command, which people also write behind the subcommand.
+#: Options of every Django command, which people also type after the subcommand.
 COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--no-color", "--force-color", "--traceback", "--skip-checks"), {"action": "store_true"}),
-    (("--settings", "--pythonpath"), {}),
+    *(
+        ((name,), {"action": "store_true"})
+        for name in ("--no-color", "--force-color", "--traceback", "--skip-checks")
+    ),
+    (("--settings",), {}),
+    (("--pythonpath",), {}),
     (("-v", "--verbosity"), {"type": int, "choices": (0, 1, 2, 3)}),
 )
 
 
 class Command(BaseCommand):
-    help = "Shows and directs what autorun's runners do."
+    help = "Inspect and control autorun's runners."
     requires_system_checks = ("autorun",)
     suppressed_base_arguments = {
         *("--version", "--verbosity", "--settings", "--pythonpath", "--traceback"),
@@ -33,7 +38,7 @@ class Command(BaseCommand):
     def __init__(
         self, stdout: Any = None, stderr: Any = None, no_color: bool = False, **options: Any
     ) -> None:
-        # Django colours errors by what it knows when the command is made, and not by NO_COLOR.
+        # Django decides on coloured errors when the command is created, and ignores NO_COLOR.
         is_plain = no_color or (bool(os.environ.get("NO_COLOR")) and not options.get("force_color"))
         super().__init__(stdout, stderr, is_plain, **options)
 
@@ -50,7 +55,9 @@ class Command(BaseCommand):
                 subcommand.name, help=subcommand.summary, description=subcommand.description()
             )
             subcommand.add_arguments(added)
-            _add_common(added)
+            for names, options in COMMON:
+                hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+                added.add_argument(*names, **options, **hidden)
 
     def execute(self, *args: Any, **options: Any) -> Any:
         found = _find(options.get("subcommand"))
@@ -68,29 +75,22 @@ class Command(BaseCommand):
             aside=options.get("stderr") or self.stderr._out,
             no_color=options["no_color"],
             force_color=options["force_color"],
+            as_json=options.get("format") == "json",
         )
         try:
             found(terminal).handle(**options)
         except AutorunError as error:
             raise CommandError(str(error)) from error
         except ConditionNotMet as error:
-            # Django prints the name of the class, and this one's says nothing to who typed that.
+            # Django prints the class's name, so raise the class that people know.
             raise CommandError(str(error), returncode=error.returncode) from error
         except DatabaseError as error:
             raise CommandError(
                 f"The database says: {str(error).strip()}\n"
-                "If tables are missing, run `manage.py migrate`; `manage.py autorun doctor` looks "
-                "for other causes."
+                "If tables are missing, run `manage.py migrate`. For other causes, run "
+                "`manage.py autorun doctor`."
             ) from error
 
 
 def _find(name: str | None) -> Any:
     return next((each for each in SUBCOMMANDS if each.name == name), None)
-
-
-def _add_common(parser: Any) -> None:
-    for names, options in COMMON:
-        for spelling in [names] if names[0] == "-v" else [(name,) for name in names]:
-            parser.add_argument(
-                *spelling, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options
-            )

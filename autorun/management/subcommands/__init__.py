@@ -12,7 +12,7 @@ from autorun.management.subcommands.marking import Adopt, Ignore
 from autorun.management.subcommands.plan import Plan
 from autorun.management.subcommands.prune import Prune
 from autorun.management.subcommands.retry import Retry
-from autorun.management.subcommands.run import Run
+from autorun.management.subcommands.run import RunPending
 from autorun.management.subcommands.status import Status
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.management.subcommands.sweep import Sweep
@@ -25,7 +25,7 @@ SUBCOMMANDS: tuple[type[Subcommand], ...] = (
     Batches,
     Doctor,
     Plan,
-    Run,
+    RunPending,
     Sweep,
     Backfill,
     Retry,

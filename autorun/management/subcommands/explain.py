@@ -1,38 +1,30 @@
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from autorun.declare import registry
 from autorun.declare.hooks import every_row
-from autorun.management.subcommands.subcommand import (
-    ConditionNotMet,
-    Subcommand,
-    add_check,
-    add_format,
-    add_runner,
-    primary_key,
-)
+from autorun.management.subcommands.parsing import FORMAT, RUNNER, argument, check
+from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand, primary_key
 from autorun.models import Run
-from autorun.observe.explanation import Explanation, explain
+from autorun.observe.explanation import explain
 
-STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "parked": "magenta"}
+CODE_STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "parked": "magenta"}
 
 
 class Explain(Subcommand):
-    """Say why one row is pending for a runner, or why it is not."""
+    """Explain why one row is pending for a runner, or why it is not."""
 
     name = "explain"
-    summary = "why a row is pending, or is not"
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        add_runner(parser)
-        parser.add_argument("pk", metavar="PK", help="the row's primary key")
-        add_format(parser)
-        add_check(parser, "unless the row's current input has been processed with success")
+    summary = "why a row is pending, or why it is not"
+    arguments = (
+        RUNNER,
+        argument("pk", metavar="PK", help="the row's primary key"),
+        FORMAT,
+        check("unless the row's current input has succeeded"),
+    )
 
     def handle(self, **options: Any) -> None:
         runner = registry.get(options["runner"])
@@ -40,37 +32,29 @@ class Explain(Subcommand):
         instance = every_row(runner).filter(pk=primary_key(runner, options["pk"])).first()
         if instance is None:
             raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")
-        explanation = explain(runner, instance)
-        if options["format"] == "json":
-            self.terminal.json(
-                {
-                    "runner": runner.label,
-                    "model": model._meta.label,
-                    "pk": str(instance.pk),
-                    "is_pending": explanation.is_pending,
-                    "code": explanation.code,
-                    "reason": explanation.reason,
-                    "run": _run_as_json(explanation),
-                }
-            )
-        else:
-            self.terminal.say(
-                (f"{model._meta.verbose_name} {instance.pk}: ", "bold"), str(instance)
-            )
-            style = STYLES.get(explanation.code, "yellow" if explanation.is_pending else "cyan")
-            self.terminal.say(
-                ("pending, " if explanation.is_pending else "", "yellow"),
-                (explanation.code, style),
-                f": {explanation.reason}",
-            )
-        if options["check"] and explanation.code != "succeeded":
-            raise ConditionNotMet(f"{model._meta.label} {instance.pk}: {explanation.code}.")
+        found = explain(runner, instance)
+        self.terminal.json(
+            {
+                "runner": runner.label,
+                "model": model._meta.label,
+                "pk": str(instance.pk),
+                "is_pending": found.is_pending,
+                "code": found.code,
+                "reason": found.reason,
+                "run": None if found.run is None else _as_json(found.run),
+            }
+        )
+        self.terminal.say((f"{model._meta.verbose_name} {instance.pk}: ", "bold"), str(instance))
+        self.terminal.say(
+            ("pending, " if found.is_pending else "", "yellow"),
+            (found.code, CODE_STYLES.get(found.code, "yellow" if found.is_pending else "cyan")),
+            f": {found.reason}",
+        )
+        if options["check"] and found.code != "succeeded":
+            raise ConditionNotMet(f"{model._meta.label} {instance.pk}: {found.code}.")
 
 
-def _run_as_json(explanation: Explanation) -> dict[str, Any] | None:
-    run = explanation.run
-    if run is None:
-        return None
+def _as_json(run: Run) -> dict[str, Any]:
     return {
         "id": run.pk,
         "status": Run.Status(run.status).name.lower(),

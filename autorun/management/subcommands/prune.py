@@ -4,18 +4,18 @@ from typing import Any
 
 from autorun.conf import settings
 from autorun.management.subcommands.subcommand import Subcommand
-from autorun.management.subcommands.terminal import plural
+from autorun.state.words import counted
 from autorun.upkeep.pruning import MOST_RUNS, prune
 
 
 class Prune(Subcommand):
     """Delete superseded and cancelled runs that are older than AUTORUN["RETENTION"].
 
-    Upkeep does so every hour. Current runs are the record of what is done, and stay.
+    Upkeep does this every hour. Current runs, which record what is done, are kept.
     """
 
     name = "prune"
-    summary = "delete old history now; upkeep does so every hour"
+    summary = "delete old history now; upkeep does it every hour"
 
     def handle(self, **options: Any) -> None:
         if settings.RETENTION is None:
@@ -26,6 +26,6 @@ class Prune(Subcommand):
             last = prune(at_most=MOST_RUNS)
             number += last
         self.terminal.say(
-            f"{plural(number, 'run')} deleted that were superseded or cancelled more than "
-            f"{plural(settings.RETENTION.days, 'day')} ago."
+            f"Deleted {counted(number, 'run')} superseded or cancelled more than "
+            f"{counted(settings.RETENTION.days, 'day')} ago."
         )

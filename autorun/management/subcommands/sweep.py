@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -9,68 +8,58 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, publish
 from autorun.management.subcommands.batch_list import as_json
-from autorun.management.subcommands.subcommand import (
-    Subcommand,
-    add_format,
-    add_queue,
-    chosen_runners,
-)
-from autorun.management.subcommands.terminal import plural
+from autorun.management.subcommands.parsing import FORMAT, QUEUE, argument, flag
+from autorun.management.subcommands.subcommand import Subcommand, chosen_runners
 from autorun.planning.looks import Swept, sweep_counting_undone
-
-AT_WORK = "another sweep of it is at work"
+from autorun.state.words import counted
 
 
 class Sweep(Subcommand):
-    """Plan and start whatever is pending, as beat does on the runner's schedule."""
+    """Plan and start all pending rows, as beat does on the runner's schedule."""
 
     name = "sweep"
-    summary = "plan and start whatever is pending"
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("runners", metavar="RUNNER", nargs="*", help="labels")
-        parser.add_argument("--all", action="store_true", dest="everything", help="every runner")
-        add_queue(parser)
-        add_format(parser)
+    summary = "plan and start all pending rows"
+    arguments = (
+        argument("runners", metavar="RUNNER", nargs="*", help="runner labels"),
+        flag("--all", dest="everything", help="every runner"),
+        QUEUE,
+        FORMAT,
+    )
 
     def handle(self, **options: Any) -> None:
         if not options["runners"] and not options["everything"]:
             known = ", ".join(runner.label for runner in registry.runners()) or "none"
             raise CommandError(f"Which runner? Name one, or --all. Registered: {known}.")
         if options["runners"] and options["everything"]:
-            raise CommandError("Name runners, or give --all: not both.")
-        is_json = options["format"] == "json"
+            raise CommandError("Name runners or give --all, not both.")
+        is_queued = options["queue"]
         done = []
         for runner in chosen_runners(options["runners"]):
             swept = None
-            if options["queue"]:
+            if is_queued:
                 publish([Message("autorun.sweep", (runner.label,), queue=settings.QUEUE)])
             else:
                 swept = sweep_counting_undone(runner)
-            if is_json:
-                done.append(_as_json(runner.label, swept, is_queued=options["queue"]))
-            else:
-                self._show(runner.label, swept, is_queued=options["queue"])
-        if is_json:
-            self.terminal.json(done)
+            done.append(_as_json(runner.label, swept, is_queued=is_queued))
+            self._show(runner.label, swept, is_queued=is_queued)
+        self.terminal.json(done)
 
     def _show(self, label: str, swept: Swept | None, *, is_queued: bool) -> None:
         if swept is None:
-            fate = "a worker will sweep it." if is_queued else f"{AT_WORK}; nothing to do."
+            fate = "sweep queued." if is_queued else "skipped: another sweep of it is running."
             self.terminal.say((label, "bold"), f": {fate}")
             return
         batch, failed, under_way = swept.batch, swept.failed, swept.under_way
         done = batch.existing - failed - under_way
         self.terminal.say(
             (label, "bold"),
-            f": {plural(batch.candidates, 'candidate')}, {done:,} up to date, ",
-            f"{under_way:,} on their way, " if under_way else "",
-            (f"{failed:,} failed for good, ", "red") if failed else "",
-            f"{plural(batch.planned, 'run')} planned.",
+            f": {counted(batch.candidates, 'candidate')}, {done:,} up to date, ",
+            f"{under_way:,} in progress, " if under_way else "",
+            (f"{failed:,} failed, ", "red") if failed else "",
+            f"{counted(batch.planned, 'run')} planned.",
         )
         if failed:
-            self.terminal.hint(f"Run these again: manage.py autorun retry {label}")
+            self.terminal.hint(f"Retry failed runs: manage.py autorun retry {label}")
 
 
 def _as_json(label: str, swept: Swept | None, *, is_queued: bool) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Showing a batch's progress until it ends, or until nobody wants to see more."""
+"""Progress of a batch on the terminal, until it finishes or the user stops watching."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -16,46 +15,47 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autorun.management.subcommands.subcommand import ConditionNotMet, add_check
-from autorun.management.subcommands.terminal import Terminal, plural
+from autorun.management.subcommands.parsing import check as check_option
+from autorun.management.subcommands.parsing import flag
+from autorun.management.subcommands.subcommand import ConditionNotMet
+from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Node
 from autorun.planning.batches import counts
 from autorun.state.counts import BatchCounts
+from autorun.state.words import counted
 
 INTERVAL = 0.5  # seconds
-LINE_INTERVAL = 5.0  # where every look is a line of its own
-PATIENCE = 30.0
+LINE_INTERVAL = 5.0  # seconds between lines, if the terminal cannot redraw one
+START_TIMEOUT = 30.0  # seconds to wait for a worker to start a queued backfill
 _VERBS: dict[str, str] = {
     Batch.State.FAILED: "failed",
     Batch.State.CANCELLED: "was cancelled",
 }
 
-
-def add_watch(parser: argparse.ArgumentParser) -> None:
-    """Whether to watch, and whether what is seen decides the exit code."""
-    parser.add_argument(
-        "--watch", action="store_true", help="show progress; Ctrl-C stops watching only"
-    )
-    add_check(parser, "where a run failed; goes with --watch")
+#: Arguments: whether to watch, and whether the result decides the exit code.
+WATCH = (
+    flag("--watch", help="show progress; Ctrl-C only stops watching"),
+    check_option("if a run failed; requires --watch"),
+)
 
 
 def require_watchable(options: dict[str, Any]) -> None:
-    """Raise CommandError where the arguments of `add_watch` do not go with the others."""
+    """Raise CommandError if the arguments WATCH conflict with others."""
     if options["watch"] and options["format"] == "json":
         raise CommandError("--watch does not go with --format json.")
     if options["check"] and not options["watch"]:
-        raise CommandError("--check looks at how the runs ended: add --watch, to wait for that.")
+        raise CommandError("--check needs the result of the runs: add --watch to wait for it.")
 
 
 def last_batch(label: str) -> int:
-    """The number of the runner's latest backfill; 0 where there is none."""
+    """The number of the runner's latest backfill; 0 if there is none."""
     backfills = Batch.objects.filter(runner=label, trigger=Batch.Trigger.BACKFILL)
     return backfills.order_by("-pk").values_list("pk", flat=True).first() or 0
 
 
 def find_new_batch(label: str, *, after: int) -> Batch | None:
-    """The runner's next backfill, which a worker is about to begin; None where none does."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait for a worker to start the runner's next backfill; None if that takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         found = Batch.objects.filter(runner=label, trigger=Batch.Trigger.BACKFILL, pk__gt=after)
         batch: Batch | None = found.order_by("pk").first()
@@ -66,10 +66,10 @@ def find_new_batch(label: str, *, after: int) -> Batch | None:
 
 
 def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
-    """Show the batch's progress until it ends, or until Ctrl-C, which stops only this.
+    """Show the batch's progress until it finishes, or until Ctrl-C, which only stops watching.
 
-    Raises CommandError for a batch that failed or was cancelled, and, with `check`, ConditionNotMet
-    where a run failed or nobody saw the end.
+    Raises CommandError for a batch that failed or was cancelled. With `check`, raises
+    ConditionNotMet if a run failed or Ctrl-C came first.
     """
     try:
         if terminal.is_interactive:
@@ -77,26 +77,24 @@ def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
         else:
             _watch_by_lines(batch, terminal)
     except KeyboardInterrupt:
-        terminal.hint(
-            f"No longer watching; batch {batch.pk} goes on. "
-            f"Hold it back: manage.py autorun pause {batch.pk}"
-        )
+        terminal.hint(f"Stopped watching; batch {batch.pk} continues.")
+        terminal.hint(f"Pause: manage.py autorun pause {batch.pk}")
         if check:
-            raise ConditionNotMet(f"Batch {batch.pk} has not ended.") from None
+            raise ConditionNotMet(f"Batch {batch.pk} has not finished.") from None
         return
     found = counts(batch)
     terminal.say(
         (f"Batch {batch.pk} {batch.state}", "bold"),
-        f": {plural(found.succeeded, 'run')} succeeded, {found.failed:,} failed"
+        f": {counted(found.succeeded, 'run')} succeeded, {found.failed:,} failed"
         + (f", {found.cancelled:,} cancelled." if found.cancelled else "."),
     )
     if found.failed:
-        terminal.hint(f"Why: manage.py autorun failures {batch.runner}")
+        terminal.hint(f"Show why: manage.py autorun failures {batch.runner}")
     if batch.state != Batch.State.FINISHED:
         reason = f": {batch.reason}" if batch.reason else "."
         raise CommandError(f"Batch {batch.pk} {_VERBS[batch.state]}{reason}")
     if check and found.failed:
-        raise ConditionNotMet(f"{plural(found.failed, 'run')} of batch {batch.pk} failed.")
+        raise ConditionNotMet(f"{counted(found.failed, 'run')} of batch {batch.pk} failed.")
 
 
 def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
@@ -110,17 +108,16 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
     )
     with Progress(*columns, console=terminal.console, transient=True) as bars:
         bar = bars.add_task(f"batch {batch.pk}", total=batch.planned or None, failed="")
-        hold = _Hold(terminal)
+        pauses = _Pauses(terminal)
         while True:
-            found = _look(batch)
-            state = hold.look(batch)
-            failed = f"{found.failed:,} failed" if found.failed else ""
+            found = _refreshed_counts(batch)
+            state = pauses.announce(batch)
             bars.update(
                 bar,
                 description=f"batch {batch.pk}{f', {state}' if state else ''}",
-                completed=_ended(found),
-                total=_ended(found) + found.left or None,
-                failed=failed,
+                completed=_finished(found),
+                total=_finished(found) + found.left or None,
+                failed=f"{found.failed:,} failed" if found.failed else "",
                 refresh=True,
             )
             if _is_over(batch):
@@ -130,52 +127,53 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
 
 def _watch_by_lines(batch: Batch, terminal: Terminal) -> None:
     shown = None
-    said_at = float("-inf")
-    hold = _Hold(terminal)
+    shown_at = float("-inf")
+    pauses = _Pauses(terminal)
     while True:
-        found = _look(batch)
+        found = _refreshed_counts(batch)
         if _is_over(batch):
             return
-        hold.look(batch)
-        if found != shown and time.monotonic() - said_at >= LINE_INTERVAL:
-            shown, said_at = found, time.monotonic()
-            total = _ended(found) + found.left
-            terminal.say(f"{_ended(found):,} of {total:,}, {found.failed:,} failed")
+        pauses.announce(batch)
+        if found != shown and time.monotonic() - shown_at >= LINE_INTERVAL:
+            shown, shown_at = found, time.monotonic()
+            finished = _finished(found)
+            terminal.say(f"{finished:,} of {finished + found.left:,}, {found.failed:,} failed")
         time.sleep(INTERVAL)
 
 
-class _Hold:
-    """Says, once each time, that what is watched is held back, and how it goes on."""
+class _Pauses:
+    """Announces each pause of the batch or its runner once, with the command that resumes it."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._held = ""
+        self._paused = ""
 
-    def look(self, batch: Batch) -> str:
-        """What of the batch's state its numbers do not tell, in a word or two; '' for nothing."""
-        held = _held(batch)
-        if held and held != self._held:
-            self._terminal.hint(f"{held} is paused: manage.py autorun resume {held.split()[-1]}")
-        self._held = held
-        if held:
+    def announce(self, batch: Batch) -> str:
+        """The state that the batch's counts do not show, in a word or two; '' if there is none."""
+        paused = _paused(batch)
+        if paused and paused != self._paused:
+            target = paused.split()[-1]
+            self._terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
+        self._paused = paused
+        if paused:
             return "paused" if batch.state == Batch.State.PAUSED else "runner paused"
         return "planning" if batch.planned_at is None and not _is_over(batch) else ""
 
 
-def _held(batch: Batch) -> str:
-    """What is paused: the batch, or its runner; '' for neither."""
+def _paused(batch: Batch) -> str:
+    """The batch or its runner, whichever is paused; '' for neither."""
     if batch.state == Batch.State.PAUSED:
         return f"Batch {batch.pk}"
     is_paused = Node.objects.filter(pk=batch.node_id).exclude(paused_at=None).exists()
     return batch.runner if is_paused and not _is_over(batch) else ""
 
 
-def _look(batch: Batch) -> BatchCounts:
+def _refreshed_counts(batch: Batch) -> BatchCounts:
     batch.refresh_from_db()
     return counts(batch)
 
 
-def _ended(found: BatchCounts) -> int:
+def _finished(found: BatchCounts) -> int:
     return found.succeeded + found.failed + found.cancelled
 
 
