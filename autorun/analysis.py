@@ -1,4 +1,4 @@
-"""Analyses: plain typed functions under a title and a version."""
+"""Analyses: plain typed functions registered under a title and a version."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ _registry: dict[tuple[str, str], Analysis] = {}
 def analysis(title: str = "", *, version: str = "") -> Callable[[Function], Function]:
     """Register the decorated function as one version of an analysis.
 
-    The function stays what it was, and has its `Analysis` in the attribute `analysis`. Raises
-    `ImproperAnalysis` for a title or version that is missing or no name, and `AlreadyRegistered`
-    where another function has both.
+    The function itself is unchanged; its attribute `analysis` is the `Analysis`. Raises
+    `ImproperAnalysis` if the title or version is missing or malformed, and `AlreadyRegistered` if
+    another function has both.
     """
-    # Of what it is called with, Python itself would only say which argument is missing.
     _check_is_called(title)
     _check_name("title", title, MAX_TITLE_LENGTH)
     _check_name("version", version, MAX_VERSION_LENGTH)
@@ -57,7 +56,7 @@ def analysis(title: str = "", *, version: str = "") -> Callable[[Function], Func
 
 
 def get(title: str, version: str) -> Analysis:
-    """The analysis of that title and version; raises `NotRegistered`, saying what there is."""
+    """Return the analysis of that title and version, or raise `NotRegistered`."""
     try:
         return _registry[title, version]
     except (KeyError, TypeError):
@@ -65,15 +64,15 @@ def get(title: str, version: str) -> Analysis:
 
 
 def registered() -> list[Analysis]:
-    """All analyses, by title and version."""
+    """List all analyses by title and version."""
     return [_registry[key] for key in sorted(_registry)]
 
 
 @contextmanager
 def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator[None]:
-    """Register decorated functions or analyses for one test, in place of those of the same name.
+    """Register decorated functions or analyses for one test, replacing those of the same name.
 
-    On leaving, the registry is as it was; what was declared inside is gone as well.
+    The registry is restored on exit, so analyses declared inside the block disappear too.
     """
     before = dict(_registry)
     try:
@@ -88,9 +87,9 @@ def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator
 
 @contextmanager
 def forgetting_declared() -> Iterator[None]:
-    """On leaving, the registry is as it was: what one test declares is no other test's.
+    """Restore the registry on exit, so that one test's analyses do not reach the next.
 
-    What a module declares that is first imported inside stays, as Python will not import it again.
+    Analyses of modules first imported inside the block stay: Python does not import them again.
     """
     before, imported = dict(_registry), set(sys.modules)
     try:
@@ -104,7 +103,7 @@ def forgetting_declared() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One version of an analysis, and what its function's signature says."""
+    """One version of an analysis: its function and that function's arguments."""
 
     title: str
     version: str
@@ -114,7 +113,7 @@ class Analysis:
         return f"{self.title} v{self.version}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns; an async function is run to its end."""
+        """Call the function; an async function runs until it returns."""
         if iscoroutinefunction(self.function):
             return async_to_sync(self.function)(*args, **kwargs)
         return self.function(*args, **kwargs)
@@ -123,7 +122,7 @@ class Analysis:
 
     @property
     def location(self) -> str:
-        """Where the function is, as `module:qualname`."""
+        """The place of the function, as `module:qualname`."""
         return f"{self.function.__module__}:{self.function.__qualname__}"
 
     @property
@@ -132,19 +131,19 @@ class Analysis:
 
     @property
     def type_hints(self) -> Mapping[str, Any]:
-        """Annotations by argument, without those that cannot be resolved."""
+        """Annotations by argument; those that cannot be resolved are left out."""
         return self._arguments.type_hints
 
     def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
-        """All that keeps the function from taking `configuration`, and an input as `input_key`."""
+        """List the reasons why the function cannot take `configuration` and `input_key`."""
         return self._arguments.check(configuration, input_key)
 
     def bind(
         self, configuration: Mapping[str, object], input_key: str, representation: object
     ) -> dict[str, Any]:
-        """Keyword arguments for one call, converted to their annotations; nothing is shared.
+        """Return keyword arguments for one call: copies, converted to their annotations.
 
-        Raises `ConfigurationError` where they do not fit the signature.
+        Raises `ConfigurationError` if they do not fit the signature.
         """
         return self._arguments.bind(configuration, input_key, representation)
 
@@ -155,7 +154,7 @@ class Analysis:
 
 def _register(declared: Analysis) -> None:
     other = _registry.get((declared.title, declared.version))
-    # The same place again is a module that was reloaded.
+    # The same location means that the module was reloaded.
     if other is not None and other.location != declared.location:
         raise AlreadyRegistered(
             f"{declared.location} declares version {declared.version!r} of the analysis "
@@ -223,6 +222,6 @@ def _not_registered(title: object, version: object) -> str:
         return f"No analysis is registered as {title!r}. Did you mean {close!r}?"
     known = f"Registered: {', '.join(map(repr, titles))}" if titles else "None is registered"
     return (
-        f"No analysis is registered as {title!r}. {known}. Analyses are found in the 'analyses' "
-        "module of an installed app, under @analysis(title, version=...)."
+        f"No analysis is registered as {title!r}. {known}. Declare it with "
+        "@analysis(title, version=...) in the 'analyses' module of an installed app."
     )

@@ -150,7 +150,7 @@ class TestOutputs:
         assert outputs({key: 0}) == {name: 0}
 
     def test_keys_that_collide_are_refused(self):
-        assert refusal({"a": {1: 0, "1": 0}}).startswith('outputs["a"]["1"] stands twice')
+        assert refusal({"a": {1: 0, "1": 0}}).startswith('outputs["a"]["1"] occurs twice')
 
     def test_keys_that_are_no_names_are_refused(self):
         assert "outputs[(1, 2)] is a key of type tuple" in refusal({(1, 2): 0})

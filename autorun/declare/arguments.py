@@ -1,4 +1,4 @@
-"""The arguments of a function: what may be passed by name, and what fits the annotations."""
+"""A function's arguments: the names it accepts, and values converted to its annotations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autorun.state.words import meant
 
 @dataclass(frozen=True)
 class Problem:
-    """One way in which a configuration does not fit an analysis, and what to do about it."""
+    """One reason why a configuration does not fit an analysis, and how to correct it."""
 
     message: str
     hint: str
@@ -29,7 +29,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of `function`, which messages call `owner` and find at `location`."""
+    """The arguments of `function`; messages name its `owner` and its `location`."""
 
     function: Callable[..., Any]
     owner: str
@@ -41,11 +41,11 @@ class Arguments:
 
     @cached_property
     def type_hints(self) -> Mapping[str, Any]:
-        """Annotations by argument, without those that cannot be resolved."""
+        """Annotations by argument; those that cannot be resolved are left out."""
         return _type_hints(self.function)
 
     def check(self, configuration: object, input_key: str) -> list[Problem]:
-        """All that keeps the function from taking `configuration`, and an input as `input_key`."""
+        """List the reasons why the function cannot take `configuration` and `input_key`."""
         if not isinstance(configuration, Mapping):
             kind = type(configuration).__name__
             return [
@@ -59,9 +59,9 @@ class Arguments:
     def bind(
         self, configuration: Mapping[str, object], input_key: str, representation: object
     ) -> dict[str, Any]:
-        """Keyword arguments for one call, converted to their annotations.
+        """Return keyword arguments for one call, converted to their annotations.
 
-        Raises `ConfigurationError` where they do not fit the signature.
+        Raises `ConfigurationError` if they do not fit the signature.
         """
         if not self._has_the_names(configuration, input_key):
             problems = list(self._name_problems(configuration, input_key))
@@ -69,7 +69,7 @@ class Arguments:
                 raise ConfigurationError(
                     " ".join(f"{each.message} {each.hint}" for each in problems)
                 )
-        # A function that changes a list of its configuration must not change the next run's.
+        # A function may change a list of its configuration; the next run must not see that.
         arguments = {name: _own(value) for name, value in configuration.items()}
         arguments[input_key] = representation
         try:
@@ -79,7 +79,7 @@ class Arguments:
 
     def _convert(self, name: str, value: object) -> Any:
         parameter = self._named.get(name, self._variadic)
-        # `size: int = None` takes None as well.
+        # `size: int = None` accepts None.
         if parameter is None or value is parameter.default:
             return value
         try:
@@ -90,7 +90,7 @@ class Arguments:
 
     @cached_property
     def _named(self) -> dict[str, Parameter]:
-        """Parameters that can be passed by name."""
+        """The parameters that can be passed by name."""
         kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         return {
             name: each for name, each in self.signature.parameters.items() if each.kind in kinds
@@ -107,7 +107,7 @@ class Arguments:
         return frozenset(each.name for each in parameters if each.default is Parameter.empty)
 
     def _has_the_names(self, configuration: Mapping[str, object], input_key: str) -> bool:
-        """Whether there is no name problem, as far as a glance can tell."""
+        """Quick test for the usual case: every name is known and none is missing."""
         names = {*configuration, input_key}
         return (
             len(names) == len(configuration) + 1 and self._required <= names <= self._named.keys()
@@ -130,7 +130,7 @@ class Arguments:
                 f"{self.owner} has no argument {input_key!r} to receive the input.",
                 advice or self._suggestion(input_key),
             )
-            if advice:  # one slip is one problem
+            if advice:  # one mistake is one problem
                 missing.clear()
         elif input_key in configuration:
             yield Problem(
@@ -188,7 +188,7 @@ _IMMUTABLE = {type(None), bool, int, float, str}
 def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     with suppress(Exception):
         return typing.get_type_hints(function)
-    # One name imported for type checkers only must not hide the other annotations.
+    # A name imported for type checkers only must not hide the other annotations.
     module = sys.modules.get(function.__module__)
     hints: dict[str, Any] = {}
     for argument, annotation in inspect.get_annotations(function).items():

@@ -1,4 +1,4 @@
-"""Outputs, configurations, inputs and exceptions in the form the database keeps them."""
+"""Outputs, configurations, inputs and exceptions as the database stores them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SMALLEST_EXCERPT = 200
 
 @dataclass(frozen=True)
 class ExceptionText:
-    """An exception in words that any database takes."""
+    """An exception as text that every database can store."""
 
     exception_class: str
     message: str
@@ -34,12 +34,12 @@ class ExceptionText:
 
 
 def encode_outputs(value: object, *, max_bytes: int | None) -> str:
-    """JSON text of what an analysis returned.
+    """Return an analysis's return value as JSON text.
 
     Dates, durations, Decimals, UUIDs, Paths, enumerations, sets, dataclasses and NumPy values
-    become strings, numbers, lists and dictionaries. Raises `OutputError`, naming the key, for what
-    JSON or a database cannot hold (NaN, NUL, bytes, circles, deep nesting), and for more than
-    `max_bytes` of UTF-8; None means no limit.
+    become strings, numbers, lists and dictionaries. Raises `OutputError`, naming the key, for
+    values JSON or a database cannot hold (NaN, NUL, bytes, circles, deep nesting), and for more
+    than `max_bytes` of UTF-8; None means no limit.
     """
     limit = sys.maxsize if max_bytes is None else max_bytes
     try:
@@ -62,15 +62,15 @@ def encode_outputs(value: object, *, max_bytes: int | None) -> str:
 
 
 def canonical(value: object, *, root: str = "configuration") -> bytes:
-    """RFC 8785 canonical JSON of `value`: 100 and 100.0 are one, and so is every order of keys.
+    """Return RFC 8785 canonical JSON: 100 equals 100.0, and the order of keys does not matter.
 
-    Raises `ConfigurationError`, naming the key below `root`, for what it cannot hold.
+    Raises `ConfigurationError`, naming the key below `root`, for values it cannot hold.
     """
     return rfc8785.dumps(_plain_configuration(value, root))
 
 
 def encode_configuration(configuration: Mapping[str, object]) -> dict[str, JSON]:
-    """`configuration` as plain JSON values, for a JSON field; raises `ConfigurationError`."""
+    """Return plain JSON values for a JSON field; raises `ConfigurationError`."""
     plain = _plain_configuration(configuration, "configuration")
     if not isinstance(plain, dict):
         raise ConfigurationError(
@@ -80,7 +80,7 @@ def encode_configuration(configuration: Mapping[str, object]) -> dict[str, JSON]
 
 
 def digest(title: str, version: str, configuration: Mapping[str, object], model_label: str) -> str:
-    """What identifies a node: SHA-256, in hexadecimal, of the canonical JSON of the four."""
+    """Return a node's identity: hexadecimal SHA-256 of the canonical JSON of the arguments."""
     identity: dict[str, Any] = {
         "title": title,
         "version": version,
@@ -91,19 +91,19 @@ def digest(title: str, version: str, configuration: Mapping[str, object], model_
 
 
 def fingerprint_of(representation: object) -> str:
-    """MD5, in 32 hexadecimal digits, of the JSON of an input's representation.
+    """Return 32 hexadecimal digits: the MD5 of the JSON of an input's representation.
 
-    It is the same for 100 and 100.0, and for every order of keys. Raises `InputError`, naming the
-    key, for what JSON cannot hold.
+    100 equals 100.0, and the order of keys does not matter. Raises `InputError`, naming the key,
+    for values JSON cannot hold.
     """
-    # A text, as of a path, is most of what there is.
+    # Most representations are a text, such as a path.
     is_text = type(representation) is str
     encode: Callable[[Any], JSON] = checked_text if is_text else _FingerprintEncoder().encode
     try:
         plain = encode(representation)
     except Unencodable as error:
         raise _in_words(error, "representation", InputError) from error.__cause__
-    # Not RFC 8785: nobody else reads it, and Python's own encoder takes a tenth of the time.
+    # Not RFC 8785: only autorun compares it, and Python's own encoder takes a tenth of the time.
     text = _FINGERPRINT_JSON.encode(plain)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -112,7 +112,7 @@ _FINGERPRINT_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def clean_text(text: str, *, max_bytes: int) -> str:
-    """`text` without NUL and surrogates, in `max_bytes` of UTF-8: the middle is left out."""
+    """Remove NUL and surrogates, and cut the middle out beyond `max_bytes` of UTF-8."""
     text = str.__str__(text)
     if len(text) <= max_bytes:
         cleaned = _storable_bytes(text)
@@ -122,9 +122,9 @@ def clean_text(text: str, *, max_bytes: int) -> str:
 
 
 def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText:
-    """Class, message and traceback of any exception, in `max_bytes` each; never raises.
+    """Return class, message and traceback of any exception, `max_bytes` each; never raises.
 
-    What cannot be turned into text is replaced by a line that says why.
+    A part that cannot be turned into text is replaced by a line that says why.
     """
     return ExceptionText(
         exception_class=_cut_name(_guarded(_class_name, error)),
@@ -134,7 +134,7 @@ def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText
 
 
 def name_exception(kind: type[BaseException]) -> str:
-    """An exception's class as `ExceptionText` names it: in full, but for those of Python itself."""
+    """Return an exception class's name as in `ExceptionText`: built-in ones without a module."""
     return _cut_name(_qualified_name(kind))
 
 
@@ -192,7 +192,7 @@ def _storable_bytes(text: str) -> bytes:
 
 
 def _excerpt(text: str, max_bytes: int) -> str:
-    # Cut before cleaning: whatever its length, only twice max_bytes characters are worked on.
+    # Cut before cleaning, so that at most twice max_bytes characters are processed.
     size = _byte_length(text)
     room = max_bytes - len(_gap(size))
     if max_bytes < _SMALLEST_EXCERPT:
@@ -239,5 +239,5 @@ def _traceback(error: BaseException, max_bytes: int) -> str:
     lines = traceback.TracebackException(
         type(error), error, error.__traceback__, limit=-_MAX_FRAMES, compact=True
     )
-    # Piece by piece: each exception of a chain may bring megabytes of its own.
+    # Line by line: each exception of a chain may bring megabytes of its own.
     return "".join(clean_text(line, max_bytes=max_bytes) for line in lines.format())

@@ -1,4 +1,4 @@
-"""Plain JSON values out of Python's, or the key path of what JSON cannot hold."""
+"""Turn Python values into plain JSON values, or name the key that JSON cannot hold."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Unencodable(Exception):
         self.keys: list[object] = []
 
     def path(self, root: str) -> str:
-        """Where the value is, as Python would reach it: `outputs["a"][0]`."""
+        """The Python expression that reaches the value: `outputs["a"][0]`."""
         return root + "".join(f"[{_shown(key)}]" for key in reversed(self.keys))
 
 
 class TooMany(Unencodable):
-    """More elements than the encoder was given room for."""
+    """More elements than the encoder may take."""
 
 
 class Encoder:
@@ -88,7 +88,7 @@ class Encoder:
             return value
         raise Unencodable(f"is {value}, which JSON cannot hold. Replace it by None or leave it out")
 
-    # One return a type: most values are one of these, and are encoded once a run.
+    # Fast paths for the most common types: every run encodes its outputs.
     def _encode(self, value: Any, parents: tuple[int, ...]) -> JSON:  # noqa: PLR0911
         kind = type(value)
         if value is None or kind is bool:
@@ -149,7 +149,7 @@ class Encoder:
                 name = self._encode_key(key)
                 if name in result:
                     raise Unencodable(
-                        f"stands twice: another key is {name!r} in JSON as well. Rename one"
+                        f"occurs twice: another key is {name!r} in JSON as well. Rename one"
                     )
                 result[name] = self._encode(value, parents)
             except Unencodable as error:
@@ -179,7 +179,7 @@ class Encoder:
         return name if isinstance(name, str) else json.dumps(name)
 
     def _encode_numpy(self, value: Any, parents: tuple[int, ...]) -> JSON:
-        # By duck typing: a project without NumPy never imports it.
+        # Duck typing, so that a project without NumPy never imports it.
         if not hasattr(value, "dtype"):
             raise Unencodable(f"is of type {_type_name(value)}, which JSON cannot hold")
         if value.dtype.kind in "mM":
@@ -205,7 +205,7 @@ class Encoder:
 
 
 def _entered(value: object, parents: tuple[int, ...]) -> tuple[int, ...]:
-    """`parents` and `value`, unless that closes a circle or is too deep."""
+    """Add `value` to its `parents`, unless that closes a circle or is too deep."""
     if id(value) in parents:
         raise Unencodable("refers back to what holds it. Break the circle")
     if len(parents) >= MAX_DEPTH:
@@ -216,7 +216,7 @@ def _entered(value: object, parents: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def checked_text(text: str) -> str:
-    """`text`, unless PostgreSQL would refuse it."""
+    """Return `text`, or raise `Unencodable` if PostgreSQL would refuse it."""
     if "\0" in text:
         raise Unencodable("holds a NUL character, which databases refuse. Remove or escape it")
     if not text.isascii():
