@@ -13,12 +13,11 @@ from autorun.admin.permissions import Permission
 from autorun.admin.rows import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
 from autorun.control.interventions import request_backfill
-from autorun.declare.hooks import database_of
+from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.runner import Runner
 from autorun.models import Batch
 from autorun.planning.counting import Count
 from autorun.planning.preview import groups_of, number_planned
-from autorun.planning.querysets import as_plain
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text

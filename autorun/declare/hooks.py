@@ -1,15 +1,18 @@
-"""Hooks of a project's runners, called so that what they raise says whose it is."""
+"""Hooks of a project's runners, and the querysets they return.
+
+An error that a hook raises says which runner and which hook it comes from. Any queryset a Django
+developer may return becomes a plain one of the runner's model.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
-from django.db.models import Manager, Model, QuerySet
+from django.db import connections
+from django.db.models import Manager, Model, Q, QuerySet
 
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.runner import Runner
@@ -19,25 +22,31 @@ logger = logging.getLogger(__name__)
 
 
 def base_queryset(runner: Runner) -> QuerySet[Any]:
-    """What `get_base_queryset()` gives.
+    """The rows of `get_base_queryset()`, as `as_plain` returns them.
 
-    Raises ImproperRunner where that raises anything, or gives no queryset of the runner's model.
+    Raises ImproperRunner if the hook raises, or returns no queryset of the runner's model.
     """
-    with named(runner, "get_base_queryset"):
-        given: Any = runner.get_base_queryset()
-    if isinstance(given, Manager):
-        given = given.all()
-    return _queryset(runner, "get_base_queryset", given)
+    return _plain_result(runner, "get_base_queryset", call(runner, "get_base_queryset"))
 
 
 def filtered(runner: Runner, queryset: QuerySet[Any], *, log_level: int) -> QuerySet[Any]:
-    """What `filter_queryset()` lets through of `queryset`.
+    """The rows of a plain `queryset` that `filter_queryset()` keeps, as `as_plain` returns them.
 
-    Raises ImproperRunner where that raises anything, or gives no queryset of the runner's model.
+    Raises ImproperRunner if the hook raises, or returns no queryset of the runner's model.
     """
-    with named(runner, "filter_queryset"):
-        given: Any = runner.filter_queryset(queryset, log_level=log_level)
-    return _queryset(runner, "filter_queryset", given)
+    passed = call(runner, "filter_queryset", queryset, log_level=log_level)
+    return _plain_result(runner, "filter_queryset", passed)
+
+
+def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
+    """The rows of a caller's `queryset` as an unsliced, uncombined queryset of the runner's model.
+
+    Raises TypeError for anything but a queryset of that model's rows, naming both models.
+    """
+    if isinstance(queryset, Manager):
+        queryset = queryset.all()
+    _require_rows_of(runner, queryset)
+    return _plain(runner, queryset.using(database_of(runner)))
 
 
 def every_row(runner: Runner) -> QuerySet[Any]:
@@ -53,20 +62,22 @@ def database_of(runner: Runner) -> str:
     return known
 
 
-def is_of(queryset: QuerySet[Any] | Manager[Any], model: type[Model]) -> bool:
-    """Whether the rows of `queryset` are rows of `model`, maybe of a proxy or a child of it."""
+def is_of(queryset: QuerySet[Any], model: type[Model]) -> bool:
+    """Whether the rows of `queryset` are rows of `model`, of a proxy or of a child of it."""
     given = queryset.model._meta.concrete_model or queryset.model
     return issubclass(given, model._meta.concrete_model or model)
 
 
-@contextmanager
-def named(runner: Runner, hook: str) -> Iterator[None]:
-    """Errors of a project's own hook as ImproperRunner, which says whose it is."""
+def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
+    """Call a hook of a project's own.
+
+    Raises ImproperRunner, which names the runner and the hook, for anything that it raises.
+    """
     try:
-        yield
+        return getattr(runner, hook)(*args, **options)
     except (AutorunError, DatabaseError, SoftTimeLimitExceeded):
-        # A database that is away is no fault of the hook's, and tasks try again then. Nor is it
-        # one to be told, while it runs, that the time is up.
+        # If the database is away, that is not the hook's fault, and the task tries again. Nor is
+        # it the hook's fault if the task's time is up while it runs.
         raise
     except Exception as error:
         raise ImproperRunner(
@@ -75,7 +86,18 @@ def named(runner: Runner, hook: str) -> Iterator[None]:
         ) from error
 
 
-def _queryset(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
+def backoff_of(runner: Runner, attempt: int) -> float:
+    """What the runner's hook says; a hook that is broken costs time, never an attempt."""
+    try:
+        return max(0.0, float(runner.get_retry_backoff(attempt)))
+    except Exception:
+        logger.exception("%s: get_retry_backoff(%d) failed.", runner.label, attempt)
+        return exponential(FALLBACK, attempt)
+
+
+def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
+    if isinstance(given, Manager):
+        given = given.all()
     if not isinstance(given, QuerySet):
         raise ImproperRunner(
             f"{runner.label}.{hook}() returned {type(given).__name__}, not a queryset. "
@@ -88,13 +110,78 @@ def _queryset(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
             f"{model._meta.label}. Correct it in "
             f"{type(runner).__module__}.{type(runner).__qualname__}."
         )
-    return given
+    return _plain(runner, given)
 
 
-def backoff_of(runner: Runner, attempt: int) -> float:
-    """What the runner's hook says; a hook that is broken costs time, never an attempt."""
-    try:
-        return max(0.0, float(runner.get_retry_backoff(attempt)))
-    except Exception:
-        logger.exception("%s: get_retry_backoff(%d) failed.", runner.label, attempt)
-        return exponential(FALLBACK, attempt)
+def _require_rows_of(runner: Runner, queryset: Any) -> None:
+    model = runner.get_model()
+    if not isinstance(queryset, QuerySet):
+        raise TypeError(
+            f"{runner.label} takes a queryset of {model._meta.label}, not "
+            f"{type(queryset).__name__}. For a list of instances, pass "
+            f"{model.__name__}.objects.filter(pk__in=[...])."
+        )
+    if not is_of(queryset, model):
+        raise TypeError(
+            f"{runner.label} takes a queryset of {model._meta.label}, "
+            f"not of {queryset.model._meta.label}."
+        )
+    database = database_of(runner)
+    # Only what was asked for by name: a router may give a queryset another replica each time.
+    if getattr(queryset, "_db", None) is not None and queryset.db != database:
+        raise ImproperRunner(
+            f"{runner.label} looks for its rows in the database {database!r}, but the queryset "
+            f"is of {queryset.db!r}: its workers would not find them. Override "
+            f"get_base_queryset() to return {model.__name__}.objects.using({queryset.db!r})."
+        )
+
+
+def _plain(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
+    model = runner.get_model()
+    query: Any = rows.query
+    query.select_for_update = False
+    if (
+        rows.model._meta.concrete_model is not model._meta.concrete_model
+        or getattr(rows, "_fields", None) is not None
+        or query.is_sliced
+        or query.combinator
+        or query.distinct
+        or query.group_by is not None
+        or query.extra_tables
+        or (len(query.alias_map) > 1 and _may_repeat_rows(query))
+    ):
+        return _narrowed(model, rows)
+    return rows
+
+
+def _may_repeat_rows(query: Any) -> bool:
+    """Whether a join of the query can give one row several times."""
+    return any(
+        not (field.many_to_one or field.one_to_one)
+        for alias, join in query.alias_map.items()
+        if (field := getattr(join, "join_field", None)) is not None
+        and query.alias_refcount.get(alias)
+    )
+
+
+def _narrowed(model: type[Model], queryset: QuerySet[Any]) -> QuerySet[Any]:
+    """All rows of `model` whose primary key is one of `queryset`'s."""
+    rows = model._base_manager.using(queryset.db)
+    if queryset.query.is_empty():
+        return rows.none()
+    keys = _keys(queryset)
+    is_subquery_allowed = (
+        not (queryset.query.is_sliced or queryset.query.combinator)
+        or connections[queryset.db].features.allow_sliced_subqueries_with_in
+    )
+    if is_subquery_allowed:
+        return rows.filter(pk__in=keys)
+    return rows.filter(Q(pk__in=[row[0] for row in keys]))
+
+
+def _keys(queryset: QuerySet[Any]) -> QuerySet[Any]:
+    if queryset.query.combinator:
+        return queryset.values_list("pk")
+    if not queryset.query.is_sliced and not queryset.query.distinct_fields:
+        queryset = queryset.order_by()
+    return queryset.values_list("pk")

@@ -57,9 +57,7 @@ def configuration_of(runner: Runner) -> dict[str, Any]:
 
     Raises ConfigurationError, naming the key, or ImproperRunner where the hook raises.
     """
-    with hooks.named(runner, "create_configuration"):
-        given = runner.create_configuration()
-    return encode_configuration(given)
+    return encode_configuration(hooks.call(runner, "create_configuration"))
 
 
 def lock(node_id: int) -> str:
@@ -95,8 +93,7 @@ def forget_nodes(**_: Any) -> None:
 
 
 def _digest(runner: Runner) -> str:
-    with hooks.named(runner, "get_analysis"):
-        analysis = runner.get_analysis()
+    analysis = hooks.call(runner, "get_analysis")
     model = runner.get_model()._meta.concrete_model or runner.get_model()
     return digest(
         analysis.title, analysis.version, configuration_of(runner), model._meta.label_lower

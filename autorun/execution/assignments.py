@@ -8,11 +8,8 @@ from typing import Any
 
 from django.db.models import Exists, OuterRef
 
-from autorun.declare.runner import Runner
-from autorun.declare.transcript import SILENT
 from autorun.models import Chunk, Run
-from autorun.planning.rows import Row, load
-from autorun.state.keys import Key
+from autorun.planning.rows import Row
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,3 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
     return list(
         runs.annotate(has_older=Exists(older.exclude(chunk=chunk))).defer("outputs").order_by("pk")
     )
-
-
-def load_rows(runner: Runner, chunk: Chunk, keys: Sequence[Key]) -> dict[Key, Row]:
-    """The rows of those keys that are still eligible for the chunk, by key."""
-    is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
-    return load(runner, keys, within_base=not is_beyond_base, log_level=SILENT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import DatabaseError, connections, transaction
@@ -19,18 +20,43 @@ from autorun.declare.runner import Runner
 from autorun.execution.execute import work_off
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
-from autorun.planning.named import candidates_named, plan_for_all
-from autorun.planning.standing import Standing, standing_of
-from autorun.planning.statements import Redo, as_counters, supersede
+from autorun.planning.fingerprints import expression
+from autorun.planning.named import plan_for_all
+from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
+from autorun.planning.statements import (
+    Candidates,
+    Redo,
+    as_counters,
+    candidates_in,
+    current_run_of_candidate,
+    supersede,
+)
+from autorun.planning.windows import whole
 from autorun.state import tracing
 from autorun.state.clock import DatabaseNow
 from autorun.state.crash_points import crash_point
 from autorun.state.ids import new_chunk_id
-from autorun.state.keys import key_kind
+from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
+from autorun.state.sql import Fragment, table
 from autorun.state.transactions import is_conflict
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A row with the fingerprint of its input, and its current run, if it has one.
+
+    `is_free` says that nothing is in the way of a new run: no other one of the row is pending, and
+    the node is not paused.
+    """
+
+    key: Key
+    fingerprint: str
+    run_id: int | None
+    is_done: bool
+    is_free: bool
 
 
 def plan_and_work_off(runners: Sequence[Runner], keys: Collection[Any]) -> None:
@@ -71,10 +97,10 @@ def _begin(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
 
 def _plan_and_start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     node = node_of(runner)
-    candidates = candidates_named(runner, keys, node_id=node.pk)
+    candidates = _candidates(runner, keys, node_id=node.pk)
     if candidates is None:
         return None, False
-    standing = standing_of(candidates, using=settings.DATABASE)
+    standing = _standing_of(candidates)
     if standing is None or standing.is_done:
         return None, True
     if not standing.is_free:
@@ -95,7 +121,55 @@ def _plan_and_start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None,
     return work, True
 
 
-def _record(runner: Runner, node: Node, standing: Standing) -> tuple[Chunk, Run]:
+def _candidates(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candidates | None:
+    """The row as a candidate, if it is eligible; None if its input could not be prepared."""
+    rows = eligible_named(runner, primary_keys(runner, keys))
+    if planned_by_database(runner):
+        kind = key_kind(runner.get_model())
+        return candidates_in(rows, expression(runner), node_id=node_id, kind=kind)
+    (window,) = whole(runner, rows, node_id=node_id)
+    return None if window.unprepared else window.candidates
+
+
+def _standing_of(candidates: Candidates) -> _Standing | None:
+    """How the only one of the candidates stands; None where there is none."""
+    connection = connections[settings.DATABASE]
+    current = current_run_of_candidate(connection, candidates)
+    pending = _pending_run_of(candidates)
+    sql = (
+        f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
+        f"EXISTS (SELECT 1 FROM {table(Run, connection)} AS p WHERE {pending.sql}), "
+        f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
+        "WHERE n.id = %s AND n.paused_at IS NOT NULL) "
+        f"FROM ({candidates.source.sql}) AS d "
+        f"LEFT JOIN {table(Run, connection)} AS r ON {current.sql}"
+    )
+    params = [*pending.params, candidates.node_id, *candidates.source.params, *current.params]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        found = cursor.fetchone()
+    if found is None:
+        return None
+    key, fingerprint, run_id, is_done, is_pending, is_paused = found
+    return _Standing(
+        key=key,
+        fingerprint=getattr(fingerprint, "hex", fingerprint),
+        run_id=run_id,
+        is_done=bool(is_done),
+        is_free=not (is_pending or is_paused),
+    )
+
+
+def _pending_run_of(candidates: Candidates) -> Fragment:
+    """The condition that `p` is a pending run of `d`, current or not."""
+    name = "p.object_id = d.k AND p.object_key = ''"
+    if not candidates.kind.is_integer:
+        name = "p.object_id = 0 AND p.object_key = d.k"
+    sql = f"p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}"
+    return Fragment(sql, (candidates.node_id,))
+
+
+def _record(runner: Runner, node: Node, standing: _Standing) -> tuple[Chunk, Run]:
     """A run in a chunk of its own that is started already."""
     booked = {}
     if standing.run_id is not None:

@@ -18,11 +18,11 @@ from autorun.declare.runner import Runner
 from autorun.declare.timeouts import time_limit
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost
-from autorun.execution.assignments import Assignment, load_rows, load_runs
+from autorun.execution.assignments import Assignment, load_runs
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
-from autorun.planning.rows import NOT_REPRESENTED, Row
+from autorun.planning.rows import NOT_REPRESENTED, Row, load
 from autorun.state import tracing
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import describe_exception, encode_outputs
@@ -172,8 +172,9 @@ class Work:
             else:
                 due.append(run)
         try:
+            is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
             keys = [kind.of(run) for run in due]
-            rows = load_rows(self.runner, chunk, keys) if due else {}
+            rows = load(self.runner, keys, within_base=not is_beyond_base) if due else {}
         except (OperationalError, InterfaceError):
             raise
         except Exception as error:  # noqa: BLE001  a hook of the runner's is broken

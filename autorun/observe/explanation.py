@@ -15,7 +15,6 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.planning.querysets import as_plain
 from autorun.planning.rows import Row, load
 from autorun.state.clock import as_told
 from autorun.state.keys import Key, key_kind
@@ -60,10 +59,10 @@ def explain(runner: Runner, instance: Any) -> Explanation:
         return _absent(instance)
     run = _current_run(runner, key)
     if run is None or run.status != Run.Status.PENDING:
-        row = load(runner, [key], within_base=True, log_level=QUIET).get(key)
+        row = load(runner, [key], within_base=True).get(key)
     else:
         is_chosen = run.chunk.batch is not None and run.chunk.batch.is_beyond_base
-        row = load(runner, [key], within_base=not is_chosen, log_level=QUIET).get(key)
+        row = load(runner, [key], within_base=not is_chosen).get(key)
         if row is None or row.fingerprint == run.fingerprint or is_chosen:
             return _under_way(runner, run, is_eligible=row is not None)
     if row is None:
@@ -202,7 +201,7 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
     history = ""
     if run is not None and run.finished_at is not None:
         history = f"; {_title(runner)} {_verb(run)} on it at {_time(run.finished_at)}"
-    base = as_plain(runner, hooks.base_queryset(runner)).filter(pk=instance.pk)
+    base = hooks.base_queryset(runner).filter(pk=instance.pk)
     if not base.exists():
         return Explanation(
             False,
@@ -210,7 +209,7 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
             f"The row is not in the base queryset of {runner.label}{history}.",
             run,
         )
-    if not as_plain(runner, hooks.filtered(runner, base, log_level=QUIET)).exists():
+    if not hooks.filtered(runner, base, log_level=QUIET).exists():
         return Explanation(
             False,
             "filtered_out",

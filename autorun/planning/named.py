@@ -7,24 +7,19 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.db import InterfaceError, OperationalError
 
 from autorun.conf import settings
-from autorun.declare import hooks
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.declare.transcript import SILENT
 from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
-from autorun.planning.querysets import as_plain
-from autorun.planning.rows import eligible
-from autorun.planning.statements import Candidates
+from autorun.planning.rows import eligible_named, primary_keys
 from autorun.planning.windows import Window, whole
 from autorun.state import tracing
-from autorun.state.keys import Key, key_kind
+from autorun.state.keys import Key
 from autorun.state.transactions import repeated_on_conflict, repeated_while_away
 
 logger = logging.getLogger(__name__)
@@ -124,33 +119,9 @@ def _write_down(runner: Runner, keys: Collection[Key]) -> None:
         )
 
 
-def candidates_named(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candidates | None:
-    """The eligible rows of these primary keys as candidates.
-
-    None where they are too many for one window, or the input of one could not be prepared.
-    """
-    windows = list(_windows(runner, keys, node_id=node_id))
-    if len(windows) != 1 or windows[0].unprepared:
-        return None
-    return windows[0].candidates
-
-
 def _windows(runner: Runner, keys: Collection[Any], *, node_id: int) -> Iterator[Window]:
     """The eligible rows of these primary keys, so many at once as one short transaction plans."""
-    primary_keys = _primary_keys(runner, keys)
-    base = as_plain(runner, hooks.base_queryset(runner))
-    for begin in range(0, len(primary_keys), KEYS_AT_ONCE):
-        named = base.filter(pk__in=primary_keys[begin : begin + KEYS_AT_ONCE])
-        yield from whole(runner, eligible(runner, named, log_level=SILENT), node_id=node_id)
-
-
-def _primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
-    """`keys` as values of the primary key; what cannot be one is passed over, with a warning."""
-    kind = key_kind(runner.get_model())
-    primary_keys = []
-    for key in keys:
-        try:
-            primary_keys.append(kind.to_pk(key))
-        except (ValidationError, ValueError, TypeError):
-            logger.warning("%s: %r is no primary key.", runner.label, key)
-    return primary_keys
+    found = primary_keys(runner, keys)
+    for begin in range(0, len(found), KEYS_AT_ONCE):
+        rows = eligible_named(runner, found[begin : begin + KEYS_AT_ONCE])
+        yield from whole(runner, rows, node_id=node_id)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from django.core.exceptions import ValidationError
 from django.db import models
 
 from autorun.conf import settings
 from autorun.declare import hooks
-from autorun.declare.hooks import database_of, every_row
+from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
+from autorun.declare.transcript import SILENT
 from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
-from autorun.planning.querysets import as_plain
 from autorun.state.encoding import fingerprint_of
 from autorun.state.keys import Key, key_kind
+
+logger = logging.getLogger(__name__)
 
 NOT_REPRESENTED = object()
 
@@ -50,25 +54,39 @@ def eligible(
     Starts from the runner's base queryset where `queryset` is None; a given one is filtered alike.
     Raises ImproperRunner where a hook raises.
     """
-    given = hooks.base_queryset(runner) if queryset is None else queryset
-    filtered = hooks.filtered(runner, as_plain(runner, given), log_level=log_level)
-    plain = as_plain(runner, filtered)
-    return fingerprints.with_dependencies(runner, plain) if planned_by_database(runner) else plain
+    given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
+    return _passing(runner, given, log_level=log_level)
 
 
-def load(
-    runner: Runner, keys: Collection[Key], *, within_base: bool, log_level: int
-) -> dict[Key, Row]:
-    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows.
+def eligible_named(
+    runner: Runner, keys: Iterable[Any], *, within_base: bool = True
+) -> models.QuerySet[Any]:
+    """The eligible rows whose primary keys are `keys`.
 
-    `within_base=False` also finds rows outside of the base queryset, for runs that were asked for
+    `within_base=False` also finds rows outside of the base queryset, for runs that were requested
     with a queryset of the caller's own.
     """
+    base = hooks.base_queryset(runner) if within_base else hooks.every_row(runner)
+    return _passing(runner, base.filter(pk__in=list(keys)), log_level=SILENT)
+
+
+def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
+    """`keys` as values of the primary key; logs and skips what cannot be one."""
     kind = key_kind(runner.get_model())
-    base = hooks.base_queryset(runner) if within_base else every_row(runner)
-    named = as_plain(runner, base).filter(pk__in=[kind.to_pk(key) for key in keys])
-    found = fingerprinted(runner, eligible(runner, named, log_level=log_level))
-    return {row.key: row for row in examined(runner, list(found))}
+    found = []
+    for key in keys:
+        try:
+            found.append(kind.to_pk(key))
+        except (ValidationError, ValueError, TypeError):
+            logger.warning("%s: %r is not a primary key.", runner.label, key)
+    return found
+
+
+def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:
+    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows."""
+    to_pk = key_kind(runner.get_model()).to_pk
+    named = eligible_named(runner, map(to_pk, keys), within_base=within_base)
+    return {row.key: row for row in examined(runner, list(fingerprinted(runner, named)))}
 
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
@@ -81,6 +99,13 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
         fingerprint = fingerprints.expression(runner, upstream=planned_by_database(runner))
         found = found.annotate(_autorun_print=fingerprint)
     return found
+
+
+def _passing(
+    runner: Runner, plain: models.QuerySet[Any], *, log_level: int
+) -> models.QuerySet[Any]:
+    passed = hooks.filtered(runner, plain, log_level=log_level)
+    return fingerprints.with_dependencies(runner, passed) if planned_by_database(runner) else passed
 
 
 def key_of(instance: Any) -> Key:

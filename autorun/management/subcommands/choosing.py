@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from autorun.declare.hooks import as_plain
 from autorun.declare.runner import Runner
 from autorun.observe.failures import classes_of, failed_runs
-from autorun.planning.querysets import as_plain
 from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:

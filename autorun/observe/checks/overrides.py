@@ -12,14 +12,13 @@ from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
 
-from autorun.declare.hooks import is_of
+from autorun.declare.hooks import as_plain, is_of
 from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
 from autorun.observe.checks.no_queries import queries_refused
 from autorun.observe.checks.problems import error, place, runners_in, shown
-from autorun.planning.querysets import as_plain
 
 #: What each hook is called with: positional arguments, then names of keyword arguments.
 CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
