@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -43,7 +43,10 @@ class KeyKind:
     """What the primary key of one model is like."""
 
     field: models.Field[Any, Any]
-    is_integer: bool
+
+    @cached_property
+    def is_integer(self) -> bool:
+        return isinstance(self.field, models.IntegerField)
 
     @property
     def column(self) -> str:
@@ -105,7 +108,7 @@ def _key_kind(model: type[models.Model]) -> KeyKind:
     field: Any = model._meta.pk
     while field.remote_field is not None:
         field = field.target_field
-    return KeyKind(field, isinstance(field, models.IntegerField))
+    return KeyKind(field)
 
 
 #: How the rows of a model are named: found once for each model.
