@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from django.db import connections
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.declare.hooks import backoff_of
+from autorun.declare.runner import Runner
 from autorun.exceptions import LeaseLost
 from autorun.models import Chunk, Failure, Run
 from autorun.signals import Ending
@@ -18,10 +20,10 @@ from autorun.state.clock import DatabaseNow, from_now, now_sql
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText
 from autorun.state.ids import new_chunk_id
-from autorun.state.keys import Key
+from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, worker_name
 from autorun.state.recordsets import recordset
-from autorun.state.sql import table
+from autorun.state.sql import Fragment, update_from
 from autorun.state.transactions import repeated_on_conflict
 
 
@@ -46,6 +48,29 @@ class Result:
     def cancelled(cls, run: Run) -> Result:
         """The run is not to be done: its row has another one, or is gone."""
         return cls(run.pk, Run.Status.CANCELLED, run.attempts, run.fingerprint)
+
+    @classmethod
+    def failed(
+        cls,
+        run: Run,
+        failure: ExceptionText,
+        runner: Runner | None,
+        *,
+        fingerprint: str,
+        backoff: Callable[[Runner, int], float] = backoff_of,
+    ) -> Result:
+        """The run failed: another attempt follows after the backoff, unless none is left.
+
+        Without a `runner` another attempt always follows, at once.
+        """
+        attempts = run.attempts + 1
+        failed = cls(run.pk, Run.Status.FAILED, attempts, fingerprint, failure=failure)
+        if runner is None:
+            return replace(failed, status=Run.Status.PENDING)
+        if attempts < runner.MAX_ATTEMPTS:
+            pause = backoff(runner, attempts)
+            return replace(failed, status=Run.Status.PENDING, again_in=pause)
+        return replace(failed, key=key_kind(runner.get_model()).of(run))
 
     @classmethod
     def going_on(cls, run: Run, *, again_in: float = 0.0) -> Result:
@@ -219,33 +244,26 @@ def _write_runs(lease: Lease, results: Sequence[Result], places: _Places) -> dic
             for result in results
         ),
     )
-    outputs = "j.new_outputs::jsonb" if connection.vendor == "postgresql" else "j.new_outputs"
-    now = now_sql(connection.vendor)
-    is_cancelled = f"j.new_status = {Run.Status.CANCELLED:d}"
-    is_pending = f"j.new_status = {Run.Status.PENDING:d}"
+    outputs = "s.new_outputs::jsonb" if connection.vendor == "postgresql" else "s.new_outputs"
+    is_cancelled = f"s.new_status = {Run.Status.CANCELLED:d}"
+    is_pending = f"s.new_status = {Run.Status.PENDING:d}"
     changes = (
         f"is_current = CASE WHEN {is_cancelled} THEN NULL ELSE is_current END, "
-        "status = j.new_status, attempts = j.new_attempts, fingerprint = j.new_fingerprint, "
-        f"chunk_id = j.new_chunk, outputs = {outputs}, "
-        f"finished_at = CASE WHEN {is_pending} THEN NULL ELSE {now} END"
+        "status = s.new_status, attempts = s.new_attempts, fingerprint = s.new_fingerprint, "
+        f"chunk_id = s.new_chunk, outputs = {outputs}, "
+        f"finished_at = CASE WHEN {is_pending} THEN NULL ELSE {now_sql(connection.vendor)} END"
     )
-    runs = table(Run, connection)
-    # What a commit whose answer was lost has recorded or handed over is not written again.
-    match = f"id = j.run_id AND chunk_id = %s AND status = {Run.Status.PENDING:d}"
-    params = [*rows.params, lease.chunk.pk]
-    with connection.cursor() as cursor:
-        if connection.vendor == "mysql":
-            join = f"{runs} JOIN ({rows.sql}) AS j ON {match}"
-            cursor.execute(f"SELECT id, is_current FROM {join} FOR UPDATE", params)
-            written = dict(cursor.fetchall())
-            cursor.execute(f"UPDATE {join} SET {changes}", params)
-            return written
-        cursor.execute(
-            f"UPDATE {runs} SET {changes} FROM ({rows.sql}) AS j WHERE {match} "
-            "RETURNING id, is_current",
-            params,
-        )
-        return dict(cursor.fetchall())
+    # A commit whose confirmation was lost has recorded or moved its runs: they stay as they are.
+    match = f"id = s.run_id AND chunk_id = %s AND status = {Run.Status.PENDING:d}"
+    written = update_from(
+        Run,
+        changes,
+        source=rows,
+        match=Fragment(match, (lease.chunk.pk,)),
+        returning="id, is_current",
+        using=settings.DATABASE,
+    )
+    return dict(written)
 
 
 def _write_failures(lease: Lease, results: Sequence[Result]) -> None:

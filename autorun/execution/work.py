@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from django.db import InterfaceError, OperationalError
@@ -78,7 +79,8 @@ class Work:
         self._tally = Tally.of(lease.chunk)
         self._is_abandoned = False
         self._is_in_doubt = False
-        self._backoffs: dict[int, float] = {}
+        # Asked once for each number of attempts, so that the runs are retried in one chunk.
+        self._backoff = cache(backoff_of)
 
     def perform(self, termination: Termination) -> Tally:
         """Work off the chunk; how its runs ended. Raises LeaseLost, or Interrupted by a signal."""
@@ -235,24 +237,12 @@ class Work:
         return self.analysis.bind(configuration, self.runner.get_input_key(), representation)
 
     def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
-        attempts = run.attempts + 1
-        is_final = attempts >= self.runner.MAX_ATTEMPTS
-        self.has_failed = self.has_failed or is_final
-        return Result(
-            run.pk,
-            Run.Status.FAILED if is_final else Run.Status.PENDING,
-            attempts,
-            fingerprint,
-            failure=describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES),
-            again_in=0.0 if is_final else self._backoff(attempts),
-            key=key_kind(self.runner.get_model()).of(run),
+        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+        result = Result.failed(
+            run, failure, self.runner, fingerprint=fingerprint, backoff=self._backoff
         )
-
-    def _backoff(self, attempts: int) -> float:
-        """The same for all runs of the chunk that failed as often, so that they go on together."""
-        if attempts not in self._backoffs:
-            self._backoffs[attempts] = backoff_of(self.runner, attempts)
-        return self._backoffs[attempts]
+        self.has_failed = self.has_failed or result.status == Run.Status.FAILED
+        return result
 
     def _finish(self, assignment: Assignment, result: Result, seconds: float) -> None:
         with self.lock:

@@ -33,6 +33,7 @@ from autorun.state.sql import (
     insert_ignoring_conflicts,
     join_in_this_order,
     table,
+    update_from,
     whole_quotient,
 )
 
@@ -202,27 +203,22 @@ def supersede(redo: Sequence[Redo], *, using: str) -> dict[int, int]:
     Passed over is what has changed since it was read: a run that somebody else superseded, that a
     worker has done on the new input, or that was ignored when it was to be retried.
     """
-    connection = connections[using]
-    runs = table(Run, connection)
     columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
-    rows = recordset(
-        connection, columns, ((each.run_id, each.fingerprint, each.seen) for each in redo)
+    superseded = update_from(
+        Run,
+        "is_current = NULL",
+        source=recordset(
+            connections[using],
+            columns,
+            ((each.run_id, each.fingerprint, each.seen) for each in redo),
+        ),
+        match=Fragment(
+            "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
+        ),
+        returning="status",
+        using=using,
     )
-    match = "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
-    with connection.cursor() as cursor:
-        if connection.vendor == "mysql":
-            # Locked until the commit, so that what is counted is what is updated.
-            join = f"{runs} JOIN ({rows.sql}) AS s ON {match}"
-            cursor.execute(f"SELECT status FROM {join} FOR UPDATE", rows.params)
-            counts = Counter(status for (status,) in cursor.fetchall())
-            cursor.execute(f"UPDATE {join} SET is_current = NULL", rows.params)
-            return counts
-        cursor.execute(
-            f"UPDATE {runs} SET is_current = NULL FROM ({rows.sql}) AS s WHERE {match} "
-            "RETURNING status",
-            rows.params,
-        )
-        return Counter(status for (status,) in cursor.fetchall())
+    return Counter(status for (status,) in superseded)
 
 
 def insert(

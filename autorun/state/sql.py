@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import models
+from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 
@@ -20,6 +20,38 @@ class Fragment:
 def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
     """The quoted name of a model's table."""
     return connection.ops.quote_name(model._meta.db_table)
+
+
+def update_from(
+    model: type[models.Model],
+    changes: str,
+    *,
+    source: Fragment,
+    match: Fragment,
+    returning: str,
+    using: str,
+) -> list[tuple[Any, ...]]:
+    """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
+
+    MariaDB has no UPDATE ... RETURNING: it locks and reads the rows first. So `returning` names
+    columns as they are before the change there, and after it elsewhere.
+    """
+    connection = connections[using]
+    updated = table(model, connection)
+    params = [*source.params, *match.params]
+    with connection.cursor() as cursor:
+        if connection.vendor == "mysql":
+            joined = f"{updated} JOIN ({source.sql}) AS s ON {match.sql}"
+            cursor.execute(f"SELECT {returning} FROM {joined} FOR UPDATE", params)
+            found = cursor.fetchall()
+            cursor.execute(f"UPDATE {joined} SET {changes}", params)
+            return list(found)
+        cursor.execute(
+            f"UPDATE {updated} SET {changes} FROM ({source.sql}) AS s "
+            f"WHERE {match.sql} RETURNING {returning}",
+            params,
+        )
+        return list(cursor.fetchall())
 
 
 def insert_ignoring_conflicts(connection: BaseDatabaseWrapper) -> tuple[str, str]:

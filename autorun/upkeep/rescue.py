@@ -15,13 +15,12 @@ from django.db.models import F
 from autorun import signals
 from autorun.conf import settings
 from autorun.declare import nodes, registry
-from autorun.declare.hooks import backoff_of
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Chunk, Run
 from autorun.planning.named import plan_or_write_down
 from autorun.state.crash_points import crash_point
-from autorun.state.encoding import ExceptionText
+from autorun.state.encoding import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at
 
@@ -43,7 +42,7 @@ def rescue(chunk: Chunk) -> bool:
     unfinished = list(Run.objects.pending().filter(chunk=chunk))
     wanted = [run for run in unfinished if run.is_current]
     results = [Result.cancelled(run) for run in unfinished if not run.is_current]
-    results += [_again(chunk, run, is_alone=len(wanted) == 1) for run in wanted]
+    results += [_lost(chunk, run, is_alone=len(wanted) == 1) for run in wanted]
     logger.warning(
         "%s: the worker %s of chunk %s stopped answering; %d runs go out again, each alone.",
         chunk.runner,
@@ -91,25 +90,16 @@ def _take(chunk: Chunk) -> bool:
     return bool(taken)
 
 
-def _again(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
-    runner = registry.find(chunk.runner)
-    attempts = run.attempts + 1
-    # In a rolling deployment only the others know how often the runner is to be tried.
-    is_final = runner is not None and is_alone and attempts >= runner.MAX_ATTEMPTS
-    pause = backoff_of(runner, attempts) if runner is not None and is_alone else 0.0
-    return Result(
-        run.pk,
-        Run.Status.FAILED if is_final else Run.Status.PENDING,
-        attempts,
-        run.fingerprint,
-        failure=ExceptionText(
-            exception_class=f"{WorkerLost.__module__}.{WorkerLost.__qualname__}",
-            message=(
-                f"The worker {chunk.worker} stopped answering before the run was done: it was "
-                "killed, ran out of memory, or lost its machine or its network."
-            ),
-            traceback="",
+def _lost(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
+    """The run as failed with WorkerLost; without another attempt only if it was alone."""
+    failure = ExceptionText(
+        exception_class=name_exception(WorkerLost),
+        message=(
+            f"The worker {chunk.worker} stopped answering before the run was done: it was "
+            "killed, ran out of memory, or lost its machine or its network."
         ),
-        again_in=0.0 if is_final else pause,
-        key=run.object_key or run.object_id,
+        traceback="",
     )
+    # During a rolling deployment this process may not know the runner, nor its MAX_ATTEMPTS.
+    runner = registry.find(chunk.runner) if is_alone else None
+    return Result.failed(run, failure, runner, fingerprint=run.fingerprint)
