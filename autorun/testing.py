@@ -31,7 +31,8 @@ from autorun.declare import registry
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.inline import Inbox, committed_at_once
-from autorun.dispatch.releasing import EXECUTE, release_everywhere
+from autorun.dispatch.messages import EXECUTE
+from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run

@@ -9,13 +9,9 @@ from django.db import DataError, connection, transaction
 
 from autorun.declare import registry
 from autorun.dispatch import releasing, sizes
-from autorun.dispatch.releasing import (
-    MOST_PUBLICATIONS,
-    SPARE_CHUNKS,
-    message_for,
-    release,
-    release_everywhere,
-)
+from autorun.dispatch.messages import message_for
+from autorun.dispatch.releasing import MOST_PUBLICATIONS, release, release_everywhere
+from autorun.dispatch.room import SPARE_CHUNKS, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
@@ -253,13 +249,13 @@ def test_a_chunk_larger_than_the_window_is_not_overtaken_for_ever(settings):
 def test_a_chunk_cancelled_while_it_is_claimed_stays_so(documents, monkeypatch):
     with installed(declare()):
         batch = a_batch_waiting(1)
-        takes = releasing._Room.takes
+        takes = Room.takes
 
         def cancelled_meanwhile(room, chunk):
             Chunk.objects.update(state=Chunk.State.FINISHED)
             return takes(room, chunk)
 
-        monkeypatch.setattr(releasing._Room, "takes", cancelled_meanwhile)
+        monkeypatch.setattr(Room, "takes", cancelled_meanwhile)
         release(batch.node_id)
 
     assert Chunk.objects.get().state == Chunk.State.FINISHED

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autorun.dispatch.releasing import EXECUTE
+from autorun.dispatch.messages import EXECUTE
 from autorun.models import Chunk
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.upkeep import workers

@@ -19,8 +19,8 @@ from autorun.declare import registry
 from autorun.declare.hooks import database_of, every_row
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
+from autorun.dispatch.messages import message_to_plan_on
 from autorun.dispatch.publishing import publish
-from autorun.dispatch.releasing import message_to_plan_on
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.listing import RunFilter

@@ -24,6 +24,7 @@ from django.core.signals import setting_changed
 from kombu import Connection, Producer
 from kombu.exceptions import EncodeError
 
+from autorun.conf import settings
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.state.crash_points import crash_point
 
@@ -60,6 +61,15 @@ class Message:
             "soft_time_limit": self.time_limit,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+def time_limit_after(seconds: float | None) -> float | None:
+    """The time limit of a message whose runs have all been stopped after so many seconds.
+
+    It is the last resort, for a body that holds the interpreter's lock: two leases later, so that
+    everything else that stops a run comes first.
+    """
+    return None if seconds is None else seconds + 2 * settings.LEASE
 
 
 #: A message that the broker would not take, and why.

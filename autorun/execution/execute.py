@@ -14,7 +14,8 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.runner import Runner
-from autorun.dispatch.releasing import longest, release, send
+from autorun.dispatch.messages import longest
+from autorun.dispatch.releasing import release, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.announcements import chunk_failed

@@ -12,7 +12,7 @@ from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
-from autorun.dispatch.releasing import queue_of
+from autorun.dispatch.messages import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.rows import Row, load

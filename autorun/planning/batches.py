@@ -132,7 +132,7 @@ def put_off(batch: Batch) -> bool:
     """
     if batch.tries >= MOST_TRIES:
         return False
-    later = planning_ends_at(min(2 ** (batch.tries - 1), PLANNING_LEASES))
+    later = ends_at(min(2 ** (batch.tries - 1), PLANNING_LEASES))
     return bool(_held(batch).filter(planned_at=None).update(expires_at=later))
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from autorun import signals
 from autorun.conf import settings
 from autorun.declare.runner import Runner
-from autorun.dispatch.releasing import queue_of
+from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements

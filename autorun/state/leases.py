@@ -20,19 +20,19 @@ from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 
-#: A process that plans a batch may be silent for so many leases: it may have to look at thousands
-#: of rows of a window in Python.
+#: The lease of a batch, in leases of a chunk: Python may have to prepare thousands of rows of a
+#: window before planning can extend it.
 PLANNING_LEASES = 10
 
 
-def ends_at() -> Expression:
+def ends_at(leases: int = 1) -> Expression:
     """When a lease ends that begins or is extended now, by the database's clock."""
-    return from_now(settings.LEASE)
-
-
-def planning_ends_at(leases: int = PLANNING_LEASES) -> Expression:
-    """When the lease of a process that plans a batch ends."""
     return from_now(settings.LEASE * leases)
+
+
+def planning_ends_at() -> Expression:
+    """`ends_at` for a process that plans a batch."""
+    return ends_at(PLANNING_LEASES)
 
 
 @dataclass(frozen=True)

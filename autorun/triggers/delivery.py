@@ -22,7 +22,13 @@ from django.db import connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.dispatch.publishing import Message, is_immediate, publish, urgent_priority
+from autorun.dispatch.publishing import (
+    Message,
+    is_immediate,
+    publish,
+    time_limit_after,
+    urgent_priority,
+)
 from autorun.models import SpilledTrigger
 from autorun.state.crash_points import crash_point
 
@@ -239,7 +245,7 @@ def _time_limit(label: str) -> float | None:
     except Exception:  # noqa: BLE001  a hook of one runner's keeps no row from any other
         return None
     known = [timeout for timeout in timeouts if timeout is not None]
-    return max(known) + 2 * settings.LEASE if known and len(known) == len(timeouts) else None
+    return time_limit_after(max(known)) if known and len(known) == len(timeouts) else None
 
 
 def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:

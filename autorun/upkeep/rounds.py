@@ -14,14 +14,9 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.runner import Runner
+from autorun.dispatch.messages import follow_queues, message_to_plan_on
 from autorun.dispatch.publishing import publish
-from autorun.dispatch.releasing import (
-    MOST_PUBLICATIONS,
-    follow_queues,
-    message_to_plan_on,
-    release_everywhere,
-    send,
-)
+from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, send
 from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches

@@ -12,8 +12,8 @@ from django.db import connections
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, publish
-from autorun.dispatch.releasing import EXECUTE
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Chunk
 from autorun.state.clock import DatabaseNow

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from autorun import tasks
 from autorun.declare import nodes
 from autorun.dispatch import releasing
+from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import BrokerUnavailable
@@ -577,7 +578,7 @@ class Life(RuleBasedStateMachine):
     def receive(self, message: Message) -> None:
         if message.task == "autorun.backfill":
             tasks.backfill(*message.args)
-        if message.task != releasing.EXECUTE:
+        if message.task != EXECUTE:
             return
         self.work_on(partial(execute, *message.args))
 

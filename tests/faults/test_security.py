@@ -8,6 +8,7 @@ from kombu.exceptions import ContentDisallowed
 
 from autorun import tasks
 from autorun.dispatch import releasing
+from autorun.dispatch.messages import message_for
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Failure, Run, SpilledTrigger
@@ -69,7 +70,7 @@ def test_messages_carry_ids_and_nothing_of_the_rows(sent):
     with installed(runner):
         runner().run()
         delivery.deliver({Document._meta.label: {document.pk}})
-        sent += [releasing.message_for(chunk) for chunk in Chunk.objects.all()]
+        sent += [message_for(chunk) for chunk in Chunk.objects.all()]
 
     assert {message.task for message in sent} >= {"autorun.execute", "autorun.plan"}
     text = json.dumps([message.args for message in sent])

@@ -11,7 +11,7 @@ from celery import current_app
 
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.dispatch.releasing import queue_of
+from autorun.dispatch.messages import queue_of
 from autorun.observe.doctor.finding import Finding, app_name, duration, ok
 
 CONNECT_TIMEOUT = 2  # seconds

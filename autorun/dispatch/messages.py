@@ -1,0 +1,81 @@
+"""The messages that wake workers up: for a chunk, or for the rest of a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+
+from autorun.conf import settings
+from autorun.declare import registry
+from autorun.declare.runner import Runner
+from autorun.dispatch.publishing import Message, time_limit_after
+from autorun.models import Batch, Chunk
+
+logger = logging.getLogger(__name__)
+
+EXECUTE = "autorun.execute"
+BACKFILL = "autorun.backfill"
+
+
+def message_for(chunk: Chunk) -> Message:
+    """The message that has a worker execute `chunk`: its id and nothing else."""
+    runner = registry.find(chunk.runner)
+    return Message(
+        task=EXECUTE,
+        args=(chunk.pk,),
+        queue=chunk.queue or None,
+        priority=None if runner is None else runner.PRIORITY,
+        time_limit=time_limit_after(longest(chunk)),
+    )
+
+
+def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message:
+    """The message that has a worker plan the rest of a batch."""
+    return Message(
+        task=BACKFILL,
+        args=(batch.runner, None, None, None, False, None, None, batch.pk),
+        queue=settings.QUEUE,
+        expires=expires,
+    )
+
+
+def longest(chunk: Chunk) -> float | None:
+    """The seconds after which each run of `chunk` has been stopped; None without a limit.
+
+    There is no limit either if this process does not know the runner.
+
+    A worker hands over the rest of a slow chunk, so a chunk takes as long as one run and a little.
+    With BATCH_SIZE it keeps them, and takes as long as all of its runs.
+    """
+    runner = registry.find(chunk.runner)
+    if runner is None:
+        return None
+    try:
+        timeout = runner.get_timeout()
+    except Exception:
+        logger.exception("%s: get_timeout() raises; its messages have no limit.", runner.label)
+        return None
+    if timeout is None:
+        return None
+    return timeout if runner.BATCH_SIZE is None else timeout * chunk.size
+
+
+def queue_of(runner: Runner) -> str:
+    """The Celery queue of a runner's chunks; '' for Celery's default."""
+    return runner.QUEUE or settings.QUEUE or ""
+
+
+def follow_queues(chunks: Iterable[Chunk]) -> None:
+    """Move the chunks to the queues that their runners have now, as far as this process knows them.
+
+    A runner may have been given another queue since, and no worker may listen on the old one.
+    """
+    moved: dict[str, list[int]] = defaultdict(list)
+    for chunk in chunks:
+        runner = registry.find(chunk.runner)
+        if runner is not None and chunk.queue != (queue := queue_of(runner)):
+            chunk.queue = queue
+            moved[queue].append(chunk.pk)
+    for queue, ids in moved.items():
+        Chunk.objects.filter(pk__in=ids).update(queue=queue)

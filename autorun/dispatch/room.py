@@ -1,0 +1,141 @@
+"""The limits that a release keeps: the node's window, a batch's window, a runner's MAX_PARALLEL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from typing import Any
+
+from django.db.models import QuerySet
+
+from autorun.conf import settings
+from autorun.declare import nodes, registry
+from autorun.models import Chunk
+from autorun.state import pulses
+
+#: A runner's chunks in the broker, beyond one for each that is running. The message of a saved row
+#: waits behind them, however long each takes.
+SPARE_CHUNKS = 2
+
+
+class Room:
+    """How many more chunks of one node may go out beside those `in_flight`.
+
+    A chunk executes its runs one after the other, so as many runs as chunks run at once. A chunk
+    larger than a window goes out when nothing else in that window is in flight.
+
+    A runner is *supplied* once its workers' next chunks are in the broker; then only its saved rows
+    go out. When all runners of the node are full or supplied, no waiting chunk is read.
+    """
+
+    def __init__(
+        self,
+        in_flight: Iterable[tuple[int, str, int | None, int | None, int]],
+        node_id: int,
+        node_digest: str,
+    ) -> None:
+        self._node_id = node_id
+        self._node_digest = node_digest
+        self._runs = 0
+        self._is_reached = False
+        self._runs_of_batch: Counter[int | None] = Counter()
+        self._chunks_of_runner: Counter[str] = Counter()
+        self._full_batches: set[int] = set()
+        self._full_runners: set[str] = set()
+        self._spare_of_runner: Counter[str] = Counter()
+        self._counted_elsewhere: set[str] = set()
+        for state, runner, batch_id, window, size in in_flight:
+            self._add(runner, batch_id, window, size, is_queued=state == Chunk.State.QUEUED)
+
+    def is_full(self) -> bool:
+        """Whether the node takes no more, or could not take the last chunk that was offered."""
+        return (
+            self._is_reached
+            or self._runs >= settings.WINDOW
+            or self._is_true_of_all(self._full_runners)
+        )
+
+    def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
+        """The `chunks` whose batch and runner may take another one."""
+        supplied = {label for label in self._spare_of_runner if self._is_supplied(label)}
+        if self._is_true_of_all(supplied):
+            chunks = chunks.filter(priority=Chunk.Priority.LIVE)
+        else:
+            chunks = chunks.exclude(runner__in=supplied, priority__lt=Chunk.Priority.LIVE)
+        return chunks.exclude(batch_id__in=self._full_batches).exclude(
+            runner__in=self._full_runners
+        )
+
+    def takes(self, chunk: Any) -> bool:
+        """Whether `chunk` fits; if it does, it is counted."""
+        if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
+            return False
+        if chunk.runner not in self._counted_elsewhere and _most_parallel(chunk.runner):
+            self._count_elsewhere(chunk.runner)
+            if chunk.runner in self._full_runners:
+                return False
+        if self._is_supplied(chunk.runner) and chunk.priority < Chunk.Priority.LIVE:
+            return False
+        if self._runs and self._runs + chunk.size > settings.WINDOW:
+            self._is_reached = True
+            return False
+        of_batch = self._runs_of_batch[chunk.batch_id]
+        if chunk.window and of_batch and of_batch + chunk.size > chunk.window:
+            self._full_batches.add(chunk.batch_id)
+            return False
+        self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size, is_queued=True)
+        return True
+
+    def _count_elsewhere(self, label: str) -> None:
+        """Count the chunks of runners with MAX_PARALLEL that are in flight at other nodes.
+
+        The lock keeps other processes that know the runner from releasing any of its chunks until
+        the transaction ends. Locks are taken in one order, after that of the node, so that two
+        nodes with several such runners in common do not deadlock.
+        """
+        limited = {each for each in self._labels if _most_parallel(each)}
+        if registry.find(label) is not None:
+            limited.add(label)
+        for each in sorted(limited - self._counted_elsewhere):
+            pulses.lock(f"parallel:{hashlib.sha256(each.encode()).hexdigest()[:32]}")
+        for each in {label, *limited} - self._counted_elsewhere:
+            elsewhere = Chunk.objects.in_flight().filter(runner=each).exclude(node=self._node_id)
+            self._chunks_of_runner[each] += elsewhere.count()
+            self._counted_elsewhere.add(each)
+            self._note_whether_full(each)
+
+    def _note_whether_full(self, label: str) -> None:
+        if 0 < _most_parallel(label) <= self._chunks_of_runner[label]:
+            self._full_runners.add(label)
+
+    def _is_true_of_all(self, labels: Collection[str]) -> bool:
+        """Whether `labels` are all runners of the node that this process knows."""
+        return bool(labels) and bool(self._labels) and self._labels <= set(labels)
+
+    @cached_property
+    def _labels(self) -> set[str]:
+        """The node's runners. Finding them reads all configurations, so it is done on demand."""
+        return set(nodes.labels_by_digest().get(self._node_digest, ()))
+
+    def _is_supplied(self, label: str) -> bool:
+        return self._spare_of_runner[label] >= SPARE_CHUNKS
+
+    def _add(
+        self, runner: str, batch_id: int | None, window: int | None, size: int, *, is_queued: bool
+    ) -> None:
+        self._runs += size
+        self._spare_of_runner[runner] += 1 if is_queued else -1
+        self._chunks_of_runner[runner] += 1
+        self._note_whether_full(runner)
+        if batch_id is not None and window:
+            self._runs_of_batch[batch_id] += size
+            if self._runs_of_batch[batch_id] >= window:
+                self._full_batches.add(batch_id)
+
+
+def _most_parallel(label: str) -> int:
+    """The runner's MAX_PARALLEL; 1 if this process does not know the runner, which may have one."""
+    runner = registry.find(label)
+    return 1 if runner is None else runner.MAX_PARALLEL
