@@ -17,11 +17,13 @@ from autorun.observe.activity import Activity, activity_by_node
 from autorun.observe.failures import (
     exception_classes,
     group_failures,
-    members_of,
     recent_failures,
     runs_in,
 )
-from autorun.observe.listing import STATES, Cursor, RunFilter, state_of
+from autorun.observe.group_runs import members_of
+from autorun.observe.listing import RunFilter
+from autorun.observe.paging import Cursor
+from autorun.observe.run_states import STATES, state_of
 from autorun.planning.counting import Count, count_rows
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import batch_counts, progress_by_node
@@ -356,8 +358,8 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
 def test_the_runs_of_a_group_are_paged(
     ids_at_once: int, messages_at_once: int, size: int, documents, monkeypatch
 ) -> None:
-    monkeypatch.setattr("autorun.observe.failures.IDS_AT_ONCE", ids_at_once)
-    monkeypatch.setattr("autorun.observe.failures.AT_ONCE", messages_at_once)
+    monkeypatch.setattr("autorun.observe.group_runs.IDS_AT_ONCE", ids_at_once)
+    monkeypatch.setattr("autorun.observe.group_runs.MESSAGES_AT_ONCE", messages_at_once)
     (recent,) = recent_failures("24h").groups
 
     found = pages(RunFilter(group=recent.group.key, since="24h"), size=size)
@@ -433,7 +435,7 @@ def flood(runner, monkeypatch) -> None:
     """Twelve failures with three messages an hour ago, and before them one ValueError."""
     monkeypatch.setattr("autorun.observe.failures.LOOKED_AT_ONCE", 5)
     monkeypatch.setattr("autorun.observe.failures.LEAST_OF_CLASS", 2)
-    monkeypatch.setattr("autorun.observe.failures.AT_ONCE", 3)
+    monkeypatch.setattr("autorun.observe.failures.FAILURES_AT_ONCE", 3)
     Failure.objects.all().delete()
     Run.objects.filter(status=Run.Status.FAILED).update(status=Run.Status.SUCCEEDED)
     runs = list(Run.objects.order_by("pk"))

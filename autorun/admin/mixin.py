@@ -30,7 +30,7 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
-from autorun.observe.listing import state_of
+from autorun.observe.run_states import state_of
 from autorun.planning.counting import Found, find_pending
 from autorun.planning.pending import pending
 from autorun.state.keys import KeyKind, key_kind

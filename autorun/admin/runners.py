@@ -26,7 +26,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
-from autorun.observe.listing import state_of
+from autorun.observe.run_states import state_of
 from autorun.planning.counting import Count, count_rows
 from autorun.state.counts import progress_by_node
 

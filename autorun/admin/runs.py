@@ -19,8 +19,12 @@ from autorun.admin.stories import other_runs, story_of
 from autorun.control import interventions
 from autorun.declare import registry
 from autorun.models import Run
-from autorun.observe.failures import exception_classes, members_of
-from autorun.observe.listing import STATES, TRIGGERS, Cursor, Page, RunFilter, state_of
+from autorun.observe.failures import exception_classes
+from autorun.observe.group_runs import members_of
+from autorun.observe.listing import RunFilter
+from autorun.observe.paging import Cursor, Page
+from autorun.observe.run_states import STATES, state_of
+from autorun.state.origins import ORIGINS
 from autorun.state.parameters import SINCE, read_number
 
 PAGE = 50
@@ -136,7 +140,7 @@ class RunAdmin(PageAdmin):
             is_first=after is None,
             runners=[runner.label for runner in registry.runners()],
             states=list(STATES),
-            triggers=list(TRIGGERS),
+            triggers=list(ORIGINS),
             since=list(SINCE),
             exceptions=sorted(classes),
             actions=[each for each in ACTIONS.values() if allowed.to(each.permission)],

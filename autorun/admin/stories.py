@@ -14,7 +14,7 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.observe.explanation import WORKER_LOST, explain
-from autorun.observe.listing import state_of
+from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 
 

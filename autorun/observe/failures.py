@@ -17,7 +17,7 @@ from autorun.declare.nodes import labels_by_digest, node_of
 from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
 from autorun.state.clock import from_now
-from autorun.state.parameters import SINCE, read_number
+from autorun.state.parameters import SINCE
 
 Row = Mapping[str, Any]
 ClassOfNode = tuple[int, str]
@@ -30,14 +30,12 @@ SHAPED = 200
 LOOKED_AT_ONCE = 2_000
 LEAST_OF_CLASS = 100
 BUCKETS = 24
-AT_ONCE = 2_000
+FAILURES_AT_ONCE = 2_000
 #: What of a run says which row it is about, and whose it is.
 _NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
-#: Ids of failures that one look for the runs of a group goes through.
-IDS_AT_ONCE = 20_000
 
 #: The attempt that a run ended with.
-_LAST = Q(attempt=F("run__attempts"), run__is_current=True)
+LAST = Q(attempt=F("run__attempts"), run__is_current=True)
 _NODE = ("run__node_id", "run__node__title", "run__node__version")
 
 DIGITS = "0123456789"
@@ -81,7 +79,7 @@ class FailureGroup:
     @property
     def key(self) -> str:
         """A short name of the group, for addresses."""
-        return _key(self.node_id, self.exception_class, self.shape)
+        return group_key(self.node_id, self.exception_class, self.shape)
 
 
 @dataclass(frozen=True)
@@ -94,19 +92,6 @@ class RecentGroup:
     group: FailureGroup
     attempts: int
     times: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A run of a group, with its last failure."""
-
-    failure_id: int
-    run_id: int
-    exception_class: str
-    shape: str
-
-    def is_of(self, node_id: int, key: str) -> bool:
-        return _key(node_id, self.exception_class, self.shape) == key
 
 
 @dataclass(frozen=True)
@@ -126,6 +111,12 @@ def message_shape(message: str) -> str:
     return " ".join(shape.split())[:SHAPED]
 
 
+def group_key(node_id: int, exception_class: str, shape: str) -> str:
+    """A short name of the group of such failures, for addresses."""
+    shape_hash = hashlib.sha256(f"{exception_class}\n{shape}".encode()).hexdigest()
+    return f"{node_id}-{shape_hash[:16]}"
+
+
 def group_failures(
     runner: Runner | None = None,
     *,
@@ -138,7 +129,7 @@ def group_failures(
     and only those that failed for good, unless `including_retried`.
     """
     wanted = [Run.Status.FAILED, *([Run.Status.PENDING] if including_retried else [])]
-    counted = _LAST & Q(run__status__in=wanted)
+    counted = LAST & Q(run__status__in=wanted)
     failures = Failure.objects.filter(counted)
     if runner is not None:
         failures = failures.filter(run__node_id=node_of(runner).pk)
@@ -158,7 +149,7 @@ def recent_failures(since: str, *, label: str = "") -> RecentFailures:
     failures = Failure.objects.filter(failed_at__gte=now - span)
     if label:
         failures = failures.filter(run__chunk__runner=label)
-    counted = _LAST & Q(run__status=Run.Status.FAILED)
+    counted = LAST & Q(run__status=Run.Status.FAILED)
     found = [
         RecentGroup(group, len(alike), _times(alike, begin=now - span, span=span))
         for group, alike in _grouped(failures, counted=counted)
@@ -195,44 +186,11 @@ def classes_of(runner: Runner) -> list[str]:
     return list(classes.distinct().order_by("exception_class"))
 
 
-def members_of(
-    key: str, since: str = "", *, exception_class: str = "", before: int | None = None
-) -> Iterator[tuple[list[Member], int | None]]:
-    """The runs of a group by rounds, those that failed last first, whether for good or not.
-
-    Each round looks at the failures of IDS_AT_ONCE ids, and at no more than AT_ONCE messages: it
-    gives the members among them, of which there may be none, and the lowest of the ids, None for
-    the last round. `before` is where to go on from. Where the `exception_class` of the group is
-    known, fewer messages are looked at.
-    """
-    node_id = read_number(key.partition("-")[0])
-    begin, end = _ids_since(since)
-    end = end if before is None else min(end, before - 1)
-    while node_id is not None and end > begin:
-        failures = Failure.objects.filter(
-            _LAST, pk__gt=max(begin, end - IDS_AT_ONCE), pk__lte=end, run__node_id=node_id
-        )
-        if since:
-            failures = failures.filter(failed_at__gte=timezone.now() - SINCE[since])
-        if exception_class:
-            failures = failures.filter(exception_class=exception_class)
-        rows = failures.order_by("-pk").values_list(
-            "pk", "run_id", "exception_class", Left("message", LOOKED_AT)
-        )[:AT_ONCE]
-        members = [
-            Member(pk, run_id, its_class, message_shape(start))
-            for pk, run_id, its_class, start in rows
-        ]
-        end = members[-1].failure_id - 1 if len(members) == AT_ONCE else end - IDS_AT_ONCE
-        lowest = end + 1 if end > begin else None
-        yield [each for each in members if each.is_of(node_id, key)], lowest
-
-
 def exception_classes() -> set[str]:
     """The classes of the last week's failures; of the newest, where there were none."""
     failures = Failure.objects.values_list("exception_class", flat=True)
     late = failures.filter(failed_at__gte=timezone.now() - SINCE["7d"])
-    return set(late.distinct()) or set(failures.order_by("-pk")[:AT_ONCE])
+    return set(late.distinct()) or set(failures.order_by("-pk")[:FAILURES_AT_ONCE])
 
 
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
@@ -245,19 +203,7 @@ def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
 def _for_good(runner: Runner) -> QuerySet[Failure]:
     """The last failures of the current runs of the runner's node that failed for good."""
     of_node = Failure.objects.filter(run__node_id=node_of(runner).pk)
-    return of_node.filter(_LAST, run__status=Run.Status.FAILED)
-
-
-def _ids_since(since: str) -> tuple[int, int]:
-    """An id below those of the failures since then, and the highest of all."""
-    newest = Failure.objects.order_by("-pk")
-    if not since:
-        return 0, newest.values_list("pk", flat=True).first() or 0
-    of_late = Failure.objects.filter(failed_at__gte=timezone.now() - SINCE[since])
-    oldest = Subquery(of_late.order_by("failed_at").values("pk")[:1])
-    begin, end = newest.values_list(oldest, "pk").first() or (None, 0)
-    # What is recorded at the same time has ids in any order.
-    return (end if begin is None else max(0, begin - IDS_AT_ONCE)), end
+    return of_node.filter(LAST, run__status=Run.Status.FAILED)
 
 
 def runs_in(groups: Iterable[FailureGroup]) -> int:
@@ -270,10 +216,10 @@ def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ..
     rows = failures.order_by("-pk").values_list(
         "pk", "run_id", "run__node_id", "exception_class", Left("message", LOOKED_AT)
     )
-    some = list(rows[:AT_ONCE])
+    some = list(rows[:FAILURES_AT_ONCE])
     while some:
         yield some
-        some = list(rows.filter(pk__lt=some[-1][0])[:AT_ONCE])
+        some = list(rows.filter(pk__lt=some[-1][0])[:FAILURES_AT_ONCE])
 
 
 def _grouped(
@@ -379,8 +325,3 @@ def _times(rows: Sequence[Row], *, begin: dt.datetime, span: dt.timedelta) -> li
 def _size(group: FailureGroup) -> tuple[int, str, str]:
     """What sorts the largest group first."""
     return -group.runs, group.exception_class, group.shape
-
-
-def _key(node_id: int, exception_class: str, shape: str) -> str:
-    shape_hash = hashlib.sha256(f"{exception_class}\n{shape}".encode()).hexdigest()
-    return f"{node_id}-{shape_hash[:16]}"

@@ -1,148 +1,38 @@
 """Runs by filter, newest first, without ever counting or sorting millions of them.
 
-What a filter asks for is, but for little, a property of chunks: who planned the run, when, in which
-batch, and how many runs ended how. So the few chunks that can hold such runs are found first, and
-only their runs are looked at.
+Nearly everything a filter asks about is a property of the chunk: its runner, its batch, when it was
+planned and how many of its runs succeeded or failed. So the few chunks that can hold matching runs
+are found first, and only their runs are read.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.observe.failures import Member, members_of
+from autorun.observe.group_runs import GroupRuns
+from autorun.observe.paging import LONG, Cursor, Page
+from autorun.observe.run_states import FOLDED, STATES, UNFOLDED
 from autorun.state.counts import batch_counts
 from autorun.state.ids import first_chunk_id_at
 from autorun.state.managers import ChunkQuerySet
+from autorun.state.origins import ORIGINS
 from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
 
-#: Chunks, and runs in them, that one round looks at; and rounds that filling a page may take.
+#: Chunks, and runs in them, that one round reads; and rounds that a page may take.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
 
-#: What lists of runs leave where it is: a scope holds up to 30,000 keys.
-LONG = ("outputs", "chunk__batch__scope")
-
-_CURRENT = Q(is_current=True)
-_PENDING = Q(status=Run.Status.PENDING)
-#: Batches of which nothing is to be told: they looked, and all was done.
+#: Batches that lists leave out: sweeps that found nothing to plan.
 EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned=0, unprepared=0)
-
-
-@dataclass(frozen=True)
-class State:
-    """One state of runs: which chunks may hold some, which of their runs they are, how many."""
-
-    chunks: Q
-    runs: Q
-    number: Any
-
-
-def _on_the_way(state: Chunk.State) -> State:
-    return State(Q(state=state), _PENDING & _CURRENT, Chunk.runs_left())
-
-
-#: Among a million chunks that wait, the index finds the few in which anything can have ended.
-_STARTED = Q(state__in=(Chunk.State.RUNNING, Chunk.State.FINISHED))
-
-STATES: Mapping[str, State] = {
-    "waiting": _on_the_way(Chunk.State.WAITING),
-    "queued": _on_the_way(Chunk.State.QUEUED),
-    "running": _on_the_way(Chunk.State.RUNNING),
-    "parked": _on_the_way(Chunk.State.PARKED),
-    "succeeded": State(
-        _STARTED & Q(succeeded__gt=0),
-        Q(status=Run.Status.SUCCEEDED) & _CURRENT,
-        F("succeeded"),
-    ),
-    "failed": State(
-        _STARTED & Q(failed__gt=0), Q(status=Run.Status.FAILED) & _CURRENT, F("failed")
-    ),
-    "ignored": State(Q(cancelled__gt=0), Q(status=Run.Status.CANCELLED) & _CURRENT, F("cancelled")),
-    "cancelled": State(
-        Q(cancelled__gt=0), Q(status=Run.Status.CANCELLED, is_current=None), F("cancelled")
-    ),
-    "superseded": State(
-        Q(), Q(is_current=None) & ~Q(status=Run.Status.CANCELLED), F("size") - F("moved")
-    ),
-}
-#: States whose runs are in chunks that are not folded.
-UNFOLDED = ("waiting", "queued", "running", "parked", "failed")
-#: Of the current runs of a state, or of all: those in the chunks that are folded, by the counts of
-#: their node; and those in a chunk.
-FOLDED: Mapping[str, tuple[Any, Any]] = {
-    "": (
-        F("folded_succeeded") + F("folded_failed") + F("folded_ignored"),
-        F("size")
-        - F("moved")
-        - F("superseded_succeeded")
-        - F("superseded_failed")
-        - F("superseded_cancelled"),
-    ),
-    "succeeded": (F("folded_succeeded"), F("succeeded") - F("superseded_succeeded")),
-    "ignored": (F("folded_ignored"), F("cancelled") - F("superseded_cancelled")),
-}
-TRIGGERS: Mapping[str, Q] = {
-    "save": Q(batch=None, priority=Chunk.Priority.LIVE),
-    "sweep": Q(batch__trigger=Batch.Trigger.SWEEP),
-    "backfill": Q(batch__trigger=Batch.Trigger.BACKFILL),
-    "code": Q(batch__trigger=Batch.Trigger.CODE),
-    # A success of what the runner depends on. What was adopted or ignored was never sent.
-    "dependency": Q(batch=None)
-    & ~Q(priority=Chunk.Priority.LIVE)
-    & (~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)),
-}
-
-
-def state_of(run: Run) -> str:
-    """The word for a run's state, one of STATES; its chunk should have been loaded with it."""
-    if run.status == Run.Status.CANCELLED:
-        return "ignored" if run.is_current else "cancelled"
-    if not run.is_current:
-        return "superseded"
-    if run.status == Run.Status.PENDING:
-        return Chunk.State(run.chunk.state).name.lower()
-    return Run.Status(run.status).name.lower()
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """A place in the list: runs of older chunks, or older runs of the same one, come after it.
-
-    In the list of a group of failures it is the id of a failure: those of older ones come after it.
-    """
-
-    chunk_id: int
-    run_id: int
-
-    def __str__(self) -> str:
-        return f"{self.chunk_id}-{self.run_id}"
-
-    @classmethod
-    def read(cls, text: str) -> Cursor | None:
-        """The cursor that `text` is, or None where it is none."""
-        chunk_id, run_id = map(read_number, text.partition("-")[::2])
-        return None if chunk_id is None or run_id is None else cls(chunk_id, run_id)
-
-
-@dataclass(frozen=True)
-class Page:
-    """Some runs, and where the next ones begin; None at the end.
-
-    A page that is not full, and yet not the last, is one for which a bounded time did not do.
-    """
-
-    runs: list[Run]
-    after: Cursor | None
 
 
 @dataclass(frozen=True)
@@ -174,7 +64,7 @@ class RunFilter:
         return cls(
             runner=read_text(given, "runner"),
             state=read_one_of(STATES, given.get("state")),
-            trigger=read_one_of(TRIGGERS, given.get("trigger")),
+            trigger=read_one_of(ORIGINS, given.get("trigger")),
             exception=read_text(given, "exception"),
             batch=read_number(given.get("batch")),
             since=read_one_of(SINCE, given.get("since")),
@@ -188,7 +78,7 @@ class RunFilter:
     def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
         """What to say of query parameters that mean nothing, so that nobody takes all for some."""
         read = cls.read(given).written()
-        known = {"state": STATES, "trigger": TRIGGERS, "since": SINCE}
+        known = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
         found = []
         for each in fields(cls):
             text = str(given.get(each.name, "")).strip()[:40]
@@ -211,13 +101,13 @@ class RunFilter:
     def page(self, after: Cursor | None = None, *, size: int = 50) -> Page:
         """`size` matching runs, with node, chunk and batch; at most 2 * ROUNDS queries."""
         if self.group:
-            return self._page_of_group(after, size=size)
+            return self._of_group.page(after, size=size)
         found: list[Run] = []
         related = ("node", "chunk", "chunk__batch")
         for rounds, (runs, cursor) in enumerate(self._rounds(after, wanted=size + 1), start=1):
             found += runs.select_related(*related).defer(*LONG)[: size + 1 - len(found)]
             if len(found) > size:
-                return Page(found[:size], _cursor_of(found[size - 1]))
+                return Page(found[:size], Cursor.of(found[size - 1]))
             if rounds == ROUNDS:
                 return Page(found, cursor)
         return Page(found, None)
@@ -229,7 +119,7 @@ class RunFilter:
             after = None
             while some := list(self._after(runs, after).only(*names)[:RUNS_AT_ONCE]):
                 yield some
-                after = _cursor_of(some[-1])
+                after = Cursor.of(some[-1])
 
     def runs(self) -> QuerySet[Run]:
         """All matching runs, for use in another query."""
@@ -291,47 +181,18 @@ class RunFilter:
                 return
             after = end
 
-    def _page_of_group(self, after: Cursor | None, *, size: int) -> Page:
-        """A page of a group of failures, those that failed last first."""
-        members: list[Member] = []
-        before = None if after is None else after.chunk_id
-        found = self._members(before=before)
-        end: int | None = None
-        for some, lowest in islice(found, ROUNDS):
-            members += some
-            end = lowest
-            if len(members) > size:
-                break
-        matching = set(self._among(members).values_list("pk", flat=True))
-        shown = [each for each in members if each.run_id in matching]
-        if len(shown) > size:
-            shown = shown[:size]
-            end = shown[-1].failure_id
-        ids = [each.run_id for each in shown]
-        runs = Run.objects.select_related("node", "chunk", "chunk__batch").defer(*LONG)
-        by_id = runs.in_bulk(ids)
-        after = None if end is None else Cursor(end, 0)
-        return Page([by_id[pk] for pk in ids if pk in by_id], after)
+    @property
+    def _of_group(self) -> GroupRuns:
+        return GroupRuns(self.group, self._among, self.since, self.exception)
 
-    def _rounds_of_group(self) -> Iterator[tuple[QuerySet[Run], None]]:
-        for members, _ in self._members():
-            for begin in range(0, len(members), RUNS_AT_ONCE):
-                yield self._among(members[begin : begin + RUNS_AT_ONCE]), None
-
-    def _members(self, *, before: int | None = None) -> Iterator[tuple[list[Member], int | None]]:
-        return members_of(self.group, self.since, exception_class=self.exception, before=before)
-
-    def _among(self, members: Sequence[Member]) -> QuerySet[Run]:
-        """The runs of the members that match all else: when and how they failed is known."""
-        others = replace(self, group="", since="", exception="")
-        runs = others._runs.filter(pk__in=[each.run_id for each in members])
-        is_joined = self.row or not others._chunk_condition
-        return runs if is_joined else runs.filter(chunk__in=others._chunks)
+    def _among(self, ids: Collection[int]) -> QuerySet[Run]:
+        """Those of the runs that match all but the group, which says when and how they failed."""
+        return replace(self, group="", since="", exception="").runs().filter(pk__in=ids)
 
     def _parts(self) -> Iterator[QuerySet[Run]]:
         """Querysets that have all matching runs between them."""
         if self.group:
-            yield from (runs for runs, _ in self._rounds_of_group())
+            yield from self._of_group.parts()
         elif self.exception:
             yield from self._by_failures()
         else:
@@ -397,7 +258,7 @@ class RunFilter:
         if self.batch is not None:
             condition &= Q(batch_id=self.batch)
         if self.trigger:
-            condition &= TRIGGERS[self.trigger]
+            condition &= ORIGINS[self.trigger].chunks
         if self.state:
             condition &= STATES[self.state].chunks
         # Chunks are made in the order of their ids, which spares an index of the time.
@@ -413,8 +274,6 @@ class RunFilter:
     @cached_property
     def _runs(self) -> QuerySet[Run]:
         """The matching runs, where those of `_chunks` alone are looked at."""
-        if self.group:
-            raise ValueError("The runs of a group of failures are found by `members_of` alone.")
         runs = self._runs_but_for_failures
         if self.exception:
             runs = runs.filter(pk__in=self._failures.values("run_id"))
@@ -447,7 +306,3 @@ class RunFilter:
 def _minute(when: dt.datetime | None) -> str:
     """The time as a browser writes it."""
     return "" if when is None else when.replace(tzinfo=None).isoformat(timespec="minutes")
-
-
-def _cursor_of(run: Run) -> Cursor:
-    return Cursor(run.chunk_id, run.pk)

@@ -15,7 +15,7 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
-from autorun.models import Batch, Chunk
+from autorun.models import Batch
 from autorun.planning import batches
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
@@ -24,6 +24,7 @@ from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
 from autorun.state import tracing
 from autorun.state.counts import progress
 from autorun.state.crash_points import crash_point
+from autorun.state.origins import ORIGINS
 from autorun.state.transactions import repeated_on_conflict
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,6 @@ logger = logging.getLogger(__name__)
 #: Windows without anything pending are booked together, so many seconds' worth: to write down where
 #: planning has got to took a tenth of the time of a window of 2,000 rows.
 BOOK_EVERY = 1.0
-
-_PRIORITY: dict[str, Chunk.Priority] = {
-    Batch.Trigger.SWEEP: Chunk.Priority.SWEEP,
-    Batch.Trigger.BACKFILL: Chunk.Priority.BACKFILL,
-    Batch.Trigger.CODE: Chunk.Priority.SWEEP,
-}
 
 
 class Pass:
@@ -149,7 +144,7 @@ class Pass:
         return Planner(
             self.runner,
             node_id=batch.node_id,
-            priority=_PRIORITY.get(batch.trigger, Chunk.Priority.SWEEP),
+            priority=ORIGINS[batch.trigger or Batch.Trigger.CODE].priority,
             selection=self.selection,
             batch=batch,
             counts_undone=self.counts_undone,

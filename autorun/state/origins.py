@@ -1,0 +1,82 @@
+"""The sources of runs: one line for each, with its word, its priority and its sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from django.db.models import Q
+
+from autorun.models import Batch, Chunk
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One source of runs.
+
+    `word` names it on the pages and the command line, and `sentence` says in the story of a run why
+    it exists, with the placeholders {batch}, {rows} and {upstream}. `chunks` holds for its chunks.
+    Chunks of a higher `priority` go first.
+    """
+
+    word: str
+    priority: Chunk.Priority
+    sentence: str
+    chunks: Q
+
+
+def _of_batches(trigger: Batch.Trigger) -> Q:
+    return Q(batch__trigger=trigger)
+
+
+_SAVED = Q(batch=None, priority=Chunk.Priority.LIVE)
+_NOT_SAVED = Q(batch=None) & ~Q(priority=Chunk.Priority.LIVE)
+#: Runs that were adopted or ignored were never sent.
+_SENT = ~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)
+
+#: By the name that addresses use; for a batch it is its trigger.
+ORIGINS: Mapping[str, Origin] = {
+    "save": Origin("save", Chunk.Priority.LIVE, "The row was saved.", _SAVED),
+    "sweep": Origin(
+        "sweep",
+        Chunk.Priority.SWEEP,
+        "Sweep {batch} found the row pending.",
+        _of_batches(Batch.Trigger.SWEEP),
+    ),
+    "backfill": Origin(
+        "backfill",
+        Chunk.Priority.BACKFILL,
+        "Started by backfill {batch} ({rows}).",
+        _of_batches(Batch.Trigger.BACKFILL),
+    ),
+    "code": Origin(
+        "run()",
+        Chunk.Priority.SWEEP,
+        "A call of run() found the row pending.",
+        _of_batches(Batch.Trigger.CODE),
+    ),
+    "dependency": Origin(
+        "dependency",
+        Chunk.Priority.BACKFILL,
+        "The runner depends on {upstream}, which had a new success on the row.",
+        _NOT_SAVED & _SENT,
+    ),
+}
+
+
+def origin_of(chunk: Chunk) -> str:
+    """The name of the origin of the chunk's runs; '' if they were recorded without being sent.
+
+    Its batch should have been loaded with it.
+    """
+    if chunk.batch is not None:
+        return chunk.batch.trigger
+    if chunk.priority == Chunk.Priority.LIVE:
+        return "save"
+    is_sent = chunk.state != Chunk.State.FINISHED or chunk.published_at is not None
+    return "dependency" if is_sent else ""
+
+
+def name_of_batch(batch: Batch) -> str:
+    """`sweep 7`."""
+    return f"{ORIGINS[batch.trigger].word} {batch.pk}"
