@@ -422,22 +422,22 @@ def fill_in(report: Report, lab: "Lab", soak: Soak) -> None:
     report.numbers |= {
         "Rows": Specimen.objects.count(),
         "Runs": Run.objects.count(),
-        "Messages' worth of runs (chunks)": Chunk.objects.count(),
+        "Chunks": Chunk.objects.count(),
         "Batches": Batch.objects.count(),
-        "Bodies begun": times.total(),
+        "Bodies started": times.total(),
         "Live saves": report.saves,
         "Live saves that failed": report.failed_saves,
         "Slowest live save (ms)": round(report.slowest_save * 1_000),
         "Chunks rescued": sum(log.count("stopped answering;") for log in logs),
         "Attempts that ended with their worker": lost.count(),
         "Messages repeated on purpose": report.repeated_messages,
-        "Writes of zombies turned away": sum(
+        "Writes of zombies refused": sum(
             log.count("What was not recorded is lost") for log in logs
         ),
-        "Runs failed for good": Run.objects.filter(
+        "Runs failed, no attempts left": Run.objects.filter(
             status=Run.Status.FAILED, is_current=True
         ).count(),
-        "Times the counts were checked while all went on": report.checks,
+        "Checks of the counts while the soak ran": report.checks,
         "Processes started": len(lab.processes),
     }
 
