@@ -464,7 +464,7 @@ def test_coverage_by_version_is_told_of_the_rows_that_were_counted(runner, admin
 
 
 def test_batches_are_filtered_and_paged(runner, client, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.admin.batches.PAGE", 2)
+    monkeypatch.setattr("autorun.admin.batch_pages.PAGE", 2)
     client.force_login(scenes.add_user("admin", is_superuser=True))
     made = [
         Batch.objects.create(runner=LABEL, node=runner.get_node(), trigger=trigger, state=state)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from autorun.admin.batches import BatchAdmin
-from autorun.admin.failures import FailureAdmin
+from autorun.admin.batch_pages import BatchAdmin
+from autorun.admin.failure_pages import FailureAdmin
 from autorun.admin.mixin import AutorunAdminMixin
-from autorun.admin.runners import NodeAdmin
-from autorun.admin.runs import RunAdmin
+from autorun.admin.run_pages import RunAdmin
+from autorun.admin.runner_pages import NodeAdmin
 
 __all__ = ("AutorunAdminMixin", "BatchAdmin", "FailureAdmin", "NodeAdmin", "RunAdmin")

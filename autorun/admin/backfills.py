@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from django.core.exceptions import PermissionDenied
 
 from autorun.admin.permissions import Permission
-from autorun.admin.rows import Name, may_view, name_of, visible
+from autorun.admin.row_access import Name, may_view, name_of, visible
 from autorun.admin.selections import Selection, find
 from autorun.control.interventions import request_backfill
 from autorun.declare.hooks import as_plain, database_of

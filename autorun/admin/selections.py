@@ -21,7 +21,7 @@ from django.contrib.admin.sites import all_sites
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest, QueryDict
 
-from autorun.admin.rows import may_view
+from autorun.admin.row_access import may_view
 from autorun.declare.runner import Runner
 from autorun.exceptions import RowsGone
 from autorun.planning.scope import SOURCES

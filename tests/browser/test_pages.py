@@ -64,11 +64,11 @@ LONGEST, MOST_STATEMENTS = 0.2, 12
 @pytest.fixture(autouse=True)
 def no_broker(monkeypatch) -> None:
     """Whatever is started waits: nobody is there to work it off."""
-    from autorun.admin import runners
+    from autorun.admin import runner_pages
     from autorun.control import interventions
     from autorun.dispatch import releasing
 
-    for module in (releasing, interventions, runners):
+    for module in (releasing, interventions, runner_pages):
         monkeypatch.setattr(module, "publish", lambda messages: None)
 
 

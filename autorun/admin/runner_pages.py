@@ -14,7 +14,7 @@ from django.urls import URLPattern
 from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import find_row, name_of
+from autorun.admin.row_access import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings

@@ -14,7 +14,7 @@ from django.urls import URLPattern
 
 from autorun.admin.pages import PageAdmin, action, counted, page, require, who
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import database_of, instance_of, key_text, seen_rows
+from autorun.admin.row_access import database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
 from autorun.control import interventions
 from autorun.declare import registry

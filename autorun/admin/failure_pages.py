@@ -11,7 +11,7 @@ from django.urls import URLPattern
 from autorun.admin.charts import columns
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.rows import seen_rows
+from autorun.admin.row_access import seen_rows
 from autorun.declare import registry
 from autorun.models import Failure, Run
 from autorun.observe.failures import labels_of, recent_failures
