@@ -51,7 +51,7 @@ def _sizes(scale: Scale) -> Iterator[Line]:
         yield Line(
             key=f"size-{goal}-{BROKER}",
             database=connection.vendor,
-            work=f"runs in a chunk, where one takes {milliseconds:,} ms, {BROKER}",
+            work=f"runs per chunk if a run takes {milliseconds:,} ms, {BROKER}",
             against="a second of work, and a quarter of the window at most",
             value=median(sizes),
             goal=goal,
@@ -75,7 +75,7 @@ def _slow_neighbour(scale: Scale) -> Line:
         key=f"size-slow-neighbour-{BROKER}",
         database=connection.vendor,
         work=f"200 rows of 1 ms in one chunk with a row of {scale.long_run:,} ms before them: "
-        f"the last of them begins, {BROKER}",
+        f"the last of them starts, {BROKER}",
         against="the call of backfill()",
         value=last - began_at,
         goal=4,
@@ -99,9 +99,9 @@ def _live_save(scale: Scale) -> Line:
     return Line(
         key=f"size-live-save-{BROKER}",
         database=connection.vendor,
-        work=f"one save → its body starts, beside a backfill of {scale.beside:,} runs of 20 ms, "
+        work=f"one save → its body starts, during a backfill of {scale.beside:,} runs of 20 ms, "
         f"{BROKER}",
-        against="the longest of all waits, where a chunk is a second of work",
+        against="the longest of all waits, if a chunk is a second of work",
         value=max(waits),
         goal=2,
         unit="s",

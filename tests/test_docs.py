@@ -728,6 +728,14 @@ def test_the_glossary_has_every_word():
     assert words == sorted(words)
 
 
+def test_every_file_that_the_design_names_exists():
+    _, _, way = (DOCS / "design.md").read_text().partition("## The way of a row")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", way)
+
+    assert len(named) > 40
+    assert [each for each in named if not (ROOT / "autorun" / each).exists()] == []
+
+
 def test_snippets_are_where_the_reader_of_pages_finds_them():
     for page in PAGES:
         text = page.read_text()
