@@ -1,6 +1,5 @@
-"""For tests of projects that use autorun: rows are processed here and now, without a worker.
+"""Tools for the tests of your project: rows are processed at once, without a worker.
 
-from autorun.declare.registry import dependencies_of
 from autorun.testing import AutorunTestCase
 
 class ScanTests(AutorunTestCase, TestCase):
@@ -10,8 +9,8 @@ class ScanTests(AutorunTestCase, TestCase):
 
         self.assert_ran(ScanPreprocessingRunner, scan, outputs={"mean": 0.0})
 
-With pytest the fixture `autorun` has the same methods. No broker is needed, and nothing has to be
-committed: Django's TestCase and pytest-django's `db` do.
+With pytest, use the fixture `autorun`, which has the same methods. No broker and no commit are
+needed: Django's TestCase and pytest-django's `db` are enough.
 """
 
 from __future__ import annotations
@@ -36,16 +35,17 @@ from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import OutputError
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run
-from autorun.observe.explanation import Explanation, explain, next_look
+from autorun.observe.explanation import Explanation, explain, last_failure, next_step
 from autorun.planning.pending import pending
 from autorun.runner import QuerySetRunner
 from autorun.state.encoding import encode_outputs, name_exception
+from autorun.state.words import counted
 from autorun.triggers import delivery, on_save
 from autorun.upkeep.rounds import drain_spilled
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
 
-#: What gets runs on their way done in a test, by the code of their explanation.
+#: How a test finishes a run in progress, by the code of its explanation.
 ADVICE = {
     "queued": " `work_off()` executes it.",
     "waiting": " `work_off()` executes it.",
@@ -55,22 +55,21 @@ ADVICE = {
 
 @contextmanager
 def run_inline() -> Iterator[None]:
-    """Process what is saved, and what `run()` and `backfill()` plan, when it happens.
+    """Process saved rows, and rows that `run()` and `backfill()` plan, before the call returns.
 
-    That is in the thread of the `with` block and before the call returns; saves inside of an
-    `atomic()` that was opened in the block are processed when that is left. What was saved before
-    the block waits for its commit as ever; for it there is `work_off`.
+    Rows saved inside an `atomic()` block are processed when the block is left. Rows saved before
+    the `with` block still wait for their commit; use `work_off` for them.
     """
     with committed_at_once(Inbox(at_once=True)):
         yield
 
 
 def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -> int:
-    """Plan what has been saved, and execute what is queued and what that releases; how many chunks.
+    """Plan saved rows, and execute all queued runs and those they release; return how many chunks.
 
-    Without `saved`, rows that were saved wait for their commit as ever. With `retry_now`, runs that
-    wait for another attempt get it at once, so that they end. Raises RuntimeError where there is
-    still something to do after so many `rounds`.
+    Without `saved`, saved rows still wait for their commit. With `retry_now`, runs waiting for
+    another attempt get it at once, so that all of them finish. Raises RuntimeError if runs are
+    still queued after `rounds` rounds.
     """
     worked = 0
     inbox = Inbox()
@@ -79,7 +78,7 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
             _submit_uncommitted()
         for done in range(rounds + 1):
             drain_spilled()
-            # The database says what is queued, and what of it is urgent, as it does to workers.
+            # Chunks are executed below, in the order of their priority, as workers do.
             inbox.execute(without=EXECUTE)
             if retry_now:
                 Chunk.objects.waiting().update(not_before=None)
@@ -98,10 +97,10 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
 
 @contextmanager
 def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
-    """Register runners, and analyses that they name by function, for the length of a `with` block.
+    """Register runners, and analyses that they name by function, within a `with` block.
 
-    They take the place of those of the same label or the same title and version. What is declared
-    inside the block is forgotten after it as well.
+    They replace runners of the same label, and analyses of the same title and version. Whatever is
+    declared inside the block is forgotten after it.
     """
     classes = [_runner_class(each, "Give the class itself.") for each in runner_classes]
     named = [each.ANALYSIS for each in classes if not isinstance(each.ANALYSIS, str | None)]
@@ -110,7 +109,7 @@ def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
 
 
 def assert_pending(runner: RunnerName, *instances: Any) -> None:
-    """Fail unless the runner would process each of `instances`; without any, some row or other."""
+    """Fail unless each of `instances` is pending; without any, unless some row is."""
     found = _runner(runner)
     for instance in instances:
         explanation = explain(found, instance)
@@ -121,7 +120,7 @@ def assert_pending(runner: RunnerName, *instances: Any) -> None:
 
 
 def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
-    """Fail where the runner would process one of `instances`; without any, one row or other."""
+    """Fail if one of `instances` is pending; without any, if any row is."""
     found = _runner(runner)
     for instance in instances:
         explanation = explain(found, instance)
@@ -132,9 +131,9 @@ def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
 
 
 def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
-    """Fail unless the runner has succeeded on the row as it is now, with `outputs` if given.
+    """Fail unless the runner has succeeded on the current row, with `outputs` if given.
 
-    `outputs` is what the analysis returned, or what JSON makes of it. Returns the run.
+    `outputs` is the analysis's return value, or its JSON form. Returns the run.
     """
     found = _runner(runner)
     explanation = explain(found, instance)
@@ -151,16 +150,16 @@ def assert_ran(runner: RunnerName, instance: Any, *, outputs: Any = ANY) -> Run:
 def assert_failed(
     runner: RunnerName, instance: Any, *, exception: type[BaseException] | str | None = None
 ) -> Failure:
-    """Fail unless the runner has failed for good on the row as it is now, by `exception` if given.
+    """Fail unless the runner has failed on the current row, with no attempts left.
 
-    That is a class, or its name as `autorun failures` shows it; what was recorded is a name, so
-    only the very class counts, none of its bases. Returns what the last attempt threw.
+    `exception` is a class, or its name as `autorun failures` shows it. The name is recorded, so
+    only the very class counts, none of its bases. Returns the failure of the last attempt.
     `work_off(retry_now=True)` uses the attempts up.
     """
     expected = None if exception is None else _exception_name(exception)
     found = _runner(runner)
     explanation = explain(found, instance)
-    failure = _last_failure(explanation)
+    failure = _failure(explanation)
     if explanation.code != "failed" or failure is None:
         raise _wrong(found, instance, "failed", explanation)
     if expected not in (None, failure.exception_class):
@@ -173,7 +172,7 @@ def assert_failed(
 
 
 class Functions:
-    """The functions of this module as methods."""
+    """This module's functions as methods."""
 
     run_inline = staticmethod(run_inline)
     work_off = staticmethod(work_off)
@@ -185,23 +184,23 @@ class Functions:
 
 
 class AutorunTestCase(Functions, unittest.TestCase):
-    """To inherit from beside one of Django's test cases, and before it.
+    """A base for test cases, listed before one of Django's.
 
     Analyses that a test declares are forgotten when it ends.
     """
 
-    # Around `setUp`, too, which test cases override without `super()`.
+    # Not in `setUp`, which test cases override without `super()`.
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         with analyses.forgetting_declared():
             return super().run(result)
 
     def register(self, *runner_classes: type[QuerySetRunner]) -> None:
-        """`registered`, until the test ends."""
+        """Do as `registered` does, until the test ends."""
         self.enterContext(registered(*runner_classes))
 
 
 class AutorunFixture(Functions):
-    """What the pytest fixture `autorun` is."""
+    """The value of the pytest fixture `autorun`."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -219,7 +218,7 @@ class AutorunFixture(Functions):
         self._stack.close()
 
     def register(self, *runner_classes: type[QuerySetRunner]) -> None:
-        """`registered`, until the test ends."""
+        """Do as `registered` does, until the test ends."""
         self._stack.enter_context(registered(*runner_classes))
 
 
@@ -252,9 +251,9 @@ def _exception_name(given: object) -> str:
 
 
 def _submit_uncommitted() -> None:
-    """Have rows planned whose save has not been committed, which in a TestCase it never is.
+    """Plan saved rows whose transaction is open, because a TestCase never commits.
 
-    They stay with their transaction: what `setUpTestData` saved is there for every test.
+    They also stay with their transaction: rows from `setUpTestData` are there for every test.
     """
     for connection in connections.all(initialized_only=True):
         if saved := on_save.uncommitted(connection.alias):
@@ -266,9 +265,9 @@ def _still_busy(rounds: int) -> RuntimeError:
     queued = Chunk.objects.queued()
     labels = ", ".join(sorted(set(queued.values_list("runner", flat=True))))
     return RuntimeError(
-        f"There is still something to do after {rounds} round{'s' * (rounds != 1)}, for {labels}. "
-        "A body that saves what its own runner looks at plans itself for ever: have it save other "
-        "fields than INPUT_FIELDS. What does come to an end needs more: `work_off(rounds=...)`."
+        f"Runs are still queued after {counted(rounds, 'round')}, for {labels}. A body that saves "
+        "its own runner's INPUT_FIELDS plans itself for ever: have it save other fields. If the "
+        "runs do come to an end, allow more rounds: `work_off(rounds=...)`."
     )
 
 
@@ -285,12 +284,12 @@ def _wrong(
     return _with_traceback(
         f"{instance!r} is not {expected} for {runner.label}. "
         + _reason(runner, instance, explanation),
-        _last_failure(explanation),
+        _failure(explanation),
     )
 
 
 def _reason(runner: Runner, instance: Any, explanation: Explanation) -> str:
-    """The reason, and what a test does about it, where that is not what one does in production."""
+    """The reason, and what to do about it in a test if that differs from production."""
     if explanation.code == "dependency":
         unmet = ((each, explain(each, instance)) for each in dependencies_of(runner))
         reasons = (
@@ -299,24 +298,24 @@ def _reason(runner: Runner, instance: Any, explanation: Explanation) -> str:
             if its.code != "succeeded"
         )
         return explanation.reason + "".join(reasons)
-    in_production = f"; {next_look(runner)}."
+    in_production = f"; {next_step(runner)}."
     if explanation.is_pending and explanation.reason.endswith(in_production):
         return f"{explanation.reason.removesuffix(in_production)}. {_planning(runner)}"
     return explanation.reason + ADVICE.get(explanation.code, "")
 
 
 def _planning(runner: Runner) -> str:
-    """How a test has pending rows planned and executed."""
+    """How to get pending rows planned and executed in a test."""
     name = type(runner).__name__
     if not isinstance(registry.find(runner.label), type(runner)):
         return f"{name} is not registered: call `register({name})` before the row is saved."
     run = f"`{name}().run()` before `work_off()`"
     if not runner.ON_SAVE:
-        return f"{name} does not look at saved rows: call {run}."
+        return f"{name} does not process saved rows: call {run}."
     return (
-        "In a test, call `work_off()` after the save, or save inside `with run_inline():`. A row "
-        "that came otherwise (by `update()` or `bulk_create()`, in a commit, or before "
-        f"`register()`) takes {run}."
+        "In a test, call `work_off()` after the save, or save inside `with run_inline():`. For a "
+        "row written in another way (by `update()` or `bulk_create()`, in a commit, or before "
+        f"`register()`), call {run}."
     )
 
 
@@ -325,9 +324,5 @@ def _with_traceback(message: str, failure: Failure | None) -> AssertionError:
     return AssertionError(f"{message}{shown}")
 
 
-def _last_failure(explanation: Explanation) -> Failure | None:
-    if explanation.run is None:
-        return None
-    failures = Failure.objects.filter(run_id=explanation.run.pk)
-    failure: Failure | None = failures.order_by("-attempt").first()
-    return failure
+def _failure(explanation: Explanation) -> Failure | None:
+    return None if explanation.run is None else last_failure(explanation.run)

@@ -82,7 +82,26 @@ def test_a_row_that_changed_while_its_run_was_queued(document, options):
         explanation = explained(runner(), document)
 
     assert (explanation.is_pending, explanation.code) == (True, "changed")
-    assert "on its way" in explanation.reason
+    assert "in progress" in explanation.reason
+
+
+def test_a_cancelled_run_is_named_with_the_result_before_it(document):
+    with installed(runner := declare()):
+        runner().run()
+        work_off()
+        Document.objects.filter(pk=document.pk).update(title="b")
+        batches.cancel(runner().backfill())
+        after_a_result = explained(runner(), document)
+        other = Document.objects.create(title="c")
+        batches.cancel(runner().backfill(Document.objects.filter(pk=other.pk)))
+        after_nothing = explained(runner(), other)
+
+    assert (after_a_result.code, after_nothing.code) == ("never_ran", "never_ran")
+    assert re.search(
+        r"cancelled before it started on this row \(it succeeded at \S+ \S+ UTC before\);",
+        after_a_result.reason,
+    )
+    assert "cancelled before it started on this row; the" in after_nothing.reason
 
 
 def test_running_names_the_worker(document):
@@ -125,7 +144,8 @@ def test_failed_names_the_error_and_what_to_do(document, options):
 
     assert explanation.code == "failed"
     assert re.search(
-        r"for good after 1 attempt, at [-\d]+ [:\d]+ UTC, on \S+: ValueError: no such scanner\. `",
+        r"after 1 attempt, no attempts left, at [-\d]+ [:\d]+ UTC on \S+: ValueError: no such "
+        r"scanner\. To retry it, run `",
         explanation.reason,
     )
     assert "manage.py autorun retry tests.EchoRunner" in explanation.reason
@@ -144,7 +164,10 @@ def test_a_lost_worker_is_named_by_the_message_only(document):
 
         explanation = explained(runner(), document)
 
-    assert "WorkerLost: The worker w1@lab:7 stopped answering. `manage" in explanation.reason
+    assert (
+        "WorkerLost: The worker w1@lab:7 stopped answering. To retry it, run `manage"
+        in explanation.reason
+    )
     assert "recorder" not in explanation.reason
 
 
@@ -184,7 +207,7 @@ def test_a_parked_run_tells_why(document):
         explanation = explained(runner(), document)
 
     assert explanation.code == "parked"
-    assert explanation.reason == "It is parked: No analysis of that name."
+    assert explanation.reason == "Parked: No analysis of that name."
 
 
 def test_a_paused_runner(document):
@@ -245,7 +268,7 @@ def test_left_out_by_the_filter(document, options):
         explanation = explained(runner(), document)
 
     assert explanation.code == "filtered_out"
-    assert "Echo v1.0 succeeded on it at" in explanation.reason
+    assert "Echo v1.0 succeeded at" in explanation.reason
 
 
 def test_a_queued_run_of_a_row_that_is_filtered_out_meanwhile(document):
@@ -281,8 +304,8 @@ def test_dependencies(document, options):
         after = explained(downstream(), document)
 
     assert [each.code for each in (before, during)] == ["dependency", "dependency"]
-    assert before.reason == "It waits for tests.Upstream, which has not run on the row."
-    assert during.reason == "It waits for tests.Upstream, which is on its way."
+    assert before.reason == "Waiting for tests.Upstream, which has not run on the row."
+    assert during.reason == "Waiting for tests.Upstream, which is in progress."
     assert after.code == "succeeded"
 
 

@@ -1,13 +1,12 @@
-"""Doing at once, in a test's own transaction, what otherwise waits for a commit and for a worker.
+"""Processing saved rows in a test's own transaction, without a commit and without a worker.
 
-A TestCase never commits, so nothing that waits for the commit would ever happen in it. Here a
-transaction counts as committed when all that was opened within the `with` block has been.
+A TestCase never commits, so hooks of `on_commit` would never run in it. Here a transaction counts
+as committed when every `atomic()` that was entered within the `with` block has been left.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,47 +16,38 @@ from celery import current_app
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from autorun.dispatch.publishing import Message, redirected
+from autorun.dispatch.publishing import Message, MessageQueue, redirected
 
 logger = logging.getLogger(__name__)
 
 
 class Inbox:
-    """Takes messages in place of the broker, and executes them when it is told to."""
+    """Takes messages in place of the broker, and executes them `at_once` or on request."""
 
     def __init__(self, *, at_once: bool = False) -> None:
-        self.messages: deque[Message] = deque()
+        self._queue = MessageQueue()
         self._is_at_once = at_once
-        self._is_executing = False
 
     def take(self, messages: Sequence[Message]) -> None:
-        self.messages.extend(messages)
+        self._queue.extend(messages)
         if self._is_at_once:
             self.execute()
 
     def execute(self, *, without: str | None = None) -> None:
-        """Execute the messages one after the other, and then those that they lead to.
+        """Execute the messages, and those that they lead to, except for the task `without`."""
 
-        Not inside of each other: every chunk that ends releases another. Those of the task
-        `without` are thrown away.
-        """
-        if self._is_executing:
-            return
-        self._is_executing = True
-        try:
-            while self.messages:
-                message = self.messages.popleft()
-                if message.task != without:
-                    current_app.tasks[message.task](*message.args)
-        finally:
-            self._is_executing = False
+        def call(message: Message) -> None:
+            if message.task != without:
+                current_app.tasks[message.task](*message.args)
+
+        self._queue.execute(call)
 
 
 @contextmanager
 def committed_at_once(inbox: Inbox) -> Iterator[None]:
-    """Hand over, for the length of a `with` block, without a commit and to `inbox`.
+    """Send messages to `inbox` without waiting for a commit, within a `with` block.
 
-    Only what autorun itself waits for happens; other hooks of `on_commit` are left alone.
+    Only autorun's own hooks of `on_commit` run; all others are left alone.
     """
     with ExitStack() as stack:
         stack.enter_context(redirected(inbox.take))
@@ -69,12 +59,12 @@ def committed_at_once(inbox: Inbox) -> Iterator[None]:
 
 @contextmanager
 def _without_commit(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Call autorun's hooks as soon as what was opened in the block has been left."""
+    """Call autorun's hooks as soon as every `atomic()` that was entered in the block is left."""
     depth = len(connection.savepoint_ids)
     on_commit, savepoint_commit = connection.on_commit, connection.savepoint_commit
 
     def begin() -> None:
-        """Where the block began, in the list of hooks."""
+        """Mark the start of the block in the list of hooks."""
 
     def settle() -> None:
         while len(connection.savepoint_ids) <= depth and (hooks := _take(connection, begin)):

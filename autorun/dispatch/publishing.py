@@ -108,7 +108,6 @@ def redirected(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
 
 
 _sink: Callable[[Sequence[Message]], object] | None = None
-_eager = threading.local()
 _known_eager: tuple[object, object, bool] | None = None
 
 
@@ -137,26 +136,18 @@ setting_changed.connect(_forget_eager, dispatch_uid="autorun.dispatch.publishing
 
 
 def _execute_eagerly(messages: Sequence[Message]) -> None:
-    """Execute the tasks here, one after the other, and then those that they publish.
+    errors: list[Exception] = []
 
-    Not inside of each other: every chunk that ends releases another.
-    """
-    if getattr(_eager, "waiting", None) is not None:
-        _eager.waiting.extend(messages)
-        return
-    _eager.waiting = waiting = deque(messages)
-    first_error: Exception | None = None
-    try:
-        while waiting:
-            message = waiting.popleft()
-            try:
-                current_app.tasks[message.task].apply_async(message.args, **message.options())
-            except Exception as error:  # noqa: BLE001  Celery's task_eager_propagates
-                first_error = first_error or error
-    finally:
-        _eager.waiting = None
-    if first_error is not None:
-        raise first_error
+    def call(message: Message) -> None:
+        try:
+            current_app.tasks[message.task].apply_async(message.args, **message.options())
+        except Exception as error:  # noqa: BLE001  Celery's task_eager_propagates
+            errors.append(error)
+
+    _eager.queue.extend(messages)
+    _eager.queue.execute(call)
+    if errors:
+        raise errors[0]
 
 
 def urgent_priority() -> int | None:
@@ -165,6 +156,37 @@ def urgent_priority() -> int | None:
     Redis is the other way round than the rest: there a message without priority goes first.
     """
     return 9 if _scheme() in (*AMQP, "sqlite") else None
+
+
+class MessageQueue:
+    """Messages to execute one after the other: those that a message leads to follow it.
+
+    Nested calls would go as deep as there are chunks, as each finished chunk releases another.
+    """
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._is_executing = False
+
+    def extend(self, messages: Sequence[Message]) -> None:
+        self._messages.extend(messages)
+
+    def execute(self, call: Callable[[Message], object]) -> None:
+        """Call `call` with each message, unless this is such a call; what it adds comes last."""
+        if self._is_executing:
+            return
+        self._is_executing = True
+        try:
+            while self._messages:
+                call(self._messages.popleft())
+        finally:
+            self._messages.clear()
+            self._is_executing = False
+
+
+class _Eager(threading.local):
+    def __init__(self) -> None:
+        self.queue = MessageQueue()
 
 
 class _Courier:
@@ -323,6 +345,7 @@ def _reset() -> None:
     _courier = _Courier()
 
 
+_eager = _Eager()
 _courier = _Courier()
 # A connection, and a lock that another thread held, are of no use in a forked child.
 os.register_at_fork(after_in_child=_reset)

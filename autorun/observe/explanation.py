@@ -12,27 +12,27 @@ from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
+from autorun.declare.transcript import SILENT
 from autorun.dispatch.messages import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.rows import Row, load
-from autorun.state.clock import as_told
 from autorun.state.keys import Key, key_kind
+from autorun.state.words import counted, moment
 
-QUIET = 1  # below every level of logging: filters say nothing
 LONGEST_MESSAGE = 200
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is the case with one row, in a stable word and in a sentence.
+    """The state of one row for a runner, as a stable code and as a sentence.
 
-    `is_pending` is what `runner.pending()` would say. Rows that are pending: "never_ran",
-    "changed" (since its last run), "unprepared" (its input raises). On their way: "waiting",
-    "queued", "running", "retrying", "parked", "paused". Ended: "succeeded", "failed", "ignored".
-    Not to be processed: "unsaved", "deleted", "not_in_base_query", "filtered_out", "dependency".
-    `run` is the row's current one, where it has one.
+    `is_pending` agrees with `runner.pending()`. Pending rows: "never_ran", "changed" (since the
+    last run), "unprepared" (preparing the input raises). In progress: "waiting", "queued",
+    "running", "retrying", "parked", "paused". Finished: "succeeded", "failed", "ignored". Not
+    processed: "unsaved", "deleted", "not_in_base_query", "filtered_out", "dependency". `run` is the
+    row's current run, if there is one.
     """
 
     is_pending: bool
@@ -50,7 +50,7 @@ def explain(runner: Runner, instance: Any) -> Explanation:
     if not isinstance(instance, model._meta.concrete_model or model):
         raise TypeError(
             f"{runner.label} processes rows of {model._meta.label}, not {instance!r}. Give the "
-            "instance itself: no primary key, and no collection."
+            "instance itself, not its primary key or a collection."
         )
     if instance.pk is None:
         return Explanation(False, "unsaved", "The row has not been saved, so it has no key yet.")
@@ -64,16 +64,16 @@ def explain(runner: Runner, instance: Any) -> Explanation:
         is_chosen = run.chunk.batch is not None and run.chunk.batch.is_beyond_base
         row = load(runner, [key], within_base=not is_chosen).get(key)
         if row is None or row.fingerprint == run.fingerprint or is_chosen:
-            return _under_way(runner, run, is_eligible=row is not None)
+            return _unfinished(runner, run, is_eligible=row is not None)
     if row is None:
         return _not_eligible(runner, instance, key, run)
     if run is None or run.fingerprint != row.fingerprint:
         return _pending(runner, row, run)
-    return _ended(runner, run)
+    return _finished(runner, run)
 
 
 def _key(runner: Runner, pk: Any) -> Key | None:
-    """The row's key, or None where the database has no such row."""
+    """The row's key, or None if the database has no such row."""
     rows = every_row(runner).filter(pk=pk)
     found = rows.annotate(_autorun_key=key_kind(runner.get_model()).expression())
     key: Key | None = found.values_list("_autorun_key", flat=True).first()
@@ -81,8 +81,8 @@ def _key(runner: Runner, pk: Any) -> Key | None:
 
 
 def _current_run(runner: Runner, key: Key) -> Any:
-    runs = Run.objects.current().of(node_of(runner)).of_row(key_kind(runner.get_model()), key)
-    return runs.select_related("chunk", "chunk__batch", "node").defer("chunk__batch__scope").first()
+    runs = _runs(runner, key).current().select_related("chunk", "chunk__batch", "node")
+    return runs.defer("chunk__batch__scope").first()
 
 
 def _absent(instance: Any) -> Explanation:
@@ -91,188 +91,180 @@ def _absent(instance: Any) -> Explanation:
     return Explanation(False, "deleted", "The row has been deleted.")
 
 
-# Rows that are pending
+# Pending rows
 
 
 def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
     if row.error is not None:
+        error = _short(type(row.error).__name__, str(row.error))
         code = "unprepared"
-        reason = f"Its input cannot be prepared: {_error(row.error)}. Planning records that"
+        reason = f"The input cannot be prepared: {error}. Planning will record that"
     elif run is None:
-        code, reason = "never_ran", f"{_title(runner)} has not run on this row"
+        code, reason = "never_ran", _without_run(runner, row)
     elif run.status == Run.Status.PENDING:
-        code, reason = "changed", "The row has changed since the run that is on its way was planned"
+        code, reason = "changed", "The row has changed since its run in progress was planned"
     else:
         code = "changed"
-        reason = (
-            f"The row has changed since {_title(runner)} {_verb(run)} at {_time(run.finished_at)}"
-        )
+        reason = f"The row has changed since {_title(runner)} {_outcome(run)}"
     node = node_of(runner) if run is None else run.node
     paused_at = Node.objects.filter(pk=node.pk).values_list("paused_at", flat=True).first()
-    if paused_at is not None:
-        return Explanation(
-            True, code, f"{reason}; the runner has been paused since {_time(paused_at)}.", run
-        )
-    return Explanation(True, code, f"{reason}; {next_look(runner)}.", run)
+    then = f"the runner is paused{_since(paused_at)}" if paused_at else next_step(runner)
+    return Explanation(True, code, f"{reason}; {then}.", run)
 
 
-def next_look(runner: Runner) -> str:
-    """What plans the pending rows of a runner that is not paused."""
+def _without_run(runner: Runner, row: Row) -> str:
+    """The reason for a row without a current run: none was planned, or the last was cancelled."""
+    runs = _runs(runner, row.key).order_by("-pk")
+    last = runs.first()
+    if last is None or last.status != Run.Status.CANCELLED:
+        return f"{_title(runner)} has not run on this row"
+    reason = f"{_title(runner)} was cancelled before it started on this row"
+    previous = runs.filter(status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED)).first()
+    return reason if previous is None else f"{reason} (it {_outcome(previous)} before)"
+
+
+def next_step(runner: Runner) -> str:
+    """What will plan the pending rows of a runner that is not paused."""
+    command = f"`manage.py autorun sweep {runner.label}`"
     if runner.get_schedule() is None:
-        return f"it is on no schedule: `manage.py autorun sweep {runner.label}` plans it"
-    return f"the next sweep plans it, or `manage.py autorun sweep {runner.label}` now"
+        return f"the runner has no schedule, so run {command} to plan it"
+    return f"the next sweep will plan it, or run {command} now"
 
 
-# Runs on their way
+# Runs in progress
 
 
-def _under_way(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
+def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
     code, reason = _stage(runner, run)
     if run.attempts:
         reason += f", for attempt {run.attempts + 1} of {runner.MAX_ATTEMPTS}"
     if not is_eligible:
-        reason += "; it will be cancelled, because the row is no longer to be processed"
-    failure = _last_failure(run) if run.attempts else None
+        reason += "; it will be cancelled, because the row is no longer processed"
+    failure = last_failure(run) if run.attempts else None
     if failure is not None:
-        reason += (
-            f". Attempt {failure.attempt} failed{_place(failure)}: "
-            f"{_short(failure.exception_class, failure.message)}"
-        )
+        reason += f". Attempt {failure.attempt} failed{_worker(failure)}: {_error(failure)}"
     return Explanation(False, code, f"{reason}.", run)
 
 
 def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     chunk = run.chunk
     if chunk.state == Chunk.State.RUNNING:
-        return "running", f"Worker {chunk.worker} has been at it since {_time(chunk.started_at)}"
+        return "running", f"Running on worker {chunk.worker}{_since(chunk.started_at)}"
     if chunk.state == Chunk.State.QUEUED:
         queue = queue_of(runner)
-        where = f"queue {queue!r}" if queue else "Celery's default queue"
-        return "queued", f"It has waited for a worker in {where} since {_time(chunk.published_at)}"
+        name = f"queue {queue!r}" if queue else "Celery's default queue"
+        return "queued", f"Waiting for a worker in {name}{_since(chunk.published_at)}"
     if chunk.state == Chunk.State.PARKED:
-        return "parked", f"It is parked: {chunk.reason.rstrip('.')}"
-    return _held_back(runner, run)
+        return "parked", f"Parked: {chunk.reason.rstrip('.')}"
+    return _waiting(runner, run, chunk.batch, chunk.not_before)
 
 
-def _held_back(runner: Runner, run: Any) -> tuple[str, str]:
-    batch, not_before = run.chunk.batch, run.chunk.not_before
+def _waiting(
+    runner: Runner, run: Any, batch: Batch | None, not_before: dt.datetime | None
+) -> tuple[str, str]:
     if run.node.paused_at is not None:
-        return "paused", f"The runner has been paused since {_time(run.node.paused_at)}"
+        return "paused", f"The runner is paused{_since(run.node.paused_at)}"
     if batch is not None and batch.state == Batch.State.PAUSED:
         return "paused", f"Its batch {batch.pk} is paused"
     if not_before is not None:
-        return "retrying", f"It waits until {_time(not_before)}"
-    return "waiting", f"It is planned, and waits for room among the runs of {_title(runner)}"
+        return "retrying", f"Waiting until {moment(not_before)}"
+    return "waiting", f"Planned, and waiting until fewer runs of {_title(runner)} are in flight"
 
 
-# Runs that ended
+# Finished runs
 
 
-def _ended(runner: Runner, run: Any) -> Explanation:
-    at = _time(run.finished_at)
+def _finished(runner: Runner, run: Any) -> Explanation:
+    at = moment(run.finished_at)
     if run.status == Run.Status.SUCCEEDED:
-        if not run.attempts:
-            return Explanation(False, "succeeded", f"It was adopted as up to date at {at}.", run)
-        return Explanation(
-            False,
-            "succeeded",
-            f"{_title(runner)} succeeded on it at {at}; it has not changed.",
-            run,
-        )
-    if run.status == Run.Status.FAILED:
-        failure = _last_failure(run)
-        attempts = f"{run.attempts} attempt{'s' * (run.attempts != 1)}" if run.attempts else ""
-        how = "failed for good" + (f" after {attempts}," if attempts else "") + f" at {at}"
-        if failure is not None:
-            where = f",{_place(failure)}" if _place(failure) else ""
-            how += f"{where}: {_short(failure.exception_class, failure.message)}"
-        again = f"`manage.py autorun retry {runner.label}`"
-        # What was thrown ends its sentence: nothing of this one's reads as part of the message.
-        return Explanation(
-            False, "failed", f"It {how}. {again}, or a change of the row, runs it again.", run
-        )
-    return Explanation(False, "ignored", f"It was set aside at {at}, until the row changes.", run)
+        reason = f"Up to date: {_title(runner)} {_outcome(run)}, and the row has not changed since."
+        return Explanation(False, "succeeded", reason, run)
+    if run.status == Run.Status.CANCELLED:
+        return Explanation(False, "ignored", f"Ignored since {at}, until the row changes.", run)
+    failure = last_failure(run)
+    after = f" after {counted(run.attempts, 'attempt')}" if run.attempts else ""
+    cause = "" if failure is None else f"{_worker(failure)}: {_error(failure)}"
+    # The exception ends its sentence, so that nothing else reads as part of its message.
+    reason = (
+        f"Failed{after}, no attempts left, at {at}{cause}. To retry it, run `manage.py autorun "
+        f"retry {runner.label}` or change the row."
+    )
+    return Explanation(False, "failed", reason, run)
 
 
-# Rows that are not to be processed
+# Rows that are not processed
 
 
 def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanation:
     history = ""
     if run is not None and run.finished_at is not None:
-        history = f"; {_title(runner)} {_verb(run)} on it at {_time(run.finished_at)}"
+        history = f"; {_title(runner)} {_outcome(run)}"
     base = hooks.base_queryset(runner).filter(pk=instance.pk)
     if not base.exists():
-        return Explanation(
-            False,
-            "not_in_base_query",
-            f"The row is not in the base queryset of {runner.label}{history}.",
-            run,
-        )
-    if not hooks.filtered(runner, base, log_level=QUIET).exists():
-        return Explanation(
-            False,
-            "filtered_out",
-            f"filter_queryset() of {runner.label} leaves the row out{history}.",
-            run,
-        )
-    waits = " and ".join(_unmet(runner, key)) or "what it depends on"
-    return Explanation(False, "dependency", f"It waits for {waits}{history}.", run)
+        code, reason = "not_in_base_query", f"The base queryset of {runner.label} excludes the row"
+    elif not hooks.filtered(runner, base, log_level=SILENT).exists():
+        code = "filtered_out"
+        reason = f"The filter of {runner.label} excludes the row (filter_queryset)"
+    else:
+        unmet = " and ".join(_unmet(runner, key)) or "the runners in DEPENDS_ON"
+        code, reason = "dependency", f"Waiting for {unmet}"
+    return Explanation(False, code, f"{reason}{history}.", run)
 
 
 def _unmet(runner: Runner, key: Key) -> Iterator[str]:
-    """The runners in DEPENDS_ON without a success on the row, and what is with them."""
+    """The runners in DEPENDS_ON that have not succeeded on the row, each with its state."""
     dependencies = {node_of(each).pk: each for each in dependencies_of(runner)}
-    runs = Run.objects.current().filter(node_id__in=dependencies)
-    runs = runs.of_row(key_kind(runner.get_model()), key)
-    statuses = dict(runs.values_list("node_id", "status"))
-    states = {
-        Run.Status.PENDING: "is on its way",
+    runs = Run.objects.filter(node_id__in=dependencies).current()
+    of_row = runs.of_row(key_kind(runner.get_model()), key)
+    statuses = dict(of_row.values_list("node_id", "status"))
+    states: dict[int | None, str] = {
+        None: "has not run on the row",
+        Run.Status.PENDING: "is in progress",
         Run.Status.FAILED: "failed on the row",
-        Run.Status.CANCELLED: "was told to ignore the row",
+        Run.Status.CANCELLED: "ignores the row",
     }
     for node_id, dependency in dependencies.items():
         status = statuses.get(node_id)
         if status != Run.Status.SUCCEEDED:
-            state = "has not run on the row" if status is None else states[Run.Status(status)]
-            yield f"{dependency.label}, which {state}"
+            yield f"{dependency.label}, which {states[status]}"
 
 
-# Words
+def last_failure(run: Run) -> Failure | None:
+    """The failure of the run's last attempt that failed."""
+    failure: Failure | None = Failure.objects.filter(run=run).order_by("-attempt").first()
+    return failure
+
+
+def _runs(runner: Runner, key: Key) -> Any:
+    return Run.objects.of(node_of(runner).pk).of_row(key_kind(runner.get_model()), key)
 
 
 def _title(runner: Runner) -> str:
     return str(runner.get_analysis())
 
 
-def _verb(run: Run) -> str:
-    return {
-        Run.Status.SUCCEEDED: "succeeded",
-        Run.Status.FAILED: "failed",
-        Run.Status.CANCELLED: "was told to ignore it",
-    }.get(Run.Status(run.status), "was planned")
+def _outcome(run: Run) -> str:
+    at = moment(run.finished_at)
+    if run.status == Run.Status.SUCCEEDED:
+        return f"succeeded at {at}" if run.attempts else f"was adopted at {at}"
+    return (
+        f"failed at {at}" if run.status == Run.Status.FAILED else f"was told to ignore it at {at}"
+    )
 
 
-def _time(value: dt.datetime | None) -> str:
-    if value is None:
-        return "an unknown time"
-    return as_told(value)
+def _since(time: dt.datetime | None) -> str:
+    return f" since {moment(time)}" if time else ""
 
 
-def _last_failure(run: Run) -> Failure | None:
-    failure: Failure | None = Failure.objects.filter(run=run).order_by("-attempt").first()
-    return failure
-
-
-def _place(failure: Failure) -> str:
-    """ " on WORKER"; '' for a lost worker, which the message names: another recorded that."""
+def _worker(failure: Failure) -> str:
+    """ " on WORKER"; '' for a lost worker, whose name is in the message: another worker noticed."""
     if not failure.worker or failure.exception_class == WORKER_LOST:
         return ""
     return f" on {failure.worker}"
 
 
-def _error(error: Exception) -> str:
-    return _short(type(error).__name__, str(error))
+def _error(failure: Failure) -> str:
+    return _short(failure.exception_class, failure.message)
 
 
 def _short(name: str, message: str) -> str:
