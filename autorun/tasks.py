@@ -48,15 +48,16 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
     tries again, for a day: nothing else knows of the rows until the next sweep. Where no runner
     subscribes, the rows wait for a worker whose code has one: whoever saved them knew of it.
     """
-    from autorun.execution.at_once import plan_and_work_off
+    from autorun.execution.at_once import plan_or_start
+    from autorun.execution.execute import work_off
 
     subscribers = registry.subscribers(model_label)
     try:
         with soft_limit_ignored():
-            if subscribers:
-                plan_and_work_off(subscribers, pks)
-            else:
+            if not subscribers:
                 delivery.write_down({model_label: set(pks)})
+            elif (work := plan_or_start(subscribers, pks)) is not None:
+                work_off(work)
     except (OperationalError, InterfaceError) as away:
         if self.request.is_eager:  # Celery would not wait then
             raise

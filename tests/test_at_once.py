@@ -13,6 +13,7 @@ from autorun.models import Chunk, Node, Run
 from autorun.runner import QuerySetRunner
 from autorun.state import tracing
 from autorun.state.counts import Progress
+from autorun.state.crash_points import listen
 from autorun.tasks import plan
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Country, Document
@@ -211,22 +212,20 @@ def test_a_failure_is_tried_again_in_a_chunk_of_its_own() -> None:
         assert statuses() == [Run.Status.FAILED]
 
 
-def test_a_row_changed_back_between_plan_and_load_is_planned_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from autorun.execution import at_once
-
+def test_a_row_changed_back_between_plan_and_load_is_planned_again() -> None:
     document = Document.objects.create(title="a")
-    begin = at_once._begin
 
-    def begin_and_change(*args: Any) -> Any:
-        begun = begin(*args)
-        Document.objects.update(title="b")
-        return begun
+    def change(point: str) -> None:
+        if point == "start.leased":
+            listen(None)
+            Document.objects.update(title="b")
 
     with installed(declare()):
-        monkeypatch.setattr(at_once, "_begin", begin_and_change)
-        plan_saved(document)
+        before = listen(change)
+        try:
+            plan_saved(document)
+        finally:
+            listen(before)
         work_off()
 
     assert Run.objects.get(is_current=True).outputs == {"value": "b"}

@@ -32,7 +32,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     app = SimpleNamespace(conf=SimpleNamespace(broker_transport_options={}))
     monkeypatch.setattr(tasks, "current_app", app)
     monkeypatch.setattr(registry, "subscribers", lambda model_label: [object()])
-    monkeypatch.setattr(at_once, "plan_and_work_off", away)
+    monkeypatch.setattr(at_once, "plan_or_start", away)
     monkeypatch.setattr(Signature, "apply_async", lambda self: options.append(self.options))
     return options
 

@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 
 _known: dict[tuple[str, str], Node] = {}
 _digests: dict[Runner, str] = {}
+#: Runners with DEPENDS_ON by the digest of an upstream node, once all are known.
+_dependents: dict[str, list[Runner]] = {}
 
 registry.on_change(_digests.clear)
+registry.on_change(_dependents.clear)
 
 
 def node_of(runner: Runner) -> Node:
@@ -82,9 +85,8 @@ def labels_by_digest() -> dict[str, list[str]]:
 
 def dependents(runner: Runner) -> list[Runner]:
     """The runners that wait for successes of `runner`, or of one that shares its node."""
-    waiting = [other for other in registry.runners() if other.DEPENDS_ON]
-    digest = digest_of(runner) if waiting else ""
-    return [other for other in waiting if _depends_on(other, digest)]
+    known = _dependents or _find_dependents()
+    return known.get(digest_of(runner), []) if known else []
 
 
 def forget_nodes(**_: Any) -> None:
@@ -118,10 +120,18 @@ def _create(runner: Runner, node_digest: str) -> Node:
         return Node.objects.get(digest=node_digest)
 
 
-def _depends_on(runner: Runner, digest: str) -> bool:
-    try:
-        return any(digest_of(upstream) == digest for upstream in registry.dependencies_of(runner))
-    except AutorunError as error:
-        # A runner that is declared wrongly keeps no other one from its work.
-        logger.warning("%s: its dependencies cannot be told: %s", runner.label, error)
-        return False
+def _find_dependents() -> dict[str, list[Runner]]:
+    """The runners with DEPENDS_ON by the digest of each upstream runner's node."""
+    found: dict[str, list[Runner]] = {}
+    is_complete = True
+    for runner in registry.runners():
+        try:
+            for upstream in registry.dependencies_of(runner):
+                found.setdefault(digest_of(upstream), []).append(runner)
+        except AutorunError as error:
+            # A runner that is declared wrongly does not keep others from their work.
+            logger.warning("%s: its dependencies are unknown: %s", runner.label, error)
+            is_complete = False
+    if is_complete:
+        _dependents.update(found)
+    return found

@@ -79,7 +79,7 @@ class Runner:
 
     def get_base_queryset(self) -> QuerySet[Any]:
         """The rows this runner is about, before `filter_queryset`."""
-        queryset = self.get_model()._default_manager.all()
+        queryset = self._model._default_manager.all()
         return queryset if self.BASE_QUERY is None else queryset.filter(self.BASE_QUERY)
 
     def filter_queryset(
@@ -126,7 +126,11 @@ class Runner:
         return self.get_label()
 
     def get_model(self) -> type[Model]:
-        """DATA_MODEL. Raises ImproperRunner where there is none, or where it is no model."""
+        """DATA_MODEL. Raises ImproperRunner if it is missing or not a model."""
+        return self._model
+
+    @cached_property
+    def _model(self) -> type[Model]:
         declared: Any = self.DATA_MODEL
         if declared is None:
             raise ImproperRunner(
@@ -190,6 +194,11 @@ class Runner:
     def get_retry_backoff(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th attempt failed, from 1 on."""
         return exponential(self.RETRY_BACKOFF, attempt)
+
+    @cached_property
+    def is_fingerprinted_by_database(self) -> bool:
+        """Whether SQL computes the fingerprint; if not, Python hashes the representation."""
+        return self.INPUT_FIELDS is not None or not self.overrides("get_instance_representation")
 
     @classmethod
     def overrides(cls, name: str) -> bool:

@@ -1,8 +1,8 @@
-"""A lone row, planned and worked off by the process that was told of it.
+"""A lone saved row, planned and started by the process that was told of it.
 
-To wait in a chunk, be claimed, sent and fetched is what keeps many runs within their limits. A
-single row that was just saved has nothing to gain by it: where no limit is in the way it is started
-as it is planned, with six statements instead of sixteen, and without a second message.
+Waiting in a chunk, being claimed, sent and fetched keeps many runs within their limits. A single
+row that was just saved gains nothing by it: if no limit is in the way, its run is started as it is
+planned, with six statements instead of sixteen and without a second message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from django.db import DatabaseError, connections, transaction
 from autorun.conf import settings
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.execution.execute import work_off
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
 from autorun.planning.fingerprints import expression
@@ -38,7 +37,7 @@ from autorun.state.crash_points import crash_point
 from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
-from autorun.state.sql import Fragment, table
+from autorun.state.sql import table
 from autorun.state.transactions import is_conflict
 
 logger = logging.getLogger(__name__)
@@ -59,66 +58,57 @@ class _Standing:
     is_free: bool
 
 
-def plan_and_work_off(runners: Sequence[Runner], keys: Collection[Any]) -> None:
-    """Plan rows that were just saved, and work off a lone one at once where nothing forbids it.
+def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | None:
+    """Plan rows that were just saved; return the started work of a lone one, to be executed.
 
-    Of several runners the last one's, so that the others need not wait for its body.
+    Of several runners only the last one's run is started, so that the others do not wait for its
+    body.
     """
-    if len(keys) != 1 or not runners or not _may_start_at_once(runners[-1]):
-        plan_for_all(runners, keys)
-        return
     *others, last = runners
-    plan_for_all(others, keys)
+    if len(keys) != 1 or not _may_start(last):
+        plan_for_all(runners, keys)
+        return None
+    if others:
+        plan_for_all(others, keys)
     try:
-        work, is_settled = _begin(last, keys)
+        work, is_settled = _start(last, keys)
     except Exception:
         logger.debug("%s: a row goes the long way.", last.label, exc_info=True)
         work, is_settled = None, False
-    if work is not None:
-        work_off(work)
-    elif not is_settled:
+    if work is None and not is_settled:
         plan_for_all([last], keys)
+    return work
 
 
-def _may_start_at_once(runner: Runner) -> bool:
-    """Whether none of the runner's options asks for what only a message of its own can give."""
+def _may_start(runner: Runner) -> bool:
+    """Whether none of the runner's options needs a message of the run's own."""
     is_plain = runner.QUEUE is None and runner.PRIORITY is None and not runner.MAX_PARALLEL
     return is_plain and not connections[settings.DATABASE].in_atomic_block
 
 
-def _begin(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
-    """The started run of the row, if it is pending, and whether the row needs nothing more."""
+def _start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
+    """Start the row's run if it is pending; return it, and whether the row needs nothing more."""
     with tracing.span("autorun.plan") as span:
-        work, is_settled = _plan_and_start(runner, keys)
-        # A row that goes the long way is a candidate there.
-        span.note(runner=runner.label, candidates=int(is_settled), planned=int(work is not None))
-    return work, is_settled
-
-
-def _plan_and_start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
-    node = node_of(runner)
-    candidates = _candidates(runner, keys, node_id=node.pk)
-    if candidates is None:
-        return None, False
-    standing = _standing_of(candidates)
-    if standing is None or standing.is_done:
-        return None, True
-    if not standing.is_free:
-        return None, False
-    try:
-        with transaction.atomic(using=settings.DATABASE):
-            chunk, run = _record(runner, node, standing)
-            crash_point("plan.booked")
-    except DatabaseError as error:
-        if not is_conflict(error):
-            raise
-        return None, False  # somebody else has planned the row meanwhile
-    crash_point("plan.committed")
+        node = node_of(runner)
+        candidates = _candidates(runner, keys, node_id=node.pk)
+        standing = None if candidates is None else _standing_of(candidates)
+        is_settled = candidates is not None and (standing is None or standing.is_done)
+        run = None
+        if standing is not None and standing.is_free and not standing.is_done:
+            run = _record(runner, node, standing)
+        # A row that is planned the usual way is a candidate there.
+        span.note(
+            runner=runner.label,
+            candidates=int(is_settled or run is not None),
+            planned=int(run is not None),
+        )
+    if run is None:
+        return None, is_settled
     crash_point("start.leased")
-    # The row itself is loaded only now. Had it been loaded before, a change that was planned
-    # between the two would have found nothing pending, and this run would miss it.
-    work = Work(Lease(chunk, chunk.token), runner, runner.get_analysis(), runs=[run])
-    return work, True
+    # The row is loaded only when the work is executed. If it were loaded before, a change that was
+    # planned in between would have found nothing pending, and this run would miss it.
+    lease = Lease(run.chunk, run.chunk.token)
+    return Work(lease, runner, runner.get_analysis(), runs=[run]), True
 
 
 def _candidates(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candidates | None:
@@ -135,16 +125,20 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     """How the only one of the candidates stands; None where there is none."""
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
-    pending = _pending_run_of(candidates)
+    name = "p.object_id = d.k AND p.object_key = ''"
+    if not candidates.kind.is_integer:
+        name = "p.object_id = 0 AND p.object_key = d.k"
     sql = (
         f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
-        f"EXISTS (SELECT 1 FROM {table(Run, connection)} AS p WHERE {pending.sql}), "
+        f"EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "
+        f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}), "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
         "WHERE n.id = %s AND n.paused_at IS NOT NULL) "
         f"FROM ({candidates.source.sql}) AS d "
         f"LEFT JOIN {table(Run, connection)} AS r ON {current.sql}"
     )
-    params = [*pending.params, candidates.node_id, *candidates.source.params, *current.params]
+    node_ids = [candidates.node_id, candidates.node_id]
+    params = [*node_ids, *candidates.source.params, *current.params]
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         found = cursor.fetchone()
@@ -160,17 +154,21 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     )
 
 
-def _pending_run_of(candidates: Candidates) -> Fragment:
-    """The condition that `p` is a pending run of `d`, current or not."""
-    name = "p.object_id = d.k AND p.object_key = ''"
-    if not candidates.kind.is_integer:
-        name = "p.object_id = 0 AND p.object_key = d.k"
-    sql = f"p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}"
-    return Fragment(sql, (candidates.node_id,))
+def _record(runner: Runner, node: Node, standing: _Standing) -> Run | None:
+    """Plan the run in a started chunk of its own; None if another process planned the row first."""
+    try:
+        with transaction.atomic(using=settings.DATABASE):
+            run = _insert(runner, node, standing)
+            crash_point("plan.booked")
+    except DatabaseError as error:
+        if not is_conflict(error):
+            raise
+        return None
+    crash_point("plan.committed")
+    return run
 
 
-def _record(runner: Runner, node: Node, standing: _Standing) -> tuple[Chunk, Run]:
-    """A run in a chunk of its own that is started already."""
+def _insert(runner: Runner, node: Node, standing: _Standing) -> Run:
     booked = {}
     if standing.run_id is not None:
         redo = Redo(standing.run_id, standing.key, standing.fingerprint)
@@ -198,4 +196,4 @@ def _record(runner: Runner, node: Node, standing: _Standing) -> tuple[Chunk, Run
     chunk.save(force_insert=True, using=settings.DATABASE)
     crash_point("plan.chunked")
     run.has_older = False  # type: ignore[attr-defined]  # what a chunk's own query says
-    return chunk, run
+    return run

@@ -149,12 +149,12 @@ def _follow_up(work: Work) -> None:
     """
     runner, chunk = work.runner, work.lease.chunk
     priority = Chunk.Priority(chunk.priority)
-    plan_or_write_down([runner], work.unexpected, priority=priority)
+    if work.unexpected:
+        plan_or_write_down([runner], work.unexpected, priority=priority)
     with _guarded(runner, "planning what depends on it"):
-        if work.succeeded:
-            dependents = nodes.dependents(runner)
+        if work.succeeded and (dependents := nodes.dependents(runner)):
             plan_or_write_down(dependents, work.succeeded, priority=priority)
-            crash_point("finish.dependents")
+        crash_point("finish.dependents")
     with _guarded(runner, "measuring its run time"):
         _measure(chunk.node, work.seconds)
     with _guarded(runner, "finishing its batch"):

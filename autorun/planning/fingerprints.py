@@ -22,11 +22,6 @@ from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
 
 
-def computed_by_database(runner: Runner) -> bool:
-    """Whether the fingerprint is an expression; if not, Python hashes the representation."""
-    return runner.INPUT_FIELDS is not None or not runner.overrides("get_instance_representation")
-
-
 def expression(runner: Runner, *, upstream: bool = True) -> Expression:
     """The fingerprint of a row of `runner`'s model, for `annotate()`.
 
@@ -34,7 +29,7 @@ def expression(runner: Runner, *, upstream: bool = True) -> Expression:
     do not hold autorun's tables.
     """
     sources: list[Any] = [F(name) for name in runner.get_input_fields()]
-    if upstream:
+    if upstream and runner.DEPENDS_ON:
         sources += [Subquery(runs.values("pk")) for runs in upstream_successes(runner)]
     return Fingerprint(*sources)
 
@@ -47,7 +42,7 @@ def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
 
 
 def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """Those rows of `queryset` whose DEPENDS_ON runners have all succeeded on them."""
+    """The rows of `queryset` on which all DEPENDS_ON runners have succeeded."""
     for runs in upstream_successes(runner):
         queryset = queryset.filter(Exists(runs))
     return queryset

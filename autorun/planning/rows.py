@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 def planned_by_database(runner: Runner) -> bool:
     """Whether one SQL statement can plan this runner's rows; if not, Python looks at each."""
-    return fingerprints.computed_by_database(runner) and database_of(runner) == settings.DATABASE
+    return runner.is_fingerprinted_by_database and database_of(runner) == settings.DATABASE
 
 
 def eligible(
@@ -55,7 +55,7 @@ def eligible(
     Raises ImproperRunner where a hook raises.
     """
     given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
-    return _passing(runner, given, log_level=log_level)
+    return _with_dependencies(runner, hooks.filtered(runner, given, log_level=log_level))
 
 
 def eligible_named(
@@ -67,7 +67,8 @@ def eligible_named(
     with a queryset of the caller's own.
     """
     base = hooks.base_queryset(runner) if within_base else hooks.every_row(runner)
-    return _passing(runner, base.filter(pk__in=list(keys)), log_level=SILENT)
+    named = base.filter(pk__in=list(keys))
+    return _with_dependencies(runner, hooks.filtered(runner, named, log_level=SILENT))
 
 
 def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
@@ -86,7 +87,8 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
     """Those of the rows named by `keys` that are still eligible, by key; one query for the rows."""
     to_pk = key_kind(runner.get_model()).to_pk
     named = eligible_named(runner, map(to_pk, keys), within_base=within_base)
-    return {row.key: row for row in examined(runner, list(fingerprinted(runner, named)))}
+    rows = one_by_one(runner, list(fingerprinted(runner, named)))
+    return {row.key: row for row in rows if row is not None}
 
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
@@ -95,17 +97,16 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
     found = queryset
     if not kind.is_integer:  # of other keys the database makes a text in its own way
         found = found.annotate(_autorun_key=kind.expression())
-    if fingerprints.computed_by_database(runner):
+    if runner.is_fingerprinted_by_database:
         fingerprint = fingerprints.expression(runner, upstream=planned_by_database(runner))
         found = found.annotate(_autorun_print=fingerprint)
     return found
 
 
-def _passing(
-    runner: Runner, plain: models.QuerySet[Any], *, log_level: int
-) -> models.QuerySet[Any]:
-    passed = hooks.filtered(runner, plain, log_level=log_level)
-    return fingerprints.with_dependencies(runner, passed) if planned_by_database(runner) else passed
+def _with_dependencies(runner: Runner, passed: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    if not runner.DEPENDS_ON or not planned_by_database(runner):
+        return passed
+    return fingerprints.with_dependencies(runner, passed)
 
 
 def key_of(instance: Any) -> Key:
@@ -149,7 +150,7 @@ def one_by_one(
 
     `represent` takes the place of the runner's own `get_instance_representation`.
     """
-    is_computed = fingerprints.computed_by_database(runner)
+    is_computed = runner.is_fingerprinted_by_database
     represent = represent or runner.get_instance_representation
     successes = None
     if runner.DEPENDS_ON and not planned_by_database(runner):

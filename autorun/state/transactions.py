@@ -64,29 +64,25 @@ def repeated_on_conflict(
         with transaction.atomic(using=using):
             return work()
 
-    def bounded_work() -> Result:
-        if patience is not None:
-            _limit_waits(connection, patience, scope="LOCAL")
-        return work()
-
-    for attempt in range(1, ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
         used = None
         try:
             with transaction.atomic(using=using):
                 used = connection.connection
-                return bounded_work()
+                if patience is not None:
+                    _limit_waits(connection, patience, scope="LOCAL")
+                return work()
         except (DatabaseError, InterfaceError) as error:
             is_broken = is_idempotent and _is_broken(connection, used, error)
+            if attempt == ATTEMPTS or not (is_broken or is_conflict(error)):
+                raise
             if is_broken:
                 connection.close()
-            elif not is_conflict(error):
-                raise
             logger.info("A transaction is repeated after attempt %d: %s", attempt, error)
             # A server that restarts needs longer than a rival that commits.
             pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** (attempt - 1)
             time.sleep(pause * random.uniform(0.5, 1.5))
-    with transaction.atomic(using=using):
-        return bounded_work()
+    raise AssertionError("unreachable")
 
 
 def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
