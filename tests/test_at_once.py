@@ -8,13 +8,13 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from autorun.declare import nodes
-from autorun.execution.at_once import _begin
+from autorun.execution.at_once import _start
 from autorun.models import Chunk, Node, Run
 from autorun.runner import QuerySetRunner
 from autorun.state import tracing
 from autorun.state.counts import Progress
-from autorun.state.crash_points import listen
 from autorun.tasks import plan
+from tests.crashes import armed
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Country, Document
 
@@ -41,7 +41,7 @@ def start_elsewhere(runner: QuerySetRunner, pk: int) -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '2s'")
-        _begin(runner, [pk])
+        _start(runner, [pk])
     finally:
         connection.close()
 
@@ -215,17 +215,9 @@ def test_a_failure_is_tried_again_in_a_chunk_of_its_own() -> None:
 def test_a_row_changed_back_between_plan_and_load_is_planned_again() -> None:
     document = Document.objects.create(title="a")
 
-    def change(point: str) -> None:
-        if point == "start.leased":
-            listen(None)
-            Document.objects.update(title="b")
-
     with installed(declare()):
-        before = listen(change)
-        try:
+        with armed("start.leased", act=lambda: Document.objects.update(title="b")):
             plan_saved(document)
-        finally:
-            listen(before)
         work_off()
 
     assert Run.objects.get(is_current=True).outputs == {"value": "b"}
