@@ -4,10 +4,15 @@ The suite runs on one database at a time (`AUTORUN_TEST_DATABASE`; `make test` g
 a test that takes `broker` runs on every broker that answers.
 """
 
+import ast
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import kombu.pools
@@ -19,6 +24,7 @@ from autorun.contrib.pytest_plugin import autorun  # noqa: F401
 
 # What the entry point does where autorun is installed.
 from autorun.declare.runner import declared
+from autorun.dispatch.publishing import Message, redirected
 from sample_app.processes import Processes
 from settings import celery_app
 from settings.brokers import Broker
@@ -55,6 +61,36 @@ def _addresses() -> None:
     They are made when they are first asked for, and some tests take a model out of the admin.
     """
     assert get_resolver().url_patterns
+
+
+@pytest.fixture
+def sent() -> Iterator[list[Message]]:
+    """The messages that are published in the test; no broker gets them."""
+    messages: list[Message] = []
+    with redirected(messages.extend):
+        yield messages
+
+
+@pytest.fixture
+def set_constants(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`set_constants(windows, DATABASE_WINDOW=2)`: a module's own limits, other than they are."""
+
+    def change(module: ModuleType, **values: Any) -> None:
+        for name, value in values.items():
+            assert name in _assigned_in(module), f"{module.__name__} imports {name} or has none"
+            monkeypatch.setattr(module, name, value)
+
+    return change
+
+
+@cache
+def _assigned_in(module: ModuleType) -> set[str]:
+    targets = [
+        target
+        for each in ast.parse(inspect.getsource(module)).body
+        for target in (each.targets if isinstance(each, ast.Assign) else ())
+    ]
+    return {each.id for each in targets if isinstance(each, ast.Name)}
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.admin import runner_pages
+from autorun.admin import mixin, run_pages, runner_pages
 from autorun.admin.selections import MOST_KEPT
 from autorun.control import interventions
 from autorun.dispatch.publishing import Message
@@ -21,6 +21,7 @@ from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.failures import recent_failures
 from autorun.observe.listing import RunFilter
+from autorun.planning import windows
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
 from autorun.upkeep import rounds
@@ -345,8 +346,8 @@ def test_the_log_names_each_of_a_few_ticked_runs(
     )
 
 
-def test_the_log_has_the_ids_of_many_ticked_runs_in_one_entry(runner, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.admin.run_pages.FEW", 2)
+def test_the_log_has_the_ids_of_many_ticked_runs_in_one_entry(runner, set_constants) -> None:
+    set_constants(run_pages, FEW=2)
     failed = list(Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True))
     form = {"action": "ignore", "ids": failed, "confirmed": "1"}
 
@@ -433,9 +434,9 @@ def test_an_ignored_run_can_be_retried_from_its_page(runner) -> None:
     ],
 )
 def test_very_many_failed_runs_are_found_by_a_worker(
-    chosen, again, runner, monkeypatch, django_capture_on_commit_callbacks
+    chosen, again, runner, set_constants, django_capture_on_commit_callbacks
 ) -> None:
-    monkeypatch.setattr("autorun.admin.run_pages.MOST_AT_ONCE", 0)
+    set_constants(run_pages, MOST_AT_ONCE=0)
     failed = RunFilter.read({**chosen, "state": "failed"})
     expected = {run.object_id for runs in failed.each() for run in runs}
     form = {"action": "retry", "scope": "everything", "confirmed": "1", **chosen}
@@ -717,11 +718,10 @@ def test_a_filter_is_planned_by_a_worker_however_many_rows_it_shows(
 
 
 def test_a_filter_of_pending_rows_is_planned_to_the_last(
-    runner, django_capture_on_commit_callbacks, monkeypatch
+    runner, django_capture_on_commit_callbacks, set_constants
 ) -> None:
-    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", 3)
-    monkeypatch.setattr("autorun.planning.windows.DATABASE_WINDOW", 4)
-    monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 4)
+    set_constants(mixin, MOST_KEYS=3)
+    set_constants(windows, DATABASE_WINDOW=4)
     scenes.add_scans(20, first=100)
     client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
     token = choose_everything(client, f"?autorun=pending:{LABEL}")
@@ -771,9 +771,9 @@ def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
 
 @pytest.mark.parametrize(("most", "is_refused"), [(2, True), (3, False)])
 def test_more_ticked_rows_than_are_kept_are_refused(
-    most: int, is_refused: bool, runner, monkeypatch
+    most: int, is_refused: bool, runner, set_constants
 ) -> None:
-    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", most)
+    set_constants(mixin, MOST_KEYS=most)
     client = client_with("start_run", "view_scan", "change_scan")
     pks = list(Scan.objects.values_list("pk", flat=True)[:3])
     form = {"action": f"autorun_run__{LABEL}", "_selected_action": pks}

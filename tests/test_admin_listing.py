@@ -12,7 +12,7 @@ from django.utils import timezone
 from autorun.control import interventions
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.notifications import FailureReport
-from autorun.observe import listing
+from autorun.observe import failures, group_runs, listing
 from autorun.observe.activity import Activity, activity_by_node
 from autorun.observe.failures import (
     exception_classes,
@@ -24,10 +24,12 @@ from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
 from autorun.observe.run_states import STATES, state_of
+from autorun.planning import windows
 from autorun.planning.counting import Count, count_rows
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import batch_counts, progress_by_node
 from autorun.state.ids import first_chunk_id_at
+from autorun.upkeep import folding
 from autorun.upkeep.folding import fold
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
@@ -78,9 +80,9 @@ def pages(chosen: RunFilter, *, size: int) -> list[Run]:
 @pytest.mark.parametrize("size", [1, 3, 7, 50])
 @pytest.mark.parametrize("state", ["", "succeeded", "failed", "superseded"])
 def test_pages_hold_every_run_once_and_newest_first(
-    size: int, state: str, documents, monkeypatch
+    size: int, state: str, documents, set_constants
 ) -> None:
-    monkeypatch.setattr(listing, "CHUNKS_AT_ONCE", 4)
+    set_constants(listing, CHUNKS_AT_ONCE=4)
     chosen = RunFilter(state=state)
 
     found = pages(chosen, size=size)
@@ -208,9 +210,8 @@ def test_runs_of_rows_with_other_keys_are_found_by_the_key() -> None:
         assert Photo.objects.get(pk=key) == photo
 
 
-def test_what_matches_is_gone_through_to_the_end(documents, monkeypatch) -> None:
-    monkeypatch.setattr(listing, "CHUNKS_AT_ONCE", 3)
-    monkeypatch.setattr(listing, "RUNS_AT_ONCE", 5)
+def test_what_matches_is_gone_through_to_the_end(documents, set_constants) -> None:
+    set_constants(listing, CHUNKS_AT_ONCE=3, RUNS_AT_ONCE=5)
 
     found = [run.pk for runs in RunFilter(state="failed").each() for run in runs]
 
@@ -219,8 +220,8 @@ def test_what_matches_is_gone_through_to_the_end(documents, monkeypatch) -> None
 
 
 @pytest.mark.parametrize("is_folded", [False, True])
-def test_how_many_match_is_told_from_counts(is_folded: bool, documents, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
+def test_how_many_match_is_told_from_counts(is_folded: bool, documents, set_constants) -> None:
+    set_constants(folding, FEW=1)
     interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
     if is_folded:
         assert fold(documents().get_node().pk, quiet=-60) > 0
@@ -254,9 +255,9 @@ def test_how_many_match_is_told_from_counts(is_folded: bool, documents, monkeypa
     ],
 )
 def test_what_threw_an_exception_is_gone_through_a_few_at_a_time(
-    chosen: RunFilter, documents, monkeypatch
+    chosen: RunFilter, documents, set_constants
 ) -> None:
-    monkeypatch.setattr(listing, "RUNS_AT_ONCE", 5)
+    set_constants(listing, RUNS_AT_ONCE=5)
     for failure in list(Failure.objects.all()):
         failure.pk, failure.attempt = None, 7
         failure.save(force_insert=True)
@@ -270,8 +271,8 @@ def test_what_threw_an_exception_is_gone_through_a_few_at_a_time(
     assert sorted(ids) == sorted(failed.values_list("pk", flat=True))
 
 
-def test_a_chunk_of_many_runs_is_gone_through_a_few_at_a_time(documents, monkeypatch) -> None:
-    monkeypatch.setattr(listing, "RUNS_AT_ONCE", 3)
+def test_a_chunk_of_many_runs_is_gone_through_a_few_at_a_time(documents, set_constants) -> None:
+    set_constants(listing, RUNS_AT_ONCE=3)
 
     found = [len(runs) for runs in RunFilter(row="").each()]
 
@@ -327,8 +328,8 @@ def test_a_chunk_whose_runs_are_all_cancelled_is_finished() -> None:
         assert runner().pending().count() == 1
 
 
-def test_runs_are_retried_in_batches_that_a_statement_holds(documents, monkeypatch) -> None:
-    monkeypatch.setattr(interventions, "KEYS_IN_SCOPE", 8)
+def test_runs_are_retried_in_batches_that_a_statement_holds(documents, set_constants) -> None:
+    set_constants(interventions, KEYS_IN_SCOPE=8)
 
     retried = interventions.retry(RunFilter(state="failed").each(), requested_by="ada")
 
@@ -356,10 +357,9 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
 @pytest.mark.parametrize("messages_at_once", [2, 1_000])
 @pytest.mark.parametrize("ids_at_once", [4, 1_000])
 def test_the_runs_of_a_group_are_paged(
-    ids_at_once: int, messages_at_once: int, size: int, documents, monkeypatch
+    ids_at_once: int, messages_at_once: int, size: int, documents, set_constants
 ) -> None:
-    monkeypatch.setattr("autorun.observe.group_runs.IDS_AT_ONCE", ids_at_once)
-    monkeypatch.setattr("autorun.observe.group_runs.MESSAGES_AT_ONCE", messages_at_once)
+    set_constants(group_runs, IDS_AT_ONCE=ids_at_once, MESSAGES_AT_ONCE=messages_at_once)
     (recent,) = recent_failures("24h").groups
 
     found = pages(RunFilter(group=recent.group.key, since="24h"), size=size)
@@ -431,11 +431,9 @@ def test_a_group_that_is_none_has_no_runs(key: str, documents) -> None:
 
 
 @pytest.fixture
-def flood(runner, monkeypatch) -> None:
+def flood(runner, set_constants) -> None:
     """Twelve failures with three messages an hour ago, and before them one ValueError."""
-    monkeypatch.setattr("autorun.observe.failures.LOOKED_AT_ONCE", 5)
-    monkeypatch.setattr("autorun.observe.failures.LEAST_OF_CLASS", 2)
-    monkeypatch.setattr("autorun.observe.failures.FAILURES_AT_ONCE", 3)
+    set_constants(failures, LOOKED_AT_ONCE=5, LEAST_OF_CLASS=2, FAILURES_AT_ONCE=3)
     Failure.objects.all().delete()
     Run.objects.filter(status=Run.Status.FAILED).update(status=Run.Status.SUCCEEDED)
     runs = list(Run.objects.order_by("pk"))
@@ -510,9 +508,8 @@ def test_rows_are_counted_by_reason(runner) -> None:
 
 
 @pytest.mark.parametrize("fields", [("title",), None])
-def test_a_count_goes_on_from_where_it_stopped(fields, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.planning.windows.DATABASE_WINDOW", 4)
-    monkeypatch.setattr("autorun.planning.windows.PYTHON_WINDOW", 4)
+def test_a_count_goes_on_from_where_it_stopped(fields, set_constants) -> None:
+    set_constants(windows, DATABASE_WINDOW=4, PYTHON_WINDOW=4)
     for n in range(10):
         Document.objects.create(title=str(n))
     options = {"INPUT_FIELDS": fields}
@@ -537,8 +534,8 @@ def test_progress_of_all_nodes_is_that_of_each(documents, runner) -> None:
     assert found == {each.get_node().pk: each.progress() for each in runners}
 
 
-def test_folded_chunks_are_counted_in(monkeypatch) -> None:
-    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
+def test_folded_chunks_are_counted_in(set_constants) -> None:
+    set_constants(folding, FEW=1)
     for n in range(6):
         Document.objects.create(title=str(n))
     runner = declare(BATCH_SIZE=2)
@@ -553,8 +550,8 @@ def test_folded_chunks_are_counted_in(monkeypatch) -> None:
     assert progress_by_node([node])[node.pk].succeeded == 6
 
 
-def test_a_day_is_the_same_before_and_after_folding(monkeypatch) -> None:
-    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
+def test_a_day_is_the_same_before_and_after_folding(set_constants) -> None:
+    set_constants(folding, FEW=1)
     for n in range(6):
         Document.objects.create(title=str(n))
     runner = declare(BATCH_SIZE=1)
@@ -576,9 +573,9 @@ def test_a_day_is_the_same_before_and_after_folding(monkeypatch) -> None:
     assert sum(hour.succeeded for hour in before) == 4
 
 
-def test_no_statement_looks_at_what_is_folded(monkeypatch) -> None:
+def test_no_statement_looks_at_what_is_folded(set_constants) -> None:
     """Pages are not the slower, the more chunks there ever were."""
-    monkeypatch.setattr("autorun.upkeep.folding.FEW", 1)
+    set_constants(folding, FEW=1)
     for n in range(6):
         Document.objects.create(title=str(n))
     runner = declare(BATCH_SIZE=1)

@@ -9,8 +9,9 @@ from django.contrib.admin.sites import AdminSite
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from autorun.admin import AutorunAdminMixin
+from autorun.admin import AutorunAdminMixin, mixin
 from autorun.models import Run
+from autorun.planning import windows
 from sample_app.models import Scan
 from sample_app.runners import ScanPreprocessingRunner
 from tests.browser import scenes
@@ -60,9 +61,9 @@ def test_rows_are_filtered_by_state(state: str, number: int, superuser) -> None:
     assert response.context["cl"].result_count == number
 
 
-def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
-    monkeypatch.setattr("autorun.planning.counting.DATABASE_WINDOW", 5)
+def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, set_constants) -> None:
+    set_constants(mixin, LOOKING_SECONDS=0)
+    set_constants(windows, DATABASE_WINDOW=5)
     scenes.few()  # of 20 rows the last two are pending
     ScanPreprocessingRunner().adopt(Scan.objects.filter(pk=Scan.objects.last().pk))
     older = scenes.add_scans(12, first=30)
@@ -82,8 +83,8 @@ def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, monkeyp
     assert found[0] == []
 
 
-def test_more_pending_rows_than_a_list_holds_are_cut(superuser, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", 8)
+def test_more_pending_rows_than_a_list_holds_are_cut(superuser, set_constants) -> None:
+    set_constants(mixin, MOST_KEYS=8)
     scans = scenes.add_scans(20)
 
     first = superuser.get(reverse(CHANGELIST), {"autorun": f"pending:{LABEL}"})
@@ -125,9 +126,9 @@ def test_pending_rows_of_a_runner_whose_hook_raises_are_none_and_why(superuser, 
     assert f"The runner cannot run: tests.EchoRunner: {hook}() raises" in response.text
 
 
-def test_facets_count_all_pending_rows(superuser, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.admin.mixin.LOOKING_SECONDS", 0)
-    monkeypatch.setattr("autorun.planning.counting.DATABASE_WINDOW", 1)
+def test_facets_count_all_pending_rows(superuser, set_constants) -> None:
+    set_constants(mixin, LOOKING_SECONDS=0)
+    set_constants(windows, DATABASE_WINDOW=1)
     scenes.few()
 
     response = superuser.get(reverse(CHANGELIST), {"_facets": "True"})
@@ -135,11 +136,11 @@ def test_facets_count_all_pending_rows(superuser, monkeypatch) -> None:
     assert "pending for Scan Preprocessing (2)" in response.text
 
 
-def test_pending_rows_whose_keys_are_no_numbers(rf: RequestFactory, monkeypatch) -> None:
+def test_pending_rows_whose_keys_are_no_numbers(rf: RequestFactory, set_constants) -> None:
     class PhotoAdmin(AutorunAdminMixin, admin.ModelAdmin):
         pass
 
-    monkeypatch.setattr("autorun.admin.mixin.MOST_KEYS", 2)
+    set_constants(mixin, MOST_KEYS=2)
     for n in range(7):
         Photo.objects.create(caption=str(n))
     runner = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from autorun.admin import batch_pages
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.activity import STUCK_SECONDS, stuck_nodes
@@ -463,8 +464,8 @@ def test_coverage_by_version_is_told_of_the_rows_that_were_counted(runner, admin
     assert share not in uncounted
 
 
-def test_batches_are_filtered_and_paged(runner, client, monkeypatch) -> None:
-    monkeypatch.setattr("autorun.admin.batch_pages.PAGE", 2)
+def test_batches_are_filtered_and_paged(runner, client, set_constants) -> None:
+    set_constants(batch_pages, PAGE=2)
     client.force_login(scenes.add_user("admin", is_superuser=True))
     made = [
         Batch.objects.create(runner=LABEL, node=runner.get_node(), trigger=trigger, state=state)

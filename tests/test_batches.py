@@ -15,7 +15,7 @@ from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.interruption import Termination
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import batches, windows
+from autorun.planning import batches, passes, windows
 from autorun.planning.looks import go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
@@ -205,8 +205,8 @@ def test_overlapping_sweeps_of_a_runner_are_skipped(documents):
 
 
 @pytest.mark.parametrize("has_begun", [True, False])
-def test_a_sweep_goes_on_with_one_that_its_process_has_left(documents, monkeypatch, has_begun):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+def test_a_sweep_goes_on_with_one_that_its_process_has_left(documents, set_constants, has_begun):
+    set_constants(windows, DATABASE_WINDOW=2)
     runner = declare(MAX_PER_SWEEP=4)
     with installed(runner):
         if has_begun:
@@ -232,10 +232,10 @@ def test_a_sweep_of_another_version_stands_in_no_sweeps_way(documents):
     assert Batch.objects.count() == 2
 
 
-def test_the_lease_of_a_batch_is_renewed_while_its_rows_take_long_to_prepare(monkeypatch):
+def test_the_lease_of_a_batch_is_renewed_while_its_rows_take_long_to_prepare(set_constants):
     """Each row takes a lease of a minute here; that of a batch is ten of them."""
-    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
-    monkeypatch.setattr("autorun.planning.passes.BOOK_EVERY", 0)
+    set_constants(windows, WINDOW_SECONDS=0)
+    set_constants(passes, BOOK_EVERY=0)
     Document.objects.bulk_create(Document(title=f"title {n}") for n in range(15))
     taken_over = []
 
@@ -271,9 +271,9 @@ def test_a_batch_that_gets_no_further_fails_in_the_end_and_says_so(documents):
         assert "5 processes in turn have begun to plan it" in batch.reason
 
 
-def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents, monkeypatch):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 1)
-    monkeypatch.setattr(batches, "MOST_TRIES", 2)
+def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents, set_constants):
+    set_constants(windows, DATABASE_WINDOW=1)
+    set_constants(batches, MOST_TRIES=2)
     runner = declare()
     with installed(runner):
         batch = interventions.request_backfill(runner(), Scope())
@@ -381,8 +381,8 @@ def test_a_paused_batch_goes_on_when_resumed(documents):
     assert not batches.pause(batch)
 
 
-def test_a_batch_paused_while_it_is_planned_plans_no_further_window(documents, monkeypatch):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+def test_a_batch_paused_while_it_is_planned_plans_no_further_window(documents, set_constants):
+    set_constants(windows, DATABASE_WINDOW=2)
     runner = declare()
     with installed(runner):
         with armed("plan.committed", act=lambda: batches.pause(Batch.objects.get())):
@@ -398,10 +398,9 @@ def test_a_batch_paused_while_it_is_planned_plans_no_further_window(documents, m
 
 
 def test_a_batch_over_a_given_queryset_is_planned_to_its_end_while_it_is_paused(
-    documents, monkeypatch
+    documents, set_constants
 ):
-    monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 2)
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    set_constants(windows, DATABASE_WINDOW=2)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         with armed("backfill.begun", act=lambda: batches.pause(Batch.objects.get())):
@@ -419,10 +418,9 @@ def test_a_batch_over_a_given_queryset_is_planned_to_its_end_while_it_is_paused(
 
 
 def test_one_that_is_resumed_while_a_given_queryset_is_planned_stays_with_its_process(
-    documents, monkeypatch
+    documents, set_constants
 ):
-    monkeypatch.setattr("autorun.planning.passes.DATABASE_WINDOW", 2)
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+    set_constants(windows, DATABASE_WINDOW=2)
 
     def pause_and_resume():
         batch = Batch.objects.get()
@@ -486,8 +484,8 @@ def test_many_chunks_are_cancelled_in_few_statements():
         assert runner().progress().total == 0
 
 
-def test_one_transaction_cancels_no_more_runs_than_it_may(documents, monkeypatch):
-    monkeypatch.setattr(batches, "RUNS_AT_ONCE", 2)
+def test_one_transaction_cancels_no_more_runs_than_it_may(documents, set_constants):
+    set_constants(batches, RUNS_AT_ONCE=2)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         batch = runner().backfill(window=1)
@@ -582,8 +580,8 @@ def test_a_batch_whose_last_window_is_planned_as_its_chunks_end_goes_on(document
         assert not batches.finish_if_done(batch.pk)
 
 
-def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, monkeypatch):
-    monkeypatch.setattr(windows, "PYTHON_WINDOW", 2)
+def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, set_constants):
+    set_constants(windows, PYTHON_WINDOW=2)
     runner = declare(
         INPUT_FIELDS=None,
         get_instance_representation=lambda self, instance: instance.title,
@@ -602,8 +600,8 @@ def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, monkeypatch):
 
 
 @pytest.mark.parametrize("changed", [None, 0, 3, 5])
-def test_windows_with_nothing_pending_are_booked_together(documents, monkeypatch, changed):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 1)
+def test_windows_with_nothing_pending_are_booked_together(documents, set_constants, changed):
+    set_constants(windows, DATABASE_WINDOW=1)
     runner = declare()
     with installed(runner):
         runner().adopt()
@@ -619,8 +617,8 @@ def test_windows_with_nothing_pending_are_booked_together(documents, monkeypatch
     assert (batch.candidates, batch.existing) == (6, 6 if changed is None else 5)
 
 
-def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, monkeypatch):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, set_constants):
+    set_constants(windows, DATABASE_WINDOW=2)
     runner = declare()
     with installed(runner):
         runner().adopt(Document.objects.filter(pk__in=[each.pk for each in documents[:2]]))
@@ -635,8 +633,8 @@ def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, monk
 
 
 @pytest.mark.parametrize("limit", [2, 4])
-def test_a_limit_that_is_reached_leaves_nothing_unbooked(documents, monkeypatch, limit):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
+def test_a_limit_that_is_reached_leaves_nothing_unbooked(documents, set_constants, limit):
+    set_constants(windows, DATABASE_WINDOW=2)
     runner = declare()
     with installed(runner):
         runner().adopt(Document.objects.filter(pk__in=[each.pk for each in documents[:2]]))

@@ -25,6 +25,7 @@ from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
+from autorun.upkeep import pruning
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -1272,9 +1273,8 @@ def test_sync(runner):
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])
-def test_prune(documents, runner, settings, monkeypatch, at_once):
-    monkeypatch.setattr("autorun.management.subcommands.prune.MOST_RUNS", at_once)
-    monkeypatch.setattr("autorun.upkeep.pruning.AT_ONCE", 1)
+def test_prune(documents, runner, settings, set_constants, at_once):
+    set_constants(pruning, MOST_RUNS=at_once, AT_ONCE=1)
     runner.run()
     typed("cancel", LABEL)
     Run.objects.update(finished_at=timezone.now() - dt.timedelta(days=90))

@@ -7,10 +7,12 @@ from django.db import InterfaceError, OperationalError
 from django.db.models import F
 
 from autorun.declare.nodes import dependents
+from autorun.execution import work
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.planning.named import plan_keys
+from autorun.state import transactions
 from autorun.state.clock import from_now
 from autorun.tasks import plan
 from autorun.upkeep.rescue import rescue_expired
@@ -76,8 +78,8 @@ def test_only_rows_that_succeeded_are_passed_on():
         assert second().progress().succeeded == 1
 
 
-def test_what_was_recorded_before_the_lease_was_lost_is_passed_on(monkeypatch):
-    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0)
+def test_what_was_recorded_before_the_lease_was_lost_is_passed_on(set_constants):
+    set_constants(work, WRITE_EVERY=0)
 
     def lose_the_lease(value):
         if value == "b":
@@ -95,8 +97,8 @@ def test_what_was_recorded_before_the_lease_was_lost_is_passed_on(monkeypatch):
         assert Run.objects.filter(node=second().get_node()).count() == 1
 
 
-def test_what_was_recorded_before_its_worker_died_is_passed_on(monkeypatch):
-    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0)
+def test_what_was_recorded_before_its_worker_died_is_passed_on(monkeypatch, set_constants):
+    set_constants(work, WRITE_EVERY=0)
 
     class Death(BaseException):
         """Stands for SIGKILL."""
@@ -132,8 +134,10 @@ def changed_and_succeeded(first):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_moment(monkeypatch):
-    monkeypatch.setattr("autorun.state.transactions.PAUSE_WHILE_AWAY", 0)
+def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_moment(
+    monkeypatch, set_constants
+):
+    set_constants(transactions, PAUSE_WHILE_AWAY=0)
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
@@ -149,8 +153,10 @@ def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_mo
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(monkeypatch):
-    monkeypatch.setattr("autorun.state.transactions.PAUSE_WHILE_AWAY", 0)
+def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(
+    monkeypatch, set_constants
+):
+    set_constants(transactions, PAUSE_WHILE_AWAY=0)
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)

@@ -86,8 +86,8 @@ def test_nothing_answers_and_all_is_examined_all_the_same(configured):
     assert all(each.hint for each in findings if each.level != "ok")
 
 
-def test_a_broker_that_accepts_and_says_nothing(configured, monkeypatch):
-    monkeypatch.setattr(messaging, "DEADLINE", 0.5)
+def test_a_broker_that_accepts_and_says_nothing(configured, set_constants):
+    set_constants(messaging, DEADLINE=0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"amqp://guest@127.0.0.1:{server.getsockname()[1]}//"
         configured(broker_url=url, broker_write_url=url)

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from unittest.mock import MagicMock
+from unittest.mock import Mock
 
 import pytest
 from django.db import OperationalError
@@ -14,9 +14,9 @@ from django.db.models import F, Q
 
 from autorun import tasks
 from autorun.control import interventions
-from autorun.dispatch import releasing
-from autorun.dispatch.publishing import Message
 from autorun.exceptions import LeaseLost
+from autorun.execution import keeper as keeping
+from autorun.execution import work as working
 from autorun.execution.execute import execute
 from autorun.execution.execute import work_off as work_off_started
 from autorun.execution.keeper import Keeper
@@ -27,6 +27,7 @@ from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
 from autorun.state.leases import Lease, queued, start
+from tests.crashes import armed
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
@@ -377,19 +378,19 @@ def test_a_body_that_takes_too_long_is_stopped(documents):
     assert "TIMEOUT" in Failure.objects.get().message
 
 
-def test_a_keeper_outlives_an_error(documents, monkeypatch, caplog):
+def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
     raised = iter([ValueError("unexpected"), LeaseLost()])
 
-    def look(self):
-        raise next(raised)
+    class Faulty(Keeper):
+        def _look(self):
+            raise next(raised)
 
-    monkeypatch.setattr("autorun.execution.keeper.INTERVAL", 0.01)
-    monkeypatch.setattr(Keeper, "_look", look)
+    set_constants(keeping, INTERVAL=0.01)
     runner = declare()
     with installed(runner):
         runner().run()
         lease = start(queued(Chunk.objects.get().pk))
-        keeper = Keeper(Work(lease, runner(), runner().get_analysis()))
+        keeper = Faulty(Work(lease, runner(), runner().get_analysis()))
         keeper._thread.start()
         keeper._thread.join(5)
 
@@ -400,38 +401,41 @@ def test_a_keeper_outlives_an_error(documents, monkeypatch, caplog):
     assert "its keeper goes on" in caplog.text
 
 
-def test_a_run_that_is_given_up_is_followed_up_although_nothing_could_be_released(
-    documents, monkeypatch
-):
-    def fail(node_id):
-        raise OperationalError("away")
+def releases_fail():
+    """A block in which the database is away whenever chunks are claimed."""
+    return armed("dispatch.claimed", act=Mock(side_effect=OperationalError("away")))
 
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_is_given_up_is_followed_up_although_nothing_could_be_released(
+    documents, settings
+):
+    settings.AUTORUN = {"WINDOW": 1}
     followed_up = []
-    runner = declare(TIMEOUT=0.1, MAX_ATTEMPTS=1)
+    runner = declare(TIMEOUT=0.1, MAX_ATTEMPTS=1, BATCH_SIZE=1)
     with installed(runner):
-        runner().run(Document.objects.filter(title="title 0"))
-        lease = start(queued(Chunk.objects.get().pk))
+        runner().run(Document.objects.filter(title__in=("title 0", "title 1")))
+        lease = start(Chunk.objects.queued().get())
         work = Work(lease, runner(), runner().get_analysis())
         work._assign()
         assignment = work._next()
-        monkeypatch.setattr("autorun.execution.keeper.release", fail)
-        monkeypatch.setattr("autorun.execution.keeper.connections", MagicMock())
 
-        assert Keeper(work, follow_up=lambda: followed_up.append(True))._give_up(assignment)
+        with releases_fail():
+            assert Keeper(work, follow_up=lambda: followed_up.append(True))._give_up(assignment)
 
     assert followed_up == [True]
     assert statuses(object_id=documents[0].pk) == [Run.Status.FAILED]
 
 
-def test_what_cannot_be_released_ends_nothing_but_that(documents, monkeypatch, caplog):
-    def fail(node_id):
-        raise OperationalError("away")
-
-    runner = declare()
+def test_what_cannot_be_released_ends_nothing_but_that(documents, settings, caplog):
+    settings.AUTORUN = {"WINDOW": 4}
+    runner = declare(BATCH_SIZE=4)
     with installed(runner):
         runner().run()
-        monkeypatch.setattr("autorun.execution.execute.release", fail)
-        execute(Chunk.objects.get().pk)
+        Document.objects.create(title="waits")
+        runner().run()
+        with releases_fail():
+            execute(Chunk.objects.queued().get().pk)
 
         assert runner().progress().succeeded == 4
     assert "releasing more failed after a chunk" in caplog.text
@@ -524,8 +528,8 @@ def test_runs_cancelled_as_their_chunk_is_started_are_counted(documents):
     assert batches.counts(batch) == batches.BatchCounts(succeeded=3, failed=0, cancelled=1, left=0)
 
 
-def test_a_failed_run_is_ignored_while_its_chunk_is_worked_on(documents, monkeypatch):
-    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0)
+def test_a_failed_run_is_ignored_while_its_chunk_is_worked_on(documents, set_constants):
+    set_constants(working, WRITE_EVERY=0)
 
     def body(value):
         if value == "title 0":
@@ -675,14 +679,12 @@ def test_a_chunk_whose_analysis_is_gone_is_parked_with_the_reason(documents):
     assert statuses() == [Run.Status.PENDING] * 4
 
 
-def test_a_chunk_that_a_worker_cannot_run_is_requeued_for_one_that_can(documents, monkeypatch):
+def test_a_chunk_that_a_worker_cannot_run_is_requeued_for_one_that_can(documents, sent):
     """While a new version is rolled out, the next message may reach a worker that has it."""
-    sent: list[Message] = []
     runner = declare()
     with installed(runner):
         runner().run()
         chunk_id = Chunk.objects.get().pk
-    monkeypatch.setattr(releasing, "publish", sent.extend)
     execute(chunk_id)
 
     (message,) = sent
@@ -748,20 +750,16 @@ def test_an_urgent_chunk_that_may_outlast_the_message_waits_for_its_own(document
     assert (backfilled.state, urgent.state) == (Chunk.State.FINISHED, Chunk.State.QUEUED)
 
 
-def test_a_chunk_delayed_by_urgent_ones_for_too_long_is_sent_again(
-    documents, settings, monkeypatch
-):
+def test_a_chunk_delayed_by_urgent_ones_for_too_long_is_sent_again(documents, settings, sent):
     settings.AUTORUN = {"LEASE": 0.5}
-    sent = []
     runner = declare(lambda value: time.sleep(0.6), BATCH_SIZE=1)
     with installed(runner):
         runner().backfill(Document.objects.filter(title="title 0"))
         backfilled = Chunk.objects.filter(state=Chunk.State.QUEUED).first()
         runner().run(Document.objects.filter(title="title 3"))
-        monkeypatch.setattr("autorun.execution.execute.send", sent.extend)
         execute(backfilled.pk)
 
-    assert sent == [backfilled]
+    assert [message.args for message in sent] == [(backfilled.pk,)]
     assert statuses().count(Run.Status.SUCCEEDED) == 1
 
 

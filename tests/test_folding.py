@@ -1,6 +1,7 @@
 """Old chunks are counted in their node, and progress() stays exact."""
 
 import datetime as dt
+from collections.abc import Callable
 
 import pytest
 from django.utils import timezone
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def _worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folding, "FEW", 1)
+def _worth_it(set_constants: Callable[..., None]) -> None:
+    set_constants(folding, FEW=1)
 
 
 def fail_on_odd(value: str, **_: object) -> str:
@@ -87,8 +88,8 @@ def test_cancelled_runs_of_a_batch_stay_counted() -> None:
         assert runner.progress() == Progress()
 
 
-def test_a_node_remembers_a_day_of_hours_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folding, "HOURS", 2)
+def test_a_node_remembers_a_day_of_hours_and_no_more(set_constants: Callable[..., None]) -> None:
+    set_constants(folding, HOURS=2)
     runner_class = declare(BATCH_SIZE=1)
     make(3)
     with installed(runner_class):

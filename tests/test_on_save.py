@@ -68,8 +68,8 @@ def test_a_row_saved_often_is_handed_over_once(submitted, documents):
     assert submitted == [{"library.Document": {document.pk}}]
 
 
-def test_many_saves_of_a_transaction_register_few_hooks(submitted, documents, monkeypatch):
-    monkeypatch.setattr(on_save, "MOST_HOOKS", 5)
+def test_many_saves_of_a_transaction_register_few_hooks(submitted, documents, set_constants):
+    set_constants(on_save, MOST_HOOKS=5)
     with transaction.atomic():
         saved = {Document.objects.create().pk for _ in range(20)}
         assert len(connection.run_on_commit) == 5

@@ -268,9 +268,8 @@ def test_dry_says_what_it_would_do_and_does_nothing(documents, options):
 
 
 @PLANNERS
-def test_small_windows_plan_the_same(documents, options, monkeypatch):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 2)
-    monkeypatch.setattr(windows, "PYTHON_WINDOW", 2)
+def test_small_windows_plan_the_same(documents, options, set_constants):
+    set_constants(windows, DATABASE_WINDOW=2, PYTHON_WINDOW=2)
     runner = declare(**options)
     with installed(runner):
         batch = runner().run()
@@ -280,8 +279,10 @@ def test_small_windows_plan_the_same(documents, options, monkeypatch):
         assert runner().run().planned == 1
 
 
-def test_a_window_ends_when_its_time_is_up_where_rows_take_long_to_prepare(documents, monkeypatch):
-    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
+def test_a_window_ends_when_its_time_is_up_where_rows_take_long_to_prepare(
+    documents, set_constants
+):
+    set_constants(windows, WINDOW_SECONDS=0)
     runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
     with installed(runner):
         found = windows.windows(runner(), Document.objects.all(), node_id=runner().get_node().pk)
@@ -292,8 +293,8 @@ def test_a_window_ends_when_its_time_is_up_where_rows_take_long_to_prepare(docum
     assert (batch.planned, batch.candidates) == (6, 6)
 
 
-def test_a_window_does_not_end_at_an_empty_key(monkeypatch):
-    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0)
+def test_a_window_does_not_end_at_an_empty_key(set_constants):
+    set_constants(windows, WINDOW_SECONDS=0)
     Country.objects.bulk_create(Country(code=code, name=code) for code in ("", "a", "b"))
     runner = declare(
         DATA_MODEL=Country,
@@ -582,8 +583,8 @@ def test_the_smallest_change_of_a_value_is_one(measurement, change):
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="only it inserts in two ways")
 @pytest.mark.django_db(transaction=True)
-def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documents, monkeypatch):
-    monkeypatch.setattr(statements, "WORTH_A_SAVEPOINT", 1)
+def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documents, set_constants):
+    set_constants(statements, WORTH_A_SAVEPOINT=1)
     runner_class = declare()
 
     def plan() -> tuple[Batch, list[str]]:

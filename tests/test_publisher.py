@@ -129,8 +129,8 @@ def test_a_message_holds_at_most_a_thousand_keys(published):
     assert all(message.task == "autorun.plan" for message in messages)
 
 
-def test_saves_are_batched_while_a_message_is_on_its_way(published, monkeypatch):
-    monkeypatch.setattr(delivery, "LINGER", 0.05)
+def test_saves_are_batched_while_a_message_is_on_its_way(published, set_constants):
+    set_constants(delivery, LINGER=0.05)
 
     for pk in range(1_000):
         delivery.submit({LABEL: {pk}})
@@ -167,8 +167,8 @@ def test_a_save_does_not_wait_for_a_silent_broker_and_is_written_down(stuck):
     assert _spilled() == {1, 2}
 
 
-def test_what_piles_up_behind_a_silent_broker_is_written_down_at_once(stuck, monkeypatch):
-    monkeypatch.setattr(delivery, "CAPACITY", 10)
+def test_what_piles_up_behind_a_silent_broker_is_written_down_at_once(stuck, set_constants):
+    set_constants(delivery, CAPACITY=10)
     delivery.submit({LABEL: {0}})
     assert stuck.asked.wait(5)
 
@@ -230,14 +230,14 @@ def test_inline_writes_down_what_no_broker_takes(stuck):
     assert _spilled() == {1}
 
 
-def test_eager_tasks_run_in_the_saving_thread(monkeypatch):
+def test_eager_tasks_run_in_the_saving_thread(set_constants):
     seen: list[Any] = []
 
     def plan(*args: Any) -> None:
         seen.append(args)
 
     task = celery_app.task(plan, name="tests.plan")
-    monkeypatch.setattr(delivery, "PLAN", task.name)
+    set_constants(delivery, PLAN=task.name)
     celery_app.conf.task_always_eager = True
     try:
         delivery.submit({LABEL: {1}})
@@ -264,8 +264,8 @@ def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set(monkeypatch):
     assert not publishing.is_immediate()
 
 
-def test_shutdown_of_a_worker_process_delivers_without_lingering(published, monkeypatch):
-    monkeypatch.setattr(delivery, "LINGER", 30)
+def test_shutdown_of_a_worker_process_delivers_without_lingering(published, set_constants):
+    set_constants(delivery, LINGER=30)
     delivery.submit({LABEL: {1}})
 
     worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
@@ -286,11 +286,11 @@ def test_shutdown_with_a_silent_broker_writes_down_in_time(stuck):
 @pytest.mark.parametrize("name", ["rabbitmq", "redis"])
 @pytest.mark.parametrize("fault", ["refuses", pytest.param("mute", marks=pytest.mark.slow)])
 def test_publishing_gives_up_in_seconds_and_goes_on_when_the_broker_is_back(
-    name, fault, monkeypatch
+    name, fault, set_constants
 ):
     if silence(name):
         pytest.skip(f"{name} does not answer")
-    monkeypatch.setattr(publishing, "PAUSE_AFTER_FAILURE", 0.0)
+    set_constants(publishing, PAUSE_AFTER_FAILURE=0.0)
     mute = Mute()
     if fault == "refuses":
         mute.close()

@@ -4,7 +4,7 @@ Nothing here is timed: an index that is no longer used is seen in the plan, on a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,9 +30,9 @@ on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="reads SQLi
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[QuerySetRunner]:
+def runner(set_constants: Callable[..., None]) -> Iterator[QuerySetRunner]:
     """A runner that has adopted all but the last ten of its rows, and plans five windows."""
-    monkeypatch.setattr(planning_windows, "DATABASE_WINDOW", ROWS // 5)
+    set_constants(planning_windows, DATABASE_WINDOW=ROWS // 5)
     Document.objects.bulk_create(Document(title=str(number)) for number in range(ROWS))
     runner_class = declare()
     with installed(runner_class):
@@ -126,9 +126,9 @@ def test_release_reads_waiting_chunks_in_their_order() -> None:
 
 @on_postgresql
 def test_progress_reads_no_folded_chunk(
-    runner: QuerySetRunner, monkeypatch: pytest.MonkeyPatch
+    runner: QuerySetRunner, set_constants: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(folding, "FEW", 1)
+    set_constants(folding, FEW=1)
     _many_waiting_chunks()
     node = runner.get_node()
     Chunk.objects.update(state=Chunk.State.FINISHED, node=node)

@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun import signals
 from autorun.exceptions import RunTimeout
+from autorun.execution import keeper, work
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
@@ -165,8 +166,8 @@ def test_signals_are_sent_when_the_results_are_committed():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_results_that_are_written_early_are_told_early(listen, monkeypatch):
-    monkeypatch.setattr("autorun.execution.work.WRITE_EVERY", 0.0)
+def test_results_that_are_written_early_are_told_early(listen, set_constants):
+    set_constants(work, WRITE_EVERY=0.0)
     heard = listen(run_succeeded)
     told = []
 
@@ -314,9 +315,8 @@ def test_telling_of_runs_costs_no_statement_either(listen):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_run_that_does_not_react_is_told_of_by_its_keeper(listen, monkeypatch):
-    monkeypatch.setattr("autorun.execution.keeper.INTERVAL", 0.02)
-    monkeypatch.setattr("autorun.execution.keeper.GRACE", 0.0)
+def test_a_run_that_does_not_react_is_told_of_by_its_keeper(listen, set_constants):
+    set_constants(keeper, INTERVAL=0.02, GRACE=0.0)
     heard = listen(run_failed)
     succeeded = listen(run_succeeded)
 

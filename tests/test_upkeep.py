@@ -14,14 +14,14 @@ from autorun.control import interventions
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
-from autorun.planning import batches, looks
+from autorun.planning import batches, looks, named
 from autorun.planning.named import plan_keys
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
-from autorun.state import pulses
+from autorun.state import ids, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
-from autorun.upkeep import folding, pruning
+from autorun.upkeep import folding, pruning, rounds
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
 from autorun.upkeep.rounds import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
@@ -190,9 +190,9 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
 
 
 def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
-    documents, caplog, monkeypatch
+    documents, caplog, set_constants
 ):
-    monkeypatch.setattr("autorun.upkeep.rounds.AT_ONCE", 1)
+    set_constants(rounds, AT_ONCE=1)
     SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
     assert drain_spilled() == 0
@@ -206,8 +206,8 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
     assert "no runner has looked at saved library.Gone: 1 rows" in caplog.text
 
 
-def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, monkeypatch):
-    monkeypatch.setattr("autorun.upkeep.rounds.AT_ONCE", 1)
+def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, set_constants):
+    set_constants(rounds, AT_ONCE=1)
 
     def filter_queryset(self, queryset, log_level=20):
         raise OperationalError("no such column")
@@ -228,9 +228,9 @@ def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, capl
     assert "saved library.Document: not all runners could plan them" in caplog.text
 
 
-def test_more_spilled_rows_than_one_transaction_plans(documents, monkeypatch):
-    monkeypatch.setattr("autorun.planning.named.KEYS_AT_ONCE", 2)
-    monkeypatch.setattr("autorun.planning.statements.LARGEST_BLOCK", 2)
+def test_more_spilled_rows_than_one_transaction_plans(documents, set_constants):
+    set_constants(named, KEYS_AT_ONCE=2)
+    set_constants(ids, LARGEST_BLOCK=2)
     SpilledTrigger.objects.create(
         model_label="library.Document", keys=[document.pk for document in documents]
     )
@@ -375,10 +375,10 @@ def test_pruning_deletes_old_history_and_nothing_current(documents, settings):
 
 
 @pytest.fixture
-def old_history(documents, settings, monkeypatch) -> Iterator[QuerySetRunner]:
+def old_history(documents, settings, set_constants) -> Iterator[QuerySetRunner]:
     """The runner of four rows, each alone in a chunk without a batch, that have run twice."""
     settings.AUTORUN = {"RETENTION": dt.timedelta(days=1)}
-    monkeypatch.setattr(folding, "FEW", 1)
+    set_constants(folding, FEW=1)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         for title in ("old", "new"):
@@ -406,9 +406,8 @@ def test_a_chunk_that_its_node_has_not_counted_in_stays(old_history):
     assert old_history.progress() == before
 
 
-def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, monkeypatch):
-    monkeypatch.setattr(pruning, "WINDOW", 2)
-    monkeypatch.setattr(pruning, "AT_ONCE", 1)
+def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, set_constants):
+    set_constants(pruning, WINDOW=2, AT_ONCE=1)
 
     assert prune(at_most=3) == 3
     with CaptureQueriesContext(connection) as captured:
@@ -420,8 +419,8 @@ def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, 
     assert Run.objects.filter(is_current=True).count() == Run.objects.count() == 4
 
 
-def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, monkeypatch):
-    monkeypatch.setattr(folding, "FEW", 1)
+def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, set_constants):
+    set_constants(folding, FEW=1)
     runner = declare()
     with installed(runner):
         plan_keys(runner(), [document.pk for document in documents])
@@ -438,10 +437,9 @@ def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, monkeyp
     ("most", "pruned"), [(2, [2, 2, 0]), (3, [3, 1, 0]), (4, [4, 0, 0]), (5, [4, 0, 0])]
 )
 def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
-    old_history, monkeypatch, most, pruned
+    old_history, set_constants, most, pruned
 ):
-    monkeypatch.setattr("autorun.upkeep.rounds.MOST_RUNS", most)
-    monkeypatch.setattr(pruning, "AT_ONCE", 1)
+    set_constants(pruning, MOST_RUNS=most, AT_ONCE=1)
     rounds = [upkeep(in_any_case=True).pruned for _ in range(3)]
 
     assert rounds == pruned

@@ -21,7 +21,7 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
-from autorun.planning.windows import DATABASE_WINDOW, PYTHON_WINDOW, windows
+from autorun.planning.windows import span_of, windows
 from autorun.state.keys import key_kind
 from autorun.state.parameters import read_number
 
@@ -134,17 +134,17 @@ def find_pending(
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     node_id = node_of(runner).pk
     up_to = up_to if _is_key(runner, up_to) else ""
-    span = PYTHON_WINDOW
-    if planned_by_database(runner):
+    span = span_of(runner)
+    if planned_by_database(runner) and not kind.is_integer:
         # Only numbers sort in Python as in the database, so only they can be cut off at `most`.
-        span = DATABASE_WINDOW if kind.is_integer else most
+        span = most
     found: list[Any] = []
     while True:
         above = _key_below(runner, up_to, span)
         keys = [
             key
             for window in windows(runner, rows, node_id=node_id, after=above, up_to=up_to)
-            for key in _pending_in(window)
+            for key in _pending_in(window, limit=span)
         ]
         if kind.is_integer and len(found) + len(keys) > most:
             keys.sort(reverse=True)
@@ -156,16 +156,14 @@ def find_pending(
         up_to = above
 
 
-def _pending_in(window: Window) -> list[Any]:
+def _pending_in(window: Window, *, limit: int) -> list[Any]:
     if window.candidates is None:
         return []
     return [
         key
         for reason in Reason
         if reason.is_pending
-        for key in keys_of(
-            window.candidates, reason, limit=DATABASE_WINDOW, using=settings.DATABASE
-        )
+        for key in keys_of(window.candidates, reason, limit=limit, using=settings.DATABASE)
     ]
 
 

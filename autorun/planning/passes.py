@@ -20,7 +20,7 @@ from autorun.planning import batches
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.selection import PENDING, Selection
-from autorun.planning.windows import DATABASE_WINDOW, Window, whole, windows
+from autorun.planning.windows import Window, fits_in_one, whole, windows
 from autorun.state import tracing
 from autorun.state.counts import progress
 from autorun.state.crash_points import crash_point
@@ -134,7 +134,7 @@ class Pass:
     def _windows(self, batch: Batch) -> Iterator[Window]:
         node_id = batch.node_id
         # A batch that has a cursor was begun by another process, and goes on behind it.
-        if self.is_given and not batch.cursor and self.rows.count() <= DATABASE_WINDOW:
+        if self.is_given and not batch.cursor and fits_in_one(self.rows):
             return whole(self.runner, self.rows, node_id=node_id)
         return windows(
             self.runner, self.rows, node_id=node_id, after=batch.cursor, up_to=batch.upper_bound

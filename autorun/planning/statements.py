@@ -24,8 +24,8 @@ from django.db.models import QuerySet
 
 from autorun.models import Chunk, Run
 from autorun.planning.selection import Selection
+from autorun.state import ids
 from autorun.state.clock import now_sql
-from autorun.state.ids import LARGEST_BLOCK
 from autorun.state.keys import Key, KeyKind
 from autorun.state.recordsets import keyed_recordset, recordset
 from autorun.state.sql import (
@@ -308,7 +308,7 @@ def insert_chunks(
     )
     params = [param for value in columns.values() for param in value.params]
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*params, like.pk, like.pk + LARGEST_BLOCK])
+        cursor.execute(sql, [*params, like.pk, like.pk + ids.LARGEST_BLOCK])
 
 
 def current_run_of_candidate(connection: BaseDatabaseWrapper, candidates: Candidates) -> Fragment:

@@ -55,6 +55,16 @@ def windows(
     return _python_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
 
 
+def span_of(runner: Runner) -> int:
+    """The most keys in one of the runner's windows."""
+    return DATABASE_WINDOW if planned_by_database(runner) else PYTHON_WINDOW
+
+
+def fits_in_one(queryset: QuerySet[Any]) -> bool:
+    """Whether the database may plan `queryset` in one window."""
+    return queryset.count() <= DATABASE_WINDOW
+
+
 def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
     """An eligible `queryset` of few rows, in one window where the database plans it."""
     if not planned_by_database(runner):

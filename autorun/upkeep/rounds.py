@@ -25,8 +25,8 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.crash_points import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
 from autorun.state.transactions import bounded_waits
+from autorun.upkeep import pruning
 from autorun.upkeep.folding import fold_everywhere
-from autorun.upkeep.pruning import MOST_RUNS, prune
 from autorun.upkeep.rescue import rescue_expired
 
 logger = logging.getLogger(__name__)
@@ -220,8 +220,8 @@ def _fold_now_and_then() -> int:
 def _prune_now_and_then() -> int:
     if not take_turn("prune", every=PRUNE_EVERY):
         return 0
-    pruned = prune(at_most=MOST_RUNS)
-    if pruned >= MOST_RUNS:
+    pruned = pruning.prune(at_most=pruning.MOST_RUNS)
+    if pruned >= pruning.MOST_RUNS:
         give_back_turn("prune")  # there is more: the next round goes on with it
     return pruned
 

@@ -269,8 +269,10 @@ def test_a_database_that_another_writer_holds_for_seconds_fails_no_save(lab: Lab
 @pytest.mark.faults(12, 18)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("is_committed", [True, False])
-def test_a_backfill_whose_connection_breaks_goes_on_where_it_was(monkeypatch, is_committed):
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 3)
+def test_a_backfill_whose_connection_breaks_goes_on_where_it_was(
+    monkeypatch, set_constants, is_committed
+):
+    set_constants(windows, DATABASE_WINDOW=3)
     Document.objects.bulk_create(Document(title=f"title {n}") for n in range(10))
     advance = batches.advance
     commit = connection.commit

@@ -148,8 +148,8 @@ locks_rows = pytest.mark.skipif(
 @locks_rows
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
-def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_rescue(monkeypatch):
-    monkeypatch.setattr(rounds, "PATIENCE", 0.1)
+def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_rescue(set_constants):
+    set_constants(rounds, PATIENCE=0.1)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         for title in ("one", "two"):
@@ -173,9 +173,9 @@ def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_res
 @pytest.mark.skipif(connection.vendor == "mysql", reason="its server ends such waits by itself")
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
-def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(monkeypatch):
-    monkeypatch.setattr(releasing, "PATIENCE", 0.01)
-    monkeypatch.setattr(transactions, "FIRST_PAUSE", 0.001)
+def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(set_constants):
+    set_constants(releasing, PATIENCE=0.01)
+    set_constants(transactions, FIRST_PAUSE=0.001)
     runner, other = declare(), declare(TITLE="Other", NAME="OtherRunner")
     with installed(runner, other):
         Document.objects.create(title="one")

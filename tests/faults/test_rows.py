@@ -209,9 +209,9 @@ def test_a_commit_that_comes_late_with_a_lower_key_is_found_by_the_next_sweep():
 
 @pytest.mark.faults(19)
 @pytest.mark.django_db
-def test_rows_that_come_and_go_around_the_cursor(monkeypatch):
+def test_rows_that_come_and_go_around_the_cursor(monkeypatch, set_constants):
     """Above the bound: left to the sweep. Below the cursor: likewise. Deleted ahead: not run."""
-    monkeypatch.setattr(windows, "DATABASE_WINDOW", 10)
+    set_constants(windows, DATABASE_WINDOW=10)
     Document.objects.bulk_create(Document(pk=100 + n, title="first") for n in range(30))
     runner = declare()
     planned = Planner.plan

@@ -5,7 +5,7 @@ from typing import Any
 from autorun.conf import settings
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.state.words import counted
-from autorun.upkeep.pruning import MOST_RUNS, prune
+from autorun.upkeep import pruning
 
 
 class Prune(Subcommand):
@@ -21,9 +21,9 @@ class Prune(Subcommand):
         if settings.RETENTION is None:
             self.terminal.say('AUTORUN["RETENTION"] is None: everything is kept.')
             return
-        number = last = prune(at_most=MOST_RUNS)
-        while last >= MOST_RUNS:
-            last = prune(at_most=MOST_RUNS)
+        number = last = pruning.prune(at_most=pruning.MOST_RUNS)
+        while last >= pruning.MOST_RUNS:
+            last = pruning.prune(at_most=pruning.MOST_RUNS)
             number += last
         self.terminal.say(
             f"Deleted {counted(number, 'run')} superseded or cancelled more than "
