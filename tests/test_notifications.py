@@ -119,7 +119,7 @@ def test_each_runner_has_an_interval_of_its_own(told):
 
 
 def test_the_interval_is_a_setting(told, settings):
-    settings.AUTORUN |= {"ON_FAILURE_EVERY": dt.timedelta(minutes=5)}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE_EVERY": dt.timedelta(minutes=5)}
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
@@ -131,11 +131,11 @@ def test_the_interval_is_a_setting(told, settings):
 
 @pytest.mark.django_db(transaction=True)
 def test_of_many_who_would_tell_at_once_one_does(told, settings):
-    settings.AUTORUN |= {"ON_FAILURE": None}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": None}
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
-        settings.AUTORUN |= {"ON_FAILURE": note}
+        settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": note}
         start = threading.Barrier(4)
 
         def tell(_: int) -> bool:
@@ -153,11 +153,11 @@ def test_of_many_who_would_tell_at_once_one_does(told, settings):
 
 
 def test_upkeep_tells_of_what_workers_have_not(told, settings):
-    settings.AUTORUN |= {"ON_FAILURE": None}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": None}
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
-        settings.AUTORUN |= {"ON_FAILURE": note}
+        settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": note}
 
         report = upkeep(in_any_case=True, notify=notify_due)
 
@@ -177,7 +177,7 @@ def test_without_the_setting_nothing_is_asked_for(settings):
 
 @pytest.mark.parametrize("on_failure", ["no.such.function", lambda report: 1 / 0])
 def test_an_error_in_telling_hurts_nothing(settings, caplog, on_failure):
-    settings.AUTORUN |= {"ON_FAILURE": on_failure}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": on_failure}
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner), caplog.at_level(logging.ERROR, "autorun"):
         fail(runner, "a")
@@ -187,11 +187,11 @@ def test_an_error_in_telling_hurts_nothing(settings, caplog, on_failure):
 
 
 def test_what_nobody_could_be_told_of_is_told_later(told, settings):
-    settings.AUTORUN |= {"ON_FAILURE": lambda report: 1 / 0}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": lambda report: 1 / 0}
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
-        settings.AUTORUN |= {"ON_FAILURE": note}
+        settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": note}
         fail(runner, "b")
         at_once = list(told)
         pass_time(hours=5)
@@ -204,7 +204,9 @@ def test_what_nobody_could_be_told_of_is_told_later(told, settings):
 
 def test_telling_is_not_tried_for_every_failure(settings):
     tries = []
-    settings.AUTORUN |= {"ON_FAILURE": lambda report: tries.append(report.runs) or 1 / 0}
+    settings.AUTORUN = settings.AUTORUN | {
+        "ON_FAILURE": lambda report: tries.append(report.runs) or 1 / 0
+    }
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
@@ -217,7 +219,7 @@ def test_telling_is_not_tried_for_every_failure(settings):
 
 def test_telling_does_not_take_for_ever(settings, caplog, set_constants):
     set_constants(notifying, PATIENCE=0.05)
-    settings.AUTORUN |= {"ON_FAILURE": lambda report: time.sleep(30)}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": lambda report: time.sleep(30)}
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner), caplog.at_level(logging.ERROR, "autorun"):
         fail(runner, "a")
@@ -226,7 +228,7 @@ def test_telling_does_not_take_for_ever(settings, caplog, set_constants):
 
 
 def test_mail_goes_to_the_admins(settings):
-    settings.AUTORUN |= {"ON_FAILURE": "autorun.notifications.mail_admins"}
+    settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": "autorun.notifications.mail_admins"}
     ada = "ada@example.org"
     settings.ADMINS = [("Ada", ada)] if django.VERSION < (6,) else [ada]
     runner = declare(broken, MAX_ATTEMPTS=1)
