@@ -575,7 +575,7 @@ def test_doctor_counts_one(documents, runner):
     Pulse.objects.update_or_create(name="upkeep", defaults={"beat_at": timezone.now()})
 
     assert next(examine_parked()).message == f"1 run of {LABEL} parked: It is gone."
-    assert next(examine_upkeep()).message == "It ran within the last minute."
+    assert next(examine_upkeep()).message == "Last round less than 1 min ago."
 
 
 @pytest.fixture

@@ -267,7 +267,7 @@ class TestHealthCheck:
         status, told = self.ask("autorun.contrib.health.Autorun")
 
         assert status == 500
-        assert "listens on" in str(told)  # no worker does
+        assert "listening on" in str(told)  # no worker does
 
     def answer(self, monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
         monkeypatch.setattr(health, "examine", lambda: list(findings))

@@ -191,7 +191,7 @@ def test_beat():
     entries.update(last_run_at=timezone.now() - dt.timedelta(seconds=20))
     only(schedules.examine_beat(), "ok")
     entries.update(last_run_at=timezone.now() - LONG_AGO)
-    assert "2 days" in only(schedules.examine_beat(), "error").message
+    assert "2 d" in only(schedules.examine_beat(), "error").message
 
 
 def test_upkeep():
@@ -228,7 +228,7 @@ def test_spilled_triggers():
     SpilledTrigger.objects.update(created_at=timezone.now() - LONG_AGO)
     assert "no runner here" in only(backlog.examine_spilled(), "warning").message
     with installed(declare()):
-        assert "See to the broker" in only(backlog.examine_spilled(), "warning").hint
+        assert "Fix the broker" in only(backlog.examine_spilled(), "warning").hint
 
 
 def test_paused_nodes():
@@ -247,6 +247,6 @@ def test_an_examination_that_breaks_off_is_a_finding(monkeypatch, configured):
     configured(task_always_eager=True)  # nobody is asked
     monkeypatch.setattr(backlog.SpilledTrigger, "objects", None)
 
-    found = [each for each in examine() if each.subject == "spilled triggers"]
+    found = [each for each in examine() if each.subject == "saved rows not yet planned"]
 
     assert "could not be examined: AttributeError" in only(found, "error").message

@@ -1,4 +1,4 @@
-"""What lies about and should not."""
+"""Examines chunks, saved rows, nodes and batches that got stuck."""
 
 from __future__ import annotations
 
@@ -8,62 +8,61 @@ from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
-from autorun.observe.doctor.finding import Finding, number_of, ok
+from autorun.observe.doctor.finding import Finding, error, ok, warning
 from autorun.state.clock import from_now
+from autorun.state.words import counted, moment
 from autorun.upkeep.rounds import planned_here
 
-#: A spilled trigger that waits this long, in seconds, is no longer on its way.
+#: Seconds after which upkeep should have planned a saved row.
 SPILLED_SILENCE = 60.0
-#: Leases that a queued chunk may wait for a worker before that is worth a word.
+#: Leases that a queued chunk may wait for a worker without a warning.
 QUEUED_LEASES = 10
-RECENT = 86_400.0  # seconds
+RECENT_SECONDS = 86_400.0
 MOST_SHOWN = 5
 
 
 def examine_leases() -> Iterator[Finding]:
-    """Chunks whose worker has gone and which nobody has rescued."""
+    """Chunks whose worker stopped and which upkeep has not rescued."""
     overdue = Chunk.objects.running().filter(expires_at__lte=from_now(-settings.LEASE))
     number = overdue.count()
     if not number:
-        yield ok("leases", "None is overdue.")
+        yield ok("leases", "None overdue.")
         return
     first = overdue.order_by("expires_at").first()
-    worker = "" if first is None else f", the oldest of {first.worker}"
-    yield Finding(
-        "error",
+    worker = "" if first is None else f"; the oldest was held by {first.worker}"
+    yield error(
         "leases",
-        f"{number_of(number, 'chunk has', 'chunks have')} a lease that ran out long ago{worker}.",
-        "Upkeep rescues them: start a worker, or see its log for what keeps upkeep from it.",
+        f"{counted(number, 'lease')} overdue{worker}.",
+        "Start a worker: its upkeep rescues the runs. If one is running, look in its log for why "
+        "upkeep fails.",
     )
 
 
 def examine_queued() -> Iterator[Finding]:
-    """Chunks that were handed to Celery and that no worker has started."""
-    long = from_now(-QUEUED_LEASES * settings.LEASE)
-    waiting = Chunk.objects.queued().filter(created_at__lte=long)
+    """Chunks in Celery's queues that no worker has started."""
+    seconds = QUEUED_LEASES * settings.LEASE
+    waiting = Chunk.objects.queued().filter(created_at__lte=from_now(-seconds))
     by_queue = waiting.values_list("queue").annotate(Sum("size")).order_by("queue")
     for queue, runs in by_queue:
         name = f"queue {queue!r}" if queue else "Celery's default queue"
-        yield Finding(
-            "warning",
+        yield warning(
             "queued chunks",
-            f"{number_of(runs, 'run has', 'runs have')} waited in {name} for more than "
-            f"{QUEUED_LEASES * settings.LEASE:g} s.",
-            "Start more workers for it; if workers are idle, see whether they listen on it.",
+            f"{counted(runs, 'run has', 'runs have')} waited in {name} for more than "
+            f"{seconds:g} s.",
+            "Start more workers for this queue. If workers are idle, check that they listen on it.",
         )
 
 
 def examine_parked() -> Iterator[Finding]:
-    """Chunks whose runner or analysis is not there."""
+    """Chunks whose runner or analysis is missing."""
     parked = Chunk.objects.parked()
     groups = parked.values_list("runner", "reason").annotate(Sum("size")).order_by("runner")
     for runner, reason, runs in groups[:MOST_SHOWN]:
-        yield Finding(
-            "error",
+        yield error(
             "parked chunks",
-            f"{number_of(runs, 'run', 'runs')} of {runner} parked: {reason}",
-            "Put the runner and the analysis back, and restart the workers: then they go on. If "
-            f"they are gone for good: `manage.py autorun cancel {runner}`.",
+            f"{counted(runs, 'run')} of {runner} parked: {reason}",
+            "Restore the runner and the analysis, and restart the workers: the runs then continue. "
+            f"If they were removed on purpose, run `manage.py autorun cancel {runner}`.",
         )
 
 
@@ -73,50 +72,46 @@ def examine_spilled() -> Iterator[Finding]:
     known = planned_here()
     refused = _spilled(
         late.filter(known),
-        "the broker did not take them.",
-        "See to the broker and start a worker: upkeep plans those rows.",
+        "the broker did not accept them.",
+        "Fix the broker and start a worker: upkeep plans these rows.",
     )
     unknown = _spilled(
         late.exclude(known),
-        "no runner here looks at saved rows of their models.",
-        "If a new version is being rolled out, restart what still runs the old one. If their "
-        "runners are gone, nothing is to be done: after a day they are forgotten.",
+        "no runner here processes saved rows of their models.",
+        "During a rollout, restart the processes that still run the old version. If the runners "
+        "were removed, do nothing: these messages are deleted after a day.",
     )
-    yield from [*refused, *unknown] or [ok("spilled triggers", "None is waiting.")]
+    yield from [*refused, *unknown] or [ok("saved rows not yet planned", "None.")]
 
 
 def _spilled(late: QuerySet[SpilledTrigger], why: str, hint: str) -> Iterator[Finding]:
     found = late.aggregate(number=Count("pk"), oldest=Min("created_at"))
     if found["number"]:
-        yield Finding(
-            "warning",
-            "spilled triggers",
-            f"{number_of(found['number'], 'message', 'messages')} about saved rows in the database "
-            f"since {found['oldest']:%Y-%m-%d %H:%M:%S}: {why}",
+        yield warning(
+            "saved rows not yet planned",
+            f"{counted(found['number'], 'message')} about saved rows, the oldest from "
+            f"{moment(found['oldest'])}: {why}",
             hint,
         )
 
 
 def examine_paused() -> Iterator[Finding]:
-    """Nodes that somebody paused."""
     for node in Node.objects.exclude(paused_at=None).order_by("paused_at")[:MOST_SHOWN]:
         label = node.batches.order_by("-pk").values_list("runner", flat=True).first()
-        yield Finding(
-            "warning",
+        yield warning(
             "paused",
-            f"{node} has been paused since {node.paused_at:%Y-%m-%d %H:%M:%S}.",
-            f"`manage.py autorun resume {label or 'RUNNER'}` lets it go on.",
+            f"{node} is paused since {moment(node.paused_at)}.",
+            f"To resume it, run `manage.py autorun resume {label or 'RUNNER'}`.",
         )
 
 
 def examine_batches() -> Iterator[Finding]:
-    """Batches whose planning broke off."""
-    failed = Batch.objects.filter(state=Batch.State.FAILED, finished_at__gt=from_now(-RECENT))
-    for batch in failed.order_by("-pk")[:MOST_SHOWN]:
-        yield Finding(
-            "warning",
+    """Recent batches whose planning failed."""
+    recent = Batch.objects.filter(finished_at__gt=from_now(-RECENT_SECONDS))
+    for batch in recent.filter(state=Batch.State.FAILED).order_by("-pk")[:MOST_SHOWN]:
+        yield warning(
             "batches",
-            f"{batch} failed while it was planned: {batch.reason}",
-            f"Correct that; the next sweep takes the rest, or `manage.py autorun sweep "
-            f"{batch.runner}` now.",
+            f"Planning of {batch} failed: {batch.reason}",
+            "Fix the error. The next sweep plans the remaining rows, or run `manage.py autorun "
+            f"sweep {batch.runner}` now.",
         )

@@ -1,4 +1,4 @@
-"""The database of autorun's tables: there, migrated, and of the same time as this machine."""
+"""Examines the database of autorun's tables: its connection, migrations and clock."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
 from autorun.conf import settings
-from autorun.observe.doctor.finding import Finding, ok
+from autorun.observe.doctor.finding import Finding, error, ok, warning
 from autorun.state.clock import DatabaseNow
 
-#: With an error in one of these nothing can be said about what the tables hold.
+#: With an error in one of these, the tables cannot be examined.
 SUBJECTS = ("database", "migrations")
 
 SKEW_TO_MENTION = 2.0  # seconds
@@ -23,13 +23,12 @@ SKEW_THAT_HARMS = 30.0
 
 
 def examine_database() -> Iterator[Finding]:
-    """Whether the database answers, and has all tables."""
+    """Whether the database answers and is migrated."""
     alias = settings.DATABASE
     try:
         connections[alias].ensure_connection()
     except DatabaseError as problem:
-        yield Finding(
-            "error",
+        yield error(
             "database",
             f"{alias!r} does not answer: {str(problem).strip()}",
             f"Start it, or correct DATABASES[{alias!r}] in the settings.",
@@ -37,14 +36,10 @@ def examine_database() -> Iterator[Finding]:
         return
     missing = [name for label in ("autorun", "django_celery_beat") for name in _unapplied(label)]
     if missing:
-        yield Finding(
-            "error",
-            "migrations",
-            f"Not applied: {', '.join(missing)}.",
-            "Run `manage.py migrate`.",
-        )
+        names = ", ".join(missing)
+        yield error("migrations", f"Not applied: {names}.", "Run `manage.py migrate`.")
     else:
-        yield ok("database", f"{alias!r} answers, and is migrated.")
+        yield ok("database", f"{alias!r} answers and is migrated.")
 
 
 def examine_clock() -> Iterator[Finding]:
@@ -61,12 +56,12 @@ def examine_clock() -> Iterator[Finding]:
         yield ok("clock", "This machine and the database agree on the time.")
         return
     direction = "ahead of" if skew > 0 else "behind"
-    yield Finding(
-        "error" if abs(skew) >= SKEW_THAT_HARMS else "warning",
+    found = error if abs(skew) >= SKEW_THAT_HARMS else warning
+    yield found(
         "clock",
         f"This machine's clock is {abs(skew):.0f} s {direction} the database's.",
-        "Keep both by NTP. Leases follow the database, but Celery's messages expire, and beat "
-        "fires, by the clocks of the machines.",
+        "Synchronise both by NTP. Leases follow the database's clock, but Celery's messages expire "
+        "and beat sends by the machines' clocks.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What an examination says about one thing."""
+"""The result of one examination."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`level` is "ok", "warning" or "error"; the last two have a `hint` that says what to do."""
+    """A result of the doctor; warnings and errors have a `hint` that says what to do."""
 
     level: Level
     subject: str
@@ -24,20 +24,14 @@ def ok(subject: str, message: str) -> Finding:
     return Finding("ok", subject, message)
 
 
-def app_name() -> str:
-    """What stands behind `celery -A` in this project, as far as that can be known."""
-    return current_app.main or "your_project"
+def warning(subject: str, message: str, hint: str) -> Finding:
+    return Finding("warning", subject, message, hint)
 
 
-def number_of(count: int, one: str, many: str) -> str:
-    """`1 run is`, `2 runs are`."""
-    return f"{count} {one if count == 1 else many}"
+def error(subject: str, message: str, hint: str) -> Finding:
+    return Finding("error", subject, message, hint)
 
 
-def duration(seconds: float) -> str:
-    """`seconds` as people say it, in its largest unit."""
-    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        number = int(seconds // length)
-        if number:
-            return f"{number} {unit}{'s' * (number != 1)}"
-    return f"{max(seconds, 0):.0f} s"
+def celery_command(*arguments: str) -> str:
+    """`celery -A APP ARGUMENTS` in backticks, with the project's app if it has a name."""
+    return f"`celery -A {current_app.main or 'your_project'} {' '.join(arguments)}`"

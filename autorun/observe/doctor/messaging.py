@@ -1,4 +1,4 @@
-"""The broker, and who listens to it."""
+"""Examines the broker and the workers that listen to it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from celery import current_app
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.dispatch.messages import queue_of
-from autorun.observe.doctor.finding import Finding, app_name, duration, ok
+from autorun.observe.doctor.finding import Finding, celery_command, error, ok, warning
+from autorun.state.words import duration
 
 CONNECT_TIMEOUT = 2  # seconds
 ANSWER_TIMEOUT = 1.5
-#: A broker that accepts and never answers is given up after so long, whatever its transport.
+#: Seconds to wait for a broker that accepts connections but never answers, whatever the transport.
 DEADLINE = 6.0
 
 VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
@@ -30,11 +31,10 @@ def examine_broker() -> Iterator[Finding]:
     try:
         listeners = _within(DEADLINE, _listeners)
     except Exception as problem:  # noqa: BLE001
-        yield Finding(
-            "error",
+        yield error(
             "broker",
             f"{url} does not answer: {type(problem).__name__}: {problem}",
-            "Start it, or correct CELERY_BROKER_URL. Saves are kept meanwhile; nothing is lost.",
+            "Start it, or correct CELERY_BROKER_URL. Until then saved rows are kept; none is lost.",
         )
         return
     yield ok("broker", f"{url} answers.")
@@ -43,46 +43,44 @@ def examine_broker() -> Iterator[Finding]:
         if workers:
             yield ok(f"queue {queue}", f"{', '.join(sorted(workers))} listening.")
             continue
-        yield Finding(
-            "error",
+        yield error(
             f"queue {queue}",
-            f"No worker listens on {queue!r}.",
-            f"Start one: `celery -A {app_name()} worker -n worker@%h -Q {queue}`. One that is at "
-            "work all the same, but answers no `celery inspect ping`, is to be started anew.",
+            f"No worker is listening on {queue!r}.",
+            f"Start one: {celery_command('worker -n worker@%h -Q', queue)}. If one is running but "
+            "does not answer `celery inspect ping`, restart it.",
         )
 
 
 def queues_in_use() -> set[str]:
-    """The names of the queues that runners and autorun's own tasks go to."""
+    """Names of the queues of runners and of autorun's own tasks."""
     default = current_app.conf.task_default_queue
     queues = {queue_of(runner) or default for runner in registry.runners()}
     return queues | {settings.QUEUE or default}
 
 
 def examine_visibility_timeout() -> Iterator[Finding]:
-    """Whether a broker that takes unacknowledged messages back is patient enough."""
+    """Whether the broker waits long enough before it delivers a message again."""
     scheme = _url().partition(":")[0].partition("+")[0]
     if scheme not in VISIBILITY_TIMEOUTS:
         return
     options = current_app.conf.broker_transport_options or {}
-    patience = options.get("visibility_timeout", VISIBILITY_TIMEOUTS[scheme])
+    redelivery = options.get("visibility_timeout", VISIBILITY_TIMEOUTS[scheme])
     timeouts = {runner.label: runner.get_timeout() for runner in registry.runners()}
-    slow = [name for name, seconds in timeouts.items() if seconds is None or seconds > patience]
+    slow = [name for name, seconds in timeouts.items() if seconds is None or seconds > redelivery]
     if not slow:
-        yield ok("visibility timeout", f"{duration(patience)}, longer than any run may take.")
+        yield ok("visibility timeout", f"{duration(redelivery)}, longer than any TIMEOUT.")
         return
-    yield Finding(
-        "warning",
+    yield warning(
         "visibility timeout",
-        f"The broker sends messages again after {patience:g} s, but runs of {', '.join(slow)} may "
-        "take longer. Each is still executed once only, but workers are woken up for nothing.",
+        f"The broker delivers messages again after {redelivery:g} s, but runs of {', '.join(slow)} "
+        "may take longer. No run is repeated, but the extra messages are wasted.",
         'Set CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": ...} above the longest '
         "TIMEOUT, or lower TIMEOUT.",
     )
 
 
 def _listeners() -> dict[str, list[str]]:
-    """The names of the workers that answer, by queue."""
+    """Names of the workers that answer, by queue."""
     with current_app.connection_for_write(connect_timeout=CONNECT_TIMEOUT) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
         inspection = current_app.control.inspect(timeout=ANSWER_TIMEOUT, connection=connection)
@@ -94,7 +92,7 @@ def _listeners() -> dict[str, list[str]]:
 
 
 def _within(seconds: float, work: Callable[[], dict[str, list[str]]]) -> dict[str, list[str]]:
-    """What `work()` gives, or raises; TimeoutError where that takes longer."""
+    """Call `work` in a thread; raise TimeoutError if it takes longer than `seconds`."""
     outcome: list[Any] = []
 
     def attempt() -> None:
@@ -107,7 +105,7 @@ def _within(seconds: float, work: Callable[[], dict[str, list[str]]]) -> dict[st
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise TimeoutError(f"It accepted the connection, but was silent for {seconds:g} s.")
+        raise TimeoutError(f"It accepted the connection but did not answer for {seconds:g} s.")
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     found: dict[str, list[str]] = outcome[0]
@@ -123,5 +121,5 @@ def _shown_url() -> str:
     """The broker's address without its password."""
     connection = current_app.connection_for_write()
     url = str(connection.as_uri())
-    # Of a Redis without a password kombu hides one all the same.
+    # kombu writes `:**@` even for a Redis without a password.
     return url if connection.password else url.replace("//:**@", "//")

@@ -1,4 +1,4 @@
-"""What the project's settings and code say."""
+"""Examines the project's settings and code."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from celery import current_app
 from django.core import checks
 
 from autorun.declare import registry
-from autorun.observe.doctor.finding import Finding, Level, ok
+from autorun.observe.doctor.finding import Finding, error, ok, warning
+from autorun.state.words import counted
 
 
 def examine_checks() -> Iterator[Finding]:
-    """Autorun's own system checks, silenced ones apart."""
+    """Autorun's own system checks, except silenced ones."""
     messages = [each for each in checks.run_checks(tags=["autorun"]) if not each.is_silenced()]
     for message in sorted(messages, key=lambda each: (-each.level, str(each.obj), str(each.id))):
-        level: Level = "error" if message.is_serious() else "warning"
+        found = error if message.is_serious() else warning
         place = f"{message.obj}: " if message.obj else ""
-        yield Finding(level, f"check {message.id}", f"{place}{message.msg}", message.hint or "")
+        yield found(f"check {message.id}", f"{place}{message.msg}", message.hint or "")
     number = len(registry.runners())
     if not number:
-        yield Finding(
-            "warning",
+        yield warning(
             "runners",
-            "No runner is registered, so there is nothing to do.",
+            "No runner is registered.",
             "Declare one, with a DATA_MODEL, in the module `runners` of an installed app.",
         )
     elif not messages:
-        yield ok("system checks", f"{number} runner{'s' * (number != 1)}, nothing to complain of.")
+        yield ok("system checks", f"{counted(number, 'runner')}, no problems.")
 
 
 def examine_eagerness() -> Iterator[Finding]:
     if current_app.conf.task_always_eager:
-        yield Finding(
-            "error",
+        yield error(
             "eager mode",
-            "Celery's task_always_eager is on: whoever saves a row waits for its analysis.",
+            "Celery's task_always_eager is on: each save waits for the row's analysis.",
             "Remove CELERY_TASK_ALWAYS_EAGER from the settings; it is for tests.",
         )
