@@ -525,7 +525,7 @@ def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
     for name in ("prepare", "count"):
         page = client.get(reverse(f"admin:autorun_batch_{name}", args=[LABEL]), form)
         text = page.content.decode()
-        assert f"“{typed}” is no whole number from 1 to 2,147,483,647." in text
+        assert f"“{typed}” is not a whole number from 1 to 2,147,483,647." in text
         assert f'value="{typed}" placeholder' in text.replace(
             f' aria-invalid="true" aria-describedby="{field}-problem"', ""
         )
@@ -536,7 +536,7 @@ def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
         reverse("admin:autorun_batch_start", args=[LABEL]), form, follow=True
     ).content.decode()
 
-    assert f"The backfill was not started: “{typed}” is no whole number" in started
+    assert f"The backfill was not started: “{typed}” is not a whole number" in started
     assert Batch.objects.count() == batches
 
 

@@ -1274,7 +1274,7 @@ def test_sync(runner):
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])
 def test_prune(documents, runner, settings, set_constants, at_once):
-    set_constants(pruning, MOST_RUNS=at_once, AT_ONCE=1)
+    set_constants(pruning, MOST_RUNS=at_once, DELETED_AT_ONCE=1)
     runner.run()
     typed("cancel", LABEL)
     Run.objects.update(finished_at=timezone.now() - dt.timedelta(days=90))

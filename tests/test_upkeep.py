@@ -192,7 +192,7 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
 def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
     documents, caplog, set_constants
 ):
-    set_constants(rounds, AT_ONCE=1)
+    set_constants(rounds, MOST_PER_STEP=1)
     SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
     assert drain_spilled() == 0
@@ -207,7 +207,7 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
 
 def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, set_constants):
-    set_constants(rounds, AT_ONCE=1)
+    set_constants(rounds, MOST_PER_STEP=1)
 
     def filter_queryset(self, queryset, log_level=20):
         raise OperationalError("no such column")
@@ -407,7 +407,7 @@ def test_a_chunk_that_its_node_has_not_counted_in_stays(old_history):
 
 
 def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, set_constants):
-    set_constants(pruning, WINDOW=2, AT_ONCE=1)
+    set_constants(pruning, WINDOW=2, DELETED_AT_ONCE=1)
 
     assert prune(at_most=3) == 3
     with CaptureQueriesContext(connection) as captured:
@@ -439,7 +439,7 @@ def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, set_con
 def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
     old_history, set_constants, most, pruned
 ):
-    set_constants(pruning, MOST_RUNS=most, AT_ONCE=1)
+    set_constants(pruning, MOST_RUNS=most, DELETED_AT_ONCE=1)
     rounds = [upkeep(in_any_case=True).pruned for _ in range(3)]
 
     assert rounds == pruned

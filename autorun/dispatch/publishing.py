@@ -1,8 +1,8 @@
 """Messages to the broker, over a connection that never waits for long.
 
-A broker that accepts and never answers would block Celery's own `.delay()` for ever, so autorun
-publishes over one connection a process of its own, with short timeouts. After a failure it does
-not knock again for a moment, so that many who publish do not each wait for the same timeout.
+A broker that accepts connections and never answers would block Celery's own `.delay()` for ever. So
+each process has one connection for publishing, with short timeouts. After a failure it pauses for a
+moment, so that many callers do not each wait for the same timeout.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from autorun.state.crash_points import crash_point
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
 PAUSE_AFTER_FAILURE = 1.0  # seconds
 AMQP = ("amqp", "amqps", "pyamqp")
-#: The broker is there, but will not have this message: its queue is not as declared, or forbidden,
-#: or not there. Those for other queues go out all the same.
+#: The broker answers but refuses this message: its queue is declared otherwise, forbidden or gone.
+#: Messages for other queues are still sent.
 ABOUT_A_MESSAGE = (IrrecoverableChannelError, QueueNotFound, EncodeError)
 
 
@@ -48,10 +48,10 @@ class Message:
     time_limit: float | None = None
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for `apply_async`, without those that are not given.
+        """Keyword arguments for `apply_async`, without those that are None.
 
-        With a time limit goes a soft one as long: a project's own, for a task of one job, would be
-        shorter.
+        The soft time limit is as long as the hard one: a project's own would be shorter, as it is
+        meant for tasks of one job.
         """
         given = {
             "queue": self.queue,
@@ -72,16 +72,15 @@ def time_limit_after(seconds: float | None) -> float | None:
     return None if seconds is None else seconds + 2 * settings.LEASE
 
 
-#: A message that the broker would not take, and why.
+#: A message that the broker refused, and why.
 Refusal = tuple[Message, Exception]
 
 
 def publish(messages: Sequence[Message]) -> None:
     """Send the messages, in order.
 
-    Raises BrokerUnavailable when the broker refused or was silent; it may have taken some of
-    them all the same. Raises MessagesRefused, in the end, for those that it took none of while it
-    took the others.
+    Raises BrokerUnavailable if the broker failed or was silent; it may still have taken some.
+    Raises MessagesRefused, after all others are sent, with those that it refused.
     """
     if _sink is not None:
         _sink(messages)
@@ -92,13 +91,13 @@ def publish(messages: Sequence[Message]) -> None:
 
 
 def is_immediate() -> bool:
-    """Whether no broker stands between `publish` and those who do the work."""
+    """Whether `publish` executes the tasks itself, without a broker."""
     return _sink is not None or _is_eager()
 
 
 @contextmanager
 def redirected(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
-    """Have `sink` take all messages in place of the broker, for the length of a `with` block."""
+    """Have `sink` take all messages in place of the broker within the block."""
     global _sink  # noqa: PLW0603
     before, _sink = _sink, sink
     try:
@@ -112,10 +111,10 @@ _known_eager: tuple[object, object, bool] | None = None
 
 
 def _is_eager() -> bool:
-    """Celery's `task_always_eager`, which every save asks for.
+    """Celery's `task_always_eager`, cached until a setting changes.
 
-    Celery looks a setting up anew each time, in several places under several names, which takes
-    longer than all else that autorun does in a save. So the answer is kept until something changes.
+    Celery looks up a setting in several places under several names each time, which takes longer
+    than everything else that autorun does in a save.
     """
     global _known_eager  # noqa: PLW0603
     conf = current_app.conf
@@ -151,10 +150,7 @@ def _execute_eagerly(messages: Sequence[Message]) -> None:
 
 
 def urgent_priority() -> int | None:
-    """The message priority that goes first with the project's broker; None where that is none.
-
-    Redis is the other way round than the rest: there a message without priority goes first.
-    """
+    """The message priority that the project's broker delivers first; None is first on Redis."""
     return 9 if _scheme() in (*AMQP, "sqlite") else None
 
 
@@ -210,10 +206,10 @@ class _Courier:
                 refused = self._send(messages)
             except Exception as error:
                 self._drop()
-                # A connection that lay idle may have been closed at the other end meanwhile;
-                # a broker that is silent is not asked twice.
+                # The other end may have closed an idle connection; a silent broker is not
+                # asked twice.
                 if not was_open or _is_timeout(error):
-                    raise self._given_up(error) from error
+                    raise self._failed(error) from error
                 refused = self._send_or_give_up(messages)
         if refused:
             raise MessagesRefused(_words_for(refused), [message for message, _ in refused])
@@ -229,10 +225,10 @@ class _Courier:
             return self._send(messages)
         except Exception as error:
             self._drop()
-            raise self._given_up(error) from error
+            raise self._failed(error) from error
 
     def _send(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Send the messages; those that the broker would not take, and why."""
+        """Send the messages; those that the broker refused, and why."""
         refused: list[Refusal] = []
         for message in messages:
             try:
@@ -248,7 +244,7 @@ class _Courier:
 
     def _send_one(self, message: Message) -> None:
         if self._connection is not None and not self._connection.connected:
-            self._drop()  # kombu would open it again by itself, with its own patience
+            self._drop()  # kombu would reopen it with its own, longer timeouts
         if self._connection is None or self._producer is None:
             self._connection = _open()
             self._producer = Producer(self._connection.default_channel)
@@ -257,7 +253,7 @@ class _Courier:
             "producer": self._producer,
             # Without a policy a refused connection takes seconds longer to be reported.
             "retry_policy": {"max_retries": 0},
-            # Celery's own, of a thousand keys, takes longer than the message itself.
+            # Celery's own of a thousand keys takes longer than the message itself.
             "argsrepr": reprlib.repr(message.args),
         }
         current_app.tasks[message.task].apply_async(message.args, **options)
@@ -267,9 +263,9 @@ class _Courier:
         if connection is not None:
             _close(connection)
 
-    def _given_up(self, error: Exception) -> BrokerUnavailable:
+    def _failed(self, error: Exception) -> BrokerUnavailable:
         self._failed_at = time.monotonic()
-        cause = error.__cause__ or error  # kombu wraps it, and tells less
+        cause = error.__cause__ or error  # kombu wraps it, and says less
         return BrokerUnavailable(f"{type(cause).__name__}: {cause}")
 
 
@@ -277,7 +273,7 @@ def _words_for(refused: Sequence[Refusal]) -> str:
     queues = {message.queue or "Celery's default": error for message, error in refused}
     return " ".join(
         f"The broker takes no message for the queue {queue}: {type(error).__name__}: {error}. "
-        "Is it declared elsewhere, with other arguments, or by nobody?"
+        "Is it declared elsewhere with other arguments, or not at all?"
         for queue, error in queues.items()
     )
 
@@ -295,12 +291,12 @@ def _open() -> Connection:
 
 
 def _broker() -> object:
-    """What tells one broker from another: tests turn to several."""
+    """The identity of the project's broker; tests use several."""
     return current_app.main, str(current_app.conf.broker_write_url)
 
 
 def _is_timeout(error: BaseException | None) -> bool:
-    """Whether a wait was too long; redis has a TimeoutError of its own, and kombu wraps both."""
+    """Whether a wait timed out; redis has its own TimeoutError, and kombu wraps both."""
     while error is not None:
         if type(error).__name__ == "TimeoutError" or isinstance(error, TimeoutError):
             return True
@@ -309,10 +305,10 @@ def _is_timeout(error: BaseException | None) -> bool:
 
 
 def _close(connection: Connection) -> None:
-    """Free its file descriptors, without a word to a broker that may not answer."""
+    """Free its file descriptors without a goodbye to a broker that may not answer."""
     transport: Any = connection.transport
     connection.collect(socket_timeout=0.1)
-    # Redis's transport keeps its epoll object, and waits for the garbage collector.
+    # Redis's transport keeps its epoll object until it is garbage-collected.
     poller: Any = getattr(getattr(transport, "cycle", None), "poller", None)
     if hasattr(poller, "close"):
         poller.close()
@@ -326,7 +322,7 @@ def _one_attempt(*, hosts: int = 1) -> dict[str, Any]:
 def _impatient_options() -> dict[str, Any]:
     scheme = _scheme()
     if scheme in AMQP:
-        # Without confirms a RabbitMQ that is frozen, or short of memory, seems to take messages.
+        # Without confirms, a RabbitMQ that is frozen or short of memory seems to take messages.
         return {"confirm_publish": True, "read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
     if scheme in ("redis", "rediss", "sentinel"):
         return {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
@@ -334,7 +330,7 @@ def _impatient_options() -> dict[str, Any]:
 
 
 def _scheme() -> str:
-    """What the (first) broker URL begins with; Celery's default broker is RabbitMQ."""
+    """The scheme of the (first) broker URL; Celery's default broker is RabbitMQ."""
     urls: str | list[str] = current_app.conf.broker_write_url or "amqp:"
     url = urls if isinstance(urls, str) else urls[0]
     return url.partition(":")[0].partition("+")[0]
@@ -347,5 +343,5 @@ def _reset() -> None:
 
 _eager = _Eager()
 _courier = _Courier()
-# A connection, and a lock that another thread held, are of no use in a forked child.
+# A forked child can use neither the connection nor a lock that another thread held.
 os.register_at_fork(after_in_child=_reset)

@@ -33,7 +33,7 @@ FIRST_PAGE = 8
 #: Messages of a chunk are counted up to this number; a smallint ends a little above.
 MOST_PUBLICATIONS = 30_000
 #: Seconds that each attempt waits for the lock of a node. A release holds it briefly.
-PATIENCE = 1.0
+NODE_LOCK_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def release(node_id: int) -> Release:
         return Release()
     try:
         claimed = repeated_on_conflict(
-            lambda: _claim(node_id), using=settings.DATABASE, patience=PATIENCE
+            lambda: _claim(node_id), using=settings.DATABASE, lock_timeout=NODE_LOCK_TIMEOUT
         )
     except OperationalError as error:
         if not is_conflict(error):

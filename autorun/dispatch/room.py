@@ -99,7 +99,7 @@ class Room:
         if registry.find(label) is not None:
             limited.add(label)
         for each in sorted(limited - self._counted_elsewhere):
-            pulses.lock(f"parallel:{hashlib.sha256(each.encode()).hexdigest()[:32]}")
+            pulses.hold(f"parallel:{hashlib.sha256(each.encode()).hexdigest()[:32]}")
         for each in {label, *limited} - self._counted_elsewhere:
             elsewhere = Chunk.objects.in_flight().filter(runner=each).exclude(node=self._node_id)
             self._chunks_of_runner[each] += elsewhere.count()

@@ -1,7 +1,7 @@
-"""How many runs a message carries.
+"""The number of runs in a chunk: about a second of work.
 
-About a second of work: enough that what a message costs is lost in it, and little enough that a
-live save is not kept waiting and that a killed worker has little to do again.
+That is long compared with the cost of a message, and short enough that a saved row need not wait
+and that a killed worker loses little.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from autorun.models import Node
 
 TARGET_SECONDS = 1.0
 LARGEST = 500
-#: What a chunk holds while nobody knows how long a run takes. Too many does little harm: a worker
-#: hands the rest of a slow chunk over, in chunks of the size that it should have had.
+#: Runs in a chunk of a node without a measured run. Too many does little harm: a worker hands over
+#: the rest of a slow chunk, in chunks of the right size.
 UNMEASURED = 100
 
 
 def chunk_size(runner: Runner, node_id: int, *, seconds: float | None = None) -> int:
     """The runner's BATCH_SIZE, or about a second's worth of runs.
 
-    A run takes `seconds`, where the caller has measured it, or what the node says.
+    A run takes the caller's measured `seconds`, or else the node's.
     """
     window = settings.WINDOW
     if runner.BATCH_SIZE is not None:
         return max(1, min(runner.BATCH_SIZE, window))
     seconds = _run_seconds(node_id) if seconds is None else seconds
     size = UNMEASURED if seconds is None else round(TARGET_SECONDS / max(seconds, 1e-6))
-    # Several chunks have to fit into the window, or workers would stand idle.
+    # Several chunks must fit into the window, or workers would be idle.
     return max(1, min(size, LARGEST, window // 4 or 1))
 
 

@@ -20,7 +20,7 @@ class DatabaseNow(Now):
 
 
 def from_now(seconds: float) -> Expression:
-    """The database's time `seconds` from now; before now where they are negative."""
+    """The database's time `seconds` from now; before now if they are negative."""
     duration = Value(dt.timedelta(seconds=seconds), output_field=DurationField())
     return ExpressionWrapper(DatabaseNow() + duration, output_field=DateTimeField())
 

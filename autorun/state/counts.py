@@ -14,10 +14,10 @@ from autorun.models import Batch, Chunk, Node
 
 @dataclass(frozen=True)
 class Progress:
-    """How many current runs of a node ended how, and how many runs are on their way.
+    """How many current runs of a node are in each state.
 
-    waiting: planned, not handed to Celery. queued: handed over. running: in a chunk that a worker
-    is at. ignored: left alone until the row's input changes.
+    waiting: planned, not in Celery yet. queued: in Celery. running: in a chunk that a worker
+    executes. ignored: left alone until the row's input changes.
     """
 
     succeeded: int = 0
@@ -34,7 +34,7 @@ class Progress:
 
     @property
     def under_way(self) -> int:
-        """What workers have been told of."""
+        """Runs that are with Celery or its workers."""
         return self.queued + self.running
 
     @property
@@ -44,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """How many of a batch's runs ended how; `left` are still to end."""
+    """How many of a batch's runs are in each state; `left` have not finished."""
 
     succeeded: int
     failed: int
@@ -53,15 +53,12 @@ class BatchCounts:
 
 
 def progress(node: Node) -> Progress:
-    """The runs of `node` by state, from the counts that it and its chunks keep."""
+    """The runs of `node` by state."""
     return progress_by_node([node])[node.pk]
 
 
 def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
-    """The runs of each node by state, from the counts that it and its chunks keep.
-
-    One query for all, so that no chunk is folded in between.
-    """
+    """The runs of each node by state; one query, so that no chunk is folded in between."""
     ids = [node.pk for node in nodes]
     chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()
     open_counts = chunks.values_list("node_id", "state").annotate(
@@ -76,14 +73,14 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     )
     sums: dict[int, Counter[str]] = {}
     for pk, state, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
-        names = ("succeeded", "failed", "ignored", _ON_THE_WAY.get(state))
+        names = ("succeeded", "failed", "ignored", _UNFINISHED.get(state))
         of_node = sums.setdefault(pk, Counter())
         of_node.update({name: int(n) for name, n in zip(names, counts, strict=True) if name})
     return {pk: Progress(**counts) for pk, counts in sums.items()}
 
 
-#: The word for the runs of a chunk that have not ended, by its state.
-_ON_THE_WAY = {
+#: The state of a chunk's unfinished runs, by the state of the chunk.
+_UNFINISHED = {
     Chunk.State.WAITING: "waiting",
     Chunk.State.QUEUED: "queued",
     Chunk.State.RUNNING: "running",
@@ -92,12 +89,9 @@ _ON_THE_WAY = {
 
 
 def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
-    """What came of each batch so far, from the counts its chunks and the batch itself keep.
-
-    One query for all, so that no chunk is folded in between.
-    """
+    """The runs of each batch by state; one query, so that no chunk is folded in between."""
     ids = list(batch_ids)
-    # Not joined: of a million chunks PostgreSQL then adds up the parts of several side by side.
+    # No join: so PostgreSQL sums a million chunks in parallel.
     chunks: Any = Chunk.objects.filter(batch_id__in=ids).unfolded()
     open_counts = chunks.values_list("batch_id").annotate(
         Sum("succeeded"), Sum("failed"), Sum("cancelled"), n_left=Sum(Chunk.runs_left())

@@ -1,7 +1,4 @@
-"""Chunk ids are made here rather than by the database.
-
-So one INSERT can spread runs over chunks that do not exist yet.
-"""
+"""Ids of chunks, made by the process, so that one INSERT can spread runs over new chunks."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ LARGEST_BLOCK = 1 << 17
 
 
 class _Last(threading.local):
-    """The block that a thread began last; a lock could be held while a worker's pool forks."""
+    """A thread's last block. A lock instead could be held while a worker's pool forks."""
 
     chunk_id = 0
 
@@ -27,10 +24,7 @@ _last = _Last()
 
 
 def first_chunk_id_at(when: dt.datetime) -> int:
-    """An id above those of the chunks made before `when`, and not above those made since.
-
-    By the clock of the process that made them.
-    """
+    """The lower bound of the ids of chunks made at `when` or later, by their process's clock."""
     milliseconds = int(when.timestamp() * 1_000) - EPOCH_MS
     return min(max(milliseconds, 0) << RANDOM_BITS, LARGEST)
 
@@ -38,8 +32,8 @@ def first_chunk_id_at(when: dt.datetime) -> int:
 def new_chunk_id() -> int:
     """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
 
-    A thread's blocks never overlap. Where those of two threads or processes do, the primary key
-    is violated, and that window of planning is rolled back and repeated.
+    A thread's blocks never overlap. If those of two threads or processes do, the primary key is
+    violated, and that window of planning is rolled back and repeated.
     """
     milliseconds = time.time_ns() // 1_000_000 - EPOCH_MS
     chunk_id = milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)

@@ -1,8 +1,8 @@
-"""How a row is named in autorun's tables, and how its name leads back to it.
+"""Keys: how autorun's tables name a row of the project, and how a key leads back to the row.
 
-An integer primary key is kept in `object_id`. Any other is kept in `object_key`, as the text the
-database itself makes of it: a UUID is 32 hex digits on SQLite and dashed on PostgreSQL, and a
-text made by Python would, on one of them, name a row that does not exist.
+An integer primary key is stored in `object_id`, any other in `object_key`, as the database's own
+text of it. A UUID is 32 hex digits on SQLite and dashed on PostgreSQL, so a text made by Python
+would name no row on one of them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Key = int | str
 
 
 class KeyText(Cast):
-    """A primary key as text, with the collation of `object_key`, whatever its column's own is.
+    """A primary key as text, with the collation of `object_key` instead of its column's own.
 
-    PostgreSQL neither hashes a text of some ICU collations nor compares two of different ones.
+    PostgreSQL cannot hash text of some ICU collations, nor compare texts of different ones.
     """
 
     def as_postgresql(
@@ -40,7 +40,7 @@ class KeyText(Cast):
 
 @dataclass(frozen=True)
 class KeyKind:
-    """What the primary key of one model is like."""
+    """The kind of primary key that a model has."""
 
     field: models.Field[Any, Any]
 
@@ -75,7 +75,7 @@ class KeyKind:
         return self.field.to_python(key)
 
     def read(self, text: str) -> Any:
-        """The primary key that a text of any origin stands for; None where no row can have it."""
+        """The primary key that an untrusted text stands for; None if no row can have it."""
         if self.is_integer:
             return read_number(text, least=LEAST)
         try:
@@ -83,7 +83,7 @@ class KeyKind:
             pk = self.to_pk(text)
         except (ValidationError, ValueError, TypeError, OverflowError):
             return None
-        # PostgreSQL takes no NUL in a text.
+        # PostgreSQL refuses NUL in a text.
         return None if "\0" in text or len(text) > LONGEST_TEXT else pk
 
     def of(self, run: Any) -> Key:
@@ -94,7 +94,7 @@ class KeyKind:
     def is_ordered_alike(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether the database orders these primary keys as it orders the keys in Run.
 
-        Where it does not, bounds on the primary key say nothing about bounds on the key.
+        If it does not, bounds on the primary key say nothing about bounds on the key.
         """
         if self.is_integer:
             return True

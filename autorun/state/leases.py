@@ -1,8 +1,7 @@
-"""Starting a chunk, and staying its only worker.
+"""Leases: one worker starts a chunk, and stays the only one.
 
-A start is one compare-and-set that raises the chunk's token. Whatever is written later is written
-only where the token is still the writer's, so that a message delivered five times runs once, and
-a worker that lost its lease writes nothing.
+A start is one compare-and-set that raises the chunk's token, so a message delivered five times
+starts it once. Later writes require the same token, so a worker that lost its lease writes nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def planning_ends_at() -> Expression:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to work on a chunk and to write what came of it.
+    """The right to execute a chunk and to record its results.
 
-    `worker` is who worked on it, where that was another process.
+    `worker` is the name of the worker that failed, if another process rescues the chunk.
     """
 
     chunk: Chunk
@@ -47,17 +46,17 @@ class Lease:
     worker: str = ""
 
     def held(self) -> ChunkQuerySet[Chunk]:
-        """The chunk's row, or no row where the lease went to another."""
+        """The chunk, as a queryset that is empty once another worker has the lease."""
         return Chunk.objects.filter(pk=self.chunk.pk, token=self.token)
 
 
 def queued(chunk_id: int) -> Chunk | None:
-    """The chunk with its node and batch, or None: then its message is late or repeated."""
+    """The chunk with its node and batch; None if its message came late or twice."""
     return _startable().filter(pk=chunk_id).first()
 
 
 def start(chunk: Chunk) -> Lease | None:
-    """The lease of a queued chunk, or None where another worker has it."""
+    """The lease of a queued chunk, or None if another worker has it."""
     started = _as_read(chunk).update(
         state=Chunk.State.RUNNING,
         token=F("token") + 1,
@@ -69,12 +68,12 @@ def start(chunk: Chunk) -> Lease | None:
 
 
 def extend(lease: Lease) -> bool:
-    """Hold the lease for its full length from now; whether it was still held."""
+    """Extend the lease to its full length from now; whether it was still held."""
     return bool(lease.held().running().update(expires_at=ends_at()))
 
 
 def requeue(chunk: Chunk) -> bool:
-    """Leave a queued chunk to another worker, who needs a message; whether it was left as read."""
+    """Leave a queued chunk to another worker; whether it was unchanged. It needs a new message."""
     requeued = _as_read(chunk).update(
         published_at=DatabaseNow(), publications=F("publications") + 1, token=F("token") + 1
     )
@@ -82,7 +81,7 @@ def requeue(chunk: Chunk) -> bool:
 
 
 def park(chunk: Chunk, reason: str) -> bool:
-    """Put a queued chunk aside until what it needs is there; whether it was left as read."""
+    """Put a queued chunk aside until its runner is back; whether it was unchanged."""
     parked = _as_read(chunk).update(
         state=Chunk.State.PARKED, reason=reason, token=F("token") + 1, expires_at=None
     )
@@ -90,11 +89,11 @@ def park(chunk: Chunk, reason: str) -> bool:
 
 
 def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
-    """A queued chunk of the same queue that is more urgent than `chunk`, if any; none of `but`.
+    """The most urgent queued chunk of the same queue that precedes `chunk`, but none of `but`.
 
-    A broker hands messages out in the order they came, so the message of a live save may lie
-    behind a backfill's. A message is a wake-up: whoever gets one does the most urgent work first,
-    and the urgent chunk's own message then finds it done.
+    A broker delivers messages in the order they came, so that of a saved row may wait behind a
+    backfill's. So a worker that gets any message does the most urgent work first. The urgent
+    chunk's own message then does nothing.
     """
     if chunk.priority == max(Chunk.Priority):
         return None
@@ -104,19 +103,19 @@ def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
 
 
 def worker_name() -> str:
-    """Which process this is, for people: Celery's node name, or the host, and the process id."""
+    """A name of this process for people: Celery's node name, or the host, and the process id."""
     node = getattr(getattr(current_task, "request", None), "hostname", None)
     return f"{node or socket.gethostname()}:{os.getpid()}"[:255]
 
 
 def _as_read(chunk: Chunk) -> QuerySet[Chunk]:
-    """The queued chunk's row, or no row where somebody was faster."""
+    """The queued chunk, as a queryset that is empty if another process has changed it."""
     return Chunk.objects.queued().filter(pk=chunk.pk, token=chunk.token)
 
 
 def _startable() -> QuerySet[Chunk]:
-    """The queued chunks, but for those of batches that were cancelled."""
+    """Queued chunks, without those of cancelled batches."""
     startable = Chunk.objects.queued().exclude(batch__state=Batch.State.CANCELLED)
-    # What only others ask for, and may be long, is left where it is.
+    # Long columns that no worker reads.
     unwanted = ("node__folded_hours", "node__counted", "batch__scope")
     return startable.select_related("node", "batch").defer(*unwanted)

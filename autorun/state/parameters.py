@@ -1,4 +1,4 @@
-"""Values in addresses and forms, which may be anything: what means nothing is passed over."""
+"""Values from addresses and forms, which may be anything: meaningless ones are ignored."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SINCE: Mapping[str, dt.timedelta] = {
     "30d": dt.timedelta(days=30),
 }
 
-#: What every database takes for a key.
+#: The range of integer keys that every database takes.
 LEAST, MOST = -(1 << 63), (1 << 63) - 1
 LONGEST_NUMBER = len(str(LEAST))
 LONGEST_TEXT = 255
 
 
 def read_number(given: object, *, least: int = 0, most: int = MOST) -> int | None:
-    """The whole number that `given` is, as text or as JSON; None where it is none in that range."""
+    """The whole number in `given`, text or JSON; None if it is not a number in that range."""
     if isinstance(given, int) and not isinstance(given, bool):
         number = given
     else:
         text = given.strip() if isinstance(given, str) else ""
         digits = text.removeprefix("-")
-        # Python reads a number of thousands of digits slowly, or not at all.
+        # Python reads a number of thousands of digits slowly, or refuses to.
         if not (digits.isascii() and digits.isdecimal()) or len(text) > LONGEST_NUMBER:
             return None
         number = int(text)
@@ -38,17 +38,17 @@ def read_number(given: object, *, least: int = 0, most: int = MOST) -> int | Non
 
 
 def no_number(given: object, *, least: int = 0, most: int = MOST) -> str:
-    """What to say of a field that should have held a number in that range; '' where it did."""
+    """The error message for a field that must hold a number in that range; '' if it does."""
     text = "" if given is None else str(given).strip()
     if not text or read_number(text, least=least, most=most) is not None:
         return ""
-    return f"“{text[:40]}” is no whole number from {least:,} to {most:,}."
+    return f"“{text[:40]}” is not a whole number from {least:,} to {most:,}."
 
 
 def read_time(given: object) -> dt.datetime | None:
-    """The time that `given` is, to the minute, in the project's zone where it names none; or None.
+    """The time in `given`, to the minute, or None; in the project's zone unless it names one.
 
-    It is what a browser writes of a date and a time: `2031-05-04T03:00`.
+    A browser writes a date and a time like this: `2031-05-04T03:00`.
     """
     try:
         when = parse_datetime(str(given))
@@ -63,11 +63,11 @@ def read_time(given: object) -> dt.datetime | None:
 
 
 def read_text(given: Mapping[str, Any], name: str) -> str:
-    """The text of that name; '' where there is none."""
-    # PostgreSQL takes no NUL in a text.
+    """The text of that name; '' if there is none."""
+    # PostgreSQL refuses NUL in a text.
     return str(given.get(name, "")).replace("\0", "").strip()[:LONGEST_TEXT]
 
 
 def read_one_of(known: Container[object], given: object) -> str:
-    """`given` where it is known, else ''."""
+    """`given` if it is known, else ''."""
     return str(given) if given in known else ""

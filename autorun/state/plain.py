@@ -73,7 +73,7 @@ class Encoder:
         except (Unencodable, AutorunError):
             raise
         except Exception as error:
-            # A container of the user's own may raise anything while it is read.
+            # A container class of the project may raise anything while it is read.
             raise Unencodable(f"could not be read: {type(error).__name__} was raised") from error
 
     def encode_integer(self, value: int) -> JSON:

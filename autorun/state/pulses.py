@@ -1,9 +1,8 @@
-"""Things that should happen every so often, however many processes try."""
+"""Pulses: turns that one of many processes takes at intervals, and locks by name."""
 
 from __future__ import annotations
 
 import datetime as dt
-from contextlib import suppress
 
 from django.db import IntegrityError, transaction
 
@@ -11,44 +10,40 @@ from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import DatabaseNow, from_now
 
-#: A turn may come a little early: who takes it and who sends it keep different time.
+#: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8
 
 
 def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
-    """Whether it is this process's turn, with nobody having had one for `every` seconds.
-
-    `early` is the part of them that must have passed.
-    """
+    """Take the turn if no process has for `every` seconds, or the `early` part of them."""
     due = Pulse.objects.filter(name=name, beat_at__lte=from_now(-every * early))
     if due.update(beat_at=DatabaseNow()):
         return True
-    if Pulse.objects.filter(name=name).exists():
-        return False
+    return not Pulse.objects.filter(name=name).exists() and _create(name)
+
+
+def give_back_turn(name: str) -> None:
+    """Give up the turn, so that the next caller gets it."""
+    Pulse.objects.filter(name=name).delete()
+
+
+def hold(name: str) -> None:
+    """Hold the lock of that name until the transaction ends."""
+    locked = Pulse.objects.select_for_update().filter(name=name).values_list("pk", flat=True)
+    if not list(locked) and not _create(name):
+        list(locked.all())
+
+
+def note(name: str, beat_at: dt.datetime) -> None:
+    """Record when it last happened."""
+    Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})
+
+
+def _create(name: str) -> bool:
+    """Insert the pulse, with the present time; False if another process was faster."""
     try:
         with transaction.atomic(using=settings.DATABASE):
             Pulse(name=name, beat_at=DatabaseNow()).save(force_insert=True, using=settings.DATABASE)
     except IntegrityError:
         return False
     return True
-
-
-def give_back_turn(name: str) -> None:
-    """Let the next who asks have the turn that was taken."""
-    Pulse.objects.filter(name=name).delete()
-
-
-def lock(name: str) -> None:
-    """Be the only one who has locked that name, until the transaction ends."""
-    locked = Pulse.objects.select_for_update().filter(name=name).values_list("pk", flat=True)
-    if list(locked):
-        return
-    with suppress(IntegrityError), transaction.atomic(using=settings.DATABASE):
-        Pulse(name=name, beat_at=DatabaseNow()).save(force_insert=True, using=settings.DATABASE)
-        return
-    list(locked.all())
-
-
-def note(name: str, beat_at: dt.datetime) -> None:
-    """Record that it happened then, whenever it has happened before."""
-    Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})

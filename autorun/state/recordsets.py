@@ -64,7 +64,7 @@ def keyed_recordset(
     columns: Mapping[str, str],
     rows: Iterable[tuple[Any, Any]],
 ) -> Fragment:
-    """The recordset of two columns, a "bigint" of which no two are equal, and another.
+    """The recordset of two columns, the first a "bigint" without duplicates.
 
     SQLite reads the members of one object eight times as fast as a list of lists.
     """
@@ -76,7 +76,7 @@ def keyed_recordset(
 
 
 def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragment:
-    """An array a column: half the work of jsonb_to_recordset, and its length can be estimated."""
+    """One array for each column: half the work of jsonb_to_recordset, and of known length."""
     arrays, params = [], []
     by_column = zip(*rows, strict=True) if rows else ((),) * len(columns)
     for kind, values in zip(columns.values(), by_column, strict=True):

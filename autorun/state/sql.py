@@ -55,7 +55,7 @@ def update_from(
 
 
 def insert_ignoring_conflicts(connection: BaseDatabaseWrapper) -> tuple[str, str]:
-    """What an INSERT that passes over existing rows begins and ends with."""
+    """The beginning and the end of an INSERT that skips existing rows."""
     if connection.vendor == "mysql":
         return "INSERT IGNORE INTO", ""
     return "INSERT INTO", "ON CONFLICT DO NOTHING"
@@ -71,6 +71,6 @@ def whole_quotient(connection: BaseDatabaseWrapper, dividend: str, divisor: str)
 def join_in_this_order(connection: BaseDatabaseWrapper) -> str:
     """An inner join that looks up the right table for each row of the left one.
 
-    Left alone, SQLite reads a JSON document anew for every row of the table beside it.
+    Otherwise SQLite parses a JSON document again for every row of the other table.
     """
     return "CROSS JOIN" if connection.vendor == "sqlite" else "INNER JOIN"

@@ -1,6 +1,6 @@
-"""Spans around what takes time, for whoever wants them: see `autorun.contrib.otel`.
+"""Spans around the steps that take time; see `autorun.contrib.otel`.
 
-Nothing is measured, and next to nothing done, while no tracer is installed.
+Without an installed tracer they measure nothing and cost next to nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Span:
-    """A stretch of work in a `with` block; this one records nothing."""
+    """A step of work in a `with` block; this one records nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -25,13 +25,13 @@ class Span:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """What ends the block goes on."""
+        """End the span; an exception propagates."""
 
     def note(self, **attributes: str | int | float) -> None:
-        """Say more about the work."""
+        """Add attributes to the span."""
 
     def fail(self, failure: ExceptionText) -> None:
-        """Say that the work failed, although the block goes on."""
+        """Mark the span as failed, although nothing is raised."""
 
 
 #: Makes the span of that name.
@@ -42,7 +42,7 @@ _tracer: Tracer | None = None
 
 
 def install(tracer: Tracer | None) -> None:
-    """Have spans made by `tracer` from now on; by none where it is None."""
+    """Have `tracer` make the spans from now on; None turns tracing off."""
     global _tracer  # noqa: PLW0603
     _tracer = tracer
 

@@ -1,4 +1,4 @@
-"""Short transactions that are worth repeating when another one was in the way."""
+"""Short transactions, repeated after a conflict or a broken connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.05  # seconds; doubled each time
-#: While the database is away.
+#: While the database cannot be reached.
 TRIES_WHILE_AWAY = 4
 PAUSE_WHILE_AWAY = 0.3  # seconds; doubled each time
 
@@ -34,7 +34,7 @@ _CONFLICT_STATES = {"40P01", "40001", "55P03"}
 _CONFLICT_NUMBERS = {1205, 1213, 1020}
 # PostgreSQL: connection exception, rolled back, out of resources, lock not available, shut down.
 _PASSING_CLASSES = {"08", "40", "53", "55", "57"}
-# Of those: a statement was cancelled. Most often it took longer than statement_timeout, and will.
+# One of them: a cancelled statement. It usually took longer than statement_timeout, and will again.
 _NOT_PASSING_STATE = "57014"
 # MariaDB: too many connections, shut down, killed; cannot connect, gone away, lost.
 _PASSING_NUMBERS = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
@@ -45,19 +45,19 @@ def repeated_on_conflict(
     *,
     using: str,
     is_idempotent: bool = False,
-    patience: float | None = None,
+    lock_timeout: float | None = None,
 ) -> Result:
-    """`work()` in a transaction of its own, again when it lost a conflict with another one.
+    """`work()` in a transaction of its own, repeated after a conflict with another transaction.
 
-    Work that may be done twice, `is_idempotent`, is also repeated on a new connection when the
-    old one broke: whether the server had committed cannot be known then.
+    Work that `is_idempotent` is also repeated on a new connection if the old one broke: whether the
+    server had committed is unknown then.
 
-    To wait for a lock for longer than `patience` seconds counts as a conflict, on PostgreSQL; the
-    other databases have a limit of their own. Who holds it may have been frozen, or its machine be
-    gone, and the server keep its transaction open for hours.
+    On PostgreSQL, waiting longer than `lock_timeout` seconds for a lock counts as a conflict; the
+    other databases have their own limit. The process that holds the lock may be frozen or its
+    machine lost, and the server may keep its transaction open for hours.
 
-    Inside a transaction of the caller's it runs once: what that one has done cannot be repeated
-    from here.
+    Inside a transaction of the caller's the work runs once: that transaction's earlier statements
+    cannot be repeated from here.
     """
     connection = connections[using]
     if connection.in_atomic_block:
@@ -69,8 +69,8 @@ def repeated_on_conflict(
         try:
             with transaction.atomic(using=using):
                 used = connection.connection
-                if patience is not None:
-                    _limit_waits(connection, patience, scope="LOCAL")
+                if lock_timeout is not None:
+                    _limit_waits(connection, lock_timeout, scope="LOCAL")
                 return work()
         except (DatabaseError, InterfaceError) as error:
             is_broken = is_idempotent and _is_broken(connection, used, error)
@@ -79,16 +79,16 @@ def repeated_on_conflict(
             if is_broken:
                 connection.close()
             logger.info("A transaction is repeated after attempt %d: %s", attempt, error)
-            # A server that restarts needs longer than a rival that commits.
+            # A server needs longer to restart than a rival to commit.
             pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** (attempt - 1)
             time.sleep(pause * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 
 def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
-    """`work()`, which may be done twice, again on new connections where the database was away.
+    """`work()`, repeated on new connections while the database cannot be reached.
 
-    Its transactions are its own, and may be several. For what is worth more than the few seconds.
+    The work must be idempotent, opens its own transactions, and is worth waiting a few seconds for.
     Inside a transaction of the caller's it runs once.
     """
     if not connections[using].in_atomic_block:
@@ -103,7 +103,7 @@ def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
 
 
 def leave_broken_connections() -> None:
-    """Have this thread open new connections where an error left one of no use."""
+    """Close this thread's unusable connections, so that it opens new ones."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:  # then it is the caller's
             connection.close_if_unusable_or_obsolete()
@@ -111,7 +111,7 @@ def leave_broken_connections() -> None:
 
 @contextmanager
 def bounded_waits(seconds: float, *, using: str) -> Iterator[None]:
-    """Have no statement of the block wait for a lock for longer, on PostgreSQL; it fails then."""
+    """Fail the block's statements that wait longer for a lock, on PostgreSQL."""
     connection = connections[using]
     _limit_waits(connection, seconds, scope="SESSION")
     try:
@@ -122,7 +122,7 @@ def bounded_waits(seconds: float, *, using: str) -> Iterator[None]:
                 with connection.cursor() as cursor:
                     cursor.execute("RESET lock_timeout")
             except (DatabaseError, InterfaceError):
-                # Whoever uses the connection next is not to be as impatient.
+                # The limit must not outlive the block.
                 if not connection.in_atomic_block:
                     connection.close()
 
@@ -134,7 +134,7 @@ def _limit_waits(connection: BaseDatabaseWrapper, seconds: float, *, scope: str)
 
 
 def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:
-    """Whether `used`, the connection to the server that the transaction had, is gone."""
+    """Whether `used`, the transaction's connection to the server, is gone."""
     if not isinstance(error, (OperationalError, InterfaceError)):
         return False
     # Leaving atomic() may have opened another one already.
@@ -143,13 +143,13 @@ def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) 
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the database was away or busy: the same may well succeed later."""
+    """Whether the database was unreachable or busy, so that a later attempt may succeed."""
     if isinstance(error, InterfaceError):
         return True
     if not isinstance(error, OperationalError):
         return False
     cause: Any = error.__cause__
-    if hasattr(cause, "sqlstate"):  # psycopg; None where the server said nothing
+    if hasattr(cause, "sqlstate"):  # psycopg; None if the server did not answer
         state = cause.sqlstate
         is_lasting = state == _NOT_PASSING_STATE
         return state is None or (state[:2] in _PASSING_CLASSES and not is_lasting)
@@ -157,7 +157,7 @@ def is_passing(error: Exception) -> bool:
 
 
 def is_conflict(error: Exception) -> bool:
-    """Whether the same transaction may well succeed when it is repeated."""
+    """Whether the same transaction may succeed if it is repeated."""
     if isinstance(error, IntegrityError):
         return True
     if not isinstance(error, OperationalError):

@@ -1,8 +1,7 @@
-"""Counts of old chunks, kept in one row: progress() need not add up every chunk there ever was.
+"""Folding: the counts of old chunks are added to their node's and batch's totals, once.
 
-A chunk that has ended without a failure is never written again, so what came of its runs can be
-added to the counts of its node and of its batch, once, and the chunk be left out of every later
-sum. Chunks with failures stay as they are: their runs may yet be retried, or ignored.
+So progress() need not sum every chunk that ever was. A chunk that finished without a failure never
+changes again. Chunks with failures are not folded: their runs may still be retried or ignored.
 """
 
 from __future__ import annotations
@@ -19,30 +18,30 @@ from autorun.models import Batch, Chunk, Node
 from autorun.state.clock import from_now
 from autorun.state.transactions import repeated_on_conflict
 
-#: Chunks folded in one transaction, and those of a node that are not worth one.
-AT_ONCE = 5_000
+#: Chunks folded in one transaction, and how few of a node's are not worth one.
+FOLDED_AT_ONCE = 5_000
 FEW = 500
-#: Seconds since its end for which a chunk is left alone: its worker may be asking whether its last
+#: Seconds after its end before a chunk is folded: its worker may be finding out whether its last
 #: commit arrived.
-QUIET = 600
-#: How many of the latest hours a node remembers, one more than pages show: the first is not whole.
+SETTLED_AFTER = 600
+#: Hours that a node remembers, one more than pages show: the first is incomplete.
 HOURS = 25
 
 
-def fold_everywhere(*, at_most: int = 20 * AT_ONCE) -> int:
-    """Fold the ended chunks of every node that has more than a few; how many."""
+def fold_everywhere(*, at_most: int = 20 * FOLDED_AT_ONCE) -> int:
+    """Fold the finished chunks of every node with more than a few; how many."""
     return sum(fold(pk, at_most=at_most) for pk in Node.objects.values_list("pk", flat=True))
 
 
-def fold(node_id: int, *, at_most: int = 20 * AT_ONCE, quiet: float = QUIET) -> int:
-    """Add the counts of the node's ended chunks to the node's own; how many chunks."""
+def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SETTLED_AFTER) -> int:
+    """Add the counts of the node's finished chunks to its own; how many chunks."""
     folded = 0
     while folded < at_most:
         number = repeated_on_conflict(
             lambda: _fold_some(node_id, quiet=quiet), using=settings.DATABASE
         )
         folded += number
-        if number < AT_ONCE:
+        if number < FOLDED_AT_ONCE:
             break
     return folded
 
@@ -60,15 +59,15 @@ def _fold_some(node_id: int, *, quiet: float) -> int:
         *("batch_id", "finished_at", "succeeded", "cancelled"),
         *("superseded_succeeded", "superseded_failed", "superseded_cancelled"),
     )
-    # Not locked: nobody writes to them any more, and whoever folds them has locked the node.
-    found = list(ended[:AT_ONCE])
+    # Not locked: no process writes to them any more, and folding holds the lock of the node.
+    found = list(ended[:FOLDED_AT_ONCE])
     if len(found) < FEW:
         return 0
     chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
     chunks.update(is_folded=True)
     _count_in_node(node_id, found)
     _count_in_batches(found)
-    # All of their runs went on in others: no run will ever be pruned that leads to them.
+    # All of their runs moved to other chunks, so pruning will never find them by a run.
     chunks.filter(size=F("moved"))._raw_delete(settings.DATABASE)
     return len(found)
 

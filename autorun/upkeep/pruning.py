@@ -1,4 +1,4 @@
-"""Old history: superseded and cancelled runs, their chunks, and batches that planned nothing."""
+"""Pruning of old history: superseded runs, their chunks, and batches that planned nothing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from autorun.state.clock import from_now
 from autorun.state.transactions import repeated_on_conflict
 
 #: Runs deleted in one transaction.
-AT_ONCE = 2_000
-#: Runs that one call deletes. Whoever reaches it has more to delete.
-MOST_RUNS = 50 * AT_ONCE
-#: Ids of runs that one statement looks through. MariaDB has no index of superseded runs alone.
+DELETED_AT_ONCE = 2_000
+#: Runs deleted in one call. A caller that reaches it calls again.
+MOST_RUNS = 50 * DELETED_AT_ONCE
+#: Ids of runs that one statement scans: MariaDB has no index of superseded runs alone.
 WINDOW = 100_000
 
 
 def prune(*, at_most: int = MOST_RUNS) -> int:
-    """Delete what is older than RETENTION and no longer current; how many runs.
+    """Delete runs that are older than RETENTION and no longer current; how many.
 
-    Current runs are the record of what is done, and stay whatever their age.
+    Current runs are the record of what is done, and stay at any age.
     """
     if settings.RETENTION is None:
         return 0
     cutoff = from_now(-settings.RETENTION.total_seconds())
     empty = Batch.objects.filter(finished_at__lt=cutoff, planned=0)
-    Batch.objects.filter(pk__in=list(empty.values_list("pk", flat=True)[:AT_ONCE])).delete()
+    Batch.objects.filter(pk__in=list(empty.values_list("pk", flat=True)[:DELETED_AT_ONCE])).delete()
     old = Run.objects.filter(is_current=None, finished_at__lt=cutoff)
     old = old.exclude(status=Run.Status.PENDING).order_by("pk")
     ids = Run.objects.aggregate(first=Min("pk"), last=Max("pk"))
@@ -35,8 +35,8 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
     deleted = 0
     for begin in range(ids["first"], ids["last"] + 1, WINDOW):
         within = old.filter(pk__gte=begin, pk__lt=begin + WINDOW)
-        number = AT_ONCE
-        while number == AT_ONCE and deleted < at_most:
+        number = DELETED_AT_ONCE
+        while number == DELETED_AT_ONCE and deleted < at_most:
             number = _delete_some(within)
             deleted += number
         if deleted >= at_most:
@@ -45,16 +45,16 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
 
 
 def _delete_some(runs: QuerySet[Run]) -> int:
-    found = dict(runs.values_list("pk", "chunk_id")[:AT_ONCE])
+    found = dict(runs.values_list("pk", "chunk_id")[:DELETED_AT_ONCE])
     if found:
         repeated_on_conflict(lambda: _delete(found), using=settings.DATABASE)
     return len(found)
 
 
 def _delete(chunk_of: dict[int, int]) -> None:
-    """Delete these runs, and chunks that have been counted and are about nothing any more."""
+    """Delete these runs, and their folded chunks that have no runs left."""
     Failure.objects.filter(run_id__in=chunk_of).delete()
-    # Nothing refers to a run but its failures: a raw delete spares looking for what might.
+    # Only failures refer to a run: a raw delete saves a search for other references.
     Run.objects.filter(pk__in=chunk_of)._raw_delete(settings.DATABASE)
     left = Run.objects.filter(chunk_id=OuterRef("pk"))
     counted = Chunk.objects.filter(pk__in=set(chunk_of.values()), is_folded__in=[True])

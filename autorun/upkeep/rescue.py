@@ -1,8 +1,8 @@
-"""Runs whose worker has gone: they go out again, each alone.
+"""Rescue of the runs of a lost worker: each is retried in a chunk of its own.
 
-Which run of the chunk killed the worker cannot be known, so all that were unfinished use up an
-attempt; but only one that was alone can fail for good by it. A run that kills every worker ends
-as failed after MAX_ATTEMPTS, and its neighbours succeed.
+Nothing tells which run killed the worker, so each unfinished run uses one attempt. Only a run that
+was alone in its chunk can end as failed because of it. So a run that kills every worker fails after
+MAX_ATTEMPTS, and its neighbours succeed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 def rescue_expired(*, at_most: int) -> int:
-    """Rescue chunks whose lease has run out; how many."""
+    """Rescue the chunks whose lease has run out, the oldest first; how many."""
     lapsed = Chunk.objects.lapsed().order_by("expires_at")
     return sum(rescue(chunk) for chunk in list(lapsed[:at_most]))
 
 
 def rescue(chunk: Chunk) -> bool:
-    """Send the unfinished runs of an expired chunk out again; False where somebody else has."""
+    """Retry the unfinished runs of a lapsed chunk; False if another process does."""
     if not _take(chunk):
         return False
     crash_point("rescue.taken")
@@ -44,7 +44,7 @@ def rescue(chunk: Chunk) -> bool:
     results = [Result.cancelled(run) for run in unfinished if not run.is_current]
     results += [_lost(chunk, run, is_alone=len(wanted) == 1) for run in wanted]
     logger.warning(
-        "%s: the worker %s of chunk %s stopped answering; %d runs go out again, each alone.",
+        "%s: the worker %s of chunk %s stopped answering; %d runs are retried, each alone.",
         chunk.runner,
         chunk.worker,
         chunk.pk,
@@ -62,7 +62,7 @@ def rescue(chunk: Chunk) -> bool:
 
 
 def _plan_dependents(chunk: Chunk) -> None:
-    """What the worker would have had planned, for those of its runs that it recorded."""
+    """Plan what depends on the successes that the lost worker had recorded."""
     runner = registry.find(chunk.runner)
     dependents = nodes.dependents(runner) if runner is not None else []
     if runner is None or not dependents:
@@ -75,10 +75,10 @@ def _plan_dependents(chunk: Chunk) -> None:
 
 
 def _take(chunk: Chunk) -> bool:
-    """Have the lease of an expired chunk; whether nobody else has or is about to.
+    """Take the lease of a lapsed chunk; False if another process has it or is about to.
 
-    The rescuer takes it itself: should it die half-way, another one finds it expired. A chunk that
-    is locked is passed over. Its worker may be writing, or may have been frozen while it wrote.
+    If the rescuer dies half-way, another one finds its lease lapsed. A locked chunk is skipped: its
+    worker may be writing, or may have been frozen while it wrote.
     """
     features = connections[settings.DATABASE].features
     lapsed = Chunk.objects.lapsed().filter(pk=chunk.pk, token=chunk.token)

@@ -1,4 +1,4 @@
-"""What heals by itself: looked after every few seconds, by whichever worker comes first."""
+"""Self-healing: every few seconds, whichever worker gets there first repairs what went wrong."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from autorun.upkeep.rescue import rescue_expired
 
 logger = logging.getLogger(__name__)
 
-#: The most rows of anything that one round looks at, so that a round stays short.
-AT_ONCE = 500
-#: A queued chunk nobody has started is sent again after a lease; then after two, four, ...
+#: The most rows that one step of a round handles, so that a round stays short.
+MOST_PER_STEP = 500
+#: A queued chunk that no worker has started is sent again after a lease, then after two, four, ...
 MOST_DOUBLINGS = 6
-#: Seconds that a step waits for a lock. The round that comes next tries again; waiting for ever,
-#: one process after the other would wait for what a frozen one holds.
-PATIENCE = 5.0
-#: Seconds for which saved rows wait for a process that has a runner of their model.
+#: Seconds that a step waits for a lock; the next round tries again. Without this limit, one process
+#: after another would wait for a lock that a frozen one holds.
+LOCK_TIMEOUT = 5.0
+#: Seconds that saved rows wait for a process with a runner of their model.
 UNKNOWN_FOR = 24 * 3600.0
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
@@ -46,7 +46,7 @@ FOLD_EVERY = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Report:
-    """What a round did, by step."""
+    """How much each step of a round did."""
 
     rescued: int = 0
     drained: int = 0
@@ -66,18 +66,18 @@ class Report:
 
 
 def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None) -> Report | None:
-    """One round; None where another process has just made one, unless `in_any_case`.
+    """Make one round; None if another process has just made one, unless `in_any_case`.
 
-    `notify` reports failures and returns for how many runners it did.
+    `notify` reports failures, and returns for how many runners.
 
-    What is parked is looked at all the same: while a new version is rolled out, not every process
-    has what it waits for, and those that have it may never be the first to come.
+    Parked chunks are checked even then: while a new version is rolled out, the processes that know
+    their runner may never be the first.
     """
     if not (take_turn("upkeep", every=settings.UPKEEP_INTERVAL) or in_any_case):
         _guarded("unparked", unpark)
         return None
     steps: dict[str, Callable[[], int]] = {
-        "rescued": partial(rescue_expired, at_most=AT_ONCE),
+        "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
         "drained": drain_spilled,
         "unparked": unpark,
         "released": release_everywhere,
@@ -89,7 +89,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
-    with bounded_waits(PATIENCE, using=settings.DATABASE):
+    with bounded_waits(LOCK_TIMEOUT, using=settings.DATABASE):
         report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
     if str(report):
         logger.info("Upkeep: %s.", report)
@@ -97,10 +97,10 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
 
 
 def drain_spilled() -> int:
-    """Plan the saved rows that no broker took, or that met a worker without their runner; how many.
+    """Plan the saved rows that wait in the database; how many.
 
-    Those of a model that no runner here looks at are left to other workers for a day: in a rolling
-    deployment some have a runner for it already, or still.
+    Rows of a model without a runner in this process are left to other workers for a day: during a
+    rolling deployment some have a runner of it already, or still.
     """
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
     spilled = SpilledTrigger.objects.filter(planned_here() | is_old)
@@ -110,7 +110,7 @@ def drain_spilled() -> int:
         try:
             drained += _drain(of_these, model_label, _planning(model_label, label))
         except Exception:
-            # Of these alone, as where a runner's filter asks for a column that is not there yet.
+            # It concerns these rows alone, such as a filter on a column that does not exist yet.
             logger.exception(
                 "Upkeep: saved %s: not all runners could plan them; the next round tries again.",
                 model_label,
@@ -119,29 +119,29 @@ def drain_spilled() -> int:
 
 
 def _drain(spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequence[Runner]) -> int:
-    some = list(spilled.order_by("pk")[:AT_ONCE])
+    some = list(spilled.order_by("pk")[:MOST_PER_STEP])
     keys = {key for trigger in some for key in trigger.keys}
     if not runners:
         logger.warning(
-            "Upkeep: for a day no runner has looked at saved %s: %d rows are forgotten.",
+            "Upkeep: saved %s have had no runner for a day: %d rows are dropped.",
             model_label,
             len(keys),
         )
     plan_for_all(runners, keys)
     crash_point("drain.planned")
-    # Only now: a crash in between plans them again, which does nothing.
+    # Last: after a crash they are planned again, which does nothing.
     SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some]).delete()
     return len(keys)
 
 
 def planned_here() -> Q:
-    """Which spilled triggers this process has a runner for."""
+    """The condition that this process has a runner for a spilled trigger."""
     labels = [runner.label for runner in registry.runners()]
     return Q(runner="", model_label__in=registry.subscribed_models()) | Q(runner__in=labels)
 
 
 def _planning(model_label: str, label: str) -> list[Runner]:
-    """The runners that a spilled trigger is for: those of its model, or the one it names."""
+    """The runners that a spilled trigger is for: the one it names, or all of its model."""
     if not label:
         return registry.subscribers(model_label)
     runner = registry.find(label)
@@ -149,7 +149,7 @@ def _planning(model_label: str, label: str) -> list[Runner]:
 
 
 def unpark() -> int:
-    """Let parked chunks go on whose runner and analysis are here again; how many."""
+    """Requeue parked chunks whose runner and analysis are back; how many."""
     parked = Chunk.objects.parked()
     unparked = 0
     for label, node_id, title, version in list(
@@ -163,14 +163,14 @@ def unpark() -> int:
 
 
 def send_again() -> int:
-    """Send the messages of queued chunks that nobody has started for long; how many."""
+    """Send messages again for chunks that have been queued for long; how many."""
     is_due = Q()
     for doublings in range(MOST_DOUBLINGS):
         sent = Q(publications=doublings + 1)
         if doublings == MOST_DOUBLINGS - 1:
             sent = Q(publications__gte=doublings + 1)
         is_due |= sent & Q(published_at__lte=from_now(-settings.LEASE * 2**doublings))
-    lost = list(Chunk.objects.queued().filter(is_due).order_by("pk")[:AT_ONCE])
+    lost = list(Chunk.objects.queued().filter(is_due).order_by("pk")[:MOST_PER_STEP])
     follow_queues(lost)
     Chunk.objects.queued().filter(pk__in=[chunk.pk for chunk in lost]).update(
         published_at=DatabaseNow(), publications=Least(F("publications") + 1, MOST_PUBLICATIONS)
@@ -180,23 +180,23 @@ def send_again() -> int:
 
 
 def hand_on_batches() -> int:
-    """Have batches planned on whose process has gone silent; how many."""
+    """Have other processes plan the batches whose own has gone silent; how many."""
     left = Batch.objects.unplanned().lapsed().order_by("pk")
-    messages = [message_to_plan_on(batch, expires=settings.LEASE) for batch in left[:AT_ONCE]]
+    messages = [message_to_plan_on(batch, expires=settings.LEASE) for batch in left[:MOST_PER_STEP]]
     if messages:
         publish(messages)
     return len(messages)
 
 
 def finish_batches() -> int:
-    """Finish planned batches that have nothing left to do; how many."""
+    """Finish planned batches without unfinished chunks; how many."""
     left = Chunk.objects.unfinished().filter(batch_id=OuterRef("pk"))
     done = Batch.objects.planned().filter(~Exists(left))
     return sum(batches.finish_if_done(pk) for pk in list(done.values_list("pk", flat=True)))
 
 
 def cancel_batches() -> int:
-    """Give up what is left of cancelled batches; how many runs."""
+    """Cancel what is left of cancelled batches; how many runs."""
     left = Batch.objects.cancelled().lapsed()
     return sum(batches.go_on_cancelling(pk) for pk in list(left.values_list("pk", flat=True)))
 
@@ -222,12 +222,12 @@ def _prune_now_and_then() -> int:
         return 0
     pruned = pruning.prune(at_most=pruning.MOST_RUNS)
     if pruned >= pruning.MOST_RUNS:
-        give_back_turn("prune")  # there is more: the next round goes on with it
+        give_back_turn("prune")  # there is more, for the next round
     return pruned
 
 
 def _guarded(name: str, step: Callable[[], int]) -> int:
-    """A step's number; 0, and a log record, where it failed: the others go on all the same."""
+    """The step's number; 0, and a log record, if it fails, so that the others still run."""
     try:
         return step()
     except BrokerUnavailable as error:

@@ -1,4 +1,4 @@
-"""What autorun does in the worker's own process: upkeep by its clock, and news of dead children."""
+"""The worker's parent process: it sends upkeep's messages, and ends the leases of dead children."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from autorun.triggers.delivery import PLAN, spill
 logger = logging.getLogger(__name__)
 
 _stop = threading.Event()
-#: What Celery calls this worker.
+#: Celery's name of this worker.
 _node_name: str | None = None
 
 
@@ -35,15 +35,15 @@ def connect() -> None:
 
 
 def _import_work(**_: Any) -> None:
-    """Import what tasks import by themselves, once and before the pool forks."""
+    """Import the modules that tasks import on demand, once and before the pool forks."""
     import autorun.execution.at_once
     import autorun.upkeep.rounds  # noqa: F401
 
 
 def _begin(sender: Any = None, **_: Any) -> None:
-    """Send upkeep's message now and every few seconds, so that a project without beat heals too.
+    """Send upkeep's message now and every few seconds, so that projects need no beat for it.
 
-    Whoever executes one looks whether somebody else has just done the work.
+    The worker that receives it does nothing if another has just made a round.
     """
     global _node_name  # noqa: PLW0603
     _node_name = getattr(sender, "hostname", None)
@@ -67,38 +67,37 @@ def _end(**_: Any) -> None:
 
 
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
-    """End the leases of a process that has died, and have planned what it was to plan.
+    """End the leases of a process that has died, and write down the rows it was to plan.
 
-    Upkeep need not wait for the leases to run out, then, and no saved row for the next sweep.
+    So upkeep need not wait for the leases to run out, nor saved rows for the next sweep.
     """
     name = getattr(sender, "name", None)
     if name not in (EXECUTE, PLAN) or not _is_death(exception):
         return
     try:
         orphans = _orphans()
-        if name == EXECUTE:  # one that exceeded its time may not be quite dead yet
+        if name == EXECUTE:  # a process that exceeded its time may still be dying
             orphans.append(args[0])
-        # Its message may have been about a chunk that another worker has begun meanwhile.
+        # Another worker may have started the message's chunk meanwhile.
         _held_here().filter(pk__in=orphans).update(expires_at=DatabaseNow())
-        if name == PLAN:  # which rows it was about nobody else knows
+        if name == PLAN:  # only its message named these rows
             model_label, pks = args
             spill({model_label: set(pks)})
     except Exception:
         logger.exception("Leases of a process that has died run out by themselves.")
     finally:
-        # This is the worker's parent process: a connection left open would be inherited by the
-        # next child.
+        # The next child would inherit an open connection of the parent process.
         connections.close_all()
 
 
 def _orphans() -> list[int]:
-    """Chunks that a process of this worker holds, or held, which is no more."""
+    """Chunks held by a process of this worker that no longer exists."""
     running = _held_here().values_list("pk", "worker")
     return [pk for pk, worker in running if not _is_alive(int(worker.rpartition(":")[2]))]
 
 
 def _held_here() -> QuerySet[Chunk]:
-    """Chunks that processes of this worker work on, or did when they died."""
+    """Chunks held by processes of this worker, dead or alive."""
     return Chunk.objects.running().filter(worker__startswith=f"{_node_name}:")
 
 

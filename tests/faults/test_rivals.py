@@ -149,7 +149,7 @@ locks_rows = pytest.mark.skipif(
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_rescue(set_constants):
-    set_constants(rounds, PATIENCE=0.1)
+    set_constants(rounds, LOCK_TIMEOUT=0.1)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         for title in ("one", "two"):
@@ -174,7 +174,7 @@ def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_res
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(set_constants):
-    set_constants(releasing, PATIENCE=0.01)
+    set_constants(releasing, NODE_LOCK_TIMEOUT=0.01)
     set_constants(transactions, FIRST_PAUSE=0.001)
     runner, other = declare(), declare(TITLE="Other", NAME="OtherRunner")
     with installed(runner, other):
