@@ -382,7 +382,7 @@ def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
     raised = iter([ValueError("unexpected"), LeaseLost()])
 
     class Faulty(Keeper):
-        def _look(self):
+        def _check(self):
             raise next(raised)
 
     set_constants(keeping, INTERVAL=0.01)
@@ -398,7 +398,7 @@ def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
     assert next(raised, None) is None
     with pytest.raises(LeaseLost):  # nothing more of it is begun
         keeper.work._next()
-    assert "its keeper goes on" in caplog.text
+    assert "its keeper continues" in caplog.text
 
 
 def releases_fail():
@@ -421,7 +421,7 @@ def test_a_run_that_is_given_up_is_followed_up_although_nothing_could_be_release
         assignment = work._next()
 
         with releases_fail():
-            assert Keeper(work, follow_up=lambda: followed_up.append(True))._give_up(assignment)
+            assert Keeper(work, follow_up=lambda: followed_up.append(True))._fail(assignment)
 
     assert followed_up == [True]
     assert statuses(object_id=documents[0].pk) == [Run.Status.FAILED]
@@ -640,12 +640,10 @@ def test_results_of_runs_that_were_handed_over_without_an_answer_are_left_out(do
         lease = start(queued(Chunk.objects.get().pk))
         runs = list(Run.objects.order_by("pk"))
         done = [Result(run.pk, Run.Status.SUCCEEDED, 1, run.fingerprint, "1") for run in runs]
-        going_on = [Result.going_on(run) for run in runs]
-        record(lease, [done[0], *going_on[2:]], Tally(), size=1, is_last=False)
+        moved = [Result.moved(run) for run in runs]
+        record(lease, [done[0], *moved[2:]], Tally(), size=1, is_last=False)
 
-        tally = record(
-            lease, [done[0], done[1], done[2], going_on[3]], Tally(), size=2, is_last=True
-        )
+        tally = record(lease, [done[0], done[1], done[2], moved[3]], Tally(), size=2, is_last=True)
 
         assert (tally.succeeded, tally.moved) == (2, 2)
         assert batches.counts(batch) == batches.BatchCounts(2, 0, 0, left=2)

@@ -203,7 +203,7 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
     assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
     assert SpilledTrigger.objects.count() == 0
-    assert "no runner has looked at saved library.Gone: 1 rows" in caplog.text
+    assert "saved library.Gone have had no runner for a day: 1 rows are dropped" in caplog.text
 
 
 def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, set_constants):

@@ -210,7 +210,7 @@ class _Courier:
                 # asked twice.
                 if not was_open or _is_timeout(error):
                     raise self._failed(error) from error
-                refused = self._send_or_give_up(messages)
+                refused = self._send_again(messages)
         if refused:
             raise MessagesRefused(_words_for(refused), [message for message, _ in refused])
 
@@ -220,7 +220,7 @@ class _Courier:
             self._broker = broker
             self._failed_at = float("-inf")
 
-    def _send_or_give_up(self, messages: Sequence[Message]) -> list[Refusal]:
+    def _send_again(self, messages: Sequence[Message]) -> list[Refusal]:
         try:
             return self._send(messages)
         except Exception as error:

@@ -1,1 +1,1 @@
-"""A chunk at work: its lease, its rows, the analysis, and what came of it."""
+"""Executing a chunk: its lease, its rows, the analysis and the results."""

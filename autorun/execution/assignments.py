@@ -1,4 +1,4 @@
-"""What a chunk is about: its runs that are still to be done, and their rows."""
+"""The unfinished runs of a chunk, and their rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from autorun.planning.rows import Row
 
 @dataclass(frozen=True)
 class Assignment:
-    """A run of the chunk with the row it is about."""
+    """A run of the chunk with its row."""
 
     run: Run
     row: Row
 
 
 def load_runs(chunk: Chunk) -> Sequence[Any]:
-    """The chunk's pending runs; `has_older` where a superseded run is still at the same row."""
+    """The chunk's pending runs; `has_older` if a superseded run of the row is still running."""
     older = Run.objects.pending().filter(
         node=OuterRef("node"),
         object_id=OuterRef("object_id"),

@@ -1,4 +1,4 @@
-"""What may end a body before it returns, beside its time limit: being told to stop, or Ctrl-C."""
+"""Interruption of a body by a signal to the worker, or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Interrupted(BaseException):
 
 
 class Termination:
-    """SIGTERM, held back except where a body runs; what a pool sends in its place; and Ctrl-C.
+    """Holds back SIGTERM, the signal a pool sends in its place, and Ctrl-C until a body runs.
 
-    Within `raised()` the signal ends the body with Interrupted. Everywhere else, as while results
-    are being written, it is only noted, and `was_requested` is True. When all is done, it does what
-    it would have done then: end the process, or raise KeyboardInterrupt.
+    Within `raised()` the signal ends the body with Interrupted. Elsewhere, as while results are
+    written, it only sets `was_requested`. At the end of the block it has its usual effect: it ends
+    the process, or raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Termination:
             # With REMAP_SIGTERM=SIGQUIT, Celery's soft shutdown sends that to the pool.
             for each in {signal.SIGTERM, signal.Signals(TERM_SIGNAL)}:
                 self._before[each] = signal.signal(each, self._note)
-            # A worker has a handler of its own, or its pool ignores it; a command has Python's.
+            # A worker has its own handler, or its pool ignores the signal; a command has Python's.
             if _raises_keyboard_interrupt(signal.getsignal(signal.SIGINT)):
                 self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
         return self
@@ -60,7 +60,7 @@ class Termination:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.was_requested and not self._may_raise:
-            self._before[signal.SIGINT](number, frame)  # who presses it twice waits for nothing
+            self._before[signal.SIGINT](number, frame)  # pressed twice: end at once
         self.was_requested = True
         self._received = signal.Signals(number)
         if self._may_raise:
@@ -68,6 +68,6 @@ class Termination:
 
 
 def _raises_keyboard_interrupt(handler: Any) -> bool:
-    """Whether it is Python's own, or that of a chunk whose body led to another here."""
+    """Whether the handler is Python's own, or that of an outer chunk whose body led to this one."""
     is_nested = isinstance(getattr(handler, "__self__", None), Termination)
     return is_nested or handler is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""What came of runs, written for many at once."""
+"""Results of runs, recorded for many at once."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ from autorun.state.transactions import repeated_on_conflict
 
 @dataclass(frozen=True)
 class Result:
-    """How one run ended; or, where it is PENDING, that it goes on in another chunk.
+    """How one run ended; if it is PENDING, it moves to another chunk that starts in `again_in` s.
 
-    It goes on after `again_in` seconds. `outputs` is JSON text. `key` names the row where the run
-    was worked on.
+    `outputs` is JSON text. `key` names the row of a run that has finished.
     """
 
     run_id: int
@@ -46,7 +45,7 @@ class Result:
 
     @classmethod
     def cancelled(cls, run: Run) -> Result:
-        """The run is not to be done: its row has another one, or is gone."""
+        """The run is not executed: its row has a newer run, or is gone."""
         return cls(run.pk, Run.Status.CANCELLED, run.attempts, run.fingerprint)
 
     @classmethod
@@ -59,9 +58,9 @@ class Result:
         fingerprint: str,
         backoff: Callable[[Runner, int], float] = backoff_of,
     ) -> Result:
-        """The run failed: another attempt follows after the backoff, unless none is left.
+        """The attempt failed: the run is retried after the backoff, or has no attempts left.
 
-        Without a `runner` another attempt always follows, at once.
+        Without a `runner` it is always retried, at once.
         """
         attempts = run.attempts + 1
         failed = cls(run.pk, Run.Status.FAILED, attempts, fingerprint, failure=failure)
@@ -73,16 +72,16 @@ class Result:
         return replace(failed, key=key_kind(runner.get_model()).of(run))
 
     @classmethod
-    def going_on(cls, run: Run, *, again_in: float = 0.0) -> Result:
-        """The run goes on in another chunk, with no attempt used up."""
+    def moved(cls, run: Run, *, again_in: float = 0.0) -> Result:
+        """The run moves to another chunk without using an attempt."""
         return cls(run.pk, Run.Status.PENDING, run.attempts, run.fingerprint, again_in=again_in)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How the runs of a chunk ended so far, as the chunk's columns count them.
+    """How the runs of a chunk have ended so far, as the chunk's columns count them.
 
-    Totals, not increments: a transaction that is repeated because the answer to its commit got
+    Totals, not increments: a transaction that is repeated because the answer to its commit was
     lost counts nothing twice.
     """
 
@@ -96,7 +95,7 @@ class Tally:
 
     @classmethod
     def of(cls, chunk: Chunk) -> Tally:
-        """What the chunk's columns say."""
+        """The counts in the chunk's columns."""
         return cls(**{each.name: getattr(chunk, each.name) for each in fields(cls)})
 
 
@@ -113,19 +112,18 @@ _COLUMNS = {
 def record(
     lease: Lease, results: Sequence[Result], tally: Tally, *, size: int, is_last: bool
 ) -> Tally:
-    """Write the results and what they make of the chunk's counts, from `tally`; those counts.
+    """Write the results, and the chunk's counts that follow from them and `tally`; those counts.
 
-    `is_last` ends the chunk. Runs that go on are put into new chunks of at most `size`. A result
-    is left out whose run an earlier call has recorded or handed over: one that had committed and
-    not been told so. Raises LeaseLost, having written nothing, where the chunk has another worker
-    now.
+    `is_last` finishes the chunk. Moved runs go to new chunks of at most `size`. A result is skipped
+    if an earlier call has recorded or moved its run: the answer to that call's commit was lost.
+    Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
 
     def attempt() -> Tally:
         known, expected = tally, _counted(tally, results)
         as_known = lease.held().filter(**asdict(tally))
         if not (is_expected := _write_counts(as_known, expected, is_last=is_last)):
-            # An answer was lost; or somebody has cancelled or ignored runs of the chunk.
+            # An answer was lost, or runs of the chunk were cancelled or ignored.
             known = _recorded(lease)
         crash_point("finish.counted")
         places = _Places(lease.chunk, results, size=size)
@@ -147,7 +145,7 @@ def record(
 
 
 def endings(results: Sequence[Result]) -> Iterator[Ending]:
-    """What signals tell of those runs that have succeeded or failed for good."""
+    """The signals' values for the runs that have succeeded or have no attempts left."""
     for result in results:
         if result.status in (Run.Status.SUCCEEDED, Run.Status.FAILED):
             yield Ending(result.run_id, result.key, result.attempts, result.outputs, result.failure)
@@ -162,17 +160,17 @@ def _recorded(lease: Lease) -> Tally:
 
 
 class _Places:
-    """The chunk each result belongs to: the lease's own, or a new one where the run goes on."""
+    """The chunk of each result: the lease's own, or a new one for a moved run."""
 
     def __init__(self, chunk: Chunk, results: Sequence[Result], *, size: int) -> None:
         self.chunk = chunk
-        going_on: dict[float, list[int]] = {}
+        moved: dict[float, list[int]] = {}
         for result in results:
             if result.status == Run.Status.PENDING:
-                going_on.setdefault(result.again_in, []).append(result.run_id)
+                moved.setdefault(result.again_in, []).append(result.run_id)
         next_id = new_chunk_id()
         self._new: list[tuple[int, float, list[int]]] = []
-        for again_in, run_ids in going_on.items():
+        for again_in, run_ids in moved.items():
             for begin in range(0, len(run_ids), size):
                 self._new.append((next_id, again_in, run_ids[begin : begin + size]))
                 next_id += 1
@@ -182,7 +180,7 @@ class _Places:
         return self._of_run.get(result.run_id, self.chunk.pk)
 
     def chunks(self, written: Container[int]) -> list[Chunk]:
-        """The new chunks, of those of the runs that were `written`."""
+        """The new chunks, with those of their runs that were `written`."""
         return [
             Chunk(
                 pk=chunk_id,
@@ -200,7 +198,7 @@ class _Places:
 
 
 def _counted(tally: Tally, results: Sequence[Result], outdated: Container[int] = ()) -> Tally:
-    """The counts with the results; `outdated` runs had been superseded while they ran."""
+    """The counts with the results; `outdated` runs were superseded while they ran."""
     ended = Counter(result.status for result in results)
     superseded = Counter(result.status for result in results if result.run_id in outdated)
     cancelled = ended[Run.Status.CANCELLED]
@@ -211,7 +209,7 @@ def _counted(tally: Tally, results: Sequence[Result], outdated: Container[int] =
         moved=tally.moved + ended[Run.Status.PENDING],
         superseded_succeeded=tally.superseded_succeeded + superseded[Run.Status.SUCCEEDED],
         superseded_failed=tally.superseded_failed + superseded[Run.Status.FAILED],
-        # A cancelled run is never current: it makes room for another.
+        # A cancelled run is never current, so that its row can have another.
         superseded_cancelled=tally.superseded_cancelled + cancelled,
     )
 
@@ -225,7 +223,7 @@ def _write_counts(chunk: QuerySet[Any], tally: Tally, *, is_last: bool) -> bool:
 
 
 def _write_runs(lease: Lease, results: Sequence[Result], places: _Places) -> dict[int, bool | None]:
-    """One UPDATE for those that are still the chunk's to write; `is_current` of each, by id."""
+    """Write the results of the chunk's pending runs in one UPDATE; `is_current` of each, by id."""
     if not results:
         return {}
     connection = connections[settings.DATABASE]

@@ -1,4 +1,4 @@
-"""The runs of one chunk, worked off one after the other."""
+"""The runs of one chunk, executed one after the other."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.transactions import repeated_on_conflict
 
-#: Results are written this often, in seconds, and when their outputs come to so many bytes.
+#: Results are written after so many seconds, or when their outputs take so many bytes.
 WRITE_EVERY = 1.0
 WRITE_BYTES = 4_000_000
-#: Of a measured node, the rest of a slow chunk goes to so many others.
+#: The number of chunks that the rest of a slow chunk is divided into, if its node is measured.
 PARTS_OF_REST = 8
-#: A run whose row an older run is still at waits so many seconds before it is looked at again.
+#: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
 
 
 class Work:
-    """The runs of a leased chunk: one thread works them off, and its keeper may take some away.
+    """The runs of a leased chunk: one thread executes them, and its keeper may take some away.
 
-    Whatever is shared between the two is touched under `lock`. `runs` are the chunk's, where they
-    are known already.
+    What the two threads share is used under `lock`. `runs` are the chunk's, if the caller has them.
     """
 
     def __init__(
@@ -64,11 +63,11 @@ class Work:
         self.current: Assignment | None = None
         self.current_since = 0.0
         self.succeeded: list[Key] = []
-        #: Rows that were not as they had been planned: they may have changed back meanwhile, which
-        #: planning could not tell from what it had planned.
+        #: Rows that had changed since they were planned. They may have changed back meanwhile, and
+        #: planning would have found them up to date.
         self.unexpected: list[Key] = []
         self.seconds: list[float] = []
-        #: Whether a run has used up its attempts.
+        #: Whether a run has no attempts left.
         self.has_failed = False
         self._runs: Sequence[Any] | None = runs
         self._assignments: deque[Assignment] = deque()
@@ -79,11 +78,11 @@ class Work:
         self._tally = Tally.of(lease.chunk)
         self._is_abandoned = False
         self._is_in_doubt = False
-        # Asked once for each number of attempts, so that the runs are retried in one chunk.
+        # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
     def perform(self, termination: Termination) -> Tally:
-        """Work off the chunk; how its runs ended. Raises LeaseLost, or Interrupted by a signal."""
+        """Execute the runs; how they ended. Raises LeaseLost, or Interrupted by a signal."""
         self._assign()
         crash_point("start.assigned")
         try:
@@ -104,26 +103,23 @@ class Work:
             self.announce()
 
     def announce(self) -> None:
-        """Send signals for what has been recorded.
-
-        Not from within `_write`: a receiver may be slow, and the keeper must not wait for it.
-        """
+        """Send signals for recorded runs; not under the lock, since receivers may be slow."""
         if self._unannounced:
             with self.lock:
                 results, self._unannounced = self._unannounced, []
             signals.announce_runs(self.runner.label, endings(results))
 
-    # For the keeper
+    # For the keeper's thread
 
     def has_unstarted(self) -> bool:
         return bool(self._assignments)
 
     def hand_over(self) -> int:
-        """Give what has not been started to other workers; how many runs."""
+        """Give the unstarted runs to other workers; how many."""
         with self.lock:
-            rest = [Result.going_on(each.run) for each in self._assignments]
+            rest = [Result.moved(each.run) for each in self._assignments]
             if rest:
-                # Until that returns, the database may have handed them over and not said so.
+                # Until it returns, the database may have moved them and its answer been lost.
                 self._is_in_doubt = True
                 self._write(rest, is_last=False)
                 self._is_in_doubt = False
@@ -131,37 +127,37 @@ class Work:
         return len(rest)
 
     def give_back(self) -> None:
-        """Give everything unfinished to other workers, with no attempt used up, and end."""
+        """Give all unfinished runs to other workers, without using an attempt, and end."""
         with self.lock:
             unfinished = [*([self.current] if self.current else []), *self._assignments]
-            self._write([Result.going_on(each.run) for each in unfinished], is_last=True)
+            self._write([Result.moved(each.run) for each in unfinished], is_last=True)
             self._assignments.clear()
             self._is_abandoned = True
 
-    def give_up(self, assignment: Assignment, error: BaseException) -> bool:
-        """Fail the run although its body has not come back, and end; False where it has.
+    def fail_current(self, assignment: Assignment, error: BaseException) -> bool:
+        """Fail the run before its body returns, and end; False if the body has returned.
 
-        What the body may yet return is thrown away.
+        A later return value of the body is dropped.
         """
         with self.lock:
             if self.current is not assignment:
                 return False
             failure = self._failure(assignment.run, assignment.row.fingerprint, error)
-            rest = [Result.going_on(each.run) for each in self._assignments]
+            rest = [Result.moved(each.run) for each in self._assignments]
             self._write([failure, *rest], is_last=True)
             self._assignments.clear()
             self._is_abandoned = True
             return True
 
     def abandon(self) -> None:
-        """End without writing anything: another worker has the lease."""
+        """End without writing: another worker has the lease."""
         with self.lock:
             self._is_abandoned = True
 
-    # The worker's own
+    # For the working thread
 
     def _assign(self) -> None:
-        """Load the chunk's runs and their rows, and settle those that are not to be run."""
+        """Load the chunk's runs and their rows; cancel or move the runs that cannot start."""
         chunk = self.lease.chunk
         runs = load_runs(chunk) if self._runs is None else self._runs
         kind = key_kind(self.runner.get_model())
@@ -170,7 +166,7 @@ class Work:
             if not run.is_current:
                 self._results.append(Result.cancelled(run))
             elif run.has_older:
-                self._results.append(Result.going_on(run, again_in=WAIT_FOR_OLDER))
+                self._results.append(Result.moved(run, again_in=WAIT_FOR_OLDER))
             else:
                 due.append(run)
         try:
@@ -193,15 +189,15 @@ class Work:
     def _next(self) -> Assignment | None:
         with self.lock:
             if self._is_abandoned:
-                raise LeaseLost(f"Chunk {self.lease.chunk.pk} was given up.")
+                raise self._abandoned()
             if self._is_in_doubt:
-                self._keep_what_is_ours()
+                self._drop_moved()
             self.current = self._assignments.popleft() if self._assignments else None
             self.current_since = time.monotonic()
             return self.current
 
-    def _keep_what_is_ours(self) -> None:
-        """Leave out what was handed over after all."""
+    def _drop_moved(self) -> None:
+        """Drop the runs that were handed over although the answer was lost."""
         pending = Run.objects.pending().filter(chunk=self.lease.chunk)
         ours = repeated_on_conflict(
             lambda: set(pending.values_list("pk", flat=True)),
@@ -221,8 +217,8 @@ class Work:
                 outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
         except Interrupted:
             raise Interrupted from None
-        # Whatever a body throws is its failure, also the SystemExit of a sys.exit() and a
-        # KeyboardInterrupt: that of a Ctrl-C comes as Interrupted.
+        # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
+        # arrives as Interrupted.
         except BaseException as error:  # noqa: BLE001
             return self._failure(run, row.fingerprint, error)
         return Result(
@@ -248,7 +244,7 @@ class Work:
         with self.lock:
             self.current = None
             if self._is_abandoned:
-                raise LeaseLost(f"Chunk {self.lease.chunk.pk} was given up.")
+                raise self._abandoned()
             self._results.append(result)
             self._output_bytes += len(result.outputs or "")
             self.seconds.append(seconds)
@@ -258,15 +254,18 @@ class Work:
             if result.status == Run.Status.SUCCEEDED:
                 self.succeeded.append(assignment.row.key)
 
+    def _abandoned(self) -> LeaseLost:
+        return LeaseLost(f"Chunk {self.lease.chunk.pk} is no longer this process's.")
+
     def _write_if_due(self) -> None:
         is_late = time.monotonic() - self._written_at >= WRITE_EVERY
         if is_late or self._output_bytes >= WRITE_BYTES:
             self._write(is_last=False)
 
     def _write(self, also: Sequence[Result] = (), *, is_last: bool) -> Tally:
-        """Record what has gathered, and `also` that; where it raises, all is as it was before.
+        """Record the results so far and `also`; if this raises, nothing of them is dropped.
 
-        The keeper lives on after an error. A chunk that then ended without these results would
+        The keeper continues after an error. A chunk that then finished without these results would
         leave their runs pending for ever.
         """
         with self.lock:
@@ -286,22 +285,21 @@ class Work:
             return self._tally
 
     def _size_of_rest(self, results: Sequence[Result]) -> int:
-        """How many of the runs that go on a new chunk may hold; asked for where some do.
+        """The size of the new chunks for moved runs.
 
-        What a run of the node takes is known better than from the few that this chunk has begun,
-        of which one was slow. Should all have become slow, several workers are at the rest, and
-        hand it over in their turn.
+        The node's average says more than the few runs of this chunk, one of which was slow. If all
+        runs have become slow, several workers get the rest, and hand it over in their turn.
         """
-        going_on = sum(result.status == Run.Status.PENDING for result in results)
-        if not going_on:
+        moved = sum(result.status == Run.Status.PENDING for result in results)
+        if not moved:
             return 1
         node = self.lease.chunk.node
         if node.run_seconds is not None:
             usual = chunk_size(self.runner, node.pk, seconds=node.run_seconds)
-            return min(usual, -(-going_on // PARTS_OF_REST))
-        begun = len(self.seconds) + (self.current is not None)
+            return min(usual, -(-moved // PARTS_OF_REST))
+        started = len(self.seconds) + (self.current is not None)
         so_far = time.monotonic() - self.began_at
-        return chunk_size(self.runner, node.pk, seconds=so_far / begun if begun else None)
+        return chunk_size(self.runner, node.pk, seconds=so_far / started if started else None)
 
 
 def _describe(span: tracing.Span, assignment: Assignment, result: Result) -> None:
