@@ -60,7 +60,7 @@ def run_inline() -> Iterator[None]:
     Rows saved inside an `atomic()` block are processed when the block is left. Rows saved before
     the `with` block still wait for their commit; use `work_off` for them.
     """
-    with committed_at_once(Inbox(at_once=True)):
+    with committed_at_once(Inbox().execute):
         yield
 
 
@@ -73,7 +73,7 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
     """
     worked = 0
     inbox = Inbox()
-    with committed_at_once(inbox):
+    with committed_at_once(inbox.take):
         if saved:
             _submit_uncommitted()
         for done in range(rounds + 1):

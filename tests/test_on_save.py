@@ -240,7 +240,7 @@ def test_an_error_while_noting_a_save_is_logged_with_the_runner(
     submitted, documents, monkeypatch, caplog
 ):
     Document.objects.create()
-    monkeypatch.setattr(on_save, "_remember", _fail)
+    monkeypatch.setattr(on_save, "_joined", _fail)
 
     Document.objects.create()
 

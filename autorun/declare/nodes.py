@@ -21,10 +21,7 @@ logger = logging.getLogger(__name__)
 _known: dict[tuple[str, str], Node] = {}
 _digests: dict[Runner, str] = {}
 #: Runners with DEPENDS_ON by the digest of an upstream node, once all are known.
-_dependents: dict[str, list[Runner]] = {}
-
-registry.on_change(_digests.clear)
-registry.on_change(_dependents.clear)
+_dependents: dict[str, list[Runner]] | None = None
 
 
 def node_of(runner: Runner) -> Node:
@@ -85,7 +82,7 @@ def labels_by_digest() -> dict[str, list[str]]:
 
 def dependents(runner: Runner) -> list[Runner]:
     """The runners that wait for successes of `runner`, or of one that shares its node."""
-    known = _dependents or _find_dependents()
+    known = _find_dependents() if _dependents is None else _dependents
     return known.get(digest_of(runner), []) if known else []
 
 
@@ -122,6 +119,7 @@ def _create(runner: Runner, node_digest: str) -> Node:
 
 def _find_dependents() -> dict[str, list[Runner]]:
     """The runners with DEPENDS_ON by the digest of each upstream runner's node."""
+    global _dependents  # noqa: PLW0603
     found: dict[str, list[Runner]] = {}
     is_complete = True
     for runner in registry.runners():
@@ -133,5 +131,14 @@ def _find_dependents() -> dict[str, list[Runner]]:
             logger.warning("%s: its dependencies are unknown: %s", runner.label, error)
             is_complete = False
     if is_complete:
-        _dependents.update(found)
+        _dependents = found
     return found
+
+
+def _forget_runners() -> None:
+    global _dependents  # noqa: PLW0603
+    _dependents = None
+    _digests.clear()
+
+
+registry.on_change(_forget_runners)

@@ -22,35 +22,30 @@ logger = logging.getLogger(__name__)
 
 
 class Inbox:
-    """Takes messages in place of the broker, and executes them `at_once` or on request."""
+    """Takes messages in place of the broker, and executes them."""
 
-    def __init__(self, *, at_once: bool = False) -> None:
+    def __init__(self) -> None:
         self._queue = MessageQueue()
-        self._is_at_once = at_once
 
     def take(self, messages: Sequence[Message]) -> None:
-        self._queue.extend(messages)
-        if self._is_at_once:
-            self.execute()
+        """Keep the messages for `execute`."""
+        self._queue.add(messages)
 
-    def execute(self, *, without: str | None = None) -> None:
-        """Execute the messages, and those that they lead to, except for the task `without`."""
-
-        def call(message: Message) -> None:
+    def execute(self, messages: Sequence[Message] = (), *, without: str | None = None) -> None:
+        """Execute all messages, and those that they lead to, except for the task `without`."""
+        for message in self._queue.taken_with(messages):
             if message.task != without:
                 current_app.tasks[message.task](*message.args)
 
-        self._queue.execute(call)
-
 
 @contextmanager
-def committed_at_once(inbox: Inbox) -> Iterator[None]:
-    """Send messages to `inbox` without waiting for a commit, within a `with` block.
+def committed_at_once(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
+    """Give messages to `sink` without waiting for a commit, within a `with` block.
 
     Only autorun's own hooks of `on_commit` run; all others are left alone.
     """
     with ExitStack() as stack:
-        stack.enter_context(redirected(inbox.take))
+        stack.enter_context(redirected(sink))
         for connection in connections.all():
             if connection.in_atomic_block:
                 stack.enter_context(_without_commit(connection))

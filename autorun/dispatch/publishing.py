@@ -135,18 +135,14 @@ setting_changed.connect(_forget_eager, dispatch_uid="autorun.dispatch.publishing
 
 
 def _execute_eagerly(messages: Sequence[Message]) -> None:
-    errors: list[Exception] = []
-
-    def call(message: Message) -> None:
+    first_error: Exception | None = None
+    for message in _eager.queue.taken_with(messages):
         try:
             current_app.tasks[message.task].apply_async(message.args, **message.options())
         except Exception as error:  # noqa: BLE001  Celery's task_eager_propagates
-            errors.append(error)
-
-    _eager.queue.extend(messages)
-    _eager.queue.execute(call)
-    if errors:
-        raise errors[0]
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
 
 
 def urgent_priority() -> int | None:
@@ -162,22 +158,23 @@ class MessageQueue:
 
     def __init__(self) -> None:
         self._messages: deque[Message] = deque()
-        self._is_executing = False
+        self._is_taken = False
 
-    def extend(self, messages: Sequence[Message]) -> None:
+    def add(self, messages: Sequence[Message]) -> None:
         self._messages.extend(messages)
 
-    def execute(self, call: Callable[[Message], object]) -> None:
-        """Call `call` with each message, unless this is such a call; what it adds comes last."""
-        if self._is_executing:
+    def taken_with(self, messages: Sequence[Message] = ()) -> Iterator[Message]:
+        """Add `messages`; yield all there are, unless a loop that is under way will."""
+        self._messages.extend(messages)
+        if self._is_taken:
             return
-        self._is_executing = True
+        self._is_taken = True
         try:
             while self._messages:
-                call(self._messages.popleft())
+                yield self._messages.popleft()
         finally:
             self._messages.clear()
-            self._is_executing = False
+            self._is_taken = False
 
 
 class _Eager(threading.local):

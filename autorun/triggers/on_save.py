@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Field, Model
 from django.db.models.signals import post_save
 from django.db.transaction import TransactionManagementError
@@ -63,8 +64,17 @@ def note_saved(
     try:
         if watches is None:
             watches = _look_up(sender)
-        if watches:
-            _remember(instance, watches, using)
+        if watches and not _joined(instance, watches, connections[using]):
+            saved = _Saved()
+            saved.add(instance, watches)
+            connections[using].on_commit(saved.flush, robust=True)
+    except TransactionManagementError:
+        # Without autocommit and outside atomic() Django cannot say when the commit is.
+        logger.warning(
+            "%s: a row was saved in a transaction that Django does not manage. "
+            "The next sweep finds it.",
+            sender._meta.label,
+        )
     except Exception:
         logger.exception(
             "%s: a saved %s was not noted. The next sweep finds it.",
@@ -129,30 +139,21 @@ class _Saved:
             )
 
 
-def _remember(instance: Model, watches: tuple[Watch, ...], using: str) -> None:
-    connection = connections[using]
+def _joined(instance: Model, watches: tuple[Watch, ...], connection: BaseDatabaseWrapper) -> bool:
+    """Add the row to the set of the save before it, if that was under the same savepoint."""
     hooks = connection.run_on_commit
-    if hooks:
-        # Saves that follow each other under one savepoint share a set. The hook is registered
-        # again all the same: `captureOnCommitCallbacks` sees only what was registered inside it.
-        last = hooks[-1]
-        saved = getattr(last[1], "__self__", None)
-        if type(saved) is _Saved and last[0] == set(connection.savepoint_ids):
-            saved.add(instance, watches)
-            if len(hooks) < MOST_HOOKS:
-                hooks.append(last)
-            return
-    saved = _Saved()
+    if not hooks:
+        return False
+    last = hooks[-1]
+    saved = getattr(last[1], "__self__", None)
+    if type(saved) is not _Saved or last[0] != set(connection.savepoint_ids):
+        return False
     saved.add(instance, watches)
-    try:
-        connection.on_commit(saved.flush, robust=True)
-    except TransactionManagementError:
-        # Without autocommit and outside atomic() Django cannot say when the commit is.
-        logger.warning(
-            "%s: a row was saved in a transaction that Django does not manage. "
-            "The next sweep finds it.",
-            ", ".join(saved.pks),
-        )
+    # Registered again all the same: `captureOnCommitCallbacks` sees only what was registered
+    # inside it.
+    if len(hooks) < MOST_HOOKS:
+        hooks.append(last)
+    return True
 
 
 def _look_up(model: type[Model]) -> tuple[Watch, ...]:
