@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from django.db import DataError, connection, transaction
+from django.utils import timezone
 
 from autorun.declare import registry
 from autorun.dispatch import releasing, sizes
 from autorun.dispatch.messages import message_for
+from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release, release_everywhere
 from autorun.dispatch.room import SPARE_CHUNKS, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
@@ -17,7 +19,7 @@ from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.ids import new_chunk_id
 from autorun.upkeep.rounds import send_again
-from tests.crashes import armed
+from tests.crashes import armed, listening
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo
 
@@ -286,10 +288,8 @@ def test_nothing_of_a_paused_node_is_released(documents):
 
 
 def test_messages_are_sent_when_the_transaction_commits(
-    documents, monkeypatch, django_capture_on_commit_callbacks
+    documents, sent, django_capture_on_commit_callbacks
 ):
-    sent = []
-    monkeypatch.setattr(releasing, "publish", sent.extend)
     runner = declare()
     with (
         installed(runner),
@@ -302,15 +302,16 @@ def test_messages_are_sent_when_the_transaction_commits(
     assert [message.args for message in sent] == [(Chunk.objects.get().pk,)]
 
 
-def test_what_no_broker_takes_waits_again(
-    documents, monkeypatch, django_capture_on_commit_callbacks, caplog
-):
+def test_what_no_broker_takes_waits_again(documents, django_capture_on_commit_callbacks, caplog):
     def refuse(messages):
         raise BrokerUnavailable("refused")
 
-    monkeypatch.setattr(releasing, "publish", refuse)
     runner = declare()
-    with installed(runner), django_capture_on_commit_callbacks(execute=True):
+    with (
+        installed(runner),
+        redirected(refuse),
+        django_capture_on_commit_callbacks(execute=True),
+    ):
         runner().run()
 
     assert Chunk.objects.get().state == Chunk.State.WAITING
@@ -366,19 +367,18 @@ def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
 
 
 @pytest.fixture
-def two_runners(documents, monkeypatch):
+def two_runners(documents):
     """A runner of documents with the given options and one of photos, each with waiting chunks."""
 
     def plan(**options):
         first = declare(NAME="First", BATCH_SIZE=2, **options)
         second = declare(NAME="Second", TITLE="Other", DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
         Photo.objects.create(caption="a")
-        monkeypatch.setattr("autorun.planning.passes.release", lambda node_id: releasing.Release())
-        for runner in (first, second):
-            runner().get_node()
         with installed(first, second):
-            first().run()
-            second().run()
+            for runner in (first(), second()):
+                Node.objects.filter(pk=runner.get_node().pk).update(paused_at=timezone.now())
+                runner.run()
+        Node.objects.update(paused_at=None)
         return first, second
 
     return plan
@@ -390,7 +390,7 @@ def states_of(runner):
 
 
 def test_messages_that_the_broker_refuses_hold_up_no_other(
-    two_runners, monkeypatch, django_capture_on_commit_callbacks
+    two_runners, django_capture_on_commit_callbacks
 ):
     first, second = two_runners(QUEUE="declared otherwise")
 
@@ -399,8 +399,7 @@ def test_messages_that_the_broker_refuses_hold_up_no_other(
         if refused:
             raise MessagesRefused("406", refused)
 
-    monkeypatch.setattr(releasing, "publish", publish)
-    with installed(first, second):
+    with installed(first, second), redirected(publish):
         for _ in range(3):
             with django_capture_on_commit_callbacks(execute=True):
                 releasing.release_everywhere()
@@ -410,7 +409,7 @@ def test_messages_that_the_broker_refuses_hold_up_no_other(
     assert set(Chunk.objects.filter(runner=first.get_label()).values_list("publications")) == {(0,)}
 
 
-def test_of_several_messages_only_those_refused_wait_again(two_runners, monkeypatch):
+def test_of_several_messages_only_those_refused_wait_again(two_runners):
     first, second = two_runners()
     chunks = list(Chunk.objects.order_by("pk"))
     Chunk.objects.update(state=Chunk.State.QUEUED, publications=1)
@@ -418,34 +417,29 @@ def test_of_several_messages_only_those_refused_wait_again(two_runners, monkeypa
     def publish(messages):
         raise MessagesRefused("406", messages[1:2])
 
-    monkeypatch.setattr(releasing, "publish", publish)
-    with installed(first, second):
+    with installed(first, second), redirected(publish):
         assert releasing.send(chunks) == len(chunks) - 1
 
     waiting = Chunk.objects.filter(state=Chunk.State.WAITING)
     assert [chunk.pk for chunk in waiting] == [chunks[1].pk]
 
 
-def test_a_node_that_cannot_be_released_holds_up_no_other(two_runners, monkeypatch, caplog):
+def test_a_node_that_cannot_be_released_holds_up_no_other(two_runners, sent, caplog):
     first, second = two_runners()
-    node_id, claim = first().get_node().pk, releasing._claim
+    node_id = first().get_node().pk
 
-    def fails_for_first(which):
-        if which == node_id:
+    def fail_for_first(point):
+        if point == "dispatch.claimed" and Chunk.objects.of(node_id).queued().exists():
             raise DataError("smallint out of range")
-        return claim(which)
 
-    monkeypatch.setattr(releasing, "_claim", fails_for_first)
-    monkeypatch.setattr(releasing, "publish", lambda messages: None)
-    with installed(first, second):
+    with installed(first, second), listening(fail_for_first):
         assert releasing.release_everywhere() == 1
 
     assert states_of(second) == {Chunk.State.QUEUED}
     assert f"Node {node_id}: nothing was released" in caplog.text
 
 
-def test_publications_are_counted_no_further_than_their_column_goes(documents, monkeypatch):
-    monkeypatch.setattr(releasing, "publish", lambda messages: None)
+def test_publications_are_counted_no_further_than_their_column_goes(documents, sent):
     runner = declare()
     with installed(runner):
         runner().run()
@@ -458,13 +452,11 @@ def test_publications_are_counted_no_further_than_their_column_goes(documents, m
     assert Chunk.objects.get().publications == MOST_PUBLICATIONS
 
 
-def test_a_hook_that_raises_keeps_no_other_runners_messages(two_runners, monkeypatch, caplog):
+def test_a_hook_that_raises_keeps_no_other_runners_messages(two_runners, sent, caplog):
     def get_timeout(self):
         raise KeyError("SCANNER")
 
     first, second = two_runners(get_timeout=get_timeout)
-    sent = []
-    monkeypatch.setattr(releasing, "publish", sent.extend)
     Chunk.objects.update(state=Chunk.State.QUEUED, published_at="2020-01-01T00:00Z", publications=1)
     with installed(first, second):
         send_again()
@@ -473,9 +465,7 @@ def test_a_hook_that_raises_keeps_no_other_runners_messages(two_runners, monkeyp
     assert "tests.First: get_timeout() raises" in caplog.text
 
 
-def test_chunks_follow_their_runner_to_another_queue(documents, monkeypatch):
-    sent = []
-    monkeypatch.setattr(releasing, "publish", sent.extend)
+def test_chunks_follow_their_runner_to_another_queue(documents, sent):
     with installed(before := declare(QUEUE="old", BATCH_SIZE=1)):
         before().run()
     sent.clear()
