@@ -1,16 +1,30 @@
 """Runners for one test, and a worker that works in the test's own transaction."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from celery import current_app
 
 from autorun import testing
 from autorun.analysis import Analysis
+from autorun.dispatch.messages import EXECUTE
+from autorun.dispatch.publishing import Message
 from autorun.execution.execute import SENDINGS, execute
 from autorun.models import Run
 from autorun.runner import QuerySetRunner
 from autorun.testing import registered as installed
 from tests.library.models import Document
 
-__all__ = ("current_runs", "declare", "echo", "installed", "offer", "statuses", "work_off")
+__all__ = (
+    "current_runs",
+    "declare",
+    "echo",
+    "installed",
+    "offer",
+    "plan_at_once",
+    "statuses",
+    "work_off",
+)
 
 
 def echo(value: Any, **configuration: Any) -> Any:
@@ -34,6 +48,13 @@ def declare(function: Any = echo, **options: Any) -> type[QuerySetRunner]:
 def work_off(**options: Any) -> int:
     """Execute what is queued and what that releases, as a worker would; how many chunks."""
     return testing.work_off(saved=False, **options)
+
+
+def plan_at_once(messages: Sequence[Message]) -> None:
+    """Stands for a broker whose workers do everything at once, but execute no chunk."""
+    for message in messages:
+        if message.task != EXECUTE:
+            current_app.tasks[message.task].run(*message.args)
 
 
 def offer(chunk_id: int) -> None:

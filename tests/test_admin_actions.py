@@ -2,10 +2,9 @@
 
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import pytest
-from celery import current_app
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db.models import Q
@@ -13,10 +12,10 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.admin import mixin, run_pages, runner_pages
+from autorun.admin import mixin, run_pages
 from autorun.admin.selections import MOST_KEPT
 from autorun.control import interventions
-from autorun.dispatch.publishing import Message
+from autorun.dispatch.publishing import redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.failures import recent_failures
@@ -27,6 +26,7 @@ from autorun.runner import QuerySetRunner
 from autorun.upkeep import rounds
 from sample_app.models import Scan
 from tests.browser import scenes
+from tests.engine import plan_at_once
 
 pytestmark = pytest.mark.django_db
 
@@ -42,16 +42,10 @@ EVERY_PERMISSION = (
 
 
 @pytest.fixture(autouse=True)
-def broker(monkeypatch) -> None:
-    """Messages are worked off at once, in the test's own transaction."""
-
-    def deliver(messages: Sequence[Message]) -> None:
-        for message in messages:
-            current_app.tasks[message.task].run(*message.args)
-
-    monkeypatch.setattr(interventions, "publish", deliver)
-    monkeypatch.setattr(runner_pages, "publish", deliver)
-    monkeypatch.setattr(rounds, "publish", deliver)
+def broker() -> Iterator[None]:
+    """Rows are planned at once, in the test's own transaction."""
+    with redirected(plan_at_once):
+        yield
 
 
 @pytest.fixture
@@ -611,12 +605,12 @@ def test_a_filter_that_is_not_there_is_explained(runner) -> None:
     assert Batch.objects.count() == 1
 
 
-def test_a_batch_goes_on_without_a_broker(runner, monkeypatch, caplog) -> None:
+def test_a_batch_goes_on_without_a_broker(runner, caplog) -> None:
     def refuse(messages):
         raise BrokerUnavailable("It is away.")
 
-    monkeypatch.setattr(interventions, "publish", refuse)
-    batch = interventions.request_backfill(runner, interventions.Scope(only="failed"))
+    with redirected(refuse):
+        batch = interventions.request_backfill(runner, interventions.Scope(only="failed"))
 
     rounds.hand_on_batches()
 

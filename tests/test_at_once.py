@@ -25,10 +25,7 @@ SUCCEEDED, PENDING = Run.Status.SUCCEEDED, Run.Status.PENDING
 
 
 @pytest.fixture(autouse=True)
-def published(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Messages in place of those a broker would get."""
-    sent: list[Any] = []
-    monkeypatch.setattr("autorun.dispatch.releasing.publish", sent.extend)
+def published(sent: list[Any]) -> list[Any]:
     return sent
 
 

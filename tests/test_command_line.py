@@ -19,6 +19,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from autorun.control import halting
+from autorun.dispatch.publishing import redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.management.subcommands.terminal import Terminal
@@ -26,7 +27,7 @@ from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
 from autorun.upkeep import pruning
-from tests.engine import current_runs, declare, installed, statuses, work_off
+from tests.engine import current_runs, declare, installed, plan_at_once, statuses, work_off
 from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
@@ -711,11 +712,7 @@ def test_sweep_and_run_name_what_failed_for_good(documents, failing):
     assert f"manage.py autorun retry {LABEL}\n" in typed("run", LABEL)
 
 
-def test_sweep_and_backfill_by_a_worker(documents, runner, monkeypatch):
-    sent: list[Any] = []
-    for module in ("sweep", "backfill"):
-        monkeypatch.setattr(f"autorun.management.subcommands.{module}.publish", sent.extend)
-
+def test_sweep_and_backfill_by_a_worker(documents, runner, sent):
     assert "sweep queued." in typed("sweep", LABEL, "--queue")
     typed("backfill", LABEL, documents[0].pk, "--queue", "--only", "all", "--window", "5")
 
@@ -726,12 +723,11 @@ def test_sweep_and_backfill_by_a_worker(documents, runner, monkeypatch):
     assert not Run.objects.exists()
 
 
-def test_a_broker_that_is_away_is_a_clear_error(runner, monkeypatch):
+def test_a_broker_that_is_away_is_a_clear_error(runner):
     def refuse(messages):
         raise BrokerUnavailable("ConnectionRefusedError: nobody there")
 
-    monkeypatch.setattr("autorun.management.subcommands.sweep.publish", refuse)
-    with pytest.raises(CommandError, match="nobody there"):
+    with redirected(refuse), pytest.raises(CommandError, match="nobody there"):
         typed("sweep", LABEL, "--queue")
 
 
@@ -817,9 +813,7 @@ def test_a_dry_run_as_json_has_no_batch(documents, runner):
     assert not Batch.objects.exists()
 
 
-def test_a_queued_sweep_as_json_has_no_batch(runner, monkeypatch):
-    monkeypatch.setattr("autorun.management.subcommands.sweep.publish", lambda messages: None)
-
+def test_a_queued_sweep_as_json_has_no_batch(runner, sent):
     assert typed_json("sweep", LABEL, "--queue") == [
         {
             "runner": LABEL,
@@ -1128,17 +1122,10 @@ def fails_variously(value: str) -> None:
 
 
 @pytest.fixture
-def various(documents, monkeypatch) -> Iterator[Any]:
+def various(documents) -> Iterator[Any]:
     """Three rows that failed with OSError and three with ValueError, of which one is long ago."""
-    from celery import current_app
-
-    def deliver(messages):
-        for message in messages:
-            current_app.tasks[message.task].run(*message.args)
-
-    monkeypatch.setattr("autorun.control.interventions.publish", deliver)
     runner = declare(fails_variously, MAX_ATTEMPTS=1, FILTERS={"early": Q(title__lt="title 2")})
-    with installed(runner):
+    with installed(runner), redirected(plan_at_once):
         runner().run()
         work_off()
         old = Failure.objects.filter(run__object_id=documents[0].pk)

@@ -127,9 +127,7 @@ def test_superseded_runs_of_a_lost_worker_are_cancelled(documents):
     assert statuses() == [Run.Status.CANCELLED, Run.Status.SUCCEEDED]
 
 
-def test_a_queued_chunk_nobody_starts_is_sent_again_ever_less_often(documents, monkeypatch):
-    sent = []
-    monkeypatch.setattr(releasing, "publish", sent.extend)
+def test_a_queued_chunk_nobody_starts_is_sent_again_ever_less_often(documents, sent):
     runner = declare()
     with installed(runner):
         runner().run()
@@ -278,9 +276,7 @@ def test_turns_are_taken_one_at_a_time():
     assert pulses.take_turn("test", every=10)
 
 
-def test_a_batch_whose_planner_died_is_planned_on(documents, monkeypatch):
-    published = []
-    monkeypatch.setattr("autorun.upkeep.rounds.publish", published.extend)
+def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
     runner = declare()
     with installed(runner):
         batch = looks._begin(runner(), Batch.Trigger.BACKFILL, Scope())
@@ -289,7 +285,7 @@ def test_a_batch_whose_planner_died_is_planned_on(documents, monkeypatch):
         assert hand_on_batches() == 1
         from autorun import tasks
 
-        (message,) = published
+        (message,) = sent
         assert message.task == tasks.backfill.name
         tasks.backfill(*message.args)
         tasks.backfill(*message.args)

@@ -5,8 +5,7 @@ from unittest import mock
 
 from autorun import tasks
 from autorun.declare import registry
-from autorun.dispatch import releasing
-from autorun.dispatch.publishing import Message
+from autorun.dispatch.publishing import Message, redirected
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches, windows
@@ -73,10 +72,7 @@ def heal() -> None:
         Batch.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
         Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-1_000_000))
         sent: list[Message] = []
-        with (
-            mock.patch.object(releasing, "publish", sent.extend),
-            mock.patch.object(rounds, "publish", sent.extend),
-        ):
+        with redirected(sent.extend):
             rounds.upkeep(in_any_case=True)
             for message in sent:
                 _receive(message)

@@ -7,9 +7,7 @@ from django.core.checks import run_checks
 from kombu.exceptions import ContentDisallowed
 
 from autorun import tasks
-from autorun.dispatch import releasing
 from autorun.dispatch.messages import message_for
-from autorun.dispatch.publishing import Message
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
@@ -22,15 +20,6 @@ from tests.library.models import Document
 pytestmark = [pytest.mark.django_db, pytest.mark.faults]
 
 SECRET = "what is in the row"
-
-
-@pytest.fixture
-def sent(monkeypatch) -> list[Message]:
-    """What would have gone to the broker."""
-    messages: list[Message] = []
-    monkeypatch.setattr(releasing, "publish", messages.extend)
-    monkeypatch.setattr(delivery, "publish", messages.extend)
-    return messages
 
 
 def test_every_task_of_autorun_takes_and_sends_json_alone():
