@@ -241,15 +241,15 @@ def test_a_bulk_action_asks_first(runner) -> None:
 
     response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form)
 
-    assert "<strong>5</strong> runs" in response.content.decode()
+    assert "Retry 5 runs?" in response.content.decode()
     assert Batch.objects.count() == 1
 
 
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ({"action": "", "scope": "everything"}, "Choose what to do"),
-        ({"action": "retry", "scope": "ticked"}, "Tick the runs"),
+        ({"action": "", "scope": "everything"}, "Choose an action first."),
+        ({"action": "retry", "scope": "ticked"}, "Select runs first, or choose all that match."),
         ({"action": "retry", "scope": "everything", "state": "queued"}, "these are queued"),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_group_of_failures_is_retried_as_one(runner, django_capture_on_commit_
             reverse("admin:autorun_run_act"), form, follow=True
         )
 
-    assert "3 failed runs start again." in response.content.decode()
+    assert "3 failed runs queued for retry." in response.content.decode()
     assert runner.progress().failed == 2
 
 
@@ -280,9 +280,9 @@ def test_a_group_of_failures_is_asked_about_first(action, codename, runner) -> N
 
     question = client.post(reverse("admin:autorun_run_act"), form)
 
-    assert "<strong>3</strong> runs" in question.text
+    assert f"{action.capitalize()} 3 runs?" in question.text
     assert f"ValueError of {LABEL} (Scan Preprocessing v1.0)" in question.text
-    assert f'href="{failures}">No, go back' in question.text
+    assert f'href="{failures}">Cancel' in question.text
     assert runner.progress().failed == 5
     assert LogEntry.objects.count() == 0
 
@@ -387,7 +387,7 @@ def test_ignored_runs_are_retried_where_they_are_meant(
             reverse("admin:autorun_run_act"), form, follow=True
         )
 
-    assert "3 failed or ignored runs start again." in response.text
+    assert "3 failed or ignored runs queued for retry." in response.text
     progress = runner.progress()
     assert (progress.ignored, progress.failed) == (0, 2)
     assert progress.unfinished == 6 + 3
@@ -444,7 +444,8 @@ def test_very_many_failed_runs_are_found_by_a_worker(
     for callback in callbacks:
         callback()
 
-    assert "1 batch was begun." in response.text
+    address = reverse("admin:autorun_batch_change", args=[batch.pk])
+    assert f'retried in 1 batch. Watch <a href="{address}">batch {batch.pk}</a>.' in response.text
     batch.refresh_from_db()
     assert (planned_in_the_request, batch.planned) == (0, again)
     assert set(Run.objects.filter(chunk__batch=batch).values_list("object_id", flat=True)) == (
@@ -480,7 +481,7 @@ def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:
 
     response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form, follow=True)
 
-    assert "5 runs are of a version" in response.content.decode()
+    assert "Skipped 5 runs of an earlier version" in response.content.decode()
     assert Batch.objects.count() == 1
 
 
@@ -571,7 +572,7 @@ def test_superseded_runs_are_not_counted_among_those_an_action_is_about(runner) 
 
     assert f"{number} runs match, newest first." in listed
     assert "About" not in listed
-    assert f"<strong>{number}</strong> runs" in asked
+    assert f"Retry {number} runs?" in asked
 
 
 def test_a_backfill_is_for_a_named_filter(

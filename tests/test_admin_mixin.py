@@ -72,7 +72,7 @@ def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, set_con
     for _ in range(20):
         response = superuser.get(address)
         found.append([row.pk for row in response.context["cl"].result_list])
-        further = re.search(r'"([^"]*autorun_up_to[^"]*)">look at the others', response.text)
+        further = re.search(r'"([^"]*autorun_up_to[^"]*)">check the others', response.text)
         if further is None:
             break
         address = reverse(CHANGELIST) + html.unescape(further[1])

@@ -1,4 +1,4 @@
-"""A backfill before it begins: its scope, what it would do, and the word to go."""
+"""A backfill before it starts: its scope and its preview."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from django.core.exceptions import PermissionDenied
 
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, may_view, name_of, visible
-from autorun.admin.selections import Selection, find
+from autorun.admin.selections import ChosenRows, find
 from autorun.control.interventions import request_backfill
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.runner import Runner
 from autorun.models import Batch
 from autorun.planning.counting import Count
 from autorun.planning.preview import groups_of, number_planned
+from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
-from autorun.state.words import REASONS
+from autorun.state.words import REASONS, counted, duration, number
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
@@ -30,39 +31,39 @@ if TYPE_CHECKING:
 
     from autorun.admin.cards import Card
 
-#: What a column of 32 bits takes.
+#: The largest number in a column of 32 bits.
 MOST_RUNS = (1 << 31) - 1
-#: What `only` may be, as the form says it.
+#: The values of `only`, in the words of the form.
 ONLY = {
     "": "Pending rows: without a run, or changed since",
     "missing": "Rows without a run",
     "changed": "Rows that have changed since their run",
     "failed": "Rows whose run failed",
     "all": "All of these: pending and failed",
-    "again": "Everything again, also what has succeeded",
+    "again": "Re-run everything, including successes",
 }
 LOST = "The chosen rows are no longer known: choose them again."
 
 
 @dataclass(frozen=True)
-class Request:
-    """What somebody asked for on the form."""
+class BackfillRequest:
+    """The values of the form."""
 
     only: str = ""
     filter: str = ""
     selection: str = ""
     limit: int | None = None
     window: int | None = None
-    #: What is wrong with fields, by their name. Such a request is not carried out.
+    #: The problems by field. A request with any is not carried out.
     problems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Request:
+    def read(cls, given: Mapping[str, Any]) -> BackfillRequest:
         """The request in a form's values."""
         only = str(given.get("only", ""))
         limit, window = given.get("limit"), given.get("window")
         problems = {
-            "only": "" if only in ONLY else f"There is no choice “{only[:40]}”.",
+            "only": "" if only in ONLY else f"Unknown choice “{only[:40]}”.",
             "limit": no_number(limit, least=1, most=MOST_RUNS),
             "window": no_number(window, least=1, most=MOST_RUNS),
         }
@@ -90,12 +91,12 @@ class Request:
             force=is_again,
         )
 
-    def chosen(self, request: HttpRequest) -> Selection | None:
-        """The rows somebody chose on the model's own page, if any."""
+    def chosen(self, request: HttpRequest) -> ChosenRows | None:
+        """The rows that the user chose on the model's own page, if any."""
         return find(request, self.selection) if self.selection else None
 
     def is_lost(self, request: HttpRequest) -> bool:
-        """Whether it is about chosen rows that the session does not know any more."""
+        """Whether the session no longer knows the rows that were chosen."""
         return bool(self.selection) and self.chosen(request) is None
 
     def queryset(
@@ -103,7 +104,7 @@ class Request:
     ) -> QuerySet[Any] | None:
         """The rows in scope; None for the runner's default queryset.
 
-        Raises ValueError where chosen rows are no longer known.
+        Raises ValueError if the chosen rows are no longer known.
         """
         chosen = self.chosen(request)
         if self.is_lost(request):
@@ -112,14 +113,28 @@ class Request:
             return self.scope.queryset(runner)
         return as_plain(runner, chosen.queryset(request, site))
 
+    def rows_in_words(self, request: HttpRequest, names: str) -> str:
+        """The rows in scope, before `only` is applied."""
+        chosen = self.chosen(request)
+        if chosen is None:
+            return f"All {names} this runner covers."
+        if chosen.keys is None:
+            return f"All rows that match your filter of {names}: {chosen.query or 'no filter'}."
+        if len(chosen.keys) == 1:
+            return "The one row that you ticked."
+        return f"The {number(len(chosen.keys))} {names} that you ticked."
+
     def needs(self, request: HttpRequest) -> Permission:
-        """What confirming takes: a few ticked rows are no backfill."""
+        """The permission to start it: a few ticked rows are not a backfill."""
         chosen = self.chosen(request)
         is_few = chosen is not None and not chosen.is_everything and self.only != "again"
         return Permission.START if is_few else Permission.BACKFILL
 
     def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
-        """Begin the backfill. Raises ValueError and NotRegistered for what there is not."""
+        """Start the backfill.
+
+        Raises ValueError for an unknown `only`, NotRegistered for an unknown filter.
+        """
         limits: dict[str, Any] = {
             "limit": self.limit,
             "window": self.window,
@@ -140,54 +155,73 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One reason of the preview: how many rows, whether they will run, and some of them."""
+class ReasonLine:
+    """One reason of the preview: its columns."""
 
-    reason: str
     words: str
-    rows: int
-    is_taken: bool
+    rows: str
+    is_planned: bool
     samples: list[Name]
 
 
 @dataclass(frozen=True)
-class Preview:
-    """What the backfill would do, as far as it has been counted."""
+class PreviewShown:
+    """A preview in the words of the page, as far as the rows have been counted."""
 
-    count: Count
-    lines: list[Line]
+    lines: list[ReasonLine]
     runs: int
-    seconds: float | None
-    begun: str
+    words: str
+    time: str
+    button: str
+    is_complete: bool
+    #: The query string that continues an unfinished count.
+    query: str
 
-    @property
-    def is_complete(self) -> bool:
-        return self.count.is_complete
 
-
-def preview(
-    request: HttpRequest, site: AdminSite, card: Card, asked: Request, count: Count
-) -> Preview:
-    """What was counted, in the words of the page."""
+def preview_shown(
+    request: HttpRequest, site: AdminSite, card: Card, asked: BackfillRequest, count: Count
+) -> PreviewShown:
+    """The count in groups, with the runs that would start."""
     names = _names(request, site, card.runner, count)
     groups = groups_of(card.runner, count, asked.scope.selection)
     lines = [
-        Line(
-            group.reason,
+        ReasonLine(
             REASONS[group.reason],
-            group.rows,
+            number(group.rows),
             group.is_planned,
             [names[key] for key in count.samples.get(group.reason, ()) if key in names],
         )
         for group in groups
+        if group.rows or (group.is_planned and group.reason is not Reason.PREPARABLE)
     ]
     runs = number_planned(groups, limit=asked.limit)
+    if not count.is_complete:
+        told, button = f"{counted(runs, 'run')}, still counting…", "Start without a full count"
+    else:
+        told = f"{counted(runs, 'run')} would start" if runs else "Nothing would start"
+        button = f"Start {counted(runs, 'run')}"
+    return PreviewShown(
+        lines=lines,
+        runs=runs,
+        words=told,
+        time=_time_of(card, runs) if runs else "",
+        button=button,
+        is_complete=count.is_complete,
+        query=asked.query(begun=count.written()),
+    )
+
+
+def _time_of(card: Card, runs: int) -> str:
     seconds = card.activity.seconds_for(runs, run_seconds=card.run_seconds)
-    return Preview(count, lines, runs, seconds, count.written())
+    if seconds is None:
+        return "No estimate: this version has not run yet."
+    measured = card.activity.per_second_at_work
+    how = "at the recent rate" if measured else "of work, one run after the other"
+    return f"About {duration(seconds)} {how}."
 
 
 def _names(request: HttpRequest, site: AdminSite, runner: Runner, count: Count) -> dict[str, Name]:
-    """What to call the sampled rows, by key."""
+    """The names of the sampled rows, by key."""
     model = runner.get_model()
     kind = key_kind(model)
     keys = {key for found in count.samples.values() for key in found}

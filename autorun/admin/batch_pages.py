@@ -1,4 +1,4 @@
-"""Batches: what was planned, how far it is, and new backfills."""
+"""Batches: their runs and progress, and new backfills."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils import timezone
 
-from autorun.admin.backfills import LOST, ONLY, Preview, Request, preview
+from autorun.admin.backfills import (
+    LOST,
+    ONLY,
+    BackfillRequest,
+    PreviewShown,
+    preview_shown,
+)
 from autorun.admin.cards import Card, card_of, cards
+from autorun.admin.charts import Figure, stacked
+from autorun.admin.markup import time_since
 from autorun.admin.pages import (
     PageAdmin,
     action,
-    counted,
     find_runner,
     is_fetched,
     page,
@@ -24,7 +31,8 @@ from autorun.admin.pages import (
     who,
 )
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.tables import batch_lines
+from autorun.admin.tables import batch_lines, counts_of, parts_of
+from autorun.conf import settings
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch
@@ -33,11 +41,12 @@ from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import Count, count_rows
 from autorun.state.parameters import read_number, read_one_of, read_text
+from autorun.state.words import counted, duration, number, rate
 
 PAGE = 50
-NOT_COUNTED = "Nothing is counted, and nothing would start, while a field of the form is wrong."
+NOT_COUNTED = "Correct the fields of the form first: nothing has been counted or started."
 SAMPLES = 3
-#: What a part of the preview may take to be counted.
+#: Seconds that counting a part of the preview may take.
 COUNTING_SECONDS = 0.8
 
 
@@ -62,7 +71,7 @@ class BatchAdmin(PageAdmin):
 
     @page
     def listing(self, request: HttpRequest) -> HttpResponse:
-        """Batches by id, so that no page counts those before it."""
+        """Batches by id, so that no page has to count those before it."""
         given = request.GET
         chosen = {
             "runner": read_text(given, "runner"),
@@ -87,6 +96,7 @@ class BatchAdmin(PageAdmin):
             lines=batch_lines(some[:PAGE]),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
+            nothing=_nothing(chosen),
             states=Batch.State.values,
             triggers=Batch.Trigger.values,
             runners=[runner.label for runner in registry.runners()],
@@ -96,56 +106,62 @@ class BatchAdmin(PageAdmin):
     def batch_page(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         """One batch with its live progress."""
         batch = self._get(batch_id)
-        (line,) = batch_lines([batch])
+        counts = counts_of([batch])[batch.pk]
+        parts = parts_of(batch, counts)
+        is_unfinished = batch.state in (Batch.State.RUNNING, Batch.State.PAUSED)
         activity, is_stuck = Activity(), False
-        if line.is_unfinished:
+        if is_unfinished:
             activity = activity_by_node([batch.node])[batch.node_id]
             is_stuck = _is_left(batch) or bool(stuck_nodes([batch.node_id]))
+        is_held = is_unfinished and batch.node.paused_at is not None
+        figures = _planning_figures(batch, is_unfinished=is_unfinished)
+        if is_unfinished:
+            figures += [
+                Figure("Rate", rate(activity.per_second_at_work))
+                if activity.per_second_at_work
+                else Figure("Rate", note="idle"),
+                _time_left(batch, counts.left, activity, is_held=is_held, is_stuck=is_stuck),
+            ]
+        if batch.finished_at:
+            figures.append(Figure("Finished", time_since(batch.finished_at)))
         return self.render(
             request,
             "batch",
             str(batch),
             batch=batch,
-            line=line,
-            rate=activity.per_second_at_work,
-            seconds_left=_seconds_left(batch, line.counts.left, activity),
+            requested_by=f" · requested by {batch.requested_by}" if batch.requested_by else "",
+            started=time_since(batch.created_at),
+            buttons=self._buttons(request, batch),
+            is_unfinished=is_unfinished,
+            is_held=is_held,
             is_stuck=is_stuck,
-            is_held=line.is_unfinished and batch.node.paused_at is not None,
-            is_not_begun=line.is_unfinished and not batch.cursor and not batch.candidates,
             is_registered=find_runner(batch.runner) is not None,
+            parts=parts,
+            bar=stacked(parts, empty="Nothing planned yet"),
+            figures=figures,
         )
 
     @page
     def choose(self, request: HttpRequest) -> HttpResponse:
-        """The runners a backfill may be for."""
+        """The runners, one of which to backfill."""
         require(request, Permission.BACKFILL)
         return self.render(request, "choose", "New backfill", cards=cards())
 
     @page
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The scope of a backfill, and what it would do."""
-        card, asked = self._card(label), Request.read(request.GET)
+        card, asked = self._card(label), BackfillRequest.read(request.GET)
         if asked.is_lost(request):
             return self._start_over(request)
         require(request, asked.needs(request))
-        return self.render(
-            request,
-            "prepare",
-            f"Backfill {card.name}",
-            card=card,
-            asked=asked,
-            chosen=asked.chosen(request),
-            choices=_choices(request),
-            filters=sorted(card.runner.FILTERS or {}),
-            typed=request.GET,
-            problem=NOT_COUNTED if asked.problems else "",
-            query=asked.query(),
+        return self._preparation(
+            request, card, asked, problem=NOT_COUNTED if asked.problems else ""
         )
 
     @page
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The preview alone, counted on for a moment."""
-        card, asked = self._card(label), Request.read(request.GET)
+        """The preview alone, with more rows counted."""
+        card, asked = self._card(label), BackfillRequest.read(request.GET)
         if asked.is_lost(request):
             if is_fetched(request):
                 return self.fragment(request, "preview", card=card, asked=asked, problem=LOST)
@@ -155,30 +171,15 @@ class BatchAdmin(PageAdmin):
         found, problem = None, NOT_COUNTED
         if not asked.problems:
             found, problem = self._counted(request, card, asked, begun)
-        context = {
-            "card": card,
-            "asked": asked,
-            "preview": found,
-            "problem": problem,
-            "query": asked.query(),
-        }
         if is_fetched(request):
-            return self.fragment(request, "preview", **context)
-        return self.render(
-            request,
-            "prepare",
-            f"Backfill {card.name}",
-            **context,
-            chosen=asked.chosen(request),
-            choices=_choices(request),
-            filters=sorted(card.runner.FILTERS or {}),
-            typed=request.GET,
-        )
+            context = {"card": card, "asked": asked, "preview": found, "problem": problem}
+            return self.fragment(request, "preview", **context, query=asked.query())
+        return self._preparation(request, card, asked, preview=found, problem=problem)
 
     @action(Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Begin the backfill that was previewed."""
-        card, asked = self._card(label), Request.read(request.POST)
+        """Start the backfill that was previewed."""
+        card, asked = self._card(label), BackfillRequest.read(request.POST)
         if asked.is_lost(request):
             return self._start_over(request)
         require(request, asked.needs(request))
@@ -196,7 +197,7 @@ class BatchAdmin(PageAdmin):
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
         if batches.pause(batch):
-            self.note(request, f"{batch} paused. What is running goes on to its end.", batch)
+            self.note(request, f"{batch} paused. Runs in progress will finish.", batch)
         return self.back(request, self.url("autorun_batch_change", batch_id))
 
     @action(Permission.PAUSE)
@@ -210,27 +211,69 @@ class BatchAdmin(PageAdmin):
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
         if batch.state in (Batch.State.RUNNING, Batch.State.PAUSED):
-            number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
+            cancelled = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
             self.note(
                 request,
-                f"{batch} cancelled: {counted(number, 'run was', 'runs were')} not started. "
-                "What was not processed is pending again.",
+                f"{batch} cancelled: {counted(cancelled, 'run was', 'runs were')} not started. "
+                "Their rows are pending again.",
                 batch,
             )
         return self.back(request, self.url("autorun_batch_change", batch_id))
 
     def _start_over(self, request: HttpRequest) -> HttpResponse:
-        """To where rows can be chosen, for those whose choice is no longer known."""
+        """Redirect to a page to choose rows again, with a message that the choice is lost."""
         messages.error(request, LOST)
         may_choose = Allowed(request.user).to(Permission.BACKFILL)
         return HttpResponseRedirect(
             self.url("autorun_batch_choose" if may_choose else "autorun_node_changelist")
         )
 
+    def _preparation(
+        self, request: HttpRequest, card: Card, asked: BackfillRequest, **context: Any
+    ) -> HttpResponse:
+        return self.render(
+            request,
+            "prepare",
+            f"Backfill {card.name}",
+            card=card,
+            asked=asked,
+            rows=asked.rows_in_words(request, card.model_name),
+            is_chosen=asked.chosen(request) is not None,
+            choices=_choices(request),
+            filters=sorted(card.runner.FILTERS or {}),
+            typed=request.GET,
+            default_window=f"default {number(settings.WINDOW)}",
+            query=asked.query(),
+            **context,
+        )
+
+    def _buttons(self, request: HttpRequest, batch: Batch) -> list[tuple[str, str, str]]:
+        """The name, the address and the words of what the user may do with the batch."""
+        allowed = Allowed(request.user)
+        known = (
+            ("pause", "Pause", Permission.PAUSE, (Batch.State.RUNNING,)),
+            ("resume", "Resume", Permission.PAUSE, (Batch.State.PAUSED,)),
+            (
+                "cancel",
+                "Cancel remaining runs",
+                Permission.CANCEL,
+                (Batch.State.RUNNING, Batch.State.PAUSED),
+            ),
+        )
+        return [
+            (name, self.url(f"autorun_batch_{name}", batch.pk), words)
+            for name, words, permission, states in known
+            if batch.state in states and allowed.to(permission)
+        ]
+
     def _counted(
-        self, request: HttpRequest, card: Card, asked: Request, begun: Count | None
-    ) -> tuple[Preview | None, str]:
-        """The preview, counted on; or None and what keeps it from being counted."""
+        self,
+        request: HttpRequest,
+        card: Card,
+        asked: BackfillRequest,
+        begun: Count | None,
+    ) -> tuple[PreviewShown | None, str]:
+        """The preview, or None and the reason why nothing can be counted."""
         try:
             count = count_rows(
                 card.runner,
@@ -241,7 +284,7 @@ class BatchAdmin(PageAdmin):
             )
         except (AutorunError, ValueError, TypeError) as error:
             return None, str(error)
-        return preview(request, self.admin_site, card, asked, count), ""
+        return preview_shown(request, self.admin_site, card, asked, count), ""
 
     def _card(self, label: str) -> Card:
         runner = find_runner(label)
@@ -257,13 +300,13 @@ class BatchAdmin(PageAdmin):
 
 
 def _choices(request: HttpRequest) -> dict[str, str]:
-    """What `only` may be for who asks: to run again what has succeeded is a backfill."""
+    """The values of `only` that the user may choose: to re-run successes is a backfill."""
     may_backfill = Allowed(request.user).to(Permission.BACKFILL)
     return {name: words for name, words in ONLY.items() if may_backfill or name != "again"}
 
 
 def _is_left(batch: Batch) -> bool:
-    """Whether nobody has taken up its planning, or gone on with it, for long."""
+    """Whether no worker has started or continued its planning for long."""
     return (
         batch.state == Batch.State.RUNNING
         and batch.planned_at is None
@@ -272,9 +315,44 @@ def _is_left(batch: Batch) -> bool:
     )
 
 
-def _seconds_left(batch: Batch, runs: int, activity: Activity) -> float | None:
-    """Until so many runs have ended; None while nothing is done."""
-    if not activity.per_second or not runs:
-        return None
-    run_seconds = activity.median_seconds or batch.node.run_seconds
-    return activity.seconds_for(runs, run_seconds=run_seconds)
+def _nothing(chosen: dict[str, str]) -> str:
+    """The heading of a list without batches."""
+    of_runner = f" of {chosen['runner']}" if chosen["runner"] else ""
+    if chosen["state"] or chosen["trigger"]:
+        return f"No batches{of_runner} match"
+    return f"No batches{of_runner}" + " yet" * ("all" in chosen)
+
+
+def _planning_figures(batch: Batch, *, is_unfinished: bool) -> list[Figure]:
+    if batch.planned_at:
+        planning = "complete"
+    elif is_unfinished:
+        planning = "in progress" if batch.cursor or batch.candidates else "not started"
+    else:
+        planning = "interrupted"
+    limit = "" if batch.limit is None else f"of at most {number(batch.limit)}"
+    figures = [
+        Figure("Planning", planning),
+        Figure("Rows checked", number(batch.candidates)),
+        Figure("Skipped (up to date or already queued)", number(batch.existing)),
+        Figure("Runs planned", number(batch.planned), limit),
+    ]
+    if batch.unprepared:
+        figures.append(Figure("Input not prepared", number(batch.unprepared)))
+    return figures
+
+
+def _time_left(
+    batch: Batch, runs: int, activity: Activity, *, is_held: bool, is_stuck: bool
+) -> Figure:
+    if is_held or batch.state == Batch.State.PAUSED:
+        note = "paused"
+    elif is_stuck:
+        note = "no worker is processing it"
+    elif activity.per_second and runs:
+        run_seconds = activity.median_seconds or batch.node.run_seconds
+        seconds = activity.seconds_for(runs, run_seconds=run_seconds)
+        return Figure("Time left", duration(seconds))
+    else:
+        note = "unknown"
+    return Figure("Time left", note=note)

@@ -1,4 +1,4 @@
-"""What the overview says of each runner, gathered for all of them at once."""
+"""The card of each runner on the overview, gathered for all of them at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
 from django.apps import apps
 from django.utils import timezone
+from django.utils.html import format_html
 
-from autorun.admin.charts import Column, Segment, columns, stacked
+from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked
+from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner
@@ -19,7 +22,10 @@ from autorun.exceptions import AutorunError
 from autorun.models import Batch, Node
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
 from autorun.planning.counting import Count
+from autorun.state import words
 from autorun.state.counts import Progress, progress_by_node
+from autorun.state.origins import name_of_batch
+from autorun.state.words import duration, number, rate
 from autorun.triggers.on_schedule import SWEEP_NAME
 
 #: How long a finished count of a runner's rows is shown.
@@ -28,11 +34,10 @@ COUNT_AGE = dt.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Counted:
-    """All rows of a runner by reason, and how many are left out of them, at some time.
+    """All rows of a runner by reason, with the time they were counted.
 
-    Its filter leaves rows out, and so do other runners that have not succeeded on them yet.
-
-    `runs` is how many current runs there were then.
+    `left_out` are the rows that its filter excludes or that wait for another runner; `runs` are the
+    current runs there were then.
     """
 
     count: Count
@@ -51,7 +56,7 @@ class Counted:
 
     @classmethod
     def of(cls, node: Node | None) -> Counted | None:
-        """What was counted for the node of late, if anything."""
+        """The node's recent count, if there is one."""
         if node is None or not node.counted:
             return None
         known = node.counted
@@ -63,7 +68,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class NextSweep:
-    """When a runner is swept next; without a time, `words` says why not."""
+    """The time of a runner's next sweep; without one, `words` says why."""
 
     at: dt.datetime | None = None
     words: str = ""
@@ -82,8 +87,10 @@ class Card:
     batches: Sequence[Batch]
     next_sweep: NextSweep
     counted: Counted | None = None
+    #: A count that has not got through all rows yet.
+    counting: Count | None = None
     error: str = ""
-    #: Whether its messages lie in the queue and no worker is at them.
+    #: Whether its tasks are in the queue and no worker is processing them.
     is_stuck: bool = False
 
     @property
@@ -107,44 +114,152 @@ class Card:
             return str(self.runner.DATA_MODEL)
 
     @property
-    def pending(self) -> int | None:
-        """Rows without a run for their current input; None where nobody has counted of late.
+    def paused_since(self) -> str:
+        return "" if self.node is None else time_since(self.node.paused_at)
 
-        Of those counted, what has been planned since is no longer pending.
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.progress.unfinished)
+
+    @property
+    def pending(self) -> int | None:
+        """Rows without a run for their current input; None if there is no recent count.
+
+        Rows that have been planned since they were counted are no longer pending.
         """
         if self.counted is None:
             return None
         return max(0, self.counted.count.pending - self._planned_since)
 
     @property
-    def bar(self) -> list[Segment]:
+    def left_out(self) -> int:
+        """Rows that need no run, less those that have been planned since they were counted."""
+        if self.counted is None:
+            return 0
+        planned = max(0, self._planned_since - self.counted.count.pending)
+        return max(0, self.counted.left_out - planned)
+
+    @property
+    def bar(self) -> Bar:
         return stacked(self.parts)
 
     @property
-    def parts(self) -> list[tuple[str, str, int]]:
-        """Each state with its word and its number, in the order of the bar."""
+    def parts(self) -> list[Part]:
+        """The states in the order of the bar; successes and pending rows also if there are none."""
         progress = self.progress
         parts = [
-            ("succeeded", "succeeded", progress.succeeded),
-            ("running", "running", progress.running),
-            ("queued", "queued", progress.queued),
-            ("waiting", "waiting", progress.waiting),
-            ("parked", "parked", progress.parked),
-            ("failed", "failed", progress.failed),
-            ("ignored", "ignored", progress.ignored),
+            Part(name, name, value, urlencode({"runner": self.label, "state": name}))
+            for name, value in (
+                ("succeeded", progress.succeeded),
+                ("running", progress.running),
+                ("queued", progress.queued),
+                ("waiting", progress.waiting),
+                ("parked", progress.parked),
+                ("failed", progress.failed),
+                ("ignored", progress.ignored),
+            )
+            if value or name == "succeeded"
         ]
         if self.counted is not None:
-            parts.insert(4, ("pending", "pending", self.pending or 0))
-            parts.append(("filtered", self._left_out_words, self.left_out or 0))
+            behind = [each for each in parts if each.name in ("parked", "failed", "ignored")]
+            ahead = parts[: len(parts) - len(behind)]
+            parts = [*ahead, Part("pending", "pending", self.pending or 0), *behind]
+            if self.left_out:
+                waits = ", or waiting for another runner" * bool(self.runner.DEPENDS_ON)
+                parts.append(Part("filtered", f"filtered out{waits}", self.left_out))
         return parts
 
     @property
-    def left_out(self) -> int | None:
-        """Rows that no run is for, less those that have been planned since they were counted."""
-        if self.counted is None:
-            return None
-        of_these = max(0, self._planned_since - self.counted.count.pending)
-        return max(0, self.counted.left_out - of_these)
+    def counted_at(self) -> str:
+        return "" if self.counted is None else time_since(self.counted.at)
+
+    @property
+    def is_uncounted(self) -> bool:
+        return self.counting is not None or (self.counted is None and not self.error)
+
+    @property
+    def counting_words(self) -> str:
+        if self.counting is None:
+            return ""
+        pending, total = number(self.counting.pending), number(self.counting.total)
+        return f"{pending} pending of {total} rows so far"
+
+    @property
+    def count_query(self) -> str:
+        """The query string that continues an unfinished count."""
+        return "" if self.counting is None else "?" + urlencode({"begun": self.counting.written()})
+
+    @property
+    def figures(self) -> list[Figure]:
+        activity, sweep = self.activity, self.next_sweep
+        return [
+            Figure("Rate", rate(activity.per_second))
+            if activity.per_second
+            else Figure("Rate", note="idle"),
+            self._time_left,
+            Figure("Median run", note="not measured")
+            if self.run_seconds is None
+            else Figure("Median run", duration(self.run_seconds)),
+            Figure("Next sweep", time_since(sweep.at), "" if sweep.at else sweep.words),
+        ]
+
+    @property
+    def _time_left(self) -> Figure:
+        if self.paused_since:
+            note = "paused"
+        elif self.is_stuck:
+            note = "no worker is processing it"
+        elif self.seconds_left:
+            return Figure("Time left", duration(self.seconds_left))
+        elif self.is_busy:
+            note = "unknown"
+        else:
+            note = "all done" if self.pending == 0 else "idle"
+        return Figure("Time left", note=note)
+
+    @property
+    def day(self) -> str:
+        """The results of the last 24 hours in words."""
+        good = sum(each.succeeded for each in self.activity.hours)
+        bad = sum(each.failed for each in self.activity.hours)
+        if not good and not bad:
+            return "No runs finished in the last 24 hours"
+        failed = f", {number(bad)} failed" if bad else ""
+        return f"Last 24 hours: {number(good)} succeeded{failed}"
+
+    @property
+    def results(self) -> str:
+        failed = self.progress.failed
+        shown = f", {number(failed)} failed" if failed else ""
+        return f"{number(self.progress.succeeded)} succeeded{shown}"
+
+    @property
+    def trend(self) -> list[Rectangle]:
+        """The results of each of the last 24 hours as columns; none if no run finished."""
+        hours = [(hour.succeeded, hour.failed) for hour in self.activity.hours]
+        return columns(hours) if any(map(any, hours)) else []
+
+    @property
+    def recent_batches(self) -> list[tuple[int, str, str]]:
+        """The id, name and state of the newest unfinished batches."""
+        return [
+            (
+                batch.pk,
+                name_of_batch(batch).capitalize(),
+                batch.state if batch.planned_at else f"{batch.state}, still planning",
+            )
+            for batch in self.batches[:3]
+        ]
+
+    @property
+    def sweeps(self) -> str:
+        """The schedule and the next sweep, as the runner's page says it."""
+        sweep = self.next_sweep
+        if sweep.at is None:
+            return sweep.words
+        return format_html(
+            "{}next {}", f"{sweep.schedule}, " * bool(sweep.schedule), time_since(sweep.at)
+        )
 
     @property
     def _planned_since(self) -> int:
@@ -152,38 +267,22 @@ class Card:
         return 0 if self.counted is None else max(0, self.progress.total - self.counted.runs)
 
     @property
-    def _left_out_words(self) -> str:
-        if self.runner.DEPENDS_ON:
-            return "filtered out, or waiting for another runner"
-        return "filtered out"
-
-    @property
-    def sparkline(self) -> list[Column]:
-        return columns([(hour.succeeded, hour.failed) for hour in self.activity.hours])
-
-    @property
-    def last_day(self) -> tuple[int, int]:
-        """Runs that succeeded and that failed within the last 24 hours."""
-        hours = self.activity.hours
-        return sum(each.succeeded for each in hours), sum(each.failed for each in hours)
-
-    @property
     def seconds_left(self) -> float | None:
-        """Until what is on its way has ended; None while nothing is done."""
+        """Seconds until the unfinished runs have finished; None while nothing is processed."""
         if self.is_stuck or not self.progress.unfinished or not self.activity.per_second:
             return None
         return self.activity.seconds_for(self.progress.unfinished, run_seconds=self.run_seconds)
 
     @property
     def run_seconds(self) -> float | None:
-        """A run's usual time: the median of late, or what the node remembers."""
+        """A run's usual time: the recent median, or the one stored with the node."""
         if self.activity.median_seconds is not None:
             return self.activity.median_seconds
         return None if self.node is None else self.node.run_seconds
 
 
 def cards() -> list[Card]:
-    """A card for each registered runner, by label; six queries however many there are."""
+    """A card for each registered runner, by label, in six queries."""
     runners = registry.runners()
     digests = [digest for runner in runners if (digest := _digest(runner)[0])]
     nodes = list(Node.objects.filter(digest__in=digests))
@@ -195,7 +294,7 @@ def card_of(
     nodes: Sequence[Node] | None = None,
     progresses: Mapping[int, Progress] | None = None,
 ) -> Card:
-    """One runner's card, without its batches; `nodes` where they are known already."""
+    """One runner's card, without its batches; `nodes` if they have been loaded already."""
     if nodes is None:
         nodes = list(Node.objects.filter(digest=_digest(runner)[0]))
     if progresses is None:
@@ -211,23 +310,23 @@ def name_of_runner(runner: Runner) -> str:
 
 
 def title_of_runner(runner: Runner) -> str:
-    """The runner's analysis and its version, or what it says of them where there are none such."""
+    """The runner's analysis and its version, or its declaration of them if that is wrong."""
     try:
         return str(runner.get_analysis())
-    except Exception:  # noqa: BLE001  whatever a declaration can be wrong in
+    except Exception:  # noqa: BLE001  any fault of a declaration
         return str(runner.ANALYSIS)
 
 
 def remember(card: Card, count: Count, *, left_out: int) -> Card:
-    """The card with a finished count, which is kept so that pages need not count anew."""
+    """The card with a finished count, which is stored so that pages need not count again."""
     counted = Counted(count, max(0, left_out), card.progress.total, timezone.now())
-    # Not in a cache, of which each process may have its own.
+    # Not in a cache: each process may have its own.
     Node.objects.filter(digest=digest_of(card.runner)).update(counted=counted.written())
     return replace(card, counted=counted)
 
 
 def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
-    """When each runner is swept next, by label; one query of beat's tables."""
+    """The next sweep of each runner, by label; one query of beat's tables."""
     entries: Mapping[str, Any] = {}
     has_beat = apps.is_installed("django_celery_beat")
     if has_beat:
@@ -276,10 +375,10 @@ def _cards(
 
 
 def _digest(runner: Runner) -> tuple[str, str]:
-    """The digest of the runner's node, or '' and what is wrong with its declaration."""
+    """The digest of the runner's node, or '' and the problem with its declaration."""
     try:
         return digest_of(runner), ""
-    except Exception as error:  # noqa: BLE001  whatever a declaration can be wrong in
+    except Exception as error:  # noqa: BLE001  any fault of a declaration
         return "", str(error)
 
 
@@ -289,21 +388,14 @@ def _next_sweep(runner: Runner, entry: Any, *, has_beat: bool) -> NextSweep:
     if not entry.enabled:
         return NextSweep(words="switched off", entry_id=entry.pk)
     try:
-        words = _schedule_words(entry)
         schedule = entry.schedule
+        told = words.schedule(entry.solar or entry.clocked or schedule)
         since = entry.last_run_at or schedule.now()
         left = schedule.remaining_estimate(schedule.maybe_make_aware(since))
     except Exception:  # noqa: BLE001  a schedule that was edited into nonsense
         return NextSweep(words=str(entry.schedule), entry_id=entry.pk)
     at = timezone.now() + max(left, dt.timedelta())
-    return NextSweep(at, entry_id=entry.pk, schedule=words)
-
-
-def _schedule_words(entry: Any) -> str:
-    """When beat's entry is due: "every 5 minutes", or "At 03:00 AM"."""
-    if entry.crontab is not None:
-        return str(entry.crontab.human_readable)
-    return str(entry.interval or entry.solar or entry.clocked or "")
+    return NextSweep(at, entry_id=entry.pk, schedule=told)
 
 
 def _why_no_entry(runner: Runner, *, has_beat: bool) -> str:

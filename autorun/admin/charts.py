@@ -1,66 +1,94 @@
-"""The geometry of the charts, which templates draw as SVG."""
+"""Numbers under their names, and the geometry of the charts, which templates draw as SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from autorun.state.words import number
+
 WIDTH = 1000
-#: What there is at all can be seen.
+#: Any part that exists can be seen.
 NARROWEST = 6
 HEIGHT = 100
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A part of a stacked bar, in units of a thousandth of its width."""
+class Figure:
+    """A value under its name; `note` is set apart from it, in grey."""
 
     name: str
-    label: str
-    number: int
-    x: float
-    width: float
-
-
-def stacked(parts: Iterable[tuple[str, str, int]]) -> list[Segment]:
-    """Parts, each (name, label, number), side by side over the whole width."""
-    shown = [(name, label, number) for name, label, number in parts if number > 0]
-    total = sum(number for _, _, number in shown)
-    widths = [max(NARROWEST, WIDTH * number / total) for _, _, number in shown]
-    scale = WIDTH / sum(widths) if widths else 1
-    segments = []
-    x = 0.0
-    for (name, label, number), width in zip(shown, widths, strict=True):
-        segments.append(Segment(name, label, number, round(x, 2), round(width * scale, 2)))
-        x += width * scale
-    return segments
+    value: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a small chart: `good` and, on top of it, `bad`, as heights out of 100."""
+class Part:
+    """A part of a stacked bar; `query` leads to the list of its runs."""
 
-    x: int
-    good: float
-    bad: float
-
-    @property
-    def good_y(self) -> float:
-        return HEIGHT - self.good
+    name: str
+    words: str
+    number: int
+    query: str = ""
 
     @property
-    def bad_y(self) -> float:
-        return HEIGHT - self.good - self.bad
+    def count(self) -> str:
+        return number(self.number)
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.words}"
 
 
-def columns(numbers: Sequence[tuple[int, int]]) -> list[Column]:
-    """One column for each (good, bad), as high as its share of the highest."""
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle of a chart; `name` gives its colour."""
+
+    name: str
+    x: str
+    y: str
+    width: str
+    height: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stacked bar; its label says the same in words."""
+
+    label: str
+    rectangles: Sequence[Rectangle]
+
+
+def stacked(parts: Iterable[Part], *, empty: str = "No runs yet") -> Bar:
+    """The parts side by side over the whole width."""
+    shown = [part for part in parts if part.number > 0]
+    total = sum(part.number for part in shown)
+    widths = [max(NARROWEST, WIDTH * part.number / total) for part in shown]
+    scale = WIDTH / sum(widths) if widths else 1
+    rectangles = []
+    x = 0.0
+    for part, width in zip(shown, widths, strict=True):
+        size = f"{width * scale:.2f}"
+        rectangles.append(Rectangle(part.name, f"{x:.2f}", "0", size, "10", str(part)))
+        x += width * scale
+    return Bar(", ".join(map(str, shown)) or empty, rectangles)
+
+
+def columns(numbers: Sequence[tuple[int, int]]) -> list[Rectangle]:
+    """A column for each (succeeded, failed), the second on top of the first."""
     highest = max((good + bad for good, bad in numbers), default=0) or 1
-    return [
-        Column(index * 10, _height(good, highest), _height(bad, highest))
-        for index, (good, bad) in enumerate(numbers)
-    ]
+    found = []
+    for index, (good, bad) in enumerate(numbers):
+        bottom: float = HEIGHT
+        for name, value in (("succeeded", good), ("failed", bad)):
+            if value:
+                height = max(4.0, HEIGHT * value / highest)
+                bottom -= height
+                found.append(_column(name, index, bottom, height))
+        if not good and not bad:
+            found.append(_column("nothing", index, HEIGHT - 3, 3))
+    return found
 
 
-def _height(number: int, highest: int) -> float:
-    return round(max(4.0, HEIGHT * number / highest), 1) if number else 0.0
+def _column(name: str, index: int, y: float, height: float) -> Rectangle:
+    return Rectangle(name, str(index * 10), f"{y:.1f}", "8", f"{height:.1f}")

@@ -1,25 +1,50 @@
-"""Failures in groups: what goes wrong, how often, and for how many rows."""
+"""Failures in groups by error and message pattern."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
-from autorun.admin.charts import columns
+from autorun.admin.charts import Figure, Rectangle, columns
+from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.row_access import seen_rows
 from autorun.declare import registry
 from autorun.models import Failure, Run
-from autorun.observe.failures import labels_of, recent_failures
+from autorun.observe.failures import RecentGroup, labels_of, recent_failures
 from autorun.state.parameters import SINCE, read_text
+from autorun.state.words import counted, number
 
 DEFAULT_SINCE = "24h"
-WINDOWS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
+SPANS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
 MOST_GROUPS = 100
+
+
+@dataclass(frozen=True)
+class GroupLine:
+    """One group of failures as the page shows it; `run_id` is the run of its newest message."""
+
+    key: str
+    exception: str
+    run_id: int
+    #: The message pattern and the newest message; '' for users who may not see them.
+    pattern: str
+    message: str
+    is_open: bool
+    analysis: str
+    runner: str
+    last: str
+    trend: list[Rectangle]
+    figures: list[Figure]
+    #: The query of the list of its runs, and whether any of them could be retried.
+    query: str
+    has_runs: bool
 
 
 @admin.register(Failure)
@@ -43,15 +68,15 @@ class FailureAdmin(PageAdmin):
         runners = labels_of(each.group for each in shown)
         open_runs = self._open_runs(request, [each.group.run_id for each in shown])
         lines = [
-            (
-                each.group,
-                runners.get(each.group.node_id, ""),
-                each.attempts,
-                columns([(0, number) for number in each.times]),
-                each.group.run_id in open_runs,
+            _line(
+                each,
+                runner=runners.get(each.group.node_id, ""),
+                is_open=each.group.run_id in open_runs,
+                query={"since": since, **({"runner": label} if label else {})},
             )
             for each in shown
         ]
+        span = SPANS[since]
         return self.render(
             request,
             "failures",
@@ -59,9 +84,10 @@ class FailureAdmin(PageAdmin):
             since=since,
             label=label,
             runners=[runner.label for runner in registry.runners()],
-            windows=WINDOWS,
+            spans=[(key, words, key == since) for key, words in SPANS.items()],
             lines=lines,
-            found=found,
+            lead=f"{counted(found.attempts, 'failed attempt')} in the last {span}",
+            nothing=f"No attempt{f' of {label}' if label else ''} failed in the last {span}.",
             more=max(0, len(found.groups) - MOST_GROUPS),
         )
 
@@ -74,7 +100,7 @@ class FailureAdmin(PageAdmin):
         return HttpResponseRedirect(self.url("autorun_run_change", failure.run_id))
 
     def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
-        """Those of the runs whose messages the user may see; none without the permission."""
+        """The runs whose messages the user may see; none without the permission."""
         if not Allowed(request.user).to(Permission.SEE_PAYLOAD):
             return set()
         runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
@@ -84,3 +110,31 @@ class FailureAdmin(PageAdmin):
 
 def _since(given: str) -> str:
     return given if given in SINCE else DEFAULT_SINCE
+
+
+def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:
+    group = found.group
+    newest = f"of the newest {number(group.of_newest)}" if group.of_newest else ""
+    figures = [
+        Figure("Failed, no attempts left", number(group.runs)),
+        Figure("Attempts", number(found.attempts), newest),
+    ]
+    if group.of_newest:
+        examined = f"newest {number(group.of_newest)} examined"
+        figures.append(Figure("Total for this error", number(group.of_class), examined))
+    runs = {"group": group.key, "exception": group.exception_class, **query}
+    return GroupLine(
+        key=group.key,
+        exception=group.exception_class,
+        run_id=group.run_id,
+        pattern=(group.shape or "(no message)") if is_open else "",
+        message=group.message if is_open and group.message != group.shape else "",
+        is_open=is_open,
+        analysis=f"{group.title} v{group.version}",
+        runner=runner,
+        last=time_since(group.last_at),
+        trend=columns([(0, each) for each in found.times]),
+        figures=figures,
+        query=urlencode({**runs, **({"state": "failed"} if group.runs else {})}),
+        has_runs=bool(group.runs),
+    )

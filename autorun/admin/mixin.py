@@ -22,8 +22,9 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from autorun.admin.cards import name_of_runner
+from autorun.admin.markup import prose, time_since
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.selections import Selection, is_exact, keep
+from autorun.admin.selections import ChosenRows, is_exact, keep
 from autorun.admin.stories import explanation_of
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
@@ -47,10 +48,10 @@ else:
 PANEL = "autorun_runs"
 UP_TO = "autorun_up_to"
 DEFERS = "_autorun_defers"
-#: How long to look for pending rows before those found are shown.
+#: Seconds after which the pending rows found so far are shown.
 LOOKING_SECONDS = 0.5
 MOST_RUNS = 20
-#: Keys of rows that are kept: of those ticked, and of those found to be pending.
+#: Keys that are stored: of ticked rows, and of rows found to be pending.
 MOST_KEYS = 1_000
 
 
@@ -109,8 +110,8 @@ class AutorunAdminMixin(ModelAdmin):
             messages.info(
                 request,
                 format_html(
-                    "Of the rows with the highest keys, {} are pending. There was no time for all "
-                    'rows: <a href="{}">look at the others</a>.',
+                    "{} of the newest rows are pending. Not all rows have been checked yet: "
+                    '<a href="{}">check the others</a>.',
                     len(found.keys),
                     address,
                 ),
@@ -123,7 +124,7 @@ class AutorunAdminMixin(ModelAdmin):
 
     @admin.display(description="Runs")
     def autorun_runs(self, instance: Any) -> SafeString:
-        """The row's runs, newest first, and where each runner says why it is or is not pending."""
+        """The row's runs, newest first, and the reason why it is or is not pending."""
         kind = key_kind(self.model)
         nodes = _nodes_of(self.model)
         key = _key_of(kind, self.model, instance.pk)
@@ -135,9 +136,22 @@ class AutorunAdminMixin(ModelAdmin):
             .order_by("-pk")[:MOST_RUNS]
         )
         context = {
-            "runs": [(run, state_of(run)) for run in runs],
+            "runs": [
+                (
+                    run.pk,
+                    str(run.node),
+                    state_of(run),
+                    run.attempts,
+                    time_since(run.finished_at or run.chunk.created_at),
+                )
+                for run in runs
+            ],
             "runners": [
-                (each, name_of_runner(each), explanation_of(each, instance, shows_messages=False))
+                (
+                    each.label,
+                    name_of_runner(each),
+                    prose(explanation_of(each, instance, shows_messages=False)),
+                )
                 for each in runners_of(self.model)
             ],
             "row": instance,
@@ -153,14 +167,14 @@ class _Status:
 
     def __init__(self, runner: Runner) -> None:
         self.label = runner.label
-        #: Why the runner cannot run, where it is declared wrongly.
+        #: The reason why a wrongly declared runner cannot run.
         self.problem = ""
         self.short_description = name_of_runner(runner)
         self.__name__ = f"autorun_{runner.label.replace('.', '_')}"
 
     def __call__(self, instance: Any) -> SafeString:
-        found = getattr(instance, "_autorun_states", {}).get(self.label)
-        context = {"found": found, "problem": self.problem}
+        state, run = getattr(instance, "_autorun_states", {}).get(self.label) or ("", None)
+        context = {"state": state, "run": run, "problem": self.problem}
         return render_to_string("autorun/row_status.html", context)
 
 
@@ -182,11 +196,11 @@ class StatusFilter(ListFilter):
 
     @property
     def up_to(self) -> str:
-        """The key from which on to look down for pending rows; '' for the highest."""
+        """The key from which to check downwards for pending rows; '' for the highest."""
         return str(self.used_parameters.get(UP_TO, ""))
 
     def pending_for(self) -> Runner | None:
-        """The runner whose pending rows are asked for, if they are."""
+        """The runner whose pending rows the filter selects, if it does."""
         state, _, label = (self.value() or "").partition(":")
         return registry.find(label) if state == "pending" else None
 
@@ -219,13 +233,13 @@ class StatusFilter(ListFilter):
 
 
 class _WithStatus(RowList):
-    """Finds the states of a whole page's rows in two queries, and pending rows within a moment."""
+    """Finds the states of a page's rows in two queries, and pending rows within LOOKING_SECONDS."""
 
     autorun_found: Found | None = None
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
-        """The rows of the page; of pending ones those that are found before the time is up."""
-        # Whichever are pending is asked when all else that narrows the rows is known.
+        """The rows of the page; pending ones only as far as they are found in time."""
+        # Pending rows are found last, among the rows that pass all other filters.
         setattr(request, DEFERS, True)
         try:
             rows: QuerySet[Any] = super().get_queryset(request, *args, **kwargs)
@@ -267,7 +281,7 @@ class _WithStatus(RowList):
 
 
 def runners_of(model: type[Any]) -> list[Runner]:
-    """The registered runners that process rows of `model`, whichever of its proxies they name."""
+    """The registered runners that process rows of `model` or of a proxy of it."""
     concrete = model._meta.concrete_model
     found = []
     for runner in registry.runners():
@@ -278,13 +292,13 @@ def runners_of(model: type[Any]) -> list[Runner]:
 
 
 def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
-    """No rows, with a message that says why the runner that was asked for has none."""
+    """No rows, with a message that says why the runner cannot run."""
     messages.error(request, f"The runner cannot run: {error}")
     return rows.none()
 
 
 def _pending(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
-    """All rows that are pending, however long it takes to find them."""
+    """All pending rows, without a time limit."""
     found = pending(runner, rows.order_by())
     if found.model is rows.model:
         return found
@@ -294,7 +308,7 @@ def _pending(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
 def _states(
     model: type[Any], rows: Sequence[Any], node_ids: Sequence[int]
 ) -> dict[tuple[int, Any], tuple[str, Run]]:
-    """The current run of each row, by node and primary key, with the word for its state."""
+    """The state and the current run of each row, by node and primary key."""
     if not rows:
         return {}
     kind = key_kind(model)
@@ -312,7 +326,7 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
     def run_on_selected(
         model_admin: Any, request: HttpRequest, queryset: QuerySet[Any]
     ) -> HttpResponse | None:
-        """To the preview of a backfill of the chosen rows."""
+        """Redirect to the preview of a backfill of the chosen rows."""
         meta = model_admin.model._meta
         is_everything = request.POST.get("select_across") == "1"
         if is_everything and not Allowed(request.user).to(Permission.BACKFILL):
@@ -329,8 +343,8 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
                     "narrow the list with a filter and select all that it shows.",
                 )
                 return None
-        selection = Selection(meta.label, query=request.GET.urlencode(), keys=keys)
-        token = keep(request, selection)
+        chosen = ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys)
+        token = keep(request, chosen)
         address = reverse(
             "admin:autorun_batch_prepare", args=[label], current_app=model_admin.admin_site.name
         )

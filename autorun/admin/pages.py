@@ -1,4 +1,4 @@
-"""What all pages have in common: their frame, who may see them, and how something is done."""
+"""The frame of all pages, the permission to see them, and the views that change something."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.safestring import SafeString
 
 from autorun.admin.permissions import Allowed, Permission
 from autorun.declare import registry
@@ -40,7 +42,7 @@ TABS = (
 
 
 class PageAdmin(ModelAdmin):
-    """A place in the admin for pages of our own: nothing is added, changed or deleted there."""
+    """A ModelAdmin with pages of its own: nothing is added, changed or deleted."""
 
     #: The tab the pages belong to.
     tab = ""
@@ -79,8 +81,8 @@ class PageAdmin(ModelAdmin):
         return self.fragment(request, template, **{**frame, **context})
 
     def fragment(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
-        """A template alone: a part of a page, for the script that asks for it."""
-        # What `{% url %}` goes by, where there are several admin sites.
+        """A template alone: a part of a page that the script fetches."""
+        # `{% url %}` resolves by it if there are several admin sites.
         request.current_app = self.admin_site.name
         context["can"] = Allowed(request.user)
         return TemplateResponse(request, f"autorun/{template}.html", context)
@@ -90,18 +92,25 @@ class PageAdmin(ModelAdmin):
         return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
 
     def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:
-        """To where the form says that it came from, if that is here."""
+        """Redirect to the page the form names as its own, if it is on this site."""
         following = request.POST.get("next", "")
         if not url_has_allowed_host_and_scheme(following, {request.get_host()}):
             following = otherwise
         return HttpResponseRedirect(following)
 
     def note(
-        self, request: HttpRequest, what: str, *objects: Model, about: str = "", detail: str = ""
+        self,
+        request: HttpRequest,
+        what: str,
+        *objects: Model,
+        about: str = "",
+        detail: str = "",
+        links: SafeString | str = "",
     ) -> None:
-        """Tell the user what was done, and leave an entry in the admin's log for each object.
+        """Show the user a message, and leave an entry in the admin's log for each object.
 
-        Without objects, one entry for what `about` describes. `detail` is for the log alone.
+        Without objects, one entry for what `about` describes. `detail` appears in the log only,
+        `links` in the message only.
         """
         message = f"{what} {detail}".strip()
         entry = {"user_id": request.user.pk, "action_flag": CHANGE, "change_message": message}
@@ -113,16 +122,11 @@ class PageAdmin(ModelAdmin):
         if not objects:
             content_type = ContentType.objects.get_for_model(self.model)
             LogEntry.objects.create(content_type=content_type, object_repr=about[:200], **entry)
-        messages.success(request, what)
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """`1 run starts`, `2,000 runs start`."""
-    return f"{number:,} {one if number == 1 else many}"
+        messages.success(request, format_html("{}{}", what, links))
 
 
 def page(view: View[Page, Parameters]) -> View[Page, Parameters]:
-    """A view for those who may see autorun's pages."""
+    """A view for users who may see autorun's pages."""
 
     @wraps(view)
     def checked(
@@ -138,7 +142,7 @@ def page(view: View[Page, Parameters]) -> View[Page, Parameters]:
 def action(
     permission: Permission,
 ) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
-    """A view that does something: by POST only, and for those who have the permission."""
+    """A view that changes something: by POST only, for users who have the permission."""
 
     def decorate(view: View[Page, Parameters]) -> View[Page, Parameters]:
         @wraps(view)
@@ -163,12 +167,12 @@ def require(request: HttpRequest, *permissions: Permission) -> None:
 
 
 def is_fetched(request: HttpRequest) -> bool:
-    """Whether it is the pages' script that asks, for a part of a page."""
+    """Whether the pages' script fetches a part of a page."""
     return request.headers.get("X-Requested-With") == "autorun"
 
 
 def find_runner(label: str) -> Runner | None:
-    """The registered runner of that label, or None, whatever the label is."""
+    """The registered runner of that label, or None; the label may be any text."""
     try:
         return registry.get(label)
     except NotRegistered:
@@ -176,5 +180,5 @@ def find_runner(label: str) -> Runner | None:
 
 
 def who(request: HttpRequest) -> str:
-    """The user, as batches record who asked for them."""
+    """The user's name, as `requested_by` of a batch."""
     return request.user.get_username()[:255]

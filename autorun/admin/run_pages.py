@@ -1,8 +1,7 @@
-"""Runs by filter, one run, and what can be done with many."""
+"""The list of runs, the page of one run, and the actions on many."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,43 +9,109 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.defaultfilters import filesizeformat
 from django.urls import URLPattern
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 
-from autorun.admin.pages import PageAdmin, action, counted, page, require, who
+from autorun.admin.markup import as_json, exact_time, prose, time_since
+from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Allowed, Permission
-from autorun.admin.row_access import database_of, instance_of, key_text, seen_rows
+from autorun.admin.row_access import Name, database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, story_of
 from autorun.control import interventions
 from autorun.declare import registry
-from autorun.models import Run
+from autorun.models import Batch, Failure, Run
 from autorun.observe.failures import exception_classes
 from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
 from autorun.observe.run_states import STATES, state_of
-from autorun.state.origins import ORIGINS
+from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE, read_number
+from autorun.state.words import counted, number
 
 PAGE = 50
 MOST_TICKED = 1_000
-#: Runs that are counted one by one before something is done to them.
+#: Characters of JSON that are shown without a click.
+FOLDED = 3_000
+#: The names of filters on the page of confirmation.
+_FACTS = {
+    "since": "finished within",
+    "planned_from": "planned from",
+    "planned_until": "planned until",
+}
+#: Runs that are counted one by one before an action on them.
 MOST_COUNTED = 10_000
-#: Ticked runs up to this number have an entry each in the log of the admin.
+#: Up to this number, each ticked run has an entry in the admin's log.
 FEW = 20
-#: Failed runs that are retried while the user waits; more are found by workers.
+#: Failed runs that are retried while the user waits; workers find the others.
 MOST_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True)
+class RunLine:
+    """One run in the list: its columns. `runner` is '' if it is the filter's."""
+
+    pk: int
+    row: str
+    is_deleted: bool
+    state: str
+    analysis: str
+    runner: str
+    trigger: str
+    batch_id: int | None
+    attempts: int
+    when: str
+
+    @classmethod
+    def of(cls, run: Run, name: Name, chosen: RunFilter) -> RunLine:
+        chunk, origin = run.chunk, origin_of(run.chunk)
+        if run.finished_at:
+            when = time_since(run.finished_at)
+        elif chunk.started_at:
+            when = format_html("started {}", time_since(chunk.started_at))
+        else:
+            when = format_html("planned {}", time_since(chunk.created_at))
+        return cls(
+            pk=run.pk,
+            row=str(name),
+            is_deleted=name.is_gone,
+            state=state_of(run),
+            analysis=str(run.node),
+            runner="" if chunk.runner == chosen.runner else chunk.runner,
+            trigger=name_of_batch(chunk.batch) if chunk.batch else _word(origin),
+            batch_id=chunk.batch_id,
+            attempts=run.attempts,
+            when=when,
+        )
+
+
+@dataclass(frozen=True)
+class FailedAttempt:
+    """One failed attempt on the page of its run."""
+
+    pk: int
+    title: str
+    exception: str
+    at: str
+    worker: str
+    message: str
+    traceback: str
+    is_open: bool
+
+
+@dataclass(frozen=True)
 class BulkAction:
-    """Something to do with many runs: with those in `states`."""
+    """An action on the runs in `states`; `choice` names it in the list's menu."""
 
     name: str
     verb: str
+    choice: str
     permission: Permission
     states: tuple[str, ...]
     explanation: str
-    #: States that it is for, too, where a filter or a tick names them.
+    #: States that it accepts as well if a filter or a tick names them.
     named: tuple[str, ...] = ()
 
     @property
@@ -56,19 +121,16 @@ class BulkAction:
 
 @dataclass(frozen=True)
 class Log:
-    """What the admin's log says of a deed: an entry for each of `runs`, or one `about` them all."""
+    """The entries in the admin's log: one for each of `runs`, or one `about` all of them."""
 
     runs: Sequence[Run] = ()
     about: str = ""
     detail: str = ""
 
 
-#: What came of an action on one run, and on many.
+#: The results of an action, for one run and for many.
 _DONE = {
-    "ignore": (
-        "failed run is ignored from now on.",
-        "failed runs are ignored from now on.",
-    ),
+    "ignore": ("failed run is ignored from now on.", "failed runs are ignored from now on."),
     "cancel": ("run cancelled before the start.", "runs cancelled before the start."),
 }
 ACTIONS: Mapping[str, BulkAction] = {
@@ -77,24 +139,27 @@ ACTIONS: Mapping[str, BulkAction] = {
         BulkAction(
             "retry",
             "Retry",
+            "Retry failed and ignored runs",
             Permission.RETRY,
             ("failed",),
-            "Runs that failed for good run again, with all their attempts.",
+            "They start again with a fresh set of attempts.",
             named=("ignored",),
         ),
         BulkAction(
             "ignore",
             "Ignore",
+            "Ignore failed runs",
             Permission.CANCEL,
             ("failed",),
-            "Runs that failed for good are left alone until their row's input changes.",
+            "They are left alone until the input of their row changes.",
         ),
         BulkAction(
             "cancel",
             "Cancel",
+            "Cancel runs that have not started",
             Permission.CANCEL,
             ("waiting", "queued", "parked"),
-            "Runs that no worker has started are given up; a later sweep plans their rows again.",
+            "They never start; a later sweep plans their rows again.",
         ),
     )
 }
@@ -115,7 +180,7 @@ class RunAdmin(PageAdmin):
 
     @page
     def listing(self, request: HttpRequest) -> HttpResponse:
-        """A page of the runs that match; where it ends is where the next begins."""
+        """A page of the matching runs; the next one begins where it ends."""
         chosen = RunFilter.read(request.GET)
         problems = RunFilter.not_understood(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
@@ -124,19 +189,22 @@ class RunAdmin(PageAdmin):
         seen = seen_rows(request, self.admin_site, found.runs)
         classes = exception_classes() | ({chosen.exception} - {""})
         allowed = Allowed(request.user)
+        total = len(found.runs) if is_all else chosen.number()
+        is_exact = is_all or not chosen.written()
+        older = None
+        if found.after is not None:
+            older = urlencode({**chosen.written(), "after": str(found.after)})
         return self.render(
             request,
             "runs",
             "Runs",
             chosen=chosen,
-            lines=[(run, state_of(run), seen[run.pk].name) for run in found.runs],
+            lines=[RunLine.of(run, seen[run.pk].name, chosen) for run in found.runs],
             problems=problems,
-            total=len(found.runs) if is_all else chosen.number(),
-            is_exact=is_all or not chosen.written(),
+            lead=_lead(chosen, total, is_exact=is_exact),
+            all_words=f"All {number(total)} matching" if total and is_exact else "All matching",
             query=urlencode(chosen.written()),
-            older=None
-            if found.after is None
-            else urlencode({**chosen.written(), "after": str(found.after)}),
+            older=older,
             is_first=after is None,
             runners=[runner.label for runner in registry.runners()],
             states=list(STATES),
@@ -148,7 +216,7 @@ class RunAdmin(PageAdmin):
 
     @page
     def run_page(self, request: HttpRequest, run_id: int) -> HttpResponse:
-        """One run: what went in, what came of it, when, and why."""
+        """One run: its input, its outputs, its timeline and the reason why it exists."""
         found = Run.objects.select_related("node", "chunk", "chunk__batch")
         run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
         if run is None:
@@ -169,6 +237,8 @@ class RunAdmin(PageAdmin):
             shows_messages=may_see,
             is_hidden=seen.is_hidden,
         )
+        outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
+        allowed = Allowed(request.user)
         return self.render(
             request,
             "run",
@@ -176,23 +246,41 @@ class RunAdmin(PageAdmin):
             run=run,
             state=state_of(run),
             is_unfinished=run.status == Run.Status.PENDING,
+            attempts=counted(run.attempts, "attempt") if run.attempts else "",
             name=seen.name,
             key=key_text(run),
-            story=story,
+            batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
+            why=story.why,
+            now=prose(story.now),
+            events=[(each.state, exact_time(each.at), each.words) for each in story.events],
+            failures=_attempts(story.failures, is_failed=run.status == Run.Status.FAILED),
             input=_input(runner, instance) if may_see else None,
-            outputs=_pretty(run.outputs) if may_see else None,
+            configuration=as_json(run.node.configuration),
+            outputs=outputs,
+            outputs_size=filesizeformat(len(outputs)) if outputs and len(outputs) > FOLDED else "",
             may_see=may_see,
-            others=[(other, state_of(other)) for other in others],
+            others=[
+                (
+                    other.pk,
+                    state_of(other),
+                    exact_time(other.finished_at) if other.finished_at else f"run {other.pk}",
+                )
+                for other in others
+            ],
             is_registered=runner is not None,
-            accepted={each.name: state_of(run) in each.accepts for each in ACTIONS.values()},
+            actions=[
+                each
+                for each in ACTIONS.values()
+                if state_of(run) in each.accepts and allowed.to(each.permission)
+            ],
         )
 
     @action(Permission.VIEW)
     def act(self, request: HttpRequest) -> HttpResponse:
-        """Retry, ignore or cancel: first a question, then, confirmed, the deed."""
+        """Retry, ignore or cancel: ask for confirmation, then act."""
         chosen_action = ACTIONS.get(request.POST.get("action", ""))
         if chosen_action is None:
-            messages.error(request, "Choose what to do with the runs.")
+            messages.error(request, "Choose an action first.")
             return self._back_to_list(request)
         require(request, chosen_action.permission)
         is_everything = request.POST.get("scope") == "everything"
@@ -202,7 +290,7 @@ class RunAdmin(PageAdmin):
         if problems := RunFilter.not_understood(request.POST):
             problem = " ".join(problems)
         elif not is_everything and not ids:
-            problem = "Tick the runs that are meant, or choose all that match."
+            problem = "Select runs first, or choose all that match."
         else:
             problem = _misfit(chosen_action, chosen)
         if problem:
@@ -229,17 +317,23 @@ class RunAdmin(PageAdmin):
     ) -> HttpResponse:
         filters = _narrowed(chosen_action, chosen)
         numbers = [] if ids else [_number(each) for each in filters]
+        total = None if None in numbers else sum(filter(None, numbers))
+        total = len(ids) if ids else total
+        what = "all matching runs"
+        if total is not None:
+            about = "" if ids or total <= MOST_COUNTED else "about "
+            what = f"{about}{counted(total, 'run')}"
         facts, _ = _words(chosen)
         return self.render(
             request,
             "confirm",
-            f"{chosen_action.verb} runs?",
+            f"{chosen_action.verb} {what}?",
             action=chosen_action,
             chosen=chosen,
-            facts=facts,
+            facts=[] if ids else [(_FACTS.get(name, name), value) for name, value in facts.items()],
             ids=ids,
-            number=None if None in numbers else sum(filter(None, numbers)),
-            is_exact=sum(filter(None, numbers)) <= MOST_COUNTED,
+            verb=f"{chosen_action.verb} {what}",
+            refusal="Keep them" if chosen_action.name == "cancel" else "Cancel",
             next=self._back_to_list(request).url,
         )
 
@@ -254,9 +348,9 @@ class RunAdmin(PageAdmin):
             self._retry(request, found, log)
             return
         change = interventions.ignore if chosen_action.name == "ignore" else interventions.cancel
-        number = change(found)
-        what = counted(number, *_DONE[chosen_action.name])
-        if number:
+        changed = change(found)
+        what = counted(changed, *_DONE[chosen_action.name])
+        if changed:
             self.note(request, what, *log.runs, about=log.about, detail=log.detail)
         else:
             messages.info(request, what)
@@ -264,25 +358,34 @@ class RunAdmin(PageAdmin):
     def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
         retried = interventions.retry(found, requested_by=who(request))
         if retried.runs:
-            of = "failed or ignored" if retried.ignored else "failed"
-            what = counted(retried.runs, f"{of} run starts again.", f"{of} runs start again.")
+            of = "failed or ignored run" if retried.ignored else "failed run"
+            what = f"{counted(retried.runs, of)} queued for retry."
             runs = [run for run in log.runs if run.pk not in retried.outdated]
-            self.note(request, what, *runs, *retried.batches, detail=log.detail)
+            links = self._links(retried.batches)
+            self.note(request, what, *runs, *retried.batches, detail=log.detail, links=links)
         if retried.outdated:
             messages.warning(
                 request,
-                counted(len(retried.outdated), "run is", "runs are")
-                + " of a version, configuration or runner that is no longer there: left as before.",
+                f"Skipped {counted(len(retried.outdated), 'run')} of an earlier version or "
+                "configuration: no runner uses it any more.",
             )
         if not retried.runs and not retried.outdated:
-            messages.info(request, "None of these runs has failed for good any more.")
+            messages.info(request, "None of these runs is failed any more.")
 
     def _have_retried(self, request: HttpRequest, chosen: RunFilter, log: Log) -> None:
-        """Have workers find so many failed runs, and run them again."""
+        """Leave it to workers to find the failed runs and retry them."""
         begun = interventions.retry_matching(chosen, requested_by=who(request))
-        what = "All failed runs that match start again, as fast as workers find them: "
-        what += counted(len(begun), "batch was begun.", "batches were begun.")
-        self.note(request, what, *begun, about=log.about, detail=log.detail)
+        what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
+        links = self._links(begun)
+        self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
+
+    def _links(self, batches: Sequence[Batch]) -> SafeString:
+        """Links to the first few batches: ` Watch batch 5.`"""
+        if not batches:
+            return SafeString("")
+        addresses = [(self.url("autorun_batch_change", each.pk), each.pk) for each in batches[:3]]
+        links = format_html_join(", ", '<a href="{}">batch {}</a>', addresses)
+        return format_html(" Watch {}.", links)
 
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
@@ -290,7 +393,7 @@ class RunAdmin(PageAdmin):
 
 
 def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
-    """What to say where the action is not for runs in the state of the filter; else ''."""
+    """The problem if the action does not accept the state of the filter, else ''."""
     if not chosen.state or chosen.state in chosen_action.accepts:
         return ""
     accepted = " or ".join(chosen_action.accepts)
@@ -298,7 +401,7 @@ def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
 
 
 def _log_of(runs: Sequence[Run]) -> Log:
-    """An entry for each of a few ticked runs; of many the ids."""
+    """An entry for each of a few ticked runs, or one with the ids of many."""
     if len(runs) <= FEW:
         return Log(runs=runs)
     ids = ", ".join(str(run.pk) for run in runs)
@@ -306,7 +409,7 @@ def _log_of(runs: Sequence[Run]) -> Log:
 
 
 def _log_of_filter(chosen: RunFilter) -> Log:
-    """One entry, with the filter's words; the shape of messages is for the log alone."""
+    """One entry with the filter; the message pattern appears in the log only."""
     words, shape = _words(chosen)
     told = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
     detail = f"Of all runs: {told}" + (f"; {shape}" if shape else "")
@@ -314,7 +417,7 @@ def _log_of_filter(chosen: RunFilter) -> Log:
 
 
 def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
-    """The filter as it is told, and the shape of messages where it has a group of failures."""
+    """The filter in words, and the message pattern of its failure group, if it has one."""
     words, shape = chosen.written(), ""
     if chosen.group:
         words.pop("exception", None)
@@ -323,31 +426,31 @@ def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
 
 
 def _group_words(chosen: RunFilter) -> tuple[str, str]:
-    """What failed in the filter's group, and the shape of its messages."""
+    """The error of the filter's failure group, and its message pattern."""
     rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
     member = next((each for members, _ in rounds for each in members), None)
     if member is None:
-        return "of failures that are no more", ""
+        return "of failures that no longer exist", ""
     run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
     return f"{member.exception_class} of {run.chunk.runner} ({run.node})", member.shape
 
 
 def _number(chosen: RunFilter) -> int | None:
-    """How many runs match, where that is told in a moment; beyond MOST_COUNTED about how many."""
+    """The number of matching runs, approximate beyond MOST_COUNTED; None if it is not known."""
     if not chosen.group:
         about = chosen.number()
         if about is None or about > MOST_COUNTED:
             return about
-    number = 0
+    found = 0
     for runs in chosen.each():
-        number += len(runs)
-        if number > MOST_COUNTED:
+        found += len(runs)
+        if found > MOST_COUNTED:
             return None
-    return number
+    return found
 
 
 def _narrowed(chosen_action: BulkAction, chosen: RunFilter) -> list[RunFilter]:
-    """The filter for each state that the action is for."""
+    """The filter for each state that the action accepts."""
     states = [chosen.state] if chosen.state else chosen_action.states
     return [replace(chosen, state=state) for state in states]
 
@@ -358,39 +461,65 @@ def _everything(chosen_action: BulkAction, chosen: RunFilter) -> Iterator[list[R
 
 
 def _ticked(chosen_action: BulkAction, ids: list[int]) -> list[Run]:
-    """The ticked runs that are in a state that the action is for."""
+    """The ticked runs that are in a state that the action accepts."""
     runs = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs").order_by("pk")
     return [run for run in runs if state_of(run) in chosen_action.accepts]
 
 
 def _is_for_workers(chosen: RunFilter) -> bool:
-    """Whether workers can find the failed runs that match, should they be very many."""
+    """Whether workers can find the matching failed runs if there are very many."""
     return not chosen.group and chosen.state != "ignored"
 
 
 def _first(found: Iterable[list[Run]]) -> list[list[Run]] | None:
-    """All that is found; None where that is more than a request should wait for."""
+    """All runs found; None if they are more than a request should wait for."""
     some: list[list[Run]] = []
-    number = 0
+    total = 0
     for runs in found:
         some.append(runs)
-        number += len(runs)
-        if number > MOST_AT_ONCE:
+        total += len(runs)
+        if total > MOST_AT_ONCE:
             return None
     return some
 
 
+def _word(origin: str) -> str:
+    return ORIGINS[origin].word if origin else "—"
+
+
+def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
+    """The number of runs in the list, as far as it is known."""
+    if total is None:
+        return "Newest first."
+    noun = "run" if chosen.written() else "current run"
+    matching = ("matches" if total == 1 else "match") if chosen.written() else ""
+    about = "" if is_exact else "About "
+    return f"{about}{counted(total, noun)} {matching}".rstrip() + ", newest first."
+
+
+def _attempts(failures: Sequence[Failure], *, is_failed: bool) -> list[FailedAttempt]:
+    last = failures[-1].pk if failures and is_failed else None
+    return [
+        FailedAttempt(
+            pk=each.pk,
+            title=f"Attempt {each.attempt}" if each.attempt else "Before the first attempt",
+            exception=each.exception_class,
+            at=exact_time(each.failed_at),
+            worker=each.worker,
+            message=each.message,
+            traceback=each.traceback,
+            is_open=each.pk == last,
+        )
+        for each in failures
+    ]
+
+
 def _input(runner: Any, instance: Any) -> str | None:
-    """What the analysis would be given for the row as it is now."""
+    """The input that the analysis would get for the current row."""
     if runner is None or instance is None:
         return None
     try:
-        return _pretty(runner.get_instance_representation(instance))
+        found = runner.get_instance_representation(instance)
+        return None if found is None else as_json(found)
     except Exception as error:  # noqa: BLE001  a project's own hook
         return f"It cannot be prepared: {type(error).__name__}: {error}"
-
-
-def _pretty(value: Any) -> str | None:
-    if value is None:
-        return None
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

@@ -1,17 +1,18 @@
-"""The overview, the page of each runner, and what can be done with a runner."""
+"""The overview, the page of each runner, and the actions on a runner."""
 
 from __future__ import annotations
 
 import inspect
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
-from autorun.admin.cards import card_of, cards, name_of_runner, remember, title_of_runner
+from autorun.admin.cards import Card, card_of, cards, name_of_runner, remember, title_of_runner
+from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.row_access import find_row, name_of
@@ -28,16 +29,42 @@ from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import Count, count_rows
-from autorun.state.counts import progress_by_node
+from autorun.state.counts import Progress, progress_by_node
+from autorun.state.words import counted, duration, number
 
-#: What a fragment of a page may take to count rows, in seconds.
+#: Seconds that one fragment of a page may count rows.
 COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
 
 
+@dataclass(frozen=True)
+class VersionLine:
+    """One version of a runner's analysis: its columns."""
+
+    version: str
+    is_current: bool
+    configuration: str
+    succeeded: str
+    total: str
+    failed: str
+    unfinished: str
+    since: str
+
+
+@dataclass(frozen=True)
+class ConfigurationLine:
+    """One argument, and how it differs from the previous version."""
+
+    key: str
+    value: str
+    change: str
+    words: str
+    before: str
+
+
 @admin.register(Node)
 class NodeAdmin(PageAdmin):
-    """Runners, which the tables know as nodes."""
+    """Runners, which are nodes in the tables."""
 
     tab = "overview"
 
@@ -56,19 +83,19 @@ class NodeAdmin(PageAdmin):
 
     @page
     def overview(self, request: HttpRequest) -> HttpResponse:
-        """A card a runner."""
+        """A card for each runner."""
         found = cards()
         return self.render(
             request,
             "overview",
             "Overview",
             cards=found,
-            is_busy=any(card.progress.unfinished for card in found),
+            is_busy=any(card.is_busy for card in found),
         )
 
     @page
     def runner_page(self, request: HttpRequest, label: str) -> HttpResponse:
-        """What a runner runs, over which rows, and how far it is."""
+        """The analysis of a runner, its rows and its progress."""
         runner = self._get(label)
         versions = _versions(runner)
         progresses = progress_by_node(versions)
@@ -84,16 +111,16 @@ class NodeAdmin(PageAdmin):
             runner=runner,
             analysis=_described(runner),
             configuration=_compared(runner, card.node, older[0] if older else None),
-            previous=older[0] if older else None,
-            versions=[(node, progresses.get(node.pk)) for node in versions],
+            previous=older[0].version if older else "",
+            versions=[_version(node, card, progresses.get(node.pk)) for node in versions],
             batches=batch_lines(batches),
             facts=_facts(runner),
-            is_busy=bool(card.progress.unfinished),
+            is_busy=card.is_busy,
         )
 
     @page
     def by_id(self, request: HttpRequest, node_id: int) -> HttpResponse:
-        """Where the admin's log leads: the runner of a node, or the overview."""
+        """The target of links in the admin's log: the runner of a node, or the overview."""
         node = Node.objects.filter(pk=node_id).first()
         for card in cards():
             if node is not None and card.node == node:
@@ -102,7 +129,7 @@ class NodeAdmin(PageAdmin):
 
     @page
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
-        """A card's bar with its pending rows counted, or with a link that counts on."""
+        """A card's bar with its pending rows counted, or with a link to continue counting."""
         runner = self._get(label)
         begun = Count.read(request.GET.get("begun", ""))
         count, problem = None, ""
@@ -114,11 +141,11 @@ class NodeAdmin(PageAdmin):
         if count is not None and count.is_complete:
             everything = every_row(runner).count()
             card = remember(card, count, left_out=everything - count.total)
-            count = None
-        context = {"card": card, "count": count}
+        elif count is not None:
+            card = replace(card, counting=count)
         if is_fetched(request):
-            return self.fragment(request, "coverage", **context, problem=problem)
-        return self.render(request, "count", f"Rows of {card.name}", **context)
+            return self.fragment(request, "coverage", card=card, problem=problem)
+        return self.render(request, "count", f"Rows of {card.name}", card=card)
 
     @page
     def why(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -126,7 +153,7 @@ class NodeAdmin(PageAdmin):
         runner = self._get(label)
         instance = find_row(request, self.admin_site, runner, request.GET.get("row", ""))
         if instance is None:
-            raise Http404("There is no such row, or you may not see it.")
+            raise Http404("There is no such row, or you do not have permission to see it.")
         name = name_of(self.admin_site, instance)
         return self.render(
             request,
@@ -136,17 +163,22 @@ class NodeAdmin(PageAdmin):
             runner_name=name_of_runner(runner),
             runner_title=title_of_runner(runner),
             name=name,
-            runs=[(run, state_of(run)) for run in runs_behind(runner, instance)],
-            reason=explanation_of(
-                runner,
-                instance,
-                shows_messages=Allowed(request.user).to(Permission.SEE_PAYLOAD),
+            runs=[
+                (run.pk, state_of(run), str(run.node), time_since(run.finished_at))
+                for run in runs_behind(runner, instance)
+            ],
+            reason=prose(
+                explanation_of(
+                    runner,
+                    instance,
+                    shows_messages=Allowed(request.user).to(Permission.SEE_PAYLOAD),
+                )
             ),
         )
 
     @page
     def health(self, request: HttpRequest) -> HttpResponse:
-        """What `manage.py autorun doctor` says; asking brokers and workers takes seconds."""
+        """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
         if is_fetched(request):
             return self.fragment(request, "findings", **_examined())
         found = _examined() if "now" in request.GET else {}
@@ -154,7 +186,7 @@ class NodeAdmin(PageAdmin):
 
     @action(Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Have a worker look for pending rows."""
+        """Have a worker plan the pending rows."""
         node = self._node_of(request, label)
         if node is None:
             return self._back_to(request, label)
@@ -167,11 +199,7 @@ class NodeAdmin(PageAdmin):
                 f"`manage.py autorun sweep {label}`.",
             )
         else:
-            self.note(
-                request,
-                f"Sweep of {label} handed to the queue: a worker looks for pending rows.",
-                node,
-            )
+            self.note(request, f"Sweep of {label} queued.", node)
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
@@ -179,13 +207,13 @@ class NodeAdmin(PageAdmin):
         """Start no more of a runner's runs."""
         node = self._node_of(request, label)
         if node is not None and halting.pause(self._get(label)):
-            what = f"Runner {label} paused. What is running goes on to its end."
+            what = f"Runner {label} paused. Runs in progress will finish."
             self.note(request, what, node)
         return self._back_to(request, label)
 
     @action(Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Go on with a paused runner."""
+        """Resume a paused runner."""
         node = self._node_of(request, label)
         if node is not None and halting.resume(self._get(label)):
             self.note(request, f"Runner {label} resumed.", node)
@@ -198,7 +226,7 @@ class NodeAdmin(PageAdmin):
         return runner
 
     def _node_of(self, request: HttpRequest, label: str) -> Node | None:
-        """The node of the runner of that label; None, with a message, where it cannot run."""
+        """The node of the runner of that label; None, with a message, if it cannot run."""
         try:
             return node_of(self._get(label))
         except AutorunError as error:
@@ -210,20 +238,23 @@ class NodeAdmin(PageAdmin):
 
 
 def _examined() -> dict[str, Any]:
-    """The findings, errors first, and how many errors and warnings are among them."""
+    """The findings, errors first, and their number in words."""
     from autorun.observe.doctor import examine
 
     order = {"error": 0, "warning": 1}
     findings = sorted(examine(), key=lambda each: order.get(each.level, 2))
+    numbers = {level: sum(each.level == level for each in findings) for level in order}
+    problems = [counted(value, level) for level, value in numbers.items() if value]
     return {
-        "findings": findings,
-        "errors": sum(each.level == "error" for each in findings),
-        "warnings": sum(each.level == "warning" for each in findings),
+        "findings": [
+            (each.level, each.subject, prose(each.message), prose(each.hint)) for each in findings
+        ],
+        "verdict": " and ".join(problems) or "No problems",
     }
 
 
 def _versions(runner: Runner) -> list[Node]:
-    """The newest nodes of the runner's analysis and model, without those of other runners."""
+    """The newest nodes of the runner's analysis and model, except those of other runners."""
     try:
         title, own = runner.get_analysis().title, digest_of(runner)
     except Exception:  # noqa: BLE001  the card says what is wrong
@@ -239,8 +270,22 @@ def _versions(runner: Runner) -> list[Node]:
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 
+def _version(node: Node, card: Card, progress: Progress | None) -> VersionLine:
+    found = progress or Progress()
+    return VersionLine(
+        version=node.version,
+        is_current=node == card.node,
+        configuration=as_json(node.configuration),
+        succeeded=number(found.succeeded),
+        total="" if card.counted is None else number(card.counted.count.total),
+        failed=number(found.failed),
+        unfinished=number(found.unfinished),
+        since=time_since(node.created_at),
+    )
+
+
 def _described(runner: Runner) -> dict[str, Any]:
-    """The analysis: where it is, what it says of itself, and its source where that is there."""
+    """The analysis: its location, its docstring, and its source if that can be read."""
     try:
         analysis = runner.get_analysis()
     except Exception as error:  # noqa: BLE001  the page says so
@@ -253,34 +298,36 @@ def _described(runner: Runner) -> dict[str, Any]:
         "title": analysis.title,
         "version": analysis.version,
         "location": analysis.location,
-        "about": inspect.getdoc(analysis.function) or "",
+        "about": prose(inspect.getdoc(analysis.function) or ""),
         "source": source,
     }
 
 
-def _compared(
-    runner: Runner, node: Node | None, previous: Node | None
-) -> list[tuple[str, Any, str, Any]]:
-    """The configuration: (key, value, how it differs from the previous node's, value there)."""
+def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[ConfigurationLine]:
+    """The configuration, compared with that of the previous node."""
     try:
         now = configuration_of(runner) if node is None else node.configuration
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
     before = now if previous is None else previous.configuration
-    lines: list[tuple[str, Any, str, Any]] = []
+    lines = []
     for key in [*now, *(key for key in before if key not in now)]:
+        old = as_json(before[key]) if key in before else ""
         if key not in before:
-            lines.append((key, now[key], "added", None))
+            change, words = "added", "added"
         elif key not in now:
-            lines.append((key, None, "removed", before[key]))
+            change, words = "removed", "was"
+        elif now[key] != before[key]:
+            change, words = "changed", "changed from"
         else:
-            change = "" if now[key] == before[key] else "changed"
-            lines.append((key, now[key], change, before[key]))
+            change, words, old = "", "", ""
+        value = as_json(now[key]) if key in now else ""
+        lines.append(ConfigurationLine(key, value, change, words, old))
     return lines
 
 
 def _facts(runner: Runner) -> list[tuple[str, str]]:
-    """The options that say when and how, in words."""
+    """The options that say when and how rows are processed."""
     timeout = runner.get_timeout()
     dependencies = [
         each if isinstance(each, str) else each.get_label() for each in runner.DEPENDS_ON
@@ -288,16 +335,16 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
     facts = [
         ("Rows", str(runner.get_model()._meta.label)),
         ("Input", runner.INPUT_KEY or ""),
-        ("When saved", "looked at" if runner.ON_SAVE else "not looked at until the next sweep"),
+        ("On save", "planned at once" if runner.ON_SAVE else "not planned until the next sweep"),
         ("Attempts", str(runner.MAX_ATTEMPTS)),
-        ("Time limit of a run", "none" if timeout is None else f"{timeout:g} s"),
+        ("Time limit of a run", "none" if timeout is None else duration(timeout)),
     ]
     optional = [
         ("Changes tracked by", ", ".join(runner.INPUT_FIELDS or ())),
         ("After", ", ".join(dependencies)),
-        ("At once, at most", str(runner.MAX_PARALLEL or "")),
+        ("Concurrent runs, at most", number(runner.MAX_PARALLEL)),
         ("Queue", runner.QUEUE or settings.QUEUE or ""),
-        ("A sweep plans at most", str(runner.MAX_PER_SWEEP or "")),
+        ("A sweep plans at most", number(runner.MAX_PER_SWEEP)),
         ("Named filters", ", ".join(sorted(runner.FILTERS or {}))),
     ]
     return facts + [(name, value) for name, value in optional if value]

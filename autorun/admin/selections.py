@@ -1,8 +1,8 @@
-"""Rows that somebody chose on a model's own admin page, kept on the server until they are used.
+"""Rows that a user chose on a model's own admin page, stored on the server until they are used.
 
-What is kept is the ticked keys, or the filter of the page; never the keys of all it matches. A
-batch of what a filter shows keeps the filter, too: the worker that plans it asks the model's own
-admin, on behalf of the same user.
+The ticked keys are stored, or the filter of the page, but never the keys of all rows that match it.
+A batch of filtered rows stores the filter, too: the worker that plans it asks the model's own admin
+on behalf of the same user.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MOST_KEPT = 20
 
 
 @dataclass(frozen=True)
-class Selection:
+class ChosenRows:
     """Rows of one model: those with `keys`, or all that the admin page shows for `query`."""
 
     model: str
@@ -64,7 +64,7 @@ class Selection:
         return _listing(model_admin, asked).get_queryset(asked)
 
     def source(self, request: HttpRequest, site: AdminSite) -> dict[str, Any]:
-        """All that a filter shows, as a scope that any process finds the rows of."""
+        """The filtered rows as the source of a scope, from which any process finds them."""
         names = self.get_model()._meta.verbose_name_plural
         shown = unquote_plus(self.query)
         return {
@@ -78,14 +78,14 @@ class Selection:
 
 
 def is_exact(request: HttpRequest) -> bool:
-    """Whether the rows of a changelist are asked for to be worked on, however long that takes."""
+    """Whether the rows of a changelist will be processed, so that finding all may take long."""
     return getattr(request, EXACT, False)
 
 
 def rows_of_source(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
-    """The rows that the model's admin shows the user for the filter now.
+    """The rows that the model's admin now shows the user for the filter.
 
-    Raises RowsGone where it does not show them any more.
+    Raises RowsGone if it no longer shows them.
     """
     site = next((each for each in all_sites if each.name == source["site"]), None)
     user = get_user_model()._default_manager.filter(pk=source["user"]).first()
@@ -94,12 +94,12 @@ def rows_of_source(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     request = HttpRequest()
     request.method = "GET"
     request.user = user
-    selection = Selection(source["model"], query=source["query"])
+    chosen = ChosenRows(source["model"], query=source["query"])
     try:
-        model = selection.get_model()
+        model = chosen.get_model()
         if model not in site._registry or not may_view(request, site, model):
             raise RowsGone(f"{user} can no longer view {source['model']} in the admin.")
-        return selection.queryset(request, site)
+        return chosen.queryset(request, site)
     except (LookupError, IncorrectLookupParameters, DisallowedModelAdminLookup) as error:
         raise RowsGone(
             f"The admin no longer knows the filter {source['query']!r}: {error}"
@@ -110,7 +110,7 @@ SOURCES[KIND] = rows_of_source
 
 
 def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:
-    """The model's changelist for the request, without the results of a page of it."""
+    """The model's changelist for the request, without loading a page of results."""
     quiet = copy.copy(model_admin)
     base = model_admin.get_changelist(request)
     listing = type("Listing", (base,), {"get_results": _get_no_results})
@@ -121,21 +121,21 @@ def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:
 
 
 def _get_no_results(_changelist: ChangeList, _request: HttpRequest) -> None:
-    """In place of `ChangeList.get_results`, which counts and fetches."""
+    """Replace `ChangeList.get_results`, which counts and fetches."""
 
 
-def keep(request: HttpRequest, selection: Selection) -> str:
-    """Keep the selection in the user's session; the token that finds it again."""
+def keep(request: HttpRequest, chosen: ChosenRows) -> str:
+    """Store the chosen rows in the user's session; returns the token that finds them again."""
     token = secrets.token_urlsafe(12)
     kept = dict(request.session.get(SESSION_KEY, {}))
     for oldest in list(kept)[: max(0, len(kept) - MOST_KEPT + 1)]:
         del kept[oldest]
-    kept[token] = asdict(selection)
+    kept[token] = asdict(chosen)
     request.session[SESSION_KEY] = kept
     return token
 
 
-def find(request: HttpRequest, token: str) -> Selection | None:
-    """The selection of that token; None where the session has none."""
+def find(request: HttpRequest, token: str) -> ChosenRows | None:
+    """The chosen rows of that token; None if the session has none."""
     written = request.session.get(SESSION_KEY, {}).get(token)
-    return None if written is None else Selection(**written)
+    return None if written is None else ChosenRows(**written)

@@ -2,50 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
-from autorun.admin.charts import Segment, stacked
+from autorun.admin.charts import Bar, Part, stacked
+from autorun.admin.markup import time_since
 from autorun.models import Batch
 from autorun.state.counts import BatchCounts, batch_counts
+from autorun.state.origins import name_of_batch
+from autorun.state.words import number
 
 
 @dataclass(frozen=True)
 class BatchLine:
-    """A batch and what came of its runs so far."""
+    """One batch in a list: its columns."""
 
-    batch: Batch
-    counts: BatchCounts
-
-    @property
-    def is_unfinished(self) -> bool:
-        return self.batch.state in (Batch.State.RUNNING, Batch.State.PAUSED)
-
-    @property
-    def ended(self) -> int:
-        return self.counts.succeeded + self.counts.failed + self.counts.cancelled
-
-    @property
-    def total(self) -> int:
-        return self.ended + self.counts.left
-
-    @property
-    def bar(self) -> list[Segment]:
-        return stacked(self.parts)
-
-    @property
-    def parts(self) -> list[tuple[str, str, int]]:
-        return [
-            ("succeeded", "succeeded", self.counts.succeeded),
-            ("failed", "failed", self.counts.failed),
-            ("cancelled", "cancelled", self.counts.cancelled),
-            ("waiting", "still to end", self.counts.left),
-        ]
+    pk: int
+    name: str
+    description: str
+    runner: str
+    state: str
+    bar: Bar
+    runs: str
+    requested_by: str
+    started: str
 
 
 def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
     """A line for each batch; one query for all, and that of the batches."""
     found = list(batches)
-    counts = batch_counts(batch.pk for batch in found)
-    nothing = BatchCounts(0, 0, 0, 0)
-    return [BatchLine(batch, counts.get(batch.pk, nothing)) for batch in found]
+    counts = counts_of(found)
+    return [
+        BatchLine(
+            pk=batch.pk,
+            name=name_of_batch(batch).capitalize(),
+            description=batch.description,
+            runner=batch.runner,
+            state=batch.state,
+            bar=stacked(parts_of(batch, counts[batch.pk])),
+            runs=_runs(batch, counts[batch.pk]),
+            requested_by=batch.requested_by or "—",
+            started=time_since(batch.created_at),
+        )
+        for batch in found
+    ]
+
+
+def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
+    """The results of each batch's runs, by its id."""
+    counts = batch_counts(batch.pk for batch in batches)
+    return {batch.pk: counts.get(batch.pk, BatchCounts(0, 0, 0, 0)) for batch in batches}
+
+
+def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
+    """The parts of the batch's bar; successes also if there are none yet."""
+    numbers = {
+        "succeeded": counts.succeeded,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+    }
+    parts = [
+        Part(name, name, value, urlencode({"batch": batch.pk, "state": name}) if value else "")
+        for name, value in numbers.items()
+        if value or name == "succeeded"
+    ]
+    return parts + ([Part("waiting", "remaining", counts.left)] if counts.left else [])
+
+
+def _runs(batch: Batch, counts: BatchCounts) -> str:
+    finished = counts.succeeded + counts.failed + counts.cancelled
+    total = finished + counts.left
+    if not total:
+        return "nothing was pending" if batch.planned_at else "none yet"
+    failed = f" · {number(counts.failed)} failed" if counts.failed else ""
+    return f"{number(finished)} of {number(total)}{failed}"

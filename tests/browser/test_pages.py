@@ -179,9 +179,9 @@ def test_the_question_before_the_deed_is_sound(runner, user, open_as, keep) -> N
     page = open_as(user, "narrow")
     page.goto("/admin/autorun/run/?state=failed")
 
-    page.get_by_label("With runs").select_option("ignore")
-    page.get_by_role("button", name="Apply to all that match…").click()
-    page.get_by_role("button", name="Ignore them").wait_for()
+    page.get_by_label("Action").select_option("ignore")
+    page.get_by_role("button", name=re.compile(r"All \d+ matching…")).click()
+    page.get_by_role("button", name=re.compile(r"Ignore \d+ runs")).wait_for()
     settle(page)
 
     assert look(page, "confirm") == []
@@ -201,7 +201,7 @@ def test_a_backfill_from_preview_to_cancelled(runner, user, open_as, keep) -> No
 
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("button", name="Resume").click()
-    page.get_by_role("button", name="Cancel what has not started").click()
+    page.get_by_role("button", name="Cancel remaining runs").click()
 
     page.wait_for_selector(".ar-state.ar-cancelled")
     batch = Batch.objects.order_by("-pk").first()
@@ -297,16 +297,16 @@ def test_what_is_to_be_counted_is_counted_in_a_page_that_is_refreshed(
 ) -> None:
     page = open_as(user)
     page.goto("/admin/autorun/node/")
-    page.get_by_text("Rows counted").first.wait_for()
+    page.get_by_text("Recount").first.wait_for()
     settle(page)
-    counted = page.get_by_text("Rows counted").count()
+    counted = page.get_by_text("Recount").count()
 
     Node.objects.update(counted={})
     with page.expect_response("**/count/"):
         pass
     settle(page)
 
-    assert page.get_by_text("Rows counted").count() == counted
+    assert page.get_by_text("Recount").count() == counted
 
 
 def test_a_page_that_cannot_be_refreshed_says_since_when(runner, user, open_as) -> None:
@@ -316,9 +316,9 @@ def test_a_page_that_cannot_be_refreshed_says_since_when(runner, user, open_as) 
     cookies = page.context.cookies()
 
     page.context.clear_cookies()
-    page.get_by_text("are you still signed in?").wait_for()
+    page.get_by_text("Are you still signed in?").wait_for()
     page.context.add_cookies(cookies)
-    page.get_by_text("are you still signed in?").wait_for(state="hidden")
+    page.get_by_text("Are you still signed in?").wait_for(state="hidden")
 
     assert re.search(r"\d:\d\d", page.locator("[data-autorun-stale]").text_content())
 
@@ -414,12 +414,12 @@ def test_runs_are_ticked_and_retried(runner, user, open_as) -> None:
     page = open_as(user)
     page.goto("/admin/autorun/run/?state=failed")
 
-    page.get_by_label("Tick all runs on this page").check()
-    page.get_by_label("With runs").select_option("retry")
-    page.get_by_role("button", name="Apply to ticked…").click()
-    page.get_by_role("button", name="Retry them").click()
+    page.get_by_label("Select all runs on this page").check()
+    page.get_by_label("Action").select_option("retry")
+    page.get_by_role("button", name="Selected…").click()
+    page.get_by_role("button", name=re.compile(r"Retry \d+ runs")).click()
 
-    page.get_by_text("5 failed runs start again.").wait_for()
+    page.get_by_text("5 failed runs queued for retry.").wait_for()
 
 
 @pytest.mark.parametrize("mode", ["narrow", "without-script"])
@@ -434,14 +434,14 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     problems = look(page, "runs of a group", has_script=has_script)
     number = page.locator(".ar tbody tr").count()
     page.get_by_label("Planned from").fill("2026-01-01T00:00")
-    page.get_by_role("button", name="Show").click()
-    is_kept = page.get_by_label("Only of one group of failures").is_checked()
+    page.get_by_role("button", name="Filter").click()
+    is_kept = page.get_by_label("This failure group only").is_checked()
     page.get_by_role("link", name="Failures", exact=True).first.click()
     page.get_by_role("button", name="Retry all… of this ValueError").click()
-    page.get_by_role("button", name="Retry them").wait_for()
+    page.get_by_role("button", name=re.compile(r"Retry \d+ runs")).wait_for()
     problems += look(page, "question", has_script=has_script)
-    page.get_by_role("button", name="Retry them").click()
-    page.get_by_text("3 failed runs start again.").wait_for()
+    page.get_by_role("button", name=re.compile(r"Retry \d+ runs")).click()
+    page.get_by_text("3 failed runs queued for retry.").wait_for()
 
     assert problems == []
     assert (number, is_kept) == (3, True)

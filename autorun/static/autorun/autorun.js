@@ -1,10 +1,10 @@
-/* Live pages: what is marked is fetched again while somebody looks at it.
+/* Live pages: marked elements are fetched again while the tab is visible.
  *
  * data-autorun-refresh="5"     the element is replaced every 5 seconds by the one of the same id
  * data-autorun-fetch="url"     the element is replaced once by what the url gives
- * data-autorun-stale           says since when the page could not be fetched again
+ * data-autorun-stale           the words to show, with TIME, once the page cannot be fetched
  *
- * Nothing is fetched while the tab is hidden, and no more once the page has no such element.
+ * Nothing is fetched while the tab is hidden or once the page has no such element.
  */
 "use strict";
 (() => {
@@ -17,7 +17,7 @@
     return new DOMParser().parseFromString(await response.text(), "text/html");
   }
 
-  /* What in `next` stands for the element of `old`; nothing where that is being filled in. */
+  /* The element of `next` that corresponds to one of `old`; none while it is being filled in. */
   function twin(element, old, next) {
     const name = names.find((each) => element.hasAttribute(each));
     if (!name || element.matches("input, select, textarea")) return undefined;
@@ -65,7 +65,7 @@
       if (!failures) updated = new Date();
       for (const stale of document.querySelectorAll("[data-autorun-stale]")) {
         stale.hidden = !failures;
-        const words = `${stale.dataset.autorunStale} ${updated.toLocaleTimeString()}.`;
+        const words = stale.dataset.autorunStale.replace("TIME", updated.toLocaleTimeString());
         if (failures) stale.textContent = words;
       }
     }

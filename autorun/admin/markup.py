@@ -1,0 +1,47 @@
+"""Times, code and JSON as HTML."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+from django.utils import formats, timezone
+from django.utils.html import conditional_escape, format_html
+from django.utils.safestring import SafeString, mark_safe
+
+from autorun.state.words import ago
+
+
+def time_since(when: dt.datetime | None) -> SafeString:
+    """`3 min ago`, with the exact time as its title; '' for None."""
+    if when is None:
+        return SafeString("")
+    title = formats.date_format(_local(when), "DATETIME_FORMAT")
+    html = '<time datetime="{}" title="{}">{}</time>'
+    return format_html(html, when.isoformat(), title, ago(when))
+
+
+def exact_time(when: dt.datetime) -> SafeString:
+    """A time to the second, in the project's time zone."""
+    text = _local(when).strftime("%Y-%m-%d %H:%M:%S")
+    return format_html('<time datetime="{}">{}</time>', when.isoformat(), text)
+
+
+def prose(text: str) -> SafeString:
+    """Text with everything between backticks as code."""
+    parts = conditional_escape(text).split("`")
+    if len(parts) % 2 == 0:
+        return mark_safe("`".join(parts))  # noqa: S308  escaped above
+    coded = [f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)]
+    return mark_safe("".join(coded))  # noqa: S308  escaped above
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON, keys in their order."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _local(when: dt.datetime) -> dt.datetime:
+    """The time in the project's time zone; naive times, without USE_TZ, already are."""
+    return timezone.localtime(when) if timezone.is_aware(when) else when
