@@ -1,27 +1,29 @@
-"""System checks: what can be known to be wrong before anything runs.
+"""System checks: errors in declarations and settings that are known before anything runs.
 
-They look at declarations and settings only, and never query the database. `docs/` lists their ids;
-each message has a hint that names an edit or a command.
+They never query the database. `docs/` lists their ids; each has a hint: an edit or a command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.apps import AppConfig
 from django.core.checks import CheckMessage, register
 
 TAG = "autorun"
 
 
 def connect() -> None:
-    """Have `manage.py check` run them, under the tag "autorun"."""
+    """Register the checks with `manage.py check`, under the tag "autorun"."""
     register(check_all, TAG)
 
 
-def check_all(**kwargs: Any) -> Iterable[CheckMessage]:
-    """What all of autorun's checks find."""
-    # Imported when checks run: a server's processes start without them.
+def check_all(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> Iterable[CheckMessage]:
+    """Run all of autorun's checks, on runners of these apps only if any are given."""
+    # Imported here, because processes that run no checks need none of these modules.
     from autorun.observe.checks import (
         autorun_setting,
         declarations,
@@ -31,14 +33,17 @@ def check_all(**kwargs: Any) -> Iterable[CheckMessage]:
         relations,
         values,
     )
+    from autorun.observe.checks.problems import runners_in
 
-    for check in (
-        autorun_setting.check_settings,
-        installation.check_installation,
-        declarations.check_declarations,
-        names.check_names,
-        values.check_values,
-        overrides.check_overrides,
-        relations.check_relations,
-    ):
-        yield from check(**kwargs)
+    runners = list(runners_in(app_configs))
+    yield from autorun_setting.check_settings()
+    yield from installation.check_installation()
+    yield from declarations.check_unregistered(app_configs)
+    for runner in runners:
+        yield from declarations.check_declaration(runner)
+    yield from names.check_names(runners)
+    for runner in runners:
+        yield from values.check_values(runner)
+    for runner in runners:
+        yield from overrides.check_overrides(runner)
+    yield from relations.check_relations(runners)

@@ -15,14 +15,15 @@ from autorun.observe.checks.expectations import (
     NONE,
     SCHEDULE,
     Expectation,
+    advice,
     integer,
     is_number,
     one_of,
     positive,
-    schedule_advice,
     text,
 )
-from autorun.observe.checks.problems import error, misspelt, shown
+from autorun.observe.checks.problems import error, shown
+from autorun.state.words import meant
 
 PLACE = "settings.AUTORUN"
 
@@ -42,12 +43,12 @@ SETTINGS: Mapping[str, Expectation] = {
     "ON_FAILURE": CALLABLE | NONE,
     "ON_FAILURE_EVERY": DURATION,
 }
-#: A lease must outlast so many heartbeats: one of them may get lost.
+#: A lease must outlast this many heartbeats, because one may get lost.
 LEAST_BEATS = 2
 
 
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """E101-E105: the AUTORUN dict, its keys and its values."""
+    """E101-E105: the AUTORUN dict, its names and values."""
     given = getattr(django_settings, "AUTORUN", None)
     if given is None:
         return []
@@ -67,14 +68,14 @@ def _names(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
     for name in given:
         if name in DEFAULTS:
             continue
-        meant = misspelt(str(name), DEFAULTS, cutoff=0.6)
-        question = f" Did you mean {meant!r}?" if meant else ""
-        advice = f"Rename it to {meant!r}" if meant else "Remove it"
+        known = meant(str(name), DEFAULTS)
+        question = f" Did you mean {known!r}?" if known else ""
+        edit = f"Rename it to {known!r}" if known else "Remove it"
         yield error(
             PLACE,
             "E102",
             f"AUTORUN has no setting {name!r}.{question}",
-            f"{advice} in AUTORUN. There are: {', '.join(DEFAULTS)}.",
+            f"{edit} in AUTORUN. Known names: {', '.join(DEFAULTS)}.",
         )
 
 
@@ -83,14 +84,12 @@ def _values(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
         if name not in given or expected.holds(given[name]):
             continue
         value = given[name]
-        advice = f"AUTORUN[{name!r}] = {expected.example}, for example."
-        if name == "SCHEDULE":
-            advice = schedule_advice(value)
+        place = f"AUTORUN[{name!r}]"
         yield error(
             PLACE,
             "E103",
-            f"AUTORUN[{name!r}] is {shown(value)}. It must be {expected.words}.",
-            f"Edit the settings. {advice}",
+            f"{place} is {shown(value)}. It must be {expected.words}.",
+            f"Edit the settings: {advice(place, expected, value)}",
         )
 
 
@@ -103,7 +102,7 @@ def _lease(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
         PLACE,
         "E104",
         f"AUTORUN['LEASE'] is {lease:g} s and AUTORUN['HEARTBEAT'] {heartbeat:g} s: a worker that "
-        "misses one heartbeat would lose what it is at.",
+        "misses one heartbeat would lose its chunk.",
         f"Edit the settings: make LEASE more than {LEAST_BEATS} times HEARTBEAT; "
         f"{4 * heartbeat:g}, for example.",
     )

@@ -1,4 +1,4 @@
-"""Checks of what a runner cannot be without: a model, an analysis, and a configuration for it."""
+"""Checks of a runner's required parts: its model, its analysis and the configuration."""
 
 from __future__ import annotations
 
@@ -16,34 +16,30 @@ from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Run
-from autorun.observe.checks.problems import error, place, runners_in, shown
+from autorun.observe.checks.problems import error, place, shown
 from autorun.state.encoding import encode_configuration
 from autorun.state.keys import key_kind
 
 
-def check_declarations(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
-    """E001-E010, E022 and E030: model, analysis, input key and configuration of every runner."""
-    found = list(_without_model(app_configs))
-    for runner in runners_in(app_configs):
-        found += _model(runner)
-        found += _keys(runner)
-        found += _analysis(runner)
-    return found
+def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
+    """E002-E010, E022 and E030: the runner's model, analysis, input key and configuration."""
+    yield from _model(runner)
+    yield from _keys(runner)
+    yield from _analysis(runner)
 
 
 def model_of(runner: Runner) -> type[Model] | None:
-    """The runner's model, or None where a check of this module complains about it."""
+    """The runner's model, or None if `check_declaration` reports an error in it."""
     return None if list(_model(runner)) else runner.get_model()
 
 
 def analysis_of(runner: Runner) -> analyses.Analysis | None:
-    """The runner's analysis, or None where a check of this module complains about it."""
+    """The runner's analysis, or None if `check_declaration` reports an error in it."""
     return None if list(_named_analysis(runner)) else runner.get_analysis()
 
 
-def _without_model(app_configs: Sequence[AppConfig] | None) -> Iterator[CheckMessage]:
+def check_unregistered(app_configs: Sequence[AppConfig] | None) -> Iterator[CheckMessage]:
+    """E001: classes that are not registered because they have no model."""
     for each in registry.without_model():
         config = apps.get_containing_app_config(each.__module__)
         if app_configs is None or config in app_configs:
@@ -51,8 +47,8 @@ def _without_model(app_configs: Sequence[AppConfig] | None) -> Iterator[CheckMes
                 each,
                 "E001",
                 f"{each.__name__} has an ANALYSIS but no DATA_MODEL, so it is not registered.",
-                f"Set DATA_MODEL in {place(each)} to the model whose rows it is to process, or, "
-                "where it is a base of other runners, move ANALYSIS into those.",
+                f"Set DATA_MODEL in {place(each)} to the model whose rows it processes. If it is a "
+                "base of other runners, move ANALYSIS into those.",
             )
 
 
@@ -62,7 +58,7 @@ def _model(runner: Runner) -> Iterator[CheckMessage]:
         yield error(
             runner,
             "E002",
-            f"DATA_MODEL is {shown(model)}, which is no model.",
+            f"DATA_MODEL is {shown(model)}, which is not a model.",
             f"Import the model and set DATA_MODEL in {place(runner)} to its class.",
         )
         return
@@ -95,20 +91,19 @@ def _keys(runner: Runner) -> Iterator[CheckMessage]:
     yield error(
         runner,
         "E030",
-        f"DATA_MODEL is {model._meta.label}, whose primary key is a {type(field).__name__}: what "
-        "the database says of such a key, as a number or a text, need not lead back to its row.",
+        f"DATA_MODEL is {model._meta.label}, whose primary key is a {type(field).__name__}: a row "
+        "may not be found again by the number or text that the database makes of such a key.",
         f"Give {model._meta.label} an integer, UUID or text key without a from_db_value(), and "
-        f"make {field.name!r} a field with unique=True. Where the field's to_python() makes the "
-        "key again of what CAST(... AS text) gives, add 'autorun.E030' to SILENCED_SYSTEM_CHECKS.",
+        f"make {field.name!r} a field with unique=True. If the field's to_python() restores the "
+        "key from CAST(... AS text), add 'autorun.E030' to SILENCED_SYSTEM_CHECKS.",
     )
 
 
 def _leads_back(field: Field[Any, Any]) -> bool:
-    """Whether a row is found again by the number, or by the database's text, of such a key.
+    """Whether a row is found again by the number or text that the database makes of its key.
 
-    An address is written 10.0.0.1/32 on PostgreSQL, a float with fewer digits than it has, and a
-    time without its zone on SQLite and MariaDB. And a field's own from_db_value() may make of a key
-    what is no key at all.
+    PostgreSQL writes an address as 10.0.0.1/32 and a float with fewer digits than it has; SQLite
+    and MariaDB write a time without its zone. A field's from_db_value() may return anything.
     """
     is_plain = not hasattr(field, "from_db_value")
     return is_plain and isinstance(field, (IntegerField, UUIDField, CharField, TextField))
@@ -126,9 +121,9 @@ def _long_keys(
             runner,
             "E022",
             f"DATA_MODEL is {model._meta.label}, whose primary key {field.name!r} may be longer "
-            f"than the {most} characters that autorun keeps of a key.",
+            f"than the {most} characters that autorun stores.",
             f"Give {model._meta.label} a primary key with a max_length of {most} at most, and the "
-            "longer text a field of its own with unique=True. Where no key is longer, add "
+            "longer text its own field with unique=True. If no key is longer in practice, add "
             "'autorun.E022' to SILENCED_SYSTEM_CHECKS.",
         )
 
@@ -154,7 +149,7 @@ def _analysis(runner: Runner) -> Iterator[CheckMessage]:
 
 
 def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
-    # From the class: a function would come as a bound method from the instance.
+    # From the class, because the instance would bind a function as a method.
     given: Any = type(runner).ANALYSIS
     declared: Any = getattr(given, "analysis", given)
     version: Any = runner.ANALYSIS_VERSION
@@ -165,7 +160,7 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
             "E004",
             "ANALYSIS is missing."
             if declared is None
-            else f"ANALYSIS is {shown(declared)}, which names no analysis.",
+            else f"ANALYSIS is {shown(declared)}, which does not name an analysis.",
             f"Set ANALYSIS in {place(runner)} to the title of an @analysis, or to the decorated "
             f"function itself. {_titles()}",
         )
@@ -227,7 +222,7 @@ def _is_name(key: Any) -> TypeGuard[str]:
 
 
 def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[CheckMessage]:
-    """Complaints about the configuration; where there are none, it is added to `found`."""
+    """Errors in the configuration; without any, the configuration is added to `found`."""
     declared: Any = runner.ANALYSIS_CONFIGURATION
     advice = f"Edit ANALYSIS_CONFIGURATION or create_configuration() of {place(runner)}"
     if declared is not None and not isinstance(declared, Mapping):
@@ -240,15 +235,15 @@ def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[Chec
         return
     try:
         configuration = runner.create_configuration()
-    except DatabaseError:  # a check must not depend on tables that may not be there yet
+    except DatabaseError:  # the tables may not exist yet
         return
     except Exception as problem:  # noqa: BLE001
         yield error(
             runner,
             "E010",
             f"create_configuration() raises {type(problem).__name__}: {problem}",
-            f"Correct create_configuration() in {place(runner)}; it is called without arguments, "
-            "in every process.",
+            f"Correct create_configuration() in {place(runner)}; every process calls it, "
+            "without arguments.",
         )
         return
     try:

@@ -1,4 +1,4 @@
-"""What the value of an option or a setting must be."""
+"""Conditions on the values of options and settings."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from django.utils.module_loading import import_string
 
 @dataclass(frozen=True)
 class Expectation:
-    """A condition on a value, in words too, with a value that meets it."""
+    """A condition on a value, the condition in words, and an example that meets it."""
 
     words: str
     holds: Callable[[Any], bool]
     example: str
 
     def __or__(self, other: Expectation) -> Expectation:
-        """One or the other."""
-
         def holds(value: Any) -> bool:
             return self.holds(value) or other.holds(value)
 
@@ -37,17 +35,16 @@ def is_number(value: Any) -> bool:
 
 
 def is_callable(value: Any) -> bool:
-    """Whether `value` can be called, or is the dotted path of what can."""
+    """Whether `value` is a callable, or the dotted path of one."""
     if isinstance(value, str):
         try:
             return callable(import_string(value))
-        except Exception:  # noqa: BLE001  whatever importing a module of the project's raises
+        except Exception:  # noqa: BLE001  importing a module of the project may raise anything
             return False
     return callable(value)
 
 
 def integer(least: int, most: int | None = None, *, example: int) -> Expectation:
-    """A whole number between the two."""
     words = f"an integer of {least} or more" if most is None else f"an integer, {least} to {most}"
 
     def holds(value: Any) -> bool:
@@ -57,21 +54,18 @@ def integer(least: int, most: int | None = None, *, example: int) -> Expectation
 
 
 def positive(*, example: float) -> Expectation:
-    """A number above 0."""
     return Expectation(
         "a number above 0", lambda value: is_number(value) and value > 0, f"{example:g}"
     )
 
 
 def not_negative(*, example: float) -> Expectation:
-    """A number of 0 or more."""
     return Expectation(
         "a number of 0 or more", lambda value: is_number(value) and value >= 0, f"{example:g}"
     )
 
 
 def text(*, longest: int = 255, example: str) -> Expectation:
-    """A string that says something."""
     words = f"a string of at most {longest} characters"
 
     def holds(value: Any) -> bool:
@@ -110,14 +104,20 @@ SCHEDULE = (
 )
 
 
-def schedule_advice(value: Any) -> str:
-    """What to write in place of `value`, which is no schedule."""
+def advice(name: str, expected: Expectation, value: Any) -> str:
+    """The edit that replaces `value`, which is not as expected."""
+    if expected is SCHEDULE:
+        return _schedule_advice(value)
+    return f"{name} = {expected.example}, for example."
+
+
+def _schedule_advice(value: Any) -> str:
     fields = value.split() if isinstance(value, str) else []
     if len(fields) == 5:
         names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
         given = zip(names, fields, strict=True)
         arguments = ", ".join(f'{name}="{each}"' for name, each in given if each != "*")
-        return f"Write crontab({arguments}), with `from celery.schedules import crontab`."
+        return f"write crontab({arguments}), with `from celery.schedules import crontab`."
     if is_number(value) and value > 0:
-        return f"Write datetime.timedelta(seconds={value:g})."
-    return f"Write {SCHEDULE.example}, datetime.timedelta(hours=1), or None for no sweeps."
+        return f"write datetime.timedelta(seconds={value:g})."
+    return f"write {SCHEDULE.example}, datetime.timedelta(hours=1), or None for no sweeps."

@@ -1,4 +1,4 @@
-"""Checks of what autorun stands on: installed apps, Celery, the database."""
+"""Checks of installed apps, Celery and the database."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from autorun.declare import registry
 from autorun.observe.checks.problems import error, warning
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
-#: The weakest isolation level that PostgreSQL has, by psycopg's number.
+#: PostgreSQL's weakest isolation level, by psycopg's number.
 READ_COMMITTED = 2
 PICKLE = {"pickle", "application/x-python-serialize"}
 
 
-def check_installation(**kwargs: Any) -> list[CheckMessage]:
+def check_installation() -> list[CheckMessage]:
     """E201-E202, E230 and W201-W204: INSTALLED_APPS, the broker, the database."""
     return [*_apps(), *_broker(), *_content(), *_database()]
 
@@ -43,7 +43,7 @@ def _apps() -> Iterator[CheckMessage]:
             "settings.INSTALLED_APPS",
             "W204",
             "Runners have schedules, but django_celery_beat, which keeps them, is not installed: "
-            "nothing is swept.",
+            "no sweeps run.",
             "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
             "AUTORUN = {'SCHEDULE': None}.",
         )
@@ -52,14 +52,14 @@ def _apps() -> Iterator[CheckMessage]:
 def _has_schedule() -> bool:
     try:
         return any(runner.get_schedule() is not None for runner in registry.runners())
-    except Exception:  # noqa: BLE001 - a check of its own says which raises
+    except Exception:  # noqa: BLE001 - another check reports it
         return True
 
 
 def _broker() -> Iterator[CheckMessage]:
     seen: set[str] = set()
     for place, given in _broker_urls():
-        # Celery takes several, to fall back on.
+        # Celery accepts several, as fallbacks.
         urls = given.split(";") if isinstance(given, str) else given or ()
         for url in urls:
             if not isinstance(url, str) or not url.startswith("sqlite:") or url in seen:
@@ -73,13 +73,13 @@ def _broker() -> Iterator[CheckMessage]:
                     place,
                     "E202",
                     f"{name}: {problem}",
-                    f"Set {name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\", where BASE_DIR "
-                    "is the absolute path of the project, as Django's own settings have it.",
+                    f"Set {name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\", with BASE_DIR "
+                    "as in Django's default settings: the absolute path of the project.",
                 )
 
 
 def _broker_urls() -> Iterator[tuple[str, Any]]:
-    """The URLs of brokers, and where they are set; the app's are mostly those of the settings."""
+    """The URLs of brokers, and the place of each; the settings come first."""
     for name in BROKER_URLS:
         yield (
             f"settings.CELERY_{name.upper()}",
@@ -98,16 +98,15 @@ def _content() -> Iterator[CheckMessage]:
         yield warning(
             "settings.CELERY_ACCEPT_CONTENT",
             "W201",
-            "Celery accepts pickle: whoever can write to the broker can run any code in the "
-            "workers.",
-            'Set CELERY_ACCEPT_CONTENT = ["json"]; autorun sends nothing else.',
+            "Celery accepts pickle: whoever writes to the broker can run code in the workers.",
+            'Set CELERY_ACCEPT_CONTENT = ["json"]; autorun sends only JSON.',
         )
 
 
 def _database() -> Iterator[CheckMessage]:
     alias: Any = settings.DATABASE
     if not isinstance(alias, str) or alias not in connections:
-        return  # E105 says so
+        return  # reported by E105
     connection = connections[alias]
     options = connection.settings_dict.get("OPTIONS", {})
     place = f"settings.DATABASES[{alias!r}]"
@@ -116,7 +115,7 @@ def _database() -> Iterator[CheckMessage]:
         yield warning(
             place,
             "W202",
-            "SQLite takes its lock only when a transaction first writes: workers then fail with "
+            "SQLite takes its lock only when a transaction first writes, so workers fail with "
             '"database is locked", whatever the timeout.',
             'Set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 30, '
             '"init_command": "PRAGMA journal_mode=WAL;"}.',
@@ -137,31 +136,31 @@ def _database() -> Iterator[CheckMessage]:
             yield warning(
                 place,
                 "W203",
-                f"The isolation level is {level!r}: workers that write beside each other would "
-                "fail for want of a serial order.",
-                "Leave isolation_level out of OPTIONS: then it is read committed. A transaction of "
-                "the project's that needs more can begin with SET TRANSACTION ISOLATION LEVEL.",
+                f"The isolation level is {level!r}: workers that write at the same time would fail "
+                "with serialization errors.",
+                "Leave isolation_level out of OPTIONS, which then defaults to read committed. A "
+                "transaction that needs more can start with SET TRANSACTION ISOLATION LEVEL.",
             )
     if connection.vendor != "postgresql":
         yield from _times(connection.settings_dict, place)
 
 
 def _times(database: dict[str, Any], place: str) -> Iterator[CheckMessage]:
-    """PostgreSQL alone keeps with a time which one it is."""
+    """Only PostgreSQL stores the time zone with a time."""
     if not django_settings.USE_TZ:
         yield error(
             "settings.USE_TZ",
             "E230",
-            "USE_TZ is off. On SQLite and MariaDB autorun needs it: its times are in UTC there, by "
-            "the clock of the database, and what was hours ago would else seem to be now.",
+            "USE_TZ is off. On SQLite and MariaDB autorun needs it: its times are in UTC, from the "
+            "database's clock, and would be read as local times that are hours off.",
             "Set USE_TZ = True, which is Django's default; TIME_ZONE may stay as it is.",
         )
     elif not _is_utc(zone := database.get("TIME_ZONE") or "UTC"):
         yield error(
             place,
             "E230",
-            f"Django reads the times in this database as those of {zone}. Autorun's are in UTC, by "
-            "the clock of the database: what was hours ago would seem to be now.",
+            f"Django reads the times in this database as {zone}. Autorun's are in UTC, from the "
+            "database's clock, and would be hours off.",
             f"Remove TIME_ZONE from {place}.",
         )
 
@@ -169,7 +168,7 @@ def _times(database: dict[str, Any], place: str) -> Iterator[CheckMessage]:
 def _is_utc(zone: str) -> bool:
     try:
         info = ZoneInfo(zone)
-    except (ValueError, OSError, ZoneInfoNotFoundError):  # Django says what is wrong with it
+    except (ValueError, OSError, ZoneInfoNotFoundError):  # reported by Django
         return True
     return not any(dt.datetime(2026, month, 1, tzinfo=info).utcoffset() for month in (1, 7))
 

@@ -1,37 +1,35 @@
-"""Checks of the names in a runner's class: options and hooks that are misspelt do nothing."""
+"""Checks of the names in a runner's class, because a misspelt option or hook does nothing."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from django.apps import AppConfig
 from django.core.checks import CheckMessage
 
 from autorun.declare.runner import Runner
 from autorun.observe.checks.overrides import CALLS
-from autorun.observe.checks.problems import error, misspelt, place, runners_in, warning
+from autorun.observe.checks.problems import error, place, warning
+from autorun.state.words import meant
 
 OPTIONS = frozenset(name for name in vars(Runner) if name.isupper())
-#: How alike an unknown name must be for its warning to mention the option.
-SOMEWHAT_ALIKE = 0.6
-#: How alike a method's name and a hook's are when the one is taken for the other's misspelling.
-#: More than of options: a runner has methods of its own, named in the words of hooks.
+#: How alike a name and an option must be for the name to count as a misspelling.
+ALIKE = 0.8
+#: The same for methods and hooks: higher, because a runner's own methods use the words of hooks.
 VERY_ALIKE = 0.85
 
 
-def check_names(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_names(runners: Iterable[Runner]) -> Iterator[CheckMessage]:
     """E013, W001 and W003: once for the class that has the name, however many inherit it."""
     classes = {
         cls: None
-        for runner in runners_in(app_configs)
+        for runner in runners
         for cls in type(runner).__mro__
         if cls is not object and not cls.__module__.startswith("autorun.")
     }
-    return [found for cls in classes for found in _names(cls)]
+    for cls in classes:
+        yield from _names(cls)
 
 
 def _names(cls: type) -> Iterator[CheckMessage]:
@@ -47,51 +45,50 @@ def _names(cls: type) -> Iterator[CheckMessage]:
 
 
 def _unknown(cls: type, name: str) -> CheckMessage:
-    meant = misspelt(name, OPTIONS)
-    if meant:
+    option = meant(name, OPTIONS, cutoff=ALIKE)
+    if option:
         return error(
             cls,
             "E013",
-            f"{name} is no option of a runner. Did you mean {meant}?",
-            f"Rename {name} to {meant} in {place(cls)}. A constant of your own may be called "
+            f"{name} is not an option of a runner. Did you mean {option}?",
+            f"Rename {name} to {option} in {place(cls)}. A constant of your own may be called "
             f"_{name}.",
         )
-    close = misspelt(name, OPTIONS, cutoff=SOMEWHAT_ALIKE)
-    also = f" If {close} was meant, rename it to that." if close else ""
+    close = meant(name, OPTIONS)
+    also = f" If you meant {close}, rename it to that." if close else ""
     return warning(
         cls,
         "W001",
-        f"{name} is no option of a runner, so autorun does not look at it.",
+        f"{name} is not an option of a runner, so autorun ignores it.",
         f"Rename {name} to _{name} in {place(cls)} if it is a constant of your own.{also}",
     )
 
 
 def _lower_case(cls: type, name: str) -> Iterator[CheckMessage]:
-    meant = name.upper()
-    if meant in OPTIONS:
+    option = name.upper()
+    if option in OPTIONS:
         yield warning(
             cls,
             "W003",
-            f"{name} is no option of a runner, so autorun does not look at it. Did you mean "
-            f"{meant}?",
-            f"Rename {name} to {meant} in {place(cls)}. An attribute of your own may be called "
+            f"{name} is not an option of a runner, so autorun ignores it. Did you mean {option}?",
+            f"Rename {name} to {option} in {place(cls)}. An attribute of your own may be called "
             f"_{name}.",
         )
 
 
 def _method(cls: type, name: str) -> Iterator[CheckMessage]:
-    meant = misspelt(name, CALLS, cutoff=VERY_ALIKE)
-    if meant is None or meant in vars(cls):
+    hook = meant(name, CALLS, cutoff=VERY_ALIKE)
+    if hook is None or hook in vars(cls):
         return
-    # A name with a word more than the hook's, or a word less, is one of its own.
-    mine, its = f"_{name}_", f"_{meant}_"
+    # A name with one word more than the hook's, or one less, is not a misspelling.
+    mine, its = f"_{name}_", f"_{hook}_"
     if its in mine or mine in its:
         return
     yield warning(
         cls,
         "W003",
-        f"{name}() is no hook of a runner, so autorun does not call it. Did you mean {meant}()?",
-        f"Rename {name}() to {meant}() in {place(cls)}. A method of your own may be called "
+        f"{name}() is not a hook of a runner, so autorun does not call it. Did you mean {hook}()?",
+        f"Rename {name}() to {hook}() in {place(cls)}. A method of your own may be called "
         f"_{name}().",
     )
 

@@ -1,4 +1,4 @@
-"""No queries while hooks are looked at: the tables may not be there yet, nor the server."""
+"""No queries while checks call hooks: tables or server may not exist yet."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from django.db import Error as DatabaseError
 from django.db import connections
 
-#: Whoever queries, or begins a transaction, takes one of these ways.
+#: Every query and every transaction calls one of these.
 WAYS = ("ensure_connection", "cursor", "chunked_cursor")
 
 
 class QueryRefused(DatabaseError):
-    """A hook queries a database when it is only looked at."""
+    """A hook queries a database while a check calls it."""
 
 
 class Refusal:
-    """Whether a query had to be refused."""
+    """Records whether a query was refused."""
 
     is_needed = False
 
@@ -29,11 +29,11 @@ class Refusal:
 
 @contextmanager
 def queries_refused() -> Iterator[Refusal]:
-    """QueryRefused for all that this thread would ask a database in the block."""
+    """Raise QueryRefused for each query of this thread within the block."""
     refusal = Refusal()
     with ExitStack() as stack:
         for connection in connections.all():
-            # Not `execute_wrapper`: it is asked only once there is a connection to the server.
+            # Not `execute_wrapper`, which is called only after the connection is open.
             for way in WAYS:
                 stack.callback(_restore, connection, way, vars(connection).get(way))
                 setattr(connection, way, refusal)

@@ -1,13 +1,12 @@
-"""Checks of the methods a runner overrides."""
+"""Checks of the hooks that a runner overrides."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.apps import AppConfig
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
@@ -18,9 +17,9 @@ from autorun.declare.transcript import SILENT
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
 from autorun.observe.checks.no_queries import queries_refused
-from autorun.observe.checks.problems import error, place, runners_in, shown
+from autorun.observe.checks.problems import error, place, shown
 
-#: What each hook is called with: positional arguments, then names of keyword arguments.
+#: The positional arguments of each hook, and the names of its keyword arguments.
 CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "get_base_queryset": ((), ()),
     "filter_queryset": (("queryset",), ("log_level",)),
@@ -32,7 +31,7 @@ CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "get_timeout": ((), ()),
     "get_retry_backoff": (("attempt",), ()),
 }
-#: Hooks that stand for an option, what they are tried with, and what they must give.
+#: Hooks that compute an option, the arguments to try them with, and the expected result.
 COMPUTED: Mapping[str, tuple[tuple[Any, ...], Expectation]] = {
     "get_schedule": ((), SCHEDULE),
     "get_timeout": ((), positive(example=600) | NONE),
@@ -40,21 +39,16 @@ COMPUTED: Mapping[str, tuple[tuple[Any, ...], Expectation]] = {
 }
 
 
-def check_overrides(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
-    """E011 and E012: hooks that raise, give the wrong thing, or cannot be called."""
-    found: list[CheckMessage] = []
-    for runner in runners_in(app_configs):
-        improper = {name: problem for name in CALLS if (problem := _signature(runner, name))}
-        found += improper.values()
-        model = model_of(runner)
-        if model is not None:
-            found += _querysets(runner, model, improper)
-        for name in COMPUTED.keys() - improper.keys():
-            if runner.overrides(name):
-                found += _computed(runner, name)
-    return found
+def check_overrides(runner: Runner) -> Iterator[CheckMessage]:
+    """E011 and E012: hooks that raise, return a wrong value, or cannot be called."""
+    improper = {name: problem for name in CALLS if (problem := _signature(runner, name))}
+    yield from improper.values()
+    model = model_of(runner)
+    if model is not None:
+        yield from _querysets(runner, model, improper)
+    for name in COMPUTED.keys() - improper.keys():
+        if runner.overrides(name):
+            yield from _computed(runner, name)
 
 
 def _signature(runner: Runner, name: str) -> CheckMessage | None:
@@ -70,7 +64,7 @@ def _signature(runner: Runner, name: str) -> CheckMessage | None:
             inspect.signature(method).bind(*positional, **dict.fromkeys(named))
         except TypeError as mismatch:
             problem = f"cannot be called as it is: {mismatch}."
-        except ValueError:  # a callable that has no signature to look at
+        except ValueError:  # a callable without a signature
             return None
         else:
             return None
@@ -88,7 +82,7 @@ def _querysets(
     if "get_base_queryset" in improper:
         return
     base = _called(runner.get_base_queryset)
-    # The default one fails only where BASE_QUERY does, which has a check of its own.
+    # The default fails only because of BASE_QUERY, which has its own check.
     if runner.overrides("get_base_queryset"):
         complaints = list(_given(runner, "get_base_queryset", base, model))
         yield from complaints
@@ -104,8 +98,8 @@ def _filter(runner: Runner, model: type[Model], base: Any) -> Iterator[CheckMess
         return
     found = _called(runner.filter_queryset, rows.value, log_level=SILENT)
     if found.has_queried:
-        # As where it says how many rows it lets through: of no rows it is known without a query.
-        # What it raises may come of there being none.
+        # A filter that logs how many rows pass needs no query for an empty queryset. But an
+        # exception may be due to the empty queryset, so it is dropped.
         found = replace(
             _called(runner.filter_queryset, rows.value.none(), log_level=SILENT), error=None
         )
@@ -116,25 +110,25 @@ def _filter(runner: Runner, model: type[Model], base: Any) -> Iterator[CheckMess
             runner,
             "E011",
             "filter_queryset() returns a slice. Workers call it with the rows of a chunk, and a "
-            "slice of those is not the one that was planned.",
-            f"Remove the slice from filter_queryset() in {place(runner)}. It may be one of "
-            "FILTERS, or of the queryset that is given to run().",
+            "slice of those differs from the one that was planned.",
+            f"Remove the slice from filter_queryset() in {place(runner)}. FILTERS and the queryset "
+            "for run() may have slices.",
         )
 
 
 def _given(runner: Runner, name: str, found: Called, model: type[Model]) -> Iterator[CheckMessage]:
-    """Complaints about a hook that raises, or gives no queryset of the model."""
+    """Errors of a hook that raises, or does not return a queryset of the model."""
     if found.error is not None:
         yield _raised(runner, name, found.error)
     if not found.is_known:
         return
     rows: Any = found.value
-    # A manager will do for the rows to begin with, but has not been filtered.
+    # A base queryset may be a manager; a manager is not a filtered queryset.
     kinds = (QuerySet,) if name == "filter_queryset" else (QuerySet, Manager)
     given = rows.model if isinstance(rows, kinds) else None
     if given is not None and is_of(rows, model):
         return
-    with queries_refused():  # as that of a queryset in a list
+    with queries_refused():  # repr() of a list of querysets would query
         what = f"a queryset of {given._meta.label}" if given else shown(rows)
     arguments = "queryset, log_level" if name == "filter_queryset" else ""
     yield error(
@@ -147,7 +141,7 @@ def _given(runner: Runner, name: str, found: Called, model: type[Model]) -> Iter
 
 @dataclass(frozen=True)
 class Called:
-    """What a hook gave when it was called, or raised, as far as it came without a query."""
+    """The result or exception of a hook, if it was called without a query."""
 
     value: Any = None
     error: Exception | None = None
@@ -156,8 +150,8 @@ class Called:
 
 
 def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called:
-    # A check must not depend on tables that may not be there yet: nothing is said of what comes
-    # after a query, not even where the hook makes do without its result.
+    # The tables may not exist yet, so a hook that queries is not judged, even if it catches the
+    # refusal.
     with queries_refused() as refusal:
         try:
             value = hook(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Checks of runners with each other: what they depend on, and which share a node."""
+"""Checks of several runners together: their dependencies, and those that share a node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from django.apps import AppConfig
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Model
@@ -16,35 +15,30 @@ from autorun.declare.nodes import configuration_of, digest_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import NotRegistered
 from autorun.observe.checks.declarations import model_of
-from autorun.observe.checks.problems import error, place, runners_in, shown, warning
+from autorun.observe.checks.problems import error, place, shown, warning
 
 
-def check_relations(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
     """E018-E021 and W002: DEPENDS_ON, and runners of one node that would undo each other's work."""
-    found: list[CheckMessage] = []
-    upstream: dict[str, list[Runner]] = {}
-    for runner in registry.runners():
-        upstream[runner.label] = list(_upstream(runner, []))
-    for runner in runners_in(app_configs):
-        complaints: list[CheckMessage] = []
-        list(_upstream(runner, complaints))
-        found += complaints
-        found += _cycles(runner, upstream)
-        found += _other_models(runner, upstream[runner.label])
-    chosen = {runner.label for runner in runners_in(app_configs)}
+    errors: dict[str, list[CheckMessage]] = defaultdict(list)
+    upstream = {
+        runner.label: list(_upstream(runner, errors[runner.label])) for runner in registry.runners()
+    }
+    for runner in runners:
+        yield from errors[runner.label]
+        yield from _cycles(runner, upstream)
+        yield from _other_models(runner, upstream[runner.label])
+    chosen = {runner.label for runner in runners}
     for sharing in _by_node():
         if chosen & {runner.label for runner in sharing}:
-            found += _conflicts(sharing)
-    return found
+            yield from _conflicts(sharing)
 
 
-def _upstream(runner: Runner, complaints: list[CheckMessage]) -> Iterator[Runner]:
-    """The runners in DEPENDS_ON that there are; what is no runner is complained about."""
+def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
+    """The registered runners in DEPENDS_ON; an error for each entry that is not one."""
     declared = runner.DEPENDS_ON
     if not isinstance(declared, (tuple, list)):
-        complaints.append(
+        errors.append(
             error(
                 runner,
                 "E018",
@@ -66,14 +60,14 @@ def _upstream(runner: Runner, complaints: list[CheckMessage]) -> Iterator[Runner
                 continue
             problem = f"{each.__name__} is not registered."
         else:
-            problem = f"{shown(each)} is no runner."
-        complaints.append(
+            problem = f"{shown(each)} is not a runner."
+        errors.append(
             error(
                 runner,
                 "E018",
                 f"DEPENDS_ON: {problem}",
-                f"Edit DEPENDS_ON in {place(runner)}: classes of registered runners, or their "
-                "labels, such as 'app_label.ClassName'.",
+                f"Edit DEPENDS_ON in {place(runner)}: use classes of registered runners, or labels "
+                "such as 'app_label.ClassName'.",
             )
         )
 
@@ -91,7 +85,7 @@ def _cycles(runner: Runner, upstream: Mapping[str, list[Runner]]) -> Iterator[Ch
             "E019",
             f"DEPENDS_ON leads back to the runner itself: {' -> '.join(path)}. None of them "
             "would ever start.",
-            f"Remove one of the steps from DEPENDS_ON, in {place(runner)} for example.",
+            f"Remove one of the steps, for example from DEPENDS_ON in {place(runner)}.",
         )
 
 
@@ -119,14 +113,14 @@ def _other_models(runner: Runner, upstream: Sequence[Runner]) -> Iterator[CheckM
             runner,
             "E020",
             f"DEPENDS_ON names {other.label}, which processes {other_model._meta.label}, not "
-            f"{model._meta.label}: no row of the one is a row of the other.",
+            f"{model._meta.label}: the two have no rows in common.",
             f"Remove {other.label} from DEPENDS_ON in {place(runner)}. To wait for rows of another "
-            "model, filter for what that runner writes, in filter_queryset().",
+            "model, filter on that runner's results in filter_queryset().",
         )
 
 
 def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
-    """Whether every row of `model` is one of `other` too, by the same primary key."""
+    """Whether every row of `model` is also a row of `other`, with the same primary key."""
     wanted = other._meta.concrete_model
     current: Any = model._meta.concrete_model
     while current is not wanted:
@@ -138,14 +132,14 @@ def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
 
 
 def _by_node() -> list[list[Runner]]:
-    """The runners that share a node with another, node by node."""
+    """Groups of runners that share a node."""
     found: dict[str, list[Runner]] = defaultdict(list)
     for runner in registry.runners():
         try:
             found[digest_of(runner)].append(runner)
         except DatabaseError:
             continue
-        except Exception:  # noqa: BLE001, S112 - other checks say what is wrong with it
+        except Exception:  # noqa: BLE001, S112 - another check reports it
             continue
     return [runners for runners in found.values() if len(runners) > 1]
 
@@ -159,25 +153,24 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
             if _compared(first, name) != _compared(other, name)
         ]
         if "INPUT_KEY" in differing and not (_takes_its_input(first) and _takes_its_input(other)):
-            continue  # another check says so; what else there is to say may follow from that
+            continue  # another check reports the key, which may cause the other differences
+        both = f"{first.label} and {other.label} have the same analysis, version, configuration and"
         if _are_of_other_databases(first, other):
             yield error(
                 other,
                 "E021",
-                f"{first.label} and {other.label} have the same analysis, version, configuration "
-                "and model, and so share their runs, but not the database: a row of one would be "
-                "taken for the row of the other that has its key.",
+                f"{both} model, so they share their runs, but not the database: a row of one would "
+                "be taken for the row of the other with the same key.",
                 f"Give {place(other)} or {place(first)} another ANALYSIS_CONFIGURATION, or have "
                 "get_base_queryset() of both use one database.",
             )
             continue
-        both = f"{first.label} and {other.label} have the same analysis, version, configuration and"
         if differing:
             yield error(
                 other,
                 "E021",
-                f"{both} model, and so share their runs, but not {' and '.join(differing)}: each "
-                "would take the other's rows for changed.",
+                f"{both} model, so they share their runs, but not {' and '.join(differing)}: each "
+                "would treat the other's rows as changed.",
                 f"Make {' and '.join(differing)} of {place(other)} and {place(first)} alike, or "
                 "give one of them another ANALYSIS_CONFIGURATION or DATA_MODEL.",
             )
@@ -185,8 +178,8 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
             yield warning(
                 other,
                 "W002",
-                f"{both} model, and so share their runs, but not get_instance_representation(): "
-                "where they differ, each would take the other's rows for changed.",
+                f"{both} model, so they share their runs, but not get_instance_representation(): "
+                "if they differ, each would treat the other's rows as changed.",
                 f"Inherit get_instance_representation() of {place(other)} and {place(first)} from "
                 "one base, or give one of them another ANALYSIS_CONFIGURATION.",
             )
@@ -200,9 +193,9 @@ def _takes_its_input(runner: Runner) -> bool:
 def _are_of_other_databases(one: Runner, other: Runner) -> bool:
     try:
         querysets: list[Any] = [each.get_base_queryset() for each in (one, other)]
-    except Exception:  # noqa: BLE001 - other checks say what is wrong with a queryset
+    except Exception:  # noqa: BLE001 - another check reports it
         return False
-    # A router may choose another replica each time: only what is asked for by name is of another.
+    # A router may choose another replica each time, so only compare databases that are named.
     is_named = any(each._db is not None for each in querysets)
     return is_named and querysets[0].db != querysets[1].db
 

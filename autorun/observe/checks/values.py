@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from django.apps import AppConfig
 from django.core.checks import CheckMessage
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Q
@@ -19,13 +17,14 @@ from autorun.observe.checks.expectations import (
     NONE,
     SCHEDULE,
     Expectation,
+    advice,
     integer,
     not_negative,
     positive,
-    schedule_advice,
     text,
 )
-from autorun.observe.checks.problems import error, place, runners_in, shown
+from autorun.observe.checks.problems import error, place, shown
+from autorun.state.words import meant
 
 OPTION_VALUES: Mapping[str, Expectation] = {
     "ON_SAVE": BOOLEAN,
@@ -37,23 +36,18 @@ OPTION_VALUES: Mapping[str, Expectation] = {
     "QUEUE": text(example="scans") | NONE,
     "PRIORITY": integer(0, 255, example=5) | NONE,
     "MAX_PER_SWEEP": integer(1, example=10_000) | NONE,
+    "SCHEDULE": SCHEDULE,
     "FILTER_QUERYSET_START": text(longest=1000, example="Filtering scans..."),
 }
 
 
-def check_values(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
-    """E014-E017: values of the options of every runner."""
-    found: list[CheckMessage] = []
-    for runner in runners_in(app_configs):
-        found += _values(runner)
-        found += _schedule(runner)
-        model = model_of(runner)
-        if model is not None:
-            found += _input_fields(runner, model)
-            found += _queries(runner, model)
-    return found
+def check_values(runner: Runner) -> Iterator[CheckMessage]:
+    """E014-E017: values of the runner's options."""
+    yield from _values(runner)
+    model = model_of(runner)
+    if model is not None:
+        yield from _input_fields(runner, model)
+        yield from _queries(runner, model)
 
 
 def _values(runner: Runner) -> Iterator[CheckMessage]:
@@ -62,21 +56,10 @@ def _values(runner: Runner) -> Iterator[CheckMessage]:
         if value is not BY_SETTING and not expected.holds(value):
             yield error(
                 runner,
-                "E014",
+                "E015" if name == "SCHEDULE" else "E014",
                 f"{name} is {shown(value)}. It must be {expected.words}.",
-                f"Edit {place(runner)}: {name} = {expected.example}, for example.",
+                f"Edit {place(runner)}: {advice(name, expected, value)}",
             )
-
-
-def _schedule(runner: Runner) -> Iterator[CheckMessage]:
-    value = runner.SCHEDULE
-    if value is not BY_SETTING and not SCHEDULE.holds(value):
-        yield error(
-            runner,
-            "E015",
-            f"SCHEDULE is {shown(value)}. It must be {SCHEDULE.words}.",
-            f"Edit {place(runner)}. {schedule_advice(value)}",
-        )
 
 
 def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
@@ -84,12 +67,12 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     if names is None:
         return
     if isinstance(names, str) or not isinstance(names, (tuple, list)):
-        advice = f"({names!r},)" if isinstance(names, str) else "a tuple of field names, or None"
+        example = f"({names!r},)" if isinstance(names, str) else "a tuple of field names, or None"
         yield error(
             runner,
             "E016",
             f"INPUT_FIELDS is {shown(names)}, not a tuple of field names.",
-            f"Edit {place(runner)}: INPUT_FIELDS = {advice}.",
+            f"Edit {place(runner)}: INPUT_FIELDS = {example}.",
         )
         return
     for name in names:
@@ -104,14 +87,14 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
 
 
 def _field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
-    """Why the database cannot give one value of `path` for a row, and what to do; or None."""
+    """Why `path` does not name one value per row, and what to do; or None."""
     if not isinstance(path, str) or not path:
-        return "it is no name of a field.", f"Use names of fields of {model._meta.label}."
+        return "it is not the name of a field.", f"Use names of fields of {model._meta.label}."
     current: Any = model
     field: Any = None
     for name in path.split("__"):
         if current is None:
-            # The rest of a path may lead into a JSON field, or be a transform such as `year`.
+            # The rest of the path may be a key of a JSON field, or a transform such as `year`.
             return None if field.get_transform(name) else _unknown_field(model, path, name)
         try:
             field = current._meta.pk if name == "pk" else current._meta.get_field(name)
@@ -119,8 +102,8 @@ def _field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
             return _unknown_field(current, path, name)
         if field.many_to_many or field.one_to_many:
             return (
-                f"{name} gives several values a row.",
-                "Leave it out, and let get_instance_representation() give what it is about.",
+                f"{name} gives several values per row.",
+                "Leave it out, and include its values in get_instance_representation().",
             )
         current = field.related_model if field.is_relation else None
         if field.is_relation and current is None:
@@ -137,16 +120,16 @@ def _unknown_field(model: type[Model], path: str, name: str) -> tuple[str, str]:
         for each in model._meta.get_fields()
         if getattr(each, "concrete", False) and not each.many_to_many
     )
-    close = get_close_matches(name, known, n=1)
-    advice = f"Did you mean {path.replace(name, close[0])!r}?" if close else ""
+    close = meant(name, known)
     return (
         f"{model._meta.label} has no field {name!r}.",
-        advice or f"Its fields: {', '.join(known)}.",
+        f"Did you mean {path.replace(name, close)!r}?"
+        if close
+        else f"Its fields: {', '.join(known)}.",
     )
 
 
 def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
-    """Complaints about BASE_QUERY and FILTERS."""
     base = runner.BASE_QUERY
     problem = None if base is None else _query_problem(model, base)
     if problem:
@@ -170,7 +153,7 @@ def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
         return
     for name, filter_ in filters.items():
         is_name = isinstance(name, str) and bool(name)
-        problem = None if is_name else "has a name that is no string."
+        problem = None if is_name else "has a name that is not a string."
         if problem is None and not callable(filter_):
             problem = _query_problem(model, filter_)
         if problem:
