@@ -480,7 +480,7 @@ def test_commands_and_reports_count_a_flood_in_full(flood, runner) -> None:
     report = FailureReport(runner.label, "", timezone.now(), groups)
 
     assert runs_in(groups) == report.runs == 13
-    assert "2 x TimeoutError, of the newest 5: a took too long" in str(report)
+    assert "2 x TimeoutError (newest 5 examined): a took too long" in str(report)
 
 
 def test_every_exception_of_the_week_is_offered_as_a_filter(flood) -> None:

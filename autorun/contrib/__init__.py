@@ -1,1 +1,1 @@
-"""Bridges to other packages, none of which autorun itself needs."""
+"""Optional integrations with other packages."""

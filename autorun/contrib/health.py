@@ -4,8 +4,8 @@
 
     path("health/", HealthCheckView.as_view(checks=["autorun.contrib.health.Autorun"])),
 
-It says what `manage.py autorun doctor` says. That takes up to some seconds, because it asks the
-broker who listens: let a monitor ask it every few minutes, and a load balancer something else.
+It reports the findings of `manage.py autorun doctor`. That takes a few seconds, because it asks the
+broker for its workers: let a monitor request it every few minutes, but not a load balancer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ except ImportError as missing:
 
 @dataclass
 class Autorun(HealthCheck):  # type: ignore[misc]
-    """Unavailable where the doctor finds an error; with `warnings`, a warning where it warns."""
+    """Unavailable if the doctor finds an error; with `warnings`, warns if it finds a warning."""
 
     warnings: bool = False
     timeout: dt.timedelta = field(default=dt.timedelta(seconds=20), repr=False)
@@ -52,6 +52,6 @@ def _said(findings: list[Finding]) -> str:
 
 
 def _close_connections() -> None:
-    """The check has a thread to itself, which may never work for it again."""
+    """Close the connections of this thread, which the check may never use again."""
     if not connections[settings.DATABASE].in_atomic_block:
         connections.close_all()

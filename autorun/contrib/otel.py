@@ -1,20 +1,19 @@
-"""OpenTelemetry spans around what autorun does. Needs `pip install django-autorun[otel]`.
+"""OpenTelemetry spans for autorun. Needs `pip install django-autorun[otel]`.
 
     from autorun.contrib import otel
 
     otel.enable()
 
-Call it once a process, such as in `AppConfig.ready()`; until then nothing is traced, and tracing
-costs nothing. There are three kinds of spans, with these attributes, all beginning with "autorun.":
+Call it once per process, for example in `AppConfig.ready()`. Until then nothing is traced, at no
+cost. There are three kinds of spans. Their attributes all start with "autorun.":
 
-- autorun.plan, a planning pass: runner, batch and trigger (where it has a batch), candidates,
-  planned.
-- autorun.chunk, what a worker does with one message: runner, chunk, batch (0 for none), size,
+- autorun.plan, a planning pass: runner, batch and trigger (if it has a batch), candidates, planned.
+- autorun.chunk, a worker's processing of one message: runner, chunk, batch (0 for none), size,
   succeeded, failed.
-- autorun.run, one run, inside of its chunk's: run, key, attempt, status.
+- autorun.run, one run, inside its chunk's span: run, key, attempt, status.
 
-Neither inputs nor outputs are in them, and of an exception only its class, unless they are asked
-for: messages of exceptions tend to hold data.
+Spans contain neither inputs nor outputs, and only the class of an exception unless `messages` is
+given, because messages of exceptions often contain data.
 """
 
 from __future__ import annotations
@@ -38,24 +37,22 @@ if TYPE_CHECKING:
 
 
 def enable(tracer_provider: Any = None, *, messages: bool = False) -> None:
-    """Make spans from now on, by the global tracer provider or by the given one.
+    """Create spans from now on, with the given tracer provider or the global one.
 
-    With `messages`, a failed run's span also has its exception's message and traceback.
+    With `messages`, a failed run's span also contains the exception's message and traceback.
     """
     tracer = trace.get_tracer("autorun", __version__, tracer_provider)
     tracing.install(lambda name: _Span(tracer, name, messages=messages))
 
 
 def disable() -> None:
-    """Make no more spans."""
+    """Create no more spans."""
     tracing.install(None)
 
 
 class _Span(tracing.Span):
-    """A span of OpenTelemetry's."""
-
     def __init__(self, tracer: Any, name: str, *, messages: bool) -> None:
-        # An exception that leaves the block is described by `__exit__`, and not with its message.
+        # `__exit__` records an exception that leaves the block, without its message.
         self._context = tracer.start_as_current_span(
             name, record_exception=False, set_status_on_exception=False
         )
@@ -79,7 +76,7 @@ class _Span(tracing.Span):
         self._span.set_attributes({f"autorun.{name}": each for name, each in attributes.items()})
 
     def fail(self, failure: ExceptionText) -> None:
-        # The names are OpenTelemetry's semantic conventions for exceptions.
+        # These names are OpenTelemetry's semantic conventions for exceptions.
         described = {"exception.type": failure.exception_class}
         if self._messages:
             described["exception.message"] = failure.message

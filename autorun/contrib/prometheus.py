@@ -4,10 +4,9 @@
 
     prometheus.register()
 
-Call it once, such as in `AppConfig.ready()` of a project that shows its metrics with
-django-prometheus, or before prometheus_client's `start_http_server`. The numbers are read from the
-database whenever they are scraped, in six statements, so that every process tells the same: scrape
-one of them only.
+Call it once, for example in `AppConfig.ready()` of a project that exposes metrics with
+django-prometheus, or before prometheus_client's `start_http_server`. Each scrape reads the numbers
+from the database, in six statements. Every process reports the same numbers, so scrape only one.
 """
 
 from __future__ import annotations
@@ -41,39 +40,39 @@ except ImportError as missing:
 
 logger = logging.getLogger(__name__)
 
-#: Name, labels and meaning of each metric; `docs/` repeats them.
+#: Name, labels and description of each metric; `docs/` repeats them.
 METRICS: dict[str, tuple[tuple[str, ...], str]] = {
-    "autorun_up": ((), "1 where the database could be read, else 0 and nothing below."),
+    "autorun_up": ((), "1 if the database could be read, else 0 and no other metric."),
     "autorun_runs": (
         ("runner", "analysis", "version", "state"),
-        "Current runs of a runner's node, by whether they have ended and how.",
+        "Current runs of a runner's node, by state.",
     ),
-    "autorun_pending_rows": (("runner",), "Rows that nothing has been planned for."),
-    "autorun_run_seconds": (("runner",), "A run's time, as a moving average."),
-    "autorun_paused": (("runner",), "1 where the runner is paused, else 0."),
-    "autorun_chunks": (("runner", "state"), "Chunks that have not ended."),
+    "autorun_pending_rows": (("runner",), "Pending rows."),
+    "autorun_run_seconds": (("runner",), "Moving average of the time of a run."),
+    "autorun_paused": (("runner",), "1 if the runner is paused, else 0."),
+    "autorun_chunks": (("runner", "state"), "Unfinished chunks."),
     "autorun_oldest_queued_seconds": (
         ("runner",),
-        "How long ago the message was sent for the chunk that has been queued the longest.",
+        "Age of the oldest message in the queue.",
     ),
     "autorun_lease_age_seconds": (
         ("runner",),
-        "How long ago the worker was heard of that has been silent the longest.",
+        "Longest time since a running chunk's worker extended its lease.",
     ),
     "autorun_batches": (("runner", "state"), "Batches by state."),
-    "autorun_spilled_triggers": ((), "Messages about saved rows that no broker took."),
-    "autorun_oldest_spilled_seconds": ((), "How long the oldest of them has waited."),
-    "autorun_upkeep_age_seconds": ((), "How long ago upkeep last looked round."),
+    "autorun_spilled_triggers": ((), "Messages about saved rows that the broker did not accept."),
+    "autorun_oldest_spilled_seconds": ((), "Age of the oldest of them."),
+    "autorun_upkeep_age_seconds": ((), "Time since the last round of upkeep."),
 }
 
 
 def register(
     collector_registry: Any = None, *, pending: bool = False, pending_seconds: float = 2.0
 ) -> AutorunCollector:
-    """Have the metrics collected by prometheus_client's default registry, or by the given one.
+    """Register the metrics with prometheus_client's default registry, or with the given one.
 
-    With `pending`, `autorun_pending_rows` is counted too, which compares every row with its run:
-    for `pending_seconds` a runner at most. Runners with more rows than that are left out.
+    With `pending`, `autorun_pending_rows` is also counted. That compares every row with its run and
+    takes at most `pending_seconds` per runner; runners that take longer are left out.
     """
     collector = AutorunCollector(pending=pending, pending_seconds=pending_seconds)
     (REGISTRY if collector_registry is None else collector_registry).register(collector)
@@ -81,18 +80,18 @@ def register(
 
 
 class AutorunCollector:
-    """Collects METRICS when it is asked to."""
+    """Collects METRICS at each scrape."""
 
     def __init__(self, *, pending: bool = False, pending_seconds: float = 2.0) -> None:
         self.pending = pending
         self.pending_seconds = pending_seconds
 
     def describe(self) -> list[Any]:
-        """The metrics without their values: registering must not query the database."""
+        """Metrics without values, because registration must not query the database."""
         return list(_Families().families.values())
 
     def collect(self) -> Iterator[Any]:
-        """The metrics; `autorun_up` 0 alone where the database is away."""
+        """All metrics, or only `autorun_up 0` if the database does not answer."""
         found = _Families()
         _close_old_connection()
         try:
@@ -145,7 +144,7 @@ class _Families:
 
 
 def _close_old_connection() -> None:
-    """A thread that serves nothing but metrics has nobody else to do it."""
+    """Close a stale connection: Django does so for requests only, not in a thread for metrics."""
     connection = connections[settings.DATABASE]
     if not connection.in_atomic_block:
         connection.close_if_unusable_or_obsolete()
@@ -156,7 +155,7 @@ def _runners_by_digest() -> dict[str, list[Runner]]:
     for runner in registry.runners():
         try:
             found.setdefault(digest_of(runner), []).append(runner)
-        except AutorunError as error:  # a system check says what is wrong with it
+        except AutorunError as error:  # a system check reports it
             logger.warning("%s: no metrics: %s", runner.label, error)
     return found
 

@@ -1,4 +1,4 @@
-"""The pytest fixture `autorun`. Pytest loads this wherever autorun is installed."""
+"""The pytest fixture `autorun`. Pytest loads this module in every project with autorun."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from autorun.testing import AutorunFixture
 
 
-# `db` stands here, and is not asked for later: pytest-django makes test databases for those tests
-# only that are known to need one, and a later one would be given the project's own database.
+# A parameter, not `getfixturevalue`: pytest-django creates test databases only for tests
+# that are known to need one, so a late request would get the project's own database.
 @pytest.fixture
 def autorun(db: None) -> Iterator[AutorunFixture]:  # noqa: ARG001
-    """`autorun.testing` as methods, with the database of pytest-django, which it needs.
+    """The functions of `autorun.testing` as methods.
 
-    Rows are processed without a worker: `run_inline()` and `work_off()`. `register(...)` registers
-    runners until the test ends. Analyses that the test declares are forgotten when it ends.
+    `run_inline()` and `work_off()` process rows without a worker. `register(...)` registers runners
+    until the test ends. Analyses that the test declares are forgotten when it ends.
     """
-    # Not before: pytest loads this module in projects without Django settings, too.
+    # Imported late, because pytest also loads this module in projects without Django settings.
     from autorun.testing import AutorunFixture
 
     with AutorunFixture() as tools:

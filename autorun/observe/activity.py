@@ -1,4 +1,4 @@
-"""What all nodes are doing, in a few queries however many there are: for pages and exporters."""
+"""Recent activity of nodes, in a few queries however many nodes there are."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.upkeep.folding import hour_of
 
 HOURS = 24
-#: Runs a minute are measured over so long, and a run's time over so many chunks.
+#: The rate is measured over this time, and the time of a run over this many chunks.
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
-#: After so long in the queue, with nobody at work, a message seems to have no worker.
+#: A message that is queued for this long while no worker is running a chunk counts as stuck.
 STUCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Hour:
-    """Runs that ended within one hour."""
+    """Runs that finished within one hour."""
 
     succeeded: int = 0
     failed: int = 0
 
 
-#: When a chunk began and ended, and its runs.
+#: The start and end of a chunk, and its number of runs.
 Stretch = tuple[dt.datetime, dt.datetime, int]
 
 
 @dataclass(frozen=True)
 class Activity:
-    """A node's last day. `hours` begins with the oldest; `median_seconds` is a run's time.
+    """A node's last 24 hours, the oldest first.
 
-    `per_second` is how many runs there were to do of late; `per_second_at_work` how many are done
-    while there are any.
+    `median_seconds` is the time of a run. `per_second` is the recent rate over all the time,
+    `per_second_at_work` the rate while at least one chunk was running.
     """
 
     hours: Sequence[Hour] = field(default_factory=lambda: (Hour(),) * HOURS)
@@ -49,9 +49,9 @@ class Activity:
     median_seconds: float | None = None
 
     def seconds_for(self, runs: int, *, run_seconds: float | None) -> float | None:
-        """How long so many runs take, as fast as of late; None where none has been measured.
+        """The time for `runs` runs at the recent rate; None if no run has been measured.
 
-        No longer than one after the other, each in `run_seconds`.
+        At most the time they take one after the other, each in `run_seconds`.
         """
         known = [run_seconds, 1 / self.per_second_at_work if self.per_second_at_work else None]
         seconds = [each for each in known if each is not None]
@@ -59,9 +59,9 @@ class Activity:
 
 
 def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
-    """Those of the nodes whose messages have been in the queue for long while nobody is at work.
+    """The nodes whose messages have been queued for long while no worker runs a chunk of theirs.
 
-    One query, for nodes with anything queued or running.
+    One query, for nodes that have queued or running chunks.
     """
     ids = list(node_ids)
     if not ids:
@@ -76,10 +76,10 @@ def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
 
 
 def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
-    """What each of the nodes did within the last day; two queries."""
+    """The last day of each node, by primary key; two queries."""
     by_id = {node.pk: node for node in nodes}
     now = timezone.now()
-    # Whatever has ended within RATE_SECONDS is not folded yet.
+    # Chunks that finished within RATE_SECONDS are not folded yet.
     ended = Chunk.objects.filter(node__in=by_id).unfolded().finished()
     hours = _hours(by_id.values(), ended, now)
     recent = _recent(ended, now)
@@ -89,7 +89,7 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
 def _hours(
     nodes: Iterable[Node], ended: QuerySet[Chunk], now: dt.datetime
 ) -> dict[int, Sequence[Hour]]:
-    """The last day of each node, from the counts that it and its chunks keep."""
+    """The hours of each node's last day, from the counts of the node and its chunks."""
     hours = range(hour_of(now) - HOURS + 1, hour_of(now) + 1)
     first = dt.datetime.fromtimestamp(hours[0] * 3600, tz=dt.UTC)
     sums: Any = (
@@ -110,29 +110,28 @@ def _hours(
 
 
 def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
-    """By node, how fast it was of late and the median time of a run, from the newest chunks."""
+    """The recent rates and the median time of a run, by node, from the newest chunks."""
     chunks: Any = list(
         ended.filter(started_at__isnull=False, finished_at__isnull=False)
         .order_by("-finished_at")
         .values_list("node_id", "started_at", "finished_at", "succeeded", "failed")[:RECENT_CHUNKS]
     )
     since = now - dt.timedelta(seconds=RATE_SECONDS)
-    late: dict[int, list[Stretch]] = {}
+    recent: dict[int, list[Stretch]] = {}
     times: dict[int, list[tuple[float, int]]] = {}
     for node_id, started_at, finished_at, succeeded, failed in chunks:
         if not (runs := succeeded + failed):
             continue
         seconds = max(0.0, (finished_at - started_at).total_seconds())
-        # Of the older ones only those with failures are left for good, which tell nothing of the
-        # others.
+        # Of older chunks only those with failures are kept, which are not representative.
         if finished_at >= since or not failed:
             times.setdefault(node_id, []).append((seconds / runs, runs))
         if finished_at >= since:
-            late.setdefault(node_id, []).append((min(started_at, finished_at), finished_at, runs))
+            recent.setdefault(node_id, []).append((min(started_at, finished_at), finished_at, runs))
     return {
         node_id: {
             "median_seconds": _median(weighted),
-            **(_rates(late[node_id], since=since, now=now) if node_id in late else {}),
+            **(_rates(recent[node_id], since=since, now=now) if node_id in recent else {}),
         }
         for node_id, weighted in times.items()
     }
@@ -141,25 +140,24 @@ def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, flo
 def _rates(
     stretches: Sequence[Stretch], *, since: dt.datetime, now: dt.datetime
 ) -> dict[str, float]:
-    """Runs a second: of all the time, and of the time that one chunk or more was at work."""
+    """Runs per second, over all the time and over the time that at least one chunk was running."""
     runs = sum(number for *_, number in stretches)
-    first = min(began for began, *_ in stretches)
-    # Where work began, or the oldest chunk looked at lies, within the ten minutes, the rate is over
-    # the shorter time.
+    first = min(started for started, *_ in stretches)
+    # If the oldest chunk started within RATE_SECONDS, measure over the shorter time.
     covered = (now - max(since, first)).total_seconds()
     at_work, up_to = dt.timedelta(), first
-    for began, ended_at, _ in sorted(stretches):
-        at_work += max(dt.timedelta(), ended_at - max(began, up_to))
-        up_to = max(up_to, ended_at)
+    for started, finished, _ in sorted(stretches):
+        at_work += max(dt.timedelta(), finished - max(started, up_to))
+        up_to = max(up_to, finished)
     return {
         "per_second": runs / max(1.0, covered),
-        # Clocks tell nothing of less than a millisecond.
+        # Clocks are not exact below a millisecond.
         "per_second_at_work": runs / max(0.001, at_work.total_seconds()),
     }
 
 
 def _median(weighted: list[tuple[float, int]]) -> float:
-    """The value in the middle, each counted as often as its weight says."""
+    """The weighted median."""
     half = sum(weight for _, weight in weighted) / 2
     passed = 0
     for value, weight in sorted(weighted):
