@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -38,6 +38,19 @@ def listening(listener: Listener) -> Iterator[None]:
 def armed(text: str, *, act: Callable[[], object] | None = None) -> Iterator[None]:
     """Call `act` at the point during a `with` block; by default raise Crash there."""
     with listening(_Trap(text, act or _crash)):
+        yield
+
+
+@contextmanager
+def failing_at(point: str, errors: Iterable[Exception]) -> Iterator[None]:
+    """Raise the next of `errors`, until none is left, when a `with` block passes the point."""
+    left = iter(errors)
+
+    def fail(name: str) -> None:
+        if name == point and (error := next(left, None)) is not None:
+            raise error
+
+    with listening(fail):
         yield
 
 

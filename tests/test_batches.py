@@ -1,7 +1,6 @@
 """Batches: how they are asked for, stopped, resumed and counted."""
 
 import datetime as dt
-from unittest.mock import Mock
 
 import pytest
 from django.db import OperationalError, connection
@@ -23,7 +22,7 @@ from autorun.state.ids import new_chunk_id
 from autorun.state.leases import queued, start
 from autorun.state.transactions import is_passing
 from autorun.upkeep.rounds import cancel_batches, upkeep
-from tests.crashes import armed, crashed_at
+from tests.crashes import armed, crashed_at, failing_at
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -210,8 +209,8 @@ def test_a_sweep_goes_on_with_one_that_its_process_has_left(documents, set_const
     runner = declare(MAX_PER_SWEEP=4)
     with installed(runner):
         if has_begun:
-            deadlock = Mock(side_effect=OperationalError(1213, "Deadlock found"))
-            with armed("backfill.window", act=deadlock), pytest.raises(OperationalError):
+            deadlock = OperationalError(1213, "Deadlock found")
+            with failing_at("backfill.window", [deadlock]), pytest.raises(OperationalError):
                 sweep_now(runner())
         else:
             batches.hand_on(batches.begin(runner(), Batch.Trigger.SWEEP, limit=4))

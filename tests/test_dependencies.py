@@ -3,20 +3,19 @@
 from itertools import repeat
 
 import pytest
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connection
 from django.db.models import F
 
 from autorun.declare.nodes import dependents
 from autorun.execution import work
 from autorun.execution.execute import execute
-from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
-from autorun.planning.named import plan_keys
 from autorun.state import transactions
 from autorun.state.clock import from_now
 from autorun.tasks import plan
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import drain_spilled
+from tests.crashes import crashed_at, failing_at
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -97,26 +96,15 @@ def test_what_was_recorded_before_the_lease_was_lost_is_passed_on(set_constants)
         assert Run.objects.filter(node=second().get_node()).count() == 1
 
 
-def test_what_was_recorded_before_its_worker_died_is_passed_on(monkeypatch, set_constants):
+def test_what_was_recorded_before_its_worker_died_is_passed_on(set_constants):
     set_constants(work, WRITE_EVERY=0)
-
-    class Death(BaseException):
-        """Stands for SIGKILL."""
-
-    def die(value):
-        if value == "b":
-            monkeypatch.setattr(Work, "_run", killed)
-
-    def killed(*_):
-        raise Death
-
     for title in ("a", "b", "c"):
         Document.objects.create(title=title)
-    first = declare(die, NAME="First", TITLE="First")
+    first = declare(NAME="First", TITLE="First")
     second = declare(NAME="Second", TITLE="Second", DEPENDS_ON=(first,), ON_SAVE=False)
     with installed(first, second):
         first().run()
-        with pytest.raises(Death):
+        with crashed_at("finish.unwritten:3"):
             execute(Chunk.objects.get().pk)
         Chunk.objects.update(expires_at=from_now(-1))
         rescue_expired(at_most=10)
@@ -134,9 +122,7 @@ def changed_and_succeeded(first):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_moment(
-    monkeypatch, set_constants
-):
+def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_moment(set_constants):
     set_constants(transactions, PAUSE_WHILE_AWAY=0)
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
@@ -144,8 +130,8 @@ def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_mo
         errors = iter(
             [OperationalError("gone"), InterfaceError("closed"), OperationalError("gone")]
         )
-        monkeypatch.setattr("autorun.planning.named.plan_keys", failing(errors))
-        execute(chunk.pk)
+        with failing_at("plan.booked", errors):
+            execute(chunk.pk)
 
         assert next(errors, None) is None
         assert Run.objects.filter(node=second().get_node()).count() == 2
@@ -153,15 +139,12 @@ def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_mo
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(
-    monkeypatch, set_constants
-):
+def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(set_constants):
     set_constants(transactions, PAUSE_WHILE_AWAY=0)
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
-        with monkeypatch.context() as away:
-            away.setattr("autorun.planning.named.plan_keys", failing(repeat(OperationalError("x"))))
+        with failing_at("plan.booked", repeat(OperationalError("x"))):
             execute(chunk.pk)
         assert not Run.objects.filter(node=second().get_node()).exists()
         first().get_node().refresh_from_db()
@@ -171,47 +154,41 @@ def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(
         assert Run.objects.filter(node=second().get_node()).count() == 2
 
 
-def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is_away(monkeypatch):
+def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is_away():
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
-        monkeypatch.setattr("autorun.execution.execute._follow_up", lambda work: None)
-        execute(chunk.pk)
+        with crashed_at("finish.committed"):
+            execute(chunk.pk)
         Chunk.objects.update(state=Chunk.State.RUNNING, expires_at=from_now(-1))
-        with monkeypatch.context() as away:
-            away.setattr("autorun.planning.named.plan_keys", failing(repeat(OperationalError("x"))))
+        with failing_at("plan.booked", repeat(OperationalError("x"))):
             rescue_expired(at_most=10)
         drain_spilled()
 
         assert Run.objects.filter(node=second().get_node()).count() == 2
 
 
-def test_a_step_that_fails_after_a_chunk_keeps_no_other_from_its_work(monkeypatch, caplog):
-    def fail(*_):
-        raise RuntimeError
+@pytest.mark.django_db(transaction=True)
+def test_a_step_that_fails_after_a_chunk_keeps_no_other_from_its_work(caplog):
+    def refuse_measurements(execute, sql, *arguments):
+        if sql.startswith("UPDATE") and "run_seconds" in sql:
+            raise RuntimeError
+        return execute(sql, *arguments)
 
-    monkeypatch.setattr("autorun.execution.execute._measure", fail)
-    monkeypatch.setattr("autorun.declare.nodes.dependents", fail)
     Document.objects.create(title="a")
     runner = declare()
     with installed(runner):
         batch = runner().run()
-        work_off()
+        with (
+            failing_at("finish.dependents", [RuntimeError()]),
+            connection.execute_wrapper(refuse_measurements),
+        ):
+            work_off()
 
     batch.refresh_from_db()
     assert batch.state == Batch.State.FINISHED
     assert "planning what depends on it failed after a chunk" in caplog.text
-
-
-def failing(errors):
-    """`plan_keys`, raising the `errors` first."""
-
-    def plan(*args, **options):
-        for error in errors:
-            raise error
-        return plan_keys(*args, **options)
-
-    return plan
+    assert "measuring its run time failed after a chunk" in caplog.text
 
 
 def test_a_runner_that_is_declared_wrongly_keeps_no_other_from_its_work(caplog):

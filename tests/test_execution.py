@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from unittest.mock import Mock
+from itertools import repeat
 
 import pytest
 from django.db import OperationalError
@@ -27,7 +27,7 @@ from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
 from autorun.state.leases import Lease, queued, start
-from tests.crashes import armed
+from tests.crashes import failing_at
 from tests.engine import current_runs, declare, installed, offer, statuses, work_off
 from tests.library.models import Document
 
@@ -403,7 +403,7 @@ def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
 
 def releases_fail():
     """A block in which the database is away whenever chunks are claimed."""
-    return armed("dispatch.claimed", act=Mock(side_effect=OperationalError("away")))
+    return failing_at("dispatch.claimed", repeat(OperationalError("away")))
 
 
 @pytest.mark.django_db(transaction=True)
@@ -581,18 +581,14 @@ def test_one_slow_row_leaves_its_neighbours_in_chunks_that_suit_them(run_seconds
     assert [1, *left] == sizes
 
 
-def test_a_hand_over_that_the_database_refuses_loses_no_run(documents, monkeypatch):
+def test_a_hand_over_that_the_database_refuses_loses_no_run(documents):
     works = []
-
-    def refused(*_, **__):
-        raise OperationalError("too many clients already")
+    refused = OperationalError("too many clients already")
 
     def body(value):
         if value == "title 1":
-            with monkeypatch.context() as patch:
-                patch.setattr("autorun.execution.work.record", refused)
-                with pytest.raises(OperationalError):
-                    works[0].hand_over()
+            with failing_at("finish.counted", [refused]), pytest.raises(OperationalError):
+                works[0].hand_over()
 
     runner = declare(body)
     with installed(runner):
