@@ -25,6 +25,7 @@ from autorun.upkeep import folding, pruning, rounds
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
 from autorun.upkeep.rounds import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
+from tests.crashes import failing_at
 from tests.engine import declare, installed, offer, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -254,16 +255,15 @@ def test_a_round_is_made_once_an_interval(documents):
     assert upkeep() is not None
 
 
-def test_one_broken_step_does_not_keep_the_others_from_their_work(documents, monkeypatch, caplog):
-    def explode(**_):
-        raise ValueError("broken step")
-
-    monkeypatch.setattr("autorun.upkeep.rounds.rescue_expired", explode)
-    runner = declare(RETRY_BACKOFF=100)
+def test_one_broken_step_does_not_keep_the_others_from_their_work(documents, caplog):
+    runner = declare(RETRY_BACKOFF=100, BATCH_SIZE=2)
     with installed(runner):
         runner().run()
-        Chunk.objects.update(state=Chunk.State.WAITING)
-        report = upkeep(in_any_case=True)
+        first, second = Chunk.objects.order_by("pk")
+        lose_worker(first)
+        Chunk.objects.filter(pk=second.pk).update(state=Chunk.State.WAITING)
+        with failing_at("rescue.taken", [ValueError("broken step")]):
+            report = upkeep(in_any_case=True)
 
     assert report.released == 1
     assert "broken step" in caplog.text
