@@ -314,7 +314,8 @@ def test_a_consumer_whose_queue_was_deleted_is_told_to_connect_again(
 def test_a_consumer_that_cancels_its_own_queue_goes_on(connect: Any, path: Path) -> None:
     connection = connect()
     queue = Queue("mine", Exchange("news", type="fanout"), exclusive=True, auto_delete=True)
-    with Consumer(connection, [TASKS], callbacks=[print]):
+    received = []
+    with Consumer(connection, [TASKS], on_message=received.append):
         mine = Consumer(connection.default_channel, [queue], callbacks=[print])
         mine.consume()
         mine.cancel()
@@ -322,6 +323,9 @@ def test_a_consumer_that_cancels_its_own_queue_goes_on(connect: Any, path: Path)
         connection.transport.file.beat()
 
         connection.transport.file.check_lease()
+        Producer(connection.default_channel).publish("news", routing_key=TASKS.name)
+        connection.drain_events(timeout=10)
+    assert [message.decode() for message in received] == ["news"]
 
 
 def test_queues_that_the_dead_consumed_from_are_dropped_with_their_messages(
