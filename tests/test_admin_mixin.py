@@ -171,7 +171,7 @@ def test_the_change_page_shows_the_runs_of_the_row(superuser) -> None:
 
     run = Run.objects.get(object_id=scan.pk)
     assert reverse("admin:autorun_run_change", args=[run.pk]) in page
-    assert "failed for good" in why.content.decode()
+    assert "no attempts left" in why.content.decode()
 
 
 def test_a_change_is_saved_beside_the_panel(superuser) -> None:
@@ -189,8 +189,8 @@ def test_the_panel_says_why_without_quoting_messages(superuser) -> None:
     runner = scenes.few()
     told = {}
     for status, words in (
-        (Run.Status.SUCCEEDED, "succeeded on it at"),
-        (Run.Status.FAILED, "It failed for good; nothing runs it again until it is retried"),
+        (Run.Status.SUCCEEDED, ", and the row has not changed since."),
+        (Run.Status.FAILED, "Failed, no attempts left: it runs again once it is retried"),
     ):
         run = Run.objects.filter(node=runner.get_node(), status=status, is_current=True).first()
         page = superuser.get(reverse("admin:sample_app_scan_change", args=[run.object_id]))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from autorun.admin.stories import PLANNED_AGAIN, Story, other_runs, runs_behind, story_of
-from autorun.models import Failure, Run
+from autorun.admin.stories import Story, other_runs, outcome_of, runs_behind, story_of
+from autorun.models import Batch, Failure, Run
 from autorun.observe.listing import RunFilter
 from autorun.planning.named import plan_keys
 from tests.engine import declare, installed, work_off
@@ -41,7 +41,7 @@ def test_the_first_run_of_a_row(document):
         echo().run()
 
         assert why(echo()) == (
-            "Code called run() and its row was pending. It is the first run of the row on record."
+            "A call of run() found the row pending. First recorded run of this row."
         )
 
 
@@ -53,7 +53,7 @@ def test_a_run_of_a_row_that_changed(document):
         Document.objects.update(title="b")
         plan_keys(echo(), [document.pk])
 
-        assert why(echo()) == (f"Its row was saved. Its row had changed since run {first.pk}.")
+        assert why(echo()) == f"The row was saved. The row had changed since run {first.pk}."
 
 
 def test_a_run_for_a_success_upstream(document):
@@ -66,8 +66,8 @@ def test_a_run_for_a_success_upstream(document):
 
         assert run.chunk.runner == "tests.Downstream"
         assert why(downstream()) == (
-            "What its runner depends on (tests.Upstream) had a new success on the row. "
-            "It is the first run of the row on record."
+            "The runner depends on tests.Upstream, which had a new success on the row. "
+            "First recorded run of this row."
         )
         assert list(RunFilter(trigger="dependency").runs()) == [run]
         assert [each.chunk.runner for each in runs_behind(downstream(), document)] == [
@@ -99,11 +99,12 @@ def test_a_run_that_another_has_taken_the_place_of(document):
         third = Run.objects.latest("pk")
         first.refresh_from_db()
 
+        assert (outcome_of(first), outcome_of(third)) == ("failed", "")
         assert on_the_same == (
-            f"It failed for good. Run {second.pk} on the same input has taken its place."
+            f"It failed, no attempts left. Run {second.pk} on the same input has replaced it."
         )
         assert told(failing(), first).now == (
-            f"It failed for good, on an earlier input: run {third.pk} has taken its place."
+            f"It failed, no attempts left. Run {third.pk} on a newer input has replaced it."
         )
 
 
@@ -115,7 +116,7 @@ def test_a_run_that_was_forced(document):
         echo().backfill(force=True)
 
         assert why(echo()) == (
-            "A backfill asked for it: all rows, again. "
+            f"Started by backfill {Batch.objects.latest('pk').pk} (all rows, again). "
             f"It was forced: run {first.pk} had succeeded on the same input."
         )
 
@@ -129,7 +130,7 @@ def test_a_run_that_was_retried(document):
         failing().retry()
 
         assert why(failing()) == (
-            "A backfill asked for it: failed rows. "
+            f"Started by backfill {Batch.objects.latest('pk').pk} (failed rows). "
             f"It was retried: run {first.pk} had failed on the same input."
         )
 
@@ -142,7 +143,7 @@ def test_a_run_that_was_cancelled_before_its_start_is_passed_over(document):
         halting.cancel(echo.get_label(), reason="")
         echo().run()
 
-        assert why(echo()).endswith("It is the first run of the row on record.")
+        assert why(echo()).endswith("First recorded run of this row.")
 
 
 def test_a_row_whose_input_could_not_be_prepared_before(document):
@@ -162,15 +163,15 @@ def test_a_row_whose_input_could_not_be_prepared_before(document):
         words = [event.words for event in before.events]
         assert "before its first attempt it failed: ZeroDivisionError" in words
         assert why(echo()).endswith(
-            f"In run {unprepared.pk} the row's input could not be prepared."
+            f"In run {unprepared.pk} the input of the row could not be prepared."
         )
 
 
 @pytest.mark.parametrize(
     ("settle", "words"),
     [
-        ("adopt", "Somebody recorded its row as done without running it."),
-        ("ignore", "Somebody set its row aside, to be left alone until its input changes."),
+        ("adopt", "The row was adopted: recorded as done without running it."),
+        ("ignore", "The row was ignored, until its input changes."),
     ],
 )
 def test_a_row_that_was_adopted_or_ignored(document, settle, words):
@@ -189,7 +190,8 @@ def test_the_attempts_before_a_retry_are_told_by_how_they_failed(document):
         story = told(failing())
 
     words = [event.words for event in story.events]
-    assert {"attempt 1 failed on first@host: ValueError", PLANNED_AGAIN} < set(words)
+    again = "queued for attempt 2 (earlier queue times are not kept)"
+    assert {"attempt 1 failed on first@host: ValueError", again} < set(words)
     assert "planned" not in words
     assert any(each.startswith("attempt 2 failed") for each in words)
-    assert "failed for good" in words
+    assert words[-1] == "failed, no attempts left"

@@ -18,7 +18,7 @@ from autorun.admin.markup import as_json, exact_time, prose, time_since
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.row_access import Name, database_of, instance_of, key_text, seen_rows
-from autorun.admin.stories import other_runs, story_of
+from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
 from autorun.declare import registry
 from autorun.models import Batch, Failure, Run
@@ -246,6 +246,7 @@ class RunAdmin(PageAdmin):
             run=run,
             state=state_of(run),
             is_unfinished=run.status == Run.Status.PENDING,
+            outcome=outcome_of(run),
             attempts=counted(run.attempts, "attempt") if run.attempts else "",
             name=seen.name,
             key=key_text(run),

@@ -1,4 +1,4 @@
-"""What happened to a run, in order, and why it ran or does not run."""
+"""The timeline of a run, and the reasons why it ran or does not run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
-from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
+from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import WORKER_LOST, explain
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
+from autorun.state.origins import ORIGINS, origin_of
+from autorun.state.words import counted
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, or is due, at a time; `state` gives its colour."""
+    """An event of the past, or one that is due; `state` gives its colour."""
 
     at: dt.datetime
     state: str
@@ -29,7 +31,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Story:
-    """`why` it ran; `now`, what is the case with its row at the moment."""
+    """`why` says why the run exists, `now` the present state of its row."""
 
     why: str
     now: str
@@ -38,16 +40,11 @@ class Story:
 
 
 MOST_OTHERS = 20
-_ROW_OR_UPSTREAM = "Its row, or what it depends on,"
-#: Of earlier attempts nothing is kept but how they failed: a run is in one chunk only, its latest.
-PLANNED_AGAIN = (
-    "planned again, for another attempt; when the earlier ones were planned and started is not kept"
-)
-#: What is said of an explanation that quotes a message, to those who may not see messages.
+#: Explanations that quote a message, for users who may not see messages.
 _WITHOUT_MESSAGE = {
-    "failed": "It failed for good; nothing runs it again until it is retried or its row changes.",
-    "retrying": "It failed, and another attempt is due.",
-    "unprepared": "The input of its row cannot be prepared.",
+    "failed": "Failed, no attempts left: it runs again once it is retried or its row changes.",
+    "retrying": "The last attempt failed, and another one is due.",
+    "unprepared": "The input of the row cannot be prepared.",
 }
 
 
@@ -71,20 +68,26 @@ def story_of(
     shows_messages: bool,
     is_hidden: bool = False,
 ) -> Story:
-    """The story of a run; `others` are its row's.
+    """The story of a run; `others` are the other runs of its row.
 
-    `instance` is the row, None where that is gone, or hidden.
+    `instance` is the row, None if it is gone or hidden.
     """
     failures = list(run.failures.order_by("attempt"))
     if is_hidden:
-        now = "Its row is one that you may not see, so nothing more is told about it."
+        now = "You do not have permission to see this row, so its details are hidden."
     else:
         now = _now(run, runner, instance, others=others, shows_messages=shows_messages)
     return Story(_why(run, runner, others), now, _events(run, failures), failures)
 
 
+def outcome_of(run: Run) -> str:
+    """How a superseded run finished; '' for other runs, whose state says so."""
+    is_superseded = state_of(run) == "superseded" and run.status != Run.Status.PENDING
+    return Run.Status(run.status).name.lower() if is_superseded else ""
+
+
 def runs_behind(runner: Runner, instance: Any) -> list[Run]:
-    """The current runs of the row that its explanation is about: upstream, and the runner's."""
+    """The current runs that the row's explanation is about: those upstream, and the runner's."""
     kind = key_kind(runner.get_model())
     try:
         nodes = [node_of(each).pk for each in (*dependencies_of(runner), runner)]
@@ -99,7 +102,7 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
 
 
 def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> str:
-    """Why the row is pending or not, in a sentence that quotes no message unless it may."""
+    """Why the row is pending or not, without messages unless `shows_messages`."""
     try:
         explanation = explain(runner, instance)
     except Exception as error:  # noqa: BLE001  a project's own hooks
@@ -113,51 +116,45 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> st
 
 
 def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    """Who looked and found the row pending, and what was new about it."""
+    """The origin of the run, and the difference from the run before it."""
     if run.fingerprint == UNPREPARED:
         return "Its input could not be prepared, so it failed without being started."
-    batch, is_live = run.chunk.batch, run.chunk.priority == Chunk.Priority.LIVE
-    if batch is None and not is_live and not run.attempts:
+    origin, batch = origin_of(run.chunk), run.chunk.batch
+    if not origin and not run.attempts:
         if run.status == Run.Status.SUCCEEDED:
-            return "Somebody recorded its row as done without running it."
+            return "The row was adopted: recorded as done without running it."
         if run.status == Run.Status.CANCELLED:
-            return "Somebody set its row aside, to be left alone until its input changes."
-    if batch is not None:
-        occasion = {
-            Batch.Trigger.SWEEP: "A sweep found its row pending.",
-            Batch.Trigger.BACKFILL: f"A backfill asked for it: {batch.description}.",
-            Batch.Trigger.CODE: "Code called run() and its row was pending.",
-        }[Batch.Trigger(batch.trigger)]
-    elif is_live:
-        occasion = "Its row was saved."
-        if runner is None or runner.DEPENDS_ON:
-            occasion = "Its row was saved, or what it depends on had a new success."
-    else:
-        occasion = f"What its runner depends on ({_upstream(runner)}) had a new success on the row."
-    return f"{occasion} {_what_was_new(run, runner, others)}".rstrip()
+            return "The row was ignored, until its input changes."
+    sentence = ORIGINS[origin or "dependency"].sentence.format(
+        batch=batch and batch.pk, rows=batch and batch.description, upstream=_upstream(runner)
+    )
+    if origin == "save" and (runner is None or runner.DEPENDS_ON):
+        sentence = "The row was saved, or a runner that this one depends on succeeded on it."
+    return f"{sentence} {_what_was_new(run, runner, others)}".rstrip()
 
 
 def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    """What set its row apart from the run of the row before it."""
+    """The difference from the row's run before this one."""
     earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
     if not earlier:
         is_known = len(others) < MOST_OTHERS
-        return "It is the first run of the row on record." if is_known else ""
+        return "First recorded run of this row." if is_known else ""
     before = max(earlier, key=lambda each: each.pk)
     if before.fingerprint == UNPREPARED:
-        return f"In run {before.pk} the row's input could not be prepared."
+        return f"In run {before.pk} the input of the row could not be prepared."
     if before.fingerprint != run.fingerprint:
-        what = "Its row" if runner is not None and not runner.DEPENDS_ON else _ROW_OR_UPSTREAM
+        is_alone = runner is not None and not runner.DEPENDS_ON
+        what = "The row" if is_alone else "The row, or a result that it depends on,"
         return f"{what} had changed since run {before.pk}."
     return {
         Run.Status.SUCCEEDED: f"It was forced: run {before.pk} had succeeded on the same input.",
         Run.Status.FAILED: f"It was retried: run {before.pk} had failed on the same input.",
-        Run.Status.CANCELLED: f"Run {before.pk} on the same input had been given up.",
-    }.get(Run.Status(before.status), f"It took the place of run {before.pk}.")
+        Run.Status.CANCELLED: f"Run {before.pk} on the same input had been cancelled.",
+    }.get(Run.Status(before.status), f"It replaced run {before.pk}.")
 
 
 def _is_unstarted(run: Run) -> bool:
-    """Whether nobody ever started it: such a run says nothing about its row."""
+    """Whether it was cancelled before its start: such a run says nothing about its row."""
     return run.status == Run.Status.CANCELLED and not run.attempts
 
 
@@ -169,36 +166,36 @@ def _now(
     others: Sequence[Run],
     shows_messages: bool,
 ) -> str:
-    """What is the case with the run's row at the moment."""
+    """The present state of the run's row."""
     if runner is None:
         return f"The runner {run.chunk.runner} is no longer registered."
     if instance is None:
-        return "Its row has been deleted."
+        return "The row has been deleted."
     if not run.is_current:
         if state_of(run) == "cancelled":
-            return "It was cancelled, so it counts for nothing: its row may have a later run."
+            return "It was cancelled before it started. The row may have a later run."
         return _superseded(run, others)
     node = node_of(runner)
     if node.pk != run.node_id:
-        return f"{runner.label} now is at {node}; this run is of an earlier version."
+        return f"{runner.label} now runs {node}; this run is of an earlier version."
     return explanation_of(runner, instance, shows_messages=shows_messages)
 
 
 def _superseded(run: Run, others: Sequence[Run]) -> str:
-    """What is to be said of a run that another one has taken the place of."""
-    how = {Run.Status.SUCCEEDED: "It succeeded", Run.Status.FAILED: "It failed for good"}.get(
-        Run.Status(run.status), "It had not ended"
-    )
+    """The outcome of a run that another one has replaced."""
+    how = {
+        Run.Status.SUCCEEDED: "It succeeded",
+        Run.Status.FAILED: "It failed, no attempts left",
+    }.get(Run.Status(run.status), "It had not finished")
     current = next((each for each in others if each.is_current), None)
     if current is None:
-        return f"{how}. A later run has taken its place."
-    if current.fingerprint == run.fingerprint:
-        return f"{how}. Run {current.pk} on the same input has taken its place."
-    return f"{how}, on an earlier input: run {current.pk} has taken its place."
+        return f"{how}. A later run has replaced it."
+    same = "the same" if current.fingerprint == run.fingerprint else "a newer"
+    return f"{how}. Run {current.pk} on {same} input has replaced it."
 
 
 def _upstream(runner: Runner | None) -> str:
-    """The labels of what the runner depends on."""
+    """The labels of the runners that the runner depends on."""
     if runner is None:
         return "another runner"
     try:
@@ -208,34 +205,35 @@ def _upstream(runner: Runner | None) -> str:
 
 
 def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
+    """The events in order. Only how they failed is kept of attempts before the last one."""
     chunk = run.chunk
-    is_over = run.status != Run.Status.PENDING
-    is_retry = any(each.attempt < run.attempts + (not is_over) for each in failures if each.attempt)
-    events = [
-        Event(
-            chunk.created_at,
-            "waiting",
-            PLANNED_AGAIN if is_retry else "planned",
-        )
-    ]
+    is_finished = run.status != Run.Status.PENDING
+    attempt = run.attempts + (not is_finished)
+    is_retry = any(each.attempt and each.attempt < attempt for each in failures)
+    planned = f"queued for attempt {attempt} (earlier queue times are not kept)"
+    events = [Event(chunk.created_at, "waiting", planned if is_retry else "planned")]
     if chunk.published_at:
-        events.append(Event(chunk.published_at, "queued", "handed to Celery"))
+        events.append(Event(chunk.published_at, "queued", "queued"))
     if chunk.started_at:
-        events.append(Event(chunk.started_at, "running", f"its chunk started on {chunk.worker}"))
+        others = chunk.size - 1
+        together = f" (with {counted(others, 'other row')})" if others else ""
+        events.append(Event(chunk.started_at, "running", f"started on {chunk.worker}{together}"))
     events += [Event(each.failed_at, "failed", _how_it_failed(each)) for each in failures]
     if chunk.not_before:
-        events.append(Event(chunk.not_before, "waiting", "next attempt not before"))
-    if run.finished_at and run.status != Run.Status.FAILED:
+        events.append(Event(chunk.not_before, "waiting", "next attempt due"))
+    events.sort(key=lambda each: each.at)
+    # A run finishes within the same moment as its last attempt fails, and after it.
+    if run.finished_at and run.status == Run.Status.FAILED:
+        events.append(Event(run.finished_at, "failed", "failed, no attempts left"))
+    elif run.finished_at:
         word = Run.Status(run.status).name.lower()
         events.append(Event(run.finished_at, state_of(run), word))
-    elif run.finished_at:
-        events.append(Event(run.finished_at, "failed", "failed for good"))
-    return sorted(events, key=lambda each: each.at)
+    return events
 
 
 def _how_it_failed(failure: Failure) -> str:
     what = f"attempt {failure.attempt}" if failure.attempt else "before its first attempt it"
-    # Of a lost worker another one tells.
-    is_told = bool(failure.worker) and failure.exception_class != WORKER_LOST
-    where = f" on {failure.worker}" if is_told else ""
+    # The loss of a worker is reported by another one.
+    is_own = bool(failure.worker) and failure.exception_class != WORKER_LOST
+    where = f" on {failure.worker}" if is_own else ""
     return f"{what} failed{where}: {failure.exception_class}"
