@@ -1,7 +1,7 @@
-"""What autorun remembers: five tables of one idea each, and two small ones for upkeep.
+"""Autorun's tables: five of one idea each, and two small ones for upkeep.
 
 `Run` is the hot one: it is written twice in a run's life, once when planned and once when
-finished. Everything about being queued and being worked on is kept on its `Chunk`.
+finished. Its `Chunk` keeps everything about being queued and running.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from autorun.state.managers import (
     StateManager,
 )
 
-#: What the fingerprint of a row is where nothing about the row can make it pending again.
+#: The fingerprint of rows that nothing makes pending again.
 UNCHANGING = "0" * 32
-#: What the fingerprint of a row is whose input could not be prepared.
+#: The fingerprint of a row whose input could not be prepared.
 UNPREPARED = "f" * 32
 
 # Their methods are the words of the querysets: `Chunk.objects.waiting().of(node)`.
@@ -51,7 +51,7 @@ class Node(models.Model):
     paused_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
-    # What came of the current runs in chunks that are folded.
+    # The current runs in folded chunks.
     folded_succeeded = models.BigIntegerField(default=0)
     folded_failed = models.BigIntegerField(default=0)
     folded_ignored = models.BigIntegerField(default=0)
@@ -66,7 +66,7 @@ class Node(models.Model):
 
     class Meta:
         base_manager_name = "objects"
-        # What the page is called that the admin's index leads to: its cards are of nodes.
+        # The name of the page in the admin's index, which has a card for each node.
         verbose_name_plural = "overview"
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Batch(models.Model):
     trigger = models.CharField(max_length=16, choices=Trigger)
     requested_by = models.CharField(max_length=255, blank=True)
     scope = models.JSONField(default=dict, help_text="What another process needs to go on with it.")
-    # Apart from the scope, which may hold thousands of keys: whoever starts a chunk asks for them.
+    # Separate from the scope, which may hold thousands of keys: every chunk's start reads them.
     is_given = models.BooleanField(
         default=False, help_text="Whether only the process that began it has its queryset."
     )
@@ -109,7 +109,7 @@ class Batch(models.Model):
     planned = models.BigIntegerField(default=0)
     unprepared = models.BigIntegerField(default=0)
 
-    # What came of the runs in its chunks that are folded; none of those has failed.
+    # The runs in its folded chunks, none of which has failed.
     folded_succeeded = models.BigIntegerField(default=0)
     folded_cancelled = models.BigIntegerField(default=0)
 
@@ -140,7 +140,7 @@ class Chunk(models.Model):
 
     WAITING --release--> QUEUED --start--> RUNNING --finish--> FINISHED
        ^                    |                 |
-       |<---park: PARKED----+                 +--rescue: FINISHED; its runs go to new chunks
+       |<---park: PARKED----+                 +--rescue: FINISHED; its runs move to new chunks
     """
 
     State: TypeAlias = ChunkState
@@ -193,10 +193,10 @@ class Chunk(models.Model):
     class Meta:
         base_manager_name = "objects"
         indexes: ClassVar = [
-            # In the order of release: with the ids unordered, every release sorted all that waits.
+            # In the order of release: without the ids, every release sorted all waiting chunks.
             models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
             models.Index(fields=["state", "expires_at"], name="autorun_chunk_lease"),
-            # With the state, what has ended is found among millions that wait.
+            # With the state, finished chunks are found among millions of waiting ones.
             models.Index(fields=["node", "is_folded", "state"], name="autorun_chunk_folded"),
             models.Index(fields=["batch", "is_folded"], name="autorun_chunk_batch"),
         ]
@@ -206,24 +206,20 @@ class Chunk(models.Model):
 
     @staticmethod
     def runs_left(prefix: str = "") -> CombinedExpression:
-        """How many of a chunk's runs have neither ended nor gone on in another chunk.
-
-        `prefix` leads to the chunk, as in `"chunks__"`.
-        """
-        ended = ("succeeded", "failed", "cancelled", "moved")
+        """The chunk's unfinished runs; `prefix` leads to the chunk, as in `"chunks__"`."""
         left: Any = F(f"{prefix}size")
-        for name in ended:
+        for name in ("succeeded", "failed", "cancelled", "moved"):
             left -= F(prefix + name)
         found: CombinedExpression = left
         return found
 
 
 class Run(models.Model):
-    """One row processed once, or about to be, by one node.
+    """One row, processed or to be processed once by one node.
 
-    Of the runs of one node and one row at most one is *current* (`is_current` is True; on the
-    others it is NULL, which no unique constraint compares): the one for the row's last input.
-    The row is named by `object_id`, or by `object_key` where its primary key is no integer.
+    At most one run of a node and row is *current*: that for the row's last input. Its `is_current`
+    is True; on the others it is NULL, which a unique constraint ignores. `object_id` names the row,
+    or `object_key` if its primary key is not an integer.
     """
 
     Status: TypeAlias = RunStatus
@@ -256,7 +252,7 @@ class Run(models.Model):
             ("pause_run", "Can pause and resume runners and batches"),
             ("view_payload", "Can see inputs, outputs and messages of failures"),
         ]
-        # No index on status, nor one that mentions it: it would cost every update its HOT path.
+        # No index mentions the status: it would cost every update its HOT path.
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["node", "object_id", "object_key", "is_current"],
@@ -273,7 +269,7 @@ class Run(models.Model):
 
 
 class Failure(models.Model):
-    """What one attempt of a run threw."""
+    """The exception of one attempt of a run."""
 
     run = models.ForeignKey(
         Run, on_delete=models.CASCADE, db_constraint=False, related_name="failures"
@@ -303,9 +299,9 @@ class Failure(models.Model):
 
 
 class SpilledTrigger(models.Model):
-    """Primary keys of saved rows that no broker took; upkeep plans them.
+    """Primary keys of saved rows whose message no broker took; upkeep plans them.
 
-    With a `runner` they are of rows whose runs led to others, planned for that runner alone.
+    With a `runner`, they are planned for that runner alone, as its dependencies have succeeded.
     """
 
     model_label = models.CharField(max_length=255)
@@ -323,7 +319,7 @@ class SpilledTrigger(models.Model):
 
 
 class Pulse(models.Model):
-    """When something that should happen regularly last did; or a lock, held by who releases."""
+    """The last time that something regular happened; also a lock by name."""
 
     name = models.CharField(max_length=64, primary_key=True)
     beat_at = models.DateTimeField()

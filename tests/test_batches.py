@@ -267,7 +267,7 @@ def test_a_batch_that_gets_no_further_fails_in_the_end_and_says_so(documents):
         assert batches.take_over(batch.pk) is None
         batch.refresh_from_db()
         assert batch.state == Batch.State.FAILED
-        assert "5 processes in turn have begun to plan it" in batch.reason
+        assert "5 processes in turn have tried to plan it without advancing" in batch.reason
 
 
 def test_a_batch_that_gets_further_is_taken_over_as_often_as_it_takes(documents, set_constants):

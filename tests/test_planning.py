@@ -350,7 +350,7 @@ def test_preparing_a_row_may_not_take_longer_than_the_lease_of_a_batch(settings,
     with installed(runner):
         settings.AUTORUN = {"LEASE": 6, "TIMEOUT": timeout}
 
-        assert windows._longest_look(runner()) == pytest.approx(seconds)
+        assert windows._longest_check(runner()) == pytest.approx(seconds)
 
 
 def test_a_row_whose_input_cannot_be_prepared_is_a_visible_failure(documents):

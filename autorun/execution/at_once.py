@@ -19,17 +19,11 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
+from autorun.planning.candidates import Candidates, candidates_in, current_run_of_candidate
 from autorun.planning.fingerprints import expression
 from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
-from autorun.planning.statements import (
-    Candidates,
-    Redo,
-    as_counters,
-    candidates_in,
-    current_run_of_candidate,
-    supersede,
-)
+from autorun.planning.statements import Redo, supersede
 from autorun.planning.windows import whole
 from autorun.state import tracing
 from autorun.state.clock import DatabaseNow
@@ -169,11 +163,10 @@ def _record(runner: Runner, node: Node, standing: _Standing) -> Run | None:
 
 
 def _insert(runner: Runner, node: Node, standing: _Standing) -> Run:
-    booked = {}
+    booked: dict[str, int] = {}
     if standing.run_id is not None:
         redo = Redo(standing.run_id, standing.key, standing.fingerprint)
-        superseded = supersede([redo], using=settings.DATABASE)
-        booked = as_counters(superseded)
+        booked = supersede([redo], using=settings.DATABASE)
         crash_point("plan.superseded")
     chunk = Chunk(
         pk=new_chunk_id(),

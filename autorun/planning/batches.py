@@ -1,4 +1,4 @@
-"""The life of a batch: begun, planned a window at a time, paused, cancelled, finished."""
+"""Batches: started, planned a window at a time, paused, cancelled and finished."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from autorun.state.leases import PLANNING_LEASES, ends_at, planning_ends_at
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import is_passing, repeated_on_conflict
 
-#: A batch that so many processes in turn have begun to plan, without getting any further, fails.
+#: A batch fails after so many processes have tried to plan it without advancing.
 MOST_TRIES = 5
-#: What one transaction of a cancellation ends at most; a single chunk may have more runs.
+#: The most that one transaction cancels; a single chunk may have more runs.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
 
 
 def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
-    """A new batch that this process plans."""
+    """Create a batch that this process plans."""
     batch = Batch(
         runner=runner.label, node=node_of(runner), trigger=trigger, token=1, tries=1, **fields
     )
@@ -48,9 +48,9 @@ def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
 
 
 def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch | None:
-    """`begin`, or None where another batch of that runner and trigger is being planned.
+    """`begin`, or None if another batch of that runner and trigger is being planned.
 
-    One that its process has left, and that upkeep would have planned on, is taken over instead.
+    A batch whose process has gone silent is taken over instead.
     """
     node = node_of(runner)
 
@@ -59,7 +59,7 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
         alike = Batch.objects.filter(runner=runner.label, node=node, trigger=trigger)
         unplanned = alike.unplanned()
         left = unplanned.lapsed().order_by("pk")
-        # Locked before it is asked who plans: upkeep may be about to have one planned on.
+        # Locked before the next query: upkeep may be about to have one of them planned.
         left_ids = list(left.select_for_update().values_list("pk", flat=True))
         if unplanned.filter(expires_at__gt=DatabaseNow()).exists():
             return None
@@ -70,15 +70,15 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
 
 
 def take_over(batch_id: int) -> Batch | None:
-    """The batch, to be planned on by this process, if the one that planned it has gone silent.
+    """The batch, for this process to plan, if the one that planned it has gone silent.
 
-    It fails instead where MOST_TRIES processes have gone silent at the same place.
+    It fails instead if MOST_TRIES processes have gone silent at the same place.
     """
     silent = Batch.objects.filter(pk=batch_id).unplanned().lapsed()
     stuck = silent.filter(tries__gte=MOST_TRIES).update(
         state=Batch.State.FAILED,
-        reason=f"{MOST_TRIES} processes in turn have begun to plan it and have got no further than "
-        "before: they died, or a hook or a statement took too long. Their logs may say more.",
+        reason=f"{MOST_TRIES} processes in turn have tried to plan it without advancing: they "
+        "died, or a hook or a statement took too long. Their logs may say more.",
         expires_at=None,
         finished_at=DatabaseNow(),
     )
@@ -91,10 +91,10 @@ def take_over(batch_id: int) -> Batch | None:
 def advance(batch: Batch, outcome: Outcome, *, cursor: str) -> None:
     """Book a planned window, in the transaction that records its runs; the last has no `cursor`.
 
-    Raises LeaseLost where the batch was paused, cancelled or taken over: the window is undone.
+    Raises LeaseLost if the batch was paused, cancelled or taken over: the window is rolled back.
     """
-    # A force has nothing but this to tell that it has run what it was to run again: the last window
-    # is booked together with the fact that it was the last.
+    # The last window also marks the batch as planned. A `force` knows only from this that its rows
+    # have been rerun.
     is_last = not cursor
     booked = _held(batch).update(
         cursor=F("cursor") if is_last else cursor,
@@ -118,17 +118,17 @@ def planned(batch: Batch) -> None:
 
 
 def hand_on(batch: Batch) -> None:
-    """Have upkeep plan the rest at once, and not when the lease of this process runs out.
+    """Have upkeep plan the rest at once, before the lease runs out, after a passing error.
 
-    For what passes: the batch's tries are counted anew.
+    The batch's tries are counted from zero again.
     """
     _held(batch).filter(planned_at=None).update(expires_at=DatabaseNow(), tries=0)
 
 
 def put_off(batch: Batch) -> bool:
-    """Leave planning to another process, later and later; False where that was tried often enough.
+    """Leave planning to another process, one with newer code, after a growing delay.
 
-    For what this process cannot plan, but perhaps another: one with newer code.
+    False if that has been tried MOST_TRIES times.
     """
     if batch.tries >= MOST_TRIES:
         return False
@@ -137,15 +137,15 @@ def put_off(batch: Batch) -> bool:
 
 
 def fail(batch: Batch, reason: str) -> None:
-    """Record that planning broke off; what it had planned goes on."""
+    """Record that planning failed; the runs it has planned continue."""
     _held(batch).update(
         state=Batch.State.FAILED, reason=reason, expires_at=None, finished_at=DatabaseNow()
     )
 
 
 def break_off(batch: Batch, error: Exception) -> None:
-    """Have the batch planned on where what was raised will pass; where not, it has failed."""
-    # A caller's transaction that the error has broken takes no more statements.
+    """Hand the batch to another process after a passing error; fail it after any other."""
+    # After a database error a caller's transaction takes no more statements.
     with suppress(DatabaseError, InterfaceError):
         if is_passing(error):
             hand_on(batch)
@@ -154,14 +154,14 @@ def break_off(batch: Batch, error: Exception) -> None:
 
 
 def finish_if_done(batch_id: int) -> bool:
-    """Finish the batch once it is planned and none of its chunks is left; whether it was now."""
+    """Finish the batch if it is planned and no chunk is unfinished; whether it was finished now."""
     unfinished = Chunk.objects.filter(batch_id=batch_id).unfinished()
     if unfinished.exists():
         return False
     batch = Batch.objects.filter(pk=batch_id).planned()
     with transaction.atomic(using=settings.DATABASE):
         is_planned = batch.select_for_update().values_list("pk").first() is not None
-        # Asked again: its last window may have been planned since the chunks were asked for.
+        # Checked again: its last window may have been planned in between.
         if not is_planned or unfinished.exists():
             return False
         batch.update(state=Batch.State.FINISHED, finished_at=DatabaseNow())
@@ -170,9 +170,9 @@ def finish_if_done(batch_id: int) -> bool:
 
 
 def pause(batch: Batch) -> bool:
-    """Plan and release no more of the batch; what is in flight goes on. Whether it was running.
+    """Stop planning and releasing the batch; whether it was running. Runs in flight continue.
 
-    A queryset that was given is planned to its end: nobody else could go on with it later.
+    A caller's own queryset is planned to its end: no other process could continue it later.
     """
     return bool(
         Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING).update(
@@ -182,7 +182,7 @@ def pause(batch: Batch) -> bool:
 
 
 def resume(batch: Batch) -> bool:
-    """Go on with a paused batch; upkeep takes its planning up. Whether it was paused."""
+    """Resume a paused batch, whether it was paused; upkeep continues its planning."""
     planner = {} if batch.is_given else {"expires_at": DatabaseNow(), "tries": 0}
     resumed = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED).update(
         state=Batch.State.RUNNING, **planner
@@ -194,39 +194,38 @@ def resume(batch: Batch) -> bool:
 
 
 def cancel(batch: Batch, *, reason: str = "") -> int:
-    """Give up what of the batch has not been started; how many runs. What is running goes on.
+    """Cancel the batch's runs that have not started; how many. Running ones continue.
 
-    From the first moment no chunk of it is started any more; what had been planned is given up in
-    short transactions after that, by upkeep where this process dies in between. The rows are
-    pending again, so that a later sweep takes them.
+    No chunk of it starts from then on. Its runs are cancelled in short transactions; upkeep
+    finishes that if this process dies. The rows are pending again, and a later sweep plans them.
     """
     Batch.objects.unfinished().filter(pk=batch.pk).update(
         state=Batch.State.CANCELLED,
         reason=reason,
-        # As long as anything of it may be left; then None.
+        # None once nothing of it is left.
         expires_at=ends_at(),
         finished_at=DatabaseNow(),
     )
     crash_point("cancel.batch")
-    return _give_up(batch.pk)
+    return _cancel_rest(batch.pk)
 
 
-def go_on_cancelling(batch_id: int) -> int:
-    """Give up what is left of a cancelled batch that nobody is at; how many runs.
+def continue_cancelling(batch_id: int) -> int:
+    """Cancel what is left of a cancelled batch, if no process is doing so; how many runs.
 
-    That is what a process left that died, and what a running chunk has put into new ones.
+    A process may have died, and a running chunk may have moved runs to new chunks.
     """
     silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()
-    return _give_up(batch_id) if silent.update(expires_at=ends_at()) else 0
+    return _cancel_rest(batch_id) if silent.update(expires_at=ends_at()) else 0
 
 
 def cancel_unstarted(label: str) -> int:
-    """Give up what was planned for the runner of that label and not started; how many runs."""
+    """Cancel the runs of the runner of that label that have not started; how many."""
     return _cancel_unstarted(Chunk.objects.filter(runner=label))
 
 
 def counts(batch: Batch) -> BatchCounts:
-    """What came of the batch so far, from the counts that it and its chunks keep."""
+    """The runs of the batch by state."""
     return batch_counts([batch.pk])[batch.pk]
 
 
@@ -235,7 +234,7 @@ def _held(batch: Batch) -> Any:
     return Batch.objects.filter(pk=batch.pk, token=batch.token, state__in=planned_on)
 
 
-def _give_up(batch_id: int) -> int:
+def _cancel_rest(batch_id: int) -> int:
     chunks = Chunk.objects.filter(batch_id=batch_id)
     number = _cancel_unstarted(chunks)
     cancelled = Batch.objects.filter(pk=batch_id).cancelled()
@@ -251,7 +250,7 @@ def _cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
 
 
 def _in_passes(chunks: QuerySet[Chunk]) -> Iterator[list[int]]:
-    """The ids of the chunks, so many at once as one short transaction can end."""
+    """The ids of the chunks, as many at once as one short transaction can cancel."""
     last = 0
     while page := list(chunks.filter(pk__gt=last).values_list("pk", "size")[:CHUNKS_AT_ONCE]):
         runs_up_to = accumulate(size for _, size in page)
@@ -262,7 +261,7 @@ def _in_passes(chunks: QuerySet[Chunk]) -> Iterator[list[int]]:
 
 
 def _cancel_some(chunk_ids: Collection[int]) -> int:
-    # Locked in their order, and before their runs, as by a worker that ends one.
+    # Locked in order, and before their runs, as a worker does that finishes one.
     unstarted = Chunk.objects.select_for_update().filter(pk__in=chunk_ids).unstarted()
     ids = list(unstarted.order_by("pk").values_list("pk", flat=True))
     cancelled = (
@@ -274,7 +273,7 @@ def _cancel_some(chunk_ids: Collection[int]) -> int:
     Chunk.objects.filter(pk__in=ids).update(
         state=Chunk.State.FINISHED,
         token=F("token") + 1,
-        # In this order: to MariaDB, what is left is none once the cancelled ones are counted.
+        # In this order: MariaDB would compute no runs left once the cancelled ones are counted.
         superseded_cancelled=F("superseded_cancelled") + Chunk.runs_left(),
         cancelled=F("cancelled") + Chunk.runs_left(),
         finished_at=DatabaseNow(),

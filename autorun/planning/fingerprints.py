@@ -1,8 +1,8 @@
-"""What a row's input is, in 32 hex digits: a row whose fingerprint differs has changed.
+"""Fingerprints of rows' inputs, 32 hex digits: a row whose fingerprint differs has changed.
 
-Where the database can compute it (INPUT_FIELDS, or nothing to compute) it is one expression that
-planning and the worker both have evaluated there, so Python and SQL never have to agree on it.
-Otherwise it is a hash of what `get_instance_representation` returns.
+If the database can compute it (INPUT_FIELDS, or no input at all), it is one expression that both
+planning and the worker evaluate there, so Python and SQL never have to agree on it. Otherwise it is
+a hash of the value of `get_instance_representation()`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from autorun.state.keys import key_kind
 def expression(runner: Runner, *, upstream: bool = True) -> Expression:
     """The fingerprint of a row of `runner`'s model, for `annotate()`.
 
-    `upstream=False` leaves out what the row's DEPENDS_ON runners made of it, for databases that
-    do not hold autorun's tables.
+    `upstream=False` leaves out the successes of the DEPENDS_ON runners, for databases without
+    autorun's tables.
     """
     sources: list[Any] = [F(name) for name in runner.get_input_fields()]
     if upstream and runner.DEPENDS_ON:
@@ -49,7 +49,7 @@ def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.
 
 
 def combined(fingerprint: str, upstream: Sequence[int]) -> str:
-    """`fingerprint` together with the ids of the upstream runs, for fingerprints made in Python."""
+    """`fingerprint` combined with the ids of the upstream runs, for fingerprints made in Python."""
     if not upstream:
         return fingerprint
     text = ":".join([fingerprint, *map(str, upstream)])
@@ -59,9 +59,9 @@ def combined(fingerprint: str, upstream: Sequence[int]) -> str:
 class Fingerprint(Func):
     """MD5 over netstrings of the source expressions: `N` for NULL, else `length:text`.
 
-    Without sources, a constant: then nothing about a row can make it pending again.
+    Without sources it is a constant, and nothing makes a row pending again.
 
-    A bare concatenation would take NULL for '' and ('ab', 'c') for ('a', 'bc').
+    A bare concatenation would equate NULL with '', and ('ab', 'c') with ('a', 'bc').
     """
 
     output_field = FingerprintField()
@@ -99,7 +99,7 @@ def _as_text(sql: str, field: Any, vendor: str) -> str:
     if isinstance(field, models.BinaryField):
         return f"ENCODE({sql}, 'hex')" if vendor == "postgresql" else f"HEX({sql})"
     if vendor == "postgresql":
-        # How times and intervals are written follows the session's time zone and IntervalStyle;
+        # The text of times and intervals depends on the session's time zone and IntervalStyle;
         # their epoch does not.
         if isinstance(field, (models.DateTimeField, models.DurationField)):
             sql = f"EXTRACT(EPOCH FROM {sql})"

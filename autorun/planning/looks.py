@@ -1,4 +1,4 @@
-"""Look at a queryset, or at everything, on demand."""
+"""Planning on demand: run(), backfills, sweeps, and marking rows as adopted or ignored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_now(
     dry: bool,
     log_level: int,
 ) -> Batch:
-    """Plan and release what is pending, saying what goes on; the batch, unsaved where `dry`."""
+    """Plan and release pending rows with a transcript; the batch, unsaved if `dry`."""
     _require_whole_number("max_total", max_total, least=0)
     transcript = Transcript(
         str(runner.get_analysis()), runner.get_model().__name__, level=log_level
@@ -60,9 +60,9 @@ def backfill_now(
     window: int | None = None,
     requested_by: str = "",
 ) -> Batch:
-    """Plan and release the rows of a scope, or of `queryset`, `window` runs in flight at most.
+    """Plan and release the rows of a scope, or of `queryset`, with at most `window` runs in flight.
 
-    Raises ValueError and NotRegistered for a scope that names what there is not.
+    Raises ValueError for an unknown `only`, NotRegistered for an unknown filter.
     """
     _require_whole_number("limit", limit, least=1)
     _require_whole_number("window", window, least=1)
@@ -87,7 +87,7 @@ def backfill_now(
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep planned; of the rows it left alone, how many failed or are on their way."""
+    """The batch of a sweep; of the rows it left alone, how many have failed or are in progress."""
 
     batch: Batch
     failed: int
@@ -95,15 +95,15 @@ class Swept:
 
 
 def sweep_now(runner: Runner) -> Batch | None:
-    """Plan and release whatever is pending; None where another sweep of the runner is at it."""
+    """Plan and release everything pending; None if another sweep of the runner is running."""
     swept = sweep_counting_undone(runner, counts_undone=False)
     return None if swept is None else swept.batch
 
 
 def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swept | None:
-    """Do as `sweep_now` does, and count what it leaves alone though it is not done.
+    """Sweep, and count the rows that are neither planned nor done.
 
-    To tell that, the database looks at every run, where the index does for the sweep itself.
+    For this the database reads every run; the sweep itself needs only the index.
     """
     require_valid(runner)
     rows = eligible(runner, None, log_level=logging.DEBUG)
@@ -122,10 +122,10 @@ def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swep
 
 
 def go_on(batch: Batch) -> Batch:
-    """Plan the rest of a batch that another process had begun; it must have been taken over.
+    """Plan the rest of a batch that another process started, after `take_over`.
 
-    Where this process has not what it takes, as an old worker while a new version is rolled out,
-    another may have it: the batch fails only when several have not.
+    If this process lacks the runner (an old worker during a rollout), another may have it: the
+    batch fails only after several have lacked it.
     """
     try:
         scope = Scope.read(batch.scope)
@@ -160,7 +160,7 @@ def ignore(runner: Runner, queryset: QuerySet[Any] | None) -> int:
 
 
 def require_valid(runner: Runner) -> None:
-    """Raise now what every run would otherwise fail with."""
+    """Raise the ConfigurationError that every run would otherwise fail with."""
     problems = runner.get_analysis().check(configuration_of(runner), runner.get_input_key())
     if problems:
         raise ConfigurationError(
@@ -169,7 +169,7 @@ def require_valid(runner: Runner) -> None:
 
 
 def _require_node(runner: Runner, batch: Batch) -> None:
-    """Raise where the batch is about another version of the runner than this process has."""
+    """Raise NotRegistered if the batch is of another version than the runner in this process."""
     if node_of(runner).pk != batch.node_id:
         raise NotRegistered(
             f"{runner.label} has another version or configuration here than {batch.node}, which "
@@ -198,7 +198,7 @@ def _begin(runner: Runner, trigger: Batch.Trigger, scope: Scope, **limits: Any) 
 def _announced(
     runner: Runner, queryset: QuerySet[Any] | None, transcript: Transcript
 ) -> QuerySet[Any]:
-    """The eligible rows, saying where they come from."""
+    """The eligible rows, whose origin the transcript states."""
     if queryset is None:
         transcript.default_queryset()
         queryset = hooks.base_queryset(runner)

@@ -1,4 +1,4 @@
-"""What became of the rows that a planning pass looked at."""
+"""The outcome of a planning pass."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some candidates: `planned` new runs; `existing` needed none.
+    """Numbers of candidates: `planned` got new runs, `existing` needed none.
 
-    Of the existing, `failed` are those that failed for good and `under_way` those that have not
-    ended, where anybody asked.
+    If they were counted, `failed` of the existing have no attempts left, and `under_way` have not
+    finished.
     """
 
     candidates: int = 0

@@ -1,4 +1,4 @@
-"""A look at some rows of a runner: window by window, counted or planned."""
+"""Planning passes over rows of a runner, window by window."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from autorun.state.transactions import repeated_on_conflict
 
 logger = logging.getLogger(__name__)
 
-#: Windows without anything pending are booked together, so many seconds' worth: to write down where
-#: planning has got to took a tenth of the time of a window of 2,000 rows.
+#: Windows without pending rows are booked together, after so many seconds: saving the cursor took a
+#: tenth of the time of a window of 2,000 rows.
 BOOK_EVERY = 1.0
 
 
 class Pass:
-    """One look at some eligible rows of a runner."""
+    """One pass over eligible rows of a runner."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class Pass:
         self.counts_undone = counts_undone and _has_undone(runner)
         self.outcome = Outcome()
         self.was_refused = False
-        #: What the batch does not say yet, and when it was last told.
+        #: The outcome that is not saved in the batch yet, and when the last one was.
         self._unbooked = Outcome()
         self._booked_at = time.monotonic()
 
     def counted(self, *, limit: int | None) -> Batch:
-        """An unsaved batch with what planning would do."""
+        """An unsaved batch with the outcome that planning would have."""
         batch = Batch(runner=self.runner.label, node=node_of(self.runner), limit=limit)
         planner = self._planner(batch)
         for window in self._windows(batch):
@@ -104,7 +104,7 @@ class Pass:
         )
 
     def _plan_window(self, planner: Planner, batch: Batch, window: Window) -> None:
-        """Plan a window and book it: with its runs, or within a second where it has none."""
+        """Plan a window and book it: with its runs, or within a second if it has none."""
         is_booked = False
 
         def book(outcome: Outcome) -> None:
@@ -133,7 +133,7 @@ class Pass:
 
     def _windows(self, batch: Batch) -> Iterator[Window]:
         node_id = batch.node_id
-        # A batch that has a cursor was begun by another process, and goes on behind it.
+        # Another process has planned a batch with a cursor up to there.
         if self.is_given and not batch.cursor and fits_in_one(self.rows):
             return whole(self.runner, self.rows, node_id=node_id)
         return windows(
@@ -152,6 +152,6 @@ class Pass:
 
 
 def _has_undone(runner: Runner) -> bool:
-    """Whether there is a run that failed for good or has not ended; the index says of neither."""
+    """Whether a run has no attempts left or is unfinished; the index tells neither."""
     found = progress(node_of(runner))
     return found.failed + found.unfinished > 0

@@ -1,4 +1,4 @@
-"""Which rows are pending, and which have a run: two lazy querysets."""
+"""Lazy querysets of the rows that are pending, and of those that have a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autorun.planning.rows import eligible, examined, in_pages, planned_by_datab
 from autorun.state.keys import Key, key_kind
 from autorun.state.recordsets import recordset
 
-#: Rows that Python looks at together.
+#: Rows that Python checks at once.
 PAGE = 2_000
 
 
@@ -42,8 +42,8 @@ def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> 
     )
     run = Run.objects.current().of(node_of(runner)).of_row(kind, OuterRef("_autorun_key"))
     if runner.DEPENDS_ON and connections[rows.db].vendor == "mysql":
-        # MariaDB turns EXISTS into IN, and takes no subquery, as the fingerprint is one then, in
-        # the left side of that.
+        # MariaDB turns EXISTS into IN, whose left side may not contain a subquery: here the
+        # fingerprint is one.
         rows = rows.alias(_autorun_run=Subquery(run.values("fingerprint")))
         matches: Any = Q(_autorun_run__isnull=False, _autorun_run=F("_autorun_print"))
     else:
@@ -54,7 +54,7 @@ def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> 
 
 
 class _KeysByPython(Expression):
-    """The primary keys of rows that only Python can tell apart; found when the query is run."""
+    """The primary keys of rows that only Python can tell apart, found when the query runs."""
 
     output_field = BooleanField()
 
@@ -82,7 +82,7 @@ class _KeysByPython(Expression):
 
 
 def current_runs(runner: Runner, keys: list[Key]) -> dict[Key, str]:
-    """The fingerprints of the current runs of the rows named by `keys`."""
+    """The fingerprints of the rows' current runs, by key."""
     kind = key_kind(runner.get_model())
     runs = Run.objects.current().of(node_of(runner)).of_rows(kind, keys)
     return dict(runs.values_list(kind.column, "fingerprint"))

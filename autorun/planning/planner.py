@@ -1,4 +1,4 @@
-"""From candidates to runs: count, supersede, insert, in one short transaction a window."""
+"""Planning of one window: count candidates, supersede runs and insert new ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
+from autorun.planning.candidates import Candidates, candidates_of
 from autorun.planning.outcome import Outcome
 from autorun.planning.rows import Row
 from autorun.planning.selection import PENDING, SELECTIONS, Selection
-from autorun.planning.statements import Candidates, Counts, Redo
+from autorun.planning.statements import Counts, Redo
 from autorun.planning.windows import Window
 from autorun.state.crash_points import crash_point
 from autorun.state.encoding import ExceptionText, describe_exception
@@ -23,19 +24,13 @@ from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.transactions import repeated_on_conflict
 
-_COUNTER = {
-    Run.Status.SUCCEEDED: "succeeded",
-    Run.Status.FAILED: "failed",
-    Run.Status.CANCELLED: "cancelled",
-}
-
 
 @dataclass(frozen=True)
 class Planner:
     """Plans windows of one runner's rows.
 
-    `status` other than PENDING records what needs no work: SUCCEEDED to adopt rows, CANCELLED to
-    ignore them.
+    A `status` other than PENDING records runs that need no work: SUCCEEDED adopts rows, CANCELLED
+    ignores them.
     """
 
     runner: Runner
@@ -47,7 +42,7 @@ class Planner:
     counts_undone: bool = False
 
     def count(self, window: Window) -> Outcome:
-        """What planning `window` would do."""
+        """The outcome that planning `window` would have."""
         return _expected(self._count(window.candidates), window)
 
     def plan(
@@ -57,10 +52,9 @@ class Planner:
         limit: int | None = None,
         also: Callable[[Outcome], None] | None = None,
     ) -> Outcome:
-        """Record runs for the pending rows of `window`, at most `limit`; what became of them.
+        """Record runs for the pending rows of `window`, at most `limit`.
 
-        `also` is called with the outcome in the transaction that records the runs, where there are
-        any to record.
+        If there are any, `also` is called with the outcome in the transaction that records them.
         """
         found = self._count(window.candidates)
         expected = _expected(found, window)
@@ -96,14 +90,14 @@ class Planner:
     def _insert(
         self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
     ) -> int:
-        """New runs for the candidates the selection takes, in chunks from `first_chunk` on.
+        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on.
 
-        What was not `found` is not looked for again: a run that appeared since then was made by
-        somebody who saw the rows no earlier, and its worker will see them later still.
+        Nothing that was not `found` is looked up again: a run made since then was planned by a
+        process that read the rows no earlier, and its worker reads them later still.
         """
         size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
         redo: list[Redo] = []
-        superseded: dict[int, int] = {}
+        superseded: dict[str, int] = {}
         inserted = 0
         if found.redo:
             named = candidates
@@ -153,9 +147,9 @@ class Planner:
         )
 
     def _create_chunks(
-        self, first_chunk: int, superseded: dict[int, int], *, is_empty: bool
+        self, first_chunk: int, superseded: dict[str, int], *, is_empty: bool
     ) -> None:
-        """The chunks that the new runs name; the first one books what was superseded."""
+        """Insert the chunks that the new runs name; the first one counts the superseded runs."""
         chunk = Chunk(
             pk=first_chunk,
             node_id=self.node_id,
@@ -167,24 +161,23 @@ class Planner:
         )
         if is_empty or self.status != Run.Status.PENDING:
             chunk.state = Chunk.State.FINISHED
-        booked = statements.as_counters(superseded)
         if not is_empty:
-            counters = (
-                ["size"] if self.status == Run.Status.PENDING else ["size", _COUNTER[self.status]]
-            )
+            counters = ["size"]
+            if self.status != Run.Status.PENDING:
+                counters.append(self.status.name.lower())
             statements.insert_chunks(
-                chunk, counters=counters, booked=booked, using=settings.DATABASE
+                chunk, counters=counters, booked=superseded, using=settings.DATABASE
             )
         elif superseded:
-            for name, number in booked.items():
+            for name, number in superseded.items():
                 setattr(chunk, name, number)
             chunk.save(force_insert=True, using=settings.DATABASE)
 
     def _fail(self, rows: tuple[Row, ...]) -> None:
-        """Record rows whose input could not be prepared as failed, where that is news.
+        """Record rows whose input could not be prepared as failed.
 
-        A row that was just saved has failed. In a look at everything, a row that has a run keeps
-        it: a file system that is away for a night must not turn all successes into failures.
+        A saved row always fails. In a pass over everything, a row that has a run keeps it: a file
+        system that is unavailable for a night must not turn all successes into failures.
         """
         first_chunk = new_chunk_id()
         is_live = self.priority == Chunk.Priority.LIVE
@@ -203,7 +196,7 @@ class Planner:
             chunk_id__lte=last_chunk,
             fingerprint=UNPREPARED,
         )
-        # Ids of another process's chunks may lie among these.
+        # Another process's chunks may have ids in this range.
         failed = {
             run: _described(errors[key])
             for run in runs
@@ -223,11 +216,9 @@ class Planner:
     def _candidates(
         self, rows: Sequence[tuple[Key, str]], *, within: Candidates | None = None
     ) -> Candidates:
-        """`rows` as candidates, with the bounds of the candidates that they are among."""
+        """`rows` as candidates, with the bounds of the candidates `within`."""
         kind = key_kind(self.runner.get_model())
-        candidates = statements.candidates_of(
-            rows, node_id=self.node_id, kind=kind, using=settings.DATABASE
-        )
+        candidates = candidates_of(rows, node_id=self.node_id, kind=kind, using=settings.DATABASE)
         if within is None:
             return candidates
         return replace(candidates, above=within.above, up_to=within.up_to)

@@ -9,8 +9,8 @@ from typing import Any
 from django.db import connections
 
 from autorun.models import UNPREPARED, Run
+from autorun.planning.candidates import Candidates, current_run_of_candidate
 from autorun.planning.selection import PENDING, Selection
-from autorun.planning.statements import Candidates, current_run_of_candidate
 from autorun.state.keys import Key
 from autorun.state.sql import table
 

@@ -1,4 +1,4 @@
-"""The rows a runner is about, and what their input is now."""
+"""Rows of a runner: which are eligible, and their current input."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ NOT_REPRESENTED = object()
 class Row(NamedTuple):
     """A row of the data model with its key and the fingerprint of its current input.
 
-    `representation` is there where the fingerprint was made from it. `error` is what kept its
-    input from being prepared; the fingerprint is then UNPREPARED.
+    `representation` is set if the fingerprint was made from it. `error` is the exception that
+    preparing the input raised; the fingerprint is then UNPREPARED.
     """
 
     key: Key
@@ -42,17 +42,17 @@ class Row(NamedTuple):
 
 
 def planned_by_database(runner: Runner) -> bool:
-    """Whether one SQL statement can plan this runner's rows; if not, Python looks at each."""
+    """Whether one SQL statement can plan this runner's rows; if not, Python checks each."""
     return runner.is_fingerprinted_by_database and database_of(runner) == settings.DATABASE
 
 
 def eligible(
     runner: Runner, queryset: models.QuerySet[Any] | None, *, log_level: int
 ) -> models.QuerySet[Any]:
-    """The rows that pass the runner's filter, and its dependencies where the database can tell.
+    """The rows that pass the runner's filter, and its dependencies if the database can tell.
 
-    Starts from the runner's base queryset where `queryset` is None; a given one is filtered alike.
-    Raises ImproperRunner where a hook raises.
+    They are rows of `queryset`, or of the runner's base queryset if that is None. Raises
+    ImproperRunner if a hook raises.
     """
     given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
     return _with_dependencies(runner, hooks.filtered(runner, given, log_level=log_level))
@@ -92,10 +92,10 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
 
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """`queryset` with what `examined` needs to know of each instance."""
+    """`queryset` with the annotations that `examined` reads."""
     kind = key_kind(runner.get_model())
     found = queryset
-    if not kind.is_integer:  # of other keys the database makes a text in its own way
+    if not kind.is_integer:  # the database has its own text of other keys
         found = found.annotate(_autorun_key=kind.expression())
     if runner.is_fingerprinted_by_database:
         fingerprint = fingerprints.expression(runner, upstream=planned_by_database(runner))
@@ -110,13 +110,13 @@ def _with_dependencies(runner: Runner, passed: models.QuerySet[Any]) -> models.Q
 
 
 def key_of(instance: Any) -> Key:
-    """The key of an instance that `fingerprinted` gave."""
+    """The key of an instance from `fingerprinted`."""
     key: Key = _key_getter(instance)(instance)
     return key
 
 
 def _key_getter(instance: Any) -> Callable[[Any], Key]:
-    """What reads the keys of instances like this one: `pk` takes a look at the model each time."""
+    """A getter for the keys of such instances: the `pk` property asks the model each time."""
     is_annotated = hasattr(instance, "_autorun_key")
     return attrgetter("_autorun_key" if is_annotated else instance._meta.pk.attname)
 
@@ -136,7 +136,7 @@ def in_pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> It
 
 
 def examined(runner: Runner, instances: Sequence[Any]) -> Iterator[Row]:
-    """Instances that `fingerprinted` gave as rows, without those whose dependencies are not met."""
+    """Instances from `fingerprinted` as rows, without those with unmet dependencies."""
     return (row for row in one_by_one(runner, instances) if row is not None)
 
 
@@ -146,9 +146,9 @@ def one_by_one(
     *,
     represent: Callable[[Any], object] | None = None,
 ) -> Iterator[Row | None]:
-    """What `examined` gives, with None in the place of each instance that it leaves out.
+    """Instances from `fingerprinted` as rows, None for those with unmet dependencies.
 
-    `represent` takes the place of the runner's own `get_instance_representation`.
+    `represent` replaces the runner's own `get_instance_representation`.
     """
     is_computed = runner.is_fingerprinted_by_database
     represent = represent or runner.get_instance_representation
@@ -174,12 +174,12 @@ def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) ->
     try:
         representation = represent(instance)
         return Row(key, instance, fingerprint_of(representation), representation)
-    except Exception as error:  # noqa: BLE001  whatever it is, it is this row's failure
+    except Exception as error:  # noqa: BLE001  any exception is this row's failure
         return Row(key, instance, UNPREPARED, error=error)
 
 
 def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int]]:
-    """For the keys on which every dependency has succeeded, the ids of those runs, in order."""
+    """The ids of the dependencies' successes, in order, by key; only keys that have them all."""
     kind = key_kind(runner.get_model())
     found: dict[Key, list[int]] = {key: [] for key in keys}
     for dependency in dependencies_of(runner):

@@ -1,4 +1,4 @@
-"""What a batch is about."""
+"""The scope of a batch: its rows, and the reasons to plan them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from autorun.state.keys import key_kind
 
 Rows = Callable[[Runner, Mapping[str, Any]], QuerySet[Any]]
 
-#: What gives the rows of a `source`, by its kind, to any process: whoever makes such scopes puts it
-#: here when it is imported. It raises RowsGone where they can no longer be told.
+#: Functions that find the rows of a `source`, by its kind, in any process. A module that makes such
+#: scopes registers one on import. It raises RowsGone if the rows can no longer be found.
 SOURCES: dict[str, Rows] = {}
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a batch is about, in words that another process understands.
+    """The scope of a batch, as another process can read it.
 
-    `given` is a queryset of the caller's, which no other process can go on with. `source` has a
-    `kind`, one of SOURCES, and what that needs to find the rows; it takes the place of `pks` and
-    `filter`. With `beyond_base`, those also name rows outside of the runner's base queryset.
+    `given` is a queryset of the caller's, which no other process can continue. `source` replaces
+    `pks` and `filter`: it has a `kind`, one of SOURCES, and the values that this needs to find the
+    rows. With `beyond_base`, `pks` and `filter` also find rows outside the runner's base queryset.
     """
 
     filter: str | None = None
@@ -45,10 +45,9 @@ class Scope:
         return selection_for(self.only, force=self.force)
 
     def queryset(self, runner: Runner) -> QuerySet[Any] | None:
-        """The rows the scope names, unfiltered; None for the runner's base queryset.
+        """The rows of the scope, unfiltered; None for the runner's base queryset.
 
-        Raises NotRegistered for a filter the runner does not have, RowsGone for a source that is
-        gone.
+        Raises NotRegistered for an unknown filter, RowsGone for a source that is gone.
         """
         if self.source is not None:
             return _rows_from(runner, self.source)
@@ -68,7 +67,7 @@ class Scope:
 
     @classmethod
     def read(cls, written: dict[str, Any]) -> Scope:
-        """The scope that `written` is the JSON of."""
+        """The scope in that JSON."""
         pks = written.get("pks")
         return cls(**{**written, "pks": None if pks is None else tuple(pks)})
 
@@ -89,8 +88,8 @@ def _rows_from(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     find = SOURCES.get(str(source.get("kind")))
     if find is None:
         raise RowsGone(
-            f"Nothing here knows the rows of {source.get('kind')!r}. Do the workers have the same "
-            "INSTALLED_APPS?"
+            f"This process cannot find the rows of {source.get('kind')!r}. Do the workers have the "
+            "same INSTALLED_APPS?"
         )
     return find(runner, source)
 

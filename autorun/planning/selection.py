@@ -1,4 +1,4 @@
-"""Which rows a planning pass takes."""
+"""The selection of rows that a planning pass takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autorun.models import UNPREPARED, Run
 
-#: That the current run `r` of row `d` is about its present input, as far as that can be told.
+#: The current run `r` of row `d` is for its present input, as far as that is known.
 _IS_ON_SAME_INPUT = f"(r.fingerprint = d.f OR r.fingerprint = '{UNPREPARED}')"
 
 
@@ -15,8 +15,8 @@ class Selection:
     """The reasons for which a row is planned.
 
     missing: it has no current run. changed: its current run is for another input.
-    failed: that failed for good, on the same input or on one that could not be prepared.
-    finished: on purpose, whatever came of the last run.
+    failed: no attempts left, on the same input or on one that could not be prepared.
+    finished: forced, although the row has a finished run.
     """
 
     missing: bool = True
@@ -26,7 +26,7 @@ class Selection:
 
     @property
     def redo_condition(self) -> str | None:
-        """SQL that holds where the current run `r` of row `d` is to be superseded, or None."""
+        """The SQL condition that the current run `r` of row `d` is to be superseded, or None."""
         conditions = []
         if self.finished:
             conditions.append(f"r.status <> {Run.Status.PENDING:d}")
@@ -39,7 +39,7 @@ class Selection:
 
 PENDING = Selection()
 
-#: What `only=` of a backfill accepts.
+#: The values of `only=` for a backfill.
 SELECTIONS = {
     "missing": Selection(changed=False),
     "changed": Selection(missing=False),
@@ -49,10 +49,7 @@ SELECTIONS = {
 
 
 def selection_for(only: str | None, *, force: bool = False) -> Selection:
-    """The selection a backfill's `only` and `force` name.
-
-    Raises ValueError for an unknown `only`.
-    """
+    """The selection for a backfill's `only` and `force`; raises ValueError if they are invalid."""
     if only is not None and only not in SELECTIONS:
         known = ", ".join(repr(name) for name in SELECTIONS)
         raise ValueError(f"There is no only={only!r}. Choose one of {known}, or None for pending.")
@@ -60,7 +57,7 @@ def selection_for(only: str | None, *, force: bool = False) -> Selection:
         return PENDING if only is None else SELECTIONS[only]
     if only not in (None, "all"):
         raise ValueError(
-            f"force=True runs again whatever is in scope, so only={only!r} would be ignored: "
+            f"force=True reruns everything in scope, so only={only!r} would be ignored: "
             "leave one of the two out."
         )
     return Selection(finished=True)

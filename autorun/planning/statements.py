@@ -1,11 +1,6 @@
-"""The statements of planning, over a table of candidates that may come from anywhere.
+"""The statements of planning: count candidates, supersede their runs, insert runs and chunks.
 
-Every statement joins `d`, the candidates with their key `k` and their fingerprint `f`, to `r`,
-the current runs of the node. `d` is a compiled queryset or a recordset; the rest is the same, so
-the two planners differ only in where they take `d` from.
-
-A window's bounds stand on both sides of the join: with bounds on the data's side only, 1,000,000
-rows took ten times as long.
+`d` are the candidates and `r` their current runs, as `autorun.planning.candidates` says.
 """
 
 from __future__ import annotations
@@ -17,17 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet
 from django.db import IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import QuerySet
 
 from autorun.models import Chunk, Run
+from autorun.planning.candidates import Candidates, current_run_of_candidate
 from autorun.planning.selection import Selection
 from autorun.state import ids
 from autorun.state.clock import now_sql
-from autorun.state.keys import Key, KeyKind
-from autorun.state.recordsets import keyed_recordset, recordset
+from autorun.state.keys import Key
+from autorun.state.recordsets import recordset
 from autorun.state.sql import (
     Fragment,
     insert_ignoring_conflicts,
@@ -37,28 +31,17 @@ from autorun.state.sql import (
     whole_quotient,
 )
 
-#: Rows from which on a savepoint costs less than to watch for a conflict at every row.
+#: From so many rows on, a savepoint costs less than handling a possible conflict at every row.
 WORTH_A_SAVEPOINT = 1_000
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Rows to plan for one node: `source` selects their `k` and `f`, keys in (above, up_to]."""
-
-    node_id: int
-    kind: KeyKind
-    source: Fragment
-    above: Key | None = None
-    up_to: Key | None = None
-
-
-@dataclass(frozen=True)
 class Counts:
-    """Of some candidates: all, those without a current run, those whose run is to be redone.
+    """Numbers of candidates: all, those without a current run, those whose run is to be redone.
 
-    `failed` are those whose run failed for good on the same input, and `under_way` those whose run
-    for it has not ended, where anybody asked. `to_redo` names those to be redone, with their
-    fingerprints, where the database can name them as it counts.
+    On request, `failed` have no attempts left for the same input, and `under_way` have an
+    unfinished run for it. `to_redo` are the keys and fingerprints of those to be redone, if the
+    database can list them while it counts.
     """
 
     candidates: int = 0
@@ -71,9 +54,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Redo:
-    """A current run that a new one is to take the place of.
+    """A current run that a new one supersedes.
 
-    `fingerprint` is the row's; `seen` is the run's status, where the run is for that same input.
+    `fingerprint` is the row's; `seen` is the run's status if the run is for that same input.
     """
 
     run_id: int
@@ -82,34 +65,10 @@ class Redo:
     seen: int | None = None
 
 
-def candidates_in(
-    queryset: QuerySet[Any], fingerprint: Any, *, node_id: int, kind: KeyKind, **bounds: Any
-) -> Candidates | None:
-    """The rows of `queryset` as candidates, or None where the query cannot give any."""
-    rows = queryset.order_by().annotate(_autorun_key=kind.expression(), _autorun_print=fingerprint)
-    rows = rows.values_list("_autorun_key", "_autorun_print")
-    try:
-        sql, params = rows.query.get_compiler(using=queryset.db).as_sql()
-    except EmptyResultSet:
-        return None
-    # Named from outside, because a queryset's own columns may come in any order and quoting.
-    sql = f"WITH c(k, f) AS ({sql}) SELECT k, f FROM c"
-    return Candidates(node_id, kind, Fragment(sql, tuple(params)), **bounds)
-
-
-def candidates_of(
-    rows: Sequence[tuple[Key, str]], *, node_id: int, kind: KeyKind, using: str
-) -> Candidates:
-    """Keys, of which no two are equal, and fingerprints that Python holds, as candidates."""
-    columns = {"k": kind.sql_type, "f": "fingerprint"}
-    tabulate = keyed_recordset if kind.is_integer else recordset
-    return Candidates(node_id, kind, tabulate(connections[using], columns, rows))
-
-
 def count(
     candidates: Candidates, selection: Selection, *, counts_undone: bool = False, using: str
 ) -> Counts:
-    """How many candidates there are, and for which reason they are to be planned; one query.
+    """Count candidates by the reason to plan them, in one query.
 
     Without `counts_undone` and `selection.failed` the index alone answers it.
     """
@@ -148,7 +107,7 @@ def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple
     if condition is None:
         return "0", False
     if connection.vendor == "mysql":
-        # Where there is no run, the fingerprint need not be computed.
+        # Without a run, the fingerprint need not be computed.
         case = f"CASE WHEN r.object_id IS NULL THEN NULL WHEN {condition} THEN 1 END"
         return f"COUNT({case})", False
     gather, pair = ("json_group_array", "json_array")
@@ -184,24 +143,11 @@ def redone(
         ]
 
 
-#: Where a chunk books the runs of each status that its own have taken the place of.
-_BOOKED_AS = {
-    Run.Status.SUCCEEDED: "superseded_succeeded",
-    Run.Status.FAILED: "superseded_failed",
-    Run.Status.CANCELLED: "superseded_cancelled",
-}
+def supersede(redo: Sequence[Redo], *, using: str) -> dict[str, int]:
+    """Make the runs no longer current; how many, by the columns of the chunk that counts them.
 
-
-def as_counters(superseded: Mapping[int, int]) -> dict[str, int]:
-    """What `supersede` counted, as columns of the chunk of the new runs."""
-    return {column: superseded.get(status, 0) for status, column in _BOOKED_AS.items()}
-
-
-def supersede(redo: Sequence[Redo], *, using: str) -> dict[int, int]:
-    """Make the runs no longer current; how many of each status were.
-
-    Passed over is what has changed since it was read: a run that somebody else superseded, that a
-    worker has done on the new input, or that was ignored when it was to be retried.
+    Runs that have changed since they were read are skipped: superseded by another process, finished
+    on the new input by a worker, or ignored before they were retried.
     """
     columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
     superseded = update_from(
@@ -218,7 +164,10 @@ def supersede(redo: Sequence[Redo], *, using: str) -> dict[int, int]:
         returning="status",
         using=using,
     )
-    return Counter(status for (status,) in superseded)
+    statuses = (Run.Status(status) for (status,) in superseded)
+    # A pending run is counted when its own chunk cancels it.
+    finished = (each for each in statuses if each != Run.Status.PENDING)
+    return Counter(f"superseded_{each.name.lower()}" for each in finished)
 
 
 def insert(
@@ -234,13 +183,12 @@ def insert(
 ) -> int:
     """Insert a run for every candidate without a current one, `size` to a chunk; how many.
 
-    In the order of their keys: the same keys inserted in another order by another transaction
-    would be a deadlock. A candidate that somebody else plans meanwhile is passed over.
+    They are inserted in the order of their keys, so that two transactions cannot deadlock over the
+    same keys. A candidate that another process plans meanwhile is skipped.
 
-    Where many are `expected`, PostgreSQL inserts them first as if nobody else were planning: to be
-    prepared for a conflict at every row takes it 1.4 times as long. Where none of the candidates
-    had a current run a moment ago, `are_all_missing`, none is looked for: the constraint finds
-    those that were made since.
+    If many are `expected`, PostgreSQL first inserts them without regard to conflicts: handling a
+    possible conflict at every row takes 1.4 times as long. If `are_all_missing`, no candidate had a
+    current run a moment ago: none is looked up, as the constraint finds those made since.
     """
     connection = connections[using]
     begin, end = insert_ignoring_conflicts(connection)
@@ -278,10 +226,10 @@ def _row_count(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any])
 def insert_chunks(
     like: Chunk, *, counters: Collection[str], booked: Mapping[str, int], using: str
 ) -> None:
-    """Insert the chunks that new runs name, of the block that begins with the id of `like`.
+    """Insert the chunks that new runs name, in the block of ids that begins with that of `like`.
 
-    Their `counters` say how many runs each was given, the first one has the numbers in `booked`,
-    and in everything else they are like `like`.
+    Each is a copy of `like`, with its number of runs in the columns `counters`. The first one also
+    has the numbers in `booked`.
     """
     connection = connections[using]
     quote = connection.ops.quote_name
@@ -309,21 +257,3 @@ def insert_chunks(
     params = [param for value in columns.values() for param in value.params]
     with connection.cursor() as cursor:
         cursor.execute(sql, [*params, like.pk, like.pk + ids.LARGEST_BLOCK])
-
-
-def current_run_of_candidate(connection: BaseDatabaseWrapper, candidates: Candidates) -> Fragment:
-    """The condition that `r` is the current run of `d` for the candidates' node."""
-    kind = candidates.kind
-    name = "r.object_id = d.k AND r.object_key = ''"
-    if not kind.is_integer:
-        name = "r.object_id = 0 AND r.object_key = d.k"
-    sql = f"r.node_id = %s AND {name} AND r.is_current = TRUE"
-    params: list[Any] = [candidates.node_id]
-    if kind.is_ordered_alike(connection):
-        if candidates.above is not None:
-            sql += f" AND r.{kind.column} > %s"
-            params.append(candidates.above)
-        if candidates.up_to is not None:
-            sql += f" AND r.{kind.column} <= %s"
-            params.append(candidates.up_to)
-    return Fragment(sql, tuple(params))

@@ -1,4 +1,4 @@
-"""A queryset in pieces: windows of keys, small enough for one short transaction each."""
+"""Windows: a queryset in ranges of keys, each small enough for one short transaction."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from autorun.declare.hooks import database_of, every_row
 from autorun.declare.runner import Runner
 from autorun.declare.timeouts import calls_limited
 from autorun.planning import fingerprints
+from autorun.planning.candidates import Candidates, candidates_in, candidates_of
 from autorun.planning.rows import Row, in_pages, key_of, one_by_one, planned_by_database
-from autorun.planning.statements import Candidates, candidates_in, candidates_of
 from autorun.state.keys import KeyKind, key_kind
 from autorun.state.leases import PLANNING_LEASES
 
-#: Keys a window spans where the database plans it, and where Python looks at every row.
+#: Keys in a window that the database plans, and in one whose rows Python checks.
 DATABASE_WINDOW = 50_000
 PYTHON_WINDOW = 2_000
-#: A window of Python's ends after so many seconds, whatever it spans: where preparing a row takes
-#: long, what was looked at is planned, and the batch's lease renewed, all the same.
+#: Seconds after which a window of Python's ends early, so that slow rows are planned and the
+#: batch's lease is extended in time.
 WINDOW_SECONDS = 1.5
 #: The part of a batch's lease that preparing one row may take.
 PART_OF_LEASE = 0.8
@@ -31,7 +31,7 @@ PART_OF_LEASE = 0.8
 
 @dataclass(frozen=True)
 class Window:
-    """Some rows of a queryset. `last_key` is where the next window begins; '' in the last one."""
+    """Some rows of a queryset. The next window begins after `last_key`, '' in the last one."""
 
     candidates: Candidates | None
     last_key: str
@@ -66,7 +66,7 @@ def fits_in_one(queryset: QuerySet[Any]) -> bool:
 
 
 def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
-    """An eligible `queryset` of few rows, in one window where the database plans it."""
+    """An eligible `queryset` of few rows, in one window if the database plans it."""
     if not planned_by_database(runner):
         yield from _python_windows(runner, queryset, node_id=node_id, after="", up_to="")
         return
@@ -76,7 +76,7 @@ def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[
 
 
 def last_key(runner: Runner) -> str:
-    """The highest key of the runner's model, as text; '' where it has no rows."""
+    """The highest key of the runner's model, as text; '' without rows."""
     rows = every_row(runner).order_by("-pk")
     kind = key_kind(runner.get_model())
     found = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
@@ -109,16 +109,16 @@ def _python_windows(
     runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
-    # Another database may order other keys than integers in its own way.
+    # Another database may order keys that are not integers differently.
     has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
     size = PYTHON_WINDOW
     is_last = False
     while not is_last:
         bounded = _between(kind, queryset, after=after, up_to=up_to)
         instances = next(in_pages(runner, bounded, size=size))
-        looked_at, rows = _looked_at(runner, instances)
-        is_last = looked_at == len(instances) < size
-        end = key_of(instances[looked_at - 1]) if instances else None
+        checked, rows = _checked(runner, instances)
+        is_last = checked == len(instances) < size
+        end = key_of(instances[checked - 1]) if instances else None
         candidates = replace(
             candidates_of(
                 [(row.key, row.fingerprint) for row in rows if row.error is None],
@@ -131,31 +131,31 @@ def _python_windows(
         )
         after = "" if is_last else str(end)
         yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
-        # The rest of a page is read anew, as it may have changed: few where few are looked at.
-        size = min(PYTHON_WINDOW, 2 * looked_at)
+        # The rest of a page is read again, as it may have changed; so slow rows get small pages.
+        size = min(PYTHON_WINDOW, 2 * checked)
 
 
-def _looked_at(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:
-    """As many of the instances as there is time for in one window: how many, and their rows."""
-    seconds = _longest_look(runner)
+def _checked(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:
+    """How many of the instances could be checked in the time for one window, and their rows."""
+    seconds = _longest_check(runner)
     message = f"get_instance_representation() took longer than {seconds:g} s."
-    looked_at, rows = 0, []
+    checked, rows = 0, []
     ends_at = time.monotonic() + WINDOW_SECONDS
     with calls_limited(runner.get_instance_representation, seconds, message=message) as represent:
         for row in one_by_one(runner, instances, represent=represent):
-            looked_at += 1
+            checked += 1
             if row is not None:
                 rows.append(row)
-            # An empty text as the place to go on from would be no bound at all.
-            if time.monotonic() >= ends_at and key_of(instances[looked_at - 1]) != "":
+            # An empty key would be no bound for the next window.
+            if time.monotonic() >= ends_at and key_of(instances[checked - 1]) != "":
                 break
-    return looked_at, rows
+    return checked, rows
 
 
-def _longest_look(runner: Runner) -> float:
+def _longest_check(runner: Runner) -> float:
     """The seconds that preparing one row may take: TIMEOUT, or most of a batch's lease if shorter.
 
-    A row that took longer than the lease would have the batch handed on again and again.
+    Longer than the lease, and the batch would pass from one process to the next without end.
     """
     timeout = runner.get_timeout()
     most = PART_OF_LEASE * settings.LEASE * PLANNING_LEASES
@@ -163,7 +163,7 @@ def _longest_look(runner: Runner) -> float:
 
 
 def _end_of_window(runner: Runner, kind: KeyKind, *, after: str, up_to: str) -> str:
-    """The key that ends a full window, or '' where fewer are left."""
+    """The last key of a full window; '' if fewer rows are left."""
     rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
     keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
     found = list(keys[DATABASE_WINDOW - 1 : DATABASE_WINDOW])

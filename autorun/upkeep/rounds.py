@@ -198,7 +198,7 @@ def finish_batches() -> int:
 def cancel_batches() -> int:
     """Cancel what is left of cancelled batches; how many runs."""
     left = Batch.objects.cancelled().lapsed()
-    return sum(batches.go_on_cancelling(pk) for pk in list(left.values_list("pk", flat=True)))
+    return sum(batches.continue_cancelling(pk) for pk in list(left.values_list("pk", flat=True)))
 
 
 def _is_runnable(label: str, title: str, version: str) -> bool:
