@@ -77,10 +77,10 @@ def _rounds(options: argparse.Namespace) -> list[tuple[str, str | None, list[str
         if alone:
             rounds.append((database, None, alone))
         is_first = database == options.databases[0]
-        # In a hurry, the other databases are measured with one broker.
+        # The quick scale measures the other databases with one broker.
         is_brief = options.scale == "quick" and not is_first
         for broker in options.brokers[:1] if is_brief else options.brokers:
-            # How large chunks are made depends on neither.
+            # The size of chunks depends on neither.
             measures_sizes = is_first and broker == options.brokers[0]
             with_broker = ["flowing", *(["sizes"] if measures_sizes else [])]
             topics = [topic for topic in with_broker if chosen is None or topic in chosen]

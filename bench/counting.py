@@ -1,4 +1,4 @@
-"""What progress() costs, and whether it is exact."""
+"""The cost of progress(), and whether it is exact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure(scale: Scale) -> Iterator[Line]:
 
 
 def _of(rows: int, *, goal: float, rounds: int) -> Iterator[Line]:
-    """Runs of single saves: a chunk each, which is the worst case."""
+    """Runs of single saves, with a chunk each: the worst case."""
     runner = TrivialRunner()
     stage.empty_state()
     node = stage.hold(runner)
@@ -64,7 +64,7 @@ def _of(rows: int, *, goal: float, rounds: int) -> Iterator[Line]:
 
 
 def _fill(node_id: int, rows: int) -> None:
-    """Nine of ten have succeeded, the others are waiting in chunks of a hundred."""
+    """Nine of ten runs have succeeded, the others are waiting in chunks of a hundred."""
     fingerprint = "'" + "1" * 32 + "'" + ("::uuid" if connection.vendor == "postgresql" else "")
     done = rows * 9 // 10
     stage.execute(

@@ -1,4 +1,4 @@
-"""Prints how many rows a second DataJoint's `populate` works off on the same PostgreSQL.
+"""Prints how many rows per second DataJoint's `populate` processes on the same PostgreSQL.
 
 It knows only what there is to compute when asked, so its rows are inserted before the clock starts.
 """

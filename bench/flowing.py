@@ -83,7 +83,7 @@ def _saves(scale: Scale) -> Iterator[Line]:
     )
 
 
-#: Medians of rows a second, for the peer that is measured after the worker has ended.
+#: Medians of rows per second, for the peer that is measured after the worker has stopped.
 _rates_of_autorun: dict[str, float] = {}
 
 
@@ -99,7 +99,7 @@ def _save_and_wait(count: int) -> tuple[float, float]:
 
 
 def _save_unheard(count: int) -> float:
-    """Seconds for the saves alone: nothing that begins with them can be faster."""
+    """Seconds for the saves alone, which is a lower limit for everything after them."""
     stage.empty("subject_plainitem")
     whole, _ = _timed_saves(PlainItem, count, lambda: True)
     return whole
@@ -214,7 +214,7 @@ def _group_and_wait(count: int) -> float:
 
 
 def _datajoint(scale: Scale) -> Iterator[Line]:
-    """Rows a second of `populate`, in a process of its own."""
+    """Rows per second of `populate`, in a separate process."""
     rates = []
     for _ in range(3):
         found = subprocess.run(
@@ -252,7 +252,7 @@ def _datajoint(scale: Scale) -> Iterator[Line]:
 
 @contextmanager
 def _watched_queue() -> Iterator[list[int]]:
-    """The most messages that lay in the queue during the block, in a list of one."""
+    """The maximum length of the queue during the block, in a list of one."""
     most = [0]
     stop = threading.Event()
 

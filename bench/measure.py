@@ -29,7 +29,7 @@ def main() -> None:
 
     chosen = getattr(scale, options.scale.upper())
     found = []
-    # Stopped or timed out, it still takes its database and its worker with it.
+    # If stopped or timed out, it still removes its database and stops its worker.
     with termination_as_interrupt(), stage.database():
         for topic in options.topics or TOPICS:
             began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Two pieces of work, timed in turns, and what came of it."""
+"""Times contenders in turns, and compares them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: `value` is to be at most, or at least, `goal`; None where it only tells.
+    """A line of the table: `value` should be at most, or at least, `goal`; None if it has no goal.
 
     `seconds` are medians by contender; they promise nothing, the ratio does.
     """
@@ -47,7 +47,7 @@ class Timings:
         self.seconds = seconds
 
     def ratio(self, contender: str, reference: str) -> float:
-        """How many times the median of the one the other's is."""
+        """The ratio of the two medians."""
         return median(self.seconds[contender]) / median(self.seconds[reference])
 
     def medians(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ def in_turns(
     rounds: int = 5,
     before: Callable[[str], object] | None = None,
 ) -> Timings:
-    """Every contender once a round, in an order that turns round; `before` is not timed."""
+    """Run every contender once per round, in alternating order; `before` is not timed."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):

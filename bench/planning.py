@@ -1,4 +1,4 @@
-"""What planning costs, against the statements somebody would write by hand."""
+"""The cost of planning, compared with statements written by hand."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bench.subject.runners import TrivialRunner
 
 
 class ConstantRunner(TrivialRunner):
-    """Rows of which nothing can change."""
+    """Rows that cannot change."""
 
     INPUT_FIELDS = ()
     ANALYSIS_CONFIGURATION = {"factor": 3}
 
 
 class PythonRunner(QuerySetRunner):
-    """Rows whose input only Python can tell."""
+    """Rows whose input is computed in Python."""
 
     DATA_MODEL = Item
     ANALYSIS = "Trivial"
@@ -55,7 +55,7 @@ def fingerprint_sql(alias: str = "d") -> str:
 
 
 def bare_insert(node_id: int, *, fingerprint: str | None = None) -> None:
-    """As many rows into the same table, and nothing else: what the database itself costs."""
+    """Insert as many rows into the same table, and nothing else: the cost of the database."""
     if fingerprint is None:
         cast = "::uuid" if connection.vendor == "postgresql" else ""
         fingerprint = f"'{'0' * 32}'{cast}"
@@ -68,7 +68,7 @@ def bare_insert(node_id: int, *, fingerprint: str | None = None) -> None:
 
 
 def not_exists(node_id: int, *, compared: bool) -> int:
-    """How many rows are pending, the way a careful person would ask by hand."""
+    """The number of pending rows, by a careful query written by hand."""
     same = f" AND r.fingerprint = {fingerprint_sql()}" if compared else ""
     (count,) = stage.execute(
         "SELECT COUNT(*) FROM subject_item d WHERE NOT EXISTS (SELECT 1 FROM autorun_run r "
@@ -192,7 +192,7 @@ def _nothing_pending(scale: Scale) -> Iterator[Line]:
 
 
 def _change_again(name: str, rows: int, scale: Scale) -> None:
-    if name == "autorun":  # the other one leaves its rows pending
+    if name == "autorun":  # the other contender leaves its rows pending
         stage.change_items(scale.changed, among=rows)
         if connection.vendor == "postgresql":
             stage.execute("VACUUM subject_item")
@@ -240,7 +240,7 @@ def _fetch() -> None:
 
 
 def _long_table(scale: Scale) -> Line:
-    """Planning beside the runs of other nodes, against planning into an empty table."""
+    """Planning next to the runs of other nodes, compared with an empty table."""
     runner = TrivialRunner()
     rows = scale.rows // 10
     stage.empty_state()
@@ -284,7 +284,7 @@ def _fill_with_runs_of_others(node_id: int, count: int, *, nodes: int = 20) -> N
 
 
 def _memory(scale: Scale) -> Iterator[Line]:
-    """What planning adds to the process's peak, each size in a process of its own."""
+    """The memory that planning adds to the peak, each size in a new process."""
     for key, runner, sizes in (
         ("memory", "TrivialRunner", scale.memory),
         ("memory-python", "PythonRunner", scale.memory_python),

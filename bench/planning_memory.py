@@ -1,4 +1,4 @@
-"""Prints by how many megabytes planning all items raises this process's peak."""
+"""Prints by how many megabytes planning all items raises the peak of this process."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def main(name: str) -> None:
 
     runner = getattr(planning, name)()
     stage.hold(runner)
-    # What is loaded once, whatever the number of rows, is no cost of theirs.
+    # Load everything that does not depend on the number of rows before measuring.
     runner.backfill(Item.objects.filter(pk__lte=10))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = peak()
     runner.backfill()
     print(f"{peak() - before:.2f}")

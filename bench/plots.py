@@ -14,7 +14,7 @@ Points = Sequence[Sequence[float]]
 
 
 def log_log(series: Mapping[str, Points], *, title: str, unit: str) -> str:
-    """Cost against rows, one line a series."""
+    """Cost against rows, one line per series."""
     every = [point for points in series.values() for point in points]
     x_from, x_to = _decades([x for x, _ in every])
     y_from, y_to = _decades([y for _, y in every])

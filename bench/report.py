@@ -1,4 +1,4 @@
-"""What was measured, for people: a line on the terminal, a table, and plots."""
+"""Reports measurements: a line on the terminal, a table, and plots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one_line(line: Line) -> str:
 
 
 def merged(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The lines of the last report, with `lines` in the place of those they measure anew."""
+    """The lines of the last report, replaced by `lines` if they were measured again."""
     found = {(line["key"], line["database"]): line for line in lines}
     earlier = json.loads(RESULTS.read_text())["lines"] if RESULTS.exists() else []
     updated = [found.pop((line["key"], line["database"]), line) for line in earlier]
@@ -35,7 +35,7 @@ def merged(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def write(lines: Sequence[Mapping[str, Any]], *, scale: str, circumstances: str) -> None:
-    """The results as JSON, and the table and the plots of the page from them."""
+    """Write the results as JSON, and the page's table and plots."""
     document = {"scale": scale, "circumstances": circumstances, "lines": list(lines)}
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     text = PAGE.read_text()
@@ -57,7 +57,7 @@ def write(lines: Sequence[Mapping[str, Any]], *, scale: str, circumstances: str)
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each piece of work, a column for each database."""
+    """One row per topic, one column per database."""
     databases = sorted({line["database"] for line in lines})
     rows: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for line in lines:
@@ -66,7 +66,7 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> str:
     text = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for (_, work), by_database in rows.items():
         any_line = next(iter(by_database.values()))
-        # What differs by database stands with its number.
+        # Words that differ by database are shown with the number.
         notes = {each["against"] for each in by_database.values()}
         against = any_line["against"] if len(notes) == 1 else ""
         cells = [work, against, _goal(any_line["goal"], any_line["at_least"])]

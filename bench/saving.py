@@ -1,4 +1,4 @@
-"""What a save costs its caller."""
+"""The cost of a save for its caller."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODELS: dict[str, type[Any]] = {
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    """With the broker in memory: what a broker adds to `.delay` is left out, in its favour."""
+    """With a broker in memory, which favours `.delay`: it has no cost of a real broker."""
     for key, work, save, count in (
         ("save-autocommit", "saves, each a transaction", _each_alone, scale.saves),
         ("save-transaction", "saves in one transaction", _all_at_once, scale.saves),

@@ -1,4 +1,4 @@
-"""How much is measured."""
+"""The sizes of the measurements."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Scale:
 
 
 FULL = Scale()
-#: All lines, without those sizes that take a server many minutes to fill.
+#: All lines, except sizes that take a server many minutes to fill.
 MEDIUM = Scale(
     growth=(10_000, 100_000, 1_000_000),
     memory=(100_000, 1_000_000),

@@ -1,4 +1,4 @@
-"""Settings of the benchmarks: a database of their own, and any broker.
+"""Settings of the benchmarks, with their own database and any broker.
 
 `AUTORUN_BENCH_DATABASE` is sqlite (default) or postgres; `AUTORUN_BENCH_BROKER` is memory
 (default), rabbitmq or redis. With `AUTORUN_BENCH_WITHOUT=1` the same project without autorun.
@@ -32,7 +32,7 @@ CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = {
     "rabbitmq": brokers.rabbitmq,
     "redis": brokers.redis,
 }[os.environ.get("AUTORUN_BENCH_BROKER", "memory")]()
-# By database: a worker of another run would take its messages.
+# Named by database, or a worker of another run would take its messages.
 CELERY_TASK_DEFAULT_QUEUE = f"bench-autorun-{DATABASES['default']['ENGINE'].rpartition('.')[2]}"
 
 ROOT_URLCONF = "bench.subject.urls"

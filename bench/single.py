@@ -1,4 +1,4 @@
-"""One save, and how long it is until its body starts."""
+"""The time from one save until its body starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.subject.models import Item, ResultByHand
 
 
 def wait_for_one(model: Any) -> float:
-    """Save an Item, or an ItemByHand; seconds until its body starts."""
+    """Save an Item or an ItemByHand; return the seconds until its body starts."""
     instance = model(title="A title of usual length", weight=1)
     began_at = time.time()
     instance.save()

@@ -1,4 +1,4 @@
-"""Whether chunks are of a sensible size, whatever a run takes, and nobody waits behind them."""
+"""Whether chunks have a sensible size for every duration of runs, and do not delay others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _sizes(scale: Scale) -> Iterator[Line]:
     ):
         _put(*[milliseconds] * rows)
         stage.let_go(runner)
-        for _ in range(2):  # the first time, nobody knows how long a run takes
+        for _ in range(2):  # the first time, the duration of a run is unknown
             stage.empty_state()
             _work_off(runner, rows)
         sizes = list(Chunk.objects.filter(succeeded__gt=0).values_list("size", flat=True))
@@ -62,7 +62,7 @@ def _sizes(scale: Scale) -> Iterator[Line]:
 
 
 def _slow_neighbour(scale: Scale) -> Line:
-    """One row of a chunk takes long: when is the last of the others begun?"""
+    """One row of a chunk takes long: when does the last of the others start?"""
     stage.empty_state()
     _put(scale.long_run, *[1] * 200)
     runner = ShortRunner()
@@ -84,7 +84,7 @@ def _slow_neighbour(scale: Scale) -> Line:
 
 
 def _live_save(scale: Scale) -> Line:
-    """Saves beside a backfill that keeps every process busy."""
+    """Saves during a backfill that keeps every process busy."""
     stage.empty_state()
     _put(*[20] * scale.beside)
     stage.let_go(TrivialRunner())

@@ -21,7 +21,7 @@ from bench.subject.models import Item
 
 @contextmanager
 def database() -> Iterator[None]:
-    """A fresh, migrated database for the length of the block."""
+    """A new, migrated database within the block."""
     _drop()
     if connection.vendor == "postgresql":
         _maintain(f'CREATE DATABASE "{connection.settings_dict["NAME"]}"')
@@ -35,9 +35,9 @@ def database() -> Iterator[None]:
 
 @contextmanager
 def copied() -> Iterator[Callable[[str], None]]:
-    """A second database, a copy of this one, for the length of the block.
+    """A second database, a copy of this one, within the block.
 
-    What it gives turns this process to the "original" or to the "copy".
+    The yielded function switches this process to the "original" or the "copy".
     """
     original = str(connection.settings_dict["NAME"])
     names = {"original": original, "copy": f"{original}_copy"}
@@ -88,7 +88,7 @@ def empty(*tables: str) -> None:
 
 
 def empty_state() -> None:
-    """No runs, chunks, batches; the nodes stay."""
+    """Delete runs, chunks and batches, but not the nodes."""
     empty("autorun_failure", "autorun_run", "autorun_chunk", "autorun_batch")
     if connection.vendor == "postgresql":
         execute("VACUUM ANALYZE autorun_run")
@@ -106,7 +106,7 @@ def series(count: int) -> str:
 
 
 def fill_items(count: int) -> None:
-    """Items 1 to `count`, and nothing about them."""
+    """Create items 1 to `count`, without runs."""
     empty("subject_item")
     execute(
         "INSERT INTO subject_item (id, title, weight) "
@@ -116,13 +116,13 @@ def fill_items(count: int) -> None:
 
 
 def continue_numbering() -> None:
-    """Have the next Item saved take a key after those that were given ones."""
+    """Advance the sequence beyond the keys that were given explicitly."""
     if connection.vendor == "postgresql":
         execute("SELECT setval('subject_item_id_seq', (SELECT MAX(id) FROM subject_item))")
 
 
 def settle() -> None:
-    """What autovacuum and the operating system would get to in a while."""
+    """Do now what autovacuum and the operating system would do later."""
     if connection.vendor == "postgresql":
         for table in ("subject_item", "autorun_run", "autorun_chunk"):
             execute(f"VACUUM ANALYZE {table}")
@@ -133,7 +133,7 @@ def settle() -> None:
 
 
 def _checkpoint() -> None:
-    """Have no earlier write cost a later one anything, where the user may ask for that."""
+    """Flush earlier writes, if the user may, so that they do not slow down later ones."""
     try:
         execute("CHECKPOINT")
     except ProgrammingError as refused:
@@ -146,7 +146,7 @@ def _explain_once(message: str) -> None:
 
 
 def change_items(count: int, *, among: int) -> int:
-    """Give `count` items, spread evenly, another weight; how many were."""
+    """Change the weight of `count` items, spread evenly; return how many were changed."""
     changed = execute(
         f"UPDATE subject_item SET weight = weight + 1 WHERE id % {max(1, among // count)} = 0"
     )
@@ -154,7 +154,7 @@ def change_items(count: int, *, among: int) -> int:
 
 
 def hold(runner: QuerySetRunner) -> Node:
-    """The runner's node, paused: what is planned is not sent to a broker."""
+    """The runner's node, paused, so that planned runs are not sent to a broker."""
     nodes.forget_nodes()
     node = runner.get_node()
     Node.objects.filter(pk=node.pk).update(paused_at="2030-01-01T00:00Z")
@@ -166,7 +166,7 @@ def let_go(runner: QuerySetRunner) -> None:
 
 
 def wait_until(condition: Any, *, seconds: float, every: float = 0.02) -> None:
-    """Raises TimeoutError where `condition()` does not hold in time."""
+    """Raise TimeoutError if `condition()` does not become true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -175,7 +175,7 @@ def wait_until(condition: Any, *, seconds: float, every: float = 0.02) -> None:
 
 
 def is_worked_off(count: int) -> bool:
-    """Whether so many runs have ended, by the counts that chunks keep."""
+    """Whether `count` runs have finished, from the counts of chunks."""
     from django.db.models import F, Sum
 
     total = Chunk.objects.aggregate(n=Sum(F("succeeded") + F("failed") + F("cancelled")))["n"]

@@ -1,4 +1,4 @@
-"""What autorun adds to the start of a project: each start in a process of its own."""
+"""The time and memory that autorun adds to the start of a project, each in a new process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django.db import connection
 from bench.measuring import Line
 from bench.scale import Scale
 
-#: Celery is what the project uses without autorun, too. Processor time: a start waits for nothing.
+#: The project uses Celery in both cases. Processor time, because a start waits for nothing.
 SCRIPT = """
 import json, re, time
 began = time.process_time()
@@ -57,9 +57,9 @@ def measure(scale: Scale) -> Iterator[Line]:
 
 
 def _starts(count: int, compiled: str) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and megabytes of each start; the first ones, which compile, are left out."""
+    """Seconds and megabytes of each start, without the first ones, which compile."""
     found: dict[str, list[tuple[float, float]]] = {"with autorun": [], "without": []}
-    # An installed package is compiled; a checkout may be where nothing is to be written.
+    # An installed package is compiled; a checkout may be read-only.
     surroundings = {**os.environ, "PYTHONPYCACHEPREFIX": compiled}
     surroundings.pop("PYTHONDONTWRITEBYTECODE", None)
     for _ in range(count + 1):

@@ -1,4 +1,4 @@
-"""Statements to the database for one run, from its plan to its recorded success, counted."""
+"""Counts database statements for one run, from planning to the recorded success."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.scale import Scale
 from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner
 
-#: Where autocommit is on, SQLite's BEGIN is a statement, and others' is not.
+#: With autocommit, BEGIN is a statement of its own only in SQLite.
 TRANSACTIONS = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
 
 
@@ -35,13 +35,13 @@ def measure(scale: Scale) -> Iterator[Line]:
         stage.empty_state()
         stage.fill_items(9)
         stage.let_go(TrivialRunner())
-        for pk in range(1, 9):  # the first ones ask what a process asks once
+        for pk in range(1, 9):  # the first ones include statements that a process sends once
             with _counted() as fresh:
                 plan(label, [pk])
                 _work_off()
             counts.append(fresh)
         assert Run.objects.filter(status=Run.Status.SUCCEEDED).count() == 8
-        # Now and then the time that runs take is written down.
+        # Sometimes the duration of runs is recorded.
         fresh = sorted(counts[3:], key=len)[2]
         yield _line("statements-save", "one save, a new row", fresh, runs=1, goal=6)
         Item.objects.filter(pk=8).update(weight=99)
@@ -95,7 +95,7 @@ def _counted() -> Iterator[list[str]]:
     _not_counted.clear()
     with connection.execute_wrapper(note):
         yield seen
-    # The benchmark's own look at what is queued.
+    # The benchmark's own query for queued chunks.
     for _ in range(_not_counted.total()):
         seen.remove(next(sql for sql in seen if _is_own(sql)))
 

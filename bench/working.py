@@ -22,7 +22,7 @@ BROKER = os.environ.get("AUTORUN_BENCH_BROKER", "rabbitmq")
 
 @contextmanager
 def real_worker() -> Iterator[None]:
-    """Two processes that work off the queue, which is empty before and after the block."""
+    """Run two worker processes; the queue is empty before and after the block."""
     logs = Path(tempfile.mkdtemp(prefix="autorun-bench-"))
     log = logs / "worker.log"
     _purge()

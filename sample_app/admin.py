@@ -16,7 +16,7 @@ class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):  # type: ignore[type-arg]
     readonly_fields = ("created_at", "updated_at", "middle_slice")
 
     def middle_slice(self, scan: Scan) -> SafeString:
-        """The thumbnail that the preprocessing made."""
+        """The thumbnail from the preprocessing."""
         node = ScanPreprocessingRunner().get_node()
         run = Run.objects.filter(node=node, object_id=scan.pk, is_current=True).first()
         if run is None or not run.outputs or "thumbnail" not in run.outputs:

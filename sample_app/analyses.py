@@ -1,4 +1,4 @@
-"""What is done with a scan. A version that is in use is never edited: a change is a new one."""
+"""Analyses of scans. Never edit a version that is in use; add a new one instead."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ def preprocess(input_file: Path, *, harder: bool, better: int, stronger: str) ->
 def preprocess_foreground(
     input_file: Path, *, harder: bool, better: int, stronger: str
 ) -> dict[str, Any]:
-    """As version 1.0, but the air around the body no longer counts: voxels above the mean do."""
+    """Like version 1.0, but without the air around the body: only voxels above the mean count."""
     volume = _resample(read_volume(input_file), stronger=stronger)
     foreground = volume[volume > np.nanmean(volume)]
     # An image of one colour has no foreground.

@@ -1,4 +1,4 @@
-"""Reading images, and drawing small ones."""
+"""Reads images and draws thumbnails."""
 
 import base64
 import struct
@@ -20,22 +20,22 @@ Volume = npt.NDArray[np.float64]
 NIBABEL_SUFFIXES: Final = (".nii", ".nii.gz", ".mnc", ".mgz", ".hdr", ".HEAD", ".PAR", ".v")
 DICOM_SUFFIXES: Final = (".dcm", "")
 PIXEL_SUFFIXES: Final = {".hdr": (".img",), ".PAR": (".REC",), ".HEAD": (".BRIK", ".BRIK.gz")}
-"""Where the pixels are, for a header that is a file of its own."""
+"""Files with the pixels, if the header is in a separate file."""
 
 HDF5_MAGIC: Final = b"\x89HDF"
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of an image; whether it can be read is another matter."""
+    """Whether the file is named like an image. It may still be unreadable."""
     if path.name.startswith((".", "README")):
         return False
     return path.name.endswith(NIBABEL_SUFFIXES) or path.suffix in DICOM_SUFFIXES
 
 
 def is_readable_here(path: Path) -> bool:
-    """Whether the file that holds the pixels is there, and h5py where the image is an HDF5 file.
+    """Whether the file with the pixels exists and, for an HDF5 file, h5py is installed.
 
-    Whether the content makes sense is another matter.
+    The content may still be broken.
     """
     beside = PIXEL_SUFFIXES.get(path.suffix)
     if beside and not any(path.with_suffix(suffix).exists() for suffix in beside):
@@ -45,22 +45,22 @@ def is_readable_here(path: Path) -> bool:
 
 
 def installed_directories() -> list[Path]:
-    """Where nibabel and pydicom keep the images they are tested with."""
+    """Directories of the images that nibabel and pydicom are tested with."""
     return [Path(str(files("nibabel") / "tests" / "data")), Path(str(files("pydicom") / "data"))]
 
 
 def describe(path: Path) -> tuple[str, str]:
-    """Description and modality from the header; the file's name and "" where it tells nothing."""
+    """Description and modality from the header; by default the file's name and ""."""
     if path.suffix not in DICOM_SUFFIXES:
         return path.name.split(".")[0], ""
     with warnings.catch_warnings(action="ignore"):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    told = [_text(dataset, name) for name in ("StudyDescription", "SeriesDescription")]
-    return ": ".join(filter(None, told)) or path.stem, _text(dataset, "Modality")
+    descriptions = [_text(dataset, name) for name in ("StudyDescription", "SeriesDescription")]
+    return ": ".join(filter(None, descriptions)) or path.stem, _text(dataset, "Modality")
 
 
 def read_volume(path: Path) -> Volume:
-    """Intensities of a scan of any format; raises what nibabel or pydicom raise."""
+    """Intensities of a scan of any format. Raises the exceptions of nibabel and pydicom."""
     pixels: npt.NDArray[Any]
     if path.suffix in DICOM_SUFFIXES:
         dataset = pydicom.dcmread(path)
@@ -86,7 +86,7 @@ def draw_thumbnail(volume: Volume, *, pixels: int = 64) -> str:
 
 def _encode_png(grey: npt.NDArray[np.uint8]) -> bytes:
     height, width = grey.shape
-    # Each row opens with its filter: 0, none. The header's 8, 0 say eight bits of grey.
+    # Each row starts with its filter: 0, for none. The header's 8, 0 stand for eight bits of grey.
     rows = b"".join(b"\0" + row.tobytes() for row in grey)
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]

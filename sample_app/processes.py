@@ -1,4 +1,4 @@
-"""Web, worker and beat, started together and stopped together."""
+"""Starts and stops web, worker and beat together."""
 
 import os
 import shlex
@@ -14,25 +14,25 @@ from typing import Final, Self
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-#: What the commands of this checkout heed, beside their arguments.
-HEEDED: Final = ("AUTORUN_VAR", "SCAN_PREPROCESSING_VERSION", "DJANGO_SETTINGS_MODULE")
+#: Environment variables that the commands of this checkout read.
+VARIABLES: Final = ("AUTORUN_VAR", "SCAN_PREPROCESSING_VERSION", "DJANGO_SETTINGS_MODULE")
 
-#: What Celery says to root at every start, which in a demo is noise.
+#: Celery's warning at every start as root, which is noise in a demo.
 PRIVILEGES: Final = "ignore:You're running the worker with superuser privileges"
 
 
 def typed(*arguments: str) -> str:
-    """The line for a terminal that runs `manage.py ARGUMENTS` on the same data as this process."""
-    environment = [f"{name}={os.environ[name]}" for name in HEEDED if os.environ.get(name)]
+    """The command line that runs `manage.py ARGUMENTS` on the data of this process."""
+    environment = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
     python = os.path.relpath(sys.executable)
     return shlex.join(["env", *environment, python, "manage.py", *arguments]).removeprefix("env ")
 
 
 class Processes:
-    """Processes by name, all stopped when the `with` block ends, however it ends.
+    """Processes by name, which are stopped at the end of the `with` block.
 
-    `logs` is the directory where each writes `<name>.log`; without it they write to the terminal.
-    One that takes longer than `patience` seconds to stop is killed.
+    Each writes `<name>.log` to the directory `logs`, by default to the terminal. A process that
+    takes longer than `patience` seconds to stop is killed.
     """
 
     def __init__(self, *, logs: Path | None = None, patience: float = 15) -> None:
@@ -59,7 +59,7 @@ class Processes:
         self.start(
             "worker",
             *("-m", "celery", "-A", "settings", "worker"),
-            # Two workers of one node name would be refused by RabbitMQ.
+            # RabbitMQ refuses two workers with the same node name.
             *("-n", f"autorun-{os.getpid()}@%h", "--concurrency", "2", "--loglevel", loglevel),
             **({"PYTHONWARNINGS": ",".join(warnings)} | environment),
         )
@@ -68,9 +68,9 @@ class Processes:
         self.start("beat", "-m", "celery", "-A", "settings", "beat", "--pidfile=", **environment)
 
     def start(self, name: str, *arguments: str, **environment: str) -> None:
-        """Runs Python with `arguments` in the checkout, `environment` added to this process's."""
+        """Run Python with `arguments` in the checkout, with additions to the environment."""
         command = [sys.executable, *arguments]
-        # SIGQUIT lets a worker finish for a few seconds, hand back the rest, and end.
+        # SIGQUIT lets a worker finish for a few seconds, return the rest to the queue, and exit.
         surroundings = os.environ | {"REMAP_SIGTERM": "SIGQUIT"} | environment
         with self._open_log(name) as log:
             self._running[name] = subprocess.Popen(  # noqa: S603
@@ -79,17 +79,17 @@ class Processes:
                 env=surroundings,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C at the terminal reaches this process alone, which then stops the others.
+                # Ctrl-C at the terminal reaches only this process, which then stops the others.
                 start_new_session=True,
             )
 
     def ended(self) -> dict[str, int]:
-        """Exit codes of those that ended by themselves."""
+        """Exit codes of processes that exited without being stopped."""
         codes = {name: process.poll() for name, process in self._running.items()}
         return {name: code for name, code in codes.items() if code is not None}
 
     def stop(self, *names: str) -> None:
-        """Stops the named ones, or all; at once where a second Ctrl-C asks for it."""
+        """Stop these processes, or all; a second Ctrl-C stops them at once."""
         stopping = {name: self._running.pop(name) for name in names or tuple(self._running)}
         for process in stopping.values():
             process.terminate()
@@ -115,7 +115,7 @@ def _any_runs(processes: Iterable[subprocess.Popen[bytes]]) -> bool:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # Also where the process itself has ended: its children are of the group.
+    # Even if the process itself has exited, because its children belong to the group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -123,7 +123,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP unwind the stack like Ctrl-C, so that `with` blocks end."""
+    """Make SIGTERM and SIGHUP unwind the stack like Ctrl-C, so that `with` blocks are left."""
     signals = (signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, _interrupt) for number in signals}
     try:

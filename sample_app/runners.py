@@ -1,4 +1,4 @@
-"""Which scans are preprocessed, and how."""
+"""Runners that preprocess scans."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ class ScanPreprocessingRunner(QuerySetRunner):
 
     DATA_MODEL = Scan
     ANALYSIS = "Scan Preprocessing"
-    # A project writes "1.0" here and raises it in a commit; the demo raises it while it runs.
+    # A project writes "1.0" here and raises it in a commit. The demo raises it while it runs.
     ANALYSIS_VERSION = os.environ.get("SCAN_PREPROCESSING_VERSION", "1.0")
     ANALYSIS_CONFIGURATION = {"harder": True, "better": 100, "stronger": "faster"}
     INPUT_KEY = "input_file"
-    # A description that is edited changes nothing; a file that is replaced does.
+    # An edited description is not a change; a replaced file is.
     INPUT_FIELDS = ("path", "checksum")
-    # A second attempt helps where a disk was away; a broken file stays broken.
+    # A second attempt helps if a disk was unavailable; a broken file stays broken.
     MAX_ATTEMPTS = 2
     RETRY_BACKOFF = 1
 

@@ -1,4 +1,4 @@
-"""Everything but the database and the broker."""
+"""All settings except the database and the broker."""
 
 import os
 
@@ -58,15 +58,15 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_TASK_IGNORE_RESULT = True
 # Celery closes the database connection after every task, whatever CONN_MAX_AGE says, unless this
-# is set. settings/celery.py closes those that went stale instead.
+# is set. settings/celery.py closes stale connections instead.
 CELERY_DB_REUSE_MAX = 10_000
 CELERY_BROKER_CONNECTION_TIMEOUT = 2
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 4
-# With REMAP_SIGTERM=SIGQUIT in a worker's environment: finish within these seconds, then requeue.
+# With REMAP_SIGTERM=SIGQUIT in a worker's environment: finish within this time, then requeue.
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 5
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-# Beat fires a crontab it missed as soon as it starts, and again in time, unless it is this late.
+# Beat fires a missed crontab as soon as it starts, unless it is this late, and again on time.
 CELERY_BEAT_CRON_STARTING_DEADLINE = 300
-# After a kill beat repeats what it fired since it last saved.
+# After a kill, beat repeats the tasks it sent since it last saved.
 CELERY_BEAT_SYNC_EVERY = 1

@@ -1,7 +1,7 @@
-"""One function a broker, each giving its URL and Celery's transport options.
+"""One function per broker, which returns its URL and Celery's transport options.
 
-The options bound every wait: a broker that accepts a connection and then freezes would otherwise
-hold a publisher for ever.
+The options limit every wait. Otherwise a broker that accepts a connection and then freezes would
+block a publisher for ever.
 """
 
 import os
@@ -18,7 +18,7 @@ class Broker(NamedTuple):
 
 
 def embedded() -> Broker:
-    """A SQLite file: no server to install, for trying autorun."""
+    """A SQLite file, to try autorun without a server."""
     return Broker(f"sqlite:///{var_directory() / 'broker.sqlite3'}", {})
 
 
@@ -26,7 +26,7 @@ def rabbitmq() -> Broker:
     """RabbitMQ, with every message confirmed."""
     return Broker(
         os.environ.get("AUTORUN_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//"),
-        # Without confirmation a server in memory alarm says yes and stores nothing.
+        # Without confirmation, a server in memory alarm accepts messages and stores none.
         {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5},
     )
 

@@ -21,12 +21,12 @@ app.autodiscover_tasks()
 
 
 @after_setup_logger.connect
-def tell_what_autorun_does(**kwargs: Any) -> None:
-    """Autorun's own lines appear under `--loglevel WARNING` too, without Celery's two a task."""
+def show_log_of_autorun(**kwargs: Any) -> None:
+    """Show autorun's own lines under `--loglevel WARNING`, without Celery's two per task."""
     logging.getLogger("autorun").setLevel(min(logging.INFO, logging.getLogger().level))
 
 
 @task_prerun.connect
 def close_stale_connections(**kwargs: Any) -> None:
-    """Closes connections that aged or broke while the worker was idle."""
+    """Close connections that expired or broke while the worker was idle."""
     close_old_connections()

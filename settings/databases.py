@@ -1,4 +1,4 @@
-"""One function a database, each giving an entry of Django's `DATABASES`."""
+"""One function per database, which returns an entry of Django's `DATABASES`."""
 
 import os
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from settings.environment import var_directory
 
 # Celery opens a connection for every task unless connections persist, and a persistent connection
-# outlives a restart of the server only when it is checked before use.
+# survives a restart of the server only if it is checked before use.
 PERSISTENT = {"CONN_MAX_AGE": 600, "CONN_HEALTH_CHECKS": True}
 
 
@@ -16,8 +16,8 @@ def sqlite() -> dict[str, Any]:
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("AUTORUN_DATABASE_NAME", str(var_directory() / "autorun.sqlite3")),
         "OPTIONS": {
-            # WAL alone does not do: a transaction that reads first and writes later fails at once
-            # with "database is locked" when another wrote in between, whatever the timeout.
+            # WAL is not enough: a transaction that reads first and writes later fails at once
+            # with "database is locked" if another one wrote in between, whatever the timeout.
             "transaction_mode": "IMMEDIATE",
             "timeout": 30,
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
@@ -26,7 +26,6 @@ def sqlite() -> dict[str, Any]:
 
 
 def postgres() -> dict[str, Any]:
-    """A PostgreSQL server."""
     return _server(
         "django.db.backends.postgresql", "AUTORUN_POSTGRES", port="5432", user="postgres"
     ) | {
@@ -35,7 +34,7 @@ def postgres() -> dict[str, Any]:
 
 
 def mariadb() -> dict[str, Any]:
-    """A MariaDB server, spoken to by PyMySQL, which needs no compiler."""
+    """A MariaDB server, through PyMySQL, which needs no compiler."""
     import pymysql
 
     pymysql.install_as_MySQLdb()
@@ -44,7 +43,7 @@ def mariadb() -> dict[str, Any]:
             "charset": "utf8mb4",
             "connect_timeout": 5,
             "init_command": "SET sql_mode='STRICT_TRANS_TABLES'",
-            # Repeatable read, the server's default, takes gap locks that make planners wait.
+            # The default, repeatable read, takes gap locks that make planners wait.
             "isolation_level": "read committed",
         },
     }

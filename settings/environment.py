@@ -1,4 +1,4 @@
-"""Where things are."""
+"""Paths of the checkout."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def var_directory() -> Path:
-    """Where run-time files go: `AUTORUN_VAR`, else `var/` in the checkout. Created when absent."""
+    """The directory of run-time files: `AUTORUN_VAR` or `var/`; created if it does not exist."""
     directory = Path(os.environ.get("AUTORUN_VAR") or CHECKOUT / "var").absolute()
     directory.mkdir(parents=True, exist_ok=True)
     return directory

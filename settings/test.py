@@ -1,8 +1,8 @@
 """Settings of the test suite: any database with any broker.
 
 `AUTORUN_TEST_DATABASE` is sqlite (default), postgres or mariadb; `AUTORUN_TEST_BROKER` is embedded
-(default), rabbitmq or redis. Names are private to one run of the suite, so that two runs on one
-machine do not meet; processes that a test starts inherit them by the environment.
+(default), rabbitmq or redis. Names belong to one run of the suite, so two runs on one machine do
+not interfere; processes that a test starts inherit the names from the environment.
 """
 
 import atexit
@@ -15,7 +15,7 @@ if "AUTORUN_TEST_RUN" not in os.environ:
     os.environ["AUTORUN_TEST_RUN"] = str(os.getpid())
     os.environ["AUTORUN_VAR"] = tempfile.mkdtemp(prefix="autorun-tests-")
     atexit.register(shutil.rmtree, os.environ["AUTORUN_VAR"], ignore_errors=True)
-# So is what each of several pytest-xdist workers uses.
+# Each pytest-xdist worker has its own names, too.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER and not os.environ["AUTORUN_TEST_RUN"].endswith(WORKER):
     os.environ["AUTORUN_TEST_RUN"] += WORKER
@@ -46,11 +46,11 @@ if "AUTORUN_DATABASE_NAME" not in os.environ:
         if database["ENGINE"].endswith("sqlite3")
         else f"test_autorun_{RUN}"
     )
-# The same name for tests as otherwise: a process started by a test finds the test's database.
+# Tests use the same name, so that a process started by a test finds the test's database.
 archive = databases.sqlite() | {"NAME": str(var_directory() / "archive.sqlite3")}
 DATABASES = {
     "default": database | {"TEST": {"NAME": database["NAME"]}},
-    # For rows that are in another database than autorun's tables.
+    # For rows in another database than autorun's tables.
     "archive": archive | {"TEST": {"NAME": archive["NAME"]}},
 }
 
@@ -63,7 +63,7 @@ if "AUTORUN_TEST_VISIBILITY" in os.environ:  # seconds
     )
 CELERY_TASK_DEFAULT_QUEUE = f"autorun-tests-{RUN}"
 
-# Short leases and the like, for processes that a test starts.
+# Settings such as short leases, for processes that a test starts.
 AUTORUN = json.loads(os.environ.get("AUTORUN_TEST_SETTINGS", "{}"))
 
 DEBUG = False

@@ -1,10 +1,10 @@
-"""Rows to process, and where a receiver and a task written by hand keep what they did."""
+"""Rows to process, and the results of a receiver and a task written by hand."""
 
 from django.db import models
 
 
 class Item(models.Model):
-    """A row that a runner is about."""
+    """A row that a runner processes."""
 
     title = models.CharField(max_length=100)
     weight = models.IntegerField(default=0)
@@ -18,14 +18,14 @@ class ItemByHand(models.Model):
 
 
 class PlainItem(models.Model):
-    """The same row that nobody listens to."""
+    """The same row without a receiver."""
 
     title = models.CharField(max_length=100)
     weight = models.IntegerField(default=0)
 
 
 class ResultByHand(models.Model):
-    """What a task written by hand records."""
+    """The result of a task written by hand."""
 
     item = models.ForeignKey(ItemByHand, on_delete=models.CASCADE)
     outputs = models.JSONField()

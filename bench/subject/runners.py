@@ -18,7 +18,7 @@ class TrivialRunner(QuerySetRunner):
 
 
 class SleepingRunner(QuerySetRunner):
-    """Runs that take as many milliseconds as their row's `weight`; only when asked to."""
+    """Runs that take the milliseconds of their row's `weight`, and only start on request."""
 
     DATA_MODEL = Item
     ANALYSIS = "Sleeping"

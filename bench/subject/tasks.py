@@ -1,4 +1,4 @@
-"""What somebody writes who has no autorun."""
+"""The same work written by hand, without autorun."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MESSAGE_OF = 100
 
 
 def announce(sender: Any, instance: ItemByHand, **kwargs: Any) -> None:
-    """The receiver: a message for every save."""
+    """Send a message for every save."""
     pk = instance.pk
     transaction.on_commit(lambda: by_hand.delay(pk))
 
 
 @shared_task(name="bench.by_hand", ignore_result=True)
 def by_hand(pk: int) -> None:
-    """Loads the row and records one result."""
+    """Load the row and record one result."""
     began_at = time.time()
     item = ItemByHand.objects.get(pk=pk)
     outputs = {"length": len(item.title) * 2, "began_at": began_at}
@@ -30,7 +30,7 @@ def by_hand(pk: int) -> None:
 
 @shared_task(name="bench.hundred_by_hand", ignore_result=True)
 def hundred_by_hand(pks: list[int]) -> None:
-    """Loads a hundred rows, and records no more than their results."""
+    """Load a hundred rows and record only their results."""
     items = ItemByHand.objects.filter(pk__in=pks)
     ResultByHand.objects.bulk_create(
         ResultByHand(item=item, outputs={"length": len(item.title) * 2}) for item in items

@@ -23,25 +23,25 @@ SAVED_AT_FIRST = 110
 
 ABOUT_THE_FILES = """
 The scans are the files that pydicom and nibabel are tested with, the real ones at hand on every
-machine. Many are broken or incomplete on purpose, so [bold]more than half of the runs are meant to
-fail[/bold]: an analysis of ten thousand scans meets such files too, and autorun is to say which and
-why."""
+machine. Many are broken or incomplete on purpose, so [bold]more than half of the runs will
+fail[/bold]. An analysis of ten thousand scans meets such files, too, and autorun reports which
+failed and why."""
 
 ABOUT_THE_FAILURES = """
-These failures are the files', not autorun's. "No pixel data" are DICOM files that hold no image, as
-plans, reports and directories; "plugins are missing" are JPEG-compressed ones, whose decoders are
-optional packages that the demo does without; the others are files damaged for a test. A run is
-tried twice before it counts as failed, one bad file never stops the others, and what failed is one
-line a cause instead of one traceback a file.
+The files cause these failures, not autorun. "No pixel data": DICOM files without an image, such as
+plans, reports and directories. "Plugins are missing": JPEG-compressed files; their decoders are
+optional packages that the demo does not install. The others were damaged for a test. Each run has
+two attempts before it fails, one bad file never stops the others, and each cause is one line here
+instead of one traceback per file.
 """
 
 
 class Command(BaseCommand):
-    help = "Shows autorun at work on real scans: saves, a sweep, a new version and its backfill."
+    help = "Demonstrate autorun on real scans: saves, a sweep, a new version and its backfill."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--patience", type=float, default=90, help="seconds that one step may take"
+            "--patience", type=float, default=90, help="the most seconds that one step may take"
         )
 
     def handle(self, *, patience: float, **options: Any) -> None:
@@ -49,7 +49,7 @@ class Command(BaseCommand):
         self.patience = patience
         call_command("migrate", verbosity=0)
         if Scan.objects.exists():
-            raise CommandError("The demo starts from an empty database: `make demo` makes one.")
+            raise CommandError("The demo needs an empty database: `make demo` creates one.")
         self._say(ABOUT_THE_FILES)
         with (
             termination_as_interrupt(),
@@ -61,7 +61,7 @@ class Command(BaseCommand):
                 self.console.print("\nInterrupted. Stopping worker and beat...")
                 sys.exit(130)
             self.console.print("\nStopping worker and beat...")
-        self.console.print("Look at all this in the admin pages:")
+        self.console.print("To see all this in the admin pages, run:")
         self.console.print(f"  {_command_to_look()}", soft_wrap=True, markup=False)
 
     def _play(self, processes: Processes) -> None:
@@ -69,13 +69,13 @@ class Command(BaseCommand):
         processes.start_worker()
         processes.start_beat()
         logs = os.path.relpath(var_directory())
-        self.console.print(f"Their logs are in {logs}. The worker needs some seconds to start.")
+        self.console.print(f"Their logs are in {logs}. The worker takes a few seconds to start.")
 
         self._title("Scans are saved: every save plans its runs")
         self._command("load_scans", "--limit", str(SAVED_AT_FIRST))
         self._watch(processes)
 
-        self._title("Scans are written with bulk_create, which tells nobody")
+        self._title("Scans are written with bulk_create, which sends no signal")
         self._command("load_scans", "--bulk")
         for runner in get_runners():
             self.console.print(f"{runner.label}: {runner.pending().count()} pending")
@@ -89,13 +89,13 @@ class Command(BaseCommand):
         self._raise_version("1.1")
         processes.start_worker()
         processes.start_beat()
-        self._title("What a backfill would do, and then the backfill")
+        self._title("A preview of the backfill, and then the backfill")
         self._command("autorun", "plan", SCANS)
         for runner in get_runners():
             self._command("autorun", "backfill", runner.label)
         self._watch(processes)
 
-        self._title("What came of it")
+        self._title("The result")
         self._command("autorun", "status")
         self.console.print()
         self._command("autorun", "failures", SCANS)
@@ -112,16 +112,16 @@ class Command(BaseCommand):
         call_command(*arguments)
 
     def _raise_version(self, version: str) -> None:
-        # The processes started from here inherit it.
+        # Processes that are started later inherit it.
         os.environ["SCAN_PREPROCESSING_VERSION"] = version
         importlib.reload(runners)
         registry.register_module(runners.__name__)
 
     def _watch(self, processes: Processes) -> None:
-        """Shows the progress of all runners until nothing is pending or on its way."""
+        """Show the progress of all runners until nothing is pending or in progress."""
         watched = get_runners()
         started = time.monotonic()
-        # Transient, and drawn once more below: a live table leaves the cursor behind its last row.
+        # Transient and drawn again below: a live table leaves the cursor behind its last row.
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             while True:
                 live.update(_draw(watched), refresh=True)
@@ -131,7 +131,7 @@ class Command(BaseCommand):
                 ):
                     break
                 if ended := processes.ended():
-                    raise CommandError(f"{', '.join(ended)} ended by itself; see its log.")
+                    raise CommandError(f"{', '.join(ended)} exited unexpectedly; see its log.")
                 if time.monotonic() - started > self.patience:
                     raise CommandError(f"Not done after {self.patience:.0f} s; see the logs.")
                 time.sleep(0.25)
@@ -140,7 +140,7 @@ class Command(BaseCommand):
 
 
 def _command_to_look() -> str:
-    """What starts web, worker and beat on the demo's data."""
+    """The command that starts web, worker and beat on the demo's data."""
     if var_directory() == CHECKOUT / "var" / "demo":
         return "make up DEMO=1"
     return typed("up")

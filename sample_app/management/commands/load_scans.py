@@ -10,15 +10,15 @@ from sample_app.models import Scan
 
 
 class Command(BaseCommand):
-    help = "Records the brain scans that nibabel and pydicom install, or those of a directory."
+    help = "Record the brain scans that nibabel and pydicom install, or those of a directory."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--source", type=Path, help="a directory to search instead")
-        parser.add_argument("--limit", type=int, help="the most scans to record")
+        parser.add_argument("--limit", type=int, help="record at most this many scans")
         parser.add_argument(
             "--bulk",
             action="store_true",
-            help="write with bulk_create, which sends no signal, in place of save()",
+            help="write with bulk_create, which sends no signal, instead of save()",
         )
 
     def handle(self, *, source: Path | None, limit: int | None, bulk: bool, **options: Any) -> None:
@@ -31,7 +31,7 @@ class Command(BaseCommand):
             for scan in scans:
                 scan.save()
         how = "by bulk_create, without a signal" if bulk else "by save()"
-        self.stdout.write(f"{len(scans)} scans recorded {how}; {len(known)} were there before.")
+        self.stdout.write(f"{len(scans)} scans recorded {how}; {len(known)} existed before.")
 
 
 def _find(source: Path | None) -> list[Path]:

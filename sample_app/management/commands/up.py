@@ -12,7 +12,7 @@ from sample_app.processes import Processes, termination_as_interrupt, typed
 WELCOME = """
 http://{address}/admin/ (user admin, password admin)
 
-{scans} scans are recorded. In another terminal:
+{scans} scans are recorded. In another terminal, run:
   {load}
   {status}
 Ctrl-C stops web, worker and beat.
@@ -20,7 +20,7 @@ Ctrl-C stops web, worker and beat.
 
 
 class Command(BaseCommand):
-    help = "Starts web, worker and beat for looking around, and stops them on Ctrl-C."
+    help = "Start web, worker and beat to try autorun; Ctrl-C stops them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("address", nargs="?", default="127.0.0.1:8000")
@@ -49,4 +49,4 @@ class Command(BaseCommand):
                 self.stdout.write("\nStopping web, worker and beat...")
                 return
         names = " and ".join(f"{name} (exit code {code})" for name, code in ended.items())
-        raise CommandError(f"{names} ended by itself; the lines above say why.")
+        raise CommandError(f"{names} exited unexpectedly; see the lines above.")
