@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests import services
+
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -41,7 +43,8 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="make test-browser installs it")
     path = os.environ.get("AUTORUN_CHROMIUM") or shutil.which("chromium")
     if path is None:
-        pytest.skip("There is no chromium: `apt-get install chromium`.")
+        missing = pytest.fail if services.are_required() else pytest.skip
+        missing("There is no chromium: `apt-get install chromium`.")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser
