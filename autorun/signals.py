@@ -30,6 +30,7 @@ from autorun.declare.runner import Runner
 from autorun.models import Batch
 from autorun.state.encoding import ExceptionText
 from autorun.state.keys import Key
+from autorun.state.user_code import UserCode
 
 #: One run succeeded. `sender` is the runner's class, or None where it is registered no more;
 #: `run_id` the primary key of its Run; `key` that of the row, as autorun keeps it: an int, or the
@@ -73,8 +74,10 @@ def announce_runs(label: str, endings: Iterable[Ending]) -> None:
         return
 
     def send_all() -> None:
+        receivers = UserCode(f"A receiver of {label}'s signals")
         for ending in ended:
-            _send(ending, sender, label)
+            with receivers:
+                _send(ending, sender, label)
 
     transaction.on_commit(send_all, using=settings.DATABASE, robust=True)
 
@@ -86,7 +89,8 @@ def announce_batch(batch_id: int) -> None:
 
     def send() -> None:
         batch = Batch.objects.select_related("node").get(pk=batch_id)
-        batch_finished.send_robust(_runner_class(batch.runner), batch=batch)
+        with UserCode("A receiver of batch_finished"):
+            batch_finished.send_robust(_runner_class(batch.runner), batch=batch)
 
     transaction.on_commit(send, using=settings.DATABASE, robust=True)
 

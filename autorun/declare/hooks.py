@@ -17,6 +17,7 @@ from django.db.models import Manager, Model, Q, QuerySet
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner
+from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
     Raises ImproperRunner, which names the runner and the hook, for anything that it raises.
     """
     try:
-        return getattr(runner, hook)(*args, **options)
+        with UserCode(f"{runner.label}.{hook}()"):
+            return getattr(runner, hook)(*args, **options)
     except (AutorunError, DatabaseError, SoftTimeLimitExceeded):
         # If the database is away, that is not the hook's fault, and the task tries again. Nor is
         # it the hook's fault if the task's time is up while it runs.

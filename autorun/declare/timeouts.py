@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from autorun.exceptions import RunTimeout
+from autorun.state.user_code import cancel_queries
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -36,17 +37,27 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
         return
 
     is_over = False
+    timeout = RunTimeout(
+        message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
+    )
+    was_raised = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal was_raised
         if not is_over:
-            raise RunTimeout(
-                message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
-            )
+            was_raised = True
+            cancel_queries()
+            raise timeout
 
     restore = _set_alarm(stop, seconds, every=INSISTENCE)
     try:
         try:
             yield
+        except Exception as error:
+            # A driver, or a cleaning up that failed, may have put another in its place.
+            if was_raised and error is not timeout:
+                raise timeout from error
+            raise
         finally:
             is_over = True
     finally:
@@ -72,6 +83,7 @@ def calls_limited(
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         if began_at is not None and time.monotonic() - began_at >= seconds:
+            cancel_queries()
             raise RunTimeout(message)
 
     def call(argument: Argument) -> Result:

@@ -11,6 +11,7 @@ from typing import Any
 from billiard.common import TERM_SIGNAL
 
 from autorun.declare.timeouts import can_use_signals
+from autorun.state.user_code import cancel_queries
 
 
 class Interrupted(BaseException):
@@ -55,6 +56,10 @@ class Termination:
             if self.was_requested:
                 raise Interrupted
             yield
+        except BaseException:
+            if self.was_requested:  # whatever the body made of it
+                raise Interrupted from None
+            raise
         finally:
             self._may_raise = False
 
@@ -64,6 +69,7 @@ class Termination:
         self.was_requested = True
         self._received = signal.Signals(number)
         if self._may_raise:
+            cancel_queries()
             raise Interrupted
 
 

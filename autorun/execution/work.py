@@ -30,6 +30,7 @@ from autorun.state.encoding import describe_exception, encode_outputs
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.transactions import repeated_on_conflict
+from autorun.state.user_code import UserCode
 
 #: Results are written after so many seconds, or when their outputs take so many bytes.
 WRITE_EVERY = 1.0
@@ -59,6 +60,7 @@ class Work:
         self.analysis = analysis
         self.timeout = runner.get_timeout()
         self.lock = threading.RLock()
+        self.user_code = UserCode(runner.label)
         self.began_at = time.monotonic()
         self.current: Assignment | None = None
         self.current_since = 0.0
@@ -210,7 +212,7 @@ class Work:
     def _run(self, assignment: Assignment, termination: Termination) -> Result:
         run, row = assignment.run, assignment.row
         try:
-            with termination.raised(), time_limit(self.timeout):
+            with self.user_code, termination.raised(), time_limit(self.timeout):
                 if row.error is not None:
                     raise row.error
                 value = self.analysis.call(**self._arguments(row))

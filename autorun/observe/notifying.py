@@ -24,6 +24,7 @@ from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
 from autorun.state.clock import from_now
 from autorun.state.pulses import give_back_turn, note, take_turn
+from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def _notify(runner: Runner) -> bool:
     note(reported, since)
     report = FailureReport(runner.label, str(runner.get_analysis()), since, groups)
     message = f"AUTORUN['ON_FAILURE'] took longer than {CALLBACK_TIMEOUT:g} s."
-    with time_limit(CALLBACK_TIMEOUT, message=message):
+    with UserCode("AUTORUN['ON_FAILURE']"), time_limit(CALLBACK_TIMEOUT, message=message):
         _callable()(report)
     # Failures after the call started go into the next report.
     note(reported, _beat_at(tried) or now)

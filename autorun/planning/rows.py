@@ -21,6 +21,7 @@ from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
 from autorun.state.encoding import fingerprint_of
 from autorun.state.keys import Key, key_kind
+from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ def one_by_one(
     if runner.DEPENDS_ON and not planned_by_database(runner):
         successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
     get_key = _key_getter(instances[0]) if instances else key_of
+    user_code = UserCode(f"{runner.label}.get_instance_representation()")
     for instance in instances:
         key = get_key(instance)
         if successes is not None and key not in successes:
@@ -164,7 +166,8 @@ def one_by_one(
         if is_computed:
             row = Row(key, instance, instance._autorun_print)
         else:
-            row = _represented(key, instance, represent)
+            with user_code:
+                row = _represented(key, instance, represent)
         if successes is not None:
             row = row._replace(fingerprint=fingerprints.combined(row.fingerprint, successes[key]))
         yield row

@@ -4,6 +4,9 @@ sleep:2        it takes so many seconds
 gate           it waits until the file `gate` is there, beside the ledger
 raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
                interpreter's lock);
+leave:begin    it leaves its connection so: see `tests.faultlab.leftovers`
+query:5, atomic_query:5  it waits for the database, in autocommit or in a transaction
+represent:WORD nothing: that befalls what makes its representation
                `raise_once` and so on: the first time only
 """
 
@@ -18,7 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.faultlab import ledger
+from tests.faultlab import ledger, leftovers
 
 
 def exercise(specimen: dict[str, Any]) -> dict[str, Any]:
@@ -34,10 +37,16 @@ def exercise(specimen: dict[str, Any]) -> dict[str, Any]:
                 if len(ledger.Ledger(_path()).began(row)) > 1:
                     continue
                 kind = kind.removesuffix("_once")
-            _DOES[kind](argument)
+            befall(f"{kind}:{argument}")
     finally:
         ledger.write("end", id=name, row=row)
     return {"value": value}
+
+
+def befall(word: str) -> None:
+    """Has the word come true."""
+    kind, _, argument = word.partition(":")
+    _DOES[kind](argument)
 
 
 def _path() -> Path:
@@ -91,4 +100,8 @@ _DOES = {
     "memory": _exhaust_memory,
     "hang": _hang,
     "deaf": _sleep_in_c,
+    "leave": leftovers.leave,
+    "query": leftovers.query,
+    "atomic_query": leftovers.query_in_a_transaction,
+    "represent": lambda _: None,
 }

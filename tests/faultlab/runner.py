@@ -1,11 +1,12 @@
 """The lab's runner, with options that a test or a process chooses."""
 
 import datetime as dt
+import os
 from typing import Any
 
 from autorun.analysis import Analysis
 from autorun.runner import QuerySetRunner
-from tests.faultlab.bodies import exercise
+from tests.faultlab.bodies import befall, exercise
 from tests.faultlab.models import Specimen
 
 
@@ -34,4 +35,7 @@ def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
 def _represent(self: QuerySetRunner, instance: Any) -> dict[str, Any]:
     if instance.does == "unprepared":
         raise ValueError("as it was told")
+    # In the lab's processes: the test that looks at it is not to suffer it.
+    if instance.does.startswith("represent:") and "AUTORUN_LAB" in os.environ:
+        befall(instance.does.removeprefix("represent:"))
     return {"pk": instance.pk, "value": instance.value, "does": instance.does}

@@ -1,0 +1,216 @@
+"""The one place through which user code is called, and what it leaves behind in the databases.
+
+Bodies, hooks, receivers and notifications may open a transaction, change the session, close the
+connection, or be interrupted in the middle of a query. None of it may reach autorun's next
+statement or the next body: a connection that is not as it was before is replaced by a new one.
+
+In the ordinary case no statement is executed. The state of a transaction is known to the driver;
+what changes a session is told by the statements that user code executes, which are overheard.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from types import TracebackType
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+logger = logging.getLogger(__name__)
+
+#: Statements that leave nothing behind in a session, by how they begin.
+_ORDINARY = (
+    *("select", "insert", "update", "delete", "with", "values", "table ", "replace", "merge"),
+    *("savepoint", "release", "rollback to", "explain", "show", "truncate", "analyze", "refresh"),
+)
+#: What makes a statement that begins so another one. A semicolon may be followed by anything.
+_SESSION_WORDS = ("advisory_lock", "get_lock", "set_config", "into temp", ";")
+#: Settings of a session that PostgreSQL reports to the driver whenever they change.
+_REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
+#: Seconds that it may take to tell a server that nobody waits for a query any more.
+_PATIENCE = 2.0
+_IDLE, _ACTIVE = 0, 1  # of a transaction, as PostgreSQL's library counts
+_IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
+
+#: Steps of a query of SQLite's, some hundredths of a second, after which Python may hear signals.
+_STEPS = 1_000_000
+
+_thread = threading.local()
+
+
+class UserCode:
+    """Calls of user code by this thread, as a `with` block for each, or for several.
+
+    When a block ends, and whenever `mend()` is called in it, all connections are as they should be.
+    One that is in a transaction of the caller's at first is left alone. `owner` names the code.
+    """
+
+    __slots__ = ("_connections", "_touched", "_wrapper", "owner", "statements")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        #: How many statements the blocks have executed through Django.
+        self.statements = 0
+        self._touched: set[BaseDatabaseWrapper] = set()
+        self._wrapper = self._overhear
+        self._connections = [each for each in _all_connections() if not _is_the_callers(each)]
+        self.mend()
+        for connection in self._connections:
+            if connection.vendor == "sqlite" and connection.connection is not None:
+                connection.connection.set_progress_handler(_hear_signals, _STEPS)
+
+    def __enter__(self) -> UserCode:
+        for connection in self._connections:
+            connection.execute_wrappers.append(self._wrapper)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for connection in self._connections:
+            wrappers = connection.execute_wrappers
+            if self._wrapper in wrappers:
+                del wrappers[wrappers.index(self._wrapper) :]
+        self.mend()
+
+    def mend(self) -> None:
+        """Replace the connections that are not idle, or whose session was changed."""
+        for connection in self._connections:
+            if not _is_idle(connection):
+                self._replace(connection, "in a transaction or broken: what it wrote is undone")
+            elif connection in self._touched:
+                self._replace(connection, "with other settings of its session")
+            elif connection.errors_occurred:
+                connection.close_if_unusable_or_obsolete()
+
+    def _replace(self, connection: BaseDatabaseWrapper, left: str) -> None:
+        self._touched.discard(connection)
+        replace(connection)
+        logger.warning(
+            "%s left the connection %r %s. It is replaced.", self.owner, connection.alias, left
+        )
+
+    def _overhear(
+        self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
+    ) -> Any:
+        self.statements += 1
+        connection: BaseDatabaseWrapper = context["connection"]
+        text = sql.lower() if isinstance(sql, str) else ""
+        is_ordinary = text.lstrip("( \n\t\r").startswith(_ORDINARY) or (
+            # Django's own, on SQLite alone.
+            connection.vendor == "sqlite" and text.startswith("begin")
+        )
+        if not is_ordinary or any(word in text for word in _SESSION_WORDS):
+            self._touched.add(connection)
+        return execute(sql, params, many, context)
+
+
+def replace(connection: BaseDatabaseWrapper) -> None:
+    """Have the next statement open a new connection, whatever became of this one. Never raises."""
+    raw: Any = connection.connection
+    connection.in_atomic_block = connection.closed_in_transaction = False
+    connection.needs_rollback = connection.errors_occurred = False
+    connection.run_on_commit = []
+    if raw is None:
+        return
+    if connection.vendor == "sqlite" and connection.is_in_memory_db():  # type: ignore[attr-defined]
+        with suppress(Exception):
+            raw.rollback()
+        return
+    _cancel_query(raw)
+    with suppress(Exception):
+        raw.close()  # also of a pool, which would give it to others as it is
+    with suppress(Exception):
+        connection.close()
+    connection.connection = None
+
+
+def cancel_queries() -> None:
+    """Have servers end what this thread waits for, before an exception ends the waiting.
+
+    A server would go on with the query for as long as it takes, and keep its locks.
+    """
+    for connection in _all_connections():
+        raw: Any = connection.connection
+        _cancel_query(raw)
+        if hasattr(raw, "server_thread_id"):  # PyMySQL's; one that is idle is not hurt
+            with suppress(Exception), closing(connection.copy()) as other, other.cursor() as cursor:
+                cursor.execute(f"KILL QUERY {raw.thread_id():d}")
+
+
+def _cancel_query(raw: Any) -> None:
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is not None and pgconn.transaction_status == _ACTIVE:
+        with suppress(Exception):
+            raw.cancel_safe(timeout=_PATIENCE)
+
+
+def _all_connections() -> list[BaseDatabaseWrapper]:
+    """This thread's connection of every alias: to ask Django for them takes longer than a check."""
+    known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
+    if not known or known[0] is not connections[known[0].alias]:
+        known = _thread.connections = list(connections.all())
+    return known
+
+
+def _is_the_callers(connection: BaseDatabaseWrapper) -> bool:
+    is_managed = connection.connection is not None and not connection.autocommit
+    return connection.in_atomic_block or is_managed
+
+
+def _is_idle(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the connection is closed, or open in autocommit with nothing left to be ended."""
+    raw: Any = connection.connection
+    if connection.in_atomic_block or connection.needs_rollback:
+        return False
+    if raw is None:
+        return True
+    if not connection.autocommit:
+        return False
+    try:
+        return _STATES[connection.vendor](connection, raw)
+    except Exception:  # noqa: BLE001  it was closed behind Django's back
+        return False
+
+
+def _is_idle_on_postgresql(connection: BaseDatabaseWrapper, raw: Any) -> bool:
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is None:  # psycopg2
+        return bool(raw.autocommit and raw.info.transaction_status == _IDLE and not raw.closed)
+    reported = tuple(map(pgconn.parameter_status, _REPORTED))
+    # What a session is like is known since the connection was first seen, just opened.
+    known = connection.__dict__.setdefault("_autorun_session", (raw, reported))
+    if known[0] is not raw:
+        known = connection.__dict__["_autorun_session"] = (raw, reported)
+    is_autocommit: bool = raw.autocommit
+    return is_autocommit and pgconn.transaction_status == _IDLE and reported == known[1]
+
+
+def _is_idle_on_mariadb(_: BaseDatabaseWrapper, raw: Any) -> bool:
+    status = getattr(raw, "server_status", None)
+    if status is None:  # mysqlclient: only the statements tell
+        return bool(raw.get_autocommit())
+    return bool(raw.open) and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
+
+
+def _hear_signals() -> int:
+    """Go on; what a signal raises in here, SQLite takes for an order to end the query."""
+    return 0
+
+
+def _is_idle_on_sqlite(_: BaseDatabaseWrapper, raw: Any) -> bool:
+    return not raw.in_transaction
+
+
+_STATES: dict[str, Callable[[BaseDatabaseWrapper, Any], bool]] = {
+    "postgresql": _is_idle_on_postgresql,
+    "mysql": _is_idle_on_mariadb,
+    "sqlite": _is_idle_on_sqlite,
+}

@@ -1,0 +1,128 @@
+"""What a body or a hook may leave behind in the databases, by name."""
+
+import threading
+from collections.abc import Callable
+
+from django.db import connection, connections, transaction
+
+
+def leave(name: str) -> None:
+    """Leaves it in the default connection of this thread."""
+    _WAYS[name]()
+
+
+def names(vendor: str) -> list[str]:
+    """Those that `vendor` knows."""
+    return [*_ANYWHERE, *_STATEMENTS[vendor]]
+
+
+def query(seconds: str) -> None:
+    """A single statement that takes at least so long."""
+    _execute(
+        {
+            "postgresql": f"SELECT pg_sleep({seconds})",
+            "mysql": f"SELECT SLEEP({seconds})",
+            "sqlite": "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c "
+            f"WHERE x < {seconds} * 10000000) SELECT COUNT(*) FROM c",
+        }[connection.vendor]
+    )
+
+
+def query_in_a_transaction(seconds: str) -> None:
+    with transaction.atomic():
+        _execute("UPDATE faultlab_specimen SET value = value WHERE id = 0")
+        query(seconds)
+
+
+def _execute(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def _raise_in_transaction() -> None:
+    """A broken transaction that nobody ends; the body says what else went wrong."""
+    _execute("BEGIN")
+    try:
+        _execute("SELECT nothing FROM nowhere")
+    finally:
+        raise ZeroDivisionError("as it was told")
+
+
+def _close_from_outside() -> None:
+    connection.ensure_connection()
+    connection.connection.close()
+
+
+def _begin_on_the_drivers_connection() -> None:
+    connection.ensure_connection()
+    connection.connection.cursor().execute("BEGIN")
+
+
+def _enter_atomic() -> None:
+    transaction.atomic().__enter__()
+
+
+def _close_in_atomic() -> None:
+    _enter_atomic()
+    connection.close()
+
+
+def _hold_from_another_thread() -> None:
+    """The connection of another thread stays open in a transaction."""
+
+    def begin() -> None:
+        with transaction.atomic(using="archive"):
+            connections["archive"].cursor().execute("SELECT 1")
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+
+
+_ANYWHERE: dict[str, Callable[[], object]] = {
+    "begin": lambda: _execute("BEGIN"),
+    "broken": _raise_in_transaction,
+    "driver": _begin_on_the_drivers_connection,
+    "atomic": _enter_atomic,
+    "atomic_closed": _close_in_atomic,
+    "autocommit": lambda: connection.set_autocommit(False),
+    "closed": lambda: connection.close(),
+    "closed_outside": _close_from_outside,
+    "all_closed": lambda: connections.close_all(),
+    "rollback_needed": lambda: setattr(connection, "needs_rollback", True),
+    "other_alias": lambda: connections["archive"].cursor().execute("BEGIN"),
+    "thread": _hold_from_another_thread,
+    "wrapper": lambda: connection.execute_wrappers.append(_refuse),
+}
+_STATEMENTS = {
+    "postgresql": {
+        "read_only": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        "role": "SET ROLE pg_monitor",
+        "search_path": "SET search_path TO nowhere",
+        "configured": "SELECT set_config('search_path', 'nowhere', false)",
+        "timeout": "SET statement_timeout TO 1",
+        "lock": "SELECT pg_advisory_lock(4711)",
+        "two": "SELECT 1; SET search_path TO nowhere",
+    },
+    "mysql": {
+        "read_only": "SET SESSION TRANSACTION READ ONLY",
+        "lock": "SELECT GET_LOCK('faultlab', 0)",
+        "tables": "LOCK TABLES faultlab_specimen READ",
+        "timeout": "SET SESSION max_statement_time = 0.000001",
+        "mode": "SET SESSION sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'",
+        "no_autocommit": "SET autocommit = 0",
+    },
+    "sqlite": {
+        "read_only": "PRAGMA query_only = ON",
+        "lock": "BEGIN IMMEDIATE",
+    },
+}
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("a wrapper that was left behind")
+
+
+_WAYS = _ANYWHERE | {
+    name: (lambda sql=sql: _execute(sql)) for name, sql in _STATEMENTS[connection.vendor].items()
+}
