@@ -377,7 +377,7 @@ def test_nothing_is_logged_where_nothing_was_done(runner) -> None:
 def test_ignored_runs_are_retried_where_they_are_meant(
     form, runner, django_capture_on_commit_callbacks
 ) -> None:
-    interventions.ignore(RunFilter(state="failed", exception="ValueError").each())
+    interventions.ignore_runs(RunFilter(state="failed", exception="ValueError").each())
     ignored = Run.objects.filter(status=Run.Status.CANCELLED, is_current=True)
     pks = list(ignored.values_list("pk", flat=True))
     form = {**form, "action": "retry", "confirmed": "1"} | ({"ids": pks} if "ids" in form else {})
@@ -397,7 +397,7 @@ def test_ignored_runs_are_retried_where_they_are_meant(
 def test_ignored_runs_stay_so_when_all_that_match_no_state_are_retried(
     runner, django_capture_on_commit_callbacks
 ) -> None:
-    interventions.ignore(RunFilter(state="failed", exception="ValueError").each())
+    interventions.ignore_runs(RunFilter(state="failed", exception="ValueError").each())
     form = {"action": "retry", "scope": "everything", "confirmed": "1"}
 
     with django_capture_on_commit_callbacks(execute=True):
@@ -407,7 +407,7 @@ def test_ignored_runs_stay_so_when_all_that_match_no_state_are_retried(
 
 
 def test_an_ignored_run_can_be_retried_from_its_page(runner) -> None:
-    interventions.ignore(RunFilter(state="failed").each())
+    interventions.ignore_runs(RunFilter(state="failed").each())
     run = Run.objects.filter(status=Run.Status.CANCELLED).first()
 
     page = client_with("retry_run", "cancel_run").get(
@@ -538,10 +538,10 @@ def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
 @pytest.mark.parametrize(
     ("name", "typed", "told"),
     [
-        ("batch", "abc", "“abc” is no batch: those are numbers."),
-        ("state", "foo", "There is no state “foo”, but waiting, queued,"),
-        ("since", "9y", "There is no since “9y”, but 1h,"),
-        ("planned_from", "soon", "“soon” is no time: write 2031-05-04T03:00, for example."),
+        ("batch", "abc", "“abc” is not the number of a batch."),
+        ("state", "foo", "Unknown state “foo”. Choose waiting, queued,"),
+        ("since", "9y", "Unknown since “9y”. Choose 1h,"),
+        ("planned_from", "soon", "“soon” is not a time. Write 2031-05-04T03:00, for example."),
     ],
 )
 def test_a_filter_that_means_nothing_is_not_taken_for_all(runner, name, typed, told) -> None:

@@ -222,7 +222,7 @@ def test_what_matches_is_gone_through_to_the_end(documents, set_constants) -> No
 @pytest.mark.parametrize("is_folded", [False, True])
 def test_how_many_match_is_told_from_counts(is_folded: bool, documents, set_constants) -> None:
     set_constants(folding, FEW=1)
-    interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
+    interventions.ignore_runs([list(Run.objects.filter(status=Run.Status.FAILED)[:20])])
     if is_folded:
         assert fold(documents().get_node().pk, quiet=-60) > 0
     first, second = Batch.objects.order_by("pk")
@@ -280,7 +280,7 @@ def test_a_chunk_of_many_runs_is_gone_through_a_few_at_a_time(documents, set_con
 
 
 def test_ignored_runs_stay_so_until_their_row_changes(documents) -> None:
-    interventions.ignore(RunFilter(state="failed").each())
+    interventions.ignore_runs(RunFilter(state="failed").each())
 
     progress = documents().progress()
     assert (progress.failed, progress.ignored) == (0, 20)
@@ -294,7 +294,7 @@ def test_failed_runs_of_chunks_that_are_worked_on_are_ignored_too(documents) -> 
     failed = Run.objects.filter(status=Run.Status.FAILED, is_current=True)
     Chunk.objects.filter(pk__in=failed.values("chunk_id")).update(state=Chunk.State.RUNNING)
 
-    assert interventions.ignore([list(failed)]) == 20
+    assert interventions.ignore_runs([list(failed)]) == 20
 
 
 def test_a_single_run_of_a_chunk_is_cancelled() -> None:
@@ -304,7 +304,7 @@ def test_a_single_run_of_a_chunk_is_cancelled() -> None:
     with installed(runner):
         batch = runner().run()
         runs = list(Run.objects.order_by("pk"))
-        number = interventions.cancel([runs[:1]])
+        number = interventions.cancel_runs([runs[:1]])
         left = runner().progress().unfinished
         work_off()
 
@@ -320,7 +320,7 @@ def test_a_chunk_whose_runs_are_all_cancelled_is_finished() -> None:
     runner = declare()
     with installed(runner):
         batch = runner().run()
-        interventions.cancel(RunFilter(state="queued").each())
+        interventions.cancel_runs(RunFilter(state="queued").each())
 
         assert work_off() == 0
         batch.refresh_from_db()
@@ -331,7 +331,7 @@ def test_a_chunk_whose_runs_are_all_cancelled_is_finished() -> None:
 def test_runs_are_retried_in_batches_that_a_statement_holds(documents, set_constants) -> None:
     set_constants(interventions, KEYS_IN_SCOPE=8)
 
-    retried = interventions.retry(RunFilter(state="failed").each(), requested_by="ada")
+    retried = interventions.retry_runs(RunFilter(state="failed").each(), requested_by="ada")
 
     assert retried.runs == 20
     assert [len(batch.scope["pks"]) for batch in retried.batches] == [8, 8, 4]
@@ -374,7 +374,7 @@ def test_a_group_is_narrowed_by_the_other_filters(runner) -> None:
     groups = [each.group for each in recent_failures("24h").groups]
     key = next(group.key for group in groups if group.exception_class == "ValueError")
     ignored = pages(RunFilter(group=key), size=50)[:1]
-    interventions.ignore([ignored])
+    interventions.ignore_runs([ignored])
     lengths = {
         RunFilter(group=key): 3,
         RunFilter(group=key, since="24h"): 3,

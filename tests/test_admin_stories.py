@@ -140,7 +140,7 @@ def test_a_run_that_was_cancelled_before_its_start_is_passed_over(document):
         from autorun.control import halting
 
         echo().run()
-        halting.cancel(echo.get_label(), reason="")
+        halting.cancel_runner(echo.get_label(), reason="")
         echo().run()
 
         assert why(echo()).endswith("First recorded run of this row.")

@@ -498,7 +498,7 @@ def test_runs_that_were_cancelled_one_by_one_are_counted_once(documents):
     runner = declare()
     with installed(runner):
         batch = runner().backfill()
-        interventions.cancel([list(Run.objects.order_by("pk")[:2])])
+        interventions.cancel_runs([list(Run.objects.order_by("pk")[:2])])
 
         assert batches.cancel(batch) == 4
         assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=6, left=0)

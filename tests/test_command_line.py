@@ -967,9 +967,9 @@ def test_what_is_paused_while_it_is_watched_is_told_once(
         looks.append(seconds)
         batch = Batch.objects.get()
         if len(looks) == 1:
-            batches.pause(batch) if what == "batch" else halting.pause(runner)
+            batches.pause(batch) if what == "batch" else halting.pause_runner(runner)
         if len(looks) == 3:
-            batches.resume(batch) if what == "batch" else halting.resume(runner)
+            batches.resume(batch) if what == "batch" else halting.resume_runner(runner)
             work_off()
 
     screen = Screen() if is_terminal else None

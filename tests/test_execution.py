@@ -164,7 +164,7 @@ def test_failed_runs_outside_of_the_base_query_are_retried_by_key(documents):
         work_off()
         number = Run.objects.filter(status=Run.Status.FAILED).count()
         for _ in range(2):  # what was retried, and failed again, as well
-            retried = interventions.retry([list(Run.objects.all())])
+            retried = interventions.retry_runs([list(Run.objects.all())])
             (batch,) = retried.batches
             tasks.backfill(batch.runner, batch=batch.pk)
             work_off()
@@ -521,7 +521,7 @@ def test_runs_cancelled_as_their_chunk_is_started_are_counted(documents):
     with installed(runner):
         batch = runner().run()
         as_read = queued(Chunk.objects.get().pk)
-        interventions.cancel([list(Run.objects.order_by("pk")[:1])])
+        interventions.cancel_runs([list(Run.objects.order_by("pk")[:1])])
 
         work_off_started(Work(start(as_read), runner(), runner().get_analysis()))
 
@@ -535,7 +535,9 @@ def test_a_failed_run_is_ignored_while_its_chunk_is_worked_on(documents, set_con
         if value == "title 0":
             raise ValueError
         if value == "title 2":
-            assert interventions.ignore([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
+            assert (
+                interventions.ignore_runs([list(Run.objects.filter(status=Run.Status.FAILED))]) == 1
+            )
 
     runner = declare(body, MAX_ATTEMPTS=1)
     with installed(runner):

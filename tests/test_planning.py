@@ -527,7 +527,7 @@ def test_a_failed_run_that_is_ignored_as_it_is_retried_stays_ignored(
         runner_class().run()
         work_off()
         if is_ignored:
-            before_superseding.append(lambda: interventions.ignore([list(Run.objects.all())]))
+            before_superseding.append(lambda: interventions.ignore_runs([list(Run.objects.all())]))
 
         assert runner_class().retry().planned == (not is_ignored)
 

@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun import analysis as analyses
 from autorun.analysis import analysis
-from autorun.control.halting import pause
+from autorun.control.halting import pause_runner
 from autorun.declare import registry
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger
@@ -442,7 +442,7 @@ def test_what_waits_for_another_runner_is_told_about_that_one(autorun):
 def test_what_is_paused_is_not_said_to_be_worked_off(autorun):
     autorun.register(Shouting)
     document = Document.objects.create(title="hey")
-    pause(Shouting())
+    pause_runner(Shouting())
 
     with pytest.raises(AssertionError, match=r"is paused since [^;]*$"):
         autorun.assert_ran(Shouting, document)

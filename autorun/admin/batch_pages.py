@@ -334,7 +334,7 @@ def _planning_figures(batch: Batch, *, is_unfinished: bool) -> list[Figure]:
     figures = [
         Figure("Planning", planning),
         Figure("Rows checked", number(batch.candidates)),
-        Figure("Skipped (up to date or already queued)", number(batch.existing)),
+        Figure("Skipped", number(batch.existing), "(up to date or already queued)"),
         Figure("Runs planned", number(batch.planned), limit),
     ]
     if batch.unprepared:

@@ -116,7 +116,7 @@ def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, st
     group = found.group
     newest = f"of the newest {number(group.of_newest)}" if group.of_newest else ""
     figures = [
-        Figure("Failed, no attempts left", number(group.runs)),
+        Figure("Failed", number(group.runs), "no attempts left"),
         Figure("Attempts", number(found.attempts), newest),
     ]
     if group.of_newest:

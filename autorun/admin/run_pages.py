@@ -348,7 +348,11 @@ class RunAdmin(PageAdmin):
         if chosen_action.name == "retry":
             self._retry(request, found, log)
             return
-        change = interventions.ignore if chosen_action.name == "ignore" else interventions.cancel
+        change = (
+            interventions.ignore_runs
+            if chosen_action.name == "ignore"
+            else interventions.cancel_runs
+        )
         changed = change(found)
         what = counted(changed, *_DONE[chosen_action.name])
         if changed:
@@ -357,7 +361,7 @@ class RunAdmin(PageAdmin):
             messages.info(request, what)
 
     def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
-        retried = interventions.retry(found, requested_by=who(request))
+        retried = interventions.retry_runs(found, requested_by=who(request))
         if retried.runs:
             of = "failed or ignored run" if retried.ignored else "failed run"
             what = f"{counted(retried.runs, of)} queued for retry."

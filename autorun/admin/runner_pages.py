@@ -206,7 +206,7 @@ class NodeAdmin(PageAdmin):
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
         node = self._node_of(request, label)
-        if node is not None and halting.pause(self._get(label)):
+        if node is not None and halting.pause_runner(self._get(label)):
             what = f"Runner {label} paused. Runs in progress will finish."
             self.note(request, what, node)
         return self._back_to(request, label)
@@ -215,7 +215,7 @@ class NodeAdmin(PageAdmin):
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Resume a paused runner."""
         node = self._node_of(request, label)
-        if node is not None and halting.resume(self._get(label)):
+        if node is not None and halting.resume_runner(self._get(label)):
             self.note(request, f"Runner {label} resumed.", node)
         return self._back_to(request, label)
 
@@ -342,9 +342,9 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
     optional = [
         ("Changes tracked by", ", ".join(runner.INPUT_FIELDS or ())),
         ("After", ", ".join(dependencies)),
-        ("Concurrent runs, at most", number(runner.MAX_PARALLEL)),
+        ("Concurrent runs, at most", number(runner.MAX_PARALLEL or None)),
         ("Queue", runner.QUEUE or settings.QUEUE or ""),
-        ("A sweep plans at most", number(runner.MAX_PER_SWEEP)),
+        ("A sweep plans at most", number(runner.MAX_PER_SWEEP or None)),
         ("Named filters", ", ".join(sorted(runner.FILTERS or {}))),
     ]
     return facts + [(name, value) for name, value in optional if value]

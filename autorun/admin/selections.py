@@ -82,7 +82,7 @@ def is_exact(request: HttpRequest) -> bool:
     return getattr(request, EXACT, False)
 
 
-def rows_of_source(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
+def rows_shown(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     """The rows that the model's admin now shows the user for the filter.
 
     Raises RowsGone if it no longer shows them.
@@ -106,7 +106,7 @@ def rows_of_source(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
         ) from error
 
 
-SOURCES[KIND] = rows_of_source
+SOURCES[KIND] = rows_shown
 
 
 def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:

@@ -1,4 +1,4 @@
-"""Holding a runner back as a whole, letting it go on, and giving up what it has planned."""
+"""Pause and resume a whole runner, and cancel its planned runs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
 
 
-def pause(runner: Runner) -> bool:
-    """Start no more runs of the runner's node; what is in flight goes on. False where it was so.
+def pause_runner(runner: Runner) -> bool:
+    """Start no more runs of the runner's node; False if it was paused already.
 
-    Rows are still planned meanwhile. Runners that share the node are paused with it.
+    Runs in progress finish, and rows are still planned. Runners that share the node are paused too.
     """
     nodes = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
     return bool(nodes.update(paused_at=DatabaseNow()))
 
 
-def resume(runner: Runner) -> bool:
-    """Let the runner's node go on; whether it was paused."""
+def resume_runner(runner: Runner) -> bool:
+    """Resume the runner's node; False if it was not paused."""
     node_id = node_of(runner).pk
     resumed = Node.objects.filter(pk=node_id).exclude(paused_at=None).update(paused_at=None)
     if resumed:
@@ -33,10 +33,10 @@ def is_paused(runner: Runner) -> bool:
     return Node.objects.filter(pk=node_of(runner).pk).exclude(paused_at=None).exists()
 
 
-def cancel(label: str, *, reason: str = "") -> int:
-    """Give up all that was planned for the runner of that label and not started; how many runs.
+def cancel_runner(label: str, *, reason: str = "") -> int:
+    """Cancel the planned runs of the runner that have not started; returns how many.
 
-    The runner need not be registered any more. Its rows are pending again.
+    The runner need not be registered. Its rows are pending again.
     """
     unfinished = Batch.objects.unfinished().filter(runner=label).order_by("pk")
     number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)

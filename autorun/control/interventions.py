@@ -1,4 +1,4 @@
-"""What people decide about many runs at once: to retry, ignore or cancel them."""
+"""Retry, ignore or cancel many runs at once."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 #: Keys that the scope of one batch holds; SQLite takes 32,766 parameters a statement.
 KEYS_IN_SCOPE = 30_000
-#: Of a scope whose rows are those of runs that match a filter.
+#: The source of a scope whose rows are those of runs that match a filter.
 KIND = "runs"
 
 
 @dataclass(frozen=True)
 class Retried:
-    """Batches that run `runs` failed runs again, `ignored` of which had been set aside.
+    """The batches that retry `runs` runs, of which `ignored` had been ignored.
 
-    `outdated` are the ids of those that no runner would run now.
+    `outdated` are the ids of runs that no runner would run now.
     """
 
     batches: Sequence[Batch] = field(default_factory=tuple)
@@ -62,10 +62,10 @@ def request_backfill(
     window: int | None = None,
     requested_by: str = "",
 ) -> Batch:
-    """A batch that a worker plans, so that whoever asks does not wait for it.
+    """Record a batch that a worker plans, so that the caller need not wait.
 
-    It is recorded first and its message sent on commit; upkeep sends it again where no broker
-    took it. Raises ValueError, NotRegistered or ConfigurationError where it could not be planned.
+    Its message is sent on commit; if no broker takes it, upkeep sends it again. Raises ValueError,
+    NotRegistered or ConfigurationError if it could not be planned.
     """
     require_valid(runner)
     _ = scope.selection, scope.queryset(runner)
@@ -79,7 +79,7 @@ def request_backfill(
         window=window,
         requested_by=requested_by,
     )
-    # Nobody plans it yet: whoever gets the message takes it over.
+    # An expired lease: the worker that gets the message takes the batch over.
     Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow(), tries=0)
 
     def send() -> None:
@@ -92,21 +92,21 @@ def request_backfill(
     return batch
 
 
-def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
-    """Run again those of the found runs that failed for good, or that are ignored.
+def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
+    """Retry the failed runs without attempts left, and the ignored ones, among those found.
 
-    In one batch a runner or more. A run of a version or configuration that its runner no longer has
-    is passed over.
+    Each runner gets one batch or more. Runs of a version or configuration that their runner no
+    longer has are skipped.
     """
     keys: dict[tuple[str, bool, bool], list[Any]] = defaultdict(list)
     outdated: list[int] = []
     for runs in found:
         runners = _runners_of(runs)
         beyond_base = _chunks_beyond_base(runs)
-        ended = Run.objects.current().filter(
+        finished = Run.objects.current().filter(
             pk__in=[run.pk for run in runs], status__in=(Run.Status.FAILED, Run.Status.CANCELLED)
         )
-        for run in ended.defer("outputs"):
+        for run in finished.defer("outputs"):
             runner = runners.get((run.node_id, run.chunk_id))
             if runner is None:
                 outdated.append(run.pk)
@@ -117,7 +117,7 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
     begun = [
         request_backfill(
             registry.get(label),
-            # An ignored run counts as done: it takes force to run its row again.
+            # An ignored run counts as done, so only force runs its row again.
             Scope(
                 pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
                 only=None if is_ignored else "failed",
@@ -134,18 +134,18 @@ def retry(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
 
 
 def retry_matching(chosen: RunFilter, *, requested_by: str = "") -> Sequence[Batch]:
-    """Have workers find the failed runs that match, however many, and run them again; the batches.
+    """Leave it to workers to find the failed runs that match, however many, and retry them.
 
-    One for each runner that may have some. Runs of a version or configuration that their runner no
-    longer has are passed over.
+    Returns one batch for each runner that may have some. Runs of a version or configuration that
+    their runner no longer has are skipped.
     """
     begun: list[Batch] = []
     for runner in registry.runners():
         of_runner = replace(chosen, runner=runner.label, state="failed")
         if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
             continue
-        if database_of(runner) != settings.DATABASE:  # where nobody can ask for runs
-            begun += retry(of_runner.each(), requested_by=requested_by).batches
+        if database_of(runner) != settings.DATABASE:  # which cannot be joined with runs
+            begun += retry_runs(of_runner.each(), requested_by=requested_by).batches
             continue
         source = {
             "kind": KIND,
@@ -158,28 +158,28 @@ def retry_matching(chosen: RunFilter, *, requested_by: str = "") -> Sequence[Bat
     return begun
 
 
-def rows_of_source(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
-    """The rows whose current run had failed and matched a filter when somebody asked for them."""
+def rows_of_runs(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
+    """The rows whose current run had failed and matched the filter at the time of the request."""
     chosen = replace(RunFilter.read(source["filter"]), at=dt.datetime.fromisoformat(source["at"]))
     kind = key_kind(runner.get_model())
     runs = chosen.runs().filter(node_id=node_of(runner).pk, **kind.lookup(OuterRef("_autorun_key")))
-    # Also rows beyond the base queryset: somebody chose them when they ran.
+    # Rows beyond the base queryset as well: they were chosen explicitly when they ran.
     rows: QuerySet[Any] = every_row(runner).alias(_autorun_key=kind.expression())
     return rows.filter(Exists(runs))
 
 
-SOURCES[KIND] = rows_of_source
+SOURCES[KIND] = rows_of_runs
 
 
-def ignore(found: Iterable[Sequence[Run]]) -> int:
-    """Leave those of the found runs that failed for good alone until their input changes."""
+def ignore_runs(found: Iterable[Sequence[Run]]) -> int:
+    """Ignore the failed runs without attempts left among those found, until their input changes."""
     return sum(_repeated(_ignore, runs) for runs in found)
 
 
-def cancel(found: Iterable[Sequence[Run]]) -> int:
-    """Cancel those of the found runs that nobody has started; how many.
+def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
+    """Cancel the runs among those found that have not started; returns how many.
 
-    Their rows are pending again, so that a later sweep takes them.
+    Their rows are pending again, so a later sweep plans them.
     """
     return sum(_repeated(_cancel, runs) for runs in found)
 
@@ -189,7 +189,7 @@ def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> in
 
 
 def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
-    """The runner of each run, by node and chunk, where it still is of that node."""
+    """The runner of each run, by node and chunk, if it still belongs to that node."""
     labels = dict(_chunks_of(runs).values_list("pk", "runner"))
     nodes: dict[str, int | None] = {}
     for label in set(labels.values()):
@@ -245,7 +245,7 @@ def _cancel(runs: Sequence[Run]) -> int:
     emptied = Chunk.objects.filter(
         pk__in=chunks, size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
     )
-    # A message that is on its way finds another token, and does nothing.
+    # A message that has been sent finds another token and does nothing.
     emptied.update(
         state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
     )
@@ -265,7 +265,7 @@ def _locked(chunks: QuerySet[Chunk]) -> list[int]:
 
 
 def _count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:
-    """The chunks of the runs by how many of the runs each has; the runs are locked."""
+    """Lock the runs; returns their chunks by the number of these runs in each."""
     list(runs.select_for_update().order_by("pk").values_list("pk"))
     found: dict[int, list[int]] = defaultdict(list)
     for chunk_id, number in runs.order_by().values_list("chunk_id").annotate(Count("pk")):

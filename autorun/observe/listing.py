@@ -37,13 +37,12 @@ EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned
 
 @dataclass(frozen=True)
 class RunFilter:
-    """Which runs: by runner label, state, trigger, exception class, batch, time and row key.
+    """A filter by runner label, state, origin, exception class, batch, time and row key.
 
-    `since` names how long ago a run may have ended, which is meant as of the time `at`, or as of
-    now; unfinished ones are always within. `planned_from` and `planned_until` are times in the
-    project's zone, the second of which is not within; they are about when a run was planned, again
-    where it is retried. `group` is the key of a group of failures: its runs are the current ones
-    whose last attempt so failed.
+    `since` says how long before `at`, or before now, a run may have finished; unfinished runs
+    always match. `planned_from` and `planned_until`, which is exclusive, are times in the project's
+    zone, and count from the last time a run was planned. `group` is the key of a group of failures:
+    the current runs whose last attempt failed that way.
     """
 
     runner: str = ""
@@ -60,7 +59,7 @@ class RunFilter:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
-        """The filter in query parameters; values that `not_understood` names are passed over."""
+        """The filter in query parameters; values that `not_understood` names are ignored."""
         return cls(
             runner=read_text(given, "runner"),
             state=read_one_of(STATES, given.get("state")),
@@ -76,7 +75,7 @@ class RunFilter:
 
     @classmethod
     def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
-        """What to say of query parameters that mean nothing, so that nobody takes all for some."""
+        """Complaints about meaningless query parameters, which would otherwise match all runs."""
         read = cls.read(given).written()
         known = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
         found = []
@@ -85,12 +84,12 @@ class RunFilter:
             if not text or each.name in read or each.name == "at":
                 continue
             if each.name == "batch":
-                found.append(f"“{text}” is no batch: those are numbers.")
+                found.append(f"“{text}” is not the number of a batch.")
             elif each.name in known:
                 names = ", ".join(known[each.name])
-                found.append(f"There is no {each.name} “{text}”, but {names}.")
+                found.append(f"Unknown {each.name} “{text}”. Choose {names}.")
             else:
-                found.append(f"“{text}” is no time: write 2031-05-04T03:00, for example.")
+                found.append(f"“{text}” is not a time. Write 2031-05-04T03:00, for example.")
         return found
 
     def written(self) -> dict[str, str]:
@@ -113,7 +112,7 @@ class RunFilter:
         return Page(found, None)
 
     def each(self) -> Iterator[list[Run]]:
-        """All matching runs, a few thousand at a time, with what names their row and no more."""
+        """All matching runs, a few thousand at a time, with the columns that name their row."""
         names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
         for runs in self._parts():
             after = None
@@ -127,10 +126,10 @@ class RunFilter:
         return self._runs if is_joined else self._runs.filter(chunk__in=self._chunks)
 
     def number(self) -> int | None:
-        """About how many runs match, as far as that is known without a look at every chunk.
+        """The approximate number of matching runs; None if it takes reading every chunk.
 
-        None where it is not. Without any filter, it is how many current runs there are. Superseded
-        runs, which are in the counts of batches and may have been pruned, make it inexact.
+        Without any filter, it is the exact number of current runs. The counts of batches include
+        superseded runs, which may have been pruned.
         """
         if self.exception or self.row or self.group:
             return None
@@ -167,7 +166,7 @@ class RunFilter:
     def _rounds(
         self, after: Cursor | None, *, wanted: int
     ) -> Iterator[tuple[QuerySet[Run], Cursor | None]]:
-        """Querysets of matching runs that follow each other, with the place each ends at."""
+        """Consecutive querysets of matching runs, with the place where each ends."""
         if self.row or self.exception:
             yield self._after(self._runs, after), None
             return
@@ -201,7 +200,7 @@ class RunFilter:
     def _by_failures(self) -> Iterator[QuerySet[Run]]:
         """Querysets of the matching runs with failures of the class, by the ids of the runs.
 
-        Together they look at each failure once; a single one could be of all the runs there are.
+        Together they read each failure once; a single queryset could be of all runs.
         """
         runs = self._failures.order_by("-run_id").values_list("run_id", flat=True).distinct()
         ids = list(runs[:RUNS_AT_ONCE])
@@ -225,7 +224,7 @@ class RunFilter:
         most = wanted if is_countable else max(wanted, RUNS_AT_ONCE // 10)
         for chunk_id, runs in found[:CHUNKS_AT_ONCE]:
             ids.append(chunk_id)
-            # The chunk the cursor is in may be read to its end already.
+            # The chunk of the cursor may have been read to its end.
             expected += 0 if after is not None and chunk_id == after.chunk_id else runs
             if expected >= most:
                 break
@@ -273,7 +272,7 @@ class RunFilter:
 
     @cached_property
     def _runs(self) -> QuerySet[Run]:
-        """The matching runs, where those of `_chunks` alone are looked at."""
+        """The matching runs, provided that only those of `_chunks` are read."""
         runs = self._runs_but_for_failures
         if self.exception:
             runs = runs.filter(pk__in=self._failures.values("run_id"))

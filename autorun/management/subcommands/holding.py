@@ -53,7 +53,7 @@ class Pause(_Holding):
         self._report(f"Batch {batch.pk}", "paused", str(batch.pk))
 
     def hold_runner(self, label: str) -> None:
-        is_new = halting.pause(registry.get(label))
+        is_new = halting.pause_runner(registry.get(label))
         self._report(label, "paused" if is_new else "was already paused", label)
 
     def _report(self, name: str, outcome: str, target: str) -> None:
@@ -73,7 +73,7 @@ class Resume(_Holding):
         self.terminal.say((f"Batch {batch.pk}", "bold"), " resumed.")
 
     def hold_runner(self, label: str) -> None:
-        resumed = halting.resume(registry.get(label))
+        resumed = halting.resume_runner(registry.get(label))
         self.terminal.say((label, "bold"), " resumed." if resumed else " was not paused.")
 
 
@@ -96,7 +96,7 @@ class Cancel(_Holding):
     def hold_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, and lists the known labels
-        self._report(label, halting.cancel(label, reason=f"Cancelled by {requested_by()}."))
+        self._report(label, halting.cancel_runner(label, reason=f"Cancelled by {requested_by()}."))
 
     def _report(self, name: str, number: int) -> None:
         self.terminal.say((name, "bold"), f": {counted(number, 'run')} cancelled.")

@@ -125,7 +125,7 @@ class Ignore(_Marking):
         number = sum(map(len, chosen_runs(runner, options, queryset=queryset)))
 
         def mark() -> int:
-            return interventions.ignore(chosen_runs(runner, options, queryset=queryset))
+            return interventions.ignore_runs(chosen_runs(runner, options, queryset=queryset))
 
         hint = "" if number else hint_for_none(runner, options["exception"])
         return _Found(number, "failed run", mark, hint)

@@ -29,7 +29,7 @@ class Retry(OnRows):
         queryset = rows_of(runner, options["keys"])
         if has_choice(options):
             chosen = chosen_runs(runner, options, queryset=queryset)
-            retried = interventions.retry(chosen, requested_by=requested_by())
+            retried = interventions.retry_runs(chosen, requested_by=requested_by())
             batches = list(retried.batches)
             self.terminal.json([as_json(batch) for batch in batches])
             self._show_queued(runner, retried, options["exception"])
