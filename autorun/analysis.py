@@ -114,11 +114,13 @@ class Analysis:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function; an async function runs until it returns."""
-        if iscoroutinefunction(self.function):
-            return async_to_sync(self.function)(*args, **kwargs)
-        return self.function(*args, **kwargs)
+        return self.call(*args, **kwargs)
 
-    call = __call__
+    @cached_property
+    def call(self) -> Callable[..., Any]:
+        """The function, or one that runs an async function until it returns."""
+        is_async = iscoroutinefunction(self.function)
+        return async_to_sync(self.function) if is_async else self.function
 
     @property
     def location(self) -> str:
@@ -127,28 +129,20 @@ class Analysis:
 
     @property
     def signature(self) -> inspect.Signature:
-        return self._arguments.signature
+        return self.arguments.signature
 
     @property
     def type_hints(self) -> Mapping[str, Any]:
         """Annotations by argument; those that cannot be resolved are left out."""
-        return self._arguments.type_hints
+        return self.arguments.type_hints
 
     def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and `input_key`."""
-        return self._arguments.check(configuration, input_key)
-
-    def bind(
-        self, configuration: Mapping[str, object], input_key: str, representation: object
-    ) -> dict[str, Any]:
-        """Return keyword arguments for one call: copies, converted to their annotations.
-
-        Raises `ConfigurationError` if they do not fit the signature.
-        """
-        return self._arguments.bind(configuration, input_key, representation)
+        return self.arguments.check(configuration, input_key)
 
     @cached_property
-    def _arguments(self) -> Arguments:
+    def arguments(self) -> Arguments:
+        """What the function takes, to check a configuration and to bind a call."""
         return Arguments(self.function, owner=str(self), location=self.location)
 
 

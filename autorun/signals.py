@@ -28,7 +28,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.models import Batch
-from autorun.state.encoding import ExceptionText
+from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key
 from autorun.state.user_code import UserCode
 

@@ -38,7 +38,8 @@ from autorun.models import Chunk, Failure, Run
 from autorun.observe.explanation import Explanation, explain, last_failure, next_step
 from autorun.planning.pending import pending
 from autorun.runner import QuerySetRunner
-from autorun.state.encoding import encode_outputs, name_exception
+from autorun.state.encoding import encode_outputs
+from autorun.state.exception_text import name_exception
 from autorun.state.words import counted
 from autorun.triggers import delivery, on_save
 from autorun.upkeep.rounds import drain_spilled

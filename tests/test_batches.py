@@ -543,7 +543,7 @@ def test_what_a_running_chunk_of_a_cancelled_batch_hands_over_is_given_up(docume
         batch = runner().backfill()
         chunk = queued(Chunk.objects.get().pk)
         work = Work(start(chunk), runner(), runner().get_analysis())
-        work._assign()
+        work.assign()
         batches.cancel(batch)
         work.hand_over()
         Batch.objects.update(expires_at=from_now(-1))

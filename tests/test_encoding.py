@@ -20,16 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autorun.exceptions import ConfigurationError, InputError, OutputError
+from autorun.planning.fingerprints import fingerprint_of
 from autorun.state.encoding import (
+    MAX_DEPTH,
     canonical,
-    clean_text,
-    describe_exception,
     digest,
     encode_configuration,
     encode_outputs,
-    fingerprint_of,
 )
-from autorun.state.plain import MAX_DEPTH
+from autorun.state.exception_text import clean_text, describe_exception
 
 
 class Colour(enum.Enum):

@@ -417,7 +417,7 @@ def test_a_run_that_is_given_up_is_followed_up_although_nothing_could_be_release
         runner().run(Document.objects.filter(title__in=("title 0", "title 1")))
         lease = start(Chunk.objects.queued().get())
         work = Work(lease, runner(), runner().get_analysis())
-        work._assign()
+        work.assign()
         assignment = work._next()
 
         with releases_fail():
@@ -574,7 +574,7 @@ def test_one_slow_row_leaves_its_neighbours_in_chunks_that_suit_them(run_seconds
         runner().run()
         lease = start(queued(Chunk.objects.get().pk))
         work = Work(lease, runner(), runner().get_analysis())
-        work._assign()
+        work.assign()
         work._next()
         work.began_at -= 3
         work.hand_over()

@@ -33,7 +33,7 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    from autorun.state.encoding import ExceptionText
+    from autorun.state.exception_text import ExceptionText
 
 
 def enable(tracer_provider: Any = None, *, messages: bool = False) -> None:

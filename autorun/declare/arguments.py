@@ -82,8 +82,11 @@ class Arguments:
         # `size: int = None` accepts None.
         if parameter is None or value is parameter.default:
             return value
+        annotation = self.type_hints.get(parameter.name, Any)
+        if type(value) is annotation:
+            return value
         try:
-            return convert(value, self.type_hints.get(parameter.name, Any))
+            return convert(value, annotation)
         except Mismatch as error:
             error.argument = name
             raise

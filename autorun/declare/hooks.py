@@ -47,7 +47,7 @@ def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
     if isinstance(queryset, Manager):
         queryset = queryset.all()
     _require_rows_of(runner, queryset)
-    return _plain(runner, queryset.using(database_of(runner)))
+    return _plain(runner.get_model(), queryset.using(database_of(runner)))
 
 
 def every_row(runner: Runner) -> QuerySet[Any]:
@@ -112,7 +112,7 @@ def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
             f"{model._meta.label}. Correct it in "
             f"{type(runner).__module__}.{type(runner).__qualname__}."
         )
-    return _plain(runner, given)
+    return _plain(model, given)
 
 
 def _require_rows_of(runner: Runner, queryset: Any) -> None:
@@ -138,8 +138,7 @@ def _require_rows_of(runner: Runner, queryset: Any) -> None:
         )
 
 
-def _plain(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
-    model = runner.get_model()
+def _plain(model: type[Model], rows: QuerySet[Any]) -> QuerySet[Any]:
     query: Any = rows.query
     query.select_for_update = False
     if (

@@ -129,6 +129,8 @@ def work_off(work: Work) -> None:
         span.note(runner=runner.label, chunk=chunk.pk, batch=chunk.batch_id or 0, size=chunk.size)
         try:
             with Keeper(work, follow_up=lambda: _follow_up(work)):
+                work.assign()
+                crash_point("start.assigned")
                 tally = work.perform(termination)
         except LeaseLost as lost:
             logger.warning("%s: %s What was not recorded is lost.", runner.label, lost)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 from django.db import connections
@@ -18,7 +19,7 @@ from autorun.models import Chunk, Failure, Run
 from autorun.signals import Ending
 from autorun.state.clock import DatabaseNow, from_now, now_sql
 from autorun.state.crash_points import crash_point
-from autorun.state.encoding import ExceptionText
+from autorun.state.exception_text import ExceptionText
 from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, worker_name
@@ -96,9 +97,13 @@ class Tally:
     @classmethod
     def of(cls, chunk: Chunk) -> Tally:
         """The counts in the chunk's columns."""
-        return cls(**{each.name: getattr(chunk, each.name) for each in fields(cls)})
+        return cls(*_counts_of(chunk))
 
 
+_counts_of = attrgetter(*(each.name for each in fields(Tally)))
+
+
+_PENDING_IN_CHUNK = f"chunk_id = %s AND status = {Run.Status.PENDING:d}"
 _COLUMNS = {
     "run_id": "bigint",
     "new_status": "smallint",
@@ -119,24 +124,39 @@ def record(
     Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
 
+    new_chunks = _new_chunks(lease.chunk, results, size=size)
+    source = _as_source(lease.chunk, results, new_chunks)
+
+    held = lease.held()
+
     def attempt() -> Tally:
         known, expected = tally, _counted(tally, results)
-        as_known = lease.held().filter(**asdict(tally))
+        as_known = held.filter(**asdict(tally))
         if not (is_expected := _write_counts(as_known, expected, is_last=is_last)):
             # An answer was lost, or runs of the chunk were cancelled or ignored.
             known = _recorded(lease)
         crash_point("finish.counted")
-        places = _Places(lease.chunk, results, size=size)
-        written = _write_runs(lease, results, places)
+        written: dict[int, bool | None] = {}
+        if results:
+            updated = update_from(
+                Run,
+                _changes(),
+                source=source,
+                # A commit whose confirmation was lost has recorded or moved its runs: they stay
+                # as they are.
+                match=Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (lease.chunk.pk,)),
+                returning="id, is_current",
+                using=settings.DATABASE,
+            )
+            written = dict(updated)
         crash_point("finish.updated")
-        new = [result for result in results if result.run_id in written]
-        outdated = {run_id for run_id, is_current in written.items() if not is_current}
-        counted = _counted(known, new, outdated)
+        counted = _counted(known, results, written)
         if not is_expected or counted != expected:
-            _write_counts(lease.held(), counted, is_last=is_last)
-        _write_failures(lease, new)
+            _write_counts(held, counted, is_last=is_last)
+        if failures := _failures(lease, results, written):
+            Failure.objects.bulk_create(failures)
         crash_point("finish.failures")
-        if chunks := places.chunks(written):
+        if new_chunks and (chunks := _filled(new_chunks, written)):
             Chunk.objects.bulk_create(chunks)
             crash_point("finish.moved")
         return counted
@@ -159,48 +179,53 @@ def _recorded(lease: Lease) -> Tally:
     return Tally.of(chunk)
 
 
-class _Places:
-    """The chunk of each result: the lease's own, or a new one for a moved run."""
-
-    def __init__(self, chunk: Chunk, results: Sequence[Result], *, size: int) -> None:
-        self.chunk = chunk
-        moved: dict[float, list[int]] = {}
-        for result in results:
-            if result.status == Run.Status.PENDING:
-                moved.setdefault(result.again_in, []).append(result.run_id)
-        next_id = new_chunk_id()
-        self._new: list[tuple[int, float, list[int]]] = []
-        for again_in, run_ids in moved.items():
-            for begin in range(0, len(run_ids), size):
-                self._new.append((next_id, again_in, run_ids[begin : begin + size]))
-                next_id += 1
-        self._of_run = {run: chunk_id for chunk_id, _, runs in self._new for run in runs}
-
-    def of(self, result: Result) -> int:
-        return self._of_run.get(result.run_id, self.chunk.pk)
-
-    def chunks(self, written: Container[int]) -> list[Chunk]:
-        """The new chunks, with those of their runs that were `written`."""
-        return [
-            Chunk(
-                pk=chunk_id,
-                node_id=self.chunk.node_id,
-                runner=self.chunk.runner,
-                batch_id=self.chunk.batch_id,
-                priority=self.chunk.priority,
-                queue=self.chunk.queue,
-                size=number,
+def _new_chunks(
+    chunk: Chunk, results: Sequence[Result], *, size: int
+) -> list[tuple[Chunk, list[int]]]:
+    """Chunks of at most `size` for the moved runs, each with the ids of its runs."""
+    moved: dict[float, list[int]] = {}
+    for result in results:
+        if result.status == Run.Status.PENDING:
+            moved.setdefault(result.again_in, []).append(result.run_id)
+    new_chunks = []
+    next_id = new_chunk_id()
+    for again_in, run_ids in moved.items():
+        for begin in range(0, len(run_ids), size):
+            new = Chunk(
+                pk=next_id,
+                node_id=chunk.node_id,
+                runner=chunk.runner,
+                batch_id=chunk.batch_id,
+                priority=chunk.priority,
+                queue=chunk.queue,
                 not_before=from_now(again_in) if again_in else None,
             )
-            for chunk_id, again_in, runs in self._new
-            if (number := sum(run in written for run in runs))
-        ]
+            new_chunks.append((new, run_ids[begin : begin + size]))
+            next_id += 1
+    return new_chunks
 
 
-def _counted(tally: Tally, results: Sequence[Result], outdated: Container[int] = ()) -> Tally:
-    """The counts with the results; `outdated` runs were superseded while they ran."""
-    ended = Counter(result.status for result in results)
-    superseded = Counter(result.status for result in results if result.run_id in outdated)
+def _filled(new_chunks: list[tuple[Chunk, list[int]]], written: Container[int]) -> list[Chunk]:
+    """The new chunks that have runs among those `written`, with their sizes."""
+    for chunk, run_ids in new_chunks:
+        chunk.size = sum(run_id in written for run_id in run_ids)
+    return [chunk for chunk, _ in new_chunks if chunk.size]
+
+
+def _counted(
+    tally: Tally, results: Sequence[Result], written: Mapping[int, bool | None] | None = None
+) -> Tally:
+    """The counts with the results; with those `written` alone, if given.
+
+    The value of a written run says whether it was still current when it ended.
+    """
+    ended: Counter[Run.Status] = Counter()
+    superseded: Counter[Run.Status] = Counter()
+    for result in results:
+        if written is None or result.run_id in written:
+            ended[result.status] += 1
+            if written is not None and not written[result.run_id]:
+                superseded[result.status] += 1
     cancelled = ended[Run.Status.CANCELLED]
     return Tally(
         succeeded=tally.succeeded + ended[Run.Status.SUCCEEDED],
@@ -222,50 +247,43 @@ def _write_counts(chunk: QuerySet[Any], tally: Tally, *, is_last: bool) -> bool:
     return bool(chunk.update(**values))
 
 
-def _write_runs(lease: Lease, results: Sequence[Result], places: _Places) -> dict[int, bool | None]:
-    """Write the results of the chunk's pending runs in one UPDATE; `is_current` of each, by id."""
-    if not results:
-        return {}
-    connection = connections[settings.DATABASE]
-    rows = recordset(
-        connection,
-        _COLUMNS,
+def _as_source(
+    chunk: Chunk, results: Sequence[Result], new_chunks: list[tuple[Chunk, list[int]]]
+) -> Fragment:
+    """The results as rows of a table, with the chunk that each run belongs to from now on."""
+    chunk_ids: dict[int, int] = {}
+    for new, run_ids in new_chunks:
+        chunk_ids.update(dict.fromkeys(run_ids, new.pk))
+    rows = [
         (
-            (
-                result.run_id,
-                int(result.status),
-                result.attempts,
-                result.fingerprint,
-                places.of(result),
-                result.outputs,
-            )
-            for result in results
-        ),
-    )
-    outputs = "s.new_outputs::jsonb" if connection.vendor == "postgresql" else "s.new_outputs"
+            result.run_id,
+            int(result.status),
+            result.attempts,
+            result.fingerprint,
+            chunk_ids.get(result.run_id, chunk.pk),
+            result.outputs,
+        )
+        for result in results
+    ]
+    return recordset(connections[settings.DATABASE], _COLUMNS, rows)
+
+
+def _changes() -> str:
+    """The SET clause that makes a run what its row `s` of the source says."""
+    vendor = connections[settings.DATABASE].vendor
+    outputs = "s.new_outputs::jsonb" if vendor == "postgresql" else "s.new_outputs"
     is_cancelled = f"s.new_status = {Run.Status.CANCELLED:d}"
     is_pending = f"s.new_status = {Run.Status.PENDING:d}"
-    changes = (
+    return (
         f"is_current = CASE WHEN {is_cancelled} THEN NULL ELSE is_current END, "
         "status = s.new_status, attempts = s.new_attempts, fingerprint = s.new_fingerprint, "
         f"chunk_id = s.new_chunk, outputs = {outputs}, "
-        f"finished_at = CASE WHEN {is_pending} THEN NULL ELSE {now_sql(connection.vendor)} END"
+        f"finished_at = CASE WHEN {is_pending} THEN NULL ELSE {now_sql(vendor)} END"
     )
-    # A commit whose confirmation was lost has recorded or moved its runs: they stay as they are.
-    match = f"id = s.run_id AND chunk_id = %s AND status = {Run.Status.PENDING:d}"
-    written = update_from(
-        Run,
-        changes,
-        source=rows,
-        match=Fragment(match, (lease.chunk.pk,)),
-        returning="id, is_current",
-        using=settings.DATABASE,
-    )
-    return dict(written)
 
 
-def _write_failures(lease: Lease, results: Sequence[Result]) -> None:
-    failures = [
+def _failures(lease: Lease, results: Sequence[Result], written: Container[int]) -> list[Failure]:
+    return [
         Failure(
             run_id=result.run_id,
             attempt=result.attempts,
@@ -275,7 +293,5 @@ def _write_failures(lease: Lease, results: Sequence[Result]) -> None:
             worker=lease.worker or worker_name(),
         )
         for result in results
-        if result.failure is not None
+        if result.failure is not None and result.run_id in written
     ]
-    if failures:
-        Failure.objects.bulk_create(failures)

@@ -23,10 +23,12 @@ from autorun.execution.assignments import Assignment, load_runs
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
-from autorun.planning.rows import NOT_REPRESENTED, Row, load
+from autorun.planning.rows import NOT_REPRESENTED, load
+from autorun.signals import run_failed, run_succeeded
 from autorun.state import tracing
 from autorun.state.crash_points import crash_point
-from autorun.state.encoding import describe_exception, encode_outputs
+from autorun.state.encoding import encode_outputs
+from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.transactions import repeated_on_conflict
@@ -59,6 +61,7 @@ class Work:
         self.runner = runner
         self.analysis = analysis
         self.timeout = runner.get_timeout()
+        self._configuration = lease.chunk.node.configuration
         self.lock = threading.RLock()
         self.user_code = UserCode(runner.label)
         self.began_at = time.monotonic()
@@ -83,10 +86,38 @@ class Work:
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
+    def assign(self) -> None:
+        """Load the chunk's runs and their rows; cancel or move the runs that cannot start."""
+        chunk = self.lease.chunk
+        runs = load_runs(chunk) if self._runs is None else self._runs
+        kind = key_kind(self.runner.get_model())
+        due: list[Run] = []
+        for run in runs:
+            if not run.is_current:
+                self._results.append(Result.cancelled(run))
+            elif run.has_older:
+                self._results.append(Result.moved(run, again_in=WAIT_FOR_OLDER))
+            else:
+                due.append(run)
+        try:
+            is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
+            keys = [kind.of(run) for run in due]
+            rows = load(self.runner, keys, within_base=not is_beyond_base) if due else {}
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # noqa: BLE001  a hook of the runner's is broken
+            self._results += [self._failure(run, run.fingerprint, error) for run in due]
+            return
+        for run in due:
+            row = rows.get(kind.of(run))
+            if row is None:  # deleted, or no longer eligible
+                self._results.append(Result.cancelled(run))
+                self.unexpected.append(kind.of(run))
+            else:
+                self._assignments.append(Assignment(run, row))
+
     def perform(self, termination: Termination) -> Tally:
-        """Execute the runs; how they ended. Raises LeaseLost, or Interrupted by a signal."""
-        self._assign()
-        crash_point("start.assigned")
+        """Execute the assigned runs; how they ended. Raises LeaseLost, or Interrupted."""
         try:
             while (assignment := self._next()) is not None:
                 began = time.monotonic()
@@ -95,8 +126,10 @@ class Work:
                     _describe(span, assignment, result)
                 crash_point("finish.unwritten")
                 self._finish(assignment, result, time.monotonic() - began)
-                self._write_if_due()
-                self.announce()
+                is_late = time.monotonic() - self._written_at >= WRITE_EVERY
+                if is_late or self._output_bytes >= WRITE_BYTES:
+                    self._write(is_last=False)
+                    self.announce()
             return self._write(is_last=True)
         except Interrupted:
             self.give_back()
@@ -158,36 +191,6 @@ class Work:
 
     # For the working thread
 
-    def _assign(self) -> None:
-        """Load the chunk's runs and their rows; cancel or move the runs that cannot start."""
-        chunk = self.lease.chunk
-        runs = load_runs(chunk) if self._runs is None else self._runs
-        kind = key_kind(self.runner.get_model())
-        due: list[Run] = []
-        for run in runs:
-            if not run.is_current:
-                self._results.append(Result.cancelled(run))
-            elif run.has_older:
-                self._results.append(Result.moved(run, again_in=WAIT_FOR_OLDER))
-            else:
-                due.append(run)
-        try:
-            is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
-            keys = [kind.of(run) for run in due]
-            rows = load(self.runner, keys, within_base=not is_beyond_base) if due else {}
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # noqa: BLE001  a hook of the runner's is broken
-            self._results += [self._failure(run, run.fingerprint, error) for run in due]
-            return
-        for run in due:
-            row = rows.get(kind.of(run))
-            if row is None:  # deleted, or no longer eligible
-                self._results.append(Result.cancelled(run))
-                self.unexpected.append(kind.of(run))
-            else:
-                self._assignments.append(Assignment(run, row))
-
     def _next(self) -> Assignment | None:
         with self.lock:
             if self._is_abandoned:
@@ -215,7 +218,14 @@ class Work:
             with self.user_code, termination.raised(), time_limit(self.timeout):
                 if row.error is not None:
                     raise row.error
-                value = self.analysis.call(**self._arguments(row))
+                representation = row.representation
+                if representation is NOT_REPRESENTED:
+                    representation = self.runner.get_instance_representation(row.instance)
+                value = self.analysis.call(
+                    **self.analysis.arguments.bind(
+                        self._configuration, self.runner.get_input_key(), representation
+                    )
+                )
                 outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
         except Interrupted:
             raise Interrupted from None
@@ -226,13 +236,6 @@ class Work:
         return Result(
             run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs, key=row.key
         )
-
-    def _arguments(self, row: Row) -> dict[str, Any]:
-        representation = row.representation
-        if representation is NOT_REPRESENTED:
-            representation = self.runner.get_instance_representation(row.instance)
-        configuration = self.lease.chunk.node.configuration
-        return self.analysis.bind(configuration, self.runner.get_input_key(), representation)
 
     def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
         failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
@@ -259,11 +262,6 @@ class Work:
     def _abandoned(self) -> LeaseLost:
         return LeaseLost(f"Chunk {self.lease.chunk.pk} is no longer this process's.")
 
-    def _write_if_due(self) -> None:
-        is_late = time.monotonic() - self._written_at >= WRITE_EVERY
-        if is_late or self._output_bytes >= WRITE_BYTES:
-            self._write(is_last=False)
-
     def _write(self, also: Sequence[Result] = (), *, is_last: bool) -> Tally:
         """Record the results so far and `also`; if this raises, nothing of them is dropped.
 
@@ -282,7 +280,7 @@ class Work:
             self._results = []
             self._output_bytes = 0
             self._written_at = time.monotonic()
-            if signals.are_runs_heard():
+            if run_succeeded.receivers or run_failed.receivers:
                 self._unannounced += results
             return self._tally
 

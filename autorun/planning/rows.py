@@ -19,7 +19,6 @@ from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
-from autorun.state.encoding import fingerprint_of
 from autorun.state.keys import Key, key_kind
 from autorun.state.user_code import UserCode
 
@@ -176,7 +175,7 @@ def one_by_one(
 def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) -> Row:
     try:
         representation = represent(instance)
-        return Row(key, instance, fingerprint_of(representation), representation)
+        return Row(key, instance, fingerprints.fingerprint_of(representation), representation)
     except Exception as error:  # noqa: BLE001  any exception is this row's failure
         return Row(key, instance, UNPREPARED, error=error)
 

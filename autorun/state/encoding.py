@@ -1,36 +1,48 @@
-"""Outputs, configurations, inputs and exceptions as the database stores them."""
+"""Values as JSON that every database stores; an error names the key that JSON cannot hold."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import hashlib
 import json
+import math
 import sys
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence, Set, ValuesView
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, TypeAlias
+from uuid import UUID
 
 import rfc8785
+from django.utils.duration import duration_iso_string
+from django.utils.functional import Promise
 
-from autorun.exceptions import AutorunError, ConfigurationError, InputError, OutputError
-from autorun.state.plain import JSON, Encoder, TooMany, Unencodable, checked_text
+from autorun.exceptions import AutorunError, ConfigurationError, OutputError
+from autorun.state.exception_text import byte_length
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+
+# MariaDB stores 31 levels of JSON; a recordset of outputs adds two around each.
+MAX_DEPTH = 29
+
+# Python itself refuses to write or read longer ones (sys.get_int_max_str_digits).
+MAX_INTEGER_DIGITS = 4300
+
+_SHOWN_KEY_CHARACTERS = 60
+
+# In this order: a datetime is a date as well.
+_WRITERS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str]], ...] = (
+    (str, str.__str__),
+    ((dt.datetime, dt.date, dt.time), lambda value: str(value.isoformat())),
+    (dt.timedelta, duration_iso_string),
+    ((Decimal, UUID, PurePath, Promise), str),
+)
 
 # RFC 8785 writes numbers as JavaScript reads them: exact up to here only.
 MAX_SAFE_INTEGER = 2**53 - 1
-
-MAX_CLASS_NAME_LENGTH = 255
-
-_MAX_FRAMES = 1000
-_SMALLEST_EXCERPT = 200
-
-
-@dataclass(frozen=True)
-class ExceptionText:
-    """An exception as text that every database can store."""
-
-    exception_class: str
-    message: str
-    traceback: str
 
 
 def encode_outputs(value: object, *, max_bytes: int | None) -> str:
@@ -51,9 +63,9 @@ def encode_outputs(value: object, *, max_bytes: int | None) -> str:
             f"of JSON, {_too_large(limit)}"
         ) from None
     except Unencodable as error:
-        raise _in_words(error, "outputs", OutputError) from error.__cause__
+        raise in_words(error, "outputs", OutputError) from error.__cause__
     text = _dumps(plain)
-    size = _byte_length(text)
+    size = byte_length(text)
     if size > limit:
         raise OutputError(
             f"outputs take {size:,} bytes of JSON{_largest_key(plain)}, {_too_large(limit)}"
@@ -90,52 +102,169 @@ def digest(title: str, version: str, configuration: Mapping[str, object], model_
     return hashlib.sha256(rfc8785.dumps(identity)).hexdigest()
 
 
-def fingerprint_of(representation: object) -> str:
-    """Return 32 hexadecimal digits: the MD5 of the JSON of an input's representation.
+class Unencodable(Exception):
+    """A value JSON cannot hold; gathers its key path on the way up."""
 
-    100 equals 100.0, and the order of keys does not matter. Raises `InputError`, naming the key,
-    for values JSON cannot hold.
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.keys: list[object] = []
+
+    def path(self, root: str) -> str:
+        """The Python expression that reaches the value: `outputs["a"][0]`."""
+        return root + "".join(f"[{_shown(key)}]" for key in reversed(self.keys))
+
+
+class TooMany(Unencodable):
+    """More elements than the encoder may take."""
+
+
+class Encoder:
+    """Turns values into plain JSON values; raises only `Unencodable`.
+
+    `max_items` bounds how many elements all lists and dictionaries hold together, so that an
+    array of millions is refused before it is expanded.
     """
-    # Most representations are a text, such as a path.
-    is_text = type(representation) is str
-    encode: Callable[[Any], JSON] = checked_text if is_text else _FingerprintEncoder().encode
-    try:
-        plain = encode(representation)
-    except Unencodable as error:
-        raise _in_words(error, "representation", InputError) from error.__cause__
-    # Not RFC 8785: only autorun compares it, and Python's own encoder takes a tenth of the time.
-    text = _FINGERPRINT_JSON.encode(plain)
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
+    def __init__(self, *, max_items: int = sys.maxsize) -> None:
+        self.max_items = max_items
+        self.items = 0
+        # Every run encodes its outputs, and most values are of these types.
+        self._scalars: dict[type, Callable[[Any], JSON]] = {
+            str: checked_text,
+            int: self.encode_integer,
+            float: self.encode_float,
+        }
 
-_FINGERPRINT_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+    def encode(self, value: object) -> JSON:
+        try:
+            if type(value) is dict:
+                return self._encode_mapping(value, _entered(value, ()))
+            return self._encode(value, ())
+        except (Unencodable, AutorunError):
+            raise
+        except Exception as error:
+            # A container class of the project may raise anything while it is read.
+            raise Unencodable(f"could not be read: {type(error).__name__} was raised") from error
 
+    def encode_integer(self, value: int) -> JSON:
+        if value.bit_length() > MAX_INTEGER_DIGITS * 3 and abs(value) >= 10**MAX_INTEGER_DIGITS:
+            raise Unencodable(
+                f"is an integer of more than {MAX_INTEGER_DIGITS} digits. Make it a string"
+            )
+        return value
 
-def clean_text(text: str, *, max_bytes: int) -> str:
-    """Remove NUL and surrogates, and cut the middle out beyond `max_bytes` of UTF-8."""
-    text = str.__str__(text)
-    if len(text) <= max_bytes:
-        cleaned = _storable_bytes(text)
-        if len(cleaned) <= max_bytes:
-            return cleaned.decode()
-    return _excerpt(text, max_bytes)
+    def encode_float(self, value: float) -> JSON:
+        if math.isfinite(value):
+            return value
+        raise Unencodable(f"is {value}, which JSON cannot hold. Replace it by None or leave it out")
 
+    def _encode(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        kind = type(value)
+        if (encode := self._scalars.get(kind)) is not None:
+            return encode(value)
+        if value is None or kind is bool:
+            return value  # type: ignore[no-any-return]
+        if kind is dict:
+            return self._encode_mapping(value, _entered(value, parents))
+        if kind is list or kind is tuple:
+            return self._encode_items(value, _entered(value, parents))
+        return self._encode_other(value, parents)
 
-def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText:
-    """Return class, message and traceback of any exception, `max_bytes` each; never raises.
+    def _encode_other(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        if isinstance(value, Enum):
+            return self._encode(value.value, parents)
+        if _is_numpy(value):
+            return self._encode_numpy(value, parents)
+        for types, write in _WRITERS:
+            if isinstance(value, types):
+                return checked_text(write(value))
+        if isinstance(value, int):
+            return self.encode_integer(int(value))
+        if isinstance(value, float):
+            return self.encode_float(float(value))
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            raise Unencodable(
+                f"is {type(value).__name__}, which JSON cannot hold. Decode it, or save it to a "
+                "file and give its path"
+            )
+        return self._encode_container(value, parents)
 
-    A part that cannot be turned into text is replaced by a line that says why.
-    """
-    return ExceptionText(
-        exception_class=_cut_name(_guarded(_class_name, error)),
-        message=clean_text(_guarded(str, error), max_bytes=max_bytes),
-        traceback=clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes),
-    )
+    def _encode_container(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return self._encode_mapping(fields, _entered(value, parents))
+        if isinstance(value, Mapping):
+            return self._encode_mapping(value, _entered(value, parents))
+        if isinstance(value, Set):
+            return _sorted(self._encode_items(value, _entered(value, parents)))
+        if isinstance(value, (Sequence, ValuesView, deque)):
+            return self._encode_items(value, _entered(value, parents))
+        raise Unencodable(
+            f"is of type {_type_name(value)}, which JSON cannot hold. Give numbers, strings, lists "
+            "or dictionaries instead"
+        )
 
+    def _encode_mapping(
+        self, mapping: Mapping[Any, Any], parents: tuple[int, ...]
+    ) -> dict[str, JSON]:
+        self._count(mapping, len(mapping))
+        result: dict[str, JSON] = {}
+        for key, value in mapping.items():
+            try:
+                name = checked_text(key) if type(key) is str else self._encode_key(key)
+                if name in result:
+                    raise Unencodable(
+                        f"occurs twice: another key is {name!r} in JSON as well. Rename one"
+                    )
+                encode = self._scalars.get(type(value))
+                result[name] = encode(value) if encode else self._encode(value, parents)
+            except Unencodable as error:
+                error.keys.append(key)
+                raise
+        return result
 
-def name_exception(kind: type[BaseException]) -> str:
-    """Return an exception class's name as in `ExceptionText`: built-in ones without a module."""
-    return _cut_name(_qualified_name(kind))
+    def _encode_items(self, items: Collection[Any], parents: tuple[int, ...]) -> list[JSON]:
+        self._count(items, len(items))
+        result: list[JSON] = []
+        for item in items:
+            try:
+                result.append(self._encode(item, parents))
+            except Unencodable as error:
+                error.keys.append(len(result))
+                raise
+        return result
+
+    def _encode_key(self, key: object) -> str:
+        name = self._encode(key, ())
+        if isinstance(name, (list, dict)):
+            raise Unencodable(
+                f"is a key of type {_type_name(key)}, which JSON cannot hold. Make it a string"
+            )
+        return name if isinstance(name, str) else json.dumps(name)
+
+    def _encode_numpy(self, value: Any, parents: tuple[int, ...]) -> JSON:
+        # Duck typing, so that a project without NumPy never imports it.
+        if not hasattr(value, "dtype"):
+            raise Unencodable(f"is of type {_type_name(value)}, which JSON cannot hold")
+        if value.dtype.kind in "mM":
+            # Only microseconds become Python's own dates; nanoseconds would become bare integers.
+            if (value != value).any():  # noqa: PLR0124 - NaT is like NaN here
+                raise Unencodable("holds NaT, which JSON cannot hold. Replace it by None")
+            value = value.astype(
+                f"{'datetime64' if value.dtype.kind == 'M' else 'timedelta64'}[us]"
+            )
+        self._count(value, value.size, is_kept=False)
+        plain = value.tolist()
+        if _is_numpy(plain):  # A longdouble has no Python type of its own.
+            plain = float(plain)
+        return self._encode(plain, _entered(value, parents) if value.ndim == 0 else parents)
+
+    def _count(self, container: object, size: int, *, is_kept: bool = True) -> None:
+        if self.items + size > self.max_items:
+            raise TooMany(f"is a {_type_name(container)} of {size:,} elements")
+        if is_kept:
+            self.items += size
 
 
 class _ConfigurationEncoder(Encoder):
@@ -148,27 +277,74 @@ class _ConfigurationEncoder(Encoder):
         return value
 
 
-class _FingerprintEncoder(Encoder):
-    def encode_float(self, value: float) -> JSON:
-        return int(value) if value.is_integer() else super().encode_float(value)
+def _entered(value: object, parents: tuple[int, ...]) -> tuple[int, ...]:
+    """Add `value` to its `parents`, unless that closes a circle or is too deep."""
+    if id(value) in parents:
+        raise Unencodable("refers back to what holds it. Break the circle")
+    if len(parents) >= MAX_DEPTH:
+        raise Unencodable(
+            f"is nested more than {MAX_DEPTH} levels deep. Flatten it, or save it to a file"
+        )
+    return (*parents, id(value))
+
+
+def checked_text(text: str) -> str:
+    """Return `text`, or raise `Unencodable` if PostgreSQL would refuse it."""
+    if "\0" in text:
+        raise Unencodable("holds a NUL character, which databases refuse. Remove or escape it")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Unencodable(
+                f"holds the lone surrogate U+{ord(text[error.start]):04X}, which databases refuse. "
+                "Decode the text with its real encoding, or replace the character"
+            ) from None
+    return text
+
+
+def _sorted(items: list[JSON]) -> list[JSON]:
+    try:
+        return sorted(items)  # type: ignore[type-var]
+    except TypeError:
+        return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
+
+
+def _is_numpy(value: object) -> bool:
+    return any(kind.__module__.partition(".")[0] == "numpy" for kind in type(value).__mro__)
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _shown(key: object) -> str:
+    try:
+        text = json.dumps(key, ensure_ascii=False) if isinstance(key, str) else repr(key)
+    except Exception:  # noqa: BLE001 - a `__repr__` may raise anything
+        text = f"<{_type_name(key)}>"
+    if len(text) > _SHOWN_KEY_CHARACTERS:
+        text = text[:_SHOWN_KEY_CHARACTERS] + "…"
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _plain_configuration(value: object, root: str) -> Any:
     try:
         return _ConfigurationEncoder().encode(value)
     except Unencodable as error:
-        raise _in_words(error, root, ConfigurationError) from error.__cause__
+        raise in_words(error, root, ConfigurationError) from error.__cause__
 
 
-def _in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> AutorunError:
+def in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> AutorunError:
     return kind(f"{error.path(root)} {error.reason}.")
 
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-def _byte_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _too_large(limit: int) -> str:
@@ -181,63 +357,7 @@ def _too_large(limit: int) -> str:
 def _largest_key(plain: JSON) -> str:
     if not isinstance(plain, dict) or not plain:
         return ""
-    size, key = max((_byte_length(_dumps(value)), key) for key, value in plain.items())
+    size, key = max((byte_length(_dumps(value)), key) for key, value in plain.items())
     largest = Unencodable("")
     largest.keys.append(key)
     return f" ({size:,} of them in {largest.path('outputs')})"
-
-
-def _storable_bytes(text: str) -> bytes:
-    return text.replace("\0", "").encode("utf-8", "ignore")
-
-
-def _excerpt(text: str, max_bytes: int) -> str:
-    # Cut before cleaning, so that at most twice max_bytes characters are processed.
-    size = _byte_length(text)
-    room = max_bytes - len(_gap(size))
-    if max_bytes < _SMALLEST_EXCERPT:
-        return _storable_bytes(text[: max(max_bytes, 0)])[: max(max_bytes, 0)].decode(
-            "utf-8", "ignore"
-        )
-    head = _storable_bytes(text[:max_bytes])[: room // 2].decode("utf-8", "ignore")
-    tail = _storable_bytes(text[-max_bytes:])[-(room // 2) :].decode("utf-8", "ignore")
-    return head + _gap(size - _byte_length(head) - _byte_length(tail)) + tail
-
-
-def _gap(left_out: int) -> str:
-    return f"\n... {left_out:,} bytes left out ...\n"
-
-
-def _guarded(describe: Callable[..., str], error: BaseException, *arguments: int) -> str:
-    try:
-        return describe(error, *arguments)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as failure:  # noqa: BLE001 - `__str__` may raise anything, SystemExit too
-        return (
-            f"<not available: {type(failure).__name__} was raised while describing the exception>"
-        )
-
-
-def _cut_name(name: str) -> str:
-    return clean_text(name, max_bytes=4 * MAX_CLASS_NAME_LENGTH)[:MAX_CLASS_NAME_LENGTH]
-
-
-def _class_name(error: BaseException) -> str:
-    return _qualified_name(type(error))
-
-
-def _qualified_name(kind: type[BaseException]) -> str:
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
-
-
-def _traceback(error: BaseException, max_bytes: int) -> str:
-    lines = traceback.TracebackException(
-        type(error), error, error.__traceback__, limit=-_MAX_FRAMES, compact=True
-    )
-    # Line by line: each exception of a chain may bring megabytes of its own.
-    return "".join(clean_text(line, max_bytes=max_bytes) for line in lines.format())

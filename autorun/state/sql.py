@@ -37,7 +37,7 @@ def update_from(
     columns as they are before the change there, and after it elsewhere.
     """
     connection = connections[using]
-    updated = table(model, connection)
+    updated = connection.ops.quote_name(model._meta.db_table)
     params = [*source.params, *match.params]
     with connection.cursor() as cursor:
         if connection.vendor == "mysql":

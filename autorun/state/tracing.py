@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from autorun.state.encoding import ExceptionText
+    from autorun.state.exception_text import ExceptionText
 
 
 class Span:

@@ -16,7 +16,7 @@ from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
-from autorun.state.encoding import ExceptionText
+from autorun.state.exception_text import ExceptionText
 from autorun.state.leases import Lease, queued, start
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps

@@ -1,0 +1,109 @@
+"""Exceptions, and other long text, as the database stores them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_CLASS_NAME_LENGTH = 255
+
+_MAX_FRAMES = 1000
+_SMALLEST_EXCERPT = 200
+
+
+@dataclass(frozen=True)
+class ExceptionText:
+    """An exception as text that every database can store."""
+
+    exception_class: str
+    message: str
+    traceback: str
+
+
+def clean_text(text: str, *, max_bytes: int) -> str:
+    """Remove NUL and surrogates, and cut the middle out beyond `max_bytes` of UTF-8."""
+    text = str.__str__(text)
+    if len(text) <= max_bytes:
+        cleaned = _storable_bytes(text)
+        if len(cleaned) <= max_bytes:
+            return cleaned.decode()
+    return _excerpt(text, max_bytes)
+
+
+def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText:
+    """Return class, message and traceback of any exception, `max_bytes` each; never raises.
+
+    A part that cannot be turned into text is replaced by a line that says why.
+    """
+    return ExceptionText(
+        exception_class=_cut_name(_guarded(_class_name, error)),
+        message=clean_text(_guarded(str, error), max_bytes=max_bytes),
+        traceback=clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes),
+    )
+
+
+def name_exception(kind: type[BaseException]) -> str:
+    """Return an exception class's name as in `ExceptionText`: built-in ones without a module."""
+    return _cut_name(_qualified_name(kind))
+
+
+def byte_length(text: str) -> int:
+    """Return the length of `text` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _storable_bytes(text: str) -> bytes:
+    return text.replace("\0", "").encode("utf-8", "ignore")
+
+
+def _excerpt(text: str, max_bytes: int) -> str:
+    # Cut before cleaning, so that at most twice max_bytes characters are processed.
+    size = byte_length(text)
+    room = max_bytes - len(_gap(size))
+    if max_bytes < _SMALLEST_EXCERPT:
+        return _storable_bytes(text[: max(max_bytes, 0)])[: max(max_bytes, 0)].decode(
+            "utf-8", "ignore"
+        )
+    head = _storable_bytes(text[:max_bytes])[: room // 2].decode("utf-8", "ignore")
+    tail = _storable_bytes(text[-max_bytes:])[-(room // 2) :].decode("utf-8", "ignore")
+    return head + _gap(size - byte_length(head) - byte_length(tail)) + tail
+
+
+def _gap(left_out: int) -> str:
+    return f"\n... {left_out:,} bytes left out ...\n"
+
+
+def _guarded(describe: Callable[..., str], error: BaseException, *arguments: int) -> str:
+    try:
+        return describe(error, *arguments)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # noqa: BLE001 - `__str__` may raise anything, SystemExit too
+        return (
+            f"<not available: {type(failure).__name__} was raised while describing the exception>"
+        )
+
+
+def _cut_name(name: str) -> str:
+    return clean_text(name, max_bytes=4 * MAX_CLASS_NAME_LENGTH)[:MAX_CLASS_NAME_LENGTH]
+
+
+def _class_name(error: BaseException) -> str:
+    return _qualified_name(type(error))
+
+
+def _qualified_name(kind: type[BaseException]) -> str:
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _traceback(error: BaseException, max_bytes: int) -> str:
+    lines = traceback.TracebackException(
+        type(error), error, error.__traceback__, limit=-_MAX_FRAMES, compact=True
+    )
+    # Line by line: each exception of a chain may bring megabytes of its own.
+    return "".join(clean_text(line, max_bytes=max_bytes) for line in lines.format())
