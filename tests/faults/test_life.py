@@ -38,8 +38,6 @@ from autorun.exceptions import BrokerUnavailable
 from autorun.execution import at_once
 from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
-from autorun.execution.interruption import Termination
-from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
 from autorun.planning import batches, looks
@@ -129,11 +127,11 @@ class Worker(threading.Thread):
 class NotedWork(Work):
     """Lets its worker know which chunk it is at."""
 
-    def perform(self, termination: Termination) -> Tally:
+    def assign(self) -> None:
         worker = threading.current_thread()
         assert isinstance(worker, Worker)
         worker.chunk_id = self.lease.chunk.pk
-        return super().perform(termination)
+        super().assign()
 
 
 def body(value: dict[str, Any]) -> Any:
