@@ -310,6 +310,22 @@ def test_a_pipe_gets_no_colour_and_whole_lines(monkeypatch):
     assert pipe.getvalue() == "word " * 100 + "\n"
 
 
+def test_a_command_is_never_wrapped(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    pipe = io.StringIO()
+    command = "manage.py autorun retry sample_app.ScanPreprocessingRunner"
+
+    Terminal(pipe).say(f"All of its runs failed. To retry them, run `{command}` or wait.")
+    Terminal(pipe).hint(f"Retry failed runs: {command}")
+
+    assert pipe.getvalue().splitlines() == [
+        "All of its runs failed. To retry them, run",
+        f"`{command}`",
+        "or wait.",
+        f"Retry failed runs: {command}",
+    ]
+
+
 # Looking
 
 
@@ -1027,7 +1043,7 @@ def test_a_runner_is_paused_and_goes_on(documents, runner):
     assert f"{LABEL} paused;" in typed("pause", LABEL)
     assert "was already paused;" in typed("pause", LABEL)
     runner.run()
-    assert "6 waiting, paused since" in typed("status", LABEL)
+    assert "6 waiting, paused" in typed("status", LABEL)
     assert "resumed." in typed("resume", LABEL)
     assert "was not paused." in typed("resume", LABEL)
     assert "6 queued" in typed("status", LABEL)

@@ -98,7 +98,7 @@ def test_a_cancelled_run_is_named_with_the_result_before_it(document):
 
     assert (after_a_result.code, after_nothing.code) == ("never_ran", "never_ran")
     assert re.search(
-        r"cancelled before it started on this row \(it succeeded at \S+ \S+ UTC before\);",
+        r"cancelled before it started on this row \(previous result: succeeded at \S+ \S+ UTC\);",
         after_a_result.reason,
     )
     assert "cancelled before it started on this row; the" in after_nothing.reason
@@ -144,7 +144,7 @@ def test_failed_names_the_error_and_what_to_do(document, options):
 
     assert explanation.code == "failed"
     assert re.search(
-        r"after 1 attempt, no attempts left, at [-\d]+ [:\d]+ UTC on \S+: ValueError: no such "
+        r"after 1 attempt \(no attempts left\) at [-\d]+ [:\d]+ UTC on \S+: ValueError: no such "
         r"scanner\. To retry it, run `",
         explanation.reason,
     )

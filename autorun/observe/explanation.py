@@ -120,7 +120,7 @@ def _without_run(runner: Runner, row: Row) -> str:
         return f"{_title(runner)} has not run on this row"
     reason = f"{_title(runner)} was cancelled before it started on this row"
     previous = runs.filter(status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED)).first()
-    return reason if previous is None else f"{reason} (it {_outcome(previous)} before)"
+    return reason if previous is None else f"{reason} (previous result: {_outcome(previous)})"
 
 
 def next_step(runner: Runner) -> str:
@@ -186,7 +186,7 @@ def _finished(runner: Runner, run: Any) -> Explanation:
     cause = "" if failure is None else f"{_worker(failure)}: {_error(failure)}"
     # The exception ends its sentence, so that nothing else reads as part of its message.
     reason = (
-        f"Failed{after}, no attempts left, at {at}{cause}. To retry it, run `manage.py autorun "
+        f"Failed{after} (no attempts left) at {at}{cause}. To retry it, run `manage.py autorun "
         f"retry {runner.label}` or change the row."
     )
     return Explanation(False, "failed", reason, run)

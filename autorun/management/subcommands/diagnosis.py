@@ -34,7 +34,7 @@ class Doctor(Subcommand):
                 (f"{sign} ", style), (finding.subject, "bold"), f": {finding.message}"
             )
             if finding.hint:
-                self.terminal.hint(f"  {finding.hint}")
+                self.terminal.say((f"  {finding.hint}", "dim"))
         if all(finding.level == "ok" for finding in findings):
             self.terminal.say(("No problems found.", "green"))
         errors = sum(finding.level == "error" for finding in findings)

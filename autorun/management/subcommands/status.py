@@ -19,7 +19,7 @@ from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Node
 from autorun.planning.pending import pending
 from autorun.state.counts import Progress, progress
-from autorun.state.words import duration, moment, schedule, short_number
+from autorun.state.words import ago, duration, schedule, short_number
 
 BAR_WIDTH = 16
 #: The most of the time that `--watch` runs that counting pending rows may take.
@@ -219,7 +219,7 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
     nothing = "no runs" if state.pending is None else "no rows"
     line.append_text(Text(", ").join(shown or [Text(nothing, style="dim")]))
     if state.paused_at is not None:
-        line.append(f", paused since {moment(state.paused_at)}", style="bold yellow")
+        line.append(f", paused {ago(state.paused_at)}", style="bold yellow")
     elif state.run_seconds is not None and state.progress.unfinished:
         line.append(f", {duration(state.run_seconds)} each", style="dim")
     line.truncate(terminal.layout_width, overflow="ellipsis")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +21,8 @@ UNLIMITED = 10_000
 #: Columns that a layout fills if the width is unlimited.
 DEFAULT_WIDTH = 80
 
+#: A word, or a command in backticks, with what surrounds it.
+UNBROKEN = re.compile(r"(?:`[^`]*`|\S)+\s*")
 #: Replacements for characters that an ASCII terminal lacks.
 PLAIN = str.maketrans({"…": "...", "·": "-", "━": "=", "→": "->", "✔": "+", "✘": "x"})
 
@@ -69,11 +73,16 @@ class Terminal:
         return DEFAULT_WIDTH if self.console.width == UNLIMITED else min(self.console.width, 100)
 
     def say(self, *parts: str | tuple[str, str] | Text) -> None:
-        """Print one line; parts are text, or text with a style."""
-        self.console.print(Text.assemble(*parts))
+        """Print a paragraph of text and styled text, not wrapped inside a command in backticks."""
+        for paragraph in Text.assemble(*parts).split("\n", allow_blank=True):
+            *lines, last = paragraph.divide(_breaks(paragraph.plain, self.console.width))
+            for line in lines:
+                line.rstrip()
+            for line in (*lines, last):
+                self.console.print(line, soft_wrap=True)
 
     def hint(self, text: str) -> None:
-        """Print the next step; the line is not wrapped, so that a command in it can be copied."""
+        """Print the next step, a command to copy, without wrapping it."""
         self.console.print(Text(text, style="dim"), soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
@@ -109,6 +118,18 @@ class Terminal:
     def _forced_width(self) -> int | None:
         is_terminal = getattr(self.stream, "isatty", lambda: False)()
         return None if is_terminal or os.environ.get("COLUMNS") else UNLIMITED
+
+
+def _breaks(text: str, width: int) -> list[int]:
+    """Offsets at which lines of `width` columns start."""
+    breaks: list[int] = []
+    column = len(text) - len(text.lstrip())
+    for word in UNBROKEN.finditer(text):
+        if word.start() and column + cell_len(word[0].rstrip()) > width:
+            breaks.append(word.start())
+            column = 0
+        column += cell_len(word[0])
+    return breaks
 
 
 class _Forgiving:
