@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 from celery.schedules import crontab
+from django.apps import apps
 from django.core.checks import CheckMessage, run_checks
 from django.db import connections, models, transaction
 from django.db.models import Q
@@ -808,10 +809,7 @@ def test_the_defaults_pass():
 
 
 def test_e201_no_content_types(monkeypatch):
-    monkeypatch.setattr(
-        "autorun.observe.checks.installation.apps",
-        SimpleNamespace(is_installed=lambda name: name != "django.contrib.contenttypes"),
-    )
+    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django.contrib.contenttypes")
 
     assert "manage.py migrate" in only("E201").hint
 
@@ -953,10 +951,7 @@ def test_e230_is_not_for_times_that_autorun_reads_as_it_writes_them(
 
 
 def test_w204_schedules_without_beat(monkeypatch):
-    monkeypatch.setattr(
-        "autorun.observe.checks.installation.apps",
-        SimpleNamespace(is_installed=lambda name: name != "django_celery_beat"),
-    )
+    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django_celery_beat")
 
     assert "django_celery_beat" in only("W204", declare()).hint
     assert ids(declare(SCHEDULE=None)) == []

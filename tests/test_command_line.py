@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
 from autorun.upkeep import pruning
+from settings import celery_app
 from tests.engine import current_runs, declare, installed, plan_at_once, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -576,7 +578,7 @@ def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, option
 def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown):
     from autorun.observe.doctor import messaging
 
-    monkeypatch.setattr(messaging.current_app.conf, "broker_write_url", url)
+    monkeypatch.setattr(celery_app.conf, "broker_write_url", url)
 
     assert messaging._shown_url() == shown
 
@@ -900,9 +902,7 @@ def test_backfill_dry_records_nothing(documents, runner):
 
 
 def test_backfill_watched_to_its_end(documents, failing, monkeypatch):
-    monkeypatch.setattr(
-        "autorun.management.subcommands.watching.time.sleep", lambda seconds: work_off()
-    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: work_off())
 
     printed = typed("backfill", LABEL, "--watch")
 
@@ -915,7 +915,7 @@ def watched(*arguments: Any, monkeypatch: Any, meanwhile: Any, screen: Any = Non
     """What is printed, and the error, where `meanwhile` happens between two looks."""
     out = io.StringIO() if screen is None else screen
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr("autorun.management.subcommands.watching.time.sleep", meanwhile)
+    monkeypatch.setattr(time, "sleep", meanwhile)
     try:
         call_command("autorun", *map(str, arguments), "--watch", stdout=out)
     except CommandError as error:
@@ -1004,8 +1004,7 @@ def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autorun.management.subcommands.watching.time.sleep", interrupt)
-    monkeypatch.setattr("autorun.management.subcommands.status.time.sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", interrupt)
 
     assert "continues." in typed("backfill", LABEL, "--watch")
     assert "the runs continue" in typed("status", LABEL, "--watch")
@@ -1014,9 +1013,7 @@ def test_ctrl_c_stops_watching_only(documents, runner, monkeypatch):
 
 def test_a_bar_for_those_who_look(documents, runner, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(
-        "autorun.management.subcommands.watching.time.sleep", lambda seconds: work_off()
-    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: work_off())
     screen = Screen()
 
     call_command("autorun", "backfill", LABEL, "--watch", stdout=screen)

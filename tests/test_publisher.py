@@ -8,14 +8,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.signals import worker_process_shutdown
+from django.db import OperationalError
 from django.test import override_settings
 from kombu import Connection
 
@@ -26,6 +28,7 @@ from autorun.models import SpilledTrigger
 from autorun.triggers import delivery
 from settings import celery_app
 from tests.conftest import _use_broker, process_environment
+from tests.crashes import failing_at
 from tests.engine import declare, installed
 from tests.services import BROKERS, silence
 
@@ -45,10 +48,18 @@ def fresh_publisher() -> Iterator[None]:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> list[list[Message]]:
+def connect_to() -> Iterator[Callable[[Any], None]]:
+    """`connect_to(broker)`: have `broker` called with the messages that the process publishes."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield lambda broker: patch.setattr(publishing, "_courier", SimpleNamespace(publish=broker))
+
+
+@pytest.fixture
+def published(connect_to: Callable[[Any], None]) -> list[list[Message]]:
     """What was published, one list a call, by a broker that takes everything at once."""
     calls: list[list[Message]] = []
-    monkeypatch.setattr(delivery, "publish", calls.append)
+    connect_to(calls.append)
     return calls
 
 
@@ -66,9 +77,9 @@ class Stuck:
 
 
 @pytest.fixture
-def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+def stuck(connect_to: Callable[[Any], None]) -> Iterator[Stuck]:
     broker = Stuck()
-    monkeypatch.setattr(delivery, "publish", broker)
+    connect_to(broker)
     yield broker
     broker.release.set()
     assert delivery.wait_until_idle(10)
@@ -182,15 +193,14 @@ def test_what_piles_up_behind_a_silent_broker_is_written_down_at_once(stuck, set
     assert _spilled() == set(range(26))
 
 
-def test_what_can_be_neither_published_nor_written_down_is_logged(stuck, monkeypatch, caplog):
-    monkeypatch.setattr(delivery, "SpilledTrigger", None)
+def test_what_can_be_neither_published_nor_written_down_is_logged(stuck, caplog):
     stuck.release.set()
 
-    delivery.submit({LABEL: {1, 2}})
+    with failing_at("spill.written", repeat(OperationalError("disk full"))):
+        delivery.submit({LABEL: {1, 2}})
+        assert delivery.wait_until_idle()
 
-    assert delivery.wait_until_idle()
     assert f"{LABEL}: 2 saved rows could not be written down" in caplog.text
-    monkeypatch.undo()
 
 
 def test_the_thread_keeps_no_database_connection(stuck):

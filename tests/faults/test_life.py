@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -30,9 +31,8 @@ from hypothesis.stateful import (
 
 from autorun import tasks
 from autorun.declare import nodes
-from autorun.dispatch import releasing
 from autorun.dispatch.messages import EXECUTE
-from autorun.dispatch.publishing import Message
+from autorun.dispatch.publishing import Message, redirected
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import BrokerUnavailable
 from autorun.execution import at_once
@@ -168,19 +168,20 @@ class Life(RuleBasedStateMachine):
         self.saved: set[int] = set()
         self.unheard: set[int] = set()
         self.refusing = False
-        releasing.publish = rounds.publish = self.publish  # type: ignore[assignment]
-        delivery.submit = self.submit  # type: ignore[assignment]
+        self.stack = ExitStack()
+        self.stack.enter_context(redirected(self.publish))
 
     # What stands for the broker
 
-    def publish(self, messages: list[Message]) -> None:
-        if self.refusing:
-            raise BrokerUnavailable("refused")
-        self.messages += messages
-
-    def submit(self, saved: dict[str, set[int]]) -> None:
-        for pks in saved.values():
-            self.saved |= pks
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Saved rows stay in the memory of the process that saved them."""
+        for message in messages:
+            if message.task == delivery.PLAN:
+                self.saved |= set(message.args[1])
+            elif self.refusing:
+                raise BrokerUnavailable("refused")
+            else:
+                self.messages.append(message)
 
     # Few rules with many kinds each: Hypothesis leaves out rules at random, and a life without
     # workers, or without rows, has nothing to tell.
@@ -482,6 +483,7 @@ class Life(RuleBasedStateMachine):
             self.all_is_done()
         finally:
             self.stop_workers()
+            self.stack.close()
 
     def come_to_rest(self) -> None:
         for _ in range(100):
@@ -605,9 +607,6 @@ class Life(RuleBasedStateMachine):
 @pytest.mark.django_db(transaction=True)
 def test_rows_live_through_anything(monkeypatch, settings):
     settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
-    for module in (releasing, rounds):
-        monkeypatch.setattr(module, "publish", None)
-    monkeypatch.setattr(delivery, "submit", None)
     for module in (at_once, execute_module):
         monkeypatch.setattr(module, "Work", NotedWork)
     with installed(Runner):
