@@ -510,20 +510,19 @@ def test_a_queue_that_is_declared_otherwise_costs_its_own_messages_alone() -> No
 def test_after_an_eager_task_that_raises_the_others_are_executed(monkeypatch) -> None:
     executed = []
 
-    def execute(name):
-        def run() -> None:
-            executed.append(name)
-            if name == "first":
-                raise ValueError(name)
+    def execute(name: str) -> None:
+        executed.append(name)
+        if name == "first":
+            raise ValueError(name)
 
-        return SimpleNamespace(apply_async=lambda args, **options: run())
-
-    tasks = {name: execute(name) for name in ("first", "second")}
-    monkeypatch.setattr(
-        publishing, "current_app", SimpleNamespace(tasks=tasks, conf=celery_app.conf)
-    )
-
-    with pytest.raises(ValueError, match="first"):
-        publishing._execute_eagerly([Message("first"), Message("second")])
+    task = celery_app.task(execute, name="tests.execute")
+    for name in ("task_always_eager", "task_eager_propagates"):
+        monkeypatch.setitem(celery_app.conf.changes, name, True)
+    messages = [Message(task.name, (name,)) for name in ("first", "second")]
+    try:
+        with pytest.raises(ValueError, match="first"):
+            publishing.publish(messages)
+    finally:
+        celery_app.tasks.unregister(task.name)
 
     assert executed == ["first", "second"]

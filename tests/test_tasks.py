@@ -1,7 +1,6 @@
 """The tasks: what becomes of a message whose database is away."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import delivery
 from autorun.upkeep.rounds import drain_spilled
+from settings import celery_app
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document
 
@@ -22,19 +22,18 @@ pytestmark = pytest.mark.once
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The options of what Celery sends again, while the database is away."""
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """The options of the messages that Celery sends again, while the database is away."""
 
     def away(*arguments: object) -> None:
         raise OperationalError("connection refused")
 
     options: list[dict[str, Any]] = []
-    app = SimpleNamespace(conf=SimpleNamespace(broker_transport_options={}))
-    monkeypatch.setattr(tasks, "current_app", app)
-    monkeypatch.setattr(registry, "subscribers", lambda model_label: [object()])
+    monkeypatch.setitem(celery_app.conf.changes, "broker_transport_options", {})
     monkeypatch.setattr(at_once, "plan_or_start", away)
     monkeypatch.setattr(Signature, "apply_async", lambda self: options.append(self.options))
-    return options
+    with installed(declare()):
+        yield options
 
 
 @pytest.fixture
@@ -68,8 +67,9 @@ def test_saved_rows_are_tried_again_for_a_day_while_the_database_is_away(sent, p
     assert max(pauses) <= 120
 
 
-def test_a_message_is_sent_again_before_redis_takes_it_for_lost(sent, plan_as_message):
-    tasks.current_app.conf.broker_transport_options = {"visibility_timeout": 20}
+def test_a_message_is_sent_again_before_redis_takes_it_for_lost(sent, plan_as_message, monkeypatch):
+    options = {"visibility_timeout": 20}
+    monkeypatch.setitem(celery_app.conf.changes, "broker_transport_options", options)
 
     with pytest.raises(Retry):
         plan_as_message(100)
