@@ -96,7 +96,6 @@ class BatchAdmin(PageAdmin):
             lines=batch_lines(some[:PAGE]),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
-            nothing=_nothing(chosen),
             states=Batch.State.values,
             triggers=Batch.Trigger.values,
             runners=[runner.label for runner in registry.runners()],
@@ -131,7 +130,6 @@ class BatchAdmin(PageAdmin):
             batch=batch,
             requested_by=f" · requested by {batch.requested_by}" if batch.requested_by else "",
             started=time_since(batch.created_at),
-            buttons=self._buttons(request, batch),
             is_unfinished=is_unfinished,
             is_held=is_held,
             is_stuck=is_stuck,
@@ -247,25 +245,6 @@ class BatchAdmin(PageAdmin):
             **context,
         )
 
-    def _buttons(self, request: HttpRequest, batch: Batch) -> list[tuple[str, str, str]]:
-        """The name, the address and the words of what the user may do with the batch."""
-        allowed = Allowed(request.user)
-        known = (
-            ("pause", "Pause", Permission.PAUSE, (Batch.State.RUNNING,)),
-            ("resume", "Resume", Permission.PAUSE, (Batch.State.PAUSED,)),
-            (
-                "cancel",
-                "Cancel remaining runs",
-                Permission.CANCEL,
-                (Batch.State.RUNNING, Batch.State.PAUSED),
-            ),
-        )
-        return [
-            (name, self.url(f"autorun_batch_{name}", batch.pk), words)
-            for name, words, permission, states in known
-            if batch.state in states and allowed.to(permission)
-        ]
-
     def _counted(
         self,
         request: HttpRequest,
@@ -313,14 +292,6 @@ def _is_left(batch: Batch) -> bool:
         and batch.expires_at is not None
         and batch.expires_at <= timezone.now() - dt.timedelta(seconds=STUCK_SECONDS)
     )
-
-
-def _nothing(chosen: dict[str, str]) -> str:
-    """The heading of a list without batches."""
-    of_runner = f" of {chosen['runner']}" if chosen["runner"] else ""
-    if chosen["state"] or chosen["trigger"]:
-        return f"No batches{of_runner} match"
-    return f"No batches{of_runner}" + " yet" * ("all" in chosen)
 
 
 def _planning_figures(batch: Batch, *, is_unfinished: bool) -> list[Figure]:

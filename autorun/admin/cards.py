@@ -174,6 +174,10 @@ class Card:
         return "" if self.counted is None else time_since(self.counted.at)
 
     @property
+    def counted_rows(self) -> str:
+        return "" if self.counted is None else number(self.counted.count.total)
+
+    @property
     def is_uncounted(self) -> bool:
         return self.counting is not None or (self.counted is None and not self.error)
 

@@ -17,7 +17,7 @@ from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.row_access import seen_rows
 from autorun.declare import registry
 from autorun.models import Failure, Run
-from autorun.observe.failures import RecentGroup, labels_of, recent_failures
+from autorun.observe.failures import FailureGroup, RecentGroup, labels_of, recent_failures
 from autorun.state.parameters import SINCE, read_text
 from autorun.state.words import counted, number
 
@@ -28,23 +28,16 @@ MOST_GROUPS = 100
 
 @dataclass(frozen=True)
 class GroupLine:
-    """One group of failures as the page shows it; `run_id` is the run of its newest message."""
+    """One group of failures as the page shows it; `query` leads to the list of its runs."""
 
-    key: str
-    exception: str
-    run_id: int
-    #: The message pattern and the newest message; '' for users who may not see them.
-    pattern: str
-    message: str
-    is_open: bool
-    analysis: str
+    group: FailureGroup
     runner: str
+    #: Whether the user may see its messages.
+    is_open: bool
     last: str
     trend: list[Rectangle]
     figures: list[Figure]
-    #: The query of the list of its runs, and whether any of them could be retried.
     query: str
-    has_runs: bool
 
 
 @admin.register(Failure)
@@ -124,17 +117,11 @@ def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, st
         figures.append(Figure("Total for this error", number(group.of_class), examined))
     runs = {"group": group.key, "exception": group.exception_class, **query}
     return GroupLine(
-        key=group.key,
-        exception=group.exception_class,
-        run_id=group.run_id,
-        pattern=(group.shape or "(no message)") if is_open else "",
-        message=group.message if is_open and group.message != group.shape else "",
-        is_open=is_open,
-        analysis=f"{group.title} v{group.version}",
+        group=group,
         runner=runner,
+        is_open=is_open,
         last=time_since(group.last_at),
         trend=columns([(0, each) for each in found.times]),
         figures=figures,
         query=urlencode({**runs, **({"state": "failed"} if group.runs else {})}),
-        has_runs=bool(group.runs),
     )

@@ -17,15 +17,10 @@ def time_since(when: dt.datetime | None) -> SafeString:
     """`3 min ago`, with the exact time as its title; '' for None."""
     if when is None:
         return SafeString("")
-    title = formats.date_format(_local(when), "DATETIME_FORMAT")
+    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    title = formats.date_format(local, "DATETIME_FORMAT")
     html = '<time datetime="{}" title="{}">{}</time>'
     return format_html(html, when.isoformat(), title, ago(when))
-
-
-def exact_time(when: dt.datetime) -> SafeString:
-    """A time to the second, in the project's time zone."""
-    text = _local(when).strftime("%Y-%m-%d %H:%M:%S")
-    return format_html('<time datetime="{}">{}</time>', when.isoformat(), text)
 
 
 def prose(text: str) -> SafeString:
@@ -40,8 +35,3 @@ def prose(text: str) -> SafeString:
 def as_json(value: Any) -> str:
     """Indented JSON, keys in their order."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
-
-
-def _local(when: dt.datetime) -> dt.datetime:
-    """The time in the project's time zone; naive times, without USE_TZ, already are."""
-    return timezone.localtime(when) if timezone.is_aware(when) else when

@@ -14,14 +14,14 @@ from django.urls import URLPattern
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from autorun.admin.markup import as_json, exact_time, prose, time_since
+from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.row_access import Name, database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
 from autorun.declare import registry
-from autorun.models import Batch, Failure, Run
+from autorun.models import Batch, Run
 from autorun.observe.failures import exception_classes
 from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
@@ -88,20 +88,6 @@ class RunLine:
 
 
 @dataclass(frozen=True)
-class FailedAttempt:
-    """One failed attempt on the page of its run."""
-
-    pk: int
-    title: str
-    exception: str
-    at: str
-    worker: str
-    message: str
-    traceback: str
-    is_open: bool
-
-
-@dataclass(frozen=True)
 class BulkAction:
     """An action on the runs in `states`; `choice` names it in the list's menu."""
 
@@ -133,6 +119,7 @@ _DONE = {
     "ignore": ("failed run is ignored from now on.", "failed runs are ignored from now on."),
     "cancel": ("run cancelled before the start.", "runs cancelled before the start."),
 }
+_CHANGES = {"ignore": interventions.ignore_runs, "cancel": interventions.cancel_runs}
 ACTIONS: Mapping[str, BulkAction] = {
     each.name: each
     for each in (
@@ -229,14 +216,8 @@ class RunAdmin(PageAdmin):
             instance = instance_of(run, database)
         may_see = seen.is_open and Allowed(request.user).to(Permission.SEE_PAYLOAD)
         others = other_runs(run)
-        story = story_of(
-            run,
-            runner,
-            instance,
-            others=others,
-            shows_messages=may_see,
-            is_hidden=seen.is_hidden,
-        )
+        told = {"shows_messages": may_see, "is_hidden": seen.is_hidden}
+        story = story_of(run, runner, instance, others=others, **told)
         outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
         allowed = Allowed(request.user)
         return self.render(
@@ -253,21 +234,14 @@ class RunAdmin(PageAdmin):
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
             why=story.why,
             now=prose(story.now),
-            events=[(each.state, exact_time(each.at), each.words) for each in story.events],
-            failures=_attempts(story.failures, is_failed=run.status == Run.Status.FAILED),
+            events=story.events,
+            failures=story.failures,
             input=_input(runner, instance) if may_see else None,
             configuration=as_json(run.node.configuration),
             outputs=outputs,
             outputs_size=filesizeformat(len(outputs)) if outputs and len(outputs) > FOLDED else "",
             may_see=may_see,
-            others=[
-                (
-                    other.pk,
-                    state_of(other),
-                    exact_time(other.finished_at) if other.finished_at else f"run {other.pk}",
-                )
-                for other in others
-            ],
+            others=[(other, state_of(other)) for other in others],
             is_registered=runner is not None,
             actions=[
                 each
@@ -339,21 +313,12 @@ class RunAdmin(PageAdmin):
         )
 
     def _do(
-        self,
-        request: HttpRequest,
-        chosen_action: BulkAction,
-        found: Iterable[list[Run]],
-        log: Log,
+        self, request: HttpRequest, chosen_action: BulkAction, found: Iterable[list[Run]], log: Log
     ) -> None:
         if chosen_action.name == "retry":
             self._retry(request, found, log)
             return
-        change = (
-            interventions.ignore_runs
-            if chosen_action.name == "ignore"
-            else interventions.cancel_runs
-        )
-        changed = change(found)
+        changed = _CHANGES[chosen_action.name](found)
         what = counted(changed, *_DONE[chosen_action.name])
         if changed:
             self.note(request, what, *log.runs, about=log.about, detail=log.detail)
@@ -500,23 +465,6 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
     matching = ("matches" if total == 1 else "match") if chosen.written() else ""
     about = "" if is_exact else "About "
     return f"{about}{counted(total, noun)} {matching}".rstrip() + ", newest first."
-
-
-def _attempts(failures: Sequence[Failure], *, is_failed: bool) -> list[FailedAttempt]:
-    last = failures[-1].pk if failures and is_failed else None
-    return [
-        FailedAttempt(
-            pk=each.pk,
-            title=f"Attempt {each.attempt}" if each.attempt else "Before the first attempt",
-            exception=each.exception_class,
-            at=exact_time(each.failed_at),
-            worker=each.worker,
-            message=each.message,
-            traceback=each.traceback,
-            is_open=each.pk == last,
-        )
-        for each in failures
-    ]
 
 
 def _input(runner: Any, instance: Any) -> str | None:

@@ -44,11 +44,10 @@ class VersionLine:
     version: str
     is_current: bool
     configuration: str
+    since: str
     succeeded: str
-    total: str
     failed: str
     unfinished: str
-    since: str
 
 
 @dataclass(frozen=True)
@@ -272,16 +271,9 @@ def _versions(runner: Runner) -> list[Node]:
 
 def _version(node: Node, card: Card, progress: Progress | None) -> VersionLine:
     found = progress or Progress()
-    return VersionLine(
-        version=node.version,
-        is_current=node == card.node,
-        configuration=as_json(node.configuration),
-        succeeded=number(found.succeeded),
-        total="" if card.counted is None else number(card.counted.count.total),
-        failed=number(found.failed),
-        unfinished=number(found.unfinished),
-        since=time_since(node.created_at),
-    )
+    numbers = map(number, (found.succeeded, found.failed, found.unfinished))
+    configuration, since = as_json(node.configuration), time_since(node.created_at)
+    return VersionLine(node.version, node == card.node, configuration, since, *numbers)
 
 
 def _described(runner: Runner) -> dict[str, Any]:
