@@ -365,8 +365,7 @@ def _key_of(kind: KeyKind, model: type[Any], pk: Any) -> Any:
     """The row's key, as the database writes it."""
     if kind.is_integer:
         return pk
-    rows = model._base_manager.filter(pk=pk).annotate(_autorun_key=kind.expression())
-    return rows.values_list("_autorun_key", flat=True).first() or ""
+    return kind.values(model._base_manager.filter(pk=pk)).first() or ""
 
 
 def _names_in(fieldsets: Any) -> set[str]:

@@ -97,6 +97,15 @@ def backoff_of(runner: Runner, attempt: int) -> float:
         return exponential(FALLBACK, attempt)
 
 
+def timeout_of(runner: Runner) -> float | None:
+    """The runner's time limit; None if it has none, or its hook raises."""
+    try:
+        return runner.get_timeout()
+    except Exception:
+        logger.exception("%s: get_timeout() raises; its messages have no limit.", runner.label)
+        return None
+
+
 def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
     if isinstance(given, Manager):
         given = given.all()

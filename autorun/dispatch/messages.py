@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.hooks import timeout_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, time_limit_after
 from autorun.models import Batch, Chunk
-
-logger = logging.getLogger(__name__)
 
 EXECUTE = "autorun.execute"
 BACKFILL = "autorun.backfill"
@@ -49,14 +47,8 @@ def longest(chunk: Chunk) -> float | None:
     With BATCH_SIZE it keeps them, and takes as long as all of its runs.
     """
     runner = registry.find(chunk.runner)
-    if runner is None:
-        return None
-    try:
-        timeout = runner.get_timeout()
-    except Exception:
-        logger.exception("%s: get_timeout() raises; its messages have no limit.", runner.label)
-        return None
-    if timeout is None:
+    timeout = None if runner is None else timeout_of(runner)
+    if runner is None or timeout is None:
         return None
     return timeout if runner.BATCH_SIZE is None else timeout * chunk.size
 

@@ -198,16 +198,7 @@ class _Courier:
             waiting = self._failed_at + PAUSE_AFTER_FAILURE - time.monotonic()
             if waiting > 0:
                 raise BrokerUnavailable("It did not answer a moment ago.")
-            was_open = self._connection is not None
-            try:
-                refused = self._send(messages)
-            except Exception as error:
-                self._drop()
-                # The other end may have closed an idle connection; a silent broker is not
-                # asked twice.
-                if not was_open or _is_timeout(error):
-                    raise self._failed(error) from error
-                refused = self._send_again(messages)
+            refused = self._send_or_raise(messages)
         if refused:
             raise MessagesRefused(_words_for(refused), [message for message, _ in refused])
 
@@ -217,12 +208,18 @@ class _Courier:
             self._broker = broker
             self._failed_at = float("-inf")
 
-    def _send_again(self, messages: Sequence[Message]) -> list[Refusal]:
+    def _send_or_raise(self, messages: Sequence[Message]) -> list[Refusal]:
+        was_open = self._connection is not None
         try:
             return self._send(messages)
         except Exception as error:
             self._drop()
-            raise self._failed(error) from error
+            # The other end may have closed an idle connection; a silent broker is not asked twice.
+            if not was_open or _is_timeout(error):
+                self._failed_at = time.monotonic()
+                cause = error.__cause__ or error  # kombu wraps it, and says less
+                raise BrokerUnavailable(f"{type(cause).__name__}: {cause}") from error
+        return self._send_or_raise(messages)
 
     def _send(self, messages: Sequence[Message]) -> list[Refusal]:
         """Send the messages; those that the broker refused, and why."""
@@ -260,11 +257,6 @@ class _Courier:
         if connection is not None:
             _close(connection)
 
-    def _failed(self, error: Exception) -> BrokerUnavailable:
-        self._failed_at = time.monotonic()
-        cause = error.__cause__ or error  # kombu wraps it, and says less
-        return BrokerUnavailable(f"{type(cause).__name__}: {cause}")
-
 
 def _words_for(refused: Sequence[Refusal]) -> str:
     queues = {message.queue or "Celery's default": error for message, error in refused}
@@ -280,7 +272,9 @@ def _open() -> Connection:
         connect_timeout=TIMEOUT, transport_options=_impatient_options()
     )
     try:
-        connection.ensure_connection(**_one_attempt(hosts=len(connection.alt) or 1))
+        # One attempt for each host; kombu's default is a second one after two seconds of sleep.
+        hosts = len(connection.alt) or 1
+        connection.ensure_connection(max_retries=hosts - 1, interval_start=0, interval_step=0)
     except BaseException:
         _close(connection)
         raise
@@ -309,11 +303,6 @@ def _close(connection: Connection) -> None:
     poller: Any = getattr(getattr(transport, "cycle", None), "poller", None)
     if hasattr(poller, "close"):
         poller.close()
-
-
-def _one_attempt(*, hosts: int = 1) -> dict[str, Any]:
-    # kombu's own default is a second attempt after two seconds of sleep.
-    return {"max_retries": hosts - 1, "interval_start": 0, "interval_step": 0}
 
 
 def _impatient_options() -> dict[str, Any]:

@@ -287,10 +287,8 @@ def _failures(lease: Lease, results: Sequence[Result], written: Container[int]) 
         Failure(
             run_id=result.run_id,
             attempt=result.attempts,
-            exception_class=result.failure.exception_class,
-            message=result.failure.message,
-            traceback=result.failure.traceback,
             worker=lease.worker or worker_name(),
+            **asdict(result.failure),
         )
         for result in results
         if result.failure is not None and result.run_id in written

@@ -75,9 +75,7 @@ def explain(runner: Runner, instance: Any) -> Explanation:
 def _key(runner: Runner, pk: Any) -> Key | None:
     """The row's key, or None if the database has no such row."""
     rows = every_row(runner).filter(pk=pk)
-    found = rows.annotate(_autorun_key=key_kind(runner.get_model()).expression())
-    key: Key | None = found.values_list("_autorun_key", flat=True).first()
-    return key
+    return key_kind(runner.get_model()).values(rows).first()
 
 
 def _current_run(runner: Runner, key: Key) -> Any:

@@ -174,11 +174,8 @@ def pause(batch: Batch) -> bool:
 
     A caller's own queryset is planned to its end: no other process could continue it later.
     """
-    return bool(
-        Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING).update(
-            state=Batch.State.PAUSED
-        )
-    )
+    running = Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING)
+    return bool(running.update(state=Batch.State.PAUSED))
 
 
 def resume(batch: Batch) -> bool:

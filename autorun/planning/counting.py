@@ -173,8 +173,7 @@ def _key_below(runner: Runner, up_to: str, span: int) -> str:
     rows = every_row(runner).order_by("-pk")
     if up_to:
         rows = rows.filter(pk__lte=kind.to_pk(up_to))
-    keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
-    found = list(keys[span : span + 1])
+    found = list(kind.values(rows)[span : span + 1])
     return str(found[0]) if found else ""
 
 

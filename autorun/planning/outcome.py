@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,4 @@ class Outcome:
     under_way: int = 0
 
     def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(
-            self.candidates + other.candidates,
-            self.existing + other.existing,
-            self.planned + other.planned,
-            self.unprepared + other.unprepared,
-            self.failed + other.failed,
-            self.under_way + other.under_way,
-        )
+        return Outcome(*map(add, astuple(self), astuple(other)))

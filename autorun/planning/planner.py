@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from autorun import signals
 from autorun.conf import settings
@@ -96,6 +97,7 @@ class Planner:
         process that read the rows no earlier, and its worker reads them later still.
         """
         size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
+        insert = partial(statements.insert, size=size, status=self.status, using=settings.DATABASE)
         redo: list[Redo] = []
         superseded: dict[str, int] = {}
         inserted = 0
@@ -108,14 +110,13 @@ class Planner:
             superseded = statements.supersede(redo, using=settings.DATABASE)
             crash_point("plan.superseded")
             again = self._candidates([(each.key, each.fingerprint) for each in redo])
-            inserted = self._insert_missing(again, first_chunk, size)
+            inserted = insert(again, first_chunk=first_chunk)
         left = None if limit is None else limit - len(redo)
         if found.missing and left != 0:
             next_chunk = first_chunk + -(-len(redo) // size)
-            inserted += self._insert_missing(
+            inserted += insert(
                 candidates,
-                next_chunk,
-                size,
+                first_chunk=next_chunk,
                 limit=left,
                 expected=found.missing,
                 are_all_missing=found.missing == found.candidates,
@@ -124,27 +125,6 @@ class Planner:
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
         crash_point("plan.chunked")
         return inserted
-
-    def _insert_missing(
-        self,
-        candidates: Candidates,
-        first_chunk: int,
-        size: int,
-        *,
-        limit: int | None = None,
-        expected: int = 0,
-        are_all_missing: bool = False,
-    ) -> int:
-        return statements.insert(
-            candidates,
-            first_chunk=first_chunk,
-            size=size,
-            status=self.status,
-            limit=limit,
-            expected=expected,
-            are_all_missing=are_all_missing,
-            using=settings.DATABASE,
-        )
 
     def _create_chunks(
         self, first_chunk: int, superseded: dict[str, int], *, is_empty: bool

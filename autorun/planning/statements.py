@@ -98,7 +98,7 @@ def count(
 
 
 def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple[str, bool]:
-    """What to select for the candidates to be redone, and whether that is a list or a number.
+    """The column that selects the candidates to be redone, and whether it is a list or a number.
 
     They are few as a rule. Named at once, they need no second look at all rows; only MariaDB cuts
     off what it aggregates.

@@ -77,10 +77,8 @@ def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[
 
 def last_key(runner: Runner) -> str:
     """The highest key of the runner's model, as text; '' without rows."""
-    rows = every_row(runner).order_by("-pk")
-    kind = key_kind(runner.get_model())
-    found = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
-    return "" if found is None else str(found[0])
+    found = key_kind(runner.get_model()).values(every_row(runner).order_by("-pk")).first()
+    return "" if found is None else str(found)
 
 
 def _database_windows(
@@ -165,8 +163,7 @@ def _longest_check(runner: Runner) -> float:
 def _end_of_window(runner: Runner, kind: KeyKind, *, after: str, up_to: str) -> str:
     """The last key of a full window; '' if fewer rows are left."""
     rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
-    keys = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", flat=True)
-    found = list(keys[DATABASE_WINDOW - 1 : DATABASE_WINDOW])
+    found = list(kind.values(rows)[DATABASE_WINDOW - 1 : DATABASE_WINDOW])
     return str(found[0]) if found else ""
 
 

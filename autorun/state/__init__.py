@@ -1,1 +1,1 @@
-"""What the database remembers, and how it is written and read."""
+"""The state that the database keeps, and how it is read and written."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 Listener = Callable[[str], object]
 
-#: What has just happened at each point.
+#: Each point, and the event that has just happened there.
 POINTS = {
     "save.committed": "a save has committed; nobody has been told",
     "spill.written": "saved rows that no broker took are written down",

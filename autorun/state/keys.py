@@ -64,6 +64,12 @@ class KeyKind:
             return reference("pk")
         return KeyText(reference("pk"), TextField())
 
+    def values(self, queryset: models.QuerySet[Any]) -> models.QuerySet[Any, Key]:
+        """The keys of the rows of `queryset`."""
+        keyed: Any = queryset.annotate(_autorun_key=self.expression())
+        keys: models.QuerySet[Any, Key] = keyed.values_list("_autorun_key", flat=True)
+        return keys
+
     def lookup(self, key: Any) -> dict[str, Any]:
         """Keyword arguments that find the runs of `key`, which may be an expression."""
         if self.is_integer:

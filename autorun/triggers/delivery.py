@@ -22,6 +22,7 @@ from django.db import connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.hooks import timeout_of
 from autorun.dispatch.publishing import (
     Message,
     is_immediate,
@@ -240,10 +241,7 @@ def _time_limit(label: str) -> float | None:
 
     Who plans a lone row may also work it off.
     """
-    try:
-        timeouts = [runner.get_timeout() for runner in registry.subscribers(label)]
-    except Exception:  # noqa: BLE001  a hook of one runner's keeps no row from any other
-        return None
+    timeouts = [timeout_of(runner) for runner in registry.subscribers(label)]
     known = [timeout for timeout in timeouts if timeout is not None]
     return time_limit_after(max(known)) if known and len(known) == len(timeouts) else None
 
