@@ -122,7 +122,7 @@ def _without_run(runner: Runner, row: Row) -> str:
 
 
 def next_step(runner: Runner) -> str:
-    """What will plan the pending rows of a runner that is not paused."""
+    """The next step to get a pending row planned, unless the runner is paused."""
     command = f"`manage.py autorun sweep {runner.label}`"
     if runner.get_schedule() is None:
         return f"the runner has no schedule, so run {command} to plan it"

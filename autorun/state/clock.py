@@ -7,7 +7,6 @@ from typing import Any
 
 from django.db.models import DateTimeField, DurationField, Expression, ExpressionWrapper, Value
 from django.db.models.functions import Now
-from django.utils import timezone
 
 
 class DatabaseNow(Now):
@@ -32,10 +31,3 @@ def now_sql(vendor: str) -> str:
     if vendor == "postgresql":
         return "STATEMENT_TIMESTAMP()"
     return "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"
-
-
-def as_told(value: dt.datetime) -> str:
-    """A time as people here tell it, with its zone: `2031-05-04 03:00:00 CEST`."""
-    if not timezone.is_aware(value):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
-    return f"{timezone.localtime(value):%Y-%m-%d %H:%M:%S %Z}"

@@ -107,7 +107,7 @@ class Terminal:
 
     @property
     def can_ask(self) -> bool:
-        """Whether somebody can answer, wherever the output goes."""
+        """Whether a question can be answered, even if the output goes to a file."""
         return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
     def confirm(self, question: str) -> bool:

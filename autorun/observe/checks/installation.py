@@ -98,7 +98,7 @@ def _content() -> Iterator[CheckMessage]:
         yield warning(
             "settings.CELERY_ACCEPT_CONTENT",
             "W201",
-            "Celery accepts pickle: whoever writes to the broker can run code in the workers.",
+            "Celery accepts pickle: write access to the broker lets anyone run code in workers.",
             'Set CELERY_ACCEPT_CONTENT = ["json"]; autorun sends only JSON.',
         )
 
