@@ -30,6 +30,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tomllib
 import types
 import unittest
 from collections.abc import Iterator
@@ -734,6 +735,17 @@ def test_every_file_that_the_design_names_exists():
 
     assert len(named) > 40
     assert [each for each in named if not (ROOT / "autorun" / each).exists()] == []
+
+
+def test_the_design_ends_with_the_layers_of_the_import_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [set(layer.split(" : ")) for layer in contracts["contracts"][0]["layers"]]
+    _, _, folders = (DOCS / "design.md").read_text().partition("## Folders")
+
+    documented: list[set[str]] = [set() for _ in layers]
+    for number, names in re.findall(r"^\| (\d+) \| ([^|]+) \|", folders, re.MULTILINE):
+        documented[int(number) - 1] |= set(re.findall(r"`(\w+)(?:/|\.py)`", names))
+    assert documented == layers
 
 
 def test_snippets_are_where_the_reader_of_pages_finds_them():
