@@ -27,6 +27,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     # A message to the broker, whose connection the live server keeps, is none of this.
     pytest.mark.django_db(transaction=True),
 ]
