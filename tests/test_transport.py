@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,8 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
-from autorun.broker.brokerfile import LeaseLapsed
+from autorun.broker.brokerfile import MAX_DEAD_LETTERS, LeaseLapsed, MessageTooLarge
+from autorun.broker.diskspace import RESERVE, DiskFull, reserve_of
 from autorun.broker.transport import Transport, register
 from tests.waiting import until
 
@@ -226,6 +228,73 @@ def test_acknowledgement_from_another_thread_makes_room_at_once(connect: Any) ->
     assert received == list(range(50))
 
 
+UNREADABLE = [
+    "garbage{",
+    "[]",
+    '{"body": "x"}',
+    "[" * 200_000,
+    '{"headers": {}, "properties": {"delivery_info": null}}',
+    '{"body": "a", "headers": {}, "properties": {"delivery_info": {}, "body_encoding": "base64"}}',
+    '{"body": {"__type__": "datetime", "__value__": "never"}}',
+    b"\xff\xfe",
+]
+
+
+def put_unreadable(path: Path, queue: str) -> None:
+    for payload in UNREADABLE:
+        sql(
+            path,
+            "INSERT INTO message (queue, priority, payload) VALUES (?, 9, CAST(? AS TEXT))",
+            queue,
+            payload,
+        )
+
+
+def test_messages_that_cannot_be_read_become_dead_letters(
+    connect: Any, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = connect()
+    publish(connection, "good")
+    put_unreadable(path, "tasks")
+
+    assert bodies(connection) == ["good"]
+
+    letters = sql(path, "SELECT CAST(payload AS BLOB) FROM dead_letter WHERE queue = 'tasks'")
+    assert [letter for (letter,) in letters] == [
+        each if isinstance(each, bytes) else each.encode() for each in UNREADABLE
+    ]
+    assert sql(path, "SELECT count(*) FROM message") == [(0,)]
+    assert "Message 2 of queue 'tasks' cannot be read" in caplog.text
+    assert "garbage" not in caplog.text
+
+
+def test_the_oldest_dead_letters_are_deleted(connect: Any, path: Path) -> None:
+    connection = connect()
+    publish(connection, "good")
+    sql(
+        path,
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        " INSERT INTO dead_letter (queue, died_at, payload) SELECT 'old', 0, '' FROM n",
+        MAX_DEAD_LETTERS,
+    )
+    put_unreadable(path, "tasks")
+
+    bodies(connection)
+
+    counts = sql(path, "SELECT queue, count(*) FROM dead_letter GROUP BY queue ORDER BY queue")
+    assert counts == [("old", MAX_DEAD_LETTERS - len(UNREADABLE)), ("tasks", len(UNREADABLE))]
+
+
+def test_message_above_the_limit_is_an_error_of_its_sender(connect: Any, path: Path) -> None:
+    connection = connect(max_message_bytes=10_000)
+    publish(connection, "x" * 5000)
+
+    with pytest.raises(MessageTooLarge, match=r"to queue 'tasks' has .*accepts 10,000. Send a"):
+        publish(connection, "x" * 10_000)
+
+    assert bodies(connection) == ["x" * 5000]
+
+
 # Queues and exchanges
 
 
@@ -419,6 +488,17 @@ def test_url_without_an_absolute_path_says_how_to_write_it(url: str) -> None:
         Connection(url).connect()
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite://user:secret@host/tmp/b", "sqlite://user:sec/ret@host/b", "sqlite://secret@b"]
+)
+def test_password_in_a_url_is_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"sqlite://\*\*@") as caught:
+        Connection(url).connect()
+
+    assert "secret" not in str(caught.value)
+    assert "ret@" not in str(caught.value)
+
+
 def test_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/missing does not exist.*Create"):
         Connection(f"sqlite:///{tmp_path}/missing/broker.sqlite3").connect()
@@ -441,7 +521,7 @@ def test_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
 def test_file_that_is_not_sqlite_is_left_alone(connect: Any, path: Path) -> None:
     path.write_bytes(b"something else\n" * 100)
 
-    with pytest.raises(ValueError, match=r"is not a SQLite file.*Name a file of its own"):
+    with pytest.raises(ValueError, match=r"is not a SQLite file.*Name another file for the broker"):
         connect().connect()
 
     assert path.read_bytes() == b"something else\n" * 100
@@ -464,6 +544,105 @@ def test_file_of_another_layout_is_named(connect: Any, path: Path) -> None:
     with pytest.raises(
         ValueError, match="has layout 99, and this version of autorun reads layout 1"
     ):
+        connect().connect()
+
+
+def test_file_of_an_older_version_is_upgraded(connect: Any, path: Path) -> None:
+    connection = connect()
+    publish(connection, "old")
+    sql(path, "DROP TABLE dead_letter")
+    connection.release()
+    path.chmod(0o644)
+
+    upgraded = connect()
+    publish(upgraded, "new")
+
+    assert bodies(upgraded) == ["old", "new"]
+    assert sql(path, "SELECT count(*) FROM dead_letter") == [(0,)]
+    assert mode_of(path) == 0o600
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o000])
+def test_only_its_user_may_read_the_file(connect: Any, path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        connection = connect()
+        publish(connection, 1)
+        fetch(connection)
+    finally:
+        os.umask(before)
+
+    made = sorted(path.parent.glob("broker.sqlite3*"))
+    assert {each.name.removeprefix("broker.sqlite3") for each in made} == {
+        "",
+        "-wal",
+        "-shm",
+        "-reserve",
+    }
+    assert {mode_of(each) for each in made} == {0o600}
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("exists", [True, False], ids=["target", "dangling"])
+def test_symbolic_link_is_not_followed(connect: Any, path: Path, suffix: str, exists: bool) -> None:
+    target = path.with_name("target")
+    if exists:
+        target.touch()
+    path.with_name(path.name + suffix).symlink_to(target)
+
+    with pytest.raises(PermissionError, match=r"is a symbolic link.*Name the file"):
+        connect().connect()
+
+    assert (target.read_bytes() if exists else target.exists()) == (b"" if exists else False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_file_of_another_user_is_refused(connect: Any, path: Path) -> None:
+    connect().connect()
+    os.chown(path, 12345, -1)
+
+    with pytest.raises(PermissionError, match=r"belongs to the user 12345.*chown 0 "):
+        connect().connect()
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o606])
+def test_file_that_others_may_write_is_refused(connect: Any, path: Path, mode: int) -> None:
+    connect().connect()
+    path.chmod(mode)
+
+    with pytest.raises(PermissionError, match=f"written by other users. Run `chmod 600 {path}`"):
+        connect().connect()
+
+
+def test_directory_that_every_user_may_write_must_be_sticky(connect: Any, path: Path) -> None:
+    path.parent.chmod(0o777)
+    with pytest.raises(PermissionError, match=rf"Every user may write to {path.parent}.*chmod o-w"):
+        connect().connect()
+
+    path.parent.chmod(0o1777)
+    connect().connect()
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("CREATE TRIGGER lose AFTER INSERT ON message BEGIN DELETE FROM message; END", "trigger"),
+        ("CREATE VIEW letters AS SELECT * FROM message", "view"),
+        ("CREATE UNIQUE INDEX one ON message (queue)", "index"),
+        ("ALTER TABLE message ADD COLUMN more TEXT CHECK (more IS NOT NULL)", "table"),
+    ],
+)
+def test_file_with_a_changed_layout_is_refused(
+    connect: Any, path: Path, statement: str, kind: str
+) -> None:
+    connect().connect()
+    sql(path, statement)
+
+    with pytest.raises(ValueError, match=f"has the {kind} '.*', which the broker has not made"):
         connect().connect()
 
 
@@ -508,6 +687,63 @@ def test_closed_connections_leave_no_threads_and_no_file_descriptors(connect: An
         consume_and_close()
 
     until(lambda: in_use() == before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_full_disk_refuses_messages_and_lets_consumers_drain(
+    small_disk: Path,
+) -> None:
+    path = small_disk / "broker.sqlite3"
+    with Connection(f"sqlite:///{path}") as connection:
+        channel = connection.default_channel
+        TASKS(channel).declare()
+        with pytest.raises(DiskFull, match="New messages are refused"):
+            publish(connection, *["x" * 5000] * 10_000)
+        (sent,) = (count for (count,) in sql(path, "SELECT count(*) FROM message"))
+        connection.transport.file.consume("tasks")
+
+        assert len(bodies(connection)) == sent > 300
+        connection.transport.file.beat()
+        publish(connection, "again")
+
+
+def test_disk_that_something_else_has_filled_lets_consumers_drain(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = small_disk / "broker.sqlite3"
+    with Connection(f"sqlite:///{path}") as connection:
+        connection.transport.file.consume("tasks")
+        publish(connection, *["x" * 500] * 500)
+        assert reserve_of(path).stat().st_blocks * 512 >= RESERVE
+        fill(small_disk)
+
+        with pytest.raises(DiskFull, match="is full: less than 4 MB are free"):
+            publish(connection, "refused")
+        with Connection(f"sqlite:///{path}") as other:  # as a worker that starts meanwhile
+            other.connect()
+            assert len(bodies(other)) == 500
+
+        assert f"The disk of {path} is full" in caplog.text
+        (small_disk / "filling").unlink()
+        publish(connection, "again")
+        connection.transport.file.beat()
+        assert reserve_of(path).exists()
 
 
 # Processes
@@ -746,6 +982,20 @@ def test_two_prefork_workers_run_every_task_once_and_answer_a_ping(probe: Probe)
     assert "Traceback" not in probe.output()
     assert sql(probe.broker, "SELECT count(*) FROM message") == [(0,)]
     assert sql(probe.broker, "SELECT name FROM queue") == [("celery",)]
+
+
+@pytest.mark.slow
+def test_worker_continues_after_messages_that_cannot_be_read(probe: Probe) -> None:
+    worker = probe.start_worker("one")
+    until(lambda: "ready" in probe.output())
+    put_unreadable(probe.broker, "celery")
+    probe.send("probe.note.delay('good')")
+
+    until(lambda: probe.noted() == ["good"])
+
+    assert sql(probe.broker, "SELECT count(*) FROM dead_letter") == [(len(UNREADABLE),)]
+    assert worker.poll() is None
+    assert "Traceback" not in probe.output()
 
 
 @pytest.mark.faults

@@ -6,24 +6,29 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autorun.broker import diskspace
+from autorun.broker.diskspace import draining
 from autorun.broker.sharedfile import SharedFile
 
 logger = logging.getLogger("autorun.broker.brokerfile")
 
 SPARE_PAGES = 256  # free pages kept for reuse
-VACUUM_PAGES = 4096  # the most pages given back to the disk at one heartbeat
+VACUUM_PAGES = 4096  # most pages returned to the disk by one heartbeat
+MAX_DEAD_LETTERS = 1000  # older ones are deleted
 
 READY = "queue = :queue AND owner IS NULL AND (expires_at IS NULL OR expires_at > :now)"
 NEXT = f"SELECT id FROM message WHERE {READY} ORDER BY priority DESC, id LIMIT 1"
 LEASE = (
     f"UPDATE message SET owner = :owner, deliveries = deliveries + 1 WHERE id = ({NEXT})"
-    " RETURNING id, deliveries, payload"
+    # As bytes: SQLite's text need not be UTF-8.
+    " RETURNING id, deliveries, CAST(payload AS BLOB)"
 )
 COUNT = f"SELECT count(*) FROM message WHERE {READY}"
-# No index begins with the owner, and the table may be long: scan the index, which is small.
+# No index begins with the owner, and the table may be long: scan the smaller index.
 RELEASE_ALL = """
     UPDATE message SET owner = NULL
     WHERE id IN (SELECT id FROM message INDEXED BY message_order WHERE owner = ?)
@@ -35,6 +40,10 @@ PUT = """
             SELECT :ttl AS ttl UNION ALL SELECT message_ttl FROM queue WHERE name = :queue
         )
     )
+"""
+BURY = """
+    INSERT INTO dead_letter (queue, died_at, payload)
+    SELECT queue, :now, payload FROM message WHERE id = :id AND owner = :owner
 """
 DECLARE = """
     INSERT INTO queue (name, message_ttl, idle_limit, expires_at) VALUES (?, ?, ?, ?)
@@ -49,65 +58,94 @@ class LeaseLapsed(sqlite3.OperationalError):
     """A consumer was silent for longer than its lease, or its file was replaced."""
 
 
+class MessageTooLarge(ValueError):
+    """A message is larger than `max_message_bytes`."""
+
+
 class LeasedMessage(NamedTuple):
-    """A message that is ours until it is settled, released, or our lease lapses."""
+    """A message leased to this connection until it is settled or released, or the lease lapses."""
 
     id: int
     deliveries: int  # with this one
-    payload: str
+    payload: bytes
 
 
 class BrokerFile(SharedFile):
-    """One connection to the broker: what it leases, the queues it consumes, its heartbeat."""
+    """One connection to the broker: its leases, the queues it consumes, its heartbeat."""
 
     application_id = 0x6175746F  # "auto"
     layout_version = 1
-    layout = (
+    layout = {
         # A consuming connection; its heartbeat moves expires_at.
-        "CREATE TABLE owner (id INTEGER PRIMARY KEY AUTOINCREMENT, expires_at REAL NOT NULL)",
-        # A queue with an idle_limit is dropped when nobody has consumed from it for so long.
-        """
+        "owner": """
+        CREATE TABLE owner (id INTEGER PRIMARY KEY AUTOINCREMENT, expires_at REAL NOT NULL)
+        """,
+        # A queue with an idle_limit is dropped after that many seconds without a consumer.
+        "queue": """
         CREATE TABLE queue (
             name TEXT PRIMARY KEY, message_ttl REAL, idle_limit REAL, expires_at REAL
         ) WITHOUT ROWID
         """,
-        """
+        "binding": """
         CREATE TABLE binding (
             exchange TEXT, routing_key TEXT, pattern TEXT NOT NULL, queue TEXT,
             PRIMARY KEY (exchange, routing_key, queue)
         ) WITHOUT ROWID
         """,
-        # AUTOINCREMENT: no id is used twice, so a late acknowledgement meets no younger message.
-        """
+        # AUTOINCREMENT: no id is used twice, so a late acknowledgement finds no newer message.
+        "message": """
         CREATE TABLE message (
             id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL,
             priority INTEGER NOT NULL, expires_at REAL, owner INTEGER,
             deliveries INTEGER NOT NULL DEFAULT 0, payload TEXT NOT NULL
         )
         """,
-        "CREATE INDEX message_order ON message (queue, owner, priority DESC, id, expires_at)",
-        "CREATE INDEX message_expiry ON message (expires_at) WHERE expires_at IS NOT NULL",
-    )
+        "message_order": """
+        CREATE INDEX message_order ON message (queue, owner, priority DESC, id, expires_at)
+        """,
+        "message_expiry": """
+        CREATE INDEX message_expiry ON message (expires_at) WHERE expires_at IS NOT NULL
+        """,
+        # Messages that no consumer can read.
+        "dead_letter": """
+        CREATE TABLE dead_letter (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, died_at REAL NOT NULL,
+            payload TEXT NOT NULL
+        )
+        """,
+    }
 
-    def __init__(self, path: Path, *, lease: float = 30, busy_timeout: float = 10) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lease: float = 30,
+        busy_timeout: float = 10,
+        max_message_bytes: float = 16 * 1024 * 1024,
+    ) -> None:
         super().__init__(path, busy_timeout=busy_timeout)
         self.lease_seconds = lease
+        self.max_message_bytes = max_message_bytes
         self.owner: int | None = None
         self.consumed: set[str] = set()
-        self._found: set[str] = set()  # of those, what was declared when last looked at
-        self.settled = threading.Event()  # there may be room for another message
+        self._found: set[str] = set()  # the consumed queues that were declared at the last check
+        self.settled = threading.Event()  # a consumer may have room for another message
         self._lapsed = False
         self._stopped = threading.Event()
         self._beaten_at = self._judges_from = 0.0
 
     def __del__(self) -> None:
-        # Nothing is written: the garbage collector may come in the middle of a transaction.
+        # Write nothing: the garbage collector may run in the middle of a transaction.
         if hasattr(self, "_stopped"):
             self._stopped.set()
         super().__del__()
 
+    @draining
+    def open(self) -> None:
+        super().open()
+
     def close(self) -> None:
-        """Give back what is leased here, and let go of the file."""
+        """Release the messages leased here, and close the file."""
         self._stopped.set()
         with self._lock:
             owner, self.owner, self._lapsed = self.owner, None, False
@@ -122,21 +160,30 @@ class BrokerFile(SharedFile):
     # Messages
 
     def put(self, queue: str, payload: str, *, priority: int, ttl: float | None) -> None:
+        """Append the message to a queue; raises `MessageTooLarge` and `DiskFull`."""
+        self._check_size(payload, f"queue {queue!r}")
+        diskspace.check_room(self.path)
         with self.writing() as handle:
             _put(handle, [queue], payload, priority, ttl)
 
+    @draining
     def put_fanout(self, exchange: str, payload: str, *, priority: int, ttl: float | None) -> None:
-        """Append the message to every queue that is bound to the exchange."""
+        """Append the message to every queue bound to the exchange.
+
+        A full disk does not refuse it: without events and control messages no worker can run.
+        """
+        self._check_size(payload, f"exchange {exchange!r}")
         with self.writing() as handle:
             bound = handle.execute(
                 "SELECT DISTINCT queue FROM binding WHERE exchange = ?", (exchange,)
             )
             _put(handle, [queue for (queue,) in bound.fetchall()], payload, priority, ttl)
 
+    @draining
     def lease(self, queue: str) -> LeasedMessage | None:
-        """The next message of the queue: highest priority first, oldest first."""
+        """Lease the next message of the queue: highest priority first, oldest first."""
         parameters: dict[str, Any] = {"queue": queue, "now": time.time()}
-        # An idle consumer only reads: it neither waits for the write lock nor holds others up.
+        # An idle consumer only reads, so it neither waits for the write lock nor delays others.
         if not self.rows(NEXT, parameters):
             return None
         with self.writing() as handle:
@@ -144,19 +191,32 @@ class BrokerFile(SharedFile):
         return LeasedMessage(*rows[0]) if rows else None
 
     def settle(self, message: int) -> None:
-        """Delete a message that is leased here; one that no longer is, is somebody else's."""
-        self._change_leased("DELETE FROM message WHERE id = ? AND owner = ?", message)
+        """Delete a message if it is still leased here."""
+        self._change_leased(message, "DELETE FROM message WHERE id = :id AND owner = :owner")
 
     def release(self, message: int) -> None:
-        """Give a message that is leased here back to its queue, at its old place."""
-        self._change_leased("UPDATE message SET owner = NULL WHERE id = ? AND owner = ?", message)
+        """Return a message to its old place in its queue if it is still leased here."""
+        self._change_leased(
+            message, "UPDATE message SET owner = NULL WHERE id = :id AND owner = :owner"
+        )
+
+    def bury(self, message: int) -> None:
+        """Move a message that cannot be read to the dead letters if it is still leased here."""
+        self._change_leased(
+            message,
+            BURY,
+            "DELETE FROM message WHERE id = :id AND owner = :owner",
+            f"DELETE FROM dead_letter WHERE id <= (SELECT max(id) FROM dead_letter)"
+            f" - {MAX_DEAD_LETTERS}",
+        )
 
     def size(self, queue: str) -> int:
-        """How many messages wait in the queue."""
+        """Count the messages that wait in the queue."""
         return int(self.rows(COUNT, {"queue": queue, "now": time.time()})[0][0])
 
+    @draining
     def purge(self, queue: str) -> int:
-        """Delete the messages that wait in the queue, and say how many there were."""
+        """Delete the messages that wait in the queue; return their number."""
         with self.writing() as handle:
             return handle.execute(
                 "DELETE FROM message WHERE queue = ? AND owner IS NULL", (queue,)
@@ -164,10 +224,11 @@ class BrokerFile(SharedFile):
 
     # Queues and bindings
 
+    @draining
     def declare(
         self, queue: str, *, message_ttl: float | None, idle_limit: float | None, idle: bool
     ) -> None:
-        """Make or change a queue; `idle` counts its limit from now, not from its first consumer."""
+        """Create or change a queue; `idle` starts its limit now, not at its first consumer."""
         if idle_limit is not None:
             idle_limit = max(idle_limit, self.lease_seconds)
         expires_at = time.time() + idle_limit if idle and idle_limit is not None else None
@@ -177,11 +238,13 @@ class BrokerFile(SharedFile):
     def is_declared(self, queue: str) -> bool:
         return bool(self.rows("SELECT 1 FROM queue WHERE name = ?", (queue,)))
 
+    @draining
     def drop(self, queue: str) -> None:
         """Delete the queue with its bindings and messages."""
         with self.writing() as handle:
             _drop(handle, queue)
 
+    @draining
     def bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         with self.writing() as handle:
             handle.execute(
@@ -189,6 +252,7 @@ class BrokerFile(SharedFile):
                 (exchange, routing_key, pattern, queue),
             )
 
+    @draining
     def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
         with self.writing() as handle:
             handle.execute(
@@ -197,13 +261,14 @@ class BrokerFile(SharedFile):
             )
 
     def bindings(self, exchange: str) -> list[tuple[str, str, str]]:
-        """Routing key, pattern and queue of every binding of the exchange."""
+        """List routing key, pattern and queue of the exchange's bindings."""
         return self.rows(
             "SELECT routing_key, pattern, queue FROM binding WHERE exchange = ?", (exchange,)
         )
 
+    @draining
     def consume(self, queue: str) -> None:
-        """Keep the queue in being from now on."""
+        """Keep the queue from expiring while this consumer lives."""
         self.consumed.add(queue)
         with self.writing() as handle:
             self._owned(handle)
@@ -213,20 +278,21 @@ class BrokerFile(SharedFile):
     # The lease and its heartbeat
 
     def check_lease(self) -> None:
-        """Raise LeaseLapsed if this consumer was taken for dead and must declare all anew."""
+        """Raise LeaseLapsed if this consumer was considered dead and must connect again."""
         if self._lapsed:
             raise LeaseLapsed(
                 f"This consumer of {self.path} was stopped for more than its lease of"
                 f" {self.lease_seconds:g} s, or its queue or the file was replaced. Connect again."
             )
 
+    @draining
     def beat(self) -> None:
-        """Renew the lease and the consumed queues, and clear away what the dead have left."""
+        """Renew the lease and the consumed queues, and clean up after dead consumers."""
         with self._lock:
             if self.owner is None:
                 return
             now = time.time()
-            # After a pause of the whole machine everybody looks dead: let the others beat first.
+            # After a pause of the machine every consumer looks dead: let the others beat first.
             if now - self._beaten_at > self.lease_seconds / 2:
                 self._judges_from = now + self.lease_seconds
             self._beaten_at = now
@@ -242,10 +308,24 @@ class BrokerFile(SharedFile):
                     _sweep(handle, now)
             surplus = self.rows("PRAGMA freelist_count")[0][0] - SPARE_PAGES
             if surplus > 0:
-                # As a script, which runs to its end: execute() would free a single page.
+                # executescript() runs to the end; execute() would free a single page. Only a
+                # checkpoint returns freed pages to the disk.
                 self._connected().executescript(
-                    f"PRAGMA incremental_vacuum({min(surplus, VACUUM_PAGES)})"
+                    f"PRAGMA incremental_vacuum({min(surplus, VACUUM_PAGES)});"
+                    "PRAGMA wal_checkpoint(PASSIVE)"
                 )
+            diskspace.keep_reserve(self.path)
+
+    def use_reserve(self) -> None:
+        """Make room for consumers on a full disk: delete the reserve and reuse the log."""
+        logger.error(
+            "The disk of %s is full. New messages are refused; workers continue with those already"
+            " sent. Free some space.",
+            self.path,
+        )
+        diskspace.reserve_of(self.path).unlink(missing_ok=True)
+        with suppress(sqlite3.OperationalError):  # the caller's next try says what is wrong
+            self.rows("PRAGMA wal_checkpoint(RESTART)")
 
     def on_replaced(self) -> None:
         self._lapsed, self.owner = self._lapsed or self.owner is not None, None
@@ -256,7 +336,7 @@ class BrokerFile(SharedFile):
         self.settled, self._stopped = threading.Event(), threading.Event()
 
     def _owned(self, handle: sqlite3.Connection) -> int:
-        """The id to lease under; the first call starts the heartbeat."""
+        """Return the id to lease under; the first call starts the heartbeat."""
         if self.owner is not None:
             row = handle.execute("SELECT 1 FROM owner WHERE id = ?", (self.owner,)).fetchone()
             self._lapsed = self._lapsed or row is None
@@ -268,6 +348,7 @@ class BrokerFile(SharedFile):
                 "INSERT INTO owner (expires_at) VALUES (?)", (now + self.lease_seconds,)
             ).lastrowid
             self._beaten_at = now
+            diskspace.keep_reserve(self.path)
             self._stopped = threading.Event()
             threading.Thread(
                 target=_keep_beating,
@@ -277,18 +358,29 @@ class BrokerFile(SharedFile):
             ).start()
         return int(self.owner or 0)
 
-    def _change_leased(self, statement: str, message: int) -> None:
+    @draining
+    def _change_leased(self, message: int, *statements: str) -> None:
         with self._lock:
             if self.owner is not None:
+                parameters = {"id": message, "owner": self.owner, "now": time.time()}
                 with self.writing() as handle:
-                    handle.execute(statement, (message, self.owner))
+                    for statement in statements:
+                        handle.execute(statement, parameters)
         self.settled.set()
 
-    def _has_lost_a_queue(self, handle: sqlite3.Connection) -> bool:
-        """Whether somebody has deleted a queue that this consumer is at.
+    def _check_size(self, payload: str, receiver: str) -> None:
+        if len(payload) > self.max_message_bytes:  # JSON is ASCII
+            raise MessageTooLarge(
+                f"The message to {receiver} has {len(payload):,} bytes; the broker accepts"
+                f" {self.max_message_bytes:,.0f}. Send a path or a key instead of the data, or"
+                " raise 'max_message_bytes' in broker_transport_options."
+            )
 
-        So does a worker that ends, to the control queue of the one of its name that was started
-        before it had ended. Nothing would ever arrive there again.
+    def _has_lost_a_queue(self, handle: sqlite3.Connection) -> bool:
+        """Whether another connection has deleted a queue that this one consumes.
+
+        A stopping worker deletes its control queue, even if a new worker of the same name already
+        consumes it. No message would reach that worker again.
         """
         declared = {name for (name,) in handle.execute("SELECT name FROM queue")}
         consumed = set(self.consumed)

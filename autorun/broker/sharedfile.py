@@ -1,12 +1,13 @@
-"""A SQLite file that processes share: a handle for threads, forks and a file that is replaced."""
+"""A SQLite file shared by processes: a handle that survives threads, forks and replacement."""
 
 import contextlib
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ _abandoned: list[sqlite3.Connection] = []
 
 
 class SharedFile:
-    """A handle that opens on first use, with a lock round every statement.
+    """A handle that opens on first use and locks every statement.
 
-    A subclass gives the layout of the file. `application_id` tells it from any other SQLite file.
+    A subclass defines the layout of the file: the statement that creates each table and index.
+    Objects that an older file lacks are added to it. Change `layout_version` only if older code
+    could not use the file any more. `application_id` marks the file as ours.
     """
 
     application_id: int
-    layout: Sequence[str]
+    layout: Mapping[str, str]
     layout_version: int
 
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
@@ -42,18 +45,18 @@ class SharedFile:
             self._disconnect()
 
     def open(self) -> None:
-        """Open the file, made if need be; ValueError or OSError says what is wrong with it."""
+        """Open or create the file; ValueError or OSError says what is wrong with it."""
         with self._lock:
             self._connected()
 
     def rows(self, query: str, parameters: Any = ()) -> list[Any]:
-        """Every row of the answer: a statement left half read would hold its lock on the file."""
+        """Return every row: a statement that is only partly read keeps its lock on the file."""
         with self._lock:
             return self._connected().execute(query, parameters).fetchall()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that waits for the write lock at its start, and never half-way."""
+        """A transaction that takes the write lock at its start."""
         with self._lock:
             handle = self._connected()
             handle.execute("BEGIN IMMEDIATE")
@@ -66,14 +69,14 @@ class SharedFile:
                 raise
 
     def on_replaced(self) -> None:
-        """Hook: the file was deleted or replaced, and what this process knew of it is void."""
+        """Hook: the file was deleted or replaced; forget its contents."""
 
     def on_forked(self) -> None:
-        """Hook: this is a child process, and what the parent holds is not the child's."""
+        """Hook: this is a child process; forget what the parent leased."""
 
     def _connected(self) -> sqlite3.Connection:
         if self._identity is not None and _identity(self.path) != self._identity:
-            # Nobody would ever read what goes to a file that is no longer at its path.
+            # No process reads a file that is no longer at its path.
             self._disconnect()
             self._identity = None
             self.on_replaced()
@@ -88,18 +91,18 @@ class SharedFile:
             self.path, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False
         )
         try:
-            if not self._is_laid_out(handle):
-                handle.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heard by an empty file only
+            handle.execute("PRAGMA trusted_schema = OFF")
+            if self._missing(handle):
+                handle.execute("PRAGMA auto_vacuum = INCREMENTAL")  # works on an empty file only
             self._use_write_ahead_log(handle)
             handle.execute("PRAGMA synchronous = NORMAL")
             handle.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT}").fetchall()
-            if not self._is_laid_out(handle):
+            if self._missing(handle):
                 handle.execute("BEGIN IMMEDIATE")
-                if not self._is_laid_out(handle):
-                    for statement in self.layout:
-                        handle.execute(statement)
-                    handle.execute(f"PRAGMA application_id = {self.application_id}")
-                    handle.execute(f"PRAGMA user_version = {self.layout_version}")
+                for statement in self._missing(handle):
+                    handle.execute(statement)
+                handle.execute(f"PRAGMA application_id = {self.application_id}")
+                handle.execute(f"PRAGMA user_version = {self.layout_version}")
                 handle.execute("COMMIT")
         except BaseException:
             handle.close()
@@ -112,32 +115,43 @@ class SharedFile:
             try:
                 handle.execute("PRAGMA journal_mode = WAL").fetchall()
             except sqlite3.OperationalError:
-                # SQLite does not always wait by itself when several processes start on a new file.
+                # SQLite does not always wait when several processes open a new file.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
             else:
                 return
 
-    def _is_laid_out(self, handle: sqlite3.Connection) -> bool:
-        """False for an empty file; ValueError for a file that is something else."""
-        advice = f"Name a file of its own for it, or delete {self.path} if nobody needs it"
+    def _missing(self, handle: sqlite3.Connection) -> list[str]:
+        """Statements of the layout not yet in the file; ValueError if it is another's file."""
+        advice = f"Name another file for the broker, or delete {self.path} if it is not needed"
         try:
             (application_id,) = handle.execute("PRAGMA application_id").fetchone()
             (version,) = handle.execute("PRAGMA user_version").fetchone()
-            (tables,) = handle.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            found = handle.execute(
+                "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+            ).fetchall()
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is not a SQLite file ({error}). {advice}.") from error
-        if tables and application_id != self.application_id:
+        if found and application_id != self.application_id:
             raise ValueError(f"{self.path} is a database of something else. {advice}.")
-        if tables and version != self.layout_version:
+        if found and version != self.layout_version:
             raise ValueError(
                 f"{self.path} has layout {version}, and this version of autorun reads layout"
                 f" {self.layout_version}. {advice}."
             )
-        return bool(tables)
+        missing = {name: _one_line(statement) for name, statement in self.layout.items()}
+        for kind, name, table, statement in found:
+            if missing.get(name) == _one_line(statement):
+                del missing[name]
+            # It could swallow messages, or run code in every process that opens the file.
+            elif kind in ("trigger", "view") or table in self.layout:
+                raise ValueError(
+                    f"{self.path} has the {kind} {name!r}, which the broker has not made. {advice}."
+                )
+        return list(missing.values())
 
     def _disconnect(self) -> None:
         handle, self._handle = self._handle, None
@@ -145,7 +159,7 @@ class SharedFile:
             handle.close()
 
     def _before_fork(self) -> None:
-        # A SQLite handle must not be carried over a fork, so there is none while it happens.
+        # A SQLite handle must not be carried over a fork.
         self._lock.acquire()
         with contextlib.suppress(sqlite3.Error):
             self._disconnect()
@@ -156,7 +170,7 @@ class SharedFile:
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
         if self._handle is not None:
-            # C code forked without telling Python. Closing this could harm the file.
+            # C code forked without Python's fork hooks. Closing this handle could harm the file.
             _abandoned.append(self._handle)
             self._handle = None
         self.on_forked()
@@ -179,6 +193,46 @@ def _check_place(path: Path) -> None:
                 f"This process may not write to {needed}, and {path} needs it."
                 " Change the permissions, or name a file elsewhere."
             )
+    mode = path.parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise PermissionError(
+            f"Every user may write to {path.parent}, and so replace {path.name} in it."
+            f" Run `chmod o-w {path.parent}`, or name a file elsewhere."
+        )
+    # The lock ensures that no other thread opens the file before this descriptor is closed:
+    # closing any descriptor of a file releases all locks that SQLite holds on it in this process.
+    with _files_lock:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                _make_private(path.with_name(path.name + suffix))
+
+
+def _make_private(path: Path) -> None:
+    """Take the permissions of other users away; PermissionError if they may have changed it."""
+    status = path.lstat()
+    mode = stat.S_IMODE(status.st_mode)
+    problem = ""
+    if stat.S_ISLNK(status.st_mode):
+        problem = "is a symbolic link, which is not followed. Name the file that it points to"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "is not a file. Name another"
+    elif status.st_uid != os.geteuid():
+        problem = (
+            f"belongs to the user {status.st_uid}, but this process runs as {os.geteuid()}. Run all"
+            f" processes as one user, or run `chown {os.geteuid()} {path}`"
+        )
+    elif mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = f"may be written by other users. Run `chmod 600 {path}`"
+    if problem:
+        raise PermissionError(f"{path} {problem}.")
+    if mode & 0o077:
+        path.chmod(0o600)
+
+
+def _one_line(statement: str) -> str:
+    return " ".join(statement.split())
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -203,7 +257,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _files_lock  # noqa: PLW0603  the parent's may be held by a thread that is not here
+    global _files_lock  # noqa: PLW0603  a thread of the parent may hold the old one
     _files_lock = threading.RLock()
     _forking.clear()
     for file in list(_files):

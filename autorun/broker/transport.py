@@ -3,31 +3,36 @@
     register()
     app = Celery(broker="sqlite:////srv/app/broker.sqlite3")    # four slashes: an absolute path
 
-The file is the broker's alone, on a local disk, shared by any number of processes of one machine.
+The file is on a local disk and holds nothing but messages. Any number of processes of one machine
+share it; all run as the same user, and the file is readable by that user only.
 
 Delivery is at least once. A message that is fetched is leased to the connection that fetched it.
-It is deleted when it is acknowledged, and given back when it is rejected, when the connection
-closes, or when the connection's heartbeat has stopped for `lease` seconds, as after kill -9. While
-the heartbeat goes on a message stays leased, however long its task runs (`acks_late`) or waits
-(ETA). Deadlines are `time.time()` of the machine that has the file.
+It is deleted when it is acknowledged, and returned when it is rejected, when the connection closes,
+or when the connection's heartbeat has stopped for `lease` seconds, as after kill -9. As long as
+the heartbeat continues a message stays leased, however long its task runs (`acks_late`) or waits
+(ETA). Deadlines are in the machine's `time.time()`. A message that cannot be read is moved to the
+table `dead_letter`.
 
-A commit outlives the death of any process. A power cut may lose the last ones, and never damages
-the file.
+A commit survives the death of any process. A power cut may lose the last commits, but does not
+damage the file.
 
-Transport options (Celery's `broker_transport_options`), in seconds:
+Transport options (Celery's `broker_transport_options`), in seconds but for the last:
 
-- `polling_interval` (0.1): how long a consumer that found nothing waits before it looks again. An
-  acknowledgement makes it look at once; where that comes late (`acks_late`, tasks shorter than the
-  interval) a `worker_prefetch_multiplier` of 4 or more, Celery's default, keeps the pool busy;
+- `polling_interval` (0.1): how long a consumer that found nothing waits before it checks again. An
+  acknowledgement makes it check at once. If tasks are acknowledged late (`acks_late`) and shorter
+  than the interval, a `worker_prefetch_multiplier` of at least 4, the default, keeps the pool busy;
 - `lease` (30): how long after its last heartbeat a consumer counts as dead;
-- `busy_timeout` (10): how long to wait for the writes of others before "database is locked", which
-  Celery retries.
+- `busy_timeout` (10): how long to wait for other writers before "database is locked", which Celery
+  retries;
+- `max_message_bytes` (16 MiB): the sender of a larger message gets an error.
 
 Priorities are 0 to 9, higher first. Direct, topic and fanout exchanges, `expiration` of messages,
 and `expires` and `message_ttl` of queues work as in RabbitMQ; a queue that expires unused lives for
 `lease` seconds at least.
 """
 
+import logging
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -40,33 +45,39 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments  # type: ignore[attr-defined]
 from kombu.utils.json import dumps, loads
 
-from autorun.broker.brokerfile import BrokerFile
+from autorun.broker.brokerfile import BrokerFile, LeasedMessage
+
+logger = logging.getLogger("autorun.broker.transport")
+
+# Raised by JSON, by kombu's decoders of dates and bodies, and by a missing or misplaced key.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 def register() -> None:
-    """Make kombu and Celery know `sqlite://` broker URLs."""
+    """Register `sqlite://` broker URLs with kombu and Celery."""
     TRANSPORT_ALIASES["sqlite"] = "autorun.broker.transport:Transport"
 
 
 def path_of(url: str) -> Path:
-    """The broker's file. Raises ValueError for what is no sqlite:/// URL of an absolute path."""
+    """Return the broker's file; ValueError if `url` is not sqlite:/// and an absolute path."""
     parts = urlsplit(url)
     path = Path(unquote(parts.path)[1:])
     if parts.netloc or parts.query or parts.fragment or not path.is_absolute() or not path.name:
         raise ValueError(
-            f"The broker URL {url!r} must be sqlite:/// and the absolute path of a file, as in"
-            " sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and %23)."
+            f"The broker URL {_masked(url)!r} must be sqlite:/// and the absolute path of a file,"
+            " as in sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and"
+            " %23)."
         )
     return path
 
 
 class QoS(virtual.QoS):
-    """Counts what is unacknowledged; the file keeps the messages themselves."""
+    """The count of unacknowledged messages; the messages themselves are in the file."""
 
     channel: "Channel"
 
-    # Off the count first. A released message may come back at once under the same tag, and the
-    # consumer that `settled` wakes must find that there is room.
+    # Lower the count first: a released message may come back at once under the same tag, and the
+    # consumer that `settled` wakes must find room for it.
 
     def ack(self, delivery_tag: Any) -> None:
         super().ack(delivery_tag)
@@ -81,14 +92,14 @@ class QoS(virtual.QoS):
 
 
 class Channel(virtual.Channel):
-    """What kombu asks of a channel, put to the file."""
+    """A kombu channel whose queues are in the file."""
 
     QoS = QoS
     supports_fanout = True
 
     def __init__(self, connection: "Transport", **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
-        # kombu takes the connection from a closed channel, which may still get acknowledgements.
+        # A closed channel has no connection, but may still get acknowledgements.
         self.file = connection.file
         self._without_ack: set[str] = set()
         self._exclusive: set[str] = set()
@@ -168,14 +179,26 @@ class Channel(virtual.Channel):
         callback(message, queue)
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        leased = self.file.lease(queue)
-        if leased is None:
-            raise Empty
+        while (leased := self.file.lease(queue)) is not None:
+            try:
+                return self._read(leased)
+            except UNREADABLE:
+                self.file.bury(leased.id)
+                logger.error(
+                    "Message %d of queue %r cannot be read: moved to the dead letters.",
+                    leased.id,
+                    queue,
+                )
+        raise Empty
+
+    def _read(self, leased: LeasedMessage) -> dict[str, Any]:
         message: dict[str, Any] = loads(leased.payload)
-        message["properties"]["delivery_tag"] = leased.id
+        properties = message["properties"]
+        properties["delivery_tag"] = leased.id
+        properties["delivery_info"]["redelivered"] = leased.deliveries > 1
         if leased.deliveries > 1:
             message["headers"]["redelivered"] = True
-            message["properties"]["delivery_info"]["redelivered"] = True
+        self.Message(message, channel=self)  # decodes the body
         return message
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -209,7 +232,7 @@ class Channel(virtual.Channel):
         self.file.declare(
             queue,
             message_ttl=_from_milliseconds((arguments or {}).get("x-message-ttl")),
-            # A queue that is only auto_delete waits for its first consumer as long as it takes.
+            # A queue that is only auto_delete waits indefinitely for its first consumer.
             idle=exclusive or idle_limit is not None,
             idle_limit=0 if idle_limit is None and (exclusive or auto_delete) else idle_limit,
         )
@@ -225,7 +248,7 @@ class Channel(virtual.Channel):
 
 
 class Transport(virtual.Transport):
-    """What kombu finds under `sqlite`."""
+    """The kombu transport of `sqlite://` URLs."""
 
     Channel = Channel
     can_parse_url = True
@@ -244,6 +267,9 @@ class Transport(virtual.Transport):
             path_of(client.hostname),
             lease=_seconds(options, "lease", 30, at_least=1),
             busy_timeout=_seconds(options, "busy_timeout", 10, at_least=0),
+            max_message_bytes=_number(
+                options, "max_message_bytes", 16 * 1024**2, at_least=1, unit="bytes"
+            ),
         )
 
     def driver_version(self) -> str:
@@ -260,7 +286,7 @@ class Transport(virtual.Transport):
             self.file.close()
 
     def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
-        """Deliver one message; TimeoutError if none has come within `timeout` seconds."""
+        """Deliver one message; TimeoutError if none arrives within `timeout` seconds."""
         cycle: Any = self.cycle
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -279,11 +305,22 @@ class Transport(virtual.Transport):
             self.file.settled.wait(pause)
 
 
+def _masked(url: str) -> str:
+    """The URL without a user name and password, even if it cannot be parsed."""
+    return re.sub(r"://[^/].*@", "://**@", url)
+
+
 def _seconds(options: dict[str, Any], name: str, default: float, *, at_least: float) -> float:
+    return _number(options, name, default, at_least=at_least, unit="seconds")
+
+
+def _number(
+    options: dict[str, Any], name: str, default: float, *, at_least: float, unit: str
+) -> float:
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= at_least:
         raise ValueError(
-            f"The broker transport option {name!r} must be a number of seconds, {at_least} or more,"
+            f"The broker transport option {name!r} must be a number of {unit}, {at_least} or more,"
             f" not {value!r}. Correct it in broker_transport_options."
         )
     return float(value)

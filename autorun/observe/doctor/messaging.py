@@ -27,7 +27,15 @@ def examine_broker() -> Iterator[Finding]:
     """Whether the broker answers, and a worker listens on each queue in use."""
     if current_app.conf.task_always_eager:
         return
-    url = _shown_url()
+    try:
+        url = _shown_url()
+    except ValueError:  # its message may quote a part of the password
+        yield error(
+            "broker",
+            "The broker's URL cannot be parsed.",
+            "Correct CELERY_BROKER_URL. In a password write / as %2F, : as %3A and @ as %40.",
+        )
+        return
     try:
         listeners = _within(DEADLINE, _listeners)
     except Exception as problem:  # noqa: BLE001
