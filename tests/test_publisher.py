@@ -21,6 +21,7 @@ from django.db import OperationalError
 from django.test import override_settings
 from kombu import Connection
 
+from autorun.conf import settings
 from autorun.dispatch import publishing
 from autorun.dispatch.publishing import Message
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
@@ -333,7 +334,7 @@ def test_a_time_limit_that_raises_keeps_no_row_from_being_published():
     with installed(declare(get_timeout=get_timeout)):
         (message,) = delivery._messages({"library.Document": {1}})
 
-    assert message.time_limit is None
+    assert message.time_limit == settings.TIMEOUT + 2 * settings.LEASE
 
 
 def test_publishing_survives_a_connection_closed_at_the_other_end(broker):

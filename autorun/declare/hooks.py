@@ -7,19 +7,25 @@ developer may return becomes a plain one of the runner's model.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.models import Manager, Model, Q, QuerySet
 
+from autorun.conf import settings
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
+
+#: Seconds before another attempt that a hook may ask for, at most.
+MOST_BACKOFF = 30 * 24 * 3600.0
+#: A run with a longer TIMEOUT has none: the system's timers end there.
+MOST_TIMEOUT = 1e8
 
 
 def base_queryset(runner: Runner) -> QuerySet[Any]:
@@ -77,7 +83,7 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
     try:
         with UserCode(f"{runner.label}.{hook}()"):
             return getattr(runner, hook)(*args, **options)
-    except (AutorunError, DatabaseError, SoftTimeLimitExceeded):
+    except (AutorunError, OperationalError, InterfaceError, SoftTimeLimitExceeded):
         # If the database is away, that is not the hook's fault, and the task tries again. Nor is
         # it the hook's fault if the task's time is up while it runs.
         raise
@@ -89,21 +95,45 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:
-    """What the runner's hook says; a hook that is broken costs time, never an attempt."""
+    """The seconds that `get_retry_backoff()` returns, at least 0 and at most MOST_BACKOFF.
+
+    A hook that is broken costs time, never an attempt.
+    """
     try:
-        return max(0.0, float(runner.get_retry_backoff(attempt)))
+        given = float(call(runner, "get_retry_backoff", attempt))
+        if math.isnan(given):
+            raise ValueError("it returned NaN")
+        seconds = max(0.0, min(given, MOST_BACKOFF))
+        if given != seconds:
+            logger.error("%s: get_retry_backoff(%d) returned %s.", runner.label, attempt, given)
     except Exception:
         logger.exception("%s: get_retry_backoff(%d) failed.", runner.label, attempt)
         return exponential(FALLBACK, attempt)
+    return seconds
 
 
 def timeout_of(runner: Runner) -> float | None:
-    """The runner's time limit; None if it has none, or its hook raises."""
+    """The seconds that `get_timeout()` returns, or None if a run may take any time.
+
+    AUTORUN["TIMEOUT"] takes the place of what is not a positive number.
+    """
     try:
-        return runner.get_timeout()
+        given = call(runner, "get_timeout")
+        seconds = math.inf if given is None else float(given)
+        if not seconds > 0:
+            raise ValueError(f"{given!r} is not a positive number of seconds")
     except Exception:
-        logger.exception("%s: get_timeout() raises; its messages have no limit.", runner.label)
-        return None
+        logger.exception("%s: get_timeout() failed.", runner.label)
+        return settings.TIMEOUT
+    return None if seconds > MOST_TIMEOUT else seconds
+
+
+def is_scheduled(runner: Runner) -> bool:
+    """Whether `get_schedule()` returns one; False if it raises, which a check reports."""
+    try:
+        return call(runner, "get_schedule") is not None
+    except AutorunError:
+        return False
 
 
 def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+import time
 from typing import Any
 
 from django.contrib.contenttypes.models import ContentType
-from django.db import IntegrityError, connections, transaction
+from django.db import DatabaseError, IntegrityError, connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
@@ -15,11 +15,18 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node
 from autorun.state.encoding import digest, encode_configuration
+from autorun.state.transactions import is_passing
 
 logger = logging.getLogger(__name__)
 
+#: A configuration that could not be created is asked for again after so many seconds.
+TRY_AGAIN_AFTER = 10.0
+
 _known: dict[tuple[str, str], Node] = {}
-_digests: dict[Runner, str] = {}
+#: The digest of each runner, or why there is none and until when that is believed.
+_digests: dict[type[Runner], str | tuple[Exception, float]] = {}
+#: The labels of the runners by the digest of their node, once all are known.
+_labels: dict[str, list[str]] | None = None
 #: Runners with DEPENDS_ON by the digest of an upstream node, once all are known.
 _dependents: dict[str, list[Runner]] | None = None
 
@@ -44,12 +51,21 @@ def digest_of(runner: Runner) -> str:
     AutorunError, and nothing else, if the runner is declared wrongly, so that a loop over all
     runners can continue with the others.
     """
-    known = _digests.get(runner)
-    if known is None:
-        known = _digest(runner)
-        if registry.is_registered(runner):
-            _digests[runner] = known
-    return known
+    known = _digests.get(type(runner))
+    if isinstance(known, str):
+        return known
+    if known is not None and time.monotonic() < known[1]:
+        raise known[0].with_traceback(None)
+    is_kept = registry.is_registered(runner)
+    try:
+        found = _digest(runner)
+    except (AutorunError, DatabaseError) as error:
+        if is_kept and not is_passing(error):
+            _digests[type(runner)] = (error, time.monotonic() + TRY_AGAIN_AFTER)
+        raise
+    if is_kept:
+        _digests[type(runner)] = found
+    return found
 
 
 def configuration_of(runner: Runner) -> dict[str, Any]:
@@ -73,10 +89,19 @@ def lock(node_id: int) -> str:
 
 def labels_by_digest() -> dict[str, list[str]]:
     """The labels of the registered runners, in their order, by the digest of their node."""
+    global _labels  # noqa: PLW0603
+    if _labels is not None:
+        return _labels
     labels: dict[str, list[str]] = {}
+    is_complete = True
     for runner in registry.runners():
-        with suppress(AutorunError):  # a system check says what is wrong with it
+        try:
             labels.setdefault(digest_of(runner), []).append(runner.label)
+        except (AutorunError, DatabaseError) as error:
+            logger.warning("%s: its node is unknown: %s", runner.label, error)
+            is_complete = False
+    if is_complete:
+        _labels = labels
     return labels
 
 
@@ -126,7 +151,7 @@ def _find_dependents() -> dict[str, list[Runner]]:
         try:
             for upstream in registry.dependencies_of(runner):
                 found.setdefault(digest_of(upstream), []).append(runner)
-        except AutorunError as error:
+        except (AutorunError, DatabaseError) as error:
             # A runner that is declared wrongly does not keep others from their work.
             logger.warning("%s: its dependencies are unknown: %s", runner.label, error)
             is_complete = False
@@ -136,8 +161,8 @@ def _find_dependents() -> dict[str, list[Runner]]:
 
 
 def _forget_runners() -> None:
-    global _dependents  # noqa: PLW0603
-    _dependents = None
+    global _dependents, _labels  # noqa: PLW0603
+    _dependents = _labels = None
     _digests.clear()
 
 

@@ -7,7 +7,7 @@ chunk that upkeep sends again; the other order could let two processes release m
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +51,11 @@ def release(node_id: int) -> Release:
     """
     if not _due(node_id).exists():
         return Release()
+    # Configurations come from user code: none is created in the transaction, under the lock.
+    labels = nodes.labels_by_digest()
     try:
         claimed = repeated_on_conflict(
-            lambda: _claim(node_id), using=settings.DATABASE, lock_timeout=NODE_LOCK_TIMEOUT
+            lambda: _claim(node_id, labels), using=settings.DATABASE, lock_timeout=NODE_LOCK_TIMEOUT
         )
     except OperationalError as error:
         if not is_conflict(error):
@@ -128,7 +130,7 @@ def _due(node_id: int) -> QuerySet[Any]:
     )
 
 
-def _claim(node_id: int) -> list[Chunk]:
+def _claim(node_id: int, labels: Mapping[str, list[str]]) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under a lock of the node."""
     node_digest = nodes.lock(node_id)
     in_flight = (
@@ -136,7 +138,9 @@ def _claim(node_id: int) -> list[Chunk]:
         .of(node_id)
         .values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
     )
-    claimed = list(_fitting(_due(node_id), Room(in_flight, node_id, node_digest)))
+    claimed = list(
+        _fitting(_due(node_id), Room(in_flight, node_id, set(labels.get(node_digest, ()))))
+    )
     # A chunk that was cancelled since it was read stays so; its message does nothing.
     Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(
         state=Chunk.State.QUEUED,

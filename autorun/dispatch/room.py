@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable
-from functools import cached_property
+from collections.abc import Collection, Iterable, Set
 from typing import Any
 
 from django.db.models import QuerySet
 
 from autorun.conf import settings
-from autorun.declare import nodes, registry
+from autorun.declare import registry
 from autorun.models import Chunk
 from autorun.state import pulses
 
@@ -34,10 +33,11 @@ class Room:
         self,
         in_flight: Iterable[tuple[int, str, int | None, int | None, int]],
         node_id: int,
-        node_digest: str,
+        labels: Set[str],
     ) -> None:
         self._node_id = node_id
-        self._node_digest = node_digest
+        #: The node's runners that this process knows.
+        self._labels = labels
         self._runs = 0
         self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
@@ -113,11 +113,6 @@ class Room:
     def _is_true_of_all(self, labels: Collection[str]) -> bool:
         """Whether `labels` are all runners of the node that this process knows."""
         return bool(labels) and bool(self._labels) and self._labels <= set(labels)
-
-    @cached_property
-    def _labels(self) -> set[str]:
-        """The node's runners. Finding them reads all configurations, so it is done on demand."""
-        return set(nodes.labels_by_digest().get(self._node_digest, ()))
 
     def _is_supplied(self, label: str) -> bool:
         return self._spare_of_runner[label] >= SPARE_CHUNKS

@@ -58,16 +58,18 @@ class Result:
         *,
         fingerprint: str,
         backoff: Callable[[Runner, int], float] = backoff_of,
+        is_lasting: bool = False,
     ) -> Result:
         """The attempt failed: the run is retried after the backoff, or has no attempts left.
 
-        Without a `runner` it is always retried, at once.
+        There is none if the reason `is_lasting`. Without a `runner` the run is always retried, at
+        once.
         """
         attempts = run.attempts + 1
         failed = cls(run.pk, Run.Status.FAILED, attempts, fingerprint, failure=failure)
         if runner is None:
             return replace(failed, status=Run.Status.PENDING)
-        if attempts < runner.MAX_ATTEMPTS:
+        if attempts < runner.MAX_ATTEMPTS and not is_lasting:
             pause = backoff(runner, attempts)
             return replace(failed, status=Run.Status.PENDING, again_in=pause)
         return replace(failed, key=key_kind(runner.get_model()).of(run))

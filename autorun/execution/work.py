@@ -14,11 +14,11 @@ from django.db import InterfaceError, OperationalError
 from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
-from autorun.declare.hooks import backoff_of
+from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.runner import Runner
 from autorun.declare.timeouts import time_limit
 from autorun.dispatch.sizes import chunk_size
-from autorun.exceptions import LeaseLost
+from autorun.exceptions import ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs
 from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.results import Result, Tally, endings, record
@@ -60,7 +60,7 @@ class Work:
         self.lease = lease
         self.runner = runner
         self.analysis = analysis
-        self.timeout = runner.get_timeout()
+        self.timeout = timeout_of(runner)
         self._configuration = lease.chunk.node.configuration
         self.lock = threading.RLock()
         self.user_code = UserCode(runner.label)
@@ -240,7 +240,12 @@ class Work:
     def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
         failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
         result = Result.failed(
-            run, failure, self.runner, fingerprint=fingerprint, backoff=self._backoff
+            run,
+            failure,
+            self.runner,
+            fingerprint=fingerprint,
+            backoff=self._backoff,
+            is_lasting=isinstance(error, ConfigurationError),
         )
         self.has_failed = self.has_failed or result.status == Run.Status.FAILED
         return result

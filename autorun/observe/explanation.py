@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autorun.declare import hooks
-from autorun.declare.hooks import every_row
+from autorun.declare.hooks import every_row, is_scheduled
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
@@ -124,7 +124,7 @@ def _without_run(runner: Runner, row: Row) -> str:
 def next_step(runner: Runner) -> str:
     """The next step to get a pending row planned, unless the runner is paused."""
     command = f"`manage.py autorun sweep {runner.label}`"
-    if runner.get_schedule() is None:
+    if not is_scheduled(runner):
         return f"the runner has no schedule, so run {command} to plan it"
     return f"the next sweep will plan it, or run {command} now"
 

@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from autorun.conf import settings
-from autorun.declare.hooks import database_of, every_row
+from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.runner import Runner
 from autorun.declare.timeouts import calls_limited
 from autorun.planning import fingerprints
@@ -155,7 +155,7 @@ def _longest_check(runner: Runner) -> float:
 
     Longer than the lease, and the batch would pass from one process to the next without end.
     """
-    timeout = runner.get_timeout()
+    timeout = timeout_of(runner)
     most = PART_OF_LEASE * settings.LEASE * PLANNING_LEASES
     return most if timeout is None else min(timeout, most)
 

@@ -16,6 +16,7 @@ from django.db import connections
 from autorun.broker.transport import path_of
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.hooks import is_scheduled
 from autorun.observe.checks.problems import error, warning
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
@@ -38,7 +39,7 @@ def _apps() -> Iterator[CheckMessage]:
             "installed.",
             "Add 'django.contrib.contenttypes' to INSTALLED_APPS and run `manage.py migrate`.",
         )
-    if not apps.is_installed("django_celery_beat") and _has_schedule():
+    if not apps.is_installed("django_celery_beat") and any(map(is_scheduled, registry.runners())):
         yield warning(
             "settings.INSTALLED_APPS",
             "W204",
@@ -47,13 +48,6 @@ def _apps() -> Iterator[CheckMessage]:
             "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
             "AUTORUN = {'SCHEDULE': None}.",
         )
-
-
-def _has_schedule() -> bool:
-    try:
-        return any(runner.get_schedule() is not None for runner in registry.runners())
-    except Exception:  # noqa: BLE001 - another check reports it
-        return True
 
 
 def _broker() -> Iterator[CheckMessage]:

@@ -11,6 +11,7 @@ from celery import current_app
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.hooks import timeout_of
 from autorun.dispatch.messages import queue_of
 from autorun.observe.doctor.finding import Finding, celery_command, error, ok, warning
 from autorun.state.words import duration
@@ -73,7 +74,7 @@ def examine_visibility_timeout() -> Iterator[Finding]:
         return
     options = current_app.conf.broker_transport_options or {}
     redelivery = options.get("visibility_timeout", VISIBILITY_TIMEOUTS[scheme])
-    timeouts = {runner.label: runner.get_timeout() for runner in registry.runners()}
+    timeouts = {runner.label: timeout_of(runner) for runner in registry.runners()}
     slow = [name for name, seconds in timeouts.items() if seconds is None or seconds > redelivery]
     if not slow:
         yield ok("visibility timeout", f"{duration(redelivery)}, longer than any TIMEOUT.")

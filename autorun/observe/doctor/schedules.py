@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.hooks import is_scheduled
 from autorun.exceptions import ImproperRunner
 from autorun.models import Pulse
 from autorun.observe.doctor.finding import Finding, celery_command, error, ok, warning
@@ -105,7 +106,7 @@ def examine_upkeep() -> Iterator[Finding]:
 
 
 def _has_schedule() -> bool:
-    return any(runner.get_schedule() is not None for runner in registry.runners())
+    return any(map(is_scheduled, registry.runners()))
 
 
 def _start_beat() -> str:
