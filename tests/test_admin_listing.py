@@ -433,7 +433,7 @@ def test_a_group_that_is_none_has_no_runs(key: str, documents) -> None:
 @pytest.fixture
 def flood(runner, set_constants) -> None:
     """Twelve failures with three messages an hour ago, and before them one ValueError."""
-    set_constants(failures, LOOKED_AT_ONCE=5, LEAST_OF_CLASS=2, FAILURES_AT_ONCE=3)
+    set_constants(failures, READ_AT_ONCE=5, LEAST_OF_CLASS=2, FAILURES_AT_ONCE=3)
     Failure.objects.all().delete()
     Run.objects.filter(status=Run.Status.FAILED).update(status=Run.Status.SUCCEEDED)
     runs = list(Run.objects.order_by("pk"))

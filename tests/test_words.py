@@ -24,7 +24,7 @@ def test_a_duration(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(19, "19 runs/s"), (1.5, "1.5 runs/s"), (0.5, "30 runs/min"), (0.001, "3.6 runs/h")],
+    [(0, ""), (19, "19 runs/s"), (1.5, "1.5 runs/s"), (0.5, "30 runs/min"), (0.001, "3.6 runs/h")],
 )
 def test_a_rate(value, text):
     assert words.rate(value) == text

@@ -19,7 +19,7 @@ from autorun.admin.backfills import (
     preview_shown,
 )
 from autorun.admin.cards import Card, card_of, cards
-from autorun.admin.charts import Figure, stacked
+from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.markup import time_since
 from autorun.admin.pages import (
     PageAdmin,
@@ -41,7 +41,7 @@ from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import Count, count_rows
 from autorun.state.parameters import read_number, read_one_of, read_text
-from autorun.state.words import counted, duration, number, rate
+from autorun.state.words import counted, number, rate
 
 PAGE = 50
 NOT_COUNTED = "Correct the fields of the form first: nothing has been counted or started."
@@ -116,10 +116,13 @@ class BatchAdmin(PageAdmin):
         figures = _planning_figures(batch, is_unfinished=is_unfinished)
         if is_unfinished:
             figures += [
-                Figure("Rate", rate(activity.per_second_at_work))
-                if activity.per_second_at_work
-                else Figure("Rate", note="idle"),
-                _time_left(batch, counts.left, activity, is_held=is_held, is_stuck=is_stuck),
+                Figure("Rate", rate(activity.per_second_at_work), otherwise="idle"),
+                time_left(
+                    _seconds_left(batch, counts.left, activity),
+                    is_paused=is_held or batch.state == Batch.State.PAUSED,
+                    is_stuck=is_stuck,
+                    otherwise="unknown",
+                ),
             ]
         if batch.finished_at:
             figures.append(Figure("Finished", time_since(batch.finished_at)))
@@ -313,17 +316,9 @@ def _planning_figures(batch: Batch, *, is_unfinished: bool) -> list[Figure]:
     return figures
 
 
-def _time_left(
-    batch: Batch, runs: int, activity: Activity, *, is_held: bool, is_stuck: bool
-) -> Figure:
-    if is_held or batch.state == Batch.State.PAUSED:
-        note = "paused"
-    elif is_stuck:
-        note = "no worker is processing it"
-    elif activity.per_second and runs:
-        run_seconds = activity.median_seconds or batch.node.run_seconds
-        seconds = activity.seconds_for(runs, run_seconds=run_seconds)
-        return Figure("Time left", duration(seconds))
-    else:
-        note = "unknown"
-    return Figure("Time left", note=note)
+def _seconds_left(batch: Batch, runs: int, activity: Activity) -> float | None:
+    """Seconds until that many runs have finished; None while nothing is processed."""
+    if not activity.per_second or not runs:
+        return None
+    run_seconds = activity.median_seconds or batch.node.run_seconds
+    return activity.seconds_for(runs, run_seconds=run_seconds)

@@ -13,7 +13,7 @@ from django.apps import apps
 from django.utils import timezone
 from django.utils.html import format_html
 
-from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked
+from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
 from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.declare.nodes import digest_of
@@ -195,31 +195,18 @@ class Card:
 
     @property
     def figures(self) -> list[Figure]:
-        activity, sweep = self.activity, self.next_sweep
+        sweep, idle = self.next_sweep, "all done" if self.pending == 0 else "idle"
         return [
-            Figure("Rate", rate(activity.per_second))
-            if activity.per_second
-            else Figure("Rate", note="idle"),
-            self._time_left,
-            Figure("Median run", note="not measured")
-            if self.run_seconds is None
-            else Figure("Median run", duration(self.run_seconds)),
-            Figure("Next sweep", time_since(sweep.at), "" if sweep.at else sweep.words),
+            Figure("Rate", rate(self.activity.per_second), otherwise="idle"),
+            time_left(
+                self.seconds_left,
+                is_paused=bool(self.paused_since),
+                is_stuck=self.is_stuck,
+                otherwise="unknown" if self.is_busy else idle,
+            ),
+            Figure("Median run", duration(self.run_seconds), otherwise="not measured"),
+            Figure("Next sweep", time_since(sweep.at), otherwise=sweep.words),
         ]
-
-    @property
-    def _time_left(self) -> Figure:
-        if self.paused_since:
-            note = "paused"
-        elif self.is_stuck:
-            note = "no worker is processing it"
-        elif self.seconds_left:
-            return Figure("Time left", duration(self.seconds_left))
-        elif self.is_busy:
-            note = "unknown"
-        else:
-            note = "all done" if self.pending == 0 else "idle"
-        return Figure("Time left", note=note)
 
     @property
     def day(self) -> str:
@@ -228,14 +215,11 @@ class Card:
         bad = sum(each.failed for each in self.activity.hours)
         if not good and not bad:
             return "No runs finished in the last 24 hours"
-        failed = f", {number(bad)} failed" if bad else ""
-        return f"Last 24 hours: {number(good)} succeeded{failed}"
+        return f"Last 24 hours: {_results(good, bad)}"
 
     @property
     def results(self) -> str:
-        failed = self.progress.failed
-        shown = f", {number(failed)} failed" if failed else ""
-        return f"{number(self.progress.succeeded)} succeeded{shown}"
+        return _results(self.progress.succeeded, self.progress.failed)
 
     @property
     def trend(self) -> list[Rectangle]:
@@ -246,11 +230,12 @@ class Card:
     @property
     def recent_batches(self) -> list[tuple[int, str, str]]:
         """The id, name and state of the newest unfinished batches."""
+        planning = ", still planning"
         return [
             (
                 batch.pk,
                 name_of_batch(batch).capitalize(),
-                batch.state if batch.planned_at else f"{batch.state}, still planning",
+                batch.state + planning * (batch.planned_at is None),
             )
             for batch in self.batches[:3]
         ]
@@ -376,6 +361,10 @@ def _cards(
         )
         found.append(card)
     return found
+
+
+def _results(succeeded: int, failed: int) -> str:
+    return f"{number(succeeded)} succeeded" + f", {number(failed)} failed" * bool(failed)
 
 
 def _digest(runner: Runner) -> tuple[str, str]:

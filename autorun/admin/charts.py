@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from autorun.state.words import number
+from autorun.state.words import duration, number
 
 WIDTH = 1000
 #: Any part that exists can be seen.
@@ -15,11 +15,24 @@ HEIGHT = 100
 
 @dataclass(frozen=True)
 class Figure:
-    """A value under its name; `note` is set apart from it, in grey."""
+    """A value under its name; the `note` beside it, or `otherwise` in place of none, is grey."""
 
     name: str
     value: str = ""
     note: str = ""
+    otherwise: str = ""
+
+    @property
+    def grey(self) -> str:
+        return self.note if self.value else self.otherwise
+
+
+def time_left(seconds: float | None, *, is_paused: bool, is_stuck: bool, otherwise: str) -> Figure:
+    """The time until all runs have finished, or the reason why it is not known."""
+    if is_paused or is_stuck:
+        otherwise = "paused" if is_paused else "no worker is processing it"
+        return Figure("Time left", otherwise=otherwise)
+    return Figure("Time left", duration(seconds), otherwise=otherwise)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rows that runs are about, as the admin shows them to one user."""
+"""The rows of runs, as the admin shows them to one user."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
 
 
-#: With a method of its own of one of these names a ModelAdmin may hide single rows.
+#: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
 
 
 @dataclass(frozen=True)
 class Name:
-    """What to call a row, and its page in the admin where the user may see it ('' if not)."""
+    """The name of a row, and the address of its admin page; '' if the user may not see that."""
 
     text: str
     url: str = ""
@@ -46,10 +46,10 @@ class Name:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a user sees of the row of a run: what it is called, and whether its payload, too.
+    """The part of a run's row that a user may see: its name, and its payload if `is_open`.
 
-    The payload is what went in, what came out, and what was thrown. `instance` is the row, for
-    those whom the admin shows it to; a row is hidden where they may see others of its model.
+    The payload is the input, the outputs and the messages. `instance` is the row, if the admin
+    shows it to the user. It is hidden if the admin shows them other rows of its model only.
     """
 
     name: Name
@@ -59,13 +59,13 @@ class Seen:
 
 
 def model_of(node: Node) -> type[Model] | None:
-    """The model whose rows the node's runs are about; None where it is gone from the code."""
+    """The model of the node's rows; None if it is gone from the code."""
     content_types = ContentType.objects.db_manager(settings.DATABASE)
     return content_types.get_for_id(node.content_type_id).model_class()
 
 
 def instance_of(run: Run, database: str | None = None) -> Any:
-    """The row a run is about, whoever may see it, or None."""
+    """The row of a run, without regard to permissions, or None."""
     model = model_of(run.node)
     if model is None:
         return None
@@ -77,9 +77,9 @@ def instance_of(run: Run, database: str | None = None) -> Any:
 def seen_rows(
     request: HttpRequest, site: AdminSite, runs: Iterable[Run], database: str | None = None
 ) -> dict[int, Seen]:
-    """What the user sees of the row of each run, by run id; a query or two a model.
+    """The part of each run's row that the user may see, by run id; a query or two a model.
 
-    A row that the admin does not show has no name but its key, and no payload.
+    Rows that the admin does not show are named by their key, and have no payload.
     """
     by_model: dict[int, list[Run]] = defaultdict(list)
     for run in runs:
@@ -98,10 +98,10 @@ def seen_rows(
 def visible(
     request: HttpRequest, site: AdminSite, model: type[Model], keys: Collection[Any], database: str
 ) -> dict[Any, Any]:
-    """Those of the rows that the admin shows the user, by primary key; one query.
+    """The rows that the admin shows the user, by primary key; one query.
 
-    The model's own admin says which: its `get_queryset`, and `has_view_permission` of each. Where
-    there is none, the permission to view the model is what it takes.
+    The model's own admin decides by `get_queryset`, and by `has_view_permission` of each row.
+    Without one, the permission to view the model is enough.
     """
     if not keys or not may_view(request, site, model):
         return {}
@@ -114,7 +114,7 @@ def visible(
 
 
 def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) -> Any:
-    """The runner's row of that key, which may be any text; None where the user may not see it."""
+    """The runner's row of that key, which may be any text; None if the user may not see it."""
     model = runner.get_model()
     primary_key = key_kind(model).read(key)
     database = database_of(runner)
@@ -124,15 +124,15 @@ def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) ->
 
 
 def database_of(runner: Runner) -> str:
-    """Where the runner's rows are; where a hook of its raises, where rows of its model are read."""
+    """The database of the runner's rows; that of its model if a hook of the runner raises."""
     try:
         return hooks.database_of(runner)
-    except AutorunError:  # whoever looks for its pending rows is told
+    except AutorunError:  # the pages that list its pending rows report it
         return router.db_for_read(runner.get_model())
 
 
 def name_of(site: AdminSite, instance: Any) -> Name:
-    """What to call a row that the user may see."""
+    """The name of a row that the user may see."""
     meta = instance._meta
     try:
         text = str(instance) or f"{meta.verbose_name} {instance.pk}"
@@ -150,7 +150,7 @@ def name_of(site: AdminSite, instance: Any) -> Name:
 
 
 def key_text(run: Run) -> str:
-    """The row's key as people know it."""
+    """The primary key of the row, as text."""
     return run.object_key or str(run.object_id)
 
 
@@ -189,9 +189,9 @@ def _seen_of(
 
 
 def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
-    """Whether the user may see the payload of rows that are no more.
+    """Whether the user may see the payload of deleted rows.
 
-    Where the model's admin hides rows, nobody can say whether it would have shown those.
+    If the model's admin hides rows, nothing tells whether it would have hidden those as well.
     """
     model_admin = _admin_of(site, model)
     if model_admin is None or getattr(request.user, "is_superuser", False):
@@ -203,7 +203,7 @@ def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bo
 def _admin_of(site: AdminSite, model: type[Model]) -> Any:
     """The admin of the model, else of the table's own model, else of a proxy; or None.
 
-    That of another site counts where this one has none: it hides the same rows.
+    If this site has none, that of another site counts: it hides the same rows.
     """
     concrete = model._meta.concrete_model or model
     for each_site in (site, *sorted(all_sites, key=lambda each: each.name)):
@@ -216,7 +216,7 @@ def _admin_of(site: AdminSite, model: type[Model]) -> Any:
 
 
 def _primary_keys(model: type[Model], runs: Iterable[Run]) -> dict[int, Any]:
-    """The primary key of each run's row, by run id; without those that are none (any more)."""
+    """The primary key of each run's row, by run id; without keys that are not valid (any more)."""
     kind = key_kind(model)
     keys: dict[int, Any] = {}
     for run in runs:

@@ -22,24 +22,24 @@ from autorun.state.parameters import SINCE
 Row = Mapping[str, Any]
 ClassOfNode = tuple[int, str]
 
-#: Characters of a message that are looked at, and of its shape.
-LOOKED_AT = 400
+#: Characters of a message that are read, and of its shape.
+READ = 400
 SHAPED = 200
-#: Failures whose messages are told apart: the newest of all, and of each class at least so many. A
-#: group's actions go through all there are.
-LOOKED_AT_ONCE = 2_000
+#: Failures whose messages are read: the newest of all, and at least so many of each class. The
+#: actions on a group read all of them.
+READ_AT_ONCE = 2_000
 LEAST_OF_CLASS = 100
 BUCKETS = 24
 FAILURES_AT_ONCE = 2_000
-#: What of a run says which row it is about, and whose it is.
+#: The columns of a run that name its row and its runner.
 _NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
 
-#: The attempt that a run ended with.
+#: The last attempt of a current run.
 LAST = Q(attempt=F("run__attempts"), run__is_current=True)
 _NODE = ("run__node_id", "run__node__title", "run__node__version")
 
 DIGITS = "0123456789"
-#: What differs from row to row, what stands for it, and characters without which it is not there.
+#: Patterns that differ from row to row, their placeholders, and characters that every match has.
 _PLACEHOLDERS = (
     (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "'...'", "'\"`"),
     (re.compile(r"(?<![\w.<])(?:[A-Za-z]:)?(?:[\w.~-]*[/\\])+[\w.~-]*"), "<path>", "/\\"),
@@ -55,12 +55,11 @@ _PLACEHOLDERS = (
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Runs of one node that ended with the same class of exception and the same kind of message.
+    """Runs of one node whose last attempts failed with the same class and kind of message.
 
-    `shape` is the message with what differs left out; `message` is the newest of the messages, and
-    `run_id` its run. `of_class` are all failures of the node and class; where those are too many to
-    tell their messages apart, the group is of so many of the newest as `of_newest` says, else that
-    is 0.
+    `shape` is the message without its varying parts; `message` is the newest of the messages, and
+    `run_id` its run. `of_class` counts all failures of the node and class. If they are too many to
+    read all messages, the group is of the `of_newest` newest failures, else that is 0.
     """
 
     node_id: int
@@ -84,9 +83,9 @@ class FailureGroup:
 
 @dataclass(frozen=True)
 class RecentGroup:
-    """Failed attempts of late: how many, with their course over time, the oldest first.
+    """Recent failed attempts: how many, and their course over time, the oldest first.
 
-    The group's `runs` are those that have failed for good by now; there may be none.
+    The group's `runs` are those that have no attempts left by now; there may be none.
     """
 
     group: FailureGroup
@@ -103,7 +102,7 @@ class RecentFailures:
 
 
 def message_shape(message: str) -> str:
-    """The first line of `message` with what differs from row to row left out: names, numbers."""
+    """The first line of `message` without names, numbers and the like, which vary by row."""
     shape = message.strip().partition("\n")[0]
     for pattern, placeholder, signs in _PLACEHOLDERS:
         if any(sign in shape for sign in signs):
@@ -125,8 +124,8 @@ def group_failures(
 ) -> Sequence[FailureGroup]:
     """Current runs whose last attempt failed, the largest group first; two queries or three.
 
-    Of one runner's node, or of all; only those that failed `within` that time, where it is given;
-    and only those that failed for good, unless `including_retried`.
+    They are those of one runner's node, or of all; those that failed `within` that time, if it is
+    given; and those without attempts left, unless `including_retried`.
     """
     wanted = [Run.Status.FAILED, *([Run.Status.PENDING] if including_retried else [])]
     counted = LAST & Q(run__status__in=wanted)
@@ -142,7 +141,7 @@ def group_failures(
 def recent_failures(since: str, *, label: str = "") -> RecentFailures:
     """Failed attempts of the last hour, or more (a key of SINCE), in groups.
 
-    Only those of the runner of that label, where it is given.
+    Only those of the runner of that label, if it is given.
     """
     now = timezone.now()
     span = SINCE[since]
@@ -165,10 +164,10 @@ def failed_runs(
     exception_class: str | None = None,
     within: dt.timedelta | None = None,
 ) -> Iterator[list[Run]]:
-    """The runs of the runner's node that failed for good, a few thousand at a time; all of them.
+    """All failed runs of the runner's node without attempts left, a few thousand at a time.
 
-    Where these are given, only those whose last attempt raised `exception_class`, and only those
-    that failed `within` that time.
+    Only those whose last attempt raised `exception_class`, and that failed `within` that time, if
+    these are given.
     """
     failures = _for_good(runner)
     if exception_class is not None:
@@ -181,40 +180,40 @@ def failed_runs(
 
 
 def classes_of(runner: Runner) -> list[str]:
-    """What the runs of the runner's node raised that failed for good, in the order of names."""
+    """The exception classes of the failed runs of the runner's node, in the order of names."""
     classes = _for_good(runner).values_list("exception_class", flat=True)
     return list(classes.distinct().order_by("exception_class"))
 
 
 def exception_classes() -> set[str]:
-    """The classes of the last week's failures; of the newest, where there were none."""
+    """The classes of the last week's failures, or of the newest ones if there were none."""
     failures = Failure.objects.values_list("exception_class", flat=True)
     late = failures.filter(failed_at__gte=timezone.now() - SINCE["7d"])
     return set(late.distinct()) or set(failures.order_by("-pk")[:FAILURES_AT_ONCE])
 
 
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
-    """The label of each group's first registered runner, where there is one, by node."""
+    """The label of each group's first registered runner, by node, if there is one."""
     labels = labels_by_digest()
     found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
 
 
 def _for_good(runner: Runner) -> QuerySet[Failure]:
-    """The last failures of the current runs of the runner's node that failed for good."""
+    """The last failures of the failed current runs of the runner's node."""
     of_node = Failure.objects.filter(run__node_id=node_of(runner).pk)
     return of_node.filter(LAST, run__status=Run.Status.FAILED)
 
 
 def runs_in(groups: Iterable[FailureGroup]) -> int:
-    """How many runs of these classes there are, those included that no group was looked up for."""
+    """The number of runs of these classes, including those whose messages were not read."""
     classes = {(group.node_id, group.exception_class): group.of_class for group in groups}
     return sum(classes.values())
 
 
 def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ...]]]:
     rows = failures.order_by("-pk").values_list(
-        "pk", "run_id", "run__node_id", "exception_class", Left("message", LOOKED_AT)
+        "pk", "run_id", "run__node_id", "exception_class", Left("message", READ)
     )
     some = list(rows[:FAILURES_AT_ONCE])
     while some:
@@ -227,8 +226,8 @@ def _grouped(
 ) -> list[tuple[FailureGroup, Sequence[Row]]]:
     """The groups of failures with their rows, the newest first; those `counted` are its runs.
 
-    Every exception class of every node is counted in full, and its newest failures are looked at:
-    a flood of one class hides no other.
+    Every exception class of every node is counted in full, and its newest failures are read, so
+    that a flood of one class hides no other.
     """
     # Looked up one by one: joined, PostgreSQL would read all runs there are.
     node = Subquery(Run.objects.filter(pk=OuterRef("run_id")).values("node_id"))
@@ -240,7 +239,7 @@ def _grouped(
     )
     classes = {(node_id, name): number for node_id, name, number in numbers}
     by_class: dict[ClassOfNode, list[Row]] = {}
-    for row in _looked_at(failures.order_by("-failed_at", "-pk")[:LOOKED_AT_ONCE], counted):
+    for row in _read(failures.order_by("-failed_at", "-pk")[:READ_AT_ONCE], counted):
         by_class.setdefault(_class_of(row), []).append(row)
     hidden = {
         each
@@ -258,9 +257,9 @@ def _grouped(
         alike: dict[str, list[Row]] = {}
         for row in by_class[each]:
             alike.setdefault(message_shape(row["start"]), []).append(row)
-        looked_at = len(by_class[each])
+        read = len(by_class[each])
         found += [
-            (_group(rows, shape, looked_at=looked_at, of_class=classes[each]), rows)
+            (_group(rows, shape, read=read, of_class=classes[each]), rows)
             for shape, rows in alike.items()
         ]
     return found
@@ -277,16 +276,16 @@ def _newest_of_each(
     )
     newest = failures.filter(exception_class__in=exception_classes).annotate(place=place)
     found = Failure.objects.filter(pk__in=newest.filter(place__lte=LEAST_OF_CLASS).values("pk"))
-    return _looked_at(found.order_by("-failed_at", "-pk"), counted)
+    return _read(found.order_by("-failed_at", "-pk"), counted)
 
 
-def _looked_at(failures: QuerySet[Failure], counted: Q) -> Iterable[Row]:
+def _read(failures: QuerySet[Failure], counted: Q) -> Iterable[Row]:
     rows: Iterable[Row] = failures.annotate(
         is_counted=Case(When(counted, then=True), default=False)
     ).values(
         *_NODE,
         *("exception_class", "run_id", "failed_at", "is_counted"),
-        start=Left("message", LOOKED_AT),
+        start=Left("message", READ),
     )
     return rows
 
@@ -295,7 +294,7 @@ def _class_of(row: Row) -> ClassOfNode:
     return row["run__node_id"], row["exception_class"]
 
 
-def _group(rows: Sequence[Row], shape: str, *, looked_at: int, of_class: int) -> FailureGroup:
+def _group(rows: Sequence[Row], shape: str, *, read: int, of_class: int) -> FailureGroup:
     """The group of rows that are alike, the newest first; `of_class` are all of their class."""
     newest = rows[0]
     return FailureGroup(
@@ -310,7 +309,7 @@ def _group(rows: Sequence[Row], shape: str, *, looked_at: int, of_class: int) ->
         first_at=rows[-1]["failed_at"],
         last_at=newest["failed_at"],
         of_class=of_class,
-        of_newest=looked_at if of_class > looked_at else 0,
+        of_newest=read if of_class > read else 0,
     )
 
 

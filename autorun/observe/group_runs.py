@@ -11,7 +11,7 @@ from django.db.models.functions import Left
 from django.utils import timezone
 
 from autorun.models import Failure, Run
-from autorun.observe.failures import LAST, LOOKED_AT, group_key, message_shape
+from autorun.observe.failures import LAST, READ, group_key, message_shape
 from autorun.observe.paging import LONG, Cursor, Page
 from autorun.state.parameters import SINCE, read_number
 
@@ -103,7 +103,7 @@ def members_of(
         if exception_class:
             failures = failures.filter(exception_class=exception_class)
         rows = failures.order_by("-pk").values_list(
-            "pk", "run_id", "exception_class", Left("message", LOOKED_AT)
+            "pk", "run_id", "exception_class", Left("message", READ)
         )[:MESSAGES_AT_ONCE]
         members = [
             Member(pk, run_id, its_class, message_shape(start))

@@ -60,7 +60,9 @@ def duration(seconds: float | None) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Runs a second, a minute or an hour, in the unit that gives at least 1 if there is one."""
+    """Runs a second, a minute or an hour, in the first unit that gives at least 1; '' for none."""
+    if not per_second:
+        return ""
     for factor, unit in ((1, "s"), (60, "min"), (3_600, "h")):
         value = per_second * factor
         if value >= 1:
