@@ -164,7 +164,7 @@ class MessageQueue:
         self._messages.extend(messages)
 
     def taken_with(self, messages: Sequence[Message] = ()) -> Iterator[Message]:
-        """Add `messages`; yield all there are, unless a loop that is under way will."""
+        """Add `messages`; yield all messages, unless a loop in progress will."""
         self._messages.extend(messages)
         if self._is_taken:
             return
