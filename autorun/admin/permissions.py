@@ -1,4 +1,4 @@
-"""Who may do what on autorun's pages: one permission each, all of the model Run."""
+"""The permissions of autorun's pages, one for each kind of action, all of the model Run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Permission(StrEnum):
-    """What a user or a group is given in Django's admin."""
+    """The permissions that users and groups get in Django's admin."""
 
     VIEW = "autorun.view_run"
     START = "autorun.start_run"
@@ -19,7 +19,7 @@ class Permission(StrEnum):
 
 
 class Allowed:
-    """What a user may do, for templates: `{% if can.retry %}`."""
+    """The permissions of a user, for templates: `{% if can.retry %}`."""
 
     def __init__(self, user: Any) -> None:
         self._user = user

@@ -322,5 +322,5 @@ def _times(rows: Sequence[Row], *, begin: dt.datetime, span: dt.timedelta) -> li
 
 
 def _size(group: FailureGroup) -> tuple[int, str, str]:
-    """What sorts the largest group first."""
+    """The sort key that puts the largest group first."""
     return -group.runs, group.exception_class, group.shape
