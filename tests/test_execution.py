@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import repeat
 
@@ -478,8 +479,16 @@ def test_a_keyboard_interrupt_that_nobody_asked_for_is_the_bodys_failure(documen
     assert set(Failure.objects.values_list("exception_class", flat=True)) == {"KeyboardInterrupt"}
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also if a shell in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("swallow", [(), BaseException])
-def test_ctrl_c_ends_who_works_a_chunk_off_without_using_up_an_attempt(documents, swallow):
+def test_ctrl_c_ends_who_works_a_chunk_off_without_using_up_an_attempt(documents, ctrl_c, swallow):
     calls = []
 
     def interrupt(value):
