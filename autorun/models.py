@@ -13,9 +13,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.expressions import CombinedExpression
 
-from autorun.state.clock import DatabaseNow
+from autorun.state.clock import DatabaseNow, new_chunk_id
 from autorun.state.fields import FingerprintField, ObjectKeyField
-from autorun.state.ids import new_chunk_id
 from autorun.state.managers import (
     BatchQuerySet,
     BatchState,

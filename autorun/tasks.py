@@ -15,8 +15,8 @@ from django.db import InterfaceError, OperationalError
 from django.dispatch import receiver
 
 from autorun.declare import registry
+from autorun.declare.interruption import soft_limit_ignored
 from autorun.declare.runner import Runner
-from autorun.declare.timeouts import soft_limit_ignored
 from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.looks import backfill_now, go_on, sweep_now
@@ -51,7 +51,7 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
     from autorun.execution.at_once import plan_or_start
     from autorun.execution.execute import work_off
 
-    subscribers = registry.subscribers(model_label)
+    subscribers = delivery.subscribers(model_label)
     try:
         with soft_limit_ignored():
             if not subscribers:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from autorun.state.crash_points import POINTS, Listener, listen
+from autorun.state.probes import POINTS, Listener, listen
 
 #: Names the point at which a process that a test starts is killed: `finish.counted`, or
 #: `finish.counted:3` for the third time the process passes it.

@@ -27,8 +27,8 @@ from autorun.observe.run_states import STATES, state_of
 from autorun.planning import windows
 from autorun.planning.counting import Count, count_rows
 from autorun.runner import QuerySetRunner
+from autorun.state.clock import first_chunk_id_at
 from autorun.state.counts import batch_counts, progress_by_node
-from autorun.state.ids import first_chunk_id_at
 from autorun.upkeep import folding
 from autorun.upkeep.folding import fold
 from tests.browser import scenes

@@ -11,7 +11,7 @@ from autorun.declare import nodes
 from autorun.execution.at_once import _start
 from autorun.models import Chunk, Node, Run
 from autorun.runner import QuerySetRunner
-from autorun.state import tracing
+from autorun.state import probes
 from autorun.state.counts import Progress
 from autorun.tasks import plan
 from tests.crashes import armed
@@ -114,7 +114,7 @@ def test_a_key_that_is_no_integer() -> None:
 def test_its_planning_has_a_span() -> None:
     noted: list[tuple[str, dict[str, Any]]] = []
 
-    class Noting(tracing.Span):
+    class Noting(probes.Span):
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -123,13 +123,13 @@ def test_its_planning_has_a_span() -> None:
 
     document = Document.objects.create(title="a")
     runner_class = declare()
-    tracing.install(Noting)
+    probes.install(Noting)
     try:
         with installed(runner_class):
             plan_saved(document)
             plan_saved(document)
     finally:
-        tracing.install(None)
+        probes.install(None)
 
     label = runner_class.get_label()
     assert [attributes for name, attributes in noted if name == "autorun.plan"] == [

@@ -9,16 +9,15 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun import tasks
 from autorun.control import interventions
+from autorun.declare.interruption import Termination
 from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
-from autorun.execution.interruption import Termination
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, passes, windows
 from autorun.planning.looks import go_on, sweep_now
 from autorun.planning.scope import Scope
-from autorun.state.clock import from_now
-from autorun.state.ids import new_chunk_id
+from autorun.state.clock import from_now, new_chunk_id
 from autorun.state.leases import queued, start
 from autorun.state.transactions import is_passing
 from autorun.upkeep.rounds import cancel_batches, upkeep

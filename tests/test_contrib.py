@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from autorun.contrib import health, otel, prometheus
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
 from autorun.observe.doctor import Finding
-from autorun.state import tracing
+from autorun.state import probes
 from autorun.testing import run_inline
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -233,7 +233,7 @@ class TestOpenTelemetry:
         assert plan.attributes["autorun.planned"] == 1
 
     def test_what_ends_a_block_is_an_error_without_its_message(self, spans):
-        with pytest.raises(KeyError), tracing.span("autorun.plan"):
+        with pytest.raises(KeyError), probes.span("autorun.plan"):
             raise KeyError("secret")
 
         (span,) = spans()["autorun.plan"]
@@ -241,7 +241,7 @@ class TestOpenTelemetry:
         assert not span.events
 
     def test_when_off_no_span_is_made(self):
-        assert tracing.span("autorun.run") is tracing.span("autorun.plan")
+        assert probes.span("autorun.run") is probes.span("autorun.plan")
 
 
 class TestHealthCheck:

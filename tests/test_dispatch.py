@@ -17,7 +17,7 @@ from autorun.dispatch.room import SPARE_CHUNKS, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
-from autorun.state.ids import new_chunk_id
+from autorun.state.clock import new_chunk_id
 from autorun.upkeep.rounds import send_again
 from tests.crashes import armed, listening
 from tests.engine import declare, installed, work_off

@@ -9,7 +9,6 @@ from celery.exceptions import Retry
 from django.db import OperationalError
 
 from autorun import tasks
-from autorun.declare import registry
 from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import delivery
@@ -104,7 +103,7 @@ def test_they_are_tried_again_too_while_the_database_is_away(sent, plan_as_messa
     def away(saved):
         raise OperationalError("connection refused")
 
-    monkeypatch.setattr(registry, "subscribers", lambda model_label: [])
+    monkeypatch.setattr(delivery, "subscribers", lambda model_label: [])
     monkeypatch.setattr(delivery, "write_down", away)
 
     with pytest.raises(Retry):

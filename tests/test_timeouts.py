@@ -8,7 +8,7 @@ import pytest
 from billiard import pool
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from autorun.declare.timeouts import calls_limited, soft_limit_ignored, time_limit
+from autorun.declare.interruption import calls_limited, soft_limit_ignored, time_limit
 from autorun.exceptions import RunTimeout
 
 pytestmark = pytest.mark.once

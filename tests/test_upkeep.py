@@ -18,7 +18,7 @@ from autorun.planning import batches, looks, named
 from autorun.planning.named import plan_keys
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
-from autorun.state import ids, pulses
+from autorun.state import clock, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
 from autorun.upkeep import folding, pruning, rounds
@@ -229,7 +229,7 @@ def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, capl
 
 def test_more_spilled_rows_than_one_transaction_plans(documents, set_constants):
     set_constants(named, KEYS_AT_ONCE=2)
-    set_constants(ids, LARGEST_BLOCK=2)
+    set_constants(clock, LARGEST_BLOCK=2)
     SpilledTrigger.objects.create(
         model_label="library.Document", keys=[document.pk for document in documents]
     )

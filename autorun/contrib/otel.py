@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from autorun import __version__
-from autorun.state import tracing
+from autorun.state import probes
 
 try:
     from opentelemetry import trace
@@ -42,15 +42,15 @@ def enable(tracer_provider: Any = None, *, messages: bool = False) -> None:
     With `messages`, a failed run's span also contains the exception's message and traceback.
     """
     tracer = trace.get_tracer("autorun", __version__, tracer_provider)
-    tracing.install(lambda name: _Span(tracer, name, messages=messages))
+    probes.install(lambda name: _Span(tracer, name, messages=messages))
 
 
 def disable() -> None:
     """Create no more spans."""
-    tracing.install(None)
+    probes.install(None)
 
 
-class _Span(tracing.Span):
+class _Span(probes.Span):
     def __init__(self, tracer: Any, name: str, *, messages: bool) -> None:
         # `__exit__` records an exception that leaves the block, without its message.
         self._context = tracer.start_as_current_span(

@@ -70,10 +70,13 @@ class Arguments:
                     " ".join(f"{each.message} {each.hint}" for each in problems)
                 )
         # A function may change a list of its configuration; the next run must not see that.
-        arguments = {name: _own(value) for name, value in configuration.items()}
-        arguments[input_key] = representation
+        arguments: dict[str, Any] = {input_key: representation}
+        for name, value in configuration.items():
+            arguments[name] = _own(value)
         try:
-            return {name: self._convert(name, value) for name, value in arguments.items()}
+            for name, value in arguments.items():
+                arguments[name] = self._convert(name, value)
+            return arguments
         except Mismatch as error:
             raise ConfigurationError(f"{self.owner}: argument {error}.") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -80,8 +81,9 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
 
     Raises ImproperRunner, which names the runner and the hook, for anything that it raises.
     """
+    is_own = getattr(type(runner), hook) is not getattr(Runner, hook)
     try:
-        with UserCode(f"{runner.label}.{hook}()"):
+        with UserCode(f"{runner.label}.{hook}()") if is_own else nullcontext():
             return getattr(runner, hook)(*args, **options)
     except (AutorunError, OperationalError, InterfaceError, SoftTimeLimitExceeded):
         # If the database is away, that is not the hook's fault, and the task tries again. Nor is

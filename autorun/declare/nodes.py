@@ -33,7 +33,7 @@ _dependents: dict[str, list[Runner]] | None = None
 
 def node_of(runner: Runner) -> Node:
     """The Node of `runner`'s analysis, version, configuration and model; made on first use."""
-    node_digest = digest_of(runner)
+    node_digest = _digests.get(runner) or digest_of(runner)
     known = _known.get((settings.DATABASE, node_digest))
     if known is not None:
         return known

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from typing import TypeVar
 
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
 
 from autorun.declare.runner import Runner, declared
-from autorun.exceptions import AlreadyRegistered, AutorunError, NotRegistered
+from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.words import meant
 
 logger = logging.getLogger(__name__)
@@ -106,16 +105,6 @@ def get(label: str) -> Runner:
     raise NotRegistered(f"No runner is registered as {label!r}.{hint} Registered: {known}.")
 
 
-def subscribers(model_label: str) -> list[Runner]:
-    """The runners with ON_SAVE whose DATA_MODEL has that label."""
-    return _by_model().get(model_label, [])
-
-
-def subscribed_models() -> set[str]:
-    """The labels of the models whose saved rows are planned by a runner here."""
-    return set(_by_model())
-
-
 def dependencies_of(runner: Runner) -> list[Runner]:
     """The runners in DEPENDS_ON. Raises NotRegistered for an unknown label."""
     return [get(each) if isinstance(each, str) else each() for each in runner.DEPENDS_ON]
@@ -177,20 +166,8 @@ def _stem(label: str) -> str:
 
 def _tell_change() -> None:
     _instances.clear()
-    _by_model.cache_clear()
     for listener in _listeners:
         listener()
-
-
-@cache
-def _by_model() -> dict[str, list[Runner]]:
-    """The runners with ON_SAVE by the label of their model, until others are registered."""
-    found: dict[str, list[Runner]] = {}
-    for runner in runners():
-        with suppress(AutorunError):  # a system check says what is wrong with it
-            if runner.ON_SAVE:
-                found.setdefault(runner.get_model()._meta.label, []).append(runner)
-    return found
 
 
 def _place(runner_class: type[Runner]) -> str:

@@ -104,9 +104,14 @@ class Runner:
         fields = self.get_input_fields()
         if not fields:
             return instance.pk
-        if len(fields) == 1:
-            return _follow(instance, fields[0])
-        return {name: _follow(instance, name) for name in fields}
+        values = {}
+        for path in fields:
+            values[path] = instance
+            for name in path.split("__"):
+                values[path] = getattr(values[path], name)
+                if values[path] is None:
+                    break
+        return values if len(fields) > 1 else values[fields[0]]
 
     def create_configuration(self) -> dict[str, Any]:
         """Keyword arguments that all runs have in common; part of what makes a node."""
@@ -204,11 +209,3 @@ class Runner:
     def overrides(cls, name: str) -> bool:
         """Whether the subclass has a hook of its own."""
         return getattr(cls, name) is not getattr(Runner, name)
-
-
-def _follow(instance: Any, path: str) -> Any:
-    for name in path.split("__"):
-        instance = getattr(instance, name)
-        if instance is None:
-            return None
-    return instance

@@ -26,7 +26,7 @@ from kombu.exceptions import EncodeError
 
 from autorun.conf import settings
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
-from autorun.state.crash_points import crash_point
+from autorun.state.probes import crash_point
 
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
 PAUSE_AFTER_FAILURE = 1.0  # seconds

@@ -23,7 +23,7 @@ from autorun.dispatch.room import Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.state.clock import DatabaseNow
-from autorun.state.crash_points import crash_point
+from autorun.state.probes import crash_point
 from autorun.state.transactions import is_conflict, repeated_on_conflict
 
 logger = logging.getLogger(__name__)

@@ -25,12 +25,11 @@ from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
 from autorun.planning.statements import Redo, supersede
 from autorun.planning.windows import whole
-from autorun.state import tracing
-from autorun.state.clock import DatabaseNow
-from autorun.state.crash_points import crash_point
-from autorun.state.ids import new_chunk_id
+from autorun.state import probes
+from autorun.state.clock import DatabaseNow, new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
+from autorun.state.probes import crash_point
 from autorun.state.sql import table
 from autorun.state.transactions import is_conflict
 
@@ -59,7 +58,10 @@ def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | No
     body.
     """
     *others, last = runners
-    if len(keys) != 1 or not _may_start(last):
+    # Not if one of the runner's options needs a message of the run's own.
+    is_plain = last.QUEUE is None and last.PRIORITY is None and not last.MAX_PARALLEL
+    is_in_transaction = connections[settings.DATABASE].in_atomic_block
+    if len(keys) != 1 or not is_plain or is_in_transaction:
         plan_for_all(runners, keys)
         return None
     if others:
@@ -74,15 +76,9 @@ def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | No
     return work
 
 
-def _may_start(runner: Runner) -> bool:
-    """Whether none of the runner's options needs a message of the run's own."""
-    is_plain = runner.QUEUE is None and runner.PRIORITY is None and not runner.MAX_PARALLEL
-    return is_plain and not connections[settings.DATABASE].in_atomic_block
-
-
 def _start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     """Start the row's run if it is pending; return it, and whether the row needs nothing more."""
-    with tracing.span("autorun.plan") as span:
+    with probes.span("autorun.plan") as span:
         node = node_of(runner)
         candidates = _candidates(runner, keys, node_id=node.pk)
         standing = None if candidates is None else _standing_of(candidates)

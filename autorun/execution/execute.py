@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import nodes, registry
+from autorun.declare.interruption import Interrupted, Termination
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import longest
 from autorun.dispatch.releasing import release, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.announcements import chunk_failed
-from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.keeper import Keeper
-from autorun.execution.results import Tally
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
 from autorun.planning import batches
 from autorun.planning.named import plan_or_write_down
-from autorun.state import tracing
-from autorun.state.crash_points import crash_point
+from autorun.state import probes
 from autorun.state.leases import next_urgent, park, queued, requeue, start
+from autorun.state.probes import crash_point
 from autorun.state.transactions import leave_broken_connections
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _requeue_or_park(chunk: Chunk, reason: str) -> None:
 def work_off(work: Work) -> None:
     """Run what is to be run of a started chunk, and do what follows from that."""
     runner, chunk = work.runner, work.lease.chunk
-    with tracing.span("autorun.chunk") as span, Termination() as termination:
+    with probes.span("autorun.chunk") as span, Termination() as termination:
         span.note(runner=runner.label, chunk=chunk.pk, batch=chunk.batch_id or 0, size=chunk.size)
         try:
             with Keeper(work, follow_up=lambda: _follow_up(work)):
@@ -139,7 +138,16 @@ def work_off(work: Work) -> None:
         else:
             crash_point("finish.committed")
             span.note(succeeded=tally.succeeded, failed=tally.failed)
-            _log(runner, work, tally)
+            logger.info(
+                "%s: chunk %s: %d succeeded, %d failed, %d go on, %d cancelled, in %.2f s.",
+                runner.label,
+                chunk.pk,
+                tally.succeeded,
+                tally.failed,
+                tally.moved,
+                tally.cancelled,
+                time.monotonic() - work.began_at,
+            )
         # Results are recorded as they come: whatever has ended the chunk, some may be.
         _follow_up(work)
 
@@ -186,16 +194,3 @@ def _measure(node: Node, seconds: list[float]) -> None:
         Node.objects.filter(pk=node.pk).update(run_seconds=average)
         # A process that knows its node asks for it no more.
         node.run_seconds = average
-
-
-def _log(runner: Runner, work: Work, tally: Tally) -> None:
-    logger.info(
-        "%s: chunk %s: %d succeeded, %d failed, %d go on, %d cancelled, in %.2f s.",
-        runner.label,
-        work.lease.chunk.pk,
-        tally.succeeded,
-        tally.failed,
-        tally.moved,
-        tally.cancelled,
-        time.monotonic() - work.began_at,
-    )

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from billiard.process import current_process
 from django.db import DatabaseError, InterfaceError, connections
@@ -29,29 +30,30 @@ HAND_OVER_AFTER = 2.0
 GRACE = 5.0
 
 
+@dataclass
 class Keeper:
     """Keeps the lease of `work` for the length of a `with` block.
 
     `follow_up` does what follows a chunk if the working thread never gets there.
     """
 
-    def __init__(self, work: Work, *, follow_up: Callable[[], object] = lambda: None) -> None:
-        self.work = work
-        self.follow_up = follow_up
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
-        self._extended_at = time.monotonic()
+    work: Work
+    follow_up: Callable[[], object]
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _extended_at: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> Keeper:
         # In tests and in eager mode an open transaction hides the chunk from the keeper's
         # connection, and from other workers, too.
         if not connections[settings.DATABASE].in_atomic_block:
+            self._thread = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def _keep(self) -> None:

@@ -17,14 +17,12 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import LeaseLost
 from autorun.models import Chunk, Failure, Run
 from autorun.signals import Ending
-from autorun.state.clock import DatabaseNow, from_now, now_sql
-from autorun.state.crash_points import crash_point
+from autorun.state.clock import NOW_SQL, DatabaseNow, from_now, new_chunk_id
 from autorun.state.exception_text import ExceptionText
-from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, worker_name
-from autorun.state.recordsets import recordset
-from autorun.state.sql import Fragment, update_from
+from autorun.state.probes import crash_point
+from autorun.state.sql import Fragment, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
 
 
@@ -102,10 +100,23 @@ class Tally:
         return cls(*_counts_of(chunk))
 
 
+_failure_of = attrgetter("failure")
 _counts_of = attrgetter(*(each.name for each in fields(Tally)))
 
 
 _PENDING_IN_CHUNK = f"chunk_id = %s AND status = {Run.Status.PENDING:d}"
+#: Makes a run what its row `s` of the results says, by vendor.
+_CHANGES = {
+    vendor: (
+        f"is_current = CASE WHEN s.new_status = {Run.Status.CANCELLED:d} THEN NULL "
+        "ELSE is_current END, "
+        "status = s.new_status, attempts = s.new_attempts, fingerprint = s.new_fingerprint, "
+        "chunk_id = s.new_chunk, "
+        f"outputs = s.new_outputs{'::jsonb' if vendor == 'postgresql' else ''}, "
+        f"finished_at = CASE WHEN s.new_status = {Run.Status.PENDING:d} THEN NULL ELSE {now} END"
+    )
+    for vendor, now in NOW_SQL.items()
+}
 _COLUMNS = {
     "run_id": "bigint",
     "new_status": "smallint",
@@ -142,7 +153,7 @@ def record(
         if results:
             updated = update_from(
                 Run,
-                _changes(),
+                _CHANGES[connections[settings.DATABASE].vendor],
                 source=source,
                 # A commit whose confirmation was lost has recorded or moved its runs: they stay
                 # as they are.
@@ -155,7 +166,7 @@ def record(
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
             _write_counts(held, counted, is_last=is_last)
-        if failures := _failures(lease, results, written):
+        if any(map(_failure_of, results)) and (failures := _failures(lease, results, written)):
             Failure.objects.bulk_create(failures)
         crash_point("finish.failures")
         if new_chunks and (chunks := _filled(new_chunks, written)):
@@ -256,32 +267,12 @@ def _as_source(
     chunk_ids: dict[int, int] = {}
     for new, run_ids in new_chunks:
         chunk_ids.update(dict.fromkeys(run_ids, new.pk))
-    rows = [
-        (
-            result.run_id,
-            int(result.status),
-            result.attempts,
-            result.fingerprint,
-            chunk_ids.get(result.run_id, chunk.pk),
-            result.outputs,
-        )
-        for result in results
-    ]
+    rows = []
+    for result in results:
+        chunk_id = chunk_ids.get(result.run_id, chunk.pk)
+        row = (result.run_id, int(result.status), result.attempts, result.fingerprint)
+        rows.append((*row, chunk_id, result.outputs))
     return recordset(connections[settings.DATABASE], _COLUMNS, rows)
-
-
-def _changes() -> str:
-    """The SET clause that makes a run what its row `s` of the source says."""
-    vendor = connections[settings.DATABASE].vendor
-    outputs = "s.new_outputs::jsonb" if vendor == "postgresql" else "s.new_outputs"
-    is_cancelled = f"s.new_status = {Run.Status.CANCELLED:d}"
-    is_pending = f"s.new_status = {Run.Status.PENDING:d}"
-    return (
-        f"is_current = CASE WHEN {is_cancelled} THEN NULL ELSE is_current END, "
-        "status = s.new_status, attempts = s.new_attempts, fingerprint = s.new_fingerprint, "
-        f"chunk_id = s.new_chunk, outputs = {outputs}, "
-        f"finished_at = CASE WHEN {is_pending} THEN NULL ELSE {now_sql(vendor)} END"
-    )
 
 
 def _failures(lease: Lease, results: Sequence[Result], written: Container[int]) -> list[Failure]:

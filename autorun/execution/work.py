@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from django.db import InterfaceError, OperationalError
@@ -15,22 +16,21 @@ from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare.hooks import backoff_of, timeout_of
+from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
-from autorun.declare.timeouts import time_limit
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs
-from autorun.execution.interruption import Interrupted, Termination
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, load
 from autorun.signals import run_failed, run_succeeded
-from autorun.state import tracing
-from autorun.state.crash_points import crash_point
+from autorun.state import probes
 from autorun.state.encoding import encode_outputs
 from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
+from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
 from autorun.state.user_code import UserCode
 
@@ -41,6 +41,9 @@ WRITE_BYTES = 4_000_000
 PARTS_OF_REST = 8
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
+
+
+_status_of = attrgetter("status")
 
 
 class Work:
@@ -101,7 +104,7 @@ class Work:
                 due.append(run)
         try:
             is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
-            keys = [kind.of(run) for run in due]
+            keys = list(map(kind.of, due))
             rows = load(self.runner, keys, within_base=not is_beyond_base) if due else {}
         except (OperationalError, InterfaceError):
             raise
@@ -121,9 +124,16 @@ class Work:
         try:
             while (assignment := self._next()) is not None:
                 began = time.monotonic()
-                with tracing.span("autorun.run") as span:
+                with probes.span("autorun.run") as span:
                     result = self._run(assignment, termination)
-                    _describe(span, assignment, result)
+                    span.note(
+                        run=result.run_id,
+                        key=assignment.row.key,
+                        attempt=result.attempts,
+                        status=result.status.name.lower(),
+                    )
+                    if result.failure is not None:
+                        span.fail(result.failure)
                 crash_point("finish.unwritten")
                 self._finish(assignment, result, time.monotonic() - began)
                 is_late = time.monotonic() - self._written_at >= WRITE_EVERY
@@ -135,7 +145,8 @@ class Work:
             self.give_back()
             raise
         finally:
-            self.announce()
+            if self._unannounced:
+                self.announce()
 
     def announce(self) -> None:
         """Send signals for recorded runs; not under the lock, since receivers may be slow."""
@@ -275,13 +286,9 @@ class Work:
         """
         with self.lock:
             results = [*self._results, *also]
-            self._tally = record(
-                self.lease,
-                results,
-                self._tally,
-                size=self._size_of_rest(results),
-                is_last=is_last,
-            )
+            moved = [*map(_status_of, results)].count(Run.Status.PENDING)
+            size = self._size_of_rest(moved) if moved else 1
+            self._tally = record(self.lease, results, self._tally, size=size, is_last=is_last)
             self._results = []
             self._output_bytes = 0
             self._written_at = time.monotonic()
@@ -289,15 +296,12 @@ class Work:
                 self._unannounced += results
             return self._tally
 
-    def _size_of_rest(self, results: Sequence[Result]) -> int:
-        """The size of the new chunks for moved runs.
+    def _size_of_rest(self, moved: int) -> int:
+        """The size of the new chunks for so many moved runs.
 
         The node's average says more than the few runs of this chunk, one of which was slow. If all
         runs have become slow, several workers get the rest, and hand it over in their turn.
         """
-        moved = sum(result.status == Run.Status.PENDING for result in results)
-        if not moved:
-            return 1
         node = self.lease.chunk.node
         if node.run_seconds is not None:
             usual = chunk_size(self.runner, node.pk, seconds=node.run_seconds)
@@ -305,14 +309,3 @@ class Work:
         started = len(self.seconds) + (self.current is not None)
         so_far = time.monotonic() - self.began_at
         return chunk_size(self.runner, node.pk, seconds=so_far / started if started else None)
-
-
-def _describe(span: tracing.Span, assignment: Assignment, result: Result) -> None:
-    span.note(
-        run=result.run_id,
-        key=assignment.row.key,
-        attempt=result.attempts,
-        status=result.status.name.lower(),
-    )
-    if result.failure is not None:
-        span.fail(result.failure)

@@ -3,7 +3,6 @@ from django.db import migrations, models
 
 import autorun.state.clock
 import autorun.state.fields
-import autorun.state.ids
 
 
 class Migration(migrations.Migration):
@@ -197,7 +196,7 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     models.BigIntegerField(
-                        default=autorun.state.ids.new_chunk_id, primary_key=True, serialize=False
+                        default=autorun.state.clock.new_chunk_id, primary_key=True, serialize=False
                     ),
                 ),
                 ("runner", models.CharField(max_length=255)),

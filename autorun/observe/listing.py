@@ -20,8 +20,8 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.group_runs import GroupRuns
 from autorun.observe.paging import LONG, Cursor, Page
 from autorun.observe.run_states import FOLDED, STATES, UNFOLDED
+from autorun.state.clock import first_chunk_id_at
 from autorun.state.counts import batch_counts
-from autorun.state.ids import first_chunk_id_at
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.origins import ORIGINS
 from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time

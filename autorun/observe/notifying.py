@@ -17,8 +17,8 @@ from django.utils.module_loading import import_string
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.interruption import time_limit
 from autorun.declare.runner import Runner
-from autorun.declare.timeouts import time_limit
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures

@@ -22,9 +22,9 @@ from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts
-from autorun.state.crash_points import crash_point
 from autorun.state.leases import PLANNING_LEASES, ends_at, planning_ends_at
 from autorun.state.managers import ChunkQuerySet
+from autorun.state.probes import crash_point
 from autorun.state.transactions import is_passing, repeated_on_conflict
 
 #: A batch fails after so many processes have tried to plan it without advancing.

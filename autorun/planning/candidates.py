@@ -19,8 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 
 from autorun.state.keys import Key, KeyKind
-from autorun.state.recordsets import keyed_recordset, recordset
-from autorun.state.sql import Fragment
+from autorun.state.sql import Fragment, keyed_recordset, recordset
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def current_run_of_candidate(connection: BaseDatabaseWrapper, candidates: Candid
         name = "r.object_id = 0 AND r.object_key = d.k"
     sql = f"r.node_id = %s AND {name} AND r.is_current = TRUE"
     params: list[Any] = [candidates.node_id]
-    if kind.is_ordered_alike(connection):
+    is_bounded = candidates.above is not None or candidates.up_to is not None
+    if is_bounded and kind.is_ordered_alike(connection):
         if candidates.above is not None:
             sql += f" AND r.{kind.column} > %s"
             params.append(candidates.above)

@@ -25,16 +25,18 @@ from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
 
 
-def expression(runner: Runner, *, upstream: bool = True) -> Expression:
+def expression(
+    runner: Runner, *, upstream: bool = True, output_field: models.Field[Any, Any] | None = None
+) -> Expression:
     """The fingerprint of a row of `runner`'s model, for `annotate()`.
 
     `upstream=False` leaves out the successes of the DEPENDS_ON runners, for databases without
     autorun's tables.
     """
-    sources: list[Any] = [F(name) for name in runner.get_input_fields()]
+    sources: list[Any] = list(map(F, runner.get_input_fields()))
     if upstream and runner.DEPENDS_ON:
         sources += [Subquery(runs.values("pk")) for runs in upstream_successes(runner)]
-    return Fingerprint(*sources)
+    return Fingerprint(*sources, output_field=output_field or FingerprintField())
 
 
 def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
@@ -98,7 +100,10 @@ class Fingerprint(Func):
     def as_sql(  # type: ignore[override]
         self, compiler: Any, connection: Any, **extra: Any
     ) -> tuple[str, list[Any]]:
-        cast = "::uuid" if connection.vendor == "postgresql" else ""
+        is_uuid = connection.vendor == "postgresql" and isinstance(
+            self.output_field, FingerprintField
+        )
+        cast = "::uuid" if is_uuid else ""
         if not self.source_expressions:
             return f"%s{cast}", [UNCHANGING]
         parts: list[str] = []

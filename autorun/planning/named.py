@@ -18,7 +18,7 @@ from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible_named, primary_keys
 from autorun.planning.windows import Window, whole
-from autorun.state import tracing
+from autorun.state import probes
 from autorun.state.keys import Key
 from autorun.state.transactions import repeated_on_conflict, repeated_while_away
 
@@ -41,7 +41,7 @@ def plan_keys(
     node_id = node_of(runner).pk
     planner = Planner(runner, node_id=node_id, priority=priority)
     outcome = Outcome()
-    with tracing.span("autorun.plan") as span:
+    with probes.span("autorun.plan") as span:
         for window in _windows(runner, keys, node_id=node_id):
             outcome += planner.plan(window)
         span.note(runner=runner.label, candidates=outcome.candidates, planned=outcome.planned)

@@ -21,10 +21,10 @@ from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import Window, fits_in_one, whole, windows
-from autorun.state import tracing
+from autorun.state import probes
 from autorun.state.counts import progress
-from autorun.state.crash_points import crash_point
 from autorun.state.origins import ORIGINS
+from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Pass:
 
     def executed(self, batch: Batch) -> Batch:
         """Plan and release window by window until the rows, the limit or the lease end."""
-        with tracing.span("autorun.plan") as span:
+        with probes.span("autorun.plan") as span:
             span.note(runner=batch.runner, batch=batch.pk, trigger=str(batch.trigger))
             self._execute(batch)
             span.note(candidates=self.outcome.candidates, planned=self.outcome.planned)

@@ -16,7 +16,7 @@ from autorun.models import Run
 from autorun.planning import fingerprints
 from autorun.planning.rows import eligible, examined, in_pages, planned_by_database
 from autorun.state.keys import Key, key_kind
-from autorun.state.recordsets import recordset
+from autorun.state.sql import recordset
 
 #: Rows that Python checks at once.
 PAGE = 2_000

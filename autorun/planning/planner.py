@@ -19,10 +19,10 @@ from autorun.planning.rows import Row
 from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Counts, Redo
 from autorun.planning.windows import Window
-from autorun.state.crash_points import crash_point
+from autorun.state.clock import new_chunk_id
 from autorun.state.exception_text import ExceptionText, describe_exception
-from autorun.state.ids import new_chunk_id
 from autorun.state.keys import Key, key_kind
+from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -87,8 +88,11 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
     """Those of the rows named by `keys` that are still eligible, by key; one query for the rows."""
     to_pk = key_kind(runner.get_model()).to_pk
     named = eligible_named(runner, map(to_pk, keys), within_base=within_base)
-    rows = one_by_one(runner, list(fingerprinted(runner, named)))
-    return {row.key: row for row in rows if row is not None}
+    found: dict[Key, Row] = {}
+    for row in one_by_one(runner, list(fingerprinted(runner, named))):
+        if row is not None:
+            found[row.key] = row
+    return found
 
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
@@ -98,7 +102,10 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
     if not kind.is_integer:  # the database has its own text of other keys
         found = found.annotate(_autorun_key=kind.expression())
     if runner.is_fingerprinted_by_database:
-        fingerprint = fingerprints.expression(runner, upstream=planned_by_database(runner))
+        # As text: a UUID would be turned back into 32 hex digits for each row.
+        fingerprint = fingerprints.expression(
+            runner, upstream=planned_by_database(runner), output_field=models.TextField()
+        )
         found = found.annotate(_autorun_print=fingerprint)
     return found
 
@@ -156,7 +163,8 @@ def one_by_one(
     if runner.DEPENDS_ON and not planned_by_database(runner):
         successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
     get_key = _key_getter(instances[0]) if instances else key_of
-    user_code = UserCode(f"{runner.label}.get_instance_representation()")
+    hook = f"{runner.label}.get_instance_representation()"
+    user_code = nullcontext() if is_computed else UserCode(hook)
     for instance in instances:
         key = get_key(instance)
         if successes is not None and key not in successes:

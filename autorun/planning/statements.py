@@ -18,14 +18,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from autorun.models import Chunk, Run
 from autorun.planning.candidates import Candidates, current_run_of_candidate
 from autorun.planning.selection import Selection
-from autorun.state import ids
-from autorun.state.clock import now_sql
+from autorun.state import clock
+from autorun.state.clock import NOW_SQL
 from autorun.state.keys import Key
-from autorun.state.recordsets import recordset
 from autorun.state.sql import (
     Fragment,
     insert_ignoring_conflicts,
     join_in_this_order,
+    recordset,
     table,
     update_from,
     whole_quotient,
@@ -201,7 +201,7 @@ def insert(
         )
     object_id, object_key = ("d.k", "''") if candidates.kind.is_integer else ("0", "d.k")
     ordinal = "ROW_NUMBER() OVER (ORDER BY d.k) - 1"
-    finished_at = "NULL" if status == Run.Status.PENDING else now_sql(connection.vendor)
+    finished_at = "NULL" if status == Run.Status.PENDING else NOW_SQL[connection.vendor]
     rows = (
         f"{runs} (node_id, object_id, object_key, fingerprint, "
         "is_current, chunk_id, status, attempts, finished_at) "
@@ -256,4 +256,4 @@ def insert_chunks(
     )
     params = [param for value in columns.values() for param in value.params]
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*params, like.pk, like.pk + ids.LARGEST_BLOCK])
+        cursor.execute(sql, [*params, like.pk, like.pk + clock.LARGEST_BLOCK])

@@ -11,8 +11,8 @@ from django.db.models import QuerySet
 
 from autorun.conf import settings
 from autorun.declare.hooks import database_of, every_row, timeout_of
+from autorun.declare.interruption import calls_limited
 from autorun.declare.runner import Runner
-from autorun.declare.timeouts import calls_limited
 from autorun.planning import fingerprints
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of
 from autorun.planning.rows import Row, in_pages, key_of, one_by_one, planned_by_database

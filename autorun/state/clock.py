@@ -1,12 +1,33 @@
-"""Time as the database tells it, so that no worker's clock decides who holds a lease."""
+"""Time as the database tells it, so that no worker's clock decides who holds a lease.
+
+And ids of chunks, which are in the order of time. The process makes them, so that one INSERT can
+spread runs over new chunks.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+import secrets
+import threading
+import time
 from typing import Any
 
 from django.db.models import DateTimeField, DurationField, Expression, ExpressionWrapper, Value
 from django.db.models.functions import Now
+
+EPOCH_MS = 1_704_067_200_000  # 2024-01-01 UTC
+RANDOM_BITS = 22
+LARGEST = (1 << 63) - 1
+#: More chunks than one window of planning makes.
+LARGEST_BLOCK = 1 << 17
+
+
+#: The database's time by vendor, for statements written as text.
+NOW_SQL = {
+    "postgresql": "STATEMENT_TIMESTAMP()",
+    "mysql": "UTC_TIMESTAMP(6)",
+    "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
+}
 
 
 class DatabaseNow(Now):
@@ -24,10 +45,28 @@ def from_now(seconds: float) -> Expression:
     return ExpressionWrapper(DatabaseNow() + duration, output_field=DateTimeField())
 
 
-def now_sql(vendor: str) -> str:
-    """The database's time, for statements written as text."""
-    if vendor == "mysql":
-        return "UTC_TIMESTAMP(6)"
-    if vendor == "postgresql":
-        return "STATEMENT_TIMESTAMP()"
-    return "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"
+class _Last(threading.local):
+    """A thread's last block. A lock instead could be held while a worker's pool forks."""
+
+    chunk_id = 0
+
+
+_last = _Last()
+
+
+def first_chunk_id_at(when: dt.datetime) -> int:
+    """The lower bound of the ids of chunks made at `when` or later, by their process's clock."""
+    milliseconds = int(when.timestamp() * 1_000) - EPOCH_MS
+    return min(max(milliseconds, 0) << RANDOM_BITS, LARGEST)
+
+
+def new_chunk_id() -> int:
+    """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
+
+    A thread's blocks never overlap. If those of two threads or processes do, the primary key is
+    violated, and that window of planning is rolled back and repeated.
+    """
+    milliseconds = time.time_ns() // 1_000_000 - EPOCH_MS
+    chunk_id = milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
+    _last.chunk_id = max(chunk_id, _last.chunk_id + LARGEST_BLOCK)
+    return _last.chunk_id

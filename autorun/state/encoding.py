@@ -21,7 +21,6 @@ from django.utils.duration import duration_iso_string
 from django.utils.functional import Promise
 
 from autorun.exceptions import AutorunError, ConfigurationError, OutputError
-from autorun.state.exception_text import byte_length
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -139,7 +138,7 @@ class Encoder:
     def encode(self, value: object) -> JSON:
         try:
             if type(value) is dict:
-                return self._encode_mapping(value, _entered(value, ()))
+                return self._encode_mapping(value, self._enter(value, ()))
             return self._encode(value, ())
         except (Unencodable, AutorunError):
             raise
@@ -166,9 +165,9 @@ class Encoder:
         if value is None or kind is bool:
             return value  # type: ignore[no-any-return]
         if kind is dict:
-            return self._encode_mapping(value, _entered(value, parents))
+            return self._encode_mapping(value, self._enter(value, parents))
         if kind is list or kind is tuple:
-            return self._encode_items(value, _entered(value, parents))
+            return self._encode_items(value, self._enter(value, parents))
         return self._encode_other(value, parents)
 
     def _encode_other(self, value: Any, parents: tuple[int, ...]) -> JSON:
@@ -193,13 +192,13 @@ class Encoder:
     def _encode_container(self, value: Any, parents: tuple[int, ...]) -> JSON:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return self._encode_mapping(fields, _entered(value, parents))
+            return self._encode_mapping(fields, self._enter(value, parents, size=len(fields)))
         if isinstance(value, Mapping):
-            return self._encode_mapping(value, _entered(value, parents))
+            return self._encode_mapping(value, self._enter(value, parents))
         if isinstance(value, Set):
-            return _sorted(self._encode_items(value, _entered(value, parents)))
+            return _sorted(self._encode_items(value, self._enter(value, parents)))
         if isinstance(value, (Sequence, ValuesView, deque)):
-            return self._encode_items(value, _entered(value, parents))
+            return self._encode_items(value, self._enter(value, parents))
         raise Unencodable(
             f"is of type {_type_name(value)}, which JSON cannot hold. Give numbers, strings, lists "
             "or dictionaries instead"
@@ -208,7 +207,6 @@ class Encoder:
     def _encode_mapping(
         self, mapping: Mapping[Any, Any], parents: tuple[int, ...]
     ) -> dict[str, JSON]:
-        self._count(mapping, len(mapping))
         result: dict[str, JSON] = {}
         for key, value in mapping.items():
             try:
@@ -225,7 +223,6 @@ class Encoder:
         return result
 
     def _encode_items(self, items: Collection[Any], parents: tuple[int, ...]) -> list[JSON]:
-        self._count(items, len(items))
         result: list[JSON] = []
         for item in items:
             try:
@@ -254,17 +251,33 @@ class Encoder:
             value = value.astype(
                 f"{'datetime64' if value.dtype.kind == 'M' else 'timedelta64'}[us]"
             )
-        self._count(value, value.size, is_kept=False)
+        self._require_room(value, value.size)
         plain = value.tolist()
         if _is_numpy(plain):  # A longdouble has no Python type of its own.
             plain = float(plain)
-        return self._encode(plain, _entered(value, parents) if value.ndim == 0 else parents)
+        return self._encode(
+            plain, self._enter(value, parents, size=0) if value.ndim == 0 else parents
+        )
 
-    def _count(self, container: object, size: int, *, is_kept: bool = True) -> None:
+    def _enter(
+        self, container: Any, parents: tuple[int, ...], *, size: int | None = None
+    ) -> tuple[int, ...]:
+        """Count the elements, and add `container` to its `parents`."""
+        if id(container) in parents:
+            raise Unencodable("refers back to what holds it. Break the circle")
+        if len(parents) >= MAX_DEPTH:
+            raise Unencodable(
+                f"is nested more than {MAX_DEPTH} levels deep. Flatten it, or save it to a file"
+            )
+        size = len(container) if size is None else size
+        self.items += size
+        if self.items > self.max_items:
+            raise _too_many(container, size)
+        return (*parents, id(container))
+
+    def _require_room(self, array: Any, size: int) -> None:
         if self.items + size > self.max_items:
-            raise TooMany(f"is a {_type_name(container)} of {size:,} elements")
-        if is_kept:
-            self.items += size
+            raise _too_many(array, size)
 
 
 class _ConfigurationEncoder(Encoder):
@@ -277,15 +290,13 @@ class _ConfigurationEncoder(Encoder):
         return value
 
 
-def _entered(value: object, parents: tuple[int, ...]) -> tuple[int, ...]:
-    """Add `value` to its `parents`, unless that closes a circle or is too deep."""
-    if id(value) in parents:
-        raise Unencodable("refers back to what holds it. Break the circle")
-    if len(parents) >= MAX_DEPTH:
-        raise Unencodable(
-            f"is nested more than {MAX_DEPTH} levels deep. Flatten it, or save it to a file"
-        )
-    return (*parents, id(value))
+def byte_length(text: str) -> int:
+    """Return the length of `text` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _too_many(container: object, size: int) -> TooMany:
+    return TooMany(f"is a {_type_name(container)} of {size:,} elements")
 
 
 def checked_text(text: str) -> str:

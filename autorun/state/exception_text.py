@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autorun.state.encoding import byte_length
+
 MAX_CLASS_NAME_LENGTH = 255
 
 _MAX_FRAMES = 1000
@@ -46,11 +48,6 @@ def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText
 def name_exception(kind: type[BaseException]) -> str:
     """Return an exception class's name as in `ExceptionText`: built-in ones without a module."""
     return _cut_name(_qualified_name(kind))
-
-
-def byte_length(text: str) -> int:
-    """Return the length of `text` in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _storable_bytes(text: str) -> bytes:

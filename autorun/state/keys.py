@@ -55,7 +55,7 @@ class KeyKind:
 
     @property
     def sql_type(self) -> str:
-        """A column type of `autorun.state.recordsets`."""
+        """A column type of `autorun.state.sql`."""
         return "bigint" if self.is_integer else "text"
 
     def expression(self, reference: type[F | OuterRef] = F) -> Expression | F:

@@ -57,11 +57,16 @@ class UserCode:
         self.statements = 0
         self._touched: set[BaseDatabaseWrapper] = set()
         self._wrapper = self._overhear
-        self._connections = [each for each in _all_connections() if not _is_the_callers(each)]
+        self._connections: list[BaseDatabaseWrapper] = []
+        for connection in _all_connections():
+            raw: Any = connection.connection
+            is_managed = raw is not None and not connection.autocommit
+            if connection.in_atomic_block or is_managed:
+                continue  # the caller's
+            self._connections.append(connection)
+            if connection.vendor == "sqlite" and raw is not None:
+                raw.set_progress_handler(_hear_signals, _STEPS)
         self.mend()
-        for connection in self._connections:
-            if connection.vendor == "sqlite" and connection.connection is not None:
-                connection.connection.set_progress_handler(_hear_signals, _STEPS)
 
     def __enter__(self) -> UserCode:
         for connection in self._connections:
@@ -158,11 +163,6 @@ def _all_connections() -> list[BaseDatabaseWrapper]:
     if not known or known[0] is not connections[known[0].alias]:
         known = _thread.connections = list(connections.all())
     return known
-
-
-def _is_the_callers(connection: BaseDatabaseWrapper) -> bool:
-    is_managed = connection.connection is not None and not connection.autocommit
-    return connection.in_atomic_block or is_managed
 
 
 def _is_idle(connection: BaseDatabaseWrapper) -> bool:

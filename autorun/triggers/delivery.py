@@ -15,6 +15,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from celery import current_app, signals
@@ -23,6 +25,7 @@ from django.db import connections, transaction
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
+from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import (
     Message,
     is_immediate,
@@ -30,8 +33,9 @@ from autorun.dispatch.publishing import (
     time_limit_after,
     urgent_priority,
 )
+from autorun.exceptions import AutorunError
 from autorun.models import SpilledTrigger
-from autorun.state.crash_points import crash_point
+from autorun.state.probes import crash_point
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,16 @@ def connect() -> None:
     # Otherwise only the thread that created the project's Celery app would know it: all others,
     # those of web servers too, would publish to Celery's default broker on localhost.
     current_app.set_default()
+
+
+def subscribers(model_label: str) -> list[Runner]:
+    """The runners with ON_SAVE whose DATA_MODEL has that label."""
+    return _by_model().get(model_label, [])
+
+
+def subscribed_models() -> set[str]:
+    """The labels of the models whose saved rows are planned by a runner here."""
+    return set(_by_model())
 
 
 def submit(saved: Saved) -> None:
@@ -86,7 +100,7 @@ def drain(timeout: float = EXIT_DEADLINE) -> None:
 def deliver(saved: Mapping[str, set[Any]]) -> bool:
     """Publish, or spill; whether the broker took it all. Never raises an Exception."""
     try:
-        publish(list(_messages(saved)))
+        publish(_messages(saved))
     except Exception as error:  # noqa: BLE001
         logger.warning(
             "%s: no broker took %d saved rows. Upkeep plans them. %s",
@@ -224,33 +238,51 @@ class _Publisher:
                     self._changed.notify_all()
 
 
-def _messages(saved: Mapping[str, set[Any]]) -> Iterator[Message]:
+def _messages(saved: Mapping[str, set[Any]]) -> list[Message]:
     priority = urgent_priority()
+    messages = []
     for label, keys in _portions(saved):
-        yield Message(
-            task=PLAN,
-            args=(label, keys),
-            queue=settings.QUEUE,
-            priority=priority,
-            time_limit=_time_limit(label),
+        limit = _time_limit(label)
+        messages.append(
+            Message(PLAN, (label, keys), queue=settings.QUEUE, priority=priority, time_limit=limit)
         )
+    return messages
 
 
 def _time_limit(label: str) -> float | None:
-    """The last resort against a body that never comes back, as a chunk's message has it, too.
-
-    Who plans a lone row may also work it off.
-    """
-    timeouts = [timeout_of(runner) for runner in registry.subscribers(label)]
-    known = [timeout for timeout in timeouts if timeout is not None]
-    return time_limit_after(max(known)) if known and len(known) == len(timeouts) else None
+    """The time limit of a message of saved rows, which may also execute the run of a lone one."""
+    longest = 0.0
+    for runner in subscribers(label):
+        timeout = timeout_of(runner)
+        if timeout is None:
+            return None
+        longest = max(longest, timeout)
+    return time_limit_after(longest) if longest else None
 
 
 def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:
     for label, pks in saved.items():
-        keys = [pk if type(pk) is int else str(pk) for pk in pks]
+        keys = list(map(_as_key, pks))
         for start in range(0, len(keys), KEYS_PER_MESSAGE):
             yield label, keys[start : start + KEYS_PER_MESSAGE]
+
+
+def _as_key(pk: Any) -> int | str:
+    return pk if type(pk) is int else str(pk)
+
+
+@cache
+def _by_model() -> dict[str, list[Runner]]:
+    """The runners with ON_SAVE by the label of their model, until others are registered."""
+    found: dict[str, list[Runner]] = {}
+    for runner in registry.runners():
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if runner.ON_SAVE:
+                found.setdefault(runner.get_model()._meta.label, []).append(runner)
+    return found
+
+
+registry.on_change(_by_model.cache_clear)
 
 
 def _merge(into: Saved, saved: Mapping[str, set[Any]]) -> None:

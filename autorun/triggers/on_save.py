@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -107,13 +108,11 @@ def _forget_watches() -> None:
 registry.on_change(_forget_watches)
 
 
+@dataclass(slots=True, eq=False)
 class _Saved:
     """Rows saved under one savepoint, or under none."""
 
-    __slots__ = ("pks",)
-
-    def __init__(self) -> None:
-        self.pks: dict[str, set[Any]] = {}
+    pks: dict[str, set[Any]] = field(default_factory=dict)
 
     def add(self, instance: Model, watches: tuple[Watch, ...]) -> None:
         pks = self.pks

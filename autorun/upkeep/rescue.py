@@ -19,10 +19,10 @@ from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Chunk, Run
 from autorun.planning.named import plan_or_write_down
-from autorun.state.crash_points import crash_point
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at
+from autorun.state.probes import crash_point
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,10 @@ from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches
 from autorun.planning.named import plan_for_all
 from autorun.state.clock import DatabaseNow, from_now
-from autorun.state.crash_points import crash_point
+from autorun.state.probes import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
 from autorun.state.transactions import bounded_waits
+from autorun.triggers import delivery
 from autorun.upkeep import pruning
 from autorun.upkeep.folding import fold_everywhere
 from autorun.upkeep.rescue import rescue_expired
@@ -137,13 +138,13 @@ def _drain(spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequenc
 def planned_here() -> Q:
     """The condition that this process has a runner for a spilled trigger."""
     labels = [runner.label for runner in registry.runners()]
-    return Q(runner="", model_label__in=registry.subscribed_models()) | Q(runner__in=labels)
+    return Q(runner="", model_label__in=delivery.subscribed_models()) | Q(runner__in=labels)
 
 
 def _planning(model_label: str, label: str) -> list[Runner]:
     """The runners that a spilled trigger is for: the one it names, or all of its model."""
     if not label:
-        return registry.subscribers(model_label)
+        return delivery.subscribers(model_label)
     runner = registry.find(label)
     return [] if runner is None else [runner]
 

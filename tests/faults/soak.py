@@ -241,7 +241,7 @@ class Soak:
             self.start_worker()
 
     def arm_worker(self) -> None:
-        from autorun.state.crash_points import POINTS
+        from autorun.state.probes import POINTS
         from tests.crashes import ENVIRONMENT
 
         self.kill_worker()

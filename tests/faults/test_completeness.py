@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import autorun
-from autorun.state.crash_points import POINTS
+from autorun.state.probes import POINTS
 
 FAULTS = {*range(1, 29), 30, 31, 32, 40}
 HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ from django.db.models import QuerySet
 
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
-from autorun.state.crash_points import POINTS
 from autorun.state.leases import queued as find_queued
 from autorun.state.leases import start
+from autorun.state.probes import POINTS
 from tests.crashes import ENVIRONMENT, armed, crashed_at
 from tests.engine import declare, installed
 from tests.faultlab import steps

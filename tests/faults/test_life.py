@@ -43,7 +43,7 @@ from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigg
 from autorun.planning import batches, looks
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
-from autorun.state.crash_points import POINTS
+from autorun.state.probes import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue_expired
