@@ -147,7 +147,7 @@ def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
             "Does it end in a return?"
         )
     model = runner.get_model()
-    if not is_of(given, model):
+    if given.model is not model and not is_of(given, model):
         raise ImproperRunner(
             f"{runner.label}.{hook}() returned a queryset of {given.model._meta.label}, not of "
             f"{model._meta.label}. Correct it in "

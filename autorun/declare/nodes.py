@@ -33,7 +33,8 @@ _dependents: dict[str, list[Runner]] | None = None
 
 def node_of(runner: Runner) -> Node:
     """The Node of `runner`'s analysis, version, configuration and model; made on first use."""
-    node_digest = _digests.get(runner) or digest_of(runner)
+    kept = _digests.get(type(runner))
+    node_digest = kept if isinstance(kept, str) else digest_of(runner)
     known = _known.get((settings.DATABASE, node_digest))
     if known is not None:
         return known
