@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -391,11 +392,12 @@ def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
     with installed(runner):
         runner().run()
         lease = start(queued(Chunk.objects.get().pk))
-        keeper = Faulty(Work(lease, runner(), runner().get_analysis()))
-        keeper._thread.start()
-        keeper._thread.join(5)
+        keeper = Faulty(Work(lease, runner(), runner().get_analysis()), follow_up=list)
+        thread = threading.Thread(target=keeper._keep)
+        thread.start()
+        thread.join(5)
 
-    assert not keeper._thread.is_alive()
+    assert not thread.is_alive()
     assert next(raised, None) is None
     with pytest.raises(LeaseLost):  # nothing more of it is begun
         keeper.work._next()

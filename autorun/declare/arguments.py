@@ -70,9 +70,10 @@ class Arguments:
                     " ".join(f"{each.message} {each.hint}" for each in problems)
                 )
         # A function may change a list of its configuration; the next run must not see that.
-        arguments: dict[str, Any] = {input_key: representation}
+        arguments: dict[str, Any] = {}
         for name, value in configuration.items():
             arguments[name] = _own(value)
+        arguments[input_key] = representation
         try:
             for name, value in arguments.items():
                 arguments[name] = self._convert(name, value)
