@@ -54,9 +54,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         return []
     if not isinstance(given, dict):
         return [
-            error(
-                PLACE,
-                "E101",
+            error(PLACE, "E101")(
                 f"AUTORUN is {shown(given)}, not a dict.",
                 'Edit the settings: AUTORUN = {"WINDOW": 1000}, for example, or remove it.',
             )
@@ -71,9 +69,7 @@ def _names(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
         known = meant(str(name), DEFAULTS)
         question = f" Did you mean {known!r}?" if known else ""
         edit = f"Rename it to {known!r}" if known else "Remove it"
-        yield error(
-            PLACE,
-            "E102",
+        yield error(PLACE, "E102")(
             f"AUTORUN has no setting {name!r}.{question}",
             f"{edit} in AUTORUN. Known names: {', '.join(DEFAULTS)}.",
         )
@@ -85,9 +81,7 @@ def _values(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
             continue
         value = given[name]
         place = f"AUTORUN[{name!r}]"
-        yield error(
-            PLACE,
-            "E103",
+        yield error(PLACE, "E103")(
             f"{place} is {shown(value)}. It must be {expected.words}.",
             f"Edit the settings: {advice(place, expected, value)}",
         )
@@ -98,9 +92,7 @@ def _lease(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
     heartbeat = given.get("HEARTBEAT", DEFAULTS["HEARTBEAT"])
     if not (is_number(lease) and is_number(heartbeat)) or lease > LEAST_BEATS * heartbeat:
         return
-    yield error(
-        PLACE,
-        "E104",
+    yield error(PLACE, "E104")(
         f"AUTORUN['LEASE'] is {lease:g} s and AUTORUN['HEARTBEAT'] {heartbeat:g} s: a worker that "
         "misses one heartbeat would lose its chunk.",
         f"Edit the settings: make LEASE more than {LEAST_BEATS} times HEARTBEAT; "
@@ -113,9 +105,7 @@ def _database(given: Mapping[Any, Any]) -> Iterator[CheckMessage]:
     if not isinstance(alias, str) or alias in django_settings.DATABASES:
         return
     aliases = ", ".join(map(repr, django_settings.DATABASES))
-    yield error(
-        PLACE,
-        "E105",
+    yield error(PLACE, "E105")(
         f"AUTORUN['DATABASE'] is {alias!r}, which is not in DATABASES.",
         f"Edit the settings: choose one of {aliases}, or add {alias!r} to DATABASES.",
     )

@@ -43,9 +43,7 @@ def check_unregistered(app_configs: Sequence[AppConfig] | None) -> Iterator[Chec
     for each in registry.without_model():
         config = apps.get_containing_app_config(each.__module__)
         if app_configs is None or config in app_configs:
-            yield error(
-                each,
-                "E001",
+            yield error(each, "E001")(
                 f"{each.__name__} has an ANALYSIS but no DATA_MODEL, so it is not registered.",
                 f"Set DATA_MODEL in {place(each)} to the model whose rows it processes. If it is a "
                 "base of other runners, move ANALYSIS into those.",
@@ -55,25 +53,19 @@ def check_unregistered(app_configs: Sequence[AppConfig] | None) -> Iterator[Chec
 def _model(runner: Runner) -> Iterator[CheckMessage]:
     model = runner.DATA_MODEL
     if not (inspect.isclass(model) and issubclass(model, Model)):
-        yield error(
-            runner,
-            "E002",
+        yield error(runner, "E002")(
             f"DATA_MODEL is {shown(model)}, which is not a model.",
             f"Import the model and set DATA_MODEL in {place(runner)} to its class.",
         )
         return
     why = _why_without_table(model)
     if why:
-        yield error(
-            runner,
-            "E002",
+        yield error(runner, "E002")(
             f"DATA_MODEL is {model._meta.label}, which {why[0]}, so it has no rows.",
             f"Set DATA_MODEL in {place(runner)} to {why[1]}.",
         )
     elif len(getattr(model._meta, "pk_fields", (model._meta.pk,))) > 1:
-        yield error(
-            runner,
-            "E003",
+        yield error(runner, "E003")(
             f"DATA_MODEL is {model._meta.label}, whose primary key has several columns.",
             f"Give {model._meta.label} a primary key of one column, with the fields of the "
             "composite one in a UniqueConstraint.",
@@ -88,9 +80,7 @@ def _keys(runner: Runner) -> Iterator[CheckMessage]:
     if _leads_back(field):
         yield from _long_keys(runner, model, field)
         return
-    yield error(
-        runner,
-        "E030",
+    yield error(runner, "E030")(
         f"DATA_MODEL is {model._meta.label}, whose primary key is a {type(field).__name__}: a row "
         "may not be found again by the number or text that the database makes of such a key.",
         f"Give {model._meta.label} an integer, UUID or text key without a from_db_value(), and "
@@ -117,9 +107,7 @@ def _long_keys(
         isinstance(field, CharField) and field.max_length is None
     )
     if is_unlimited or (field.max_length or 0) > most:
-        yield error(
-            runner,
-            "E022",
+        yield error(runner, "E022")(
             f"DATA_MODEL is {model._meta.label}, whose primary key {field.name!r} may be longer "
             f"than the {most} characters that autorun stores.",
             f"Give {model._meta.label} a primary key with a max_length of {most} at most, and the "
@@ -145,7 +133,7 @@ def _analysis(runner: Runner) -> Iterator[CheckMessage]:
     if analysis is None or not configuration or not _is_name(runner.INPUT_KEY):
         return
     for problem in analysis.check(configuration[0], runner.INPUT_KEY):
-        yield error(runner, "E008", problem.message, problem.hint)
+        yield error(runner, "E008")(problem.message, problem.hint)
 
 
 def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
@@ -155,9 +143,7 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     version: Any = runner.ANALYSIS_VERSION
     is_analysis = isinstance(declared, analyses.Analysis)
     if not is_analysis and not _is_name(declared):
-        yield error(
-            runner,
-            "E004",
+        yield error(runner, "E004")(
             "ANALYSIS is missing."
             if declared is None
             else f"ANALYSIS is {shown(declared)}, which does not name an analysis.",
@@ -169,9 +155,7 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     if is_analysis and version is None:
         version = declared.version
     if not _is_name(version):
-        yield error(
-            runner,
-            "E005",
+        yield error(runner, "E005")(
             "ANALYSIS_VERSION is missing."
             if version is None
             else f"ANALYSIS_VERSION is {shown(version)}, not a string.",
@@ -181,9 +165,7 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     try:
         analyses.get(title, version)
     except NotRegistered as missing:
-        yield error(
-            runner,
-            "E006",
+        yield error(runner, "E006")(
             str(missing),
             f"Correct ANALYSIS and ANALYSIS_VERSION in {place(runner)}, or declare "
             f"@analysis({title!r}, version={version!r}) in an app's analyses module.",
@@ -208,9 +190,7 @@ def _input_key(runner: Runner) -> Iterator[CheckMessage]:
         return
     analysis = analysis_of(runner)
     names = ", ".join(map(repr, analysis.signature.parameters)) if analysis else ""
-    yield error(
-        runner,
-        "E007",
+    yield error(runner, "E007")(
         "INPUT_KEY is missing." if key is None else f"INPUT_KEY is {shown(key)}, not a name.",
         f"Set INPUT_KEY in {place(runner)} to the argument of the analysis that receives the row"
         + (f": one of {names}." if names else "."),
@@ -226,9 +206,7 @@ def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[Chec
     declared: Any = runner.ANALYSIS_CONFIGURATION
     advice = f"Edit ANALYSIS_CONFIGURATION or create_configuration() of {place(runner)}"
     if declared is not None and not isinstance(declared, Mapping):
-        yield error(
-            runner,
-            "E009",
+        yield error(runner, "E009")(
             f"ANALYSIS_CONFIGURATION is {shown(declared)}, not a dict.",
             f"{advice}: keyword arguments by name, such as {{'better': 100}}.",
         )
@@ -238,9 +216,7 @@ def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[Chec
     except DatabaseError:  # the tables may not exist yet
         return
     except Exception as problem:  # noqa: BLE001
-        yield error(
-            runner,
-            "E010",
+        yield error(runner, "E010")(
             f"create_configuration() raises {type(problem).__name__}: {problem}",
             f"Correct create_configuration() in {place(runner)}; every process calls it, "
             "without arguments.",
@@ -249,9 +225,7 @@ def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[Chec
     try:
         encode_configuration(configuration)
     except ConfigurationError as problem:
-        yield error(
-            runner,
-            "E009",
+        yield error(runner, "E009")(
             f"JSON cannot hold the configuration: {problem}",
             f"{advice}: use strings, numbers, True, False, None, lists and dicts.",
         )

@@ -32,17 +32,13 @@ def check_installation() -> list[CheckMessage]:
 
 def _apps() -> Iterator[CheckMessage]:
     if not apps.is_installed("django.contrib.contenttypes"):
-        yield error(
-            "settings.INSTALLED_APPS",
-            "E201",
+        yield error("settings.INSTALLED_APPS", "E201")(
             "autorun names models by their content types, but django.contrib.contenttypes is not "
             "installed.",
             "Add 'django.contrib.contenttypes' to INSTALLED_APPS and run `manage.py migrate`.",
         )
     if not apps.is_installed("django_celery_beat") and any(map(is_scheduled, registry.runners())):
-        yield warning(
-            "settings.INSTALLED_APPS",
-            "W204",
+        yield warning("settings.INSTALLED_APPS", "W204")(
             "Runners have schedules, but django_celery_beat, which keeps them, is not installed: "
             "no sweeps run.",
             "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
@@ -63,9 +59,7 @@ def _broker() -> Iterator[CheckMessage]:
                 path_of(url)
             except ValueError as problem:
                 name = place.rpartition(".")[2]
-                yield error(
-                    place,
-                    "E202",
+                yield error(place, "E202")(
                     f"{name}: {problem}",
                     f"Set {name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\", with BASE_DIR "
                     "as in Django's default settings: the absolute path of the project.",
@@ -89,9 +83,7 @@ def _content() -> Iterator[CheckMessage]:
         *(getattr(django_settings, "CELERY_ACCEPT_CONTENT", None) or ()),
     }
     if accepted & PICKLE:
-        yield warning(
-            "settings.CELERY_ACCEPT_CONTENT",
-            "W201",
+        yield warning("settings.CELERY_ACCEPT_CONTENT", "W201")(
             "Celery accepts pickle: write access to the broker lets anyone run code in workers.",
             'Set CELERY_ACCEPT_CONTENT = ["json"]; autorun sends only JSON.',
         )
@@ -106,9 +98,7 @@ def _database() -> Iterator[CheckMessage]:
     place = f"settings.DATABASES[{alias!r}]"
     locks_late = str(options.get("transaction_mode")).upper() not in ("IMMEDIATE", "EXCLUSIVE")
     if connection.vendor == "sqlite" and locks_late and not _is_in_memory(connection.settings_dict):
-        yield warning(
-            place,
-            "W202",
+        yield warning(place, "W202")(
             "SQLite takes its lock only when a transaction first writes, so workers fail with "
             '"database is locked", whatever the timeout.',
             'Set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 30, '
@@ -117,9 +107,7 @@ def _database() -> Iterator[CheckMessage]:
     if connection.vendor == "mysql":
         level = options.get("isolation_level", "read committed")
         if str(level).lower() != "read committed":
-            yield warning(
-                place,
-                "W203",
+            yield warning(place, "W203")(
                 f"The isolation level is {level!r}: its gap locks make planners wait for each "
                 "other, and deadlock.",
                 'Set "OPTIONS": {"isolation_level": "read committed"}.',
@@ -127,9 +115,7 @@ def _database() -> Iterator[CheckMessage]:
     if connection.vendor == "postgresql":
         level = options.get("isolation_level")
         if isinstance(level, int) and level > READ_COMMITTED:
-            yield warning(
-                place,
-                "W203",
+            yield warning(place, "W203")(
                 f"The isolation level is {level!r}: workers that write at the same time would fail "
                 "with serialization errors.",
                 "Leave isolation_level out of OPTIONS, which then defaults to read committed. A "
@@ -142,17 +128,13 @@ def _database() -> Iterator[CheckMessage]:
 def _times(database: dict[str, Any], place: str) -> Iterator[CheckMessage]:
     """Only PostgreSQL stores the time zone with a time."""
     if not django_settings.USE_TZ:
-        yield error(
-            "settings.USE_TZ",
-            "E230",
+        yield error("settings.USE_TZ", "E230")(
             "USE_TZ is off. On SQLite and MariaDB autorun needs it: its times are in UTC, from the "
             "database's clock, and would be read as local times that are hours off.",
             "Set USE_TZ = True, which is Django's default; TIME_ZONE may stay as it is.",
         )
     elif not _is_utc(zone := database.get("TIME_ZONE") or "UTC"):
-        yield error(
-            place,
-            "E230",
+        yield error(place, "E230")(
             f"Django reads the times in this database as {zone}. Autorun's are in UTC, from the "
             "database's clock, and would be hours off.",
             f"Remove TIME_ZONE from {place}.",

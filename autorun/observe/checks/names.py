@@ -47,18 +47,14 @@ def _names(cls: type) -> Iterator[CheckMessage]:
 def _unknown(cls: type, name: str) -> CheckMessage:
     option = meant(name, OPTIONS, cutoff=ALIKE)
     if option:
-        return error(
-            cls,
-            "E013",
+        return error(cls, "E013")(
             f"{name} is not an option of a runner. Did you mean {option}?",
             f"Rename {name} to {option} in {place(cls)}. A constant of your own may be called "
             f"_{name}.",
         )
     close = meant(name, OPTIONS)
     also = f" If you meant {close}, rename it to that." if close else ""
-    return warning(
-        cls,
-        "W001",
+    return warning(cls, "W001")(
         f"{name} is not an option of a runner, so autorun ignores it.",
         f"Rename {name} to _{name} in {place(cls)} if it is a constant of your own.{also}",
     )
@@ -67,9 +63,7 @@ def _unknown(cls: type, name: str) -> CheckMessage:
 def _lower_case(cls: type, name: str) -> Iterator[CheckMessage]:
     option = name.upper()
     if option in OPTIONS:
-        yield warning(
-            cls,
-            "W003",
+        yield warning(cls, "W003")(
             f"{name} is not an option of a runner, so autorun ignores it. Did you mean {option}?",
             f"Rename {name} to {option} in {place(cls)}. An attribute of your own may be called "
             f"_{name}.",
@@ -84,9 +78,7 @@ def _method(cls: type, name: str) -> Iterator[CheckMessage]:
     mine, its = f"_{name}_", f"_{hook}_"
     if its in mine or mine in its:
         return
-    yield warning(
-        cls,
-        "W003",
+    yield warning(cls, "W003")(
         f"{name}() is not a hook of a runner, so autorun does not call it. Did you mean {hook}()?",
         f"Rename {name}() to {hook}() in {place(cls)}. A method of your own may be called "
         f"_{name}().",

@@ -68,9 +68,7 @@ def _signature(runner: Runner, name: str) -> CheckMessage | None:
             return None
         else:
             return None
-    return error(
-        runner,
-        "E012",
+    return error(runner, "E012")(
         f"{name}() {problem}",
         f"Declare it in {place(runner)} as `def {name}({arguments}):`.",
     )
@@ -106,9 +104,7 @@ def _filter(runner: Runner, model: type[Model], base: Any) -> Iterator[CheckMess
     complaints = list(_given(runner, "filter_queryset", found, model))
     yield from complaints
     if found.is_known and not complaints and found.value.query.is_sliced:
-        yield error(
-            runner,
-            "E011",
+        yield error(runner, "E011")(
             "filter_queryset() returns a slice. Workers call it with the rows of a chunk, and a "
             "slice of those differs from the one that was planned.",
             f"Remove the slice from filter_queryset() in {place(runner)}. FILTERS and the queryset "
@@ -131,9 +127,7 @@ def _given(runner: Runner, name: str, found: Called, model: type[Model]) -> Iter
     with queries_refused():  # repr() of a list of querysets would query
         what = f"a queryset of {given._meta.label}" if given else shown(rows)
     arguments = "queryset, log_level" if name == "filter_queryset" else ""
-    yield error(
-        runner,
-        "E011",
+    yield error(runner, "E011")(
         f"{name}() returns {what}, not a queryset of {model._meta.label}.",
         f"Edit {name}() in {place(runner)}: `return super().{name}({arguments}).filter(...)`.",
     )
@@ -170,18 +164,14 @@ def _computed(runner: Runner, name: str) -> Iterator[CheckMessage]:
     if found.error is not None:
         yield _raised(runner, name, found.error)
     elif found.is_known and not expected.holds(found.value):
-        yield error(
-            runner,
-            "E011",
+        yield error(runner, "E011")(
             f"{name}() returns {shown(found.value)}. It must be {expected.words}.",
             f"Edit {name}() in {place(runner)} to return {expected.example}, for example.",
         )
 
 
 def _raised(runner: Runner, name: str, problem: Exception) -> CheckMessage:
-    return error(
-        runner,
-        "E011",
+    return error(runner, "E011")(
         f"{name}() raises {type(problem).__name__}: {problem}",
         f"Correct {name}() in {place(runner)}.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -14,12 +15,14 @@ from autorun.declare import registry
 from autorun.declare.runner import Runner
 
 
-def error(where: object, number: str, message: str, hint: str) -> CheckMessage:
-    return checks.Error(message, hint=hint, obj=place(where), id=f"autorun.{number}")
+def error(where: object, number: str) -> partial[CheckMessage]:
+    """An error of this id; the call adds its message and its hint."""
+    return partial(checks.Error, obj=place(where), id=f"autorun.{number}")
 
 
-def warning(where: object, number: str, message: str, hint: str) -> CheckMessage:
-    return checks.Warning(message, hint=hint, obj=place(where), id=f"autorun.{number}")
+def warning(where: object, number: str) -> partial[CheckMessage]:
+    """A warning, in the same way."""
+    return partial(checks.Warning, obj=place(where), id=f"autorun.{number}")
 
 
 def place(where: object) -> str | None:

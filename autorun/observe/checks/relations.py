@@ -39,9 +39,7 @@ def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
     declared = runner.DEPENDS_ON
     if not isinstance(declared, (tuple, list)):
         errors.append(
-            error(
-                runner,
-                "E018",
+            error(runner, "E018")(
                 f"DEPENDS_ON is {shown(declared)}, not a tuple.",
                 f"Edit {place(runner)}: DEPENDS_ON = ({_written(declared)},).",
             )
@@ -62,9 +60,7 @@ def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
         else:
             problem = f"{shown(each)} is not a runner."
         errors.append(
-            error(
-                runner,
-                "E018",
+            error(runner, "E018")(
                 f"DEPENDS_ON: {problem}",
                 f"Edit DEPENDS_ON in {place(runner)}: use classes of registered runners, or labels "
                 "such as 'app_label.ClassName'.",
@@ -80,9 +76,7 @@ def _written(declared: Any) -> str:
 def _cycles(runner: Runner, upstream: Mapping[str, list[Runner]]) -> Iterator[CheckMessage]:
     path = _path_back(runner.label, [runner.label], upstream, set())
     if path:
-        yield error(
-            runner,
-            "E019",
+        yield error(runner, "E019")(
             f"DEPENDS_ON leads back to the runner itself: {' -> '.join(path)}. None of them "
             "would ever start.",
             f"Remove one of the steps, for example from DEPENDS_ON in {place(runner)}.",
@@ -109,9 +103,7 @@ def _other_models(runner: Runner, upstream: Sequence[Runner]) -> Iterator[CheckM
         other_model = model_of(other)
         if model is None or other_model is None or _has_rows_of(model, other_model):
             continue
-        yield error(
-            runner,
-            "E020",
+        yield error(runner, "E020")(
             f"DEPENDS_ON names {other.label}, which processes {other_model._meta.label}, not "
             f"{model._meta.label}: the two have no rows in common.",
             f"Remove {other.label} from DEPENDS_ON in {place(runner)}. To wait for rows of another "
@@ -156,9 +148,7 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
             continue  # another check reports the key, which may cause the other differences
         both = f"{first.label} and {other.label} have the same analysis, version, configuration and"
         if _are_of_other_databases(first, other):
-            yield error(
-                other,
-                "E021",
+            yield error(other, "E021")(
                 f"{both} model, so they share their runs, but not the database: a row of one would "
                 "be taken for the row of the other with the same key.",
                 f"Give {place(other)} or {place(first)} another ANALYSIS_CONFIGURATION, or have "
@@ -166,18 +156,14 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
             )
             continue
         if differing:
-            yield error(
-                other,
-                "E021",
+            yield error(other, "E021")(
                 f"{both} model, so they share their runs, but not {' and '.join(differing)}: each "
                 "would treat the other's rows as changed.",
                 f"Make {' and '.join(differing)} of {place(other)} and {place(first)} alike, or "
                 "give one of them another ANALYSIS_CONFIGURATION or DATA_MODEL.",
             )
         elif _representation(first) is not _representation(other):
-            yield warning(
-                other,
-                "W002",
+            yield warning(other, "W002")(
                 f"{both} model, so they share their runs, but not get_instance_representation(): "
                 "if they differ, each would treat the other's rows as changed.",
                 f"Inherit get_instance_representation() of {place(other)} and {place(first)} from "

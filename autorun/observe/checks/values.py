@@ -54,9 +54,7 @@ def _values(runner: Runner) -> Iterator[CheckMessage]:
     for name, expected in OPTION_VALUES.items():
         value = getattr(runner, name)
         if value is not BY_SETTING and not expected.holds(value):
-            yield error(
-                runner,
-                "E015" if name == "SCHEDULE" else "E014",
+            yield error(runner, "E015" if name == "SCHEDULE" else "E014")(
                 f"{name} is {shown(value)}. It must be {expected.words}.",
                 f"Edit {place(runner)}: {advice(name, expected, value)}",
             )
@@ -68,9 +66,7 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
         return
     if isinstance(names, str) or not isinstance(names, (tuple, list)):
         example = f"({names!r},)" if isinstance(names, str) else "a tuple of field names, or None"
-        yield error(
-            runner,
-            "E016",
+        yield error(runner, "E016")(
             f"INPUT_FIELDS is {shown(names)}, not a tuple of field names.",
             f"Edit {place(runner)}: INPUT_FIELDS = {example}.",
         )
@@ -78,9 +74,7 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     for name in names:
         problem = _field_problem(model, name)
         if problem:
-            yield error(
-                runner,
-                "E016",
+            yield error(runner, "E016")(
                 f"INPUT_FIELDS has {shown(name)}: {problem[0]}",
                 f"Edit INPUT_FIELDS in {place(runner)}. {problem[1]}",
             )
@@ -133,9 +127,7 @@ def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     base = runner.BASE_QUERY
     problem = None if base is None else _query_problem(model, base)
     if problem:
-        yield error(
-            runner,
-            "E017",
+        yield error(runner, "E017")(
             f"BASE_QUERY {problem}",
             f'Edit {place(runner)}: BASE_QUERY = Q(field="value"), or override '
             "get_base_queryset().",
@@ -144,9 +136,7 @@ def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     if filters is None:
         return
     if not isinstance(filters, Mapping):
-        yield error(
-            runner,
-            "E017",
+        yield error(runner, "E017")(
             f"FILTERS is {shown(filters)}, not a dict.",
             f'Edit {place(runner)}: FILTERS = {{"recent": Q(...)}}.',
         )
@@ -157,9 +147,7 @@ def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
         if problem is None and not callable(filter_):
             problem = _query_problem(model, filter_)
         if problem:
-            yield error(
-                runner,
-                "E017",
+            yield error(runner, "E017")(
                 f"FILTERS[{shown(name)}] {problem}",
                 f"Edit FILTERS in {place(runner)}: names with a Q, or with a function that takes "
                 "a queryset and returns one.",
