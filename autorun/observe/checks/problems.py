@@ -9,18 +9,17 @@ from typing import Any
 
 from django.apps import AppConfig, apps
 from django.core import checks
-from django.core.checks import CheckMessage
 
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 
 
-def error(where: object, number: str) -> partial[CheckMessage]:
+def error(where: object, number: str) -> partial[checks.Error]:
     """An error of this id; the call adds its message and its hint."""
     return partial(checks.Error, obj=place(where), id=f"autorun.{number}")
 
 
-def warning(where: object, number: str) -> partial[CheckMessage]:
+def warning(where: object, number: str) -> partial[checks.Warning]:
     """A warning, in the same way."""
     return partial(checks.Warning, obj=place(where), id=f"autorun.{number}")
 

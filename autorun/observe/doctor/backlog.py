@@ -8,7 +8,7 @@ from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
-from autorun.observe.doctor.finding import Finding, error, ok, warning
+from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.clock import from_now
 from autorun.state.words import counted, moment
 from autorun.upkeep.rounds import planned_here
@@ -21,23 +21,24 @@ RECENT_SECONDS = 86_400.0
 MOST_SHOWN = 5
 
 
+@examination("leases")
 def examine_leases() -> Iterator[Finding]:
     """Chunks whose worker stopped and which upkeep has not rescued."""
     overdue = Chunk.objects.running().filter(expires_at__lte=from_now(-settings.LEASE))
     number = overdue.count()
     if not number:
-        yield ok("leases", "None overdue.")
+        yield ok("None overdue.")
         return
     first = overdue.order_by("expires_at").first()
     worker = "" if first is None else f"; the oldest was held by {first.worker}"
     yield error(
-        "leases",
         f"{counted(number, 'lease')} overdue{worker}.",
         "Start a worker: its upkeep rescues the runs. If one is running, look in its log for why "
         "upkeep fails.",
     )
 
 
+@examination("queued chunks")
 def examine_queued() -> Iterator[Finding]:
     """Chunks in Celery's queues that no worker has started."""
     seconds = QUEUED_LEASES * settings.LEASE
@@ -46,26 +47,26 @@ def examine_queued() -> Iterator[Finding]:
     for queue, runs in by_queue:
         name = f"queue {queue!r}" if queue else "Celery's default queue"
         yield warning(
-            "queued chunks",
             f"{counted(runs, 'run has', 'runs have')} waited in {name} for more than "
             f"{seconds:g} s.",
             "Start more workers for this queue. If workers are idle, check that they listen on it.",
         )
 
 
+@examination("parked chunks")
 def examine_parked() -> Iterator[Finding]:
     """Chunks whose runner or analysis is missing."""
     parked = Chunk.objects.parked()
     groups = parked.values_list("runner", "reason").annotate(Sum("size")).order_by("runner")
     for runner, reason, runs in groups[:MOST_SHOWN]:
         yield error(
-            "parked chunks",
             f"{counted(runs, 'run')} of {runner} parked: {reason}",
             "Restore the runner and the analysis, and restart the workers: the runs then continue. "
             f"If they were removed on purpose, run `manage.py autorun cancel {runner}`.",
         )
 
 
+@examination("saved rows not yet planned")
 def examine_spilled() -> Iterator[Finding]:
     """Saved rows in the database that upkeep has not planned yet."""
     late = SpilledTrigger.objects.filter(created_at__lte=from_now(-SPILLED_SILENCE))
@@ -81,36 +82,35 @@ def examine_spilled() -> Iterator[Finding]:
         "During a rollout, restart the processes that still run the old version. If the runners "
         "were removed, do nothing: these messages are deleted after a day.",
     )
-    yield from [*refused, *unknown] or [ok("saved rows not yet planned", "None.")]
+    yield from [*refused, *unknown] or [ok("None.")]
 
 
 def _spilled(late: QuerySet[SpilledTrigger], why: str, hint: str) -> Iterator[Finding]:
     found = late.aggregate(number=Count("pk"), oldest=Min("created_at"))
     if found["number"]:
         yield warning(
-            "saved rows not yet planned",
             f"{counted(found['number'], 'message')} about saved rows, the oldest from "
             f"{moment(found['oldest'])}: {why}",
             hint,
         )
 
 
+@examination("paused")
 def examine_paused() -> Iterator[Finding]:
     for node in Node.objects.exclude(paused_at=None).order_by("paused_at")[:MOST_SHOWN]:
         label = node.batches.order_by("-pk").values_list("runner", flat=True).first()
         yield warning(
-            "paused",
             f"{node} is paused since {moment(node.paused_at)}.",
             f"To resume it, run `manage.py autorun resume {label or 'RUNNER'}`.",
         )
 
 
+@examination("batches")
 def examine_batches() -> Iterator[Finding]:
     """Recent batches whose planning failed."""
     recent = Batch.objects.filter(finished_at__gt=from_now(-RECENT_SECONDS))
     for batch in recent.filter(state=Batch.State.FAILED).order_by("-pk")[:MOST_SHOWN]:
         yield warning(
-            "batches",
             f"Planning of {batch} failed: {batch.reason}",
             "Fix the error. The next sweep plans the remaining rows, or run `manage.py autorun "
             f"sweep {batch.runner}` now.",

@@ -12,7 +12,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
 from autorun.conf import settings
-from autorun.observe.doctor.finding import Finding, error, ok, warning
+from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.clock import DatabaseNow
 
 #: With an error in one of these, the tables cannot be examined.
@@ -22,6 +22,7 @@ SKEW_TO_MENTION = 2.0  # seconds
 SKEW_THAT_HARMS = 30.0
 
 
+@examination("database")
 def examine_database() -> Iterator[Finding]:
     """Whether the database answers and is migrated."""
     alias = settings.DATABASE
@@ -29,19 +30,18 @@ def examine_database() -> Iterator[Finding]:
         connections[alias].ensure_connection()
     except DatabaseError as problem:
         yield error(
-            "database",
             f"{alias!r} does not answer: {str(problem).strip()}",
             f"Start it, or correct DATABASES[{alias!r}] in the settings.",
         )
         return
-    missing = [name for label in ("autorun", "django_celery_beat") for name in _unapplied(label)]
-    if missing:
-        names = ", ".join(missing)
-        yield error("migrations", f"Not applied: {names}.", "Run `manage.py migrate`.")
+    names = ", ".join([*_unapplied("autorun"), *_unapplied("django_celery_beat")])
+    if names:
+        yield error(f"Not applied: {names}.", "Run `manage.py migrate`.", "migrations")
     else:
-        yield ok("database", f"{alias!r} answers and is migrated.")
+        yield ok(f"{alias!r} answers and is migrated.")
 
 
+@examination("clock")
 def examine_clock() -> Iterator[Finding]:
     """Whether this machine and the database agree on the time."""
     before = timezone.now()
@@ -53,12 +53,11 @@ def examine_clock() -> Iterator[Finding]:
     here = before + (after - before) / 2
     skew = (here - there).total_seconds()
     if abs(skew) < SKEW_TO_MENTION:
-        yield ok("clock", "This machine and the database agree on the time.")
+        yield ok("This machine and the database agree on the time.")
         return
     direction = "ahead of" if skew > 0 else "behind"
     found = error if abs(skew) >= SKEW_THAT_HARMS else warning
     yield found(
-        "clock",
         f"This machine's clock is {abs(skew):.0f} s {direction} the database's.",
         "Synchronise both by NTP. Leases follow the database's clock, but Celery's messages expire "
         "and beat sends by the machines' clocks.",
@@ -69,9 +68,10 @@ def _unapplied(label: str) -> list[str]:
     """The app's migrations that are missing from the database, as `app.name`."""
     if not apps.is_installed(label):
         return []
-    is_own = label == "autorun"
-    model = None if is_own else apps.get_model(label, "PeriodicTask")
-    alias = settings.DATABASE if model is None else router.db_for_write(model)
+    if label == "autorun":
+        alias = settings.DATABASE
+    else:
+        alias = router.db_for_write(apps.get_model(label, "PeriodicTask"))
     executor = MigrationExecutor(connections[alias])
     targets = [each for each in executor.loader.graph.leaf_nodes() if each[0] == label]
     plan = executor.migration_plan(targets)

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Literal
 
 from celery import current_app
-
-Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """A result of the doctor; warnings and errors have a `hint` that says what to do."""
 
-    level: Level
+    level: Literal["ok", "warning", "error"]
     subject: str
     message: str
     hint: str = ""
 
 
-def ok(subject: str, message: str) -> Finding:
+def ok(message: str, subject: str = "") -> Finding:
     return Finding("ok", subject, message)
 
 
-def warning(subject: str, message: str, hint: str) -> Finding:
+def warning(message: str, hint: str, subject: str = "") -> Finding:
     return Finding("warning", subject, message, hint)
 
 
-def error(subject: str, message: str, hint: str) -> Finding:
+def error(message: str, hint: str, subject: str = "") -> Finding:
     return Finding("error", subject, message, hint)
+
+
+Examination = Callable[[], Iterator[Finding]]
+
+
+def examination(subject: str) -> Callable[[Examination], Examination]:
+    """Name the findings that name no subject; an exception becomes the only finding."""
+
+    def decorate(examine: Examination) -> Examination:
+        @wraps(examine)
+        def examine_safely() -> Iterator[Finding]:
+            try:
+                findings = list(examine())
+            except Exception as problem:  # noqa: BLE001
+                message = f"It could not be examined: {type(problem).__name__}: {problem}"
+                findings = [error(message, "Fix the other findings, and check again.")]
+            for each in findings:
+                yield replace(each, subject=each.subject or subject)
+
+        return examine_safely
+
+    return decorate
 
 
 def celery_command(*arguments: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future, wait
 
 from celery import current_app
 
@@ -13,7 +13,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
 from autorun.dispatch.messages import queue_of
-from autorun.observe.doctor.finding import Finding, celery_command, error, ok, warning
+from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
 from autorun.state.words import duration
 
 CONNECT_TIMEOUT = 2  # seconds
@@ -24,6 +24,7 @@ DEADLINE = 6.0
 VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
 
 
+@examination("broker")
 def examine_broker() -> Iterator[Finding]:
     """Whether the broker answers, and a worker listens on each queue in use."""
     if current_app.conf.task_always_eager:
@@ -32,7 +33,6 @@ def examine_broker() -> Iterator[Finding]:
         url = _shown_url()
     except ValueError:  # its message may quote a part of the password
         yield error(
-            "broker",
             "The broker's URL cannot be parsed.",
             "Correct CELERY_BROKER_URL. In a password write / as %2F, : as %3A and @ as %40.",
         )
@@ -41,22 +41,21 @@ def examine_broker() -> Iterator[Finding]:
         listeners = _within(DEADLINE, _listeners)
     except Exception as problem:  # noqa: BLE001
         yield error(
-            "broker",
             f"{url} does not answer: {type(problem).__name__}: {problem}",
             "Start it, or correct CELERY_BROKER_URL. Until then saved rows are kept; none is lost.",
         )
         return
-    yield ok("broker", f"{url} answers.")
+    yield ok(f"{url} answers.")
     for queue in sorted(queues_in_use()):
         workers = listeners.get(queue, [])
         if workers:
-            yield ok(f"queue {queue}", f"{', '.join(sorted(workers))} listening.")
+            yield ok(f"{', '.join(sorted(workers))} listening.", f"queue {queue}")
             continue
         yield error(
-            f"queue {queue}",
             f"No worker is listening on {queue!r}.",
             f"Start one: {celery_command('worker -n worker@%h -Q', queue)}. If one is running but "
             "does not answer `celery inspect ping`, restart it.",
+            f"queue {queue}",
         )
 
 
@@ -67,9 +66,11 @@ def queues_in_use() -> set[str]:
     return queues | {settings.QUEUE or default}
 
 
+@examination("visibility timeout")
 def examine_visibility_timeout() -> Iterator[Finding]:
     """Whether the broker waits long enough before it delivers a message again."""
-    scheme = _url().partition(":")[0].partition("+")[0]
+    url: str = current_app.conf.broker_write_url or "amqp://"
+    scheme = url.partition(":")[0].partition("+")[0]
     if scheme not in VISIBILITY_TIMEOUTS:
         return
     options = current_app.conf.broker_transport_options or {}
@@ -77,10 +78,9 @@ def examine_visibility_timeout() -> Iterator[Finding]:
     timeouts = {runner.label: timeout_of(runner) for runner in registry.runners()}
     slow = [name for name, seconds in timeouts.items() if seconds is None or seconds > redelivery]
     if not slow:
-        yield ok("visibility timeout", f"{duration(redelivery)}, longer than any TIMEOUT.")
+        yield ok(f"{duration(redelivery)}, longer than any TIMEOUT.")
         return
     yield warning(
-        "visibility timeout",
         f"The broker delivers messages again after {redelivery:g} s, but runs of {', '.join(slow)} "
         "may take longer. No run is repeated, but the extra messages are wasted.",
         'Set CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": ...} above the longest '
@@ -102,28 +102,20 @@ def _listeners() -> dict[str, list[str]]:
 
 def _within(seconds: float, work: Callable[[], dict[str, list[str]]]) -> dict[str, list[str]]:
     """Call `work` in a thread; raise TimeoutError if it takes longer than `seconds`."""
-    outcome: list[Any] = []
+    outcome: Future[dict[str, list[str]]] = Future()
 
     def attempt() -> None:
         try:
-            outcome.append(work())
+            outcome.set_result(work())
         except Exception as problem:  # noqa: BLE001 - raised again below
-            outcome.append(problem)
+            outcome.set_exception(problem)
 
-    thread = threading.Thread(target=attempt, name="autorun-doctor", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
+    # An executor would wait for its threads when the process ends.
+    threading.Thread(target=attempt, name="autorun-doctor", daemon=True).start()
+    wait([outcome], timeout=seconds)
+    if not outcome.done():
         raise TimeoutError(f"It accepted the connection but did not answer for {seconds:g} s.")
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    found: dict[str, list[str]] = outcome[0]
-    return found
-
-
-def _url() -> str:
-    url: str = current_app.conf.broker_write_url or "amqp://"
-    return url
+    return outcome.result()
 
 
 def _shown_url() -> str:

@@ -16,7 +16,7 @@ from autorun.declare import registry
 from autorun.declare.hooks import is_scheduled
 from autorun.exceptions import ImproperRunner
 from autorun.models import Pulse
-from autorun.observe.doctor.finding import Finding, celery_command, error, ok, warning
+from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
 from autorun.state.clock import from_now
 from autorun.state.words import duration, moment
 from autorun.triggers import on_schedule
@@ -28,6 +28,7 @@ LEAST_UPKEEP_SILENCE = 60.0
 UPKEEP_TURNS = 10
 
 
+@examination("schedules")
 def examine_schedules() -> Iterator[Finding]:
     """Whether beat's entries match the runners."""
     try:
@@ -35,13 +36,12 @@ def examine_schedules() -> Iterator[Finding]:
     except ImproperlyConfigured as problem:
         if _has_schedule():
             yield warning(
-                "schedules",
                 str(problem),
                 "Or set AUTORUN = {'SCHEDULE': None}: then only saves and commands start runs.",
             )
         return
     except ImproperRunner as problem:
-        yield error("schedules", str(problem), "Fix it, then run `manage.py autorun sync`.")
+        yield error(str(problem), "Fix it, then run `manage.py autorun sync`.")
         return
     if report.is_change:
         changes = {
@@ -51,15 +51,15 @@ def examine_schedules() -> Iterator[Finding]:
         }
         texts = [f"{what}: {', '.join(names)}" for what, names in changes.items() if names]
         yield warning(
-            "schedules",
             f"Beat's entries are out of date. {'; '.join(texts)}.",
             "Run `manage.py autorun sync`; beat also does it when it starts.",
         )
     else:
         edited = f" {len(report.kept)} edited in the admin." if report.kept else ""
-        yield ok("schedules", f"Beat's entries are up to date.{edited}")
+        yield ok(f"Beat's entries are up to date.{edited}")
 
 
+@examination("beat")
 def examine_beat() -> Iterator[Finding]:
     """Whether beat is alive, from the time of the last task it sent."""
     if not (apps.is_installed("django_celery_beat") and _has_schedule()):
@@ -73,7 +73,6 @@ def examine_beat() -> Iterator[Finding]:
     )["last"]
     if last is None:
         yield warning(
-            "beat",
             "Beat has not recorded any task that it sent.",
             f"{_start_beat()} Beat records its tasks within three minutes, or at once with "
             "CELERY_BEAT_SYNC_EVERY = 1.",
@@ -82,24 +81,22 @@ def examine_beat() -> Iterator[Finding]:
     now: Any = timezone.now() if timezone.is_aware(last) else dt.datetime.now()  # noqa: DTZ005
     silence = (now - last).total_seconds()
     if upkeep.exists() and silence > BEAT_SILENCE + 2 * settings.UPKEEP_INTERVAL:
-        yield error(
-            "beat", f"Beat has sent nothing for {duration(silence)}: no sweeps run.", _start_beat()
-        )
+        yield error(f"Beat has sent nothing for {duration(silence)}: no sweeps run.", _start_beat())
     else:
-        yield ok("beat", f"Last task sent {duration(max(silence, 0))} ago.")
+        yield ok(f"Last task sent {duration(max(silence, 0))} ago.")
 
 
+@examination("upkeep")
 def examine_upkeep() -> Iterator[Finding]:
     """Whether upkeep runs."""
     patience = max(LEAST_UPKEEP_SILENCE, UPKEEP_TURNS * settings.UPKEEP_INTERVAL)
     pulses = Pulse.objects.filter(name="upkeep")
     if pulses.filter(beat_at__gt=from_now(-patience)).exists():
-        yield ok("upkeep", f"Last round less than {duration(patience)} ago.")
+        yield ok(f"Last round less than {duration(patience)} ago.")
         return
     pulse = pulses.first()
     last = "It never ran" if pulse is None else f"It last ran at {moment(pulse.beat_at)}"
     yield error(
-        "upkeep",
         f"{last}: nothing is retried, rescued or released.",
         f"Start a worker, which also runs upkeep: {celery_command('worker -n worker@%h')}.",
     )

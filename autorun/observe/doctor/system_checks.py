@@ -8,32 +8,33 @@ from celery import current_app
 from django.core import checks
 
 from autorun.declare import registry
-from autorun.observe.doctor.finding import Finding, error, ok, warning
+from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.words import counted
 
 
+@examination("system checks")
 def examine_checks() -> Iterator[Finding]:
     """Autorun's own system checks, except silenced ones."""
     messages = [each for each in checks.run_checks(tags=["autorun"]) if not each.is_silenced()]
     for message in sorted(messages, key=lambda each: (-each.level, str(each.obj), str(each.id))):
         found = error if message.is_serious() else warning
         place = f"{message.obj}: " if message.obj else ""
-        yield found(f"check {message.id}", f"{place}{message.msg}", message.hint or "")
+        yield found(f"{place}{message.msg}", message.hint or "", f"check {message.id}")
     number = len(registry.runners())
     if not number:
         yield warning(
-            "runners",
             "No runner is registered.",
             "Declare one, with a DATA_MODEL, in the module `runners` of an installed app.",
+            "runners",
         )
     elif not messages:
-        yield ok("system checks", f"{counted(number, 'runner')}, no problems.")
+        yield ok(f"{counted(number, 'runner')}, no problems.")
 
 
+@examination("eager mode")
 def examine_eagerness() -> Iterator[Finding]:
     if current_app.conf.task_always_eager:
         yield error(
-            "eager mode",
             "Celery's task_always_eager is on: each save waits for the row's analysis.",
             "Remove CELERY_TASK_ALWAYS_EAGER from the settings; it is for tests.",
         )
