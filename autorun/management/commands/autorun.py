@@ -12,19 +12,7 @@ from django.db import DatabaseError
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.management.subcommands.parsing import SubcommandParser
-from autorun.management.subcommands.subcommand import ConditionNotMet
 from autorun.management.subcommands.terminal import Terminal
-
-#: Options of every Django command, which people also type after the subcommand.
-COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    *(
-        ((name,), {"action": "store_true"})
-        for name in ("--no-color", "--force-color", "--traceback", "--skip-checks")
-    ),
-    (("--settings",), {}),
-    (("--pythonpath",), {}),
-    (("-v", "--verbosity"), {"type": int, "choices": (0, 1, 2, 3)}),
-)
 
 
 class Command(BaseCommand):
@@ -55,9 +43,13 @@ class Command(BaseCommand):
                 subcommand.name, help=subcommand.summary, description=subcommand.description()
             )
             subcommand.add_arguments(added)
-            for names, options in COMMON:
-                hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-                added.add_argument(*names, **options, **hidden)
+            # People also type the options of every Django command after the subcommand.
+            hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            for name in ("--no-color", "--force-color", "--traceback", "--skip-checks"):
+                added.add_argument(name, action="store_true", **hidden)
+            for name in ("--settings", "--pythonpath"):
+                added.add_argument(name, **hidden)
+            added.add_argument("-v", "--verbosity", type=int, choices=(0, 1, 2, 3), **hidden)
 
     def execute(self, *args: Any, **options: Any) -> Any:
         found = _find(options.get("subcommand"))
@@ -81,9 +73,6 @@ class Command(BaseCommand):
             found(terminal).handle(**options)
         except AutorunError as error:
             raise CommandError(str(error)) from error
-        except ConditionNotMet as error:
-            # Django prints the class's name, so raise the class that people know.
-            raise CommandError(str(error), returncode=error.returncode) from error
         except DatabaseError as error:
             raise CommandError(
                 f"The database says: {str(error).strip()}\n"

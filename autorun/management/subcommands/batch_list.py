@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from autorun.declare import registry
@@ -50,7 +51,6 @@ class Batches(Subcommand):
             self.terminal.hint("Sweeps that found nothing are hidden; --all shows them.")
 
     def _show(self, batch: Batch, counts: BatchCounts) -> None:
-        """Print two lines."""
         state = str(batch.state)
         if state == Batch.State.RUNNING and batch.planned_at is None:
             state = "planning"
@@ -66,7 +66,7 @@ class Batches(Subcommand):
             (counts.cancelled, "cancelled", ""),
             (counts.left, "remaining", ""),
         )
-        parts = [(f", {count:,} {word}", style) for count, word, style in numbers if count]
+        parts = [(f", {number:,} {word}", style) for number, word, style in numbers if number]
         self.terminal.say(f"  {moment(batch.created_at)}  {batch.planned:,} planned", *parts)
         if batch.reason:
             self.terminal.hint(f"  {batch.reason}")
@@ -74,15 +74,11 @@ class Batches(Subcommand):
 
 def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
     """The batch for scripts; its counts are looked up unless they are given."""
-    if counts is None:
-        counts = batch_counts([batch.pk]).get(batch.pk, BatchCounts(0, 0, 0, 0))
+    counts = counts or batch_counts([batch.pk]).get(batch.pk, BatchCounts(0, 0, 0, 0))
     return {
         "id": batch.pk,
         **{name: getattr(batch, name) for name in JSON_FIELDS},
-        "succeeded": counts.succeeded,
-        "failed": counts.failed,
-        "cancelled": counts.cancelled,
-        "left": counts.left,
+        **asdict(counts),
         # The database sets the time, so an unsaved batch has none.
         "created_at": None if batch._state.adding else batch.created_at,
         "planned_at": batch.planned_at,

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from autorun.management.subcommands.parsing import CONDITION_NOT_MET, FORMAT, flag
-from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.observe.doctor import examine
 from autorun.state.words import counted
 
@@ -40,4 +40,4 @@ class Doctor(Subcommand):
         errors = sum(finding.level == "error" for finding in findings)
         warnings = sum(finding.level == "warning" for finding in findings)
         if errors or (options["strict"] and warnings):
-            raise ConditionNotMet(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}.")
+            raise condition_not_met(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}.")

@@ -7,7 +7,7 @@ from django.core.management.base import CommandError
 from autorun.declare import registry
 from autorun.declare.hooks import every_row
 from autorun.management.subcommands.parsing import FORMAT, RUNNER, argument, check
-from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand, primary_key
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met, primary_key
 from autorun.models import Run
 from autorun.observe.explanation import explain
 
@@ -51,7 +51,7 @@ class Explain(Subcommand):
             f": {found.reason}",
         )
         if options["check"] and found.code != "succeeded":
-            raise ConditionNotMet(f"{model._meta.label} {instance.pk}: {found.code}.")
+            raise condition_not_met(f"{model._meta.label} {instance.pk}: {found.code}.")
 
 
 def _as_json(run: Run) -> dict[str, Any]:

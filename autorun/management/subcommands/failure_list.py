@@ -10,7 +10,7 @@ from django.utils import timezone
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.management.subcommands.parsing import FORMAT, RUNNER_OR_ALL, check, flag, within
-from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
 from autorun.state.words import counted, moment
 
@@ -39,7 +39,7 @@ class Failures(Subcommand):
         )
         self._show(groups, labels)
         if options["check"] and groups:
-            raise ConditionNotMet(f"{counted(runs_in(groups), 'run')} failed.")
+            raise condition_not_met(f"{counted(runs_in(groups), 'run')} failed.")
 
     def _show(self, groups: Sequence[FailureGroup], labels: Mapping[int, str]) -> None:
         if not groups:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
+from django.db.models import QuerySet
 
 from autorun.control import interventions
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.management.subcommands.choosing import chosen_runs, has_choice, hint_for_none
 from autorun.management.subcommands.parsing import (
     FAILURES,
     FILTER,
@@ -21,6 +22,7 @@ from autorun.management.subcommands.parsing import (
     RUNNER,
     flag,
 )
+from autorun.management.subcommands.retry import chosen_runs, has_choice, hint_for_none
 from autorun.management.subcommands.subcommand import OnRows
 from autorun.planning.looks import adopt, ignore
 from autorun.planning.pending import pending
@@ -28,8 +30,7 @@ from autorun.planning.scope import Scope
 from autorun.state.counts import progress
 from autorun.state.words import counted
 
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
+Rows = QuerySet[Any] | None
 
 ON_ROWS = (RUNNER, KEYS, FILTER)
 CONFIRMED = (flag("--dry", help="only count"), NO_INPUT, FORMAT)
@@ -48,6 +49,7 @@ class _Found:
 class _Marking(OnRows):
     question: ClassVar[str]
     outcome: ClassVar[str]
+    mark_pending: ClassVar[staticmethod[[Runner, Rows], int]]
 
     def handle_rows(self, runner: Runner, **options: Any) -> None:
         scope = Scope(filter=options["filter"], pks=tuple(options["keys"]) or None)
@@ -65,16 +67,10 @@ class _Marking(OnRows):
         marked = counted(number, found.noun.removeprefix("pending "))
         self._say(runner, f": {marked} {self.outcome}.", rows=number)
 
-    def find(
-        self, runner: Runner, queryset: QuerySet[Any] | None, options: dict[str, Any]
-    ) -> _Found:
+    def find(self, runner: Runner, queryset: Rows, options: dict[str, Any]) -> _Found:
         """Find what to mark among the rows of `queryset`, or of all rows."""
         number = pending(runner, queryset).count()
-        return _Found(number, "pending row", lambda: self.mark(runner, queryset))
-
-    def mark(self, runner: Runner, queryset: QuerySet[Any] | None) -> int:
-        """Mark pending rows; return how many."""
-        raise NotImplementedError
+        return _Found(number, "pending row", partial(self.mark_pending, runner, queryset))
 
     def _is_confirmed(self, runner: Runner, things: str) -> bool:
         action = self.question.format(things=things)
@@ -97,10 +93,8 @@ class Adopt(_Marking):
     summary = "record pending rows as up to date"
     question = "record {things} as up to date without running them"
     outcome = "recorded as up to date"
+    mark_pending = staticmethod(adopt)
     arguments = (*ON_ROWS, *CONFIRMED)
-
-    def mark(self, runner: Runner, queryset: QuerySet[Any] | None) -> int:
-        return adopt(runner, queryset)
 
 
 class Ignore(_Marking):
@@ -110,6 +104,7 @@ class Ignore(_Marking):
     summary = "ignore pending or failed rows until their input changes"
     question = "ignore {things} until the input changes"
     outcome = "ignored until the input changes"
+    mark_pending = staticmethod(ignore)
     arguments = (
         *ON_ROWS,
         flag("--failed", help="failed rows with no attempts left instead of pending rows"),
@@ -117,27 +112,14 @@ class Ignore(_Marking):
         *CONFIRMED,
     )
 
-    def find(
-        self, runner: Runner, queryset: QuerySet[Any] | None, options: dict[str, Any]
-    ) -> _Found:
+    def find(self, runner: Runner, queryset: Rows, options: dict[str, Any]) -> _Found:
         if not (options["failed"] or has_choice(options)):
-            return self._find_pending(runner, queryset, options)
-        number = sum(map(len, chosen_runs(runner, options, queryset=queryset)))
-
-        def mark() -> int:
-            return interventions.ignore_runs(chosen_runs(runner, options, queryset=queryset))
-
+            found = super().find(runner, queryset, options)
+            if found.number or not progress(node_of(runner)).failed:
+                return found
+            hint = f"Ignore failed rows: manage.py autorun ignore {runner.label} --failed"
+            return replace(found, hint=hint)
+        find_runs = partial(chosen_runs, runner, options, queryset=queryset)
+        number = sum(map(len, find_runs()))
         hint = "" if number else hint_for_none(runner, options["exception"])
-        return _Found(number, "failed run", mark, hint)
-
-    def mark(self, runner: Runner, queryset: QuerySet[Any] | None) -> int:
-        return ignore(runner, queryset)
-
-    def _find_pending(
-        self, runner: Runner, queryset: QuerySet[Any] | None, options: dict[str, Any]
-    ) -> _Found:
-        found = super().find(runner, queryset, options)
-        if found.number or not progress(node_of(runner)).failed:
-            return found
-        hint = f"Ignore failed rows: manage.py autorun ignore {runner.label} --failed"
-        return replace(found, hint=hint)
+        return _Found(number, "failed run", lambda: interventions.ignore_runs(find_runs()), hint)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from django.core.management.base import CommandParser
+
+#: The parameters of one call of `add_argument`.
+Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 CONDITION_NOT_MET = 3
 #: Larger counts do not fit every database's integer, and longer times are typing errors.
@@ -35,20 +37,12 @@ class SubcommandParser(CommandParser):
         return found, unknown
 
 
-@dataclass(frozen=True)
-class Argument:
-    """The parameters of one call of `add_argument`."""
-
-    names: tuple[str, ...]
-    options: dict[str, Any]
-
-
 def argument(*names: str, **options: Any) -> Argument:
-    return Argument(names, options)
+    return names, options
 
 
 def flag(*names: str, **options: Any) -> Argument:
-    return Argument(names, {"action": "store_true"} | options)
+    return names, {"action": "store_true"} | options
 
 
 def check(condition: str) -> Argument:

@@ -16,7 +16,7 @@ from autorun.management.subcommands.parsing import (
     count,
     flag,
 )
-from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.planning.preview import Group, Preview, preview
 from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS
@@ -63,7 +63,7 @@ class Plan(Subcommand):
         name = runner.get_model()._meta.verbose_name_plural
         self._show(f"{runner.label}: {runner.get_analysis()} over {name}", found, options)
         if options["check"] and found.planned:
-            raise ConditionNotMet(f"{counted(found.planned, 'run')} to plan for {runner.label}.")
+            raise condition_not_met(f"{counted(found.planned, 'run')} to plan for {runner.label}.")
 
     def _show(self, title: str, found: Preview, options: dict[str, Any]) -> None:
         self.terminal.say((title, "bold"))

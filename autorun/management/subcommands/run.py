@@ -10,9 +10,10 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.parsing import FORMAT, KEYS, RUNNER, argument, count, flag
-from autorun.management.subcommands.subcommand import OnRows, rows_of
+from autorun.management.subcommands.subcommand import OnRows
 from autorun.management.subcommands.terminal import Terminal
 from autorun.planning.looks import run_now
+from autorun.planning.scope import Scope
 from autorun.state.counts import progress
 from autorun.state.words import counted
 
@@ -31,7 +32,7 @@ class RunPending(OnRows):
     )
 
     def handle_rows(self, runner: Runner, **options: Any) -> None:
-        queryset = rows_of(runner, options["keys"])
+        queryset = Scope(pks=tuple(options["keys"]) or None).queryset(runner)
         with _transcript_on(self.terminal):
             batch = run_now(
                 runner,

@@ -14,7 +14,7 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands.parsing import FORMAT, argument, check, flag, positive_seconds
-from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand, chosen_runners
+from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Node
 from autorun.planning.pending import pending
@@ -105,7 +105,7 @@ class Status(Subcommand):
         self._show(states)
         undone = [state.runner for state in states if not state.is_done]
         if options["check"] and undone:
-            raise ConditionNotMet(f"Not done: {', '.join(undone)}.")
+            raise condition_not_met(f"Not done: {', '.join(undone)}.")
 
     def _show(self, states: list[RunnerState]) -> None:
         if not states:

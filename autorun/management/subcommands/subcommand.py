@@ -11,27 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
-from autorun.declare import hooks, registry
+from autorun.declare import registry
 from autorun.declare.hooks import every_row
 from autorun.declare.runner import Runner
 from autorun.management.subcommands.parsing import CONDITION_NOT_MET, Argument
 from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
-    from django.db.models import QuerySet
-
     from autorun.management.subcommands.terminal import Terminal
 
 KEYS_PER_QUERY = 10_000
 #: No database's integer key is as large.
 LARGEST_KEY = 2**63
-
-
-class ConditionNotMet(CommandError):
-    """The condition of `--check` does not hold."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, returncode=CONDITION_NOT_MET)
 
 
 class Subcommand(ABC):
@@ -55,12 +46,12 @@ class Subcommand(ABC):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        for each in cls.arguments:
-            parser.add_argument(*each.names, **each.options)
+        for names, options in cls.arguments:
+            parser.add_argument(*names, **options)
 
     @abstractmethod
     def handle(self, **options: Any) -> None:
-        """Raises CommandError, or ConditionNotMet for `--check`."""
+        """Print the result. Raises CommandError, also if the condition of `--check` is not met."""
 
 
 class OnRows(Subcommand):
@@ -83,15 +74,9 @@ class OnRows(Subcommand):
         """Process the rows; at least one of the given keys exists."""
 
 
-def rows_of(runner: Runner, keys: list[str]) -> QuerySet[Any] | None:
-    """Rows with these primary keys; None, which stands for all rows, if there are no keys.
-
-    Raises CommandError for a text that cannot be a primary key.
-    """
-    if not keys:
-        return None
-    primary_keys = [primary_key(runner, key) for key in keys]
-    return hooks.base_queryset(runner).filter(pk__in=primary_keys)
+def condition_not_met(message: str) -> CommandError:
+    """The error to raise if the condition of `--check` does not hold."""
+    return CommandError(message, returncode=CONDITION_NOT_MET)
 
 
 def primary_key(runner: Runner, text: str) -> Any:
@@ -123,11 +108,10 @@ def requested_by() -> str:
 
 
 def _absent_keys(runner: Runner, keys: list[str]) -> list[str]:
-    """The keys, as they were typed, that no row of the runner's model has."""
+    """The keys, as typed, that no row of the runner's model has."""
     wanted = {primary_key(runner, key): key for key in keys}
     found: set[Any] = set()
     for start in range(0, len(wanted), KEYS_PER_QUERY):
-        some = list(wanted)[start : start + KEYS_PER_QUERY]
-        rows = every_row(runner).filter(pk__in=some)
+        rows = every_row(runner).filter(pk__in=list(wanted)[start : start + KEYS_PER_QUERY])
         found.update(rows.values_list("pk", flat=True))
     return [key for pk, key in wanted.items() if pk not in found]

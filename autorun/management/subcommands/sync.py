@@ -7,7 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
 from autorun.management.subcommands.parsing import FORMAT, check, flag
-from autorun.management.subcommands.subcommand import ConditionNotMet, Subcommand
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.triggers import on_schedule
 
 
@@ -36,4 +36,4 @@ class Sync(Subcommand):
         if not report.is_change:
             self.terminal.say(("Schedules are up to date.", "green"))
         if options["check"] and report.is_change:
-            raise ConditionNotMet("Schedules were not up to date.")
+            raise condition_not_met("Schedules were not up to date.")

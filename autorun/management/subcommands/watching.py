@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.db.models import QuerySet
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,9 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autorun.management.subcommands.parsing import check as check_option
-from autorun.management.subcommands.parsing import flag
-from autorun.management.subcommands.subcommand import ConditionNotMet
+from autorun.management.subcommands import parsing
+from autorun.management.subcommands.subcommand import condition_not_met
 from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Node
 from autorun.planning.batches import counts
@@ -27,15 +28,11 @@ from autorun.state.words import counted
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # seconds between lines, if the terminal cannot redraw one
 START_TIMEOUT = 30.0  # seconds to wait for a worker to start a queued backfill
-_VERBS: dict[str, str] = {
-    Batch.State.FAILED: "failed",
-    Batch.State.CANCELLED: "was cancelled",
-}
 
 #: Arguments: whether to watch, and whether the result decides the exit code.
 WATCH = (
-    flag("--watch", help="show progress; Ctrl-C only stops watching"),
-    check_option("if a run failed; requires --watch"),
+    parsing.flag("--watch", help="show progress; Ctrl-C only stops watching"),
+    parsing.check("if a run failed; requires --watch"),
 )
 
 
@@ -49,17 +46,14 @@ def require_watchable(options: dict[str, Any]) -> None:
 
 def last_batch(label: str) -> int:
     """The number of the runner's latest backfill; 0 if there is none."""
-    backfills = Batch.objects.filter(runner=label, trigger=Batch.Trigger.BACKFILL)
-    return backfills.order_by("-pk").values_list("pk", flat=True).first() or 0
+    return _backfills(label).order_by("-pk").values_list("pk", flat=True).first() or 0
 
 
 def find_new_batch(label: str, *, after: int) -> Batch | None:
     """Wait for a worker to start the runner's next backfill; None if that takes too long."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
-        found = Batch.objects.filter(runner=label, trigger=Batch.Trigger.BACKFILL, pk__gt=after)
-        batch: Batch | None = found.order_by("pk").first()
-        if batch is not None:
+        if batch := _backfills(label).filter(pk__gt=after).order_by("pk").first():
             return batch
         time.sleep(INTERVAL)
     return None
@@ -72,15 +66,13 @@ def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
     ConditionNotMet if a run failed or Ctrl-C came first.
     """
     try:
-        if terminal.is_interactive:
-            _watch_by_bar(batch, terminal)
-        else:
-            _watch_by_lines(batch, terminal)
+        show = _watch_by_bar if terminal.is_interactive else _watch_by_lines
+        show(batch, terminal)
     except KeyboardInterrupt:
         terminal.hint(f"Stopped watching; batch {batch.pk} continues.")
         terminal.hint(f"Pause: manage.py autorun pause {batch.pk}")
         if check:
-            raise ConditionNotMet(f"Batch {batch.pk} has not finished.") from None
+            raise condition_not_met(f"Batch {batch.pk} has not finished.") from None
         return
     found = counts(batch)
     terminal.say(
@@ -91,10 +83,15 @@ def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
     if found.failed:
         terminal.hint(f"Show why: manage.py autorun failures {batch.runner}")
     if batch.state != Batch.State.FINISHED:
+        verb = "failed" if batch.state == Batch.State.FAILED else "was cancelled"
         reason = f": {batch.reason}" if batch.reason else "."
-        raise CommandError(f"Batch {batch.pk} {_VERBS[batch.state]}{reason}")
+        raise CommandError(f"Batch {batch.pk} {verb}{reason}")
     if check and found.failed:
-        raise ConditionNotMet(f"{counted(found.failed, 'run')} of batch {batch.pk} failed.")
+        raise condition_not_met(f"{counted(found.failed, 'run')} of batch {batch.pk} failed.")
+
+
+def _backfills(label: str) -> QuerySet[Batch]:
+    return Batch.objects.filter(runner=label, trigger=Batch.Trigger.BACKFILL)
 
 
 def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
@@ -108,10 +105,7 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
     )
     with Progress(*columns, console=terminal.console, transient=True) as bars:
         bar = bars.add_task(f"batch {batch.pk}", total=batch.planned or None, failed="")
-        pauses = _Pauses(terminal)
-        while True:
-            found = _refreshed_counts(batch)
-            state = pauses.announce(batch)
+        for found, state in _followed(batch, terminal):
             bars.update(
                 bar,
                 description=f"batch {batch.pk}{f', {state}' if state else ''}",
@@ -120,44 +114,39 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
                 failed=f"{found.failed:,} failed" if found.failed else "",
                 refresh=True,
             )
-            if _is_over(batch):
-                return
-            time.sleep(INTERVAL)
 
 
 def _watch_by_lines(batch: Batch, terminal: Terminal) -> None:
-    shown = None
-    shown_at = float("-inf")
-    pauses = _Pauses(terminal)
-    while True:
-        found = _refreshed_counts(batch)
+    shown, shown_at = None, float("-inf")
+    for found, _ in _followed(batch, terminal):
         if _is_over(batch):
             return
-        pauses.announce(batch)
         if found != shown and time.monotonic() - shown_at >= LINE_INTERVAL:
             shown, shown_at = found, time.monotonic()
             finished = _finished(found)
             terminal.say(f"{finished:,} of {finished + found.left:,}, {found.failed:,} failed")
-        time.sleep(INTERVAL)
 
 
-class _Pauses:
-    """Announces each pause of the batch or its runner once, with the command that resumes it."""
+def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, str]]:
+    """Yield the batch's counts, and a state that they do not show, until it is over.
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self._paused = ""
-
-    def announce(self, batch: Batch) -> str:
-        """The state that the batch's counts do not show, in a word or two; '' if there is none."""
+    Announces each pause of the batch or its runner once, with the command that resumes it.
+    """
+    announced = ""
+    while True:
+        found = _refreshed_counts(batch)
         paused = _paused(batch)
-        if paused and paused != self._paused:
+        if paused and paused != announced:
             target = paused.split()[-1]
-            self._terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
-        self._paused = paused
+            terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
+        announced = paused
+        state = "planning" if batch.planned_at is None and not _is_over(batch) else ""
         if paused:
-            return "paused" if batch.state == Batch.State.PAUSED else "runner paused"
-        return "planning" if batch.planned_at is None and not _is_over(batch) else ""
+            state = "paused" if batch.state == Batch.State.PAUSED else "runner paused"
+        yield found, state
+        if _is_over(batch):
+            return
+        time.sleep(INTERVAL)
 
 
 def _paused(batch: Batch) -> str:
