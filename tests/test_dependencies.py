@@ -187,7 +187,7 @@ def test_a_step_that_fails_after_a_chunk_keeps_no_other_from_its_work(caplog):
 
     batch.refresh_from_db()
     assert batch.state == Batch.State.FINISHED
-    assert "planning what depends on it failed after a chunk" in caplog.text
+    assert "planning its dependents failed after a chunk" in caplog.text
     assert "measuring its run time failed after a chunk" in caplog.text
 
 

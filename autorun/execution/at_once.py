@@ -38,10 +38,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Standing:
-    """A row with the fingerprint of its input, and its current run, if it has one.
+    """A row with its fingerprint and its current run, if it has one.
 
-    `is_free` says that nothing is in the way of a new run: no other one of the row is pending, and
-    the node is not paused.
+    `is_free`: a new run can start, as the row has no pending run and its node is not paused.
     """
 
     key: Key
@@ -52,13 +51,13 @@ class _Standing:
 
 
 def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | None:
-    """Plan rows that were just saved; return the started work of a lone one, to be executed.
+    """Plan rows that were just saved. The run of a lone row is started; the caller executes it.
 
-    Of several runners only the last one's run is started, so that the others do not wait for its
-    body.
+    If the model has several runners, only the last one's run is started, so that the others do not
+    wait for its body.
     """
     *others, last = runners
-    # Not if one of the runner's options needs a message of the run's own.
+    # These options need a message of their own for each run.
     is_plain = last.QUEUE is None and last.PRIORITY is None and not last.MAX_PARALLEL
     is_in_transaction = connections[settings.DATABASE].in_atomic_block
     if len(keys) != 1 or not is_plain or is_in_transaction:
@@ -69,7 +68,7 @@ def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | No
     try:
         work, is_settled = _start(last, keys)
     except Exception:
-        logger.debug("%s: a row goes the long way.", last.label, exc_info=True)
+        logger.debug("%s: a saved row is planned the usual way.", last.label, exc_info=True)
         work, is_settled = None, False
     if work is None and not is_settled:
         plan_for_all([last], keys)
@@ -112,7 +111,7 @@ def _candidates(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candi
 
 
 def _standing_of(candidates: Candidates) -> _Standing | None:
-    """How the only one of the candidates stands; None where there is none."""
+    """The standing of the only candidate; None if there is none."""
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
     name = "p.object_id = d.k AND p.object_key = ''"

@@ -1,4 +1,4 @@
-"""What a worker does with the message that carries a chunk's id."""
+"""Execute the chunk that a message names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from autorun import analysis as analyses
+from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.interruption import Interrupted, Termination
@@ -30,41 +30,38 @@ from autorun.state.leases import next_urgent, park, queued, requeue, start
 from autorun.state.probes import crash_point
 from autorun.state.transactions import leave_broken_connections
 
-if TYPE_CHECKING:
-    from autorun.analysis import Analysis
-
 logger = logging.getLogger(__name__)
 
-#: Urgent chunks a worker takes before the one its message is about.
+#: Urgent chunks that a worker executes before the one its message names.
 MOST_URGENT = 10
-#: A chunk whose message was sent so often is parked by a worker that does not know its runner.
+#: A worker that lacks the runner parks a chunk whose message was sent this often.
 SENDINGS = 3
-#: The weight of the last chunk in a node's measured run time, and what change is worth a write.
+#: The weight of the latest chunk in a node's run time, and the relative change worth a write.
 NEWEST_WEIGHT = 0.3
 WORTH_WRITING = 0.1
-#: Anything shorter makes no chunk larger.
+#: Shorter run times do not make chunks larger.
 SHORTEST = TARGET_SECONDS / LARGEST
 
 
 def execute(chunk_id: int) -> None:
-    """Work off the chunk, and before it whatever is more urgent, if nobody else has.
+    """Execute the chunk, and more urgent ones before it, unless another worker has started them.
 
-    Celery ends the process when the message's time limit is over. What might take longer than what
-    is left of it is not begun: an urgent chunk has its own message, and this one is sent again.
+    Celery ends the process after the message's time limit, so a chunk that may take longer than the
+    time left is not started: an urgent one has its own message, and this one is sent again.
     """
     chunk = queued(chunk_id)
     if chunk is None:
-        logger.debug("Chunk %s is not queued: its message is a late or repeated one.", chunk_id)
+        logger.debug("Chunk %s is not queued: its message is late or repeated.", chunk_id)
         return
     seconds = longest(chunk)
     deadline = math.inf if seconds is None else time.monotonic() + seconds + settings.LEASE
-    left: list[int] = []
+    skipped: list[int] = []
     for _ in range(MOST_URGENT):
-        urgent = next_urgent(chunk, but=left)
+        urgent = next_urgent(chunk, but=skipped)
         if urgent is None:
             break
         if not _is_equipped_for(urgent):
-            left.append(urgent.pk)  # its own message finds another worker
+            skipped.append(urgent.pk)  # its own message reaches another worker
         elif _ends_before(deadline, urgent):
             _execute_one(urgent)
         else:
@@ -96,7 +93,7 @@ def _execute_one(chunk: Chunk) -> None:
 
 
 def _equipment(chunk: Chunk) -> tuple[Runner, Analysis]:
-    """What the chunk is run with; raises NotRegistered where this worker does not have it."""
+    """The chunk's runner and analysis. Raises NotRegistered if this process lacks one of them."""
     return registry.get(chunk.runner), analyses.get(chunk.node.title, chunk.node.version)
 
 
@@ -109,9 +106,9 @@ def _is_equipped_for(chunk: Chunk) -> bool:
 
 
 def _requeue_or_park(chunk: Chunk, reason: str) -> None:
-    """Leave a chunk that this worker cannot run to another, or aside when that was tried before.
+    """Leave the chunk to another worker; park it if that has been tried often enough.
 
-    While a new version is rolled out, some workers have it and some have not.
+    During a rollout, some workers have the new version and some do not.
     """
     if chunk.publications < SENDINGS:
         if requeue(chunk):
@@ -122,7 +119,7 @@ def _requeue_or_park(chunk: Chunk, reason: str) -> None:
 
 
 def work_off(work: Work) -> None:
-    """Run what is to be run of a started chunk, and do what follows from that."""
+    """Execute the runs of a started chunk, and plan and measure what follows."""
     runner, chunk = work.runner, work.lease.chunk
     with probes.span("autorun.chunk") as span, Termination() as termination:
         span.note(runner=runner.label, chunk=chunk.pk, batch=chunk.batch_id or 0, size=chunk.size)
@@ -132,14 +129,14 @@ def work_off(work: Work) -> None:
                 crash_point("start.assigned")
                 tally = work.perform(termination)
         except LeaseLost as lost:
-            logger.warning("%s: %s What was not recorded is lost.", runner.label, lost)
+            logger.warning("%s: %s Results not yet recorded are lost.", runner.label, lost)
         except Interrupted:
-            logger.info("%s: gave chunk %s back: the worker stops.", runner.label, chunk.pk)
+            logger.info("%s: returned chunk %s: the worker is stopping.", runner.label, chunk.pk)
         else:
             crash_point("finish.committed")
             span.note(succeeded=tally.succeeded, failed=tally.failed)
             logger.info(
-                "%s: chunk %s: %d succeeded, %d failed, %d go on, %d cancelled, in %.2f s.",
+                "%s: chunk %s: %d succeeded, %d failed, %d moved, %d cancelled in %.2f s.",
                 runner.label,
                 chunk.pk,
                 tally.succeeded,
@@ -148,20 +145,20 @@ def work_off(work: Work) -> None:
                 tally.cancelled,
                 time.monotonic() - work.began_at,
             )
-        # Results are recorded as they come: whatever has ended the chunk, some may be.
+        # However the chunk ended, some results may have been recorded.
         _follow_up(work)
 
 
 def _follow_up(work: Work) -> None:
-    """What the end of a chunk gives rise to; a crash in here costs latency only. Never raises.
+    """Do what follows a chunk. Never raises; a crash in between costs latency only.
 
-    The results are recorded, and the worker lives on: nobody would look after a step left out.
+    Each step is guarded, because no other process would repeat one that this worker left out.
     """
     runner, chunk = work.runner, work.lease.chunk
     priority = Chunk.Priority(chunk.priority)
     if work.unexpected:
         plan_or_write_down([runner], work.unexpected, priority=priority)
-    with _guarded(runner, "planning what depends on it"):
+    with _guarded(runner, "planning its dependents"):
         if work.succeeded and (dependents := nodes.dependents(runner)):
             plan_or_write_down(dependents, work.succeeded, priority=priority)
         crash_point("finish.dependents")
@@ -176,7 +173,7 @@ def _follow_up(work: Work) -> None:
 
 @contextmanager
 def _guarded(runner: Runner, step: str) -> Iterator[None]:
-    """Log what the block raises, and go on."""
+    """Log an exception of the block, and continue after it."""
     try:
         yield
     except Exception:
@@ -185,12 +182,12 @@ def _guarded(runner: Runner, step: str) -> Iterator[None]:
 
 
 def _measure(node: Node, seconds: list[float]) -> None:
-    """Let the node's measured run time follow what its runs took."""
+    """Update the node's run time, a moving average."""
     if not seconds:
         return
     newest, known = max(mean(seconds), SHORTEST), node.run_seconds
     average = newest if known is None else known + NEWEST_WEIGHT * (newest - known)
     if known is None or abs(average - known) > WORTH_WRITING * known:
         Node.objects.filter(pk=node.pk).update(run_seconds=average)
-        # A process that knows its node asks for it no more.
+        # The process keeps its nodes, and does not read them again.
         node.run_seconds = average

@@ -432,7 +432,7 @@ def fill_in(report: Report, lab: "Lab", soak: Soak) -> None:
         "Attempts that ended with their worker": lost.count(),
         "Messages repeated on purpose": report.repeated_messages,
         "Writes of zombies refused": sum(
-            log.count("What was not recorded is lost") for log in logs
+            log.count("Results not yet recorded are lost") for log in logs
         ),
         "Runs failed, no attempts left": Run.objects.filter(
             status=Run.Status.FAILED, is_current=True

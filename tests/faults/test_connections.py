@@ -99,7 +99,7 @@ def test_a_body_that_is_told_to_end_in_a_query_is_given_back_and_uses_no_attempt
     runs = Run.objects.filter(object_id=slow.pk)
     assert list(runs.values_list("status", "attempts")) == [(Run.Status.PENDING, 0)]
     assert not Failure.objects.exists()
-    assert "gave chunk" in worker.log.read_text()
+    assert "returned chunk" in worker.log.read_text()
 
 
 @pytest.mark.faults(31)

@@ -170,7 +170,7 @@ def test_a_worker_that_was_frozen_past_its_lease_writes_nothing(lab: Lab):
     before = list(Run.objects.values())
     worker.thaw()
     lab.until(lambda: all(each.end for each in lab.ledger.executions()))
-    lab.until(lambda: "What was not recorded is lost" in worker.log.read_text())
+    lab.until(lambda: "Results not yet recorded are lost" in worker.log.read_text())
 
     lab.check(zombies=True)
     assert list(Run.objects.values()) == before
