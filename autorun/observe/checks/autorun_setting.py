@@ -9,40 +9,12 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 
 from autorun.conf import DEFAULTS
-from autorun.observe.checks.expectations import (
-    CALLABLE,
-    DURATION,
-    NONE,
-    SCHEDULE,
-    Expectation,
-    advice,
-    integer,
-    is_number,
-    one_of,
-    positive,
-    text,
-)
+from autorun.observe.checks.expectations import SETTINGS, advice, is_number
 from autorun.observe.checks.problems import error, shown
 from autorun.state.words import meant
 
 PLACE = "settings.AUTORUN"
 
-SETTINGS: Mapping[str, Expectation] = {
-    "SCHEDULE": SCHEDULE,
-    "WINDOW": integer(1, example=1000),
-    "LEASE": positive(example=60),
-    "HEARTBEAT": positive(example=15),
-    "TIMEOUT": positive(example=600) | NONE,
-    "UPKEEP_INTERVAL": positive(example=5),
-    "PUBLISH": one_of("thread", "inline"),
-    "MAX_OUTPUT_BYTES": integer(2, example=1_000_000) | NONE,
-    "MAX_TRACEBACK_BYTES": integer(200, example=20_000),
-    "RETENTION": DURATION | NONE,
-    "QUEUE": text(example="autorun") | NONE,
-    "DATABASE": text(example="default"),
-    "ON_FAILURE": CALLABLE | NONE,
-    "ON_FAILURE_EVERY": DURATION,
-}
 #: A lease must outlast this many heartbeats, because one may get lost.
 LEAST_BEATS = 2
 

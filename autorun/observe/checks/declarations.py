@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from django.apps import AppConfig, apps
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
-from django.db.models import CharField, Field, IntegerField, Model, TextField, UUIDField
+from django.db.models import CharField, IntegerField, Model, TextField, UUIDField
 
 from autorun import analysis as analyses
 from autorun.declare import registry
@@ -25,7 +25,9 @@ def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
     """E002-E010, E022 and E030: the runner's model, analysis, input key and configuration."""
     yield from _model(runner)
     yield from _keys(runner)
-    yield from _analysis(runner)
+    yield from _named_analysis(runner)
+    yield from _input_key(runner)
+    yield from _configuration(runner)
 
 
 def model_of(runner: Runner) -> type[Model] | None:
@@ -58,7 +60,11 @@ def _model(runner: Runner) -> Iterator[CheckMessage]:
             f"Import the model and set DATA_MODEL in {place(runner)} to its class.",
         )
         return
-    why = _why_without_table(model)
+    why = None
+    if model._meta.abstract:
+        why = "is abstract", "one of its concrete children"
+    elif model._meta.swapped:
+        why = f"is swapped for {model._meta.swapped}", model._meta.swapped
     if why:
         yield error(runner, "E002")(
             f"DATA_MODEL is {model._meta.label}, which {why[0]}, so it has no rows.",
@@ -77,36 +83,22 @@ def _keys(runner: Runner) -> Iterator[CheckMessage]:
     if model is None:
         return
     field = key_kind(model).field
-    if _leads_back(field):
-        yield from _long_keys(runner, model, field)
+    # PostgreSQL writes an address as 10.0.0.1/32 and a float with fewer digits than it has; SQLite
+    # and MariaDB write a time without its zone. A field's from_db_value() may return anything.
+    is_found_again = isinstance(field, (IntegerField, UUIDField, CharField, TextField))
+    if not is_found_again or hasattr(field, "from_db_value"):
+        yield error(runner, "E030")(
+            f"DATA_MODEL is {model._meta.label}, whose primary key is a {type(field).__name__}: a "
+            "row may not be found again by the number or text that the database makes of such a "
+            "key.",
+            f"Give {model._meta.label} an integer, UUID or text key without a from_db_value(), and "
+            f"make {field.name!r} a field with unique=True. If the field's to_python() restores "
+            "the key from CAST(... AS text), add 'autorun.E030' to SILENCED_SYSTEM_CHECKS.",
+        )
         return
-    yield error(runner, "E030")(
-        f"DATA_MODEL is {model._meta.label}, whose primary key is a {type(field).__name__}: a row "
-        "may not be found again by the number or text that the database makes of such a key.",
-        f"Give {model._meta.label} an integer, UUID or text key without a from_db_value(), and "
-        f"make {field.name!r} a field with unique=True. If the field's to_python() restores the "
-        "key from CAST(... AS text), add 'autorun.E030' to SILENCED_SYSTEM_CHECKS.",
-    )
-
-
-def _leads_back(field: Field[Any, Any]) -> bool:
-    """Whether a row is found again by the number or text that the database makes of its key.
-
-    PostgreSQL writes an address as 10.0.0.1/32 and a float with fewer digits than it has; SQLite
-    and MariaDB write a time without its zone. A field's from_db_value() may return anything.
-    """
-    is_plain = not hasattr(field, "from_db_value")
-    return is_plain and isinstance(field, (IntegerField, UUIDField, CharField, TextField))
-
-
-def _long_keys(
-    runner: Runner, model: type[Model], field: Field[Any, Any]
-) -> Iterator[CheckMessage]:
     most = Run._meta.get_field("object_key").max_length or 0
-    is_unlimited = isinstance(field, TextField) or (
-        isinstance(field, CharField) and field.max_length is None
-    )
-    if is_unlimited or (field.max_length or 0) > most:
+    longest = None if isinstance(field, TextField) else field.max_length
+    if isinstance(field, (CharField, TextField)) and (longest is None or longest > most):
         yield error(runner, "E022")(
             f"DATA_MODEL is {model._meta.label}, whose primary key {field.name!r} may be longer "
             f"than the {most} characters that autorun stores.",
@@ -116,26 +108,6 @@ def _long_keys(
         )
 
 
-def _why_without_table(model: type[Model]) -> tuple[str, str] | None:
-    if model._meta.abstract:
-        return "is abstract", "one of its concrete children"
-    if model._meta.swapped:
-        return f"is swapped for {model._meta.swapped}", f"{model._meta.swapped}"
-    return None
-
-
-def _analysis(runner: Runner) -> Iterator[CheckMessage]:
-    yield from _named_analysis(runner)
-    yield from _input_key(runner)
-    configuration: list[dict[str, Any]] = []
-    yield from _configuration(runner, configuration)
-    analysis = analysis_of(runner)
-    if analysis is None or not configuration or not _is_name(runner.INPUT_KEY):
-        return
-    for problem in analysis.check(configuration[0], runner.INPUT_KEY):
-        yield error(runner, "E008")(problem.message, problem.hint)
-
-
 def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     # From the class, because the instance would bind a function as a method.
     given: Any = type(runner).ANALYSIS
@@ -143,12 +115,14 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     version: Any = runner.ANALYSIS_VERSION
     is_analysis = isinstance(declared, analyses.Analysis)
     if not is_analysis and not _is_name(declared):
+        titles = sorted({each.title for each in analyses.registered()})
+        known = f"Registered: {', '.join(map(repr, titles))}." if titles else "None is registered."
         yield error(runner, "E004")(
             "ANALYSIS is missing."
             if declared is None
             else f"ANALYSIS is {shown(declared)}, which does not name an analysis.",
             f"Set ANALYSIS in {place(runner)} to the title of an @analysis, or to the decorated "
-            f"function itself. {_titles()}",
+            f"function itself. {known}",
         )
         return
     title = declared.title if is_analysis else declared
@@ -170,11 +144,6 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
             f"Correct ANALYSIS and ANALYSIS_VERSION in {place(runner)}, or declare "
             f"@analysis({title!r}, version={version!r}) in an app's analyses module.",
         )
-
-
-def _titles() -> str:
-    titles = sorted({each.title for each in analyses.registered()})
-    return f"Registered: {', '.join(map(repr, titles))}." if titles else "None is registered."
 
 
 def _version_advice(title: str, version: object) -> str:
@@ -201,8 +170,7 @@ def _is_name(key: Any) -> TypeGuard[str]:
     return isinstance(key, str) and bool(key)
 
 
-def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[CheckMessage]:
-    """Errors in the configuration; without any, the configuration is added to `found`."""
+def _configuration(runner: Runner) -> Iterator[CheckMessage]:
     declared: Any = runner.ANALYSIS_CONFIGURATION
     advice = f"Edit ANALYSIS_CONFIGURATION or create_configuration() of {place(runner)}"
     if declared is not None and not isinstance(declared, Mapping):
@@ -229,5 +197,8 @@ def _configuration(runner: Runner, found: list[dict[str, Any]]) -> Iterator[Chec
             f"JSON cannot hold the configuration: {problem}",
             f"{advice}: use strings, numbers, True, False, None, lists and dicts.",
         )
-    else:
-        found.append(configuration)
+        return
+    analysis = analysis_of(runner)
+    if analysis is not None and _is_name(runner.INPUT_KEY):
+        for misfit in analysis.check(configuration, runner.INPUT_KEY):
+            yield error(runner, "E008")(misfit.message, misfit.hint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,6 @@ class Expectation:
         return Expectation(f"{self.words}, or {other.words}", holds, self.example)
 
 
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -48,7 +44,8 @@ def integer(least: int, most: int | None = None, *, example: int) -> Expectation
     words = f"an integer of {least} or more" if most is None else f"an integer, {least} to {most}"
 
     def holds(value: Any) -> bool:
-        return is_integer(value) and least <= value and (most is None or value <= most)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return is_integer and least <= value and (most is None or value <= most)
 
     return Expectation(words, holds, str(example))
 
@@ -56,12 +53,6 @@ def integer(least: int, most: int | None = None, *, example: int) -> Expectation
 def positive(*, example: float) -> Expectation:
     return Expectation(
         "a number above 0", lambda value: is_number(value) and value > 0, f"{example:g}"
-    )
-
-
-def not_negative(*, example: float) -> Expectation:
-    return Expectation(
-        "a number of 0 or more", lambda value: is_number(value) and value >= 0, f"{example:g}"
     )
 
 
@@ -74,15 +65,7 @@ def text(*, longest: int = 255, example: str) -> Expectation:
     return Expectation(words, holds, repr(example))
 
 
-def one_of(*choices: str) -> Expectation:
-    words = " or ".join(map(repr, choices))
-    return Expectation(
-        words, lambda value: isinstance(value, str) and value in choices, repr(choices[0])
-    )
-
-
 NONE = Expectation("None", lambda value: value is None, "None")
-BOOLEAN = Expectation("True or False", lambda value: isinstance(value, bool), "True")
 DURATION = Expectation(
     "a datetime.timedelta above 0",
     lambda value: isinstance(value, dt.timedelta) and value > dt.timedelta(0),
@@ -104,14 +87,45 @@ SCHEDULE = (
 )
 
 
+OPTION_VALUES: Mapping[str, Expectation] = {
+    "ON_SAVE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
+    "MAX_ATTEMPTS": integer(1, 32_000, example=3),
+    "RETRY_BACKOFF": Expectation(
+        "a number of 0 or more", lambda value: is_number(value) and value >= 0, "10"
+    ),
+    "MAX_PARALLEL": integer(0, example=4),
+    "BATCH_SIZE": integer(1, example=50) | NONE,
+    "TIMEOUT": positive(example=600) | NONE,
+    "QUEUE": text(example="scans") | NONE,
+    "PRIORITY": integer(0, 255, example=5) | NONE,
+    "MAX_PER_SWEEP": integer(1, example=10_000) | NONE,
+    "SCHEDULE": SCHEDULE,
+    "FILTER_QUERYSET_START": text(longest=1000, example="Filtering scans..."),
+}
+SETTINGS: Mapping[str, Expectation] = {
+    "SCHEDULE": SCHEDULE,
+    "WINDOW": integer(1, example=1000),
+    "LEASE": positive(example=60),
+    "HEARTBEAT": positive(example=15),
+    "TIMEOUT": positive(example=600) | NONE,
+    "UPKEEP_INTERVAL": positive(example=5),
+    "PUBLISH": Expectation(
+        "'thread' or 'inline'", lambda value: value in ("thread", "inline"), "'thread'"
+    ),
+    "MAX_OUTPUT_BYTES": integer(2, example=1_000_000) | NONE,
+    "MAX_TRACEBACK_BYTES": integer(200, example=20_000),
+    "RETENTION": DURATION | NONE,
+    "QUEUE": text(example="autorun") | NONE,
+    "DATABASE": text(example="default"),
+    "ON_FAILURE": CALLABLE | NONE,
+    "ON_FAILURE_EVERY": DURATION,
+}
+
+
 def advice(name: str, expected: Expectation, value: Any) -> str:
     """The edit that replaces `value`, which is not as expected."""
-    if expected is SCHEDULE:
-        return _schedule_advice(value)
-    return f"{name} = {expected.example}, for example."
-
-
-def _schedule_advice(value: Any) -> str:
+    if expected is not SCHEDULE:
+        return f"{name} = {expected.example}, for example."
     fields = value.split() if isinstance(value, str) else []
     if len(fields) == 5:
         names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")

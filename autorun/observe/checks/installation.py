@@ -69,10 +69,8 @@ def _broker() -> Iterator[CheckMessage]:
 def _broker_urls() -> Iterator[tuple[str, Any]]:
     """The URLs of brokers, and the place of each; the settings come first."""
     for name in BROKER_URLS:
-        yield (
-            f"settings.CELERY_{name.upper()}",
-            getattr(django_settings, f"CELERY_{name}".upper(), ()),
-        )
+        setting = f"CELERY_{name.upper()}"
+        yield f"settings.{setting}", getattr(django_settings, setting, ())
     for name in BROKER_URLS:
         yield f"celery.conf.{name}", getattr(current_app.conf, name, ())
 
@@ -96,31 +94,30 @@ def _database() -> Iterator[CheckMessage]:
     connection = connections[alias]
     options = connection.settings_dict.get("OPTIONS", {})
     place = f"settings.DATABASES[{alias!r}]"
+    name = str(connection.settings_dict.get("NAME", ""))
+    is_in_memory = name == ":memory:" or "mode=memory" in name
     locks_late = str(options.get("transaction_mode")).upper() not in ("IMMEDIATE", "EXCLUSIVE")
-    if connection.vendor == "sqlite" and locks_late and not _is_in_memory(connection.settings_dict):
+    if connection.vendor == "sqlite" and locks_late and not is_in_memory:
         yield warning(place, "W202")(
             "SQLite takes its lock only when a transaction first writes, so workers fail with "
             '"database is locked", whatever the timeout.',
             'Set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 30, '
             '"init_command": "PRAGMA journal_mode=WAL;"}.',
         )
-    if connection.vendor == "mysql":
-        level = options.get("isolation_level", "read committed")
-        if str(level).lower() != "read committed":
-            yield warning(place, "W203")(
-                f"The isolation level is {level!r}: its gap locks make planners wait for each "
-                "other, and deadlock.",
-                'Set "OPTIONS": {"isolation_level": "read committed"}.',
-            )
-    if connection.vendor == "postgresql":
-        level = options.get("isolation_level")
-        if isinstance(level, int) and level > READ_COMMITTED:
-            yield warning(place, "W203")(
-                f"The isolation level is {level!r}: workers that write at the same time would fail "
-                "with serialization errors.",
-                "Leave isolation_level out of OPTIONS, which then defaults to read committed. A "
-                "transaction that needs more can start with SET TRANSACTION ISOLATION LEVEL.",
-            )
+    level = options.get("isolation_level", "read committed")
+    if connection.vendor == "mysql" and str(level).lower() != "read committed":
+        yield warning(place, "W203")(
+            f"The isolation level is {level!r}: its gap locks make planners wait for each "
+            "other, and deadlock.",
+            'Set "OPTIONS": {"isolation_level": "read committed"}.',
+        )
+    if connection.vendor == "postgresql" and isinstance(level, int) and level > READ_COMMITTED:
+        yield warning(place, "W203")(
+            f"The isolation level is {level!r}: workers that write at the same time would fail "
+            "with serialization errors.",
+            "Leave isolation_level out of OPTIONS, which then defaults to read committed. A "
+            "transaction that needs more can start with SET TRANSACTION ISOLATION LEVEL.",
+        )
     if connection.vendor != "postgresql":
         yield from _times(connection.settings_dict, place)
 
@@ -147,8 +144,3 @@ def _is_utc(zone: str) -> bool:
     except (ValueError, OSError, ZoneInfoNotFoundError):  # reported by Django
         return True
     return not any(dt.datetime(2026, month, 1, tzinfo=info).utcoffset() for month in (1, 7))
-
-
-def _is_in_memory(database: dict[str, Any]) -> bool:
-    name = str(database.get("NAME", ""))
-    return name == ":memory:" or "mode=memory" in name

@@ -37,20 +37,23 @@ def _names(cls: type) -> Iterator[CheckMessage]:
         if name.startswith("_") or any(hasattr(base, name) for base in cls.__bases__):
             continue
         if name.isupper():
-            yield _unknown(cls, name)
-        elif not _is_method(value):
-            yield from _lower_case(cls, name)
-        else:
+            yield _upper_case(cls, name)
+        elif _is_method(value):
             yield from _method(cls, name)
+        elif name.upper() in OPTIONS:
+            yield warning(cls, "W003")(
+                f"{name} is not an option of a runner, so autorun ignores it. "
+                f"Did you mean {name.upper()}?",
+                _renaming(cls, name, name.upper(), "An attribute"),
+            )
 
 
-def _unknown(cls: type, name: str) -> CheckMessage:
+def _upper_case(cls: type, name: str) -> CheckMessage:
     option = meant(name, OPTIONS, cutoff=ALIKE)
     if option:
         return error(cls, "E013")(
             f"{name} is not an option of a runner. Did you mean {option}?",
-            f"Rename {name} to {option} in {place(cls)}. A constant of your own may be called "
-            f"_{name}.",
+            _renaming(cls, name, option, "A constant"),
         )
     close = meant(name, OPTIONS)
     also = f" If you meant {close}, rename it to that." if close else ""
@@ -60,29 +63,20 @@ def _unknown(cls: type, name: str) -> CheckMessage:
     )
 
 
-def _lower_case(cls: type, name: str) -> Iterator[CheckMessage]:
-    option = name.upper()
-    if option in OPTIONS:
-        yield warning(cls, "W003")(
-            f"{name} is not an option of a runner, so autorun ignores it. Did you mean {option}?",
-            f"Rename {name} to {option} in {place(cls)}. An attribute of your own may be called "
-            f"_{name}.",
-        )
-
-
 def _method(cls: type, name: str) -> Iterator[CheckMessage]:
     hook = meant(name, CALLS, cutoff=VERY_ALIKE)
-    if hook is None or hook in vars(cls):
-        return
     # A name with one word more than the hook's, or one less, is not a misspelling.
     mine, its = f"_{name}_", f"_{hook}_"
-    if its in mine or mine in its:
+    if hook is None or hook in vars(cls) or its in mine or mine in its:
         return
     yield warning(cls, "W003")(
         f"{name}() is not a hook of a runner, so autorun does not call it. Did you mean {hook}()?",
-        f"Rename {name}() to {hook}() in {place(cls)}. A method of your own may be called "
-        f"_{name}().",
+        _renaming(cls, f"{name}()", f"{hook}()", "A method"),
     )
+
+
+def _renaming(cls: type, name: str, correct: str, what: str) -> str:
+    return f"Rename {name} to {correct} in {place(cls)}. {what} of your own may be called _{name}."
 
 
 def _is_method(value: Any) -> bool:

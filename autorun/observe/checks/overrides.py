@@ -15,7 +15,7 @@ from autorun.declare.hooks import as_plain, is_of
 from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.observe.checks.declarations import model_of
-from autorun.observe.checks.expectations import NONE, SCHEDULE, Expectation, not_negative, positive
+from autorun.observe.checks.expectations import OPTION_VALUES
 from autorun.observe.checks.no_queries import queries_refused
 from autorun.observe.checks.problems import error, place, shown
 
@@ -31,11 +31,11 @@ CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "get_timeout": ((), ()),
     "get_retry_backoff": (("attempt",), ()),
 }
-#: Hooks that compute an option, the arguments to try them with, and the expected result.
-COMPUTED: Mapping[str, tuple[tuple[Any, ...], Expectation]] = {
-    "get_schedule": ((), SCHEDULE),
-    "get_timeout": ((), positive(example=600) | NONE),
-    "get_retry_backoff": ((1,), not_negative(example=10)),
+#: Hooks that compute an option, and the arguments to try them with.
+COMPUTED: Mapping[str, tuple[Any, ...]] = {
+    "get_schedule": (),
+    "get_timeout": (),
+    "get_retry_backoff": (1,),
 }
 
 
@@ -159,8 +159,8 @@ def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called
 
 
 def _computed(runner: Runner, name: str) -> Iterator[CheckMessage]:
-    arguments, expected = COMPUTED[name]
-    found = _called(getattr(runner, name), *arguments)
+    expected = OPTION_VALUES[name.removeprefix("get_").upper()]
+    found = _called(getattr(runner, name), *COMPUTED[name])
     if found.error is not None:
         yield _raised(runner, name, found.error)
     elif found.is_known and not expected.holds(found.value):

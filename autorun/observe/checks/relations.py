@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from django.core.checks import CheckMessage
-from django.db import Error as DatabaseError
 from django.db.models import Model
 
 from autorun.declare import registry
@@ -127,53 +127,51 @@ def _by_node() -> list[list[Runner]]:
     """Groups of runners that share a node."""
     found: dict[str, list[Runner]] = defaultdict(list)
     for runner in registry.runners():
-        try:
+        with suppress(Exception):  # another check reports it, or the tables do not exist yet
             found[digest_of(runner)].append(runner)
-        except DatabaseError:
-            continue
-        except Exception:  # noqa: BLE001, S112 - another check reports it
-            continue
     return [runners for runners in found.values() if len(runners) > 1]
 
 
 def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
     first, *others = sharing
     for other in others:
-        differing = [
+        names = [
             name
             for name in ("INPUT_KEY", "INPUT_FIELDS", "DEPENDS_ON")
             if _compared(first, name) != _compared(other, name)
         ]
-        if "INPUT_KEY" in differing and not (_takes_its_input(first) and _takes_its_input(other)):
+        if "INPUT_KEY" in names and not all(map(_takes_its_input, (first, other))):
             continue  # another check reports the key, which may cause the other differences
-        both = f"{first.label} and {other.label} have the same analysis, version, configuration and"
+        differing = " and ".join(names)
+        places = f"{place(other)} and {place(first)}"
+        claim = (
+            f"{first.label} and {other.label} have the same analysis, version, configuration and "
+            "model, so they share their runs, but not"
+        )
         if _are_of_other_databases(first, other):
             yield error(other, "E021")(
-                f"{both} model, so they share their runs, but not the database: a row of one would "
-                "be taken for the row of the other with the same key.",
+                f"{claim} the database: a row of one would be taken for the row of the other with "
+                "the same key.",
                 f"Give {place(other)} or {place(first)} another ANALYSIS_CONFIGURATION, or have "
                 "get_base_queryset() of both use one database.",
             )
-            continue
-        if differing:
+        elif differing:
             yield error(other, "E021")(
-                f"{both} model, so they share their runs, but not {' and '.join(differing)}: each "
-                "would treat the other's rows as changed.",
-                f"Make {' and '.join(differing)} of {place(other)} and {place(first)} alike, or "
-                "give one of them another ANALYSIS_CONFIGURATION or DATA_MODEL.",
+                f"{claim} {differing}: each would treat the other's rows as changed.",
+                f"Make {differing} of {places} alike, or give one of them another "
+                "ANALYSIS_CONFIGURATION or DATA_MODEL.",
             )
-        elif _representation(first) is not _representation(other):
+        elif type(first).get_instance_representation is not type(other).get_instance_representation:
             yield warning(other, "W002")(
-                f"{both} model, so they share their runs, but not get_instance_representation(): "
-                "if they differ, each would treat the other's rows as changed.",
-                f"Inherit get_instance_representation() of {place(other)} and {place(first)} from "
-                "one base, or give one of them another ANALYSIS_CONFIGURATION.",
+                f"{claim} get_instance_representation(): if they differ, each would treat the "
+                "other's rows as changed.",
+                f"Inherit get_instance_representation() of {places} from one base, or give one of "
+                "them another ANALYSIS_CONFIGURATION.",
             )
 
 
 def _takes_its_input(runner: Runner) -> bool:
-    key = runner.INPUT_KEY or ""
-    return not runner.get_analysis().check(configuration_of(runner), key)
+    return not runner.get_analysis().check(configuration_of(runner), runner.INPUT_KEY or "")
 
 
 def _are_of_other_databases(one: Runner, other: Runner) -> bool:
@@ -191,7 +189,3 @@ def _compared(runner: Runner, name: str) -> Any:
     if name == "DEPENDS_ON":
         return sorted(other.label for other in _upstream(runner, []))
     return tuple(value) if isinstance(value, (list, tuple)) else value
-
-
-def _representation(runner: Runner) -> Any:
-    return type(runner).get_instance_representation

@@ -12,33 +12,9 @@ from django.db.models import Model, Q
 from autorun.declare.options import BY_SETTING
 from autorun.declare.runner import Runner
 from autorun.observe.checks.declarations import model_of
-from autorun.observe.checks.expectations import (
-    BOOLEAN,
-    NONE,
-    SCHEDULE,
-    Expectation,
-    advice,
-    integer,
-    not_negative,
-    positive,
-    text,
-)
+from autorun.observe.checks.expectations import OPTION_VALUES, advice
 from autorun.observe.checks.problems import error, place, shown
 from autorun.state.words import meant
-
-OPTION_VALUES: Mapping[str, Expectation] = {
-    "ON_SAVE": BOOLEAN,
-    "MAX_ATTEMPTS": integer(1, 32_000, example=3),
-    "RETRY_BACKOFF": not_negative(example=10),
-    "MAX_PARALLEL": integer(0, example=4),
-    "BATCH_SIZE": integer(1, example=50) | NONE,
-    "TIMEOUT": positive(example=600) | NONE,
-    "QUEUE": text(example="scans") | NONE,
-    "PRIORITY": integer(0, 255, example=5) | NONE,
-    "MAX_PER_SWEEP": integer(1, example=10_000) | NONE,
-    "SCHEDULE": SCHEDULE,
-    "FILTER_QUERYSET_START": text(longest=1000, example="Filtering scans..."),
-}
 
 
 def check_values(runner: Runner) -> Iterator[CheckMessage]:
@@ -64,7 +40,7 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
     names = runner.INPUT_FIELDS
     if names is None:
         return
-    if isinstance(names, str) or not isinstance(names, (tuple, list)):
+    if not isinstance(names, (tuple, list)):
         example = f"({names!r},)" if isinstance(names, str) else "a tuple of field names, or None"
         yield error(runner, "E016")(
             f"INPUT_FIELDS is {shown(names)}, not a tuple of field names.",
@@ -124,30 +100,28 @@ def _unknown_field(model: type[Model], path: str, name: str) -> tuple[str, str]:
 
 
 def _queries(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
-    base = runner.BASE_QUERY
-    problem = None if base is None else _query_problem(model, base)
+    misfit = error(runner, "E017")
+    problem = None if runner.BASE_QUERY is None else _query_problem(model, runner.BASE_QUERY)
     if problem:
-        yield error(runner, "E017")(
+        yield misfit(
             f"BASE_QUERY {problem}",
             f'Edit {place(runner)}: BASE_QUERY = Q(field="value"), or override '
             "get_base_queryset().",
         )
-    filters: Any = runner.FILTERS
-    if filters is None:
-        return
+    filters: Any = {} if runner.FILTERS is None else runner.FILTERS
     if not isinstance(filters, Mapping):
-        yield error(runner, "E017")(
+        yield misfit(
             f"FILTERS is {shown(filters)}, not a dict.",
             f'Edit {place(runner)}: FILTERS = {{"recent": Q(...)}}.',
         )
         return
     for name, filter_ in filters.items():
-        is_name = isinstance(name, str) and bool(name)
-        problem = None if is_name else "has a name that is not a string."
-        if problem is None and not callable(filter_):
-            problem = _query_problem(model, filter_)
+        if not isinstance(name, str) or not name:
+            problem = "has a name that is not a string."
+        else:
+            problem = None if callable(filter_) else _query_problem(model, filter_)
         if problem:
-            yield error(runner, "E017")(
+            yield misfit(
                 f"FILTERS[{shown(name)}] {problem}",
                 f"Edit FILTERS in {place(runner)}: names with a Q, or with a function that takes "
                 "a queryset and returns one.",
