@@ -24,6 +24,7 @@ def check_all(
 ) -> Iterable[CheckMessage]:
     """Run all of autorun's checks, on runners of these apps only if any are given."""
     # Imported here, because processes that run no checks need none of these modules.
+    from autorun.declare import registry
     from autorun.observe.checks import (
         autorun_setting,
         declarations,
@@ -33,9 +34,9 @@ def check_all(
         relations,
         values,
     )
-    from autorun.observe.checks.problems import runners_in
+    from autorun.observe.checks.problems import is_in
 
-    runners = list(runners_in(app_configs))
+    runners = [each for each in registry.runners() if is_in(app_configs, type(each))]
     yield from autorun_setting.check_settings()
     yield from installation.check_installation()
     yield from declarations.check_unregistered(app_configs)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from django.apps import AppConfig, apps
+from django.apps import AppConfig
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import CharField, IntegerField, Model, TextField, UUIDField
@@ -16,7 +16,7 @@ from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Run
-from autorun.observe.checks.problems import error, place, shown
+from autorun.observe.checks.problems import error, is_in, place, shown
 from autorun.state.encoding import encode_configuration
 from autorun.state.keys import key_kind
 
@@ -43,8 +43,7 @@ def analysis_of(runner: Runner) -> analyses.Analysis | None:
 def check_unregistered(app_configs: Sequence[AppConfig] | None) -> Iterator[CheckMessage]:
     """E001: classes that are not registered because they have no model."""
     for each in registry.without_model():
-        config = apps.get_containing_app_config(each.__module__)
-        if app_configs is None or config in app_configs:
+        if is_in(app_configs, each):
             yield error(each, "E001")(
                 f"{each.__name__} has an ANALYSIS but no DATA_MODEL, so it is not registered.",
                 f"Set DATA_MODEL in {place(each)} to the model whose rows it processes. If it is a "

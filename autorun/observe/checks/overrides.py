@@ -41,19 +41,19 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
 
 def check_overrides(runner: Runner) -> Iterator[CheckMessage]:
     """E011 and E012: hooks that raise, return a wrong value, or cannot be called."""
-    improper = {name: problem for name in CALLS if (problem := _signature(runner, name))}
+    overridden = [name for name in CALLS if runner.overrides(name)]
+    improper = {name: problem for name in overridden if (problem := _signature(runner, name))}
+    proper = [name for name in overridden if name not in improper]
     yield from improper.values()
     model = model_of(runner)
-    if model is not None:
-        yield from _querysets(runner, model, improper)
-    for name in COMPUTED.keys() - improper.keys():
-        if runner.overrides(name):
+    if model is not None and "get_base_queryset" not in improper:
+        yield from _querysets(runner, model, proper)
+    for name in COMPUTED:
+        if name in proper:
             yield from _computed(runner, name)
 
 
 def _signature(runner: Runner, name: str) -> CheckMessage | None:
-    if not runner.overrides(name):
-        return None
     method = getattr(runner, name)
     positional, named = CALLS[name]
     arguments = ", ".join(("self", *positional, *named))
@@ -75,18 +75,16 @@ def _signature(runner: Runner, name: str) -> CheckMessage | None:
 
 
 def _querysets(
-    runner: Runner, model: type[Model], improper: Collection[str]
+    runner: Runner, model: type[Model], proper: Collection[str]
 ) -> Iterator[CheckMessage]:
-    if "get_base_queryset" in improper:
-        return
     base = _called(runner.get_base_queryset)
     # The default fails only because of BASE_QUERY, which has its own check.
-    if runner.overrides("get_base_queryset"):
+    if "get_base_queryset" in proper:
         complaints = list(_given(runner, "get_base_queryset", base, model))
         yield from complaints
         if complaints:
             return
-    if base.is_known and runner.overrides("filter_queryset") and "filter_queryset" not in improper:
+    if base.is_known and "filter_queryset" in proper:
         yield from _filter(runner, model, base.value)
 
 
@@ -95,12 +93,11 @@ def _filter(runner: Runner, model: type[Model], base: Any) -> Iterator[CheckMess
     if not rows.is_known:
         return
     found = _called(runner.filter_queryset, rows.value, log_level=SILENT)
-    if found.has_queried:
+    if found == Called():
         # A filter that logs how many rows pass needs no query for an empty queryset. But an
         # exception may be due to the empty queryset, so it is dropped.
-        found = replace(
-            _called(runner.filter_queryset, rows.value.none(), log_level=SILENT), error=None
-        )
+        found = _called(runner.filter_queryset, rows.value.none(), log_level=SILENT)
+        found = replace(found, error=None)
     complaints = list(_given(runner, "filter_queryset", found, model))
     yield from complaints
     if found.is_known and not complaints and found.value.query.is_sliced:
@@ -135,11 +132,10 @@ def _given(runner: Runner, name: str, found: Called, model: type[Model]) -> Iter
 
 @dataclass(frozen=True)
 class Called:
-    """The result or exception of a hook, if it was called without a query."""
+    """The result or exception of a hook; neither if it queried a database."""
 
     value: Any = None
     error: Exception | None = None
-    has_queried: bool = False
     is_known: bool = False
 
 
@@ -148,14 +144,11 @@ def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called
     # refusal.
     with queries_refused() as refusal:
         try:
-            value = hook(*arguments, **options)
-        except DatabaseError:
-            return Called(has_queried=True)
+            found = Called(hook(*arguments, **options), is_known=True)
         except Exception as problem:  # noqa: BLE001
             found = Called(error=problem)
-        else:
-            found = Called(value, is_known=True)
-    return Called(has_queried=True) if refusal.is_needed else found
+    has_queried = refusal.is_needed or isinstance(found.error, DatabaseError)
+    return Called() if has_queried else found
 
 
 def _computed(runner: Runner, name: str) -> Iterator[CheckMessage]:

@@ -1,17 +1,14 @@
-"""Messages of system checks, and the runners that are checked."""
+"""Messages of system checks."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 from django.apps import AppConfig, apps
 from django.core import checks
-
-from autorun.declare import registry
-from autorun.declare.runner import Runner
 
 
 def error(where: object, number: str) -> partial[checks.Error]:
@@ -32,12 +29,9 @@ def place(where: object) -> str | None:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def runners_in(app_configs: Iterable[AppConfig] | None) -> Iterator[Runner]:
-    """The registered runners, only those of the apps if any are given."""
-    chosen = None if app_configs is None else set(app_configs)
-    for runner in registry.runners():
-        if chosen is None or apps.get_containing_app_config(type(runner).__module__) in chosen:
-            yield runner
+def is_in(app_configs: Collection[AppConfig] | None, cls: type) -> bool:
+    """Whether the class is of one of these apps, or no apps are given."""
+    return app_configs is None or apps.get_containing_app_config(cls.__module__) in app_configs
 
 
 def shown(value: Any) -> str:

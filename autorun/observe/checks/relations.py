@@ -36,41 +36,35 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
 
 def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
     """The registered runners in DEPENDS_ON; an error for each entry that is not one."""
-    declared = runner.DEPENDS_ON
+    declared: Any = runner.DEPENDS_ON
     if not isinstance(declared, (tuple, list)):
-        errors.append(
-            error(runner, "E018")(
-                f"DEPENDS_ON is {shown(declared)}, not a tuple.",
-                f"Edit {place(runner)}: DEPENDS_ON = ({_written(declared)},).",
-            )
+        written = getattr(declared, "__name__", repr(declared)) if declared else "OtherRunner"
+        report = error(runner, "E018")(
+            f"DEPENDS_ON is {shown(declared)}, not a tuple.",
+            f"Edit {place(runner)}: DEPENDS_ON = ({written},).",
         )
+        errors.append(report)
         return
     for each in declared:
-        if isinstance(each, str):
-            try:
-                yield registry.get(each)
-                continue
-            except NotRegistered as missing:
-                problem = str(missing)
-        elif isinstance(each, type) and issubclass(each, Runner):
-            if registry.find(each.get_label()) is not None:
-                yield each()
-                continue
-            problem = f"{each.__name__} is not registered."
-        else:
-            problem = f"{shown(each)} is not a runner."
-        errors.append(
-            error(runner, "E018")(
-                f"DEPENDS_ON: {problem}",
+        try:
+            yield _registered(each)
+        except NotRegistered as missing:
+            report = error(runner, "E018")(
+                f"DEPENDS_ON: {missing}",
                 f"Edit DEPENDS_ON in {place(runner)}: use classes of registered runners, or labels "
                 "such as 'app_label.ClassName'.",
             )
-        )
+            errors.append(report)
 
 
-def _written(declared: Any) -> str:
-    is_class = isinstance(declared, type)
-    return declared.__name__ if is_class else repr(declared) if declared else "OtherRunner"
+def _registered(named: Any) -> Runner:
+    if isinstance(named, str):
+        return registry.get(named)
+    if not (isinstance(named, type) and issubclass(named, Runner)):
+        raise NotRegistered(f"{shown(named)} is not a runner.")
+    if registry.find(named.get_label()) is None:
+        raise NotRegistered(f"{named.__name__} is not registered.")
+    return named()
 
 
 def _cycles(runner: Runner, upstream: Mapping[str, list[Runner]]) -> Iterator[CheckMessage]:

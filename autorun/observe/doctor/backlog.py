@@ -25,14 +25,12 @@ MOST_SHOWN = 5
 def examine_leases() -> Iterator[Finding]:
     """Chunks whose worker stopped and which upkeep has not rescued."""
     overdue = Chunk.objects.running().filter(expires_at__lte=from_now(-settings.LEASE))
-    number = overdue.count()
-    if not number:
+    oldest = overdue.order_by("expires_at").first()
+    if oldest is None:
         yield ok("None overdue.")
         return
-    first = overdue.order_by("expires_at").first()
-    worker = "" if first is None else f"; the oldest was held by {first.worker}"
     yield error(
-        f"{counted(number, 'lease')} overdue{worker}.",
+        f"{counted(overdue.count(), 'lease')} overdue; the oldest was held by {oldest.worker}.",
         "Start a worker: its upkeep rescues the runs. If one is running, look in its log for why "
         "upkeep fails.",
     )

@@ -34,7 +34,7 @@ def examine_schedules() -> Iterator[Finding]:
     try:
         report = on_schedule.sync(dry=True)
     except ImproperlyConfigured as problem:
-        if _has_schedule():
+        if any(map(is_scheduled, registry.runners())):
             yield warning(
                 str(problem),
                 "Or set AUTORUN = {'SCHEDULE': None}: then only saves and commands start runs.",
@@ -62,7 +62,7 @@ def examine_schedules() -> Iterator[Finding]:
 @examination("beat")
 def examine_beat() -> Iterator[Finding]:
     """Whether beat is alive, from the time of the last task it sent."""
-    if not (apps.is_installed("django_celery_beat") and _has_schedule()):
+    if not (apps.is_installed("django_celery_beat") and any(map(is_scheduled, registry.runners()))):
         return
     from django_celery_beat.models import PeriodicTask
 
@@ -100,10 +100,6 @@ def examine_upkeep() -> Iterator[Finding]:
         f"{last}: nothing is retried, rescued or released.",
         f"Start a worker, which also runs upkeep: {celery_command('worker -n worker@%h')}.",
     )
-
-
-def _has_schedule() -> bool:
-    return any(map(is_scheduled, registry.runners()))
 
 
 def _start_beat() -> str:
