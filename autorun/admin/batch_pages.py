@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils import timezone
 
-from autorun.admin.backfills import (
-    LOST,
-    ONLY,
-    BackfillRequest,
-    PreviewShown,
-    preview_shown,
-)
+from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.markup import time_since
-from autorun.admin.pages import (
-    PageAdmin,
-    action,
-    find_runner,
-    is_fetched,
-    page,
-    require,
-    who,
-)
+from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.tables import batch_lines, counts_of, parts_of
 from autorun.conf import settings
@@ -73,10 +60,11 @@ class BatchAdmin(PageAdmin):
     def listing(self, request: HttpRequest) -> HttpResponse:
         """Batches by id, so that no page has to count those before it."""
         given = request.GET
+        states, triggers = Batch.State.values, Batch.Trigger.values
         chosen = {
             "runner": read_text(given, "runner"),
-            "state": read_one_of(Batch.State.values, given.get("state")),
-            "trigger": read_one_of(Batch.Trigger.values, given.get("trigger")),
+            "state": read_one_of(states, given.get("state")),
+            "trigger": read_one_of(triggers, given.get("trigger")),
         }
         narrowed = {name: value for name, value in chosen.items() if value}
         found = Batch.objects.filter(**narrowed).defer("scope").order_by("-pk")
@@ -96,8 +84,8 @@ class BatchAdmin(PageAdmin):
             lines=batch_lines(some[:PAGE]),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
-            states=Batch.State.values,
-            triggers=Batch.Trigger.values,
+            states=states,
+            triggers=triggers,
             runners=[runner.label for runner in registry.runners()],
         )
 
@@ -108,13 +96,12 @@ class BatchAdmin(PageAdmin):
         counts = counts_of([batch])[batch.pk]
         parts = parts_of(batch, counts)
         is_unfinished = batch.state in (Batch.State.RUNNING, Batch.State.PAUSED)
-        activity, is_stuck = Activity(), False
-        if is_unfinished:
-            activity = activity_by_node([batch.node])[batch.node_id]
-            is_stuck = _is_left(batch) or bool(stuck_nodes([batch.node_id]))
+        is_stuck = False
         is_held = is_unfinished and batch.node.paused_at is not None
         figures = _planning_figures(batch, is_unfinished=is_unfinished)
         if is_unfinished:
+            activity = activity_by_node([batch.node])[batch.node_id]
+            is_stuck = _is_left(batch) or bool(stuck_nodes([batch.node_id]))
             figures += [
                 Figure("Rate", rate(activity.per_second_at_work), otherwise="idle"),
                 time_left(
@@ -136,7 +123,7 @@ class BatchAdmin(PageAdmin):
             is_unfinished=is_unfinished,
             is_held=is_held,
             is_stuck=is_stuck,
-            is_registered=find_runner(batch.runner) is not None,
+            is_registered=registry.find(batch.runner) is not None,
             parts=parts,
             bar=stacked(parts, empty="Nothing planned yet"),
             figures=figures,
@@ -151,27 +138,25 @@ class BatchAdmin(PageAdmin):
     @page
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The scope of a backfill, and what it would do."""
-        card, asked = self._card(label), BackfillRequest.read(request.GET)
+        card, asked = card_of(get_runner(label)), BackfillRequest.read(request.GET)
         if asked.is_lost(request):
             return self._start_over(request)
         require(request, asked.needs(request))
-        return self._preparation(
-            request, card, asked, problem=NOT_COUNTED if asked.problems else ""
-        )
+        problem = NOT_COUNTED if asked.problems else ""
+        return self._preparation(request, card, asked, problem=problem)
 
     @page
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """The preview alone, with more rows counted."""
-        card, asked = self._card(label), BackfillRequest.read(request.GET)
+        card, asked = card_of(get_runner(label)), BackfillRequest.read(request.GET)
         if asked.is_lost(request):
             if is_fetched(request):
                 return self.fragment(request, "preview", card=card, asked=asked, problem=LOST)
             return self._start_over(request)
         require(request, asked.needs(request))
-        begun = Count.read(request.GET.get("begun", ""))
         found, problem = None, NOT_COUNTED
         if not asked.problems:
-            found, problem = self._counted(request, card, asked, begun)
+            found, problem = self._counted(request, card, asked)
         if is_fetched(request):
             context = {"card": card, "asked": asked, "preview": found, "problem": problem}
             return self.fragment(request, "preview", **context, query=asked.query())
@@ -180,7 +165,7 @@ class BatchAdmin(PageAdmin):
     @action(Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start the backfill that was previewed."""
-        card, asked = self._card(label), BackfillRequest.read(request.POST)
+        card, asked = card_of(get_runner(label)), BackfillRequest.read(request.POST)
         if asked.is_lost(request):
             return self._start_over(request)
         require(request, asked.needs(request))
@@ -190,23 +175,18 @@ class BatchAdmin(PageAdmin):
             batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
             messages.error(request, f"The backfill was not started: {error}")
-            return HttpResponseRedirect(self.url("autorun_batch_prepare", label))
+            return self.redirect("autorun_batch_prepare", label)
         self.note(request, f"Backfill of {label} started: {batch.description}.", batch)
-        return HttpResponseRedirect(self.url("autorun_batch_change", batch.pk))
+        return self.redirect("autorun_batch_change", batch.pk)
 
     @action(Permission.PAUSE)
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        batch = self._get(batch_id)
-        if batches.pause(batch):
-            self.note(request, f"{batch} paused. Runs in progress will finish.", batch)
-        return self.back(request, self.url("autorun_batch_change", batch_id))
+        told = "paused. Runs in progress will finish."
+        return self._change(request, batch_id, batches.pause, told)
 
     @action(Permission.PAUSE)
     def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        batch = self._get(batch_id)
-        if batches.resume(batch):
-            self.note(request, f"{batch} resumed.", batch)
-        return self.back(request, self.url("autorun_batch_change", batch_id))
+        return self._change(request, batch_id, batches.resume, "resumed.")
 
     @action(Permission.CANCEL)
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
@@ -221,13 +201,18 @@ class BatchAdmin(PageAdmin):
             )
         return self.back(request, self.url("autorun_batch_change", batch_id))
 
+    def _change(
+        self, request: HttpRequest, batch_id: int, change: Callable[[Batch], bool], told: str
+    ) -> HttpResponse:
+        batch = self._get(batch_id)
+        if change(batch):
+            self.note(request, f"{batch} {told}", batch)
+        return self.back(request, self.url("autorun_batch_change", batch_id))
+
     def _start_over(self, request: HttpRequest) -> HttpResponse:
-        """Redirect to a page to choose rows again, with a message that the choice is lost."""
         messages.error(request, LOST)
         may_choose = Allowed(request.user).to(Permission.BACKFILL)
-        return HttpResponseRedirect(
-            self.url("autorun_batch_choose" if may_choose else "autorun_node_changelist")
-        )
+        return self.redirect("autorun_batch_choose" if may_choose else "autorun_node_changelist")
 
     def _preparation(
         self, request: HttpRequest, card: Card, asked: BackfillRequest, **context: Any
@@ -240,7 +225,11 @@ class BatchAdmin(PageAdmin):
             asked=asked,
             rows=asked.rows_in_words(request, card.model_name),
             is_chosen=asked.chosen(request) is not None,
-            choices=_choices(request),
+            choices={
+                name: words
+                for name, words in ONLY.items()
+                if name != "again" or Allowed(request.user).to(Permission.BACKFILL)
+            },
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,
             default_window=f"default {number(settings.WINDOW)}",
@@ -249,18 +238,14 @@ class BatchAdmin(PageAdmin):
         )
 
     def _counted(
-        self,
-        request: HttpRequest,
-        card: Card,
-        asked: BackfillRequest,
-        begun: Count | None,
+        self, request: HttpRequest, card: Card, asked: BackfillRequest
     ) -> tuple[PreviewShown | None, str]:
         """The preview, or None and the reason why nothing can be counted."""
         try:
             count = count_rows(
                 card.runner,
                 asked.queryset(request, self.admin_site, card.runner),
-                begun=begun,
+                begun=Count.read(request.GET.get("begun", "")),
                 seconds=COUNTING_SECONDS,
                 samples=SAMPLES,
             )
@@ -268,23 +253,11 @@ class BatchAdmin(PageAdmin):
             return None, str(error)
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
-    def _card(self, label: str) -> Card:
-        runner = find_runner(label)
-        if runner is None:
-            raise Http404(f"No runner is registered as {label!r}.")
-        return card_of(runner)
-
     def _get(self, batch_id: int) -> Any:
         batch = Batch.objects.defer("scope").select_related("node").filter(pk=batch_id).first()
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch
-
-
-def _choices(request: HttpRequest) -> dict[str, str]:
-    """The values of `only` that the user may choose: to re-run successes is a backfill."""
-    may_backfill = Allowed(request.user).to(Permission.BACKFILL)
-    return {name: words for name, words in ONLY.items() if may_backfill or name != "again"}
 
 
 def _is_left(batch: Batch) -> bool:

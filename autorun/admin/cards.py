@@ -273,7 +273,7 @@ class Card:
 def cards() -> list[Card]:
     """A card for each registered runner, by label, in six queries."""
     runners = registry.runners()
-    digests = [digest for runner in runners if (digest := _digest(runner)[0])]
+    digests = [digest for runner in runners if (digest := digest_or_problem(runner)[0])]
     nodes = list(Node.objects.filter(digest__in=digests))
     return _cards(runners, nodes, progress_by_node(nodes), _unfinished_batches())
 
@@ -285,7 +285,7 @@ def card_of(
 ) -> Card:
     """One runner's card, without its batches; `nodes` if they have been loaded already."""
     if nodes is None:
-        nodes = list(Node.objects.filter(digest=_digest(runner)[0]))
+        nodes = list(Node.objects.filter(digest=digest_or_problem(runner)[0]))
     if progresses is None:
         progresses = progress_by_node(nodes)
     (card,) = _cards([runner], nodes, progresses, {})
@@ -341,7 +341,7 @@ def _cards(
     by_digest = {node.digest: node for node in nodes}
     activities = activity_by_node(by_digest.values())
     sweeps = next_sweeps(runners)
-    digests = {runner.label: _digest(runner) for runner in runners}
+    digests = {runner.label: digest_or_problem(runner) for runner in runners}
     stuck = stuck_nodes(pk for pk, progress in progresses.items() if progress.under_way)
     found = []
     for runner in runners:
@@ -367,7 +367,7 @@ def _results(succeeded: int, failed: int) -> str:
     return f"{number(succeeded)} succeeded" + f", {number(failed)} failed" * bool(failed)
 
 
-def _digest(runner: Runner) -> tuple[str, str]:
+def digest_or_problem(runner: Runner) -> tuple[str, str]:
     """The digest of the runner's node, or '' and the problem with its declaration."""
     try:
         return digest_of(runner), ""

@@ -11,7 +11,13 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+)
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
@@ -21,7 +27,6 @@ from django.utils.safestring import SafeString
 from autorun.admin.permissions import Allowed, Permission
 from autorun.declare import registry
 from autorun.declare.runner import Runner
-from autorun.exceptions import NotRegistered
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -50,17 +55,11 @@ class PageAdmin(ModelAdmin):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return Allowed(request.user).to(Permission.VIEW)
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
-
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    has_module_permission = has_view_permission
+    has_change_permission = has_delete_permission = has_add_permission
 
     def route(self, pattern: str, view: Callable[..., HttpResponse], name: str) -> URLPattern:
         """A URL of `view`, inside the admin's own checks, named `autorun_<model>_<name>`."""
@@ -78,7 +77,7 @@ class PageAdmin(ModelAdmin):
             "tab": self.tab,
             "tabs": [(key, name, self.url(url_name)) for key, name, url_name in TABS],
         }
-        return self.fragment(request, template, **{**frame, **context})
+        return self.fragment(request, template, **(frame | context))
 
     def fragment(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
         """A template alone: a part of a page that the script fetches."""
@@ -90,6 +89,10 @@ class PageAdmin(ModelAdmin):
     def url(self, name: str, *args: Any) -> str:
         """The address of one of the admin's pages."""
         return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
+
+    def redirect(self, name: str, *args: Any) -> HttpResponseRedirect:
+        """Redirect to one of the admin's pages."""
+        return HttpResponseRedirect(self.url(name, *args))
 
     def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:
         """Redirect to the page the form names as its own, if it is on this site."""
@@ -114,49 +117,40 @@ class PageAdmin(ModelAdmin):
         """
         message = f"{what} {detail}".strip()
         entry = {"user_id": request.user.pk, "action_flag": CHANGE, "change_message": message}
-        for each in objects:
-            content_type = ContentType.objects.get_for_model(each)
+        entries: list[Any] = [(each, each.pk, str(each)) for each in objects]
+        for subject, key, name in entries or [(self.model, None, about)]:
+            content_type = ContentType.objects.get_for_model(subject)
             LogEntry.objects.create(
-                content_type=content_type, object_id=each.pk, object_repr=str(each)[:200], **entry
+                content_type=content_type, object_id=key, object_repr=name[:200], **entry
             )
-        if not objects:
-            content_type = ContentType.objects.get_for_model(self.model)
-            LogEntry.objects.create(content_type=content_type, object_repr=about[:200], **entry)
         messages.success(request, format_html("{}{}", what, links))
 
 
 def page(view: View[Page, Parameters]) -> View[Page, Parameters]:
     """A view for users who may see autorun's pages."""
-
-    @wraps(view)
-    def checked(
-        self: Page, request: HttpRequest, *args: Parameters.args, **kwargs: Parameters.kwargs
-    ) -> HttpResponse:
-        if not Allowed(request.user).to(Permission.VIEW):
-            raise PermissionDenied
-        return view(self, request, *args, **kwargs)
-
-    return cast("View[Page, Parameters]", checked)
+    return _checked(view, Permission.VIEW)
 
 
 def action(
     permission: Permission,
 ) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
     """A view that changes something: by POST only, for users who have the permission."""
+    return lambda view: _checked(view, permission, is_action=True)
 
-    def decorate(view: View[Page, Parameters]) -> View[Page, Parameters]:
-        @wraps(view)
-        def checked(
-            self: Page, request: HttpRequest, *args: Parameters.args, **kwargs: Parameters.kwargs
-        ) -> HttpResponse:
-            if request.method != "POST":
-                return HttpResponseNotAllowed(["POST"])
-            require(request, permission)
-            return view(self, request, *args, **kwargs)
 
-        return cast("View[Page, Parameters]", checked)
+def _checked(
+    view: View[Page, Parameters], permission: Permission, *, is_action: bool = False
+) -> View[Page, Parameters]:
+    @wraps(view)
+    def checked(
+        self: Page, request: HttpRequest, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> HttpResponse:
+        if is_action and request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        require(request, permission)
+        return view(self, request, *args, **kwargs)
 
-    return decorate
+    return cast("View[Page, Parameters]", checked)
 
 
 def require(request: HttpRequest, *permissions: Permission) -> None:
@@ -171,12 +165,12 @@ def is_fetched(request: HttpRequest) -> bool:
     return request.headers.get("X-Requested-With") == "autorun"
 
 
-def find_runner(label: str) -> Runner | None:
-    """The registered runner of that label, or None; the label may be any text."""
-    try:
-        return registry.get(label)
-    except NotRegistered:
-        return None
+def get_runner(label: str) -> Runner:
+    """The registered runner of that label; raises Http404 if there is none."""
+    runner = registry.find(label)
+    if runner is None:
+        raise Http404(f"No runner is registered as {label!r}.")
+    return runner
 
 
 def who(request: HttpRequest) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
@@ -67,6 +68,7 @@ class RunLine:
     @classmethod
     def of(cls, run: Run, name: Name, chosen: RunFilter) -> RunLine:
         chunk, origin = run.chunk, origin_of(run.chunk)
+        word = ORIGINS[origin].word if origin else "—"
         if run.finished_at:
             when = time_since(run.finished_at)
         elif chunk.started_at:
@@ -80,7 +82,7 @@ class RunLine:
             state=state_of(run),
             analysis=str(run.node),
             runner="" if chunk.runner == chosen.runner else chunk.runner,
-            trigger=name_of_batch(chunk.batch) if chunk.batch else _word(origin),
+            trigger=name_of_batch(chunk.batch) if chunk.batch else word,
             batch_id=chunk.batch_id,
             attempts=run.attempts,
             when=when,
@@ -104,6 +106,11 @@ class BulkAction:
     def accepts(self) -> tuple[str, ...]:
         return (*self.states, *self.named)
 
+    def narrowed(self, chosen: RunFilter) -> list[RunFilter]:
+        """The filter for each state that the action accepts."""
+        states = [chosen.state] if chosen.state else self.states
+        return [replace(chosen, state=state) for state in states]
+
 
 @dataclass(frozen=True)
 class Log:
@@ -119,7 +126,6 @@ _DONE = {
     "ignore": ("failed run is ignored from now on.", "failed runs are ignored from now on."),
     "cancel": ("run cancelled before the start.", "runs cancelled before the start."),
 }
-_CHANGES = {"ignore": interventions.ignore_runs, "cancel": interventions.cancel_runs}
 ACTIONS: Mapping[str, BulkAction] = {
     each.name: each
     for each in (
@@ -259,8 +265,8 @@ class RunAdmin(PageAdmin):
             return self._back_to_list(request)
         require(request, chosen_action.permission)
         is_everything = request.POST.get("scope") == "everything"
-        given = map(read_number, request.POST.getlist("ids")[:MOST_TICKED])
-        ids = [each for each in given if each is not None]
+        ticked = map(read_number, request.POST.getlist("ids")[:MOST_TICKED])
+        ids = [each for each in ticked if each is not None]
         chosen = RunFilter.read(request.POST)
         if problems := RunFilter.not_understood(request.POST):
             problem = " ".join(problems)
@@ -274,26 +280,18 @@ class RunAdmin(PageAdmin):
         if "confirmed" not in request.POST:
             return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
         if is_everything:
-            log, found = _log_of_filter(chosen), _everything(chosen_action, chosen)
-            if chosen_action.name == "retry" and _is_for_workers(chosen):
-                first = _first(found)
-                if first is None:
-                    self._have_retried(request, chosen, log)
-                    return self._back_to_list(request)
-                found = iter(first)
-            self._do(request, chosen_action, found, log)
+            self._act_on_all(request, chosen_action, chosen)
         else:
-            runs = _ticked(chosen_action, ids)
+            given = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs")
+            runs = [run for run in given.order_by("pk") if state_of(run) in chosen_action.accepts]
             self._do(request, chosen_action, [runs], _log_of(runs))
         return self._back_to_list(request)
 
     def _ask(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
     ) -> HttpResponse:
-        filters = _narrowed(chosen_action, chosen)
-        numbers = [] if ids else [_number(each) for each in filters]
-        total = None if None in numbers else sum(filter(None, numbers))
-        total = len(ids) if ids else total
+        found = [len(ids)] if ids else [_number(each) for each in chosen_action.narrowed(chosen)]
+        total = None if None in found else sum(filter(None, found))
         what = "all matching runs"
         if total is not None:
             about = "" if ids or total <= MOST_COUNTED else "about "
@@ -318,7 +316,9 @@ class RunAdmin(PageAdmin):
         if chosen_action.name == "retry":
             self._retry(request, found, log)
             return
-        changed = _CHANGES[chosen_action.name](found)
+        is_ignored = chosen_action.name == "ignore"
+        change = interventions.ignore_runs if is_ignored else interventions.cancel_runs
+        changed = change(found)
         what = counted(changed, *_DONE[chosen_action.name])
         if changed:
             self.note(request, what, *log.runs, about=log.about, detail=log.detail)
@@ -342,8 +342,20 @@ class RunAdmin(PageAdmin):
         if not retried.runs and not retried.outdated:
             messages.info(request, "None of these runs is failed any more.")
 
-    def _have_retried(self, request: HttpRequest, chosen: RunFilter, log: Log) -> None:
-        """Leave it to workers to find the failed runs and retry them."""
+    def _act_on_all(
+        self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter
+    ) -> None:
+        log = _log_of_filter(chosen)
+        found = chain.from_iterable(each.each() for each in chosen_action.narrowed(chosen))
+        is_retry = chosen_action.name == "retry"
+        if not is_retry or chosen.group or chosen.state == "ignored":
+            self._do(request, chosen_action, found, log)
+            return
+        first = _first(found)
+        if first is not None:
+            self._do(request, chosen_action, first, log)
+            return
+        # Too many for a request: workers find the failed runs and retry them.
         begun = interventions.retry_matching(chosen, requested_by=who(request))
         what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
         links = self._links(begun)
@@ -419,28 +431,6 @@ def _number(chosen: RunFilter) -> int | None:
     return found
 
 
-def _narrowed(chosen_action: BulkAction, chosen: RunFilter) -> list[RunFilter]:
-    """The filter for each state that the action accepts."""
-    states = [chosen.state] if chosen.state else chosen_action.states
-    return [replace(chosen, state=state) for state in states]
-
-
-def _everything(chosen_action: BulkAction, chosen: RunFilter) -> Iterator[list[Run]]:
-    for each in _narrowed(chosen_action, chosen):
-        yield from each.each()
-
-
-def _ticked(chosen_action: BulkAction, ids: list[int]) -> list[Run]:
-    """The ticked runs that are in a state that the action accepts."""
-    runs = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs").order_by("pk")
-    return [run for run in runs if state_of(run) in chosen_action.accepts]
-
-
-def _is_for_workers(chosen: RunFilter) -> bool:
-    """Whether workers can find the matching failed runs if there are very many."""
-    return not chosen.group and chosen.state != "ignored"
-
-
 def _first(found: Iterable[list[Run]]) -> list[list[Run]] | None:
     """All runs found; None if they are more than a request should wait for."""
     some: list[list[Run]] = []
@@ -451,10 +441,6 @@ def _first(found: Iterable[list[Run]]) -> list[list[Run]] | None:
         if total > MOST_AT_ONCE:
             return None
     return some
-
-
-def _word(origin: str) -> str:
-    return ORIGINS[origin].word if origin else "—"
 
 
 def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from django.contrib import admin, messages
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern
 
-from autorun.admin.cards import Card, card_of, cards, name_of_runner, remember, title_of_runner
+from autorun.admin.cards import (
+    Card,
+    card_of,
+    cards,
+    digest_or_problem,
+    name_of_runner,
+    remember,
+    title_of_runner,
+)
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.pages import PageAdmin, action, find_runner, is_fetched, page
+from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
 from autorun.admin.row_access import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
@@ -84,18 +93,13 @@ class NodeAdmin(PageAdmin):
     def overview(self, request: HttpRequest) -> HttpResponse:
         """A card for each runner."""
         found = cards()
-        return self.render(
-            request,
-            "overview",
-            "Overview",
-            cards=found,
-            is_busy=any(card.is_busy for card in found),
-        )
+        is_busy = any(card.is_busy for card in found)
+        return self.render(request, "overview", "Overview", cards=found, is_busy=is_busy)
 
     @page
     def runner_page(self, request: HttpRequest, label: str) -> HttpResponse:
         """The analysis of a runner, its rows and its progress."""
-        runner = self._get(label)
+        runner = get_runner(label)
         versions = _versions(runner)
         progresses = progress_by_node(versions)
         card = card_of(runner, versions, progresses)
@@ -123,13 +127,13 @@ class NodeAdmin(PageAdmin):
         node = Node.objects.filter(pk=node_id).first()
         for card in cards():
             if node is not None and card.node == node:
-                return HttpResponseRedirect(self.url("autorun_node_runner", card.label))
-        return HttpResponseRedirect(self.url("autorun_node_changelist"))
+                return self.redirect("autorun_node_runner", card.label)
+        return self.redirect("autorun_node_changelist")
 
     @page
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """A card's bar with its pending rows counted, or with a link to continue counting."""
-        runner = self._get(label)
+        runner = get_runner(label)
         begun = Count.read(request.GET.get("begun", ""))
         count, problem = None, ""
         try:
@@ -149,30 +153,25 @@ class NodeAdmin(PageAdmin):
     @page
     def why(self, request: HttpRequest, label: str) -> HttpResponse:
         """Why one row is pending for the runner, or why it is not."""
-        runner = self._get(label)
+        runner = get_runner(label)
         instance = find_row(request, self.admin_site, runner, request.GET.get("row", ""))
         if instance is None:
             raise Http404("There is no such row, or you do not have permission to see it.")
-        name = name_of(self.admin_site, instance)
+        name, runner_name = name_of(self.admin_site, instance), name_of_runner(runner)
+        shows_messages = Allowed(request.user).to(Permission.SEE_PAYLOAD)
         return self.render(
             request,
             "why",
-            f"{name_of_runner(runner)} on {name}",
+            f"{runner_name} on {name}",
             runner=runner,
-            runner_name=name_of_runner(runner),
+            runner_name=runner_name,
             runner_title=title_of_runner(runner),
             name=name,
             runs=[
                 (run.pk, state_of(run), str(run.node), time_since(run.finished_at))
                 for run in runs_behind(runner, instance)
             ],
-            reason=prose(
-                explanation_of(
-                    runner,
-                    instance,
-                    shows_messages=Allowed(request.user).to(Permission.SEE_PAYLOAD),
-                )
-            ),
+            reason=prose(explanation_of(runner, instance, shows_messages=shows_messages)),
         )
 
     @page
@@ -186,53 +185,43 @@ class NodeAdmin(PageAdmin):
     @action(Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
         """Have a worker plan the pending rows."""
-        node = self._node_of(request, label)
-        if node is None:
-            return self._back_to(request, label)
-        try:
-            publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
-        except BrokerUnavailable as error:
-            messages.error(
-                request,
-                f"No broker took the sweep of {label}: {error} Try again in a moment, or run "
-                f"`manage.py autorun sweep {label}`.",
-            )
-        else:
-            self.note(request, f"Sweep of {label} queued.", node)
-        return self._back_to(request, label)
+
+        def send(_runner: Runner) -> bool:
+            try:
+                publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
+            except BrokerUnavailable as error:
+                messages.error(
+                    request,
+                    f"No broker took the sweep of {label}: {error} Try again in a moment, or run "
+                    f"`manage.py autorun sweep {label}`.",
+                )
+                return False
+            return True
+
+        return self._change(request, label, send, f"Sweep of {label} queued.")
 
     @action(Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
-        node = self._node_of(request, label)
-        if node is not None and halting.pause_runner(self._get(label)):
-            what = f"Runner {label} paused. Runs in progress will finish."
-            self.note(request, what, node)
-        return self._back_to(request, label)
+        told = f"Runner {label} paused. Runs in progress will finish."
+        return self._change(request, label, halting.pause_runner, told)
 
     @action(Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Resume a paused runner."""
-        node = self._node_of(request, label)
-        if node is not None and halting.resume_runner(self._get(label)):
-            self.note(request, f"Runner {label} resumed.", node)
-        return self._back_to(request, label)
+        return self._change(request, label, halting.resume_runner, f"Runner {label} resumed.")
 
-    def _get(self, label: str) -> Runner:
-        runner = find_runner(label)
-        if runner is None:
-            raise Http404(f"No runner is registered as {label!r}.")
-        return runner
-
-    def _node_of(self, request: HttpRequest, label: str) -> Node | None:
-        """The node of the runner of that label; None, with a message, if it cannot run."""
+    def _change(
+        self, request: HttpRequest, label: str, change: Callable[[Runner], bool], told: str
+    ) -> HttpResponse:
+        runner = get_runner(label)
         try:
-            return node_of(self._get(label))
+            node = node_of(runner)
         except AutorunError as error:
             messages.error(request, f"{label} cannot run: {error}")
-            return None
-
-    def _back_to(self, request: HttpRequest, label: str) -> HttpResponse:
+        else:
+            if change(runner):
+                self.note(request, told, node)
         return self.back(request, self.url("autorun_node_runner", label))
 
 
@@ -242,8 +231,8 @@ def _examined() -> dict[str, Any]:
 
     order = {"error": 0, "warning": 1}
     findings = sorted(examine(), key=lambda each: order.get(each.level, 2))
-    numbers = {level: sum(each.level == level for each in findings) for level in order}
-    problems = [counted(value, level) for level, value in numbers.items() if value]
+    numbers: Counter[str] = Counter(each.level for each in findings)
+    problems = [counted(numbers[level], level) for level in order if numbers[level]]
     return {
         "findings": [
             (each.level, each.subject, prose(each.message), prose(each.hint)) for each in findings
@@ -258,10 +247,7 @@ def _versions(runner: Runner) -> list[Node]:
         title, own = runner.get_analysis().title, digest_of(runner)
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
-    others = set()
-    for other in registry.runners():
-        with suppress(Exception):
-            others.add(digest_of(other))
+    others = {digest_or_problem(other)[0] for other in registry.runners()}
     meta = (runner.get_model()._meta.concrete_model or runner.get_model())._meta
     nodes = Node.objects.filter(
         title=title, content_type__app_label=meta.app_label, content_type__model=meta.model_name
@@ -321,9 +307,7 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
 def _facts(runner: Runner) -> list[tuple[str, str]]:
     """The options that say when and how rows are processed."""
     timeout = runner.get_timeout()
-    dependencies = [
-        each if isinstance(each, str) else each.get_label() for each in runner.DEPENDS_ON
-    ]
+    labels = [each if isinstance(each, str) else each.get_label() for each in runner.DEPENDS_ON]
     facts = [
         ("Rows", str(runner.get_model()._meta.label)),
         ("Input", runner.INPUT_KEY or ""),
@@ -333,7 +317,7 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
     ]
     optional = [
         ("Changes tracked by", ", ".join(runner.INPUT_FIELDS or ())),
-        ("After", ", ".join(dependencies)),
+        ("After", ", ".join(labels)),
         ("Concurrent runs, at most", number(runner.MAX_PARALLEL or None)),
         ("Queue", runner.QUEUE or settings.QUEUE or ""),
         ("A sweep plans at most", number(runner.MAX_PER_SWEEP or None)),
