@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
+from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest
 
+from autorun.admin.cards import Card
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, may_view, name_of, visible
 from autorun.admin.selections import ChosenRows, find
@@ -23,13 +27,6 @@ from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
 from autorun.state.words import REASONS, counted, duration, number
-
-if TYPE_CHECKING:
-    from django.contrib.admin import AdminSite
-    from django.db.models import QuerySet
-    from django.http import HttpRequest
-
-    from autorun.admin.cards import Card
 
 #: The largest number in a column of 32 bits.
 MOST_RUNS = (1 << 31) - 1
@@ -61,19 +58,17 @@ class BackfillRequest:
     def read(cls, given: Mapping[str, Any]) -> BackfillRequest:
         """The request in a form's values."""
         only = str(given.get("only", ""))
-        limit, window = given.get("limit"), given.get("window")
-        problems = {
-            "only": "" if only in ONLY else f"Unknown choice “{only[:40]}”.",
-            "limit": no_number(limit, least=1, most=MOST_RUNS),
-            "window": no_number(window, least=1, most=MOST_RUNS),
-        }
+        problems = {"only": "" if only in ONLY else f"Unknown choice “{only[:40]}”."}
+        numbers = {}
+        for name in ("limit", "window"):
+            numbers[name] = read_number(given.get(name), least=1, most=MOST_RUNS)
+            problems[name] = no_number(given.get(name), least=1, most=MOST_RUNS)
         return cls(
             only=only if only in ONLY else "",
             filter=read_text(given, "filter"),
             selection=read_text(given, "selection"),
-            limit=read_number(limit, least=1, most=MOST_RUNS),
-            window=read_number(window, least=1, most=MOST_RUNS),
             problems={name: problem for name, problem in problems.items() if problem},
+            **numbers,
         )
 
     def query(self, **more: str) -> str:
@@ -84,12 +79,9 @@ class BackfillRequest:
 
     @property
     def scope(self) -> Scope:
-        is_again = self.only == "again"
-        return Scope(
-            filter=self.filter or None,
-            only=None if is_again else self.only or None,
-            force=is_again,
-        )
+        if self.only == "again":
+            return Scope(filter=self.filter or None, force=True)
+        return Scope(filter=self.filter or None, only=self.only or None)
 
     def chosen(self, request: HttpRequest) -> ChosenRows | None:
         """The rows that the user chose on the model's own page, if any."""
@@ -127,7 +119,7 @@ class BackfillRequest:
     def needs(self, request: HttpRequest) -> Permission:
         """The permission to start it: a few ticked rows are not a backfill."""
         chosen = self.chosen(request)
-        is_few = chosen is not None and not chosen.is_everything and self.only != "again"
+        is_few = chosen is not None and chosen.keys is not None and self.only != "again"
         return Permission.START if is_few else Permission.BACKFILL
 
     def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
@@ -150,7 +142,7 @@ class BackfillRequest:
         if chosen.keys is None:
             scope = replace(self.scope, filter=None, source=chosen.source(request, site))
         else:
-            scope = replace(self.scope, filter=None, pks=tuple(map(_plain, chosen.keys)))
+            scope = replace(self.scope, filter=None, pks=tuple(chosen.keys))
         return request_backfill(runner, scope, **limits)
 
 
@@ -228,7 +220,3 @@ def _names(request: HttpRequest, site: AdminSite, runner: Runner, count: Count) 
     pks = {key: kind.to_pk(key) for key in keys}
     shown = visible(request, site, model, pks.values(), database_of(runner))
     return {key: name_of(site, shown[pk]) if pk in shown else Name(key) for key, pk in pks.items()}
-
-
-def _plain(key: Any) -> Any:
-    return key if isinstance(key, int) else str(key)

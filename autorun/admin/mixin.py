@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, OuterRef, QuerySet
 from django.forms import Media
@@ -34,16 +35,12 @@ from autorun.models import Node, Run
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import Found, find_pending
 from autorun.planning.pending import pending
-from autorun.state.keys import KeyKind, key_kind
+from autorun.state.keys import key_kind
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
-    RowList = ChangeList
-    ListFilter = admin.SimpleListFilter
 else:
     ModelAdmin = object
-    RowList = ChangeList
-    ListFilter = admin.SimpleListFilter
 
 PANEL = "autorun_runs"
 UP_TO = "autorun_up_to"
@@ -95,7 +92,7 @@ class AutorunAdminMixin(ModelAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         fieldsets = list(super().get_fieldsets(request, obj))
-        if self._shows_panel(request, obj) and PANEL not in _names_in(fieldsets):
+        if self._shows_panel(request, obj) and PANEL not in flatten_fieldsets(fieldsets):
             fieldsets.append(("Autorun", {"fields": [PANEL]}))
         return fieldsets
 
@@ -107,15 +104,11 @@ class AutorunAdminMixin(ModelAdmin):
         found = getattr(changelist, "autorun_found", None)
         if changelist is not None and found is not None and found.up_to:
             address = changelist.get_query_string({UP_TO: found.up_to}, ["p"])
-            messages.info(
-                request,
-                format_html(
-                    "{} of the newest rows are pending. Not all rows have been checked yet: "
-                    '<a href="{}">check the others</a>.',
-                    len(found.keys),
-                    address,
-                ),
+            told = (
+                "{} of the newest rows are pending. Not all rows have been checked yet: "
+                '<a href="{}">check the others</a>.'
             )
+            messages.info(request, format_html(told, len(found.keys), address))
         return response
 
     @property
@@ -125,37 +118,25 @@ class AutorunAdminMixin(ModelAdmin):
     @admin.display(description="Runs")
     def autorun_runs(self, instance: Any) -> SafeString:
         """The row's runs, newest first, and the reason why it is or is not pending."""
-        kind = key_kind(self.model)
-        nodes = _nodes_of(self.model)
-        key = _key_of(kind, self.model, instance.pk)
-        runs = (
-            Run.objects.filter(node__in=nodes)
-            .of_row(kind, key)
-            .select_related("node", "chunk")
-            .defer("outputs")
-            .order_by("-pk")[:MOST_RUNS]
+        kind, key = key_kind(self.model), instance.pk
+        if not kind.is_integer:
+            # The key as the database writes it.
+            key = kind.values(self.model._base_manager.filter(pk=key)).first() or ""
+        meta = self.model._meta.concrete_model._meta
+        nodes = Node.objects.filter(
+            content_type__app_label=meta.app_label, content_type__model=meta.model_name
         )
-        context = {
-            "runs": [
-                (
-                    run.pk,
-                    str(run.node),
-                    state_of(run),
-                    run.attempts,
-                    time_since(run.finished_at or run.chunk.created_at),
-                )
-                for run in runs
-            ],
-            "runners": [
-                (
-                    each.label,
-                    name_of_runner(each),
-                    prose(explanation_of(each, instance, shows_messages=False)),
-                )
-                for each in runners_of(self.model)
-            ],
-            "row": instance,
-        }
+        found = Run.objects.filter(node__in=list(nodes.values_list("pk", flat=True)))
+        newest = found.of_row(kind, key).select_related("node", "chunk").order_by("-pk")
+        runs = []
+        for run in newest.defer("outputs")[:MOST_RUNS]:
+            when = time_since(run.finished_at or run.chunk.created_at)
+            runs.append((run.pk, str(run.node), state_of(run), run.attempts, when))
+        runners = []
+        for each in runners_of(self.model):
+            reason = prose(explanation_of(each, instance, shows_messages=False))
+            runners.append((each.label, name_of_runner(each), reason))
+        context = {"runs": runs, "runners": runners, "row": instance}
         return render_to_string("autorun/panel.html", context)
 
     def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
@@ -178,7 +159,7 @@ class _Status:
         return render_to_string("autorun/row_status.html", context)
 
 
-class StatusFilter(ListFilter):
+class StatusFilter(admin.SimpleListFilter):
     """Rows that are pending, failed or done for one of the model's runners."""
 
     title = "autorun"
@@ -199,10 +180,10 @@ class StatusFilter(ListFilter):
         """The key from which to check downwards for pending rows; '' for the highest."""
         return str(self.used_parameters.get(UP_TO, ""))
 
-    def pending_for(self) -> Runner | None:
-        """The runner whose pending rows the filter selects, if it does."""
+    def chosen(self) -> tuple[str, Runner | None]:
+        """The state of the rows to show, and the runner for which they are in it."""
         state, _, label = (self.value() or "").partition(":")
-        return registry.find(label) if state == "pending" else None
+        return state, registry.find(label)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         states = {"pending": "pending", "failed": "failed", "succeeded": "up to date"}
@@ -213,8 +194,7 @@ class StatusFilter(ListFilter):
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        state, _, label = (self.value() or "").partition(":")
-        runner = registry.find(label)
+        state, runner = self.chosen()
         if runner is None:
             return queryset
         is_pending = state == "pending"
@@ -232,13 +212,12 @@ class StatusFilter(ListFilter):
         return queryset.filter(Exists(runs))
 
 
-class _WithStatus(RowList):
+class _WithStatus(ChangeList):
     """Finds the states of a page's rows in two queries, and pending rows within LOOKING_SECONDS."""
 
     autorun_found: Found | None = None
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
-        """The rows of the page; pending ones only as far as they are found in time."""
         # Pending rows are found last, among the rows that pass all other filters.
         setattr(request, DEFERS, True)
         try:
@@ -246,8 +225,10 @@ class _WithStatus(RowList):
         finally:
             setattr(request, DEFERS, False)
         chosen = next((each for each in self.filter_specs if isinstance(each, StatusFilter)), None)
-        runner = None if chosen is None or args or kwargs else chosen.pending_for()
-        if chosen is None or runner is None:
+        if chosen is None or args or kwargs:
+            return rows
+        state, runner = chosen.chosen()
+        if state != "pending" or runner is None:
             return rows
         try:
             if is_exact(request):
@@ -265,8 +246,7 @@ class _WithStatus(RowList):
         columns = [each for each in self.list_display if isinstance(each, _Status)]
         if not columns:
             return
-        rows = list(self.result_list)
-        self.result_list = rows
+        self.result_list = rows = list(self.result_list)
         nodes: dict[str, int] = {}
         for column in columns:
             try:
@@ -292,7 +272,6 @@ def runners_of(model: type[Any]) -> list[Runner]:
 
 
 def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
-    """No rows, with a message that says why the runner cannot run."""
     messages.error(request, f"The runner cannot run: {error}")
     return rows.none()
 
@@ -334,8 +313,7 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
             return None
         keys = None
         if not is_everything:
-            pks = queryset.values_list("pk", flat=True)[: MOST_KEYS + 1]
-            keys = [str(pk) for pk in pks]
+            keys = [str(pk) for pk in queryset.values_list("pk", flat=True)[: MOST_KEYS + 1]]
             if len(keys) > MOST_KEYS:
                 messages.error(
                     request,
@@ -343,38 +321,13 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
                     "narrow the list with a filter and select all that it shows.",
                 )
                 return None
-        chosen = ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys)
-        token = keep(request, chosen)
+        token = keep(request, ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys))
         address = reverse(
             "admin:autorun_batch_prepare", args=[label], current_app=model_admin.admin_site.name
         )
         return HttpResponseRedirect(f"{address}?selection={token}&only=all")
 
     return run_on_selected
-
-
-def _nodes_of(model: type[Any]) -> list[int]:
-    meta = model._meta.concrete_model._meta
-    nodes = Node.objects.filter(
-        content_type__app_label=meta.app_label, content_type__model=meta.model_name
-    )
-    return list(nodes.values_list("pk", flat=True))
-
-
-def _key_of(kind: KeyKind, model: type[Any], pk: Any) -> Any:
-    """The row's key, as the database writes it."""
-    if kind.is_integer:
-        return pk
-    return kind.values(model._base_manager.filter(pk=pk)).first() or ""
-
-
-def _names_in(fieldsets: Any) -> set[str]:
-    return {
-        name
-        for _, options in fieldsets
-        for name in options.get("fields", ())
-        if isinstance(name, str)
-    }
 
 
 def _may_view(request: HttpRequest) -> bool:

@@ -11,26 +11,23 @@ import copy
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote_plus
 
 from django.apps import apps
+from django.contrib.admin import AdminSite
 from django.contrib.admin.exceptions import DisallowedModelAdminLookup
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import all_sites
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
 
 from autorun.admin.row_access import may_view
 from autorun.declare.runner import Runner
 from autorun.exceptions import RowsGone
 from autorun.planning.scope import SOURCES
-
-if TYPE_CHECKING:
-    from django.contrib.admin import AdminSite
-    from django.contrib.admin.views.main import ChangeList
-    from django.db.models import Model, QuerySet
-
 
 KIND = "admin"
 EXACT = "_autorun_is_exact"
@@ -49,10 +46,6 @@ class ChosenRows:
     def get_model(self) -> type[Model]:
         return apps.get_model(self.model)
 
-    @property
-    def is_everything(self) -> bool:
-        return self.keys is None
-
     def queryset(self, request: HttpRequest, site: AdminSite) -> QuerySet[Any]:
         """The rows, as the model's own admin gives them to this user."""
         model_admin = site._registry[self.get_model()]
@@ -66,10 +59,10 @@ class ChosenRows:
     def source(self, request: HttpRequest, site: AdminSite) -> dict[str, Any]:
         """The filtered rows as the source of a scope, from which any process finds them."""
         names = self.get_model()._meta.verbose_name_plural
-        shown = unquote_plus(self.query)
+        shown = unquote_plus(self.query) or "no filter"
         return {
             "kind": KIND,
-            "words": f"of {names} that the admin shows for {shown or 'no filter'}",
+            "words": f"of {names} that the admin shows for {shown}",
             "site": site.name,
             "user": str(request.user.pk),
             "model": self.model,
@@ -113,15 +106,12 @@ def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:
     """The model's changelist for the request, without loading a page of results."""
     quiet = copy.copy(model_admin)
     base = model_admin.get_changelist(request)
-    listing = type("Listing", (base,), {"get_results": _get_no_results})
+    # `ChangeList.get_results` counts and fetches.
+    listing = type("Listing", (base,), {"get_results": lambda _changelist, _request: None})
     quiet.get_changelist = lambda _request, **_kwargs: listing
     setattr(request, EXACT, True)
     found: ChangeList = quiet.get_changelist_instance(request)
     return found
-
-
-def _get_no_results(_changelist: ChangeList, _request: HttpRequest) -> None:
-    """Replace `ChangeList.get_results`, which counts and fetches."""
 
 
 def keep(request: HttpRequest, chosen: ChosenRows) -> str:
