@@ -36,8 +36,7 @@ COUNT_AGE = dt.timedelta(hours=1)
 class Counted:
     """All rows of a runner by reason, with the time they were counted.
 
-    `left_out` are the rows that its filter excludes or that wait for another runner; `runs` are the
-    current runs there were then.
+    `left_out`: rows excluded by its filter or waiting for another runner; `runs`: runs at the time.
     """
 
     count: Count
@@ -57,13 +56,12 @@ class Counted:
     @classmethod
     def of(cls, node: Node | None) -> Counted | None:
         """The node's recent count, if there is one."""
-        if node is None or not node.counted:
+        known = None if node is None else node.counted
+        if not known:
             return None
-        known = node.counted
         at = dt.datetime.fromisoformat(known["at"])
-        if timezone.now() - at > COUNT_AGE:
-            return None
-        return cls(Count(known["rows"]), known["left_out"], known["runs"], at)
+        is_old = timezone.now() - at > COUNT_AGE
+        return None if is_old else cls(Count(known["rows"]), known["left_out"], known["runs"], at)
 
 
 @dataclass(frozen=True)
@@ -123,17 +121,13 @@ class Card:
 
     @property
     def pending(self) -> int | None:
-        """Rows without a run for their current input; None if there is no recent count.
-
-        Rows that have been planned since they were counted are no longer pending.
-        """
+        """Rows still pending, less those planned since the count; None without a recent count."""
         if self.counted is None:
             return None
         return max(0, self.counted.count.pending - self._planned_since)
 
     @property
     def left_out(self) -> int:
-        """Rows that need no run, less those that have been planned since they were counted."""
         if self.counted is None:
             return 0
         planned = max(0, self._planned_since - self.counted.count.pending)
@@ -146,28 +140,21 @@ class Card:
     @property
     def parts(self) -> list[Part]:
         """The states in the order of the bar; successes and pending rows also if there are none."""
-        progress = self.progress
-        parts = [
-            Part(name, name, value, urlencode({"runner": self.label, "state": name}))
-            for name, value in (
-                ("succeeded", progress.succeeded),
-                ("running", progress.running),
-                ("queued", progress.queued),
-                ("waiting", progress.waiting),
-                ("parked", progress.parked),
-                ("failed", progress.failed),
-                ("ignored", progress.ignored),
-            )
-            if value or name == "succeeded"
-        ]
+        parts = self._parts_in("succeeded", "running", "queued", "waiting")
         if self.counted is not None:
-            behind = [each for each in parts if each.name in ("parked", "failed", "ignored")]
-            ahead = parts[: len(parts) - len(behind)]
-            parts = [*ahead, Part("pending", "pending", self.pending or 0), *behind]
-            if self.left_out:
-                waits = ", or waiting for another runner" * bool(self.runner.DEPENDS_ON)
-                parts.append(Part("filtered", f"filtered out{waits}", self.left_out))
+            parts.append(Part("pending", "pending", self.pending or 0))
+        parts += self._parts_in("parked", "failed", "ignored")
+        if self.left_out:
+            waits = ", or waiting for another runner" if self.runner.DEPENDS_ON else ""
+            parts.append(Part("filtered", f"filtered out{waits}", self.left_out))
         return parts
+
+    def _parts_in(self, *states: str) -> list[Part]:
+        return [
+            Part(state, state, value, urlencode({"runner": self.label, "state": state}))
+            for state in states
+            if (value := getattr(self.progress, state)) or state == "succeeded"
+        ]
 
     @property
     def counted_at(self) -> str:
@@ -213,9 +200,8 @@ class Card:
         """The results of the last 24 hours in words."""
         good = sum(each.succeeded for each in self.activity.hours)
         bad = sum(each.failed for each in self.activity.hours)
-        if not good and not bad:
-            return "No runs finished in the last 24 hours"
-        return f"Last 24 hours: {_results(good, bad)}"
+        told = f"Last 24 hours: {_results(good, bad)}"
+        return told if good or bad else "No runs finished in the last 24 hours"
 
     @property
     def results(self) -> str:
@@ -230,25 +216,19 @@ class Card:
     @property
     def recent_batches(self) -> list[tuple[int, str, str]]:
         """The id, name and state of the newest unfinished batches."""
-        planning = ", still planning"
-        return [
-            (
-                batch.pk,
-                name_of_batch(batch).capitalize(),
-                batch.state + planning * (batch.planned_at is None),
-            )
-            for batch in self.batches[:3]
-        ]
+        found = []
+        for batch in self.batches[:3]:
+            planning = ", still planning" if batch.planned_at is None else ""
+            name = name_of_batch(batch).capitalize()
+            found.append((batch.pk, name, f"{batch.state}{planning}"))
+        return found
 
     @property
     def sweeps(self) -> str:
         """The schedule and the next sweep, as the runner's page says it."""
         sweep = self.next_sweep
-        if sweep.at is None:
-            return sweep.words
-        return format_html(
-            "{}next {}", f"{sweep.schedule}, " * bool(sweep.schedule), time_since(sweep.at)
-        )
+        schedule = f"{sweep.schedule}, " if sweep.schedule else ""
+        return format_html("{}next {}", schedule, time_since(sweep.at)) if sweep.at else sweep.words
 
     @property
     def _planned_since(self) -> int:
@@ -275,7 +255,10 @@ def cards() -> list[Card]:
     runners = registry.runners()
     digests = [digest for runner in runners if (digest := digest_or_problem(runner)[0])]
     nodes = list(Node.objects.filter(digest__in=digests))
-    return _cards(runners, nodes, progress_by_node(nodes), _unfinished_batches())
+    batches: dict[str, list[Batch]] = {}
+    for batch in Batch.objects.unfinished().defer("scope").order_by("-pk")[:100]:
+        batches.setdefault(batch.runner, []).append(batch)
+    return _cards(runners, nodes, progress_by_node(nodes), batches)
 
 
 def card_of(
@@ -288,8 +271,7 @@ def card_of(
         nodes = list(Node.objects.filter(digest=digest_or_problem(runner)[0]))
     if progresses is None:
         progresses = progress_by_node(nodes)
-    (card,) = _cards([runner], nodes, progresses, {})
-    return card
+    return _cards([runner], nodes, progresses, {})[0]
 
 
 def name_of_runner(runner: Runner) -> str:
@@ -317,8 +299,7 @@ def remember(card: Card, count: Count, *, left_out: int) -> Card:
 def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
     """The next sweep of each runner, by label; one query of beat's tables."""
     entries: Mapping[str, Any] = {}
-    has_beat = apps.is_installed("django_celery_beat")
-    if has_beat:
+    if apps.is_installed("django_celery_beat"):
         from django_celery_beat.models import PeriodicTask
 
         names = [f"{SWEEP_NAME}{runner.label}" for runner in runners]
@@ -326,10 +307,7 @@ def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
             "interval", "crontab", "solar", "clocked"
         )
         entries = {row.name.removeprefix(SWEEP_NAME): row for row in rows}
-    return {
-        runner.label: _next_sweep(runner, entries.get(runner.label), has_beat=has_beat)
-        for runner in runners
-    }
+    return {runner.label: _next_sweep(runner, entries.get(runner.label)) for runner in runners}
 
 
 def _cards(
@@ -341,11 +319,10 @@ def _cards(
     by_digest = {node.digest: node for node in nodes}
     activities = activity_by_node(by_digest.values())
     sweeps = next_sweeps(runners)
-    digests = {runner.label: digest_or_problem(runner) for runner in runners}
     stuck = stuck_nodes(pk for pk, progress in progresses.items() if progress.under_way)
     found = []
     for runner in runners:
-        digest, error = digests[runner.label]
+        digest, error = digest_or_problem(runner)
         node = by_digest.get(digest)
         node_id = 0 if node is None else node.pk
         card = Card(
@@ -375,9 +352,9 @@ def digest_or_problem(runner: Runner) -> tuple[str, str]:
         return "", str(error)
 
 
-def _next_sweep(runner: Runner, entry: Any, *, has_beat: bool) -> NextSweep:
+def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
     if entry is None:
-        return NextSweep(words=_why_no_entry(runner, has_beat=has_beat))
+        return NextSweep(words=_why_no_entry(runner))
     if not entry.enabled:
         return NextSweep(words="switched off", entry_id=entry.pk)
     try:
@@ -391,19 +368,12 @@ def _next_sweep(runner: Runner, entry: Any, *, has_beat: bool) -> NextSweep:
     return NextSweep(at, entry_id=entry.pk, schedule=told)
 
 
-def _why_no_entry(runner: Runner, *, has_beat: bool) -> str:
+def _why_no_entry(runner: Runner) -> str:
     try:
         schedule = runner.get_schedule()
     except Exception as error:  # noqa: BLE001  a hook of one runner's: the others are shown
         return f"get_schedule() raises {type(error).__name__}"
     if schedule is None:
         return "on no schedule"
+    has_beat = apps.is_installed("django_celery_beat")
     return "once beat has started" if has_beat else "django-celery-beat is not installed"
-
-
-def _unfinished_batches() -> dict[str, list[Batch]]:
-    found: dict[str, list[Batch]] = {}
-    unfinished = Batch.objects.unfinished()
-    for batch in unfinished.defer("scope").order_by("-pk")[:100]:
-        found.setdefault(batch.runner, []).append(batch)
-    return found

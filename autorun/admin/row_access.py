@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.contrib import admin
+from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.sites import all_sites
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
@@ -23,10 +23,6 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
 from autorun.state.keys import key_kind
-
-if TYPE_CHECKING:
-    from django.contrib.admin import AdminSite
-
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
@@ -48,8 +44,8 @@ class Name:
 class Seen:
     """The part of a run's row that a user may see: its name, and its payload if `is_open`.
 
-    The payload is the input, the outputs and the messages. `instance` is the row, if the admin
-    shows it to the user. It is hidden if the admin shows them other rows of its model only.
+    The payload is the input, the outputs and the messages. `instance` is the row if the admin shows
+    it to the user; it is hidden if the admin shows them only other rows of its model.
     """
 
     name: Name
@@ -88,8 +84,8 @@ def seen_rows(
     for of_model in by_model.values():
         model = model_of(of_model[0].node)
         if model is None:
-            names = {run.pk: Name(key_text(run), is_gone=True) for run in of_model}
-            seen.update((pk, Seen(name, is_open=True)) for pk, name in names.items())
+            for run in of_model:
+                seen[run.pk] = Seen(Name(key_text(run), is_gone=True), is_open=True)
         else:
             seen.update(_seen_of(request, site, model, of_model, database or _database_of(model)))
     return seen
@@ -133,20 +129,13 @@ def database_of(runner: Runner) -> str:
 
 def name_of(site: AdminSite, instance: Any) -> Name:
     """The name of a row that the user may see."""
-    meta = instance._meta
-    try:
-        text = str(instance) or f"{meta.verbose_name} {instance.pk}"
-    except Exception:  # noqa: BLE001  a project's own __str__
-        text = f"{meta.verbose_name} {instance.pk}"
-    try:
-        url = reverse(
-            f"admin:{meta.app_label}_{meta.model_name}_change",
-            args=[instance.pk],
-            current_app=site.name,
-        )
-    except NoReverseMatch:
-        url = ""
-    return Name(text[:200], url)
+    meta, text, url = instance._meta, "", ""
+    with suppress(Exception):  # a project's own __str__
+        text = str(instance)
+    with suppress(NoReverseMatch):
+        page = f"admin:{meta.app_label}_{meta.model_name}_change"
+        url = reverse(page, args=[instance.pk], current_app=site.name)
+    return Name((text or f"{meta.verbose_name} {instance.pk}")[:200], url)
 
 
 def key_text(run: Run) -> str:
@@ -180,11 +169,10 @@ def _seen_of(
         key = keys.get(run.pk)
         if key in shown:
             seen[run.pk] = Seen(name_of(site, shown[key]), is_open=True, instance=shown[key])
-        else:
-            is_hidden = key in hidden
-            name = Name(f"{verbose} {key_text(run)}", is_gone=not is_hidden)
-            is_open = shows_gone and not is_hidden
-            seen[run.pk] = Seen(name, is_open=is_open, is_hidden=is_hidden)
+            continue
+        is_hidden = key in hidden
+        name = Name(f"{verbose} {key_text(run)}", is_gone=not is_hidden)
+        seen[run.pk] = Seen(name, is_open=shows_gone and not is_hidden, is_hidden=is_hidden)
     return seen
 
 
@@ -197,7 +185,7 @@ def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bo
     if model_admin is None or getattr(request.user, "is_superuser", False):
         return True
     own = type(model_admin)
-    return all(getattr(own, name) is getattr(admin.ModelAdmin, name) for name in _HIDING)
+    return all(getattr(own, name) is getattr(ModelAdmin, name) for name in _HIDING)
 
 
 def _admin_of(site: AdminSite, model: type[Model]) -> Any:
@@ -220,10 +208,8 @@ def _primary_keys(model: type[Model], runs: Iterable[Run]) -> dict[int, Any]:
     kind = key_kind(model)
     keys: dict[int, Any] = {}
     for run in runs:
-        try:
+        with suppress(ValidationError, ValueError, TypeError):
             keys[run.pk] = kind.to_pk(kind.of(run))
-        except (ValidationError, ValueError, TypeError):
-            continue
     return keys
 
 

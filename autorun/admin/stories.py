@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +69,12 @@ def story_of(
     shows_messages: bool,
     is_hidden: bool = False,
 ) -> Story:
-    """The story of a run; `others` are the other runs of its row.
-
-    `instance` is the row, None if it is gone or hidden.
-    """
+    """The story; `others` are the other runs of its row, `instance` is None if gone or hidden."""
     failures = list(run.failures.order_by("attempt"))
     if is_hidden:
         now = "You do not have permission to see this row, so its details are hidden."
     else:
-        now = _now(run, runner, instance, others=others, shows_messages=shows_messages)
+        now = _now(run, runner, instance, others, shows_messages=shows_messages)
     return Story(_why(run, runner, others), now, _events(run, failures), failures)
 
 
@@ -134,7 +132,6 @@ def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
 
 
 def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    """The difference from the row's run before this one."""
     earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
     if not earlier:
         is_known = len(others) < MOST_OTHERS
@@ -159,14 +156,8 @@ def _is_unstarted(run: Run) -> bool:
 
 
 def _now(
-    run: Run,
-    runner: Runner | None,
-    instance: Any,
-    *,
-    others: Sequence[Run],
-    shows_messages: bool,
+    run: Run, runner: Runner | None, instance: Any, others: Sequence[Run], *, shows_messages: bool
 ) -> str:
-    """The present state of the run's row."""
     if runner is None:
         return f"The runner {run.chunk.runner} is no longer registered."
     if instance is None:
@@ -182,7 +173,6 @@ def _now(
 
 
 def _superseded(run: Run, others: Sequence[Run]) -> str:
-    """The outcome of a run that another one has replaced."""
     how = {
         Run.Status.SUCCEEDED: "It succeeded",
         Run.Status.FAILED: "It failed, no attempts left",
@@ -195,13 +185,10 @@ def _superseded(run: Run, others: Sequence[Run]) -> str:
 
 
 def _upstream(runner: Runner | None) -> str:
-    """The labels of the runners that the runner depends on."""
-    if runner is None:
-        return "another runner"
-    try:
-        return " and ".join(each.label for each in dependencies_of(runner)) or "another runner"
-    except AutorunError:  # a system check says what is wrong with it
-        return "another runner"
+    labels: list[str] = []
+    with suppress(AutorunError):  # a system check says what is wrong with it
+        labels = [each.label for each in dependencies_of(runner)] if runner else []
+    return " and ".join(labels) or "another runner"
 
 
 def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
