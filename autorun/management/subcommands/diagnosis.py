@@ -1,12 +1,34 @@
+"""doctor, explain and failures: what is wrong, and why."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from autorun.management.subcommands.parsing import CONDITION_NOT_MET, FORMAT, flag
-from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
+from django.conf import settings
+from django.core.management.base import CommandError
+from django.utils import timezone
+
+from autorun.declare import registry
+from autorun.declare.hooks import every_row
+from autorun.declare.nodes import node_of
+from autorun.management.subcommands.parsing import (
+    CONDITION_NOT_MET,
+    FORMAT,
+    RUNNER,
+    RUNNER_OR_ALL,
+    argument,
+    check,
+    flag,
+    within,
+)
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met, primary_key
+from autorun.models import Run
 from autorun.observe.doctor import examine
-from autorun.state.words import counted
+from autorun.observe.explanation import explain
+from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
+from autorun.state.words import counted, moment
 
 SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "red")}
 
@@ -17,7 +39,6 @@ class Doctor(Subcommand):
     Also reports what got stuck. The exit code is 3 if there is an error.
     """
 
-    name = "doctor"
     summary = "check that everything autorun needs is working"
     runs_despite_check_errors = True
     arguments = (
@@ -41,3 +62,111 @@ class Doctor(Subcommand):
         warnings = sum(finding.level == "warning" for finding in findings)
         if errors or (options["strict"] and warnings):
             raise condition_not_met(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}.")
+
+
+CODE_STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "parked": "magenta"}
+
+
+class Explain(Subcommand):
+    """Explain why one row is pending for a runner, or why it is not."""
+
+    summary = "why a row is pending, or why it is not"
+    arguments = (
+        RUNNER,
+        argument("pk", metavar="PK", help="the row's primary key"),
+        FORMAT,
+        check("unless the row's current input has succeeded"),
+    )
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options["runner"])
+        model = runner.get_model()
+        instance = every_row(runner).filter(pk=primary_key(runner, options["pk"])).first()
+        if instance is None:
+            raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")
+        found = explain(runner, instance)
+        self.terminal.json(
+            {
+                "runner": runner.label,
+                "model": model._meta.label,
+                "pk": str(instance.pk),
+                "is_pending": found.is_pending,
+                "code": found.code,
+                "reason": found.reason,
+                "run": None if found.run is None else _as_json(found.run),
+            }
+        )
+        self.terminal.say((f"{model._meta.verbose_name} {instance.pk}: ", "bold"), str(instance))
+        self.terminal.say(
+            ("pending, " if found.is_pending else "", "yellow"),
+            (found.code, CODE_STYLES.get(found.code, "yellow" if found.is_pending else "cyan")),
+            f": {found.reason}",
+        )
+        if options["check"] and found.code != "succeeded":
+            raise condition_not_met(f"{model._meta.label} {instance.pk}: {found.code}.")
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.pk,
+        "status": Run.Status(run.status).name.lower(),
+        "attempts": run.attempts,
+        "finished_at": run.finished_at,
+    }
+
+
+class Failures(Subcommand):
+    """Show failed runs, grouped by error and message pattern."""
+
+    summary = "failed runs, grouped by error and message pattern"
+    arguments = (
+        RUNNER_OR_ALL,
+        within("only the last 30m, 24h or 7d"),
+        flag("--all", dest="including_retried", help="include failed runs that will be retried"),
+        FORMAT,
+        check("if there are any"),
+    )
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options["runner"]) if options["runner"] else None
+        groups = group_failures(
+            runner, within=options["within"], including_retried=options["including_retried"]
+        )
+        labels = labels_of(groups) | ({node_of(runner).pk: runner.label} if runner else {})
+        self.terminal.json(
+            [{"runner": labels.get(group.node_id), **asdict(group)} for group in groups]
+        )
+        self._show(groups, labels)
+        if options["check"] and groups:
+            raise condition_not_met(f"{counted(runs_in(groups), 'run')} failed.")
+
+    def _show(self, groups: Sequence[FailureGroup], labels: Mapping[int, str]) -> None:
+        if not groups:
+            self.terminal.say(("No failed runs.", "green"))
+            return
+        zone = f" ({timezone.localtime():%Z})" if settings.USE_TZ else ""
+        for node_id in dict.fromkeys(each.node_id for each in groups):
+            of_node = [each for each in groups if each.node_id == node_id]
+            runs = counted(runs_in(of_node), "failed run")
+            label = labels.get(node_id)
+            title = f"{of_node[0].title} v{of_node[0].version}"
+            self.terminal.say((f"{title} ({label})" if label else title, "bold"), f": {runs}")
+            self.terminal.table(
+                ("#runs", "error", f"last{zone}"),
+                [(f"{each.runs:,}", _words(each), moment(each.last_at)[5:16]) for each in of_node],
+            )
+            self.terminal.hint(
+                f"Retry them: manage.py autorun retry {label}"
+                if label
+                else "These versions are no longer registered, so they cannot be retried."
+            )
+
+
+def _words(group: FailureGroup) -> str:
+    """The message of a single run, or the pattern that the group's messages share."""
+    text = group.message if group.runs == 1 else group.shape
+    first = text.strip().partition("\n")[0]
+    words = f"{group.exception_class}: {first}" if first else group.exception_class
+    if not group.of_newest:
+        return words
+    return f"{words} (newest {group.of_newest:,} of {group.of_class:,} examined)"

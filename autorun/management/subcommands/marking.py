@@ -89,7 +89,6 @@ class _Marking(OnRows):
 class Adopt(_Marking):
     """Record pending rows as up to date without running them."""
 
-    name = "adopt"
     summary = "record pending rows as up to date"
     question = "record {things} as up to date without running them"
     outcome = "recorded as up to date"
@@ -100,7 +99,6 @@ class Adopt(_Marking):
 class Ignore(_Marking):
     """Ignore pending rows, or failed rows with no attempts left, until their input changes."""
 
-    name = "ignore"
     summary = "ignore pending or failed rows until their input changes"
     question = "ignore {things} until the input changes"
     outcome = "ignored until the input changes"

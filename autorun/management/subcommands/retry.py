@@ -26,7 +26,6 @@ class Retry(OnRows):
     With --exception or --within a worker plans the batch, as it does for the admin's pages.
     """
 
-    name = "retry"
     summary = "retry failed runs that have no attempts left"
     arguments = (RUNNER, KEYS, *FAILURES, *WATCH, FORMAT)
 

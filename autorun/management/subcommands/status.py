@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -65,7 +69,6 @@ class RunnerState:
 class Status(Subcommand):
     """Show how far each runner has got: runs done, failed and in progress, and pending rows."""
 
-    name = "status"
     summary = "how far each runner has got"
     arguments = (
         argument(
@@ -123,38 +126,31 @@ class Status(Subcommand):
             self.terminal.hint("Start pending rows: manage.py autorun sweep RUNNER")
 
     def _watch(self, runners: list[Runner], interval: float, *, with_pending: bool) -> None:
-        watched = _Watched(runners, with_pending=with_pending)
+        console = self.terminal.console
+        live = Live(console=console, auto_refresh=False) if self.terminal.is_interactive else None
+        show = partial(live.update, refresh=True) if live else console.print
         try:
-            if not self.terminal.is_interactive:
-                while True:
-                    self.terminal.console.print(drawn(watched.states(), self.terminal))
-                    time.sleep(interval)
-            with Live(console=self.terminal.console, auto_refresh=False) as live:
-                while True:
-                    live.update(drawn(watched.states(), self.terminal), refresh=True)
+            with live or nullcontext():
+                for states in _watched(runners, with_pending=with_pending):
+                    show(drawn(states, self.terminal))
                     time.sleep(interval)
         except KeyboardInterrupt:
             self.terminal.hint("Stopped watching; the runs continue.")
 
 
-class _Watched:
-    """Reads states repeatedly, and counts pending rows only as often as that is cheap."""
-
-    def __init__(self, runners: list[Runner], *, with_pending: bool) -> None:
-        self.runners = runners
-        self.with_pending = with_pending
-        self._pending: dict[str, int | None] = {}
-        self._count_at = 0.0
-
-    def states(self) -> list[RunnerState]:
+def _watched(runners: list[Runner], *, with_pending: bool) -> Iterator[list[RunnerState]]:
+    """Read states repeatedly, and count pending rows only as often as that is cheap."""
+    pending_rows: dict[str, int | None] = {}
+    count_at = 0.0
+    while True:
         started = time.monotonic()
-        counts = self.with_pending and started >= self._count_at
-        states = [state_of(runner, with_pending=counts) for runner in self.runners]
+        counts = with_pending and started >= count_at
+        states = [state_of(runner, with_pending=counts) for runner in runners]
         if counts:
-            self._pending = {state.runner: state.pending for state in states}
+            pending_rows = {state.runner: state.pending for state in states}
             now = time.monotonic()
-            self._count_at = now + (now - started) / COUNTING_SHARE
-        return [replace(state, pending=self._pending.get(state.runner)) for state in states]
+            count_at = now + (now - started) / COUNTING_SHARE
+        yield [replace(state, pending=pending_rows.get(state.runner)) for state in states]
 
 
 def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
@@ -181,23 +177,18 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
 
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
     """Two lines per runner."""
-    lines = [
-        line
-        for state in states
-        for line in (_heading(state, terminal.layout_width), _counts(state, terminal))
-    ]
-    return Text("\n").join(lines)
+    width = terminal.layout_width
+    pairs = [(_heading(state, width), _counts(state, terminal)) for state in states]
+    return Text("\n").join(chain.from_iterable(pairs))
 
 
 def _heading(state: RunnerState, width: int) -> Text:
-    line = Text()
-    line.append(state.runner, style="bold")
+    line = Text().append(state.runner, style="bold")
     details = f"{state.analysis} · {state.schedule}" if state.schedule else state.analysis
     for text in (details, state.analysis):
         room = width - len(state.runner) - len(text)
         if room >= 2:
-            line.append(" " * room)
-            line.append(text, style="dim")
+            line.append(" " * room).append(text, style="dim")
             break
     line.truncate(width, overflow="ellipsis")
     return line
@@ -206,10 +197,8 @@ def _heading(state: RunnerState, width: int) -> Text:
 def _counts(state: RunnerState, terminal: Terminal) -> Text:
     line = Text("  ")
     if state.error:
-        line.append(state.error, style="red")
-        return line
-    line.append_text(_bar(state, terminal))
-    line.append("  ")
+        return line.append(state.error, style="red")
+    line.append_text(_bar(state, terminal)).append("  ")
     counts = {**asdict(state.progress), "pending": state.pending or 0}
     shown = [
         Text(f"{short_number(counts[name])} {word}", style=style)
@@ -235,13 +224,13 @@ def _bar(state: RunnerState, terminal: Terminal) -> Text:
         (progress.unfinished, "=", "cyan"),
         (state.pending or 0, ".", "dim"),
     )
-    bar = Text()
     total = sum(count for count, _, _ in parts)
     if not total:
         return Text("." * BAR_WIDTH, style="dim")
     widths = [max(1, BAR_WIDTH * count // total) if count else 0 for count, _, _ in parts]
     largest = max(range(len(parts)), key=lambda index: parts[index][0])
     widths[largest] += BAR_WIDTH - sum(widths)
+    bar = Text()
     for width, (_, sign, style) in zip(widths, parts, strict=True):
         bar.append(("━" if terminal.has_colour else sign) * width, style=style)
     return bar

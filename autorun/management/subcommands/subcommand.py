@@ -6,7 +6,7 @@ import argparse
 import getpass
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
@@ -15,10 +15,8 @@ from autorun.declare import registry
 from autorun.declare.hooks import every_row
 from autorun.declare.runner import Runner
 from autorun.management.subcommands.parsing import CONDITION_NOT_MET, Argument
+from autorun.management.subcommands.terminal import Terminal
 from autorun.state.keys import key_kind
-
-if TYPE_CHECKING:
-    from autorun.management.subcommands.terminal import Terminal
 
 KEYS_PER_QUERY = 10_000
 #: No database's integer key is as large.
@@ -36,6 +34,9 @@ class Subcommand(ABC):
     summary: ClassVar[str]
     arguments: ClassVar[tuple[Argument, ...]] = ()
     runs_despite_check_errors: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__dict__.get("name", cls.__name__.lower())
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal

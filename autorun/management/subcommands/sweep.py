@@ -17,7 +17,6 @@ from autorun.state.words import counted
 class Sweep(Subcommand):
     """Plan and start all pending rows, as beat does on the runner's schedule."""
 
-    name = "sweep"
     summary = "plan and start all pending rows"
     arguments = (
         argument("runners", metavar="RUNNER", nargs="*", help="runner labels"),
@@ -35,12 +34,18 @@ class Sweep(Subcommand):
         is_queued = options["queue"]
         done = []
         for runner in chosen_runners(options["runners"]):
-            swept = None
+            swept = None if is_queued else sweep_counting_undone(runner)
             if is_queued:
                 publish([Message("autorun.sweep", (runner.label,), queue=settings.QUEUE)])
-            else:
-                swept = sweep_counting_undone(runner)
-            done.append(_as_json(runner.label, swept, is_queued=is_queued))
+            done.append(
+                {
+                    "runner": runner.label,
+                    "queued": is_queued,
+                    "failed_for_good": swept and swept.failed,
+                    "under_way": swept and swept.under_way,
+                    "batch": swept and as_json(swept.batch),
+                }
+            )
             self._show(runner.label, swept, is_queued=is_queued)
         self.terminal.json(done)
 
@@ -60,13 +65,3 @@ class Sweep(Subcommand):
         )
         if failed:
             self.terminal.hint(f"Retry failed runs: manage.py autorun retry {label}")
-
-
-def _as_json(label: str, swept: Swept | None, *, is_queued: bool) -> dict[str, Any]:
-    return {
-        "runner": label,
-        "queued": is_queued,
-        "failed_for_good": None if swept is None else swept.failed,
-        "under_way": None if swept is None else swept.under_way,
-        "batch": None if swept is None else as_json(swept.batch),
-    }

@@ -1,3 +1,5 @@
+"""sync and prune: upkeep by hand."""
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -6,15 +8,17 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
+from autorun.conf import settings
 from autorun.management.subcommands.parsing import FORMAT, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
+from autorun.state.words import counted
 from autorun.triggers import on_schedule
+from autorun.upkeep import pruning
 
 
 class Sync(Subcommand):
     """Update beat's schedule entries to match the runners; edits made in the admin are kept."""
 
-    name = "sync"
     summary = "update beat's schedule entries to match the runners"
     arguments = (
         flag("--dry", help="only show what would change"),
@@ -37,3 +41,25 @@ class Sync(Subcommand):
             self.terminal.say(("Schedules are up to date.", "green"))
         if options["check"] and report.is_change:
             raise condition_not_met("Schedules were not up to date.")
+
+
+class Prune(Subcommand):
+    """Delete superseded and cancelled runs that are older than AUTORUN["RETENTION"].
+
+    Upkeep does this every hour. Current runs, which record what is done, are kept.
+    """
+
+    summary = "delete old history now; upkeep does it every hour"
+
+    def handle(self, **options: Any) -> None:
+        if settings.RETENTION is None:
+            self.terminal.say('AUTORUN["RETENTION"] is None: everything is kept.')
+            return
+        number = last = pruning.prune(at_most=pruning.MOST_RUNS)
+        while last >= pruning.MOST_RUNS:
+            last = pruning.prune(at_most=pruning.MOST_RUNS)
+            number += last
+        self.terminal.say(
+            f"Deleted {counted(number, 'run')} superseded or cancelled more than "
+            f"{counted(settings.RETENTION.days, 'day')} ago."
+        )

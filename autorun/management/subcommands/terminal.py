@@ -46,6 +46,7 @@ class Terminal:
         self.stream = _Forgiving(stream)
         self.aside = _Forgiving(sys.stderr if aside is None else aside)
         self.as_json = as_json
+        is_terminal = getattr(self.stream, "isatty", lambda: False)()
         self.console = Console(
             file=cast("TextIO", self.stream),
             no_color=no_color or None,
@@ -54,7 +55,7 @@ class Terminal:
             highlight=False,
             markup=False,
             emoji=False,
-            width=self._forced_width(),
+            width=None if is_terminal or os.environ.get("COLUMNS") else UNLIMITED,
             quiet=as_json,
         )
 
@@ -75,10 +76,10 @@ class Terminal:
     def say(self, *parts: str | tuple[str, str] | Text) -> None:
         """Print a paragraph of text and styled text, not wrapped inside a command in backticks."""
         for paragraph in Text.assemble(*parts).split("\n", allow_blank=True):
-            *lines, last = paragraph.divide(_breaks(paragraph.plain, self.console.width))
-            for line in lines:
+            lines = paragraph.divide(_breaks(paragraph.plain, self.console.width))
+            for line in lines[:-1]:
                 line.rstrip()
-            for line in (*lines, last):
+            for line in lines:
                 self.console.print(line, soft_wrap=True)
 
     def hint(self, text: str) -> None:
@@ -114,10 +115,6 @@ class Terminal:
         self.aside.write(f"{question} [y/N] ")
         self.aside.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-    def _forced_width(self) -> int | None:
-        is_terminal = getattr(self.stream, "isatty", lambda: False)()
-        return None if is_terminal or os.environ.get("COLUMNS") else UNLIMITED
 
 
 def _breaks(text: str, width: int) -> list[int]:
