@@ -7,10 +7,9 @@ from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
 from autorun.management.subcommands.marking import Adopt, Ignore
 from autorun.management.subcommands.plan import Backfill, Plan
 from autorun.management.subcommands.retry import Retry
-from autorun.management.subcommands.run import RunPending
+from autorun.management.subcommands.run import RunPending, Sweep
 from autorun.management.subcommands.status import Status
 from autorun.management.subcommands.subcommand import Subcommand
-from autorun.management.subcommands.sweep import Sweep
 from autorun.management.subcommands.sync import Prune, Sync
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (

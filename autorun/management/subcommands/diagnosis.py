@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -56,10 +57,10 @@ class Doctor(Subcommand):
             )
             if finding.hint:
                 self.terminal.say((f"  {finding.hint}", "dim"))
-        if all(finding.level == "ok" for finding in findings):
+        levels = Counter(finding.level for finding in findings)
+        errors, warnings = levels["error"], levels["warning"]
+        if not errors and not warnings:
             self.terminal.say(("No problems found.", "green"))
-        errors = sum(finding.level == "error" for finding in findings)
-        warnings = sum(finding.level == "warning" for finding in findings)
         if errors or (options["strict"] and warnings):
             raise condition_not_met(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}.")
 

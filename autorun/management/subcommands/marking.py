@@ -13,15 +13,7 @@ from django.db.models import QuerySet
 from autorun.control import interventions
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.management.subcommands.parsing import (
-    FAILURES,
-    FILTER,
-    FORMAT,
-    KEYS,
-    NO_INPUT,
-    RUNNER,
-    flag,
-)
+from autorun.management.subcommands import parsing
 from autorun.management.subcommands.retry import chosen_runs, has_choice, hint_for_none
 from autorun.management.subcommands.subcommand import OnRows
 from autorun.planning.looks import adopt, ignore
@@ -32,8 +24,8 @@ from autorun.state.words import counted
 
 Rows = QuerySet[Any] | None
 
-ON_ROWS = (RUNNER, KEYS, FILTER)
-CONFIRMED = (flag("--dry", help="only count"), NO_INPUT, FORMAT)
+ON_ROWS = (parsing.RUNNER, parsing.KEYS, parsing.FILTER)
+CONFIRMED = (parsing.flag("--dry", help="only count"), parsing.NO_INPUT, parsing.FORMAT)
 
 
 @dataclass(frozen=True)
@@ -105,8 +97,8 @@ class Ignore(_Marking):
     mark_pending = staticmethod(ignore)
     arguments = (
         *ON_ROWS,
-        flag("--failed", help="failed rows with no attempts left instead of pending rows"),
-        *FAILURES,
+        parsing.flag("--failed", help="failed rows with no attempts left instead of pending rows"),
+        *parsing.FAILURES,
         *CONFIRMED,
     )
 

@@ -13,6 +13,7 @@ from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
+from autorun.management.subcommands import watching
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.parsing import (
     FILTER,
@@ -30,13 +31,6 @@ from autorun.management.subcommands.subcommand import (
     Subcommand,
     condition_not_met,
     requested_by,
-)
-from autorun.management.subcommands.watching import (
-    WATCH,
-    find_new_batch,
-    last_batch,
-    require_watchable,
-    watch,
 )
 from autorun.models import Batch
 from autorun.planning.looks import backfill_now
@@ -139,13 +133,13 @@ class Backfill(OnRows):
         *SCOPE,
         argument("--window", type=count, metavar="N", help="keep at most N runs in flight"),
         flag("--dry", help="only count; see also: plan"),
-        *WATCH,
+        *watching.WATCH,
         QUEUE,
         FORMAT,
     )
 
     def handle_rows(self, runner: Runner, **options: Any) -> None:
-        require_watchable(options)
+        watching.require_watchable(options)
         scope = replace(scope_of(options), pks=tuple(options["keys"]) or None)
         scope.queryset(runner)  # raises for an unknown filter
         if options["dry"]:
@@ -162,10 +156,10 @@ class Backfill(OnRows):
             self._report(batch)
             self._report_failed(runner, scope)
         if options["watch"] and batch is not None:
-            watch(batch, self.terminal, check=options["check"])
+            watching.watch(batch, self.terminal, check=options["check"])
 
     def _queue(self, label: str, scope: Scope, options: dict[str, Any]) -> Batch | None:
-        before = last_batch(label)
+        before = watching.last_batch(label)
         pks = None if scope.pks is None else list(scope.pks)
         arguments = (label, scope.filter, pks, scope.only, scope.force)
         limits = (options["limit"], options["window"])
@@ -174,7 +168,7 @@ class Backfill(OnRows):
         self.terminal.say((label, "bold"), ": backfill queued.")
         if not options["watch"]:
             return None
-        batch = find_new_batch(label, after=before)
+        batch = watching.find_new_batch(label, after=before)
         if batch is None:
             raise CommandError(
                 "No worker has started the backfill. To find out why, run "

@@ -134,27 +134,24 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
     """
     announced = ""
     while True:
-        found = _refreshed_counts(batch)
-        paused = _paused(batch)
+        found, is_over = _refreshed_counts(batch), _is_over(batch)
+        paused = state = ""
+        if batch.state == Batch.State.PAUSED:
+            paused, state = f"Batch {batch.pk}", "paused"
+        elif (
+            not is_over and Node.objects.filter(pk=batch.node_id, paused_at__isnull=False).exists()
+        ):
+            paused, state = batch.runner, "runner paused"
+        elif not is_over and batch.planned_at is None:
+            state = "planning"
         if paused and paused != announced:
             target = paused.split()[-1]
             terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
         announced = paused
-        state = "planning" if batch.planned_at is None and not _is_over(batch) else ""
-        if paused:
-            state = "paused" if batch.state == Batch.State.PAUSED else "runner paused"
         yield found, state
-        if _is_over(batch):
+        if is_over:
             return
         time.sleep(INTERVAL)
-
-
-def _paused(batch: Batch) -> str:
-    """The batch or its runner, whichever is paused; '' for neither."""
-    if batch.state == Batch.State.PAUSED:
-        return f"Batch {batch.pk}"
-    is_paused = Node.objects.filter(pk=batch.node_id).exclude(paused_at=None).exists()
-    return batch.runner if is_paused and not _is_over(batch) else ""
 
 
 def _refreshed_counts(batch: Batch) -> BatchCounts:
