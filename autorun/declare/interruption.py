@@ -5,6 +5,7 @@ Only where signals reach the thread: in the main thread of a process that has SI
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -157,6 +158,7 @@ class Termination:
     _may_raise: bool = False
     _received: signal.Signals = signal.SIGTERM
     _before: dict[signal.Signals, Any] = field(default_factory=dict)
+    _pid: int = field(default_factory=os.getpid)
 
     def __enter__(self) -> Termination:
         if can_use_signals():
@@ -195,6 +197,9 @@ class Termination:
             self._may_raise = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a child that a body forked: it ends, and its parent works on
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if number == signal.SIGINT and self.was_requested and not self._may_raise:
             self._before[signal.SIGINT](number, frame)  # pressed twice: end at once
         self.was_requested = True

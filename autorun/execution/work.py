@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from operator import attrgetter
 from typing import Any
-
-from django.db import InterfaceError, OperationalError
 
 from autorun import signals
 from autorun.analysis import Analysis
@@ -19,7 +19,7 @@ from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
 from autorun.dispatch.sizes import chunk_size
-from autorun.exceptions import ConfigurationError, LeaseLost
+from autorun.exceptions import AutorunError, ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
@@ -28,11 +28,14 @@ from autorun.signals import run_failed, run_succeeded
 from autorun.state import probes
 from autorun.state.encoding import encode_outputs
 from autorun.state.exception_text import describe_exception
+from autorun.state.halving import halved
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.probes import crash_point
-from autorun.state.transactions import repeated_on_conflict
+from autorun.state.transactions import is_passing, repeated_on_conflict
 from autorun.state.user_code import UserCode
+
+logger = logging.getLogger(__name__)
 
 #: Results are written after so many seconds, or when their outputs take so many bytes.
 WRITE_EVERY = 1.0
@@ -41,6 +44,8 @@ WRITE_BYTES = 4_000_000
 PARTS_OF_REST = 8
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
+#: Seconds before another try at runs of which no row can be loaded.
+WAIT_FOR_ALL = 30.0
 
 
 _status_of = attrgetter("status")
@@ -106,13 +111,20 @@ class Work:
             is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
             keys = list(map(kind.of, due))
             rows = load(self.runner, keys, within_base=not is_beyond_base) if due else {}
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # noqa: BLE001  a hook of the runner's is broken
+        except AutorunError as error:  # a hook of the runner's is broken
             self._results += [self._failure(run, run.fingerprint, error) for run in due]
+            return
+        except Exception as error:
+            if is_passing(error):
+                raise
+            # No row's fault: a column that is not there yet, as before `migrate`.
+            logger.exception("%s: no row can be loaded; tried again later.", self.runner.label)
+            self._results += [Result.moved(run, again_in=WAIT_FOR_ALL) for run in due]
             return
         for run in due:
             row = rows.get(kind.of(run))
+            if row is not None and row.instance is None:  # it cannot be loaded
+                row = row._replace(fingerprint=run.fingerprint)
             if row is None:  # deleted, or no longer eligible
                 self._results.append(Result.cancelled(run))
                 self.unexpected.append(kind.of(run))
@@ -267,7 +279,8 @@ class Work:
             if self._is_abandoned:
                 raise self._abandoned()
             self._results.append(result)
-            self._output_bytes += len(result.outputs or "")
+            outputs = result.outputs or ""
+            self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
             self.seconds.append(seconds)
             is_prepared = assignment.row.error is None
             if is_prepared and result.fingerprint != assignment.run.fingerprint:
@@ -286,15 +299,38 @@ class Work:
         """
         with self.lock:
             results = [*self._results, *also]
-            moved = [*map(_status_of, results)].count(Run.Status.PENDING)
-            size = self._size_of_rest(moved) if moved else 1
-            self._tally = record(self.lease, results, self._tally, size=size, is_last=is_last)
+            self._record(results, is_last=is_last)
             self._results = []
             self._output_bytes = 0
             self._written_at = time.monotonic()
             if run_succeeded.receivers or run_failed.receivers:
                 self._unannounced += results
             return self._tally
+
+    def _record(self, results: list[Result], *, is_last: bool) -> None:
+        """Record the results; those that the database refuses as failures, with its reason."""
+        moved = [*map(_status_of, results)].count(Run.Status.PENDING)
+        size = self._size_of_rest(moved) if moved else 1
+        is_finished = False
+
+        def write(some: Sequence[Result]) -> None:
+            nonlocal is_finished
+            is_finished = is_last and len(some) == len(results)
+            self._tally = record(self.lease, some, self._tally, size=size, is_last=is_finished)
+
+        def fail(result: Result, error: Exception) -> None:
+            if result.outputs is None:
+                raise error
+            failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+            failed = replace(result, status=Run.Status.FAILED, outputs=None, failure=failure)
+            write([failed])
+            results[results.index(result)] = failed
+            self.has_failed = True
+            self.succeeded = [key for key in self.succeeded if key != result.key]
+
+        halved(write, results, fail=fail, probe=lambda: write([]), using=settings.DATABASE)
+        if is_last and not is_finished:
+            self._tally = record(self.lease, [], self._tally, size=size, is_last=True)
 
     def _size_of_rest(self, moved: int) -> int:
         """The size of the new chunks for so many moved runs.

@@ -114,7 +114,12 @@ class Fingerprint(Func):
             parts.append(_netstring(text, connection.vendor))
             params += [*source_params, *source_params]
         if connection.vendor == "mysql":
-            return f"MD5(CONCAT({', '.join(parts)}))", params
+            whole = f"MD5(CONCAT({', '.join(parts)}))"
+            if len(parts) == 1:
+                return whole, params
+            # A text longer than max_allowed_packet is NULL there, though each part may be shorter.
+            digests = ", ".join(f"MD5({part})" for part in parts)
+            return f"COALESCE({whole}, MD5(CONCAT({digests})))", params * 2
         return f"MD5({' || '.join(parts)}){cast}", params
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,10 @@ from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
-from autorun.planning.rows import eligible_named, primary_keys
-from autorun.planning.windows import Window, whole
+from autorun.planning.rows import eligible_named, primary_keys, without_rows
+from autorun.planning.windows import Window, unprepared, whole
 from autorun.state import probes
+from autorun.state.halving import halved
 from autorun.state.keys import Key
 from autorun.state.transactions import repeated_on_conflict, repeated_while_away
 
@@ -41,9 +42,26 @@ def plan_keys(
     node_id = node_of(runner).pk
     planner = Planner(runner, node_id=node_id, priority=priority)
     outcome = Outcome()
-    with probes.span("autorun.plan") as span:
-        for window in _windows(runner, keys, node_id=node_id):
+
+    def plan(windows: Iterable[Window]) -> None:
+        nonlocal outcome
+        for window in windows:
             outcome += planner.plan(window)
+
+    def probe() -> None:
+        nothing = without_rows(eligible_named(runner, found[:1]))
+        for window in whole(runner, nothing, node_id=node_id):
+            planner.count(window)
+
+    found = primary_keys(runner, keys)
+    with probes.span("autorun.plan") as span:
+        halved(
+            lambda some: plan(_windows(runner, some, node_id=node_id)),
+            found,
+            fail=lambda pk, error: plan([unprepared(runner, pk, error)]),
+            probe=probe,
+            using=settings.DATABASE,
+        )
         span.note(runner=runner.label, candidates=outcome.candidates, planned=outcome.planned)
     if outcome.planned:
         logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))
@@ -119,9 +137,8 @@ def _write_down(runner: Runner, keys: Collection[Key]) -> None:
         )
 
 
-def _windows(runner: Runner, keys: Collection[Any], *, node_id: int) -> Iterator[Window]:
+def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:
     """The eligible rows of these primary keys, so many at once as one short transaction plans."""
-    found = primary_keys(runner, keys)
-    for begin in range(0, len(found), KEYS_AT_ONCE):
-        rows = eligible_named(runner, found[begin : begin + KEYS_AT_ONCE])
+    for begin in range(0, len(keys), KEYS_AT_ONCE):
+        rows = eligible_named(runner, keys[begin : begin + KEYS_AT_ONCE])
         yield from whole(runner, rows, node_id=node_id)

@@ -20,6 +20,7 @@ from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
+from autorun.state.halving import halved
 from autorun.state.keys import Key, key_kind
 from autorun.state.user_code import UserCode
 
@@ -85,14 +86,38 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:
-    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows."""
+    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows.
+
+    A row that cannot be loaded has an `error` and no instance.
+    """
     to_pk = key_kind(runner.get_model()).to_pk
-    named = eligible_named(runner, map(to_pk, keys), within_base=within_base)
     found: dict[Key, Row] = {}
-    for row in one_by_one(runner, list(fingerprinted(runner, named))):
-        if row is not None:
-            found[row.key] = row
+
+    def named(some: Iterable[Key]) -> models.QuerySet[Any]:
+        return fingerprinted(
+            runner, eligible_named(runner, map(to_pk, some), within_base=within_base)
+        )
+
+    def load_some(some: Sequence[Key]) -> None:
+        rows = one_by_one(runner, list(named(some)))
+        found.update((row.key, row) for row in rows if row is not None)
+
+    def fail(key: Key, error: Exception) -> None:
+        found[key] = Row(key, None, UNPREPARED, error=error)
+
+    halved(
+        load_some,
+        list(keys),
+        fail=fail,
+        probe=lambda: list(without_rows(named(keys))),
+        using=database_of(runner),
+    )
     return found
+
+
+def without_rows(queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    """`queryset` without any row, asked for from the database all the same."""
+    return queryset.extra(where=["1 = 0"])
 
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:

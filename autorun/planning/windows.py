@@ -13,11 +13,21 @@ from autorun.conf import settings
 from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.interruption import calls_limited
 from autorun.declare.runner import Runner
+from autorun.models import UNPREPARED
 from autorun.planning import fingerprints
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of
-from autorun.planning.rows import Row, in_pages, key_of, one_by_one, planned_by_database
+from autorun.planning.rows import (
+    Row,
+    fingerprinted,
+    in_pages,
+    key_of,
+    one_by_one,
+    planned_by_database,
+    without_rows,
+)
 from autorun.state.keys import KeyKind, key_kind
 from autorun.state.leases import PLANNING_LEASES
+from autorun.state.transactions import is_passing
 
 #: Keys in a window that the database plans, and in one whose rows Python checks.
 DATABASE_WINDOW = 50_000
@@ -75,6 +85,12 @@ def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[
     yield Window(candidates_in(queryset, fingerprint, node_id=node_id, kind=kind), "")
 
 
+def unprepared(runner: Runner, pk: Any, error: Exception) -> Window:
+    """A window of the row with that primary key alone, which cannot be read."""
+    key = pk if key_kind(runner.get_model()).is_integer else str(pk)
+    return Window(None, str(key), (Row(key, None, UNPREPARED, error=error),))
+
+
 def last_key(runner: Runner) -> str:
     """The highest key of the runner's model, as text; '' without rows."""
     found = key_kind(runner.get_model()).values(every_row(runner).order_by("-pk")).first()
@@ -113,7 +129,19 @@ def _python_windows(
     is_last = False
     while not is_last:
         bounded = _between(kind, queryset, after=after, up_to=up_to)
-        instances = next(in_pages(runner, bounded, size=size))
+        try:
+            instances = next(in_pages(runner, bounded, size=size))
+        except Exception as error:
+            if is_passing(error):
+                raise
+            list(without_rows(fingerprinted(runner, bounded)))  # raises what hits every row
+            if size > 1:
+                size = -(-size // 2)
+                continue
+            pk = bounded.order_by("pk").values_list("pk", flat=True)[0]
+            yield unprepared(runner, pk, error)
+            after, size = str(pk), 1
+            continue
         checked, rows = _checked(runner, instances)
         is_last = checked == len(instances) < size
         end = key_of(instances[checked - 1]) if instances else None

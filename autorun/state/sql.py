@@ -110,7 +110,8 @@ def recordset(
     if connection.vendor == "postgresql":
         return _arrays(columns, listed)
     return Fragment(
-        _select_of_json(connection.vendor, tuple(columns.items())), (json.dumps(listed),)
+        _select_of_json(connection.vendor, tuple(columns.items())),
+        (json.dumps(listed, ensure_ascii=False),),
     )
 
 
@@ -137,7 +138,7 @@ def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragme
     for kind, values in zip(columns.values(), by_column, strict=True):
         if kind == "text":
             arrays.append("ARRAY(SELECT json_array_elements_text(%s::json))")
-            params.append(json.dumps(values))
+            params.append(json.dumps(values, ensure_ascii=False))
         else:
             arrays.append(f"%s::{_POSTGRESQL[kind]}[]")
             write = _element if None in values else str

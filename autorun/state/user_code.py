@@ -11,6 +11,7 @@ what changes a session is told by the statements that user code executes, which 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -49,12 +50,11 @@ class UserCode:
     One that is in a transaction of the caller's at first is left alone. `owner` names the code.
     """
 
-    __slots__ = ("_connections", "_touched", "_wrapper", "owner", "statements")
+    __slots__ = ("_connections", "_pid", "_touched", "_wrapper", "owner")
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
-        #: How many statements the blocks have executed through Django.
-        self.statements = 0
+        self._pid = os.getpid()
         self._touched: set[BaseDatabaseWrapper] = set()
         self._wrapper = self._overhear
         self._connections: list[BaseDatabaseWrapper] = []
@@ -79,6 +79,8 @@ class UserCode:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if os.getpid() != self._pid:
+            os._exit(0)  # a child that it forked has ended; the connections are its parent's
         for connection in self._connections:
             wrappers = connection.execute_wrappers
             if self._wrapper in wrappers:
@@ -105,7 +107,6 @@ class UserCode:
     def _overhear(
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
     ) -> Any:
-        self.statements += 1
         connection: BaseDatabaseWrapper = context["connection"]
         text = sql.lower() if isinstance(sql, str) else ""
         is_ordinary = text.lstrip("( \n\t\r").startswith(_ORDINARY) or (

@@ -1,0 +1,223 @@
+"""One row among many that cannot be loaded, planned or recorded, and what hits all of them."""
+
+import os
+import signal
+import time
+
+import pytest
+from django.db import DataError, connection
+
+from autorun.execution import work
+from autorun.models import Chunk, Failure, Run
+from autorun.planning.named import plan_keys
+from autorun.planning.planner import Planner
+from autorun.state.clock import from_now
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+
+pytestmark = [pytest.mark.django_db(transaction=True)]
+OTHERS = 9
+#: A time that the database holds, and Python does not.
+NO_TIME = {
+    "postgresql": "10000-01-01",
+    "mysql": "0000-00-00 00:00:00",
+    "sqlite": "2026-99-99 00:00:00",
+}
+
+
+@pytest.fixture
+def documents():
+    return [Document.objects.create(title=f"title {n}") for n in range(OTHERS + 1)]
+
+
+def spoil(document):
+    with connection.cursor() as cursor:
+        if connection.vendor == "mysql":
+            cursor.execute("SET sql_mode = ''")
+        cursor.execute(
+            "UPDATE library_document SET updated_at = %s WHERE id = %s",
+            [NO_TIME[connection.vendor], document.pk],
+        )
+    connection.close()
+
+
+def assert_one_failed(bad, runner):
+    progress = runner().progress()
+    assert (progress.succeeded, progress.failed, progress.unfinished) == (OTHERS, 1, 0)
+    assert Run.objects.current().get(status=Run.Status.FAILED).object_id == bad.pk
+    assert Run.objects.count() == OTHERS + 1
+
+
+@pytest.mark.faults(33)
+@pytest.mark.parametrize("position", [0, 4, OTHERS])
+@pytest.mark.parametrize("planned_by", ["database", "python"])
+def test_a_row_that_cannot_be_loaded_fails_alone(documents, planned_by, position):
+    options = {} if planned_by == "database" else {"get_instance_representation": title_of}
+    bad = documents[position]
+    runner = declare(
+        INPUT_FIELDS=("title",) if planned_by == "database" else None, MAX_ATTEMPTS=1, **options
+    )
+    with installed(runner):
+        spoil(bad)
+        runner().run()
+        work_off()
+
+        assert_one_failed(bad, runner)
+        assert runner().run().planned == 0
+    assert Failure.objects.get().message
+
+
+@pytest.mark.faults(33)
+def test_a_saved_row_that_cannot_be_read_in_planning_fails_alone(documents):
+    bad = documents[4]
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=title_of)
+    with installed(runner):
+        spoil(bad)
+        plan_keys(runner(), [document.pk for document in documents])
+        work_off()
+
+        assert_one_failed(bad, runner)
+
+
+def title_of(runner, instance):
+    return instance.title
+
+
+@pytest.mark.faults(33)
+def test_a_row_that_the_database_cannot_plan_fails_alone(documents, monkeypatch):
+    bad = documents[4]
+    plan = Planner.plan
+
+    def refuse(planner, window, **options):
+        if window.candidates is not None and str(bad.pk) in keys_in(window.candidates):
+            raise DataError("a text that the database refuses")
+        return plan(planner, window, **options)
+
+    monkeypatch.setattr(Planner, "plan", refuse)
+    runner = declare()
+    with installed(runner):
+        plan_keys(runner(), [document.pk for document in documents])
+        work_off()
+
+        assert_one_failed(bad, runner)
+    assert "refuses" in Failure.objects.get().message
+
+
+def keys_in(candidates):
+    with connection.cursor() as cursor:
+        cursor.execute(candidates.source.sql, candidates.source.params)
+        return {str(key) for key, _ in cursor.fetchall()}
+
+
+@pytest.mark.faults(33)
+def test_a_result_that_the_database_refuses_fails_alone(documents, monkeypatch):
+    record = work.record
+
+    def refuse(lease, results, *args, **options):
+        if any(result.outputs == '"title 4"' for result in results):
+            raise DataError("a text that the database refuses")
+        return record(lease, results, *args, **options)
+
+    monkeypatch.setattr(work, "record", refuse)
+    runner = declare(lambda value: value, BATCH_SIZE=100)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        assert_one_failed(documents[4], runner)
+    assert "refuses" in Failure.objects.get().message
+    assert not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists()
+
+
+@pytest.mark.faults(33)
+def test_large_results_of_text_beyond_ascii_are_recorded():
+    documents = [Document.objects.create(title=f"title {n}") for n in range(14)]
+    runner = declare(lambda value: "中" * 330_000, BATCH_SIZE=100)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        assert runner().progress().succeeded == len(documents)
+
+
+@pytest.mark.faults(33)
+@pytest.mark.skipif(connection.vendor != "mysql", reason="others have no such limit")
+def test_an_input_longer_than_a_statement_may_be_runs_once_and_so_do_its_neighbours():
+    text = "a" * 9_000_000
+    calls = []
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE library_document MODIFY title LONGTEXT")
+    try:
+        big = Document.objects.create(body=text)
+        for number in range(3):
+            Document.objects.create(title=f"title {number}")
+        Document.objects.filter(pk=big.pk).update(title=text)
+        runner = declare(
+            lambda value: calls.append(len(value["title"])), INPUT_FIELDS=("title", "body")
+        )
+        with installed(runner):
+            plan_keys(runner(), list(Document.objects.values_list("pk", flat=True)))
+            work_off()
+
+            assert runner().progress().succeeded == 4
+            assert sorted(calls) == [7, 7, 7, len(text)]
+            assert runner().run().planned == 0
+            Document.objects.filter(pk=big.pk).update(body=text[:-1] + "b")
+            assert runner().run().planned == 1
+    finally:
+        Document.objects.all().delete()
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE library_document MODIFY title VARCHAR(200) NOT NULL")
+
+
+@pytest.mark.faults(34)
+def test_a_column_that_is_not_there_yet_fails_no_row(documents):
+    runner = declare(MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        rename_column("body", "gone")
+        try:
+            work_off()
+        finally:
+            rename_column("gone", "body")
+        assert runner().progress().failed == 0
+        Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
+        runner().run()
+        work_off()
+
+        assert runner().progress().succeeded == len(documents)
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+def rename_column(old, new):
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE library_document RENAME COLUMN {old} TO {new}")
+
+
+@pytest.mark.faults(39)
+@pytest.mark.parametrize("way", ["terminated", "returns"])
+def test_a_child_that_a_body_forked_leaves_its_parents_chunk_alone(documents, way):
+    children = []
+
+    def fork(value):
+        pid = os.fork()
+        if not pid:
+            if way == "terminated":
+                signal.pause()
+            return value
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            # Again and again: Python forgets a signal that comes in the middle of a fork.
+            if way == "terminated":
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.01)
+        children.append(ended[1])
+        return value
+
+    runner = declare(fork, BATCH_SIZE=100)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        assert runner().progress().succeeded == len(documents)
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+    assert children == [signal.SIGTERM if way == "terminated" else 0] * len(documents)
