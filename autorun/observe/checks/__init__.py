@@ -42,9 +42,7 @@ def check_all(
     yield from declarations.check_unregistered(app_configs)
     for runner in runners:
         yield from declarations.check_declaration(runner)
-    yield from names.check_names(runners)
-    for runner in runners:
         yield from values.check_values(runner)
-    for runner in runners:
         yield from overrides.check_overrides(runner)
+    yield from names.check_names(runners)
     yield from relations.check_relations(runners)

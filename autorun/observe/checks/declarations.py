@@ -116,10 +116,9 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     if not is_analysis and not _is_name(declared):
         titles = sorted({each.title for each in analyses.registered()})
         known = f"Registered: {', '.join(map(repr, titles))}." if titles else "None is registered."
+        unnamed = f"{shown(declared)}, which does not name an analysis"
         yield error(runner, "E004")(
-            "ANALYSIS is missing."
-            if declared is None
-            else f"ANALYSIS is {shown(declared)}, which does not name an analysis.",
+            f"ANALYSIS is {'missing' if declared is None else unnamed}.",
             f"Set ANALYSIS in {place(runner)} to the title of an @analysis, or to the decorated "
             f"function itself. {known}",
         )
@@ -128,10 +127,9 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
     if is_analysis and version is None:
         version = declared.version
     if not _is_name(version):
+        what = "missing" if version is None else f"{shown(version)}, not a string"
         yield error(runner, "E005")(
-            "ANALYSIS_VERSION is missing."
-            if version is None
-            else f"ANALYSIS_VERSION is {shown(version)}, not a string.",
+            f"ANALYSIS_VERSION is {what}.",
             f"Set ANALYSIS_VERSION in {place(runner)} to {_version_advice(title, version)}.",
         )
         return

@@ -76,15 +76,12 @@ CALLABLE = Expectation(
     is_callable,
     '"autorun.notifications.mail_admins"',
 )
-SCHEDULE = (
-    Expectation(
-        "a celery.schedules.crontab",
-        lambda value: isinstance(value, crontab),
-        'crontab(minute="0", hour="3")',
-    )
-    | DURATION
-    | NONE
+CRONTAB = Expectation(
+    "a celery.schedules.crontab",
+    lambda value: isinstance(value, crontab),
+    'crontab(minute="0", hour="3")',
 )
+SCHEDULE = CRONTAB | DURATION | NONE
 
 
 OPTION_VALUES: Mapping[str, Expectation] = {

@@ -47,23 +47,22 @@ def _apps() -> Iterator[CheckMessage]:
 
 
 def _broker() -> Iterator[CheckMessage]:
-    seen: set[str] = set()
+    places: dict[str, str] = {}
     for place, given in _broker_urls():
         # Celery accepts several, as fallbacks.
-        urls = given.split(";") if isinstance(given, str) else given or ()
-        for url in urls:
-            if not isinstance(url, str) or not url.startswith("sqlite:") or url in seen:
-                continue
-            seen.add(url)
-            try:
-                path_of(url)
-            except ValueError as problem:
-                name = place.rpartition(".")[2]
-                yield error(place, "E202")(
-                    f"{name}: {problem}",
-                    f"Set {name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\", with BASE_DIR "
-                    "as in Django's default settings: the absolute path of the project.",
-                )
+        for url in given.split(";") if isinstance(given, str) else given or ():
+            if isinstance(url, str) and url.startswith("sqlite:"):
+                places.setdefault(url, place)
+    for url, place in places.items():
+        try:
+            path_of(url)
+        except ValueError as problem:
+            name = place.rpartition(".")[2]
+            yield error(place, "E202")(
+                f"{name}: {problem}",
+                f"Set {name} = f\"sqlite:///{{BASE_DIR / 'broker.sqlite3'}}\", with BASE_DIR as in "
+                "Django's default settings: the absolute path of the project.",
+            )
 
 
 def _broker_urls() -> Iterator[tuple[str, Any]]:

@@ -93,7 +93,7 @@ def _filter(runner: Runner, model: type[Model], base: Any) -> Iterator[CheckMess
     if not rows.is_known:
         return
     found = _called(runner.filter_queryset, rows.value, log_level=SILENT)
-    if found == Called():
+    if not found.is_known and found.error is None:
         # A filter that logs how many rows pass needs no query for an empty queryset. But an
         # exception may be due to the empty queryset, so it is dropped.
         found = _called(runner.filter_queryset, rows.value.none(), log_level=SILENT)

@@ -22,11 +22,17 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
     """E018-E021 and W002: DEPENDS_ON, and runners of one node that would undo each other's work."""
     errors: dict[str, list[CheckMessage]] = defaultdict(list)
     upstream = {
-        runner.label: list(_upstream(runner, errors[runner.label])) for runner in registry.runners()
+        each.label: list(_upstream(each, errors[each.label])) for each in registry.runners()
     }
     for runner in runners:
         yield from errors[runner.label]
-        yield from _cycles(runner, upstream)
+        path = _path_back(runner.label, [runner.label], upstream, set())
+        if path:
+            yield error(runner, "E019")(
+                f"DEPENDS_ON leads back to the runner itself: {' -> '.join(path)}. None of them "
+                "would ever start.",
+                f"Remove one of the steps, for example from DEPENDS_ON in {place(runner)}.",
+            )
         yield from _other_models(runner, upstream[runner.label])
     chosen = {runner.label for runner in runners}
     for sharing in _by_node():
@@ -65,16 +71,6 @@ def _registered(named: Any) -> Runner:
     if registry.find(named.get_label()) is None:
         raise NotRegistered(f"{named.__name__} is not registered.")
     return named()
-
-
-def _cycles(runner: Runner, upstream: Mapping[str, list[Runner]]) -> Iterator[CheckMessage]:
-    path = _path_back(runner.label, [runner.label], upstream, set())
-    if path:
-        yield error(runner, "E019")(
-            f"DEPENDS_ON leads back to the runner itself: {' -> '.join(path)}. None of them "
-            "would ever start.",
-            f"Remove one of the steps, for example from DEPENDS_ON in {place(runner)}.",
-        )
 
 
 def _path_back(

@@ -19,14 +19,6 @@ from autorun.state.words import meant
 
 def check_values(runner: Runner) -> Iterator[CheckMessage]:
     """E014-E017: values of the runner's options."""
-    yield from _values(runner)
-    model = model_of(runner)
-    if model is not None:
-        yield from _input_fields(runner, model)
-        yield from _queries(runner, model)
-
-
-def _values(runner: Runner) -> Iterator[CheckMessage]:
     for name, expected in OPTION_VALUES.items():
         value = getattr(runner, name)
         if value is not BY_SETTING and not expected.holds(value):
@@ -34,6 +26,10 @@ def _values(runner: Runner) -> Iterator[CheckMessage]:
                 f"{name} is {shown(value)}. It must be {expected.words}.",
                 f"Edit {place(runner)}: {advice(name, expected, value)}",
             )
+    model = model_of(runner)
+    if model is not None:
+        yield from _input_fields(runner, model)
+        yield from _queries(runner, model)
 
 
 def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
@@ -91,11 +87,10 @@ def _unknown_field(model: type[Model], path: str, name: str) -> tuple[str, str]:
         if getattr(each, "concrete", False) and not each.many_to_many
     )
     close = meant(name, known)
+    hint = f"Did you mean {path.replace(name, close)!r}?" if close else ""
     return (
         f"{model._meta.label} has no field {name!r}.",
-        f"Did you mean {path.replace(name, close)!r}?"
-        if close
-        else f"Its fields: {', '.join(known)}.",
+        hint or f"Its fields: {', '.join(known)}.",
     )
 
 
