@@ -86,6 +86,12 @@ class Explain(Subcommand):
         if instance is None:
             raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")
         found = explain(runner, instance)
+        run = found.run and {
+            "id": found.run.pk,
+            "status": Run.Status(found.run.status).name.lower(),
+            "attempts": found.run.attempts,
+            "finished_at": found.run.finished_at,
+        }
         self.terminal.json(
             {
                 "runner": runner.label,
@@ -94,7 +100,7 @@ class Explain(Subcommand):
                 "is_pending": found.is_pending,
                 "code": found.code,
                 "reason": found.reason,
-                "run": None if found.run is None else _as_json(found.run),
+                "run": run,
             }
         )
         self.terminal.say((f"{model._meta.verbose_name} {instance.pk}: ", "bold"), str(instance))
@@ -105,15 +111,6 @@ class Explain(Subcommand):
         )
         if options["check"] and found.code != "succeeded":
             raise condition_not_met(f"{model._meta.label} {instance.pk}: {found.code}.")
-
-
-def _as_json(run: Run) -> dict[str, Any]:
-    return {
-        "id": run.pk,
-        "status": Run.Status(run.status).name.lower(),
-        "attempts": run.attempts,
-        "finished_at": run.finished_at,
-    }
 
 
 class Failures(Subcommand):

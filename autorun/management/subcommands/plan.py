@@ -154,7 +154,11 @@ class Backfill(OnRows):
             batch = backfill_now(runner, scope, **limits, requested_by=requested_by())
             self.terminal.json(as_json(batch))
             self._report(batch)
-            self._report_failed(runner, scope)
+            # A backfill of all pending rows skips failed ones.
+            if scope == Scope() and (failed := progress(node_of(runner)).failed):
+                rows = counted(failed, "failed row")
+                self.terminal.say((f"Skipped {rows} (no attempts left).", "red"))
+                self.terminal.hint(f"Retry failed runs: manage.py autorun retry {runner.label}")
         if options["watch"] and batch is not None:
             watching.watch(batch, self.terminal, check=options["check"])
 
@@ -189,10 +193,3 @@ class Backfill(OnRows):
         if batch.state not in (Batch.State.FINISHED, Batch.State.FAILED):
             self.terminal.hint(f"Pause: manage.py autorun pause {batch.pk}")
             self.terminal.hint(f"Cancel: manage.py autorun cancel {batch.pk}")
-
-    def _report_failed(self, runner: Runner, scope: Scope) -> None:
-        """Report the failed rows that a backfill of all pending rows skips."""
-        if scope == Scope() and (failed := progress(node_of(runner)).failed):
-            rows = counted(failed, "failed row")
-            self.terminal.say((f"Skipped {rows} (no attempts left).", "red"))
-            self.terminal.hint(f"Retry failed runs: manage.py autorun retry {runner.label}")

@@ -133,14 +133,13 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
     Announces each pause of the batch or its runner once, with the command that resumes it.
     """
     announced = ""
+    paused_node = Node.objects.filter(pk=batch.node_id, paused_at__isnull=False)
     while True:
         found, is_over = _refreshed_counts(batch), _is_over(batch)
         paused = state = ""
         if batch.state == Batch.State.PAUSED:
             paused, state = f"Batch {batch.pk}", "paused"
-        elif (
-            not is_over and Node.objects.filter(pk=batch.node_id, paused_at__isnull=False).exists()
-        ):
+        elif not is_over and paused_node.exists():
             paused, state = batch.runner, "runner paused"
         elif not is_over and batch.planned_at is None:
             state = "planning"
