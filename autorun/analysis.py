@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +46,10 @@ def analysis(title: str = "", *, version: str = "") -> Callable[[Function], Func
     _check_name("version", version, MAX_VERSION_LENGTH)
 
     def decorate(function: Function) -> Function:
-        _check_function(title, function)
+        if not inspect.isfunction(function):
+            raise ImproperAnalysis(
+                f"@analysis({title!r}) must decorate a function, not {function!r}."
+            )
         declared = Analysis(title, version, function)
         _register(declared)
         function.analysis = declared  # type: ignore[attr-defined]
@@ -77,7 +80,11 @@ def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator
     before = dict(_registry)
     try:
         for each in analyses:
-            declared = _declared(each)
+            declared = getattr(each, "analysis", each)
+            if not isinstance(declared, Analysis):
+                raise ImproperAnalysis(
+                    f"{each!r} is not an analysis. Decorate it with @analysis(title, version=...)."
+                )
             _registry[declared.title, declared.version] = declared
         yield
     finally:
@@ -87,16 +94,20 @@ def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator
 
 @contextmanager
 def forgetting_declared() -> Iterator[None]:
-    """Restore the registry on exit, so that one test's analyses do not reach the next.
+    """Restore the registry on exit, except for modules first imported inside the block.
 
-    Analyses of modules first imported inside the block stay: Python does not import them again.
+    Python does not import those again.
     """
     before, imported = dict(_registry), set(sys.modules)
     try:
         yield
     finally:
         new = sys.modules.keys() - imported
-        staying = {key: each for key, each in _registry.items() if _is_declared_in(new, each)}
+        staying = {
+            key: each
+            for key, each in _registry.items()
+            if each.function.__module__ in new and "<locals>" not in each.function.__qualname__
+        }
         _registry.clear()
         _registry.update(staying | before)
 
@@ -113,18 +124,17 @@ class Analysis:
         return f"{self.title} v{self.version}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function; an async function runs until it returns."""
         return self.call(*args, **kwargs)
 
     @cached_property
     def call(self) -> Callable[..., Any]:
-        """The function, or one that runs an async function until it returns."""
+        """The function; an async one runs until it returns."""
         is_async = iscoroutinefunction(self.function)
         return async_to_sync(self.function) if is_async else self.function
 
     @property
     def location(self) -> str:
-        """The place of the function, as `module:qualname`."""
+        """The function as `module:qualname`."""
         return f"{self.function.__module__}:{self.function.__qualname__}"
 
     @property
@@ -142,7 +152,6 @@ class Analysis:
 
     @cached_property
     def arguments(self) -> Arguments:
-        """What the function takes, to check a configuration and to bind a call."""
         return Arguments(self.function, owner=str(self), location=self.location)
 
 
@@ -156,25 +165,6 @@ def _register(declared: Analysis) -> None:
             "Give one of them another title or version."
         )
     _registry[declared.title, declared.version] = declared
-
-
-def _is_declared_in(modules: Set[str], declared: Analysis) -> bool:
-    function = declared.function
-    return function.__module__ in modules and "<locals>" not in function.__qualname__
-
-
-def _declared(each: Analysis | Callable[..., Any]) -> Analysis:
-    declared = each if isinstance(each, Analysis) else getattr(each, "analysis", None)
-    if isinstance(declared, Analysis):
-        return declared
-    raise ImproperAnalysis(
-        f"{each!r} is not an analysis. Decorate it with @analysis(title, version=...)."
-    )
-
-
-def _check_function(title: str, function: object) -> None:
-    if not inspect.isfunction(function):
-        raise ImproperAnalysis(f"@analysis({title!r}) must decorate a function, not {function!r}.")
 
 
 def _check_is_called(title: object) -> None:

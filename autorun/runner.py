@@ -45,8 +45,8 @@ class QuerySetRunner(Runner):
     ) -> Batch:
         """Plan and dispatch what is pending of the default queryset, or of `queryset`.
 
-        At most `max_total` runs are planned. With `dry` nothing is recorded and nothing started;
-        the batch that is returned is then not saved.
+        At most `max_total` runs are planned. With `dry` nothing is recorded or started, and the
+        returned batch is not saved.
         """
         return looks.run_now(self, queryset, max_total=max_total, dry=dry, log_level=log_level)
 
@@ -75,7 +75,7 @@ class QuerySetRunner(Runner):
         return pending.existing(self, hooks.every_row(self).filter(pk=instance.pk)).exists()
 
     def progress(self) -> Progress:
-        """How many runs of the node are in which state; one query."""
+        """The number of runs of the node in each state; one query."""
         return counts.progress(nodes.node_of(self))
 
     def explain(self, instance: Any) -> Explanation:
@@ -93,10 +93,10 @@ class QuerySetRunner(Runner):
         window: int | None = None,
         requested_by: str = "",
     ) -> Batch:
-        """Plan everything that is already there, and start it, `window` runs at a time.
+        """Plan existing rows and start their runs, `window` at a time.
 
         `filter` is a name from FILTERS. `only` is "missing", "changed", "failed" or "all" of
-        these; without it, what is pending. `force` runs again what has succeeded, too.
+        these; the default is pending rows. `force` includes rows that have succeeded.
         """
         scope = Scope(filter=filter, only=only, force=force)
         return looks.backfill_now(
@@ -120,16 +120,16 @@ class QuerySetRunner(Runner):
     def get_configuration(self) -> dict[str, Any]:
         """`create_configuration()` as plain JSON.
 
-        Raises ConfigurationError, naming the key, or ImproperRunner where the hook raises.
+        Raises ConfigurationError, naming the key, or ImproperRunner if the hook raises.
         """
         return nodes.configuration_of(self)
 
     def get_digest(self) -> str:
-        """What runners of one node have in common: SHA-256, in hex."""
+        """SHA-256, in hex, of what runners of one node have in common."""
         return nodes.digest_of(self)
 
     def get_node(self) -> Node:
-        """The Node of this runner; made where it is new."""
+        """The Node of this runner, made on first use."""
         return nodes.node_of(self)
 
     def get_dependencies(self) -> list[Runner]:
@@ -141,16 +141,16 @@ class QuerySetRunner(Runner):
         return hooks.every_row(self)
 
     def get_database(self) -> str:
-        """The alias of the database the rows are in: one for the life of the runner's instance.
+        """The alias of the database the rows are in, read once for each instance of the runner.
 
-        Where a router spreads reads over replicas, return `.using(...)` the primary from
+        If a router spreads reads over replicas, return `.using(...)` the primary from
         `get_base_queryset`: a replica that lags behind does not have the rows just saved.
         """
         return hooks.database_of(self)
 
 
 def get_runner(label: str) -> QuerySetRunner:
-    """The registered runner of that label. Raises NotRegistered, which names those there are."""
+    """The registered runner of that label. Raises NotRegistered, which lists the labels."""
     return cast("QuerySetRunner", registry.get(label))
 
 

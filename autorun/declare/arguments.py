@@ -46,15 +46,11 @@ class Arguments:
 
     def check(self, configuration: object, input_key: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and `input_key`."""
-        if not isinstance(configuration, Mapping):
-            kind = type(configuration).__name__
-            return [
-                Problem(f"The configuration of {self.owner} is of type {kind}.", "Make it a dict.")
-            ]
-        return [
-            *self._name_problems(configuration, input_key),
-            *self._type_problems(configuration),
-        ]
+        if isinstance(configuration, Mapping):
+            names = self._name_problems(configuration, input_key)
+            return [*names, *self._type_problems(configuration)]
+        kind = type(configuration).__name__
+        return [Problem(f"The configuration of {self.owner} is of type {kind}.", "Make it a dict.")]
 
     def bind(
         self, configuration: Mapping[str, object], input_key: str, representation: object
@@ -66,13 +62,12 @@ class Arguments:
         if not self._has_the_names(configuration, input_key):
             problems = list(self._name_problems(configuration, input_key))
             if problems:
-                raise ConfigurationError(
-                    " ".join(f"{each.message} {each.hint}" for each in problems)
-                )
+                words = " ".join(f"{each.message} {each.hint}" for each in problems)
+                raise ConfigurationError(words)
         # A function may change a list of its configuration; the next run must not see that.
         arguments: dict[str, Any] = {}
         for name, value in configuration.items():
-            arguments[name] = _own(value)
+            arguments[name] = value if type(value) in _IMMUTABLE else copy.deepcopy(value)
         arguments[input_key] = representation
         try:
             for name, value in arguments.items():
@@ -97,7 +92,6 @@ class Arguments:
 
     @cached_property
     def _named(self) -> dict[str, Parameter]:
-        """The parameters that can be passed by name."""
         kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         return {
             name: each for name, each in self.signature.parameters.items() if each.kind in kinds
@@ -114,11 +108,10 @@ class Arguments:
         return frozenset(each.name for each in parameters if each.default is Parameter.empty)
 
     def _has_the_names(self, configuration: Mapping[str, object], input_key: str) -> bool:
-        """Quick test for the usual case: every name is known and none is missing."""
+        """A quick test for the usual case: every name is known and none is missing."""
         names = {*configuration, input_key}
-        return (
-            len(names) == len(configuration) + 1 and self._required <= names <= self._named.keys()
-        )
+        is_new = input_key not in configuration
+        return is_new and self._required <= names <= self._named.keys()
 
     def _accepts(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._named or self._variadic is not None)
@@ -153,9 +146,6 @@ class Arguments:
                 f"{self.owner} requires the argument {name!r}.",
                 f"Add {name!r} to the configuration, or give it a default in {self.location}.",
             )
-        yield from self._positional_problems()
-
-    def _positional_problems(self) -> Iterator[Problem]:
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is Parameter.POSITIONAL_ONLY and name in self._required:
                 yield Problem(
@@ -183,10 +173,6 @@ class Arguments:
         if not self._named:
             return f"{self.location} has no arguments that can be passed by name."
         return f"Arguments of {self.location}: {', '.join(map(repr, self._named))}."
-
-
-def _own(value: object) -> object:
-    return value if type(value) in _IMMUTABLE else copy.deepcopy(value)
 
 
 _IMMUTABLE = {type(None), bool, int, float, str}

@@ -49,12 +49,11 @@ class Mismatch(Exception):
 
 
 def convert(value: object, annotation: Any) -> Any:
-    """Return `value` as `annotation` wants it; raise `Mismatch` if it does not fit.
+    """Return `value` converted to `annotation`; raise `Mismatch` if it does not fit.
 
-    Integers become floats, strings become Paths, UUIDs, Decimals, dates, times and durations, and
-    values or names become members of an enumeration. Lists become the annotated collection, element
-    by element. An annotation that says nothing about the value (Any, a type variable, a protocol)
-    accepts it unchanged.
+    Integers become floats; strings Paths, UUIDs, Decimals, dates, times and durations; values or
+    names members of an enumeration; lists the annotated collection. Any, a type variable and a
+    protocol accept every value unchanged.
     """
     kind = annotation
     if type(annotation) is not type:
@@ -241,9 +240,7 @@ _CONVERTERS: dict[Any, Converter] = {
     os.PathLike: _reading(Path, str),
     Decimal: _reading(lambda value: Decimal(str(value)), int, float, str),
     UUID: _reading(UUID, str),
-    dt.datetime: _reading(dt.datetime.fromisoformat, str),
-    dt.date: _reading(dt.date.fromisoformat, str),
-    dt.time: _reading(dt.time.fromisoformat, str),
+    **{kind: _reading(kind.fromisoformat, str) for kind in (dt.datetime, dt.date, dt.time)},
     dt.timedelta: _reading(parse_duration, str),
     typing.Literal: _to_literal,
     typing.Union: _to_union,

@@ -21,7 +21,7 @@ from autorun.state.user_code import cancel_queries
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-#: What swallows the exception is told again this often, in seconds.
+#: Code that swallows the exception is interrupted again after so many seconds.
 INSISTENCE = 1.0
 
 
@@ -34,17 +34,16 @@ def can_use_signals() -> bool:
 def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
     """Raise RunTimeout in the block after so many seconds, with `message` if given.
 
-    Only where signals reach the thread. Elsewhere, and in C code that does not come back to the
-    interpreter, the keeper of the lease stops the run.
+    In a thread without signals, and in C code that does not return to the interpreter, the keeper
+    of the lease stops the run.
     """
     if seconds is None or not can_use_signals():
         yield
         return
 
     is_over = False
-    timeout = RunTimeout(
-        message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
-    )
+    message = message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
+    timeout = RunTimeout(message)
     was_raised = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -59,14 +58,14 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            # A driver, or a cleaning up that failed, may have put another in its place.
+            # A driver or a failed cleanup may have replaced it.
             if was_raised and error is not timeout:
                 raise timeout from error
             raise
         finally:
             is_over = True
     finally:
-        # Of its own: an exception raised by a signal as the block ends must not leave the timer on.
+        # Nested: an exception raised by a signal as the block ends must not leave the timer on.
         is_over = True
         restore()
 
@@ -77,8 +76,8 @@ def calls_limited(
 ) -> Iterator[Callable[[Argument], Result]]:
     """`function`, with each call ended by a RunTimeout after `seconds`, or a second later.
 
-    One alarm for the whole block: to set one for each of thousands of quick calls would take longer
-    than they do. Where signals do not reach the thread, `function` as it is.
+    One alarm serves the whole block, as setting it takes longer than a quick call. In a thread
+    without signals, `function` is unlimited.
     """
     if not can_use_signals():
         yield function
@@ -113,28 +112,20 @@ def calls_limited(
 
 @contextmanager
 def soft_limit_ignored() -> Iterator[None]:
-    """Have Celery's soft time limit, a project's or a worker's, end nothing in the block.
+    """Ignore Celery's soft time limit in the block.
 
-    It is for a message, which may be about hundreds of runs or a million rows: the one that was
-    under way would fail for what the others took. A message without a limit cannot say so itself:
-    Celery keeps a timer for each until it is over, so that a very long one would fill its memory.
+    It limits a message of hundreds of runs or a million rows, so that one would fail for what the
+    others took. A message cannot ask for a very long limit: Celery keeps a timer for each.
     """
     from billiard import pool  # in a worker it is there already
 
     number: Any = pool.SIG_SOFT_TIMEOUT
-    is_set = (
-        number is not None
-        and can_use_signals()
-        and signal.getsignal(number) is pool.soft_timeout_sighandler
-    )
-    if not is_set:
+    is_usable = number is not None and can_use_signals()
+    if not (is_usable and signal.getsignal(number) is pool.soft_timeout_sighandler):
         yield
         return
-
-    def ignore(_number: int, _frame: FrameType | None) -> None:
-        """Not SIG_IGN, which the programs that a body starts would inherit."""
-
-    signal.signal(number, ignore)
+    # Not SIG_IGN, which the programs that a body starts would inherit.
+    signal.signal(number, lambda _number, _frame: None)
     try:
         yield
     finally:
@@ -212,7 +203,7 @@ class Termination:
 def _set_alarm(
     stop: Callable[[int, FrameType | None], Any], seconds: float, *, every: float
 ) -> Callable[[], None]:
-    """Have `stop` called after `seconds`; what puts everything back as it was before."""
+    """Have `stop` called after `seconds`; return a function that restores the alarm of before."""
     handler = signal.signal(signal.SIGALRM, stop)
     began_at = time.monotonic()
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, every)
@@ -221,7 +212,7 @@ def _set_alarm(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:
-            # Somebody else's alarm, as that of a body that plans rows itself.
+            # An outer alarm: a body may plan rows itself.
             passed = time.monotonic() - began_at
             signal.setitimer(signal.ITIMER_REAL, max(left - passed, 0.001), interval)
 

@@ -1,4 +1,4 @@
-"""Values that options have in common."""
+"""The value of an option that the setting of the same name decides."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 
 class _BySetting:
-    """The value of an option that the setting of the same name decides."""
-
     def __repr__(self) -> str:
         return "BY_SETTING"
 

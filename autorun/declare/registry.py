@@ -21,7 +21,6 @@ RunnerClass = TypeVar("RunnerClass", bound=type[Runner])
 
 _runners: dict[str, type[Runner]] = {}
 _listeners: list[Callable[[], object]] = []
-#: One instance of each, made when it is first asked for.
 _instances: dict[str, Runner] = {}
 #: Classes that `register_module` has registered: others of their name were imported anew.
 _registered_once: set[type[Runner]] = set()
@@ -30,8 +29,7 @@ _registered_once: set[type[Runner]] = set()
 def register(runner_class: RunnerClass) -> RunnerClass:
     """Register a runner class under its label; usable as a decorator.
 
-    Raises AlreadyRegistered when another class has that label. A module that is imported anew
-    replaces its classes.
+    Raises AlreadyRegistered if a class of another module or name has that label.
     """
     label = runner_class.get_label()
     known = _runners.get(label)
@@ -54,10 +52,7 @@ def unregister(label: str) -> None:
 
 @contextmanager
 def registered(*runner_classes: type[Runner], alone: bool = False) -> Iterator[None]:
-    """Register runners for the length of a `with` block, in place of any of the same label.
-
-    `alone` takes them in place of all others.
-    """
+    """Register runners for a `with` block, in place of any of the same label, or of all others."""
     before = dict(_runners)
     if alone:
         _runners.clear()
@@ -77,12 +72,11 @@ def on_change(listener: Callable[[], object]) -> None:
 
 
 def runners() -> list[Runner]:
-    """The instance of every registered runner, in the order of the labels."""
+    """One instance of every registered runner, sorted by label."""
     return [get(label) for label in sorted(_runners)]
 
 
 def find(label: str) -> Runner | None:
-    """The instance of the runner of that label, or None."""
     known = _instances.get(label)
     if known is None and (runner_class := _runners.get(label)) is not None:
         known = _instances[label] = runner_class()
@@ -95,7 +89,7 @@ def is_registered(runner: Runner) -> bool:
 
 
 def get(label: str) -> Runner:
-    """The runner of that label. Raises NotRegistered, which names those there are."""
+    """The runner of that label. Raises NotRegistered, which lists the labels."""
     runner = find(label)
     if runner is not None:
         return runner
@@ -122,9 +116,13 @@ def autodiscover() -> None:
 def register_module(name: str) -> None:
     """Register the concrete runners that an imported module or package defines.
 
-    Raises AlreadyRegistered where it defines two of one name, of which Python keeps the last.
+    Raises AlreadyRegistered if it defines two of one name, of which Python keeps the last.
     """
-    found = [each for each in declared if _is_in(each.__module__, name) and each.DATA_MODEL]
+    found = [
+        each
+        for each in declared
+        if f"{each.__module__}.".startswith(f"{name}.") and each.DATA_MODEL
+    ]
     new = [each for each in found if each not in _registered_once]
     _refuse_twins(new)
     _registered_once.update(new)
@@ -146,12 +144,8 @@ def _refuse_twins(runner_classes: list[type[Runner]]) -> None:
             )
 
 
-def _is_in(module: str, name: str) -> bool:
-    return module == name or module.startswith(f"{name}.")
-
-
 def without_model() -> list[type[Runner]]:
-    """Classes that name an analysis but no model, and are no other's base."""
+    """Classes without subclasses that name an analysis but no model."""
     return [
         each
         for each in declared
@@ -160,7 +154,7 @@ def without_model() -> list[type[Runner]]:
 
 
 def _stem(label: str) -> str:
-    """The name of the class without the `Runner`, or the slip of it, that most names end in."""
+    """The name of the class without its ending `Runner`, or a slip of it."""
     return re.sub(r"(?<=.)run\w{0,3}$", "", label.rpartition(".")[2].lower())
 
 

@@ -1,7 +1,4 @@
-"""What a runner declares: its options, its hooks, and what they come to.
-
-Imports no stage: `autorun.runner` adds the methods that plan, run and explain.
-"""
+"""The options and hooks of a runner; `autorun.runner` adds the methods that plan and explain."""
 
 from __future__ import annotations
 
@@ -41,8 +38,8 @@ class Runner:
     INPUT_KEY: ClassVar[str | None] = None
     #: Narrows the default queryset.
     BASE_QUERY: ClassVar[Q | None] = None
-    #: Fields the input depends on, so that the database can tell which rows have changed. An empty
-    #: sequence says that a row never changes.
+    #: Fields the input depends on, so that the database can tell which rows have changed. With an
+    #: empty sequence a row never changes.
     INPUT_FIELDS: ClassVar[Sequence[str] | None] = None
     #: Querysets of the default one that a backfill can be asked for by name.
     FILTERS: ClassVar[Mapping[str, Q | Callable[[QuerySet[Any]], QuerySet[Any]]] | None] = None
@@ -89,15 +86,13 @@ class Runner:
         return queryset
 
     def log_filter_start(self, log_level: int = logging.INFO) -> None:
-        """Say that the queryset is being filtered."""
         transcript.say(self.FILTER_QUERYSET_START, level=log_level)
 
     def log_filter_end(self, n_candidates: int, log_level: int = logging.INFO) -> None:
-        """Say how many rows the filter let through."""
         transcript.say("%d execution candidates found.", n_candidates, level=log_level)
 
     def get_instance_representation(self, instance: Any) -> Any:
-        """What the analysis receives for `instance`: something JSON can hold.
+        """The analysis's input for `instance`, a value that JSON can hold.
 
         By default the value of the only one of INPUT_FIELDS, a dict of several, or the primary key.
         """
@@ -117,11 +112,9 @@ class Runner:
         """Keyword arguments that all runs have in common; part of what makes a node."""
         return dict(self.ANALYSIS_CONFIGURATION or {})
 
-    # What the options come to
-
     @classmethod
     def get_label(cls) -> str:
-        """`app_label.ClassName`, the runner's name everywhere."""
+        """The runner's name: `app_label.ClassName`."""
         config = apps.get_containing_app_config(cls.__module__)
         label = config.label if config else cls.__module__.partition(".")[0]
         return f"{label}.{cls.__name__}"
@@ -138,10 +131,7 @@ class Runner:
     def _model(self) -> type[Model]:
         declared: Any = self.DATA_MODEL
         if declared is None:
-            raise ImproperRunner(
-                f"{type(self).__qualname__} has no DATA_MODEL. Set it to the model whose rows "
-                "are to be processed."
-            )
+            raise self._lacks("DATA_MODEL", "the model whose rows are to be processed")
         if not (isinstance(declared, type) and issubclass(declared, Model)):
             raise ImproperRunner(
                 f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is no model. Import "
@@ -152,36 +142,31 @@ class Runner:
     def get_analysis(self) -> analyses.Analysis:
         """The analysis that ANALYSIS and ANALYSIS_VERSION name; a function knows its version.
 
-        Raises NotRegistered, or ImproperRunner where one of them is missing.
+        Raises NotRegistered, or ImproperRunner if one of them is missing.
         """
         if self.ANALYSIS is None:
-            raise ImproperRunner(
-                f"{type(self).__qualname__} has no ANALYSIS. Set it to the title of a registered "
-                "analysis."
-            )
+            raise self._lacks("ANALYSIS", "the title of a registered analysis")
         declared = getattr(self.ANALYSIS, "analysis", self.ANALYSIS)
         if isinstance(declared, analyses.Analysis):
             if self.ANALYSIS_VERSION in (None, declared.version):
                 return declared
             return analyses.get(declared.title, self.ANALYSIS_VERSION)
         if self.ANALYSIS_VERSION is None:
-            raise ImproperRunner(
-                f"{type(self).__qualname__} has no ANALYSIS_VERSION. Set it to the version of "
-                f"{self.ANALYSIS!r} to run."
-            )
+            raise self._lacks("ANALYSIS_VERSION", f"the version of {self.ANALYSIS!r} to run")
         return analyses.get(self.ANALYSIS, self.ANALYSIS_VERSION)
 
     def get_input_key(self) -> str:
-        """INPUT_KEY. Raises ImproperRunner where there is none."""
+        """INPUT_KEY. Raises ImproperRunner if it is missing."""
         if self.INPUT_KEY is None:
-            raise ImproperRunner(
-                f"{type(self).__qualname__} has no INPUT_KEY. Set it to the argument of "
-                f"{self.get_analysis()} that receives the row."
-            )
+            receiver = f"the argument of {self.get_analysis()} that receives the row"
+            raise self._lacks("INPUT_KEY", receiver)
         return self.INPUT_KEY
 
+    def _lacks(self, option: str, value: str) -> ImproperRunner:
+        return ImproperRunner(f"{type(self).__qualname__} has no {option}. Set it to {value}.")
+
     def get_input_fields(self) -> tuple[str, ...]:
-        """INPUT_FIELDS, empty where there are none. Raises ImproperRunner for a lone string."""
+        """INPUT_FIELDS, or an empty tuple. Raises ImproperRunner for a lone string."""
         if isinstance(self.INPUT_FIELDS, str):
             raise ImproperRunner(
                 f"{type(self).__qualname__}.INPUT_FIELDS is {self.INPUT_FIELDS!r}, not a tuple of "

@@ -26,7 +26,7 @@ def say(line: str, *args: Any, level: int = logging.INFO) -> None:
 
 
 def is_heard(level: int) -> bool:
-    """Whether anybody reads lines of `level`; where not, nothing need be counted for them."""
+    """Whether lines of `level` are shown; if not, nothing need be counted for them."""
     return logger.isEnabledFor(level) if logger.hasHandlers() else level >= logging.INFO
 
 
@@ -57,8 +57,7 @@ class Transcript:
         self._say("🔎 Input queryset validation:")
 
     def checking(self) -> None:
-        self._say("")
-        self._say("⚖ Checking execution status for the input queryset:")
+        self._say_apart("⚖ Checking execution status for the input queryset:")
         self._say("Filtering existing runs...")
 
     def checked(self, *, existing: int, failed: int, pending: int) -> None:
@@ -68,8 +67,7 @@ class Transcript:
         self._say("%d instances pending execution.", pending)
 
     def prepared(self, *, number: int, unprepared: int) -> None:
-        self._say("")
-        self._say("🔀 Generating input specifications:")
+        self._say_apart("🔀 Generating input specifications:")
         if unprepared:
             self._say("The input of %d instances could not be prepared.", unprepared)
         self._say("%d input specifications prepared.", number)
@@ -78,56 +76,40 @@ class Transcript:
         self._say("%d of them in this batch, as its limit says.", number)
 
     def started(self, number: int) -> None:
-        self._say("")
-        self._say(
-            "🚀Successfully started %s execution over %d %s instances🚀",
-            self.title,
-            number,
-            self.model_name,
-        )
+        line = "🚀Successfully started %s execution over %d %s instances🚀"
+        self._say_apart(line, self.title, number, self.model_name)
 
     def would_start(self, number: int) -> None:
-        self._say("")
-        self._say(
-            "Would start %s execution over %d %s instances.", self.title, number, self.model_name
-        )
+        line = "Would start %s execution over %d %s instances."
+        self._say_apart(line, self.title, number, self.model_name)
 
     def recorded(self, number: int) -> None:
-        self._say("")
-        self._say(
-            "Recorded %s execution over %d %s instances; it starts when a broker answers.",
-            self.title,
-            number,
-            self.model_name,
-        )
+        line = "Recorded %s execution over %d %s instances; it starts when a broker answers."
+        self._say_apart(line, self.title, number, self.model_name)
 
     def no_candidates(self) -> None:
-        self._say("")
-        self._say("No %s instances to process.", self.model_name)
+        self._say_apart("No %s instances to process.", self.model_name)
 
     def nothing_pending(self, number: int, *, failed: int, under_way: int) -> None:
-        self._say("")
         if under_way == number:
-            self._say(
-                "Nothing pending: all %d %s instances are on their way.", number, self.model_name
-            )
+            line = "Nothing pending: all %d %s instances are on their way."
+            self._say_apart(line, number, self.model_name)
             return
-        if not failed and not under_way:
-            line = "Nothing pending: all %d %s instances are up to date."
-            self._say(line, number, self.model_name)
-            return
-        line = "Nothing pending: %d of %d %s instances are up to date"
-        numbers: list[object] = [number - failed - under_way, number, self.model_name]
+        up_to_date = number - failed - under_way
+        share = "all" if up_to_date == number else f"{up_to_date} of"
+        line = f"Nothing pending: {share} %d %s instances are up to date"
         if under_way:
-            line += ", %d on their way"
-            numbers.append(under_way)
+            line += f", {under_way} on their way"
         if failed:
-            line += ", %d failed: retry() runs these"
-            numbers.append(failed)
-        self._say(f"{line}.", *numbers)
+            line += f", {failed} failed: retry() runs these"
+        self._say_apart(f"{line}.", number, self.model_name)
 
     def _say(self, line: str, *args: Any) -> None:
         say(line, *args, level=self.level)
+
+    def _say_apart(self, line: str, *args: Any) -> None:
+        self._say("")
+        self._say(line, *args)
 
 
 def _streams() -> list[TextIO]:

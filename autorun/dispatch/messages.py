@@ -39,12 +39,10 @@ def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message
 
 
 def longest(chunk: Chunk) -> float | None:
-    """The seconds after which each run of `chunk` has been stopped; None without a limit.
+    """The seconds after which all runs of `chunk` are over; None without a limit or known runner.
 
-    There is no limit either if this process does not know the runner.
-
-    A worker hands over the rest of a slow chunk, so a chunk takes as long as one run and a little.
-    With BATCH_SIZE it keeps them, and takes as long as all of its runs.
+    A worker hands over the rest of a slow chunk, so that it takes about as long as one run. With
+    BATCH_SIZE it executes all of them.
     """
     runner = registry.find(chunk.runner)
     timeout = None if runner is None else timeout_of(runner)
@@ -59,10 +57,7 @@ def queue_of(runner: Runner) -> str:
 
 
 def follow_queues(chunks: Iterable[Chunk]) -> None:
-    """Move the chunks to the queues that their runners have now, as far as this process knows them.
-
-    A runner may have been given another queue since, and no worker may listen on the old one.
-    """
+    """Move the chunks to their runners' current queues: no worker may listen on a former one."""
     moved: dict[str, list[int]] = defaultdict(list)
     for chunk in chunks:
         runner = registry.find(chunk.runner)

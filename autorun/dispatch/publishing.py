@@ -1,8 +1,7 @@
 """Messages to the broker, over a connection that never waits for long.
 
-A broker that accepts connections and never answers would block Celery's own `.delay()` for ever. So
-each process has one connection for publishing, with short timeouts. After a failure it pauses for a
-moment, so that many callers do not each wait for the same timeout.
+A silent broker would block Celery's own `.delay()` for ever. So each process has one connection for
+publishing, with short timeouts, that pauses after a failure: callers do not all wait for them.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from autorun.state.probes import crash_point
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
 PAUSE_AFTER_FAILURE = 1.0  # seconds
 AMQP = ("amqp", "amqps", "pyamqp")
-#: The broker answers but refuses this message: its queue is declared otherwise, forbidden or gone.
-#: Messages for other queues are still sent.
+#: The broker refuses one message: its queue is declared otherwise, forbidden or gone.
 ABOUT_A_MESSAGE = (IrrecoverableChannelError, QueueNotFound, EncodeError)
 
 
@@ -48,26 +46,18 @@ class Message:
     time_limit: float | None = None
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for `apply_async`, without those that are None.
-
-        The soft time limit is as long as the hard one: a project's own would be shorter, as it is
-        meant for tasks of one job.
-        """
-        given = {
-            "queue": self.queue,
-            "priority": self.priority,
-            "expires": self.expires,
-            "time_limit": self.time_limit,
-            "soft_time_limit": self.time_limit,
-        }
+        """Keyword arguments for `apply_async`, without those that are None."""
+        names = ("queue", "priority", "expires", "time_limit")
+        given = {name: getattr(self, name) for name in names}
+        # A project's own soft limit would be shorter, as it is meant for tasks of one job.
+        given["soft_time_limit"] = self.time_limit
         return {name: value for name, value in given.items() if value is not None}
 
 
 def time_limit_after(seconds: float | None) -> float | None:
     """The time limit of a message whose runs have all been stopped after so many seconds.
 
-    It is the last resort, for a body that holds the interpreter's lock: two leases later, so that
-    everything else that stops a run comes first.
+    The last resort, for a body that holds the interpreter's lock, comes two leases after the rest.
     """
     return None if seconds is None else seconds + 2 * settings.LEASE
 
@@ -80,7 +70,7 @@ def publish(messages: Sequence[Message]) -> None:
     """Send the messages, in order.
 
     Raises BrokerUnavailable if the broker failed or was silent; it may still have taken some.
-    Raises MessagesRefused, after all others are sent, with those that it refused.
+    Raises MessagesRefused for those that it refused, after all others are sent.
     """
     if _sink is not None:
         _sink(messages)
@@ -111,11 +101,7 @@ _known_eager: tuple[object, object, bool] | None = None
 
 
 def _is_eager() -> bool:
-    """Celery's `task_always_eager`, cached until a setting changes.
-
-    Celery looks up a setting in several places under several names each time, which takes longer
-    than everything else that autorun does in a save.
-    """
+    """Celery's `task_always_eager`, cached: its lookup takes longer than the rest of a save."""
     global _known_eager  # noqa: PLW0603
     conf = current_app.conf
     changes = conf.changes or {}  # what was set after Celery was configured, as tests do
@@ -136,7 +122,7 @@ setting_changed.connect(_forget_eager, dispatch_uid="autorun.dispatch.publishing
 
 def _execute_eagerly(messages: Sequence[Message]) -> None:
     first_error: Exception | None = None
-    for message in _eager.queue.taken_with(messages):
+    for message in _eager.taken_with(messages):
         try:
             current_app.tasks[message.task].apply_async(message.args, **message.options())
         except Exception as error:  # noqa: BLE001  Celery's task_eager_propagates
@@ -177,9 +163,8 @@ class MessageQueue:
             self._is_taken = False
 
 
-class _Eager(threading.local):
-    def __init__(self) -> None:
-        self.queue = MessageQueue()
+class _EagerQueue(MessageQueue, threading.local):
+    """One queue for each thread."""
 
 
 class _Courier:
@@ -194,19 +179,16 @@ class _Courier:
 
     def publish(self, messages: Sequence[Message]) -> None:
         with self._lock:
-            self._turn_to(_broker())
+            if self._broker != (broker := _broker()):
+                self._drop()
+                self._broker = broker
+                self._failed_at = float("-inf")
             waiting = self._failed_at + PAUSE_AFTER_FAILURE - time.monotonic()
             if waiting > 0:
                 raise BrokerUnavailable("It did not answer a moment ago.")
             refused = self._send_or_raise(messages)
         if refused:
             raise MessagesRefused(_words_for(refused), [message for message, _ in refused])
-
-    def _turn_to(self, broker: object) -> None:
-        if broker != self._broker:
-            self._drop()
-            self._broker = broker
-            self._failed_at = float("-inf")
 
     def _send_or_raise(self, messages: Sequence[Message]) -> list[Refusal]:
         was_open = self._connection is not None
@@ -222,14 +204,11 @@ class _Courier:
         return self._send_or_raise(messages)
 
     def _send(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Send the messages; those that the broker refused, and why."""
         refused: list[Refusal] = []
         for message in messages:
             try:
                 self._send_one(message)
-            except Exception as error:
-                if not isinstance(error, ABOUT_A_MESSAGE):
-                    raise
+            except ABOUT_A_MESSAGE as error:
                 self._drop()  # the broker has closed the channel
                 refused.append((message, error))
             else:
@@ -272,7 +251,7 @@ def _open() -> Connection:
         connect_timeout=TIMEOUT, transport_options=_impatient_options()
     )
     try:
-        # One attempt for each host; kombu's default is a second one after two seconds of sleep.
+        # One attempt for each host; kombu's default is another after two seconds of sleep.
         hosts = len(connection.alt) or 1
         connection.ensure_connection(max_retries=hosts - 1, interval_start=0, interval_step=0)
     except BaseException:
@@ -282,7 +261,7 @@ def _open() -> Connection:
 
 
 def _broker() -> object:
-    """The identity of the project's broker; tests use several."""
+    """The identity of the project's broker, as tests use several."""
     return current_app.main, str(current_app.conf.broker_write_url)
 
 
@@ -296,7 +275,7 @@ def _is_timeout(error: BaseException | None) -> bool:
 
 
 def _close(connection: Connection) -> None:
-    """Free its file descriptors without a goodbye to a broker that may not answer."""
+    """Free the file descriptors without a goodbye to a broker that may not answer."""
     transport: Any = connection.transport
     connection.collect(socket_timeout=0.1)
     # Redis's transport keeps its epoll object until it is garbage-collected.
@@ -327,7 +306,7 @@ def _reset() -> None:
     _courier = _Courier()
 
 
-_eager = _Eager()
+_eager = _EagerQueue()
 _courier = _Courier()
 # A forked child can use neither the connection nor a lock that another thread held.
 os.register_at_fork(after_in_child=_reset)

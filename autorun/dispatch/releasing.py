@@ -1,7 +1,7 @@
 """Release waiting chunks within their limits, and publish one message for each.
 
-A chunk is claimed in the database before its message is sent. A crash in between leaves a queued
-chunk that upkeep sends again; the other order could let two processes release more than the window.
+A chunk is claimed before its message is sent. A crash in between leaves a queued chunk that upkeep
+sends again; in the other order two processes could release more than the window.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ class Release:
 
 
 def release(node_id: int) -> Release:
-    """Hand over to Celery what the node's limits allow, urgent chunks first.
-
-    Inside a transaction the messages are sent when it commits.
-    """
+    """Send what the node's limits allow, urgent chunks first, once the transaction commits."""
     if not _due(node_id).exists():
         return Release()
     # Configurations come from user code: none is created in the transaction, under the lock.
@@ -76,7 +73,7 @@ def release(node_id: int) -> Release:
 
 
 def release_everywhere() -> int:
-    """`release` for every node with waiting chunks; how many chunks."""
+    """Release for every node with waiting chunks; return the number of released chunks."""
     # A subquery for each node: there may be many thousands of waiting chunks.
     waiting = Chunk.objects.waiting().of(OuterRef("pk"))
     nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
@@ -92,7 +89,7 @@ def release_everywhere() -> int:
 
 
 def send(chunks: Sequence[Chunk]) -> int:
-    """Publish a message for each chunk; how many. Chunks whose message was refused wait again."""
+    """Publish a message for each chunk; return how many. Refused chunks wait again."""
     crash_point("dispatch.unsent")
     messages = {chunk.pk: message_for(chunk) for chunk in chunks}
     try:
@@ -108,8 +105,7 @@ def send(chunks: Sequence[Chunk]) -> int:
             error,
         )
         crash_point("dispatch.refused")
-        # A silent broker may have taken a message all the same: it finds a waiting chunk, and does
-        # nothing.
+        # A silent broker may have taken a message: its worker finds a waiting chunk, does nothing.
         Chunk.objects.queued().filter(pk__in=[chunk.pk for chunk in refused]).update(
             state=Chunk.State.WAITING, publications=Greatest(F("publications") - 1, 0)
         )
@@ -138,9 +134,8 @@ def _claim(node_id: int, labels: Mapping[str, list[str]]) -> list[Chunk]:
         .of(node_id)
         .values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
     )
-    claimed = list(
-        _fitting(_due(node_id), Room(in_flight, node_id, set(labels.get(node_digest, ()))))
-    )
+    room = Room(in_flight, node_id, set(labels.get(node_digest, ())))
+    claimed = list(_fitting(_due(node_id), room))
     # A chunk that was cancelled since it was read stays so; its message does nothing.
     Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(
         state=Chunk.State.QUEUED,
@@ -154,10 +149,9 @@ def _claim(node_id: int, labels: Mapping[str, list[str]]) -> list[Chunk]:
 
 
 def _fitting(due: QuerySet[Chunk], room: Room) -> Iterator[Chunk]:
-    """The chunks there is room for, in their order, read a page at a time.
+    """The chunks that fit, in their order, read a page at a time.
 
-    Each page leaves out the batches and runners that are full: thousands of their chunks may stand
-    before the next one that fits.
+    Each page leaves out full batches and runners, which may have thousands of chunks.
     """
     rows = due.annotate(window=F("batch__window"))
     size = FIRST_PAGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 from django.db.models import QuerySet
@@ -14,16 +14,14 @@ from autorun.declare import registry
 from autorun.models import Chunk
 from autorun.state import pulses
 
-#: A runner's chunks in the broker, beyond one for each that is running. The message of a saved row
-#: waits behind them, however long each takes.
+#: A runner's chunks in the broker beyond one for each running; a saved row waits behind them.
 SPARE_CHUNKS = 2
 
 
 class Room:
     """How many more chunks of one node may go out beside those `in_flight`.
 
-    A chunk executes its runs one after the other, so as many runs as chunks run at once. A chunk
-    larger than a window goes out when nothing else in that window is in flight.
+    A chunk larger than a window goes out when nothing else in that window is in flight.
 
     A runner is *supplied* once its workers' next chunks are in the broker; then only its saved rows
     go out. When all runners of the node are full or supplied, no waiting chunk is read.
@@ -36,8 +34,7 @@ class Room:
         labels: Set[str],
     ) -> None:
         self._node_id = node_id
-        #: The node's runners that this process knows.
-        self._labels = labels
+        self._labels = labels  # of the node's runners that this process knows
         self._runs = 0
         self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
@@ -91,9 +88,8 @@ class Room:
     def _count_elsewhere(self, label: str) -> None:
         """Count the chunks of runners with MAX_PARALLEL that are in flight at other nodes.
 
-        The lock keeps other processes that know the runner from releasing any of its chunks until
-        the transaction ends. Locks are taken in one order, after that of the node, so that two
-        nodes with several such runners in common do not deadlock.
+        The lock keeps other processes that know the runner from releasing its chunks until the
+        transaction ends. One order of locks prevents deadlocks between nodes that share runners.
         """
         limited = {each for each in self._labels if _most_parallel(each)}
         if registry.find(label) is not None:
@@ -110,9 +106,8 @@ class Room:
         if 0 < _most_parallel(label) <= self._chunks_of_runner[label]:
             self._full_runners.add(label)
 
-    def _is_true_of_all(self, labels: Collection[str]) -> bool:
-        """Whether `labels` are all runners of the node that this process knows."""
-        return bool(labels) and bool(self._labels) and self._labels <= set(labels)
+    def _is_true_of_all(self, labels: Set[str]) -> bool:
+        return bool(self._labels) and self._labels <= labels
 
     def _is_supplied(self, label: str) -> bool:
         return self._spare_of_runner[label] >= SPARE_CHUNKS

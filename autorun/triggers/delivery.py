@@ -1,8 +1,7 @@
 """Hands saved rows to the broker from a thread, so that no save waits for it.
 
-Rows that were saved while a message was on its way, or within a few milliseconds of each other,
-go out together. What no broker takes is written to the database (`SpilledTrigger`), where upkeep
-finds it. A process has one such thread, started by its first save.
+Rows saved during a delivery, or within a few milliseconds of each other, go out together. If no
+broker takes them, they are written to the database (`SpilledTrigger`) for upkeep.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ Saved = dict[str, set[Any]]
 
 
 def connect() -> None:
-    """Deliver what waits before a Celery worker, or one of its pool's processes, ends."""
+    """Deliver the waiting rows before a Celery worker, or one of its pool's processes, ends."""
     for signal in (signals.worker_process_shutdown, signals.worker_shutdown):
         signal.connect(_drain_at_shutdown, weak=False, dispatch_uid="autorun.publisher")
-    # Otherwise only the thread that created the project's Celery app would know it: all others,
-    # those of web servers too, would publish to Celery's default broker on localhost.
+    # Otherwise only the thread that created the project's Celery app would know it: all others
+    # would publish to Celery's default broker on localhost.
     current_app.set_default()
 
 
@@ -73,9 +72,9 @@ def subscribed_models() -> set[str]:
 
 
 def submit(saved: Saved) -> None:
-    """Have the rows planned soon; the sets are the publisher's from now on.
+    """Have the rows planned soon; at once if `PUBLISH` is "inline" or Celery is eager.
 
-    With `AUTORUN["PUBLISH"] = "inline"`, or Celery's `task_always_eager`, when this returns.
+    The sets belong to the publisher from now on.
     """
     crash_point("save.committed")
     if settings.PUBLISH == "inline" or is_immediate():
@@ -85,29 +84,21 @@ def submit(saved: Saved) -> None:
 
 
 def wait_until_idle(timeout: float = 5.0) -> bool:
-    """Wait, `timeout` seconds at most, until this process has delivered all; whether it has.
-
-    For tests, after saves that committed.
-    """
+    """Wait until this process has delivered all, for tests; False after `timeout` seconds."""
     return _publisher.wait_until_idle(timeout)
 
 
 def drain(timeout: float = EXIT_DEADLINE) -> None:
-    """Deliver what waits at once; write to the database what is left after `timeout` seconds."""
+    """Deliver the waiting rows; write to the database those left after `timeout` seconds."""
     _publisher.drain(timeout)
 
 
 def deliver(saved: Mapping[str, set[Any]]) -> bool:
-    """Publish, or spill; whether the broker took it all. Never raises an Exception."""
+    """Publish or spill; return whether the broker took all rows. Never raises an Exception."""
     try:
         publish(_messages(saved))
     except Exception as error:  # noqa: BLE001
-        logger.warning(
-            "%s: no broker took %d saved rows. Upkeep plans them. %s",
-            _labels(saved),
-            _count(saved),
-            error,
-        )
+        _warn("%s: no broker took %d saved rows. Upkeep plans them. %s", saved, error)
         spill(saved)
         return False
     return True
@@ -118,11 +109,8 @@ def spill(saved: Mapping[str, set[Any]]) -> None:
     try:
         write_down(saved)
     except Exception:
-        logger.exception(
-            "%s: %d saved rows could not be written down. The next sweep finds them.",
-            _labels(saved),
-            _count(saved),
-        )
+        line = "%s: %d saved rows could not be written down. The next sweep finds them."
+        logger.exception(line, _labels(saved), _count(saved))
 
 
 def write_down(saved: Mapping[str, set[Any]]) -> None:
@@ -135,7 +123,7 @@ def write_down(saved: Mapping[str, set[Any]]) -> None:
 
 
 class _Publisher:
-    """The thread of this process, and what waits for it."""
+    """The thread of this process, started by its first save, and the rows that wait for it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -149,8 +137,7 @@ class _Publisher:
         overflow: Saved = {}
         with self._changed:
             if _count(self._waiting) >= CAPACITY:
-                # The thread is stuck. This save writes down all that waits, so that the next
-                # CAPACITY saves need not; what it brings itself may be of any size.
+                # The thread is stuck: this save writes all down, so that the next ones need not.
                 overflow, self._waiting = self._waiting, {}
             _merge(self._waiting, saved)
             if not self._exiting and self._is_running():
@@ -159,11 +146,7 @@ class _Publisher:
                 saved, self._waiting = self._waiting, {}
             self._changed.notify_all()
         if overflow:
-            logger.warning(
-                "%s: %d saved rows wait for the broker. Upkeep plans them.",
-                _labels(overflow),
-                _count(overflow),
-            )
+            _warn("%s: %d saved rows wait for the broker. Upkeep plans them.", overflow)
             spill(overflow)
         if saved:
             deliver(saved)
@@ -178,20 +161,16 @@ class _Publisher:
             if self.wait_until_idle(timeout):
                 return
             with self._changed:
-                # What is under way may never arrive; twice does no harm.
+                # The rows in flight may never arrive; planning them twice does no harm.
                 left, self._waiting = self._waiting, {}
                 _merge(left, self._in_flight)
-            logger.warning(
-                "%s: %d saved rows are left at exit. Upkeep plans them.",
-                _labels(left),
-                _count(left),
-            )
+            _warn("%s: %d saved rows are left at exit. Upkeep plans them.", left)
             spill(left)
         finally:
             self._hurry.clear()
 
     def drain_for_good(self) -> None:
-        """After this no thread is relied on: the interpreter ends."""
+        """Drain, and rely on no thread from now on: the interpreter ends."""
         with self._changed:
             self._exiting = True
         self.drain(EXIT_DEADLINE)
@@ -219,7 +198,6 @@ class _Publisher:
                 self._changed.wait_for(lambda: self._waiting)
             if not delivered:
                 self._hurry.wait(LINGER_AFTER_FAILURE)
-            # A save after a while of quiet has nobody to wait for.
             elif time.monotonic() - ended_at < QUIET:
                 self._hurry.wait(linger)
             with self._changed:
@@ -298,6 +276,10 @@ def _labels(saved: Mapping[str, set[Any]]) -> str:
     return ", ".join(sorted(saved))
 
 
+def _warn(line: str, saved: Mapping[str, set[Any]], *args: object) -> None:
+    logger.warning(line, _labels(saved), _count(saved), *args)
+
+
 def _drain_at_shutdown(**kwargs: Any) -> None:
     drain()
 
@@ -313,7 +295,7 @@ def _drain_when_child_ends() -> None:
 
 
 def _reset() -> None:
-    # The thread stays behind in the parent, and delivers there what waits. Its lock may be held.
+    # The thread stays in the parent, and delivers the waiting rows there. Its lock may be held.
     global _publisher  # noqa: PLW0603
     _publisher = _Publisher()
 

@@ -26,6 +26,7 @@ NEVER_WRITTEN = (
     *("solar_id", "clocked_id", "exchange", "routing_key", "headers", "priority"),
     *("expires", "one_off", "start_time"),
 )
+CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 LARGEST_INTEGER = 2**31 - 1
 
 
@@ -60,8 +61,8 @@ class Timing:
     def read(cls, row: Any) -> Timing | None:
         """The timing of an entry; None for a kind that autorun never writes."""
         if row.crontab is not None:
-            names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week", "timezone")
-            return cls("crontab", {name: str(getattr(row.crontab, name)) for name in names})
+            columns = {name: str(getattr(row.crontab, name)) for name in (*CRON_FIELDS, "timezone")}
+            return cls("crontab", columns)
         if row.interval is not None:
             return cls("interval", {"every": row.interval.every, "period": row.interval.period})
         return None
@@ -79,30 +80,24 @@ class Entry:
     about: str
 
     def columns(self) -> dict[str, Any]:
-        """Values of `PeriodicTask`, creating the row of the timing where there is none."""
+        """Values of `PeriodicTask`; the row of the timing is created if it is missing."""
+        timing = {"crontab": None, "interval": None, self.timing.kind: self.timing.find_or_create()}
+        return self._values() | timing | {"enabled": True}
+
+    def digest(self) -> str:
+        """The `digest_of` an entry that is as wanted."""
+        return _digest_of_values(self.timing, **self._values())
+
+    def _values(self) -> dict[str, Any]:
         return {
             "task": self.task,
             "args": json.dumps(self.args),
             "queue": settings.QUEUE,
             "expire_seconds": self.expire_seconds,
-            "enabled": True,
-            "crontab": None,
-            "interval": None,
-            self.timing.kind: self.timing.find_or_create(),
         }
 
-    def digest(self) -> str:
-        """What `digest_of` gives for an entry that is as wanted."""
-        return _digest_of_values(
-            self.timing,
-            task=self.task,
-            args=json.dumps(self.args),
-            queue=settings.QUEUE,
-            expire_seconds=self.expire_seconds,
-        )
-
     def create(self) -> None:
-        """Insert it; nothing where another process has just done so."""
+        """Insert the entry, unless another process has just done so."""
         from django_celery_beat.models import PeriodicTask
 
         row = PeriodicTask(name=self.name, **self.columns())
@@ -126,12 +121,9 @@ class Marks(NamedTuple):
 
     def put(self, description: str) -> str:
         """The description with these marks in place of any others."""
-        lines = [MARK.sub("", description).strip()]
-        if self.wrote:
-            lines.append(f"{WROTE} {self.wrote}")
-        if self.off:
-            lines.append(f"{SWITCHED_OFF} {self.off}")
-        return "\n".join(lines)
+        marks = ((WROTE, self.wrote), (SWITCHED_OFF, self.off))
+        lines = [f"{words} {digest}" for words, digest in marks if digest]
+        return "\n".join([MARK.sub("", description).strip(), *lines])
 
 
 def digest_of(row: Any, **instead: Any) -> str:
@@ -143,22 +135,21 @@ def digest_of(row: Any, **instead: Any) -> str:
 
 def _digest_of_values(timing: Timing | None, **values: Any) -> str:
     told = {"kwargs": "{}", "enabled": True} | values
-    # What is not set tells nothing, so that a column which beat adds one day changes no digest.
-    told = {name: value for name, value in told.items() if not _is_nothing(value)}
+    # Unset columns are left out, so that a column which beat adds one day changes no digest.
+    told = {
+        name: value
+        for name, value in told.items()
+        if not (value is None or value is False or value in ("", "{}"))
+    }
     when = None if timing is None else [timing.kind, timing.columns]
     text = json.dumps([when, told], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_nothing(value: Any) -> bool:
-    return value is None or value is False or value in ("", "{}")
-
-
 def _crontab_columns(schedule: crontab) -> dict[str, Any]:
     from django_celery_beat.tzcrontab import TzAwareCrontab
 
-    names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-    columns = {name: _cron_text(getattr(schedule, f"_orig_{name}")) for name in names}
+    columns = {name: _cron_text(getattr(schedule, f"_orig_{name}")) for name in CRON_FIELDS}
     zone: Any = getattr(current_app.conf, "timezone", None) or django_settings.TIME_ZONE
     if isinstance(schedule, TzAwareCrontab):
         zone = schedule.tz

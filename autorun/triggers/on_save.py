@@ -1,12 +1,12 @@
 """Looks at rows as soon as they are saved.
 
-One receiver hears every save, and does next to nothing for a model that no runner is about. The
-primary keys of the others travel with the transaction: Django drops them with the savepoint or the
-transaction they were saved in, and hands them to the publisher when that commits.
+One receiver hears every save, and keeps the primary keys for models that runners process. Django
+drops them with the savepoint or the transaction they were saved in, and hands them to the publisher
+when that commits.
 
-What sends no `post_save` is found by the next sweep: `bulk_create`, `update()` of a queryset, SQL.
-So is what this receiver leaves out on purpose: fixtures (`raw`), saves of a data migration, and
-rows of a parent model whose child is tied to it by another column than its primary key.
+The next sweep finds what sends no `post_save` (`bulk_create`, `update()` of a queryset, SQL) and
+what is left out on purpose: fixtures (`raw`), saves of a data migration, and rows of a parent model
+whose child is tied to it by another column than its primary key.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ MOST_HOOKS = 1_000
 
 
 class Watch(NamedTuple):
-    """What a save of some model means to the runners of a DATA_MODEL.
-
-    `pk_of` gives the primary key of the DATA_MODEL's row from the saved instance.
-    """
+    """A DATA_MODEL whose rows a save may change; `pk_of` the saved instance is that row's key."""
 
     model_label: str
     pk_of: Callable[[Any], Any]
@@ -95,12 +92,12 @@ def uncommitted(using: str) -> dict[str, set[Any]]:
     return found
 
 
-#: What a save of each model is to lead to, as far as it has been asked for.
+#: The watches of each model that was saved.
 _watches: dict[type[Model], tuple[Watch, ...]] = {}
 
 
 def _forget_watches() -> None:
-    # Another dict: whoever is looking up the runners of before writes into the old one.
+    # Another dict: a thread that is looking up the former runners writes into the old one.
     global _watches  # noqa: PLW0603
     _watches = {}
 
@@ -123,18 +120,17 @@ class _Saved:
                 pks[label] = {pk_of(instance)}
 
     def flush(self) -> None:
-        """Hand over what has gathered; nothing when an earlier call has done so already."""
+        """Hand over the rows, unless an earlier call has."""
         pks, self.pks = self.pks, {}
         if not pks:
             return
         try:
             delivery.submit(pks)
         except Exception:
-            count = sum(map(len, pks.values()))
             logger.exception(
                 "%s: %d saved rows were not handed over. The next sweep finds them.",
                 ", ".join(pks),
-                count,
+                sum(map(len, pks.values())),
             )
 
 
@@ -148,22 +144,16 @@ def _joined(instance: Model, watches: tuple[Watch, ...], connection: BaseDatabas
     if type(saved) is not _Saved or last[0] != set(connection.savepoint_ids):
         return False
     saved.add(instance, watches)
-    # Registered again all the same: `captureOnCommitCallbacks` sees only what was registered
-    # inside it.
+    # Registered again: `captureOnCommitCallbacks` sees only hooks registered inside it.
     if len(hooks) < MOST_HOOKS:
         hooks.append(last)
     return True
 
 
-def _look_up(model: type[Model]) -> tuple[Watch, ...]:
-    if model._meta.apps is not apps:  # a data migration's model, of which there are many
+def _look_up(saved: type[Model]) -> tuple[Watch, ...]:
+    if saved._meta.apps is not apps:  # a data migration's model, of which there are many
         return ()
     known = _watches
-    known[model] = watches = _find_watches(model)
-    return watches
-
-
-def _find_watches(saved: type[Model]) -> tuple[Watch, ...]:
     found: dict[str, Watch] = {}
     for runner in registry.runners():
         if not runner.ON_SAVE:
@@ -175,18 +165,19 @@ def _find_watches(saved: type[Model]) -> tuple[Watch, ...]:
         field = _shared_key(model, saved)
         if field is not None:
             label = model._meta.label
-            known = found[label].runners if label in found else ()
-            found[label] = Watch(label, attrgetter(field.attname), (*known, runner.label))
-    return tuple(found.values())
+            others = found[label].runners if label in found else ()
+            found[label] = Watch(label, attrgetter(field.attname), (*others, runner.label))
+    known[saved] = watches = tuple(found.values())
+    return watches
 
 
 def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | None:
     """The field of `saved` that holds the primary key of its row of `model`; None without one.
 
-    Proxies are one with their concrete model. A child of multi-table inheritance has a row of each
-    of its parents; a parent may have one of each of its children, by the same primary key.
+    A child of multi-table inheritance has a row of each of its parents; a parent may have one of
+    each of its children, by the same primary key.
     """
-    concrete, saved = _concrete(model), _concrete(saved)
+    concrete, saved = (each._meta.concrete_model or each for each in (model, saved))
     if len(concrete._meta.pk_fields) != 1:
         return None  # composite: a system check says so
     field: Any = concrete._meta.pk
@@ -199,10 +190,6 @@ def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | Non
             return None
         field = field.target_field
     return field  # type: ignore[no-any-return]
-
-
-def _concrete(model: type[Model]) -> type[Model]:
-    return model._meta.concrete_model or model
 
 
 def _runners_about(model: type[Model]) -> str:

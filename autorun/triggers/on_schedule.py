@@ -1,8 +1,8 @@
 """Looks at everything on a schedule, by django-celery-beat's entries.
 
-Each runner with a schedule has an entry (a `PeriodicTask`) of its own, and upkeep has one. Under
-the entry's description stands a digest of what autorun wrote. As long as the entry still is that,
-it follows the runner's code; once someone has changed or disabled it in the admin it is theirs.
+Each runner with a schedule has an entry (a `PeriodicTask`), and upkeep has one. Its description
+ends in a digest of what autorun wrote. An entry that still matches follows the runner's code; one
+that was changed or disabled in the admin is left alone.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ EDITABLE = "Edit or disable it here if need be: autorun leaves it so."
 
 @dataclass(frozen=True)
 class SyncReport:
-    """Names of schedule entries. `kept` ones were changed in the admin, and left so.
-
-    `updated` ones include those switched on again. An entry in none of the lists was right.
-    """
+    """Names of entries: `updated` includes those enabled again, `kept` are those edited by hand."""
 
     created: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
@@ -91,7 +88,7 @@ def connect() -> None:
 
 
 def sync_at_start(sender: Any = None, **kwargs: Any) -> None:
-    """Sync, and have the starting beat see it. Never raises an Exception: beat goes on."""
+    """Sync, and have the starting beat see it. Never raises an Exception, so that beat starts."""
     try:
         _let_beat_notice(sender)
         report = sync()
@@ -105,8 +102,15 @@ def sync_at_start(sender: Any = None, **kwargs: Any) -> None:
 
 
 def _wanted() -> tuple[list[Entry], dict[str, ImproperRunner]]:
-    """The entries there should be, and what is wrong with others, by name."""
-    entries = [_upkeep_entry()]
+    upkeep = Entry(
+        name=UPKEEP_NAME,
+        task=UPKEEP,
+        args=[],
+        timing=Timing.of(dt.timedelta(seconds=settings.UPKEEP_INTERVAL)),
+        expire_seconds=math.ceil(3 * settings.UPKEEP_INTERVAL),
+        about=f"Rescues, retries and tidies. {EDITABLE}",
+    )
+    entries = [upkeep]
     improper = {}
     for runner in registry.runners():
         name = f"{SWEEP_NAME}{runner.label}"
@@ -121,18 +125,6 @@ def _wanted() -> tuple[list[Entry], dict[str, ImproperRunner]]:
         else:
             entries += [entry] if entry else []
     return entries, improper
-
-
-def _upkeep_entry() -> Entry:
-    interval = settings.UPKEEP_INTERVAL
-    return Entry(
-        name=UPKEEP_NAME,
-        task=UPKEEP,
-        args=[],
-        timing=Timing.of(dt.timedelta(seconds=interval)),
-        expire_seconds=math.ceil(3 * interval),
-        about=f"Rescues, retries and tidies. {EDITABLE}",
-    )
 
 
 def _sweep_entry(name: str, runner: Runner) -> Entry | None:
@@ -155,7 +147,7 @@ def _sweep_entry(name: str, runner: Runner) -> Entry | None:
 
 
 def _settle(row: Any, entry: Entry | None, report: SyncReport, *, dry: bool) -> None:
-    """Bring one row in line with `entry`; switch it off where that is None."""
+    """Bring one row in line with `entry`, or disable it if that is None."""
     outcome = _outcome(row, entry)
     if outcome in ("updated", "disabled") and not dry:
         model = type(row)
@@ -172,7 +164,7 @@ def _settle(row: Any, entry: Entry | None, report: SyncReport, *, dry: bool) -> 
 
 
 def _outcome(row: Any, entry: Entry | None) -> str:
-    """Which list of the report the row belongs in; '' where all is as it should be."""
+    """The list of the report that the row belongs in; '' if it is right."""
     marks = Marks.read(row.description)
     digest = digest_of(row)
     if entry is None:
@@ -205,7 +197,6 @@ def _write(row: Any, entry: Entry | None) -> None:
 
 
 def _let_beat_notice(service: Any) -> None:
-    """Have the beat that is starting read its schedule again after what follows."""
     scheduler = getattr(service, "scheduler", None)
     if scheduler is None or not apps.is_installed("django_celery_beat"):
         return
