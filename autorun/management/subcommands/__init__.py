@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from autorun.management.subcommands.batch_list import Batches, Cancel, Pause, Resume
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
-from autorun.management.subcommands.marking import Adopt, Ignore
+from autorun.management.subcommands.marking import Adopt, Ignore, Retry
 from autorun.management.subcommands.plan import Backfill, Plan
-from autorun.management.subcommands.retry import Retry
 from autorun.management.subcommands.run import RunPending, Sweep
 from autorun.management.subcommands.status import Status
 from autorun.management.subcommands.subcommand import Subcommand
