@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
-from django.urls import URLPattern
 from django.utils import timezone
 
 from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
@@ -43,21 +42,8 @@ class BatchAdmin(PageAdmin):
 
     tab = "batches"
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            self.route("", self.listing, "changelist"),
-            self.route("backfill/", self.choose, "choose"),
-            self.route("backfill/<str:label>/", self.prepare, "prepare"),
-            self.route("backfill/<str:label>/count/", self.count, "count"),
-            self.route("backfill/<str:label>/start/", self.start, "start"),
-            self.route("<int:batch_id>/change/", self.batch_page, "change"),
-            self.route("<int:batch_id>/pause/", self.pause, "pause"),
-            self.route("<int:batch_id>/resume/", self.resume, "resume"),
-            self.route("<int:batch_id>/cancel/", self.cancel, "cancel"),
-        ]
-
-    @page
-    def listing(self, request: HttpRequest) -> HttpResponse:
+    @page("")
+    def changelist(self, request: HttpRequest) -> HttpResponse:
         """Batches by id, so that no page has to count those before it."""
         given = request.GET
         states, triggers = Batch.State.values, Batch.Trigger.values
@@ -89,8 +75,8 @@ class BatchAdmin(PageAdmin):
             runners=[runner.label for runner in registry.runners()],
         )
 
-    @page
-    def batch_page(self, request: HttpRequest, batch_id: int) -> HttpResponse:
+    @page("<int:batch_id>/change/")
+    def change(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         """One batch with its live progress."""
         batch = self._get(batch_id)
         counts = counts_of([batch])[batch.pk]
@@ -129,13 +115,13 @@ class BatchAdmin(PageAdmin):
             figures=figures,
         )
 
-    @page
+    @page("backfill/")
     def choose(self, request: HttpRequest) -> HttpResponse:
         """The runners, one of which to backfill."""
         require(request, Permission.BACKFILL)
         return self.render(request, "choose", "New backfill", cards=cards())
 
-    @page
+    @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The scope of a backfill, and what it would do."""
         card, asked = card_of(get_runner(label)), BackfillRequest.read(request.GET)
@@ -145,7 +131,7 @@ class BatchAdmin(PageAdmin):
         problem = NOT_COUNTED if asked.problems else ""
         return self._preparation(request, card, asked, problem=problem)
 
-    @page
+    @page("backfill/<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """The preview alone, with more rows counted."""
         card, asked = card_of(get_runner(label)), BackfillRequest.read(request.GET)
@@ -162,7 +148,7 @@ class BatchAdmin(PageAdmin):
             return self.fragment(request, "preview", **context, query=asked.query())
         return self._preparation(request, card, asked, preview=found, problem=problem)
 
-    @action(Permission.VIEW)
+    @action("backfill/<str:label>/start/", Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start the backfill that was previewed."""
         card, asked = card_of(get_runner(label)), BackfillRequest.read(request.POST)
@@ -179,16 +165,16 @@ class BatchAdmin(PageAdmin):
         self.note(request, f"Backfill of {label} started: {batch.description}.", batch)
         return self.redirect("autorun_batch_change", batch.pk)
 
-    @action(Permission.PAUSE)
+    @action("<int:batch_id>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         told = "paused. Runs in progress will finish."
         return self._change(request, batch_id, batches.pause, told)
 
-    @action(Permission.PAUSE)
+    @action("<int:batch_id>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         return self._change(request, batch_id, batches.resume, "resumed.")
 
-    @action(Permission.CANCEL)
+    @action("<int:batch_id>/cancel/", Permission.CANCEL)
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
         if batch.state in (Batch.State.RUNNING, Batch.State.PAUSED):

@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern
 
 from autorun.admin.charts import Figure, Rectangle, columns
 from autorun.admin.markup import time_since
@@ -46,14 +45,8 @@ class FailureAdmin(PageAdmin):
 
     tab = "failures"
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            self.route("", self.listing, "changelist"),
-            self.route("<int:failure_id>/change/", self.by_id, "change"),
-        ]
-
-    @page
-    def listing(self, request: HttpRequest) -> HttpResponse:
+    @page("")
+    def changelist(self, request: HttpRequest) -> HttpResponse:
         """The groups, those with most failed runs first."""
         since, label = _since(request.GET.get("since", "")), read_text(request.GET, "runner")
         found = recent_failures(since, label=label)
@@ -84,8 +77,8 @@ class FailureAdmin(PageAdmin):
             more=max(0, len(found.groups) - MOST_GROUPS),
         )
 
-    @page
-    def by_id(self, request: HttpRequest, failure_id: int) -> HttpResponse:
+    @page("<int:failure_id>/change/")
+    def change(self, request: HttpRequest, failure_id: int) -> HttpResponse:
         """The run of a failure."""
         failure = Failure.objects.filter(pk=failure_id).first()
         if failure is None:

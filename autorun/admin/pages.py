@@ -61,10 +61,18 @@ class PageAdmin(ModelAdmin):
     has_module_permission = has_view_permission
     has_change_permission = has_delete_permission = has_add_permission
 
-    def route(self, pattern: str, view: Callable[..., HttpResponse], name: str) -> URLPattern:
-        """A URL of `view`, inside the admin's own checks, named `autorun_<model>_<name>`."""
-        full_name = f"autorun_{self.opts.model_name}_{name}"
-        return path(pattern, self.admin_site.admin_view(view), name=full_name)
+    def get_urls(self) -> list[URLPattern]:
+        """The views with a route, in the order of the class, named `autorun_<model>_<view>`."""
+        views = {name: each for cls in type(self).__mro__ for name, each in vars(cls).items()}
+        return [
+            path(
+                view.route,
+                self.admin_site.admin_view(getattr(self, name)),
+                name=f"autorun_{self.opts.model_name}_{name}",
+            )
+            for name, view in views.items()
+            if hasattr(view, "route")
+        ]
 
     def render(
         self, request: HttpRequest, template: str, title: str, **context: Any
@@ -126,20 +134,20 @@ class PageAdmin(ModelAdmin):
         messages.success(request, format_html("{}{}", what, links))
 
 
-def page(view: View[Page, Parameters]) -> View[Page, Parameters]:
-    """A view for users who may see autorun's pages."""
-    return _checked(view, Permission.VIEW)
+def page(route: str) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
+    """A view at that route, for users who may see autorun's pages."""
+    return lambda view: _checked(view, route, Permission.VIEW)
 
 
 def action(
-    permission: Permission,
+    route: str, permission: Permission
 ) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
     """A view that changes something: by POST only, for users who have the permission."""
-    return lambda view: _checked(view, permission, is_action=True)
+    return lambda view: _checked(view, route, permission, is_action=True)
 
 
 def _checked(
-    view: View[Page, Parameters], permission: Permission, *, is_action: bool = False
+    view: View[Page, Parameters], route: str, permission: Permission, *, is_action: bool = False
 ) -> View[Page, Parameters]:
     @wraps(view)
     def checked(
@@ -150,6 +158,7 @@ def _checked(
         require(request, permission)
         return view(self, request, *args, **kwargs)
 
+    checked.route = route  # type: ignore[attr-defined]
     return cast("View[Page, Parameters]", checked)
 
 

@@ -11,7 +11,6 @@ from urllib.parse import urlencode
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
-from django.urls import URLPattern
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -164,15 +163,8 @@ class RunAdmin(PageAdmin):
 
     tab = "runs"
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            self.route("", self.listing, "changelist"),
-            self.route("act/", self.act, "act"),
-            self.route("<int:run_id>/change/", self.run_page, "change"),
-        ]
-
-    @page
-    def listing(self, request: HttpRequest) -> HttpResponse:
+    @page("")
+    def changelist(self, request: HttpRequest) -> HttpResponse:
         """A page of the matching runs; the next one begins where it ends."""
         chosen = RunFilter.read(request.GET)
         problems = RunFilter.not_understood(request.GET)
@@ -207,8 +199,8 @@ class RunAdmin(PageAdmin):
             actions=[each for each in ACTIONS.values() if allowed.to(each.permission)],
         )
 
-    @page
-    def run_page(self, request: HttpRequest, run_id: int) -> HttpResponse:
+    @page("<int:run_id>/change/")
+    def change(self, request: HttpRequest, run_id: int) -> HttpResponse:
         """One run: its input, its outputs, its timeline and the reason why it exists."""
         found = Run.objects.select_related("node", "chunk", "chunk__batch")
         run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
@@ -256,7 +248,7 @@ class RunAdmin(PageAdmin):
             ],
         )
 
-    @action(Permission.VIEW)
+    @action("act/", Permission.VIEW)
     def act(self, request: HttpRequest) -> HttpResponse:
         """Retry, ignore or cancel: ask for confirmation, then act."""
         chosen_action = ACTIONS.get(request.POST.get("action", ""))

@@ -10,7 +10,6 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
-from django.urls import URLPattern
 
 from autorun.admin.cards import (
     Card,
@@ -76,28 +75,23 @@ class NodeAdmin(PageAdmin):
 
     tab = "overview"
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            self.route("", self.overview, "changelist"),
-            self.route("health/", self.health, "health"),
-            self.route("<int:node_id>/change/", self.by_id, "change"),
-            self.route("<str:label>/", self.runner_page, "runner"),
-            self.route("<str:label>/count/", self.count, "count"),
-            self.route("<str:label>/why/", self.why, "why"),
-            self.route("<str:label>/sweep/", self.sweep, "sweep"),
-            self.route("<str:label>/pause/", self.pause, "pause"),
-            self.route("<str:label>/resume/", self.resume, "resume"),
-        ]
-
-    @page
-    def overview(self, request: HttpRequest) -> HttpResponse:
+    @page("")
+    def changelist(self, request: HttpRequest) -> HttpResponse:
         """A card for each runner."""
         found = cards()
         is_busy = any(card.is_busy for card in found)
         return self.render(request, "overview", "Overview", cards=found, is_busy=is_busy)
 
-    @page
-    def runner_page(self, request: HttpRequest, label: str) -> HttpResponse:
+    @page("health/")
+    def health(self, request: HttpRequest) -> HttpResponse:
+        """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
+        if is_fetched(request):
+            return self.fragment(request, "findings", **_examined())
+        found = _examined() if "now" in request.GET else {}
+        return self.render(request, "health", "Health", tab="health", **found)
+
+    @page("<str:label>/")
+    def runner(self, request: HttpRequest, label: str) -> HttpResponse:
         """The analysis of a runner, its rows and its progress."""
         runner = get_runner(label)
         versions = _versions(runner)
@@ -121,8 +115,8 @@ class NodeAdmin(PageAdmin):
             is_busy=card.is_busy,
         )
 
-    @page
-    def by_id(self, request: HttpRequest, node_id: int) -> HttpResponse:
+    @page("<int:node_id>/change/")
+    def change(self, request: HttpRequest, node_id: int) -> HttpResponse:
         """The target of links in the admin's log: the runner of a node, or the overview."""
         node = Node.objects.filter(pk=node_id).first()
         for card in cards():
@@ -130,7 +124,7 @@ class NodeAdmin(PageAdmin):
                 return self.redirect("autorun_node_runner", card.label)
         return self.redirect("autorun_node_changelist")
 
-    @page
+    @page("<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """A card's bar with its pending rows counted, or with a link to continue counting."""
         runner = get_runner(label)
@@ -150,7 +144,7 @@ class NodeAdmin(PageAdmin):
             return self.fragment(request, "coverage", card=card, problem=problem)
         return self.render(request, "count", f"Rows of {card.name}", card=card)
 
-    @page
+    @page("<str:label>/why/")
     def why(self, request: HttpRequest, label: str) -> HttpResponse:
         """Why one row is pending for the runner, or why it is not."""
         runner = get_runner(label)
@@ -174,15 +168,7 @@ class NodeAdmin(PageAdmin):
             reason=prose(explanation_of(runner, instance, shows_messages=shows_messages)),
         )
 
-    @page
-    def health(self, request: HttpRequest) -> HttpResponse:
-        """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
-        if is_fetched(request):
-            return self.fragment(request, "findings", **_examined())
-        found = _examined() if "now" in request.GET else {}
-        return self.render(request, "health", "Health", tab="health", **found)
-
-    @action(Permission.START)
+    @action("<str:label>/sweep/", Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
         """Have a worker plan the pending rows."""
 
@@ -200,13 +186,13 @@ class NodeAdmin(PageAdmin):
 
         return self._change(request, label, send, f"Sweep of {label} queued.")
 
-    @action(Permission.PAUSE)
+    @action("<str:label>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         """Start no more of a runner's runs."""
         told = f"Runner {label} paused. Runs in progress will finish."
         return self._change(request, label, halting.pause_runner, told)
 
-    @action(Permission.PAUSE)
+    @action("<str:label>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         """Resume a paused runner."""
         return self._change(request, label, halting.resume_runner, f"Runner {label} resumed.")
