@@ -13,6 +13,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from autorun.admin.cards import Card
+from autorun.admin.pages import who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, may_view, name_of, visible
 from autorun.admin.selections import ChosenRows, find
@@ -44,19 +45,17 @@ LOST = "The chosen rows are no longer known: choose them again."
 
 @dataclass(frozen=True)
 class BackfillRequest:
-    """The values of the form."""
+    """The values of the form; with any of `problems`, by field, it is not carried out."""
 
     only: str = ""
     filter: str = ""
     selection: str = ""
     limit: int | None = None
     window: int | None = None
-    #: The problems by field. A request with any is not carried out.
     problems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> BackfillRequest:
-        """The request in a form's values."""
         only = str(given.get("only", ""))
         problems = {"only": "" if only in ONLY else f"Unknown choice “{only[:40]}”."}
         numbers = {}
@@ -72,7 +71,6 @@ class BackfillRequest:
         )
 
     def query(self, **more: str) -> str:
-        """The request as a query string."""
         known = ("only", "filter", "selection", "limit", "window")
         values = {name: value for name in known if (value := getattr(self, name))}
         return urlencode({**values, **more})
@@ -84,7 +82,7 @@ class BackfillRequest:
         return Scope(filter=self.filter or None, only=self.only or None)
 
     def chosen(self, request: HttpRequest) -> ChosenRows | None:
-        """The rows that the user chose on the model's own page, if any."""
+        """The rows that the user chose on the model's own page."""
         return find(request, self.selection) if self.selection else None
 
     def is_lost(self, request: HttpRequest) -> bool:
@@ -94,13 +92,8 @@ class BackfillRequest:
     def queryset(
         self, request: HttpRequest, site: AdminSite, runner: Runner
     ) -> QuerySet[Any] | None:
-        """The rows in scope; None for the runner's default queryset.
-
-        Raises ValueError if the chosen rows are no longer known.
-        """
+        """The rows in scope, once `is_lost` is ruled out; None for the runner's default."""
         chosen = self.chosen(request)
-        if self.is_lost(request):
-            raise ValueError(LOST)
         if chosen is None:
             return self.scope.queryset(runner)
         return as_plain(runner, chosen.queryset(request, site))
@@ -123,27 +116,21 @@ class BackfillRequest:
         return Permission.START if is_few else Permission.BACKFILL
 
     def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
-        """Start the backfill.
+        """Start the backfill, once `is_lost` is ruled out.
 
         Raises ValueError for an unknown `only`, NotRegistered for an unknown filter.
         """
-        limits: dict[str, Any] = {
-            "limit": self.limit,
-            "window": self.window,
-            "requested_by": request.user.get_username()[:255],
-        }
-        chosen = self.chosen(request)
-        if self.is_lost(request):
-            raise ValueError(LOST)
-        if chosen is None:
-            return request_backfill(runner, self.scope, **limits)
-        if not may_view(request, site, chosen.get_model()):
-            raise PermissionDenied
-        if chosen.keys is None:
-            scope = replace(self.scope, filter=None, source=chosen.source(request, site))
-        else:
-            scope = replace(self.scope, filter=None, pks=tuple(chosen.keys))
-        return request_backfill(runner, scope, **limits)
+        scope, chosen = self.scope, self.chosen(request)
+        if chosen is not None:
+            if not may_view(request, site, chosen.get_model()):
+                raise PermissionDenied
+            if chosen.keys is None:
+                scope = replace(scope, filter=None, source=chosen.source(request, site))
+            else:
+                scope = replace(scope, filter=None, pks=tuple(chosen.keys))
+        return request_backfill(
+            runner, scope, limit=self.limit, window=self.window, requested_by=who(request)
+        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +160,6 @@ class PreviewShown:
 def preview_shown(
     request: HttpRequest, site: AdminSite, card: Card, asked: BackfillRequest, count: Count
 ) -> PreviewShown:
-    """The count in groups, with the runs that would start."""
     names = _names(request, site, card.runner, count)
     groups = groups_of(card.runner, count, asked.scope.selection)
     lines = [
@@ -213,7 +199,6 @@ def _time_of(card: Card, runs: int) -> str:
 
 
 def _names(request: HttpRequest, site: AdminSite, runner: Runner, count: Count) -> dict[str, Name]:
-    """The names of the sampled rows, by key."""
     model = runner.get_model()
     kind = key_kind(model)
     keys = {key for found in count.samples.values() for key in found}

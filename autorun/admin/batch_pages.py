@@ -77,7 +77,6 @@ class BatchAdmin(PageAdmin):
 
     @page("<int:batch_id>/change/")
     def change(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        """One batch with its live progress."""
         batch = self._get(batch_id)
         counts = counts_of([batch])[batch.pk]
         parts = parts_of(batch, counts)
@@ -117,7 +116,6 @@ class BatchAdmin(PageAdmin):
 
     @page("backfill/")
     def choose(self, request: HttpRequest) -> HttpResponse:
-        """The runners, one of which to backfill."""
         require(request, Permission.BACKFILL)
         return self.render(request, "choose", "New backfill", cards=cards())
 
@@ -150,7 +148,6 @@ class BatchAdmin(PageAdmin):
 
     @action("backfill/<str:label>/start/", Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Start the backfill that was previewed."""
         card, asked = card_of(get_runner(label)), BackfillRequest.read(request.POST)
         if asked.is_lost(request):
             return self._start_over(request)

@@ -45,7 +45,6 @@ class Counted:
     at: dt.datetime
 
     def written(self) -> dict[str, Any]:
-        """The count as JSON."""
         return {
             "rows": dict(self.count.rows),
             "left_out": self.left_out,
@@ -55,7 +54,6 @@ class Counted:
 
     @classmethod
     def of(cls, node: Node | None) -> Counted | None:
-        """The node's recent count, if there is one."""
         known = None if node is None else node.counted
         if not known:
             return None
@@ -101,7 +99,6 @@ class Card:
 
     @property
     def title(self) -> str:
-        """The analysis and its version."""
         return title_of_runner(self.runner) if self.node is None else str(self.node)
 
     @property
@@ -177,7 +174,6 @@ class Card:
 
     @property
     def count_query(self) -> str:
-        """The query string that continues an unfinished count."""
         return "" if self.counting is None else "?" + urlencode({"begun": self.counting.written()})
 
     @property
@@ -197,7 +193,6 @@ class Card:
 
     @property
     def day(self) -> str:
-        """The results of the last 24 hours in words."""
         good = sum(each.succeeded for each in self.activity.hours)
         bad = sum(each.failed for each in self.activity.hours)
         told = f"Last 24 hours: {_results(good, bad)}"
@@ -225,14 +220,12 @@ class Card:
 
     @property
     def sweeps(self) -> str:
-        """The schedule and the next sweep, as the runner's page says it."""
         sweep = self.next_sweep
         schedule = f"{sweep.schedule}, " if sweep.schedule else ""
         return format_html("{}next {}", schedule, time_since(sweep.at)) if sweep.at else sweep.words
 
     @property
     def _planned_since(self) -> int:
-        """Rows that have got a run since they were counted."""
         return 0 if self.counted is None else max(0, self.progress.total - self.counted.runs)
 
     @property

@@ -17,7 +17,7 @@ from autorun.admin.row_access import seen_rows
 from autorun.declare import registry
 from autorun.models import Failure, Run
 from autorun.observe.failures import FailureGroup, RecentGroup, labels_of, recent_failures
-from autorun.state.parameters import SINCE, read_text
+from autorun.state.parameters import SINCE, read_one_of, read_text
 from autorun.state.words import counted, number
 
 DEFAULT_SINCE = "24h"
@@ -48,7 +48,8 @@ class FailureAdmin(PageAdmin):
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
         """The groups, those with most failed runs first."""
-        since, label = _since(request.GET.get("since", "")), read_text(request.GET, "runner")
+        since = read_one_of(SINCE, request.GET.get("since", "")) or DEFAULT_SINCE
+        label = read_text(request.GET, "runner")
         found = recent_failures(since, label=label)
         shown = found.groups[:MOST_GROUPS]
         runners = labels_of(each.group for each in shown)
@@ -79,23 +80,18 @@ class FailureAdmin(PageAdmin):
 
     @page("<int:failure_id>/change/")
     def change(self, request: HttpRequest, failure_id: int) -> HttpResponse:
-        """The run of a failure."""
         failure = Failure.objects.filter(pk=failure_id).first()
         if failure is None:
             return HttpResponseRedirect(self.url("autorun_failure_changelist"))
         return HttpResponseRedirect(self.url("autorun_run_change", failure.run_id))
 
     def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
-        """The runs whose messages the user may see; none without the permission."""
+        """The runs whose messages the user may see."""
         if not Allowed(request.user).to(Permission.SEE_PAYLOAD):
             return set()
         runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
         seen = seen_rows(request, self.admin_site, runs)
         return {run_id for run_id, each in seen.items() if each.is_open}
-
-
-def _since(given: str) -> str:
-    return given if given in SINCE else DEFAULT_SINCE
 
 
 def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:

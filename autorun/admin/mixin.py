@@ -117,7 +117,6 @@ class AutorunAdminMixin(ModelAdmin):
 
     @admin.display(description="Runs")
     def autorun_runs(self, instance: Any) -> SafeString:
-        """The row's runs, newest first, and the reason why it is or is not pending."""
         kind, key = key_kind(self.model), instance.pk
         if not kind.is_integer:
             # The key as the database writes it.
@@ -287,7 +286,6 @@ def _pending(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
 def _states(
     model: type[Any], rows: Sequence[Any], node_ids: Sequence[int]
 ) -> dict[tuple[int, Any], tuple[str, Run]]:
-    """The state and the current run of each row, by node and primary key."""
     if not rows:
         return {}
     kind = key_kind(model)

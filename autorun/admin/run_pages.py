@@ -165,7 +165,6 @@ class RunAdmin(PageAdmin):
 
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
-        """A page of the matching runs; the next one begins where it ends."""
         chosen = RunFilter.read(request.GET)
         problems = RunFilter.not_understood(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
@@ -173,7 +172,6 @@ class RunAdmin(PageAdmin):
         is_all = after is None and found.after is None
         seen = seen_rows(request, self.admin_site, found.runs)
         classes = exception_classes() | ({chosen.exception} - {""})
-        allowed = Allowed(request.user)
         total = len(found.runs) if is_all else chosen.number()
         is_exact = is_all or not chosen.written()
         older = None
@@ -196,12 +194,11 @@ class RunAdmin(PageAdmin):
             triggers=list(ORIGINS),
             since=list(SINCE),
             exceptions=sorted(classes),
-            actions=[each for each in ACTIONS.values() if allowed.to(each.permission)],
+            actions=_allowed(request),
         )
 
     @page("<int:run_id>/change/")
     def change(self, request: HttpRequest, run_id: int) -> HttpResponse:
-        """One run: its input, its outputs, its timeline and the reason why it exists."""
         found = Run.objects.select_related("node", "chunk", "chunk__batch")
         run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
         if run is None:
@@ -217,7 +214,6 @@ class RunAdmin(PageAdmin):
         told = {"shows_messages": may_see, "is_hidden": seen.is_hidden}
         story = story_of(run, runner, instance, others=others, **told)
         outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
-        allowed = Allowed(request.user)
         return self.render(
             request,
             "run",
@@ -241,11 +237,7 @@ class RunAdmin(PageAdmin):
             may_see=may_see,
             others=[(other, state_of(other)) for other in others],
             is_registered=runner is not None,
-            actions=[
-                each
-                for each in ACTIONS.values()
-                if state_of(run) in each.accepts and allowed.to(each.permission)
-            ],
+            actions=[each for each in _allowed(request) if state_of(run) in each.accepts],
         )
 
     @action("act/", Permission.VIEW)
@@ -355,19 +347,21 @@ class RunAdmin(PageAdmin):
 
     def _links(self, batches: Sequence[Batch]) -> SafeString:
         """Links to the first few batches: ` Watch batch 5.`"""
-        if not batches:
-            return SafeString("")
         addresses = [(self.url("autorun_batch_change", each.pk), each.pk) for each in batches[:3]]
         links = format_html_join(", ", '<a href="{}">batch {}</a>', addresses)
-        return format_html(" Watch {}.", links)
+        return format_html(" Watch {}.", links) if links else links
 
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
         return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
 
 
+def _allowed(request: HttpRequest) -> list[BulkAction]:
+    allowed = Allowed(request.user)
+    return [each for each in ACTIONS.values() if allowed.to(each.permission)]
+
+
 def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
-    """The problem if the action does not accept the state of the filter, else ''."""
     if not chosen.state or chosen.state in chosen_action.accepts:
         return ""
     accepted = " or ".join(chosen_action.accepts)
@@ -375,7 +369,6 @@ def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
 
 
 def _log_of(runs: Sequence[Run]) -> Log:
-    """An entry for each of a few ticked runs, or one with the ids of many."""
     if len(runs) <= FEW:
         return Log(runs=runs)
     ids = ", ".join(str(run.pk) for run in runs)
@@ -400,7 +393,6 @@ def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
 
 
 def _group_words(chosen: RunFilter) -> tuple[str, str]:
-    """The error of the filter's failure group, and its message pattern."""
     rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
     member = next((each for members, _ in rounds for each in members), None)
     if member is None:
@@ -436,7 +428,6 @@ def _first(found: Iterable[list[Run]]) -> list[list[Run]] | None:
 
 
 def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
-    """The number of runs in the list, as far as it is known."""
     if total is None:
         return "Newest first."
     noun = "run" if chosen.written() else "current run"
@@ -446,7 +437,6 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
 
 
 def _input(runner: Any, instance: Any) -> str | None:
-    """The input that the analysis would get for the current row."""
     if runner is None or instance is None:
         return None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,7 +78,6 @@ class NodeAdmin(PageAdmin):
 
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
-        """A card for each runner."""
         found = cards()
         is_busy = any(card.is_busy for card in found)
         return self.render(request, "overview", "Overview", cards=found, is_busy=is_busy)
@@ -92,7 +92,6 @@ class NodeAdmin(PageAdmin):
 
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The analysis of a runner, its rows and its progress."""
         runner = get_runner(label)
         versions = _versions(runner)
         progresses = progress_by_node(versions)
@@ -146,7 +145,6 @@ class NodeAdmin(PageAdmin):
 
     @page("<str:label>/why/")
     def why(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Why one row is pending for the runner, or why it is not."""
         runner = get_runner(label)
         instance = find_row(request, self.admin_site, runner, request.GET.get("row", ""))
         if instance is None:
@@ -194,7 +192,6 @@ class NodeAdmin(PageAdmin):
 
     @action("<str:label>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Resume a paused runner."""
         return self._change(request, label, halting.resume_runner, f"Runner {label} resumed.")
 
     def _change(
@@ -212,7 +209,6 @@ class NodeAdmin(PageAdmin):
 
 
 def _examined() -> dict[str, Any]:
-    """The findings, errors first, and their number in words."""
     from autorun.observe.doctor import examine
 
     order = {"error": 0, "warning": 1}
@@ -254,10 +250,9 @@ def _described(runner: Runner) -> dict[str, Any]:
         analysis = runner.get_analysis()
     except Exception as error:  # noqa: BLE001  the page says so
         return {"error": str(error)}
-    try:
+    source = ""
+    with suppress(OSError, TypeError):
         source = inspect.getsource(analysis.function)
-    except (OSError, TypeError):
-        source = ""
     return {
         "title": analysis.title,
         "version": analysis.version,
@@ -268,7 +263,6 @@ def _described(runner: Runner) -> dict[str, Any]:
 
 
 def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[ConfigurationLine]:
-    """The configuration, compared with that of the previous node."""
     try:
         now = configuration_of(runner) if node is None else node.configuration
     except Exception:  # noqa: BLE001  the card says what is wrong
@@ -276,6 +270,7 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
     before = now if previous is None else previous.configuration
     lines = []
     for key in [*now, *(key for key in before if key not in now)]:
+        value = as_json(now[key]) if key in now else ""
         old = as_json(before[key]) if key in before else ""
         if key not in before:
             change, words = "added", "added"
@@ -285,7 +280,6 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
             change, words = "changed", "changed from"
         else:
             change, words, old = "", "", ""
-        value = as_json(now[key]) if key in now else ""
         lines.append(ConfigurationLine(key, value, change, words, old))
     return lines
 

@@ -114,7 +114,6 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> st
 
 
 def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    """The origin of the run, and the difference from the run before it."""
     if run.fingerprint == UNPREPARED:
         return "Its input could not be prepared, so it failed without being started."
     origin, batch = origin_of(run.chunk), run.chunk.batch

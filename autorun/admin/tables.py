@@ -57,15 +57,10 @@ def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
 
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
     """The parts of the batch's bar; successes also if there are none yet."""
-    numbers = {
-        "succeeded": counts.succeeded,
-        "failed": counts.failed,
-        "cancelled": counts.cancelled,
-    }
     parts = [
         Part(name, name, value, urlencode({"batch": batch.pk, "state": name}) if value else "")
-        for name, value in numbers.items()
-        if value or name == "succeeded"
+        for name in ("succeeded", "failed", "cancelled")
+        if (value := getattr(counts, name)) or name == "succeeded"
     ]
     return parts + ([Part("waiting", "remaining", counts.left)] if counts.left else [])
 
