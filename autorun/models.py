@@ -126,9 +126,7 @@ class Batch(models.Model):
     class Meta:
         base_manager_name = "objects"
         verbose_name_plural = "batches"
-        indexes: ClassVar = [
-            models.Index(fields=["state", "runner"], name="autorun_batch_state"),
-        ]
+        indexes: ClassVar = [models.Index(fields=["state", "runner"], name="autorun_batch_state")]
 
     def __str__(self) -> str:
         return f"{self.get_trigger_display()} {self.pk} of {self.runner}"
@@ -285,13 +283,9 @@ class Failure(models.Model):
     class Meta:
         base_manager_name = "objects"
         constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["run", "attempt"], name="autorun_failure_one_a_attempt"
-            ),
+            models.UniqueConstraint(fields=["run", "attempt"], name="autorun_failure_one_a_attempt")
         ]
-        indexes: ClassVar = [
-            models.Index(fields=["failed_at"], name="autorun_failure_time"),
-        ]
+        indexes: ClassVar = [models.Index(fields=["failed_at"], name="autorun_failure_time")]
 
     def __str__(self) -> str:
         return f"{self.exception_class}: {self.message[:80]}"

@@ -118,18 +118,12 @@ def planned(batch: Batch) -> None:
 
 
 def hand_on(batch: Batch) -> None:
-    """Have upkeep plan the rest at once, before the lease runs out, after a passing error.
-
-    The batch's tries are counted from zero again.
-    """
+    """Have upkeep plan the rest at once, after a passing error; its tries start from zero."""
     _held(batch).filter(planned_at=None).update(expires_at=DatabaseNow(), tries=0)
 
 
 def put_off(batch: Batch) -> bool:
-    """Leave planning to another process, one with newer code, after a growing delay.
-
-    False if that has been tried MOST_TRIES times.
-    """
+    """Leave planning to a process with newer code, after a delay; False after MOST_TRIES."""
     if batch.tries >= MOST_TRIES:
         return False
     later = ends_at(min(2 ** (batch.tries - 1), PLANNING_LEASES))
@@ -181,9 +175,8 @@ def pause(batch: Batch) -> bool:
 def resume(batch: Batch) -> bool:
     """Resume a paused batch, whether it was paused; upkeep continues its planning."""
     planner = {} if batch.is_given else {"expires_at": DatabaseNow(), "tries": 0}
-    resumed = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED).update(
-        state=Batch.State.RUNNING, **planner
-    )
+    paused = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED)
+    resumed = paused.update(state=Batch.State.RUNNING, **planner)
     if resumed:
         release(batch.node_id)
         finish_if_done(batch.pk)
@@ -193,8 +186,7 @@ def resume(batch: Batch) -> bool:
 def cancel(batch: Batch, *, reason: str = "") -> int:
     """Cancel the batch's runs that have not started; how many. Running ones continue.
 
-    No chunk of it starts from then on. Its runs are cancelled in short transactions; upkeep
-    finishes that if this process dies. The rows are pending again, and a later sweep plans them.
+    In short transactions; upkeep finishes if this process dies. The rows are pending again.
     """
     Batch.objects.unfinished().filter(pk=batch.pk).update(
         state=Batch.State.CANCELLED,
@@ -208,10 +200,7 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
 
 
 def continue_cancelling(batch_id: int) -> int:
-    """Cancel what is left of a cancelled batch, if no process is doing so; how many runs.
-
-    A process may have died, and a running chunk may have moved runs to new chunks.
-    """
+    """Cancel what is left of a cancelled batch, if no process is doing so; how many runs."""
     silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()
     return _cancel_rest(batch_id) if silent.update(expires_at=ends_at()) else 0
 
@@ -222,13 +211,12 @@ def cancel_unstarted(label: str) -> int:
 
 
 def counts(batch: Batch) -> BatchCounts:
-    """The runs of the batch by state."""
     return batch_counts([batch.pk])[batch.pk]
 
 
 def _held(batch: Batch) -> Any:
-    planned_on = [Batch.State.RUNNING, *([Batch.State.PAUSED] if batch.is_given else [])]
-    return Batch.objects.filter(pk=batch.pk, token=batch.token, state__in=planned_on)
+    held = Batch.objects.filter(pk=batch.pk, token=batch.token)
+    return held.unfinished() if batch.is_given else held.filter(state=Batch.State.RUNNING)
 
 
 def _cancel_rest(batch_id: int) -> int:
@@ -261,11 +249,9 @@ def _cancel_some(chunk_ids: Collection[int]) -> int:
     # Locked in order, and before their runs, as a worker does that finishes one.
     unstarted = Chunk.objects.select_for_update().filter(pk__in=chunk_ids).unstarted()
     ids = list(unstarted.order_by("pk").values_list("pk", flat=True))
-    cancelled = (
-        Run.objects.filter(chunk_id__in=ids)
-        .pending()
-        .update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
-    )
+    cancelled = {"status": Run.Status.CANCELLED, "is_current": None}
+    runs = Run.objects.filter(chunk_id__in=ids).pending()
+    number = runs.update(**cancelled, finished_at=DatabaseNow())
     crash_point("cancel.runs")
     Chunk.objects.filter(pk__in=ids).update(
         state=Chunk.State.FINISHED,
@@ -275,4 +261,4 @@ def _cancel_some(chunk_ids: Collection[int]) -> int:
         cancelled=F("cancelled") + Chunk.runs_left(),
         finished_at=DatabaseNow(),
     )
-    return cancelled
+    return number

@@ -65,12 +65,8 @@ def current_run_of_candidate(connection: BaseDatabaseWrapper, candidates: Candid
         name = "r.object_id = 0 AND r.object_key = d.k"
     sql = f"r.node_id = %s AND {name} AND r.is_current = TRUE"
     params: list[Any] = [candidates.node_id]
-    is_bounded = candidates.above is not None or candidates.up_to is not None
-    if is_bounded and kind.is_ordered_alike(connection):
-        if candidates.above is not None:
-            sql += f" AND r.{kind.column} > %s"
-            params.append(candidates.above)
-        if candidates.up_to is not None:
-            sql += f" AND r.{kind.column} <= %s"
-            params.append(candidates.up_to)
+    for operator, bound in ((">", candidates.above), ("<=", candidates.up_to)):
+        if bound is not None and kind.is_ordered_alike(connection):
+            sql += f" AND r.{kind.column} {operator} %s"
+            params.append(bound)
     return Fragment(sql, tuple(params))

@@ -15,14 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autorun.conf import settings
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
 from autorun.planning.windows import span_of, windows
-from autorun.state.keys import key_kind
+from autorun.state.keys import Key, key_kind
 from autorun.state.parameters import read_number
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Count:
 
     @classmethod
     def read(cls, text: str) -> Count | None:
-        """The unfinished count in `text`, or None if it is not one."""
+        """The count in `text`, or None if it is not one."""
         try:
             rows, after, samples = json.loads(text)
             return cls(
@@ -81,10 +80,9 @@ def count_rows(
     seconds: float = math.inf,
     samples: int = 0,
 ) -> Count:
-    """Count the rows of `queryset`, or of the default one, by reason; continues from `begun`.
+    """Count the rows of `queryset`, or of the default one, by reason, with `samples` keys of each.
 
-    Ends with the first window after `seconds` have passed. Notes `samples` keys a reason. `begun`
-    need not be trusted.
+    Continues from `begun`, which need not be trusted, to the first window after `seconds`.
     """
     deadline = time.monotonic() + seconds
     begun = begun if begun is not None and _is_key(runner, begun.after) else Count()
@@ -100,7 +98,7 @@ def count_rows(
         for reason, number in _reasons(window).items():
             counts[reason] += number
             if number and len(shown[reason]) < samples:
-                shown[reason] += _samples(window, reason, samples - len(shown[reason]))
+                shown[reason] += map(str, _keys(window, reason, limit=samples - len(shown[reason])))
         after = window.last_key
         if time.monotonic() > deadline:
             break
@@ -109,25 +107,19 @@ def count_rows(
 
 @dataclass(frozen=True)
 class Found:
-    """Keys of pending rows, the highest first. Rows up to the key `up_to` have not been checked;
-    '' once all have been."""
+    """Keys of pending rows, the highest first; rows up to the key `up_to` are not checked yet."""
 
     keys: Sequence[Any]
     up_to: str = ""
 
 
 def find_pending(
-    runner: Runner,
-    queryset: QuerySet[Any],
-    *,
-    up_to: str = "",
-    seconds: float,
-    most: int,
+    runner: Runner, queryset: QuerySet[Any], *, up_to: str = "", seconds: float, most: int
 ) -> Found:
     """Pending rows of `queryset` with keys up to `up_to`, from the highest key down.
 
     Most pending rows are new, and new rows have the highest keys. Ends with the first window after
-    `seconds` have passed, or with `most` keys or a few more.
+    `seconds`, or with `most` keys or a few more.
     """
     deadline = time.monotonic() + seconds
     kind = key_kind(runner.get_model())
@@ -144,7 +136,9 @@ def find_pending(
         keys = [
             key
             for window in windows(runner, rows, node_id=node_id, after=above, up_to=up_to)
-            for key in _pending_in(window, limit=span)
+            for reason in Reason
+            if reason.is_pending
+            for key in _keys(window, reason, limit=span)
         ]
         if kind.is_integer and len(found) + len(keys) > most:
             keys.sort(reverse=True)
@@ -154,17 +148,6 @@ def find_pending(
         if not above or len(found) >= most or time.monotonic() > deadline:
             return Found(found, above)
         up_to = above
-
-
-def _pending_in(window: Window, *, limit: int) -> list[Any]:
-    if window.candidates is None:
-        return []
-    return [
-        key
-        for reason in Reason
-        if reason.is_pending
-        for key in keys_of(window.candidates, reason, limit=limit, using=settings.DATABASE)
-    ]
 
 
 def _key_below(runner: Runner, up_to: str, span: int) -> str:
@@ -180,17 +163,14 @@ def _key_below(runner: Runner, up_to: str, span: int) -> str:
 def _reasons(window: Window) -> dict[Reason, int]:
     found = {Reason.UNPREPARED: len(window.unprepared)}
     if window.candidates is not None:
-        found |= count_by_reason(window.candidates, using=settings.DATABASE)
+        found |= count_by_reason(window.candidates)
     return found
 
 
-def _samples(window: Window, reason: Reason, number: int) -> list[str]:
+def _keys(window: Window, reason: Reason, *, limit: int) -> list[Key]:
     if reason is Reason.UNPREPARED:
-        return [str(row.key) for row in window.unprepared[:number]]
-    if window.candidates is None:
-        return []
-    keys = keys_of(window.candidates, reason, limit=number, using=settings.DATABASE)
-    return [str(key) for key in keys]
+        return [row.key for row in window.unprepared[:limit]]
+    return [] if window.candidates is None else keys_of(window.candidates, reason, limit=limit)
 
 
 def _is_key(runner: Runner, text: str) -> bool:

@@ -30,8 +30,7 @@ def expression(
 ) -> Expression:
     """The fingerprint of a row of `runner`'s model, for `annotate()`.
 
-    `upstream=False` leaves out the successes of the DEPENDS_ON runners, for databases without
-    autorun's tables.
+    `upstream=False` leaves out dependencies' successes, for databases without autorun's tables.
     """
     sources: list[Any] = list(map(F, runner.get_input_fields()))
     if upstream and runner.DEPENDS_ON:
@@ -90,9 +89,8 @@ class _FingerprintEncoder(Encoder):
 class Fingerprint(Func):
     """MD5 over netstrings of the source expressions: `N` for NULL, else `length:text`.
 
-    Without sources it is a constant, and nothing makes a row pending again.
-
-    A bare concatenation would equate NULL with '', and ('ab', 'c') with ('a', 'bc').
+    A bare concatenation would equate NULL with '', and ('ab', 'c') with ('a', 'bc'). Without
+    sources it is a constant, and nothing makes a row pending again.
     """
 
     output_field = FingerprintField()
@@ -100,10 +98,8 @@ class Fingerprint(Func):
     def as_sql(  # type: ignore[override]
         self, compiler: Any, connection: Any, **extra: Any
     ) -> tuple[str, list[Any]]:
-        is_uuid = connection.vendor == "postgresql" and isinstance(
-            self.output_field, FingerprintField
-        )
-        cast = "::uuid" if is_uuid else ""
+        is_fingerprint = isinstance(self.output_field, FingerprintField)
+        cast = "::uuid" if is_fingerprint and connection.vendor == "postgresql" else ""
         if not self.source_expressions:
             return f"%s{cast}", [UNCHANGING]
         parts: list[str] = []

@@ -34,9 +34,8 @@ def run_now(
 ) -> Batch:
     """Plan and release pending rows with a transcript; the batch, unsaved if `dry`."""
     _require_whole_number("max_total", max_total, least=0)
-    transcript = Transcript(
-        str(runner.get_analysis()), runner.get_model().__name__, level=log_level
-    )
+    model_name = runner.get_model().__name__
+    transcript = Transcript(str(runner.get_analysis()), model_name, level=log_level)
     require_valid(runner)
     transcript.start()
     rows = _announced(runner, queryset, transcript)
@@ -74,12 +73,7 @@ def backfill_now(
         scope = replace(scope, given=True)
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     batch = _begin(
-        runner,
-        Batch.Trigger.BACKFILL,
-        scope,
-        limit=limit,
-        window=window,
-        requested_by=requested_by,
+        runner, Batch.Trigger.BACKFILL, scope, limit=limit, window=window, requested_by=requested_by
     )
     pass_ = Pass(runner, rows, is_given=queryset is not None, selection=selection)
     return pass_.executed(batch)
@@ -101,10 +95,7 @@ def sweep_now(runner: Runner) -> Batch | None:
 
 
 def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swept | None:
-    """Sweep, and count the rows that are neither planned nor done.
-
-    For this the database reads every run; the sweep itself needs only the index.
-    """
+    """Sweep, and count the rows neither planned nor done, for which every run is read."""
     require_valid(runner)
     rows = eligible(runner, None, log_level=logging.DEBUG)
     batch = batches.begin_alone(
@@ -124,8 +115,7 @@ def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swep
 def go_on(batch: Batch) -> Batch:
     """Plan the rest of a batch that another process started, after `take_over`.
 
-    If this process lacks the runner (an old worker during a rollout), another may have it: the
-    batch fails only after several have lacked it.
+    It fails only after several processes (old workers during a rollout) have lacked its runner.
     """
     try:
         scope = Scope.read(batch.scope)
@@ -169,7 +159,6 @@ def require_valid(runner: Runner) -> None:
 
 
 def _require_node(runner: Runner, batch: Batch) -> None:
-    """Raise NotRegistered if the batch is of another version than the runner in this process."""
     if node_of(runner).pk != batch.node_id:
         raise NotRegistered(
             f"{runner.label} has another version or configuration here than {batch.node}, which "
@@ -198,7 +187,6 @@ def _begin(runner: Runner, trigger: Batch.Trigger, scope: Scope, **limits: Any) 
 def _announced(
     runner: Runner, queryset: QuerySet[Any] | None, transcript: Transcript
 ) -> QuerySet[Any]:
-    """The eligible rows, whose origin the transcript states."""
     if queryset is None:
         transcript.default_queryset()
         queryset = hooks.base_queryset(runner)

@@ -33,10 +33,7 @@ NOT_PLANNED = (
 
 
 def plan_keys(
-    runner: Runner,
-    keys: Collection[Any],
-    *,
-    priority: Chunk.Priority = Chunk.Priority.LIVE,
+    runner: Runner, keys: Collection[Any], *, priority: Chunk.Priority = Chunk.Priority.LIVE
 ) -> Outcome:
     """Plan and release those rows of the base queryset whose primary keys are `keys`."""
     node_id = node_of(runner).pk
@@ -77,8 +74,7 @@ def plan_for_all(
 ) -> None:
     """`plan_keys` for several runners; what one of them raises keeps no other from its rows.
 
-    Raises OperationalError and InterfaceError, in the end, where the database was away: then all
-    of it may be tried again.
+    Raises OperationalError or InterfaceError in the end if the database was away.
     """
     away: Exception | None = None
     for runner in runners:
@@ -105,14 +101,12 @@ def plan_or_write_down(
     if not keys:
         return
     for runner in runners:
+        plan = partial(plan_keys, runner, keys, priority=priority)
         try:
-            repeated_while_away(
-                partial(plan_keys, runner, keys, priority=priority), using=settings.DATABASE
-            )
+            repeated_while_away(plan, using=settings.DATABASE)
         except (OperationalError, InterfaceError) as away:
-            logger.warning(
-                "%s: %d rows were not planned. Upkeep plans them. %s", runner.label, len(keys), away
-            )
+            message = "%s: %d rows were not planned. Upkeep plans them. %s"
+            logger.warning(message, runner.label, len(keys), away)
             _write_down(runner, keys)
         except Exception:
             logger.exception(NOT_PLANNED, runner.label, len(keys))
@@ -120,21 +114,13 @@ def plan_or_write_down(
 
 def _write_down(runner: Runner, keys: Collection[Key]) -> None:
     """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
-    model_label = runner.get_model()._meta.label
+    spilled = {"model_label": runner.get_model()._meta.label, "runner": runner.label}
+    create = partial(SpilledTrigger.objects.create, **spilled, keys=list(keys))
     try:
-        repeated_on_conflict(
-            lambda: SpilledTrigger.objects.create(
-                model_label=model_label, runner=runner.label, keys=list(keys)
-            ),
-            using=settings.DATABASE,
-            is_idempotent=True,
-        )
+        repeated_on_conflict(create, using=settings.DATABASE, is_idempotent=True)
     except Exception:
-        logger.exception(
-            "%s: %d rows could not be written down. The next sweep finds them.",
-            runner.label,
-            len(keys),
-        )
+        message = "%s: %d rows could not be written down. The next sweep finds them."
+        logger.exception(message, runner.label, len(keys))
 
 
 def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:

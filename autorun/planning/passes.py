@@ -50,7 +50,11 @@ class Pass:
         self.rows = rows
         self.is_given = is_given
         self.selection = selection
-        self.counts_undone = counts_undone and _has_undone(runner)
+        #: Only if a run has no attempts left or is unfinished, which the index does not tell.
+        self.counts_undone = False
+        if counts_undone:
+            found = progress(node_of(runner))
+            self.counts_undone = found.failed + found.unfinished > 0
         self.outcome = Outcome()
         self.was_refused = False
         #: The outcome that is not saved in the batch yet, and when the last one was.
@@ -95,13 +99,8 @@ class Pass:
             crash_point("backfill.unfinished")
             batches.planned(batch)
         batch.refresh_from_db()
-        logger.info(
-            "%s: %s of %d candidates planned %d runs.",
-            self.runner.label,
-            batch,
-            self.outcome.candidates,
-            self.outcome.planned,
-        )
+        numbers = (self.outcome.candidates, self.outcome.planned)
+        logger.info("%s: %s of %d candidates planned %d runs.", self.runner.label, batch, *numbers)
 
     def _plan_window(self, planner: Planner, batch: Batch, window: Window) -> None:
         """Plan a window and book it: with its runs, or within a second if it has none."""
@@ -149,9 +148,3 @@ class Pass:
             batch=batch,
             counts_undone=self.counts_undone,
         )
-
-
-def _has_undone(runner: Runner) -> bool:
-    """Whether a run has no attempts left or is unfinished; the index tells neither."""
-    found = progress(node_of(runner))
-    return found.failed + found.unfinished > 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections
 
+from autorun.conf import settings
 from autorun.models import UNPREPARED, Run
 from autorun.planning.candidates import Candidates, current_run_of_candidate
 from autorun.planning.selection import PENDING, Selection
@@ -18,11 +19,10 @@ from autorun.state.sql import table
 class Reason(StrEnum):
     """The state of a row in scope; each row has exactly one.
 
-    missing: it has no current run. changed: its current run is for another input. preparable: its
-    input could not be prepared for its current run, and now it can. failed: its current run failed
-    and has no attempts left. done: it succeeded, or is ignored. under_way: its current run is not
-    finished. unprepared: its input cannot be prepared. filtered: the runner's filter excludes it,
-    or a runner that this one depends on has not succeeded on it yet.
+    missing: it has no current run. changed: that is for another input. preparable: its input could
+    not be prepared for that run, and now it can. failed: the run has no attempts left. done: it
+    succeeded, or is ignored. under_way: it is not finished. unprepared: the input cannot be
+    prepared. filtered: the filter excludes the row, or a dependency has not succeeded on it yet.
     """
 
     MISSING = "missing"
@@ -66,28 +66,28 @@ CONDITIONS: Mapping[Reason, str] = {
 }
 
 
-def count_by_reason(candidates: Candidates, *, using: str) -> dict[Reason, int]:
+def count_by_reason(candidates: Candidates) -> dict[Reason, int]:
     """The number of candidates by reason; one query."""
     counts = ", ".join(f"COUNT(CASE WHEN {each} THEN 1 END)" for each in CONDITIONS.values())
-    sql, params = _joined(candidates, using)
-    with connections[using].cursor() as cursor:
-        cursor.execute(f"SELECT {counts} {sql}", params)
-        return dict(zip(CONDITIONS, cursor.fetchone(), strict=True))
+    [found] = _select(counts, candidates)
+    return dict(zip(CONDITIONS, found, strict=True))
 
 
-def keys_of(candidates: Candidates, reason: Reason, *, limit: int, using: str) -> list[Key]:
+def keys_of(candidates: Candidates, reason: Reason, *, limit: int) -> list[Key]:
     """The keys of at most `limit` candidates of that reason."""
-    sql, params = _joined(candidates, using)
-    with connections[using].cursor() as cursor:
-        cursor.execute(f"SELECT d.k {sql} WHERE {CONDITIONS[reason]} LIMIT {limit:d}", params)
-        return [key for (key,) in cursor.fetchall()]
+    return [
+        key for (key,) in _select("d.k", candidates, f"WHERE {CONDITIONS[reason]} LIMIT {limit:d}")
+    ]
 
 
-def _joined(candidates: Candidates, using: str) -> tuple[str, list[Any]]:
-    connection = connections[using]
+def _select(columns: str, candidates: Candidates, rest: str = "") -> list[tuple[Any, ...]]:
+    """The columns of candidates and their current runs."""
+    connection = connections[settings.DATABASE]
     match = current_run_of_candidate(connection, candidates)
-    sql = (
-        f"FROM ({candidates.source.sql}) AS d "
-        f"LEFT JOIN {table(Run, connection)} AS r ON {match.sql}"
-    )
-    return sql, [*candidates.source.params, *match.params]
+    joined = f"({candidates.source.sql}) AS d LEFT JOIN {table(Run, connection)} AS r"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {columns} FROM {joined} ON {match.sql} {rest}",
+            [*candidates.source.params, *match.params],
+        )
+        return list(cursor.fetchall())

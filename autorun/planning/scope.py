@@ -27,8 +27,8 @@ class Scope:
     """The scope of a batch, as another process can read it.
 
     `given` is a queryset of the caller's, which no other process can continue. `source` replaces
-    `pks` and `filter`: it has a `kind`, one of SOURCES, and the values that this needs to find the
-    rows. With `beyond_base`, `pks` and `filter` also find rows outside the runner's base queryset.
+    `pks` and `filter`: its `kind` is one of SOURCES, which needs the other values. With
+    `beyond_base`, `pks` and `filter` also find rows outside the runner's base queryset.
     """
 
     filter: str | None = None
@@ -55,19 +55,17 @@ class Scope:
             return None
         rows = every_row(runner) if self.beyond_base else hooks.base_queryset(runner)
         if self.filter is not None:
-            rows = _named_filter(runner, self.filter)(rows)
+            rows = _filtered(runner, self.filter, rows)
         if self.pks is not None:
             kind = key_kind(runner.get_model())
             rows = rows.filter(pk__in=[kind.to_pk(pk) for pk in self.pks])
         return rows
 
     def written(self) -> dict[str, Any]:
-        """The scope as JSON."""
         return {**asdict(self), "pks": None if self.pks is None else list(self.pks)}
 
     @classmethod
     def read(cls, written: dict[str, Any]) -> Scope:
-        """The scope in that JSON."""
         pks = written.get("pks")
         return cls(**{**written, "pks": None if pks is None else tuple(pks)})
 
@@ -94,7 +92,7 @@ def _rows_from(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     return find(runner, source)
 
 
-def _named_filter(runner: Runner, name: str) -> Callable[[QuerySet[Any]], QuerySet[Any]]:
+def _filtered(runner: Runner, name: str, rows: QuerySet[Any]) -> QuerySet[Any]:
     known = runner.FILTERS or {}
     if name not in known:
         names = ", ".join(sorted(known)) or "none"
@@ -102,7 +100,4 @@ def _named_filter(runner: Runner, name: str) -> Callable[[QuerySet[Any]], QueryS
             f"{runner.label} has no filter {name!r} in FILTERS. There are: {names}."
         )
     found = known[name]
-    if isinstance(found, Q):
-        condition = found
-        return lambda rows: rows.filter(condition)
-    return found
+    return rows.filter(found) if isinstance(found, Q) else found(rows)

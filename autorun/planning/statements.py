@@ -39,9 +39,8 @@ WORTH_A_SAVEPOINT = 1_000
 class Counts:
     """Numbers of candidates: all, those without a current run, those whose run is to be redone.
 
-    On request, `failed` have no attempts left for the same input, and `under_way` have an
-    unfinished run for it. `to_redo` are the keys and fingerprints of those to be redone, if the
-    database can list them while it counts.
+    On request, `failed` have no attempts left for the same input, and `under_way` an unfinished run
+    for it. `to_redo` are keys and fingerprints, if the database can list them while it counts.
     """
 
     candidates: int = 0
@@ -100,8 +99,7 @@ def count(
 def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple[str, bool]:
     """The column that selects the candidates to be redone, and whether it is a list or a number.
 
-    They are few as a rule. Named at once, they need no second look at all rows; only MariaDB cuts
-    off what it aggregates.
+    A list, of few as a rule, saves a second pass; but MariaDB cuts off what it aggregates.
     """
     condition = selection.redo_condition
     if condition is None:
@@ -110,9 +108,9 @@ def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple
         # Without a run, the fingerprint need not be computed.
         case = f"CASE WHEN r.object_id IS NULL THEN NULL WHEN {condition} THEN 1 END"
         return f"COUNT({case})", False
-    gather, pair = ("json_group_array", "json_array")
+    gather, pair = "json_group_array", "json_array"
     if connection.vendor == "postgresql":
-        gather, pair = ("json_agg", "json_build_array")
+        gather, pair = "json_agg", "json_build_array"
     only = f"FILTER (WHERE r.object_id IS NOT NULL AND ({condition}))"
     return f"CAST({gather}({pair}(d.k, d.f)) {only} AS TEXT)", True
 
@@ -146,21 +144,16 @@ def redone(
 def supersede(redo: Sequence[Redo], *, using: str) -> dict[str, int]:
     """Make the runs no longer current; how many, by the columns of the chunk that counts them.
 
-    Runs that have changed since they were read are skipped: superseded by another process, finished
-    on the new input by a worker, or ignored before they were retried.
+    Runs that another process has superseded, finished or ignored since they were read are skipped.
     """
     columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
+    rows = ((each.run_id, each.fingerprint, each.seen) for each in redo)
+    match = "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
     superseded = update_from(
         Run,
         "is_current = NULL",
-        source=recordset(
-            connections[using],
-            columns,
-            ((each.run_id, each.fingerprint, each.seen) for each in redo),
-        ),
-        match=Fragment(
-            "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
-        ),
+        source=recordset(connections[using], columns, rows),
+        match=Fragment(match),
         returning="status",
         using=using,
     )
@@ -183,12 +176,10 @@ def insert(
 ) -> int:
     """Insert a run for every candidate without a current one, `size` to a chunk; how many.
 
-    They are inserted in the order of their keys, so that two transactions cannot deadlock over the
-    same keys. A candidate that another process plans meanwhile is skipped.
-
-    If many are `expected`, PostgreSQL first inserts them without regard to conflicts: handling a
-    possible conflict at every row takes 1.4 times as long. If `are_all_missing`, no candidate had a
-    current run a moment ago: none is looked up, as the constraint finds those made since.
+    In the order of their keys, so that two transactions cannot deadlock; a candidate that another
+    process plans meanwhile is skipped. If many are `expected`, PostgreSQL first inserts them
+    without regard to conflicts: handling these at every row takes 1.4 times as long. If
+    `are_all_missing`, none is looked up, as the constraint finds runs made since.
     """
     connection = connections[using]
     begin, end = insert_ignoring_conflicts(connection)
@@ -228,8 +219,7 @@ def insert_chunks(
 ) -> None:
     """Insert the chunks that new runs name, in the block of ids that begins with that of `like`.
 
-    Each is a copy of `like`, with its number of runs in the columns `counters`. The first one also
-    has the numbers in `booked`.
+    Each is a copy of `like` that counts its runs in `counters`; the first also has those `booked`.
     """
     connection = connections[using]
     quote = connection.ops.quote_name

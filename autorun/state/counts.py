@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 from django.db.models import F, Sum, Value
 
 from autorun.models import Batch, Chunk, Node
+from autorun.state.managers import UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class BatchCounts:
 
 
 def progress(node: Node) -> Progress:
-    """The runs of `node` by state."""
     return progress_by_node([node])[node.pk]
 
 
@@ -80,12 +81,7 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
 
 
 #: The state of a chunk's unfinished runs, by the state of the chunk.
-_UNFINISHED = {
-    Chunk.State.WAITING: "waiting",
-    Chunk.State.QUEUED: "queued",
-    Chunk.State.RUNNING: "running",
-    Chunk.State.PARKED: "parked",
-}
+_UNFINISHED = {state: state.name.lower() for state in UNFINISHED}
 
 
 def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
@@ -99,8 +95,7 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
     folded_counts = Batch.objects.filter(pk__in=ids).values_list(
         "pk", "folded_succeeded", Value(0), "folded_cancelled", Value(0)
     )
-    sums: dict[int, list[int]] = {}
+    sums: dict[int, Sequence[int]] = {}
     for pk, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
-        before = sums.get(pk, [0] * len(counts))
-        sums[pk] = [known + int(count) for known, count in zip(before, counts, strict=True)]
+        sums[pk] = [*map(add, sums.get(pk, (0,) * 4), map(int, counts))]
     return {pk: BatchCounts(*counts) for pk, counts in sums.items()}

@@ -48,9 +48,8 @@ def encode_outputs(value: object, *, max_bytes: int | None) -> str:
     """Return an analysis's return value as JSON text.
 
     Dates, durations, Decimals, UUIDs, Paths, enumerations, sets, dataclasses and NumPy values
-    become strings, numbers, lists and dictionaries. Raises `OutputError`, naming the key, for
-    values JSON or a database cannot hold (NaN, NUL, bytes, circles, deep nesting), and for more
-    than `max_bytes` of UTF-8; None means no limit.
+    become plain JSON. Raises `OutputError`, naming the key, for values JSON or a database cannot
+    hold (NaN, NUL, bytes, circles, deep nesting), and for more than `max_bytes` of UTF-8.
     """
     limit = sys.maxsize if max_bytes is None else max_bytes
     try:
@@ -121,8 +120,7 @@ class TooMany(Unencodable):
 class Encoder:
     """Turns values into plain JSON values; raises only `Unencodable`.
 
-    `max_items` bounds how many elements all lists and dictionaries hold together, so that an
-    array of millions is refused before it is expanded.
+    `max_items` bounds all elements together: an array of millions is refused before it is expanded.
     """
 
     def __init__(self, *, max_items: int = sys.maxsize) -> None:
@@ -200,8 +198,8 @@ class Encoder:
         if isinstance(value, (Sequence, ValuesView, deque)):
             return self._encode_items(value, self._enter(value, parents))
         raise Unencodable(
-            f"is of type {_type_name(value)}, which JSON cannot hold. Give numbers, strings, lists "
-            "or dictionaries instead"
+            f"is of type {qualified_name(type(value))}, which JSON cannot hold. Give numbers, "
+            "strings, lists or dictionaries instead"
         )
 
     def _encode_mapping(
@@ -235,29 +233,27 @@ class Encoder:
     def _encode_key(self, key: object) -> str:
         name = self._encode(key, ())
         if isinstance(name, (list, dict)):
-            raise Unencodable(
-                f"is a key of type {_type_name(key)}, which JSON cannot hold. Make it a string"
-            )
+            kind = qualified_name(type(key))
+            raise Unencodable(f"is a key of type {kind}, which JSON cannot hold. Make it a string")
         return name if isinstance(name, str) else json.dumps(name)
 
     def _encode_numpy(self, value: Any, parents: tuple[int, ...]) -> JSON:
         # Duck typing, so that a project without NumPy never imports it.
         if not hasattr(value, "dtype"):
-            raise Unencodable(f"is of type {_type_name(value)}, which JSON cannot hold")
+            raise Unencodable(f"is of type {qualified_name(type(value))}, which JSON cannot hold")
         if value.dtype.kind in "mM":
             # Only microseconds become Python's own dates; nanoseconds would become bare integers.
             if (value != value).any():  # noqa: PLR0124 - NaT is like NaN here
                 raise Unencodable("holds NaT, which JSON cannot hold. Replace it by None")
-            value = value.astype(
-                f"{'datetime64' if value.dtype.kind == 'M' else 'timedelta64'}[us]"
-            )
-        self._require_room(value, value.size)
+            value = value.astype(f"{value.dtype.kind}8[us]")
+        if self.items + value.size > self.max_items:
+            raise _too_many(value, value.size)
         plain = value.tolist()
         if _is_numpy(plain):  # A longdouble has no Python type of its own.
             plain = float(plain)
-        return self._encode(
-            plain, self._enter(value, parents, size=0) if value.ndim == 0 else parents
-        )
+        if value.ndim == 0:
+            parents = self._enter(value, parents, size=0)
+        return self._encode(plain, parents)
 
     def _enter(
         self, container: Any, parents: tuple[int, ...], *, size: int | None = None
@@ -275,10 +271,6 @@ class Encoder:
             raise _too_many(container, size)
         return (*parents, id(container))
 
-    def _require_room(self, array: Any, size: int) -> None:
-        if self.items + size > self.max_items:
-            raise _too_many(array, size)
-
 
 class _ConfigurationEncoder(Encoder):
     def encode_integer(self, value: int) -> JSON:
@@ -291,12 +283,17 @@ class _ConfigurationEncoder(Encoder):
 
 
 def byte_length(text: str) -> int:
-    """Return the length of `text` in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
+def qualified_name(kind: type) -> str:
+    """The name of a class, with its module unless it is built in."""
+    is_builtin = kind.__module__ == "builtins"
+    return kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _too_many(container: object, size: int) -> TooMany:
-    return TooMany(f"is a {_type_name(container)} of {size:,} elements")
+    return TooMany(f"is a {qualified_name(type(container))} of {size:,} elements")
 
 
 def checked_text(text: str) -> str:
@@ -325,20 +322,11 @@ def _is_numpy(value: object) -> bool:
     return any(kind.__module__.partition(".")[0] == "numpy" for kind in type(value).__mro__)
 
 
-def _type_name(value: object) -> str:
-    kind = type(value)
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
-
-
 def _shown(key: object) -> str:
     try:
         text = json.dumps(key, ensure_ascii=False) if isinstance(key, str) else repr(key)
     except Exception:  # noqa: BLE001 - a `__repr__` may raise anything
-        text = f"<{_type_name(key)}>"
+        text = f"<{qualified_name(type(key))}>"
     if len(text) > _SHOWN_KEY_CHARACTERS:
         text = text[:_SHOWN_KEY_CHARACTERS] + "…"
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autorun.state.encoding import byte_length
+from autorun.state.encoding import byte_length, qualified_name
 
 MAX_CLASS_NAME_LENGTH = 255
 
@@ -16,8 +16,6 @@ _SMALLEST_EXCERPT = 200
 
 @dataclass(frozen=True)
 class ExceptionText:
-    """An exception as text that every database can store."""
-
     exception_class: str
     message: str
     traceback: str
@@ -34,12 +32,9 @@ def clean_text(text: str, *, max_bytes: int) -> str:
 
 
 def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText:
-    """Return class, message and traceback of any exception, `max_bytes` each; never raises.
-
-    A part that cannot be turned into text is replaced by a line that says why.
-    """
+    """Return class, message and traceback of any exception, `max_bytes` each; never raises."""
     return ExceptionText(
-        exception_class=_cut_name(_guarded(_class_name, error)),
+        exception_class=_cut_name(_guarded(qualified_name, type(error))),
         message=clean_text(_guarded(str, error), max_bytes=max_bytes),
         traceback=clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes),
     )
@@ -47,7 +42,7 @@ def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText
 
 def name_exception(kind: type[BaseException]) -> str:
     """Return an exception class's name as in `ExceptionText`: built-in ones without a module."""
-    return _cut_name(_qualified_name(kind))
+    return _cut_name(qualified_name(kind))
 
 
 def _storable_bytes(text: str) -> bytes:
@@ -56,12 +51,11 @@ def _storable_bytes(text: str) -> bytes:
 
 def _excerpt(text: str, max_bytes: int) -> str:
     # Cut before cleaning, so that at most twice max_bytes characters are processed.
+    if max_bytes < _SMALLEST_EXCERPT:
+        most = max(max_bytes, 0)
+        return _storable_bytes(text[:most])[:most].decode("utf-8", "ignore")
     size = byte_length(text)
     room = max_bytes - len(_gap(size))
-    if max_bytes < _SMALLEST_EXCERPT:
-        return _storable_bytes(text[: max(max_bytes, 0)])[: max(max_bytes, 0)].decode(
-            "utf-8", "ignore"
-        )
     head = _storable_bytes(text[:max_bytes])[: room // 2].decode("utf-8", "ignore")
     tail = _storable_bytes(text[-max_bytes:])[-(room // 2) :].decode("utf-8", "ignore")
     return head + _gap(size - byte_length(head) - byte_length(tail)) + tail
@@ -71,31 +65,18 @@ def _gap(left_out: int) -> str:
     return f"\n... {left_out:,} bytes left out ...\n"
 
 
-def _guarded(describe: Callable[..., str], error: BaseException, *arguments: int) -> str:
+def _guarded(describe: Callable[..., str], *arguments: object) -> str:
     try:
-        return describe(error, *arguments)
+        return describe(*arguments)
     except KeyboardInterrupt:
         raise
     except BaseException as failure:  # noqa: BLE001 - `__str__` may raise anything, SystemExit too
-        return (
-            f"<not available: {type(failure).__name__} was raised while describing the exception>"
-        )
+        raised = type(failure).__name__
+        return f"<not available: {raised} was raised while describing the exception>"
 
 
 def _cut_name(name: str) -> str:
     return clean_text(name, max_bytes=4 * MAX_CLASS_NAME_LENGTH)[:MAX_CLASS_NAME_LENGTH]
-
-
-def _class_name(error: BaseException) -> str:
-    return _qualified_name(type(error))
-
-
-def _qualified_name(kind: type[BaseException]) -> str:
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
 
 
 def _traceback(error: BaseException, max_bytes: int) -> str:

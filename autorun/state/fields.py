@@ -41,13 +41,9 @@ class ObjectKeyField(AnyCharField):
 
     COLLATIONS = {"postgresql": "C", "sqlite": "BINARY"}
 
-    def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, Any]:
-        parameters: dict[str, Any] = super().db_parameters(connection)
-        parameters["collation"] = self._collation(connection)
-        return parameters
-
-    def _collation(self, connection: Any) -> str | None:
-        if connection.vendor != "mysql":
-            return self.COLLATIONS.get(connection.vendor)
-        # Not utf8mb4_bin, to which "a" and "a " are one: a text is filled up with spaces there.
-        return "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+    def db_parameters(self, connection: Any) -> dict[str, Any]:
+        collation = self.COLLATIONS.get(connection.vendor)
+        if connection.vendor == "mysql":
+            # Not utf8mb4_bin, to which "a" and "a " are one: a text is filled up with spaces there.
+            collation = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+        return {**super().db_parameters(connection), "collation": collation}

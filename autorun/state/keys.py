@@ -40,8 +40,6 @@ class KeyText(Cast):
 
 @dataclass(frozen=True)
 class KeyKind:
-    """The kind of primary key that a model has."""
-
     field: models.Field[Any, Any]
 
     @cached_property
@@ -65,7 +63,6 @@ class KeyKind:
         return KeyText(reference("pk"), TextField())
 
     def values(self, queryset: models.QuerySet[Any]) -> models.QuerySet[Any, Key]:
-        """The keys of the rows of `queryset`."""
         keyed: Any = queryset.annotate(_autorun_key=self.expression())
         keys: models.QuerySet[Any, Key] = keyed.values_list("_autorun_key", flat=True)
         return keys
@@ -77,7 +74,6 @@ class KeyKind:
         return {"object_id": 0, "object_key": key}
 
     def to_pk(self, key: Key) -> Any:
-        """The primary key that the text or number `key` stands for."""
         return self.field.to_python(key)
 
     def read(self, text: str) -> Any:

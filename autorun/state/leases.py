@@ -25,12 +25,11 @@ PLANNING_LEASES = 10
 
 
 def ends_at(leases: int = 1) -> Expression:
-    """When a lease ends that begins or is extended now, by the database's clock."""
+    """When a lease ends that begins or is extended now."""
     return from_now(settings.LEASE * leases)
 
 
 def planning_ends_at() -> Expression:
-    """`ends_at` for a process that plans a batch."""
     return ends_at(PLANNING_LEASES)
 
 
@@ -74,32 +73,26 @@ def extend(lease: Lease) -> bool:
 
 def requeue(chunk: Chunk) -> bool:
     """Leave a queued chunk to another worker; whether it was unchanged. It needs a new message."""
-    requeued = _as_read(chunk).update(
-        published_at=DatabaseNow(), publications=F("publications") + 1, token=F("token") + 1
-    )
-    return bool(requeued)
+    again = {"publications": F("publications") + 1, "token": F("token") + 1}
+    return bool(_as_read(chunk).update(published_at=DatabaseNow(), **again))
 
 
 def park(chunk: Chunk, reason: str) -> bool:
     """Put a queued chunk aside until its runner is back; whether it was unchanged."""
-    parked = _as_read(chunk).update(
-        state=Chunk.State.PARKED, reason=reason, token=F("token") + 1, expires_at=None
-    )
-    return bool(parked)
+    parked = {"state": Chunk.State.PARKED, "reason": reason, "expires_at": None}
+    return bool(_as_read(chunk).update(**parked, token=F("token") + 1))
 
 
 def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
     """The most urgent queued chunk of the same queue that precedes `chunk`, but none of `but`.
 
-    A broker delivers messages in the order they came, so that of a saved row may wait behind a
-    backfill's. So a worker that gets any message does the most urgent work first. The urgent
-    chunk's own message then does nothing.
+    The broker delivers in order: a saved row's message may wait behind a backfill's. So a worker
+    does the most urgent work first, and the urgent chunk's own message then does nothing.
     """
     if chunk.priority == max(Chunk.Priority):
         return None
     urgent = _startable().filter(queue=chunk.queue, priority__gt=chunk.priority)
-    urgent = urgent.exclude(pk__in=but) if but else urgent
-    return urgent.order_by("-priority", "pk").first()
+    return urgent.exclude(pk__in=but).order_by("-priority", "pk").first()
 
 
 def worker_name() -> str:
@@ -114,7 +107,6 @@ def _as_read(chunk: Chunk) -> QuerySet[Chunk]:
 
 
 def _startable() -> QuerySet[Chunk]:
-    """Queued chunks, without those of cancelled batches."""
     startable = Chunk.objects.queued().exclude(batch__state=Batch.State.CANCELLED)
     # Long columns that no worker reads.
     unwanted = ("node__folded_hours", "node__counted", "batch__scope")

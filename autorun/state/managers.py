@@ -17,8 +17,8 @@ Row = TypeVar("Row", bound=Model)
 class StateManager(Manager[Row]):
     """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names.
 
-    Also the base manager of each model. Otherwise `refresh_from_db()`, a deferred column or a
-    foreign key would ask the project's routers, which may name a replica that lags behind.
+    Also each model's base manager: `refresh_from_db()`, a deferred column or a foreign key would
+    else ask the project's routers, which may name a replica that lags behind.
     """
 
     def get_queryset(self) -> QuerySet[Row]:

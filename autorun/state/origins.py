@@ -14,19 +14,14 @@ from autorun.models import Batch, Chunk
 class Origin:
     """One source of runs.
 
-    `word` names it on the pages and the command line, and `sentence` says in the story of a run why
-    it exists, with the placeholders {batch}, {rows} and {upstream}. `chunks` holds for its chunks.
-    Chunks of a higher `priority` go first.
+    `word` names it, and `sentence` tells why a run exists, with the placeholders {batch}, {rows}
+    and {upstream}. `chunks` holds for its chunks. Chunks of a higher `priority` go first.
     """
 
     word: str
     priority: Chunk.Priority
     sentence: str
     chunks: Q
-
-
-def _of_batches(trigger: Batch.Trigger) -> Q:
-    return Q(batch__trigger=trigger)
 
 
 _SAVED = Q(batch=None, priority=Chunk.Priority.LIVE)
@@ -41,19 +36,19 @@ ORIGINS: Mapping[str, Origin] = {
         "sweep",
         Chunk.Priority.SWEEP,
         "Sweep {batch} found the row pending.",
-        _of_batches(Batch.Trigger.SWEEP),
+        Q(batch__trigger=Batch.Trigger.SWEEP),
     ),
     "backfill": Origin(
         "backfill",
         Chunk.Priority.BACKFILL,
         "Started by backfill {batch} ({rows}).",
-        _of_batches(Batch.Trigger.BACKFILL),
+        Q(batch__trigger=Batch.Trigger.BACKFILL),
     ),
     "code": Origin(
         "run()",
         Chunk.Priority.SWEEP,
         "A call of run() found the row pending.",
-        _of_batches(Batch.Trigger.CODE),
+        Q(batch__trigger=Batch.Trigger.CODE),
     ),
     "dependency": Origin(
         "dependency",
@@ -78,5 +73,4 @@ def origin_of(chunk: Chunk) -> str:
 
 
 def name_of_batch(batch: Batch) -> str:
-    """`sweep 7`."""
     return f"{ORIGINS[batch.trigger].word} {batch.pk}"

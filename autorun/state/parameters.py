@@ -63,7 +63,6 @@ def read_time(given: object) -> dt.datetime | None:
 
 
 def read_text(given: Mapping[str, Any], name: str) -> str:
-    """The text of that name; '' if there is none."""
     # PostgreSQL refuses NUL in a text.
     return str(given.get(name, "")).replace("\0", "").strip()[:LONGEST_TEXT]
 

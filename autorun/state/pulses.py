@@ -35,12 +35,10 @@ def hold(name: str) -> None:
 
 
 def note(name: str, beat_at: dt.datetime) -> None:
-    """Record when it last happened."""
     Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})
 
 
 def _create(name: str) -> bool:
-    """Insert the pulse, with the present time; False if another process was faster."""
     try:
         with transaction.atomic(using=settings.DATABASE):
             Pulse(name=name, beat_at=DatabaseNow()).save(force_insert=True, using=settings.DATABASE)

@@ -36,8 +36,7 @@ def update_from(
 ) -> list[tuple[Any, ...]]:
     """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
 
-    MariaDB has no UPDATE ... RETURNING: it locks and reads the rows first. So `returning` names
-    columns as they are before the change there, and after it elsewhere.
+    MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change.
     """
     connection = connections[using]
     updated = connection.ops.quote_name(model._meta.db_table)
@@ -79,28 +78,13 @@ def join_in_this_order(connection: BaseDatabaseWrapper) -> str:
     return "CROSS JOIN" if connection.vendor == "sqlite" else "INNER JOIN"
 
 
-_POSTGRESQL = {
-    "bigint": "bigint",
-    "integer": "integer",
-    "smallint": "smallint",
-    "boolean": "boolean",
-    "text": "text",
-    "fingerprint": "uuid",
-}
-_MARIADB = {
-    "bigint": "BIGINT",
-    "integer": "INT",
-    "smallint": "SMALLINT",
-    "boolean": "BOOLEAN",
-    "text": "LONGTEXT",
-    "fingerprint": "CHAR(32)",
-}
+#: The types of a recordset that a database names differently.
+_POSTGRESQL = {"fingerprint": "uuid"}
+_MARIADB = {"text": "LONGTEXT", "fingerprint": "CHAR(32)"}
 
 
 def recordset(
-    connection: BaseDatabaseWrapper,
-    columns: Mapping[str, str],
-    rows: Iterable[Sequence[Any]],
+    connection: BaseDatabaseWrapper, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]
 ) -> Fragment:
     """A SELECT of `rows`, whose values are JSON scalars, with `columns` as {name: type}.
 
@@ -116,9 +100,7 @@ def recordset(
 
 
 def keyed_recordset(
-    connection: BaseDatabaseWrapper,
-    columns: Mapping[str, str],
-    rows: Iterable[tuple[Any, Any]],
+    connection: BaseDatabaseWrapper, columns: Mapping[str, str], rows: Iterable[tuple[Any, Any]]
 ) -> Fragment:
     """The recordset of two columns, the first a "bigint" without duplicates.
 
@@ -140,23 +122,18 @@ def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragme
             arrays.append("ARRAY(SELECT json_array_elements_text(%s::json))")
             params.append(json.dumps(values, ensure_ascii=False))
         else:
-            arrays.append(f"%s::{_POSTGRESQL[kind]}[]")
-            write = _element if None in values else str
-            params.append(f"{{{','.join(map(write, values))}}}")
+            arrays.append(f"%s::{_POSTGRESQL.get(kind, kind)}[]")
+            texts = ("NULL" if value is None else str(value) for value in values)
+            params.append(f"{{{','.join(texts)}}}")
     sql = f"SELECT * FROM unnest({', '.join(arrays)}) AS j({', '.join(columns)})"
     return Fragment(sql, tuple(params))
 
 
-def _element(value: Any) -> str:
-    return "NULL" if value is None else str(value)
-
-
 @cache
 def _select_of_json(vendor: str, columns: tuple[tuple[str, str], ...]) -> str:
-    """The SELECT of a list of lists in JSON."""
     if vendor == "mysql":
         declared = ", ".join(
-            f"{name} {_MARIADB[kind]} PATH '$[{number}]'"
+            f"{name} {_MARIADB.get(kind, kind)} PATH '$[{number}]'"
             for number, (name, kind) in enumerate(columns)
         )
         return f"SELECT * FROM JSON_TABLE(%s, '$[*]' COLUMNS({declared})) AS j"

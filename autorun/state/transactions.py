@@ -50,14 +50,9 @@ def repeated_on_conflict(
     """`work()` in a transaction of its own, repeated after a conflict with another transaction.
 
     Work that `is_idempotent` is also repeated on a new connection if the old one broke: whether the
-    server had committed is unknown then.
-
-    On PostgreSQL, waiting longer than `lock_timeout` seconds for a lock counts as a conflict; the
-    other databases have their own limit. The process that holds the lock may be frozen or its
-    machine lost, and the server may keep its transaction open for hours.
-
-    Inside a transaction of the caller's the work runs once: that transaction's earlier statements
-    cannot be repeated from here.
+    server had committed is unknown then. On PostgreSQL, waiting longer than `lock_timeout` seconds
+    for a lock counts as a conflict: the server may keep a lost machine's transaction open for
+    hours. Inside a transaction of the caller's, whose statements cannot be repeated, it runs once.
     """
     connection = connections[using]
     if connection.in_atomic_block:
@@ -86,10 +81,9 @@ def repeated_on_conflict(
 
 
 def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
-    """`work()`, repeated on new connections while the database cannot be reached.
+    """`work()`, repeated on new connections for seconds while the database cannot be reached.
 
-    The work must be idempotent, opens its own transactions, and is worth waiting a few seconds for.
-    Inside a transaction of the caller's it runs once.
+    The work must be idempotent. Inside a transaction of the caller's it runs once.
     """
     if not connections[using].in_atomic_block:
         for attempt in range(1, TRIES_WHILE_AWAY):
@@ -151,8 +145,7 @@ def is_passing(error: Exception) -> bool:
     cause: Any = error.__cause__
     if hasattr(cause, "sqlstate"):  # psycopg; None if the server did not answer
         state = cause.sqlstate
-        is_lasting = state == _NOT_PASSING_STATE
-        return state is None or (state[:2] in _PASSING_CLASSES and not is_lasting)
+        return state is None or (state[:2] in _PASSING_CLASSES and state != _NOT_PASSING_STATE)
     return is_conflict(error) or bool(error.args and error.args[0] in _PASSING_NUMBERS)
 
 

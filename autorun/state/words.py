@@ -115,7 +115,7 @@ def meant(
     does not distinguish it: case and underscores by default.
     """
 
-    stem = plain or _plain
+    stem = plain or (lambda name: name.replace("_", "").lower())
 
     def likeness(name: str) -> tuple[float, float]:
         return _ratio(stem(word), stem(name)), _ratio(word, name)
@@ -136,10 +136,6 @@ def _crontab(value: Any) -> str:
         if days[2] in tuple("01234567"):
             return f"{_DAYS[int(days[2])]}s {time}"
     return f"cron {' '.join(parts)}"
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").lower()
 
 
 def _ratio(one: str, other: str) -> float:

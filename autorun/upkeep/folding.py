@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 from django.db.models import F, Q
 
@@ -37,9 +38,8 @@ def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SET
     """Add the counts of the node's finished chunks to its own; how many chunks."""
     folded = 0
     while folded < at_most:
-        number = repeated_on_conflict(
-            lambda: _fold_some(node_id, quiet=quiet), using=settings.DATABASE
-        )
+        some = partial(_fold_some, node_id, quiet=quiet)
+        number = repeated_on_conflict(some, using=settings.DATABASE)
         folded += number
         if number < FOLDED_AT_ONCE:
             break
@@ -55,12 +55,10 @@ def _fold_some(node_id: int, *, quiet: float) -> int:
     nodes.lock(node_id)
     is_quiet = Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet))
     ended = Chunk.objects.of(node_id).unfolded().finished().filter(is_quiet, failed=0)
-    ended = ended.only(
-        *("batch_id", "finished_at", "succeeded", "cancelled"),
-        *("superseded_succeeded", "superseded_failed", "superseded_cancelled"),
-    )
+    counts = ("succeeded", "cancelled", "superseded_succeeded", "superseded_failed")
+    read = ("batch_id", "finished_at", *counts, "superseded_cancelled")
     # Not locked: no process writes to them any more, and folding holds the lock of the node.
-    found = list(ended[:FOLDED_AT_ONCE])
+    found = list(ended.only(*read)[:FOLDED_AT_ONCE])
     if len(found) < FEW:
         return 0
     chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
@@ -91,8 +89,7 @@ def _count_in_node(node_id: int, chunks: Iterable[Chunk]) -> None:
 
 
 def _count_in_batches(chunks: Iterable[Chunk]) -> None:
-    succeeded: Counter[int] = Counter()
-    cancelled: Counter[int] = Counter()
+    succeeded, cancelled = Counter[int](), Counter[int]()
     for chunk in chunks:
         if chunk.batch_id is not None:
             succeeded[chunk.batch_id] += chunk.succeeded

@@ -52,7 +52,6 @@ def _delete_some(runs: QuerySet[Run]) -> int:
 
 
 def _delete(chunk_of: dict[int, int]) -> None:
-    """Delete these runs, and their folded chunks that have no runs left."""
     Failure.objects.filter(run_id__in=chunk_of).delete()
     # Only failures refer to a run: a raw delete saves a search for other references.
     Run.objects.filter(pk__in=chunk_of)._raw_delete(settings.DATABASE)

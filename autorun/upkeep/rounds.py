@@ -69,10 +69,8 @@ class Report:
 def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None) -> Report | None:
     """Make one round; None if another process has just made one, unless `in_any_case`.
 
-    `notify` reports failures, and returns for how many runners.
-
-    Parked chunks are checked even then: while a new version is rolled out, the processes that know
-    their runner may never be the first.
+    `notify` reports failures, and returns for how many runners. Parked chunks are checked even if
+    it returns None: during a rollout, the processes that know their runner may never be the first.
     """
     if not (take_turn("upkeep", every=settings.UPKEEP_INTERVAL) or in_any_case):
         _guarded("unparked", unpark)
@@ -86,7 +84,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "taken_over": hand_on_batches,
         "finished": finish_batches,
         "cancelled": cancel_batches,
-        "notified": notify or _nothing,
+        "notified": notify or (lambda: 0),
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
@@ -100,8 +98,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
 def drain_spilled() -> int:
     """Plan the saved rows that wait in the database; how many.
 
-    Rows of a model without a runner in this process are left to other workers for a day: during a
-    rolling deployment some have a runner of it already, or still.
+    Rows of a model without a runner here are left to other workers for a day, as during a rollout.
     """
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
     spilled = SpilledTrigger.objects.filter(planned_here() | is_old)
@@ -123,11 +120,8 @@ def _drain(spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequenc
     some = list(spilled.order_by("pk")[:MOST_PER_STEP])
     keys = {key for trigger in some for key in trigger.keys}
     if not runners:
-        logger.warning(
-            "Upkeep: saved %s have had no runner for a day: %d rows are dropped.",
-            model_label,
-            len(keys),
-        )
+        message = "Upkeep: saved %s have had no runner for a day: %d rows are dropped."
+        logger.warning(message, model_label, len(keys))
     plan_for_all(runners, keys)
     crash_point("drain.planned")
     # Last: after a crash they are planned again, which does nothing.
@@ -167,10 +161,9 @@ def send_again() -> int:
     """Send messages again for chunks that have been queued for long; how many."""
     is_due = Q()
     for doublings in range(MOST_DOUBLINGS):
-        sent = Q(publications=doublings + 1)
-        if doublings == MOST_DOUBLINGS - 1:
-            sent = Q(publications__gte=doublings + 1)
-        is_due |= sent & Q(published_at__lte=from_now(-settings.LEASE * 2**doublings))
+        lookup = "publications" if doublings < MOST_DOUBLINGS - 1 else "publications__gte"
+        published_before = from_now(-settings.LEASE * 2**doublings)
+        is_due |= Q(published_at__lte=published_before, **{lookup: doublings + 1})
     lost = list(Chunk.objects.queued().filter(is_due).order_by("pk")[:MOST_PER_STEP])
     follow_queues(lost)
     Chunk.objects.queued().filter(pk__in=[chunk.pk for chunk in lost]).update(
@@ -208,10 +201,6 @@ def _is_runnable(label: str, title: str, version: str) -> bool:
     except NotRegistered:
         return False
     return registry.find(label) is not None
-
-
-def _nothing() -> int:
-    return 0
 
 
 def _fold_now_and_then() -> int:

@@ -41,10 +41,7 @@ def _import_work(**_: Any) -> None:
 
 
 def _begin(sender: Any = None, **_: Any) -> None:
-    """Send upkeep's message now and every few seconds, so that projects need no beat for it.
-
-    The worker that receives it does nothing if another has just made a round.
-    """
+    """Send upkeep's message now and every few seconds, so that projects need no beat for it."""
     global _node_name  # noqa: PLW0603
     _node_name = getattr(sender, "hostname", None)
     _stop.clear()
@@ -67,10 +64,7 @@ def _end(**_: Any) -> None:
 
 
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
-    """End the leases of a process that has died, and write down the rows it was to plan.
-
-    So upkeep need not wait for the leases to run out, nor saved rows for the next sweep.
-    """
+    """End the leases of a process that has died at once, and write down the rows it was to plan."""
     name = getattr(sender, "name", None)
     if name not in (EXECUTE, PLAN) or not _is_death(exception):
         return
@@ -97,7 +91,6 @@ def _orphans() -> list[int]:
 
 
 def _held_here() -> QuerySet[Chunk]:
-    """Chunks held by processes of this worker, dead or alive."""
     return Chunk.objects.running().filter(worker__startswith=f"{_node_name}:")
 
 
