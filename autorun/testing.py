@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import json
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any, Self
 from unittest.mock import ANY
 
@@ -112,10 +111,7 @@ def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
 def assert_pending(runner: RunnerName, *instances: Any) -> None:
     """Fail unless each of `instances` is pending; without any, unless some row is."""
     found = _runner(runner)
-    for instance in instances:
-        explanation = explain(found, instance)
-        if not explanation.is_pending:
-            raise _wrong(found, instance, "pending", explanation)
+    _require(found, instances, are_pending=True)
     if not instances and not pending(found).exists():
         raise AssertionError(f"No row is pending for {found.label}.")
 
@@ -123,10 +119,7 @@ def assert_pending(runner: RunnerName, *instances: Any) -> None:
 def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
     """Fail if one of `instances` is pending; without any, if any row is."""
     found = _runner(runner)
-    for instance in instances:
-        explanation = explain(found, instance)
-        if explanation.is_pending:
-            raise _wrong(found, instance, "up to date", explanation)
+    _require(found, instances, are_pending=False)
     if not instances and (rows := list(pending(found)[:5])):
         raise AssertionError(f"Rows are pending for {found.label}: {rows}. {_planning(found)}")
 
@@ -210,12 +203,7 @@ class AutorunFixture(Functions):
         self._stack.enter_context(analyses.forgetting_declared())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def register(self, *runner_classes: type[QuerySetRunner]) -> None:
@@ -229,9 +217,8 @@ def _runner(given: RunnerName) -> Runner:
     if isinstance(given, QuerySetRunner):
         return given
     labels = ", ".join(each.label for each in registry.runners()) or "none"
-    return _runner_class(
-        given, f"Give a runner's class, instance or label. Registered: {labels}."
-    )()
+    advice = f"Give a runner's class, instance or label. Registered: {labels}."
+    return _runner_class(given, advice)()
 
 
 def _runner_class(given: object, advice: str) -> type[QuerySetRunner]:
@@ -279,26 +266,30 @@ def _encoded(outputs: Any) -> Any:
         return outputs
 
 
+def _require(runner: Runner, instances: Sequence[Any], *, are_pending: bool) -> None:
+    for instance in instances:
+        explanation = explain(runner, instance)
+        if explanation.is_pending != are_pending:
+            raise _wrong(runner, instance, "pending" if are_pending else "up to date", explanation)
+
+
 def _wrong(
     runner: Runner, instance: Any, expected: str, explanation: Explanation
 ) -> AssertionError:
-    return _with_traceback(
-        f"{instance!r} is not {expected} for {runner.label}. "
-        + _reason(runner, instance, explanation),
-        _failure(explanation),
-    )
+    reason = _reason(runner, instance, explanation)
+    message = f"{instance!r} is not {expected} for {runner.label}. {reason}"
+    return _with_traceback(message, _failure(explanation))
 
 
 def _reason(runner: Runner, instance: Any, explanation: Explanation) -> str:
-    """The reason, and what to do about it in a test if that differs from production."""
+    """The reason, with the advice for a test if that differs from production."""
     if explanation.code == "dependency":
         unmet = ((each, explain(each, instance)) for each in dependencies_of(runner))
-        reasons = (
+        return explanation.reason + "".join(
             f" {each.label}: {_reason(each, instance, its)}"
             for each, its in unmet
             if its.code != "succeeded"
         )
-        return explanation.reason + "".join(reasons)
     in_production = f"; {next_step(runner)}."
     if explanation.is_pending and explanation.reason.endswith(in_production):
         return f"{explanation.reason.removesuffix(in_production)}. {_planning(runner)}"
@@ -306,7 +297,6 @@ def _reason(runner: Runner, instance: Any, explanation: Explanation) -> str:
 
 
 def _planning(runner: Runner) -> str:
-    """How to get pending rows planned and executed in a test."""
     name = type(runner).__name__
     if not isinstance(registry.find(runner.label), type(runner)):
         return f"{name} is not registered: call `register({name})` before the row is saved."

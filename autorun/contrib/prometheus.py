@@ -15,6 +15,7 @@ import datetime as dt
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from django.db import Error, connections
@@ -26,9 +27,10 @@ from autorun.declare import registry
 from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
-from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.models import Batch, Chunk, Node, SpilledTrigger
 from autorun.planning.counting import count_rows
 from autorun.state.counts import progress_by_node
+from autorun.state.pulses import beat_of
 
 try:
     from prometheus_client.core import REGISTRY, GaugeMetricFamily
@@ -51,10 +53,7 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "autorun_run_seconds": (("runner",), "Moving average of the time of a run."),
     "autorun_paused": (("runner",), "1 if the runner is paused, else 0."),
     "autorun_chunks": (("runner", "state"), "Unfinished chunks."),
-    "autorun_oldest_queued_seconds": (
-        ("runner",),
-        "Age of the oldest message in the queue.",
-    ),
+    "autorun_oldest_queued_seconds": (("runner",), "Age of the oldest message in the queue."),
     "autorun_lease_age_seconds": (
         ("runner",),
         "Longest time since a running chunk's worker extended its lease.",
@@ -82,7 +81,7 @@ def register(
 class AutorunCollector:
     """Collects METRICS at each scrape."""
 
-    def __init__(self, *, pending: bool = False, pending_seconds: float = 2.0) -> None:
+    def __init__(self, *, pending: bool, pending_seconds: float) -> None:
         self.pending = pending
         self.pending_seconds = pending_seconds
 
@@ -111,11 +110,10 @@ class AutorunCollector:
         _add_chunks(found, now)
         _add_batches(found)
         _add_spilled(found, now)
-        beat_at = Pulse.objects.filter(name="upkeep").values_list("beat_at", flat=True).first()
-        if beat_at is not None:
+        if (beat_at := beat_of("upkeep")) is not None:
             found.add("autorun_upkeep_age_seconds", _age(now, beat_at))
         if self.pending:
-            for runner in (each for runners in nodes.values() for each in runners):
+            for runner in chain.from_iterable(nodes.values()):
                 self._add_pending(found, runner)
 
     def _add_pending(self, found: _Families, runner: Runner) -> None:
@@ -169,8 +167,7 @@ def _add_nodes(found: _Families, runners: dict[str, list[Runner]]) -> None:
             if node.run_seconds is not None:
                 found.add("autorun_run_seconds", node.run_seconds, runner.label)
             for state, runs in asdict(progress[node.pk]).items():
-                labels = (runner.label, node.title, node.version, state)
-                found.add("autorun_runs", runs, *labels)
+                found.add("autorun_runs", runs, runner.label, node.title, node.version, state)
 
 
 def _add_chunks(found: _Families, now: dt.datetime) -> None:

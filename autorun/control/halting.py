@@ -28,11 +28,6 @@ def resume_runner(runner: Runner) -> bool:
     return bool(resumed)
 
 
-def is_paused(runner: Runner) -> bool:
-    """Whether the runner's node is paused."""
-    return Node.objects.filter(pk=node_of(runner).pk).exclude(paused_at=None).exists()
-
-
 def cancel_runner(label: str, *, reason: str = "") -> int:
     """Cancel the planned runs of the runner that have not started; returns how many.
 

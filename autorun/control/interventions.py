@@ -43,7 +43,7 @@ KIND = "runs"
 
 @dataclass(frozen=True)
 class Retried:
-    """The batches that retry `runs` runs, of which `ignored` had been ignored.
+    """The batches that retry `runs` runs, `ignored` of them ignored ones.
 
     `outdated` are the ids of runs that no runner would run now.
     """
@@ -102,7 +102,8 @@ def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Ret
     outdated: list[int] = []
     for runs in found:
         runners = _runners_of(runs)
-        beyond_base = _chunks_beyond_base(runs)
+        beyond = _chunks_of(runs).filter(batch__is_beyond_base=True)
+        beyond_base = set(beyond.values_list("pk", flat=True))
         finished = Run.objects.current().filter(
             pk__in=[run.pk for run in runs], status__in=(Run.Status.FAILED, Run.Status.CANCELLED)
         )
@@ -191,9 +192,7 @@ def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> in
 def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
     """The runner of each run, by node and chunk, if it still belongs to that node."""
     labels = dict(_chunks_of(runs).values_list("pk", "runner"))
-    nodes: dict[str, int | None] = {}
-    for label in set(labels.values()):
-        nodes[label] = _node_id(label)
+    nodes = {label: _node_id(label) for label in set(labels.values())}
     found = {}
     for run in runs:
         runner = registry.find(labels.get(run.chunk_id, ""))
@@ -202,26 +201,16 @@ def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
     return found
 
 
-def _chunks_beyond_base(runs: Sequence[Run]) -> set[int]:
-    """The chunks of the runs whose rows may lie outside of the runner's base queryset."""
-    beyond = _chunks_of(runs).filter(batch__is_beyond_base=True)
-    return set(beyond.values_list("pk", flat=True))
-
-
 def _node_id(label: str) -> int | None:
-    runner = registry.find(label)
-    if runner is None:
-        return None
     try:
-        return node_of(runner).pk
+        return node_of(registry.get(label)).pk
     except AutorunError:
         return None
 
 
 def _ignore(runs: Sequence[Run]) -> int:
-    chunks = _locked(_chunks_of(runs))
-    failed = Run.objects.current().failed()
-    failed = failed.filter(pk__in=[run.pk for run in runs], chunk_id__in=chunks)
+    failed = Run.objects.current().failed().filter(chunk_id__in=_locked(_chunks_of(runs)))
+    failed = failed.filter(pk__in=[run.pk for run in runs])
     counts = _count_by_chunk(failed)
     number = failed.update(status=Run.Status.CANCELLED)
     for amount, chunk_ids in counts.items():
@@ -233,8 +222,8 @@ def _ignore(runs: Sequence[Run]) -> int:
 
 def _cancel(runs: Sequence[Run]) -> int:
     chunks = _locked(_chunks_of(runs).unstarted())
-    pending = Run.objects.pending()
-    pending = pending.filter(pk__in=[run.pk for run in runs], chunk_id__in=chunks)
+    ids = [run.pk for run in runs]
+    pending = Run.objects.pending().filter(pk__in=ids, chunk_id__in=chunks)
     counts = _count_by_chunk(pending)
     number = pending.update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
     for amount, chunk_ids in counts.items():
@@ -260,7 +249,6 @@ def _chunks_of(runs: Sequence[Run]) -> ChunkQuerySet[Chunk]:
 
 
 def _locked(chunks: QuerySet[Chunk]) -> list[int]:
-    """The ids of the chunks, which are locked until the commit."""
     return list(chunks.select_for_update().order_by("pk").values_list("pk", flat=True))
 
 
@@ -270,4 +258,4 @@ def _count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = defaultdict(list)
     for chunk_id, number in runs.order_by().values_list("chunk_id").annotate(Count("pk")):
         found[number].append(chunk_id)
-    return dict(found)
+    return found

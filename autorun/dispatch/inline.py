@@ -54,7 +54,6 @@ def committed_at_once(sink: Callable[[Sequence[Message]], object]) -> Iterator[N
 
 @contextmanager
 def _without_commit(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Call autorun's hooks as soon as every `atomic()` that was entered in the block is left."""
     depth = len(connection.savepoint_ids)
     on_commit, savepoint_commit = connection.on_commit, connection.savepoint_commit
 
@@ -64,7 +63,10 @@ def _without_commit(connection: BaseDatabaseWrapper) -> Iterator[None]:
     def settle() -> None:
         while len(connection.savepoint_ids) <= depth and (hooks := _take(connection, begin)):
             for hook in hooks:
-                _call(hook)
+                try:
+                    hook()
+                except Exception:  # as Django does with robust hooks
+                    logger.exception("%s failed.", hook)
 
     def on_commit_at_once(func: Callable[[], object], robust: bool = False) -> None:
         on_commit(func, robust)
@@ -84,9 +86,8 @@ def _without_commit(connection: BaseDatabaseWrapper) -> Iterator[None]:
             yield
             settle()
     finally:
-        connection.run_on_commit = [
-            each for each in connection.run_on_commit if each[1] is not begin
-        ]
+        hooks = connection.run_on_commit
+        connection.run_on_commit = [each for each in hooks if each[1] is not begin]
 
 
 def _take(connection: BaseDatabaseWrapper, begin: Callable[[], None]) -> list[Any]:
@@ -103,10 +104,3 @@ def _take(connection: BaseDatabaseWrapper, begin: Callable[[], None]) -> list[An
 def _is_ours(hook: object) -> bool:
     module = str(getattr(hook, "__module__", ""))
     return module.startswith("autorun.") and module != __name__
-
-
-def _call(hook: Callable[[], object]) -> None:
-    try:
-        hook()
-    except Exception:  # as Django does with robust hooks
-        logger.exception("%s failed.", hook)

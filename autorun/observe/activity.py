@@ -53,8 +53,9 @@ class Activity:
 
         At most the time they take one after the other, each in `run_seconds`.
         """
-        known = [run_seconds, 1 / self.per_second_at_work if self.per_second_at_work else None]
-        seconds = [each for each in known if each is not None]
+        seconds = [] if run_seconds is None else [run_seconds]
+        if self.per_second_at_work:
+            seconds.append(1 / self.per_second_at_work)
         return runs * min(seconds) if seconds else None
 
 
@@ -63,14 +64,11 @@ def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
 
     One query, for nodes that have queued or running chunks.
     """
-    ids = list(node_ids)
-    if not ids:
-        return set()
     long_ago = from_now(-STUCK_SECONDS)
     is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
     is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
     is_left |= Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
-    nodes: Any = Chunk.objects.filter(is_held | is_left, node__in=ids)
+    nodes: Any = Chunk.objects.filter(is_held | is_left, node__in=list(node_ids))
     found = nodes.values_list("node_id").annotate(held=Count("pk", filter=is_held)).order_by()
     return {pk for pk, held in found if not held}
 
@@ -157,7 +155,6 @@ def _rates(
 
 
 def _median(weighted: list[tuple[float, int]]) -> float:
-    """The weighted median."""
     half = sum(weight for _, weight in weighted) / 2
     passed = 0
     for value, weight in sorted(weighted):

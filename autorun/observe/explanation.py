@@ -54,10 +54,13 @@ def explain(runner: Runner, instance: Any) -> Explanation:
         )
     if instance.pk is None:
         return Explanation(False, "unsaved", "The row has not been saved, so it has no key yet.")
-    key = _key(runner, instance.pk)
+    key = key_kind(model).values(every_row(runner).filter(pk=instance.pk)).first()
     if key is None:
-        return _absent(instance)
-    run = _current_run(runner, key)
+        is_new = instance._state.adding
+        code, state = ("unsaved", "not been saved") if is_new else ("deleted", "been deleted")
+        return Explanation(False, code, f"The row has {state}.")
+    runs = _runs(runner, key).current().select_related("chunk", "chunk__batch", "node")
+    run = runs.defer("chunk__batch__scope").first()
     if run is None or run.status != Run.Status.PENDING:
         row = load(runner, [key], within_base=True).get(key)
     else:
@@ -70,26 +73,6 @@ def explain(runner: Runner, instance: Any) -> Explanation:
     if run is None or run.fingerprint != row.fingerprint:
         return _pending(runner, row, run)
     return _finished(runner, run)
-
-
-def _key(runner: Runner, pk: Any) -> Key | None:
-    """The row's key, or None if the database has no such row."""
-    rows = every_row(runner).filter(pk=pk)
-    return key_kind(runner.get_model()).values(rows).first()
-
-
-def _current_run(runner: Runner, key: Key) -> Any:
-    runs = _runs(runner, key).current().select_related("chunk", "chunk__batch", "node")
-    return runs.defer("chunk__batch__scope").first()
-
-
-def _absent(instance: Any) -> Explanation:
-    if instance._state.adding:
-        return Explanation(False, "unsaved", "The row has not been saved.")
-    return Explanation(False, "deleted", "The row has been deleted.")
-
-
-# Pending rows
 
 
 def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
@@ -111,7 +94,6 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
 
 
 def _without_run(runner: Runner, row: Row) -> str:
-    """The reason for a row without a current run: none was planned, or the last was cancelled."""
     runs = _runs(runner, row.key).order_by("-pk")
     last = runs.first()
     if last is None or last.status != Run.Status.CANCELLED:
@@ -129,9 +111,6 @@ def next_step(runner: Runner) -> str:
     return f"the next sweep will plan it, or run {command} now"
 
 
-# Runs in progress
-
-
 def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
     code, reason = _stage(runner, run)
     if run.attempts:
@@ -140,7 +119,7 @@ def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
         reason += "; it will be cancelled, because the row is no longer processed"
     failure = last_failure(run) if run.attempts else None
     if failure is not None:
-        reason += f". Attempt {failure.attempt} failed{_worker(failure)}: {_error(failure)}"
+        reason += f". Attempt {failure.attempt} failed{_cause(failure)}"
     return Explanation(False, code, f"{reason}.", run)
 
 
@@ -154,12 +133,11 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
         return "queued", f"Waiting for a worker in {name}{_since(chunk.published_at)}"
     if chunk.state == Chunk.State.PARKED:
         return "parked", f"Parked: {chunk.reason.rstrip('.')}"
-    return _waiting(runner, run, chunk.batch, chunk.not_before)
+    return _waiting(runner, run)
 
 
-def _waiting(
-    runner: Runner, run: Any, batch: Batch | None, not_before: dt.datetime | None
-) -> tuple[str, str]:
+def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
+    batch, not_before = run.chunk.batch, run.chunk.not_before
     if run.node.paused_at is not None:
         return "paused", f"The runner is paused{_since(run.node.paused_at)}"
     if batch is not None and batch.state == Batch.State.PAUSED:
@@ -167,9 +145,6 @@ def _waiting(
     if not_before is not None:
         return "retrying", f"Waiting until {moment(not_before)}"
     return "waiting", f"Planned, and waiting until fewer runs of {_title(runner)} are in flight"
-
-
-# Finished runs
 
 
 def _finished(runner: Runner, run: Any) -> Explanation:
@@ -181,16 +156,13 @@ def _finished(runner: Runner, run: Any) -> Explanation:
         return Explanation(False, "ignored", f"Ignored since {at}, until the row changes.", run)
     failure = last_failure(run)
     after = f" after {counted(run.attempts, 'attempt')}" if run.attempts else ""
-    cause = "" if failure is None else f"{_worker(failure)}: {_error(failure)}"
+    cause = "" if failure is None else _cause(failure)
     # The exception ends its sentence, so that nothing else reads as part of its message.
     reason = (
         f"Failed{after} (no attempts left) at {at}{cause}. To retry it, run `manage.py autorun "
         f"retry {runner.label}` or change the row."
     )
     return Explanation(False, "failed", reason, run)
-
-
-# Rows that are not processed
 
 
 def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanation:
@@ -210,7 +182,6 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
 
 
 def _unmet(runner: Runner, key: Key) -> Iterator[str]:
-    """The runners in DEPENDS_ON that have not succeeded on the row, each with its state."""
     dependencies = {node_of(each).pk: each for each in dependencies_of(runner)}
     runs = Run.objects.filter(node_id__in=dependencies).current()
     of_row = runs.of_row(key_kind(runner.get_model()), key)
@@ -228,7 +199,6 @@ def _unmet(runner: Runner, key: Key) -> Iterator[str]:
 
 
 def last_failure(run: Run) -> Failure | None:
-    """The failure of the run's last attempt that failed."""
     failure: Failure | None = Failure.objects.filter(run=run).order_by("-attempt").first()
     return failure
 
@@ -242,27 +212,22 @@ def _title(runner: Runner) -> str:
 
 
 def _outcome(run: Run) -> str:
-    at = moment(run.finished_at)
     if run.status == Run.Status.SUCCEEDED:
-        return f"succeeded at {at}" if run.attempts else f"was adopted at {at}"
-    return (
-        f"failed at {at}" if run.status == Run.Status.FAILED else f"was told to ignore it at {at}"
-    )
+        verb = "succeeded" if run.attempts else "was adopted"
+    else:
+        verb = "failed" if run.status == Run.Status.FAILED else "was told to ignore it"
+    return f"{verb} at {moment(run.finished_at)}"
 
 
 def _since(time: dt.datetime | None) -> str:
     return f" since {moment(time)}" if time else ""
 
 
-def _worker(failure: Failure) -> str:
-    """ " on WORKER"; '' for a lost worker, whose name is in the message: another worker noticed."""
-    if not failure.worker or failure.exception_class == WORKER_LOST:
-        return ""
-    return f" on {failure.worker}"
-
-
-def _error(failure: Failure) -> str:
-    return _short(failure.exception_class, failure.message)
+def _cause(failure: Failure) -> str:
+    # The worker that reports a lost one is not its own: the message names the lost worker.
+    is_named = failure.worker and failure.exception_class != WORKER_LOST
+    worker = f" on {failure.worker}" if is_named else ""
+    return f"{worker}: {_short(failure.exception_class, failure.message)}"
 
 
 def _short(name: str, message: str) -> str:

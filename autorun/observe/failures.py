@@ -16,6 +16,7 @@ from django.utils import timezone
 from autorun.declare.nodes import labels_by_digest, node_of
 from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
+from autorun.observe.paging import NAMES
 from autorun.state.clock import from_now
 from autorun.state.parameters import SINCE
 
@@ -31,12 +32,9 @@ READ_AT_ONCE = 2_000
 LEAST_OF_CLASS = 100
 BUCKETS = 24
 FAILURES_AT_ONCE = 2_000
-#: The columns of a run that name its row and its runner.
-_NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
 
 #: The last attempt of a current run.
 LAST = Q(attempt=F("run__attempts"), run__is_current=True)
-_NODE = ("run__node_id", "run__node__title", "run__node__version")
 
 DIGITS = "0123456789"
 #: Patterns that differ from row to row, their placeholders, and characters that every match has.
@@ -95,7 +93,7 @@ class RecentGroup:
 
 @dataclass(frozen=True)
 class RecentFailures:
-    """Groups, the largest first, and how many failed attempts there are in all."""
+    """Groups, the largest first, and the number of all failed attempts."""
 
     groups: Sequence[RecentGroup]
     attempts: int
@@ -111,7 +109,6 @@ def message_shape(message: str) -> str:
 
 
 def group_key(node_id: int, exception_class: str, shape: str) -> str:
-    """A short name of the group of such failures, for addresses."""
     shape_hash = hashlib.sha256(f"{exception_class}\n{shape}".encode()).hexdigest()
     return f"{node_id}-{shape_hash[:16]}"
 
@@ -124,8 +121,7 @@ def group_failures(
 ) -> Sequence[FailureGroup]:
     """Current runs whose last attempt failed, the largest group first; two queries or three.
 
-    They are those of one runner's node, or of all; those that failed `within` that time, if it is
-    given; and those without attempts left, unless `including_retried`.
+    Runs of one runner's node, or of all; those with attempts left only if `including_retried`.
     """
     wanted = [Run.Status.FAILED, *([Run.Status.PENDING] if including_retried else [])]
     counted = LAST & Q(run__status__in=wanted)
@@ -139,10 +135,7 @@ def group_failures(
 
 
 def recent_failures(since: str, *, label: str = "") -> RecentFailures:
-    """Failed attempts of the last hour, or more (a key of SINCE), in groups.
-
-    Only those of the runner of that label, if it is given.
-    """
+    """Failed attempts of all runners or the given one `since` then (a key of SINCE), in groups."""
     now = timezone.now()
     span = SINCE[since]
     failures = Failure.objects.filter(failed_at__gte=now - span)
@@ -164,11 +157,7 @@ def failed_runs(
     exception_class: str | None = None,
     within: dt.timedelta | None = None,
 ) -> Iterator[list[Run]]:
-    """All failed runs of the runner's node without attempts left, a few thousand at a time.
-
-    Only those whose last attempt raised `exception_class`, and that failed `within` that time, if
-    these are given.
-    """
+    """The failed runs of the runner's node without attempts left, a few thousand at a time."""
     failures = _for_good(runner)
     if exception_class is not None:
         failures = failures.filter(exception_class=exception_class)
@@ -176,7 +165,7 @@ def failed_runs(
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
     for rows in _from_the_newest(failures):
         ids = {run_id for _, run_id, *_ in rows}
-        yield list(Run.objects.filter(pk__in=ids).only(*_NAMES))
+        yield list(Run.objects.filter(pk__in=ids).only(*NAMES))
 
 
 def classes_of(runner: Runner) -> list[str]:
@@ -200,7 +189,6 @@ def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
 
 
 def _for_good(runner: Runner) -> QuerySet[Failure]:
-    """The last failures of the failed current runs of the runner's node."""
     of_node = Failure.objects.filter(run__node_id=node_of(runner).pk)
     return of_node.filter(LAST, run__status=Run.Status.FAILED)
 
@@ -239,7 +227,7 @@ def _grouped(
     )
     classes = {(node_id, name): number for node_id, name, number in numbers}
     by_class: dict[ClassOfNode, list[Row]] = {}
-    for row in _read(failures.order_by("-failed_at", "-pk")[:READ_AT_ONCE], counted):
+    for row in _newest(failures, counted)[:READ_AT_ONCE]:
         by_class.setdefault(_class_of(row), []).append(row)
     hidden = {
         each
@@ -268,7 +256,6 @@ def _grouped(
 def _newest_of_each(
     failures: QuerySet[Failure], exception_classes: Collection[str], counted: Q
 ) -> Iterable[Row]:
-    """The newest failures of those classes, each of each node for itself."""
     place = Window(
         RowNumber(),
         partition_by=[F("run__node_id"), F("exception_class")],
@@ -276,14 +263,14 @@ def _newest_of_each(
     )
     newest = failures.filter(exception_class__in=exception_classes).annotate(place=place)
     found = Failure.objects.filter(pk__in=newest.filter(place__lte=LEAST_OF_CLASS).values("pk"))
-    return _read(found.order_by("-failed_at", "-pk"), counted)
+    return _newest(found, counted)
 
 
-def _read(failures: QuerySet[Failure], counted: Q) -> Iterable[Row]:
-    rows: Iterable[Row] = failures.annotate(
-        is_counted=Case(When(counted, then=True), default=False)
-    ).values(
-        *_NODE,
+def _newest(failures: QuerySet[Failure], counted: Q) -> QuerySet[Failure, Row]:
+    newest = failures.order_by("-failed_at", "-pk")
+    counts = newest.annotate(is_counted=Case(When(counted, then=True), default=False))
+    rows: QuerySet[Failure, Row] = counts.values(
+        *("run__node_id", "run__node__title", "run__node__version"),
         *("exception_class", "run_id", "failed_at", "is_counted"),
         start=Left("message", READ),
     )
@@ -295,7 +282,6 @@ def _class_of(row: Row) -> ClassOfNode:
 
 
 def _group(rows: Sequence[Row], shape: str, *, read: int, of_class: int) -> FailureGroup:
-    """The group of rows that are alike, the newest first; `of_class` are all of their class."""
     newest = rows[0]
     return FailureGroup(
         node_id=newest["run__node_id"],
@@ -322,5 +308,4 @@ def _times(rows: Sequence[Row], *, begin: dt.datetime, span: dt.timedelta) -> li
 
 
 def _size(group: FailureGroup) -> tuple[int, str, str]:
-    """The sort key that puts the largest group first."""
     return -group.runs, group.exception_class, group.shape

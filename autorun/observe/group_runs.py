@@ -32,9 +32,6 @@ class Member:
     exception_class: str
     shape: str
 
-    def is_of(self, node_id: int, key: str) -> bool:
-        return group_key(node_id, self.exception_class, self.shape) == key
-
 
 @dataclass(frozen=True)
 class GroupRuns:
@@ -54,9 +51,8 @@ class GroupRuns:
         """`size` of the runs, with node, chunk and batch; at most ROUNDS rounds."""
         members: list[Member] = []
         end: int | None = None
-        for some, lowest in islice(
-            self._members(None if after is None else after.chunk_id), ROUNDS
-        ):
+        rounds = self._members(None if after is None else after.chunk_id)
+        for some, lowest in islice(rounds, ROUNDS):
             members += some
             end = lowest
             if len(members) > size:
@@ -112,7 +108,14 @@ def members_of(
         is_full = len(members) == MESSAGES_AT_ONCE
         end = members[-1].failure_id - 1 if is_full else end - IDS_AT_ONCE
         lowest = end + 1 if end > begin else None
-        yield [each for each in members if each.is_of(node_id, key)], lowest
+        yield (
+            [
+                each
+                for each in members
+                if group_key(node_id, each.exception_class, each.shape) == key
+            ],
+            lowest,
+        )
 
 
 def _ids_since(since: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.group_runs import GroupRuns
-from autorun.observe.paging import LONG, Cursor, Page
+from autorun.observe.paging import LONG, NAMES, Cursor, Page
 from autorun.observe.run_states import FOLDED, STATES, UNFOLDED
 from autorun.state.clock import first_chunk_id_at
 from autorun.state.counts import batch_counts
@@ -113,10 +113,9 @@ class RunFilter:
 
     def each(self) -> Iterator[list[Run]]:
         """All matching runs, a few thousand at a time, with the columns that name their row."""
-        names = ("pk", "node_id", "chunk_id", "object_id", "object_key")
         for runs in self._parts():
             after = None
-            while some := list(self._after(runs, after).only(*names)[:RUNS_AT_ONCE]):
+            while some := list(self._after(runs, after).only(*NAMES)[:RUNS_AT_ONCE]):
                 yield some
                 after = Cursor.of(some[-1])
 
@@ -189,7 +188,6 @@ class RunFilter:
         return replace(self, group="", since="", exception="").runs().filter(pk__in=ids)
 
     def _parts(self) -> Iterator[QuerySet[Run]]:
-        """Querysets that have all matching runs between them."""
         if self.group:
             yield from self._of_group.parts()
         elif self.exception:
@@ -246,7 +244,6 @@ class RunFilter:
 
     @cached_property
     def _chunks(self) -> ChunkQuerySet[Chunk]:
-        """The chunks that may hold matching runs."""
         return Chunk.objects.filter(self._chunk_condition)
 
     @cached_property
@@ -294,8 +291,7 @@ class RunFilter:
             runs = runs.filter(chunk__in=self._chunks)
         if self.row:
             key = Q(object_id=0, object_key=self.row)
-            number = read_number(self.row, least=LEAST)
-            if number is not None:
+            if (number := read_number(self.row, least=LEAST)) is not None:
                 key |= Q(object_id=number, object_key="")
             # Named one by one, the nodes let the index find the row.
             runs = runs.filter(key, node__in=list(Node.objects.values_list("pk", flat=True)))
@@ -303,5 +299,4 @@ class RunFilter:
 
 
 def _minute(when: dt.datetime | None) -> str:
-    """The time as a browser writes it."""
     return "" if when is None else when.replace(tzinfo=None).isoformat(timespec="minutes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from django.utils import timezone
@@ -23,7 +22,7 @@ from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
 from autorun.state.clock import from_now
-from autorun.state.pulses import give_back_turn, note, take_turn
+from autorun.state.pulses import beat_of, give_back_turn, note, take_turn
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def _notify(runner: Runner) -> bool:
     interval: dt.timedelta = settings.ON_FAILURE_EVERY
     reported, tried = _reported_name(runner), _tried_name(runner)
     now = timezone.now()
-    reported_at = _beat_at(reported)
+    reported_at = beat_of(reported)
     if reported_at is not None and now - reported_at < interval:
         return False
     if not take_turn(tried, every=min(RETRY_EVERY, interval.total_seconds()), early=1.0):
@@ -86,36 +85,22 @@ def _notify(runner: Runner) -> bool:
     report = FailureReport(runner.label, str(runner.get_analysis()), since, groups)
     message = f"AUTORUN['ON_FAILURE'] took longer than {CALLBACK_TIMEOUT:g} s."
     with UserCode("AUTORUN['ON_FAILURE']"), time_limit(CALLBACK_TIMEOUT, message=message):
-        _callable()(report)
+        given: Any = settings.ON_FAILURE
+        (import_string(given) if isinstance(given, str) else given)(report)
     # Failures after the call started go into the next report.
-    note(reported, _beat_at(tried) or now)
+    note(reported, beat_of(tried) or now)
     return True
 
 
 def _unreported() -> list[Runner]:
     """Runners whose last report failed."""
     beats = dict(Pulse.objects.filter(name__startswith=PREFIX).values_list("name", "beat_at"))
+    tries = ((each, _tried_name(each), _reported_name(each)) for each in registry.runners())
     return [
         runner
-        for runner in registry.runners()
-        if (tried_at := beats.get(_tried_name(runner))) is not None
-        and (reported_at := beats.get(_reported_name(runner))) is not None
-        and reported_at < tried_at
+        for runner, tried, reported in tries
+        if tried in beats and reported in beats and beats[reported] < beats[tried]
     ]
-
-
-def _beat_at(name: str) -> dt.datetime | None:
-    beats = Pulse.objects.filter(name=name).values_list("beat_at", flat=True)
-    beat_at: dt.datetime | None = beats.first()
-    return beat_at
-
-
-def _callable() -> Callable[[FailureReport], Any]:
-    given: Any = settings.ON_FAILURE
-    found: Callable[[FailureReport], Any] = (
-        import_string(given) if isinstance(given, str) else given
-    )
-    return found
 
 
 def _reported_name(runner: Runner) -> str:
@@ -124,5 +109,4 @@ def _reported_name(runner: Runner) -> str:
 
 
 def _tried_name(runner: Runner) -> str:
-    """The pulse that keeps the time of the last try to report."""
     return _reported_name(runner).replace(PREFIX, f"{PREFIX}_try")

@@ -9,6 +9,8 @@ from autorun.state.parameters import read_number
 
 #: Columns that lists of runs do not load: a scope holds up to 30,000 keys.
 LONG = ("outputs", "chunk__batch__scope")
+#: The columns of a run that name its row and its runner.
+NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
 
 
 @dataclass(frozen=True)

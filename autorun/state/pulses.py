@@ -38,6 +38,11 @@ def note(name: str, beat_at: dt.datetime) -> None:
     Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})
 
 
+def beat_of(name: str) -> dt.datetime | None:
+    """The time that was noted last, or the last turn taken."""
+    return Pulse.objects.values_list("beat_at", flat=True).filter(name=name).first()
+
+
 def _create(name: str) -> bool:
     try:
         with transaction.atomic(using=settings.DATABASE):
