@@ -36,23 +36,22 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Settings:
-    """One attribute a setting; units are seconds and bytes.
+    """One attribute per setting; units are seconds and bytes.
 
-    SCHEDULE: when runners without a schedule of their own are swept (crontab, timedelta, None).
+    SCHEDULE: when runners without their own schedule are swept (crontab, timedelta, None).
     WINDOW: the most runs of a node that are queued or running at once.
     LEASE: how long a worker holds a chunk without a heartbeat before it is rescued.
     HEARTBEAT: how often a worker extends its lease.
     TIMEOUT: how long one run may take; None for no limit.
-    UPKEEP_INTERVAL: how often upkeep looks round.
-    PUBLISH: "thread" publishes saves from a background thread, "inline" in the saving one.
-    MAX_OUTPUT_BYTES: the largest outputs a run may store, as JSON; None for no limit.
-    MAX_TRACEBACK_BYTES: what is kept of an exception's message and of its traceback.
+    UPKEEP_INTERVAL: the time between two rounds of upkeep.
+    PUBLISH: "thread" publishes saves from a background thread, "inline" from the saving thread.
+    MAX_OUTPUT_BYTES: the largest outputs that a run may store, as JSON; None for no limit.
+    MAX_TRACEBACK_BYTES: how much of an exception's message, and of its traceback, is kept.
     RETENTION: how long superseded and cancelled runs are kept; None for ever.
     QUEUE: the Celery queue of autorun's own tasks; None for Celery's default.
     DATABASE: the alias of the database that holds autorun's tables.
-    ON_FAILURE: who is told of runs that failed for good: a function, or the dotted path of one,
-        such as "autorun.notifications.mail_admins", that takes a FailureReport; None for nobody.
-    ON_FAILURE_EVERY: how often it is called for a runner at most (timedelta).
+    ON_FAILURE: a function that takes a FailureReport, or its dotted path; None for no reports.
+    ON_FAILURE_EVERY: the least time between two reports of a runner (timedelta).
     """
 
     SCHEDULE: crontab | dt.timedelta | None
@@ -80,7 +79,7 @@ class Settings:
 
     @staticmethod
     def given() -> dict[str, Any]:
-        """The project's own `AUTORUN`; empty where that is no dict, which a check reports."""
+        """The project's own `AUTORUN`; empty if it is not a dict, which a check reports."""
         given = getattr(django_settings, "AUTORUN", None)
         return given if isinstance(given, dict) else {}
 

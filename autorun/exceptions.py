@@ -14,11 +14,11 @@ class NotRegistered(AutorunError, LookupError):
 
 
 class RowsGone(NotRegistered):
-    """Whatever told the rows of a batch, such as a filter in the admin, tells them no more."""
+    """The source of a batch's rows, such as a filter in the admin, no longer exists."""
 
 
 class AlreadyRegistered(AutorunError):
-    """Another analysis or runner has that name already."""
+    """Another analysis or runner already has that name."""
 
 
 class ImproperAnalysis(AutorunError):
@@ -58,7 +58,7 @@ class BrokerUnavailable(AutorunError):
 
 
 class MessagesRefused(BrokerUnavailable):
-    """The broker is there, and took all but `messages`, whose queues it will not have them in."""
+    """The broker took all messages except `messages`, whose queues refuse them."""
 
     def __init__(self, reason: str, messages: Sequence[object]) -> None:
         super().__init__(reason)

@@ -5,9 +5,9 @@ AUTORUN = {
     "ON_FAILURE_EVERY": datetime.timedelta(hours=1),
 }
 
-`ON_FAILURE` is a function, or the dotted path of one, that takes a `FailureReport`. It is called at
-most once per runner and interval, whatever the number of workers and failures. If it raises, it is
-called again after some minutes, with all failures that have not been reported.
+`ON_FAILURE` is a function that takes a `FailureReport`, or its dotted path. It is called at most
+once per runner and interval. If it raises, it is called again after some minutes, with all failures
+that have not been reported.
 """
 
 from __future__ import annotations
@@ -52,15 +52,13 @@ class FailureReport:
         return f"{self.runner}: {counted(self.runs, 'run')} failed"
 
     def __str__(self) -> str:
-        """The text of a message."""
         lines = [f"{self.analysis}, since {moment(self.since)}:", ""]
         for group in self.groups[:MOST_GROUPS]:
             first = group.message.strip().partition("\n")[0]
             some = f" (newest {group.of_newest:,} examined)" if group.of_newest else ""
-            number = f"{group.runs} x {group.exception_class}{some}"
-            lines += [f"{number}: {first}", f"    run {group.run_id}"]
-        if len(self.groups) > MOST_GROUPS:
-            rest = self.groups[MOST_GROUPS:]
+            lines.append(f"{group.runs} x {group.exception_class}{some}: {first}")
+            lines.append(f"    run {group.run_id}")
+        if rest := self.groups[MOST_GROUPS:]:
             more = self.runs - sum(group.runs for group in self.groups[:MOST_GROUPS])
             lines.append(f"{more} more, of {len(rest)} other kinds")
         lines += ["", f"Show them: `manage.py autorun failures {self.runner}`"]

@@ -1,17 +1,15 @@
-"""Django signals about what ended, for code that wants to react to it.
+"""Django signals about finished runs and batches.
 
 from django.dispatch import receiver
-from autorun.declare.runner import Runner
 from autorun.signals import run_failed
 
 @receiver(run_failed, sender=ScanPreprocessingRunner)
-def tell_somebody(sender, key, failure, **kwargs):
+def send_message(sender, key, failure, **kwargs):
     ...
 
-They are sent by the process that recorded the result, after the transaction that recorded it, and
-once at most: a worker that is killed in between sends none. Work that must happen for every row
-belongs in a runner with DEPENDS_ON. What a receiver raises is logged and hurts nothing; while a
-receiver works, its worker does nothing else. Without receivers nothing is loaded and nothing sent.
+The process that recorded the result sends a signal after its commit, at most once: a worker that is
+killed in between sends none. Work that must happen for every row belongs in a runner with
+DEPENDS_ON. A receiver blocks its worker; exceptions that it raises are only logged.
 """
 
 from __future__ import annotations
@@ -32,25 +30,23 @@ from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key
 from autorun.state.user_code import UserCode
 
-#: One run succeeded. `sender` is the runner's class, or None where it is registered no more;
-#: `run_id` the primary key of its Run; `key` that of the row, as autorun keeps it: an int, or the
-#: database's text; `runner` the label; `attempts` how many it took; `outputs` what it returned, as
-#: JSON holds it. Adopted rows have not run, and send none.
+#: A run succeeded; not sent for adopted rows. `sender` is the runner's class, or None if it is no
+#: longer registered, and `runner` its label. `run_id` is the primary key of the Run, `key` that of
+#: the row, an int or the database's text. `attempts` is their number, `outputs` the decoded JSON.
 run_succeeded = Signal()
 
-#: One run failed for good: its attempts are used up, or its input could not be prepared, which
-#: takes no attempt. `failure` has `exception_class`, `message` and `traceback`, in place of
-#: `outputs`; the rest is as with `run_succeeded`.
+#: A run failed, no attempts left, or its input could not be prepared, which takes no attempt. In
+#: place of `outputs` there is `failure`, with `exception_class`, `message` and `traceback`.
 run_failed = Signal()
 
-#: All that one batch planned has ended. `sender` is the runner's class or None; `batch` the Batch,
-#: with its node. Batches that are cancelled, or whose planning broke off, send none.
+#: All runs of a batch finished; not sent if it was cancelled or its planning failed. `sender` is
+#: the runner's class or None, `batch` the Batch with its node.
 batch_finished = Signal()
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended; `outputs` is JSON text, and `failure` is there where it failed for good."""
+    """The result of a run: `outputs` as JSON text, or `failure` if no attempts are left."""
 
     run_id: int
     key: Key
@@ -60,12 +56,11 @@ class Ending:
 
 
 def are_runs_heard() -> bool:
-    """Whether anybody listens to how runs end."""
     return bool(run_succeeded.receivers or run_failed.receivers)
 
 
 def announce_runs(label: str, endings: Iterable[Ending]) -> None:
-    """Send a signal for each run, when the open transaction has committed."""
+    """Send a signal for each run when the open transaction has committed."""
     if not are_runs_heard():
         return
     ended = list(endings)
@@ -83,7 +78,7 @@ def announce_runs(label: str, endings: Iterable[Ending]) -> None:
 
 
 def announce_batch(batch_id: int) -> None:
-    """Send `batch_finished`, when the open transaction has committed."""
+    """Send `batch_finished` when the open transaction has committed."""
     if not batch_finished.receivers:
         return
 

@@ -1,7 +1,7 @@
-"""The Celery tasks: doors to what the other modules do. Only JSON goes in.
+"""The Celery tasks, whose arguments are JSON.
 
-Only a worker needs what is behind them, and a web process starts without it: `workers` imports it
-before the pool forks, and each task by itself where there is no such worker.
+The modules that only workers need are imported late, so that a web process starts without them:
+`workers` imports them before the pool forks, else each task does.
 """
 
 from __future__ import annotations
@@ -23,30 +23,21 @@ from autorun.planning.looks import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.triggers import delivery
 
-# Acknowledged when received: what a worker has not finished is known to the database, and a broker
-# that delivers it again (Redis after its visibility timeout, RabbitMQ after its consumer timeout)
-# would only make work.
+# Acknowledged when received: the database knows about unfinished work, so a second delivery (by
+# Redis after its visibility timeout, by RabbitMQ after its consumer timeout) would be useless.
 _options: dict[str, Any] = {"acks_late": False, "ignore_result": True, "serializer": "json"}
-# What only looks for pending rows may well look again when the database was away.
-_repeatable: dict[str, Any] = {
-    **_options,
-    "autoretry_for": (OperationalError, InterfaceError),
-    "retry_backoff": True,
-    "max_retries": 6,
-}
-#: Of the rows that were saved, tries while the database is away, and the seconds between two of
-#: them in the end: about a day.
+#: For saved rows while the database is away: about a day of tries, at most so many seconds apart.
 MOST_TRIES = 1_000
 LONGEST_PAUSE = 120.0
 
 
 @shared_task(name="autorun.plan", bind=True, max_retries=MOST_TRIES, **_options)
 def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
-    """Plan the rows of a model that were just saved, for every runner that subscribes to them.
+    """Plan the saved rows of a model for every runner that subscribes to them.
 
-    A lone one is worked off, too, where no limit stands against it. While the database is away it
-    tries again, for a day: nothing else knows of the rows until the next sweep. Where no runner
-    subscribes, the rows wait for a worker whose code has one: whoever saved them knew of it.
+    A single row is also executed if no limit forbids it. While the database is away the task is
+    retried for a day: until the next sweep nothing else knows about the rows. If no runner
+    subscribes, they wait for a worker with newer code, as the process that saved them had.
     """
     from autorun.execution.at_once import plan_or_start
     from autorun.execution.execute import work_off
@@ -59,14 +50,20 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
             elif (work := plan_or_start(subscribers, pks)) is not None:
                 work_off(work)
     except (OperationalError, InterfaceError) as away:
-        if self.request.is_eager:  # Celery would not wait then
+        if self.request.is_eager:  # then Celery would not wait
             raise
         raise self.retry(exc=away, countdown=_pause(self.request.retries)) from away
 
 
-@shared_task(name="autorun.sweep", **_repeatable)
+@shared_task(
+    name="autorun.sweep",
+    **_options,
+    autoretry_for=(OperationalError, InterfaceError),
+    retry_backoff=True,
+    max_retries=6,
+)
 def sweep(label: str) -> None:
-    """Plan whatever is pending for a runner, unless another sweep of it is at it."""
+    """Plan the pending rows of a runner, unless another sweep of it is in progress."""
     with soft_limit_ignored():
         sweep_now(registry.get(label))
 
@@ -82,14 +79,13 @@ def backfill(
     window: int | None = None,
     batch: int | None = None,
 ) -> None:
-    """Plan what is already there: a runner's default queryset, a named filter, or a list of keys.
+    """Plan existing rows: a runner's default queryset, a named filter, or a list of keys.
 
-    With `batch`, the id of one whose process has gone silent, that one is planned on.
+    With `batch`, the id of a batch whose process is lost, continue to plan that one.
     """
     with soft_limit_ignored():
         if batch is not None:
-            taken = batches.take_over(batch)
-            if taken is not None:
+            if (taken := batches.take_over(batch)) is not None:
                 go_on(taken)
             return
         named = None if pks is None else tuple(pks)
@@ -99,7 +95,7 @@ def backfill(
 
 @shared_task(name="autorun.execute", **_options)
 def execute(chunk_id: int) -> None:
-    """Work off a chunk, if nobody else has started it."""
+    """Execute a chunk, unless another worker has started it."""
     from autorun.execution.execute import execute
 
     with soft_limit_ignored():
@@ -124,10 +120,8 @@ def _notify(runner: Runner, **_: Any) -> None:
 
 
 def _pause(retries: int) -> float:
-    """The seconds until a saved row is tried again: longer and longer, and never all at once."""
-    longest = LONGEST_PAUSE
-    # A worker holds the message meanwhile. Redis would hand it to another one, which held it, too.
+    """The seconds until the next try, increasing, and at random so that tries spread out."""
+    # The worker holds the message meanwhile, and then Redis would give it to a second worker.
     visible = (current_app.conf.broker_transport_options or {}).get("visibility_timeout")
-    if visible:
-        longest = min(longest, visible / 2)
+    longest = min(LONGEST_PAUSE, visible / 2) if visible else LONGEST_PAUSE
     return min(2.0 ** min(retries, 10), longest) * random.uniform(0.5, 1)

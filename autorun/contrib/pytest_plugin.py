@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 # that are known to need one, so a late request would get the project's own database.
 @pytest.fixture
 def autorun(db: None) -> Iterator[AutorunFixture]:  # noqa: ARG001
-    """The functions of `autorun.testing` as methods.
+    """The functions of `autorun.testing` as methods, and `register(...)` for runners of the test.
 
-    `run_inline()` and `work_off()` process rows without a worker. `register(...)` registers runners
-    until the test ends. Analyses that the test declares are forgotten when it ends.
+    Runners and analyses that the test declares are forgotten when it ends.
     """
     # Imported late, because pytest also loads this module in projects without Django settings.
     from autorun.testing import AutorunFixture

@@ -60,10 +60,7 @@ class Activity:
 
 
 def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
-    """The nodes whose messages have been queued for long while no worker runs a chunk of theirs.
-
-    One query, for nodes that have queued or running chunks.
-    """
+    """The nodes with messages queued for long while no worker runs a chunk of theirs; one query."""
     long_ago = from_now(-STUCK_SECONDS)
     is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
     is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
@@ -87,7 +84,6 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
 def _hours(
     nodes: Iterable[Node], ended: QuerySet[Chunk], now: dt.datetime
 ) -> dict[int, Sequence[Hour]]:
-    """The hours of each node's last day, from the counts of the node and its chunks."""
     hours = range(hour_of(now) - HOURS + 1, hour_of(now) + 1)
     first = dt.datetime.fromtimestamp(hours[0] * 3600, tz=dt.UTC)
     sums: Any = (
@@ -108,7 +104,6 @@ def _hours(
 
 
 def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
-    """The recent rates and the median time of a run, by node, from the newest chunks."""
     chunks: Any = list(
         ended.filter(started_at__isnull=False, finished_at__isnull=False)
         .order_by("-finished_at")

@@ -35,11 +35,10 @@ class Member:
 
 @dataclass(frozen=True)
 class GroupRuns:
-    """The current runs whose last attempt failed as the group of that key says.
+    """The current runs whose last attempt failed, `since` then if given, as the group of that key.
 
-    Narrowed to failures `since` then, if it is given. `among` gives those of some runs, by their
-    ids, that match the rest of a filter. If the group's `exception_class` is given, fewer messages
-    need to be read.
+    `among` narrows runs, by their ids, to those that match the rest of a filter. With the group's
+    `exception_class`, fewer messages need to be read.
     """
 
     key: str

@@ -1,8 +1,7 @@
 """Runs by filter, newest first, without ever counting or sorting millions of them.
 
-Nearly everything a filter asks about is a property of the chunk: its runner, its batch, when it was
-planned and how many of its runs succeeded or failed. So the few chunks that can hold matching runs
-are found first, and only their runs are read.
+Most conditions are about the chunk: its runner, its batch, its time, its counts. So the few chunks
+that can hold matching runs are found first, and only their runs are read.
 """
 
 from __future__ import annotations
