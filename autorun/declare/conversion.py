@@ -68,7 +68,6 @@ def convert(value: object, annotation: Any) -> Any:
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """The annotation inside `Annotated`, `NewType` and `type` aliases."""
     while True:
         if typing.get_origin(annotation) is typing.Annotated:
             annotation = annotation.__origin__
@@ -180,9 +179,8 @@ def _to_dataclass(value: Any, kind: Any, _: object) -> Any:
     if not isinstance(value, Mapping):
         return _instance(value, kind)
     hints = typing.get_type_hints(kind)
-    return kind(
-        **{name: _element(each, hints.get(name, Any), name) for name, each in value.items()}
-    )
+    fields = {name: _element(each, hints.get(name, Any), name) for name, each in value.items()}
+    return kind(**fields)
 
 
 def _element(value: object, annotation: Any, key: object) -> Any:

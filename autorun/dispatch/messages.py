@@ -17,7 +17,7 @@ BACKFILL = "autorun.backfill"
 
 
 def message_for(chunk: Chunk) -> Message:
-    """The message that has a worker execute `chunk`: its id and nothing else."""
+    """The message that has a worker execute `chunk`, by its id."""
     runner = registry.find(chunk.runner)
     return Message(
         task=EXECUTE,

@@ -131,11 +131,9 @@ def _sweep_entry(name: str, runner: Runner) -> Entry | None:
     schedule = runner.get_schedule()
     if schedule is None:
         return None
+    expire_seconds = 3600 if len(getattr(schedule, "hour", ())) == 24 else 12 * 3600
     if isinstance(schedule, dt.timedelta):
         expire_seconds = min(max(60, int(schedule.total_seconds())), LARGEST_INTEGER)
-    else:
-        is_hourly = len(getattr(schedule, "hour", ())) == 24
-        expire_seconds = 3600 if is_hourly else 12 * 3600
     return Entry(
         name=name,
         task=SWEEP,
