@@ -9,7 +9,7 @@ from django.core.management.base import CommandError
 
 from autorun.control import halting
 from autorun.declare import registry
-from autorun.management.subcommands.parsing import FORMAT, RUNNER_OR_ALL, argument, count, flag
+from autorun.management.subcommands.parsing import FORMAT, RUNNER_OR_ALL, argument, flag, number
 from autorun.management.subcommands.subcommand import LARGEST_KEY, Subcommand, requested_by
 from autorun.models import Batch, Chunk
 from autorun.observe.listing import EMPTY_SWEEP
@@ -32,7 +32,7 @@ class Batches(Subcommand):
         RUNNER_OR_ALL,
         argument("--state", choices=Batch.State.values),
         flag("--all", dest="with_empty", help="include sweeps that found nothing"),
-        argument("--limit", type=count, default=20, metavar="N", help="default: 20"),
+        number("--limit", default=20, help="default: 20"),
         FORMAT,
     )
 

@@ -45,6 +45,10 @@ def flag(*names: str, **options: Any) -> Argument:
     return names, {"action": "store_true"} | options
 
 
+def number(name: str, **options: Any) -> Argument:
+    return argument(name, type=count, metavar="N", **options)
+
+
 def check(condition: str) -> Argument:
     """The option that makes `condition` decide the exit code."""
     return flag("--check", help=f"exit with code {CONDITION_NOT_MET} {condition}")
@@ -56,12 +60,12 @@ def within(help_text: str) -> Argument:
 
 def count(text: str) -> int:
     """Parse a whole number of 1 or more."""
-    number = int(text) if text.isdecimal() and len(text) <= len(str(LARGEST_COUNT)) else 0
-    if not 1 <= number <= LARGEST_COUNT:
+    parsed = int(text) if text.isdecimal() and len(text) <= len(str(LARGEST_COUNT)) else 0
+    if not 1 <= parsed <= LARGEST_COUNT:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a whole number from 1 to {LARGEST_COUNT:,}: write 1000, for example"
         )
-    return number
+    return parsed
 
 
 def positive_seconds(text: str) -> float:

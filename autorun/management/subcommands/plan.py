@@ -13,19 +13,8 @@ from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
-from autorun.management.subcommands import watching
+from autorun.management.subcommands import parsing, watching
 from autorun.management.subcommands.batch_list import as_json
-from autorun.management.subcommands.parsing import (
-    FILTER,
-    FORMAT,
-    KEYS,
-    QUEUE,
-    RUNNER,
-    argument,
-    check,
-    count,
-    flag,
-)
 from autorun.management.subcommands.subcommand import (
     OnRows,
     Subcommand,
@@ -42,10 +31,12 @@ from autorun.state.words import REASONS, counted, duration
 
 #: Arguments that choose rows, and the reasons to plan them.
 SCOPE = (
-    FILTER,
-    argument("--only", choices=tuple(SELECTIONS), help="one reason (default: pending rows)"),
-    flag("--force", help="include rows that are up to date"),
-    argument("--limit", type=count, metavar="N", help="plan at most N runs"),
+    parsing.FILTER,
+    parsing.argument(
+        "--only", choices=tuple(SELECTIONS), help="one reason (default: pending rows)"
+    ),
+    parsing.flag("--force", help="include rows that are up to date"),
+    parsing.number("--limit", help="plan at most N runs"),
 )
 
 
@@ -57,11 +48,11 @@ class Plan(Subcommand):
 
     summary = "preview a backfill, by reason"
     arguments = (
-        RUNNER,
+        parsing.RUNNER,
         *SCOPE,
-        argument("--sample", type=count, default=0, metavar="N", help="show N keys per reason"),
-        FORMAT,
-        check("if anything would be planned"),
+        parsing.number("--sample", default=0, help="show N keys per reason"),
+        parsing.FORMAT,
+        parsing.check("if anything would be planned"),
     )
 
     def handle(self, **options: Any) -> None:
@@ -128,14 +119,14 @@ class Backfill(OnRows):
 
     summary = "plan and start runs for existing rows"
     arguments = (
-        RUNNER,
-        KEYS,
+        parsing.RUNNER,
+        parsing.KEYS,
         *SCOPE,
-        argument("--window", type=count, metavar="N", help="keep at most N runs in flight"),
-        flag("--dry", help="only count; see also: plan"),
+        parsing.number("--window", help="keep at most N runs in flight"),
+        parsing.flag("--dry", help="only count; see also: plan"),
         *watching.WATCH,
-        QUEUE,
-        FORMAT,
+        parsing.QUEUE,
+        parsing.FORMAT,
     )
 
     def handle_rows(self, runner: Runner, **options: Any) -> None:

@@ -14,16 +14,8 @@ from autorun.declare import registry, transcript
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
+from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
-from autorun.management.subcommands.parsing import (
-    FORMAT,
-    KEYS,
-    QUEUE,
-    RUNNER,
-    argument,
-    count,
-    flag,
-)
 from autorun.management.subcommands.subcommand import OnRows, Subcommand, chosen_runners
 from autorun.management.subcommands.terminal import Terminal
 from autorun.planning.looks import Swept, run_now, sweep_counting_undone
@@ -38,11 +30,11 @@ class RunPending(OnRows):
     name = "run"
     summary = "plan and start pending rows, and print each step"
     arguments = (
-        RUNNER,
-        KEYS,
-        argument("--max-total", type=count, metavar="N", help="start at most N runs"),
-        flag("--dry", help="print what would start, and start nothing"),
-        FORMAT,
+        parsing.RUNNER,
+        parsing.KEYS,
+        parsing.number("--max-total", help="start at most N runs"),
+        parsing.flag("--dry", help="print what would start, and start nothing"),
+        parsing.FORMAT,
     )
 
     def handle_rows(self, runner: Runner, **options: Any) -> None:
@@ -90,10 +82,10 @@ class Sweep(Subcommand):
 
     summary = "plan and start all pending rows"
     arguments = (
-        argument("runners", metavar="RUNNER", nargs="*", help="runner labels"),
-        flag("--all", dest="everything", help="every runner"),
-        QUEUE,
-        FORMAT,
+        parsing.argument("runners", metavar="RUNNER", nargs="*", help="runner labels"),
+        parsing.flag("--all", dest="everything", help="every runner"),
+        parsing.QUEUE,
+        parsing.FORMAT,
     )
 
     def handle(self, **options: Any) -> None:
