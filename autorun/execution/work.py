@@ -28,11 +28,10 @@ from autorun.signals import run_failed, run_succeeded
 from autorun.state import probes
 from autorun.state.encoding import encode_outputs
 from autorun.state.exception_text import describe_exception
-from autorun.state.halving import halved
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.probes import crash_point
-from autorun.state.transactions import is_passing, repeated_on_conflict
+from autorun.state.transactions import Halving, is_passing, repeated_on_conflict
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -299,7 +298,26 @@ class Work:
         """
         with self.lock:
             results = [*self._results, *also]
-            self._record(results, is_last=is_last)
+            moved = [*map(_status_of, results)].count(Run.Status.PENDING)
+            size = self._size_of_rest(moved) if moved else 1
+            is_finished = False
+            halving = Halving(
+                results,
+                fail=lambda result, error: self._refuse(results, result, error),
+                probe=lambda: record(self.lease, [], self._tally, size=1, is_last=False),
+                using=settings.DATABASE,
+            )
+            for some in halving:
+                is_finished = is_last and len(some) == len(results)
+                try:
+                    self._tally = record(
+                        self.lease, some, self._tally, size=size, is_last=is_finished
+                    )
+                except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
+                    halving.errors.append(error)
+                    is_finished = False
+            if is_last and not is_finished:
+                self._tally = record(self.lease, [], self._tally, size=size, is_last=True)
             self._results = []
             self._output_bytes = 0
             self._written_at = time.monotonic()
@@ -307,30 +325,16 @@ class Work:
                 self._unannounced += results
             return self._tally
 
-    def _record(self, results: list[Result], *, is_last: bool) -> None:
-        """Record the results; those that the database refuses as failures, with its reason."""
-        moved = [*map(_status_of, results)].count(Run.Status.PENDING)
-        size = self._size_of_rest(moved) if moved else 1
-        is_finished = False
-
-        def write(some: Sequence[Result]) -> None:
-            nonlocal is_finished
-            is_finished = is_last and len(some) == len(results)
-            self._tally = record(self.lease, some, self._tally, size=size, is_last=is_finished)
-
-        def fail(result: Result, error: Exception) -> None:
-            if result.outputs is None:
-                raise error
-            failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
-            failed = replace(result, status=Run.Status.FAILED, outputs=None, failure=failure)
-            write([failed])
-            results[results.index(result)] = failed
-            self.has_failed = True
-            self.succeeded = [key for key in self.succeeded if key != result.key]
-
-        halved(write, results, fail=fail, probe=lambda: write([]), using=settings.DATABASE)
-        if is_last and not is_finished:
-            self._tally = record(self.lease, [], self._tally, size=size, is_last=True)
+    def _refuse(self, results: list[Result], result: Result, error: Exception) -> None:
+        """Record a success that the database refuses as a failure, with its reason."""
+        if result.outputs is None:
+            raise error
+        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+        failed = replace(result, status=Run.Status.FAILED, outputs=None, failure=failure)
+        self._tally = record(self.lease, [failed], self._tally, size=1, is_last=False)
+        results[results.index(result)] = failed
+        self.has_failed = True
+        self.succeeded = [key for key in self.succeeded if key != result.key]
 
     def _size_of_rest(self, moved: int) -> int:
         """The size of the new chunks for so many moved runs.

@@ -19,9 +19,8 @@ from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible_named, primary_keys, without_rows
 from autorun.planning.windows import Window, unprepared, whole
 from autorun.state import probes
-from autorun.state.halving import halved
 from autorun.state.keys import Key
-from autorun.state.transactions import repeated_on_conflict, repeated_while_away
+from autorun.state.transactions import Halving, repeated_on_conflict, repeated_while_away
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +51,17 @@ def plan_keys(
 
     found = primary_keys(runner, keys)
     with probes.span("autorun.plan") as span:
-        halved(
-            lambda some: plan(_windows(runner, some, node_id=node_id)),
+        halving = Halving(
             found,
             fail=lambda pk, error: plan([unprepared(runner, pk, error)]),
             probe=probe,
             using=settings.DATABASE,
         )
+        for some in halving:
+            try:
+                plan(_windows(runner, some, node_id=node_id))
+            except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
+                halving.errors.append(error)
         span.note(runner=runner.label, candidates=outcome.candidates, planned=outcome.planned)
     if outcome.planned:
         logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))

@@ -20,8 +20,8 @@ from autorun.declare.runner import Runner
 from autorun.declare.transcript import SILENT
 from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
-from autorun.state.halving import halved
 from autorun.state.keys import Key, key_kind
+from autorun.state.transactions import Halving
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -93,25 +93,22 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
     to_pk = key_kind(runner.get_model()).to_pk
     found: dict[Key, Row] = {}
 
-    def named(some: Iterable[Key]) -> models.QuerySet[Any]:
-        return fingerprinted(
-            runner, eligible_named(runner, map(to_pk, some), within_base=within_base)
-        )
-
-    def load_some(some: Sequence[Key]) -> None:
-        rows = one_by_one(runner, list(named(some)))
-        found.update((row.key, row) for row in rows if row is not None)
-
     def fail(key: Key, error: Exception) -> None:
         found[key] = Row(key, None, UNPREPARED, error=error)
 
-    halved(
-        load_some,
-        list(keys),
-        fail=fail,
-        probe=lambda: list(without_rows(named(keys))),
-        using=database_of(runner),
-    )
+    def probe() -> None:
+        named = eligible_named(runner, map(to_pk, keys), within_base=within_base)
+        list(without_rows(fingerprinted(runner, named)))
+
+    halving = Halving(list(keys), fail=fail, probe=probe, using=database_of(runner))
+    for some in halving:
+        try:
+            named = eligible_named(runner, map(to_pk, some), within_base=within_base)
+            for row in one_by_one(runner, list(fingerprinted(runner, named))):
+                if row is not None:
+                    found[row.key] = row
+        except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
+            halving.errors.append(error)
     return found
 
 

@@ -63,8 +63,8 @@ def encode_outputs(value: object, *, max_bytes: int | None) -> str:
     except Unencodable as error:
         raise in_words(error, "outputs", OutputError) from error.__cause__
     text = _dumps(plain)
-    size = byte_length(text)
-    if size > limit:
+    # A character takes four bytes at most.
+    if 4 * len(text) > limit and (size := byte_length(text)) > limit:
         raise OutputError(
             f"outputs take {size:,} bytes of JSON{_largest_key(plain)}, {_too_large(limit)}"
         )

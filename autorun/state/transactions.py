@@ -1,13 +1,14 @@
-"""Short transactions, repeated after a conflict or a broken connection."""
+"""Short transactions, repeated after a conflict or a broken connection; work done in halves."""
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from django.db import (
     DatabaseError,
@@ -19,9 +20,12 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from autorun.exceptions import AutorunError
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.05  # seconds; doubled each time
@@ -37,6 +41,8 @@ _PASSING_CLASSES = {"08", "40", "53", "55", "57"}
 # One of them: a cancelled statement. It usually took longer than statement_timeout, and will again.
 _NOT_PASSING_STATE = "57014"
 # MariaDB: too many connections, shut down, killed; cannot connect, gone away, lost.
+#: MariaDB: a statement longer than max_allowed_packet.
+_TOO_LARGE = 1153
 _PASSING_NUMBERS = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
 
 
@@ -94,6 +100,53 @@ def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
             leave_broken_connections()
             time.sleep(PAUSE_WHILE_AWAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     return work()
+
+
+@dataclass
+class Halving(Generic[Item]):
+    """Yields all `items` at once, and then halves of those whose work adds to `errors`.
+
+    for some in (halving := Halving(items, fail=fail, probe=probe, using=using)):
+        try:
+            work(some)
+        except Exception as error:
+            halving.errors.append(error)
+
+    `fail` is called with an item that fails alone, and its error. `probe` does the work for no
+    items at all: what it raises hits every item, is no item's fault, and is raised by the loop. So
+    are autorun's own errors and operational ones, as of a database that is away.
+    """
+
+    items: Sequence[Item]
+    fail: Callable[[Item, Exception], object]
+    probe: Callable[[], object]
+    using: str
+    errors: list[Exception] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Sequence[Item]]:
+        parts = [self.items]
+        is_probed = False
+        while parts:
+            some = parts.pop()
+            # In a transaction of the caller's, an error must not break it.
+            is_inside = connections[self.using].in_atomic_block
+            with transaction.atomic(using=self.using) if is_inside else nullcontext():
+                yield some
+                if is_inside and self.errors:
+                    transaction.set_rollback(True, using=self.using)
+            if not self.errors:
+                continue
+            error = self.errors.pop()
+            if _is_nobodys(error):
+                raise error
+            if not is_probed:
+                self.probe()
+                is_probed = True
+            if len(some) == 1:
+                self.fail(some[0], error)
+            else:
+                middle = len(some) // 2
+                parts += [some[middle:], some[:middle]]
 
 
 def leave_broken_connections() -> None:
@@ -161,3 +214,9 @@ def is_conflict(error: Exception) -> bool:
     if error.args and error.args[0] in _CONFLICT_NUMBERS:
         return True
     return "database is locked" in str(error) or "database table is locked" in str(error)
+
+
+def _is_nobodys(error: Exception) -> bool:
+    """Whether the error is not about an item; MariaDB calls a too large one operational."""
+    is_general = isinstance(error, (AutorunError, OperationalError, InterfaceError))
+    return is_general and (not error.args or error.args[0] != _TOO_LARGE)
