@@ -38,7 +38,7 @@ class InputError(AutorunError, ValueError):
 
 
 class OutputError(AutorunError, ValueError):
-    """What an analysis returned cannot be stored."""
+    """The return value of an analysis cannot be stored."""
 
 
 class RunTimeout(AutorunError):

@@ -1,1 +1,1 @@
-"""What a runner is: its options and hooks, the registry, and the node they come to."""
+"""The declaration of runners: options and hooks, the registry, and the node of a runner."""

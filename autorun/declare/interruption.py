@@ -1,4 +1,4 @@
-"""What may end user code before it returns: its time limit, a signal to the worker, or Ctrl-C.
+"""Interruption of user code: by its time limit, a signal to the worker, or Ctrl-C.
 
 Only where signals reach the thread: in the main thread of a process that has SIGALRM.
 """

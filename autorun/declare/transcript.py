@@ -1,4 +1,4 @@
-"""What a batch says while it is planned: log records of `autorun.runner`, a line each.
+"""The transcript of a batch: log records of `autorun.runner`, one for each line.
 
 Where no logging is configured, as in a plain `shell`, the lines go to standard output.
 """

@@ -1,4 +1,4 @@
-"""What a backfill would do, before it does it: rows by reason, with examples."""
+"""The preview of a backfill: rows by reason, with examples."""
 
 from __future__ import annotations
 

@@ -128,8 +128,8 @@ class Halving(Generic[Item]):
         is_probed = False
         while parts:
             some = parts.pop()
-            # In a transaction of the caller's, an error must not break it.
-            is_inside = connections[self.using].in_atomic_block
+            # In a transaction of the caller's, the error of one part must not break the next one.
+            is_inside = len(self.items) > 1 and connections[self.using].in_atomic_block
             with transaction.atomic(using=self.using) if is_inside else nullcontext():
                 yield some
                 if is_inside and self.errors:

@@ -1,1 +1,1 @@
-"""What makes autorun look at rows: a save, a schedule, or someone who asks."""
+"""Triggers of planning: saved rows and schedules, and how they reach a worker."""

@@ -70,7 +70,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Entry:
-    """What autorun wants an entry to be."""
+    """The columns that an entry should have."""
 
     name: str
     task: str
