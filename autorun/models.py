@@ -301,6 +301,12 @@ class SpilledTrigger(models.Model):
     runner = models.CharField(max_length=255, blank=True, default="")
     keys = models.JSONField()
     created_at = models.DateTimeField(db_default=DatabaseNow())
+    tries = models.PositiveSmallIntegerField(
+        db_default=0, help_text="How many processes have started to plan them and did not finish."
+    )
+    expires_at = models.DateTimeField(
+        null=True, blank=True, help_text="When another process may plan them."
+    )
 
     objects = StateManager()
 

@@ -13,6 +13,7 @@ from autorun.conf import settings
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
+from autorun.exceptions import WorkerLost
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
@@ -67,6 +68,17 @@ def plan_keys(
         logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))
         release(node_id)
     return outcome
+
+
+def fail_lethal(runner: Runner, key: Any, *, deaths: int) -> None:
+    """Record the row as failed without looking at it: a process has died of it so many times."""
+    error = WorkerLost(
+        f"{deaths} processes in turn died while they prepared the row's input: "
+        "get_instance_representation() or the filter ends them, or takes all memory."
+    )
+    planner = Planner(runner, node_id=node_of(runner).pk, priority=Chunk.Priority.LIVE)
+    for pk in primary_keys(runner, [key]):
+        planner.plan(unprepared(runner, pk, error))
 
 
 def plan_for_all(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
+from django.db import connections, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Least
 
@@ -20,8 +21,9 @@ from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, se
 from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches
-from autorun.planning.named import plan_for_all
+from autorun.planning.named import fail_lethal, plan_for_all
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.leases import ends_at
 from autorun.state.probes import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
 from autorun.state.transactions import bounded_waits
@@ -41,6 +43,8 @@ MOST_DOUBLINGS = 6
 LOCK_TIMEOUT = 5.0
 #: Seconds that saved rows wait for a process with a runner of their model.
 UNKNOWN_FOR = 24 * 3600.0
+#: Processes that may die of a row, alone with one runner, before it fails.
+MOST_DEATHS = 3
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
 
@@ -77,7 +81,6 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         return None
     steps: dict[str, Callable[[], int]] = {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
-        "drained": drain_spilled,
         "unparked": unpark,
         "released": release_everywhere,
         "sent_again": send_again,
@@ -87,6 +90,8 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "notified": notify or (lambda: 0),
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
+        # Last, as it calls user code: a row that ends the process stops no other step.
+        "drained": drain_spilled,
     }
     with bounded_waits(LOCK_TIMEOUT, using=settings.DATABASE):
         report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
@@ -101,32 +106,78 @@ def drain_spilled() -> int:
     Rows of a model without a runner here are left to other workers for a day, as during a rollout.
     """
     is_old = Q(created_at__lte=from_now(-UNKNOWN_FOR))
-    spilled = SpilledTrigger.objects.filter(planned_here() | is_old)
+    is_free = Q(expires_at=None) | Q(expires_at__lte=DatabaseNow())
+    spilled = SpilledTrigger.objects.filter(planned_here() | is_old).filter(is_free)
     drained = 0
-    for model_label, label in list(spilled.values_list("model_label", "runner").distinct()):
-        of_these = spilled.filter(model_label=model_label, runner=label)
+    groups = list(spilled.filter(tries=0).values_list("model_label", "runner").distinct())
+    parts = [spilled.filter(model_label=name, runner=label, tries=0) for name, label in groups]
+    # Each alone, and after the others: a process has died of it, or was killed meanwhile.
+    suspects = spilled.filter(tries__gt=0).order_by("tries", "pk").values_list("pk", flat=True)
+    parts += [spilled.filter(pk=pk) for pk in suspects[:MOST_PER_STEP]]
+    for part in parts:
         try:
-            drained += _drain(of_these, model_label, _planning(model_label, label))
+            drained += _drain(part)
         except Exception:
             # It concerns these rows alone, such as a filter on a column that does not exist yet.
             logger.exception(
                 "Upkeep: saved %s: not all runners could plan them; the next round tries again.",
-                model_label,
+                part.values_list("model_label", flat=True).first(),
             )
     return drained
 
 
-def _drain(spilled: QuerySet[SpilledTrigger], model_label: str, runners: Sequence[Runner]) -> int:
-    some = list(spilled.order_by("pk")[:MOST_PER_STEP])
+def _drain(spilled: QuerySet[SpilledTrigger]) -> int:
+    some = _claim(spilled)
+    if not some:
+        return 0
+    model_label, label = some[0].model_label, some[0].runner
+    runners = _planning(model_label, label)
     keys = {key for trigger in some for key in trigger.keys}
     if not runners:
         message = "Upkeep: saved %s have had no runner for a day: %d rows are dropped."
         logger.warning(message, model_label, len(keys))
-    plan_for_all(runners, keys)
+    claimed = SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some])
+    try:
+        if not some[0].tries:
+            plan_for_all(runners, keys)
+        elif len(keys) * len(runners) > 1:
+            _divide(some[0], runners)
+        elif not runners or some[0].tries < MOST_DEATHS:
+            plan_for_all(runners, keys)
+        else:
+            fail_lethal(runners[0], *keys, deaths=some[0].tries)
+    except Exception:
+        claimed.update(tries=some[0].tries, expires_at=None)
+        raise
     crash_point("drain.planned")
     # Last: after a crash they are planned again, which does nothing.
-    SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some]).delete()
+    claimed.delete()
     return len(keys)
+
+
+def _claim(spilled: QuerySet[SpilledTrigger]) -> list[SpilledTrigger]:
+    """The triggers, for this process to plan within a lease, as they were before."""
+    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
+    with transaction.atomic(using=settings.DATABASE):
+        locked = spilled.order_by("pk").select_for_update(skip_locked=skip_locked)
+        some = list(locked[:MOST_PER_STEP])
+        SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some]).update(
+            tries=F("tries") + 1, expires_at=ends_at()
+        )
+    return some
+
+
+def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
+    """Replace a trigger of which a process has died by smaller ones, down to a row and a runner."""
+    keys, half = trigger.keys, len(trigger.keys) // 2
+    if half:
+        parts = [(trigger.runner, keys[:half]), (trigger.runner, keys[half:])]
+    else:
+        parts = [(runner.label, keys) for runner in runners]
+    SpilledTrigger.objects.bulk_create(
+        SpilledTrigger(model_label=trigger.model_label, runner=label, keys=some, tries=1)
+        for label, some in parts
+    )
 
 
 def planned_here() -> Q:

@@ -6,11 +6,12 @@ import time
 import pytest
 from django.db import connection
 
-from autorun.models import Chunk, Failure, Run
+from autorun.models import Chunk, Failure, Run, SpilledTrigger
 from autorun.planning.named import plan_keys
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
 from tests.engine import declare, installed, work_off
+from tests.faults.driver import Lab
 from tests.library.models import Document
 
 
@@ -62,6 +63,25 @@ def test_a_configuration_that_cannot_be_created_keeps_no_other_runner_from_its_w
     assert calls
     assert not any(calls)
     assert len(calls) < 5
+
+
+@pytest.mark.faults(29)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"INPUT_FIELDS": None}])
+@pytest.mark.parametrize("does", ["segfault", "kill"])
+def test_a_representation_that_kills_its_process_fails_its_row_and_upkeep_goes_on(
+    lab: Lab, does: str
+):
+    lab.start_worker()
+    lab.save(2)
+    (lethal,) = lab.save(1, does=f"represent:{does}", value="lethal")
+    lab.save(2, value="w")
+
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.runner.progress().succeeded == 4)
+    assert not SpilledTrigger.objects.exists()
+    failure = Failure.objects.get()
+    assert failure.run.object_id == lethal.pk
+    assert failure.exception_class == "autorun.exceptions.WorkerLost"
 
 
 @pytest.mark.faults(40)
