@@ -1,11 +1,11 @@
-"""The one place through which user code is called, and what it leaves behind in the databases.
+"""The one place through which user code is called; it checks and mends the connections afterwards.
 
 Bodies, hooks, receivers and notifications may open a transaction, change the session, close the
-connection, or be interrupted in the middle of a query. None of it may reach autorun's next
-statement or the next body: a connection that is not as it was before is replaced by a new one.
+connection, or be interrupted in the middle of a query. None of that may affect autorun's next
+statement or the next body: a connection in another state than before is replaced by a new one.
 
-In the ordinary case no statement is executed. The state of a transaction is known to the driver;
-what changes a session is told by the statements that user code executes, which are overheard.
+The ordinary case takes no statement. The driver knows the state of a transaction, and a wrapper
+around Django's cursors notices the statements of user code that change a session.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 logger = logging.getLogger(__name__)
 
-#: Statements that leave nothing behind in a session, by how they begin.
+#: The beginnings of statements that do not change a session.
 _ORDINARY = (
     *("select", "insert", "update", "delete", "with", "values", "table ", "replace", "merge"),
     *("savepoint", "release", "rollback to", "explain", "show", "truncate", "analyze", "refresh"),
 )
-#: What makes a statement that begins so another one. A semicolon may be followed by anything.
+#: Words that make such a statement change it after all. Anything may follow a semicolon.
 _SESSION_WORDS = ("advisory_lock", "get_lock", "set_config", "into temp", ";")
-#: Settings of a session that PostgreSQL reports to the driver whenever they change.
+#: Settings of a session whose changes PostgreSQL reports to the driver.
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
-#: Seconds that it may take to tell a server that nobody waits for a query any more.
+#: Seconds for cancelling a query on the server.
 _PATIENCE = 2.0
-_IDLE, _ACTIVE = 0, 1  # of a transaction, as PostgreSQL's library counts
+_IDLE, _ACTIVE = 0, 1  # libpq's states of a transaction
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 
-#: Steps of a query of SQLite's, some hundredths of a second, after which Python may hear signals.
+#: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
 _STEPS = 1_000_000
 
 _thread = threading.local()
 
 
 class UserCode:
-    """Calls of user code by this thread, as a `with` block for each, or for several.
+    """A `with` block around one or several calls of user code by this thread.
 
-    When a block ends, and whenever `mend()` is called in it, all connections are as they should be.
-    One that is in a transaction of the caller's at first is left alone. `owner` names the code.
+    At the end of the block, and at each `mend()`, all connections are usable again. A connection
+    in a transaction of the caller's is left alone. `owner` names the code in log records.
     """
 
     __slots__ = ("_connections", "_pid", "_touched", "_wrapper", "owner")
@@ -56,7 +56,7 @@ class UserCode:
         self.owner = owner
         self._pid = os.getpid()
         self._touched: set[BaseDatabaseWrapper] = set()
-        self._wrapper = self._overhear
+        self._wrapper = self._notice
         self._connections: list[BaseDatabaseWrapper] = []
         for connection in _all_connections():
             raw: Any = connection.connection
@@ -65,7 +65,7 @@ class UserCode:
                 continue  # the caller's
             self._connections.append(connection)
             if connection.vendor == "sqlite" and raw is not None:
-                raw.set_progress_handler(_hear_signals, _STEPS)
+                raw.set_progress_handler(_let_signals_in, _STEPS)
         self.mend()
 
     def __enter__(self) -> UserCode:
@@ -80,7 +80,7 @@ class UserCode:
         trace: TracebackType | None,
     ) -> None:
         if os.getpid() != self._pid:
-            os._exit(0)  # a child that it forked has ended; the connections are its parent's
+            os._exit(0)  # this is a forked child, and the connections are its parent's
         for connection in self._connections:
             wrappers = connection.execute_wrappers
             if self._wrapper in wrappers:
@@ -104,7 +104,7 @@ class UserCode:
             "%s left the connection %r %s. It is replaced.", self.owner, connection.alias, left
         )
 
-    def _overhear(
+    def _notice(
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
     ) -> Any:
         connection: BaseDatabaseWrapper = context["connection"]
@@ -119,7 +119,7 @@ class UserCode:
 
 
 def replace(connection: BaseDatabaseWrapper) -> None:
-    """Have the next statement open a new connection, whatever became of this one. Never raises."""
+    """Close the connection, so that the next statement opens a new one. Never raises."""
     raw: Any = connection.connection
     connection.in_atomic_block = connection.closed_in_transaction = False
     connection.needs_rollback = connection.errors_occurred = False
@@ -132,21 +132,21 @@ def replace(connection: BaseDatabaseWrapper) -> None:
         return
     _cancel_query(raw)
     with suppress(Exception):
-        raw.close()  # also of a pool, which would give it to others as it is
+        raw.close()  # a pool would hand it to others as it is
     with suppress(Exception):
         connection.close()
     connection.connection = None
 
 
 def cancel_queries() -> None:
-    """Have servers end what this thread waits for, before an exception ends the waiting.
+    """Cancel the queries that this thread waits for, before an exception ends the wait.
 
-    A server would go on with the query for as long as it takes, and keep its locks.
+    Otherwise the server would continue with the query, and keep its locks.
     """
     for connection in _all_connections():
         raw: Any = connection.connection
         _cancel_query(raw)
-        if hasattr(raw, "server_thread_id"):  # PyMySQL's; one that is idle is not hurt
+        if hasattr(raw, "server_thread_id"):  # PyMySQL; an idle connection is not affected
             with suppress(Exception), closing(connection.copy()) as other, other.cursor() as cursor:
                 cursor.execute(f"KILL QUERY {raw.thread_id():d}")
 
@@ -159,7 +159,7 @@ def _cancel_query(raw: Any) -> None:
 
 
 def _all_connections() -> list[BaseDatabaseWrapper]:
-    """This thread's connection of every alias: to ask Django for them takes longer than a check."""
+    """This thread's connections, kept: asking Django for them takes longer than checking them."""
     known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
     if not known or known[0] is not connections[known[0].alias]:
         known = _thread.connections = list(connections.all())
@@ -167,7 +167,7 @@ def _all_connections() -> list[BaseDatabaseWrapper]:
 
 
 def _is_idle(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the connection is closed, or open in autocommit with nothing left to be ended."""
+    """Whether the connection is closed, or open in autocommit and outside of any transaction."""
     raw: Any = connection.connection
     if connection.in_atomic_block or connection.needs_rollback:
         return False
@@ -186,7 +186,7 @@ def _is_idle_on_postgresql(connection: BaseDatabaseWrapper, raw: Any) -> bool:
     if pgconn is None:  # psycopg2
         return bool(raw.autocommit and raw.info.transaction_status == _IDLE and not raw.closed)
     reported = tuple(map(pgconn.parameter_status, _REPORTED))
-    # What a session is like is known since the connection was first seen, just opened.
+    # Kept since the connection was first seen, just after it was opened.
     known = connection.__dict__.setdefault("_autorun_session", (raw, reported))
     if known[0] is not raw:
         known = connection.__dict__["_autorun_session"] = (raw, reported)
@@ -196,13 +196,13 @@ def _is_idle_on_postgresql(connection: BaseDatabaseWrapper, raw: Any) -> bool:
 
 def _is_idle_on_mariadb(_: BaseDatabaseWrapper, raw: Any) -> bool:
     status = getattr(raw, "server_status", None)
-    if status is None:  # mysqlclient: only the statements tell
+    if status is None:  # mysqlclient: only statements would tell more
         return bool(raw.get_autocommit())
     return bool(raw.open) and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
 
 
-def _hear_signals() -> int:
-    """Go on; what a signal raises in here, SQLite takes for an order to end the query."""
+def _let_signals_in() -> int:
+    """Continue; an exception that a signal handler raises here ends the query."""
     return 0
 
 
