@@ -104,7 +104,7 @@ class QuerySetRunner(Runner):
         )
 
     def retry(self, queryset: QuerySet[Any] | None = None, *, requested_by: str = "") -> Batch:
-        """Run again what has failed for good."""
+        """Retry the failed runs that have no attempts left."""
         return self.backfill(queryset, only="failed", requested_by=requested_by)
 
     def adopt(self, queryset: QuerySet[Any] | None = None) -> int:

@@ -9,7 +9,7 @@ from django.db import InterfaceError, OperationalError
 
 from autorun.analysis import Analysis, analysis, temporarily_registered
 from autorun.conf import NIGHTLY
-from autorun.declare import registry
+from autorun.declare import nodes, registry
 from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered, RunTimeout
 from autorun.planning.looks import sweep_now
 from autorun.runner import QuerySetRunner
@@ -280,3 +280,21 @@ def test_progress_takes_one_query(django_assert_num_queries):
             progress = runner().progress()
 
     assert (progress.succeeded, progress.unfinished, progress.total) == (1, 0, 1)
+
+
+def test_a_configuration_is_created_once_and_again_when_settings_change(settings):
+    created = []
+
+    def create_configuration(runner: QuerySetRunner) -> dict[str, Any]:
+        created.append(runner)
+        return {"site": settings.SITE_NAME}
+
+    settings.SITE_NAME = "first"
+    with installed(declare(create_configuration=create_configuration)):
+        runner = registry.get("tests.EchoRunner")
+        before = [nodes.digest_of(runner), nodes.digest_of(runner)]
+        settings.SITE_NAME = "second"
+        after = nodes.digest_of(runner)
+
+    assert before[0] == before[1] != after
+    assert len(created) == 2

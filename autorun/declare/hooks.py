@@ -170,7 +170,7 @@ def _require_rows_of(runner: Runner, queryset: Any) -> None:
             f"not of {queryset.model._meta.label}."
         )
     database = database_of(runner)
-    # Only what was asked for by name: a router may give a queryset another replica each time.
+    # Only an explicit `using()` counts: a router may pick another replica for each queryset.
     if getattr(queryset, "_db", None) is not None and queryset.db != database:
         raise ImproperRunner(
             f"{runner.label} looks for its rows in the database {database!r}, but the queryset "

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from django.contrib.contenttypes.models import ContentType
+from django.core.signals import setting_changed
 from django.db import DatabaseError, IntegrityError, connections, transaction
 
 from autorun.conf import settings
@@ -19,11 +20,11 @@ from autorun.state.transactions import is_passing
 
 logger = logging.getLogger(__name__)
 
-#: A configuration that could not be created is asked for again after so many seconds.
+#: Seconds before another try at a configuration that could not be created.
 TRY_AGAIN_AFTER = 10.0
 
 _known: dict[tuple[str, str], Node] = {}
-#: The digest of each runner, or why there is none and until when that is believed.
+#: The digest of each runner, or the error in its place and when to try again.
 _digests: dict[type[Runner], str | tuple[Exception, float]] = {}
 #: The labels of the runners by the digest of their node, once all are known.
 _labels: dict[str, list[str]] | None = None
@@ -39,7 +40,7 @@ def node_of(runner: Runner) -> Node:
     if known is not None:
         return known
     node = Node.objects.filter(digest=node_digest).first() or _create(runner, node_digest)
-    # What an open transaction made may yet be rolled back, and its id be given to another node.
+    # An open transaction may still be rolled back, and the id be given to another node.
     if not connections[settings.DATABASE].in_atomic_block:
         _known[settings.DATABASE, node_digest] = node
     return node
@@ -72,15 +73,15 @@ def digest_of(runner: Runner) -> str:
 def configuration_of(runner: Runner) -> dict[str, Any]:
     """`create_configuration()` as plain JSON.
 
-    Raises ConfigurationError, naming the key, or ImproperRunner where the hook raises.
+    Raises ConfigurationError, naming the key, or ImproperRunner if the hook raises.
     """
     return encode_configuration(hooks.call(runner, "create_configuration"))
 
 
 def lock(node_id: int) -> str:
-    """Be the only one who has locked the node, until the transaction ends; the node's digest.
+    """Lock the node until the transaction ends; return its digest.
 
-    Not its key: on PostgreSQL every chunk that is inserted would wait for it.
+    Its key stays unlocked: on PostgreSQL every insert of a chunk would wait for it.
     """
     no_key = connections[settings.DATABASE].features.has_select_for_no_key_update
     locked = Node.objects.select_for_update(no_key=no_key).filter(pk=node_id)
@@ -161,10 +162,11 @@ def _find_dependents() -> dict[str, list[Runner]]:
     return found
 
 
-def _forget_runners() -> None:
+def _forget_runners(**_: Any) -> None:
     global _dependents, _labels  # noqa: PLW0603
     _dependents = _labels = None
     _digests.clear()
 
 
 registry.on_change(_forget_runners)
+setting_changed.connect(_forget_runners, dispatch_uid="autorun.declare.nodes")

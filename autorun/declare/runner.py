@@ -41,7 +41,7 @@ class Runner:
     #: Fields the input depends on, so that the database can tell which rows have changed. With an
     #: empty sequence a row never changes.
     INPUT_FIELDS: ClassVar[Sequence[str] | None] = None
-    #: Querysets of the default one that a backfill can be asked for by name.
+    #: Named subsets of the default queryset, for backfills.
     FILTERS: ClassVar[Mapping[str, Q | Callable[[QuerySet[Any]], QuerySet[Any]]] | None] = None
     #: Whether saving a row looks whether it is pending.
     ON_SAVE: ClassVar[bool] = True
@@ -49,7 +49,7 @@ class Runner:
     SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
     #: Runners (classes or labels) that must have succeeded on a row first.
     DEPENDS_ON: ClassVar[Sequence[type[Runner] | str]] = ()
-    #: Attempts before a run has failed for good.
+    #: Attempts of a run, including the first.
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
     RETRY_BACKOFF: ClassVar[float] = 10.0

@@ -1,4 +1,4 @@
-"""Plan rows that somebody named: just saved, or just processed by what they depend on."""
+"""Plan rows given by their keys: just saved, or just processed by an upstream runner."""
 
 from __future__ import annotations
 
@@ -25,11 +25,9 @@ from autorun.state.transactions import Halving, repeated_on_conflict, repeated_w
 
 logger = logging.getLogger(__name__)
 
-#: Upkeep may bring 500,000 at once, saved while no broker answered.
+#: Upkeep may pass 500,000 at once, saved while no broker answered.
 KEYS_AT_ONCE = 2_000
-NOT_PLANNED = (
-    "%s: %d rows were not planned. Mend what the error names, and the next sweep finds them."
-)
+NOT_PLANNED = "%s: %d rows were not planned. Fix the error above; the next sweep will plan them."
 
 
 def plan_keys(
@@ -109,7 +107,7 @@ def plan_or_write_down(
     *,
     priority: Chunk.Priority = Chunk.Priority.LIVE,
 ) -> None:
-    """`plan_keys` for several runners, of rows that nobody will name again. Never raises.
+    """`plan_keys` for several runners, of rows that no caller will pass again. Never raises.
 
     What the database cannot plan, for it is away, is written down, and upkeep plans it.
     """

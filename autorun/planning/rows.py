@@ -113,7 +113,7 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
 
 
 def without_rows(queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """`queryset` without any row, asked for from the database all the same."""
+    """`queryset` without its rows, but still executed by the database."""
     return queryset.extra(where=["1 = 0"])
 
 
