@@ -1,0 +1,45 @@
+"""An upgrade keeps the data of the schema before it, while workers of the old code still write."""
+
+from collections.abc import Iterator
+
+import pytest
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.state import StateApps
+
+from autorun.models import Run, SpilledTrigger
+from autorun.upkeep.rounds import drain_spilled
+from tests.engine import declare, installed, statuses, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def migrate(name: str) -> StateApps:
+    executor = MigrationExecutor(connection)
+    executor.migrate([("autorun", name)])
+    return MigrationExecutor(connection).loader.project_state([("autorun", name)]).apps
+
+
+@pytest.fixture
+def before_tries() -> Iterator[StateApps]:
+    """The tables of before saved rows had a lease and a number of tries."""
+    yield migrate("0002_storage")
+    migrate("0003_spilled_tries")
+
+
+def test_saved_rows_that_wait_are_planned_after_an_upgrade(before_tries: StateApps):
+    first, second = (Document.objects.create(title=title) for title in "ab")
+    old = before_tries.get_model("autorun", "SpilledTrigger")
+    old.objects.create(model_label="library.Document", keys=[first.pk])
+
+    migrate("0003_spilled_tries")
+    # By a worker of the old code, which does not know the new columns.
+    old.objects.create(model_label="library.Document", keys=[second.pk])
+
+    assert SpilledTrigger.objects.filter(tries=0, expires_at=None).count() == 2
+    with installed(declare()):
+        assert drain_spilled() == 2
+        work_off()
+        assert statuses() == [Run.Status.SUCCEEDED] * 2
+    assert not SpilledTrigger.objects.exists()
