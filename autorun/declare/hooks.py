@@ -90,10 +90,15 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
         # it the hook's fault if the task's time is up while it runs.
         raise
     except Exception as error:
-        raise ImproperRunner(
-            f"{runner.label}: {hook}() raises {type(error).__name__}: {error}. Correct it in "
-            f"{type(runner).__module__}.{type(runner).__qualname__}."
-        ) from error
+        raise at_fault(runner, hook, error) from error
+
+
+def at_fault(runner: Runner, hook: str, error: Exception) -> ImproperRunner:
+    """The error that says which hook of which runner raised `error`."""
+    return ImproperRunner(
+        f"{runner.label}: {hook}() raises {type(error).__name__}: {error}. Correct it in "
+        f"{type(runner).__module__}.{type(runner).__qualname__}."
+    )
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:

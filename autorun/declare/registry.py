@@ -101,7 +101,7 @@ def get(label: str) -> Runner:
 
 def dependencies_of(runner: Runner) -> list[Runner]:
     """The runners in DEPENDS_ON. Raises NotRegistered for an unknown label."""
-    return [get(each) if isinstance(each, str) else each() for each in runner.DEPENDS_ON]
+    return [_upstream(each) for each in runner.DEPENDS_ON]
 
 
 def autodiscover() -> None:
@@ -128,6 +128,13 @@ def register_module(name: str) -> None:
     _registered_once.update(new)
     for runner_class in found:
         register(runner_class)
+
+
+def _upstream(named: type[Runner] | str) -> Runner:
+    if isinstance(named, str):
+        return get(named)
+    labels = [label for label, each in _runners.items() if each is named]
+    return get(labels[0]) if labels else named()
 
 
 def _refuse_twins(runner_classes: list[type[Runner]]) -> None:
