@@ -25,6 +25,7 @@ from autorun.contrib.pytest_plugin import autorun  # noqa: F401
 # What the entry point does where autorun is installed.
 from autorun.declare.runner import declared
 from autorun.dispatch.publishing import Message, redirected
+from autorun.triggers import delivery
 from sample_app.processes import Processes
 from settings import celery_app
 from settings.brokers import Broker
@@ -45,6 +46,15 @@ def _is_left_out(item: pytest.Item, asked_for: str) -> bool:
         return "browser" not in asked_for
     on_sqlite = os.environ.get("AUTORUN_TEST_DATABASE", "sqlite") == "sqlite"
     return item.get_closest_marker("once") is not None and not on_sqlite
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Have the publisher's thread deliver what the test saved, before the tables are emptied.
+
+    Otherwise the next test would get those rows, or find them written down.
+    """
+    delivery.drain()
 
 
 @pytest.fixture(autouse=True)

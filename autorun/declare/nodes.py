@@ -138,12 +138,13 @@ def _create(runner: Runner, node_digest: str) -> Node:
     content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
         runner.get_model()
     )
+    configuration = configuration_of(runner)  # the project's code, so outside the transaction
     try:
         with transaction.atomic(using=settings.DATABASE):
             return Node.objects.create(
                 title=analysis.title,
                 version=analysis.version,
-                configuration=configuration_of(runner),
+                configuration=configuration,
                 content_type=content_type,
                 digest=node_digest,
             )

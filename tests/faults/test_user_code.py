@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 
 from autorun.models import Chunk, Failure, Run, SpilledTrigger
-from autorun.planning.named import plan_keys
+from autorun.planning.named import plan_for_all, plan_keys
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
 from tests.engine import declare, installed, work_off
@@ -56,6 +56,7 @@ def test_a_configuration_that_cannot_be_created_keeps_no_other_runner_from_its_w
         rounds.upkeep(in_any_case=True)
         while work_off():
             rounds.upkeep(in_any_case=True)
+        plan_for_all([broken()], [document.pk for document in documents])
 
         assert report.rescued == 1
         assert first().progress().succeeded == len(documents)
