@@ -1,6 +1,8 @@
 """What a runner class says, and the errors where it says too little."""
 
 import datetime as dt
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -123,6 +125,20 @@ def test_a_module_that_is_imported_anew_replaces_its_runners():
             registry.register_module("tests.anew")
 
         assert type(registry.get("tests.Anew")) is new
+
+
+def test_a_module_that_is_imported_again_after_a_failed_import_defines_one_runner(monkeypatch):
+    with registry.registered():
+        for _ in range(2):
+            monkeypatch.setitem(sys.modules, "tests.retried", ModuleType("tests.retried"))
+            new = type(
+                "Retried",
+                (QuerySetRunner,),
+                {"__module__": "tests.retried", "DATA_MODEL": Document},
+            )
+        registry.register_module("tests.retried")
+
+        assert type(registry.get("tests.Retried")) is new
 
 
 @pytest.mark.django_db

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.contenttypes.models import ContentType
@@ -26,10 +28,16 @@ TRY_AGAIN_AFTER = 10.0
 _known: dict[tuple[str, str], Node] = {}
 #: The digest of each runner, or the error in its place and when to try again.
 _digests: dict[type[Runner], str | tuple[Exception, float]] = {}
-#: The labels of the runners by the digest of their node, once all are known.
-_labels: dict[str, list[str]] | None = None
-#: Runners with DEPENDS_ON by the digest of an upstream node, once all are known.
-_dependents: dict[str, list[Runner]] | None = None
+#: Set once every registered runner could be asked.
+_runners_by_node: RunnersByNode | None = None
+
+
+@dataclass(frozen=True)
+class RunnersByNode:
+    """By a node's digest, the labels of its runners and the runners that wait for its successes."""
+
+    labels: Mapping[str, list[str]]
+    dependents: Mapping[str, list[Runner]]
 
 
 def node_of(runner: Runner) -> Node:
@@ -96,28 +104,32 @@ def lock(node_id: int) -> str:
     return node_digest
 
 
-def labels_by_digest() -> dict[str, list[str]]:
-    """The labels of the registered runners, in their order, by the digest of their node."""
-    global _labels  # noqa: PLW0603
-    if _labels is not None:
-        return _labels
+def dependents(runner: Runner) -> list[Runner]:
+    """The runners that wait for successes of `runner`, or of one that shares its node."""
+    found = (_runners_by_node or runners_by_node()).dependents
+    return found.get(digest_of(runner), []) if found else []
+
+
+def runners_by_node() -> RunnersByNode:
+    """The registered runners, in the order of their labels, without those declared wrongly."""
+    global _runners_by_node  # noqa: PLW0603
+    if _runners_by_node is not None:
+        return _runners_by_node
     labels: dict[str, list[str]] = {}
+    dependents: dict[str, list[Runner]] = {}
     is_complete = True
     for runner in registry.runners():
         try:
             labels.setdefault(digest_of(runner), []).append(runner.label)
+            for upstream in registry.dependencies_of(runner):
+                dependents.setdefault(digest_of(upstream), []).append(runner)
         except (AutorunError, DatabaseError) as error:
-            logger.warning("%s: its node is unknown: %s", runner.label, error)
+            logger.warning("%s: its node or a dependency is unknown: %s", runner.label, error)
             is_complete = False
+    found = RunnersByNode(labels, dependents)
     if is_complete:
-        _labels = labels
-    return labels
-
-
-def dependents(runner: Runner) -> list[Runner]:
-    """The runners that wait for successes of `runner`, or of one that shares its node."""
-    known = _find_dependents() if _dependents is None else _dependents
-    return known.get(digest_of(runner), []) if known else []
+        _runners_by_node = found
+    return found
 
 
 def forget_nodes(**_: Any) -> None:
@@ -152,27 +164,9 @@ def _create(runner: Runner, node_digest: str) -> Node:
         return Node.objects.get(digest=node_digest)
 
 
-def _find_dependents() -> dict[str, list[Runner]]:
-    """The runners with DEPENDS_ON by the digest of each upstream runner's node."""
-    global _dependents  # noqa: PLW0603
-    found: dict[str, list[Runner]] = {}
-    is_complete = True
-    for runner in registry.runners():
-        try:
-            for upstream in registry.dependencies_of(runner):
-                found.setdefault(digest_of(upstream), []).append(runner)
-        except (AutorunError, DatabaseError) as error:
-            # A runner that is declared wrongly does not keep others from their work.
-            logger.warning("%s: its dependencies are unknown: %s", runner.label, error)
-            is_complete = False
-    if is_complete:
-        _dependents = found
-    return found
-
-
 def _forget_runners(**_: Any) -> None:
-    global _dependents, _labels  # noqa: PLW0603
-    _dependents = _labels = None
+    global _runners_by_node  # noqa: PLW0603
+    _runners_by_node = None
     _digests.clear()
 
 

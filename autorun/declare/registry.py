@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -123,9 +124,15 @@ def register_module(name: str) -> None:
         for each in declared
         if f"{each.__module__}.".startswith(f"{name}.") and each.DATA_MODEL
     ]
-    new = [each for each in found if each not in _registered_once]
-    _refuse_twins(new)
+    new = set(found) - _registered_once
     _registered_once.update(new)
+    # An import that failed and was repeated has made another module object.
+    names = Counter((each.__module__, each.__qualname__, declared[each]) for each in new)
+    for (module, class_name, _), number in names.items():
+        if number > 1:
+            raise AlreadyRegistered(
+                f"{module} defines two runners called {class_name}: rename one of the two classes."
+            )
     for runner_class in found:
         register(runner_class)
 
@@ -135,20 +142,6 @@ def _upstream(named: type[Runner] | str) -> Runner:
         return get(named)
     labels = [label for label, each in _runners.items() if each is named]
     return get(labels[0]) if labels else named()
-
-
-def _refuse_twins(runner_classes: list[type[Runner]]) -> None:
-    first: dict[tuple[str, str], int] = {}
-    for runner_class in runner_classes:
-        file, line = declared[runner_class]
-        place = _place(runner_class)
-        # The same line again is a module that was imported anew.
-        if first.setdefault((file, place), line) != line:
-            raise AlreadyRegistered(
-                f"{runner_class.__module__} defines two runners called "
-                f"{runner_class.__qualname__}, in the lines {first[file, place]} and {line}: "
-                "rename one of the two classes."
-            )
 
 
 def without_model() -> list[type[Runner]]:

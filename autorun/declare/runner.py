@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import ModuleType
 from typing import Any, ClassVar
 
 from celery.schedules import crontab
@@ -20,8 +21,8 @@ from autorun.declare.backoff import exponential
 from autorun.declare.options import BY_SETTING
 from autorun.exceptions import ImproperRunner
 
-#: Every runner class there is, with the file and line of its declaration.
-declared: dict[type[Runner], tuple[str, int]] = {}
+#: Every runner class, with its module if that was imported.
+declared: dict[type[Runner], ModuleType | None] = {}
 
 
 class Runner:
@@ -69,8 +70,7 @@ class Runner:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        caller = sys._getframe(1)
-        declared[cls] = (caller.f_code.co_filename, caller.f_lineno)
+        declared[cls] = sys.modules.get(cls.__module__)
 
     # Hooks
 

@@ -49,7 +49,7 @@ def release(node_id: int) -> Release:
     if not _due(node_id).exists():
         return Release()
     # Configurations come from user code: none is created in the transaction, under the lock.
-    labels = nodes.labels_by_digest()
+    labels = nodes.runners_by_node().labels
     try:
         claimed = repeated_on_conflict(
             lambda: _claim(node_id, labels), using=settings.DATABASE, lock_timeout=NODE_LOCK_TIMEOUT

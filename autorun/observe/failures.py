@@ -13,7 +13,7 @@ from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Wh
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 
-from autorun.declare.nodes import labels_by_digest, node_of
+from autorun.declare.nodes import node_of, runners_by_node
 from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
 from autorun.observe.paging import NAMES
@@ -183,7 +183,7 @@ def exception_classes() -> set[str]:
 
 def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     """The label of each group's first registered runner, by node, if there is one."""
-    labels = labels_by_digest()
+    labels = runners_by_node().labels
     found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
 
