@@ -30,6 +30,7 @@ from sample_app.processes import Processes
 from settings import celery_app
 from settings.brokers import Broker
 from tests import services
+from tests.celery_settings import configure
 
 StartWorker = Callable[..., Path]
 
@@ -196,7 +197,7 @@ def _connect(app: Celery, broker: Broker) -> None:
     kombu.pools.reset()
     app.amqp._producer_pool = None
     app._pool = None
-    app.conf.update(
+    configure(
         broker_url=broker.url,
         broker_read_url=broker.url,
         broker_write_url=broker.url,

@@ -25,7 +25,7 @@ from autorun.declare import registry
 from autorun.declare.runner import declared
 from autorun.observe.checks import autorun_setting, names, values
 from autorun.runner import QuerySetRunner
-from settings import celery_app
+from tests.celery_settings import configured
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
 
 
@@ -838,12 +838,8 @@ def test_e202_a_broker_in_a_file_without_an_absolute_path(name, url):
 
 
 def test_e202_by_the_celery_app():
-    before = celery_app.conf.broker_write_url
-    celery_app.conf.broker_write_url = "sqlite:///broker.sqlite3"
-    try:
+    with configured(broker_write_url="sqlite:///broker.sqlite3"):
         assert only("E202").obj == "celery.conf.broker_write_url"
-    finally:
-        celery_app.conf.broker_write_url = before
 
 
 @pytest.mark.parametrize(
@@ -869,12 +865,8 @@ def test_w201_pickle_by_setting():
 
 
 def test_w201_pickle_by_the_celery_app():
-    before = celery_app.conf.accept_content
-    celery_app.conf.accept_content = ["application/x-python-serialize"]
-    try:
+    with configured(accept_content=["application/x-python-serialize"]):
         assert "CELERY_ACCEPT_CONTENT" in only("W201").hint
-    finally:
-        celery_app.conf.accept_content = before
 
 
 def _as_if(monkeypatch, **database):

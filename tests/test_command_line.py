@@ -29,6 +29,7 @@ from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
 from autorun.upkeep import pruning
 from settings import celery_app
+from tests.celery_settings import configured
 from tests.engine import current_runs, declare, installed, plan_at_once, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -599,11 +600,8 @@ def test_doctor_counts_one(documents, runner):
 
 @pytest.fixture
 def configured_eagerly() -> Iterator[None]:
-    from settings import celery_app
-
-    celery_app.conf.task_always_eager = True
-    yield
-    celery_app.conf.changes.pop("task_always_eager")
+    with configured(task_always_eager=True):
+        yield
 
 
 # Planning

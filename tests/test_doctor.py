@@ -24,6 +24,7 @@ from autorun.observe.doctor import (
 )
 from autorun.triggers import on_schedule
 from settings import celery_app
+from tests import celery_settings
 from tests.engine import declare, installed
 
 pytestmark = pytest.mark.django_db
@@ -34,16 +35,8 @@ LONG_AGO = dt.timedelta(days=2)
 @pytest.fixture
 def configured() -> Iterator[Any]:
     """A function that changes the Celery app's configuration for the test."""
-    before: dict[str, Any] = {}
-
-    def configure(**options: Any) -> None:
-        for name, value in options.items():
-            before.setdefault(name, getattr(celery_app.conf, name))
-            setattr(celery_app.conf, name, value)
-
-    yield configure
-    for name, value in before.items():
-        setattr(celery_app.conf, name, value)
+    with celery_settings.configured():
+        yield celery_settings.configure
 
 
 def levels(findings: Any) -> dict[str, str]:

@@ -28,6 +28,7 @@ from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import SpilledTrigger
 from autorun.triggers import delivery
 from settings import celery_app
+from tests.celery_settings import configured
 from tests.conftest import _use_broker, process_environment
 from tests.crashes import failing_at
 from tests.engine import declare, installed
@@ -249,29 +250,23 @@ def test_eager_tasks_run_in_the_saving_thread(set_constants):
 
     task = celery_app.task(plan, name="tests.plan")
     set_constants(delivery, PLAN=task.name)
-    celery_app.conf.task_always_eager = True
     try:
-        delivery.submit({LABEL: {1}})
+        with configured(task_always_eager=True):
+            delivery.submit({LABEL: {1}})
     finally:
-        celery_app.conf.changes.pop("task_always_eager")
         celery_app.tasks.unregister(task.name)
 
     assert seen == [(LABEL, [1])]
 
 
-def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set(monkeypatch):
-    # What another test has set on the app goes before the settings.
-    monkeypatch.delitem(celery_app.conf.changes, "task_always_eager", raising=False)
+def test_eager_mode_is_noticed_whenever_and_wherever_it_is_set():
     assert not publishing.is_immediate()
 
     with override_settings(CELERY_TASK_ALWAYS_EAGER=True):
         assert publishing.is_immediate()
     assert not publishing.is_immediate()
-    celery_app.conf.task_always_eager = True
-    try:
+    with configured(task_always_eager=True):
         assert publishing.is_immediate()
-    finally:
-        celery_app.conf.changes.pop("task_always_eager")
     assert not publishing.is_immediate()
 
 
@@ -402,9 +397,9 @@ def test_a_process_that_ends_before_a_silent_broker_answers_writes_down(tmp_path
     with closing(Mute()) as mute:
         script = tmp_path / "script.py"
         script.write_text(
-            f"{SCRIPT}\nfrom settings import celery_app\n"
+            f"{SCRIPT}\nfrom tests.celery_settings import configure\n"
             f"url = 'redis://127.0.0.1:{mute.port}/0'\n"
-            "celery_app.conf.update(broker_url=url, broker_write_url=url)\n"
+            "configure(broker_url=url, broker_write_url=url)\n"
             "delivery.submit({LABEL: {1}})\n"
         )
 
@@ -445,21 +440,9 @@ def _spilled() -> set[Any]:
 @contextmanager
 def _turned_to(url: str) -> Iterator[None]:
     """Celery's broker is another one inside the block."""
-    before = (celery_app.conf.broker_url, celery_app.conf.broker_transport_options)
-    _turn_to(url, {})
-    try:
+    urls = dict.fromkeys(("broker_url", "broker_read_url", "broker_write_url"), url)
+    with configured(**urls, broker_transport_options={}):
         yield
-    finally:
-        _turn_to(*before)
-
-
-def _turn_to(url: str, options: dict[str, Any]) -> None:
-    celery_app.conf.update(
-        broker_url=url,
-        broker_read_url=url,
-        broker_write_url=url,
-        broker_transport_options=options,
-    )
 
 
 def _drop_queue() -> None:
@@ -508,7 +491,7 @@ def test_a_queue_that_is_declared_otherwise_costs_its_own_messages_alone() -> No
     assert all(arrived)
 
 
-def test_after_an_eager_task_that_raises_the_others_are_executed(monkeypatch) -> None:
+def test_after_an_eager_task_that_raises_the_others_are_executed() -> None:
     executed = []
 
     def execute(name: str) -> None:
@@ -517,11 +500,10 @@ def test_after_an_eager_task_that_raises_the_others_are_executed(monkeypatch) ->
             raise ValueError(name)
 
     task = celery_app.task(execute, name="tests.execute")
-    for name in ("task_always_eager", "task_eager_propagates"):
-        monkeypatch.setitem(celery_app.conf.changes, name, True)
     messages = [Message(task.name, (name,)) for name in ("first", "second")]
+    eager = configured(task_always_eager=True, task_eager_propagates=True)
     try:
-        with pytest.raises(ValueError, match="first"):
+        with eager, pytest.raises(ValueError, match="first"):
             publishing.publish(messages)
     finally:
         celery_app.tasks.unregister(task.name)

@@ -13,7 +13,7 @@ from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import delivery
 from autorun.upkeep.rounds import drain_spilled
-from settings import celery_app
+from tests.celery_settings import configured
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document
 
@@ -28,10 +28,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         raise OperationalError("connection refused")
 
     options: list[dict[str, Any]] = []
-    monkeypatch.setitem(celery_app.conf.changes, "broker_transport_options", {})
     monkeypatch.setattr(at_once, "plan_or_start", away)
     monkeypatch.setattr(Signature, "apply_async", lambda self: options.append(self.options))
-    with installed(declare()):
+    with configured(broker_transport_options={}), installed(declare()):
         yield options
 
 
@@ -66,11 +65,10 @@ def test_saved_rows_are_tried_again_for_a_day_while_the_database_is_away(sent, p
     assert max(pauses) <= 120
 
 
-def test_a_message_is_sent_again_before_redis_takes_it_for_lost(sent, plan_as_message, monkeypatch):
+def test_a_message_is_sent_again_before_redis_takes_it_for_lost(sent, plan_as_message):
     options = {"visibility_timeout": 20}
-    monkeypatch.setitem(celery_app.conf.changes, "broker_transport_options", options)
 
-    with pytest.raises(Retry):
+    with configured(broker_transport_options=options), pytest.raises(Retry):
         plan_as_message(100)
 
     assert sent[0]["countdown"] <= 10

@@ -13,7 +13,7 @@ from autorun.state.clock import from_now
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue_expired
-from settings import celery_app
+from tests.celery_settings import configure
 from tests.faultlab.models import Specimen
 
 NOBODY = "redis://127.0.0.1:1/0"  # no broker listens there
@@ -97,4 +97,4 @@ def _receive(message: Message) -> None:
 
 
 def _without_broker() -> None:
-    celery_app.conf.update(broker_url=NOBODY, broker_read_url=NOBODY, broker_write_url=NOBODY)
+    configure(broker_url=NOBODY, broker_read_url=NOBODY, broker_write_url=NOBODY)
