@@ -161,7 +161,7 @@ def _insert(runner: Runner, node: Node, standing: _Standing) -> Run:
     booked: dict[str, int] = {}
     if standing.run_id is not None:
         redo = Redo(standing.run_id, standing.key, standing.fingerprint)
-        booked = supersede([redo], using=settings.DATABASE)
+        booked = supersede([redo])
         crash_point("plan.superseded")
     chunk = Chunk(
         pk=new_chunk_id(),

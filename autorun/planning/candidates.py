@@ -18,8 +18,10 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 
+from autorun.conf import settings
+from autorun.models import Run
 from autorun.state.keys import Key, KeyKind
-from autorun.state.sql import Fragment, keyed_recordset, recordset
+from autorun.state.sql import Fragment, keyed_recordset, recordset, table
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,26 @@ def candidates_in(
     return Candidates(node_id, kind, Fragment(sql, tuple(params)), **bounds)
 
 
-def candidates_of(
-    rows: Sequence[tuple[Key, str]], *, node_id: int, kind: KeyKind, using: str
-) -> Candidates:
+def candidates_of(rows: Sequence[tuple[Key, str]], *, node_id: int, kind: KeyKind) -> Candidates:
     """Keys without duplicates, and their fingerprints, as candidates."""
     columns = {"k": kind.sql_type, "f": "fingerprint"}
     tabulate = keyed_recordset if kind.is_integer else recordset
-    return Candidates(node_id, kind, tabulate(connections[using], columns, rows))
+    return Candidates(node_id, kind, tabulate(connections[settings.DATABASE], columns, rows))
+
+
+def select(
+    candidates: Candidates, columns: str, rest: str = "", *, join: str = "LEFT JOIN"
+) -> list[tuple[Any, ...]]:
+    """SQL `columns` of the candidates and their current runs; `rest` follows the join."""
+    connection = connections[settings.DATABASE]
+    match = current_run_of_candidate(connection, candidates)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {columns} FROM ({candidates.source.sql}) AS d "
+            f"{join} {table(Run, connection)} AS r ON {match.sql} {rest}",
+            [*candidates.source.params, *match.params],
+        )
+        return list(cursor.fetchall())
 
 
 def current_run_of_candidate(connection: BaseDatabaseWrapper, candidates: Candidates) -> Fragment:

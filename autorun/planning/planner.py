@@ -20,7 +20,7 @@ from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Counts, Redo
 from autorun.planning.windows import Window
 from autorun.state.clock import new_chunk_id
-from autorun.state.exception_text import ExceptionText, describe_exception
+from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
@@ -76,9 +76,7 @@ class Planner:
     def _count(self, candidates: Candidates | None) -> Counts:
         if candidates is None:
             return Counts()
-        return statements.count(
-            candidates, self.selection, counts_undone=self.counts_undone, using=settings.DATABASE
-        )
+        return statements.count(candidates, self.selection, counts_undone=self.counts_undone)
 
     def _record(self, window: Window, found: Counts, *, limit: int | None) -> int:
         planned = 0
@@ -97,7 +95,7 @@ class Planner:
         process that read the rows no earlier, and its worker reads them later still.
         """
         size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
-        insert = partial(statements.insert, size=size, status=self.status, using=settings.DATABASE)
+        insert = partial(statements.insert, size=size, status=self.status)
         redo: list[Redo] = []
         superseded: dict[str, int] = {}
         inserted = 0
@@ -105,9 +103,9 @@ class Planner:
             named = candidates
             if found.to_redo is not None:
                 named = self._candidates(found.to_redo, within=candidates)
-            redo = statements.redone(named, self.selection, limit=limit, using=settings.DATABASE)
+            redo = statements.redone(named, self.selection, limit=limit)
         if redo:
-            superseded = statements.supersede(redo, using=settings.DATABASE)
+            superseded = statements.supersede(redo)
             crash_point("plan.superseded")
             again = self._candidates([(each.key, each.fingerprint) for each in redo])
             inserted = insert(again, first_chunk=first_chunk)
@@ -145,9 +143,7 @@ class Planner:
             counters = ["size"]
             if self.status != Run.Status.PENDING:
                 counters.append(self.status.name.lower())
-            statements.insert_chunks(
-                chunk, counters=counters, booked=superseded, using=settings.DATABASE
-            )
+            statements.insert_chunks(chunk, counters=counters, booked=superseded)
         elif superseded:
             for name, number in superseded.items():
                 setattr(chunk, name, number)
@@ -168,7 +164,7 @@ class Planner:
         if not failing._insert(candidates, found, first_chunk, limit=None):
             return
         crash_point("plan.unprepared")
-        errors = {row.key: row.error for row in rows}
+        errors = {row.key: row.error for row in rows if row.error is not None}
         last_chunk = first_chunk + len(rows)
         runs = Run.objects.filter(
             node_id=self.node_id,
@@ -178,7 +174,7 @@ class Planner:
         )
         # Another process's chunks may have ids in this range.
         failed = {
-            run: _described(errors[key])
+            run: describe_exception(errors[key], max_bytes=settings.MAX_TRACEBACK_BYTES)
             for run in runs
             if (key := candidates.kind.of(run)) in errors
         }
@@ -198,7 +194,7 @@ class Planner:
     ) -> Candidates:
         """`rows` as candidates, with the bounds of the candidates `within`."""
         kind = key_kind(self.runner.get_model())
-        candidates = candidates_of(rows, node_id=self.node_id, kind=kind, using=settings.DATABASE)
+        candidates = candidates_of(rows, node_id=self.node_id, kind=kind)
         if within is None:
             return candidates
         return replace(candidates, above=within.above, up_to=within.up_to)
@@ -213,10 +209,4 @@ def _expected(found: Counts, window: Window) -> Outcome:
         unprepared=len(window.unprepared),
         failed=found.failed,
         under_way=found.under_way,
-    )
-
-
-def _described(error: Exception | None) -> ExceptionText:
-    return describe_exception(
-        error or RuntimeError("unknown"), max_bytes=settings.MAX_TRACEBACK_BYTES
     )

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
 
-from django.db import connections
-
-from autorun.conf import settings
 from autorun.models import UNPREPARED, Run
-from autorun.planning.candidates import Candidates, current_run_of_candidate
+from autorun.planning.candidates import Candidates, select
 from autorun.planning.selection import PENDING, Selection
 from autorun.state.keys import Key
-from autorun.state.sql import table
 
 
 class Reason(StrEnum):
@@ -69,25 +64,11 @@ CONDITIONS: Mapping[Reason, str] = {
 def count_by_reason(candidates: Candidates) -> dict[Reason, int]:
     """The number of candidates by reason; one query."""
     counts = ", ".join(f"COUNT(CASE WHEN {each} THEN 1 END)" for each in CONDITIONS.values())
-    [found] = _select(counts, candidates)
+    [found] = select(candidates, counts)
     return dict(zip(CONDITIONS, found, strict=True))
 
 
 def keys_of(candidates: Candidates, reason: Reason, *, limit: int) -> list[Key]:
     """The keys of at most `limit` candidates of that reason."""
-    return [
-        key for (key,) in _select("d.k", candidates, f"WHERE {CONDITIONS[reason]} LIMIT {limit:d}")
-    ]
-
-
-def _select(columns: str, candidates: Candidates, rest: str = "") -> list[tuple[Any, ...]]:
-    """The columns of candidates and their current runs."""
-    connection = connections[settings.DATABASE]
-    match = current_run_of_candidate(connection, candidates)
-    joined = f"({candidates.source.sql}) AS d LEFT JOIN {table(Run, connection)} AS r"
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT {columns} FROM {joined} ON {match.sql} {rest}",
-            [*candidates.source.params, *match.params],
-        )
-        return list(cursor.fetchall())
+    found = select(candidates, "d.k", f"WHERE {CONDITIONS[reason]} LIMIT {limit:d}")
+    return [key for (key,) in found]

@@ -15,8 +15,9 @@ from typing import Any
 from django.db import IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from autorun.conf import settings
 from autorun.models import Chunk, Run
-from autorun.planning.candidates import Candidates, current_run_of_candidate
+from autorun.planning.candidates import Candidates, current_run_of_candidate, select
 from autorun.planning.selection import Selection
 from autorun.state import clock
 from autorun.state.clock import NOW_SQL
@@ -64,29 +65,19 @@ class Redo:
     seen: int | None = None
 
 
-def count(
-    candidates: Candidates, selection: Selection, *, counts_undone: bool = False, using: str
-) -> Counts:
+def count(candidates: Candidates, selection: Selection, *, counts_undone: bool = False) -> Counts:
     """Count candidates by the reason to plan them, in one query.
 
     Without `counts_undone` and `selection.failed` the index alone answers it.
     """
-    connection = connections[using]
-    match = current_run_of_candidate(connection, candidates)
-    redo, is_named = _redo_column(connection, selection)
+    redo, is_named = _redo_column(connections[settings.DATABASE].vendor, selection)
     undone = ", ".join(
         f"COUNT(CASE WHEN r.status = {status:d} AND r.fingerprint = d.f THEN 1 END)"
         for status in (Run.Status.FAILED, Run.Status.PENDING)
     )
-    sql = (
-        f"SELECT COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}, "
-        f"{undone if counts_undone else '0, 0'} "
-        f"FROM ({candidates.source.sql}) AS d "
-        f"LEFT JOIN {table(Run, connection)} AS r ON {match.sql}"
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(sql, [*candidates.source.params, *match.params])
-        total, missing, found, failed, under_way = cursor.fetchone()
+    columns = f"COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}"
+    columns += f", {undone if counts_undone else '0, 0'}"
+    [(total, missing, found, failed, under_way)] = select(candidates, columns)
     to_redo = None
     if is_named:
         to_redo = json.loads(found or "[]")
@@ -96,7 +87,7 @@ def count(
     )
 
 
-def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple[str, bool]:
+def _redo_column(vendor: str, selection: Selection) -> tuple[str, bool]:
     """The column that selects the candidates to be redone, and whether it is a list or a number.
 
     A list, of few as a rule, saves a second pass; but MariaDB cuts off what it aggregates.
@@ -104,44 +95,36 @@ def _redo_column(connection: BaseDatabaseWrapper, selection: Selection) -> tuple
     condition = selection.redo_condition
     if condition is None:
         return "0", False
-    if connection.vendor == "mysql":
+    if vendor == "mysql":
         # Without a run, the fingerprint need not be computed.
         case = f"CASE WHEN r.object_id IS NULL THEN NULL WHEN {condition} THEN 1 END"
         return f"COUNT({case})", False
     gather, pair = "json_group_array", "json_array"
-    if connection.vendor == "postgresql":
+    if vendor == "postgresql":
         gather, pair = "json_agg", "json_build_array"
     only = f"FILTER (WHERE r.object_id IS NOT NULL AND ({condition}))"
     return f"CAST({gather}({pair}(d.k, d.f)) {only} AS TEXT)", True
 
 
-def redone(
-    candidates: Candidates, selection: Selection, *, limit: int | None, using: str
-) -> list[Redo]:
+def redone(candidates: Candidates, selection: Selection, *, limit: int | None) -> list[Redo]:
     """The current runs to supersede, in the order of their keys."""
     condition = selection.redo_condition
     if condition is None:
         return []
-    connection = connections[using]
-    match = current_run_of_candidate(connection, candidates)
     key = f"r.{candidates.kind.column}"
-    sql = (
-        f"SELECT r.id, {key}, d.f, CASE WHEN r.fingerprint = d.f THEN r.status END "
-        f"FROM ({candidates.source.sql}) AS d "
-        f"{join_in_this_order(connection)} {table(Run, connection)} AS r ON {match.sql} "
-        f"WHERE {condition} ORDER BY {key}"
+    found = select(
+        candidates,
+        f"r.id, {key}, d.f, CASE WHEN r.fingerprint = d.f THEN r.status END",
+        f"WHERE {condition} ORDER BY {key} {_limited(limit)}",
+        join=join_in_this_order(connections[settings.DATABASE]),
     )
-    if limit is not None:
-        sql += f" LIMIT {limit:d}"
-    with connection.cursor() as cursor:
-        cursor.execute(sql, [*candidates.source.params, *match.params])
-        return [
-            Redo(run_id, row_key, getattr(found, "hex", found), seen)
-            for run_id, row_key, found, seen in cursor.fetchall()
-        ]
+    return [
+        Redo(run_id, row_key, getattr(fingerprint, "hex", fingerprint), seen)
+        for run_id, row_key, fingerprint, seen in found
+    ]
 
 
-def supersede(redo: Sequence[Redo], *, using: str) -> dict[str, int]:
+def supersede(redo: Sequence[Redo]) -> dict[str, int]:
     """Make the runs no longer current; how many, by the columns of the chunk that counts them.
 
     Runs that another process has superseded, finished or ignored since they were read are skipped.
@@ -152,10 +135,10 @@ def supersede(redo: Sequence[Redo], *, using: str) -> dict[str, int]:
     superseded = update_from(
         Run,
         "is_current = NULL",
-        source=recordset(connections[using], columns, rows),
+        source=recordset(connections[settings.DATABASE], columns, rows),
         match=Fragment(match),
         returning="status",
-        using=using,
+        using=settings.DATABASE,
     )
     statuses = (Run.Status(status) for (status,) in superseded)
     # A pending run is counted when its own chunk cancels it.
@@ -172,7 +155,6 @@ def insert(
     limit: int | None = None,
     expected: int = 0,
     are_all_missing: bool = False,
-    using: str,
 ) -> int:
     """Insert a run for every candidate without a current one, `size` to a chunk; how many.
 
@@ -181,7 +163,7 @@ def insert(
     without regard to conflicts: handling these at every row takes 1.4 times as long. If
     `are_all_missing`, none is looked up, as the constraint finds runs made since.
     """
-    connection = connections[using]
+    connection = connections[settings.DATABASE]
     begin, end = insert_ignoring_conflicts(connection)
     runs = table(Run, connection)
     missing = Fragment("")
@@ -199,13 +181,17 @@ def insert(
         f"SELECT %s, {object_id}, {object_key}, d.f, TRUE, "
         f"%s + {whole_quotient(connection, ordinal, '%s')}, {status:d}, 0, {finished_at} "
         f"FROM ({candidates.source.sql}) AS d {missing.sql} "
-        f"ORDER BY d.k {'' if limit is None else f'LIMIT {limit:d}'}"
+        f"ORDER BY d.k {_limited(limit)}"
     )
     params = [candidates.node_id, first_chunk, size, *candidates.source.params, *missing.params]
     if connection.vendor == "postgresql" and expected >= WORTH_A_SAVEPOINT:
-        with suppress(IntegrityError), transaction.atomic(using=using):
+        with suppress(IntegrityError), transaction.atomic(using=settings.DATABASE):
             return _row_count(connection, f"INSERT INTO {rows}", params)
     return _row_count(connection, f"{begin} {rows} {end}", params)
+
+
+def _limited(limit: int | None) -> str:
+    return "" if limit is None else f"LIMIT {limit:d}"
 
 
 def _row_count(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> int:
@@ -214,14 +200,12 @@ def _row_count(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any])
         return max(int(cursor.rowcount), 0)
 
 
-def insert_chunks(
-    like: Chunk, *, counters: Collection[str], booked: Mapping[str, int], using: str
-) -> None:
+def insert_chunks(like: Chunk, *, counters: Collection[str], booked: Mapping[str, int]) -> None:
     """Insert the chunks that new runs name, in the block of ids that begins with that of `like`.
 
     Each is a copy of `like` that counts its runs in `counters`; the first also has those `booked`.
     """
-    connection = connections[using]
+    connection = connections[settings.DATABASE]
     quote = connection.ops.quote_name
     columns: dict[str, Fragment] = {}
     for field in Chunk._meta.concrete_fields:

@@ -150,7 +150,6 @@ def _python_windows(
                 [(row.key, row.fingerprint) for row in rows if row.error is None],
                 node_id=node_id,
                 kind=kind,
-                using=settings.DATABASE,
             ),
             above=_key(kind, after) if has_bounds else None,
             up_to=end if has_bounds else None,
