@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?=
 DJANGO ?= Django
+CONSTRAINTS ?=
 ARGS ?=
 MINUTES ?= 2
 QUICK ?=
@@ -17,7 +18,7 @@ EXTRAS := redis,postgres,mariadb,prometheus,otel
 define install
 	@echo "Installing into $(VENV); the first time this takes a minute or two."
 	@$(RUN) -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
-	@PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check "$(DJANGO)" $(1)
+	@PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) "$(DJANGO)" $(1)
 	@touch $@
 endef
 

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import celery
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 from celery.bin.celery import celery as celery_command
@@ -326,6 +327,8 @@ def check_project_settings(code: str) -> None:
     names: dict[str, Any] = {"BASE_DIR": Path("/srv/mysite"), "INSTALLED_APPS": []}
     exec(code, names)
     known = {"db_reuse_max", *dict(flatten(NAMESPACES))}
+    if celery.__version__ < "5.5":
+        known.add("worker_soft_shutdown_timeout")
     for name, value in names.items():
         if name.startswith("CELERY_"):
             assert name.removeprefix("CELERY_").lower() in known, f"Celery has no {name}."

@@ -22,6 +22,7 @@ from autorun.runner import QuerySetRunner
 from autorun.triggers import on_schedule
 from autorun.triggers.on_schedule import SyncReport, sync
 from settings import celery_app
+from tests.celery_settings import configured
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -102,10 +103,9 @@ def test_a_crontab_may_be_written_in_every_way_celery_knows(minute):
     assert sync_with(crontab(minute=minute, hour=[2, 14])) == SyncReport()
 
 
-def test_the_time_zone_is_the_projects(monkeypatch):
-    monkeypatch.setitem(celery_app.conf, "timezone", "Asia/Jerusalem")
-
-    sync_with(crontab(hour="3"))
+def test_the_time_zone_is_the_projects():
+    with configured(timezone="Asia/Jerusalem"):
+        sync_with(crontab(hour="3"))
 
     assert str(entry().crontab.timezone) == "Asia/Jerusalem"
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.engine import work_off
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+OLDEST = (ROOT / ".ci" / "oldest.txt").read_text()
+BOUND = re.compile(r"([\w-]+)>=([\d.]+)")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 
@@ -41,6 +45,26 @@ def test_the_runner_runs(monkeypatch):
             work_off()
 
     assert Run.objects.get().outputs == {"mean": 0.0}
+
+
+def test_the_oldest_versions_are_those_that_are_required_and_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["redis"]]
+    bounds = dict(match.groups() for each in required if (match := BOUND.match(each)))
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]*\d)", OLDEST, re.MULTILINE))
+    names, _, versions = (
+        re.split(r" \| ", line.strip("| "))
+        for line in re.findall(r"(?<=\n)\| Python .*?\n.*\n.*", README)[0].splitlines()
+    )
+    told = {
+        name: re.match(r"[\d.]+", version)[0]
+        for names, version in zip(names, versions, strict=True)
+        for name in re.sub(r" \(.*", "", names).split(", ")
+    }
+
+    assert f">={told.pop('Python')}" == project["requires-python"]
+    assert told == {name: bounds[name] for name in told}
+    assert all(tested[name].startswith(bounds[name]) for name in told)
 
 
 def test_the_settings_exist():

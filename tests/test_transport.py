@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.transport import TRANSPORT_ALIASES
@@ -981,7 +982,9 @@ def test_two_prefork_workers_run_every_task_once_and_answer_a_ping(probe: Probe)
     assert probe.stop() == [0, 0, 0, 0]
     assert "Traceback" not in probe.output()
     assert sql(probe.broker, "SELECT count(*) FROM message") == [(0,)]
-    assert sql(probe.broker, "SELECT name FROM queue") == [("celery",)]
+    # Before 5.7, Celery leaves the queues of its workers' remote control behind.
+    tasks = "SELECT name FROM queue WHERE name NOT LIKE '%.pidbox'"
+    assert sql(probe.broker, tasks) == [("celery",)]
 
 
 @pytest.mark.slow
@@ -1016,6 +1019,9 @@ def test_nothing_is_lost_when_a_worker_is_killed(probe: Probe) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    celery.__version__ < "5.5", reason="Celery closed the connection before its tasks had ended"
+)
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 @pytest.mark.parametrize("probe", [1], indirect=True)
 def test_task_that_outlives_its_lease_and_a_warm_shutdown_runs_once(
