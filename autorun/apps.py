@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
 
 
@@ -28,4 +29,5 @@ class AutorunConfig(AppConfig):
         delivery.connect()
         on_schedule.connect()
         workers.connect()
-        post_migrate.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")
+        for signal in (post_migrate, connection_created):
+            signal.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds before another try at a configuration that could not be created.
 TRY_AGAIN_AFTER = 10.0
+#: A node's id is the start of its digest, in hex: as many digits as JavaScript reads exactly.
+ID_DIGITS = 13
 
 _known: dict[tuple[str, str], Node] = {}
 #: The digest of each runner, or the error in its place and when to try again.
@@ -45,13 +47,24 @@ def node_of(runner: Runner) -> Node:
     kept = _digests.get(type(runner))
     node_digest = kept if isinstance(kept, str) else digest_of(runner)
     known = _known.get((settings.DATABASE, node_digest))
-    if known is not None:
-        return known
+    return known if known is not None else find_node(runner)
+
+
+def find_node(runner: Runner) -> Node:
+    """`node_of` as the database has it now: it may have forgotten a node that the process knows."""
+    node_digest = digest_of(runner)
     node = Node.objects.filter(digest=node_digest).first() or _create(runner, node_digest)
-    # An open transaction may still be rolled back, and the id be given to another node.
+    # An open transaction may still be rolled back.
     if not connections[settings.DATABASE].in_atomic_block:
         _known[settings.DATABASE, node_digest] = node
     return node
+
+
+def restore(runner: Runner, node_id: int) -> None:
+    """Make the runner's node again, under the id in use, if the database has forgotten it."""
+    if not Node.objects.filter(pk=node_id).exists():
+        forget_nodes()
+        _create(runner, digest_of(runner), pk=node_id)
 
 
 def digest_of(runner: Runner) -> str:
@@ -133,7 +146,7 @@ def runners_by_node() -> RunnersByNode:
 
 
 def forget_nodes(**_: Any) -> None:
-    """Drop what the process remembers, because the tables may have been emptied."""
+    """Drop what the process remembers: the tables may have been emptied, or be a replica's now."""
     _known.clear()
 
 
@@ -145,7 +158,7 @@ def _digest(runner: Runner) -> str:
     )
 
 
-def _create(runner: Runner, node_digest: str) -> Node:
+def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
     analysis = runner.get_analysis()
     content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
         runner.get_model()
@@ -154,6 +167,9 @@ def _create(runner: Runner, node_digest: str) -> Node:
     try:
         with transaction.atomic(using=settings.DATABASE):
             return Node.objects.create(
+                # Processes keep the id. A sequence would give it to another node after a failover
+                # or a backup had lost this one.
+                pk=pk or int(node_digest[:ID_DIGITS], 16),
                 title=analysis.title,
                 version=analysis.version,
                 configuration=configuration,

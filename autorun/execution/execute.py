@@ -130,6 +130,8 @@ def work_off(work: Work) -> None:
                 tally = work.perform(termination)
         except LeaseLost as lost:
             logger.warning("%s: %s Results not yet recorded are lost.", runner.label, lost)
+            # A failover or a backup may have lost the runs, too.
+            work.unexpected = work.keys
         except Interrupted:
             logger.info("%s: returned chunk %s: the worker is stopping.", runner.label, chunk.pk)
         else:

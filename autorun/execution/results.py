@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from django.db import connections
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 
 from autorun.conf import settings
 from autorun.declare.hooks import backoff_of
@@ -134,6 +134,7 @@ def record(
 
     `is_last` finishes the chunk. Moved runs go to new chunks of at most `size`. A result is skipped
     if an earlier call has recorded or moved its run: the answer to that call's commit was lost.
+    If the database has forgotten earlier results, the chunk waits for a worker to repeat them.
     Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
 
@@ -166,6 +167,9 @@ def record(
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
             _write_counts(held, counted, is_last=is_last)
+        ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
+        if is_last and ended != lease.chunk.size:
+            _reopen_if_pending(held)
         if any(map(_failure_of, results)) and (failures := _failures(lease, results, written)):
             Failure.objects.bulk_create(failures)
         crash_point("finish.failures")
@@ -190,6 +194,12 @@ def _recorded(lease: Lease) -> Tally:
     if chunk is None:
         raise LeaseLost(f"Chunk {lease.chunk.pk} of {lease.chunk.runner} has another worker now.")
     return Tally.of(chunk)
+
+
+def _reopen_if_pending(held: QuerySet[Chunk]) -> None:
+    """Let a chunk that was finished wait again if it still has pending runs."""
+    pending = Run.objects.pending().filter(chunk_id=OuterRef("pk"))
+    held.filter(Exists(pending)).update(state=Chunk.State.WAITING, finished_at=None)
 
 
 def _new_chunks(

@@ -74,6 +74,7 @@ class Work:
         self.began_at = time.monotonic()
         self.current: Assignment | None = None
         self.current_since = 0.0
+        self.keys: list[Key] = []
         self.succeeded: list[Key] = []
         #: Rows that had changed since they were planned. They may have changed back meanwhile, and
         #: planning would have found them up to date.
@@ -108,17 +109,10 @@ class Work:
                 due.append(run)
         try:
             is_beyond_base = chunk.batch is not None and chunk.batch.is_beyond_base
-            keys = list(map(kind.of, due))
-            rows = load(self.runner, keys, within_base=not is_beyond_base) if due else {}
-        except AutorunError as error:  # a hook of the runner's is broken
-            self._results += [self._failure(run, run.fingerprint, error) for run in due]
-            return
-        except Exception as error:
-            if is_passing(error):
-                raise
-            # No row's fault: a column that is not there yet, as before `migrate`.
-            logger.exception("%s: no row can be loaded; tried again later.", self.runner.label)
-            self._results += [Result.moved(run, again_in=WAIT_FOR_ALL) for run in due]
+            self.keys = list(map(kind.of, due))
+            rows = load(self.runner, self.keys, within_base=not is_beyond_base) if due else {}
+        except Exception as error:  # noqa: BLE001  it may be raised again
+            self._give_up_loading(due, error)
             return
         for run in due:
             row = rows.get(kind.of(run))
@@ -222,6 +216,17 @@ class Work:
             self.current = self._assignments.popleft() if self._assignments else None
             self.current_since = time.monotonic()
             return self.current
+
+    def _give_up_loading(self, due: Sequence[Run], error: Exception) -> None:
+        if isinstance(error, AutorunError):  # a hook of the runner's is broken
+            self._results += [self._failure(run, run.fingerprint, error) for run in due]
+        elif is_passing(error):
+            raise error
+        else:
+            # No row's fault: a column that is not there yet, as before `migrate`.
+            message = "%s: no row can be loaded; tried again later."
+            logger.error(message, self.runner.label, exc_info=error)
+            self._results += [Result.moved(run, again_in=WAIT_FOR_ALL) for run in due]
 
     def _drop_moved(self) -> None:
         """Drop the runs that were handed over although the answer was lost."""

@@ -13,7 +13,7 @@ from django.db.models import Exists, F, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import nodes
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import find_node
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
@@ -22,7 +22,7 @@ from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts
-from autorun.state.leases import PLANNING_LEASES, ends_at, planning_ends_at
+from autorun.state.leases import PLANNING_LEASES, ends_at, new_token, planning_ends_at
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.probes import crash_point
 from autorun.state.transactions import is_passing, repeated_on_conflict
@@ -37,7 +37,12 @@ RUNS_AT_ONCE = 20_000
 def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     """Create a batch that this process plans."""
     batch = Batch(
-        runner=runner.label, node=node_of(runner), trigger=trigger, token=1, tries=1, **fields
+        runner=runner.label,
+        node=find_node(runner),
+        trigger=trigger,
+        token=new_token(),
+        tries=1,
+        **fields,
     )
     batch.is_given = bool(batch.scope.get("given"))
     beyond = ("given", "beyond_base", "source")
@@ -52,7 +57,7 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
 
     A batch whose process has gone silent is taken over instead.
     """
-    node = node_of(runner)
+    node = find_node(runner)
 
     def begin_unless_there_is_one() -> Batch | None:
         nodes.lock(node.pk)
@@ -83,7 +88,7 @@ def take_over(batch_id: int) -> Batch | None:
         finished_at=DatabaseNow(),
     )
     taken = not stuck and silent.update(
-        token=F("token") + 1, tries=F("tries") + 1, expires_at=planning_ends_at()
+        token=new_token(), tries=F("tries") + 1, expires_at=planning_ends_at()
     )
     return Batch.objects.select_related("node").get(pk=batch_id) if taken else None
 
@@ -91,30 +96,34 @@ def take_over(batch_id: int) -> Batch | None:
 def advance(batch: Batch, outcome: Outcome, *, cursor: str) -> None:
     """Book a planned window, in the transaction that records its runs; the last has no `cursor`.
 
-    Raises LeaseLost if the batch was paused, cancelled or taken over: the window is rolled back.
+    Raises LeaseLost if the batch was paused, cancelled or taken over, or if the database has
+    forgotten windows before this one: the window is rolled back.
     """
     # The last window also marks the batch as planned. A `force` knows only from this that its rows
     # have been rerun.
     is_last = not cursor
-    booked = _held(batch).update(
-        cursor=F("cursor") if is_last else cursor,
-        planned_at=DatabaseNow() if is_last else None,
-        candidates=F("candidates") + outcome.candidates,
-        existing=F("existing") + outcome.existing,
-        planned=F("planned") + outcome.planned,
-        unprepared=F("unprepared") + outcome.unprepared,
-        tries=1,
-        expires_at=None if is_last else planning_ends_at(),
+    booked = (
+        _held(batch)
+        .filter(cursor=batch.cursor)
+        .update(
+            cursor=F("cursor") if is_last else cursor,
+            planned_at=DatabaseNow() if is_last else None,
+            candidates=F("candidates") + outcome.candidates,
+            existing=F("existing") + outcome.existing,
+            planned=F("planned") + outcome.planned,
+            unprepared=F("unprepared") + outcome.unprepared,
+            tries=1,
+            expires_at=None if is_last else planning_ends_at(),
+        )
     )
     if not booked:
-        raise LeaseLost(f"{batch} was paused, cancelled or taken over.")
+        raise LeaseLost(f"{batch} was paused, cancelled, taken over or restored from a backup.")
 
 
 def planned(batch: Batch) -> None:
     """Record that nothing is left to plan."""
     _held(batch).update(planned_at=DatabaseNow(), expires_at=None)
     finish_if_done(batch.pk)
-    batch.refresh_from_db()
 
 
 def hand_on(batch: Batch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +99,8 @@ class Pass:
         else:
             crash_point("backfill.unfinished")
             batches.planned(batch)
-        batch.refresh_from_db()
+        with suppress(Batch.DoesNotExist):  # the database has forgotten it
+            batch.refresh_from_db()
         numbers = (self.outcome.candidates, self.outcome.planned)
         logger.info("%s: %s of %d candidates planned %d runs.", self.runner.label, batch, *numbers)
 
@@ -118,6 +120,7 @@ class Pass:
         if is_due and not is_booked:
             repeated_on_conflict(lambda: book(outcome), using=settings.DATABASE)
         if is_booked:
+            batch.cursor = window.last_key or batch.cursor
             self._unbooked, self._booked_at = Outcome(), time.monotonic()
         else:
             self._unbooked += outcome

@@ -8,9 +8,11 @@ from functools import partial
 
 from autorun import signals
 from autorun.conf import settings
+from autorun.declare import nodes
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
+from autorun.exceptions import LeaseLost
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
 from autorun.planning.candidates import Candidates, candidates_of
@@ -69,9 +71,17 @@ class Planner:
             crash_point("plan.booked")
             return outcome
 
-        outcome = repeated_on_conflict(attempt, using=settings.DATABASE)
+        outcome = repeated_on_conflict(
+            attempt, using=settings.DATABASE, on_conflict=self._restore_what_is_forgotten
+        )
         crash_point("plan.committed")
         return outcome
+
+    def _restore_what_is_forgotten(self) -> None:
+        """Make the node again, if the database has lost it. Raises LeaseLost if it lost the batch."""
+        nodes.restore(self.runner, self.node_id)
+        if self.batch is not None and not Batch.objects.filter(pk=self.batch.pk).exists():
+            raise LeaseLost(f"{self.batch} is no longer in the database.")
 
     def _count(self, candidates: Candidates | None) -> Counts:
         if candidates is None:

@@ -55,7 +55,7 @@ class BatchCounts:
 
 
 def progress(node: Node) -> Progress:
-    return progress_by_node([node])[node.pk]
+    return progress_by_node([node]).get(node.pk, Progress())
 
 
 def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:

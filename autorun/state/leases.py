@@ -1,12 +1,13 @@
 """Leases: one worker starts a chunk, and stays the only one.
 
-A start is one compare-and-set that raises the chunk's token, so a message delivered five times
+A start is one compare-and-set that gives the chunk a new token, so a message delivered five times
 starts it once. Later writes require the same token, so a worker that lost its lease writes nothing.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from autorun.state.managers import ChunkQuerySet
 #: The lease of a batch, in leases of a chunk: Python may have to prepare thousands of rows of a
 #: window before planning can extend it.
 PLANNING_LEASES = 10
+#: The column takes 31 bits, and workers of an older version add one to a token.
+TOKEN_BITS = 30
 
 
 def ends_at(leases: int = 1) -> Expression:
@@ -56,14 +59,20 @@ def queued(chunk_id: int) -> Chunk | None:
 
 def start(chunk: Chunk) -> Lease | None:
     """The lease of a queued chunk, or None if another worker has it."""
+    token = new_token()
     started = _as_read(chunk).update(
         state=Chunk.State.RUNNING,
-        token=F("token") + 1,
+        token=token,
         started_at=DatabaseNow(),
         expires_at=ends_at(),
         worker=worker_name(),
     )
-    return Lease(chunk, chunk.token + 1) if started else None
+    return Lease(chunk, token) if started else None
+
+
+def new_token() -> int:
+    """A random token. A counted one would be given twice if a failover or a backup lost a start."""
+    return secrets.randbits(TOKEN_BITS)
 
 
 def extend(lease: Lease) -> bool:

@@ -52,6 +52,7 @@ def repeated_on_conflict(
     using: str,
     is_idempotent: bool = False,
     lock_timeout: float | None = None,
+    on_conflict: Callable[[], object] = lambda: None,
 ) -> Result:
     """`work()` in a transaction of its own, repeated after a conflict with another transaction.
 
@@ -59,6 +60,7 @@ def repeated_on_conflict(
     server had committed is unknown then. On PostgreSQL, waiting longer than `lock_timeout` seconds
     for a lock counts as a conflict: the server may keep a lost machine's transaction open for
     hours. Inside a transaction of the caller's, whose statements cannot be repeated, it runs once.
+    `on_conflict` is called before each repetition.
     """
     connection = connections[using]
     if connection.in_atomic_block:
@@ -80,6 +82,7 @@ def repeated_on_conflict(
             if is_broken:
                 connection.close()
             logger.info("A transaction is repeated after attempt %d: %s", attempt, error)
+            on_conflict()
             # A server needs longer to restart than a rival to commit.
             pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** (attempt - 1)
             time.sleep(pause * random.uniform(0.5, 1.5))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 
 from django.db import connections, transaction
-from django.db.models import F
 
 from autorun import signals
 from autorun.conf import settings
@@ -21,7 +20,7 @@ from autorun.models import Chunk, Run
 from autorun.planning.named import plan_or_write_down
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
-from autorun.state.leases import Lease, ends_at
+from autorun.state.leases import Lease, ends_at, new_token
 from autorun.state.probes import crash_point
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def _take(chunk: Chunk) -> bool:
         unlocked = lapsed.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
         if unlocked.values_list("pk").first() is None:
             return False
-        taken = lapsed.update(token=F("token") + 1, expires_at=ends_at())
+        taken = lapsed.update(token=new_token(), expires_at=ends_at())
     return bool(taken)
 
 

@@ -1,0 +1,220 @@
+"""A database that has forgotten its last commits: a late replica took over, or a backup is restored.
+
+The processes live on, and remember more than the database.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from autorun.exceptions import LeaseLost
+from autorun.execution import work
+from autorun.execution.results import Result, Tally, record
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.planning import batches, windows
+from autorun.planning.looks import sweep_now
+from autorun.planning.named import plan_keys
+from autorun.runner import QuerySetRunner
+from autorun.state.leases import queued, start
+from tests.crashes import armed, listening
+from tests.engine import declare, installed, work_off
+from tests.faultlab import steps
+from tests.faultlab.snapshots import Snapshot
+from tests.library.models import Document
+
+RunnerClass = type[QuerySetRunner]
+
+
+def write(number: int) -> list[Document]:
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(number))
+    return list(Document.objects.order_by("pk"))
+
+
+def assert_all_done(runner: RunnerClass, number: int) -> None:
+    """Every row has a success, no run is an orphan, and the counts add up."""
+    progress = runner().progress()
+    assert progress.succeeded == progress.total == number
+    assert not runner().pending().exists()
+    assert not Run.objects.pending().exists()
+    assert not Chunk.objects.annotate(left=Chunk.runs_left()).exclude(left=0).exists()
+    assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(53)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("bodies", range(1, 5))
+def test_results_that_the_database_has_forgotten_are_repeated(set_constants, bodies):
+    set_constants(work, WRITE_EVERY=0)
+    write(4)
+    before: list[Snapshot] = []
+    seen = Counter[str]()
+
+    def forget(point: str) -> None:
+        seen[point] += 1
+        if point == "start.assigned" and not before:
+            before.append(Snapshot())
+        if point == "finish.unwritten" and seen[point] == bodies:
+            before[0].restore()
+
+    runner = declare(BATCH_SIZE=4, MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        with listening(forget):
+            work_off()
+
+        assert_all_done(runner, 4)
+    assert seen["finish.unwritten"] == 4 + bodies - 1
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+@pytest.mark.faults(53)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("point", ["finish.unwritten", "finish.committed"])
+def test_a_saved_row_whose_run_was_forgotten_is_planned_again_by_its_worker(point):
+    """If its worker still knows of it; else the next sweep finds the row."""
+    (document,) = write(1)
+    runner = declare()
+    with installed(runner):
+        plan_keys(runner(), [document.pk])
+        before = Snapshot()
+        Document.objects.update(title="changed")
+        plan_keys(runner(), [document.pk])
+        with armed(point, act=before.restore):
+            work_off()
+        if point == "finish.committed":
+            runner().run()
+            work_off()
+
+        assert_all_done(runner, 1)
+    assert Run.objects.current().get().outputs == {"value": "changed"}
+
+
+@pytest.mark.faults(53)
+@pytest.mark.django_db(transaction=True)
+def test_windows_that_the_database_has_forgotten_are_planned_again(set_constants):
+    set_constants(windows, DATABASE_WINDOW=3)
+    write(12)
+    before: list[Snapshot] = []
+
+    def forget(point: str) -> None:
+        if point == "backfill.window":
+            before.append(Snapshot())
+            if len(before) == 3:
+                before[0].restore()
+
+    runner = declare()
+    with installed(runner):
+        with listening(forget):
+            runner().backfill()
+        assert Batch.objects.get().state == Batch.State.RUNNING
+        steps.heal()
+
+        assert_all_done(runner, 12)
+    batch = Batch.objects.get()
+    assert (batch.state, batch.planned) == (Batch.State.FINISHED, 12)
+
+
+@pytest.mark.faults(54)
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_whose_start_was_forgotten_writes_nothing():
+    write(2)
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        runner().run()
+        chunk = queued(Chunk.objects.get().pk)
+        before = Snapshot()
+        late = start(chunk)
+        before.restore()
+        other = start(queued(chunk.pk))
+        results = [
+            Result(run.pk, Run.Status.SUCCEEDED, 1, run.fingerprint, '"late"')
+            for run in Run.objects.all()
+        ]
+
+        with pytest.raises(LeaseLost):
+            record(late, results, Tally(), size=1, is_last=True)
+
+        assert Run.objects.pending().count() == 2
+        record(other, results, Tally(), size=1, is_last=True)
+        assert_all_done(runner, 2)
+
+
+@pytest.mark.faults(54)
+@pytest.mark.django_db(transaction=True)
+def test_a_planner_whose_batch_was_forgotten_books_nothing_in_the_next_one_of_its_id():
+    write(6)
+    runner = declare()
+    with installed(runner):
+        runner().get_node()
+        before = Snapshot()
+
+        def forget() -> None:
+            forgotten = Batch.objects.get()
+            before.restore()
+            batches.begin(runner(), Batch.Trigger.BACKFILL, pk=forgotten.pk)
+
+        with armed("backfill.begun", act=forget):
+            runner().backfill()
+
+        assert Batch.objects.get().planned == 0
+        assert not Run.objects.exists()
+        runner().run()
+        work_off()
+        assert_all_done(runner, 6)
+
+
+DOORS: dict[str, Callable[[QuerySetRunner], object]] = {
+    "a save": lambda runner: plan_keys(runner, Document.objects.values_list("pk", flat=True)),
+    "run": lambda runner: runner.run(),
+    "backfill": lambda runner: runner.backfill(),
+    "sweep": sweep_now,
+}
+
+
+@pytest.mark.faults(55)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("door", DOORS)
+def test_a_node_that_was_forgotten_is_made_again_at_once(door):
+    write(3)
+    runner = declare()
+    with installed(runner):
+        before = Snapshot()
+        known = runner().get_node()
+        before.restore()
+
+        assert runner().progress().total == 0
+        DOORS[door](runner())
+        work_off()
+
+        assert_all_done(runner, 3)
+        assert Node.objects.get() == known
+
+
+@pytest.mark.faults(55)
+@pytest.mark.django_db(transaction=True)
+def test_a_node_is_forgotten_between_two_windows(set_constants):
+    set_constants(windows, DATABASE_WINDOW=3)
+    write(7)
+    runner = declare()
+    with installed(runner):
+        before = Snapshot()
+        with armed("backfill.window", act=before.restore):
+            runner().backfill()
+        sweep_now(runner())
+        work_off()
+
+        assert_all_done(runner, 7)
+
+
+@pytest.mark.faults(55)
+@pytest.mark.django_db(transaction=True)
+def test_the_id_of_a_forgotten_node_is_never_given_to_another():
+    """A process that knows it would record its results for the other one."""
+    runner, other = declare(), declare(NAME="OtherRunner", VERSION="2.0")
+    with installed(runner, other):
+        before = Snapshot()
+        known = runner().get_node()
+        before.restore()
+
+        assert other().get_node().pk != known.pk
