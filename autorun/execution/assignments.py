@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from django.db import connections
 from django.db.models import Exists, OuterRef
 
+from autorun.conf import settings
 from autorun.models import Chunk, Run
 from autorun.planning.rows import Row
+from autorun.state.sql import Fragment, recordset, update_from
+from autorun.state.transactions import repeated_on_conflict
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,26 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
     return list(
         runs.annotate(has_older=Exists(older.exclude(chunk=chunk))).defer("outputs").order_by("pk")
     )
+
+
+def superseded(changed: Collection[Assignment]) -> set[int]:
+    """The ids of the runs that planning has superseded, of those whose row had `changed`.
+
+    The others are noted as runs of the input that was read: a late message about the change would
+    otherwise plan a second run of the same input.
+    """
+    if not changed:
+        return set()
+    inputs = [(each.run.pk, each.row.fingerprint) for each in changed]
+    columns = {"run_id": "bigint", "new_fingerprint": "fingerprint"}
+    note = partial(
+        update_from,
+        Run,
+        "fingerprint = s.new_fingerprint",
+        source=recordset(connections[settings.DATABASE], columns, inputs),
+        match=Fragment(f"id = s.run_id AND is_current AND status = {Run.Status.PENDING:d}"),
+        returning="id",
+        using=settings.DATABASE,
+    )
+    noted = repeated_on_conflict(note, using=settings.DATABASE)
+    return {run_id for run_id, _ in inputs} - {run_id for (run_id,) in noted}

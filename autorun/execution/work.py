@@ -20,7 +20,7 @@ from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import AutorunError, ConfigurationError, LeaseLost
-from autorun.execution.assignments import Assignment, load_runs
+from autorun.execution.assignments import Assignment, load_runs, superseded
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, load
@@ -114,6 +114,7 @@ class Work:
         except Exception as error:  # noqa: BLE001  it may be raised again
             self._give_up_loading(due, error)
             return
+        changed: list[Assignment] = []
         for run in due:
             row = rows.get(kind.of(run))
             if row is not None and row.instance is None:  # it cannot be loaded
@@ -123,6 +124,10 @@ class Work:
                 self.unexpected.append(kind.of(run))
             else:
                 self._assignments.append(Assignment(run, row))
+                if row.fingerprint != run.fingerprint:
+                    changed.append(self._assignments[-1])
+        if changed:
+            self._drop_superseded(changed)
 
     def perform(self, termination: Termination) -> Tally:
         """Execute the assigned runs; how they ended. Raises LeaseLost, or Interrupted."""
@@ -227,6 +232,12 @@ class Work:
             message = "%s: no row can be loaded; tried again later."
             logger.error(message, self.runner.label, exc_info=error)
             self._results += [Result.moved(run, again_in=WAIT_FOR_ALL) for run in due]
+
+    def _drop_superseded(self, changed: Sequence[Assignment]) -> None:
+        """Leave changed rows to the newer runs that planning has made for them meanwhile."""
+        dropped = superseded(changed)
+        self._results += [Result.cancelled(each.run) for each in changed if each.run.pk in dropped]
+        self._assignments = deque(each for each in self._assignments if each.run.pk not in dropped)
 
     def _drop_moved(self) -> None:
         """Drop the runs that were handed over although the answer was lost."""

@@ -218,3 +218,28 @@ def test_the_id_of_a_forgotten_node_is_never_given_to_another():
         before.restore()
 
         assert other().get_node().pk != known.pk
+
+
+@pytest.mark.faults(58)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "point", ["start.leased", "start.assigned", "finish.unwritten", "finish.committed"]
+)
+def test_a_row_that_is_saved_before_its_chunk_starts_and_planned_later_runs_once(point):
+    document, _ = write(2)
+    inputs: list[str] = []
+
+    def body(value: str) -> None:
+        inputs.append(value)
+
+    runner = declare(body, BATCH_SIZE=2)
+    with installed(runner):
+        runner().run()
+        Document.objects.filter(pk=document.pk).update(title="changed")
+        with armed(point, act=lambda: plan_keys(runner(), [document.pk])):
+            work_off()
+        Chunk.objects.exclude(not_before=None).update(not_before=None)
+        work_off()
+
+        assert_all_done(runner, 2)
+    assert sorted(inputs) == ["changed", "title 1"]
