@@ -13,6 +13,7 @@ from django.db import connection
 
 from autorun.dispatch.releasing import _due
 from autorun.models import Chunk, Node, Run
+from autorun.planning import batches
 from autorun.planning import windows as planning_windows
 from autorun.runner import QuerySetRunner
 from autorun.upkeep import folding
@@ -168,6 +169,20 @@ def test_sqlite_looks_runs_up_for_keys_that_python_holds() -> None:
     lines = plans[0].splitlines()
     assert any("SCAN json_each" in line for line in lines)
     assert any(re.search(r"SEARCH r USING .*\(node_id=\? AND object_id=\?", line) for line in lines)
+
+
+@pytest.mark.skipif(connection.vendor == "mysql", reason="reads plans of PostgreSQL and SQLite")
+def test_earlier_results_are_looked_up_row_by_row(runner: QuerySetRunner) -> None:
+    batch = runner.backfill(Document.objects.order_by("pk")[:10], force=True)
+    settle()
+
+    with explained("SELECT (SELECT MAX(") as plans:
+        batches.cancel(batch)
+
+    assert len(plans) == 1
+    assert "autorun_run_one_current" in plans[0] or "node_id=? AND object_id=?" in plans[0]
+    assert "Seq Scan" not in plans[0]
+    assert "autorun_run_pkey" not in plans[0]
 
 
 def test_no_index_of_runs_mentions_their_status() -> None:

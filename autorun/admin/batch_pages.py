@@ -179,7 +179,7 @@ class BatchAdmin(PageAdmin):
             self.note(
                 request,
                 f"{batch} cancelled: {counted(cancelled, 'run was', 'runs were')} not started. "
-                "Their rows are pending again.",
+                "Their rows have their last result for the same input back, or are pending.",
                 batch,
             )
         return self.back(request, self.url("autorun_batch_change", batch_id))

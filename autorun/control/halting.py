@@ -31,7 +31,8 @@ def resume_runner(runner: Runner) -> bool:
 def cancel_runner(label: str, *, reason: str = "") -> int:
     """Cancel the planned runs of the runner that have not started; returns how many.
 
-    The runner need not be registered. Its rows are pending again.
+    The runner need not be registered. Its rows have their last result for the same input back, or
+    are pending.
     """
     unfinished = Batch.objects.unfinished().filter(runner=label).order_by("pk")
     number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.db import transaction
-from django.db.models import Count, Exists, F, OuterRef, QuerySet
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from autorun.conf import settings
@@ -25,6 +25,7 @@ from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.listing import RunFilter
 from autorun.planning import batches
+from autorun.planning.cancelling import cancel_unstarted, count_by_chunk
 from autorun.planning.looks import require_valid
 from autorun.planning.scope import SOURCES, Scope
 from autorun.planning.windows import last_key
@@ -180,7 +181,7 @@ def ignore_runs(found: Iterable[Sequence[Run]]) -> int:
 def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
     """Cancel the runs among those found that have not started; returns how many.
 
-    Their rows are pending again, so a later sweep plans them.
+    A row has its last result for the same input back, or is pending, so a later sweep plans it.
     """
     return sum(_repeated(_cancel, runs) for runs in found)
 
@@ -211,7 +212,7 @@ def _node_id(label: str) -> int | None:
 def _ignore(runs: Sequence[Run]) -> int:
     failed = Run.objects.current().failed().filter(chunk_id__in=_locked(_chunks_of(runs)))
     failed = failed.filter(pk__in=[run.pk for run in runs])
-    counts = _count_by_chunk(failed)
+    counts = count_by_chunk(failed)
     number = failed.update(status=Run.Status.CANCELLED)
     for amount, chunk_ids in counts.items():
         Chunk.objects.filter(pk__in=chunk_ids).update(
@@ -221,24 +222,9 @@ def _ignore(runs: Sequence[Run]) -> int:
 
 
 def _cancel(runs: Sequence[Run]) -> int:
-    chunks = _locked(_chunks_of(runs).unstarted())
-    ids = [run.pk for run in runs]
-    pending = Run.objects.pending().filter(pk__in=ids, chunk_id__in=chunks)
-    counts = _count_by_chunk(pending)
-    number = pending.update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
-    for amount, chunk_ids in counts.items():
-        Chunk.objects.filter(pk__in=chunk_ids).update(
-            cancelled=F("cancelled") + amount,
-            superseded_cancelled=F("superseded_cancelled") + amount,
-        )
-    emptied = Chunk.objects.filter(
-        pk__in=chunks, size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
-    )
-    # A message that has been sent finds another token and does nothing.
-    emptied.update(
-        state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
-    )
-    batch_ids = Chunk.objects.filter(pk__in=chunks).exclude(batch=None).values_list("batch_id")
+    chunks = _chunks_of(runs)
+    number = cancel_unstarted(chunks, run_ids=[run.pk for run in runs])
+    batch_ids = chunks.exclude(batch=None).values_list("batch_id")
     for (batch_id,) in list(batch_ids.distinct()):
         batches.finish_if_done(batch_id)
     return number
@@ -250,12 +236,3 @@ def _chunks_of(runs: Sequence[Run]) -> ChunkQuerySet[Chunk]:
 
 def _locked(chunks: QuerySet[Chunk]) -> list[int]:
     return list(chunks.select_for_update().order_by("pk").values_list("pk", flat=True))
-
-
-def _count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:
-    """Lock the runs; returns their chunks by the number of these runs in each."""
-    list(runs.select_for_update().order_by("pk").values_list("pk"))
-    found: dict[int, list[int]] = defaultdict(list)
-    for chunk_id, number in runs.order_by().values_list("chunk_id").annotate(Count("pk")):
-        found[number].append(chunk_id)
-    return found

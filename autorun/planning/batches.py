@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
@@ -17,7 +17,8 @@ from autorun.declare.nodes import find_node
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
-from autorun.models import Batch, Chunk, Run
+from autorun.models import Batch, Chunk
+from autorun.planning import cancelling
 from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow
@@ -195,7 +196,8 @@ def resume(batch: Batch) -> bool:
 def cancel(batch: Batch, *, reason: str = "") -> int:
     """Cancel the batch's runs that have not started; how many. Running ones continue.
 
-    In short transactions; upkeep finishes if this process dies. The rows are pending again.
+    In short transactions; upkeep finishes if this process dies. A row has its last result for the
+    same input back, or is pending.
     """
     Batch.objects.unfinished().filter(pk=batch.pk).update(
         state=Batch.State.CANCELLED,
@@ -239,7 +241,8 @@ def _cancel_rest(batch_id: int) -> int:
 def _cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
     number = 0
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
-        number += repeated_on_conflict(partial(_cancel_some, ids), using=settings.DATABASE)
+        some = partial(cancelling.cancel_unstarted, Chunk.objects.filter(pk__in=ids))
+        number += repeated_on_conflict(some, using=settings.DATABASE)
     return number
 
 
@@ -252,22 +255,3 @@ def _in_passes(chunks: QuerySet[Chunk]) -> Iterator[list[int]]:
         ids = few or [page[0][0]]
         yield ids
         last = ids[-1]
-
-
-def _cancel_some(chunk_ids: Collection[int]) -> int:
-    # Locked in order, and before their runs, as a worker does that finishes one.
-    unstarted = Chunk.objects.select_for_update().filter(pk__in=chunk_ids).unstarted()
-    ids = list(unstarted.order_by("pk").values_list("pk", flat=True))
-    cancelled = {"status": Run.Status.CANCELLED, "is_current": None}
-    runs = Run.objects.filter(chunk_id__in=ids).pending()
-    number = runs.update(**cancelled, finished_at=DatabaseNow())
-    crash_point("cancel.runs")
-    Chunk.objects.filter(pk__in=ids).update(
-        state=Chunk.State.FINISHED,
-        token=F("token") + 1,
-        # In this order: MariaDB would compute no runs left once the cancelled ones are counted.
-        superseded_cancelled=F("superseded_cancelled") + Chunk.runs_left(),
-        cancelled=F("cancelled") + Chunk.runs_left(),
-        finished_at=DatabaseNow(),
-    )
-    return number

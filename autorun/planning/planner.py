@@ -132,6 +132,12 @@ class Planner:
         crash_point("plan.inserted")
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
         crash_point("plan.chunked")
+        if inserted < len(redo):
+            # A run in `redo` was cancelled meanwhile, and an earlier result is current again: it
+            # may be for another input than the row's.
+            left = None if limit is None else limit - inserted
+            found = self._count(candidates)
+            inserted += self._insert(candidates, found, new_chunk_id(), limit=left)
         return inserted
 
     def _create_chunks(

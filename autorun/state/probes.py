@@ -48,7 +48,8 @@ POINTS = {
     "drain.planned": "saved rows from the database are planned, and still in it",
     "upkeep.counted": "messages are counted as sent again; they are not sent",
     "cancel.batch": "a batch is cancelled; its chunks are not",
-    "cancel.runs": "runs of a chunk are cancelled; its counts are as before",
+    "cancel.runs": "runs of a chunk are cancelled; earlier results are not current again",
+    "cancel.undone": "earlier results are current again; the chunk's counts are as before",
 }
 
 

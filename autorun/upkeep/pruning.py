@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.db.models import Exists, Max, Min, OuterRef, QuerySet
+from django.db.models import Exists, Max, Min, OuterRef, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Failure, Run
@@ -20,7 +20,8 @@ WINDOW = 100_000
 def prune(*, at_most: int = MOST_RUNS) -> int:
     """Delete runs that are older than RETENTION and no longer current; how many.
 
-    Current runs are the record of what is done, and stay at any age.
+    Current runs are the record of what is done, and stay at any age. So does the last success of a
+    row whose current run has not succeeded: it has the only outputs there are.
     """
     if settings.RETENTION is None:
         return 0
@@ -28,7 +29,7 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
     empty = Batch.objects.filter(finished_at__lt=cutoff, planned=0)
     Batch.objects.filter(pk__in=list(empty.values_list("pk", flat=True)[:DELETED_AT_ONCE])).delete()
     old = Run.objects.filter(is_current=None, finished_at__lt=cutoff)
-    old = old.exclude(status=Run.Status.PENDING).order_by("pk")
+    old = old.exclude(status=Run.Status.PENDING).exclude(_is_last_success()).order_by("pk")
     ids = Run.objects.aggregate(first=Min("pk"), last=Max("pk"))
     if ids["first"] is None:
         return 0
@@ -51,10 +52,20 @@ def _delete_some(runs: QuerySet[Run]) -> int:
     return len(found)
 
 
+def _is_last_success() -> Q:
+    """The condition that a superseded run is the last success of its row."""
+    row = {name: OuterRef(name) for name in ("node", "object_id", "object_key")}
+    later = Run.objects.succeeded().filter(Q(is_current=True) | Q(pk__gt=OuterRef("pk")), **row)
+    return Q(~Exists(later), status=Run.Status.SUCCEEDED)
+
+
 def _delete(chunk_of: dict[int, int]) -> None:
-    Failure.objects.filter(run_id__in=chunk_of).delete()
+    # Locked, as a cancelled run may be about to make an earlier one current again.
+    runs = Run.objects.filter(pk__in=chunk_of, is_current=None).select_for_update().order_by("pk")
+    ids = list(runs.values_list("pk", flat=True))
+    Failure.objects.filter(run_id__in=ids).delete()
     # Only failures refer to a run: a raw delete saves a search for other references.
-    Run.objects.filter(pk__in=chunk_of)._raw_delete(settings.DATABASE)
+    Run.objects.filter(pk__in=ids)._raw_delete(settings.DATABASE)
     left = Run.objects.filter(chunk_id=OuterRef("pk"))
     counted = Chunk.objects.filter(pk__in=set(chunk_of.values()), is_folded__in=[True])
     counted.filter(~Exists(left))._raw_delete(settings.DATABASE)

@@ -28,10 +28,11 @@ STEPS = {
     "upkeep.counted": "send_again",
     "cancel.batch": "cancel",
     "cancel.runs": "cancel",
+    "cancel.undone": "cancel",
 } | {name: "work" for name in POINTS if name.startswith(("start.", "finish."))}
 #: After these somebody has to look at the rows again: what the dead process knew is gone, or what
 #: it had begun to cancel is cancelled.
-LEFT_TO_THE_SWEEP = {"save.committed", "cancel.batch", "cancel.runs"}
+LEFT_TO_THE_SWEEP = {"save.committed", "cancel.batch", "cancel.runs", "cancel.undone"}
 #: The process dies with a body's work done and not recorded: the body runs again.
 RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")}
 

@@ -601,7 +601,7 @@ class Life(RuleBasedStateMachine):
                 worker.go_on("succeed")
 
 
-@pytest.mark.faults(7, 9, 10, 15, 18)
+@pytest.mark.faults(7, 9, 10, 15, 18, 45)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.django_db(transaction=True)

@@ -9,7 +9,7 @@ from django.db.models import Q
 
 from autorun import tasks
 from autorun.models import Chunk, Failure, Run
-from autorun.planning import windows
+from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
 from autorun.planning.planner import Planner
 from autorun.triggers import delivery
@@ -312,3 +312,28 @@ def test_outputs_that_cannot_be_kept_fail_clearly_and_alone(outputs, words):
 
         assert (runner().progress().failed, runner().progress().succeeded) == (1, 1)
     assert words in Failure.objects.get().message
+
+
+@pytest.mark.faults(45)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 2}])
+def test_everything_again_that_is_cancelled_half_way_leaves_every_row_done(lab: Lab):
+    lab.settings["WINDOW"] = 20
+    lab.write(60, does="sleep:0.02")
+    lab.start_worker(concurrency=2)
+    lab.runner.run()
+    lab.until_done(60)
+    first = set(Run.objects.values_list("pk", flat=True))
+
+    batch = lab.runner.backfill(force=True)
+    lab.until(lambda: batches.counts(batch).succeeded >= 5)
+    batches.cancel(batch)
+
+    lab.check_counts()
+    lab.until_done(60)
+    lab.check()
+    current = set(Run.objects.filter(is_current=True).values_list("pk", flat=True))
+    assert len(current) == 60
+    assert current & first
+    assert current - first
+    assert batches.counts(batch).cancelled == len(current & first)
+    assert not lab.runner.run().planned

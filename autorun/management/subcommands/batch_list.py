@@ -140,8 +140,8 @@ class Resume(_Holding):
 class Cancel(_Holding):
     """Cancel the runs of a batch, or all of a runner, that have not started.
 
-    Runs in progress will finish. Rows of cancelled runs are pending again, so the next sweep plans
-    them: use `pause` or `ignore` to prevent that.
+    Runs in progress will finish. A row whose run is cancelled has its last result for the same
+    input back, or is pending, so that the next sweep plans it: `pause` or `ignore` prevents that.
     """
 
     summary = "cancel the runs of a runner or batch that have not started"

@@ -1,0 +1,97 @@
+"""Cancel runs that have not started, and give their rows' last results back their place.
+
+A run that is asked for again supersedes the row's last result. If it is cancelled, the last result
+of the row for the same input is current again: asking again has cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+
+from django.db.models import F, Max, OuterRef, QuerySet, Subquery
+
+from autorun.models import Chunk, Run
+from autorun.state.clock import DatabaseNow
+from autorun.state.managers import ChunkQuerySet
+from autorun.state.probes import crash_point
+
+
+def cancel_unstarted(
+    chunks: ChunkQuerySet[Chunk], *, run_ids: Collection[int] | None = None
+) -> int:
+    """Cancel the runs of the chunks that have not started, only those of `run_ids` if given.
+
+    Returns how many. To be called in a transaction.
+    """
+    # Locked in order, and before their runs, as a worker does that finishes one.
+    locked = chunks.unstarted().select_for_update().order_by("pk")
+    node_of = dict(locked.values_list("pk", "node_id"))
+    runs = Run.objects.pending().filter(chunk_id__in=list(node_of))
+    if run_ids is not None:
+        runs = runs.filter(pk__in=run_ids)
+    counts = count_by_chunk(runs)
+    earlier = earlier_results(runs)
+    number = runs.update(status=Run.Status.CANCELLED, is_current=None, finished_at=DatabaseNow())
+    crash_point("cancel.runs")
+    booked = make_current(earlier)
+    crash_point("cancel.undone")
+    for amount, chunk_ids in counts.items():
+        Chunk.objects.filter(pk__in=chunk_ids).update(
+            cancelled=F("cancelled") + amount,
+            superseded_cancelled=F("superseded_cancelled") + amount,
+        )
+    # Any chunk of the node may count them: only the sum over all of its chunks has a meaning.
+    for node_id, chunk_id in {node_id: pk for pk, node_id in node_of.items()}.items():
+        if names := booked.get(node_id):
+            again = {name: F(name) - amount for name, amount in names.items()}
+            Chunk.objects.filter(pk=chunk_id).update(**again)
+    emptied = Chunk.objects.filter(
+        pk__in=list(node_of), size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
+    )
+    # A message that has been sent finds another token and does nothing.
+    emptied.update(
+        state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
+    )
+    return number
+
+
+def earlier_results(runs: QuerySet[Run]) -> list[int]:
+    """The results that are current again if these locked runs are cancelled.
+
+    For each run that is current: the last of its row that has succeeded, or failed with no attempts
+    left, for the same input.
+    """
+    same = ("node", "object_id", "object_key", "fingerprint")
+    ended = Run.objects.filter(
+        is_current=None,
+        status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED),
+        **{name: OuterRef(name) for name in same},
+    )
+    # Grouped: for a MAX alone, PostgreSQL may walk down the primary key through all runs.
+    last = ended.order_by().values("fingerprint").annotate(last=Max("pk")).values("last")
+    current = runs.filter(is_current=True).annotate(earlier=Subquery(last))
+    return [pk for (pk,) in current.values_list("earlier") if pk is not None]
+
+
+def make_current(run_ids: Collection[int]) -> Mapping[int, Mapping[str, int]]:
+    """Make superseded results current again; by node, how many a chunk counted in which column."""
+    if not run_ids:
+        return {}
+    runs = Run.objects.filter(pk__in=run_ids, is_current=None)
+    # Locked, and read after that: pruning may have deleted some.
+    found = list(runs.select_for_update().order_by("pk").values_list("pk", "node_id", "status"))
+    Run.objects.filter(pk__in=[pk for pk, *_ in found]).update(is_current=True)
+    booked: dict[int, Counter[str]] = defaultdict(Counter)
+    for _, node_id, status in found:
+        booked[node_id][f"superseded_{Run.Status(status).name.lower()}"] += 1
+    return booked
+
+
+def count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:
+    """Lock the runs; returns their chunks by the number of these runs in each."""
+    locked = runs.select_for_update().order_by("pk").values_list("chunk_id", flat=True)
+    found: dict[int, list[int]] = defaultdict(list)
+    for chunk_id, number in Counter(locked).items():
+        found[number].append(chunk_id)
+    return found

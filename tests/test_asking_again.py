@@ -1,0 +1,219 @@
+"""Asking for a row again: the last result is not lost, whatever becomes of the new run."""
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models import F
+
+from autorun.control import interventions
+from autorun.control.halting import cancel_runner
+from autorun.models import Batch, Run
+from autorun.planning import batches
+from autorun.planning.named import plan_keys
+from autorun.runner import QuerySetRunner
+from autorun.state.counts import Progress
+from autorun.upkeep import folding, pruning
+from autorun.upkeep.pruning import prune
+from tests.engine import current_runs, declare, echo, installed, statuses, work_off
+from tests.library.models import Document
+
+pytestmark = pytest.mark.django_db
+
+ROWS = 3
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [Document.objects.create(title="a") for _ in range(ROWS)]
+
+
+@pytest.fixture
+def runner(documents: list[Document]) -> Iterator[QuerySetRunner]:
+    """A runner that has succeeded on all rows, each alone in a chunk."""
+    runner_class = declare(BATCH_SIZE=1, MAX_ATTEMPTS=1)
+    with installed(runner_class):
+        runner_class().run()
+        work_off()
+        yield runner_class()
+
+
+def fail(value: Any) -> Any:
+    raise ValueError(value)
+
+
+def let_pass(days: int) -> None:
+    Run.objects.update(finished_at=F("finished_at") - dt.timedelta(days=days))
+    Batch.objects.update(finished_at=F("finished_at") - dt.timedelta(days=days))
+
+
+WAYS_TO_CANCEL: dict[str, Callable[[QuerySetRunner, Batch], int]] = {
+    "batch": lambda runner, batch: batches.cancel(batch),
+    "runner": lambda runner, batch: cancel_runner(runner.label),
+    "runs": lambda runner, batch: interventions.cancel_runs([list(Run.objects.pending())]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_CANCEL)
+def test_successes_are_current_again_when_their_reruns_are_cancelled(
+    runner: QuerySetRunner, way: str
+) -> None:
+    before = current_runs()
+    batch = runner.backfill(force=True)
+
+    assert WAYS_TO_CANCEL[way](runner, batch) == ROWS
+
+    assert current_runs() == before
+    assert runner.progress() == Progress(succeeded=ROWS)
+    assert not runner.pending().exists()
+    assert {run.outputs["value"] for run in current_runs().values()} == {"a"}
+    assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=ROWS, left=0)
+
+
+def test_counts_stay_exact_when_the_chunks_of_the_successes_are_folded(
+    runner: QuerySetRunner, set_constants: Callable[..., None]
+) -> None:
+    set_constants(folding, FEW=1)
+    folding.fold(runner.get_node().pk, quiet=0)
+
+    batches.cancel(runner.backfill(force=True))
+    folding.fold(runner.get_node().pk, quiet=0)
+
+    assert runner.progress() == Progress(succeeded=ROWS)
+
+
+def test_a_failure_is_current_again_when_its_retry_is_cancelled(
+    documents: list[Document],
+) -> None:
+    runner_class = declare(fail, MAX_ATTEMPTS=1)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+        before = current_runs()
+
+        batches.cancel(runner.retry())
+
+        assert current_runs() == before
+        assert runner.progress() == Progress(failed=ROWS)
+
+
+def test_a_row_that_has_changed_is_pending_when_its_run_is_cancelled(
+    runner: QuerySetRunner,
+) -> None:
+    Document.objects.update(title="b")
+
+    batches.cancel(runner.backfill())
+
+    assert runner.progress() == Progress()
+    assert runner.pending().count() == ROWS
+
+
+def test_a_row_that_has_changed_back_has_the_result_for_that_input(
+    runner: QuerySetRunner,
+) -> None:
+    first = current_runs()
+    Document.objects.update(title="b")
+    runner.run()
+    work_off()
+    Document.objects.update(title="a")
+
+    batches.cancel(runner.backfill())
+
+    assert current_runs() == first
+    assert runner.progress() == Progress(succeeded=ROWS)
+    assert not runner.pending().exists()
+
+
+def test_a_superseded_rerun_that_is_cancelled_leaves_its_successor_current(
+    runner: QuerySetRunner, documents: list[Document]
+) -> None:
+    batch = runner.backfill(force=True)
+    Document.objects.filter(pk=documents[0].pk).update(title="b")
+    plan_keys(runner, [documents[0].pk])
+    successor = current_runs()[documents[0].pk]
+
+    batches.cancel(batch)
+
+    assert current_runs()[documents[0].pk] == successor
+    assert runner.progress() == Progress(succeeded=ROWS - 1, queued=1)
+    work_off()
+    assert runner.progress() == Progress(succeeded=ROWS)
+
+
+def test_dependent_rows_are_up_to_date_again_when_the_rerun_upstream_is_cancelled(
+    documents: list[Document],
+) -> None:
+    upstream = declare(NAME="Upstream", TITLE="Upstream")
+    dependent = declare(NAME="Dependent", DEPENDS_ON=("tests.Upstream",))
+    with installed(upstream, dependent):
+        upstream().run()
+        work_off()
+        dependent().run()
+        work_off()
+
+        batches.cancel(upstream().backfill(force=True))
+
+        assert dependent().run().planned == 0
+        assert dependent().query_progress()[0].count() == ROWS
+
+
+def test_a_row_that_changes_as_its_rerun_is_cancelled_is_planned(
+    runner: QuerySetRunner, documents: list[Document]
+) -> None:
+    """The planner has read the re-run as current, and finds the earlier success in its place."""
+    batch = runner.backfill(force=True)
+    Document.objects.update(title="b")
+    is_cancelled = False
+
+    def cancel_first(execute: Any, sql: str, *args: Any) -> Any:
+        nonlocal is_cancelled
+        if not is_cancelled and sql.startswith("UPDATE") and "is_current = NULL" in sql:
+            is_cancelled = True
+            batches.cancel(batch)
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(cancel_first):
+        plan_keys(runner, [document.pk for document in documents])
+
+    assert is_cancelled
+    work_off()
+    assert runner.progress() == Progress(succeeded=ROWS)
+    assert {run.outputs["value"] for run in current_runs().values()} == {"b"}
+
+
+def test_the_last_success_stays_for_as_long_as_the_row_has_no_newer_one(
+    documents: list[Document], settings: Any
+) -> None:
+    settings.AUTORUN = {"RETENTION": dt.timedelta(days=1)}
+    verdicts = [echo, echo, fail, echo]
+    runner_class = declare(lambda value: verdicts[0](value), MAX_ATTEMPTS=1)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        while len(verdicts) > 1:
+            work_off()
+            verdicts.pop(0)
+            runner.backfill(force=True)
+            if verdicts == [echo]:
+                let_pass(2)
+                # The first success, but neither the second one nor the failure after it.
+                assert prune() == 2 * ROWS
+                assert statuses() == [Run.Status.SUCCEEDED] * ROWS + [Run.Status.PENDING] * ROWS
+        work_off()
+        let_pass(2)
+        assert prune() == ROWS
+
+    assert statuses() == [Run.Status.SUCCEEDED] * ROWS
+    assert Run.objects.current().count() == ROWS
+
+
+def test_a_run_that_is_current_again_since_pruning_found_it_stays(runner: QuerySetRunner) -> None:
+    found = dict(Run.objects.values_list("pk", "chunk_id"))
+
+    pruning._delete(found)
+
+    assert runner.progress() == Progress(succeeded=ROWS)
+    assert Run.objects.count() == ROWS
