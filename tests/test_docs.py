@@ -158,7 +158,7 @@ class Reader:
             "work_off": work_off,
         }
         # Without handlers the lines of a transcript go to standard output, as in a plain shell.
-        monkeypatch.setattr("autorun.declare.transcript.logger.propagate", False)
+        monkeypatch.setattr("autorun.declare.console.logger.propagate", False)
         stack.enter_context(patch.dict(declared))
         stack.enter_context(analyses.temporarily_registered())
         stack.enter_context(registry.registered(alone=True))

@@ -16,7 +16,7 @@ from django.db.models import Model, Q, QuerySet
 
 from autorun import analysis as analyses
 from autorun.conf import settings
-from autorun.declare import transcript
+from autorun.declare import console
 from autorun.declare.backoff import exponential
 from autorun.declare.options import BY_SETTING
 from autorun.exceptions import ImproperRunner
@@ -86,10 +86,10 @@ class Runner:
         return queryset
 
     def log_filter_start(self, log_level: int = logging.INFO) -> None:
-        transcript.say(self.FILTER_QUERYSET_START, level=log_level)
+        console.say(self.FILTER_QUERYSET_START, level=log_level)
 
     def log_filter_end(self, n_candidates: int, log_level: int = logging.INFO) -> None:
-        transcript.say("%d execution candidates found.", n_candidates, level=log_level)
+        console.say("%d execution candidates found.", n_candidates, level=log_level)
 
     def get_instance_representation(self, instance: Any) -> Any:
         """The analysis's input for `instance`, a value that JSON can hold.

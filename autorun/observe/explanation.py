@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from autorun.declare import hooks
+from autorun.declare.console import SILENT
 from autorun.declare.hooks import every_row, is_scheduled
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
-from autorun.declare.transcript import SILENT
 from autorun.dispatch.messages import queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run

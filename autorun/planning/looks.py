@@ -11,7 +11,6 @@ from django.db.models import QuerySet
 from autorun.declare import hooks, registry
 from autorun.declare.nodes import configuration_of, node_of
 from autorun.declare.runner import Runner
-from autorun.declare.transcript import Transcript
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
@@ -19,6 +18,7 @@ from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
+from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
 from autorun.planning.windows import last_key, windows
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,7 @@ def run_now(
 ) -> Batch:
     """Plan and release pending rows with a transcript; the batch, unsaved if `dry`."""
     _require_whole_number("max_total", max_total, least=0)
-    model_name = runner.get_model().__name__
-    transcript = Transcript(str(runner.get_analysis()), model_name, level=log_level)
+    transcript = Transcript(runner, level=log_level)
     require_valid(runner)
     transcript.start()
     rows = _announced(runner, queryset, transcript)
@@ -46,7 +45,8 @@ def run_now(
     else:
         scope = Scope(given=queryset is not None)
         batch = pass_.executed(_begin(runner, Batch.Trigger.CODE, scope, limit=max_total))
-    _report(transcript, pass_, batch, dry=dry)
+    last_line = WOULD_START if dry else RECORDED if pass_.was_refused else STARTED
+    transcript.end(pass_.outcome, last_line, is_limited=max_total is not None)
     return batch
 
 
@@ -195,29 +195,6 @@ def _announced(
     else:
         transcript.given_queryset()
     return eligible(runner, queryset, log_level=transcript.level)
-
-
-def _report(transcript: Transcript, pass_: Pass, batch: Batch, *, dry: bool) -> None:
-    outcome = pass_.outcome
-    pending = outcome.candidates - outcome.existing - outcome.unprepared
-    transcript.checked(existing=outcome.existing, failed=outcome.failed, pending=pending)
-    if not outcome.candidates:
-        transcript.no_candidates()
-        return
-    if not pending and not outcome.unprepared:
-        transcript.nothing_pending(
-            outcome.candidates, failed=outcome.failed, under_way=outcome.under_way
-        )
-        return
-    transcript.prepared(number=pending, unprepared=outcome.unprepared)
-    if outcome.planned < pending and batch.limit is not None:
-        transcript.limited(number=outcome.planned)
-    if dry:
-        transcript.would_start(outcome.planned)
-    elif pass_.was_refused:
-        transcript.recorded(outcome.planned)
-    else:
-        transcript.started(outcome.planned)
 
 
 def _recorded(runner: Runner, queryset: QuerySet[Any] | None, status: Run.Status) -> int:

@@ -13,11 +13,11 @@ from django.db import models
 
 from autorun.conf import settings
 from autorun.declare import hooks
+from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
-from autorun.declare.transcript import SILENT
 from autorun.models import UNPREPARED, Run
 from autorun.planning import fingerprints
 from autorun.state.keys import Key, key_kind

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from autorun.conf import settings
-from autorun.declare import registry, transcript
+from autorun.declare import console, registry
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
@@ -62,7 +62,7 @@ class RunPending(OnRows):
 @contextmanager
 def _transcript_on(terminal: Terminal) -> Iterator[None]:
     """Print the transcript here, once, whatever the project's logging does with its records."""
-    logger = transcript.logger
+    logger = console.logger
     handler = logging.StreamHandler(terminal.stream)
     level, propagates = logger.level, logger.propagate
     if not terminal.as_json:
