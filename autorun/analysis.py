@@ -141,11 +141,6 @@ class Analysis:
     def signature(self) -> inspect.Signature:
         return self.arguments.signature
 
-    @property
-    def type_hints(self) -> Mapping[str, Any]:
-        """Annotations by argument; those that cannot be resolved are left out."""
-        return self.arguments.type_hints
-
     def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and `input_key`."""
         return self.arguments.check(configuration, input_key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from celery.schedules import crontab
 from django.conf import settings as django_settings
@@ -17,74 +17,58 @@ from django.core.signals import setting_changed
 
 NIGHTLY = crontab(minute="0", hour="3")
 
-DEFAULTS: dict[str, Any] = {
-    "SCHEDULE": NIGHTLY,
-    "WINDOW": 1_000,
-    "LEASE": 60,
-    "HEARTBEAT": 15,
-    "TIMEOUT": 600,
-    "UPKEEP_INTERVAL": 5,
-    "PUBLISH": "thread",
-    "MAX_OUTPUT_BYTES": 1_000_000,
-    "MAX_TRACEBACK_BYTES": 20_000,
-    "RETENTION": dt.timedelta(days=30),
-    "QUEUE": None,
-    "DATABASE": "default",
-    "ON_FAILURE": None,
-    "ON_FAILURE_EVERY": dt.timedelta(hours=1),
-}
+
+class Defaults:
+    """The settings and their defaults; units are seconds and bytes."""
+
+    #: When runners without their own schedule are swept; None for never.
+    SCHEDULE: crontab | dt.timedelta | None = NIGHTLY
+    #: The most runs of a node that are queued or running at once.
+    WINDOW: int = 1_000
+    #: How long a worker holds a chunk without a heartbeat before it is rescued.
+    LEASE: float = 60
+    #: How often a worker extends its lease.
+    HEARTBEAT: float = 15
+    #: How long one run may take; None for no limit.
+    TIMEOUT: float | None = 600
+    #: The time between two rounds of upkeep.
+    UPKEEP_INTERVAL: float = 5
+    #: "thread" publishes saves from a background thread, "inline" from the saving thread.
+    PUBLISH: str = "thread"
+    #: The largest outputs that a run may store, as JSON; None for no limit.
+    MAX_OUTPUT_BYTES: int | None = 1_000_000
+    #: How much of an exception's message, and of its traceback, is kept.
+    MAX_TRACEBACK_BYTES: int = 20_000
+    #: How long superseded and cancelled runs are kept; None for ever.
+    RETENTION: dt.timedelta | None = dt.timedelta(days=30)
+    #: The Celery queue of autorun's own tasks; None for Celery's default.
+    QUEUE: str | None = None
+    #: The alias of the database that holds autorun's tables.
+    DATABASE: str = "default"
+    #: A function that takes a FailureReport, or its dotted path; None for no reports.
+    ON_FAILURE: str | Callable[[Any], Any] | None = None
+    #: The least time between two reports of a runner.
+    ON_FAILURE_EVERY: dt.timedelta = dt.timedelta(hours=1)
+
+
+DEFAULTS: dict[str, Any] = {name: value for name, value in vars(Defaults).items() if name.isupper()}
 
 
 class Settings:
-    """One attribute per setting; units are seconds and bytes.
-
-    SCHEDULE: when runners without their own schedule are swept (crontab, timedelta, None).
-    WINDOW: the most runs of a node that are queued or running at once.
-    LEASE: how long a worker holds a chunk without a heartbeat before it is rescued.
-    HEARTBEAT: how often a worker extends its lease.
-    TIMEOUT: how long one run may take; None for no limit.
-    UPKEEP_INTERVAL: the time between two rounds of upkeep.
-    PUBLISH: "thread" publishes saves from a background thread, "inline" from the saving thread.
-    MAX_OUTPUT_BYTES: the largest outputs that a run may store, as JSON; None for no limit.
-    MAX_TRACEBACK_BYTES: how much of an exception's message, and of its traceback, is kept.
-    RETENTION: how long superseded and cancelled runs are kept; None for ever.
-    QUEUE: the Celery queue of autorun's own tasks; None for Celery's default.
-    DATABASE: the alias of the database that holds autorun's tables.
-    ON_FAILURE: a function that takes a FailureReport, or its dotted path; None for no reports.
-    ON_FAILURE_EVERY: the least time between two reports of a runner (timedelta).
-    """
-
-    SCHEDULE: crontab | dt.timedelta | None
-    WINDOW: int
-    LEASE: float
-    HEARTBEAT: float
-    TIMEOUT: float | None
-    UPKEEP_INTERVAL: float
-    PUBLISH: str
-    MAX_OUTPUT_BYTES: int | None
-    MAX_TRACEBACK_BYTES: int
-    RETENTION: dt.timedelta | None
-    QUEUE: str | None
-    DATABASE: str
-    ON_FAILURE: str | Callable[[Any], Any] | None
-    ON_FAILURE_EVERY: dt.timedelta
+    """The project's values of the settings, or their defaults; each is kept once it was read."""
 
     def __getattr__(self, name: str) -> Any:
         try:
             default = DEFAULTS[name]
         except KeyError:
             raise AttributeError(f"There is no setting AUTORUN[{name!r}].") from None
-        value = self.__dict__[name] = self.given().get(name, default)
+        given = getattr(django_settings, "AUTORUN", None)  # a check reports what is not a dict
+        value = given.get(name, default) if isinstance(given, dict) else default
+        self.__dict__[name] = value
         return value
 
-    @staticmethod
-    def given() -> dict[str, Any]:
-        """The project's own `AUTORUN`; empty if it is not a dict, which a check reports."""
-        given = getattr(django_settings, "AUTORUN", None)
-        return given if isinstance(given, dict) else {}
 
-
-settings = Settings()
+settings = cast(Defaults, Settings())
 
 
 def _forget(*, setting: str, **_: Any) -> None:

@@ -15,14 +15,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from django.core import mail
 
+from autorun.observe.failures import FailureGroup, runs_in
 from autorun.state.words import counted, moment
-
-if TYPE_CHECKING:
-    from autorun.observe.failures import FailureGroup
 
 #: Groups that a message lists; the rest are counted.
 MOST_GROUPS = 20
@@ -44,8 +41,7 @@ class FailureReport:
 
     @property
     def runs(self) -> int:
-        classes = {(group.node_id, group.exception_class): group.of_class for group in self.groups}
-        return sum(classes.values())
+        return runs_in(self.groups)
 
     @property
     def subject(self) -> str:

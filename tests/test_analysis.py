@@ -108,7 +108,7 @@ class TestDeclaration:
 
     def test_signature_and_type_hints_are_resolved(self, preprocess):
         assert next(iter(preprocess.analysis.signature.parameters)) == "input_file"
-        assert preprocess.analysis.type_hints["input_file"] is Path
+        assert preprocess.analysis.arguments.type_hints["input_file"] is Path
 
     def test_one_function_may_be_two_versions(self):
         @analysis("A", version="2")

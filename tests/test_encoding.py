@@ -24,7 +24,6 @@ from autorun.planning.fingerprints import fingerprint_of
 from autorun.state import exception_text
 from autorun.state.encoding import (
     MAX_DEPTH,
-    canonical,
     digest,
     encode_configuration,
     encode_outputs,
@@ -283,8 +282,12 @@ class TestOutputs:
 
 class TestConfiguration:
     def test_equal_numbers_and_any_order_are_one(self):
-        assert canonical({"a": 100, "b": [1.5]}) == b'{"a":100,"b":[1.5]}'
-        assert canonical({"b": (1.5,), "a": 100.0}) == canonical({"a": 100, "b": [1.5]})
+        digests = {
+            digest("Measure", "1.0", configuration, "library.document")
+            for configuration in ({"a": 100, "b": [1.5]}, {"b": (1.5,), "a": 100.0})
+        }
+
+        assert len(digests) == 1
 
     def test_paths_and_enumerations_are_encoded(self):
         assert encode_configuration({"p": Path("a"), "c": Colour.RED}) == {"p": "a", "c": "red"}
@@ -292,11 +295,11 @@ class TestConfiguration:
     @pytest.mark.parametrize("value", [object(), math.nan, "\0", "\udcff", b"x", 2**53, -(2**53)])
     def test_what_cannot_be_canonical_is_refused_by_key(self, value):
         with pytest.raises(ConfigurationError, match=r'^configuration\["a"\]\[2\] '):
-            canonical({"a": [0, 1, value]})
+            encode_configuration({"a": [0, 1, value]})
 
     def test_a_large_integer_says_what_to_do(self):
         with pytest.raises(ConfigurationError, match="Make it a string"):
-            canonical({"seed": 2**60})
+            encode_configuration({"seed": 2**60})
 
     def test_a_configuration_is_a_dictionary(self):
         with pytest.raises(ConfigurationError, match="must be a dictionary, not list"):

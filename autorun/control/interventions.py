@@ -26,9 +26,8 @@ from autorun.models import Batch, Chunk, Run
 from autorun.observe.listing import RunFilter
 from autorun.planning import batches
 from autorun.planning.cancelling import cancel_unstarted, count_by_chunk
-from autorun.planning.looks import require_valid
+from autorun.planning.looks import begin, require_valid
 from autorun.planning.scope import SOURCES, Scope
-from autorun.planning.windows import last_key
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
 from autorun.state.managers import ChunkQuerySet
@@ -70,15 +69,8 @@ def request_backfill(
     """
     require_valid(runner)
     _ = scope.selection, scope.queryset(runner)
-    batch = batches.begin(
-        runner,
-        Batch.Trigger.BACKFILL,
-        scope=scope.written(),
-        description=str(scope)[:255],
-        upper_bound=last_key(runner),
-        limit=limit,
-        window=window,
-        requested_by=requested_by,
+    batch = begin(
+        runner, Batch.Trigger.BACKFILL, scope, limit=limit, window=window, requested_by=requested_by
     )
     # An expired lease: the worker that gets the message takes the batch over.
     Batch.objects.filter(pk=batch.pk).update(expires_at=DatabaseNow(), tries=0)

@@ -44,13 +44,6 @@ def register(runner_class: RunnerClass) -> RunnerClass:
     return runner_class
 
 
-def unregister(label: str) -> None:
-    """Forget a runner. Raises NotRegistered when there is none."""
-    get(label)
-    del _runners[label]
-    _tell_change()
-
-
 @contextmanager
 def registered(*runner_classes: type[Runner], alone: bool = False) -> Iterator[None]:
     """Register runners for a `with` block, in place of any of the same label, or of all others."""

@@ -68,7 +68,6 @@ class FailureGroup:
     runs: int
     message: str
     run_id: int
-    first_at: dt.datetime
     last_at: dt.datetime
     of_class: int
     of_newest: int
@@ -147,8 +146,7 @@ def recent_failures(since: str, *, label: str = "") -> RecentFailures:
         for group, alike in _grouped(failures, counted=counted)
     ]
     found.sort(key=lambda each: (-each.group.runs, -each.attempts, _size(each.group)))
-    classes = {(each.group.node_id, each.group.exception_class): each.group for each in found}
-    return RecentFailures(found, sum(each.of_class for each in classes.values()))
+    return RecentFailures(found, runs_in(each.group for each in found))
 
 
 def failed_runs(
@@ -292,7 +290,6 @@ def _group(rows: Sequence[Row], shape: str, *, read: int, of_class: int) -> Fail
         runs=sum(row["is_counted"] for row in rows),
         message=newest["start"],
         run_id=newest["run_id"],
-        first_at=rows[-1]["failed_at"],
         last_at=newest["failed_at"],
         of_class=of_class,
         of_newest=read if of_class > read else 0,

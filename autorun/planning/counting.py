@@ -13,21 +13,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from django.db.models import QuerySet
 
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
-from autorun.planning.windows import span_of, windows
+from autorun.planning.windows import Window, span_of, windows
 from autorun.state.keys import Key, key_kind
 from autorun.state.parameters import read_number
-
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
-
-    from autorun.planning.windows import Window
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def run_now(
         batch = pass_.counted(limit=max_total)
     else:
         scope = Scope(given=queryset is not None)
-        batch = pass_.executed(_begin(runner, Batch.Trigger.CODE, scope, limit=max_total))
+        batch = pass_.executed(begin(runner, Batch.Trigger.CODE, scope, limit=max_total))
     last_line = WOULD_START if dry else RECORDED if pass_.was_refused else STARTED
     transcript.end(pass_.outcome, last_line, is_limited=max_total is not None)
     return batch
@@ -72,7 +72,7 @@ def backfill_now(
     else:
         scope = replace(scope, given=True)
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    batch = _begin(
+    batch = begin(
         runner, Batch.Trigger.BACKFILL, scope, limit=limit, window=window, requested_by=requested_by
     )
     pass_ = Pass(runner, rows, is_given=queryset is not None, selection=selection)
@@ -149,6 +149,18 @@ def ignore(runner: Runner, queryset: QuerySet[Any] | None) -> int:
     return _recorded(runner, queryset, Run.Status.CANCELLED)
 
 
+def begin(runner: Runner, trigger: Batch.Trigger, scope: Scope, **limits: Any) -> Batch:
+    """Create a batch of that scope, with its limits, that this process plans."""
+    return batches.begin(
+        runner,
+        trigger,
+        scope=scope.written(),
+        description=str(scope)[:255],
+        upper_bound="" if scope.given else last_key(runner),
+        **limits,
+    )
+
+
 def require_valid(runner: Runner) -> None:
     """Raise the ConfigurationError that every run would otherwise fail with."""
     problems = runner.get_analysis().check(configuration_of(runner), runner.get_input_key())
@@ -171,17 +183,6 @@ def _require_whole_number(name: str, value: Any, *, least: int) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} is {value!r}: it must be a number from {least} on, or None.")
-
-
-def _begin(runner: Runner, trigger: Batch.Trigger, scope: Scope, **limits: Any) -> Batch:
-    return batches.begin(
-        runner,
-        trigger,
-        scope=scope.written(),
-        description=str(scope)[:255],
-        upper_bound="" if scope.given else last_key(runner),
-        **limits,
-    )
 
 
 def _announced(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from django.db.models import QuerySet
 
 from autorun.declare import hooks
 from autorun.declare.hooks import as_plain
@@ -16,9 +18,6 @@ from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.planning.selection import Selection
 from autorun.state.keys import key_kind
-
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
 
 
 @dataclass(frozen=True)

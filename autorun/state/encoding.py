@@ -71,17 +71,12 @@ def encode_outputs(value: object, *, max_bytes: int | None) -> str:
     return text
 
 
-def canonical(value: object, *, root: str = "configuration") -> bytes:
-    """Return RFC 8785 canonical JSON: 100 equals 100.0, and the order of keys does not matter.
-
-    Raises `ConfigurationError`, naming the key below `root`, for values it cannot hold.
-    """
-    return rfc8785.dumps(_plain_configuration(value, root))
-
-
 def encode_configuration(configuration: Mapping[str, object]) -> dict[str, JSON]:
-    """Return plain JSON values for a JSON field; raises `ConfigurationError`."""
-    plain = _plain_configuration(configuration, "configuration")
+    """Return plain JSON values for a JSON field; raises `ConfigurationError`, naming the key."""
+    try:
+        plain = _ConfigurationEncoder().encode(configuration)
+    except Unencodable as error:
+        raise in_words(error, "configuration", ConfigurationError) from error.__cause__
     if not isinstance(plain, dict):
         raise ConfigurationError(
             f"configuration must be a dictionary, not {type(configuration).__name__}."
@@ -90,7 +85,10 @@ def encode_configuration(configuration: Mapping[str, object]) -> dict[str, JSON]
 
 
 def digest(title: str, version: str, configuration: Mapping[str, object], model_label: str) -> str:
-    """Return a node's identity: hexadecimal SHA-256 of the canonical JSON of the arguments."""
+    """Return a node's identity: hexadecimal SHA-256 of the canonical JSON of the arguments.
+
+    By RFC 8785 100 equals 100.0, and the order of keys does not matter.
+    """
     identity: dict[str, Any] = {
         "title": title,
         "version": version,
@@ -330,13 +328,6 @@ def _shown(key: object) -> str:
     if len(text) > _SHOWN_KEY_CHARACTERS:
         text = text[:_SHOWN_KEY_CHARACTERS] + "…"
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-
-
-def _plain_configuration(value: object, root: str) -> Any:
-    try:
-        return _ConfigurationEncoder().encode(value)
-    except Unencodable as error:
-        raise in_words(error, root, ConfigurationError) from error.__cause__
 
 
 def in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> AutorunError:

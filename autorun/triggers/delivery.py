@@ -63,12 +63,21 @@ def connect() -> None:
 
 def subscribers(model_label: str) -> list[Runner]:
     """The runners with ON_SAVE whose DATA_MODEL has that label."""
-    return _by_model().get(model_label, [])
+    return subscriptions().get(model_label, [])
 
 
-def subscribed_models() -> set[str]:
-    """The labels of the models whose saved rows are planned by a runner here."""
-    return set(_by_model())
+@cache
+def subscriptions() -> dict[str, list[Runner]]:
+    """The runners with ON_SAVE by the label of their model, until others are registered."""
+    found: dict[str, list[Runner]] = {}
+    for runner in registry.runners():
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if runner.ON_SAVE:
+                found.setdefault(runner.get_model()._meta.label, []).append(runner)
+    return found
+
+
+registry.on_change(subscriptions.cache_clear)
 
 
 def submit(saved: Saved) -> None:
@@ -247,20 +256,6 @@ def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | s
 
 def _as_key(pk: Any) -> int | str:
     return pk if type(pk) is int else str(pk)
-
-
-@cache
-def _by_model() -> dict[str, list[Runner]]:
-    """The runners with ON_SAVE by the label of their model, until others are registered."""
-    found: dict[str, list[Runner]] = {}
-    for runner in registry.runners():
-        with suppress(AutorunError):  # a system check says what is wrong with it
-            if runner.ON_SAVE:
-                found.setdefault(runner.get_model()._meta.label, []).append(runner)
-    return found
-
-
-registry.on_change(_by_model.cache_clear)
 
 
 def _merge(into: Saved, saved: Mapping[str, set[Any]]) -> None:

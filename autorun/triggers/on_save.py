@@ -25,7 +25,6 @@ from django.db.models.signals import post_save
 from django.db.transaction import TransactionManagementError
 
 from autorun.declare import registry
-from autorun.exceptions import AutorunError
 from autorun.triggers import delivery
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ class Watch(NamedTuple):
 
     model_label: str
     pk_of: Callable[[Any], Any]
-    runners: tuple[str, ...]
 
 
 def connect() -> None:
@@ -113,7 +111,7 @@ class _Saved:
 
     def add(self, instance: Model, watches: tuple[Watch, ...]) -> None:
         pks = self.pks
-        for label, pk_of, _ in watches:
+        for label, pk_of in watches:
             if label in pks:
                 pks[label].add(pk_of(instance))
             else:
@@ -154,20 +152,13 @@ def _look_up(saved: type[Model]) -> tuple[Watch, ...]:
     if saved._meta.apps is not apps:  # a data migration's model, of which there are many
         return ()
     known = _watches
-    found: dict[str, Watch] = {}
-    for runner in registry.runners():
-        if not runner.ON_SAVE:
-            continue
-        try:
-            model = runner.get_model()
-        except AutorunError:  # a system check says what is wrong with it
-            continue
-        field = _shared_key(model, saved)
-        if field is not None:
-            label = model._meta.label
-            others = found[label].runners if label in found else ()
-            found[label] = Watch(label, attrgetter(field.attname), (*others, runner.label))
-    known[saved] = watches = tuple(found.values())
+    fields = {
+        label: _shared_key(runners[0].get_model(), saved)
+        for label, runners in delivery.subscriptions().items()
+    }
+    known[saved] = watches = tuple(
+        Watch(label, attrgetter(field.attname)) for label, field in fields.items() if field
+    )
     return watches
 
 
@@ -193,5 +184,6 @@ def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | Non
 
 
 def _runners_about(model: type[Model]) -> str:
-    labels = {label for watch in _watches.get(model, ()) for label in watch.runners}
+    watched = [watch.model_label for watch in _watches.get(model, ())]
+    labels = {each.label for label in watched for each in delivery.subscribers(label)}
     return ", ".join(sorted(labels)) or "autorun"

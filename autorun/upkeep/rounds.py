@@ -183,7 +183,7 @@ def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
 def planned_here() -> Q:
     """The condition that this process has a runner for a spilled trigger."""
     labels = [runner.label for runner in registry.runners()]
-    return Q(runner="", model_label__in=delivery.subscribed_models()) | Q(runner__in=labels)
+    return Q(runner="", model_label__in=delivery.subscriptions()) | Q(runner__in=labels)
 
 
 def _planning(model_label: str, label: str) -> list[Runner]:
