@@ -108,7 +108,10 @@ class QuerySetRunner(Runner):
         return self.backfill(queryset, only="failed", requested_by=requested_by)
 
     def adopt(self, queryset: QuerySet[Any] | None = None) -> int:
-        """Record the pending rows as up to date without running them; how many."""
+        """Record the pending rows as up to date without running them; how many.
+
+        They keep the outputs of their last success.
+        """
         return looks.adopt(self, queryset)
 
     def ignore(self, queryset: QuerySet[Any] | None = None) -> int:

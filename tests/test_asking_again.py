@@ -18,7 +18,7 @@ from autorun.state.counts import Progress
 from autorun.upkeep import folding, pruning
 from autorun.upkeep.pruning import prune
 from tests.engine import current_runs, declare, echo, installed, statuses, work_off
-from tests.library.models import Document
+from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
 
@@ -217,3 +217,45 @@ def test_a_run_that_is_current_again_since_pruning_found_it_stays(runner: QueryS
 
     assert runner.progress() == Progress(succeeded=ROWS)
     assert Run.objects.count() == ROWS
+
+
+def test_adopted_rows_keep_the_outputs_of_their_last_success(runner: QuerySetRunner) -> None:
+    Document.objects.update(title="b")
+    created = Document.objects.create(title="new")
+
+    assert runner.adopt() == ROWS + 1
+
+    adopted = current_runs()
+    assert {run.attempts for run in adopted.values()} == {0}
+    assert adopted.pop(created.pk).outputs is None
+    assert [run.outputs for run in adopted.values()] == [{"value": "a"}] * ROWS
+
+
+def test_rows_adopted_by_a_new_version_keep_its_own_runners_outputs(
+    documents: list[Document],
+) -> None:
+    versions = [declare(VERSION=version) for version in ("1.0", "1.1")]
+    other = declare(lambda value: "of another runner", NAME="Other", VERSION="1.0.1")
+    for runner_class in (versions[0], other):
+        with installed(runner_class):
+            runner_class().run()
+            work_off()
+
+    with installed(versions[1]):
+        assert versions[1]().adopt() == ROWS
+
+        runs = Run.objects.current().of(versions[1]().get_node())
+        assert [run.outputs for run in runs] == [{"value": "a"}] * ROWS
+
+
+def test_text_keys_keep_their_outputs_when_adopted() -> None:
+    photo = Photo.objects.create()
+    runner_class = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))
+    with installed(runner_class):
+        runner_class().run()
+        work_off()
+        Photo.objects.update(caption="changed")
+
+        assert runner_class().adopt() == 1
+
+    assert Run.objects.current().get().outputs == {"value": photo.caption}

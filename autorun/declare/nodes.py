@@ -11,12 +11,13 @@ from typing import Any
 from django.contrib.contenttypes.models import ContentType
 from django.core.signals import setting_changed
 from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.db.models import Exists, OuterRef
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
-from autorun.models import Node
+from autorun.models import Chunk, Node
 from autorun.state.encoding import digest, encode_configuration
 from autorun.state.transactions import is_passing
 
@@ -65,6 +66,15 @@ def restore(runner: Runner, node_id: int) -> None:
     if not Node.objects.filter(pk=node_id).exists():
         forget_nodes()
         _create(runner, digest_of(runner), pk=node_id)
+
+
+def nodes_of(runner: Runner) -> list[int]:
+    """The ids of the nodes of the runner's analysis that it has planned runs for, its own first."""
+    node = node_of(runner)
+    planned = Chunk.objects.filter(node=OuterRef("pk"), runner=runner.label)
+    alike = Node.objects.filter(title=node.title, content_type=node.content_type_id)
+    earlier = alike.filter(Exists(planned)).exclude(pk=node.pk).order_by("-created_at")
+    return [node.pk, *earlier.values_list("pk", flat=True)]
 
 
 def digest_of(runner: Runner) -> str:

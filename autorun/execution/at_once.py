@@ -19,7 +19,12 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
-from autorun.planning.candidates import Candidates, candidates_in, current_run_of_candidate
+from autorun.planning.candidates import (
+    Candidates,
+    candidates_in,
+    current_run_of_candidate,
+    row_of_candidate,
+)
 from autorun.planning.fingerprints import expression
 from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
@@ -114,9 +119,7 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     """The standing of the only candidate; None if there is none."""
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
-    name = "p.object_id = d.k AND p.object_key = ''"
-    if not candidates.kind.is_integer:
-        name = "p.object_id = 0 AND p.object_key = d.k"
+    name = row_of_candidate("p", candidates.kind)
     sql = (
         f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
         f"EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "

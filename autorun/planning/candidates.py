@@ -75,13 +75,17 @@ def select(
 def current_run_of_candidate(connection: BaseDatabaseWrapper, candidates: Candidates) -> Fragment:
     """The condition that `r` is the current run of `d`."""
     kind = candidates.kind
-    name = "r.object_id = d.k AND r.object_key = ''"
-    if not kind.is_integer:
-        name = "r.object_id = 0 AND r.object_key = d.k"
-    sql = f"r.node_id = %s AND {name} AND r.is_current = TRUE"
+    sql = f"r.node_id = %s AND {row_of_candidate('r', kind)} AND r.is_current = TRUE"
     params: list[Any] = [candidates.node_id]
     for operator, bound in ((">", candidates.above), ("<=", candidates.up_to)):
         if bound is not None and kind.is_ordered_alike(connection):
             sql += f" AND r.{kind.column} {operator} %s"
             params.append(bound)
     return Fragment(sql, tuple(params))
+
+
+def row_of_candidate(alias: str, kind: KeyKind) -> str:
+    """The condition that the run `alias` is of the row of `d`, in whatever node."""
+    if kind.is_integer:
+        return f"{alias}.object_id = d.k AND {alias}.object_key = ''"
+    return f"{alias}.object_id = 0 AND {alias}.object_key = d.k"

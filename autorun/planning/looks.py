@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from autorun.declare import hooks, registry
-from autorun.declare.nodes import configuration_of, node_of
+from autorun.declare.nodes import configuration_of, node_of, nodes_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
@@ -140,8 +140,12 @@ def go_on(batch: Batch) -> Batch:
 
 
 def adopt(runner: Runner, queryset: QuerySet[Any] | None) -> int:
-    """Record pending rows as succeeded without running them; how many."""
-    return _recorded(runner, queryset, Run.Status.SUCCEEDED)
+    """Record pending rows as succeeded without running them; how many.
+
+    They keep the outputs of their last success, be it of an earlier version or configuration.
+    """
+    outputs_from = nodes_of(runner)
+    return _recorded(runner, queryset, Run.Status.SUCCEEDED, outputs_from=outputs_from)
 
 
 def ignore(runner: Runner, queryset: QuerySet[Any] | None) -> int:
@@ -198,8 +202,11 @@ def _announced(
     return eligible(runner, queryset, log_level=transcript.level)
 
 
-def _recorded(runner: Runner, queryset: QuerySet[Any] | None, status: Run.Status) -> int:
+def _recorded(
+    runner: Runner, queryset: QuerySet[Any] | None, status: Run.Status, **options: Any
+) -> int:
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     node_id = node_of(runner).pk
-    planner = Planner(runner, node_id=node_id, priority=Chunk.Priority.BACKFILL, status=status)
+    priority = Chunk.Priority.BACKFILL
+    planner = Planner(runner, node_id=node_id, priority=priority, status=status, **options)
     return sum(planner.plan(window).planned for window in windows(runner, rows, node_id=node_id))

@@ -32,8 +32,8 @@ from autorun.state.transactions import repeated_on_conflict
 class Planner:
     """Plans windows of one runner's rows.
 
-    A `status` other than PENDING records runs that need no work: SUCCEEDED adopts rows, CANCELLED
-    ignores them.
+    A `status` other than PENDING records runs that need no work: SUCCEEDED adopts rows, with the
+    outputs of their last success in the nodes `outputs_from`, and CANCELLED ignores them.
     """
 
     runner: Runner
@@ -43,6 +43,7 @@ class Planner:
     batch: Batch | None = None
     status: Run.Status = Run.Status.PENDING
     counts_undone: bool = False
+    outputs_from: Sequence[int] = ()
 
     def count(self, window: Window) -> Outcome:
         """The outcome that planning `window` would have."""
@@ -105,7 +106,9 @@ class Planner:
         process that read the rows no earlier, and its worker reads them later still.
         """
         size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
-        insert = partial(statements.insert, size=size, status=self.status)
+        insert = partial(
+            statements.insert, size=size, status=self.status, outputs_from=self.outputs_from
+        )
         redo: list[Redo] = []
         superseded: dict[str, int] = {}
         inserted = 0

@@ -17,7 +17,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.conf import settings
 from autorun.models import Chunk, Run
-from autorun.planning.candidates import Candidates, current_run_of_candidate, select
+from autorun.planning.candidates import (
+    Candidates,
+    current_run_of_candidate,
+    row_of_candidate,
+    select,
+)
 from autorun.planning.selection import Selection
 from autorun.state import clock
 from autorun.state.clock import NOW_SQL
@@ -155,13 +160,15 @@ def insert(
     limit: int | None = None,
     expected: int = 0,
     are_all_missing: bool = False,
+    outputs_from: Sequence[int] = (),
 ) -> int:
     """Insert a run for every candidate without a current one, `size` to a chunk; how many.
 
     In the order of their keys, so that two transactions cannot deadlock; a candidate that another
     process plans meanwhile is skipped. If many are `expected`, PostgreSQL first inserts them
     without regard to conflicts: handling these at every row takes 1.4 times as long. If
-    `are_all_missing`, none is looked up, as the constraint finds runs made since.
+    `are_all_missing`, none is looked up, as the constraint finds runs made since. The outputs are
+    those of the row's last success in the first of the nodes `outputs_from` that has one.
     """
     connection = connections[settings.DATABASE]
     begin, end = insert_ignoring_conflicts(connection)
@@ -175,11 +182,15 @@ def insert(
     object_id, object_key = ("d.k", "''") if candidates.kind.is_integer else ("0", "d.k")
     ordinal = "ROW_NUMBER() OVER (ORDER BY d.k) - 1"
     finished_at = "NULL" if status == Run.Status.PENDING else NOW_SQL[connection.vendor]
+    outputs = outputs_column = ""
+    if outputs_from:
+        outputs_column = ", outputs"
+        outputs = f", {_last_outputs(connection, candidates, outputs_from)}"
     rows = (
         f"{runs} (node_id, object_id, object_key, fingerprint, "
-        "is_current, chunk_id, status, attempts, finished_at) "
+        f"is_current, chunk_id, status, attempts, finished_at{outputs_column}) "
         f"SELECT %s, {object_id}, {object_key}, d.f, TRUE, "
-        f"%s + {whole_quotient(connection, ordinal, '%s')}, {status:d}, 0, {finished_at} "
+        f"%s + {whole_quotient(connection, ordinal, '%s')}, {status:d}, 0, {finished_at}{outputs} "
         f"FROM ({candidates.source.sql}) AS d {missing.sql} "
         f"ORDER BY d.k {_limited(limit)}"
     )
@@ -188,6 +199,20 @@ def insert(
         with suppress(IntegrityError), transaction.atomic(using=settings.DATABASE):
             return _row_count(connection, f"INSERT INTO {rows}", params)
     return _row_count(connection, f"{begin} {rows} {end}", params)
+
+
+def _last_outputs(
+    connection: BaseDatabaseWrapper, candidates: Candidates, node_ids: Sequence[int]
+) -> str:
+    """The outputs of the candidate's last success in the first of the nodes that has one."""
+    places = " ".join(f"WHEN {pk:d} THEN {place}" for place, pk in enumerate(node_ids))
+    named = row_of_candidate("o", candidates.kind)
+    return (
+        f"(SELECT o.outputs FROM {table(Run, connection)} AS o "
+        f"WHERE o.node_id IN ({', '.join(map(str, node_ids))}) AND {named} "
+        f"AND o.status = {Run.Status.SUCCEEDED:d} "
+        f"ORDER BY CASE o.node_id {places} END, o.id DESC LIMIT 1)"
+    )
 
 
 def _limited(limit: int | None) -> str:
