@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db.models import Q
@@ -12,7 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.admin import mixin, run_pages
+from autorun.admin import mixin, run_pages, selections
 from autorun.admin.selections import MOST_KEPT
 from autorun.control import interventions
 from autorun.dispatch.publishing import redirected
@@ -24,9 +25,10 @@ from autorun.planning import windows
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
 from autorun.upkeep import rounds
+from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
 from tests.browser import scenes
-from tests.engine import plan_at_once
+from tests.engine import declare, installed, plan_at_once
 
 pytestmark = pytest.mark.django_db
 
@@ -686,6 +688,112 @@ def start(client: Client, token: str, **form: str) -> Batch:
     address = reverse("admin:autorun_batch_start", args=[LABEL])
     assert client.post(address, {"selection": token, **form}).status_code == 302
     return Batch.objects.order_by("-pk").first()
+
+
+@pytest.fixture
+def _tenants(monkeypatch) -> None:
+    """A ScanAdmin that shows the scans of the session's tenant, which no worker knows."""
+
+    def get_queryset(self, request):
+        rows = admin.ModelAdmin.get_queryset(self, request)
+        return rows.filter(path__contains=request.session["tenant"])
+
+    monkeypatch.setattr(ScanAdmin, "get_queryset", get_queryset, raising=False)
+
+
+def client_of_tenant(tenant: str) -> Client:
+    client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    session = client.session
+    session["tenant"] = tenant
+    session.save()
+    return client
+
+
+def _paths_in(batch: Batch) -> set[str]:
+    """The paths of the scans that the batch has planned."""
+    keys = Run.objects.filter(chunk__batch=batch).values_list("object_id", flat=True)
+    return set(Scan.objects.filter(pk__in=list(keys)).values_list("path", flat=True))
+
+
+@pytest.mark.usefixtures("_tenants")
+def test_a_worker_takes_the_rows_that_the_users_own_request_shows(
+    runner, django_capture_on_commit_callbacks
+) -> None:
+    client = client_of_tenant("ses-2")
+    with django_capture_on_commit_callbacks(execute=True):
+        batch = start(client, choose_everything(client, ""), only="again")
+
+    assert _paths_in(batch)
+    assert all("ses-2" in path for path in _paths_in(batch))
+
+
+@pytest.mark.usefixtures("_tenants")
+def test_more_rows_than_keys_are_kept_need_an_admin_that_asks_the_user_alone(
+    runner, set_constants, monkeypatch, django_capture_on_commit_callbacks
+) -> None:
+    set_constants(selections, MOST_KEYS=1)
+    client = client_of_tenant("ses-2")
+    own = Scan.objects.filter(path__contains="ses-2")
+    token = choose_everything(client, "")
+    address = reverse("admin:autorun_batch_start", args=[LABEL])
+
+    refused = client.post(address, {"selection": token, "only": "again"}, follow=True)
+    before = Batch.objects.count()
+    monkeypatch.setattr(ScanAdmin, "autorun_rows", lambda *given: own.all(), raising=False)
+    with django_capture_on_commit_callbacks(execute=True):
+        batch = start(client, token, only="again")
+
+    assert "autorun_rows(self, user, query)" in refused.content.decode()
+    assert before == 1
+    assert len(_paths_in(batch)) > 1
+    assert all("ses-2" in path for path in _paths_in(batch))
+
+
+@pytest.mark.parametrize("name", ["prepare", "count", "start"])
+def test_rows_of_one_model_are_not_for_the_runner_of_another(name: str, runner) -> None:
+    client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    token = choose_everything(client, "")
+    other = declare()
+    with installed(other):
+        address = reverse(f"admin:autorun_batch_{name}", args=[other.get_label()])
+        call = client.post if name == "start" else client.get
+
+        response = call(address, {"selection": token})
+
+    assert response.status_code == 404
+    assert Batch.objects.count() == 1
+
+
+@pytest.mark.parametrize("loss", ["hidden", "permission", "staff"])
+def test_ticked_rows_are_looked_at_again_when_they_are_started_and_planned(
+    loss: str, runner, monkeypatch, django_capture_on_commit_callbacks
+) -> None:
+    client = client_with("start_run", "view_scan", "change_scan")
+    pks = list(Scan.objects.order_by("pk").values_list("pk", flat=True))
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": [pks[0], pks[1], pks[18]]}
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+    token = response.context["asked"].selection
+    if loss == "hidden":
+
+        def has_view_permission(self, request, obj=None):
+            return obj is None or obj.pk != pks[18]
+
+        monkeypatch.setattr(ScanAdmin, "has_view_permission", has_view_permission, raising=False)
+
+    with django_capture_on_commit_callbacks() as callbacks:
+        batch = start(client, token, only="all")
+    if loss == "permission":
+        User.objects.get().user_permissions.clear()
+    elif loss == "staff":
+        User.objects.update(is_staff=False)
+    for callback in callbacks:
+        callback()
+
+    batch.refresh_from_db()
+    assert (batch.state == Batch.State.FAILED, batch.planned) == (
+        loss != "hidden",
+        loss == "hidden",
+    )
 
 
 def test_a_filter_is_planned_by_a_worker_however_many_rows_it_shows(

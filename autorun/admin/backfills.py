@@ -53,9 +53,18 @@ class BackfillRequest:
     limit: int | None = None
     window: int | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
+    #: The rows that the user chose on the model's own page.
+    chosen: ChosenRows | None = None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> BackfillRequest:
+    def read(
+        cls, request: HttpRequest, given: Mapping[str, Any], runner: Runner
+    ) -> BackfillRequest:
+        """The form of a backfill of `runner`.
+
+        Raises Http404 if rows of another model were chosen.
+        """
+        selection = read_text(given, "selection")
         only = str(given.get("only", ""))
         problems = {"only": "" if only in ONLY else f"Unknown choice “{only[:40]}”."}
         numbers = {}
@@ -65,7 +74,8 @@ class BackfillRequest:
         return cls(
             only=only if only in ONLY else "",
             filter=read_text(given, "filter"),
-            selection=read_text(given, "selection"),
+            selection=selection,
+            chosen=find(request, selection, runner) if selection else None,
             problems={name: problem for name, problem in problems.items() if problem},
             **numbers,
         )
@@ -81,26 +91,22 @@ class BackfillRequest:
             return Scope(filter=self.filter or None, force=True)
         return Scope(filter=self.filter or None, only=self.only or None)
 
-    def chosen(self, request: HttpRequest) -> ChosenRows | None:
-        """The rows that the user chose on the model's own page."""
-        return find(request, self.selection) if self.selection else None
-
-    def is_lost(self, request: HttpRequest) -> bool:
+    @property
+    def is_lost(self) -> bool:
         """Whether the session no longer knows the rows that were chosen."""
-        return bool(self.selection) and self.chosen(request) is None
+        return bool(self.selection) and self.chosen is None
 
     def queryset(
         self, request: HttpRequest, site: AdminSite, runner: Runner
     ) -> QuerySet[Any] | None:
         """The rows in scope, once `is_lost` is ruled out; None for the runner's default."""
-        chosen = self.chosen(request)
-        if chosen is None:
+        if self.chosen is None:
             return self.scope.queryset(runner)
-        return as_plain(runner, chosen.queryset(request, site))
+        return as_plain(runner, self.chosen.queryset(request, site))
 
-    def rows_in_words(self, request: HttpRequest, names: str) -> str:
+    def rows_in_words(self, names: str) -> str:
         """The rows in scope, before `only` is applied."""
-        chosen = self.chosen(request)
+        chosen = self.chosen
         if chosen is None:
             return f"All {names} this runner covers."
         if chosen.keys is None:
@@ -109,28 +115,33 @@ class BackfillRequest:
             return "The one row that you ticked."
         return f"The {number(len(chosen.keys))} {names} that you ticked."
 
-    def needs(self, request: HttpRequest) -> Permission:
+    @property
+    def needs(self) -> Permission:
         """The permission to start it: a few ticked rows are not a backfill."""
-        chosen = self.chosen(request)
+        chosen = self.chosen
         is_few = chosen is not None and chosen.keys is not None and self.only != "again"
         return Permission.START if is_few else Permission.BACKFILL
 
     def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
         """Start the backfill, once `is_lost` is ruled out.
 
-        Raises ValueError for an unknown `only`, NotRegistered for an unknown filter.
+        Raises ValueError for an unknown `only`, NotRegistered for an unknown filter, and RowsGone
+        if only this request's hooks could tell which rows were chosen, and there are too many.
         """
-        scope, chosen = self.scope, self.chosen(request)
-        if chosen is not None:
-            if not may_view(request, site, chosen.get_model()):
+        scope = self.scope
+        if self.chosen is not None:
+            if not may_view(request, site, self.chosen.get_model()):
                 raise PermissionDenied
-            if chosen.keys is None:
-                scope = replace(scope, filter=None, source=chosen.source(request, site))
-            else:
-                scope = replace(scope, filter=None, pks=tuple(chosen.keys))
+            source = self.chosen.source(request, site, runner, self.needs)
+            scope = replace(scope, filter=None, source=source)
         return request_backfill(
             runner, scope, limit=self.limit, window=self.window, requested_by=who(request)
         )
+
+    def left_out(self, batch: Batch) -> int:
+        """The number of ticked rows that are not in the batch, as the user may not see them."""
+        ticked = () if self.chosen is None or self.chosen.keys is None else self.chosen.keys
+        return len(ticked) - len(batch.scope["source"]["keys"]) if ticked else 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -122,22 +122,22 @@ class BatchAdmin(PageAdmin):
     @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The scope of a backfill, and what it would do."""
-        card, asked = card_of(get_runner(label)), BackfillRequest.read(request.GET)
-        if asked.is_lost(request):
+        card, asked = self._asked(request, request.GET, label)
+        if asked.is_lost:
             return self._start_over(request)
-        require(request, asked.needs(request))
+        require(request, asked.needs)
         problem = NOT_COUNTED if asked.problems else ""
         return self._preparation(request, card, asked, problem=problem)
 
     @page("backfill/<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """The preview alone, with more rows counted."""
-        card, asked = card_of(get_runner(label)), BackfillRequest.read(request.GET)
-        if asked.is_lost(request):
+        card, asked = self._asked(request, request.GET, label)
+        if asked.is_lost:
             if is_fetched(request):
                 return self.fragment(request, "preview", card=card, asked=asked, problem=LOST)
             return self._start_over(request)
-        require(request, asked.needs(request))
+        require(request, asked.needs)
         found, problem = None, NOT_COUNTED
         if not asked.problems:
             found, problem = self._counted(request, card, asked)
@@ -148,10 +148,10 @@ class BatchAdmin(PageAdmin):
 
     @action("backfill/<str:label>/start/", Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
-        card, asked = card_of(get_runner(label)), BackfillRequest.read(request.POST)
-        if asked.is_lost(request):
+        card, asked = self._asked(request, request.POST, label)
+        if asked.is_lost:
             return self._start_over(request)
-        require(request, asked.needs(request))
+        require(request, asked.needs)
         try:
             if asked.problems:
                 raise ValueError(" ".join(asked.problems.values()))
@@ -160,6 +160,8 @@ class BatchAdmin(PageAdmin):
             messages.error(request, f"The backfill was not started: {error}")
             return self.redirect("autorun_batch_prepare", label)
         self.note(request, f"Backfill of {label} started: {batch.description}.", batch)
+        if hidden := asked.left_out(batch):
+            messages.warning(request, f"You may not see {counted(hidden, 'ticked row')}: left out.")
         return self.redirect("autorun_batch_change", batch.pk)
 
     @action("<int:batch_id>/pause/", Permission.PAUSE)
@@ -197,6 +199,12 @@ class BatchAdmin(PageAdmin):
         may_choose = Allowed(request.user).to(Permission.BACKFILL)
         return self.redirect("autorun_batch_choose" if may_choose else "autorun_node_changelist")
 
+    def _asked(
+        self, request: HttpRequest, given: Mapping[str, Any], label: str
+    ) -> tuple[Card, BackfillRequest]:
+        card = card_of(get_runner(label))
+        return card, BackfillRequest.read(request, given, card.runner)
+
     def _preparation(
         self, request: HttpRequest, card: Card, asked: BackfillRequest, **context: Any
     ) -> HttpResponse:
@@ -206,8 +214,8 @@ class BatchAdmin(PageAdmin):
             f"Backfill {card.name}",
             card=card,
             asked=asked,
-            rows=asked.rows_in_words(request, card.model_name),
-            is_chosen=asked.chosen(request) is not None,
+            rows=asked.rows_in_words(card.model_name),
+            is_chosen=asked.chosen is not None,
             choices={
                 name: words
                 for name, words in ONLY.items()

@@ -1,8 +1,9 @@
 """Rows that a user chose on a model's own admin page, stored on the server until they are used.
 
-The ticked keys are stored, or the filter of the page, but never the keys of all rows that match it.
-A batch of filtered rows stores the filter, too: the worker that plans it asks the model's own admin
-on behalf of the same user.
+The session stores the ticked keys, or the filter of the page. When a backfill starts, the keys of
+the filtered rows are taken in the user's own request, because a project's hooks may narrow them by
+anything that a request carries, such as a tenant. Only if there are too many does the worker look
+for them again, and only through an admin that needs no more than the user: see `ChosenRows.source`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,26 @@ from django.contrib.admin.sites import all_sites
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, QueryDict
+from django.http import Http404, HttpRequest, QueryDict
 
-from autorun.admin.row_access import may_view
+from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.row_access import database_of, may_view, visible
+from autorun.declare.hooks import base_queryset
 from autorun.declare.runner import Runner
 from autorun.exceptions import RowsGone
 from autorun.planning.scope import SOURCES
+from autorun.state.keys import key_kind
 
 KIND = "admin"
+#: The method of a ModelAdmin that returns the rows that a user sees for a changelist's query.
+OWN_ROWS = "autorun_rows"
+#: Methods that may ask anything of the request that they are given.
+_ASKING = (
+    *("get_queryset", "get_search_results", "get_changelist", "get_changelist_instance"),
+    *("get_list_filter", "has_view_permission", "has_view_or_change_permission"),
+)
+#: Rows whose keys are taken in the user's own request.
+MOST_KEYS = 10_000
 EXACT = "_autorun_is_exact"
 SESSION_KEY = "autorun_selections"
 MOST_KEPT = 20
@@ -56,18 +69,41 @@ class ChosenRows:
         asked.method = "GET"
         return _listing(model_admin, asked).get_queryset(asked)
 
-    def source(self, request: HttpRequest, site: AdminSite) -> dict[str, Any]:
-        """The filtered rows as the source of a scope, from which any process finds them."""
-        names = self.get_model()._meta.verbose_name_plural
-        shown = unquote_plus(self.query) or "no filter"
-        return {
+    def source(
+        self, request: HttpRequest, site: AdminSite, runner: Runner, needs: Permission
+    ) -> dict[str, Any]:
+        """The rows as the source of a scope, from which any process finds them.
+
+        Raises RowsGone if there are too many to keep their keys, and only this request could tell
+        which they are.
+        """
+        source = {
             "kind": KIND,
-            "words": f"of {names} that the admin shows for {shown}",
             "site": site.name,
             "user": str(request.user.pk),
+            "needs": needs.value,
             "model": self.model,
-            "query": self.query,
         }
+        rows = self.queryset(request, site)
+        keys = list(rows.order_by().values_list("pk", flat=True)[: MOST_KEYS + 1])
+        model_admin = site._registry[self.get_model()]
+        if len(keys) <= MOST_KEYS:
+            if not _is_known(model_admin.has_view_permission):
+                keys = list(visible(request, site, self.get_model(), keys, database_of(runner)))
+            return {**source, "words": self._words(len(keys)), "keys": list(map(str, keys))}
+        if not _needs_only_the_user(model_admin):
+            raise RowsGone(
+                f"{type(model_admin).__name__} decides by the request which of more than "
+                f"{MOST_KEYS:,} rows it shows, and a worker has none. Narrow the list, or define "
+                f"{OWN_ROWS}(self, user, query) there."
+            )
+        return {**source, "words": self._words(), "query": self.query}
+
+    def _words(self, rows: int | None = None) -> str:
+        if self.keys is not None:
+            return "of one key" if rows == 1 else f"among {rows:,} keys"
+        names = self.get_model()._meta.verbose_name_plural
+        return f"of {names} that the admin shows for {unquote_plus(self.query) or 'no filter'}"
 
 
 def is_exact(request: HttpRequest) -> bool:
@@ -75,23 +111,36 @@ def is_exact(request: HttpRequest) -> bool:
     return getattr(request, EXACT, False)
 
 
-def rows_shown(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
-    """The rows that the model's admin now shows the user for the filter.
+def rows_shown(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
+    """The rows of a `source`, as far as the user may still have them processed.
 
-    Raises RowsGone if it no longer shows them.
+    Raises RowsGone if the admin no longer shows them, or the user has lost a permission.
     """
     site = next((each for each in all_sites if each.name == source["site"]), None)
     user = get_user_model()._default_manager.filter(pk=source["user"]).first()
-    if site is None or user is None or not getattr(user, "is_active", True):
+    if site is None or user is None:
         raise RowsGone("The admin site, or the user whose filter it was, is gone.")
     request = HttpRequest()
     request.method = "GET"
     request.user = user
-    chosen = ChosenRows(source["model"], query=source["query"])
+    needs = Permission(source.get("needs", Permission.BACKFILL))
+    if not (site.has_permission(request) and Allowed(user).to(needs)):
+        raise RowsGone(f"{user} no longer has the permission {needs}.")
+    chosen = ChosenRows(source["model"], query=source.get("query", ""))
     try:
         model = chosen.get_model()
         if model not in site._registry or not may_view(request, site, model):
             raise RowsGone(f"{user} can no longer view {source['model']} in the admin.")
+        if "keys" in source:
+            kind = key_kind(model)
+            keys = [kind.to_pk(key) for key in source["keys"]]
+            return base_queryset(runner).filter(pk__in=keys)
+        model_admin = site._registry[model]
+        if not _needs_only_the_user(model_admin):
+            raise RowsGone(f"{type(model_admin).__name__} asks the request, and a worker has none.")
+        if own_rows := getattr(model_admin, OWN_ROWS, None):
+            rows: QuerySet[Any] = own_rows(user, QueryDict(chosen.query))
+            return rows
         return chosen.queryset(request, site)
     except (LookupError, IncorrectLookupParameters, DisallowedModelAdminLookup) as error:
         raise RowsGone(
@@ -100,6 +149,21 @@ def rows_shown(_runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
 
 
 SOURCES[KIND] = rows_shown
+
+
+def _needs_only_the_user(model_admin: Any) -> bool:
+    """Whether a worker finds the rows that the changelist shows a user."""
+    if hasattr(model_admin, OWN_ROWS):
+        return True
+    filters = (each[1] if isinstance(each, tuple) else each for each in model_admin.list_filter)
+    given = [each for each in filters if not isinstance(each, str)]
+    hooks = [getattr(model_admin, name) for name in _ASKING]
+    return all(map(_is_known, (*given, *hooks)))
+
+
+def _is_known(code: Any) -> bool:
+    """Whether a method or a filter asks nothing but the user, as those of Django and autorun do."""
+    return bool(code.__module__.startswith(("django.contrib.admin.", "autorun.admin.")))
 
 
 def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:
@@ -125,7 +189,15 @@ def keep(request: HttpRequest, chosen: ChosenRows) -> str:
     return token
 
 
-def find(request: HttpRequest, token: str) -> ChosenRows | None:
-    """The chosen rows of that token; None if the session has none."""
+def find(request: HttpRequest, token: str, runner: Runner) -> ChosenRows | None:
+    """The rows for `runner` that were chosen with that token; None if the session has none.
+
+    Raises Http404 if they are rows of another model.
+    """
     written = request.session.get(SESSION_KEY, {}).get(token)
-    return None if written is None else ChosenRows(**written)
+    if written is None:
+        return None
+    chosen = ChosenRows(**written)
+    if chosen.get_model()._meta.concrete_model is not runner.get_model()._meta.concrete_model:
+        raise Http404(f"{runner.label} does not process the chosen rows.")
+    return chosen
