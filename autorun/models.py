@@ -307,6 +307,9 @@ class SpilledTrigger(models.Model):
     expires_at = models.DateTimeField(
         null=True, blank=True, help_text="When another process may plan them."
     )
+    reason = models.TextField(
+        blank=True, db_default="", help_text="Why the last try planned none of them."
+    )
 
     objects = StateManager()
 

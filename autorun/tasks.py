@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import current_app, shared_task
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.dispatch import receiver
 
 from autorun.declare import registry
@@ -21,6 +21,7 @@ from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.looks import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
+from autorun.state.transactions import is_passing
 from autorun.triggers import delivery
 
 # Acknowledged when received: the database knows about unfinished work, so a second delivery (by
@@ -29,6 +30,8 @@ _options: dict[str, Any] = {"acks_late": False, "ignore_result": True, "serializ
 #: For saved rows while the database is away: about a day of tries, at most so many seconds apart.
 MOST_TRIES = 1_000
 LONGEST_PAUSE = 120.0
+#: If it answers, but with an error, as before `migrate`: a quarter of an hour.
+MOST_REFUSALS = 12
 
 
 @shared_task(name="autorun.plan", bind=True, max_retries=MOST_TRIES, **_options)
@@ -36,8 +39,9 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
     """Plan the saved rows of a model for every runner that subscribes to them.
 
     A single row is also executed if no limit forbids it. While the database is away the task is
-    retried for a day: until the next sweep nothing else knows about the rows. If no runner
-    subscribes, they wait for a worker with newer code, as the process that saved them had.
+    retried for a day: until the next sweep nothing else knows about the rows. Those that a runner
+    cannot plan are written down. If no runner subscribes, they wait for a worker with newer code,
+    as the process that saved them had.
     """
     from autorun.execution.at_once import plan_or_start
     from autorun.execution.execute import work_off
@@ -49,10 +53,12 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
                 delivery.write_down({model_label: set(pks)})
             elif (work := plan_or_start(subscribers, pks)) is not None:
                 work_off(work)
-    except (OperationalError, InterfaceError) as away:
+    except (DatabaseError, InterfaceError) as error:
         if self.request.is_eager:  # then Celery would not wait
             raise
-        raise self.retry(exc=away, countdown=_pause(self.request.retries)) from away
+        pause = _pause(self.request.retries)
+        most = MOST_TRIES if is_passing(error) else MOST_REFUSALS
+        raise self.retry(exc=error, countdown=pause, max_retries=most) from error
 
 
 @shared_task(

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from django.db import OperationalError
 
 from autorun.state.probes import POINTS, Listener, listen
 
 #: Names the point at which a process that a test starts is killed: `finish.counted`, or
 #: `finish.counted:3` for the third time the process passes it.
 ENVIRONMENT = "AUTORUN_CRASH_AT"
+
+
+#: The error of a database that cannot be reached.
+AWAY = OperationalError(2013, "Lost connection to server during query")
 
 
 class Crash(BaseException):

@@ -29,7 +29,7 @@ from tests.library.models import Country, Document
 
 pytestmark = pytest.mark.django_db
 
-MOST_STATEMENTS = 12
+MOST_STATEMENTS = 13
 LABEL = "sample_app.ScanPreprocessingRunner"
 SCRIPT = "<script>alert(1)</script>"
 

@@ -403,12 +403,14 @@ def test_an_interval_that_is_none_is_refused(runner, interval):
 
 def test_status_shows_parked_runs_and_who_knows_why(documents, runner):
     runner.run()
-    Chunk.objects.update(state=Chunk.State.PARKED)
+    Chunk.objects.update(state=Chunk.State.PARKED, reason="It is gone.")
 
     printed = typed("status", LABEL)
 
     assert "6 parked" in printed
-    assert "Why runs are parked: manage.py autorun doctor" in printed
+    assert "6 runs parked, since " in printed
+    assert ": It is gone" in printed
+    assert "How to let them go on: manage.py autorun doctor" in printed
 
 
 def test_explain(documents, runner):
@@ -586,7 +588,7 @@ def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown
 
 def test_doctor_counts_one(documents, runner):
     from autorun.models import Pulse
-    from autorun.observe.doctor.backlog import examine_parked
+    from autorun.observe.doctor.backlog import examine_held_up
     from autorun.observe.doctor.schedules import examine_upkeep
 
     Document.objects.exclude(pk=documents[0].pk).delete()
@@ -594,7 +596,9 @@ def test_doctor_counts_one(documents, runner):
     Chunk.objects.update(state=Chunk.State.PARKED, reason="It is gone.")
     Pulse.objects.update_or_create(name="upkeep", defaults={"beat_at": timezone.now()})
 
-    assert next(examine_parked()).message == f"1 run of {LABEL} parked: It is gone."
+    found = next(examine_held_up()).message
+    assert found.startswith(f"{LABEL}: 1 run parked since ")
+    assert found.endswith(": It is gone.")
     assert next(examine_upkeep()).message == "Last round less than 1 min ago."
 
 

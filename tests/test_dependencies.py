@@ -3,7 +3,7 @@
 from itertools import repeat
 
 import pytest
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, connection
 from django.db.models import F
 
 from autorun.declare.nodes import dependents
@@ -15,7 +15,7 @@ from autorun.state.clock import from_now
 from autorun.tasks import plan
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import drain_spilled
-from tests.crashes import crashed_at, failing_at
+from tests.crashes import AWAY, crashed_at, failing_at
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -127,9 +127,7 @@ def test_what_follows_a_chunk_is_planned_although_the_database_was_away_for_a_mo
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
-        errors = iter(
-            [OperationalError("gone"), InterfaceError("closed"), OperationalError("gone")]
-        )
+        errors = iter([AWAY, InterfaceError("closed"), AWAY])
         with failing_at("plan.booked", errors):
             execute(chunk.pk)
 
@@ -144,7 +142,7 @@ def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(set_c
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
         chunk = changed_and_succeeded(first)
-        with failing_at("plan.booked", repeat(OperationalError("x"))):
+        with failing_at("plan.booked", repeat(AWAY)):
             execute(chunk.pk)
         assert not Run.objects.filter(node=second().get_node()).exists()
         first().get_node().refresh_from_db()
@@ -161,7 +159,7 @@ def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is
         with crashed_at("finish.committed"):
             execute(chunk.pk)
         Chunk.objects.update(state=Chunk.State.RUNNING, expires_at=from_now(-1))
-        with failing_at("plan.booked", repeat(OperationalError("x"))):
+        with failing_at("plan.booked", repeat(AWAY)):
             rescue_expired(at_most=10)
         drain_spilled()
 

@@ -223,9 +223,21 @@ def test_chunks_that_wait_for_a_worker():
 
 def test_parked_chunks():
     runner = planned(state=Chunk.State.PARKED, reason="No such analysis.")
-    found = only(backlog.examine_parked(), "error")
+    found = only(backlog.examine_held_up(), "error")
     assert "No such analysis." in found.message
     assert f"manage.py autorun cancel {runner.get_label()}" in found.hint
+
+
+def test_runs_and_saved_rows_that_an_error_holds_up():
+    planned(state=Chunk.State.PARKED, reason="no such column", not_before=timezone.now())
+    SpilledTrigger.objects.create(
+        model_label="library.Document", runner="tests.EchoRunner", keys=[1], reason="no such table"
+    )
+    runs, rows = backlog.examine_held_up()
+    assert "1 run parked" in runs.message
+    assert "no such column. Next try at" in runs.message
+    assert "tests.EchoRunner: saved rows not planned" in rows.message
+    assert "manage.py migrate" in runs.hint
 
 
 def test_spilled_triggers():

@@ -12,6 +12,8 @@ from autorun.upkeep.rounds import drain_spilled
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document
 
+NEWEST = "0004_held_up"
+
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -25,7 +27,7 @@ def migrate(name: str) -> StateApps:
 def before_tries() -> Iterator[StateApps]:
     """The tables of before saved rows had a lease and a number of tries."""
     yield migrate("0002_storage")
-    migrate("0003_spilled_tries")
+    migrate(NEWEST)
 
 
 def test_saved_rows_that_wait_are_planned_after_an_upgrade(before_tries: StateApps):
@@ -33,11 +35,11 @@ def test_saved_rows_that_wait_are_planned_after_an_upgrade(before_tries: StateAp
     old = before_tries.get_model("autorun", "SpilledTrigger")
     old.objects.create(model_label="library.Document", keys=[first.pk])
 
-    migrate("0003_spilled_tries")
+    migrate(NEWEST)
     # By a worker of the old code, which does not know the new columns.
     old.objects.create(model_label="library.Document", keys=[second.pk])
 
-    assert SpilledTrigger.objects.filter(tries=0, expires_at=None).count() == 2
+    assert SpilledTrigger.objects.filter(tries=0, expires_at=None, reason="").count() == 2
     with installed(declare()):
         assert drain_spilled() == 2
         work_off()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery.schedules import crontab
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError
 
 from autorun.analysis import Analysis, analysis, temporarily_registered
 from autorun.conf import NIGHTLY
@@ -15,6 +15,7 @@ from autorun.declare import nodes, registry
 from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered, RunTimeout
 from autorun.planning.looks import sweep_now
 from autorun.runner import QuerySetRunner
+from tests.crashes import AWAY
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document, Photo, Tag
 from tests.library.runners import CaptionRunner, LengthRunner
@@ -181,9 +182,7 @@ def test_a_hook_for_rows_that_raises_is_named(hook, call):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(
-    "error", [OperationalError("away"), InterfaceError("away"), RunTimeout(), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("error", [AWAY, InterfaceError("away"), RunTimeout(), KeyboardInterrupt()])
 @pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
 def test_what_is_no_fault_of_a_hook_is_not_laid_to_it(hook, error):
     def interrupted(*args, **kwargs):

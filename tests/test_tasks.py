@@ -14,6 +14,7 @@ from autorun.models import Run
 from autorun.triggers import delivery
 from autorun.upkeep.rounds import drain_spilled
 from tests.celery_settings import configured
+from tests.crashes import AWAY
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Document
 
@@ -25,7 +26,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """The options of the messages that Celery sends again, while the database is away."""
 
     def away(*arguments: object) -> None:
-        raise OperationalError("connection refused")
+        raise AWAY
 
     options: list[dict[str, Any]] = []
     monkeypatch.setattr(at_once, "plan_or_start", away)
@@ -65,6 +66,22 @@ def test_saved_rows_are_tried_again_for_a_day_while_the_database_is_away(sent, p
     assert max(pauses) <= 120
 
 
+def test_saved_rows_are_tried_for_a_quarter_of_an_hour_on_a_database_without_the_columns(
+    sent, plan_as_message, monkeypatch
+):
+    def refuse(*arguments: object) -> None:
+        raise OperationalError("no such column: reason")
+
+    monkeypatch.setattr(at_once, "plan_or_start", refuse)
+    for retries in range(tasks.MOST_REFUSALS):
+        with pytest.raises(Retry):
+            plan_as_message(retries)
+    with pytest.raises(OperationalError):
+        plan_as_message(tasks.MOST_REFUSALS)
+
+    assert 300 < sum(options["countdown"] for options in sent) < 1200
+
+
 def test_a_message_is_sent_again_before_redis_takes_it_for_lost(sent, plan_as_message):
     options = {"visibility_timeout": 20}
 
@@ -99,7 +116,7 @@ def test_saved_rows_wait_for_a_worker_that_has_a_runner_of_them():
 
 def test_they_are_tried_again_too_while_the_database_is_away(sent, plan_as_message, monkeypatch):
     def away(saved):
-        raise OperationalError("connection refused")
+        raise AWAY
 
     monkeypatch.setattr(delivery, "subscribers", lambda model_label: [])
     monkeypatch.setattr(delivery, "write_down", away)

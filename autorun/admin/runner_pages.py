@@ -36,6 +36,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
+from autorun.observe.held_up import held_up
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import Count, count_rows
 from autorun.state.counts import Progress, progress_by_node
@@ -111,6 +112,10 @@ class NodeAdmin(PageAdmin):
             versions=[_version(node, card, progresses.get(node.pk)) for node in versions],
             batches=batch_lines(batches),
             facts=_facts(runner),
+            held_up=[
+                (each.what, time_since(each.since), each.reason, time_since(each.next_try))
+                for each in held_up(label)
+            ],
             is_busy=card.is_busy,
         )
 

@@ -12,13 +12,14 @@ from contextlib import nullcontext
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import InterfaceError, OperationalError, connections
+from django.db import connections
 from django.db.models import Manager, Model, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner
+from autorun.state.transactions import is_passing
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -79,26 +80,22 @@ def is_of(queryset: QuerySet[Any], model: type[Model]) -> bool:
 def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
     """Call a hook of a project's own.
 
-    Raises ImproperRunner, which names the runner and the hook, for anything that it raises.
+    Raises ImproperRunner, which names the runner and the hook, for anything that it raises. If the
+    database is away, that is not the hook's fault; nor is it that the task's time is up.
     """
     is_own = getattr(type(runner), hook) is not getattr(Runner, hook)
     try:
         with UserCode(f"{runner.label}.{hook}()") if is_own else nullcontext():
             return getattr(runner, hook)(*args, **options)
-    except (AutorunError, OperationalError, InterfaceError, SoftTimeLimitExceeded):
-        # If the database is away, that is not the hook's fault, and the task tries again. Nor is
-        # it the hook's fault if the task's time is up while it runs.
+    except (AutorunError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
-        raise at_fault(runner, hook, error) from error
-
-
-def at_fault(runner: Runner, hook: str, error: Exception) -> ImproperRunner:
-    """The error that says which hook of which runner raised `error`."""
-    return ImproperRunner(
-        f"{runner.label}: {hook}() raises {type(error).__name__}: {error}. Correct it in "
-        f"{type(runner).__module__}.{type(runner).__qualname__}."
-    )
+        if is_passing(error):
+            raise
+        raise ImproperRunner(
+            f"{runner.label}: {hook}() raises {type(error).__name__}: {error}. Correct it in "
+            f"{type(runner).__module__}.{type(runner).__qualname__}."
+        ) from error
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:

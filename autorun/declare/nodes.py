@@ -19,7 +19,6 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Chunk, Node
 from autorun.state.encoding import digest, encode_configuration
-from autorun.state.transactions import is_passing
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +91,8 @@ def digest_of(runner: Runner) -> str:
     is_kept = registry.is_registered(runner)
     try:
         found = _digest(runner)
-    except (AutorunError, DatabaseError) as error:
-        if is_kept and not is_passing(error):
+    except AutorunError as error:
+        if is_kept:
             _digests[type(runner)] = (error, time.monotonic() + TRY_AGAIN_AFTER)
         raise
     if is_kept:
@@ -106,14 +105,7 @@ def configuration_of(runner: Runner) -> dict[str, Any]:
 
     Raises ConfigurationError, naming the key, or ImproperRunner if the hook raises.
     """
-    try:
-        given = hooks.call(runner, "create_configuration")
-    except DatabaseError as error:
-        if is_passing(error):
-            raise
-        # SQLite and MariaDB call a table that is not there an operational error, too.
-        raise hooks.at_fault(runner, "create_configuration", error) from error
-    return encode_configuration(given)
+    return encode_configuration(hooks.call(runner, "create_configuration"))
 
 
 def lock(node_id: int) -> str:

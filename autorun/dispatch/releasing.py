@@ -130,7 +130,7 @@ def _claim(node_id: int, labels: Mapping[str, list[str]]) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under a lock of the node."""
     node_digest = nodes.lock(node_id)
     in_flight = (
-        Chunk.objects.in_flight()
+        Chunk.objects.limiting()
         .of(node_id)
         .values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
     )

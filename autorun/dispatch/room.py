@@ -21,6 +21,8 @@ SPARE_CHUNKS = 2
 class Room:
     """How many more chunks of one node may go out beside those `in_flight`.
 
+    A parked chunk among them has met an error that hits all rows of its runner: no other goes out.
+
     A chunk larger than a window goes out when nothing else in that window is in flight.
 
     A runner is *supplied* once its workers' next chunks are in the broker; then only its saved rows
@@ -44,7 +46,10 @@ class Room:
         self._spare_of_runner: Counter[str] = Counter()
         self._counted_elsewhere: set[str] = set()
         for state, runner, batch_id, window, size in in_flight:
-            self._add(runner, batch_id, window, size, is_queued=state == Chunk.State.QUEUED)
+            if state == Chunk.State.PARKED:
+                self._full_runners.add(runner)
+            else:
+                self._add(runner, batch_id, window, size, is_queued=state == Chunk.State.QUEUED)
 
     def is_full(self) -> bool:
         """Whether the node takes no more, or could not take the last chunk that was offered."""

@@ -30,7 +30,8 @@ from autorun.state.transactions import repeated_on_conflict
 class Result:
     """How one run ended; if it is PENDING, it moves to another chunk that starts in `again_in` s.
 
-    `outputs` is JSON text. `key` names the row of a run that has finished.
+    With a `reason`, that chunk is parked until then. `outputs` is JSON text. `key` names the row of
+    a run that has finished.
     """
 
     run_id: int
@@ -40,6 +41,7 @@ class Result:
     outputs: str | None = None
     failure: ExceptionText | None = None
     again_in: float = 0.0
+    reason: str = ""
     key: Key = 0
 
     @classmethod
@@ -73,9 +75,10 @@ class Result:
         return replace(failed, key=key_kind(runner.get_model()).of(run))
 
     @classmethod
-    def moved(cls, run: Run, *, again_in: float = 0.0) -> Result:
+    def moved(cls, run: Run, *, again_in: float = 0.0, reason: str = "") -> Result:
         """The run moves to another chunk without using an attempt."""
-        return cls(run.pk, Run.Status.PENDING, run.attempts, run.fingerprint, again_in=again_in)
+        named = (run.pk, Run.Status.PENDING, run.attempts, run.fingerprint)
+        return cls(*named, again_in=again_in, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -206,13 +209,18 @@ def _new_chunks(
     chunk: Chunk, results: Sequence[Result], *, size: int
 ) -> list[tuple[Chunk, list[int]]]:
     """Chunks of at most `size` for the moved runs, each with the ids of its runs."""
-    moved: dict[float, list[int]] = {}
+    moved: dict[tuple[float, str], list[int]] = {}
     for result in results:
         if result.status == Run.Status.PENDING:
-            moved.setdefault(result.again_in, []).append(result.run_id)
+            moved.setdefault((result.again_in, result.reason), []).append(result.run_id)
     new_chunks = []
     next_id = new_chunk_id()
-    for again_in, run_ids in moved.items():
+    for (again_in, reason), run_ids in moved.items():
+        parked: dict[str, Any] = {}
+        if reason:
+            parked = {"state": Chunk.State.PARKED, "reason": reason}
+            if chunk.reason:  # it has been parked before, since then
+                parked["created_at"] = chunk.created_at
         for begin in range(0, len(run_ids), size):
             new = Chunk(
                 pk=next_id,
@@ -222,6 +230,7 @@ def _new_chunks(
                 priority=chunk.priority,
                 queue=chunk.queue,
                 not_before=from_now(again_in) if again_in else None,
+                **parked,
             )
             new_chunks.append((new, run_ids[begin : begin + size]))
             next_id += 1

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +19,7 @@ from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
 from autorun.dispatch.sizes import chunk_size
-from autorun.exceptions import AutorunError, ConfigurationError, LeaseLost
+from autorun.exceptions import ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs, superseded
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
@@ -27,11 +27,16 @@ from autorun.planning.rows import NOT_REPRESENTED, load
 from autorun.signals import run_failed, run_succeeded
 from autorun.state import probes
 from autorun.state.encoding import encode_outputs
-from autorun.state.exception_text import describe_exception
+from autorun.state.exception_text import describe_exception, one_line
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.probes import crash_point
-from autorun.state.transactions import Halving, is_passing, repeated_on_conflict
+from autorun.state.transactions import (
+    PAUSE_FOR_ALL,
+    Halving,
+    is_passing,
+    repeated_on_conflict,
+)
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -43,10 +48,6 @@ WRITE_BYTES = 4_000_000
 PARTS_OF_REST = 8
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
-#: Seconds before another try at runs of which no row can be loaded.
-WAIT_FOR_ALL = 30.0
-
-
 _status_of = attrgetter("status")
 
 
@@ -223,15 +224,13 @@ class Work:
             return self.current
 
     def _give_up_loading(self, due: Sequence[Run], error: Exception) -> None:
-        if isinstance(error, AutorunError):  # a hook of the runner's is broken
-            self._results += [self._failure(run, run.fingerprint, error) for run in due]
-        elif is_passing(error):
+        if is_passing(error):
             raise error
-        else:
-            # No row's fault: a column that is not there yet, as before `migrate`.
-            message = "%s: no row can be loaded; tried again later."
-            logger.error(message, self.runner.label, exc_info=error)
-            self._results += [Result.moved(run, again_in=WAIT_FOR_ALL) for run in due]
+        # No row's fault: a hook that is broken, or a column that is not there before `migrate`.
+        message = "%s: no row can be loaded; tried again later."
+        logger.error(message, self.runner.label, exc_info=error)
+        parked = partial(Result.moved, again_in=PAUSE_FOR_ALL, reason=one_line(error))
+        self._results += map(parked, due)
 
     def _drop_superseded(self, changed: Sequence[Assignment]) -> None:
         """Leave changed rows to the newer runs that planning has made for them meanwhile."""

@@ -132,7 +132,8 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
         name = f"queue {queue!r}" if queue else "Celery's default queue"
         return "queued", f"Waiting for a worker in {name}{_since(chunk.published_at)}"
     if chunk.state == Chunk.State.PARKED:
-        return "parked", f"Parked: {chunk.reason.rstrip('.')}"
+        until = f" until {moment(chunk.not_before)}" if chunk.not_before else ""
+        return "parked", f"Parked{until}: {chunk.reason.rstrip('.')}"
     return _waiting(runner, run)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError
 
 from autorun.conf import settings
 from autorun.declare.nodes import node_of
@@ -17,17 +17,24 @@ from autorun.exceptions import WorkerLost
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
-from autorun.planning.rows import eligible_named, primary_keys, without_rows
+from autorun.planning.rows import eligible_named, primary_keys
 from autorun.planning.windows import Window, unprepared, whole
 from autorun.state import probes
+from autorun.state.clock import from_now
+from autorun.state.exception_text import one_line
 from autorun.state.keys import Key
-from autorun.state.transactions import Halving, repeated_on_conflict, repeated_while_away
+from autorun.state.transactions import (
+    PAUSE_FOR_ALL,
+    Halving,
+    is_passing,
+    repeated_on_conflict,
+    repeated_while_away,
+)
 
 logger = logging.getLogger(__name__)
 
 #: Upkeep may pass 500,000 at once, saved while no broker answered.
 KEYS_AT_ONCE = 2_000
-NOT_PLANNED = "%s: %d rows were not planned. Fix the error above; the next sweep will plan them."
 
 
 def plan_keys(
@@ -44,7 +51,7 @@ def plan_keys(
             outcome += planner.plan(window)
 
     def probe() -> None:
-        nothing = without_rows(eligible_named(runner, found[:1]))
+        nothing = eligible_named(runner, found[:1], is_probe=True)
         for window in whole(runner, nothing, node_id=node_id):
             planner.count(window)
 
@@ -87,16 +94,20 @@ def plan_for_all(
 ) -> None:
     """`plan_keys` for several runners; what one of them raises keeps no other from its rows.
 
-    Raises OperationalError or InterfaceError in the end if the database was away.
+    Rows that a runner cannot plan are written down for upkeep. Raises the error of the database in
+    the end if it was away, or did not take these.
     """
     away: Exception | None = None
     for runner in runners:
         try:
             plan_keys(runner, keys, priority=priority)
-        except (OperationalError, InterfaceError) as error:
-            away = error
-        except Exception:
-            logger.exception(NOT_PLANNED, runner.label, len(keys))
+        except Exception as error:  # noqa: BLE001
+            try:
+                if is_passing(error):
+                    raise
+                _write_down(runner, keys, error)
+            except (DatabaseError, InterfaceError) as refused:
+                away = refused
     if away is not None:
         raise away
 
@@ -109,7 +120,7 @@ def plan_or_write_down(
 ) -> None:
     """`plan_keys` for several runners, of rows that no caller will pass again. Never raises.
 
-    What the database cannot plan, for it is away, is written down, and upkeep plans it.
+    Rows that are not planned are written down for upkeep.
     """
     if not keys:
         return
@@ -117,23 +128,36 @@ def plan_or_write_down(
         plan = partial(plan_keys, runner, keys, priority=priority)
         try:
             repeated_while_away(plan, using=settings.DATABASE)
-        except (OperationalError, InterfaceError) as away:
-            message = "%s: %d rows were not planned. Upkeep plans them. %s"
-            logger.warning(message, runner.label, len(keys), away)
-            _write_down(runner, keys)
-        except Exception:
-            logger.exception(NOT_PLANNED, runner.label, len(keys))
+        except Exception as error:  # noqa: BLE001
+            try:
+                _write_down(runner, keys, error)
+            except Exception:
+                message = "%s: %d rows could not be written down. The next sweep finds them."
+                logger.exception(message, runner.label, len(keys))
 
 
-def _write_down(runner: Runner, keys: Collection[Key]) -> None:
+def hold_up(error: Exception) -> dict[str, Any]:
+    """The columns of saved rows that could not be planned: why, and when to try again.
+
+    After a pause if the error hits all rows of a runner, so that it will do so again.
+    """
+    if is_passing(error):
+        return {"reason": "", "expires_at": None}
+    return {"reason": one_line(error), "expires_at": from_now(PAUSE_FOR_ALL)}
+
+
+def _write_down(runner: Runner, keys: Collection[Any], error: Exception) -> None:
     """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
-    spilled = {"model_label": runner.get_model()._meta.label, "runner": runner.label}
-    create = partial(SpilledTrigger.objects.create, **spilled, keys=list(keys))
-    try:
-        repeated_on_conflict(create, using=settings.DATABASE, is_idempotent=True)
-    except Exception:
-        message = "%s: %d rows could not be written down. The next sweep finds them."
-        logger.exception(message, runner.label, len(keys))
+    message = "%s: %d rows were not planned. Upkeep tries again. %s: %s"
+    logger.warning(message, runner.label, len(keys), type(error).__name__, error)
+    spilled = SpilledTrigger(
+        model_label=runner.get_model()._meta.label,
+        runner=runner.label,
+        keys=[pk if type(pk) is int else str(pk) for pk in keys],
+        **hold_up(error),
+    )
+    create = partial(spilled.save, force_insert=True, using=settings.DATABASE)
+    repeated_on_conflict(create, using=settings.DATABASE, is_idempotent=True)
 
 
 def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:

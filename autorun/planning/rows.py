@@ -61,15 +61,17 @@ def eligible(
 
 
 def eligible_named(
-    runner: Runner, keys: Iterable[Any], *, within_base: bool = True
+    runner: Runner, keys: Iterable[Any], *, within_base: bool = True, is_probe: bool = False
 ) -> models.QuerySet[Any]:
-    """The eligible rows whose primary keys are `keys`.
+    """The eligible rows whose primary keys are `keys`; none of them for a probe.
 
     `within_base=False` also finds rows outside of the base queryset, for runs that were requested
     with a queryset of the caller's own.
     """
     base = hooks.base_queryset(runner) if within_base else hooks.every_row(runner)
     named = base.filter(pk__in=list(keys))
+    if is_probe:
+        named = without_rows(named)  # before the filter, which may read them
     return _with_dependencies(runner, hooks.filtered(runner, named, log_level=SILENT))
 
 
@@ -97,8 +99,8 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
         found[key] = Row(key, None, UNPREPARED, error=error)
 
     def probe() -> None:
-        named = eligible_named(runner, map(to_pk, keys), within_base=within_base)
-        list(without_rows(fingerprinted(runner, named)))
+        nothing = eligible_named(runner, map(to_pk, keys), within_base=within_base, is_probe=True)
+        list(fingerprinted(runner, nothing))
 
     halving = Halving(list(keys), fail=fail, probe=probe, using=database_of(runner))
     for some in halving:

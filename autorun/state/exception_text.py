@@ -11,6 +11,7 @@ from autorun.state.encoding import byte_length, qualified_name
 MAX_CLASS_NAME_LENGTH = 255
 
 _MAX_FRAMES = 1000
+_LONGEST_LINE = 500
 _SMALLEST_EXCERPT = 200
 
 
@@ -38,6 +39,13 @@ def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText
         message=clean_text(_guarded(str, error), max_bytes=max_bytes),
         traceback=clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes),
     )
+
+
+def one_line(error: BaseException) -> str:
+    """Return the exception's class and the first line of its message."""
+    text = describe_exception(error, max_bytes=_LONGEST_LINE)
+    name, message = text.exception_class.rpartition(".")[2], text.message.strip()
+    return f"{name}: {message.splitlines()[0]}" if message else name
 
 
 def name_exception(kind: type[BaseException]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
-from django.db.models import IntegerChoices, Manager, Model, QuerySet, TextChoices
+from django.db.models import IntegerChoices, Manager, Model, Q, QuerySet, TextChoices
 
 from autorun.conf import settings
 from autorun.state.clock import DatabaseNow
@@ -63,6 +63,7 @@ class ChunkState(IntegerChoices):
 
 
 # Named one by one, so that an index finds them.
+IN_FLIGHT = (ChunkState.QUEUED, ChunkState.RUNNING)
 UNSTARTED = (ChunkState.WAITING, ChunkState.QUEUED, ChunkState.PARKED)
 UNFINISHED = (*UNSTARTED, ChunkState.RUNNING)
 
@@ -88,7 +89,14 @@ class ChunkQuerySet(QuerySet[Row]):
         return self.filter(state=ChunkState.FINISHED)
 
     def in_flight(self) -> Self:
-        return self.filter(state__in=(ChunkState.QUEUED, ChunkState.RUNNING))
+        return self.filter(state__in=IN_FLIGHT)
+
+    def limiting(self) -> Self:
+        """Chunks in flight, and those that an error holds up for a while."""
+        is_held_up = Q(not_before__gt=DatabaseNow())
+        return self.filter(state__in=(*IN_FLIGHT, ChunkState.PARKED)).filter(
+            ~Q(state=ChunkState.PARKED) | is_held_up
+        )
 
     def unstarted(self) -> Self:
         return self.filter(state__in=UNSTARTED)

@@ -20,8 +20,6 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from autorun.exceptions import AutorunError
-
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -36,14 +34,17 @@ PAUSE_WHILE_AWAY = 0.3  # seconds; doubled each time
 # Deadlock and serialisation failure on PostgreSQL; deadlock, lock wait and changed row on MariaDB.
 _CONFLICT_STATES = {"40P01", "40001", "55P03"}
 _CONFLICT_NUMBERS = {1205, 1213, 1020}
-# PostgreSQL: connection exception, rolled back, out of resources, lock not available, shut down.
-_PASSING_CLASSES = {"08", "40", "53", "55", "57"}
+# PostgreSQL: connection exception, rolled back, out of resources, lock not available, shut down,
+# system error.
+_PASSING_CLASSES = {"08", "40", "53", "55", "57", "58"}
 # One of them: a cancelled statement. It usually took longer than statement_timeout, and will again.
 _NOT_PASSING_STATE = "57014"
-# MariaDB: too many connections, shut down, killed; cannot connect, gone away, lost.
-#: MariaDB: a statement longer than max_allowed_packet.
-_TOO_LARGE = 1153
-_PASSING_NUMBERS = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
+# MariaDB: disk full, too many connections, shut down, too many connections of a user, killed;
+# cannot connect, gone away, lost.
+_PASSING_NUMBERS = {1021, 1040, 1053, 1203, 1927, 2002, 2003, 2006, 2013}
+_PASSING_WORDS = ("unable to open database file", "disk I/O error", "disk is full")  # SQLite
+#: Seconds before another try at what fails for all items.
+PAUSE_FOR_ALL = 30.0
 
 
 def repeated_on_conflict(
@@ -117,7 +118,7 @@ class Halving(Generic[Item]):
 
     `fail` is called with an item that fails alone, and its error. `probe` does the work for no
     items at all: what it raises hits every item, is no item's fault, and is raised by the loop. So
-    are autorun's own errors and operational ones, as of a database that is away.
+    is the error of a database that is away.
     """
 
     items: Sequence[Item]
@@ -140,7 +141,7 @@ class Halving(Generic[Item]):
             if not self.errors:
                 continue
             error = self.errors.pop()
-            if _is_nobodys(error):
+            if is_passing(error):
                 raise error
             if not is_probed:
                 self.probe()
@@ -202,7 +203,9 @@ def is_passing(error: Exception) -> bool:
     if hasattr(cause, "sqlstate"):  # psycopg; None if the server did not answer
         state = cause.sqlstate
         return state is None or (state[:2] in _PASSING_CLASSES and state != _NOT_PASSING_STATE)
-    return is_conflict(error) or bool(error.args and error.args[0] in _PASSING_NUMBERS)
+    if error.args and error.args[0] in _PASSING_NUMBERS:
+        return True
+    return is_conflict(error) or any(words in str(error) for words in _PASSING_WORDS)
 
 
 def is_conflict(error: Exception) -> bool:
@@ -217,9 +220,3 @@ def is_conflict(error: Exception) -> bool:
     if error.args and error.args[0] in _CONFLICT_NUMBERS:
         return True
     return "database is locked" in str(error) or "database table is locked" in str(error)
-
-
-def _is_nobodys(error: Exception) -> bool:
-    """Whether the error is not about an item; MariaDB calls a too large one operational."""
-    is_general = isinstance(error, (AutorunError, OperationalError, InterfaceError))
-    return is_general and (not error.args or error.args[0] != _TOO_LARGE)

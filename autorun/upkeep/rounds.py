@@ -21,7 +21,7 @@ from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, se
 from autorun.exceptions import BrokerUnavailable, NotRegistered
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning import batches
-from autorun.planning.named import fail_lethal, plan_for_all
+from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.probes import crash_point
@@ -117,12 +117,9 @@ def drain_spilled() -> int:
     for part in parts:
         try:
             drained += _drain(part)
-        except Exception:
+        except Exception as error:  # noqa: BLE001
             # It concerns these rows alone, such as a filter on a column that does not exist yet.
-            logger.exception(
-                "Upkeep: saved %s: not all runners could plan them; the next round tries again.",
-                part.values_list("model_label", flat=True).first(),
-            )
+            logger.warning("Upkeep: saved rows are not planned yet: %s", error)
     return drained
 
 
@@ -138,16 +135,20 @@ def _drain(spilled: QuerySet[SpilledTrigger]) -> int:
         logger.warning(message, model_label, len(keys))
     claimed = SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some])
     try:
-        if not some[0].tries:
-            plan_for_all(runners, keys)
-        elif len(keys) * len(runners) > 1:
+        if some[0].tries and len(keys) * len(runners) > 1:
             _divide(some[0], runners)
-        elif not runners or some[0].tries < MOST_DEATHS:
-            plan_for_all(runners, keys)
-        else:
+        elif some[0].tries >= MOST_DEATHS and runners:
             fail_lethal(runners[0], *keys, deaths=some[0].tries)
-    except Exception:
-        claimed.update(tries=some[0].tries, expires_at=None)
+        elif label and runners:
+            plan_keys(runners[0], keys)
+        else:
+            plan_for_all(runners, keys)
+    except Exception as error:
+        claimed.update(tries=some[0].tries, **hold_up(error))
+        given_up, _ = claimed.filter(created_at__lte=from_now(-UNKNOWN_FOR)).delete()
+        if given_up:
+            message = "Upkeep: saved %s could not be planned for a day; the next sweep finds them."
+            logger.error(message, model_label)
         raise
     crash_point("drain.planned")
     # Last: after a crash they are planned again, which does nothing.
@@ -195,15 +196,18 @@ def _planning(model_label: str, label: str) -> list[Runner]:
 
 
 def unpark() -> int:
-    """Requeue parked chunks whose runner and analysis are back; how many."""
-    parked = Chunk.objects.parked()
+    """Requeue parked chunks whose runner and analysis are back; how many.
+
+    Those of which no row could be loaded are tried again after a pause.
+    """
+    parked = Chunk.objects.parked().filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
     unparked = 0
     for label, node_id, title, version in list(
         parked.values_list("runner", "node_id", "node__title", "node__version").distinct()
     ):
         if _is_runnable(label, title, version):
             unparked += parked.filter(runner=label, node_id=node_id).update(
-                state=Chunk.State.WAITING, reason="", publications=0
+                state=Chunk.State.WAITING, publications=0
             )
     return unparked
 

@@ -3,15 +3,23 @@
 import os
 import signal
 import time
+from io import StringIO
 
 import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.db import DataError, connection
+from django.urls import reverse
 
+from autorun import tasks
 from autorun.execution import work
-from autorun.models import Chunk, Failure, Run
+from autorun.models import Chunk, Failure, Run, SpilledTrigger
+from autorun.observe.doctor.backlog import examine_held_up
+from autorun.observe.held_up import held_up
 from autorun.planning.named import plan_keys
 from autorun.planning.planner import Planner
 from autorun.state.clock import from_now
+from autorun.upkeep import rounds
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -180,13 +188,113 @@ def test_a_column_that_is_not_there_yet_fails_no_row(documents):
             work_off()
         finally:
             rename_column("gone", "body")
-        assert runner().progress().failed == 0
-        Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
-        runner().run()
+        assert runner().progress().parked == len(documents)
+        Chunk.objects.parked().update(not_before=from_now(-1))
+        rounds.upkeep(in_any_case=True)
         work_off()
 
         assert runner().progress().succeeded == len(documents)
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+@pytest.mark.faults(34)
+def test_an_error_that_hits_all_rows_is_met_by_few_chunks_and_shown(documents, client):
+    """The runner's other chunks wait until the next try; those of other runners do not."""
+    is_broken = False
+
+    def filter_queryset(runner, queryset, log_level=20):
+        return queryset.filter(nothing=1) if is_broken else queryset
+
+    runner = declare(NAME="Held", BATCH_SIZE=1, filter_queryset=filter_queryset)
+    other = declare(NAME="Other", BATCH_SIZE=1)
+    with installed(runner, other):
+        runner().run()
+        is_broken = True
+        number = work_off()
+        assert number < len(documents)
+        Document.objects.create(title="new")
+        other().run()
+        work_off()
+        assert runner().progress().parked == number
+        assert other().progress().succeeded == 1
+        is_broken = False
+
+        client.force_login(User.objects.create_superuser("ada"))
+        shown = client.get(reverse("admin:autorun_node_runner", args=["tests.Held"]))
+        printed = StringIO()
+        call_command("autorun", "status", "tests.Held", stdout=printed)
+        (finding,) = examine_held_up()
+        for text in (shown.content.decode(), printed.getvalue(), finding.message):
+            assert f"{number} runs parked" in text
+            assert "filter_queryset() raises FieldError" in text
+            assert "ext try" in text
+        Chunk.objects.parked().update(not_before=from_now(-1))
+        rounds.upkeep(in_any_case=True)
+        work_off()
+
+        assert runner().progress().succeeded == len(documents) + 1
+    assert not held_up()
+
+
+@pytest.mark.faults(34)
+def test_a_row_saved_while_a_column_is_not_there_yet_is_planned_without_a_sweep():
+    runner = declare()
+    with installed(runner):
+        document = Document.objects.create(title="title")
+        rename_column("title", "gone")
+        try:
+            tasks.plan("library.Document", [document.pk])
+            trigger = SpilledTrigger.objects.get()
+            SpilledTrigger.objects.update(expires_at=from_now(-1))
+            rounds.drain_spilled()
+            assert (trigger.runner, trigger.tries) == ("tests.EchoRunner", 0)
+            assert "title" in trigger.reason
+            # Not again and again.
+            assert rounds.drain_spilled() == 0
+        finally:
+            rename_column("gone", "title")
+        SpilledTrigger.objects.update(expires_at=from_now(-1))
+        assert rounds.drain_spilled() == 1
+        work_off()
+
+        assert runner().progress().succeeded == 1
+    assert not SpilledTrigger.objects.exists()
+
+
+@pytest.mark.faults(34)
+def test_saved_rows_that_cannot_be_planned_for_a_day_are_left_to_the_sweep(documents, caplog):
+    def filter_queryset(runner, queryset, log_level=20):
+        raise LookupError("no such shelf")
+
+    with installed(declare(filter_queryset=filter_queryset)):
+        tasks.plan("library.Document", [document.pk for document in documents])
+        SpilledTrigger.objects.update(expires_at=from_now(-1), created_at=from_now(-25 * 3600))
+        rounds.drain_spilled()
+
+    assert not SpilledTrigger.objects.exists()
+    assert "could not be planned for a day" in caplog.text
+
+
+@pytest.mark.faults(33)
+@pytest.mark.parametrize("position", [0, 4, OTHERS])
+@pytest.mark.parametrize("stage", ["planning", "loading"])
+def test_a_row_on_which_the_filter_raises_fails_alone(documents, stage, position):
+    """A filter may look at the rows in Python."""
+    bad = documents[position]
+    is_strict = stage == "planning"
+
+    def filter_queryset(runner, queryset, log_level=20):
+        keys = [each.pk for each in queryset if not (is_strict and each.pk == bad.pk and 1 // 0)]
+        return queryset.filter(pk__in=keys)
+
+    runner = declare(filter_queryset=filter_queryset, MAX_ATTEMPTS=1)
+    with installed(runner):
+        plan_keys(runner(), [document.pk for document in documents])
+        is_strict = True
+        work_off()
+
+        assert_one_failed(bad, runner)
+    assert "ZeroDivisionError" in Failure.objects.get().message
 
 
 def rename_column(old, new):

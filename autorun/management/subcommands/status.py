@@ -21,6 +21,7 @@ from autorun.management.subcommands.parsing import FORMAT, argument, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Node
+from autorun.observe.held_up import HeldUp, held_up
 from autorun.planning.pending import pending
 from autorun.state.counts import Progress, progress
 from autorun.state.words import ago, duration, schedule, short_number
@@ -54,6 +55,7 @@ class RunnerState:
     pending: int | None = None
     paused_at: dt.datetime | None = None
     run_seconds: float | None = None
+    held_up: list[HeldUp] = field(default_factory=list)
     error: str = ""
 
     @property
@@ -120,8 +122,8 @@ class Status(Subcommand):
         self.terminal.console.print(drawn(states, self.terminal), soft_wrap=True)
         if any(state.progress.failed for state in states):
             self.terminal.hint("Why runs failed: manage.py autorun failures")
-        if any(state.progress.parked for state in states):
-            self.terminal.hint("Why runs are parked: manage.py autorun doctor")
+        if any(state.held_up for state in states):
+            self.terminal.hint("How to let them go on: manage.py autorun doctor")
         if any(state.pending for state in states):
             self.terminal.hint("Start pending rows: manage.py autorun sweep RUNNER")
 
@@ -166,6 +168,7 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
             pending=pending(runner).count() if with_pending else None,
             paused_at=node.paused_at,
             run_seconds=node.run_seconds,
+            held_up=held_up(runner.label),
         )
     except AutorunError as error:
         return replace(known, error=str(error))
@@ -176,10 +179,13 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
 
 
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
-    """Two lines per runner."""
+    """Two lines per runner, and one for each reason why some of its rows are held up."""
     width = terminal.layout_width
-    pairs = [(_heading(state, width), _counts(state, terminal)) for state in states]
-    return Text("\n").join(chain.from_iterable(pairs))
+    lines = [
+        (_heading(state, width), _counts(state, terminal), *map(_reason, state.held_up))
+        for state in states
+    ]
+    return Text("\n").join(chain.from_iterable(lines))
 
 
 def _heading(state: RunnerState, width: int) -> Text:
@@ -213,6 +219,13 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
         line.append(f", {duration(state.run_seconds)} each", style="dim")
     line.truncate(terminal.layout_width, overflow="ellipsis")
     return line
+
+
+def _reason(found: HeldUp) -> Text:
+    words = f"  {found.what}, since {ago(found.since)}: {found.reason.rstrip('.')}"
+    if found.next_try is not None:
+        words += f"; next try {ago(found.next_try)}"
+    return Text(words, style="magenta")
 
 
 def _bar(state: RunnerState, terminal: Terminal) -> Text:

@@ -22,7 +22,7 @@ THEN = (
     schedules.examine_upkeep,
     backlog.examine_leases,
     backlog.examine_queued,
-    backlog.examine_parked,
+    backlog.examine_held_up,
     backlog.examine_spilled,
     backlog.examine_paused,
     backlog.examine_batches,

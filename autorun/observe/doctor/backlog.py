@@ -9,6 +9,7 @@ from django.db.models import Count, Min, QuerySet, Sum
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
+from autorun.observe.held_up import held_up
 from autorun.state.clock import from_now
 from autorun.state.words import counted, moment
 from autorun.upkeep.rounds import planned_here
@@ -51,23 +52,29 @@ def examine_queued() -> Iterator[Finding]:
         )
 
 
-@examination("parked chunks")
-def examine_parked() -> Iterator[Finding]:
-    """Chunks whose runner or analysis is missing."""
-    parked = Chunk.objects.parked()
-    groups = parked.values_list("runner", "reason").annotate(Sum("size")).order_by("runner")
-    for runner, reason, runs in groups[:MOST_SHOWN]:
+@examination("held up")
+def examine_held_up() -> Iterator[Finding]:
+    """Runs whose runner or analysis is missing, and rows that an error keeps from being read."""
+    for found in held_up():
+        message = f"{found.runner}: {found.what} since {moment(found.since)}: {found.reason}"
+        if found.next_try is not None:
+            yield error(
+                f"{message.rstrip('.')}. Next try at {moment(found.next_try)}.",
+                "Correct the error; if a column or table is missing, run `manage.py migrate`. The "
+                "rows are then processed, and the tries in vain use no attempt.",
+            )
+            continue
         yield error(
-            f"{counted(runs, 'run')} of {runner} parked: {reason}",
+            message,
             "Restore the runner and the analysis, and restart the workers: the runs then continue. "
-            f"If they were removed on purpose, run `manage.py autorun cancel {runner}`.",
+            f"If they were removed on purpose, run `manage.py autorun cancel {found.runner}`.",
         )
 
 
 @examination("saved rows not yet planned")
 def examine_spilled() -> Iterator[Finding]:
     """Saved rows in the database that upkeep has not planned yet."""
-    late = SpilledTrigger.objects.filter(created_at__lte=from_now(-SPILLED_SILENCE))
+    late = SpilledTrigger.objects.filter(reason="", created_at__lte=from_now(-SPILLED_SILENCE))
     known = planned_here()
     refused = _spilled(
         late.filter(known),
