@@ -1,7 +1,5 @@
 """Rows that the admin of their own model hides from a user: autorun's pages hide them, too."""
 
-import json
-
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
@@ -11,7 +9,11 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from autorun.admin.backfills import BackfillRequest
+from autorun.admin.continued import signed
 from autorun.models import Failure, Run
+from autorun.planning.counting import Count
+from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
 from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
@@ -112,7 +114,8 @@ def test_why_a_hidden_row_is_pending_is_not_told(runner, ada) -> None:
 @pytest.mark.usefixtures("_hiding")
 def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
     keys = [str(scan.pk) for scan in Scan.objects.order_by("pk")[:4]]
-    begun = json.dumps([{"done": 4}, keys[-1], {"done": keys}])
+    count = Count({Reason.DONE: 4}, keys[-1], {Reason.DONE: keys})
+    begun = signed(count, BackfillRequest(only="again").subject(LABEL))
 
     page = ada.get(
         reverse("admin:autorun_batch_count", args=[LABEL]), {"only": "again", "begun": begun}

@@ -1,7 +1,6 @@
 """What the pages show, to whom, and in how many statements."""
 
 import datetime as dt
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,11 +14,14 @@ from django.urls import reverse
 from django.utils import timezone
 
 from autorun.admin import batch_pages
+from autorun.admin.backfills import BackfillRequest
 from autorun.admin.cards import Card, Counted, card_of
+from autorun.admin.continued import signed
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.activity import STUCK_SECONDS, stuck_nodes
 from autorun.planning import batches
 from autorun.planning.counting import Count
+from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
@@ -394,9 +396,22 @@ def test_keys_of_text_that_no_row_can_have_are_passed_over(keys, client) -> None
     Country.objects.create(code="il")
     with installed(runner):
         page = reverse("admin:autorun_batch_count", args=[runner.get_label()])
-        begun = json.dumps([{}, keys[0], {"missing": keys}])
+        count = Count({}, keys[0], {Reason.MISSING: keys})
+        begun = signed(count, BackfillRequest().subject(runner.get_label()))
 
         assert client.get(page, {"begun": begun}).status_code == 200
+
+
+@pytest.mark.parametrize("page", ["count", "preview"])
+def test_a_count_is_continued_only_from_what_was_counted_here(page, runner, client) -> None:
+    client.force_login(scenes.add_user("ada", "view_run", "backfill_run"))
+    forged = Count({Reason.MISSING: 123_456_789}, "1")
+    genuine_elsewhere = signed(forged, "sample_app.OtherRunner")
+
+    for begun in (forged.written(), genuine_elsewhere):
+        text = client.get(addresses()[page], {"begun": begun}).text
+        assert "123,456,789" not in text
+    assert "123456789" not in str(Node.objects.values_list("counted", flat=True))
 
 
 def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:

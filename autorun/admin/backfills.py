@@ -13,6 +13,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from autorun.admin.cards import Card
+from autorun.admin.continued import signed
 from autorun.admin.pages import who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, may_view, name_of, visible
@@ -84,6 +85,10 @@ class BackfillRequest:
         known = ("only", "filter", "selection", "limit", "window")
         values = {name: value for name in known if (value := getattr(self, name))}
         return urlencode({**values, **more})
+
+    def subject(self, label: str) -> str:
+        """The rows that a preview counts, to tell its unfinished counts from those of others."""
+        return f"{label}?{self.query()}"
 
     @property
     def scope(self) -> Scope:
@@ -196,7 +201,7 @@ def preview_shown(
         time=_time_of(card, runs) if runs else "",
         button=button,
         is_complete=count.is_complete,
-        query=asked.query(begun=count.written()),
+        query=asked.query(begun=signed(count, asked.subject(card.label))),
     )
 
 

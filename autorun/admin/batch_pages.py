@@ -14,6 +14,7 @@ from django.utils import timezone
 from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.charts import Figure, stacked, time_left
+from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Allowed, Permission
@@ -25,7 +26,7 @@ from autorun.models import Batch
 from autorun.observe.activity import STUCK_SECONDS, Activity, activity_by_node, stuck_nodes
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
-from autorun.planning.counting import Count, count_rows
+from autorun.planning.counting import count_rows
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import counted, number, rate
 
@@ -236,7 +237,7 @@ class BatchAdmin(PageAdmin):
             count = count_rows(
                 card.runner,
                 asked.queryset(request, self.admin_site, card.runner),
-                begun=Count.read(request.GET.get("begun", "")),
+                begun=begun(request, asked.subject(card.label)),
                 seconds=COUNTING_SECONDS,
                 samples=SAMPLES,
             )

@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
+from autorun.admin.continued import signed
 from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.declare.nodes import digest_of
@@ -174,7 +175,9 @@ class Card:
 
     @property
     def count_query(self) -> str:
-        return "" if self.counting is None else "?" + urlencode({"begun": self.counting.written()})
+        if self.counting is None:
+            return ""
+        return "?" + urlencode({"begun": signed(self.counting, self.label)})
 
     @property
     def figures(self) -> list[Figure]:

@@ -21,6 +21,7 @@ from autorun.admin.cards import (
     remember,
     title_of_runner,
 )
+from autorun.admin.continued import begun
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
 from autorun.admin.permissions import Allowed, Permission
@@ -38,7 +39,7 @@ from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.held_up import held_up
 from autorun.observe.run_states import state_of
-from autorun.planning.counting import Count, count_rows
+from autorun.planning.counting import count_rows
 from autorun.state.counts import Progress, progress_by_node
 from autorun.state.words import counted, duration, number
 
@@ -132,10 +133,9 @@ class NodeAdmin(PageAdmin):
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
         """A card's bar with its pending rows counted, or with a link to continue counting."""
         runner = get_runner(label)
-        begun = Count.read(request.GET.get("begun", ""))
         count, problem = None, ""
         try:
-            count = count_rows(runner, begun=begun, seconds=COUNTING_SECONDS)
+            count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
         except AutorunError as error:
             problem = str(error)
         card = replace(card_of(runner), error=problem)

@@ -79,7 +79,7 @@ class Planner:
         return outcome
 
     def _restore_what_is_forgotten(self) -> None:
-        """Make the node again, if the database has lost it. Raises LeaseLost if it lost the batch."""
+        """Make the node again if the database lost it. Raises LeaseLost if it lost the batch."""
         nodes.restore(self.runner, self.node_id)
         if self.batch is not None and not Batch.objects.filter(pk=self.batch.pk).exists():
             raise LeaseLost(f"{self.batch} is no longer in the database.")

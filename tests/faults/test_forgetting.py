@@ -1,4 +1,4 @@
-"""A database that has forgotten its last commits: a late replica took over, or a backup is restored.
+"""A database that forgot its last commits: a late replica took over, or a backup was restored.
 
 The processes live on, and remember more than the database.
 """
