@@ -110,12 +110,37 @@ def execute(chunk_id: int) -> None:
 
 @shared_task(name="autorun.upkeep", **_options)
 def upkeep() -> None:
-    """Rescue, release, drain and prune, unless another process has just done so."""
-    from autorun.observe.notifying import notify_due
+    """Rescue, release, fold and prune, unless another process has just done so."""
+    from autorun.observe.notifying import hand_over_reports
     from autorun.upkeep.rounds import upkeep
 
     with soft_limit_ignored():
-        upkeep(notify=notify_due)
+        upkeep(notify=hand_over_reports)
+
+
+@shared_task(name="autorun.drain", **_options)
+def drain(ids: Sequence[int], tries: int) -> None:
+    """Plan a portion of the saved rows that wait in the database."""
+    from autorun.upkeep.draining import drain
+
+    with soft_limit_ignored():
+        drain(ids, tries)
+
+
+@shared_task(name="autorun.announce", **_options)
+def announce(run_ids: Sequence[int], batch_ids: Sequence[int]) -> None:
+    """Send the signals of runs and batches that upkeep has ended."""
+    from autorun.upkeep.announcing import announce
+
+    with soft_limit_ignored():
+        announce(run_ids, batch_ids)
+
+
+@shared_task(name="autorun.notify", **_options)
+def notify(label: str) -> None:
+    """Report the failures of a runner, if a report is due."""
+    with soft_limit_ignored():
+        _notify(registry.get(label))
 
 
 @receiver(chunk_failed, dispatch_uid="autorun.tasks")

@@ -41,7 +41,7 @@ from autorun.state.encoding import encode_outputs
 from autorun.state.exception_text import name_exception
 from autorun.state.words import counted
 from autorun.triggers import delivery, on_save
-from autorun.upkeep.rounds import drain_spilled
+from autorun.upkeep.draining import hand_out_spilled
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
 
@@ -77,7 +77,7 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
         if saved:
             _submit_uncommitted()
         for done in range(rounds + 1):
-            drain_spilled()
+            hand_out_spilled()
             # Chunks are executed below, in the order of their priority, as workers do.
             inbox.execute(without=EXECUTE)
             if retry_now:

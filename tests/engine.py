@@ -8,16 +8,18 @@ from celery import current_app
 from autorun import testing
 from autorun.analysis import Analysis
 from autorun.dispatch.messages import EXECUTE
-from autorun.dispatch.publishing import Message
+from autorun.dispatch.publishing import Message, redirected
 from autorun.execution.execute import SENDINGS, execute
 from autorun.models import Run
 from autorun.runner import QuerySetRunner
 from autorun.testing import registered as installed
+from autorun.upkeep.draining import drain, hand_out_spilled
 from tests.library.models import Document
 
 __all__ = (
     "current_runs",
     "declare",
+    "drain_spilled",
     "echo",
     "installed",
     "offer",
@@ -55,6 +57,14 @@ def plan_at_once(messages: Sequence[Message]) -> None:
     for message in messages:
         if message.task != EXECUTE:
             current_app.tasks[message.task].run(*message.args)
+
+
+def drain_spilled() -> int:
+    """Hand out the saved rows that wait in the database, and plan them; how many rows."""
+    messages: list[Message] = []
+    with redirected(messages.extend):
+        hand_out_spilled()
+    return sum(drain(*message.args) for message in messages)
 
 
 def offer(chunk_id: int) -> None:

@@ -14,9 +14,8 @@ from autorun.state import transactions
 from autorun.state.clock import from_now
 from autorun.tasks import plan
 from autorun.upkeep.rescue import rescue_expired
-from autorun.upkeep.rounds import drain_spilled
 from tests.crashes import AWAY, crashed_at, failing_at
-from tests.engine import declare, installed, work_off
+from tests.engine import declare, drain_spilled, installed, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -108,6 +107,7 @@ def test_what_was_recorded_before_its_worker_died_is_passed_on(set_constants):
             execute(Chunk.objects.get().pk)
         Chunk.objects.update(expires_at=from_now(-1))
         rescue_expired(at_most=10)
+        drain_spilled()
 
         assert first().progress().succeeded == 2
         assert Run.objects.filter(node=second().get_node()).count() == 2

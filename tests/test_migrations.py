@@ -8,8 +8,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import StateApps
 
 from autorun.models import Run, SpilledTrigger
-from autorun.upkeep.rounds import drain_spilled
-from tests.engine import declare, installed, statuses, work_off
+from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
 NEWEST = "0004_held_up"

@@ -13,13 +13,14 @@ from django.db import connection, connections
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
+from autorun.dispatch.publishing import redirected
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe import notifying
 from autorun.observe.checks.autorun_setting import check_settings
-from autorun.observe.notifying import notify_due, notify_soon
+from autorun.observe.notifying import hand_over_reports, notify_soon
 from autorun.upkeep.rounds import upkeep
-from tests.engine import declare, installed, work_off
+from tests.engine import declare, installed, plan_at_once, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -58,6 +59,12 @@ def pass_time(**duration: float) -> None:
     Failure.objects.update(failed_at=F("failed_at") - dt.timedelta(**duration))
 
 
+def catch_up() -> int:
+    """What upkeep hands over, done at once by a worker."""
+    with redirected(plan_at_once):
+        return hand_over_reports()
+
+
 def test_the_first_failure_is_told_of_at_once(told):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
@@ -91,11 +98,11 @@ def test_what_fails_within_the_interval_is_told_of_together_after_it(told):
         fail(runner, "b")
         fail(runner, "c")
         assert len(told) == 1
-        assert notify_due() == 0
+        assert catch_up() == 0
 
         pass_time(minutes=51)
 
-        assert notify_due() == 1
+        assert catch_up() == 1
     assert [report.runs for report in told] == [1, 2]
 
 
@@ -105,7 +112,7 @@ def test_nothing_new_is_not_told_of(told):
         fail(runner, "a")
         pass_time(hours=2)
 
-        assert notify_due() == 0
+        assert catch_up() == 0
     assert len(told) == 1
 
 
@@ -159,7 +166,7 @@ def test_upkeep_tells_of_what_workers_have_not(told, settings):
         fail(runner, "a")
         settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": note}
 
-        report = upkeep(in_any_case=True, notify=notify_due)
+        report = upkeep(in_any_case=True, notify=catch_up)
 
     assert report is not None
     assert report.notified == 1
@@ -169,7 +176,7 @@ def test_upkeep_tells_of_what_workers_have_not(told, settings):
 def test_without_the_setting_nothing_is_asked_for(settings):
     settings.AUTORUN = {}
     with CaptureQueriesContext(connection) as queries:
-        assert notify_due() == 0
+        assert hand_over_reports() == 0
         assert not notify_soon(declare()())
 
     assert len(queries) == 0
@@ -195,8 +202,8 @@ def test_what_nobody_could_be_told_of_is_told_later(told, settings):
         fail(runner, "b")
         at_once = list(told)
         pass_time(hours=5)
-        notify_due()
-        notify_due()
+        catch_up()
+        catch_up()
 
     assert at_once == []
     assert [report.runs for report in told] == [2]

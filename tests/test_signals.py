@@ -12,6 +12,7 @@ from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
 
 from autorun import signals
+from autorun.dispatch.publishing import redirected
 from autorun.exceptions import RunTimeout
 from autorun.execution import keeper, work
 from autorun.execution.execute import execute
@@ -20,7 +21,7 @@ from autorun.planning import batches
 from autorun.signals import batch_finished, run_failed, run_succeeded
 from autorun.testing import run_inline
 from autorun.upkeep.rescue import rescue
-from tests.engine import declare, echo, installed, work_off
+from tests.engine import declare, echo, installed, plan_at_once, work_off
 from tests.library.models import Document, Photo
 
 Listen = Callable[..., list[dict[str, Any]]]
@@ -138,7 +139,8 @@ def test_a_lost_worker_is_told_of_when_it_was_the_last_attempt(listen):
             state=Chunk.State.RUNNING, token=F("token") + 1, expires_at="2001-01-01T00:00Z"
         )
 
-        assert rescue(Chunk.objects.get())
+        with redirected(plan_at_once):
+            assert rescue(Chunk.objects.get())
 
     assert [(each["key"], each["attempts"]) for each in heard] == [(document.pk, 1)]
     assert heard[0]["failure"].exception_class == "autorun.exceptions.WorkerLost"

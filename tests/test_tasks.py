@@ -12,10 +12,9 @@ from autorun import tasks
 from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import delivery
-from autorun.upkeep.rounds import drain_spilled
 from tests.celery_settings import configured
 from tests.crashes import AWAY
-from tests.engine import declare, installed, statuses, work_off
+from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.once

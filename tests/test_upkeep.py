@@ -21,12 +21,12 @@ from autorun.runner import QuerySetRunner
 from autorun.state import clock, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
-from autorun.upkeep import folding, pruning, rounds
+from autorun.upkeep import draining, folding, pruning
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
-from autorun.upkeep.rounds import drain_spilled, finish_batches, hand_on_batches, send_again, upkeep
+from autorun.upkeep.rounds import finish_batches, hand_on_batches, send_again, upkeep
 from tests.crashes import failing_at
-from tests.engine import declare, installed, offer, statuses, work_off
+from tests.engine import declare, drain_spilled, installed, offer, statuses, work_off
 from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
@@ -191,7 +191,7 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
 def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
     documents, caplog, set_constants
 ):
-    set_constants(rounds, MOST_PER_STEP=1)
+    set_constants(draining, MOST_TRIGGERS=1, MOST_PORTIONS=1)
     SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
     assert drain_spilled() == 0
@@ -202,11 +202,11 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
     assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
     assert SpilledTrigger.objects.count() == 0
-    assert "saved library.Gone have had no runner for a day: 1 rows are dropped" in caplog.text
+    assert "Saved library.Gone have had no runner for a day: 1 rows are dropped" in caplog.text
 
 
 def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, set_constants):
-    set_constants(rounds, MOST_PER_STEP=1)
+    set_constants(draining, MOST_TRIGGERS=1, MOST_PORTIONS=1)
 
     def filter_queryset(self, queryset, log_level=20):
         raise OperationalError("no such column")
@@ -283,7 +283,7 @@ def test_turns_are_taken_one_at_a_time():
 def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
     runner = declare()
     with installed(runner):
-        batch = looks._begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        batch = looks.begin(runner(), Batch.Trigger.BACKFILL, Scope())
         assert hand_on_batches() == 0
         Batch.objects.update(expires_at=from_now(-1))
         assert hand_on_batches() == 1
@@ -303,7 +303,7 @@ def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
 def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     runner = declare()
     with installed(runner):
-        batch = looks._begin(runner(), Batch.Trigger.CODE, Scope(given=True))
+        batch = looks.begin(runner(), Batch.Trigger.CODE, Scope(given=True))
         Batch.objects.update(expires_at=from_now(-1))
         looks.go_on(batches.take_over(batch.pk))
 
@@ -315,7 +315,7 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
 def test_a_batch_whose_runner_a_worker_does_not_know_is_left_to_another_one(documents):
     runner = declare()
     with installed(runner):
-        batch = looks._begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        batch = looks.begin(runner(), Batch.Trigger.BACKFILL, Scope())
     Batch.objects.update(expires_at=from_now(-1))
 
     looks.go_on(batches.take_over(batch.pk))

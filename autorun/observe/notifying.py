@@ -1,7 +1,7 @@
 """Reports failures to `AUTORUN["ON_FAILURE"]`, at most once per runner and interval.
 
-A worker reports a failure at once, unless the runner's last report is too recent. Upkeep reports
-later failures together when the interval is over.
+A worker reports a failure at once, unless the runner's last report is too recent. When the interval
+is over, upkeep has a worker report later failures together.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
+from django.db.models import Max
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
@@ -18,6 +20,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.interruption import time_limit
 from autorun.declare.runner import Runner
+from autorun.dispatch.publishing import Message, publish
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
@@ -34,6 +37,7 @@ CHECK_EVERY = 60.0
 #: Seconds to wait after the callback failed: each try may take CALLBACK_TIMEOUT.
 RETRY_EVERY = 300.0
 PREFIX = "on_failure"
+NOTIFY = "autorun.notify"
 
 
 def notify_soon(runner: Runner) -> bool:
@@ -47,22 +51,22 @@ def notify_soon(runner: Runner) -> bool:
         return False
 
 
-def notify_due() -> int:
-    """Report failures that have not been reported yet; return for how many runners."""
+def hand_over_reports() -> int:
+    """Have a worker report failures that have not been reported yet; return for how many runners.
+
+    The callback is user code, so upkeep only finds out which reports are due.
+    """
     if settings.ON_FAILURE is None:
         return 0
-    interval = settings.ON_FAILURE_EVERY.total_seconds()
-    if not take_turn("on_failure", every=min(CHECK_EVERY, interval)):
+    every = min(CHECK_EVERY, settings.ON_FAILURE_EVERY.total_seconds())
+    if not take_turn("on_failure", every=every):
         return 0
-    failed = Failure.objects.filter(
-        failed_at__gt=from_now(-2 * interval),
-        run__is_current=True,
-        run__status=Run.Status.FAILED,
-    )
-    labels = failed.values_list("run__chunk__runner", flat=True).distinct().order_by()
-    found = [registry.find(label) for label in list(labels)]
-    runners = {runner.label: runner for runner in (*found, *_unreported()) if runner is not None}
-    return sum(notify_soon(runner) for runner in runners.values())
+    messages = [
+        Message(NOTIFY, (label,), queue=settings.QUEUE, expires=CHECK_EVERY) for label in _due()
+    ]
+    if messages:
+        publish(messages)
+    return len(messages)
 
 
 def _notify(runner: Runner) -> bool:
@@ -92,15 +96,30 @@ def _notify(runner: Runner) -> bool:
     return True
 
 
-def _unreported() -> list[Runner]:
-    """Runners whose last report failed."""
+def _due() -> Iterator[str]:
+    """Labels of runners with failures that have not been reported, whose next report is due."""
+    interval: dt.timedelta = settings.ON_FAILURE_EVERY
+    retry = min(interval, dt.timedelta(seconds=RETRY_EVERY))
+    failed = Failure.objects.filter(
+        failed_at__gt=from_now(-2 * interval.total_seconds()),
+        run__is_current=True,
+        run__status=Run.Status.FAILED,
+    )
+    newest = failed.values_list("run__chunk__runner").annotate(Max("failed_at")).order_by()
+    failed_at = dict(newest)
     beats = dict(Pulse.objects.filter(name__startswith=PREFIX).values_list("name", "beat_at"))
-    tries = ((each, _tried_name(each), _reported_name(each)) for each in registry.runners())
-    return [
-        runner
-        for runner, tried, reported in tries
-        if tried in beats and reported in beats and beats[reported] < beats[tried]
-    ]
+    now = timezone.now()
+    for runner in registry.runners():
+        reported, tried = beats.get(_reported_name(runner)), beats.get(_tried_name(runner))
+        if reported is None:
+            is_due = runner.label in failed_at
+        else:
+            # The last report failed if it did not record its end.
+            is_unreported = tried is not None and reported < tried
+            is_new = runner.label in failed_at and failed_at[runner.label] > reported
+            is_due = now - reported >= interval and (is_unreported or is_new)
+        if is_due and (tried is None or now - tried >= retry):
+            yield runner.label
 
 
 def _reported_name(runner: Runner) -> str:

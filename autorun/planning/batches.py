@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
@@ -157,8 +157,11 @@ def break_off(batch: Batch, error: Exception) -> None:
             fail(batch, f"{type(error).__name__}: {error}")
 
 
-def finish_if_done(batch_id: int) -> bool:
-    """Finish the batch if it is planned and no chunk is unfinished; whether it was finished now."""
+def finish_if_done(batch_id: int, *, announce: Callable[[int], object] = announce_batch) -> bool:
+    """Finish the batch if it is planned and no chunk is unfinished; whether it was finished now.
+
+    `announce` is called with its id before the commit.
+    """
     unfinished = Chunk.objects.filter(batch_id=batch_id).unfinished()
     if unfinished.exists():
         return False
@@ -169,7 +172,7 @@ def finish_if_done(batch_id: int) -> bool:
         if not is_planned or unfinished.exists():
             return False
         batch.update(state=Batch.State.FINISHED, finished_at=DatabaseNow())
-        announce_batch(batch_id)
+        announce(batch_id)
     return True
 
 

@@ -147,14 +147,18 @@ def hold_up(error: Exception) -> dict[str, Any]:
 
 
 def _write_down(runner: Runner, keys: Collection[Any], error: Exception) -> None:
-    """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
     message = "%s: %d rows were not planned. Upkeep tries again. %s: %s"
     logger.warning(message, runner.label, len(keys), type(error).__name__, error)
+    leave_to_upkeep(runner, keys, **hold_up(error))
+
+
+def leave_to_upkeep(runner: Runner, keys: Collection[Any], **columns: Any) -> None:
+    """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
     spilled = SpilledTrigger(
         model_label=runner.get_model()._meta.label,
         runner=runner.label,
         keys=[pk if type(pk) is int else str(pk) for pk in keys],
-        **hold_up(error),
+        **columns,
     )
     create = partial(spilled.save, force_insert=True, using=settings.DATABASE)
     repeated_on_conflict(create, using=settings.DATABASE, is_idempotent=True)

@@ -45,6 +45,7 @@ POINTS = {
     "finish.dependents": "dependent rows are planned; no more chunks are released",
     "rescue.taken": "an expired lease is taken over; its runs are in the same chunk",
     "rescue.recorded": "rescued runs are in new chunks; these are not released",
+    "drain.leased": "saved rows from the database are leased; their message is not sent",
     "drain.planned": "saved rows from the database are planned, and still in it",
     "upkeep.counted": "messages are counted as sent again; they are not sent",
     "cancel.batch": "a batch is cancelled; its chunks are not",

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 
-from django.db import connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 
-from autorun import signals
 from autorun.conf import settings
 from autorun.declare import nodes, registry
+from autorun.declare.backoff import exponential
+from autorun.declare.runner import Runner
 from autorun.exceptions import LeaseLost, WorkerLost
-from autorun.execution.results import Result, Tally, endings, record
+from autorun.execution.results import Result, Tally, record
 from autorun.models import Chunk, Run
-from autorun.planning.named import plan_or_write_down
+from autorun.planning.named import leave_to_upkeep
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token
 from autorun.state.probes import crash_point
+from autorun.upkeep.announcing import hand_over_failures
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,15 @@ logger = logging.getLogger(__name__)
 def rescue_expired(*, at_most: int) -> int:
     """Rescue the chunks whose lease has run out, the oldest first; how many."""
     lapsed = Chunk.objects.lapsed().order_by("expires_at")
-    return sum(rescue(chunk) for chunk in list(lapsed[:at_most]))
+    rescued = 0
+    for chunk in list(lapsed[:at_most]):
+        try:
+            rescued += rescue(chunk)
+        except (OperationalError, InterfaceError):
+            raise  # the database is away, or the chunk is locked
+        except Exception:
+            logger.exception("%s: chunk %s was not rescued.", chunk.runner, chunk.pk)
+    return rescued
 
 
 def rescue(chunk: Chunk) -> bool:
@@ -55,13 +65,13 @@ def rescue(chunk: Chunk) -> bool:
     except LeaseLost:
         return False
     crash_point("rescue.recorded")
-    signals.announce_runs(chunk.runner, endings(results))
-    _plan_dependents(chunk)
+    hand_over_failures([each.run_id for each in results if each.status == Run.Status.FAILED])
+    _leave_dependents(chunk)
     return True
 
 
-def _plan_dependents(chunk: Chunk) -> None:
-    """Plan what depends on the successes that the lost worker had recorded."""
+def _leave_dependents(chunk: Chunk) -> None:
+    """Have what depends on the successes that the lost worker had recorded planned by others."""
     runner = registry.find(chunk.runner)
     dependents = nodes.dependents(runner) if runner is not None else []
     if runner is None or not dependents:
@@ -69,8 +79,8 @@ def _plan_dependents(chunk: Chunk) -> None:
     kind = key_kind(runner.get_model())
     succeeded = Run.objects.succeeded().filter(chunk=chunk)
     keys = list(succeeded.values_list(kind.column, flat=True))
-    if keys:
-        plan_or_write_down(dependents, keys, priority=Chunk.Priority(chunk.priority))
+    for dependent in dependents if keys else ():
+        leave_to_upkeep(dependent, keys)
 
 
 def _take(chunk: Chunk) -> bool:
@@ -101,4 +111,11 @@ def _lost(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
     )
     # During a rolling deployment this process may not know the runner, nor its MAX_ATTEMPTS.
     runner = registry.find(chunk.runner) if is_alone else None
-    return Result.failed(run, failure, runner, fingerprint=run.fingerprint)
+    return Result.failed(
+        run, failure, runner, fingerprint=run.fingerprint, backoff=_backoff_by_options
+    )
+
+
+def _backoff_by_options(runner: Runner, attempt: int) -> float:
+    """The pause without a call of `get_retry_backoff()`, which is user code."""
+    return exponential(runner.RETRY_BACKOFF, attempt)

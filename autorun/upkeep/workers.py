@@ -15,9 +15,10 @@ from autorun.conf import settings
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import BrokerUnavailable
-from autorun.models import Chunk
+from autorun.models import Chunk, SpilledTrigger
 from autorun.state.clock import DatabaseNow
 from autorun.triggers.delivery import PLAN, spill
+from autorun.upkeep.draining import DRAIN
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def _end(**_: Any) -> None:
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
     """End the leases of a process that has died at once, and write down the rows it was to plan."""
     name = getattr(sender, "name", None)
-    if name not in (EXECUTE, PLAN) or not _is_death(exception):
+    if name not in (EXECUTE, PLAN, DRAIN) or not _is_death(exception):
         return
     try:
         orphans = _orphans()
@@ -77,6 +78,9 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
         if name == PLAN:  # only its message named these rows
             model_label, pks = args
             spill({model_label: set(pks)})
+        if name == DRAIN:
+            ids, tries = args
+            SpilledTrigger.objects.filter(pk__in=ids, tries=tries + 1).update(expires_at=None)
     except Exception:
         logger.exception("Leases of a process that has died run out by themselves.")
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 from autorun.analysis import Analysis
 from autorun.runner import QuerySetRunner
+from tests.faultlab import ledger
 from tests.faultlab.bodies import befall, exercise
 from tests.faultlab.models import Specimen
 
@@ -37,5 +38,6 @@ def _represent(self: QuerySetRunner, instance: Any) -> dict[str, Any]:
         raise ValueError("as it was told")
     # In the lab's processes: the test that looks at it is not to suffer it.
     if instance.does.startswith("represent:") and "AUTORUN_LAB" in os.environ:
+        ledger.write("represent", row=instance.pk)
         befall(instance.does.removeprefix("represent:"))
     return {"pk": instance.pk, "value": instance.value, "does": instance.does}

@@ -14,6 +14,7 @@ from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from autorun.upkeep.rescue import rescue_expired
 from tests.celery_settings import configure
+from tests.engine import drain_spilled
 from tests.faultlab.models import Specimen
 
 NOBODY = "redis://127.0.0.1:1/0"  # no broker listens there
@@ -52,7 +53,7 @@ def rescue() -> None:
 
 
 def drain() -> None:
-    rounds.drain_spilled()
+    drain_spilled()
 
 
 def send_again() -> None:
@@ -71,6 +72,7 @@ def heal() -> None:
         Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=from_now(-1))
         Batch.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
         Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-1_000_000))
+        SpilledTrigger.objects.update(expires_at=None)
         sent: list[Message] = []
         with redirected(sent.extend):
             rounds.upkeep(in_any_case=True)
@@ -92,6 +94,7 @@ def _receive(message: Message) -> None:
     doors: dict[str, Callable[..., None]] = {
         "autorun.execute": execute,
         "autorun.backfill": tasks.backfill,
+        "autorun.drain": tasks.drain,
     }
     doors[message.task](*message.args)
 

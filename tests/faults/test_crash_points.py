@@ -24,6 +24,7 @@ STEPS = {
     "dispatch.refused": "plan_without_broker",
     "rescue.taken": "rescue",
     "rescue.recorded": "rescue",
+    "drain.leased": "drain",
     "drain.planned": "drain",
     "upkeep.counted": "send_again",
     "cancel.batch": "cancel",
@@ -60,7 +61,7 @@ def prepare(lab: Lab, point: str) -> None:
         assert chunk is not None
         assert start(chunk) is not None
         Chunk.objects.filter(pk=chunk.pk).update(expires_at=from_now(-1))
-    elif point == "drain.planned":
+    elif point.startswith("drain."):
         keys = list(Specimen.objects.values_list("pk", flat=True))
         SpilledTrigger.objects.create(model_label="faultlab.Specimen", keys=keys)
     elif point.startswith(("upkeep.", "cancel.")):

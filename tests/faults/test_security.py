@@ -12,9 +12,8 @@ from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
 from autorun.triggers import delivery
-from autorun.upkeep.rounds import drain_spilled
 from settings import celery_app
-from tests.engine import declare, installed, work_off
+from tests.engine import declare, drain_spilled, installed, work_off
 from tests.library.models import Document
 
 pytestmark = [pytest.mark.django_db, pytest.mark.faults]

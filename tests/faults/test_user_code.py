@@ -2,15 +2,19 @@
 
 import math
 import time
+from collections import Counter
 
 import pytest
 from django.db import connection
 
-from autorun.models import Chunk, Failure, Run, SpilledTrigger
+from autorun.dispatch.publishing import Message
+from autorun.models import Chunk, Failure, Pulse, Run, SpilledTrigger
+from autorun.observe.notifying import hand_over_reports
 from autorun.planning.named import plan_for_all, plan_keys
+from autorun.signals import batch_finished, run_failed
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
-from tests.engine import declare, installed, work_off
+from tests.engine import declare, installed, plan_at_once, work_off
 from tests.faults.driver import Lab
 from tests.library.models import Document
 
@@ -83,6 +87,81 @@ def test_a_representation_that_kills_its_process_fails_its_row_and_upkeep_goes_o
     failure = Failure.objects.get()
     assert failure.run.object_id == lethal.pk
     assert failure.exception_class == "autorun.exceptions.WorkerLost"
+
+
+@pytest.mark.faults(38)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"INPUT_FIELDS": None}])
+def test_rows_that_take_long_to_prepare_are_prepared_once_whatever_rounds_overlap(lab: Lab):
+    lab.write(60, does="represent:sleep:0.1")
+    for row in lab.runner.get_base_queryset():
+        SpilledTrigger.objects.create(model_label="faultlab.Specimen", keys=[row.pk])
+    for _ in range(2):
+        lab.start_worker(concurrency=2)
+
+    lab.until_done(60)
+
+    prepared = Counter(each["row"] for each in lab.ledger.lines() if each["event"] == "represent")
+    # Once to plan its run, and once to execute it.
+    assert set(prepared.values()) == {2}
+    lab.check()
+
+
+@pytest.mark.faults(29)
+@pytest.mark.django_db(transaction=True)
+def test_a_round_of_upkeep_calls_no_user_code(sent: list[Message], settings):
+    """Saved rows wait, a worker is lost, a batch has ended, and failures are not reported."""
+    called: list[str] = []
+
+    def note(name, result=None):
+        def hook(*args, **_):
+            called.append(name)
+            return args[1] if result is None else result
+
+        return hook
+
+    settings.AUTORUN = {"ON_FAILURE": lambda report: called.append("ON_FAILURE")}
+    runner = declare(
+        INPUT_FIELDS=None,
+        MAX_ATTEMPTS=1,
+        get_retry_backoff=note("get_retry_backoff", 1),
+        filter_queryset=note("filter_queryset"),
+        get_instance_representation=note("get_instance_representation"),
+    )
+    dependent = declare(
+        NAME="DependentRunner",
+        TITLE="Dependent",
+        DEPENDS_ON=(runner,),
+        filter_queryset=note("filter_queryset"),
+    )
+    retried = declare(NAME="Retried", TITLE="Retried", get_retry_backoff=note("backoff", 1))
+    heard = (run_failed, batch_finished)
+    hear = note("receiver", True)
+    with installed(runner, dependent, retried):
+        document = Document.objects.create(title="title")
+        runner().run()
+        retried().run()
+        SpilledTrigger.objects.create(model_label="library.Document", keys=[document.pk])
+        Chunk.objects.update(state=Chunk.State.RUNNING, token=1, expires_at=from_now(-1))
+        called.clear()
+        sent.clear()
+        for signal in heard:
+            signal.connect(hear)
+        try:
+            rounds.upkeep(in_any_case=True, notify=hand_over_reports)
+            Chunk.objects.update(state=Chunk.State.FINISHED)
+            Pulse.objects.all().delete()
+            rounds.upkeep(in_any_case=True, notify=hand_over_reports)
+            in_upkeep = list(called)
+            plan_at_once(sent)
+        finally:
+            for signal in heard:
+                signal.disconnect(hear)
+
+    assert in_upkeep == []
+    handed_over = {"autorun.drain", "autorun.announce", "autorun.notify"}
+    assert {message.task for message in sent} - {"autorun.execute"} == handed_over
+    assert {"filter_queryset", "receiver", "ON_FAILURE"} <= set(called)
 
 
 @pytest.mark.faults(40)

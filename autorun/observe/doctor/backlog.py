@@ -12,7 +12,7 @@ from autorun.observe.doctor.finding import Finding, error, examination, ok, warn
 from autorun.observe.held_up import held_up
 from autorun.state.clock import from_now
 from autorun.state.words import counted, moment
-from autorun.upkeep.rounds import planned_here
+from autorun.upkeep.draining import planned_here
 
 #: Seconds after which upkeep should have planned a saved row.
 SPILLED_SILENCE = 60.0

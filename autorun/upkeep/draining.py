@@ -1,0 +1,214 @@
+"""Saved rows that wait in the database: portions of them are handed to workers, under a lease.
+
+Preparing a row calls user code, which may raise, hang or end its process. So upkeep only leases a
+portion and sends its message; the worker that receives it counts a try, and plans the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+
+from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db.models import F, Q, QuerySet
+
+from autorun.conf import settings
+from autorun.declare import registry
+from autorun.declare.interruption import Interrupted, Termination
+from autorun.declare.runner import Runner
+from autorun.dispatch.publishing import Message, publish, urgent_priority
+from autorun.models import SpilledTrigger
+from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.leases import ends_at
+from autorun.state.probes import crash_point
+from autorun.triggers import delivery
+
+logger = logging.getLogger(__name__)
+
+DRAIN = "autorun.drain"
+#: Triggers, and about so many rows, that one message has planned.
+MOST_TRIGGERS = 100
+MOST_ROWS = 2_000
+#: Portions of one model, and suspects, that a round hands out.
+MOST_PORTIONS = 5
+#: Seconds that saved rows wait for a process with a runner of their model.
+UNKNOWN_FOR = 24 * 3600.0
+#: Processes that may die of a row, alone with one runner, before it fails.
+MOST_DEATHS = 3
+
+
+def hand_out_spilled() -> int:
+    """Have workers plan the saved rows that wait in the database; how many triggers of them.
+
+    Rows of a model without a runner here are left to other workers for a day, as during a rollout.
+    """
+    is_free = Q(expires_at=None) | Q(expires_at__lte=DatabaseNow())
+    free = SpilledTrigger.objects.filter(planned_here() | _is_old(), is_free)
+    groups = free.filter(tries=0).values_list("model_label", "runner").distinct()
+    parts = [free.filter(model_label=name, runner=label, tries=0) for name, label in groups]
+    # Each alone, and after the others: a process has died of it, or was killed meanwhile.
+    suspects = free.filter(tries__gt=0).order_by("tries", "pk").values_list("pk", flat=True)
+    parts += [free.filter(pk=pk) for pk in suspects[:MOST_PORTIONS]]
+    return sum(len(portion) for part in parts for portion in _handed_out(part))
+
+
+def drain(ids: Sequence[int], tries: int) -> int:
+    """Plan the saved rows of a portion, unless another process has begun to; how many rows."""
+    some = _begin(ids, tries)
+    if not some:
+        return 0
+    held = SpilledTrigger.objects.filter(pk__in=[each.pk for each in some], tries=tries + 1)
+    keys = {key for trigger in some for key in trigger.keys}
+    try:
+        with Termination() as termination, _kept(held), termination.raised():
+            _plan(some, keys)
+    except Interrupted:
+        held.update(tries=tries, expires_at=None)
+        return 0
+    except Exception as error:  # noqa: BLE001
+        # It concerns these rows alone, such as a filter on a column that does not exist yet.
+        logger.warning("Saved %s are not planned yet: %s", some[0].model_label, error)
+        _give_back(some, error)
+        return 0
+    crash_point("drain.planned")
+    # Last: after a crash they are planned again, which does nothing.
+    held.delete()
+    return len(keys)
+
+
+def _give_back(some: Sequence[SpilledTrigger], error: Exception) -> None:
+    """Leave the triggers to a later round; after a day, to the next sweep."""
+    ours = SpilledTrigger.objects.filter(pk__in=[each.pk for each in some])
+    ours.update(tries=some[0].tries, **hold_up(error))
+    given_up, _ = ours.filter(_is_old()).delete()
+    if given_up:
+        message = "Saved %s could not be planned for a day; the next sweep finds them."
+        logger.error(message, some[0].model_label)
+
+
+def planned_here() -> Q:
+    """The condition that this process has a runner for a spilled trigger."""
+    labels = [runner.label for runner in registry.runners()]
+    return Q(runner="", model_label__in=delivery.subscriptions()) | Q(runner__in=labels)
+
+
+def _is_old() -> Q:
+    return Q(created_at__lte=from_now(-UNKNOWN_FOR))
+
+
+def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[SpilledTrigger]]:
+    """Portions of `part`, each leased and sent."""
+    for _ in range(MOST_PORTIONS):
+        portion = _lease(part)
+        if not portion:
+            return
+        crash_point("drain.leased")
+        ids, tries = [each.pk for each in portion], portion[0].tries
+        message = Message(
+            DRAIN,
+            (ids, tries),
+            queue=settings.QUEUE,
+            priority=urgent_priority(),
+            expires=settings.LEASE,
+        )
+        try:
+            publish([message])
+        except Exception:
+            SpilledTrigger.objects.filter(pk__in=ids, tries=tries).update(expires_at=None)
+            raise
+        yield portion
+
+
+def _lease(part: QuerySet[SpilledTrigger]) -> list[SpilledTrigger]:
+    """The first triggers of `part`, for one worker to plan."""
+    with transaction.atomic(using=settings.DATABASE):
+        found = _locked(part, MOST_TRIGGERS)
+        rows = accumulate(len(trigger.keys) for trigger in found)
+        some = [each for each, total in zip(found, rows, strict=True) if total <= MOST_ROWS]
+        portion = some or found[:1]
+        ids = [trigger.pk for trigger in portion]
+        SpilledTrigger.objects.filter(pk__in=ids).update(expires_at=ends_at())
+    return portion
+
+
+def _begin(ids: Sequence[int], tries: int) -> list[SpilledTrigger]:
+    """The triggers, for this process alone; a second message for them does nothing."""
+    waiting = SpilledTrigger.objects.filter(pk__in=ids, tries=tries)
+    # Another process than upkeep's: it may run older code.
+    waiting = waiting.filter(planned_here() | _is_old())
+    with transaction.atomic(using=settings.DATABASE):
+        some = _locked(waiting, len(ids))
+        SpilledTrigger.objects.filter(pk__in=[trigger.pk for trigger in some]).update(
+            tries=F("tries") + 1, expires_at=ends_at()
+        )
+    return some
+
+
+def _locked(triggers: QuerySet[SpilledTrigger], number: int) -> list[SpilledTrigger]:
+    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
+    return list(triggers.order_by("pk").select_for_update(skip_locked=skip_locked)[:number])
+
+
+@contextmanager
+def _kept(held: QuerySet[SpilledTrigger]) -> Iterator[None]:
+    """Extend the lease for as long as the block takes."""
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(settings.HEARTBEAT):
+            try:
+                held.update(expires_at=ends_at())
+            except (DatabaseError, InterfaceError) as error:
+                logger.warning("No heartbeat: %s", error)
+            finally:
+                connections.close_all()
+
+    thread = threading.Thread(target=keep, name="autorun-drain", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
+    """Plan the rows of the triggers, which are alike; suspects are alone."""
+    first = some[0]
+    runners = _runners_of(first.model_label, first.runner)
+    if not runners:
+        message = "Saved %s have had no runner for a day: %d rows are dropped."
+        logger.warning(message, first.model_label, len(keys))
+    if first.tries and len(keys) * len(runners) > 1:
+        _divide(first, runners)
+    elif first.tries >= MOST_DEATHS and runners:
+        fail_lethal(runners[0], *keys, deaths=first.tries)
+    elif first.runner and runners:
+        plan_keys(runners[0], keys)
+    else:
+        plan_for_all(runners, keys)
+
+
+def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
+    """Replace a trigger of which a process has died by smaller ones, down to a row and a runner."""
+    keys, half = trigger.keys, len(trigger.keys) // 2
+    if half:
+        parts = [(trigger.runner, keys[:half]), (trigger.runner, keys[half:])]
+    else:
+        parts = [(runner.label, keys) for runner in runners]
+    SpilledTrigger.objects.bulk_create(
+        SpilledTrigger(model_label=trigger.model_label, runner=label, keys=some, tries=1)
+        for label, some in parts
+    )
+
+
+def _runners_of(model_label: str, label: str) -> list[Runner]:
+    """The runners that a spilled trigger is for: the one it names, or all of its model."""
+    if not label:
+        return delivery.subscribers(model_label)
+    runner = registry.find(label)
+    return [] if runner is None else [runner]

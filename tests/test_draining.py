@@ -1,0 +1,135 @@
+"""Saved rows that wait in the database, and how workers come to plan them."""
+
+import threading
+
+import pytest
+
+from autorun import tasks
+from autorun.dispatch.publishing import Message, redirected
+from autorun.exceptions import BrokerUnavailable
+from autorun.models import Run, SpilledTrigger
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.upkeep import draining, workers
+from autorun.upkeep.draining import drain, hand_out_spilled
+from autorun.upkeep.rounds import upkeep
+from tests.engine import declare, drain_spilled, installed
+from tests.library.models import Document
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [Document.objects.create(title=f"title {n}") for n in range(4)]
+
+
+def spill(*documents: Document) -> list[SpilledTrigger]:
+    """A trigger for each, as of saves while no broker answered."""
+    return [
+        SpilledTrigger.objects.create(model_label="library.Document", keys=[each.pk])
+        for each in documents
+    ]
+
+
+@pytest.mark.django_db
+def test_a_portion_that_was_handed_out_is_left_alone_until_its_lease_ends(documents, sent):
+    spill(*documents)
+    with installed(declare()):
+        assert hand_out_spilled() == 4
+        assert hand_out_spilled() == 0
+        SpilledTrigger.objects.update(expires_at=from_now(-1))
+        assert hand_out_spilled() == 4
+
+    assert [message.task for message in sent] == ["autorun.drain"] * 2
+
+
+@pytest.mark.django_db
+def test_of_two_messages_for_a_portion_the_second_does_nothing(documents, sent):
+    prepared = []
+
+    def represent(self, document):
+        prepared.append(document.pk)
+        drain(*sent[0].args)  # while the first is at it
+        return document.title
+
+    spill(*documents)
+    with installed(declare(INPUT_FIELDS=None, get_instance_representation=represent)):
+        hand_out_spilled()
+        assert drain(*sent[0].args) == 4
+        assert drain(*sent[0].args) == 0
+
+    assert sorted(prepared) == [document.pk for document in documents]
+
+
+@pytest.mark.django_db
+def test_a_portion_has_so_many_rows_and_a_large_trigger_is_one_of_its_own(
+    documents, sent, set_constants
+):
+    set_constants(draining, MOST_ROWS=2)
+    keys = [document.pk for document in documents]
+    SpilledTrigger.objects.create(model_label="library.Document", keys=keys[:3])
+    spill(*documents[:3])
+    with installed(declare()):
+        hand_out_spilled()
+
+    assert [len(message.args[0]) for message in sent] == [1, 2, 1]
+
+
+@pytest.mark.django_db
+def test_a_portion_that_no_broker_takes_is_handed_out_in_the_next_round(documents):
+    def refuse(_: list[Message]) -> None:
+        raise BrokerUnavailable("gone")
+
+    spill(*documents)
+    with installed(declare()):
+        with redirected(refuse):
+            assert upkeep(in_any_case=True).handed_out == 0
+
+        assert drain_spilled() == 4
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_lease_is_held_for_as_long_as_preparing_takes(documents, sent, settings):
+    settings.AUTORUN = settings.AUTORUN | {"HEARTBEAT": 0.01}
+    was_extended = threading.Event()
+
+    def represent(self, document):
+        SpilledTrigger.objects.update(expires_at=from_now(-1))
+        for _ in range(1_000):
+            if SpilledTrigger.objects.filter(expires_at__gt=DatabaseNow()).exists():
+                was_extended.set()
+                break
+            was_extended.wait(0.01)
+        return document.title
+
+    spill(documents[0])
+    with installed(declare(INPUT_FIELDS=None, get_instance_representation=represent)):
+        hand_out_spilled()
+        assert drain(*sent[0].args) == 1
+
+    assert was_extended.is_set()
+
+
+@pytest.mark.django_db
+def test_a_portion_whose_process_has_died_is_handed_out_at_once(documents, sent, monkeypatch):
+    monkeypatch.setattr(workers.connections, "close_all", lambda: None)
+    (trigger,) = spill(documents[0])
+    with installed(declare()):
+        hand_out_spilled()
+    SpilledTrigger.objects.update(tries=1)  # the process has begun
+
+    lost = type("WorkerLostError", (Exception,), {})
+    workers._child_died(tasks.drain, exception=lost(), args=sent[0].args)
+
+    trigger.refresh_from_db()
+    assert (trigger.tries, trigger.expires_at) == (1, None)
+
+
+@pytest.mark.django_db
+def test_a_portion_that_reaches_a_worker_of_older_code_is_left_to_others(documents, sent):
+    spill(*documents)
+    with installed(declare()):
+        hand_out_spilled()
+    assert drain(*sent[0].args) == 0
+
+    with installed(declare()):
+        assert drain(*sent[0].args) == 4
+    assert Run.objects.count() == 4
