@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from django.core import mail
 
 from autorun.observe.failures import FailureGroup, runs_in
-from autorun.state.words import counted, moment
+from autorun.state.words import counted, harmless, moment
 
 #: Groups that a message lists; the rest are counted.
 MOST_GROUPS = 20
@@ -64,4 +64,4 @@ class FailureReport:
 
 def mail_admins(report: FailureReport) -> None:
     """Send the report to ADMINS. It contains messages of exceptions, which may contain data."""
-    mail.mail_admins(report.subject, str(report))
+    mail.mail_admins(report.subject, harmless(str(report)))

@@ -27,11 +27,13 @@ from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
+from autorun.state.exception_text import one_line
+from autorun.state.words import harmless
 from autorun.upkeep import pruning
 from settings import celery_app
 from tests.celery_settings import configured
 from tests.engine import current_runs, declare, installed, plan_at_once, statuses, work_off
-from tests.library.models import Document, Photo
+from tests.library.models import Country, Document, Photo
 
 pytestmark = pytest.mark.django_db
 
@@ -1284,3 +1286,60 @@ def test_prune(documents, runner, settings, set_constants, at_once):
     assert typed("prune").startswith("Deleted 6 runs")
     settings.AUTORUN = {"RETENTION": None}
     assert "everything is kept" in typed("prune")
+
+
+# A row that would write to the terminal itself
+
+#: Sets the window's title, fills the clipboard, moves up and erases; turns the line around.
+HOSTILE = "\x1b]0;x\x07\x1b]52;c;eA==\x07\x1b[1A\x1b[2K\x9b2J\u202eevil\u2066\x7f"
+
+
+def fails_with_hostility(value: str) -> None:
+    raise ValueError(f"cannot read {HOSTILE}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("failures", "tests.HostileRunner"),
+        ("explain", "tests.HostileRunner", f"k{HOSTILE[:6]}"),
+        ("plan", "tests.HostileRunner", "--only", "failed"),
+        ("retry", "tests.HostileRunner", "--yes"),
+        ("batches",),
+        ("ignore", "tests.HostileRunner", "--yes", "--failed"),
+        ("adopt", "tests.HostileRunner", "--yes"),
+        ("explain", "tests.HostileRunner", f"absent{HOSTILE}"),
+        ("pause", HOSTILE),
+        ("explain", f"tests.{HOSTILE}", "1"),
+        ("run", "tests.HostileRunner", "--only", HOSTILE),
+        ("backfill", "tests.HostileRunner", "--filter", HOSTILE),
+    ],
+)
+@pytest.mark.parametrize("colour", ["--no-color", "--force-color"])
+def test_no_text_of_a_row_acts_on_the_terminal(arguments, colour):
+    hostile = declare(
+        fails_with_hostility,
+        NAME="HostileRunner",
+        DATA_MODEL=Country,
+        INPUT_FIELDS=("name",),
+        MAX_ATTEMPTS=1,
+        ANALYSIS_CONFIGURATION={},
+    )
+    with installed(hostile):
+        Country.objects.create(code=f"k{HOSTILE[:6]}", name=HOSTILE)
+        hostile().run()
+        work_off()
+        try:
+            said = typed(*arguments, colour)
+        except (CommandError, SystemExit) as error:
+            said = str(error)
+
+    own_colours = re.compile(r"\x1b\[[\d;]*m")
+    assert own_colours.sub("", said) == harmless(own_colours.sub("", said))
+
+
+def test_no_text_of_a_row_acts_on_a_reader_of_mail_or_of_logs():
+    assert harmless(HOSTILE) == "␛]0;x␇␛]52;c;eA==␇␛[1A␛[2K�2J�evil�␡"
+    assert harmless("two\nlines\tand é") == "two\nlines\tand é"
+    assert "\x1b" not in one_line(ValueError(HOSTILE))

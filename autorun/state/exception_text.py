@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autorun.state.encoding import byte_length, qualified_name
+from autorun.state.words import harmless
 
 MAX_CLASS_NAME_LENGTH = 255
 
@@ -45,7 +46,7 @@ def one_line(error: BaseException) -> str:
     """Return the exception's class and the first line of its message."""
     text = describe_exception(error, max_bytes=_LONGEST_LINE)
     name, message = text.exception_class.rpartition(".")[2], text.message.strip()
-    return f"{name}: {message.splitlines()[0]}" if message else name
+    return harmless(f"{name}: {message.splitlines()[0]}" if message else name)
 
 
 def name_exception(kind: type[BaseException]) -> str:

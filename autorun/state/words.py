@@ -25,6 +25,24 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 _DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
+#: Characters that act on a terminal instead of being shown, each with one that is shown instead.
+_ACTING = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
+    0x7F: 0x2421,
+    # Of the upper half of Latin-1, the line separators, and what turns the direction of a line.
+    **dict.fromkeys([*range(0x80, 0xA0), 0x2028, 0x2029, 0x061C, 0x200E, 0x200F], 0xFFFD),
+    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
+}
+
+
+def harmless(text: str) -> str:
+    """The text, as long as before, without characters that control a terminal or turn a line.
+
+    Keys, names and messages of exceptions come from anyone who can name a file.
+    """
+    return text.translate(_ACTING)
+
+
 def number(value: int | None) -> str:
     """An integer with thousands separators, `98,765`; '' for None."""
     return "" if value is None else f"{value:,}"

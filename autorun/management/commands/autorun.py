@@ -13,6 +13,7 @@ from autorun.exceptions import AutorunError
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.management.subcommands.parsing import SubcommandParser
 from autorun.management.subcommands.terminal import Terminal
+from autorun.state.words import harmless
 
 
 class Command(BaseCommand):
@@ -71,11 +72,13 @@ class Command(BaseCommand):
         )
         try:
             found(terminal).handle(**options)
+        except CommandError as error:
+            raise CommandError(harmless(str(error)), returncode=error.returncode) from error
         except AutorunError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(harmless(str(error))) from error
         except DatabaseError as error:
             raise CommandError(
-                f"The database says: {str(error).strip()}\n"
+                f"The database says: {harmless(str(error).strip())}\n"
                 "If tables are missing, run `manage.py migrate`. For other causes, run "
                 "`manage.py autorun doctor`."
             ) from error

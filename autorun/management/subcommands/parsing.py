@@ -9,6 +9,8 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from autorun.state.words import harmless
+
 #: The parameters of one call of `add_argument`.
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -35,6 +37,9 @@ class SubcommandParser(CommandParser):
         if unknown:  # reported here, so that the error shows the subcommand's own usage
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+    def error(self, message: str) -> Any:
+        super().error(harmless(message))
 
 
 def argument(*names: str, **options: Any) -> Argument:

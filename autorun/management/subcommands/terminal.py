@@ -12,9 +12,12 @@ from typing import Any, TextIO, cast
 from django.core.serializers.json import DjangoJSONEncoder
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from autorun.state.words import harmless
 
 #: Width of a pipe or a file: programs that read it expect unbroken lines.
 UNLIMITED = 10_000
@@ -47,7 +50,7 @@ class Terminal:
         self.aside = _Forgiving(sys.stderr if aside is None else aside)
         self.as_json = as_json
         is_terminal = getattr(self.stream, "isatty", lambda: False)()
-        self.console = Console(
+        self.console = _HarmlessConsole(
             file=cast("TextIO", self.stream),
             no_color=no_color or None,
             color_system=None if no_color else "auto",
@@ -112,7 +115,7 @@ class Terminal:
         return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
     def confirm(self, question: str) -> bool:
-        self.aside.write(f"{question} [y/N] ")
+        self.aside.write(f"{harmless(question)} [y/N] ")
         self.aside.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -127,6 +130,16 @@ def _breaks(text: str, width: int) -> list[int]:
             column = 0
         column += cell_len(word[0])
     return breaks
+
+
+class _HarmlessConsole(Console):
+    """A console whose own escape sequences are the only ones that reach the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else harmless(text), style, control)
 
 
 class _Forgiving:
