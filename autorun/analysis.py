@@ -16,16 +16,6 @@ from autorun.declare.arguments import Arguments, Problem
 from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered
 from autorun.state.words import meant
 
-__all__ = (
-    "Analysis",
-    "Problem",
-    "analysis",
-    "forgetting_declared",
-    "get",
-    "registered",
-    "temporarily_registered",
-)
-
 MAX_TITLE_LENGTH = 255
 MAX_VERSION_LENGTH = 64
 

@@ -29,7 +29,8 @@ from typing import (
 import pytest
 
 from autorun import analysis as analyses
-from autorun.analysis import Analysis, Problem, analysis, get, registered, temporarily_registered
+from autorun.analysis import Analysis, analysis, get, registered, temporarily_registered
+from autorun.declare.arguments import Problem
 from autorun.declare.conversion import Mismatch, convert
 from autorun.exceptions import (
     AlreadyRegistered,

@@ -272,8 +272,7 @@ class BrokerFile(SharedFile):
         self.consumed.add(queue)
         with self.writing() as handle:
             self._owned(handle)
-            self._touch_queues(handle)
-            self._lapsed = self._has_lost_a_queue(handle) or self._lapsed
+            self._keep_queues(handle)
 
     # The lease and its heartbeat
 
@@ -302,8 +301,7 @@ class BrokerFile(SharedFile):
                     (now + self.lease_seconds, self.owner),
                 )
                 self._lapsed = self._lapsed or renewed.rowcount == 0
-                self._touch_queues(handle)
-                self._lapsed = self._has_lost_a_queue(handle) or self._lapsed
+                self._keep_queues(handle)
                 if now >= self._judges_from:
                     _sweep(handle, now)
             surplus = self.rows("PRAGMA freelist_count")[0][0] - SPARE_PAGES
@@ -376,23 +374,21 @@ class BrokerFile(SharedFile):
                 " raise 'max_message_bytes' in broker_transport_options."
             )
 
-    def _has_lost_a_queue(self, handle: sqlite3.Connection) -> bool:
-        """Whether another connection has deleted a queue that this one consumes.
+    def _keep_queues(self, handle: sqlite3.Connection) -> None:
+        """Renew the consumed queues; this consumer lapses if another has deleted one of them.
 
         A stopping worker deletes its control queue, even if a new worker of the same name already
         consumes it. No message would reach that worker again.
         """
-        declared = {name for (name,) in handle.execute("SELECT name FROM queue")}
         consumed = set(self.consumed)
-        lost = (self._found & consumed) - declared
-        self._found = declared & consumed
-        return bool(lost)
-
-    def _touch_queues(self, handle: sqlite3.Connection) -> None:
         handle.executemany(
             "UPDATE queue SET expires_at = ? + idle_limit WHERE name = ? AND idle_limit > 0",
-            [(time.time(), queue) for queue in tuple(self.consumed)],
+            [(time.time(), queue) for queue in consumed],
         )
+        declared = {name for (name,) in handle.execute("SELECT name FROM queue")}
+        if (self._found & consumed) - declared:
+            self._lapsed = True
+        self._found = declared & consumed
 
 
 def _put(

@@ -262,11 +262,11 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         options = client.transport_options
-        self.polling_interval = _seconds(options, "polling_interval", 0.1, at_least=0)
+        self.polling_interval = _number(options, "polling_interval", 0.1, at_least=0)
         self.file = BrokerFile(
             path_of(client.hostname),
-            lease=_seconds(options, "lease", 30, at_least=1),
-            busy_timeout=_seconds(options, "busy_timeout", 10, at_least=0),
+            lease=_number(options, "lease", 30, at_least=1),
+            busy_timeout=_number(options, "busy_timeout", 10, at_least=0),
             max_message_bytes=_number(
                 options, "max_message_bytes", 16 * 1024**2, at_least=1, unit="bytes"
             ),
@@ -310,12 +310,8 @@ def _masked(url: str) -> str:
     return re.sub(r"://[^/].*@", "://**@", url)
 
 
-def _seconds(options: dict[str, Any], name: str, default: float, *, at_least: float) -> float:
-    return _number(options, name, default, at_least=at_least, unit="seconds")
-
-
 def _number(
-    options: dict[str, Any], name: str, default: float, *, at_least: float, unit: str
+    options: dict[str, Any], name: str, default: float, *, at_least: float, unit: str = "seconds"
 ) -> float:
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= at_least:

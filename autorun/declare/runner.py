@@ -18,9 +18,16 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import console
 from autorun.declare.backoff import exponential
-from autorun.declare.options import BY_SETTING
 from autorun.exceptions import ImproperRunner
 
+
+class _BySetting:
+    def __repr__(self) -> str:
+        return "BY_SETTING"
+
+
+#: The value of an option that the setting of the same name decides.
+BY_SETTING: Any = _BySetting()
 #: Every runner class, with its module if that was imported.
 declared: dict[type[Runner], ModuleType | None] = {}
 

@@ -10,9 +10,6 @@ from django.db.models import F, Q
 
 from autorun.models import Chunk, Run
 
-_CURRENT = Q(is_current=True)
-_PENDING = Q(status=Run.Status.PENDING)
-
 
 @dataclass(frozen=True)
 class RunState:
@@ -24,31 +21,28 @@ class RunState:
 
 
 def _unfinished(state: Chunk.State) -> RunState:
-    return RunState(Q(state=state), _PENDING & _CURRENT, Chunk.runs_left())
+    pending = Q(status=Run.Status.PENDING, is_current=True)
+    return RunState(Q(state=state), pending, Chunk.runs_left())
 
 
-#: Among a million waiting chunks the index finds the few that can have finished runs.
-_STARTED = Q(state__in=(Chunk.State.RUNNING, Chunk.State.FINISHED))
+def _finished(status: Run.Status, *, is_current: bool | None = True) -> RunState:
+    counter = status.name.lower()
+    chunks = Q(**{f"{counter}__gt": 0})
+    if status != Run.Status.CANCELLED:
+        # Among a million waiting chunks the index finds the few that can have finished runs.
+        chunks &= Q(state__in=(Chunk.State.RUNNING, Chunk.State.FINISHED))
+    return RunState(chunks, Q(status=status, is_current=is_current), F(counter))
+
 
 STATES: Mapping[str, RunState] = {
     "waiting": _unfinished(Chunk.State.WAITING),
     "queued": _unfinished(Chunk.State.QUEUED),
     "running": _unfinished(Chunk.State.RUNNING),
     "parked": _unfinished(Chunk.State.PARKED),
-    "succeeded": RunState(
-        _STARTED & Q(succeeded__gt=0),
-        Q(status=Run.Status.SUCCEEDED) & _CURRENT,
-        F("succeeded"),
-    ),
-    "failed": RunState(
-        _STARTED & Q(failed__gt=0), Q(status=Run.Status.FAILED) & _CURRENT, F("failed")
-    ),
-    "ignored": RunState(
-        Q(cancelled__gt=0), Q(status=Run.Status.CANCELLED) & _CURRENT, F("cancelled")
-    ),
-    "cancelled": RunState(
-        Q(cancelled__gt=0), Q(status=Run.Status.CANCELLED, is_current=None), F("cancelled")
-    ),
+    "succeeded": _finished(Run.Status.SUCCEEDED),
+    "failed": _finished(Run.Status.FAILED),
+    "ignored": _finished(Run.Status.CANCELLED),
+    "cancelled": _finished(Run.Status.CANCELLED, is_current=None),
     "superseded": RunState(
         Q(), Q(is_current=None) & ~Q(status=Run.Status.CANCELLED), F("size") - F("moved")
     ),

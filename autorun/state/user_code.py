@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
-from types import TracebackType
 from typing import Any
 
 from django.db import connections
@@ -73,12 +72,7 @@ class UserCode:
             connection.execute_wrappers.append(self._wrapper)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # this is a forked child, and the connections are its parent's
         for connection in self._connections:

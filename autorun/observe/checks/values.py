@@ -9,8 +9,7 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Q
 
-from autorun.declare.options import BY_SETTING
-from autorun.declare.runner import Runner
+from autorun.declare.runner import BY_SETTING, Runner
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES, advice
 from autorun.observe.checks.problems import error, place, shown
