@@ -126,11 +126,12 @@ class SharedFile:
         """Statements of the layout not yet in the file; ValueError if it is another's file."""
         advice = f"Name another file for the broker, or delete {self.path} if it is not needed"
         try:
-            (application_id,) = handle.execute("PRAGMA application_id").fetchone()
-            (version,) = handle.execute("PRAGMA user_version").fetchone()
+            # First: another process may be about to commit the whole layout with its marks.
             found = handle.execute(
                 "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
             ).fetchall()
+            (application_id,) = handle.execute("PRAGMA application_id").fetchone()
+            (version,) = handle.execute("PRAGMA user_version").fetchone()
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:

@@ -179,7 +179,7 @@ def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
 
 
 def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> int:
-    return repeated_on_conflict(lambda: change(runs), using=settings.DATABASE)
+    return repeated_on_conflict(lambda: change(runs))
 
 
 def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:

@@ -35,12 +35,13 @@ def base_queryset(runner: Runner) -> QuerySet[Any]:
 
     Raises ImproperRunner if the hook raises, or returns no queryset of the runner's model.
     """
-    return _rows_of_hook(runner, "get_base_queryset")
+    return _plain_result(runner, "get_base_queryset", call(runner, "get_base_queryset"))
 
 
 def filtered(runner: Runner, queryset: QuerySet[Any], *, log_level: int) -> QuerySet[Any]:
     """The rows of a plain `queryset` that `filter_queryset()` keeps, in the same way."""
-    return _rows_of_hook(runner, "filter_queryset", queryset, log_level=log_level)
+    passed = call(runner, "filter_queryset", queryset, log_level=log_level)
+    return _plain_result(runner, "filter_queryset", passed)
 
 
 def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
@@ -136,8 +137,7 @@ def is_scheduled(runner: Runner) -> bool:
         return False
 
 
-def _rows_of_hook(runner: Runner, hook: str, *args: Any, **options: Any) -> QuerySet[Any]:
-    given = call(runner, hook, *args, **options)
+def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
     if isinstance(given, Manager):
         given = given.all()
     if not isinstance(given, QuerySet):

@@ -52,7 +52,7 @@ def release(node_id: int) -> Release:
     labels = nodes.runners_by_node().labels
     try:
         claimed = repeated_on_conflict(
-            lambda: _claim(node_id, labels), using=settings.DATABASE, lock_timeout=NODE_LOCK_TIMEOUT
+            lambda: _claim(node_id, labels), lock_timeout=NODE_LOCK_TIMEOUT
         )
     except OperationalError as error:
         if not is_conflict(error):

@@ -57,7 +57,6 @@ def superseded(changed: Collection[Assignment]) -> set[int]:
         source=recordset(connections[settings.DATABASE], columns, inputs),
         match=Fragment(f"id = s.run_id AND is_current AND status = {Run.Status.PENDING:d}"),
         returning="id",
-        using=settings.DATABASE,
     )
-    noted = repeated_on_conflict(note, using=settings.DATABASE)
+    noted = repeated_on_conflict(note)
     return {run_id for run_id, _ in inputs} - {run_id for (run_id,) in noted}

@@ -163,7 +163,6 @@ def record(
                 # as they are.
                 match=Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (lease.chunk.pk,)),
                 returning="id, is_current",
-                using=settings.DATABASE,
             )
             written = dict(updated)
         crash_point("finish.updated")
@@ -181,7 +180,7 @@ def record(
             crash_point("finish.moved")
         return counted
 
-    return repeated_on_conflict(attempt, using=settings.DATABASE, is_idempotent=True)
+    return repeated_on_conflict(attempt, is_idempotent=True)
 
 
 def endings(results: Sequence[Result]) -> Iterator[Ending]:

@@ -243,7 +243,6 @@ class Work:
         pending = Run.objects.pending().filter(chunk=self.lease.chunk)
         ours = repeated_on_conflict(
             lambda: set(pending.values_list("pk", flat=True)),
-            using=settings.DATABASE,
             is_idempotent=True,
         )
         self._assignments = deque(each for each in self._assignments if each.run.pk in ours)

@@ -72,7 +72,7 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
         taken = (take_over(batch_id) for batch_id in left_ids)
         return next(filter(None, taken), None) or begin(runner, trigger, **fields)
 
-    return repeated_on_conflict(begin_unless_there_is_one, using=settings.DATABASE)
+    return repeated_on_conflict(begin_unless_there_is_one)
 
 
 def take_over(batch_id: int) -> Batch | None:
@@ -245,7 +245,7 @@ def _cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
     number = 0
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
         some = partial(cancelling.cancel_unstarted, Chunk.objects.filter(pk__in=ids))
-        number += repeated_on_conflict(some, using=settings.DATABASE)
+        number += repeated_on_conflict(some)
     return number
 
 

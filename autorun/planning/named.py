@@ -127,7 +127,7 @@ def plan_or_write_down(
     for runner in runners:
         plan = partial(plan_keys, runner, keys, priority=priority)
         try:
-            repeated_while_away(plan, using=settings.DATABASE)
+            repeated_while_away(plan)
         except Exception as error:  # noqa: BLE001
             try:
                 _write_down(runner, keys, error)
@@ -161,7 +161,7 @@ def leave_to_upkeep(runner: Runner, keys: Collection[Any], **columns: Any) -> No
         **columns,
     )
     create = partial(spilled.save, force_insert=True, using=settings.DATABASE)
-    repeated_on_conflict(create, using=settings.DATABASE, is_idempotent=True)
+    repeated_on_conflict(create, is_idempotent=True)
 
 
 def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:

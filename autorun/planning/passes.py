@@ -11,7 +11,6 @@ from typing import Any
 
 from django.db.models import QuerySet
 
-from autorun.conf import settings
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
@@ -118,7 +117,7 @@ class Pass:
         is_last = not window.last_key or self._left(batch) == 0
         is_due = is_last or time.monotonic() - self._booked_at >= BOOK_EVERY
         if is_due and not is_booked:
-            repeated_on_conflict(lambda: book(outcome), using=settings.DATABASE)
+            repeated_on_conflict(lambda: book(outcome))
         if is_booked:
             batch.cursor = window.last_key or batch.cursor
             self._unbooked, self._booked_at = Outcome(), time.monotonic()

@@ -72,9 +72,7 @@ class Planner:
             crash_point("plan.booked")
             return outcome
 
-        outcome = repeated_on_conflict(
-            attempt, using=settings.DATABASE, on_conflict=self._restore_what_is_forgotten
-        )
+        outcome = repeated_on_conflict(attempt, on_conflict=self._restore_what_is_forgotten)
         crash_point("plan.committed")
         return outcome
 

@@ -143,7 +143,6 @@ def supersede(redo: Sequence[Redo]) -> dict[str, int]:
         source=recordset(connections[settings.DATABASE], columns, rows),
         match=Fragment(match),
         returning="status",
-        using=settings.DATABASE,
     )
     statuses = (Run.Status(status) for (status,) in superseded)
     # A pending run is counted when its own chunk cancels it.

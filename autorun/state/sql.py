@@ -11,6 +11,8 @@ from typing import Any
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from autorun.conf import settings
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -32,13 +34,12 @@ def update_from(
     source: Fragment,
     match: Fragment,
     returning: str,
-    using: str,
 ) -> list[tuple[Any, ...]]:
     """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
 
     MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change.
     """
-    connection = connections[using]
+    connection = connections[settings.DATABASE]
     updated = connection.ops.quote_name(model._meta.db_table)
     params = [*source.params, *match.params]
     with connection.cursor() as cursor:

@@ -20,6 +20,8 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from autorun.conf import settings
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -50,7 +52,6 @@ PAUSE_FOR_ALL = 30.0
 def repeated_on_conflict(
     work: Callable[[], Result],
     *,
-    using: str,
     is_idempotent: bool = False,
     lock_timeout: float | None = None,
     on_conflict: Callable[[], object] = lambda: None,
@@ -63,15 +64,15 @@ def repeated_on_conflict(
     hours. Inside a transaction of the caller's, whose statements cannot be repeated, it runs once.
     `on_conflict` is called before each repetition.
     """
-    connection = connections[using]
+    connection = connections[settings.DATABASE]
     if connection.in_atomic_block:
-        with transaction.atomic(using=using):
+        with transaction.atomic(using=settings.DATABASE):
             return work()
 
     for attempt in range(1, ATTEMPTS + 1):
         used = None
         try:
-            with transaction.atomic(using=using):
+            with transaction.atomic(using=settings.DATABASE):
                 used = connection.connection
                 if lock_timeout is not None:
                     _limit_waits(connection, lock_timeout, scope="LOCAL")
@@ -90,12 +91,12 @@ def repeated_on_conflict(
     raise AssertionError("unreachable")
 
 
-def repeated_while_away(work: Callable[[], Result], *, using: str) -> Result:
+def repeated_while_away(work: Callable[[], Result]) -> Result:
     """`work()`, repeated on new connections for seconds while the database cannot be reached.
 
     The work must be idempotent. Inside a transaction of the caller's it runs once.
     """
-    if not connections[using].in_atomic_block:
+    if not connections[settings.DATABASE].in_atomic_block:
         for attempt in range(1, TRIES_WHILE_AWAY):
             try:
                 return work()
@@ -161,9 +162,9 @@ def leave_broken_connections() -> None:
 
 
 @contextmanager
-def bounded_waits(seconds: float, *, using: str) -> Iterator[None]:
+def bounded_waits(seconds: float) -> Iterator[None]:
     """Fail the block's statements that wait longer for a lock, on PostgreSQL."""
-    connection = connections[using]
+    connection = connections[settings.DATABASE]
     _limit_waits(connection, seconds, scope="SESSION")
     try:
         yield

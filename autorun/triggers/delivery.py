@@ -249,13 +249,9 @@ def _time_limit(label: str) -> float | None:
 
 def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:
     for label, pks in saved.items():
-        keys = list(map(_as_key, pks))
+        keys = [pk if type(pk) is int else str(pk) for pk in pks]
         for start in range(0, len(keys), KEYS_PER_MESSAGE):
             yield label, keys[start : start + KEYS_PER_MESSAGE]
-
-
-def _as_key(pk: Any) -> int | str:
-    return pk if type(pk) is int else str(pk)
 
 
 def _merge(into: Saved, saved: Mapping[str, set[Any]]) -> None:

@@ -39,7 +39,7 @@ def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SET
     folded = 0
     while folded < at_most:
         some = partial(_fold_some, node_id, quiet=quiet)
-        number = repeated_on_conflict(some, using=settings.DATABASE)
+        number = repeated_on_conflict(some)
         folded += number
         if number < FOLDED_AT_ONCE:
             break

@@ -48,7 +48,7 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
 def _delete_some(runs: QuerySet[Run]) -> int:
     found = dict(runs.values_list("pk", "chunk_id")[:DELETED_AT_ONCE])
     if found:
-        repeated_on_conflict(lambda: _delete(found), using=settings.DATABASE)
+        repeated_on_conflict(lambda: _delete(found))
     return len(found)
 
 

@@ -85,7 +85,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
-    with bounded_waits(LOCK_TIMEOUT, using=settings.DATABASE):
+    with bounded_waits(LOCK_TIMEOUT):
         report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
     if str(report):
         logger.info("Upkeep: %s.", report)
