@@ -22,7 +22,7 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
-from autorun.planning.windows import Window, span_of, windows
+from autorun.planning.windows import Window, in_halves, span_of, windows
 from autorun.state.keys import Key, key_kind
 from autorun.state.parameters import read_number
 
@@ -91,11 +91,15 @@ def count_rows(
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     node_id = node_of(runner).pk
     after = begun.after
-    for window in windows(runner, rows, node_id=node_id, after=after):
+
+    def add(window: Window) -> None:
         for reason, number in _reasons(window).items():
             counts[reason] += number
             if number and len(shown[reason]) < samples:
                 shown[reason] += map(str, _keys(window, reason, limit=samples - len(shown[reason])))
+
+    for window in windows(runner, rows, node_id=node_id, after=after):
+        in_halves(runner, rows, window, add)
         after = window.last_key
         if time.monotonic() > deadline:
             break

@@ -19,7 +19,7 @@ from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
 from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
-from autorun.planning.windows import last_key, windows
+from autorun.planning.windows import Window, in_halves, last_key, windows
 
 logger = logging.getLogger(__name__)
 
@@ -209,4 +209,12 @@ def _recorded(
     node_id = node_of(runner).pk
     priority = Chunk.Priority.BACKFILL
     planner = Planner(runner, node_id=node_id, priority=priority, status=status, **options)
-    return sum(planner.plan(window).planned for window in windows(runner, rows, node_id=node_id))
+    recorded = 0
+
+    def plan(window: Window) -> None:
+        nonlocal recorded
+        recorded += planner.plan(window).planned
+
+    for window in windows(runner, rows, node_id=node_id):
+        in_halves(runner, rows, window, plan)
+    return recorded

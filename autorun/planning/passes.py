@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from django.db.models import QuerySet
@@ -20,7 +21,7 @@ from autorun.planning import batches
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.selection import PENDING, Selection
-from autorun.planning.windows import Window, fits_in_one, whole, windows
+from autorun.planning.windows import Window, fits_in_one, in_halves, whole, windows
 from autorun.state import probes
 from autorun.state.counts import progress
 from autorun.state.origins import ORIGINS
@@ -65,8 +66,12 @@ class Pass:
         """An unsaved batch with the outcome that planning would have."""
         batch = Batch(runner=self.runner.label, node=node_of(self.runner), limit=limit)
         planner = self._planner(batch)
-        for window in self._windows(batch):
+
+        def count(window: Window) -> None:
             self.outcome += planner.count(window)
+
+        for window in self._windows(batch):
+            in_halves(self.runner, self.rows, window, count)
         if limit is not None:
             self.outcome = replace(self.outcome, planned=min(limit, self.outcome.planned))
         batch.candidates, batch.existing = self.outcome.candidates, self.outcome.existing
@@ -82,11 +87,11 @@ class Pass:
         return batch
 
     def _execute(self, batch: Batch) -> None:
-        planner = self._planner(batch)
+        plan = partial(self._plan_window, self._planner(batch), batch)
         crash_point("backfill.begun")
         try:
             for window in self._windows(batch):
-                self._plan_window(planner, batch, window)
+                in_halves(self.runner, self.rows, window, plan)
                 crash_point("backfill.window")
                 if batch.limit is not None and self._left(batch) == 0:
                     break

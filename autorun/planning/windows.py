@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from django.db import DatabaseError, connections
 from django.db.models import QuerySet
 
 from autorun.conf import settings
 from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.interruption import calls_limited
+from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.models import UNPREPARED
 from autorun.planning import fingerprints
@@ -27,7 +29,7 @@ from autorun.planning.rows import (
 )
 from autorun.state.keys import KeyKind, key_kind
 from autorun.state.leases import PLANNING_LEASES
-from autorun.state.transactions import is_passing
+from autorun.state.transactions import Halving, is_passing
 
 #: Keys in a window that the database plans, and in one whose rows Python checks.
 DATABASE_WINDOW = 50_000
@@ -41,11 +43,15 @@ PART_OF_LEASE = 0.8
 
 @dataclass(frozen=True)
 class Window:
-    """Some rows of a queryset. The next window begins after `last_key`, '' in the last one."""
+    """Some rows of a queryset. The next window begins after `last_key`, '' in the last one.
+
+    If the database plans it, its rows have keys in (after, up_to] of `bounds`; None for all rows.
+    """
 
     candidates: Candidates | None
     last_key: str
     unprepared: tuple[Row, ...] = ()
+    bounds: tuple[str, str] | None = None
 
 
 def windows(
@@ -71,8 +77,13 @@ def span_of(runner: Runner) -> int:
 
 
 def fits_in_one(queryset: QuerySet[Any]) -> bool:
-    """Whether the database may plan `queryset` in one window."""
-    return queryset.count() <= DATABASE_WINDOW
+    """Whether the database may plan `queryset` in one window; not if it refuses to count it."""
+    try:
+        return queryset.count() <= DATABASE_WINDOW
+    except DatabaseError as error:
+        if is_passing(error) or connections[queryset.db].in_atomic_block:
+            raise
+        return False
 
 
 def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
@@ -83,6 +94,60 @@ def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[
     kind = key_kind(runner.get_model())
     fingerprint = fingerprints.expression(runner)
     yield Window(candidates_in(queryset, fingerprint, node_id=node_id, kind=kind), "")
+
+
+def in_halves(
+    runner: Runner, queryset: QuerySet[Any], window: Window, work: Callable[[Window], object]
+) -> None:
+    """Call `work` with a window of `queryset`, and with halves of it if the database refuses that.
+
+    A row whose value it refuses, as in a cast or a function of the filter, ends up unprepared.
+    """
+    try:
+        work(window)
+    except DatabaseError as error:
+        is_callers = connections[settings.DATABASE].in_atomic_block
+        if is_passing(error) or is_callers or not planned_by_database(runner):
+            raise
+        list(without_rows(fingerprinted(runner, queryset)))  # raises what hits every row
+        if window.bounds is not None:
+            _work_in_halves(runner, queryset, window, *window.bounds, work=work)
+            return
+        for each in windows(runner, queryset, node_id=node_of(runner).pk):
+            in_halves(runner, queryset, each, work)
+
+
+def _work_in_halves(
+    runner: Runner,
+    queryset: QuerySet[Any],
+    window: Window,
+    after: str,
+    up_to: str,
+    *,
+    work: Callable[[Window], object],
+) -> None:
+    def work_on(part: Window) -> None:
+        is_last = part.last_key == str(every_key[-1])
+        work(replace(part, last_key=window.last_key) if is_last else part)
+
+    node_id, kind = node_of(runner).pk, key_kind(runner.get_model())
+    fingerprint = fingerprints.expression(runner)
+    # Of all rows: the filter may be what the database refuses.
+    rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
+    every_key = list(kind.values(rows))
+    halving = Halving(
+        every_key,
+        fail=lambda key, error: work_on(unprepared(runner, kind.to_pk(key), error)),
+        probe=lambda: None,
+        using=settings.DATABASE,
+    )
+    for keys in halving:
+        named = queryset.filter(pk__gte=kind.to_pk(keys[0]), pk__lte=kind.to_pk(keys[-1]))
+        candidates = candidates_in(named, fingerprint, node_id=node_id, kind=kind, up_to=keys[-1])
+        try:
+            work_on(Window(candidates, str(keys[-1])))
+        except DatabaseError as error:
+            halving.errors.append(error)
 
 
 def unprepared(runner: Runner, pk: Any, error: Exception) -> Window:
@@ -115,7 +180,7 @@ def _database_windows(
             above=_key(kind, after),
             up_to=_key(kind, end or up_to),
         )
-        yield Window(candidates, end)
+        yield Window(candidates, end, bounds=(after, end or up_to))
         after = end
 
 

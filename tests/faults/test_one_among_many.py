@@ -13,11 +13,15 @@ from django.urls import reverse
 
 from autorun import tasks
 from autorun.execution import work
-from autorun.models import Chunk, Failure, Run, SpilledTrigger
+from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.observe.doctor.backlog import examine_held_up
 from autorun.observe.held_up import held_up
+from autorun.planning import windows
+from autorun.planning.counting import count_rows
+from autorun.planning.looks import backfill_now, sweep_now
 from autorun.planning.named import plan_keys
 from autorun.planning.planner import Planner
+from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
 from tests.engine import declare, drain_spilled, installed, work_off
@@ -109,6 +113,52 @@ def test_a_row_that_the_database_cannot_plan_fails_alone(documents, monkeypatch)
 
         assert_one_failed(bad, runner)
     assert "refuses" in Failure.objects.get().message
+
+
+#: Conditions that the database refuses to compute for one title.
+CONDITIONS = {
+    "postgresql": "CAST(title AS integer) > 0",
+    "mysql": "(title = '(') * 18446744073709551615 + 1 > 0",
+    "sqlite": "json_extract(title, '$') > 0",
+}
+DOORS = {
+    "run": lambda runner: runner.run(),
+    "run of a queryset": lambda runner: runner.run(Document.objects.all()),
+    "sweep": sweep_now,
+    "backfill": lambda runner: backfill_now(runner, Scope()),
+    "backfill with a limit": lambda runner: backfill_now(runner, Scope(), limit=100),
+    "saved": lambda runner: plan_keys(runner, list(Document.objects.values_list("pk", flat=True))),
+}
+
+
+@pytest.mark.faults(33)
+@pytest.mark.parametrize("position", [0, 4, OTHERS])
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_row_for_which_the_database_refuses_the_filter_fails_alone(door, position, set_constants):
+    set_constants(windows, DATABASE_WINDOW=7)
+
+    def filter_queryset(runner, queryset, log_level=20):
+        return queryset.extra(where=[CONDITIONS[connection.vendor]])
+
+    titles = [str(number + 1) for number in range(OTHERS + 1)]
+    titles[position] = "("
+    documents = [Document.objects.create(title=title) for title in titles]
+    runner = declare(filter_queryset=filter_queryset, MAX_ATTEMPTS=1)
+    with installed(runner):
+        expected = runner().run(dry=True)
+        counted = count_rows(runner())
+        planned = door(runner())
+        work_off()
+
+        assert_one_failed(documents[position], runner)
+        assert runner().run().planned == 0
+    assert (expected.planned, expected.unprepared) == (OTHERS, 1)
+    assert counted.rows["unprepared"] == 1
+    if isinstance(planned, Batch):
+        planned.refresh_from_db()
+        assert planned.state == Batch.State.FINISHED
+        assert (planned.candidates, planned.planned, planned.unprepared) == (OTHERS + 1, OTHERS, 1)
+    assert Failure.objects.get().message
 
 
 def keys_in(candidates):
