@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
+from asgiref.sync import iscoroutinefunction
+from kombu.utils.compat import detect_environment
 
 from autorun.declare.arguments import Arguments, Problem
-from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered
+from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered, UnsuitablePool
 from autorun.state.words import meant
 
 MAX_TITLE_LENGTH = 255
@@ -59,6 +60,21 @@ def get(title: str, version: str) -> Analysis:
 def registered() -> list[Analysis]:
     """List all analyses by title and version."""
     return [_registry[key] for key in sorted(_registry)]
+
+
+def get_executable(title: str, version: str) -> Analysis:
+    """Return the analysis for its execution in this process.
+
+    Raises `NotRegistered`, or `UnsuitablePool` if only other processes can run it.
+    """
+    found = get(title, version)
+    if not found.is_executable:
+        raise UnsuitablePool(
+            f"{found} is an async function, which a worker with the pool {detect_environment()!r} "
+            "cannot run. Start a worker with --pool prefork, solo or threads, and set QUEUE on the "
+            "runner so that only such workers get its runs."
+        )
+    return found
 
 
 @contextmanager
@@ -119,8 +135,21 @@ class Analysis:
     @cached_property
     def call(self) -> Callable[..., Any]:
         """The function; an async one runs until it returns."""
-        is_async = iscoroutinefunction(self.function)
-        return async_to_sync(self.function) if is_async else self.function
+        if not self.is_async:
+            return self.function
+        from autorun.state import coroutines  # which needs Django
+
+        return partial(coroutines.run, self.function)
+
+    @cached_property
+    def is_async(self) -> bool:
+        """Whether the function is async, or a decorator's that wraps an async one."""
+        return iscoroutinefunction(inspect.unwrap(self.function))
+
+    @cached_property
+    def is_executable(self) -> bool:
+        """Whether this process can run it: on gevent and eventlet, event loops disturb others."""
+        return not self.is_async or detect_environment() == "default"
 
     @property
     def location(self) -> str:

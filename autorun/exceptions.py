@@ -13,6 +13,10 @@ class NotRegistered(AutorunError, LookupError):
     """No analysis or runner of that name is registered."""
 
 
+class UnsuitablePool(NotRegistered):
+    """A worker's pool cannot run the analysis; another worker may."""
+
+
 class RowsGone(NotRegistered):
     """The source of a batch's rows, such as a filter in the admin, no longer exists."""
 

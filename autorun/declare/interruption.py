@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from autorun.exceptions import RunTimeout
-from autorun.state.user_code import cancel_queries
+from autorun.state import coroutines
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -34,10 +34,10 @@ def can_use_signals() -> bool:
 def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
     """Raise RunTimeout in the block after so many seconds, with `message` if given.
 
-    In a thread without signals, and in C code that does not return to the interpreter, the keeper
-    of the lease stops the run.
+    In C code that does not return to the interpreter, and in a thread without signals, the keeper
+    of the lease stops the run. A coroutine is cancelled in any thread.
     """
-    if seconds is None or not can_use_signals():
+    if seconds is None:
         yield
         return
 
@@ -45,13 +45,16 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
     message = message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
     timeout = RunTimeout(message)
     was_raised = False
+    if not can_use_signals():
+        with coroutines.limited(seconds, timeout):
+            yield
+        return
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal was_raised
         if not is_over:
             was_raised = True
-            cancel_queries()
-            raise timeout
+            coroutines.interrupt(timeout)
 
     restore = _set_alarm(stop, seconds, every=INSISTENCE)
     try:
@@ -87,8 +90,7 @@ def calls_limited(
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         if began_at is not None and time.monotonic() - began_at >= seconds:
-            cancel_queries()
-            raise RunTimeout(message)
+            coroutines.interrupt(RunTimeout(message))
 
     def call(argument: Argument) -> Result:
         nonlocal began_at
@@ -196,8 +198,7 @@ class Termination:
         self.was_requested = True
         self._received = signal.Signals(number)
         if self._may_raise:
-            cancel_queries()
-            raise Interrupted
+            coroutines.interrupt(Interrupted())
 
 
 def _set_alarm(

@@ -82,6 +82,9 @@ def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | No
 
 def _start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     """Start the row's run if it is pending; return it, and whether the row needs nothing more."""
+    analysis = runner.get_analysis()
+    if not analysis.is_executable:
+        return None, False
     with probes.span("autorun.plan") as span:
         node = node_of(runner)
         candidates = _candidates(runner, keys, node_id=node.pk)
@@ -102,7 +105,7 @@ def _start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     # The row is loaded only when the work is executed. If it were loaded before, a change that was
     # planned in between would have found nothing pending, and this run would miss it.
     lease = Lease(run.chunk, run.chunk.token)
-    return Work(lease, runner, runner.get_analysis(), runs=[run]), True
+    return Work(lease, runner, analysis, runs=[run]), True
 
 
 def _candidates(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candidates | None:

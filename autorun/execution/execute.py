@@ -93,8 +93,8 @@ def _execute_one(chunk: Chunk) -> None:
 
 
 def _equipment(chunk: Chunk) -> tuple[Runner, Analysis]:
-    """The chunk's runner and analysis. Raises NotRegistered if this process lacks one of them."""
-    return registry.get(chunk.runner), analyses.get(chunk.node.title, chunk.node.version)
+    """The chunk's runner and analysis. Raises NotRegistered if this process cannot run them."""
+    return registry.get(chunk.runner), analyses.get_executable(chunk.node.title, chunk.node.version)
 
 
 def _is_equipped_for(chunk: Chunk) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -115,14 +115,21 @@ class UserCode:
 def replace(connection: BaseDatabaseWrapper) -> None:
     """Close the connection, so that the next statement opens a new one. Never raises."""
     raw: Any = connection.connection
-    connection.in_atomic_block = connection.closed_in_transaction = False
-    connection.needs_rollback = connection.errors_occurred = False
-    connection.run_on_commit = []
-    if raw is None:
-        return
-    if connection.vendor == "sqlite" and connection.is_in_memory_db():  # type: ignore[attr-defined]
+    if (
+        raw is not None and connection.vendor == "sqlite" and connection.is_in_memory_db()  # type: ignore[attr-defined]
+    ):
+        _reset(connection)
         with suppress(Exception):
             raw.rollback()
+        return
+    discard(connection)
+
+
+def discard(connection: BaseDatabaseWrapper) -> None:
+    """Close the connection in whatever state it is. Never raises."""
+    raw: Any = connection.connection
+    _reset(connection)
+    if raw is None:
         return
     _cancel_query(raw)
     with suppress(Exception):
@@ -132,14 +139,23 @@ def replace(connection: BaseDatabaseWrapper) -> None:
     connection.connection = None
 
 
-def cancel_queries() -> None:
+def _reset(connection: BaseDatabaseWrapper) -> None:
+    connection.in_atomic_block = connection.closed_in_transaction = False
+    connection.needs_rollback = connection.errors_occurred = False
+    connection.run_on_commit = []
+
+
+def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
     """Cancel the queries that this thread waits for, before an exception ends the wait.
 
-    Otherwise the server would continue with the query, and keep its locks.
+    Otherwise the server would continue with the query, and keep its locks. `of` are the connections
+    of threads that this one waits for.
     """
-    for connection in _all_connections():
+    for connection in _all_connections() if of is None else of:
         raw: Any = connection.connection
         _cancel_query(raw)
+        if of is not None and connection.vendor == "sqlite" and raw is not None:
+            raw.interrupt()
         if hasattr(raw, "server_thread_id"):  # PyMySQL; an idle connection is not affected
             with suppress(Exception), closing(connection.copy()) as other, other.cursor() as cursor:
                 cursor.execute(f"KILL QUERY {raw.thread_id():d}")

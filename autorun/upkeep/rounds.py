@@ -153,7 +153,7 @@ def cancel_batches() -> int:
 
 def _is_runnable(label: str, title: str, version: str) -> bool:
     try:
-        analyses.get(title, version)
+        analyses.get_executable(title, version)
     except NotRegistered:
         return False
     return registry.find(label) is not None

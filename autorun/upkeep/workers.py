@@ -11,10 +11,11 @@ from celery import signals
 from django.db import connections
 from django.db.models import QuerySet
 
+from autorun import analysis
 from autorun.conf import settings
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, publish
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import BrokerUnavailable, UnsuitablePool
 from autorun.models import Chunk, SpilledTrigger
 from autorun.state.clock import DatabaseNow
 from autorun.triggers.delivery import PLAN, spill
@@ -36,9 +37,15 @@ def connect() -> None:
 
 
 def _import_work(**_: Any) -> None:
-    """Import the modules that tasks import on demand, once and before the pool forks."""
+    """Import what tasks import on demand, before the pool forks; name what its pool cannot run."""
     import autorun.execution.at_once
     import autorun.upkeep.rounds  # noqa: F401
+
+    for each in analysis.registered():
+        try:
+            analysis.get_executable(each.title, each.version)
+        except UnsuitablePool as error:
+            logger.error("%s Until then its runs wait.", error)
 
 
 def _begin(sender: Any = None, **_: Any) -> None:

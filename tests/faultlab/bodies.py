@@ -8,8 +8,17 @@ leave:begin    it leaves its connection so: see `tests.faultlab.leftovers`
 query:5, atomic_query:5  it waits for the database, in autocommit or in a transaction
 represent:WORD nothing: that befalls what makes its representation
                `raise_once` and so on: the first time only
+
+An async body has words of its own besides, and its `sleep` lets the event loop run:
+
+thread:2       another thread takes so many seconds
+orm:query:5    another thread has that come true
+swallow        it catches its cancellation
+block:2        it keeps its event loop from running for so many seconds
+task           it leaves a task that never ends
 """
 
+import asyncio
 import ctypes
 import json
 import os
@@ -18,29 +27,56 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from asgiref.sync import sync_to_async
 
 from tests.faultlab import ledger, leftovers
 
 
 def exercise(specimen: dict[str, Any]) -> dict[str, Any]:
     """Does what the row says, and returns its value."""
+    with _written_down(specimen) as words:
+        for word in words:
+            befall(word)
+    return {"value": specimen["value"]}
+
+
+async def exercise_async(specimen: dict[str, Any]) -> dict[str, Any]:
+    """The same as a coroutine."""
+    with _written_down(specimen) as words:
+        for word in words:
+            kind, _, argument = word.partition(":")
+            if kind in _DOES_ASYNC:
+                await _DOES_ASYNC[kind](argument)
+            else:
+                befall(word)
+    return {"value": specimen["value"]}
+
+
+@contextmanager
+def _written_down(specimen: dict[str, Any]) -> Iterator[Iterator[str]]:
+    """The words of the row that apply this time; begin and end are in the ledger."""
     name = uuid.uuid4().hex
     row, value = specimen["pk"], specimen["value"]
     version = json.loads(os.environ.get("AUTORUN_LAB") or "{}").get("VERSION", "1.0")
     ledger.write("begin", id=name, row=row, value=value, version=version)
     try:
-        for word in filter(None, specimen["does"].split(",")):
-            kind, _, argument = word.partition(":")
-            if kind.endswith("_once"):
-                if len(ledger.Ledger(_path()).began(row)) > 1:
-                    continue
-                kind = kind.removesuffix("_once")
-            befall(f"{kind}:{argument}")
+        yield _words(row, specimen["does"])
     finally:
         ledger.write("end", id=name, row=row)
-    return {"value": value}
+
+
+def _words(row: int, does: str) -> Iterator[str]:
+    for word in filter(None, does.split(",")):
+        kind, _, argument = word.partition(":")
+        if not kind.endswith("_once"):
+            yield word
+        elif len(ledger.Ledger(_path()).began(row)) == 1:
+            yield f"{kind.removesuffix('_once')}:{argument}"
 
 
 def befall(word: str) -> None:
@@ -89,8 +125,32 @@ def _raise(message: str) -> None:
     raise ValueError(message or "as it was told")
 
 
+async def _swallow(_: str) -> None:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            continue
+
+
+async def _leave_a_task(_: str) -> None:
+    _tasks.append(asyncio.create_task(_swallow("")))
+    await asyncio.sleep(0.01)
+
+
+_tasks: list[asyncio.Task[None]] = []
+
+_DOES_ASYNC = {
+    "sleep": lambda seconds: asyncio.sleep(float(seconds)),
+    "thread": lambda seconds: asyncio.to_thread(time.sleep, float(seconds)),
+    "orm": lambda word: sync_to_async(befall)(word),
+    "swallow": _swallow,
+    "task": _leave_a_task,
+}
+
 _DOES = {
     "sleep": lambda seconds: time.sleep(float(seconds)),
+    "block": lambda seconds: time.sleep(float(seconds)),
     "gate": _wait_at_gate,
     "raise": _raise,
     "exit": lambda _: sys.exit(3),

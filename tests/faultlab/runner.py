@@ -7,14 +7,15 @@ from typing import Any
 from autorun.analysis import Analysis
 from autorun.runner import QuerySetRunner
 from tests.faultlab import ledger
-from tests.faultlab.bodies import befall, exercise
+from tests.faultlab.bodies import befall, exercise, exercise_async
 from tests.faultlab.models import Specimen
 
 
 def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
-    """`SpecimenRunner` with these attributes; VERSION is the analysis's."""
+    """`SpecimenRunner` with these attributes; VERSION and ASYNC are the analysis's."""
     options = dict(options)
     version = options.pop("VERSION", "1.0")
+    body = exercise_async if options.pop("ASYNC", False) else exercise
     if "SCHEDULE" in options:  # seconds
         options["SCHEDULE"] = dt.timedelta(seconds=options["SCHEDULE"])
     return type(
@@ -22,7 +23,7 @@ def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
         (QuerySetRunner,),
         {
             "DATA_MODEL": Specimen,
-            "ANALYSIS": Analysis("Exercise", version, exercise),
+            "ANALYSIS": Analysis("Exercise", version, body),
             "INPUT_KEY": "specimen",
             "INPUT_FIELDS": ("value",),
             "RETRY_BACKOFF": 0.1,
