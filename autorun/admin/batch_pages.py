@@ -17,7 +17,7 @@ from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.admin.tables import batch_lines, counts_of, parts_of
 from autorun.conf import settings
 from autorun.declare import registry
@@ -197,7 +197,7 @@ class BatchAdmin(PageAdmin):
 
     def _start_over(self, request: HttpRequest) -> HttpResponse:
         messages.error(request, LOST)
-        may_choose = Allowed(request.user).to(Permission.BACKFILL)
+        may_choose = request.user.has_perm(Permission.BACKFILL)
         return self.redirect("autorun_batch_choose" if may_choose else "autorun_node_changelist")
 
     def _asked(
@@ -220,7 +220,7 @@ class BatchAdmin(PageAdmin):
             choices={
                 name: words
                 for name, words in ONLY.items()
-                if name != "again" or Allowed(request.user).to(Permission.BACKFILL)
+                if name != "again" or request.user.has_perm(Permission.BACKFILL)
             },
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from autorun.admin.charts import Figure, Rectangle, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.admin.row_access import seen_rows
 from autorun.declare import registry
 from autorun.models import Failure, Run
@@ -87,7 +87,7 @@ class FailureAdmin(PageAdmin):
 
     def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
         """The runs whose messages the user may see."""
-        if not Allowed(request.user).to(Permission.SEE_PAYLOAD):
+        if not request.user.has_perm(Permission.SEE_PAYLOAD):
             return set()
         runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
         seen = seen_rows(request, self.admin_site, runs)

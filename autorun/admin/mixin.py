@@ -24,7 +24,7 @@ from django.utils.safestring import SafeString
 
 from autorun.admin.cards import name_of_runner
 from autorun.admin.markup import prose, time_since
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.admin.selections import ChosenRows, is_exact, keep
 from autorun.admin.stories import explanation_of
 from autorun.declare import registry
@@ -73,7 +73,7 @@ class AutorunAdminMixin(ModelAdmin):
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         actions: dict[str, Any] = super().get_actions(request)
-        if Allowed(request.user).to(Permission.START) and _may_view(request):
+        if request.user.has_perm(Permission.START) and _may_view(request):
             for runner in runners_of(self.model):
                 name = f"autorun_run__{runner.label}"
                 title = f"Run {name_of_runner(runner)} on selected"
@@ -306,7 +306,7 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
         """Redirect to the preview of a backfill of the chosen rows."""
         meta = model_admin.model._meta
         is_everything = request.POST.get("select_across") == "1"
-        if is_everything and not Allowed(request.user).to(Permission.BACKFILL):
+        if is_everything and not request.user.has_perm(Permission.BACKFILL):
             messages.error(request, "Running on all rows takes the permission to backfill.")
             return None
         keys = None
@@ -329,4 +329,4 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
 
 
 def _may_view(request: HttpRequest) -> bool:
-    return Allowed(request.user).to(Permission.VIEW)
+    return request.user.has_perm(Permission.VIEW)

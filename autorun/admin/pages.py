@@ -4,38 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
-from django.http import (
-    Http404,
-    HttpRequest,
-    HttpResponse,
-    HttpResponseNotAllowed,
-    HttpResponseRedirect,
-)
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
 
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = admin.ModelAdmin
-
-Page = TypeVar("Page", bound="PageAdmin")
-Parameters = ParamSpec("Parameters")
-View = Callable[Concatenate[Page, HttpRequest, Parameters], HttpResponse]
+View = TypeVar("View", bound=Callable[..., HttpResponse])
 
 TABS = (
     ("overview", "Overview", "autorun_node_changelist"),
@@ -46,14 +35,14 @@ TABS = (
 )
 
 
-class PageAdmin(ModelAdmin):
+class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """A ModelAdmin with pages of its own: nothing is added, changed or deleted."""
 
     #: The tab the pages belong to.
     tab = ""
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return Allowed(request.user).to(Permission.VIEW)
+        return request.user.has_perm(Permission.VIEW)
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -91,7 +80,6 @@ class PageAdmin(ModelAdmin):
         """A template alone: a part of a page that the script fetches."""
         # `{% url %}` resolves by it if there are several admin sites.
         request.current_app = self.admin_site.name
-        context["can"] = Allowed(request.user)
         return TemplateResponse(request, f"autorun/{template}.html", context)
 
     def url(self, name: str, *args: Any) -> str:
@@ -134,38 +122,31 @@ class PageAdmin(ModelAdmin):
         messages.success(request, format_html("{}{}", what, links))
 
 
-def page(route: str) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
-    """A view at that route, for users who may see autorun's pages."""
-    return lambda view: _checked(view, route, Permission.VIEW)
+def page(route: str, *permissions: Permission) -> Callable[[View], View]:
+    """A view at that route, for users who may see autorun's pages and have the permissions."""
+
+    def with_route(view: View) -> View:
+        @wraps(view)
+        def checked(
+            self: PageAdmin, request: HttpRequest, *args: Any, **kwargs: Any
+        ) -> HttpResponse:
+            require(request, *permissions)
+            return view(self, request, *args, **kwargs)
+
+        checked.route = route  # type: ignore[attr-defined]
+        return cast("View", checked)
+
+    return with_route
 
 
-def action(
-    route: str, permission: Permission
-) -> Callable[[View[Page, Parameters]], View[Page, Parameters]]:
+def action(route: str, permission: Permission) -> Callable[[View], View]:
     """A view that changes something: by POST only, for users who have the permission."""
-    return lambda view: _checked(view, route, permission, is_action=True)
-
-
-def _checked(
-    view: View[Page, Parameters], route: str, permission: Permission, *, is_action: bool = False
-) -> View[Page, Parameters]:
-    @wraps(view)
-    def checked(
-        self: Page, request: HttpRequest, *args: Parameters.args, **kwargs: Parameters.kwargs
-    ) -> HttpResponse:
-        if is_action and request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        require(request, permission)
-        return view(self, request, *args, **kwargs)
-
-    checked.route = route  # type: ignore[attr-defined]
-    return cast("View[Page, Parameters]", checked)
+    return lambda view: page(route, permission)(method_decorator(require_POST)(view))
 
 
 def require(request: HttpRequest, *permissions: Permission) -> None:
     """Raise PermissionDenied unless the user has them, and may see the pages at all."""
-    allowed = Allowed(request.user)
-    if not all(allowed.to(each) for each in (Permission.VIEW, *permissions)):
+    if not request.user.has_perms((Permission.VIEW, *permissions)):
         raise PermissionDenied
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 
 class Permission(StrEnum):
@@ -16,18 +15,3 @@ class Permission(StrEnum):
     CANCEL = "autorun.cancel_run"
     PAUSE = "autorun.pause_run"
     SEE_PAYLOAD = "autorun.view_payload"
-
-
-class Allowed:
-    """The permissions of a user, for templates: `{% if can.retry %}`."""
-
-    def __init__(self, user: Any) -> None:
-        self._user = user
-
-    def __getitem__(self, name: str) -> bool:
-        return self.to(Permission[name.upper()])
-
-    def to(self, permission: Permission) -> bool:
-        """Whether the user has the permission."""
-        allowed: bool = self._user.has_perm(permission.value)
-        return allowed

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, page, require, who
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, database_of, instance_of, key_text, seen_rows
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
@@ -209,7 +209,7 @@ class RunAdmin(PageAdmin):
         instance = seen.instance
         if instance is None and not seen.is_hidden and not seen.name.is_gone:
             instance = instance_of(run, database)
-        may_see = seen.is_open and Allowed(request.user).to(Permission.SEE_PAYLOAD)
+        may_see = seen.is_open and request.user.has_perm(Permission.SEE_PAYLOAD)
         others = other_runs(run)
         told = {"shows_messages": may_see, "is_hidden": seen.is_hidden}
         story = story_of(run, runner, instance, others=others, **told)
@@ -357,8 +357,7 @@ class RunAdmin(PageAdmin):
 
 
 def _allowed(request: HttpRequest) -> list[BulkAction]:
-    allowed = Allowed(request.user)
-    return [each for each in ACTIONS.values() if allowed.to(each.permission)]
+    return [each for each in ACTIONS.values() if request.user.has_perm(each.permission)]
 
 
 def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:

@@ -24,7 +24,7 @@ from autorun.admin.cards import (
 from autorun.admin.continued import begun
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.admin.row_access import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
@@ -155,7 +155,7 @@ class NodeAdmin(PageAdmin):
         if instance is None:
             raise Http404("There is no such row, or you do not have permission to see it.")
         name, runner_name = name_of(self.admin_site, instance), name_of_runner(runner)
-        shows_messages = Allowed(request.user).to(Permission.SEE_PAYLOAD)
+        shows_messages = request.user.has_perm(Permission.SEE_PAYLOAD)
         return self.render(
             request,
             "why",
