@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -35,32 +35,27 @@ COUNT_AGE = dt.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Counted:
-    """All rows of a runner by reason, with the time they were counted.
+    """The rows of a runner when they were counted, without those planned since.
 
-    `left_out`: rows excluded by its filter or waiting for another runner; `runs`: runs at the time.
+    `left_out` are the rows excluded by its filter or waiting for another runner.
     """
 
-    count: Count
+    rows: str
+    pending: int
     left_out: int
-    runs: int
-    at: dt.datetime
-
-    def written(self) -> dict[str, Any]:
-        return {
-            "rows": dict(self.count.rows),
-            "left_out": self.left_out,
-            "runs": self.runs,
-            "at": self.at.isoformat(),
-        }
+    at: str
 
     @classmethod
-    def of(cls, node: Node | None) -> Counted | None:
-        known = None if node is None else node.counted
-        if not known:
+    def read(cls, known: dict[str, Any], progress: Progress) -> Counted | None:
+        """The count that `remember` stored with a node, unless there is none or it is old."""
+        if not known or timezone.now() - (at := dt.datetime.fromisoformat(known["at"])) > COUNT_AGE:
             return None
-        at = dt.datetime.fromisoformat(known["at"])
-        is_old = timezone.now() - at > COUNT_AGE
-        return None if is_old else cls(Count(known["rows"]), known["left_out"], known["runs"], at)
+        count = Count(known["rows"])
+        planned = max(0, progress.total - known["runs"])
+        left_out = known["left_out"] - max(0, planned - count.pending)
+        return cls(
+            number(count.total), max(0, count.pending - planned), max(0, left_out), time_since(at)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,11 @@ class Card:
     """One runner as the overview shows it."""
 
     runner: Runner
-    node: Node | None
-    progress: Progress
-    activity: Activity
-    batches: Sequence[Batch]
     next_sweep: NextSweep
+    node: Node | None = None
+    progress: Progress = field(default_factory=Progress)
+    activity: Activity = field(default_factory=Activity)
+    batches: Sequence[Batch] = ()
     counted: Counted | None = None
     #: A count that has not got through all rows yet.
     counting: Count | None = None
@@ -118,20 +113,6 @@ class Card:
         return bool(self.progress.unfinished)
 
     @property
-    def pending(self) -> int | None:
-        """Rows still pending, less those planned since the count; None without a recent count."""
-        if self.counted is None:
-            return None
-        return max(0, self.counted.count.pending - self._planned_since)
-
-    @property
-    def left_out(self) -> int:
-        if self.counted is None:
-            return 0
-        planned = max(0, self._planned_since - self.counted.count.pending)
-        return max(0, self.counted.left_out - planned)
-
-    @property
     def bar(self) -> Bar:
         return stacked(self.parts)
 
@@ -140,11 +121,11 @@ class Card:
         """The states in the order of the bar; successes and pending rows also if there are none."""
         parts = self._parts_in("succeeded", "running", "queued", "waiting")
         if self.counted is not None:
-            parts.append(Part("pending", "pending", self.pending or 0))
+            parts.append(Part("pending", "pending", self.counted.pending))
         parts += self._parts_in("parked", "failed", "ignored")
-        if self.left_out:
+        if self.counted is not None and self.counted.left_out:
             waits = ", or waiting for another runner" if self.runner.DEPENDS_ON else ""
-            parts.append(Part("filtered", f"filtered out{waits}", self.left_out))
+            parts.append(Part("filtered", f"filtered out{waits}", self.counted.left_out))
         return parts
 
     def _parts_in(self, *states: str) -> list[Part]:
@@ -153,14 +134,6 @@ class Card:
             for state in states
             if (value := getattr(self.progress, state)) or state == "succeeded"
         ]
-
-    @property
-    def counted_at(self) -> str:
-        return "" if self.counted is None else time_since(self.counted.at)
-
-    @property
-    def counted_rows(self) -> str:
-        return "" if self.counted is None else number(self.counted.count.total)
 
     @property
     def is_uncounted(self) -> bool:
@@ -181,7 +154,8 @@ class Card:
 
     @property
     def figures(self) -> list[Figure]:
-        sweep, idle = self.next_sweep, "all done" if self.pending == 0 else "idle"
+        is_done = self.counted is not None and not self.counted.pending
+        sweep, idle = self.next_sweep, "all done" if is_done else "idle"
         return [
             Figure("Rate", rate(self.activity.per_second), otherwise="idle"),
             time_left(
@@ -228,10 +202,6 @@ class Card:
         return format_html("{}next {}", schedule, time_since(sweep.at)) if sweep.at else sweep.words
 
     @property
-    def _planned_since(self) -> int:
-        return 0 if self.counted is None else max(0, self.progress.total - self.counted.runs)
-
-    @property
     def seconds_left(self) -> float | None:
         """Seconds until the unfinished runs have finished; None while nothing is processed."""
         if self.is_stuck or not self.progress.unfinished or not self.activity.per_second:
@@ -248,26 +218,23 @@ class Card:
 
 def cards() -> list[Card]:
     """A card for each registered runner, by label, in six queries."""
-    runners = registry.runners()
-    digests = [digest for runner in runners if (digest := digest_or_problem(runner)[0])]
-    nodes = list(Node.objects.filter(digest__in=digests))
     batches: dict[str, list[Batch]] = {}
     for batch in Batch.objects.unfinished().defer("scope").order_by("-pk")[:100]:
         batches.setdefault(batch.runner, []).append(batch)
-    return _cards(runners, nodes, progress_by_node(nodes), batches)
+    found = _cards(registry.runners())
+    return [replace(card, batches=batches.get(card.label, ())) for card in found]
 
 
-def card_of(
-    runner: Runner,
-    nodes: Sequence[Node] | None = None,
-    progresses: Mapping[int, Progress] | None = None,
-) -> Card:
-    """One runner's card, without its batches; `nodes` if they have been loaded already."""
-    if nodes is None:
-        nodes = list(Node.objects.filter(digest=digest_or_problem(runner)[0]))
-    if progresses is None:
-        progresses = progress_by_node(nodes)
-    return _cards([runner], nodes, progresses, {})[0]
+def card_of(runner: Runner, progresses: Mapping[Node, Progress] | None = None) -> Card:
+    """One runner's card, without its batches; `progresses` if they have been loaded already."""
+    return _cards([runner], progresses)[0]
+
+
+def progresses_of(nodes: Iterable[Node]) -> dict[Node, Progress]:
+    """The progress of each node, in their order; one query."""
+    found = list(nodes)
+    progresses = progress_by_node(found)
+    return {node: progresses.get(node.pk, Progress()) for node in found}
 
 
 def name_of_runner(runner: Runner) -> str:
@@ -286,10 +253,15 @@ def title_of_runner(runner: Runner) -> str:
 
 def remember(card: Card, count: Count, *, left_out: int) -> Card:
     """The card with a finished count, which is stored so that pages need not count again."""
-    counted = Counted(count, max(0, left_out), card.progress.total, timezone.now())
+    counted = {
+        "rows": dict(count.rows),
+        "left_out": max(0, left_out),
+        "runs": card.progress.total,
+        "at": timezone.now().isoformat(),
+    }
     # Not in a cache: each process may have its own.
-    Node.objects.filter(digest=digest_of(card.runner)).update(counted=counted.written())
-    return replace(card, counted=counted)
+    Node.objects.filter(digest=digest_of(card.runner)).update(counted=counted)
+    return replace(card, counted=Counted.read(counted, card.progress))
 
 
 def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
@@ -307,31 +279,28 @@ def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
 
 
 def _cards(
-    runners: Sequence[Runner],
-    nodes: Iterable[Node],
-    progresses: Mapping[int, Progress],
-    batches: Mapping[str, Sequence[Batch]],
+    runners: Sequence[Runner], progresses: Mapping[Node, Progress] | None = None
 ) -> list[Card]:
-    by_digest = {node.digest: node for node in nodes}
-    activities = activity_by_node(by_digest.values())
+    digests = [digest_or_problem(runner) for runner in runners]
+    if progresses is None:
+        known = [digest for digest, _ in digests if digest]
+        progresses = progresses_of(Node.objects.filter(digest__in=known))
+    nodes = {node.digest: node for node in progresses}
+    activities = activity_by_node(progresses)
     sweeps = next_sweeps(runners)
-    stuck = stuck_nodes(pk for pk, progress in progresses.items() if progress.under_way)
+    stuck = stuck_nodes(node.pk for node, progress in progresses.items() if progress.under_way)
     found = []
-    for runner in runners:
-        digest, error = digest_or_problem(runner)
-        node = by_digest.get(digest)
-        node_id = 0 if node is None else node.pk
-        card = Card(
-            runner=runner,
-            node=node,
-            progress=progresses.get(node_id, Progress()),
-            activity=activities.get(node_id, Activity()),
-            batches=batches.get(runner.label, ()),
-            next_sweep=sweeps[runner.label],
-            counted=Counted.of(node),
-            error=error,
-            is_stuck=node_id in stuck,
-        )
+    for runner, (digest, error) in zip(runners, digests, strict=True):
+        card = Card(runner, sweeps[runner.label], error=error)
+        if (node := nodes.get(digest)) is not None:
+            card = replace(
+                card,
+                node=node,
+                progress=progresses[node],
+                activity=activities[node.pk],
+                counted=Counted.read(node.counted, progresses[node]),
+                is_stuck=node.pk in stuck,
+            )
         found.append(card)
     return found
 

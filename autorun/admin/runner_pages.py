@@ -18,6 +18,7 @@ from autorun.admin.cards import (
     cards,
     digest_or_problem,
     name_of_runner,
+    progresses_of,
     remember,
     title_of_runner,
 )
@@ -40,12 +41,14 @@ from autorun.models import Batch, Node
 from autorun.observe.held_up import held_up
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
-from autorun.state.counts import Progress, progress_by_node
+from autorun.state.counts import Progress
 from autorun.state.words import counted, duration, number
 
 #: Seconds that one fragment of a page may count rows.
 COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
+#: How an argument differs from the previous version, and the words before its value there.
+CHANGES = {"added": "added", "changed": "changed from", "removed": "was"}
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,8 @@ class NodeAdmin(PageAdmin):
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
         runner = get_runner(label)
-        versions = _versions(runner)
-        progresses = progress_by_node(versions)
-        card = card_of(runner, versions, progresses)
+        versions = progresses_of(_versions(runner))
+        card = card_of(runner, versions)
         now = card.node
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         batches = Batch.objects.filter(runner=label).defer("scope").order_by("-pk")[:NEWEST_BATCHES]
@@ -108,9 +110,9 @@ class NodeAdmin(PageAdmin):
             card=card,
             runner=runner,
             analysis=_described(runner),
-            configuration=_compared(runner, card.node, older[0] if older else None),
+            configuration=_compared(runner, now, older[0] if older else None),
             previous=older[0].version if older else "",
-            versions=[_version(node, card, progresses.get(node.pk)) for node in versions],
+            versions=[_version(*version, card) for version in versions.items()],
             batches=batch_lines(batches),
             facts=_facts(runner),
             held_up=[
@@ -242,8 +244,7 @@ def _versions(runner: Runner) -> list[Node]:
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 
-def _version(node: Node, card: Card, progress: Progress | None) -> VersionLine:
-    found = progress or Progress()
+def _version(node: Node, found: Progress, card: Card) -> VersionLine:
     numbers = map(number, (found.succeeded, found.failed, found.unfinished))
     configuration, since = as_json(node.configuration), time_since(node.created_at)
     return VersionLine(node.version, node == card.node, configuration, since, *numbers)
@@ -274,18 +275,12 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
         return []
     before = now if previous is None else previous.configuration
     lines = []
-    for key in [*now, *(key for key in before if key not in now)]:
-        value = as_json(now[key]) if key in now else ""
-        old = as_json(before[key]) if key in before else ""
-        if key not in before:
-            change, words = "added", "added"
-        elif key not in now:
-            change, words = "removed", "was"
-        elif now[key] != before[key]:
-            change, words = "changed", "changed from"
-        else:
-            change, words, old = "", "", ""
-        lines.append(ConfigurationLine(key, value, change, words, old))
+    for key in now | before:
+        old, new = (as_json(each[key]) if key in each else "" for each in (before, now))
+        change = ""
+        if now.get(key) != before.get(key) or bool(old) != bool(new):
+            change = ("changed" if old else "added") if new else "removed"
+        lines.append(ConfigurationLine(key, new, change, CHANGES.get(change, ""), old))
     return lines
 
 
