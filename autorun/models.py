@@ -131,6 +131,10 @@ class Batch(models.Model):
     def __str__(self) -> str:
         return f"{self.get_trigger_display()} {self.pk} of {self.runner}"
 
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state in (self.State.RUNNING, self.State.PAUSED)
+
 
 class Chunk(models.Model):
     """Up to BATCH_SIZE runs of one node, handed to Celery as one message and leased as one.

@@ -58,15 +58,13 @@ class BackfillRequest:
     chosen: ChosenRows | None = None
 
     @classmethod
-    def read(
-        cls, request: HttpRequest, given: Mapping[str, Any], runner: Runner
-    ) -> BackfillRequest:
+    def read(cls, request: HttpRequest, runner: Runner) -> BackfillRequest:
         """The form of a backfill of `runner`.
 
         Raises Http404 if rows of another model were chosen.
         """
-        selection = read_text(given, "selection")
-        only = str(given.get("only", ""))
+        given = request.POST if request.method == "POST" else request.GET
+        only, selection = str(given.get("only", "")), read_text(given, "selection")
         problems = {"only": "" if only in ONLY else f"Unknown choice “{only[:40]}”."}
         numbers = {}
         for name in ("limit", "window"):

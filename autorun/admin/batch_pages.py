@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -81,11 +80,10 @@ class BatchAdmin(PageAdmin):
         batch = self._get(batch_id)
         counts = counts_of([batch])[batch.pk]
         parts = parts_of(batch, counts)
-        is_unfinished = batch.state in (Batch.State.RUNNING, Batch.State.PAUSED)
         is_stuck = False
-        is_held = is_unfinished and batch.node.paused_at is not None
-        figures = _planning_figures(batch, is_unfinished=is_unfinished)
-        if is_unfinished:
+        is_held = batch.is_unfinished and batch.node.paused_at is not None
+        figures = _planning_figures(batch)
+        if batch.is_unfinished:
             activity = activity_by_node([batch.node])[batch.node_id]
             is_stuck = _is_left(batch) or bool(stuck_nodes([batch.node_id]))
             figures += [
@@ -106,7 +104,6 @@ class BatchAdmin(PageAdmin):
             batch=batch,
             requested_by=f" · requested by {batch.requested_by}" if batch.requested_by else "",
             started=time_since(batch.created_at),
-            is_unfinished=is_unfinished,
             is_held=is_held,
             is_stuck=is_stuck,
             is_registered=registry.find(batch.runner) is not None,
@@ -122,34 +119,18 @@ class BatchAdmin(PageAdmin):
 
     @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The scope of a backfill, and what it would do."""
-        card, asked = self._asked(request, request.GET, label)
-        if asked.is_lost:
-            return self._start_over(request)
-        require(request, asked.needs)
-        problem = NOT_COUNTED if asked.problems else ""
-        return self._preparation(request, card, asked, problem=problem)
+        """The scope of a backfill; the page's script fetches what it would do."""
+        return self._prepared(request, label)
 
     @page("backfill/<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The preview alone, with more rows counted."""
-        card, asked = self._asked(request, request.GET, label)
-        if asked.is_lost:
-            if is_fetched(request):
-                return self.fragment(request, "preview", card=card, asked=asked, problem=LOST)
-            return self._start_over(request)
-        require(request, asked.needs)
-        found, problem = None, NOT_COUNTED
-        if not asked.problems:
-            found, problem = self._counted(request, card, asked)
-        if is_fetched(request):
-            context = {"card": card, "asked": asked, "preview": found, "problem": problem}
-            return self.fragment(request, "preview", **context, query=asked.query())
-        return self._preparation(request, card, asked, preview=found, problem=problem)
+        """The same with more rows counted; the script fetches the preview alone."""
+        return self._prepared(request, label, is_counting=True)
 
     @action("backfill/<str:label>/start/", Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
-        card, asked = self._asked(request, request.POST, label)
+        card = card_of(get_runner(label))
+        asked = BackfillRequest.read(request, card.runner)
         if asked.is_lost:
             return self._start_over(request)
         require(request, asked.needs)
@@ -167,66 +148,66 @@ class BatchAdmin(PageAdmin):
 
     @action("<int:batch_id>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        told = "paused. Runs in progress will finish."
-        return self._change(request, batch_id, batches.pause, told)
+        batch = self._get(batch_id)
+        is_paused = batches.pause(batch)
+        told = f"{batch} paused. Runs in progress will finish." if is_paused else ""
+        return self._changed(request, batch, told)
 
     @action("<int:batch_id>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        return self._change(request, batch_id, batches.resume, "resumed.")
+        batch = self._get(batch_id)
+        return self._changed(request, batch, f"{batch} resumed." if batches.resume(batch) else "")
 
     @action("<int:batch_id>/cancel/", Permission.CANCEL)
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        batch = self._get(batch_id)
-        if batch.state in (Batch.State.RUNNING, Batch.State.PAUSED):
-            cancelled = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
-            self.note(
-                request,
-                f"{batch} cancelled: {counted(cancelled, 'run was', 'runs were')} not started. "
-                "Their rows have their last result for the same input back, or are pending.",
-                batch,
+        batch, told = self._get(batch_id), ""
+        if batch.is_unfinished:
+            number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
+            told = (
+                f"{batch} cancelled: {counted(number, 'run was', 'runs were')} not started. "
+                "Their rows have their last result for the same input back, or are pending."
             )
-        return self.back(request, self.url("autorun_batch_change", batch_id))
+        return self._changed(request, batch, told)
 
-    def _change(
-        self, request: HttpRequest, batch_id: int, change: Callable[[Batch], bool], told: str
-    ) -> HttpResponse:
-        batch = self._get(batch_id)
-        if change(batch):
-            self.note(request, f"{batch} {told}", batch)
-        return self.back(request, self.url("autorun_batch_change", batch_id))
+    def _changed(self, request: HttpRequest, batch: Batch, told: str) -> HttpResponse:
+        if told:
+            self.note(request, told, batch)
+        return self.back(request, self.url("autorun_batch_change", batch.pk))
 
     def _start_over(self, request: HttpRequest) -> HttpResponse:
         messages.error(request, LOST)
         may_choose = request.user.has_perm(Permission.BACKFILL)
         return self.redirect("autorun_batch_choose" if may_choose else "autorun_node_changelist")
 
-    def _asked(
-        self, request: HttpRequest, given: Mapping[str, Any], label: str
-    ) -> tuple[Card, BackfillRequest]:
-        card = card_of(get_runner(label))
-        return card, BackfillRequest.read(request, given, card.runner)
-
-    def _preparation(
-        self, request: HttpRequest, card: Card, asked: BackfillRequest, **context: Any
+    def _prepared(
+        self, request: HttpRequest, label: str, *, is_counting: bool = False
     ) -> HttpResponse:
+        card = card_of(get_runner(label))
+        asked = BackfillRequest.read(request, card.runner)
+        is_part = is_counting and is_fetched(request)
+        if asked.is_lost:
+            if is_part:
+                return self.fragment(request, "preview", card=card, problem=LOST)
+            return self._start_over(request)
+        require(request, asked.needs)
+        found, problem = None, NOT_COUNTED if asked.problems else ""
+        if is_counting and not problem:
+            found, problem = self._counted(request, card, asked)
+        context = {"card": card, "asked": asked, "preview": found, "problem": problem}
+        context["query"] = asked.query()
+        if is_part:
+            return self.fragment(request, "preview", **context)
+        may_backfill = request.user.has_perm(Permission.BACKFILL)
         return self.render(
             request,
             "prepare",
             f"Backfill {card.name}",
-            card=card,
-            asked=asked,
+            **context,
             rows=asked.rows_in_words(card.model_name),
-            is_chosen=asked.chosen is not None,
-            choices={
-                name: words
-                for name, words in ONLY.items()
-                if name != "again" or request.user.has_perm(Permission.BACKFILL)
-            },
+            choices={name: ONLY[name] for name in ONLY if name != "again" or may_backfill},
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,
             default_window=f"default {number(settings.WINDOW)}",
-            query=asked.query(),
-            **context,
         )
 
     def _counted(
@@ -262,10 +243,10 @@ def _is_left(batch: Batch) -> bool:
     )
 
 
-def _planning_figures(batch: Batch, *, is_unfinished: bool) -> list[Figure]:
+def _planning_figures(batch: Batch) -> list[Figure]:
     if batch.planned_at:
         planning = "complete"
-    elif is_unfinished:
+    elif batch.is_unfinished:
         planning = "in progress" if batch.cursor or batch.candidates else "not started"
     else:
         planning = "interrupted"

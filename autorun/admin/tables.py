@@ -52,7 +52,7 @@ def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
 def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
     """The results of each batch's runs, by its id."""
     counts = batch_counts(batch.pk for batch in batches)
-    return {batch.pk: counts.get(batch.pk, BatchCounts(0, 0, 0, 0)) for batch in batches}
+    return {batch.pk: counts.get(batch.pk, BatchCounts()) for batch in batches}
 
 
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
@@ -66,9 +66,7 @@ def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
 
 
 def _runs(batch: Batch, counts: BatchCounts) -> str:
-    finished = counts.succeeded + counts.failed + counts.cancelled
-    total = finished + counts.left
-    if not total:
+    if not counts.total:
         return "nothing was pending" if batch.planned_at else "none yet"
     failed = f" · {number(counts.failed)} failed" if counts.failed else ""
-    return f"{number(finished)} of {number(total)}{failed}"
+    return f"{number(counts.finished)} of {number(counts.total)}{failed}"

@@ -154,7 +154,7 @@ class RunFilter:
         if counts is None:
             return 0
         numbers = {
-            "": counts.succeeded + counts.failed + counts.cancelled + counts.left,
+            "": counts.total,
             "succeeded": counts.succeeded,
             "ignored": counts.cancelled,
             "cancelled": counts.cancelled,

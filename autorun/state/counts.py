@@ -48,10 +48,18 @@ class Progress:
 class BatchCounts:
     """How many of a batch's runs are in each state; `left` have not finished."""
 
-    succeeded: int
-    failed: int
-    cancelled: int
-    left: int
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    left: int = 0
+
+    @property
+    def finished(self) -> int:
+        return self.succeeded + self.failed + self.cancelled
+
+    @property
+    def total(self) -> int:
+        return self.finished + self.left
 
 
 def progress(node: Node) -> Progress:

@@ -12,21 +12,8 @@ from autorun.management.subcommands.subcommand import Subcommand
 from autorun.management.subcommands.sync import Prune, Sync
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
-    Status,
-    Explain,
-    Failures,
-    Batches,
-    Doctor,
-    Plan,
-    RunPending,
-    Sweep,
-    Backfill,
-    Retry,
-    Pause,
-    Resume,
-    Cancel,
-    Adopt,
-    Ignore,
-    Sync,
-    Prune,
+    *(Status, Explain, Failures, Batches, Doctor),
+    *(Plan, RunPending, Sweep, Backfill),
+    *(Retry, Pause, Resume, Cancel, Adopt, Ignore),
+    *(Sync, Prune),
 )

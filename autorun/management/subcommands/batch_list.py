@@ -50,7 +50,7 @@ class Batches(Subcommand):
             self.terminal.say("No batches.")
         for batch in recent:
             self._show(batch, counts[batch.pk])
-        if any(batch.state in ("running", "paused") for batch in recent):
+        if any(batch.is_unfinished for batch in recent):
             self.terminal.hint("Pause, resume or cancel a batch: manage.py autorun pause NUMBER")
         if not options["with_empty"] and found.filter(EMPTY_SWEEP).exists():
             self.terminal.hint("Sweeps that found nothing are hidden; --all shows them.")
@@ -147,7 +147,7 @@ class Cancel(_Holding):
     summary = "cancel the runs of a runner or batch that have not started"
 
     def hold_batch(self, batch: Batch) -> None:
-        if batch.state not in (Batch.State.RUNNING, Batch.State.PAUSED):
+        if not batch.is_unfinished:
             raise CommandError(f"Batch {batch.pk} is {batch.state} already.")
         number = batches.cancel(batch, reason=f"Cancelled by {requested_by()}.")
         self._report(f"Batch {batch.pk}", number)
@@ -163,7 +163,7 @@ class Cancel(_Holding):
 
 def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
     """The batch for scripts; its counts are looked up unless they are given."""
-    counts = counts or batch_counts([batch.pk]).get(batch.pk, BatchCounts(0, 0, 0, 0))
+    counts = counts or batch_counts([batch.pk]).get(batch.pk, BatchCounts())
     return {
         "id": batch.pk,
         **{name: getattr(batch, name) for name in JSON_FIELDS},

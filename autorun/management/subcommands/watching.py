@@ -109,8 +109,8 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
             bars.update(
                 bar,
                 description=f"batch {batch.pk}{f', {state}' if state else ''}",
-                completed=_finished(found),
-                total=_finished(found) + found.left or None,
+                completed=found.finished,
+                total=found.total or None,
                 failed=f"{found.failed:,} failed" if found.failed else "",
                 refresh=True,
             )
@@ -119,12 +119,9 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
 def _watch_by_lines(batch: Batch, terminal: Terminal) -> None:
     shown, shown_at = None, float("-inf")
     for found, _ in _followed(batch, terminal):
-        if _is_over(batch):
-            return
-        if found != shown and time.monotonic() - shown_at >= LINE_INTERVAL:
+        if batch.is_unfinished and found != shown and time.monotonic() - shown_at >= LINE_INTERVAL:
             shown, shown_at = found, time.monotonic()
-            finished = _finished(found)
-            terminal.say(f"{finished:,} of {finished + found.left:,}, {found.failed:,} failed")
+            terminal.say(f"{found.finished:,} of {found.total:,}, {found.failed:,} failed")
 
 
 def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, str]]:
@@ -135,20 +132,20 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
     announced = ""
     paused_node = Node.objects.filter(pk=batch.node_id, paused_at__isnull=False)
     while True:
-        found, is_over = _refreshed_counts(batch), _is_over(batch)
+        found = _refreshed_counts(batch)
         paused = state = ""
         if batch.state == Batch.State.PAUSED:
             paused, state = f"Batch {batch.pk}", "paused"
-        elif not is_over and paused_node.exists():
+        elif batch.is_unfinished and paused_node.exists():
             paused, state = batch.runner, "runner paused"
-        elif not is_over and batch.planned_at is None:
+        elif batch.is_unfinished and batch.planned_at is None:
             state = "planning"
         if paused and paused != announced:
             target = paused.split()[-1]
             terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
         announced = paused
         yield found, state
-        if is_over:
+        if not batch.is_unfinished:
             return
         time.sleep(INTERVAL)
 
@@ -156,11 +153,3 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
 def _refreshed_counts(batch: Batch) -> BatchCounts:
     batch.refresh_from_db()
     return counts(batch)
-
-
-def _finished(found: BatchCounts) -> int:
-    return found.succeeded + found.failed + found.cancelled
-
-
-def _is_over(batch: Batch) -> bool:
-    return batch.state not in (Batch.State.RUNNING, Batch.State.PAUSED)
