@@ -22,7 +22,7 @@ from django.utils import timezone
 from autorun.control import halting
 from autorun.dispatch.publishing import redirected
 from autorun.exceptions import BrokerUnavailable
-from autorun.management.subcommands import SUBCOMMANDS
+from autorun.management.subcommands import SUBCOMMANDS, watching
 from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.observe.failures import group_failures, message_shape
@@ -734,15 +734,29 @@ def test_sweep_and_run_name_what_failed_for_good(documents, failing):
     assert f"manage.py autorun retry {LABEL}\n" in typed("run", LABEL)
 
 
-def test_sweep_and_backfill_by_a_worker(documents, runner, sent):
+def test_sweep_and_backfill_by_a_worker(
+    documents, runner, sent, django_capture_on_commit_callbacks
+):
     assert "sweep queued." in typed("sweep", LABEL, "--queue")
-    typed("backfill", LABEL, documents[0].pk, "--queue", "--only", "all", "--window", "5")
+    with django_capture_on_commit_callbacks(execute=True):
+        typed("backfill", LABEL, documents[0].pk, "--queue", "--only", "all", "--window", "5")
 
+    batch = Batch.objects.get()
     assert [(each.task, each.args) for each in sent] == [
         ("autorun.sweep", (LABEL,)),
-        ("autorun.backfill", (LABEL, None, [str(documents[0].pk)], "all", False, None, 5)),
+        ("autorun.backfill", (LABEL, None, None, None, False, None, None, batch.pk)),
     ]
+    assert (batch.window, batch.planned_at) == (5, None)
+    assert (batch.scope["pks"], batch.scope["only"]) == ([str(documents[0].pk)], "all")
+    assert batch.requested_by.endswith("(command line)")
     assert not Run.objects.exists()
+
+
+def test_watching_a_backfill_that_no_worker_starts_ends(documents, runner, sent, monkeypatch):
+    monkeypatch.setattr(watching, "START_TIMEOUT", 0.0)
+
+    with pytest.raises(CommandError, match="No worker has started the backfill"):
+        typed("backfill", LABEL, "--queue", "--watch")
 
 
 def test_a_broker_that_is_away_is_a_clear_error(runner):

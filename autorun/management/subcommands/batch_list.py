@@ -10,11 +10,12 @@ from django.core.management.base import CommandError
 from autorun.control import halting
 from autorun.declare import registry
 from autorun.management.subcommands.parsing import FORMAT, RUNNER_OR_ALL, argument, flag, number
-from autorun.management.subcommands.subcommand import LARGEST_KEY, Subcommand, requested_by
+from autorun.management.subcommands.subcommand import Subcommand, requested_by
 from autorun.models import Batch, Chunk
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.state.counts import BatchCounts, batch_counts
+from autorun.state.parameters import read_number
 from autorun.state.words import counted, moment
 
 STATE_STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}
@@ -87,8 +88,7 @@ class _Holding(Subcommand):
         if not target.isdecimal():
             self.hold_runner(target)
             return
-        fits = len(target) < len(str(LARGEST_KEY))
-        batch = Batch.objects.filter(pk=int(target)).first() if fits else None
+        batch = Batch.objects.filter(pk=read_number(target) or 0).first()
         if batch is None:
             raise CommandError(f"There is no batch {target}. See: manage.py autorun batches")
         self.hold_batch(batch)

@@ -14,16 +14,7 @@ from django.utils import timezone
 from autorun.declare import registry
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
-from autorun.management.subcommands.parsing import (
-    CONDITION_NOT_MET,
-    FORMAT,
-    RUNNER,
-    RUNNER_OR_ALL,
-    argument,
-    check,
-    flag,
-    within,
-)
+from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met, primary_key
 from autorun.models import Run
 from autorun.observe.doctor import examine
@@ -43,8 +34,10 @@ class Doctor(Subcommand):
     summary = "check that everything autorun needs is working"
     runs_despite_check_errors = True
     arguments = (
-        FORMAT,
-        flag("--strict", help=f"exit with code {CONDITION_NOT_MET} for a warning, too"),
+        parsing.FORMAT,
+        parsing.flag(
+            "--strict", help=f"exit with code {parsing.CONDITION_NOT_MET} for a warning, too"
+        ),
     )
 
     def handle(self, **options: Any) -> None:
@@ -73,10 +66,10 @@ class Explain(Subcommand):
 
     summary = "why a row is pending, or why it is not"
     arguments = (
-        RUNNER,
-        argument("pk", metavar="PK", help="the row's primary key"),
-        FORMAT,
-        check("unless the row's current input has succeeded"),
+        parsing.RUNNER,
+        parsing.argument("pk", metavar="PK", help="the row's primary key"),
+        parsing.FORMAT,
+        parsing.check("unless the row's current input has succeeded"),
     )
 
     def handle(self, **options: Any) -> None:
@@ -118,11 +111,13 @@ class Failures(Subcommand):
 
     summary = "failed runs, grouped by error and message pattern"
     arguments = (
-        RUNNER_OR_ALL,
-        within("only the last 30m, 24h or 7d"),
-        flag("--all", dest="including_retried", help="include failed runs that will be retried"),
-        FORMAT,
-        check("if there are any"),
+        parsing.RUNNER_OR_ALL,
+        parsing.within("only the last 30m, 24h or 7d"),
+        parsing.flag(
+            "--all", dest="including_retried", help="include failed runs that will be retried"
+        ),
+        parsing.FORMAT,
+        parsing.check("if there are any"),
     )
 
     def handle(self, **options: Any) -> None:

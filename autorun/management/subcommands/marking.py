@@ -29,7 +29,6 @@ from autorun.state.words import counted
 
 Rows = QuerySet[Any] | None
 
-ON_ROWS = (parsing.RUNNER, parsing.KEYS, parsing.FILTER)
 CONFIRMED = (parsing.flag("--dry", help="only count"), parsing.NO_INPUT, parsing.FORMAT)
 
 
@@ -48,8 +47,7 @@ class _Marking(OnRows):
     outcome: ClassVar[str]
     mark_pending: ClassVar[staticmethod[[Runner, Rows], int]]
 
-    def handle_rows(self, runner: Runner, **options: Any) -> None:
-        scope = Scope(filter=options["filter"], pks=tuple(options["keys"]) or None)
+    def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:
         found = self.find(runner, scope.queryset(runner), options)
         things = counted(found.number, found.noun)
         if options["dry"] or not found.number:
@@ -90,7 +88,7 @@ class Adopt(_Marking):
     question = "record {things} as up to date without running them"
     outcome = "recorded as up to date"
     mark_pending = staticmethod(adopt)
-    arguments = (*ON_ROWS, *CONFIRMED)
+    arguments = (parsing.FILTER, *CONFIRMED)
 
 
 class Ignore(_Marking):
@@ -101,7 +99,7 @@ class Ignore(_Marking):
     outcome = "ignored until the input changes"
     mark_pending = staticmethod(ignore)
     arguments = (
-        *ON_ROWS,
+        parsing.FILTER,
         parsing.flag("--failed", help="failed rows with no attempts left instead of pending rows"),
         *parsing.FAILURES,
         *CONFIRMED,
@@ -127,11 +125,11 @@ class Retry(OnRows):
     """
 
     summary = "retry failed runs that have no attempts left"
-    arguments = (parsing.RUNNER, parsing.KEYS, *parsing.FAILURES, *WATCH, parsing.FORMAT)
+    arguments = (*parsing.FAILURES, *WATCH, parsing.FORMAT)
 
-    def handle_rows(self, runner: Runner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:
         require_watchable(options)
-        queryset = Scope(pks=tuple(options["keys"]) or None).queryset(runner)
+        queryset = scope.queryset(runner)
         if _has_choice(options):
             chosen = _chosen_runs(runner, options, queryset=queryset)
             retried = interventions.retry_runs(chosen, requested_by=requested_by())

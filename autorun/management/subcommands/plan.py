@@ -8,11 +8,10 @@ from typing import Any
 from django.core.management.base import CommandError
 from rich.text import Text
 
-from autorun.conf import settings
+from autorun.control.interventions import request_backfill
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.dispatch.publishing import Message, publish
 from autorun.management.subcommands import parsing, watching
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (
@@ -119,8 +118,6 @@ class Backfill(OnRows):
 
     summary = "plan and start runs for existing rows"
     arguments = (
-        parsing.RUNNER,
-        parsing.KEYS,
         *SCOPE,
         parsing.number("--window", help="keep at most N runs in flight"),
         parsing.flag("--dry", help="only count; see also: plan"),
@@ -129,20 +126,22 @@ class Backfill(OnRows):
         parsing.FORMAT,
     )
 
-    def handle_rows(self, runner: Runner, **options: Any) -> None:
+    def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:
         watching.require_watchable(options)
-        scope = replace(scope_of(options), pks=tuple(options["keys"]) or None)
+        scope = replace(scope_of(options), pks=scope.pks)
         scope.queryset(runner)  # raises for an unknown filter
         if options["dry"]:
             number = preview(runner, scope, limit=options["limit"]).planned
             self.terminal.json({"runner": runner.label, "planned": number})
             self.terminal.say((runner.label, "bold"), f": would plan {counted(number, 'run')}.")
             return
+        begin = request_backfill if options["queue"] else backfill_now
+        limits = {name: options[name] for name in ("limit", "window")}
+        batch = begin(runner, scope, **limits, requested_by=requested_by())
         if options["queue"]:
-            batch = self._queue(runner.label, scope, options)
+            self.terminal.json({"runner": runner.label, "queued": True})
+            self.terminal.say((runner.label, "bold"), ": backfill queued.")
         else:
-            limits = {name: options[name] for name in ("limit", "window")}
-            batch = backfill_now(runner, scope, **limits, requested_by=requested_by())
             self.terminal.json(as_json(batch))
             self._report(batch)
             # A backfill of all pending rows skips failed ones.
@@ -150,26 +149,8 @@ class Backfill(OnRows):
                 rows = counted(failed, "failed row")
                 self.terminal.say((f"Skipped {rows} (no attempts left).", "red"))
                 self.terminal.hint(f"Retry failed runs: manage.py autorun retry {runner.label}")
-        if options["watch"] and batch is not None:
+        if options["watch"]:
             watching.watch(batch, self.terminal, check=options["check"])
-
-    def _queue(self, label: str, scope: Scope, options: dict[str, Any]) -> Batch | None:
-        before = watching.last_batch(label)
-        pks = None if scope.pks is None else list(scope.pks)
-        arguments = (label, scope.filter, pks, scope.only, scope.force)
-        limits = (options["limit"], options["window"])
-        publish([Message("autorun.backfill", (*arguments, *limits), queue=settings.QUEUE)])
-        self.terminal.json({"runner": label, "queued": True})
-        self.terminal.say((label, "bold"), ": backfill queued.")
-        if not options["watch"]:
-            return None
-        batch = watching.find_new_batch(label, after=before)
-        if batch is None:
-            raise CommandError(
-                "No worker has started the backfill. To find out why, run "
-                "`manage.py autorun doctor`."
-            )
-        return batch
 
     def _report(self, batch: Batch) -> None:
         self.terminal.say(

@@ -30,15 +30,13 @@ class RunPending(OnRows):
     name = "run"
     summary = "plan and start pending rows, and print each step"
     arguments = (
-        parsing.RUNNER,
-        parsing.KEYS,
         parsing.number("--max-total", help="start at most N runs"),
         parsing.flag("--dry", help="print what would start, and start nothing"),
         parsing.FORMAT,
     )
 
-    def handle_rows(self, runner: Runner, **options: Any) -> None:
-        queryset = Scope(pks=tuple(options["keys"]) or None).queryset(runner)
+    def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:
+        queryset = scope.queryset(runner)
         with _transcript_on(self.terminal):
             batch = run_now(
                 runner,

@@ -8,19 +8,17 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
 from autorun.declare import registry
 from autorun.declare.hooks import every_row
 from autorun.declare.runner import Runner
-from autorun.management.subcommands.parsing import CONDITION_NOT_MET, Argument
+from autorun.management.subcommands.parsing import CONDITION_NOT_MET, KEYS, RUNNER, Argument
 from autorun.management.subcommands.terminal import Terminal
+from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 
 KEYS_PER_QUERY = 10_000
-#: No database's integer key is as large.
-LARGEST_KEY = 2**63
 
 
 class Subcommand(ABC):
@@ -61,18 +59,25 @@ class OnRows(Subcommand):
     An error names the keys that do not exist, after the others have been processed.
     """
 
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        for names, options in (RUNNER, KEYS, *cls.arguments):
+            parser.add_argument(*names, **options)
+
     def handle(self, **options: Any) -> None:
         runner = registry.get(options.pop("runner"))
-        absent = _absent_keys(runner, options["keys"])
-        if not absent or len(absent) < len(options["keys"]):
-            self.handle_rows(runner, **options)
+        keys = options.pop("keys")
+        absent = _absent_keys(runner, keys)
+        if not absent or len(absent) < len(keys):
+            scope = Scope(filter=options.get("filter"), pks=tuple(keys) or None)
+            self.handle_rows(runner, scope, **options)
         if absent:
-            label, keys = runner.get_model()._meta.label, ", ".join(absent)
-            raise CommandError(f"There is no {label} with the key {keys}.")
+            label = runner.get_model()._meta.label
+            raise CommandError(f"There is no {label} with the key {', '.join(absent)}.")
 
     @abstractmethod
-    def handle_rows(self, runner: Runner, **options: Any) -> None:
-        """Process the rows; at least one of the given keys exists."""
+    def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:
+        """Process the rows of the scope; at least one of the given keys exists."""
 
 
 def condition_not_met(message: str) -> CommandError:
@@ -82,17 +87,15 @@ def condition_not_met(message: str) -> CommandError:
 
 def primary_key(runner: Runner, text: str) -> Any:
     """`text` as a primary key of the runner's model. Raises CommandError if it cannot be one."""
-    kind = key_kind(runner.get_model())
-    try:
-        pk = kind.to_pk(text)
-        if kind.is_integer and not -LARGEST_KEY <= pk < LARGEST_KEY:
-            raise ValueError(text)  # some databases refuse such a number even in a comparison
-        return pk
-    except (ValidationError, ValueError, TypeError, OverflowError):
+    model = runner.get_model()
+    kind = key_kind(model)
+    pk = kind.read(text)
+    if pk is None:
         raise CommandError(
-            f"{text!r} is not a primary key of {runner.get_model()._meta.label}, which has "
+            f"{text!r} is not a primary key of {model._meta.label}, which has "
             f"{type(kind.field).__name__} keys."
-        ) from None
+        )
+    return pk
 
 
 def chosen_runners(labels: list[str]) -> list[Runner]:

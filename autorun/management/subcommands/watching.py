@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db.models import QuerySet
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,7 +27,7 @@ from autorun.state.words import counted
 
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # seconds between lines, if the terminal cannot redraw one
-START_TIMEOUT = 30.0  # seconds to wait for a worker to start a queued backfill
+START_TIMEOUT = 30.0  # seconds to wait for a worker to start planning
 
 #: Arguments: whether to watch, and whether the result decides the exit code.
 WATCH = (
@@ -44,26 +44,11 @@ def require_watchable(options: dict[str, Any]) -> None:
         raise CommandError("--check needs the result of the runs: add --watch to wait for it.")
 
 
-def last_batch(label: str) -> int:
-    """The number of the runner's latest backfill; 0 if there is none."""
-    return _backfills(label).order_by("-pk").values_list("pk", flat=True).first() or 0
-
-
-def find_new_batch(label: str, *, after: int) -> Batch | None:
-    """Wait for a worker to start the runner's next backfill; None if that takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        if batch := _backfills(label).filter(pk__gt=after).order_by("pk").first():
-            return batch
-        time.sleep(INTERVAL)
-    return None
-
-
 def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
     """Show the batch's progress until it finishes, or until Ctrl-C, which only stops watching.
 
-    Raises CommandError for a batch that failed or was cancelled. With `check`, raises
-    ConditionNotMet if a run failed or Ctrl-C came first.
+    Raises CommandError for a batch that failed or was cancelled, or that no worker starts. With
+    `check`, raises ConditionNotMet if a run failed or Ctrl-C came first.
     """
     try:
         show = _watch_by_bar if terminal.is_interactive else _watch_by_lines
@@ -88,10 +73,6 @@ def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
         raise CommandError(f"Batch {batch.pk} {verb}{reason}")
     if check and found.failed:
         raise condition_not_met(f"{counted(found.failed, 'run')} of batch {batch.pk} failed.")
-
-
-def _backfills(label: str) -> QuerySet[Batch]:
-    return Batch.objects.filter(runner=label, trigger=Batch.Trigger.BACKFILL)
 
 
 def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
@@ -127,8 +108,10 @@ def _watch_by_lines(batch: Batch, terminal: Terminal) -> None:
 def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, str]]:
     """Yield the batch's counts, and a state that they do not show, until it is over.
 
-    Announces each pause of the batch or its runner once, with the command that resumes it.
+    Announces each pause of the batch or its runner once, with the command that resumes it. Raises
+    CommandError if no worker has started to plan a queued batch in time.
     """
+    start_by = time.monotonic() + START_TIMEOUT
     announced = ""
     paused_node = Node.objects.filter(pk=batch.node_id, paused_at__isnull=False)
     while True:
@@ -140,6 +123,13 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
             paused, state = batch.runner, "runner paused"
         elif batch.is_unfinished and batch.planned_at is None:
             state = "planning"
+            if batch.tries:
+                start_by = math.inf
+            elif time.monotonic() > start_by:
+                raise CommandError(
+                    "No worker has started the backfill. To find out why, run "
+                    "`manage.py autorun doctor`."
+                )
         if paused and paused != announced:
             target = paused.split()[-1]
             terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
