@@ -523,9 +523,7 @@ def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
         page = client.get(reverse(f"admin:autorun_batch_{name}", args=[LABEL]), form)
         text = page.content.decode()
         assert f"“{typed}” is not a whole number from 1 to 2,147,483,647." in text
-        assert f'value="{typed}" placeholder' in text.replace(
-            f' aria-invalid="true" aria-describedby="{field}-problem"', ""
-        )
+        assert f'value="{typed}" placeholder' in text
         assert "Start" not in text.split('id="preview"')[1]
         assert "data-autorun-fetch" not in text
     batches = Batch.objects.count()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -98,6 +98,10 @@ class BulkAction:
     permission: Permission
     states: tuple[str, ...]
     explanation: str
+    #: Changes the runs, and tells the number that it changed; retries have batches instead.
+    change: Callable[[Iterable[list[Run]]], int] | None = None
+    #: The result, for one run and for many.
+    done: tuple[str, str] = ("", "")
     #: States that it accepts as well if a filter or a tick names them.
     named: tuple[str, ...] = ()
 
@@ -120,11 +124,6 @@ class Log:
     detail: str = ""
 
 
-#: The results of an action, for one run and for many.
-_DONE = {
-    "ignore": ("failed run is ignored from now on.", "failed runs are ignored from now on."),
-    "cancel": ("run cancelled before the start.", "runs cancelled before the start."),
-}
 ACTIONS: Mapping[str, BulkAction] = {
     each.name: each
     for each in (
@@ -144,6 +143,8 @@ ACTIONS: Mapping[str, BulkAction] = {
             Permission.CANCEL,
             ("failed",),
             "They are left alone until the input of their row changes.",
+            interventions.ignore_runs,
+            ("failed run is ignored from now on.", "failed runs are ignored from now on."),
         ),
         BulkAction(
             "cancel",
@@ -152,6 +153,8 @@ ACTIONS: Mapping[str, BulkAction] = {
             Permission.CANCEL,
             ("waiting", "queued", "parked"),
             "They never start; a later sweep plans their rows again.",
+            interventions.cancel_runs,
+            ("run cancelled before the start.", "runs cancelled before the start."),
         ),
     )
 }
@@ -210,9 +213,10 @@ class RunAdmin(PageAdmin):
         if instance is None and not seen.is_hidden and not seen.name.is_gone:
             instance = instance_of(run, database)
         may_see = seen.is_open and request.user.has_perm(Permission.SEE_PAYLOAD)
-        others = other_runs(run)
-        told = {"shows_messages": may_see, "is_hidden": seen.is_hidden}
-        story = story_of(run, runner, instance, others=others, **told)
+        others, is_hidden = other_runs(run), seen.is_hidden
+        story = story_of(
+            run, runner, instance, others=others, shows_messages=may_see, is_hidden=is_hidden
+        )
         outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
         return self.render(
             request,
@@ -226,10 +230,8 @@ class RunAdmin(PageAdmin):
             name=seen.name,
             key=key_text(run),
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
-            why=story.why,
+            story=story,
             now=prose(story.now),
-            events=story.events,
-            failures=story.failures,
             input=_input(runner, instance) if may_see else None,
             configuration=as_json(run.node.configuration),
             outputs=outputs,
@@ -297,13 +299,11 @@ class RunAdmin(PageAdmin):
     def _do(
         self, request: HttpRequest, chosen_action: BulkAction, found: Iterable[list[Run]], log: Log
     ) -> None:
-        if chosen_action.name == "retry":
+        if chosen_action.change is None:
             self._retry(request, found, log)
             return
-        is_ignored = chosen_action.name == "ignore"
-        change = interventions.ignore_runs if is_ignored else interventions.cancel_runs
-        changed = change(found)
-        what = counted(changed, *_DONE[chosen_action.name])
+        changed = chosen_action.change(found)
+        what = counted(changed, *chosen_action.done)
         if changed:
             self.note(request, what, *log.runs, about=log.about, detail=log.detail)
         else:
@@ -331,8 +331,7 @@ class RunAdmin(PageAdmin):
     ) -> None:
         log = _log_of_filter(chosen)
         found = chain.from_iterable(each.each() for each in chosen_action.narrowed(chosen))
-        is_retry = chosen_action.name == "retry"
-        if not is_retry or chosen.group or chosen.state == "ignored":
+        if chosen_action.change or chosen.group or chosen.state == "ignored":
             self._do(request, chosen_action, found, log)
             return
         first = _first(found)
@@ -387,17 +386,14 @@ def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
     words, shape = chosen.written(), ""
     if chosen.group:
         words.pop("exception", None)
-        words["group"], shape = _group_words(chosen)
+        words["group"] = "of failures that no longer exist"
+        rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
+        member = next(chain.from_iterable(members for members, _ in rounds), None)
+        if member is not None:
+            run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
+            shape = member.shape
+            words["group"] = f"{member.exception_class} of {run.chunk.runner} ({run.node})"
     return words, shape
-
-
-def _group_words(chosen: RunFilter) -> tuple[str, str]:
-    rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
-    member = next((each for members, _ in rounds for each in members), None)
-    if member is None:
-        return "of failures that no longer exist", ""
-    run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
-    return f"{member.exception_class} of {run.chunk.runner} ({run.node})", member.shape
 
 
 def _number(chosen: RunFilter) -> int | None:

@@ -138,11 +138,10 @@ class Backfill(OnRows):
         begin = request_backfill if options["queue"] else backfill_now
         limits = {name: options[name] for name in ("limit", "window")}
         batch = begin(runner, scope, **limits, requested_by=requested_by())
+        self.terminal.json(as_json(batch))
         if options["queue"]:
-            self.terminal.json({"runner": runner.label, "queued": True})
             self.terminal.say((runner.label, "bold"), ": backfill queued.")
         else:
-            self.terminal.json(as_json(batch))
             self._report(batch)
             # A backfill of all pending rows skips failed ones.
             if scope == Scope() and (failed := progress(node_of(runner)).failed):
