@@ -25,7 +25,7 @@ from django.contrib.auth import get_user_model
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, QueryDict
 
-from autorun.admin.permissions import Allowed, Permission
+from autorun.admin.permissions import Permission
 from autorun.admin.row_access import database_of, may_view, visible
 from autorun.declare.hooks import base_queryset
 from autorun.declare.runner import Runner
@@ -124,7 +124,7 @@ def rows_shown(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     request.method = "GET"
     request.user = user
     needs = Permission(source.get("needs", Permission.BACKFILL))
-    if not (site.has_permission(request) and Allowed(user).to(needs)):
+    if not (site.has_permission(request) and user.has_perm(needs)):
         raise RowsGone(f"{user} no longer has the permission {needs}.")
     chosen = ChosenRows(source["model"], query=source.get("query", ""))
     try:
