@@ -626,7 +626,10 @@ def test_the_next_address_stays_on_this_site(runner) -> None:
     away = client.post(address, {"next": "https://example.org/"})
     here = client.post(address, {"next": "/admin/autorun/run/"})
 
+    downgraded = client.post(address, {"next": "http://testserver/admin/"}, secure=True)
+
     assert away["Location"] == reverse("admin:autorun_node_runner", args=[LABEL])
+    assert downgraded["Location"] == reverse("admin:autorun_node_runner", args=[LABEL])
     assert here["Location"] == "/admin/autorun/run/"
 
 

@@ -3,6 +3,7 @@
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
+from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
 from django.db import connection
 from django.test import Client
@@ -11,7 +12,7 @@ from django.urls import reverse
 
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.continued import signed
-from autorun.models import Failure, Run
+from autorun.models import Failure, Node, Run
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
@@ -100,6 +101,27 @@ def test_lists_of_runs_call_hidden_rows_by_their_key(runner, ada) -> None:
     assert "scan-0" not in page
     assert page.count("own-") == 9
     assert "deleted" not in page
+
+
+@pytest.mark.parametrize("may_view", [True, False])
+def test_the_payload_of_a_model_that_is_gone_needs_the_permission_to_view_it(
+    may_view: bool, runner, client
+) -> None:
+    content_type = ContentType.objects.create(app_label="clinic", model="patient")
+    run = run_of(Run.Status.SUCCEEDED, is_own=False)
+    Node.objects.filter(pk=run.node_id).update(content_type=content_type)
+    ContentType.objects.clear_cache()
+    user = scenes.add_user("ada", "view_run", "view_payload")
+    if may_view:
+        viewing = Permission.objects.create(
+            codename="view_patient", name="Can view patient", content_type=content_type
+        )
+        user.user_permissions.add(viewing)
+    client.force_login(user)
+
+    page = client.get(page_of(run)).text
+
+    assert (f"output {run.object_id}" in page) is may_view
 
 
 @pytest.mark.usefixtures("_hiding")

@@ -61,6 +61,17 @@ def test_rows_are_filtered_by_state(state: str, number: int, superuser) -> None:
     assert response.context["cl"].result_count == number
 
 
+@pytest.mark.parametrize("state", ["pending", "failed", "unheard-of"])
+def test_a_state_for_the_runner_of_another_model_is_refused(state: str, superuser) -> None:
+    scenes.few()
+    other = declare()
+    with installed(other):
+        response = superuser.get(reverse(CHANGELIST), {"autorun": f"{state}:{other.get_label()}"})
+
+    assert response.status_code == 302
+    assert response["Location"].endswith("?e=1")
+
+
 def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, set_constants) -> None:
     set_constants(mixin, LOOKING_SECONDS=0)
     set_constants(windows, DATABASE_WINDOW=5)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, OuterRef, QuerySet
@@ -181,7 +182,10 @@ class StatusFilter(admin.SimpleListFilter):
 
     def chosen(self) -> tuple[str, Runner | None]:
         """The state of the rows to show, and the runner for which they are in it."""
-        state, _, label = (self.value() or "").partition(":")
+        value = self.value()
+        if value and value not in {given for given, _ in self.lookup_choices}:
+            raise IncorrectLookupParameters(f"No runner of these rows has the state {value!r}.")
+        state, _, label = (value or "").partition(":")
         return state, registry.find(label)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:

@@ -93,7 +93,10 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:
         """Redirect to the page the form names as its own, if it is on this site."""
         following = request.POST.get("next", "")
-        if not url_has_allowed_host_and_scheme(following, {request.get_host()}):
+        is_ours = url_has_allowed_host_and_scheme(
+            following, {request.get_host()}, require_https=request.is_secure()
+        )
+        if not is_ours:
             following = otherwise
         return HttpResponseRedirect(following)
 

@@ -84,8 +84,9 @@ def seen_rows(
     for of_model in by_model.values():
         model = model_of(of_model[0].node)
         if model is None:
+            is_open = _could_view(request, of_model[0].node)
             for run in of_model:
-                seen[run.pk] = Seen(Name(key_text(run), is_gone=True), is_open=True)
+                seen[run.pk] = Seen(Name(key_text(run), is_gone=True), is_open=is_open)
         else:
             seen.update(_seen_of(request, site, model, of_model, database or _database_of(model)))
     return seen
@@ -174,6 +175,15 @@ def _seen_of(
         name = Name(f"{verbose} {key_text(run)}", is_gone=not is_hidden)
         seen[run.pk] = Seen(name, is_open=shows_gone and not is_hidden, is_hidden=is_hidden)
     return seen
+
+
+def _could_view(request: HttpRequest, node: Node) -> bool:
+    """Whether the user has the permission to view a model that is gone from the code."""
+    content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_id(
+        node.content_type_id
+    )
+    permission = f"{content_type.app_label}.view_{content_type.model}"
+    return bool(request.user.has_perm(permission))
 
 
 def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
