@@ -23,7 +23,7 @@ from autorun.declare.runner import Runner
 from autorun.models import Batch, Node
 from autorun.observe import explanation
 from autorun.observe.explanation import Explanation
-from autorun.planning import looks, pending
+from autorun.planning import on_demand, pending
 from autorun.planning.scope import Scope
 from autorun.state import counts
 from autorun.state.counts import Progress
@@ -48,7 +48,7 @@ class QuerySetRunner(Runner):
         At most `max_total` runs are planned. With `dry` nothing is recorded or started, and the
         returned batch is not saved.
         """
-        return looks.run_now(self, queryset, max_total=max_total, dry=dry, log_level=log_level)
+        return on_demand.run_now(self, queryset, max_total=max_total, dry=dry, log_level=log_level)
 
     async def arun(
         self,
@@ -99,7 +99,7 @@ class QuerySetRunner(Runner):
         these; the default is pending rows. `force` includes rows that have succeeded.
         """
         scope = Scope(filter=filter, only=only, force=force)
-        return looks.backfill_now(
+        return on_demand.backfill_now(
             self, scope, queryset, limit=limit, window=window, requested_by=requested_by
         )
 
@@ -112,11 +112,11 @@ class QuerySetRunner(Runner):
 
         They keep the outputs of their last success.
         """
-        return looks.adopt(self, queryset)
+        return on_demand.adopt(self, queryset)
 
     def ignore(self, queryset: QuerySet[Any] | None = None) -> int:
         """Leave the pending rows alone until their input changes; how many."""
-        return looks.ignore(self, queryset)
+        return on_demand.ignore(self, queryset)
 
     # Identity and rows
 

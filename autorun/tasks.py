@@ -19,7 +19,7 @@ from autorun.declare.interruption import soft_limit_ignored
 from autorun.declare.runner import Runner
 from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
-from autorun.planning.looks import backfill_now, go_on, sweep_now
+from autorun.planning.on_demand import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state.transactions import is_passing
 from autorun.triggers import delivery
@@ -46,7 +46,7 @@ def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
     from autorun.execution.at_once import plan_or_start
     from autorun.execution.execute import work_off
 
-    subscribers = delivery.subscribers(model_label)
+    subscribers = delivery.subscriptions().get(model_label, [])
     try:
         with soft_limit_ignored():
             if not subscribers:

@@ -15,7 +15,7 @@ from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, passes, windows
-from autorun.planning.looks import go_on, sweep_now
+from autorun.planning.on_demand import go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now, new_chunk_id
 from autorun.state.leases import queued, start

@@ -13,7 +13,7 @@ from autorun.analysis import Analysis, analysis, temporarily_registered
 from autorun.conf import NIGHTLY
 from autorun.declare import nodes, registry
 from autorun.exceptions import AlreadyRegistered, ImproperRunner, NotRegistered, RunTimeout
-from autorun.planning.looks import sweep_now
+from autorun.planning.on_demand import sweep_now
 from autorun.runner import QuerySetRunner
 from tests.crashes import AWAY
 from tests.engine import declare, installed, work_off

@@ -14,7 +14,7 @@ from autorun.control import interventions
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
-from autorun.planning import batches, looks, named
+from autorun.planning import batches, named, on_demand
 from autorun.planning.named import plan_keys
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
@@ -283,7 +283,7 @@ def test_turns_are_taken_one_at_a_time():
 def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
     runner = declare()
     with installed(runner):
-        batch = looks.begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        batch = on_demand.begin(runner(), Batch.Trigger.BACKFILL, Scope())
         assert hand_on_batches() == 0
         Batch.objects.update(expires_at=from_now(-1))
         assert hand_on_batches() == 1
@@ -303,9 +303,9 @@ def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
 def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
     runner = declare()
     with installed(runner):
-        batch = looks.begin(runner(), Batch.Trigger.CODE, Scope(given=True))
+        batch = on_demand.begin(runner(), Batch.Trigger.CODE, Scope(given=True))
         Batch.objects.update(expires_at=from_now(-1))
-        looks.go_on(batches.take_over(batch.pk))
+        on_demand.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
     assert batch.state == Batch.State.FAILED
@@ -315,14 +315,14 @@ def test_a_batch_over_a_given_queryset_cannot_be_planned_on(documents):
 def test_a_batch_whose_runner_a_worker_does_not_know_is_left_to_another_one(documents):
     runner = declare()
     with installed(runner):
-        batch = looks.begin(runner(), Batch.Trigger.BACKFILL, Scope())
+        batch = on_demand.begin(runner(), Batch.Trigger.BACKFILL, Scope())
     Batch.objects.update(expires_at=from_now(-1))
 
-    looks.go_on(batches.take_over(batch.pk))
+    on_demand.go_on(batches.take_over(batch.pk))
     assert hand_on_batches() == 0
     Batch.objects.update(expires_at=from_now(-1))
     with installed(runner):
-        looks.go_on(batches.take_over(batch.pk))
+        on_demand.go_on(batches.take_over(batch.pk))
 
     batch.refresh_from_db()
     assert (batch.state, batch.planned) == (Batch.State.RUNNING, 4)
@@ -335,7 +335,7 @@ def test_a_batch_whose_runner_is_gone_is_not_tried_for_ever(documents):
     waits = []
     for _ in range(batches.MOST_TRIES):
         Batch.objects.update(expires_at=from_now(-1))
-        looks.go_on(batches.take_over(batch.pk))
+        on_demand.go_on(batches.take_over(batch.pk))
         batch.refresh_from_db()
         if batch.expires_at is not None:
             waits.append(round((batch.expires_at - timezone.now()).total_seconds(), -1))

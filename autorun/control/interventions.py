@@ -26,7 +26,7 @@ from autorun.models import Batch, Chunk, Run
 from autorun.observe.listing import RunFilter
 from autorun.planning import batches
 from autorun.planning.cancelling import cancel_unstarted, count_by_chunk
-from autorun.planning.looks import begin, require_valid
+from autorun.planning.on_demand import begin, require_valid
 from autorun.planning.scope import SOURCES, Scope
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind

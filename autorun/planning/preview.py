@@ -13,7 +13,7 @@ from autorun.declare.hooks import as_plain
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.planning.counting import Count, count_rows
-from autorun.planning.looks import require_valid
+from autorun.planning.on_demand import require_valid
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.planning.selection import Selection

@@ -61,11 +61,6 @@ def connect() -> None:
     current_app.set_default()
 
 
-def subscribers(model_label: str) -> list[Runner]:
-    """The runners with ON_SAVE whose DATA_MODEL has that label."""
-    return subscriptions().get(model_label, [])
-
-
 @cache
 def subscriptions() -> dict[str, list[Runner]]:
     """The runners with ON_SAVE by the label of their model, until others are registered."""
@@ -239,7 +234,7 @@ def _messages(saved: Mapping[str, set[Any]]) -> list[Message]:
 def _time_limit(label: str) -> float | None:
     """The time limit of a message of saved rows, which may also execute the run of a lone one."""
     longest = 0.0
-    for runner in subscribers(label):
+    for runner in subscriptions().get(label, []):
         timeout = timeout_of(runner)
         if timeout is None:
             return None

@@ -185,5 +185,5 @@ def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | Non
 
 def _runners_about(model: type[Model]) -> str:
     watched = [watch.model_label for watch in _watches.get(model, ())]
-    labels = {each.label for label in watched for each in delivery.subscribers(label)}
+    labels = {each.label for label in watched for each in delivery.subscriptions().get(label, [])}
     return ", ".join(sorted(labels)) or "autorun"

@@ -209,6 +209,6 @@ def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
 def _runners_of(model_label: str, label: str) -> list[Runner]:
     """The runners that a spilled trigger is for: the one it names, or all of its model."""
     if not label:
-        return delivery.subscribers(model_label)
+        return delivery.subscriptions().get(model_label, [])
     runner = registry.find(label)
     return [] if runner is None else [runner]

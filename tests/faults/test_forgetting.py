@@ -13,8 +13,8 @@ from autorun.execution import work
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning import batches, windows
-from autorun.planning.looks import sweep_now
 from autorun.planning.named import plan_keys
+from autorun.planning.on_demand import sweep_now
 from autorun.runner import QuerySetRunner
 from autorun.state.leases import queued, start
 from tests.crashes import armed, listening

@@ -40,7 +40,7 @@ from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
-from autorun.planning import batches, looks
+from autorun.planning import batches, on_demand
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
 from autorun.state.probes import POINTS
@@ -478,7 +478,7 @@ class Life(RuleBasedStateMachine):
             self.come_to_rest()
             pending = set(self.runner.pending().values_list("pk", flat=True))
             assert pending <= self.unheard, "saved, and left to the next sweep"
-            looks.sweep_now(self.runner)
+            on_demand.sweep_now(self.runner)
             self.come_to_rest()
             self.all_is_done()
         finally:
@@ -551,7 +551,7 @@ class Life(RuleBasedStateMachine):
             self.unheard -= saved
 
     def sweep(self) -> None:
-        if looks.sweep_now(self.runner) is not None:
+        if on_demand.sweep_now(self.runner) is not None:
             self.unheard.clear()
 
     def time_passes(self) -> None:

@@ -20,7 +20,7 @@ from autorun.management.subcommands.subcommand import OnRows, requested_by
 from autorun.management.subcommands.watching import WATCH, require_watchable, watch
 from autorun.models import Run
 from autorun.observe.failures import classes_of, failed_runs
-from autorun.planning.looks import adopt, backfill_now, ignore
+from autorun.planning.on_demand import adopt, backfill_now, ignore
 from autorun.planning.pending import pending
 from autorun.planning.scope import Scope
 from autorun.state.counts import progress

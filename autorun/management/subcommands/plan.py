@@ -21,7 +21,7 @@ from autorun.management.subcommands.subcommand import (
     requested_by,
 )
 from autorun.models import Batch
-from autorun.planning.looks import backfill_now
+from autorun.planning.on_demand import backfill_now
 from autorun.planning.preview import Group, Preview, preview
 from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS

@@ -18,7 +18,7 @@ from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import OnRows, Subcommand, chosen_runners
 from autorun.management.subcommands.terminal import Terminal
-from autorun.planning.looks import Swept, run_now, sweep_counting_undone
+from autorun.planning.on_demand import Swept, run_now, sweep_counting_undone
 from autorun.planning.scope import Scope
 from autorun.state.counts import progress
 from autorun.state.words import counted
