@@ -18,11 +18,12 @@ class AutorunConfig(AppConfig):
         from autorun import broker
         from autorun.declare import nodes, registry
         from autorun.observe import checks
+        from autorun.state import waits
         from autorun.triggers import delivery, on_save, on_schedule
         from autorun.upkeep import workers
 
         checks.connect()
-
+        waits.connect()
         broker.register()
         registry.autodiscover()
         on_save.connect()

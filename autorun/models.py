@@ -83,7 +83,10 @@ class Batch(models.Model):
     State: TypeAlias = BatchState
 
     runner = models.CharField(max_length=255, db_index=True)
-    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="batches")
+    # Without a constraint: on MariaDB an insert locks the node until its transaction ends.
+    node = models.ForeignKey(
+        Node, on_delete=models.CASCADE, db_constraint=False, related_name="batches"
+    )
     trigger = models.CharField(max_length=16, choices=Trigger)
     requested_by = models.CharField(max_length=255, blank=True)
     scope = models.JSONField(default=dict, help_text="What another process needs to go on with it.")
@@ -160,6 +163,7 @@ class Chunk(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         related_name="chunks",
+        db_constraint=False,
         db_index=False,
     )
     state = models.PositiveSmallIntegerField(choices=State, default=State.WAITING)

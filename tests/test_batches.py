@@ -609,7 +609,7 @@ def test_windows_with_nothing_pending_are_booked_together(documents, set_constan
             batch = runner().backfill()
 
     booked = [
-        each["sql"] for each in queries if "SET" in each["sql"] and "candidates" in each["sql"]
+        each["sql"] for each in queries if "UPDATE" in each["sql"] and "candidates" in each["sql"]
     ]
     assert len(booked) == (1 if changed is None else 2)
     assert (batch.candidates, batch.existing) == (6, 6 if changed is None else 5)

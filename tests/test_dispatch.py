@@ -436,7 +436,7 @@ def test_a_node_that_cannot_be_released_holds_up_no_other(two_runners, sent, cap
         assert releasing.release_everywhere() == 1
 
     assert states_of(second) == {Chunk.State.QUEUED}
-    assert f"Node {node_id}: nothing was released" in caplog.text
+    assert f"Releasing: node {node_id} failed" in caplog.text
 
 
 def test_publications_are_counted_no_further_than_their_column_goes(documents, sent):

@@ -19,6 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun.control import interventions
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import statements, windows
+from autorun.planning.named import plan_keys
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
 from tests.engine import current_runs, declare, installed, statuses, work_off
@@ -584,8 +585,7 @@ def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documen
 
     def plan() -> tuple[Batch, list[str]]:
         try:
-            # In a transaction of the caller's nothing can be repeated.
-            with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+            with CaptureQueriesContext(connection) as queries:
                 return runner_class().run(), [query["sql"] for query in queries]
         finally:
             connection.close()
@@ -593,12 +593,12 @@ def test_a_row_that_somebody_else_plans_at_the_same_time_is_planned_once(documen
     with installed(runner_class), ThreadPoolExecutor(1) as other:
         runner_class().get_node()
         with transaction.atomic():
-            runner_class().run(Document.objects.filter(pk=documents[3].pk))
+            plan_keys(runner_class(), [documents[3].pk])
             planning = other.submit(plan)
             until(has_somebody_waiting)
         batch, statements_sent = planning.result(timeout=10)
 
-    inserts = [sql for sql in statements_sent if sql.startswith('INSERT INTO "autorun_run"')]
+    inserts = [sql for sql in statements_sent if 'INSERT INTO "autorun_run"' in sql]
     assert ["ON CONFLICT" in sql for sql in inserts] == [False, True]
     assert set(current_runs()) == {document.pk for document in documents}
     assert (batch.planned, Run.objects.count()) == (5, 6)

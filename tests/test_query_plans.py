@@ -61,8 +61,12 @@ def explained(beginning: str) -> Iterator[list[str]]:
     plans: list[str] = []
 
     def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        # Without the limit of the wait for locks, which is part of the statement.
+        _, is_bounded, rest = sql.partition(f"; {beginning}")
         if sql.startswith(beginning):
             plans.append(plan_of(sql, params))
+        elif is_bounded:
+            plans.append(plan_of(beginning + rest.partition("; SET")[0], params))
         return execute(sql, params, many, context)
 
     with connection.execute_wrapper(explain):

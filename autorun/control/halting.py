@@ -8,6 +8,7 @@ from autorun.dispatch.releasing import release
 from autorun.models import Batch, Node
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
+from autorun.state.transactions import once_committed
 
 
 def pause_runner(runner: Runner) -> bool:
@@ -15,17 +16,25 @@ def pause_runner(runner: Runner) -> bool:
 
     Runs in progress finish, and rows are still planned. Runners that share the node are paused too.
     """
-    nodes = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
-    return bool(nodes.update(paused_at=DatabaseNow()))
+    running = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
+    return once_committed(
+        lambda: bool(running.update(paused_at=DatabaseNow())),
+        meanwhile=running.exists,
+    )
 
 
 def resume_runner(runner: Runner) -> bool:
     """Resume the runner's node; False if it was not paused."""
     node_id = node_of(runner).pk
-    resumed = Node.objects.filter(pk=node_id).exclude(paused_at=None).update(paused_at=None)
-    if resumed:
-        release(node_id)
-    return bool(resumed)
+    paused = Node.objects.filter(pk=node_id).exclude(paused_at=None)
+
+    def resume() -> bool:
+        resumed = bool(paused.update(paused_at=None))
+        if resumed:
+            release(node_id)
+        return resumed
+
+    return once_committed(resume, meanwhile=paused.exists)
 
 
 def cancel_runner(label: str, *, reason: str = "") -> int:

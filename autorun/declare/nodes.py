@@ -18,6 +18,7 @@ from autorun.declare import hooks, registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Chunk, Node
+from autorun.state import pulses
 from autorun.state.encoding import digest, encode_configuration
 
 logger = logging.getLogger(__name__)
@@ -108,15 +109,12 @@ def configuration_of(runner: Runner) -> dict[str, Any]:
     return encode_configuration(hooks.call(runner, "create_configuration"))
 
 
-def lock(node_id: int) -> str:
-    """Lock the node until the transaction ends; return its digest.
+def lock(node_id: int) -> None:
+    """Hold the node's lock until the transaction ends.
 
-    Its key stays unlocked: on PostgreSQL every insert of a chunk would wait for it.
+    It is not the node itself: on MariaDB every insert of a chunk would wait for that.
     """
-    no_key = connections[settings.DATABASE].features.has_select_for_no_key_update
-    locked = Node.objects.select_for_update(no_key=no_key).filter(pk=node_id)
-    node_digest: str = locked.values_list("digest", flat=True).get()
-    return node_digest
+    pulses.hold(f"node:{node_id}")
 
 
 def dependents(runner: Runner) -> list[Runner]:

@@ -7,11 +7,12 @@ sends again; in the other order two processes could release more than the window
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Greatest, Least
 
@@ -24,7 +25,12 @@ from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.state.clock import DatabaseNow
 from autorun.state.probes import crash_point
-from autorun.state.transactions import is_conflict, repeated_on_conflict
+from autorun.state.transactions import (
+    is_conflict,
+    once_committed,
+    repeated_on_conflict,
+    sum_of_each,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +38,6 @@ logger = logging.getLogger(__name__)
 FIRST_PAGE = 8
 #: Messages of a chunk are counted up to this number; a smallint ends a little above.
 MOST_PUBLICATIONS = 30_000
-#: Seconds that each attempt waits for the lock of a node. A release holds it briefly.
-NODE_LOCK_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,27 @@ class Release:
 
 def release(node_id: int) -> Release:
     """Send what the node's limits allow, urgent chunks first, once the transaction commits."""
-    if not _due(node_id).exists():
+    node_digest = _due(node_id).order_by().values_list("node__digest", flat=True).first()
+    if node_digest is None:
         return Release()
+    work = partial(_release, node_id, node_digest)
+    return once_committed(work, meanwhile=Release)
+
+
+def release_everywhere() -> int:
+    """Release for every node with waiting chunks; return the number of released chunks."""
+    # A subquery for each node: there may be many thousands of waiting chunks.
+    waiting = Chunk.objects.waiting().of(OuterRef("pk"))
+    nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
+    return sum_of_each(lambda pk: release(pk).chunks, nodes_waiting, name="Releasing: node")
+
+
+def _release(node_id: int, node_digest: str) -> Release:
     # Configurations come from user code: none is created in the transaction, under the lock.
-    labels = nodes.runners_by_node().labels
+    labels = set(nodes.runners_by_node().labels.get(node_digest, ()))
     try:
-        claimed = repeated_on_conflict(
-            lambda: _claim(node_id, labels), lock_timeout=NODE_LOCK_TIMEOUT
-        )
+        claim = partial(_claim, node_id, labels)
+        claimed = repeated_on_conflict(claim, holds_node=True)
     except OperationalError as error:
         if not is_conflict(error):
             raise
@@ -70,22 +87,6 @@ def release(node_id: int) -> Release:
     if claimed:
         transaction.on_commit(send_claimed, using=settings.DATABASE, robust=True)
     return Release(len(claimed), bool(refused))
-
-
-def release_everywhere() -> int:
-    """Release for every node with waiting chunks; return the number of released chunks."""
-    # A subquery for each node: there may be many thousands of waiting chunks.
-    waiting = Chunk.objects.waiting().of(OuterRef("pk"))
-    nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
-    released = 0
-    for node_id in list(nodes_waiting):
-        try:
-            released += release(node_id).chunks
-        except (OperationalError, InterfaceError):
-            raise  # the database is away, for all nodes
-        except Exception:
-            logger.exception("Node %d: nothing was released; the next round tries again.", node_id)
-    return released
 
 
 def send(chunks: Sequence[Chunk]) -> int:
@@ -126,15 +127,15 @@ def _due(node_id: int) -> QuerySet[Any]:
     )
 
 
-def _claim(node_id: int, labels: Mapping[str, list[str]]) -> list[Chunk]:
-    """Mark as queued what fits beside the runs in flight, under a lock of the node."""
-    node_digest = nodes.lock(node_id)
+def _claim(node_id: int, labels: Set[str]) -> list[Chunk]:
+    """Mark as queued what fits beside the runs in flight, under the lock of the node."""
+    nodes.lock(node_id)
     in_flight = (
         Chunk.objects.limiting()
         .of(node_id)
         .values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
     )
-    room = Room(in_flight, node_id, set(labels.get(node_digest, ())))
+    room = Room(in_flight, node_id, labels)
     claimed = list(_fitting(_due(node_id), room))
     # A chunk that was cancelled since it was read stays so; its message does nothing.
     Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(

@@ -55,17 +55,17 @@ def execute(chunk_id: int) -> None:
         return
     seconds = longest(chunk)
     deadline = math.inf if seconds is None else time.monotonic() + seconds + settings.LEASE
-    skipped: list[int] = []
+    skipped: list[int] = []  # a locked one stays queued
     for _ in range(MOST_URGENT):
         urgent = next_urgent(chunk, but=skipped)
         if urgent is None:
             break
+        skipped.append(urgent.pk)
         if not _is_equipped_for(urgent):
-            skipped.append(urgent.pk)  # its own message reaches another worker
-        elif _ends_before(deadline, urgent):
-            _execute_one(urgent)
-        else:
+            continue  # its own message reaches another worker
+        if not _ends_before(deadline, urgent):
             break
+        _execute_one(urgent)
     if _ends_before(deadline, chunk):
         _execute_one(chunk)
     else:

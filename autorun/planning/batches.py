@@ -64,15 +64,16 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
         nodes.lock(node.pk)
         alike = Batch.objects.filter(runner=runner.label, node=node, trigger=trigger)
         unplanned = alike.unplanned()
-        left = unplanned.lapsed().order_by("pk")
-        # Locked before the next query: upkeep may be about to have one of them planned.
-        left_ids = list(left.select_for_update().values_list("pk", flat=True))
+        left_ids = list(unplanned.lapsed().order_by("pk").values_list("pk", flat=True))
+        # Locked before the next query: upkeep may be about to have one of them planned. By their
+        # ids: on MariaDB any other condition waits for batches that views have just begun.
+        list(Batch.objects.select_for_update().filter(pk__in=left_ids).values_list("pk"))
         if unplanned.filter(expires_at__gt=DatabaseNow()).exists():
             return None
         taken = (take_over(batch_id) for batch_id in left_ids)
         return next(filter(None, taken), None) or begin(runner, trigger, **fields)
 
-    return repeated_on_conflict(begin_unless_there_is_one)
+    return repeated_on_conflict(begin_unless_there_is_one, holds_node=True)
 
 
 def take_over(batch_id: int) -> Batch | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from django.db.models import QuerySet
@@ -14,12 +16,14 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
+from autorun.planning.outcome import Outcome
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
 from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
 from autorun.planning.windows import Window, in_halves, last_key, windows
+from autorun.state.transactions import once_committed
 
 logger = logging.getLogger(__name__)
 
@@ -209,12 +213,18 @@ def _recorded(
     node_id = node_of(runner).pk
     priority = Chunk.Priority.BACKFILL
     planner = Planner(runner, node_id=node_id, priority=priority, status=status, **options)
-    recorded = 0
 
-    def plan(window: Window) -> None:
-        nonlocal recorded
-        recorded += planner.plan(window).planned
+    def recorded(of_window: Callable[[Window], Outcome]) -> int:
+        number = 0
 
-    for window in windows(runner, rows, node_id=node_id):
-        in_halves(runner, rows, window, plan)
-    return recorded
+        def add(window: Window) -> None:
+            nonlocal number
+            number += of_window(window).planned
+
+        for window in windows(runner, rows, node_id=node_id):
+            in_halves(runner, rows, window, add)
+        return number
+
+    return once_committed(
+        partial(recorded, planner.plan), meanwhile=partial(recorded, planner.count)
+    )

@@ -26,7 +26,7 @@ from autorun.state import probes
 from autorun.state.counts import progress
 from autorun.state.origins import ORIGINS
 from autorun.state.probes import crash_point
-from autorun.state.transactions import repeated_on_conflict
+from autorun.state.transactions import once_committed, repeated_on_conflict
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,24 @@ class Pass:
         return batch
 
     def executed(self, batch: Batch) -> Batch:
-        """Plan and release window by window until the rows, the limit or the lease end."""
+        """Plan and release window by window until the rows, the limit or the lease end.
+
+        In a transaction of the caller's they are counted, and planned once it commits.
+        """
+        work, count = partial(self._executed, batch), partial(self._expected, batch)
+        return once_committed(work, meanwhile=count)
+
+    def _expected(self, batch: Batch) -> Batch:
+        """The batch with the numbers that it will have, as far as they are known."""
+        counted = self.counted(limit=batch.limit)
+        for name in ("candidates", "existing", "planned", "unprepared"):
+            setattr(batch, name, getattr(counted, name))
+        return batch
+
+    def _executed(self, batch: Batch) -> Batch:
+        if self.outcome.candidates:  # they were counted for the caller
+            self.outcome = Outcome()
+            batch.refresh_from_db()
         with probes.span("autorun.plan") as span:
             span.note(runner=batch.runner, batch=batch.pk, trigger=str(batch.trigger))
             self._execute(batch)

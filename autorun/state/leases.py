@@ -13,12 +13,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from celery import current_task
+from django.db import OperationalError
 from django.db.models import Expression, F, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
+from autorun.state.transactions import is_conflict
 
 #: The lease of a batch, in leases of a chunk: Python may have to prepare thousands of rows of a
 #: window before planning can extend it.
@@ -58,15 +60,20 @@ def queued(chunk_id: int) -> Chunk | None:
 
 
 def start(chunk: Chunk) -> Lease | None:
-    """The lease of a queued chunk, or None if another worker has it."""
+    """The lease of a queued chunk, or None if another process has it or locks it."""
     token = new_token()
-    started = _as_read(chunk).update(
-        state=Chunk.State.RUNNING,
-        token=token,
-        started_at=DatabaseNow(),
-        expires_at=ends_at(),
-        worker=worker_name(),
-    )
+    try:
+        started = _as_read(chunk).update(
+            state=Chunk.State.RUNNING,
+            token=token,
+            started_at=DatabaseNow(),
+            expires_at=ends_at(),
+            worker=worker_name(),
+        )
+    except OperationalError as error:
+        if not is_conflict(error):
+            raise
+        return None  # upkeep sends its message again
     return Lease(chunk, token) if started else None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.conf import settings
+from autorun.state.waits import bounded_idleness
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,11 @@ FIRST_PAUSE = 0.05  # seconds; doubled each time
 TRIES_WHILE_AWAY = 4
 PAUSE_WHILE_AWAY = 0.3  # seconds; doubled each time
 
-# Deadlock and serialisation failure on PostgreSQL; deadlock, lock wait and changed row on MariaDB.
-_CONFLICT_STATES = {"40P01", "40001", "55P03"}
-_CONFLICT_NUMBERS = {1205, 1213, 1020}
+# A wait for a lock has reached its limit, on PostgreSQL and on MariaDB.
+_WAITED_STATE, _WAITED_NUMBER = "55P03", 1205
+# So has one; deadlock and serialisation failure on PostgreSQL; deadlock and changed row on MariaDB.
+_CONFLICT_STATES = {"40P01", "40001", _WAITED_STATE}
+_CONFLICT_NUMBERS = {_WAITED_NUMBER, 1213, 1020}
 # PostgreSQL: connection exception, rolled back, out of resources, lock not available, shut down,
 # system error.
 _PASSING_CLASSES = {"08", "40", "53", "55", "57", "58"}
@@ -53,16 +56,16 @@ def repeated_on_conflict(
     work: Callable[[], Result],
     *,
     is_idempotent: bool = False,
-    lock_timeout: float | None = None,
     on_conflict: Callable[[], object] = lambda: None,
+    holds_node: bool = False,
 ) -> Result:
     """`work()` in a transaction of its own, repeated after a conflict with another transaction.
 
     Work that `is_idempotent` is also repeated on a new connection if the old one broke: whether the
-    server had committed is unknown then. On PostgreSQL, waiting longer than `lock_timeout` seconds
-    for a lock counts as a conflict: the server may keep a lost machine's transaction open for
-    hours. Inside a transaction of the caller's, whose statements cannot be repeated, it runs once.
-    `on_conflict` is called before each repetition.
+    server had committed is unknown then. Work that `holds_node` takes a lock that many need: a
+    frozen process does not keep it, and a wait that has reached its limit is not repeated. Inside a
+    transaction of the caller's, whose statements cannot be repeated, it runs once. `on_conflict` is
+    called before each repetition.
     """
     connection = connections[settings.DATABASE]
     if connection.in_atomic_block:
@@ -74,12 +77,12 @@ def repeated_on_conflict(
         try:
             with transaction.atomic(using=settings.DATABASE):
                 used = connection.connection
-                if lock_timeout is not None:
-                    _limit_waits(connection, lock_timeout, scope="LOCAL")
-                return work()
+                with bounded_idleness(connection) if holds_node else nullcontext():
+                    return work()
         except (DatabaseError, InterfaceError) as error:
             is_broken = is_idempotent and _is_broken(connection, used, error)
-            if attempt == ATTEMPTS or not (is_broken or is_conflict(error)):
+            is_over = attempt == ATTEMPTS or (holds_node and _has_waited(error))
+            if is_over or not (is_broken or is_conflict(error)):
                 raise
             if is_broken:
                 connection.close()
@@ -105,6 +108,44 @@ def repeated_while_away(work: Callable[[], Result]) -> Result:
             leave_broken_connections()
             time.sleep(PAUSE_WHILE_AWAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     return work()
+
+
+def once_committed(work: Callable[[], Result], *, meanwhile: Callable[[], Result]) -> Result:
+    """`work()`; in a transaction of the caller's `meanwhile()`, and `work()` once it commits.
+
+    So no other process waits for the caller's. A TestCase's transaction, which never commits, does
+    not count.
+    """
+    connection = connections[settings.DATABASE]
+    blocks: list[Any] = connection.atomic_blocks
+    if all(block._from_testcase for block in blocks):
+        return work()
+
+    def work_on_commit() -> None:
+        work()
+
+    connection.on_commit(work_on_commit, robust=True)
+    return meanwhile()
+
+
+def sum_of_each(work: Callable[[Item], int], items: Iterable[Item], *, name: str) -> int:
+    """The sum of `work` over items that do not depend on each other.
+
+    What is raised for one of them, as for one that is locked, is logged, and stops no other. Raises
+    if the database is away, for all.
+    """
+    total = 0
+    for item in list(items):
+        try:
+            total += work(item)
+        except Exception as error:
+            if is_conflict(error):
+                logger.warning("%s %s is in use; the next round tries again: %s", name, item, error)
+            elif is_passing(error):
+                raise
+            else:
+                logger.exception("%s %s failed; the next round tries again.", name, item)
+    return total
 
 
 @dataclass
@@ -161,30 +202,6 @@ def leave_broken_connections() -> None:
             connection.close_if_unusable_or_obsolete()
 
 
-@contextmanager
-def bounded_waits(seconds: float) -> Iterator[None]:
-    """Fail the block's statements that wait longer for a lock, on PostgreSQL."""
-    connection = connections[settings.DATABASE]
-    _limit_waits(connection, seconds, scope="SESSION")
-    try:
-        yield
-    finally:
-        if connection.vendor == "postgresql":
-            try:
-                with connection.cursor() as cursor:
-                    cursor.execute("RESET lock_timeout")
-            except (DatabaseError, InterfaceError):
-                # The limit must not outlive the block.
-                if not connection.in_atomic_block:
-                    connection.close()
-
-
-def _limit_waits(connection: BaseDatabaseWrapper, seconds: float, *, scope: str) -> None:
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET {scope} lock_timeout = {round(seconds * 1000):d}")
-
-
 def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:
     """Whether `used`, the transaction's connection to the server, is gone."""
     if not isinstance(error, (OperationalError, InterfaceError)):
@@ -221,3 +238,9 @@ def is_conflict(error: Exception) -> bool:
     if error.args and error.args[0] in _CONFLICT_NUMBERS:
         return True
     return "database is locked" in str(error) or "database table is locked" in str(error)
+
+
+def _has_waited(error: Exception) -> bool:
+    """Whether a statement has waited for a lock up to its limit."""
+    state = getattr(error.__cause__, "sqlstate", None)
+    return state == _WAITED_STATE or error.args[:1] == (_WAITED_NUMBER,)

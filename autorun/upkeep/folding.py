@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
+from django.db import IntegrityError
 from django.db.models import F, Q
 
 from autorun.conf import settings
 from autorun.declare import nodes
 from autorun.models import Batch, Chunk, Node
 from autorun.state.clock import from_now
-from autorun.state.transactions import repeated_on_conflict
+from autorun.state.transactions import repeated_on_conflict, sum_of_each
 
 #: Chunks folded in one transaction, and how few of a node's are not worth one.
 FOLDED_AT_ONCE = 5_000
@@ -31,7 +32,8 @@ HOURS = 25
 
 def fold_everywhere(*, at_most: int = 20 * FOLDED_AT_ONCE) -> int:
     """Fold the finished chunks of every node with more than a few; how many."""
-    return sum(fold(pk, at_most=at_most) for pk in Node.objects.values_list("pk", flat=True))
+    ids = Node.objects.values_list("pk", flat=True)
+    return sum_of_each(partial(fold, at_most=at_most), ids, name="Folding: node")
 
 
 def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SETTLED_AFTER) -> int:
@@ -39,7 +41,7 @@ def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SET
     folded = 0
     while folded < at_most:
         some = partial(_fold_some, node_id, quiet=quiet)
-        number = repeated_on_conflict(some)
+        number = repeated_on_conflict(some, holds_node=True)
         folded += number
         if number < FOLDED_AT_ONCE:
             break
@@ -62,7 +64,8 @@ def _fold_some(node_id: int, *, quiet: float) -> int:
     if len(found) < FEW:
         return 0
     chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
-    chunks.update(is_folded=True)
+    if chunks.unfolded().update(is_folded=True) != len(found):
+        raise IntegrityError("Another process folds them: an old worker, which locks otherwise.")
     _count_in_node(node_id, found)
     _count_in_batches(found)
     # All of their runs moved to other chunks, so pruning will never find them by a run.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import nodes, registry
@@ -23,6 +23,7 @@ from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token
 from autorun.state.probes import crash_point
+from autorun.state.transactions import sum_of_each
 from autorun.upkeep.announcing import hand_over_failures
 
 logger = logging.getLogger(__name__)
@@ -31,15 +32,7 @@ logger = logging.getLogger(__name__)
 def rescue_expired(*, at_most: int) -> int:
     """Rescue the chunks whose lease has run out, the oldest first; how many."""
     lapsed = Chunk.objects.lapsed().order_by("expires_at")
-    rescued = 0
-    for chunk in list(lapsed[:at_most]):
-        try:
-            rescued += rescue(chunk)
-        except (OperationalError, InterfaceError):
-            raise  # the database is away, or the chunk is locked
-        except Exception:
-            logger.exception("%s: chunk %s was not rescued.", chunk.runner, chunk.pk)
-    return rescued
+    return sum_of_each(rescue, lapsed[:at_most], name="Rescue:")
 
 
 def rescue(chunk: Chunk) -> bool:

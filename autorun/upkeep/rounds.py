@@ -22,7 +22,7 @@ from autorun.planning import batches
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.probes import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
-from autorun.state.transactions import bounded_waits
+from autorun.state.transactions import sum_of_each
 from autorun.upkeep import pruning
 from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.draining import hand_out_spilled
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 MOST_PER_STEP = 500
 #: A queued chunk that no worker has started is sent again after a lease, then after two, four, ...
 MOST_DOUBLINGS = 6
-#: Seconds that a step waits for a lock; the next round tries again. Without this limit, one process
-#: after another would wait for a lock that a frozen one holds.
-LOCK_TIMEOUT = 5.0
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
 
@@ -85,8 +82,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
-    with bounded_waits(LOCK_TIMEOUT):
-        report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
+    report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
     if str(report):
         logger.info("Upkeep: %s.", report)
     return report
@@ -139,16 +135,16 @@ def finish_batches() -> int:
     left = Chunk.objects.unfinished().filter(batch_id=OuterRef("pk"))
     done = Batch.objects.planned().filter(~Exists(left))
     finished: list[int] = []
-    for pk in list(done.values_list("pk", flat=True)):
-        batches.finish_if_done(pk, announce=finished.append)
+    finish = partial(batches.finish_if_done, announce=finished.append)
+    number = sum_of_each(finish, done.values_list("pk", flat=True), name="Batch")
     hand_over_batches(finished)
-    return len(finished)
+    return number
 
 
 def cancel_batches() -> int:
     """Cancel what is left of cancelled batches; how many runs."""
     left = Batch.objects.cancelled().lapsed()
-    return sum(batches.continue_cancelling(pk) for pk in list(left.values_list("pk", flat=True)))
+    return sum_of_each(batches.continue_cancelling, left.values_list("pk", flat=True), name="Batch")
 
 
 def _is_runnable(label: str, title: str, version: str) -> bool:

@@ -1,23 +1,27 @@
 """Several at the same thing at the same time."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.db.models import QuerySet
 
 from autorun import tasks
+from autorun.control import halting
+from autorun.declare import nodes
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, publish
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import LeaseLost
 from autorun.execution.results import Result, Tally, record
-from autorun.models import Batch, Chunk, Node, Run
-from autorun.state import transactions
+from autorun.models import Batch, Chunk, Node, Pulse, Run
+from autorun.state import waits
 from autorun.state.clock import from_now
 from autorun.state.leases import Lease, queued, start
 from autorun.upkeep import rounds
@@ -27,6 +31,7 @@ from tests.engine import declare, installed, work_off
 from tests.faultlab.models import Specimen
 from tests.faults.driver import Lab
 from tests.library.models import Document
+from tests.waiting import until
 
 
 def at_once(*steps: Callable[[], object]) -> list[object]:
@@ -149,7 +154,7 @@ locks_rows = pytest.mark.skipif(
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_rescue(set_constants):
-    set_constants(rounds, LOCK_TIMEOUT=0.1)
+    set_constants(waits, LONGEST_WAIT=1)
     runner = declare(BATCH_SIZE=1)
     with installed(runner):
         for title in ("one", "two"):
@@ -170,29 +175,195 @@ def test_a_process_that_is_frozen_as_it_writes_keeps_no_other_chunk_from_its_res
 
 
 @locks_rows
-@pytest.mark.skipif(connection.vendor == "mysql", reason="its server ends such waits by itself")
 @pytest.mark.faults(7, 9)
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_is_frozen_as_it_releases_holds_up_its_own_node_alone(set_constants):
-    set_constants(releasing, NODE_LOCK_TIMEOUT=0.01)
-    set_constants(transactions, FIRST_PAUSE=0.001)
+    set_constants(waits, LONGEST_WAIT=1)
     runner, other = declare(), declare(TITLE="Other", NAME="OtherRunner")
     with installed(runner, other):
         Document.objects.create(title="one")
         for each in (runner, other):
             node = each().get_node()
             Node.objects.filter(pk=node.pk).update(paused_at=from_now(0))
+            with transaction.atomic():
+                nodes.lock(node.pk)  # the first one makes the lock
             each().run()
         Node.objects.update(paused_at=None)
         node = runner().get_node()
 
-        with frozen_holding(Node.objects.filter(pk=node.pk)):
+        with frozen_holding(Pulse.objects.filter(name=f"node:{node.pk}")):
             assert releasing.release(node.pk) == releasing.Release()
             assert rounds.upkeep(in_any_case=True).released == 1
         assert rounds.upkeep(in_any_case=True).released == 1
+
+
+@contextmanager
+def working_on(*steps: Callable[[], object]) -> Iterator[list[object]]:
+    """A view that takes the steps in a transaction, and works on in it; what they gave."""
+    results: list[object] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def view() -> None:
+        try:
+            with transaction.atomic():
+                results.extend(step() for step in steps)
+                has_begun.set()
+                may_end.wait(60)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=view)
+    thread.start()
+    try:
+        assert has_begun.wait(30)
+        yield results
+    finally:
+        may_end.set()
+        thread.join(60)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+#: Far below what a single wait of the server's own, or of the view's end, would take.
+PROMPTLY = 20.0
+
+
+@locks_rows
+@pytest.mark.faults(37)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("door", ["run", "backfill", "adopt", "ignore", "pause"])
+def test_a_view_that_works_on_in_its_transaction_keeps_no_other_from_its_work(door):
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(4))
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        first, *others = Document.objects.order_by("pk")
+        runner().run(Document.objects.filter(pk=first.pk))
+        doors = {
+            "run": lambda: runner().run().planned,
+            "backfill": lambda: runner().backfill(window=1).planned,
+            "adopt": runner().adopt,
+            "ignore": runner().ignore,
+            "pause": lambda: 3 * halting.pause_runner(runner()),
+        }
+        with working_on(doors[door]) as outcome, at_most(PROMPTLY):
+            assert outcome == [3]
+            tasks.plan(Document._meta.label, [others[0].pk])  # a row that the view is about, too
+            assert tasks.sweep(runner().label) is None
+            work_off()
+            assert runner().progress().succeeded == 4
+        work_off()
+
+        progress = runner().progress()
+        assert (progress.succeeded, progress.total) == (4, 4)
+    assert Run.objects.count() == 4
+
+
+@locks_rows
+@pytest.mark.faults(37)
+@pytest.mark.django_db(transaction=True)
+def test_what_a_view_asks_for_is_planned_once_it_commits(sent):
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        with transaction.atomic():
+            Document.objects.bulk_create(Document(title=f"title {n}") for n in range(4))
+            batch = runner().run()
+            assert (batch.planned, Run.objects.count()) == (4, 0)
+
+        batch.refresh_from_db()
+        assert (batch.planned, batch.planned_at is not None, Run.objects.count()) == (4, True, 4)
+        with suppress(ZeroDivisionError), transaction.atomic():
+            Document.objects.create(title="rolled back")
+            runner().run()
+            raise ZeroDivisionError
+        assert (Batch.objects.count(), Run.objects.count()) == (1, 4)
+
+
+@locks_rows
+@pytest.mark.faults(37)
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_is_frozen_as_it_claims_loses_its_lock(set_constants):
+    set_constants(waits, LONGEST_IDLENESS=1)
+    runner = declare(BATCH_SIZE=1)
+    is_inside, may_go_on = threading.Event(), threading.Event()
+
+    def freeze() -> None:
+        if not is_inside.is_set():
+            is_inside.set()
+            may_go_on.wait(60)
+
+    with installed(runner):
+        Document.objects.create(title="one")
+        node = runner().get_node()
+        Node.objects.update(paused_at=from_now(0))
+        runner().run()
+        Node.objects.update(paused_at=None)
+        with armed("dispatch.claimed", act=freeze), ThreadPoolExecutor(1) as other:
+            frozen = other.submit(release_and_close, node.pk)
+            assert is_inside.wait(30)
+            with at_most(PROMPTLY):
+                until(lambda: release_everywhere() == 1)
+            may_go_on.set()
+            assert isinstance(frozen.exception(30), DatabaseError)
+        work_off()
+
+        assert runner().progress().succeeded == 1
+    with connection.cursor() as cursor:
+        variable = {"mysql": "@@SESSION.idle_transaction_timeout"}.get(
+            connection.vendor, "current_setting('idle_in_transaction_session_timeout')"
+        )
+        cursor.execute(f"SELECT {variable}")
+        assert str(cursor.fetchone()[0]) == "0"
+
+
+def release_and_close(node_id: int) -> None:
+    try:
+        releasing.release(node_id)
+    finally:
+        connections.close_all()
+
+
+@locks_rows
+@pytest.mark.faults(37)
+@pytest.mark.django_db(transaction=True)
+def test_a_wait_for_a_lock_is_bounded_and_leaves_the_session_as_it_was(set_constants):
+    set_constants(waits, LONGEST_WAIT=1)
+    runner = declare(BATCH_SIZE=1)
+    setting = {"mysql": "@@innodb_lock_wait_timeout"}.get(
+        connection.vendor, "current_setting('lock_timeout')"
+    )
+
+    def limit_of_the_session() -> object:
         with connection.cursor() as cursor:
-            cursor.execute("SHOW lock_timeout")
-            assert cursor.fetchone() == ("0",)
+            cursor.execute(f"SELECT {setting}")
+            return cursor.fetchone()
+
+    with installed(runner):
+        Document.objects.create(title="one")
+        runner().run()
+        before = limit_of_the_session()
+        chunk = queued(Chunk.objects.get().pk)
+        runs, chunks, batches = (model.objects.all() for model in (Run, Chunk, Batch))
+
+        for rows, change in (
+            (chunks, lambda: Chunk.objects.update(reason="x")),
+            (chunks, lambda: Chunk.objects.all().delete()),
+            (runs, lambda: Run.objects.filter(is_current=True).update(attempts=1)),
+            (batches, lambda: Batch.objects.all()[0].save(update_fields=["reason"])),
+        ):
+            with frozen_holding(rows), at_most(PROMPTLY):
+                with pytest.raises(OperationalError):
+                    change()
+                with pytest.raises(OperationalError), transaction.atomic():
+                    list(rows.select_for_update())
+                assert limit_of_the_session() == before
+        with frozen_holding(chunks), at_most(PROMPTLY):
+            assert start(chunk) is None
+        assert start(chunk) is not None
 
 
 @pytest.mark.faults(10)

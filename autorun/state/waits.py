@@ -1,0 +1,96 @@
+"""Waits for locks, bounded in every statement that changes autorun's tables.
+
+A frozen process, a lost machine, or a view that works on in its transaction may hold a lock for
+hours. The limit is part of the statement: it takes no statement of its own, and the session stays
+as the project has set it. SQLite has its own limit, the connection's `timeout`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+#: Seconds that a statement waits for a lock. MariaDB takes whole ones.
+LONGEST_WAIT = 2
+#: Seconds without a statement after which the server ends a transaction whose lock many need.
+LONGEST_IDLENESS = 2
+#: The key by which the context of a statement says that its limit is autorun's.
+IS_BOUNDED = "autorun_is_bounded"
+
+_TAKES_LOCKS = re.compile(
+    r"\s*(INSERT|UPDATE|DELETE|SELECT\b.*\bFOR (NO KEY )?UPDATE)\b", re.DOTALL
+)
+
+
+def connect() -> None:
+    """Bound the statements of every connection from now on."""
+    connection_created.connect(_bound_statements, dispatch_uid="autorun.state.waits")
+
+
+@contextmanager
+def bounded_idleness(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Have the server end this transaction if its process is frozen; entered in the transaction."""
+    is_mariadb = connection.vendor == "mysql"
+    with connection.cursor() as cursor:
+        if is_mariadb:
+            cursor.execute(
+                "SET @autorun_idleness = @@SESSION.idle_transaction_timeout, "
+                f"SESSION idle_transaction_timeout = {LONGEST_IDLENESS:d}"
+            )
+        elif connection.vendor == "postgresql":
+            limit = f"idle_in_transaction_session_timeout = '{LONGEST_IDLENESS:d}s'"
+            cursor.execute(f"SET LOCAL {limit}")
+    try:
+        yield
+    finally:
+        if is_mariadb and connection.connection is not None:
+            # Past Django, which sends nothing in a transaction that is to be rolled back.
+            with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+                cursor.execute("SET SESSION idle_transaction_timeout = @autorun_idleness")
+
+
+def _bound_statements(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    wrapper = _WRAPPERS.get(connection.vendor)
+    if wrapper is not None and wrapper not in connection.execute_wrappers:
+        # Before those that are there for a time, and are then removed from the end.
+        connection.execute_wrappers.insert(0, wrapper)
+
+
+def _takes_locks(sql: object, *, many: bool) -> bool:
+    """Whether a statement may wait for a lock on autorun's tables."""
+    is_ours = not many and isinstance(sql, str) and "autorun_" in sql
+    return is_ours and _TAKES_LOCKS.match(str(sql)) is not None
+
+
+def _on_postgresql(
+    execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
+) -> Any:
+    connection = context["connection"]
+    # A cursor that binds its parameters on the server takes one statement only.
+    is_divisible = hasattr(connection.connection, "pgconn") and not (
+        connection.features.uses_server_side_binding
+    )
+    if not is_divisible or not _takes_locks(sql, many=many):
+        return execute(sql, params, many, context)
+    limit = f"SET LOCAL lock_timeout = '{LONGEST_WAIT}s'"
+    bounded = f"{limit}; {sql}; SET LOCAL lock_timeout TO DEFAULT"
+    result = execute(bounded, params, many, {**context, IS_BOUNDED: True})
+    context["cursor"].cursor.nextset()  # the result of the statement itself
+    return result
+
+
+def _on_mariadb(
+    execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
+) -> Any:
+    if context["connection"].mysql_is_mariadb and _takes_locks(sql, many=many):
+        limits = f"innodb_lock_wait_timeout = {LONGEST_WAIT}, lock_wait_timeout = {LONGEST_WAIT}"
+        sql, context = f"SET STATEMENT {limits} FOR {sql}", {**context, IS_BOUNDED: True}
+    return execute(sql, params, many, context)
+
+
+_WRAPPERS = {"postgresql": _on_postgresql, "mysql": _on_mariadb}
