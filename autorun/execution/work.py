@@ -225,7 +225,9 @@ class Work:
 
     def _give_up_loading(self, due: Sequence[Run], error: Exception) -> None:
         if is_passing(error):
-            raise error
+            # Recorded when the database is back.
+            self._results += [Result.moved(run, again_in=WAIT_FOR_OLDER) for run in due]
+            return
         # No row's fault: a hook that is broken, or a column that is not there before `migrate`.
         message = "%s: no row can be loaded; tried again later."
         logger.error(message, self.runner.label, exc_info=error)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 from django.db import (
@@ -30,6 +31,7 @@ Item = TypeVar("Item")
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.05  # seconds; doubled each time
+LONGEST_PAUSE = 2.0
 #: While the database cannot be reached.
 TRIES_WHILE_AWAY = 4
 PAUSE_WHILE_AWAY = 0.3  # seconds; doubled each time
@@ -61,18 +63,19 @@ def repeated_on_conflict(
 ) -> Result:
     """`work()` in a transaction of its own, repeated after a conflict with another transaction.
 
-    Work that `is_idempotent` is also repeated on a new connection if the old one broke: whether the
-    server had committed is unknown then. Work that `holds_node` takes a lock that many need: a
-    frozen process does not keep it, and a wait that has reached its limit is not repeated. Inside a
-    transaction of the caller's, whose statements cannot be repeated, it runs once. `on_conflict` is
-    called before each repetition.
+    Work that `is_idempotent` is also repeated on a new connection if the old one broke, for at
+    least a lease: whether the server had committed is unknown then. Work that `holds_node` takes a
+    lock that many need: a frozen process does not keep it, and a wait that has reached its limit is
+    not repeated. Inside a transaction of the caller's, whose statements cannot be repeated, it runs
+    once. `on_conflict` is called before each repetition.
     """
     connection = connections[settings.DATABASE]
     if connection.in_atomic_block:
         with transaction.atomic(using=settings.DATABASE):
             return work()
 
-    for attempt in range(1, ATTEMPTS + 1):
+    began = time.monotonic()
+    for attempt in count(1):
         used = None
         try:
             with transaction.atomic(using=settings.DATABASE):
@@ -81,7 +84,9 @@ def repeated_on_conflict(
                     return work()
         except (DatabaseError, InterfaceError) as error:
             is_broken = is_idempotent and _is_broken(connection, used, error)
-            is_over = attempt == ATTEMPTS or (holds_node and _has_waited(error))
+            is_over = attempt >= ATTEMPTS or (holds_node and _has_waited(error))
+            if is_broken:
+                is_over = is_over and time.monotonic() - began >= settings.LEASE
             if is_over or not (is_broken or is_conflict(error)):
                 raise
             if is_broken:
@@ -89,8 +94,8 @@ def repeated_on_conflict(
             logger.info("A transaction is repeated after attempt %d: %s", attempt, error)
             on_conflict()
             # A server needs longer to restart than a rival to commit.
-            pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** (attempt - 1)
-            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** min(attempt - 1, 6)
+            time.sleep(min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 

@@ -14,7 +14,7 @@ from tests.faults.driver import Lab
 DATABASE = os.environ.get("AUTORUN_TEST_DATABASE", "sqlite")
 BROKERS = {"sqlite": ["embedded"], "postgres": ["rabbitmq", "redis"], "mariadb": ["rabbitmq"]}
 #: The faults that concern the database; of the slow tests only these run on MariaDB.
-OF_THE_DATABASE = {9, 10, 12, 14, 18, 29, 30, 31, 32, 33, 36, 41, 53, 54, 55, 56, 58}
+OF_THE_DATABASE = {9, 10, 12, 14, 18, 29, 30, 31, 32, 33, 35, 36, 41, 53, 54, 55, 56, 58}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,12 +12,16 @@ from django.db import OperationalError, connection, connections
 from django.db.models import F
 
 from autorun.exceptions import LeaseLost
+from autorun.execution import work
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Failure, Run
 from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
+from autorun.state.clock import from_now
 from autorun.state.exception_text import ExceptionText
 from autorun.state.leases import Lease, queued, start
+from autorun.upkeep import rounds
+from tests.crashes import AWAY
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
 from tests.faults.driver import Lab
@@ -181,6 +185,48 @@ def test_a_database_that_is_away_for_seconds_costs_time_only(lab: Lab):
 
         lab.check()
     assert Run.objects.filter(status=Run.Status.FAILED).count() == 0
+
+
+@pytest.mark.faults(35)
+@pytest.mark.slow
+def test_a_database_that_is_away_for_half_a_lease_loses_no_result(lab: Lab):
+    lab.settings.update(LEASE=40, HEARTBEAT=2)
+    with proxied_database(lab) as proxy:
+        lab.start_worker(concurrency=2)
+        lab.write(4, does="gate")
+        lab.runner.run()
+        lab.until(lambda: lab.ledger.executions())
+
+        proxy.refuse()
+        lab.open_gate()
+        time.sleep(20)
+        proxy.resume()
+        lab.until_done(4)
+
+        lab.check()
+    assert set(lab.ledger.times().values()) == {1}
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+@pytest.mark.faults(35)
+@pytest.mark.django_db(transaction=True)
+def test_runs_whose_rows_cannot_be_read_for_a_moment_use_no_attempt(monkeypatch):
+    def away(*args: object, **options: object) -> None:
+        raise AWAY
+
+    Document.objects.create(title="title")
+    runner = declare(MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "load", away)
+            work_off()
+        Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
+        rounds.upkeep(in_any_case=True)
+        work_off()
+
+        assert runner().progress().succeeded == 1
+    assert Run.objects.get().attempts == 1
 
 
 @pytest.mark.faults(12)
