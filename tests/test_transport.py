@@ -22,7 +22,12 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
-from autorun.broker.brokerfile import MAX_DEAD_LETTERS, LeaseLapsed, MessageTooLarge
+from autorun.broker.brokerfile import (
+    MAX_DEAD_LETTERS,
+    BrokerFile,
+    LeaseLapsed,
+    MessageTooLarge,
+)
 from autorun.broker.diskspace import RESERVE, DiskFull, reserve_of
 from autorun.broker.transport import Transport, register
 from tests.waiting import until
@@ -767,6 +772,30 @@ def _consume_many(url: str, count: int, received: Any) -> None:
         with Consumer(connection, [TASKS], callbacks=[acknowledge], prefetch_count=8):
             for _ in range(count):
                 connection.drain_events(timeout=30)
+
+
+@pytest.mark.parametrize("statements", [1, 2])
+def test_a_new_file_that_another_process_fills_meanwhile_is_the_brokers(
+    path: Path, statements: int
+) -> None:
+    file, other = BrokerFile(path), BrokerFile(path)
+
+    class Slow(sqlite3.Connection):
+        """Asks whose file it is so slowly that `other` opens it after some of the statements."""
+
+        executed = 0
+
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            if self.executed == statements:
+                other.open()
+            self.executed += 1
+            return super().execute(*args)
+
+    with contextlib.closing(sqlite3.connect(path, factory=Slow)) as handle:
+        missing = file._missing(handle)
+    other.close()
+
+    assert len(missing) == len(BrokerFile.layout)
 
 
 def test_two_producers_and_two_consumers_share_a_new_file(path: Path) -> None:

@@ -68,6 +68,7 @@ class FailureGroup:
     runs: int
     message: str
     run_id: int
+    first_at: dt.datetime
     last_at: dt.datetime
     of_class: int
     of_newest: int
@@ -290,6 +291,7 @@ def _group(rows: Sequence[Row], shape: str, *, read: int, of_class: int) -> Fail
         runs=sum(row["is_counted"] for row in rows),
         message=newest["start"],
         run_id=newest["run_id"],
+        first_at=rows[-1]["failed_at"],
         last_at=newest["failed_at"],
         of_class=of_class,
         of_newest=read if of_class > read else 0,

@@ -35,17 +35,14 @@ class Reason(StrEnum):
 
     def is_taken_by(self, selection: Selection) -> bool:
         """Whether a planning pass with that selection plans rows of this reason."""
-        if self in (Reason.UNDER_WAY, Reason.UNPREPARED, Reason.FILTERED):
-            return False
-        if self is Reason.MISSING:
-            return selection.missing
-        if self is Reason.CHANGED:
-            return selection.changed or selection.finished
-        if self is Reason.PREPARABLE:
-            return selection.changed or selection.failed or selection.finished
-        if self is Reason.FAILED:
-            return selection.failed or selection.finished
-        return selection.finished
+        taken = {
+            Reason.MISSING: selection.missing,
+            Reason.CHANGED: selection.changed or selection.finished,
+            Reason.PREPARABLE: selection.changed or selection.failed or selection.finished,
+            Reason.FAILED: selection.failed or selection.finished,
+            Reason.DONE: selection.finished,
+        }
+        return taken.get(self, False)
 
 
 _SAME = "r.fingerprint = d.f AND r.status"
