@@ -8,6 +8,16 @@ from collections.abc import Sequence
 class AutorunError(Exception):
     """The base of every error that autorun raises."""
 
+    #: The message without the words of a project's code, which may contain data of a row.
+    bare: str | None = None
+
+
+def bare_message(error: Exception) -> str:
+    """The message of an error as far as it is autorun's own; else the error's class."""
+    if isinstance(error, AutorunError):
+        return error.bare or str(error)
+    return type(error).__name__
+
 
 class NotRegistered(AutorunError, LookupError):
     """No analysis or runner of that name is registered."""

@@ -816,9 +816,51 @@ def test_a_filter_is_planned_by_a_worker_however_many_rows_it_shows(
     assert planned_in_the_request == 0
     assert batch.planned == Run.objects.filter(chunk__batch=batch).count() == shown.count() > 30_000
     assert len(json.dumps(batch.scope)) < 500
-    assert "pending rows of scans that the admin shows for modality=MR&q=scan-" in str(
-        batch.description
-    )
+    assert batch.description == "pending rows of scans that the admin shows for a filter"
+
+
+@pytest.mark.parametrize("may_see", [True, False])
+def test_the_search_behind_a_batch_is_not_shown_and_the_reason_it_failed_is_payload(
+    may_see: bool, runner, django_capture_on_commit_callbacks
+) -> None:
+    searcher = client_with("start_run", "backfill_run", "view_scan", "change_scan")
+    with django_capture_on_commit_callbacks():
+        batch = start(searcher, choose_everything(searcher, "?q=Mueller+HIV"))
+    Batch.objects.filter(pk=batch.pk).update(state=Batch.State.FAILED, reason="no Jane Doe")
+    reader = Client()
+    codenames = ("view_run", "view_payload") if may_see else ("view_run",)
+    reader.force_login(scenes.add_user("reader", *codenames))
+
+    page = reader.get(reverse("admin:autorun_batch_change", args=[batch.pk])).text
+    listed = reader.get(reverse("admin:autorun_batch_changelist")).text
+
+    assert ("Jane Doe" in page) is may_see
+    assert "Mueller" not in page + listed
+    assert "Jane Doe" not in listed
+
+
+@pytest.mark.parametrize("may_see", [True, False])
+def test_the_words_of_a_hook_that_raises_are_payload(may_see: bool, runner) -> None:
+    def create_configuration(self):
+        raise RuntimeError("token hvs.SECRET")
+
+    broken = declare(NAME="BrokenRunner", create_configuration=create_configuration)
+    reader = Client()
+    codenames = ("view_run", "backfill_run", *(["view_payload"] if may_see else []))
+    reader.force_login(scenes.add_user("reader", *codenames))
+    with installed(broken):
+        label = broken.get_label()
+        counted = reader.get(reverse("admin:autorun_batch_count", args=[label])).text
+        pages = [
+            reader.get(reverse("admin:autorun_node_changelist")).text,
+            reader.get(reverse("admin:autorun_node_runner", args=[label])).text,
+        ]
+
+    assert "create_configuration() raises RuntimeError" in counted
+    assert ("hvs.SECRET" in counted) is may_see
+    for page in pages:
+        assert "create_configuration() raises RuntimeError" in page
+        assert "hvs.SECRET" not in page
 
 
 def test_a_filter_of_pending_rows_is_planned_to_the_last(

@@ -102,6 +102,7 @@ class BatchAdmin(PageAdmin):
             "batch",
             str(batch),
             batch=batch,
+            reason=_reason_for(request, batch),
             requested_by=f" · requested by {batch.requested_by}" if batch.requested_by else "",
             started=time_since(batch.created_at),
             is_held=is_held,
@@ -136,10 +137,10 @@ class BatchAdmin(PageAdmin):
         require(request, asked.needs)
         try:
             if asked.problems:
-                raise ValueError(" ".join(asked.problems.values()))
+                raise AutorunError(" ".join(asked.problems.values()))
             batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
-            messages.error(request, f"The backfill was not started: {error}")
+            messages.error(request, f"The backfill was not started: {self.told(request, error)}")
             return self.redirect("autorun_batch_prepare", label)
         self.note(request, f"Backfill of {label} started: {batch.description}.", batch)
         if hidden := asked.left_out(batch):
@@ -223,7 +224,7 @@ class BatchAdmin(PageAdmin):
                 samples=SAMPLES,
             )
         except (AutorunError, ValueError, TypeError) as error:
-            return None, str(error)
+            return None, self.told(request, error)
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
     def _get(self, batch_id: int) -> Any:
@@ -231,6 +232,14 @@ class BatchAdmin(PageAdmin):
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch
+
+
+def _reason_for(request: HttpRequest, batch: Batch) -> str:
+    """The reason why the batch has ended; what made it fail may contain the data of a row."""
+    is_private = batch.state == Batch.State.FAILED and batch.reason
+    if is_private and not request.user.has_perm(Permission.SEE_PAYLOAD):
+        return "Its planning failed. You do not have permission to see the reason."
+    return batch.reason
 
 
 def _is_left(batch: Batch) -> bool:

@@ -19,7 +19,7 @@ from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner
-from autorun.exceptions import AutorunError
+from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
 from autorun.planning.counting import Count
@@ -314,7 +314,7 @@ def digest_or_problem(runner: Runner) -> tuple[str, str]:
     try:
         return digest_of(runner), ""
     except Exception as error:  # noqa: BLE001  any fault of a declaration
-        return "", str(error)
+        return "", bare_message(error)
 
 
 def _next_sweep(runner: Runner, entry: Any) -> NextSweep:

@@ -31,7 +31,7 @@ from autorun.admin.stories import explanation_of
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
-from autorun.exceptions import AutorunError
+from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Node, Run
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import Found, find_pending
@@ -255,7 +255,7 @@ class _WithStatus(ChangeList):
             try:
                 nodes[column.label] = node_of(registry.get(column.label)).pk
             except AutorunError as error:
-                column.problem = str(error)
+                column.problem = bare_message(error)
         states = _states(self.model, rows, list(nodes.values()))
         for row in rows:
             row._autorun_states = {
@@ -275,7 +275,7 @@ def runners_of(model: type[Any]) -> list[Runner]:
 
 
 def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
-    messages.error(request, f"The runner cannot run: {error}")
+    messages.error(request, f"The runner cannot run: {bare_message(error)}")
     return rows.none()
 
 

@@ -23,6 +23,7 @@ from django.views.decorators.http import require_POST
 from autorun.admin.permissions import Permission
 from autorun.declare import registry
 from autorun.declare.runner import Runner
+from autorun.exceptions import bare_message
 
 View = TypeVar("View", bound=Callable[..., HttpResponse])
 
@@ -99,6 +100,16 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not is_ours:
             following = otherwise
         return HttpResponseRedirect(following)
+
+    @staticmethod
+    def told(request: HttpRequest, error: Exception) -> str:
+        """The message of an error; without the words of the project's code for some users.
+
+        Those may contain data of a row, which takes the permission to see payloads.
+        """
+        if request.user.has_perm(Permission.SEE_PAYLOAD):
+            return str(error)
+        return bare_message(error)
 
     def note(
         self,

@@ -109,7 +109,7 @@ class NodeAdmin(PageAdmin):
             card.name,
             card=card,
             runner=runner,
-            analysis=_described(runner),
+            analysis=self._described(request, runner),
             configuration=_compared(runner, now, older[0] if older else None),
             previous=older[0].version if older else "",
             versions=[_version(*version, card) for version in versions.items()],
@@ -139,7 +139,7 @@ class NodeAdmin(PageAdmin):
         try:
             count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
         except AutorunError as error:
-            problem = str(error)
+            problem = self.told(request, error)
         card = replace(card_of(runner), error=problem)
         if count is not None and count.is_complete:
             everything = every_row(runner).count()
@@ -201,6 +201,23 @@ class NodeAdmin(PageAdmin):
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         return self._change(request, label, halting.resume_runner, f"Runner {label} resumed.")
 
+    def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
+        """The analysis: its location, its docstring, and its source if that can be read."""
+        try:
+            analysis = runner.get_analysis()
+        except Exception as error:  # noqa: BLE001  the page says so
+            return {"error": self.told(request, error)}
+        source = ""
+        with suppress(OSError, TypeError):
+            source = inspect.getsource(analysis.function)
+        return {
+            "title": analysis.title,
+            "version": analysis.version,
+            "location": analysis.location,
+            "about": prose(inspect.getdoc(analysis.function) or ""),
+            "source": source,
+        }
+
     def _change(
         self, request: HttpRequest, label: str, change: Callable[[Runner], bool], told: str
     ) -> HttpResponse:
@@ -208,7 +225,7 @@ class NodeAdmin(PageAdmin):
         try:
             node = node_of(runner)
         except AutorunError as error:
-            messages.error(request, f"{label} cannot run: {error}")
+            messages.error(request, f"{label} cannot run: {self.told(request, error)}")
         else:
             if change(runner):
                 self.note(request, told, node)
@@ -248,24 +265,6 @@ def _version(node: Node, found: Progress, card: Card) -> VersionLine:
     numbers = map(number, (found.succeeded, found.failed, found.unfinished))
     configuration, since = as_json(node.configuration), time_since(node.created_at)
     return VersionLine(node.version, node == card.node, configuration, since, *numbers)
-
-
-def _described(runner: Runner) -> dict[str, Any]:
-    """The analysis: its location, its docstring, and its source if that can be read."""
-    try:
-        analysis = runner.get_analysis()
-    except Exception as error:  # noqa: BLE001  the page says so
-        return {"error": str(error)}
-    source = ""
-    with suppress(OSError, TypeError):
-        source = inspect.getsource(analysis.function)
-    return {
-        "title": analysis.title,
-        "version": analysis.version,
-        "location": analysis.location,
-        "about": prose(inspect.getdoc(analysis.function) or ""),
-        "source": source,
-    }
 
 
 def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[ConfigurationLine]:

@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import unquote_plus
 
 from django.apps import apps
 from django.contrib.admin import AdminSite
@@ -102,8 +101,9 @@ class ChosenRows:
     def _words(self, rows: int | None = None) -> str:
         if self.keys is not None:
             return "of one key" if rows == 1 else f"among {rows:,} keys"
+        # Not the filter itself: a search may contain the data of a row.
         names = self.get_model()._meta.verbose_name_plural
-        return f"of {names} that the admin shows for {unquote_plus(self.query) or 'no filter'}"
+        return f"of {names} that the admin shows for {'a' if self.query else 'no'} filter"
 
 
 def is_exact(request: HttpRequest) -> bool:

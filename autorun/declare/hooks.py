@@ -89,10 +89,11 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
     except Exception as error:
         if is_passing(error):
             raise
-        raise ImproperRunner(
-            f"{runner.label}: {hook}() raises {type(error).__name__}: {error}. Correct it in "
-            f"{type(runner).__module__}.{type(runner).__qualname__}."
-        ) from error
+        raised = f"{runner.label}: {hook}() raises {type(error).__name__}"
+        advice = f"Correct it in {type(runner).__module__}.{type(runner).__qualname__}."
+        improper = ImproperRunner(f"{raised}: {error}. {advice}")
+        improper.bare = f"{raised}. {advice}"
+        raise improper from error
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:
