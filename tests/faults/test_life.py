@@ -30,6 +30,8 @@ from hypothesis.stateful import (
 )
 
 from autorun import tasks
+from autorun.control import interventions
+from autorun.control.halting import cancel_runner
 from autorun.declare import nodes
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, redirected
@@ -46,6 +48,7 @@ from autorun.state.counts import Progress
 from autorun.state.probes import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
+from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue_expired
 from tests.crashes import Crash, armed
 from tests.engine import declare, installed
@@ -167,6 +170,12 @@ class Life(RuleBasedStateMachine):
         self.messages: list[Message] = []
         self.saved: set[int] = set()
         self.unheard: set[int] = set()
+        #: Keys of deleted rows, some of which come back, and of rows that have once succeeded.
+        self.deleted: set[int] = set()
+        self.successful: set[int] = set()
+        #: The chunk and status of each run, and of those that are pruned.
+        self.runs: dict[int, list[int]] = {}
+        self.pruned: list[list[int]] = []
         self.refusing = False
         self.stack = ExitStack()
         self.stack.enter_context(redirected(self.publish))
@@ -193,7 +202,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(
         kind=st.sampled_from(
-            ["change"] * 5 + ["create", "hide", "hide", "write", "delete", "reuse", "bulk_create"]
+            ["change"] * 5
+            + ["create", "hide", "hide", "write", "delete", "return", "reuse", "bulk_create"]
         ),
         number=numbers,
         title=titles,
@@ -214,7 +224,10 @@ class Life(RuleBasedStateMachine):
             Document.objects.filter(pk=row.pk).update(title=title)
             self.unheard.add(row.pk)
         elif kind == "delete":
+            self.deleted.add(row.pk)
             row.delete()
+        elif kind == "return" and self.deleted:
+            Document.objects.create(pk=self.deleted.pop(), title=title)
         elif kind == "reuse":
             pk = row.pk
             row.delete()
@@ -287,12 +300,30 @@ class Life(RuleBasedStateMachine):
             "backfill": lambda: self.runner.backfill(only=only, limit=limit, window=window),
             "force": lambda: self.runner.backfill(force=True, limit=limit, window=window),
             "retry": self.runner.retry,
-            "adopt": self.runner.adopt,
+            "adopt": self.adopt,
             "ignore": lambda: self.runner.ignore(Document.objects.filter(title="ab"[number % 2])),
         }
         self.crashes(point, steps[kind])
         if after and Batch.objects.exclude(state=Batch.State.FINISHED).exists():
             self.batch(kind=after, number=-1)
+
+    @rule(
+        number=numbers,
+        title=titles,
+        done=st.integers(min_value=0, max_value=1),
+        kind=st.sampled_from(["batch", "runner", "runs"]),
+    )
+    def everything_again(self, number: int, title: str, done: int, kind: str) -> None:
+        """All rows are forced, perhaps after a change; some are done when the rest is cancelled."""
+        row = self.a_row(number)
+        if row is not None and number % 3 == 0:
+            row.title = title
+            row.save()
+            self.plan_saved(None)
+        batch = self.runner.backfill(force=True)
+        for message in self.messages[:done]:
+            self.receive(message)
+        self.cancel(kind, batch, number)
 
     @precondition(lambda self: Batch.objects.exclude(state=Batch.State.FINISHED).exists())
     @rule(kind=st.sampled_from(["cancel", "pause", "resume"]), number=numbers)
@@ -300,9 +331,7 @@ class Life(RuleBasedStateMachine):
         found = list(Batch.objects.exclude(state=Batch.State.FINISHED).order_by("pk"))
         batch = found[number % len(found)]
         if kind == "cancel":
-            batches.cancel(batch)
-            # Its rows are pending again, and a sweep's to find.
-            self.unheard |= set(Document.objects.values_list("pk", flat=True))
+            self.cancel("batch", batch, number)
         elif kind == "pause":
             batches.pause(batch)
         else:
@@ -347,7 +376,7 @@ class Life(RuleBasedStateMachine):
             running.update(expires_at=from_now(-1))
 
     @rule(
-        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time"]),
+        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time", "prune"]),
         point=st.sampled_from(
             [
                 None,
@@ -363,6 +392,7 @@ class Life(RuleBasedStateMachine):
             "release": release_everywhere,
             "keep up": lambda: rounds.upkeep(in_any_case=True),
             "time": self.time_passes,
+            "prune": self.prune,
         }
         self.crashes(point, steps[kind])
 
@@ -402,8 +432,12 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def chunks_add_up(self) -> None:
+        """The counts of a chunk include its runs that are pruned."""
+        runs_now = {pk: place for pk, *place in Run.objects.values_list("pk", "chunk_id", "status")}
+        self.pruned += [place for pk, place in self.runs.items() if pk not in runs_now]
+        self.runs = runs_now
         by_chunk: dict[int, Counter[int]] = {}
-        for chunk_id, status in Run.objects.values_list("chunk_id", "status"):
+        for chunk_id, status in [*runs_now.values(), *self.pruned]:
             by_chunk.setdefault(chunk_id, Counter())[status] += 1
         chunks = Chunk.objects.annotate(left=Chunk.runs_left())
         for chunk in chunks:
@@ -445,6 +479,15 @@ class Life(RuleBasedStateMachine):
         for outputs, fingerprint in done.values_list("outputs", "fingerprint"):
             fingerprints.setdefault(outputs["title"], set()).add(str(fingerprint))
         assert all(len(found) == 1 for found in fingerprints.values()), fingerprints
+
+    @invariant()
+    def no_row_loses_its_last_success(self) -> None:
+        """Whatever was asked for again, failed, cancelled or pruned since."""
+        succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED)
+        now = set(succeeded.values_list("object_id", flat=True))
+
+        assert self.successful <= now
+        self.successful = now
 
     @invariant()
     def whoever_is_pending_is_known(self) -> None:
@@ -508,11 +551,13 @@ class Life(RuleBasedStateMachine):
         self.batches_add_up()
         self.no_row_is_worked_on_twice_at_once()
         self.outputs_belong_to_the_input()
+        self.no_row_loses_its_last_success()
         self.the_window_holds()
         self.whoever_is_pending_is_known()
 
     def all_is_done(self) -> None:
-        assert not self.runner.pending().exists()
+        left = list(self.runner.pending())
+        assert not left, [str(self.runner.explain(row)) for row in left]
         assert not Run.objects.filter(status=Run.Status.PENDING).exists()
         assert not SpilledTrigger.objects.exists()
         assert not Batch.objects.filter(state=Batch.State.RUNNING).exists()
@@ -550,6 +595,53 @@ class Life(RuleBasedStateMachine):
         else:
             self.unheard -= saved
 
+    def cancel(self, kind: str, batch: Batch, number: int) -> None:
+        """Cancel; the last result for the same input is current again, and nothing else changes."""
+        pending = Run.objects.pending().filter(chunk__in=Chunk.objects.unstarted())
+        if kind == "batch":
+            pending = pending.filter(chunk__batch=batch)
+        if kind == "runs":
+            some = pending.order_by("pk").values_list("pk", flat=True)[: 1 + number % 3]
+            pending = pending.filter(pk__in=list(some))
+        expected = dict(Run.objects.current().values_list("object_id", "pk"))
+        cancelled = list(pending.filter(is_current=True))
+        for run in cancelled:
+            alike = Run.objects.filter(object_id=run.object_id, fingerprint=run.fingerprint)
+            ended = alike.filter(
+                is_current=None, status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED)
+            )
+            earlier = ended.order_by("-pk").values_list("pk", flat=True).first()
+            expected.pop(run.object_id)
+            expected |= {} if earlier is None else {run.object_id: earlier}
+
+        if kind == "batch":
+            batches.cancel(batch)
+        elif kind == "runner":
+            cancel_runner(self.runner.label)
+        else:
+            interventions.cancel_runs([list(pending)])
+
+        assert dict(Run.objects.current().values_list("object_id", "pk")) == expected
+        # A row without an earlier result is pending, and a sweep's to find.
+        self.unheard |= set(Document.objects.values_list("pk", flat=True))
+
+    def adopt(self) -> None:
+        """The rows that are adopted keep the outputs of their last success."""
+        succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED).order_by("pk")
+        last = dict(succeeded.values_list("object_id", "outputs"))
+        before = set(Run.objects.values_list("pk", flat=True))
+
+        self.runner.adopt()
+
+        adopted = Run.objects.exclude(pk__in=before).filter(status=Run.Status.SUCCEEDED)
+        for object_id, outputs in adopted.values_list("object_id", "outputs"):
+            assert outputs == last.get(object_id)
+
+    def prune(self) -> None:
+        """All that is history is old."""
+        Run.objects.exclude(finished_at=None).update(finished_at=from_now(-100 * 24 * 3600))
+        prune()
+
     def sweep(self) -> None:
         if on_demand.sweep_now(self.runner) is not None:
             self.unheard.clear()
@@ -558,7 +650,8 @@ class Life(RuleBasedStateMachine):
         """Retries are due, messages are taken for lost, and who has died is missed."""
         Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
         Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-100_000))
-        Batch.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
+        for model in (Batch, SpilledTrigger):
+            model.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
         alive = [worker.chunk_id for worker in self.workers]
         gone = Chunk.objects.filter(state=Chunk.State.RUNNING).exclude(pk__in=alive)
         gone.update(expires_at=from_now(-1))
