@@ -10,7 +10,8 @@ from django.db.models import F
 
 from autorun.control import interventions
 from autorun.control.halting import cancel_runner
-from autorun.models import Batch, Run
+from autorun.dispatch.releasing import release_everywhere
+from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
 from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
@@ -45,8 +46,15 @@ def fail(value: Any) -> Any:
 
 
 def let_pass(days: int) -> None:
-    Run.objects.update(finished_at=F("finished_at") - dt.timedelta(days=days))
-    Batch.objects.update(finished_at=F("finished_at") - dt.timedelta(days=days))
+    for model in (Run, Chunk, Batch):
+        model.objects.update(finished_at=F("finished_at") - dt.timedelta(days=days))
+
+
+def work_off_all_attempts() -> None:
+    work_off()
+    Chunk.objects.update(not_before=None)
+    release_everywhere()
+    work_off()
 
 
 WAYS_TO_CANCEL: dict[str, Callable[[QuerySetRunner, Batch], int]] = {
@@ -259,3 +267,27 @@ def test_text_keys_keep_their_outputs_when_adopted() -> None:
         assert runner_class().adopt() == 1
 
     assert Run.objects.current().get().outputs == {"value": photo.caption}
+
+
+def test_many_retries_leave_no_chunks_and_batches_behind(
+    documents: list[Document], settings: Any
+) -> None:
+    settings.AUTORUN = {"RETENTION": dt.timedelta(days=1)}
+    runner_class = declare(fail, MAX_ATTEMPTS=2, RETRY_BACKOFF=0, BATCH_SIZE=1)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off_all_attempts()
+        for _ in range(5):
+            runner.retry()
+            work_off_all_attempts()
+        let_pass(2)
+
+        assert prune() == 5 * ROWS
+
+        assert runner.progress() == Progress(failed=ROWS)
+        assert Chunk.objects.count() == ROWS
+        assert Batch.objects.count() == 1
+        assert batches.counts(Batch.objects.get()) == batches.BatchCounts(0, ROWS, 0, 0)
+        runner.retry()
+        assert runner.progress().unfinished == runner.progress().total == ROWS

@@ -413,7 +413,7 @@ def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, 
     with CaptureQueriesContext(connection) as captured:
         assert prune() == 1
     statements = [query["sql"] for query in captured]
-    looked = [sql for sql in statements if sql.startswith("SELECT") and "chunk_id" in sql]
+    looked = [sql for sql in statements if "chunk_id" in sql.partition(" FROM ")[0]]
     assert looked
     assert all(re.search(r"[`\"]id[`\"] < ", sql) for sql in looked)
     assert Run.objects.filter(is_current=True).count() == Run.objects.count() == 4

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from django.db import IntegrityError
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 
 from autorun.conf import settings
 from autorun.declare import nodes
-from autorun.models import Batch, Chunk, Node
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.state.clock import from_now
+from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import repeated_on_conflict, sum_of_each
 
 #: Chunks folded in one transaction, and how few of a node's are not worth one.
@@ -53,24 +54,50 @@ def hour_of(at: dt.datetime) -> int:
     return int(at.timestamp() // 3600)
 
 
+def drop_empty(node_id: int, *, quiet: float) -> int:
+    """Fold and delete chunks whose runs have all been pruned or moved; how many.
+
+    One with failures stays for as long as its batch: a batch does not sum up failures.
+    """
+    empty = _ended(node_id, quiet=quiet).filter(~Exists(Run.objects.filter(chunk=OuterRef("pk"))))
+    runs = Run.objects.filter(chunk__batch=OuterRef("batch"))
+    goes_too = Q(~Exists(runs), batch__finished_at__lte=from_now(-quiet))
+    empty = empty.filter(Q(failed=0) | Q(batch=None) | goes_too)
+
+    def drop() -> int:
+        nodes.lock(node_id)
+        found = list(empty[:FOLDED_AT_ONCE])
+        _count_in(node_id, found)._raw_delete(settings.DATABASE)
+        return len(found)
+
+    return repeated_on_conflict(drop, holds_node=True) if empty.exists() else 0
+
+
+def _ended(node_id: int, *, quiet: float) -> ChunkQuerySet[Chunk]:
+    """The node's chunks that are not folded, and finished `quiet` seconds ago or longer."""
+    is_quiet = Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet))
+    return Chunk.objects.of(node_id).unfolded().finished().filter(is_quiet)
+
+
 def _fold_some(node_id: int, *, quiet: float) -> int:
     nodes.lock(node_id)
-    is_quiet = Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet))
-    ended = Chunk.objects.of(node_id).unfolded().finished().filter(is_quiet, failed=0)
-    counts = ("succeeded", "cancelled", "superseded_succeeded", "superseded_failed")
-    read = ("batch_id", "finished_at", *counts, "superseded_cancelled")
     # Not locked: no process writes to them any more, and folding holds the lock of the node.
-    found = list(ended.only(*read)[:FOLDED_AT_ONCE])
+    found = list(_ended(node_id, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
     if len(found) < FEW:
         return 0
+    # All of their runs moved to other chunks, so pruning will never find them by a run.
+    _count_in(node_id, found).filter(size=F("moved"))._raw_delete(settings.DATABASE)
+    return len(found)
+
+
+def _count_in(node_id: int, found: Sequence[Chunk]) -> ChunkQuerySet[Chunk]:
+    """Add the chunks' counts to the node's and the batches'; returns the chunks."""
     chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
     if chunks.unfolded().update(is_folded=True) != len(found):
         raise IntegrityError("Another process folds them: an old worker, which locks otherwise.")
     _count_in_node(node_id, found)
     _count_in_batches(found)
-    # All of their runs moved to other chunks, so pruning will never find them by a run.
-    chunks.filter(size=F("moved"))._raw_delete(settings.DATABASE)
-    return len(found)
+    return chunks
 
 
 def _count_in_node(node_id: int, chunks: Iterable[Chunk]) -> None:
@@ -79,7 +106,7 @@ def _count_in_node(node_id: int, chunks: Iterable[Chunk]) -> None:
     sums: Counter[str] = Counter()
     for chunk in chunks:
         sums["succeeded"] += chunk.succeeded - chunk.superseded_succeeded
-        sums["failed"] -= chunk.superseded_failed
+        sums["failed"] += chunk.failed - chunk.superseded_failed
         sums["ignored"] += chunk.cancelled - chunk.superseded_cancelled
         if chunk.succeeded and chunk.finished_at is not None:
             hours[str(hour_of(chunk.finished_at))] += chunk.succeeded

@@ -1,13 +1,14 @@
-"""Pruning of old history: superseded runs, their chunks, and batches that planned nothing."""
+"""Pruning of old history: superseded runs, and the chunks and batches that have none left."""
 
 from __future__ import annotations
 
-from django.db.models import Exists, Max, Min, OuterRef, Q, QuerySet
+from django.db.models import Exists, Expression, Max, Min, OuterRef, Q, QuerySet
 
 from autorun.conf import settings
-from autorun.models import Batch, Chunk, Failure, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.state.clock import from_now
 from autorun.state.transactions import repeated_on_conflict
+from autorun.upkeep.folding import drop_empty
 
 #: Runs deleted in one transaction.
 DELETED_AT_ONCE = 2_000
@@ -25,9 +26,19 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
     """
     if settings.RETENTION is None:
         return 0
-    cutoff = from_now(-settings.RETENTION.total_seconds())
-    empty = Batch.objects.filter(finished_at__lt=cutoff, planned=0)
-    Batch.objects.filter(pk__in=list(empty.values_list("pk", flat=True)[:DELETED_AT_ONCE])).delete()
+    seconds = settings.RETENTION.total_seconds()
+    cutoff = from_now(-seconds)
+    deleted = _prune_runs(cutoff, at_most=at_most)
+    for node_id in Node.objects.values_list("pk", flat=True):
+        drop_empty(node_id, quiet=seconds)
+    chunks = Chunk.objects.filter(batch=OuterRef("pk"))
+    empty = Batch.objects.filter(~Exists(chunks), finished_at__lt=cutoff)
+    ids = list(empty.values_list("pk", flat=True)[:DELETED_AT_ONCE])
+    Batch.objects.filter(pk__in=ids).delete()
+    return deleted
+
+
+def _prune_runs(cutoff: Expression, *, at_most: int) -> int:
     old = Run.objects.filter(is_current=None, finished_at__lt=cutoff)
     old = old.exclude(status=Run.Status.PENDING).exclude(_is_last_success()).order_by("pk")
     ids = Run.objects.aggregate(first=Min("pk"), last=Max("pk"))

@@ -437,9 +437,11 @@ class Life(RuleBasedStateMachine):
         self.pruned += [place for pk, place in self.runs.items() if pk not in runs_now]
         self.runs = runs_now
         by_chunk: dict[int, Counter[int]] = {}
+        chunks = Chunk.objects.annotate(left=Chunk.runs_left())
+        kept = set(chunks.values_list("pk", flat=True))
+        self.pruned = [place for place in self.pruned if place[0] in kept]
         for chunk_id, status in [*runs_now.values(), *self.pruned]:
             by_chunk.setdefault(chunk_id, Counter())[status] += 1
-        chunks = Chunk.objects.annotate(left=Chunk.runs_left())
         for chunk in chunks:
             runs = by_chunk.pop(chunk.pk, Counter())
             counted = (chunk.succeeded, chunk.failed, chunk.cancelled, chunk.left)
@@ -639,7 +641,8 @@ class Life(RuleBasedStateMachine):
 
     def prune(self) -> None:
         """All that is history is old."""
-        Run.objects.exclude(finished_at=None).update(finished_at=from_now(-100 * 24 * 3600))
+        for model in (Run, Chunk, Batch):
+            model.objects.exclude(finished_at=None).update(finished_at=from_now(-100 * 24 * 3600))
         prune()
 
     def sweep(self) -> None:
