@@ -60,6 +60,13 @@ def first_chunk_id_at(when: dt.datetime) -> int:
     return min(max(milliseconds, 0) << RANDOM_BITS, LARGEST)
 
 
+def after_chunk_id(chunk_id: int) -> dt.datetime:
+    """A time whose `first_chunk_id_at` is above `chunk_id`, and above few others that are."""
+    milliseconds = EPOCH_MS + (chunk_id >> RANDOM_BITS) + 1
+    # Half a millisecond more: a time is rounded when it is read.
+    return dt.datetime.fromtimestamp((milliseconds + 0.5) / 1_000, tz=dt.UTC)
+
+
 def new_chunk_id() -> int:
     """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
 

@@ -23,7 +23,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.probes import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
 from autorun.state.transactions import sum_of_each
-from autorun.upkeep import pruning
+from autorun.upkeep import orphans, pruning
 from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.draining import hand_out_spilled
 from autorun.upkeep.folding import fold_everywhere
@@ -37,6 +37,7 @@ MOST_PER_STEP = 500
 MOST_DOUBLINGS = 6
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
+REOPEN_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Report:
     """How much each step of a round did."""
 
     rescued: int = 0
+    reopened: int = 0
     unparked: int = 0
     released: int = 0
     sent_again: int = 0
@@ -71,6 +73,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         return None
     steps: dict[str, Callable[[], int]] = {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
+        "reopened": _reopen_now_and_then,
         "unparked": unpark,
         "released": release_everywhere,
         "sent_again": send_again,
@@ -157,6 +160,10 @@ def _is_runnable(label: str, title: str, version: str) -> bool:
 
 def _fold_now_and_then() -> int:
     return fold_everywhere() if take_turn("fold", every=FOLD_EVERY) else 0
+
+
+def _reopen_now_and_then() -> int:
+    return orphans.reopen_some() if take_turn("reopen", every=REOPEN_EVERY) else 0
 
 
 def _prune_now_and_then() -> int:

@@ -12,11 +12,13 @@ from autorun.exceptions import LeaseLost
 from autorun.execution import work
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.observe.doctor.backlog import examine_orphans
 from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
 from autorun.planning.on_demand import sweep_now
 from autorun.runner import QuerySetRunner
 from autorun.state.leases import queued, start
+from autorun.upkeep import folding, orphans
 from tests.crashes import armed, listening
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
@@ -243,3 +245,100 @@ def test_a_row_that_is_saved_before_its_chunk_starts_and_planned_later_runs_once
 
         assert_all_done(runner, 2)
     assert sorted(inputs) == ["changed", "title 1"]
+
+
+def orphan(runner: RunnerClass, **chunk: object) -> None:
+    """Five rows have been done, and the database has forgotten the results of two."""
+    write(5)
+    runner().run()
+    work_off()
+    forgotten = Run.objects.order_by("pk")[1:3].values_list("pk", flat=True)
+    Run.objects.filter(pk__in=list(forgotten)).update(status=Run.Status.PENDING, attempts=0)
+    Chunk.objects.update(**chunk)
+
+
+#: What the chunk of two orphans says: nothing was counted; all was counted; so was its node.
+LEFT: dict[str, dict[str, object]] = {
+    "uncounted": {"succeeded": 3},
+    "counted": {},
+    "counted as failed": {"succeeded": 3, "failed": 2},
+}
+
+
+@pytest.mark.faults(41, 53)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("left", LEFT)
+def test_runs_that_are_pending_in_an_ended_chunk_are_named_by_doctor_and_executed(left):
+    runner = declare(BATCH_SIZE=5)
+    with installed(runner):
+        orphan(runner, **LEFT[left])
+        (finding,) = examine_orphans()
+        assert finding.level == "error"
+        assert finding.message.startswith("2 runs are pending")
+
+        assert orphans.reopen_some() == 2
+        assert orphans.reopen_some() == 0
+        work_off()
+
+        assert_all_done(runner, 5)
+        assert [each.level for each in examine_orphans()] == ["ok"]
+
+
+@pytest.mark.faults(41, 53)
+@pytest.mark.django_db(transaction=True)
+def test_orphans_of_a_folded_chunk_are_executed(set_constants):
+    set_constants(folding, FEW=1)
+    runner = declare(BATCH_SIZE=5)
+    with installed(runner):
+        orphan(runner, succeeded=3)
+        assert folding.fold(runner().get_node().pk, quiet=-1) == 1
+
+        steps.heal()
+
+        assert_all_done(runner, 5)
+
+
+@pytest.mark.faults(41)
+@pytest.mark.django_db(transaction=True)
+def test_orphans_whose_chunk_is_gone_are_executed():
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        orphan(runner)
+        Chunk.objects.filter(pk__in=Run.objects.pending().values("chunk_id")).delete()
+
+        steps.heal()
+
+        assert_all_done(runner, 5)
+
+
+@pytest.mark.faults(41)
+@pytest.mark.django_db(transaction=True)
+def test_orphans_of_a_cancelled_batch_are_cancelled():
+    runner = declare(BATCH_SIZE=5)
+    with installed(runner):
+        orphan(runner, succeeded=3)
+        Batch.objects.update(state=Batch.State.CANCELLED)
+
+        steps.heal()
+
+        assert not Run.objects.pending().exists()
+        assert runner().pending().count() == 2
+
+
+@pytest.mark.faults(53)
+@pytest.mark.django_db(transaction=True)
+def test_orphans_are_looked_for_a_part_at_a_time_and_all_over_again(set_constants):
+    set_constants(orphans, PART=4)
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        for _ in range(4):
+            write(5)
+            runner().run()
+            work_off()
+        last = Run.objects.latest("pk")
+        Run.objects.filter(pk=last.pk).update(status=Run.Status.PENDING)
+
+        looks = [orphans.reopen_some() for _ in range(10)]
+
+    assert sum(looks) == 1
+    assert looks[0] == 0

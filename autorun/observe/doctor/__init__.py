@@ -21,6 +21,7 @@ THEN = (
     schedules.examine_beat,
     schedules.examine_upkeep,
     backlog.examine_leases,
+    backlog.examine_orphans,
     backlog.examine_queued,
     backlog.examine_held_up,
     backlog.examine_spilled,

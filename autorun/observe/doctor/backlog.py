@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
-from autorun.models import Batch, Chunk, Node, SpilledTrigger
+from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.held_up import held_up
 from autorun.state.clock import from_now
 from autorun.state.words import counted, moment
 from autorun.upkeep.draining import planned_here
+from autorun.upkeep.orphans import orphans
 
 #: Seconds after which upkeep should have planned a saved row.
 SPILLED_SILENCE = 60.0
 #: Leases that a queued chunk may wait for a worker without a warning.
 QUEUED_LEASES = 10
 RECENT_SECONDS = 86_400.0
+NEWEST_RUNS = 500_000
 MOST_SHOWN = 5
 
 
@@ -34,6 +36,22 @@ def examine_leases() -> Iterator[Finding]:
         f"{counted(overdue.count(), 'lease')} overdue; the oldest was held by {oldest.worker}.",
         "Start a worker: its upkeep rescues the runs. If one is running, look in its log for why "
         "upkeep fails.",
+    )
+
+
+@examination("orphans")
+def examine_orphans() -> Iterator[Finding]:
+    """Pending runs of ended chunks, among the newest runs: there may be a billion."""
+    newest = Run.objects.order_by("-chunk_id").values_list("chunk_id", flat=True)
+    first = newest[NEWEST_RUNS : NEWEST_RUNS + 1].first()
+    number = orphans(least=first or 0).count()
+    if not number:
+        yield ok("None.")
+        return
+    yield error(
+        f"{counted(number, 'run is', 'runs are')} pending, but their chunks have ended or are "
+        "gone. The database has lost commits: a replica took over, or a backup was restored.",
+        "Start a worker: its upkeep has them executed. If one is running, wait a few minutes.",
     )
 
 
