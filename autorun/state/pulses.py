@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 
 from autorun.conf import settings
 from autorun.models import Pulse
@@ -15,8 +16,12 @@ EARLY = 0.8
 
 
 def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
-    """Take the turn if no process has for `every` seconds, or the `early` part of them."""
-    due = Pulse.objects.filter(name=name, beat_at__lte=from_now(-every * early))
+    """Take the turn if no process has for `every` seconds, or the `early` part of them.
+
+    A turn that lies in the future was taken by a clock that was wrong, as of a former server.
+    """
+    is_due = Q(beat_at__lte=from_now(-every * early)) | Q(beat_at__gt=from_now(every))
+    due = Pulse.objects.filter(is_due, name=name)
     if due.update(beat_at=DatabaseNow()):
         return True
     return not Pulse.objects.filter(name=name).exists() and _create(name)

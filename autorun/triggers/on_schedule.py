@@ -23,6 +23,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import ImproperRunner
+from autorun.state.clock import DatabaseNow, from_now
 from autorun.triggers.entries import LARGEST_INTEGER, Entry, Marks, Timing, digest_of
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ SWEEP = "autorun.sweep"
 UPKEEP = "autorun.upkeep"
 SWEEP_NAME = "autorun: sweep "
 UPKEEP_NAME = "autorun: upkeep"
+#: Seconds that two machines' clocks may differ.
+MOST_AHEAD = 60.0
 EDITABLE = "Edit or disable it here if need be: autorun leaves it so."
 
 
@@ -80,6 +83,29 @@ def sync(*, dry: bool = False) -> SyncReport:
     for error in improper.values():
         raise error
     return report
+
+
+def entries_ahead() -> Any:
+    """Autorun's entries that were last sent in the future, as a queryset; a clock was wrong."""
+    from django_celery_beat.models import PeriodicTask
+
+    ours = PeriodicTask.objects.filter(enabled=True, task__in=(SWEEP, UPKEEP))
+    return ours.filter(last_run_at__gt=from_now(MOST_AHEAD))
+
+
+def correct_times() -> int:
+    """Have beat send again what it was last said to send in the future; how many entries.
+
+    Otherwise it would send nothing until then.
+    """
+    if not apps.is_installed("django_celery_beat"):
+        return 0
+    from django_celery_beat.models import PeriodicTasks
+
+    corrected: int = entries_ahead().update(last_run_at=DatabaseNow())
+    if corrected:
+        PeriodicTasks.update_changed()
+    return corrected
 
 
 def connect() -> None:

@@ -23,6 +23,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.probes import crash_point
 from autorun.state.pulses import give_back_turn, take_turn
 from autorun.state.transactions import sum_of_each
+from autorun.triggers import on_schedule
 from autorun.upkeep import orphans, pruning
 from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.draining import hand_out_spilled
@@ -38,6 +39,7 @@ MOST_DOUBLINGS = 6
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
 REOPEN_EVERY = 10.0  # seconds
+CORRECT_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Report:
     unparked: int = 0
     released: int = 0
     sent_again: int = 0
+    corrected: int = 0
     taken_over: int = 0
     finished: int = 0
     cancelled: int = 0
@@ -77,6 +80,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "unparked": unpark,
         "released": release_everywhere,
         "sent_again": send_again,
+        "corrected": _correct_now_and_then,
         "taken_over": hand_on_batches,
         "finished": finish_batches,
         "cancelled": cancel_batches,
@@ -160,6 +164,10 @@ def _is_runnable(label: str, title: str, version: str) -> bool:
 
 def _fold_now_and_then() -> int:
     return fold_everywhere() if take_turn("fold", every=FOLD_EVERY) else 0
+
+
+def _correct_now_and_then() -> int:
+    return on_schedule.correct_times() if take_turn("schedules", every=CORRECT_EVERY) else 0
 
 
 def _reopen_now_and_then() -> int:

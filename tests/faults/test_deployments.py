@@ -5,13 +5,16 @@ import json
 from zoneinfo import ZoneInfo
 
 import pytest
-from django_celery_beat.models import PeriodicTask
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import tasks
-from autorun.models import Chunk, Failure, Run
+from autorun.models import Batch, Chunk, Failure, Pulse, Run
+from autorun.observe.doctor import schedules
 from autorun.planning import batches
 from autorun.state.clock import from_now
+from autorun.state.pulses import take_turn
 from autorun.triggers import delivery, on_schedule
 from autorun.upkeep.rounds import unpark
 from tests.engine import declare, installed, offer, work_off
@@ -134,6 +137,56 @@ def test_a_worker_whose_clock_is_an_hour_off_holds_and_rescues_leases_like_other
     assert sum(times.values()) <= 11 + 10  # the neighbours of the one that kills
     names = set(Chunk.objects.exclude(worker="").values_list("worker", flat=True))
     assert len({name.partition("@")[0] for name in names}) == 2
+
+
+@pytest.mark.faults(57)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"SCHEDULE": 1}])
+def test_sweeps_go_on_after_beats_clock_was_an_hour_ahead(lab: Lab):
+    on_schedule.sync()
+    PeriodicTask.objects.update(last_run_at=timezone.now() + dt.timedelta(hours=1))
+    lab.start_beat()
+    lab.start_worker()
+    lab.write(3)
+
+    lab.until_done(3)
+
+    lab.check()
+    assert Batch.objects.filter(trigger=Batch.Trigger.SWEEP).exists()
+
+
+@pytest.mark.faults(57)
+@pytest.mark.django_db
+def test_a_schedule_that_lies_in_the_future_is_named_by_doctor_and_corrected_by_upkeep():
+    on_schedule.sync()
+    entries = PeriodicTask.objects.filter(task__startswith="autorun.")
+    interval = entries.get(task=on_schedule.UPKEEP).interval
+    PeriodicTask.objects.create(name="the project's", task="theirs", interval=interval)
+    soon = timezone.now() + dt.timedelta(hours=1)
+    PeriodicTask.objects.update(last_run_at=soon)
+    PeriodicTasks.objects.all().delete()
+
+    (found,) = schedules.examine_beat()
+    assert found.level == "warning"
+    assert "was last sent in the future" in found.message
+
+    assert on_schedule.correct_times() == entries.count()
+    assert on_schedule.correct_times() == 0
+
+    assert not entries.filter(last_run_at__gt=timezone.now() + dt.timedelta(minutes=1)).exists()
+    assert PeriodicTask.objects.get(task="theirs").last_run_at == soon
+    assert PeriodicTasks.last_change() is not None
+    assert [each.level for each in schedules.examine_beat()] == ["ok"]
+
+
+@pytest.mark.faults(57)
+@pytest.mark.django_db
+def test_upkeep_goes_on_after_the_databases_clock_was_an_hour_ahead():
+    """Or a replica took over whose clock is right, or an hour behind."""
+    Pulse.objects.create(name="upkeep", beat_at=timezone.now() + dt.timedelta(hours=1))
+
+    assert take_turn("upkeep", every=5)
+    assert not take_turn("upkeep", every=5)
 
 
 @pytest.mark.faults(25)

@@ -78,6 +78,14 @@ def examine_beat() -> Iterator[Finding]:
             "CELERY_BEAT_SYNC_EVERY = 1.",
         )
         return
+    if ahead := on_schedule.entries_ahead().order_by("-last_run_at").first():
+        yield warning(
+            f"{ahead.name!r} was last sent in the future, at {moment(ahead.last_run_at)}: the "
+            "clock of beat's machine was wrong. Beat sends nothing of it until then.",
+            "Correct the clock, and start a worker: its upkeep corrects the entry in a minute or "
+            "a few.",
+        )
+        return
     now: Any = timezone.now() if timezone.is_aware(last) else dt.datetime.now()  # noqa: DTZ005
     silence = (now - last).total_seconds()
     if upkeep.exists() and silence > BEAT_SILENCE + 2 * settings.UPKEEP_INTERVAL:
