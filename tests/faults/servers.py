@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psycopg
 import pytest
 import redis
 
@@ -208,6 +209,9 @@ class PostgreSQL(Server):
         if self.account:
             shutil.chown(self._temporary.name, self.account)
             shutil.chown(self.directory, self.account)
+        self._fill()
+
+    def _fill(self) -> None:
         options = ("--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8")
         self._run("initdb", "--pgdata", str(self.directory), *options)
 
@@ -245,6 +249,33 @@ class PostgreSQL(Server):
             stdout=subprocess.DEVNULL,
             cwd=self.directory,
         ).returncode
+
+
+class Replica(PostgreSQL):
+    """An asynchronous replica of a server that runs."""
+
+    def __init__(self, primary: PostgreSQL) -> None:
+        self._primary = primary
+        super().__init__()
+
+    def _fill(self) -> None:
+        self.directory.chmod(0o700)
+        source = ("--host", "127.0.0.1", "--port", str(self._primary.port), "-U", "postgres")
+        options = ("--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        self._run("pg_basebackup", "--pgdata", str(self.directory), *source, *options)
+
+    def fall_behind(self) -> None:
+        """Follow the primary no more: its next commits are lost."""
+        self._execute("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+
+    def promote(self) -> None:
+        self._execute("SELECT pg_promote()")
+
+    def _execute(self, *statements: str) -> None:
+        where = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+        with psycopg.connect(where, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
 
 
 def _binary(name: str) -> str:

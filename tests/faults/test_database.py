@@ -20,13 +20,14 @@ from autorun.planning.named import plan_keys
 from autorun.state.clock import from_now
 from autorun.state.exception_text import ExceptionText
 from autorun.state.leases import Lease, queued, start
+from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from tests.crashes import AWAY
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
 from tests.faults.driver import Lab
 from tests.faults.proxy import Proxy
-from tests.faults.servers import PostgreSQL
+from tests.faults.servers import PostgreSQL, Replica
 from tests.library.models import Document
 
 FAILURE = ExceptionText("ValueError", "no", "")
@@ -131,7 +132,7 @@ def proxied_database(lab: Lab) -> Iterator[Proxy]:
 
 
 @contextmanager
-def database_on(server: PostgreSQL, lab: Lab) -> Iterator[None]:
+def database_on(server: PostgreSQL | Proxy, lab: Lab) -> Iterator[None]:
     """The lab's database is one on `server`, for this process and those that the lab starts."""
     settings = connection.settings_dict
     before = dict(settings)
@@ -246,6 +247,45 @@ def test_a_server_that_is_restarted_twice_costs_time_only(lab: Lab):
 
         lab.check()
         assert not Run.objects.filter(status=Run.Status.FAILED).exists()
+
+
+@pytest.mark.faults(53, 54, 55)
+@pytest.mark.slow
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="starts a PostgreSQL of its own")
+@pytest.mark.parametrize("bodies", [1, 60])
+def test_a_replica_that_lacks_the_last_commits_takes_over(lab: Lab, bodies: int):
+    """From before the first start, or in the middle; sweeps find what no process remembers."""
+    with (
+        PostgreSQL() as primary,
+        Proxy(primary.port) as proxy,
+        database_on(proxy, lab),
+        Replica(primary) as replica,
+    ):
+        lab.start_worker(concurrency=2)
+        lab.write(200, does="sleep:0.02")
+        if bodies > 1:
+            lab.runner.run()
+            lab.until(lambda: len(lab.ledger.executions()) >= bodies)
+        replica.fall_behind()
+        if bodies == 1:
+            lab.runner.run()
+        lab.save(5, value="live")
+        delivery.wait_until_idle()
+        more = len(lab.ledger.executions()) + 50
+        lab.until(lambda: len(lab.ledger.executions()) >= more)
+
+        primary.kill()
+        proxy.target = ("127.0.0.1", replica.port)
+        proxy.cut()
+        replica.promote()
+        connection.close()
+        lab.runner.run()
+        lab.until_done(200)
+
+        lab.check(zombies=True)
+        assert not Failure.objects.exists()
+        lab.stop()
+        connection.close()  # before the servers end
 
 
 @pytest.mark.faults(12)
