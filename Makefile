@@ -22,7 +22,7 @@ define install
 	@touch $@
 endef
 
-.PHONY: help venv demo up check test test-faults soak bench test-browser test-million pictures lint format types docs clean
+.PHONY: help venv demo up check test test-faults test-hosts soak bench test-browser test-million pictures lint format types docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-million  each page with a million runs, in time (needs PostgreSQL)"
 	@echo "make pictures      the pictures of the documentation, from the pages as they are"
 	@echo "make test-faults   workers, brokers and databases ill-treated for real"
+	@echo "make test-hosts    several hosts in network namespaces, cut off from each other (needs root)"
 	@echo "make soak          random faults for MINUTES=2 (SEED=1, ARGS='--database postgres --broker redis')"
 	@echo "make bench         every line of docs/performance.md (QUICK=1: small sizes, under three minutes)"
 	@echo "make lint          style and layers"
@@ -61,6 +62,10 @@ test: $(VENV)/.test
 # Processes and servers are killed, frozen and cut off for real: about ten minutes a database.
 test-faults: $(VENV)/.test
 	@AUTORUN_TEST_FAULTS=1 $(RUN) -m tests -m faults tests/faults $(ARGS)
+
+# Hosts in network namespaces, which need root: cut off, wiped, and losing packets.
+test-hosts: $(VENV)/.test
+	@AUTORUN_TEST_FAULTS=1 AUTORUN_TEST_DATABASE=postgres $(RUN) -m tests tests/faults/test_hosts.py $(ARGS)
 
 soak: $(VENV)/.test
 	@$(RUN) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

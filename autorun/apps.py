@@ -18,7 +18,7 @@ class AutorunConfig(AppConfig):
         from autorun import broker
         from autorun.declare import nodes, registry
         from autorun.observe import checks
-        from autorun.state import waits
+        from autorun.state import sockets, waits
         from autorun.triggers import delivery, on_save, on_schedule
         from autorun.upkeep import workers
 
@@ -30,5 +30,6 @@ class AutorunConfig(AppConfig):
         delivery.connect()
         on_schedule.connect()
         workers.connect()
+        sockets.connect()
         for signal in (post_migrate, connection_created):
             signal.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")

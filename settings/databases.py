@@ -29,7 +29,15 @@ def postgres() -> dict[str, Any]:
     return _server(
         "django.db.backends.postgresql", "AUTORUN_POSTGRES", port="5432", user="postgres"
     ) | {
-        "OPTIONS": {"connect_timeout": 5},
+        # A server whose machine vanishes is given up after 25 seconds. The kernel alone would wait
+        # for a quarter of an hour, or for two hours if nothing was being sent.
+        "OPTIONS": {
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 25_000,  # milliseconds
+        },
     }
 
 

@@ -23,7 +23,7 @@ from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
 from autorun.declare.runner import declared
-from autorun.observe.checks import autorun_setting, names, values
+from autorun.observe.checks import autorun_setting, installation, names, values
 from autorun.runner import QuerySetRunner
 from tests.celery_settings import configured
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
@@ -902,6 +902,42 @@ def test_w203_another_isolation_level_of_postgresql(monkeypatch):
         levels[level] = ids()
 
     assert levels == {1: [], 2: [], 3: ["W203"], 4: ["W203"]}
+
+
+TIMES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5}
+TIMES |= {"keepalives_count": 3, "tcp_user_timeout": 25_000}
+
+
+@pytest.mark.parametrize("left_out", TIMES)
+def test_w205_a_postgresql_that_may_vanish(monkeypatch, left_out):
+    given = {name: value for name, value in TIMES.items() if name != left_out}
+    _as_if(monkeypatch, vendor="postgresql", HOST="db.example.org", OPTIONS=given)
+
+    assert f'"{left_out}": ' in only("W205").hint
+
+
+@pytest.mark.parametrize(("driver", "expected"), [("MySQLdb", ["W205"]), ("pymysql", [])])
+def test_w205_a_mariadb_that_may_vanish(monkeypatch, driver, expected):
+    _as_if(monkeypatch, vendor="mysql", HOST="db.example.org")
+    connection = installation.connections["default"]
+    monkeypatch.setattr(connection, "Database", SimpleNamespace(__name__=driver), raising=False)
+
+    assert ids() == expected
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        {"HOST": "db.example.org", "OPTIONS": TIMES},
+        {"HOST": "db.example.org", "OPTIONS": {"service": "mine"}},
+        {"HOST": "/var/run/postgresql"},
+        {"HOST": "127.0.0.1"},
+    ],
+)
+def test_w205_is_not_for_databases_that_are_here_or_have_limits(monkeypatch, database):
+    _as_if(monkeypatch, vendor="postgresql", **database)
+
+    assert ids() == []
 
 
 @pytest.mark.parametrize("vendor", ["mysql", "postgresql"])

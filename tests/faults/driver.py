@@ -33,8 +33,16 @@ SETTINGS = {"LEASE": 4, "HEARTBEAT": 1, "UPKEEP_INTERVAL": 0.5, "TIMEOUT": 30}
 class Process:
     """A Python process of its own process group, and its log."""
 
-    def __init__(self, name: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        environment: dict[str, str],
+        *,
+        within: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
+        self._within = within
         self.log = Path(environment[ENVIRONMENT]).parent / f"{name}.log"
         self._arguments = arguments
         self._environment = environment
@@ -44,7 +52,7 @@ class Process:
         """Begin, or begin again."""
         with self.log.open("ab") as output:
             self._popen = subprocess.Popen(
-                [sys.executable, *self._arguments],
+                [*self._within, sys.executable, *self._arguments],
                 cwd=CHECKOUT,
                 env=os.environ | self._environment,
                 stdout=output,
@@ -110,9 +118,17 @@ class Lab:
     # Processes
 
     def start(
-        self, name: str, *arguments: str, options: dict[str, Any] | None = None, **environment: str
+        self,
+        name: str,
+        *arguments: str,
+        options: dict[str, Any] | None = None,
+        within: tuple[str, ...] = (),
+        **environment: str,
     ) -> Process:
-        """Python with `arguments`; `options` of the runner override the lab's."""
+        """Python with `arguments`; `options` of the runner override the lab's.
+
+        `within` precedes the command, as of a host of its own.
+        """
         number = sum(each.name.startswith(name) for each in self.processes) + 1
         surroundings = {
             **process_environment(),
@@ -122,7 +138,7 @@ class Lab:
             **self.environment,
             **environment,
         }
-        process = Process(f"{name}-{number}", arguments, surroundings)
+        process = Process(f"{name}-{number}", arguments, surroundings, within=within)
         self.processes.append(process)
         return process
 
@@ -132,6 +148,7 @@ class Lab:
         concurrency: int = 1,
         waits: bool = True,
         options: dict[str, Any] | None = None,
+        within: tuple[str, ...] = (),
         **environment: str,
     ) -> Process:
         """A Celery worker; ready when this returns, unless it is not waited for."""
@@ -141,6 +158,7 @@ class Lab:
             *("-n", f"lab{len(self.processes)}-{os.getpid()}@%h"),
             *("--concurrency", str(concurrency), *arguments),
             options=options,
+            within=within,
             **environment,
         )
         if waits:

@@ -21,12 +21,13 @@ from settings import brokers, celery_app
 from tests import services
 from tests.conftest import _connect
 from tests.faults.driver import Lab
+from tests.faults.hosts import Host
 from tests.faults.proxy import Proxy
 
 PORTS = {"rabbitmq": 5672, "redis": 6379}
 URLS = {
-    "rabbitmq": "amqp://guest:guest@127.0.0.1:{port}//",
-    "redis": "redis://127.0.0.1:{port}/0",
+    "rabbitmq": "amqp://guest:guest@{host}:{port}//",
+    "redis": "redis://{host}:{port}/0",
 }
 #: Debian's own wrapper, which is found first, runs one node a machine.
 RABBITMQ = "/usr/lib/rabbitmq/bin"
@@ -114,14 +115,19 @@ class Broker(Server):
 class Redis(Broker):
     """A redis-server that keeps nothing on disk."""
 
-    def __init__(self, directory: Path, *, port: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, port: int | None = None, host: Host | None = None
+    ) -> None:
         self.directory = directory
         self.port = port or free_port()
         self.log = directory / "redis.log"
+        self.within = host.within if host else ()
+        self.address = host.address if host else "127.0.0.1"
 
     def start(self) -> None:
         self._begin(
-            *(_binary("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *(*self.within, _binary("redis-server"), "--port", str(self.port)),
+            *("--bind", self.address, "--protected-mode", "no"),
             *("--save", "", "--appendonly", "no", "--dir", str(self.directory)),
         )
         self._wait_until(self._answers, seconds=30)
@@ -137,7 +143,9 @@ class Redis(Broker):
         self.start()
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2)
+        return redis.Redis(
+            host=self.address, port=self.port, socket_timeout=2, socket_connect_timeout=2
+        )
 
     def fill(self) -> None:
         self.client().config_set("maxmemory", "1")
@@ -197,8 +205,10 @@ class RabbitMQ(Broker):
 class PostgreSQL(Server):
     """A cluster of its own, of the superuser `postgres`, who needs no password."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host | None = None) -> None:
         self.port = free_port()
+        self.host = host
+        self.address = host.address if host else "127.0.0.1"
         # Not in pytest's own directory, which another account may not enter.
         self._temporary = tempfile.TemporaryDirectory(prefix="autorun-postgres-")
         self.directory = Path(self._temporary.name) / "data"
@@ -214,14 +224,21 @@ class PostgreSQL(Server):
     def _fill(self) -> None:
         options = ("--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8")
         self._run("initdb", "--pgdata", str(self.directory), *options)
+        with (self.directory / "pg_hba.conf").open("a") as access:
+            access.write("host all all 10.231.0.0/16 trust\n")
 
     def start(self) -> None:
+        within: tuple[str, ...] = ()
+        if self.host:
+            # Only root enters a namespace.
+            become = ("--reuid", "postgres", "--regid", "postgres", "--init-groups")
+            within = (*self.host.within, "setpriv", *become)
         self._begin(
-            *(_binary("postgres"), "-D", str(self.directory), "-p", str(self.port)),
-            *("-c", "listen_addresses=127.0.0.1", "-k", str(self.directory)),
-            account=self.account,
+            *(*within, _binary("postgres"), "-D", str(self.directory), "-p", str(self.port)),
+            *("-c", f"listen_addresses={self.address}", "-k", str(self.directory)),
+            account=None if within else self.account,
         )
-        ask = ("pg_isready", "--port", str(self.port), "--host", "127.0.0.1")
+        ask = ("pg_isready", "--port", str(self.port), "--host", self.address)
         self._wait_until(lambda: self._ask(*ask) == 0, seconds=30)
 
     def __exit__(self, *error: Any) -> None:
@@ -299,9 +316,9 @@ def proxied_broker(lab: Lab) -> Iterator[Proxy]:
 
 
 @contextmanager
-def broker_at(lab: Lab, port: int) -> Iterator[None]:
-    """The lab's broker is at another port of this machine."""
-    url = URLS[lab.broker].format(port=port)
+def broker_at(lab: Lab, port: int, *, host: str = "127.0.0.1") -> Iterator[None]:
+    """The lab's broker is at another port, of this machine or of a host."""
+    url = URLS[lab.broker].format(host=host, port=port)
     name = f"AUTORUN_{lab.broker.upper()}_URL"
     lab.environment[name] = url
     before = brokers.Broker(celery_app.conf.broker_url, celery_app.conf.broker_transport_options)

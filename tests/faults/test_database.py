@@ -1,5 +1,6 @@
 """A database that is away, locked, or does not say whether it has committed."""
 
+import socket
 import sqlite3
 import threading
 import time
@@ -137,7 +138,8 @@ def database_on(server: PostgreSQL | Proxy, lab: Lab) -> Iterator[None]:
     settings = connection.settings_dict
     before = dict(settings)
     connection.close()
-    settings.update(HOST="127.0.0.1", PORT=str(server.port), USER="postgres", PASSWORD="")
+    host = getattr(server, "address", "127.0.0.1")
+    settings.update(HOST=host, PORT=str(server.port), USER="postgres", PASSWORD="")
     for name in ("HOST", "PORT", "USER", "PASSWORD"):
         lab.environment[f"AUTORUN_POSTGRES_{name}"] = settings[name]
     try:
@@ -390,3 +392,14 @@ def test_a_backfill_whose_connection_breaks_goes_on_where_it_was(
         batch.refresh_from_db()
         assert (batch.state, batch.planned) == (Batch.State.FINISHED, 10)
         assert runner().progress().succeeded == runner().progress().total == 10
+
+
+@pytest.mark.faults(56)
+@pytest.mark.django_db
+@pytest.mark.skipif(connection.vendor != "mysql", reason="PostgreSQL's driver has options for it")
+def test_sockets_of_mariadb_give_a_silent_server_up():
+    connection.ensure_connection()
+    opened = connection.connection._sock
+
+    assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 25_000
+    assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10

@@ -22,11 +22,13 @@ from autorun.observe.checks.problems import error, warning
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
 #: PostgreSQL's weakest isolation level, by psycopg's number.
 READ_COMMITTED = 2
+#: Hosts that cannot vanish alone: a Unix socket, and this machine.
+HERE = {"", "localhost", "127.0.0.1", "::1"}
 PICKLE = {"pickle", "application/x-python-serialize"}
 
 
 def check_installation() -> list[CheckMessage]:
-    """E201-E202, E230 and W201-W204: INSTALLED_APPS, the broker, the database."""
+    """E201-E202, E230 and W201-W205: INSTALLED_APPS, the broker, the database."""
     return [*_apps(), *_broker(), *_content(), *_database()]
 
 
@@ -117,8 +119,31 @@ def _database() -> Iterator[CheckMessage]:
             "Leave isolation_level out of OPTIONS, which then defaults to read committed. A "
             "transaction that needs more can start with SET TRANSACTION ISOLATION LEVEL.",
         )
+    yield from _patience(connection, place)
     if connection.vendor != "postgresql":
         yield from _times(connection.settings_dict, place)
+
+
+def _patience(connection: Any, place: str) -> Iterator[CheckMessage]:
+    """Whether a process notices that the server's machine has vanished."""
+    options = connection.settings_dict.get("OPTIONS", {})
+    host = str(connection.settings_dict.get("HOST") or "")
+    if host in HERE or host.startswith("/") or "service" in options:
+        return
+    wanted: dict[str, int] = {}
+    if connection.vendor == "postgresql":
+        wanted = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5}
+        wanted |= {"keepalives_count": 3, "tcp_user_timeout": 25_000}
+    elif connection.vendor == "mysql" and connection.Database.__name__ != "pymysql":
+        # Of PyMySQL's connections autorun limits the sockets itself.
+        wanted = {"connect_timeout": 5, "read_timeout": 600, "write_timeout": 30}
+    if missing := {name: value for name, value in wanted.items() if name not in options}:
+        shown = ", ".join(f'"{name}": {value}' for name, value in missing.items())
+        yield warning(place, "W205")(
+            f"If the machine {host} vanishes, workers wait for it for minutes or hours: OPTIONS "
+            f"has no {', '.join(missing)}.",
+            f'Add {shown} to "OPTIONS". A read_timeout must be longer than any statement.',
+        )
 
 
 def _times(database: dict[str, Any], place: str) -> Iterator[CheckMessage]:
