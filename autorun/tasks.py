@@ -35,13 +35,14 @@ MOST_REFUSALS = 12
 
 
 @shared_task(name="autorun.plan", bind=True, max_retries=MOST_TRIES, **_options)
-def plan(self: Any, model_label: str, pks: Sequence[Any]) -> None:
+def plan(self: Any, model_label: str, pks: Sequence[Any], *_: Any, **__: Any) -> None:
     """Plan the saved rows of a model for every runner that subscribes to them.
 
     A single row is also executed if no limit forbids it. While the database is away the task is
     retried for a day: until the next sweep nothing else knows about the rows. Those that a runner
     cannot plan are written down. If no runner subscribes, they wait for a worker with newer code,
-    as the process that saved them had.
+    as the process that saved them had. Arguments of a newer version are ignored, so that the rows
+    need not wait for the next sweep.
     """
     from autorun.execution.at_once import plan_or_start
     from autorun.execution.execute import work_off

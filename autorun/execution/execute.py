@@ -157,7 +157,7 @@ def _follow_up(work: Work) -> None:
     Each step is guarded, because no other process would repeat one that this worker left out.
     """
     runner, chunk = work.runner, work.lease.chunk
-    priority = Chunk.Priority(chunk.priority)
+    priority = chunk.priority
     if work.unexpected:
         plan_or_write_down([runner], work.unexpected, priority=priority)
     with _guarded(runner, "planning its dependents"):

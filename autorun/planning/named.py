@@ -38,7 +38,7 @@ KEYS_AT_ONCE = 2_000
 
 
 def plan_keys(
-    runner: Runner, keys: Collection[Any], *, priority: Chunk.Priority = Chunk.Priority.LIVE
+    runner: Runner, keys: Collection[Any], *, priority: int = Chunk.Priority.LIVE
 ) -> Outcome:
     """Plan and release those rows of the base queryset whose primary keys are `keys`."""
     node_id = node_of(runner).pk
@@ -90,7 +90,7 @@ def plan_for_all(
     runners: Iterable[Runner],
     keys: Collection[Any],
     *,
-    priority: Chunk.Priority = Chunk.Priority.LIVE,
+    priority: int = Chunk.Priority.LIVE,
 ) -> None:
     """`plan_keys` for several runners; what one of them raises keeps no other from its rows.
 
@@ -116,7 +116,7 @@ def plan_or_write_down(
     runners: Iterable[Runner],
     keys: Collection[Key],
     *,
-    priority: Chunk.Priority = Chunk.Priority.LIVE,
+    priority: int = Chunk.Priority.LIVE,
 ) -> None:
     """`plan_keys` for several runners, of rows that no caller will pass again. Never raises.
 

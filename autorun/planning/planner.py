@@ -38,7 +38,7 @@ class Planner:
 
     runner: Runner
     node_id: int
-    priority: Chunk.Priority
+    priority: int
     selection: Selection = PENDING
     batch: Batch | None = None
     status: Run.Status = Run.Status.PENDING

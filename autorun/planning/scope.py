@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet
 from autorun.declare import hooks
 from autorun.declare.hooks import every_row
 from autorun.declare.runner import Runner
-from autorun.exceptions import NotRegistered, RowsGone
+from autorun.exceptions import NotRegistered
 from autorun.planning.selection import Selection, selection_for
 from autorun.state.keys import key_kind
 
@@ -66,8 +66,16 @@ class Scope:
 
     @classmethod
     def read(cls, written: dict[str, Any]) -> Scope:
+        """The scope that another process wrote. Raises NotRegistered if a newer version did."""
         pks = written.get("pks")
-        return cls(**{**written, "pks": None if pks is None else tuple(pks)})
+        try:
+            scope = cls(**{**written, "pks": None if pks is None else tuple(pks)})
+            _ = scope.selection
+        except (TypeError, ValueError) as unknown:
+            raise NotRegistered(
+                f"A newer version of autorun asked for these rows: {unknown}"
+            ) from None
+        return scope
 
     def __str__(self) -> str:
         words = ["all" if self.force else self.only or "pending", "rows"]
@@ -85,7 +93,7 @@ class Scope:
 def _rows_from(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
     find = SOURCES.get(str(source.get("kind")))
     if find is None:
-        raise RowsGone(
+        raise NotRegistered(
             f"This process cannot find the rows of {source.get('kind')!r}. Do the workers have the "
             "same INSTALLED_APPS?"
         )

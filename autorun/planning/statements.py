@@ -144,7 +144,8 @@ def supersede(redo: Sequence[Redo]) -> dict[str, int]:
         match=Fragment(match),
         returning="status",
     )
-    statuses = (Run.Status(status) for (status,) in superseded)
+    # A worker of a newer version may have recorded another.
+    statuses = (Run.Status(status) for (status,) in superseded if status in Run.Status)
     # A pending run is counted when its own chunk cancels it.
     finished = (each for each in statuses if each != Run.Status.PENDING)
     return Counter(f"superseded_{each.name.lower()}" for each in finished)

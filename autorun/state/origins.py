@@ -29,34 +29,45 @@ _NOT_SAVED = Q(batch=None) & ~Q(priority=Chunk.Priority.LIVE)
 #: Runs that were adopted or ignored were never sent.
 _SENT = ~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)
 
+
+class _Origins(dict[str, Origin]):
+    """Origins by name; a batch of a newer version may have another."""
+
+    def __missing__(self, name: str) -> Origin:
+        rows = Q(batch__trigger=name)
+        return Origin(name, Chunk.Priority.BACKFILL, "Started by {batch} ({rows}).", rows)
+
+
 #: By the name that addresses use; for a batch it is its trigger.
-ORIGINS: Mapping[str, Origin] = {
-    "save": Origin("save", Chunk.Priority.LIVE, "The row was saved.", _SAVED),
-    "sweep": Origin(
-        "sweep",
-        Chunk.Priority.SWEEP,
-        "Sweep {batch} found the row pending.",
-        Q(batch__trigger=Batch.Trigger.SWEEP),
-    ),
-    "backfill": Origin(
-        "backfill",
-        Chunk.Priority.BACKFILL,
-        "Started by backfill {batch} ({rows}).",
-        Q(batch__trigger=Batch.Trigger.BACKFILL),
-    ),
-    "code": Origin(
-        "run()",
-        Chunk.Priority.SWEEP,
-        "A call of run() found the row pending.",
-        Q(batch__trigger=Batch.Trigger.CODE),
-    ),
-    "dependency": Origin(
-        "dependency",
-        Chunk.Priority.BACKFILL,
-        "The runner depends on {upstream}, which had a new success on the row.",
-        _NOT_SAVED & _SENT,
-    ),
-}
+ORIGINS: Mapping[str, Origin] = _Origins(
+    {
+        "save": Origin("save", Chunk.Priority.LIVE, "The row was saved.", _SAVED),
+        "sweep": Origin(
+            "sweep",
+            Chunk.Priority.SWEEP,
+            "Sweep {batch} found the row pending.",
+            Q(batch__trigger=Batch.Trigger.SWEEP),
+        ),
+        "backfill": Origin(
+            "backfill",
+            Chunk.Priority.BACKFILL,
+            "Started by backfill {batch} ({rows}).",
+            Q(batch__trigger=Batch.Trigger.BACKFILL),
+        ),
+        "code": Origin(
+            "run()",
+            Chunk.Priority.SWEEP,
+            "A call of run() found the row pending.",
+            Q(batch__trigger=Batch.Trigger.CODE),
+        ),
+        "dependency": Origin(
+            "dependency",
+            Chunk.Priority.BACKFILL,
+            "The runner depends on {upstream}, which had a new success on the row.",
+            _NOT_SAVED & _SENT,
+        ),
+    }
+)
 
 
 def origin_of(chunk: Chunk) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from autorun import tasks
 from autorun.exceptions import LeaseLost
 from autorun.execution import work
 from autorun.execution.results import Result, Tally, record
@@ -17,6 +18,7 @@ from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
 from autorun.planning.on_demand import sweep_now
 from autorun.runner import QuerySetRunner
+from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
 from autorun.upkeep import folding, orphans
 from tests.crashes import armed, listening
@@ -342,3 +344,45 @@ def test_orphans_are_looked_for_a_part_at_a_time_and_all_over_again(set_constant
 
     assert sum(looks) == 1
     assert looks[0] == 0
+
+
+@pytest.mark.faults(41)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("scope", [{"newer": 1}, {"only": "newer"}, {"source": {"kind": "newer"}}])
+def test_a_batch_of_a_newer_version_is_left_to_newer_workers(scope):
+    write(3)
+    runner = declare()
+    with installed(runner):
+        batch = batches.begin(runner(), "newer", scope=scope)
+        Batch.objects.filter(pk=batch.pk).update(expires_at=from_now(-1), tries=0)
+        tasks.backfill(runner().label, batch=batch.pk)
+        batch.refresh_from_db()
+        assert batch.state == Batch.State.RUNNING
+
+        Batch.objects.filter(pk=batch.pk).update(scope={}, expires_at=from_now(-1))
+        tasks.backfill(runner().label, batch=batch.pk)
+        work_off()
+
+        assert_all_done(runner, 3)
+
+
+@pytest.mark.faults(41)
+@pytest.mark.django_db(transaction=True)
+def test_messages_priorities_and_states_of_a_newer_version_do_no_harm():
+    first, second = write(2)
+    runner = declare()
+    dependent = declare(NAME="DependentRunner", VERSION="2.0", DEPENDS_ON=(runner,))
+    with installed(runner, dependent):
+        tasks.plan.run("library.Document", [first.pk, second.pk], "newer", newer=1)
+        Chunk.objects.update(priority=30)
+        work_off()
+        assert_all_done(runner, 2)
+        assert_all_done(dependent, 2)
+
+        Run.objects.filter(object_id=first.pk).update(status=9)
+        Document.objects.filter(pk=first.pk).update(title="changed")
+        plan_keys(runner(), [first.pk])
+        work_off()
+
+        assert not runner().pending().exists()
+    assert not Failure.objects.exists()
