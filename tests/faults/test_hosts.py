@@ -102,7 +102,7 @@ def test_cuts_between_hosts_cost_time_only(lab: Lab, tmp_path: Path, seconds: in
             lab.save(20, value=host.name)
             more = len(lab.ledger.executions()) + 1
             lab.until(lambda more=more: len(lab.ledger.executions()) >= more, seconds=60)
-        lab.until_done(260, seconds=180)
+        lab.until_done(260, seconds=180, supervised=True)
 
         lab.check(zombies=True)
         assert not Run.objects.failed().exists()
