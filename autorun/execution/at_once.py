@@ -25,7 +25,6 @@ from autorun.planning.candidates import (
     current_run_of_candidate,
     row_of_candidate,
 )
-from autorun.planning.fingerprints import expression
 from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
 from autorun.planning.statements import Redo, supersede
@@ -112,8 +111,7 @@ def _candidates(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candi
     """The row as a candidate, if it is eligible; None if its input could not be prepared."""
     rows = eligible_named(runner, primary_keys(runner, keys))
     if planned_by_database(runner):
-        kind = key_kind(runner.get_model())
-        return candidates_in(rows, expression(runner), node_id=node_id, kind=kind)
+        return candidates_in(runner, rows, node_id=node_id)
     (window,) = whole(runner, rows, node_id=node_id)
     return None if window.unprepared else window.candidates
 

@@ -19,8 +19,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.declare.runner import Runner
 from autorun.models import Run
-from autorun.state.keys import Key, KeyKind
+from autorun.planning.fingerprints import expression
+from autorun.state.keys import Key, KeyKind, key_kind
 from autorun.state.sql import Fragment, keyed_recordset, recordset, table
 
 
@@ -36,9 +38,10 @@ class Candidates:
 
 
 def candidates_in(
-    queryset: QuerySet[Any], fingerprint: Any, *, node_id: int, kind: KeyKind, **bounds: Any
+    runner: Runner, queryset: QuerySet[Any], *, node_id: int, **bounds: Any
 ) -> Candidates | None:
     """The rows of `queryset` as candidates; None if the query can give none."""
+    kind, fingerprint = key_kind(runner.get_model()), expression(runner)
     rows = queryset.order_by().annotate(_autorun_key=kind.expression(), _autorun_print=fingerprint)
     rows = rows.values_list("_autorun_key", "_autorun_print")
     try:

@@ -64,7 +64,19 @@ class Pass:
 
     def counted(self, *, limit: int | None) -> Batch:
         """An unsaved batch with the outcome that planning would have."""
-        batch = Batch(runner=self.runner.label, node=node_of(self.runner), limit=limit)
+        node = node_of(self.runner)
+        return self._counted(Batch(runner=self.runner.label, node=node, limit=limit))
+
+    def executed(self, batch: Batch) -> Batch:
+        """Plan and release window by window until the rows, the limit or the lease end.
+
+        In a transaction of the caller's they are counted, and planned once it commits.
+        """
+        work, count = partial(self._executed, batch), partial(self._counted, batch)
+        return once_committed(work, meanwhile=count)
+
+    def _counted(self, batch: Batch) -> Batch:
+        """The batch with the numbers that it will have, as far as they are known."""
         planner = self._planner(batch)
 
         def count(window: Window) -> None:
@@ -72,25 +84,10 @@ class Pass:
 
         for window in self._windows(batch):
             in_halves(self.runner, self.rows, window, count)
-        if limit is not None:
-            self.outcome = replace(self.outcome, planned=min(limit, self.outcome.planned))
-        batch.candidates, batch.existing = self.outcome.candidates, self.outcome.existing
-        batch.planned, batch.unprepared = self.outcome.planned, self.outcome.unprepared
-        return batch
-
-    def executed(self, batch: Batch) -> Batch:
-        """Plan and release window by window until the rows, the limit or the lease end.
-
-        In a transaction of the caller's they are counted, and planned once it commits.
-        """
-        work, count = partial(self._executed, batch), partial(self._expected, batch)
-        return once_committed(work, meanwhile=count)
-
-    def _expected(self, batch: Batch) -> Batch:
-        """The batch with the numbers that it will have, as far as they are known."""
-        counted = self.counted(limit=batch.limit)
+        if batch.limit is not None:
+            self.outcome = replace(self.outcome, planned=min(batch.limit, self.outcome.planned))
         for name in ("candidates", "existing", "planned", "unprepared"):
-            setattr(batch, name, getattr(counted, name))
+            setattr(batch, name, getattr(self.outcome, name))
         return batch
 
     def _executed(self, batch: Batch) -> Batch:

@@ -16,7 +16,6 @@ from autorun.declare.interruption import calls_limited
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.models import UNPREPARED
-from autorun.planning import fingerprints
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of
 from autorun.planning.rows import (
     Row,
@@ -91,9 +90,7 @@ def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[
     if not planned_by_database(runner):
         yield from _python_windows(runner, queryset, node_id=node_id, after="", up_to="")
         return
-    kind = key_kind(runner.get_model())
-    fingerprint = fingerprints.expression(runner)
-    yield Window(candidates_in(queryset, fingerprint, node_id=node_id, kind=kind), "")
+    yield Window(candidates_in(runner, queryset, node_id=node_id), "")
 
 
 def in_halves(
@@ -131,7 +128,6 @@ def _work_in_halves(
         work(replace(part, last_key=window.last_key) if is_last else part)
 
     node_id, kind = node_of(runner).pk, key_kind(runner.get_model())
-    fingerprint = fingerprints.expression(runner)
     # Of all rows: the filter may be what the database refuses.
     rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
     every_key = list(kind.values(rows))
@@ -143,7 +139,7 @@ def _work_in_halves(
     )
     for keys in halving:
         named = queryset.filter(pk__gte=kind.to_pk(keys[0]), pk__lte=kind.to_pk(keys[-1]))
-        candidates = candidates_in(named, fingerprint, node_id=node_id, kind=kind, up_to=keys[-1])
+        candidates = candidates_in(runner, named, node_id=node_id, up_to=keys[-1])
         try:
             work_on(Window(candidates, str(keys[-1])))
         except DatabaseError as error:
@@ -166,21 +162,15 @@ def _database_windows(
     runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
-    fingerprint = fingerprints.expression(runner)
     reached = False
     while not reached:
         end = _end_of_window(runner, kind, after=after, up_to=up_to)
         reached = not end
-        bounded = _between(kind, queryset, after=after, up_to=end or up_to)
-        candidates = candidates_in(
-            bounded,
-            fingerprint,
-            node_id=node_id,
-            kind=kind,
-            above=_key(kind, after),
-            up_to=_key(kind, end or up_to),
-        )
-        yield Window(candidates, end, bounds=(after, end or up_to))
+        last = end or up_to
+        bounded = _between(kind, queryset, after=after, up_to=last)
+        bounds = {"above": _key(kind, after), "up_to": _key(kind, last)}
+        candidates = candidates_in(runner, bounded, node_id=node_id, **bounds)
+        yield Window(candidates, end, bounds=(after, last))
         after = end
 
 
