@@ -98,11 +98,7 @@ class Planner:
     def _insert(
         self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
     ) -> int:
-        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on.
-
-        Nothing that was not `found` is looked up again: a run made since then was planned by a
-        process that read the rows no earlier, and its worker reads them later still.
-        """
+        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on."""
         size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
         insert = partial(
             statements.insert, size=size, status=self.status, outputs_from=self.outputs_from
@@ -133,12 +129,13 @@ class Planner:
         crash_point("plan.inserted")
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
         crash_point("plan.chunked")
-        if inserted < len(redo):
-            # A run in `redo` was cancelled meanwhile, and an earlier result is current again: it
-            # may be for another input than the row's.
+        if inserted < len(redo) + min(found.missing, found.missing if left is None else left):
+            # Meanwhile another process made a run of such a row, or cancelled one, so that an
+            # earlier result is current again. That one may be for another input than the row's.
             left = None if limit is None else limit - inserted
-            found = self._count(candidates)
-            inserted += self._insert(candidates, found, new_chunk_id(), limit=left)
+            now = self._count(candidates)
+            if redo or now != found:
+                inserted += self._insert(candidates, now, new_chunk_id(), limit=left)
         return inserted
 
     def _create_chunks(

@@ -21,6 +21,7 @@ from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import LeaseLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Pulse, Run
+from autorun.planning.named import plan_keys
 from autorun.state import waits
 from autorun.state.clock import from_now
 from autorun.state.leases import Lease, queued, start
@@ -364,6 +365,37 @@ def test_a_wait_for_a_lock_is_bounded_and_leaves_the_session_as_it_was(set_const
         with frozen_holding(chunks), at_most(PROMPTLY):
             assert start(chunk) is None
         assert start(chunk) is not None
+
+
+@locks_rows
+@pytest.mark.faults(37)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_row_that_changes_while_another_process_adopts_it_is_looked_at_again(has_run):
+    runner = declare()
+    is_inside, may_go_on = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        is_inside.set()
+        may_go_on.wait(1)
+
+    def change() -> None:
+        assert is_inside.wait(30)
+        Document.objects.update(title="changed")
+        plan_keys(runner(), [document.pk])
+
+    with installed(runner):
+        document = Document.objects.create(title="one")
+        if has_run:
+            runner().run()
+            work_off()
+            Document.objects.update(title="two")
+        with armed("plan.chunked", act=stay):
+            at_once(runner().adopt, change)
+        work_off()
+
+        current = Run.objects.get(is_current=True)
+        assert current.outputs == {"value": "changed"}
 
 
 @pytest.mark.faults(10)
