@@ -19,7 +19,7 @@ import pytest
 from celery.signals import worker_process_shutdown
 from django.db import OperationalError
 from django.test import override_settings
-from kombu import Connection
+from kombu import Connection, Queue
 
 from autorun.conf import settings
 from autorun.dispatch import publishing
@@ -463,28 +463,57 @@ def _cut(connection: Any) -> None:
             each._sock.shutdown(socket.SHUT_RDWR)
 
 
+FULL = {"x-max-length": 0, "x-overflow": "reject-publish"}
+
+
 @pytest.mark.services
-def test_a_queue_that_is_declared_otherwise_costs_its_own_messages_alone() -> None:
-    """RabbitMQ answers 406 and closes the channel; the connection goes on with the others."""
-    if (why := silence("rabbitmq")) is not None:
+@pytest.mark.parametrize(
+    ("name_of_broker", "arguments", "error"),
+    [
+        ("rabbitmq", {"x-max-priority": 5}, "PreconditionFailed"),
+        ("rabbitmq", {"x-queue-type": "quorum"}, "PreconditionFailed"),
+        ("rabbitmq", FULL, "MessageNacked"),
+        ("rabbitmq", "locked", "ResourceLocked"),
+        ("redis", "not a list", "ResponseError"),
+    ],
+)
+def test_a_queue_that_refuses_messages_costs_its_own_alone(
+    name_of_broker: str, arguments: Any, error: str
+) -> None:
+    """RabbitMQ closes the channel of most of them; the connection goes on with the others."""
+    if (why := silence(name_of_broker)) is not None:
         pytest.skip(why)
-    for broker in _use_broker("rabbitmq"):
+    for broker in _use_broker(name_of_broker):
         name = f"autorun-test-otherwise-{uuid.uuid4().hex}"
         other = f"autorun-test-other-{uuid.uuid4().hex}"
-        with Connection(broker.url, transport_options=broker.options) as connection:
+        with (
+            Connection(broker.url, transport_options=broker.options) as owner,
+            Connection(broker.url, transport_options=broker.options) as connection,
+        ):
             channel = connection.default_channel
-            channel.queue_declare(
-                name, durable=True, auto_delete=False, arguments={"x-max-priority": 5}
-            )
+            if arguments == "not a list":
+                channel.client.set(name, "x")
+            elif arguments == "locked":
+                owner.default_channel.queue_declare(name, durable=True, exclusive=True)
+            else:
+                channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+            if arguments == FULL:  # as the project declares it
+                celery_app.amqp.queues.add(Queue(name, queue_arguments=FULL))
             try:
                 bad = Message("autorun.upkeep", queue=name)
                 good = Message("autorun.upkeep", queue=other)
-                with pytest.raises(MessagesRefused, match=f"{name}: PreconditionFailed") as raised:
+                with pytest.raises(MessagesRefused, match=f"{name}: {error}") as raised:
                     publishing.publish([bad, good])
                 publishing.publish([good])  # and no pause
                 arrived = [channel.basic_get(other, no_ack=True) for _ in range(2)]
             finally:
-                channel.queue_delete(name)
+                celery_app.amqp.queues.pop(name, None)
+                if arguments == "not a list":
+                    channel.client.delete(name)
+                elif arguments == "locked":
+                    owner.default_channel.queue_delete(name)
+                else:
+                    channel.queue_delete(name)
                 channel.queue_delete(other)
 
     assert raised.value.messages == [bad]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from amqp.exceptions import IrrecoverableChannelError
+from amqp.exceptions import ChannelError, MessageNacked
 from celery import current_app
 from celery.exceptions import QueueNotFound
 from django.core.signals import setting_changed
@@ -30,8 +30,8 @@ from autorun.state.probes import crash_point
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
 PAUSE_AFTER_FAILURE = 1.0  # seconds
 AMQP = ("amqp", "amqps", "pyamqp")
-#: The broker refuses one message: its queue is declared otherwise, forbidden or gone.
-ABOUT_A_MESSAGE = (IrrecoverableChannelError, QueueNotFound, EncodeError)
+#: The broker refuses one message: its queue is declared otherwise, locked, full, forbidden or gone.
+ABOUT_A_MESSAGE = (ChannelError, MessageNacked, QueueNotFound, EncodeError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def time_limit_after(seconds: float | None) -> float | None:
 
 
 #: A message that the broker refused, and why.
-Refusal = tuple[Message, Exception]
+Refusal = tuple[Message, BaseException]
 
 
 def publish(messages: Sequence[Message]) -> None:
@@ -199,7 +199,7 @@ class _Courier:
             # The other end may have closed an idle connection; a silent broker is not asked twice.
             if not was_open or _is_timeout(error):
                 self._failed_at = time.monotonic()
-                cause = error.__cause__ or error  # kombu wraps it, and says less
+                cause = _cause_of(error)
                 raise BrokerUnavailable(f"{type(cause).__name__}: {cause}") from error
         return self._send_or_raise(messages)
 
@@ -208,9 +208,12 @@ class _Courier:
         for message in messages:
             try:
                 self._send_one(message)
-            except ABOUT_A_MESSAGE as error:
+            except Exception as error:
+                cause = _cause_of(error)
+                if not _is_about_a_message(cause):
+                    raise
                 self._drop()  # the broker has closed the channel
-                refused.append((message, error))
+                refused.append((message, cause))
             else:
                 crash_point("dispatch.sending")
         return refused
@@ -237,11 +240,22 @@ class _Courier:
             _close(connection)
 
 
+def _cause_of(error: Exception) -> BaseException:
+    """The driver's own error: kombu wraps it, and says less."""
+    return error.__cause__ or error
+
+
+def _is_about_a_message(cause: BaseException) -> bool:
+    # Redis: the key of the queue is not a list.
+    is_no_list = type(cause).__name__ == "ResponseError" and "WRONGTYPE" in str(cause)
+    return is_no_list or isinstance(cause, ABOUT_A_MESSAGE)
+
+
 def _words_for(refused: Sequence[Refusal]) -> str:
     queues = {message.queue or "Celery's default": error for message, error in refused}
     return " ".join(
         f"The broker takes no message for the queue {queue}: {type(error).__name__}: {error}. "
-        "Is it declared elsewhere with other arguments, or not at all?"
+        "Is it full, or declared elsewhere with other arguments, or not at all?"
         for queue, error in queues.items()
     )
 
