@@ -22,6 +22,8 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import is_conflict
 
+#: Of this process and those forked from it: two containers may have one host name and the same ids.
+FAMILY = secrets.token_hex(3)
 #: The lease of a batch, in leases of a chunk: Python may have to prepare thousands of rows of a
 #: window before planning can extend it.
 PLANNING_LEASES = 10
@@ -112,9 +114,9 @@ def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
 
 
 def worker_name() -> str:
-    """A name of this process for people: Celery's node name, or the host, and the process id."""
+    """A name of this process: Celery's node name, or the host, with FAMILY and the process id."""
     node = getattr(getattr(current_task, "request", None), "hostname", None)
-    return f"{node or socket.gethostname()}:{os.getpid()}"[:255]
+    return f"{node or socket.gethostname()}:{FAMILY}:{os.getpid()}"[:255]
 
 
 def _as_read(chunk: Chunk) -> QuerySet[Chunk]:

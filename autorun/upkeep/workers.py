@@ -18,6 +18,7 @@ from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import BrokerUnavailable, UnsuitablePool
 from autorun.models import Chunk, SpilledTrigger
 from autorun.state.clock import DatabaseNow
+from autorun.state.leases import FAMILY
 from autorun.triggers.delivery import PLAN, spill
 from autorun.upkeep.draining import DRAIN
 
@@ -102,7 +103,7 @@ def _orphans() -> list[int]:
 
 
 def _held_here() -> QuerySet[Chunk]:
-    return Chunk.objects.running().filter(worker__startswith=f"{_node_name}:")
+    return Chunk.objects.running().filter(worker__startswith=f"{_node_name}:{FAMILY}:")
 
 
 def _is_alive(pid: int) -> bool:
