@@ -475,6 +475,23 @@ def test_failures_of_a_runner_that_is_gone(documents):
     assert typed_json("failures")[0]["runner"] is None
 
 
+def test_failures_of_an_earlier_version_are_cleared(documents):
+    earlier, present = declare(fails_for_odd_titles, MAX_ATTEMPTS=1), declare(VERSION="1.1")
+    with installed(earlier):
+        earlier().run()
+        work_off()
+        with pytest.raises(CommandError, match="3 runs failed"):
+            typed("failures", "--check")
+
+    with installed(present):
+        printed = typed("failures", "--check")
+        cleared = typed("ignore", LABEL, "--failed", "--no-input")
+
+        assert f"Clear: manage.py autorun ignore {LABEL} --failed" in printed
+        assert "3 failed runs ignored" in cleared
+        assert "No failed runs" in typed("failures")
+
+
 def test_failures_within_a_time(documents, failing):
     failing.run()
     work_off()

@@ -13,7 +13,7 @@ from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Wh
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 
-from autorun.declare.nodes import node_of, runners_by_node
+from autorun.declare.nodes import node_of, nodes_of, runners_by_node
 from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
 from autorun.observe.paging import NAMES
@@ -155,9 +155,13 @@ def failed_runs(
     *,
     exception_class: str | None = None,
     within: dt.timedelta | None = None,
+    of_earlier_versions: bool = False,
 ) -> Iterator[list[Run]]:
-    """The failed runs of the runner's node without attempts left, a few thousand at a time."""
-    failures = _for_good(runner)
+    """The failed runs of the runner's node without attempts left, a few thousand at a time.
+
+    `of_earlier_versions` includes those of nodes that the runner had before.
+    """
+    failures = _for_good(nodes_of(runner) if of_earlier_versions else [node_of(runner).pk])
     if exception_class is not None:
         failures = failures.filter(exception_class=exception_class)
     if within is not None:
@@ -169,7 +173,7 @@ def failed_runs(
 
 def classes_of(runner: Runner) -> list[str]:
     """The exception classes of the failed runs of the runner's node, in the order of names."""
-    classes = _for_good(runner).values_list("exception_class", flat=True)
+    classes = _for_good([node_of(runner).pk]).values_list("exception_class", flat=True)
     return list(classes.distinct().order_by("exception_class"))
 
 
@@ -187,9 +191,9 @@ def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
 
 
-def _for_good(runner: Runner) -> QuerySet[Failure]:
-    of_node = Failure.objects.filter(run__node_id=node_of(runner).pk)
-    return of_node.filter(LAST, run__status=Run.Status.FAILED)
+def _for_good(node_ids: Collection[int]) -> QuerySet[Failure]:
+    of_nodes = Failure.objects.filter(run__node_id__in=node_ids)
+    return of_nodes.filter(LAST, run__status=Run.Status.FAILED)
 
 
 def runs_in(groups: Iterable[FailureGroup]) -> int:

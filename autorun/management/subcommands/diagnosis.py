@@ -117,7 +117,7 @@ class Failures(Subcommand):
             "--all", dest="including_retried", help="include failed runs that will be retried"
         ),
         parsing.FORMAT,
-        parsing.check("if there are any"),
+        parsing.check("if there are any of the present versions"),
     )
 
     def handle(self, **options: Any) -> None:
@@ -130,8 +130,10 @@ class Failures(Subcommand):
             [{"runner": labels.get(group.node_id), **asdict(group)} for group in groups]
         )
         self._show(groups, labels)
-        if options["check"] and groups:
-            raise condition_not_met(f"{counted(runs_in(groups), 'run')} failed.")
+        # No runner has the others' version now, so nothing would ever make them succeed.
+        present = [group for group in groups if group.node_id in labels]
+        if options["check"] and present:
+            raise condition_not_met(f"{counted(runs_in(present), 'run')} failed.")
 
     def _show(self, groups: Sequence[FailureGroup], labels: Mapping[int, str]) -> None:
         if not groups:
@@ -149,10 +151,17 @@ class Failures(Subcommand):
                 [(f"{each.runs:,}", _words(each), moment(each.last_at)[5:16]) for each in of_node],
             )
             self.terminal.hint(
-                f"Retry them: manage.py autorun retry {label}"
-                if label
-                else "These versions are no longer registered, so they cannot be retried."
+                f"Retry them: manage.py autorun retry {label}" if label else _hint(of_node[0])
             )
+
+
+def _hint(earlier: FailureGroup) -> str:
+    """The next step for failures of a version or configuration that no runner has now."""
+    labels = Run.objects.filter(pk=earlier.run_id).values_list("chunk__runner", flat=True)
+    label = labels.first() or ""
+    if registry.find(label) is None:
+        return "No runner has this version now, so they cannot be retried."
+    return f"{label} no longer has this version. Clear: manage.py autorun ignore {label} --failed"
 
 
 def _words(group: FailureGroup) -> str:

@@ -92,7 +92,10 @@ class Adopt(_Marking):
 
 
 class Ignore(_Marking):
-    """Ignore pending rows, or failed rows with no attempts left, until their input changes."""
+    """Ignore pending rows, or failed rows with no attempts left, until their input changes.
+
+    Failed rows are those of the runner's earlier versions as well.
+    """
 
     summary = "ignore pending or failed rows until their input changes"
     question = "ignore {things} until the input changes"
@@ -112,7 +115,9 @@ class Ignore(_Marking):
                 return found
             hint = f"Ignore failed rows: manage.py autorun ignore {runner.label} --failed"
             return replace(found, hint=hint)
-        find_runs = partial(_chosen_runs, runner, options, queryset=queryset)
+        find_runs = partial(
+            _chosen_runs, runner, options, queryset=queryset, of_earlier_versions=True
+        )
         number = sum(map(len, find_runs()))
         hint = "" if number else _hint_for_none(runner, options["exception"])
         return _Found(number, "failed run", lambda: interventions.ignore_runs(find_runs()), hint)
@@ -168,9 +173,16 @@ def _has_choice(options: dict[str, Any]) -> bool:
     return options["exception"] is not None or options["within"] is not None
 
 
-def _chosen_runs(runner: Runner, options: dict[str, Any], *, queryset: Rows) -> Iterator[list[Run]]:
+def _chosen_runs(
+    runner: Runner, options: dict[str, Any], *, queryset: Rows, of_earlier_versions: bool = False
+) -> Iterator[list[Run]]:
     """Failed runs that match the options, on rows of `queryset` if it is given, in lists."""
-    found = failed_runs(runner, exception_class=options["exception"], within=options["within"])
+    found = failed_runs(
+        runner,
+        exception_class=options["exception"],
+        within=options["within"],
+        of_earlier_versions=of_earlier_versions,
+    )
     if queryset is None:
         yield from found
         return
