@@ -20,6 +20,7 @@ from autorun.planning.scope import Scope
 from autorun.state.clock import from_now, new_chunk_id
 from autorun.state.leases import queued, start
 from autorun.state.transactions import is_passing
+from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import cancel_batches, upkeep
 from tests.crashes import armed, crashed_at, failing_at
 from tests.engine import declare, installed, statuses, work_off
@@ -556,6 +557,28 @@ def test_what_a_running_chunk_of_a_cancelled_batch_hands_over_is_given_up(docume
         cancel_batches()
     batch.refresh_from_db()
     assert batch.expires_at is None
+
+
+@pytest.mark.parametrize("ending", ["fails", "is lost"])
+def test_a_run_of_a_cancelled_batch_that_has_attempts_left_is_cancelled_at_once(documents, ending):
+    def cancel_and_fail(value):
+        batches.cancel(Batch.objects.get())
+        raise ValueError(value)
+
+    runner = declare(cancel_and_fail, BATCH_SIZE=1)
+    with installed(runner):
+        batch = runner().backfill(limit=1)
+        if ending == "fails":
+            work_off()
+        else:
+            start(queued(Chunk.objects.get().pk))
+            batches.cancel(batch)
+            Chunk.objects.update(expires_at=from_now(-1))
+            rescue_expired(at_most=1)
+
+        assert runner().progress().total == 0
+        assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=1, left=0)
+        assert Run.objects.get().attempts == 1
 
 
 def test_a_batch_whose_last_window_is_planned_as_its_chunks_end_goes_on(documents, monkeypatch):

@@ -168,6 +168,8 @@ def _follow_up(work: Work) -> None:
         _measure(chunk.node, work.seconds)
     with _guarded(runner, "finishing its batch"):
         if chunk.batch_id is not None:
+            if work.has_moved:
+                batches.cancel_moved(chunk.batch_id)
             batches.finish_if_done(chunk.batch_id)
     if work.has_failed:
         chunk_failed.send_robust(type(runner), runner=runner)

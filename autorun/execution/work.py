@@ -81,8 +81,8 @@ class Work:
         #: planning would have found them up to date.
         self.unexpected: list[Key] = []
         self.seconds: list[float] = []
-        #: Whether a run has no attempts left.
-        self.has_failed = False
+        #: Whether a run has no attempts left, and whether one went on in another chunk.
+        self.has_failed = self.has_moved = False
         self._runs: Sequence[Any] | None = runs
         self._assignments: deque[Assignment] = deque()
         self._results: list[Result] = []
@@ -316,6 +316,7 @@ class Work:
             results = [*self._results, *also]
             moved = [*map(_status_of, results)].count(Run.Status.PENDING)
             size = self._size_of_rest(moved) if moved else 1
+            self.has_moved = self.has_moved or moved > 0
             is_finished = False
             halving = Halving(
                 results,

@@ -214,6 +214,12 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
     return _cancel_rest(batch.pk)
 
 
+def cancel_moved(batch_id: int) -> int:
+    """Cancel runs that moved to another chunk although their batch is cancelled; how many."""
+    cancelled = Batch.objects.filter(pk=batch_id).cancelled()
+    return _cancel_rest(batch_id) if cancelled.exists() else 0
+
+
 def continue_cancelling(batch_id: int) -> int:
     """Cancel what is left of a cancelled batch, if no process is doing so; how many runs."""
     silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()

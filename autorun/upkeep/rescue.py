@@ -18,6 +18,7 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Chunk, Run
+from autorun.planning import batches
 from autorun.planning.named import leave_to_upkeep
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
@@ -60,6 +61,8 @@ def rescue(chunk: Chunk) -> bool:
     crash_point("rescue.recorded")
     hand_over_failures([each.run_id for each in results if each.status == Run.Status.FAILED])
     _leave_dependents(chunk)
+    if chunk.batch_id is not None:
+        batches.cancel_moved(chunk.batch_id)
     return True
 
 
