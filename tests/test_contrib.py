@@ -157,7 +157,7 @@ class TestPrometheus:
         def refuse(*args):
             raise OperationalError("gone")
 
-        monkeypatch.setattr(prometheus, "_add_batches", refuse)
+        monkeypatch.setattr(prometheus, "_of_batches", refuse)
 
         assert metrics.get_sample_value("autorun_up") == 0
         assert metrics.get_sample_value("autorun_spilled_triggers") is None

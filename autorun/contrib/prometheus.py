@@ -40,6 +40,9 @@ except ImportError as missing:
         "pip install 'django-autorun[prometheus]'."
     ) from missing
 
+#: A metric's name, its value and the values of its labels.
+Sample = tuple[str, float, *tuple[str, ...]]
+
 logger = logging.getLogger(__name__)
 
 #: Name, labels and description of each metric; `docs/` repeats them.
@@ -87,36 +90,36 @@ class AutorunCollector:
 
     def describe(self) -> list[Any]:
         """Metrics without values, because registration must not query the database."""
-        return list(_Families().families.values())
+        return list(_families().values())
 
     def collect(self) -> Iterator[Any]:
         """All metrics, or only `autorun_up 0` if the database does not answer."""
-        found = _Families()
+        families = _families()
         _close_old_connection()
         try:
-            self._read(found)
+            for metric, value, *labels in self._samples():
+                families[metric].add_metric(labels, value)
         except Error:
             logger.exception("Metrics could not be read.")
-            found = _Families()
-            found.add("autorun_up", 0)
-        else:
-            found.add("autorun_up", 1)
-        yield from found.families.values()
+            families = _families()
+            families["autorun_up"].add_metric([], 0)
+        yield from families.values()
 
-    def _read(self, found: _Families) -> None:
+    def _samples(self) -> Iterator[Sample]:
         now = timezone.now()
         nodes = _runners_by_digest()
-        _add_nodes(found, nodes)
-        _add_chunks(found, now)
-        _add_batches(found)
-        _add_spilled(found, now)
+        yield from _of_nodes(nodes)
+        yield from _of_chunks(now)
+        yield from _of_batches()
+        yield from _of_spilled(now)
         if (beat_at := beat_of("upkeep")) is not None:
-            found.add("autorun_upkeep_age_seconds", _age(now, beat_at))
+            yield "autorun_upkeep_age_seconds", _age(now, beat_at)
         if self.pending:
             for runner in chain.from_iterable(nodes.values()):
-                self._add_pending(found, runner)
+                yield from self._of_pending(runner)
+        yield "autorun_up", 1
 
-    def _add_pending(self, found: _Families, runner: Runner) -> None:
+    def _of_pending(self, runner: Runner) -> Iterator[Sample]:
         try:
             count = count_rows(runner, seconds=self.pending_seconds)
         except Error:
@@ -125,20 +128,14 @@ class AutorunCollector:
             logger.exception("%s: its pending rows could not be counted.", runner.label)
             return
         if count.is_complete:
-            found.add("autorun_pending_rows", count.pending, runner.label)
+            yield "autorun_pending_rows", count.pending, runner.label
 
 
-class _Families:
-    """The metrics of one scrape."""
-
-    def __init__(self) -> None:
-        self.families = {
-            name: GaugeMetricFamily(name, meaning, labels=labels)
-            for name, (labels, meaning) in METRICS.items()
-        }
-
-    def add(self, metric: str, value: float, *labels: str) -> None:
-        self.families[metric].add_metric(labels, value)
+def _families() -> dict[str, Any]:
+    return {
+        name: GaugeMetricFamily(name, meaning, labels=labels)
+        for name, (labels, meaning) in METRICS.items()
+    }
 
 
 def _close_old_connection() -> None:
@@ -158,42 +155,42 @@ def _runners_by_digest() -> dict[str, list[Runner]]:
     return found
 
 
-def _add_nodes(found: _Families, runners: dict[str, list[Runner]]) -> None:
+def _of_nodes(runners: dict[str, list[Runner]]) -> Iterator[Sample]:
     nodes = Node.objects.filter(digest__in=list(runners)).in_bulk(field_name="digest")
     progress = progress_by_node(nodes.values())
     for digest, node in nodes.items():
         for runner in runners[digest]:
-            found.add("autorun_paused", node.paused_at is not None, runner.label)
+            yield "autorun_paused", node.paused_at is not None, runner.label
             if node.run_seconds is not None:
-                found.add("autorun_run_seconds", node.run_seconds, runner.label)
+                yield "autorun_run_seconds", node.run_seconds, runner.label
             for state, runs in asdict(progress[node.pk]).items():
-                found.add("autorun_runs", runs, runner.label, node.title, node.version, state)
+                yield "autorun_runs", runs, runner.label, node.title, node.version, state
 
 
-def _add_chunks(found: _Families, now: dt.datetime) -> None:
+def _of_chunks(now: dt.datetime) -> Iterator[Sample]:
     unfinished = Chunk.objects.unfinished().values_list("runner", "state")
     counted = unfinished.annotate(Count("pk"), Min("published_at"), Min("expires_at")).order_by()
     lease = dt.timedelta(seconds=settings.LEASE)
     for runner, number, chunks, published_at, expires_at in counted:
         state = Chunk.State(number)
-        found.add("autorun_chunks", chunks, runner, state.name.lower())
+        yield "autorun_chunks", chunks, runner, state.name.lower()
         if state == Chunk.State.QUEUED and published_at is not None:
-            found.add("autorun_oldest_queued_seconds", _age(now, published_at), runner)
+            yield "autorun_oldest_queued_seconds", _age(now, published_at), runner
         if state == Chunk.State.RUNNING and expires_at is not None:
-            found.add("autorun_lease_age_seconds", _age(now, expires_at - lease), runner)
+            yield "autorun_lease_age_seconds", _age(now, expires_at - lease), runner
 
 
-def _add_batches(found: _Families) -> None:
+def _of_batches() -> Iterator[Sample]:
     counted = Batch.objects.values_list("runner", "state").annotate(Count("pk")).order_by()
     for runner, state, batches in counted:
-        found.add("autorun_batches", batches, runner, state)
+        yield "autorun_batches", batches, runner, state
 
 
-def _add_spilled(found: _Families, now: dt.datetime) -> None:
+def _of_spilled(now: dt.datetime) -> Iterator[Sample]:
     spilled = SpilledTrigger.objects.aggregate(number=Count("pk"), oldest=Min("created_at"))
-    found.add("autorun_spilled_triggers", spilled["number"])
+    yield "autorun_spilled_triggers", spilled["number"]
     age = 0.0 if spilled["oldest"] is None else _age(now, spilled["oldest"])
-    found.add("autorun_oldest_spilled_seconds", age)
+    yield "autorun_oldest_spilled_seconds", age
 
 
 def _age(now: dt.datetime, then: dt.datetime) -> float:
