@@ -199,7 +199,7 @@ def preview_shown(
         time=_time_of(card, runs) if runs else "",
         button=button,
         is_complete=count.is_complete,
-        query=asked.query(begun=signed(count, asked.subject(card.label))),
+        query=asked.query(begun=signed(count, asked.subject(card.runner.label))),
     )
 
 

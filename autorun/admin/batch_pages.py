@@ -219,7 +219,7 @@ class BatchAdmin(PageAdmin):
             count = count_rows(
                 card.runner,
                 asked.queryset(request, self.admin_site, card.runner),
-                begun=begun(request, asked.subject(card.label)),
+                begun=begun(request, asked.subject(card.runner.label)),
                 seconds=COUNTING_SECONDS,
                 samples=SAMPLES,
             )

@@ -86,10 +86,6 @@ class Card:
     is_stuck: bool = False
 
     @property
-    def label(self) -> str:
-        return self.runner.label
-
-    @property
     def name(self) -> str:
         return name_of_runner(self.runner)
 
@@ -109,10 +105,6 @@ class Card:
         return "" if self.node is None else time_since(self.node.paused_at)
 
     @property
-    def is_busy(self) -> bool:
-        return bool(self.progress.unfinished)
-
-    @property
     def bar(self) -> Bar:
         return stacked(self.parts)
 
@@ -130,7 +122,7 @@ class Card:
 
     def _parts_in(self, *states: str) -> list[Part]:
         return [
-            Part(state, state, value, urlencode({"runner": self.label, "state": state}))
+            Part(state, state, value, urlencode({"runner": self.runner.label, "state": state}))
             for state in states
             if (value := getattr(self.progress, state)) or state == "succeeded"
         ]
@@ -150,7 +142,7 @@ class Card:
     def count_query(self) -> str:
         if self.counting is None:
             return ""
-        return "?" + urlencode({"begun": signed(self.counting, self.label)})
+        return "?" + urlencode({"begun": signed(self.counting, self.runner.label)})
 
     @property
     def figures(self) -> list[Figure]:
@@ -162,7 +154,7 @@ class Card:
                 self.seconds_left,
                 is_paused=bool(self.paused_since),
                 is_stuck=self.is_stuck,
-                otherwise="unknown" if self.is_busy else idle,
+                otherwise="unknown" if self.progress.unfinished else idle,
             ),
             Figure("Median run", duration(self.run_seconds), otherwise="not measured"),
             Figure("Next sweep", time_since(sweep.at), otherwise=sweep.words),
@@ -222,7 +214,7 @@ def cards() -> list[Card]:
     for batch in Batch.objects.unfinished().defer("scope").order_by("-pk")[:100]:
         batches.setdefault(batch.runner, []).append(batch)
     found = _cards(registry.runners())
-    return [replace(card, batches=batches.get(card.label, ())) for card in found]
+    return [replace(card, batches=batches.get(card.runner.label, ())) for card in found]
 
 
 def card_of(runner: Runner, progresses: Mapping[Node, Progress] | None = None) -> Card:

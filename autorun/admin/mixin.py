@@ -7,7 +7,8 @@ class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -150,11 +151,13 @@ class _Status:
         self.label = runner.label
         #: The reason why a wrongly declared runner cannot run.
         self.problem = ""
+        #: The state and the run of each row on the page, by primary key.
+        self.states: Mapping[Any, tuple[str, Run]] = {}
         self.short_description = name_of_runner(runner)
         self.__name__ = f"autorun_{runner.label.replace('.', '_')}"
 
     def __call__(self, instance: Any) -> SafeString:
-        state, run = getattr(instance, "_autorun_states", {}).get(self.label) or ("", None)
+        state, run = self.states.get(instance.pk, ("", None))
         context = {"state": state, "run": run, "problem": self.problem}
         return render_to_string("autorun/row_status.html", context)
 
@@ -249,18 +252,15 @@ class _WithStatus(ChangeList):
         columns = [each for each in self.list_display if isinstance(each, _Status)]
         if not columns:
             return
-        self.result_list = rows = list(self.result_list)
-        nodes: dict[str, int] = {}
+        nodes: dict[_Status, int] = {}
         for column in columns:
             try:
-                nodes[column.label] = node_of(registry.get(column.label)).pk
+                nodes[column] = node_of(registry.get(column.label)).pk
             except AutorunError as error:
                 column.problem = bare_message(error)
-        states = _states(self.model, rows, list(nodes.values()))
-        for row in rows:
-            row._autorun_states = {
-                label: states.get((node_id, row.pk)) for label, node_id in nodes.items()
-            }
+        states = _states(self.model, list(self.result_list), list(nodes.values()))
+        for column, node_id in nodes.items():
+            column.states = states[node_id]
 
 
 def runners_of(model: type[Any]) -> list[Runner]:
@@ -289,18 +289,19 @@ def _pending(runner: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
 
 def _states(
     model: type[Any], rows: Sequence[Any], node_ids: Sequence[int]
-) -> dict[tuple[int, Any], tuple[str, Run]]:
-    if not rows:
-        return {}
-    kind = key_kind(model)
-    keyed = model._base_manager.using(rows[0]._state.db).filter(pk__in=[row.pk for row in rows])
-    keys = dict(keyed.annotate(_autorun_key=kind.expression()).values_list("_autorun_key", "pk"))
-    runs = Run.objects.current().filter(node__in=node_ids).of_rows(kind, list(keys))
-    return {
-        (run.node_id, keys[kind.of(run)]): (state_of(run), run)
-        for run in runs.select_related("chunk").defer("outputs")
-        if kind.of(run) in keys
-    }
+) -> Mapping[int, dict[Any, tuple[str, Run]]]:
+    """The state and the current run of each row, by node and primary key."""
+    states: dict[int, dict[Any, tuple[str, Run]]] = defaultdict(dict)
+    if rows:
+        kind = key_kind(model)
+        found = model._base_manager.using(rows[0]._state.db).filter(pk__in=[row.pk for row in rows])
+        keyed = found.annotate(_autorun_key=kind.expression())
+        pks = dict(keyed.values_list("_autorun_key", "pk"))
+        runs = Run.objects.current().filter(node__in=node_ids).of_rows(kind, list(pks))
+        for run in runs.select_related("chunk").defer("outputs"):
+            if (key := kind.of(run)) in pks:  # some collations find keys of another case, too
+                states[run.node_id][pks[key]] = (state_of(run), run)
+    return states
 
 
 def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpResponse | None]:

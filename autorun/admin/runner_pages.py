@@ -84,8 +84,8 @@ class NodeAdmin(PageAdmin):
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
         found = cards()
-        is_busy = any(card.is_busy for card in found)
-        return self.render(request, "overview", "Overview", cards=found, is_busy=is_busy)
+        seconds = _refresh_seconds(*found)
+        return self.render(request, "overview", "Overview", cards=found, refresh_seconds=seconds)
 
     @page("health/")
     def health(self, request: HttpRequest) -> HttpResponse:
@@ -119,16 +119,16 @@ class NodeAdmin(PageAdmin):
                 (each.what, time_since(each.since), each.reason, time_since(each.next_try))
                 for each in held_up(label)
             ],
-            is_busy=card.is_busy,
+            refresh_seconds=_refresh_seconds(card),
         )
 
     @page("<int:node_id>/change/")
     def change(self, request: HttpRequest, node_id: int) -> HttpResponse:
         """The target of links in the admin's log: the runner of a node, or the overview."""
         node = Node.objects.filter(pk=node_id).first()
-        for card in cards():
-            if node is not None and card.node == node:
-                return self.redirect("autorun_node_runner", card.label)
+        for runner in registry.runners():
+            if node is not None and digest_or_problem(runner)[0] == node.digest:
+                return self.redirect("autorun_node_runner", runner.label)
         return self.redirect("autorun_node_changelist")
 
     @page("<str:label>/count/")
@@ -230,6 +230,11 @@ class NodeAdmin(PageAdmin):
             if change(runner):
                 self.note(request, told, node)
         return self.back(request, self.url("autorun_node_runner", label))
+
+
+def _refresh_seconds(*shown: Card) -> int:
+    """The time after which a page with these cards is brought up to date."""
+    return 5 if any(card.progress.unfinished for card in shown) else 30
 
 
 def _examined() -> dict[str, Any]:
