@@ -86,7 +86,6 @@ class FailureAdmin(PageAdmin):
         return HttpResponseRedirect(self.url("autorun_run_change", failure.run_id))
 
     def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
-        """The runs whose messages the user may see."""
         if not request.user.has_perm(Permission.SEE_PAYLOAD):
             return set()
         runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")

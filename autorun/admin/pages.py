@@ -84,11 +84,9 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, f"autorun/{template}.html", context)
 
     def url(self, name: str, *args: Any) -> str:
-        """The address of one of the admin's pages."""
         return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
 
     def redirect(self, name: str, *args: Any) -> HttpResponseRedirect:
-        """Redirect to one of the admin's pages."""
         return HttpResponseRedirect(self.url(name, *args))
 
     def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:

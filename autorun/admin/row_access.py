@@ -140,7 +140,6 @@ def name_of(site: AdminSite, instance: Any) -> Name:
 
 
 def key_text(run: Run) -> str:
-    """The primary key of the row, as text."""
     return run.object_key or str(run.object_id)
 
 

@@ -110,7 +110,6 @@ class BulkAction:
         return (*self.states, *self.named)
 
     def narrowed(self, chosen: RunFilter) -> list[RunFilter]:
-        """The filter for each state that the action accepts."""
         states = [chosen.state] if chosen.state else self.states
         return [replace(chosen, state=state) for state in states]
 

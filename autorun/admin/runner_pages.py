@@ -193,7 +193,6 @@ class NodeAdmin(PageAdmin):
 
     @action("<str:label>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
-        """Start no more of a runner's runs."""
         told = f"Runner {label} paused. Runs in progress will finish."
         return self._change(request, label, halting.pause_runner, told)
 
@@ -233,7 +232,6 @@ class NodeAdmin(PageAdmin):
 
 
 def _refresh_seconds(*shown: Card) -> int:
-    """The time after which a page with these cards is brought up to date."""
     return 5 if any(card.progress.unfinished for card in shown) else 30
 
 
@@ -289,7 +287,6 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
 
 
 def _facts(runner: Runner) -> list[tuple[str, str]]:
-    """The options that say when and how rows are processed."""
     timeout = runner.get_timeout()
     labels = [each if isinstance(each, str) else each.get_label() for each in runner.DEPENDS_ON]
     facts = [

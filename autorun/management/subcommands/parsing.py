@@ -64,7 +64,6 @@ def within(help_text: str) -> Argument:
 
 
 def count(text: str) -> int:
-    """Parse a whole number of 1 or more."""
     parsed = int(text) if text.isdecimal() and len(text) <= len(str(LARGEST_COUNT)) else 0
     if not 1 <= parsed <= LARGEST_COUNT:
         raise argparse.ArgumentTypeError(
@@ -74,7 +73,6 @@ def count(text: str) -> int:
 
 
 def positive_seconds(text: str) -> float:
-    """Parse a number of seconds above 0."""
     try:
         seconds = float(text)
     except ValueError:
