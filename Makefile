@@ -82,6 +82,7 @@ test-million: $(VENV)/.browser
 
 # The pictures of the documentation, taken anew.
 pictures: $(VENV)/.browser
+	@.ci/chromium
 	@AUTORUN_PICTURES=1 $(RUN) -m pytest -m browser tests/browser/test_pictures.py $(ARGS)
 
 bench: $(VENV)/.bench

@@ -16,6 +16,8 @@ from autorun.upkeep.folding import fold
 from sample_app.models import Scan
 from sample_app.runners import AnatomicalPreprocessingRunner, ScanPreprocessingRunner
 
+#: The time that a run takes.
+SECONDS = 0.8
 DESCRIPTIONS = ("Anatomical T1, sagittal", "Resting state", "Diffusion, 64 directions", "Localiser")
 TRACEBACK = """Traceback (most recent call last):
   File "autorun/execution/work.py", line 161, in _result
@@ -70,7 +72,7 @@ def few() -> QuerySetRunner:
     )
     Node.objects.filter(pk=node.pk).update(paused_at=now)
     plan_keys(runner, [scan.pk for scan in scans[:18]])
-    Node.objects.filter(pk=node.pk).update(paused_at=None, run_seconds=0.8)
+    Node.objects.filter(pk=node.pk).update(paused_at=None, run_seconds=SECONDS)
     chunk = Chunk.objects.get(runner=runner.label)
     Chunk.objects.filter(pk=chunk.pk).update(batch=batch, priority=Chunk.Priority.BACKFILL)
     runs = list(Run.objects.filter(node=node).order_by("pk"))
@@ -84,12 +86,15 @@ def few() -> QuerySetRunner:
 
 
 def lively() -> QuerySetRunner:
-    """A day in a laboratory: most scans done, some failed, a backfill on its way; for pictures."""
+    """A day in a laboratory: most scans done, some failed, a backfill on its way; for pictures.
+
+    The backfill started a few minutes ago, and all its runs take as long as the median says.
+    """
     now = timezone.now()
     scans = add_scans(1_200)
     for runner in (AnatomicalPreprocessingRunner(), ScanPreprocessingRunner()):
         node = runner.get_node()
-        Node.objects.filter(pk=node.pk).update(paused_at=now, run_seconds=2.4)
+        Node.objects.filter(pk=node.pk).update(paused_at=now, run_seconds=SECONDS)
         nightly = batches.begin(runner, Batch.Trigger.SWEEP, description="pending rows")
         batch = batches.begin(
             runner,
@@ -100,26 +105,43 @@ def lively() -> QuerySetRunner:
         )
         plan_keys(runner, [scan.pk for scan in scans])
         runs = list(Run.objects.filter(node=node).order_by("pk"))
-        last = len(runs) - 150 if type(runner) is ScanPreprocessingRunner else len(runs)
-        for begin in range(0, last, 40):
-            part = runs[begin : min(begin + 40, last)]
-            at = now - dt.timedelta(hours=23.2 * (1 - begin / last) ** 1.5, minutes=4)
+        is_busy = type(runner) is ScanPreprocessingRunner
+        old, last = (len(runs) - 320, len(runs) - 150) if is_busy else (len(runs), len(runs))
+        for begin in (*range(0, old, 40), *range(old, last, 40)):
+            end = min(begin + 40, old if begin < old else last)
+            part = runs[begin:end]
+            ago = dt.timedelta(seconds=(last - end) * SECONDS + 3)
+            if begin < old:
+                ago = dt.timedelta(hours=23.2 * (1 - begin / old) ** 1.5, minutes=15)
             failed = [run for run in part if run.object_id % 37 in (5, 6)]
-            _finish(runner, part, at=at, batch=nightly if begin < 600 else batch, failed=failed)
+            _finish(
+                runner, part, at=now - ago, batch=nightly if begin < old else batch, failed=failed
+            )
         if last < len(runs):
             _move(runner, runs[last : last + 8], Chunk.State.RUNNING, batch=batch)
             _move(runner, runs[last + 8 : last + 40], Chunk.State.QUEUED, batch=batch)
             _move(runner, runs[last + 40 :], Chunk.State.WAITING, batch=batch)
         Chunk.objects.filter(node=node).exclude(pk__in=Run.objects.values("chunk_id")).delete()
         Node.objects.filter(pk=node.pk).update(paused_at=None)
-        finished = {"state": Batch.State.FINISHED, "finished_at": now, "planned_at": now}
+        night = now - dt.timedelta(hours=23.5)
         Batch.objects.filter(pk=nightly.pk).update(
-            **finished, candidates=1_190, existing=590, planned=min(600, len(runs))
+            state=Batch.State.FINISHED,
+            created_at=night,
+            planned_at=night,
+            finished_at=now - dt.timedelta(minutes=15),
+            candidates=1_190,
+            existing=1_190 - old,
+            planned=old,
         )
+        begun = now - dt.timedelta(minutes=3)
         Batch.objects.filter(pk=batch.pk).update(
-            planned_at=now, expires_at=None, existing=600, planned=max(0, len(runs) - 600)
+            created_at=begun,
+            planned_at=begun,
+            expires_at=None,
+            existing=old,
+            planned=len(runs) - old,
         )
-        if last == len(runs):
+        if not is_busy:
             Batch.objects.filter(pk=batch.pk).delete()
     add_scans(14, first=2_000)
     on_schedule.sync()
@@ -221,12 +243,13 @@ def _finish(
         state=Chunk.State.FINISHED,
         succeeded=len(runs) - len(failed),
         failed=len(failed),
-        published_at=at - dt.timedelta(seconds=len(runs) * 0.8 + 1),
-        started_at=at - dt.timedelta(seconds=len(runs) * 0.8),
+        published_at=at - dt.timedelta(seconds=len(runs) * SECONDS + 1),
+        started_at=at - dt.timedelta(seconds=len(runs) * SECONDS),
         finished_at=at,
         worker="celery@workstation:4242",
     )
-    Chunk.objects.filter(pk=chunk.pk).update(created_at=at - dt.timedelta(minutes=2))
+    # For their second attempt: after the first one had failed.
+    Chunk.objects.filter(pk=chunk.pk).update(created_at=at - dt.timedelta(seconds=45))
     outputs = {"mean": 101.37, "std": 12.5, "shape": [256, 256, 180], "range": [0, 255]}
     Run.objects.filter(pk__in=[run.pk for run in runs]).update(
         chunk=chunk, attempts=1, finished_at=at, status=Run.Status.SUCCEEDED, outputs=outputs
@@ -246,7 +269,7 @@ def _finish(
                 message=message,
                 traceback=TRACEBACK.replace("{message}", f"{kind}: {message}"),
                 worker="celery@workstation:4242",
-                failed_at=at - dt.timedelta(seconds=20 * (2 - attempt)),
+                failed_at=at - dt.timedelta(seconds=46 * (2 - attempt)),
             )
 
 
@@ -255,7 +278,9 @@ def _move(runner: QuerySetRunner, runs: list[Run], state: Chunk.State, *, batch:
     chunk = Chunk.objects.create(
         node=runner.get_node(), runner=runner.label, batch=batch, size=len(runs), state=state
     )
-    times = {"published_at": now - dt.timedelta(seconds=20)}
+    times = {"created_at": now - dt.timedelta(seconds=25)}
+    if state != Chunk.State.WAITING:
+        times["published_at"] = now - dt.timedelta(seconds=20)
     if state == Chunk.State.RUNNING:
         lease = {"expires_at": now + dt.timedelta(minutes=30), "worker": "celery@workstation:4242"}
         times |= {"started_at": now - dt.timedelta(seconds=3), **lease}
