@@ -28,7 +28,7 @@ class HeldUp:
 
 
 def held_up(label: str | None = None) -> list[HeldUp]:
-    """What errors hold up, of all runners or of one; one query."""
+    """The runs and saved rows that errors hold up, of all runners or of one; one query."""
     of_runner = {} if label is None else {"runner": label}
     columns = ("runner", "reason")
     parked = Chunk.objects.parked().filter(**of_runner).values_list(*columns)
