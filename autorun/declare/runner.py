@@ -51,7 +51,7 @@ class Runner:
     INPUT_FIELDS: ClassVar[Sequence[str] | None] = None
     #: Named subsets of the default queryset, for backfills.
     FILTERS: ClassVar[Mapping[str, Q | Callable[[QuerySet[Any]], QuerySet[Any]]] | None] = None
-    #: Whether saving a row looks whether it is pending.
+    #: Whether a row is planned as soon as it is saved.
     ON_SAVE: ClassVar[bool] = True
     #: When everything is swept; None for never.
     SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
@@ -141,7 +141,7 @@ class Runner:
             raise self._lacks("DATA_MODEL", "the model whose rows are to be processed")
         if not (isinstance(declared, type) and issubclass(declared, Model)):
             raise ImproperRunner(
-                f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is no model. Import "
+                f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is not a model. Import "
                 "the model and set DATA_MODEL to its class."
             )
         return declared

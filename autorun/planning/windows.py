@@ -63,7 +63,7 @@ def windows(
 ) -> Iterator[Window]:
     """The rows of an eligible `queryset` with keys in (after, up_to], in the order of their keys.
 
-    An empty `after` or `up_to` is no bound.
+    An empty `after` or `up_to` does not bound them.
     """
     if planned_by_database(runner):
         return _database_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
