@@ -141,8 +141,8 @@ class Runner:
             raise self._lacks("DATA_MODEL", "the model whose rows are to be processed")
         if not (isinstance(declared, type) and issubclass(declared, Model)):
             raise ImproperRunner(
-                f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is not a model. Import "
-                "the model and set DATA_MODEL to its class."
+                f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is not a model. "
+                "Import the model and set DATA_MODEL to its class."
             )
         return declared
 
