@@ -14,8 +14,7 @@ class AutorunConfig(AppConfig):
 
     def ready(self) -> None:
         # Imported here: their models and Celery's app have to be there first.
-        import autorun.tasks  # noqa: F401
-        from autorun import broker
+        from autorun import broker, tasks
         from autorun.declare import nodes, registry
         from autorun.observe import checks
         from autorun.state import sockets, waits
@@ -29,7 +28,7 @@ class AutorunConfig(AppConfig):
         on_save.connect()
         delivery.connect()
         on_schedule.connect()
-        workers.connect()
+        workers.connect(tasks.make_round)
         sockets.connect()
         for signal in (post_migrate, connection_created):
             signal.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")

@@ -111,12 +111,20 @@ def execute(chunk_id: int) -> None:
 
 @shared_task(name="autorun.upkeep", **_options)
 def upkeep() -> None:
-    """Rescue, release, fold and prune, unless another process has just done so."""
+    """Rescue, release, fold and prune, unless another process has just done so.
+
+    Workers do so without a message; beat's tables may still have an entry of an earlier version.
+    """
+    with soft_limit_ignored():
+        make_round()
+
+
+def make_round() -> None:
+    """Make a round of upkeep, unless another process has just made one."""
     from autorun.observe.notifying import hand_over_reports
     from autorun.upkeep.rounds import upkeep
 
-    with soft_limit_ignored():
-        upkeep(notify=hand_over_reports)
+    upkeep(notify=hand_over_reports)
 
 
 @shared_task(name="autorun.drain", **_options)

@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 from django.test import override_settings
 from django.utils import timezone
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
 from autorun.observe.doctor import (
@@ -193,11 +193,21 @@ def test_schedules_that_are_not_synced():
 def test_beat():
     assert "celery -A settings beat" in only(schedules.examine_beat(), "warning").hint
     on_schedule.sync()
-    entries = PeriodicTask.objects.filter(task=on_schedule.UPKEEP)
+    entries = PeriodicTask.objects.filter(task=on_schedule.SWEEP)
     entries.update(last_run_at=timezone.now() - dt.timedelta(seconds=20))
     only(schedules.examine_beat(), "ok")
     entries.update(last_run_at=timezone.now() - LONG_AGO)
     assert "2 d" in only(schedules.examine_beat(), "error").message
+
+
+def test_a_beat_whose_next_sweep_is_not_due_yet_may_be_silent():
+    on_schedule.sync()
+    monthly = IntervalSchedule.objects.create(every=30, period="days")
+    PeriodicTask.objects.update(
+        last_run_at=timezone.now() - LONG_AGO, interval=monthly, crontab=None
+    )
+
+    only(schedules.examine_beat(), "ok")
 
 
 def test_upkeep():

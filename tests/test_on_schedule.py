@@ -66,17 +66,25 @@ def interval(**columns: Any) -> IntervalSchedule:
     return IntervalSchedule.objects.get_or_create(**columns)[0]
 
 
-def test_a_runner_and_upkeep_each_get_an_entry():
+def test_a_runner_gets_an_entry():
     report = sync_with(crontab(minute="30", hour="4", day_of_week="mon-fri"))
 
-    assert report == SyncReport(created=[UPKEEP, NAME])
-    sweep, upkeep = entry(), entry(UPKEEP)
+    assert report == SyncReport(created=[NAME])
+    sweep = entry()
     assert (sweep.task, sweep.args, sweep.queue) == ("autorun.sweep", f'["{LABEL}"]', None)
     assert str(sweep.crontab) == "30 4 * * mon-fri (m/h/dM/MY/d) UTC"
     assert sweep.enabled
     assert sweep.expire_seconds == 12 * 3600
-    assert (upkeep.task, upkeep.args, upkeep.expire_seconds) == ("autorun.upkeep", "[]", 15)
-    assert upkeep.schedule.run_every == dt.timedelta(seconds=5)
+
+
+def test_the_entry_that_an_earlier_version_wrote_for_upkeep_is_disabled():
+    PeriodicTask.objects.create(
+        name=UPKEEP, task="autorun.upkeep", interval=interval(every=5, period="seconds")
+    )
+
+    assert sync_with(HOURLY) == SyncReport(created=[NAME], disabled=[UPKEEP])
+    assert not entry(UPKEEP).enabled
+    assert sync_with(HOURLY) == SyncReport()
 
 
 @pytest.mark.parametrize(
@@ -111,12 +119,10 @@ def test_the_time_zone_is_the_projects():
 
 
 def test_settings_reach_the_entries():
-    with override_settings(AUTORUN={"QUEUE": "quick", "UPKEEP_INTERVAL": 0.5}):
+    with override_settings(AUTORUN={"QUEUE": "quick"}):
         sync_with(HOURLY)
 
     assert entry().queue == "quick"
-    assert entry(UPKEEP).schedule.run_every == dt.timedelta(seconds=0.5)
-    assert entry(UPKEEP).expire_seconds == 2
 
 
 def test_nothing_changes_the_second_time():
@@ -146,7 +152,7 @@ def test_a_change_of_the_code_is_written_and_beat_is_told():
 def test_dry_says_what_would_be_and_writes_nothing():
     report = sync_with(HOURLY, dry=True)
 
-    assert report == SyncReport(created=[UPKEEP, NAME])
+    assert report == SyncReport(created=[NAME])
     assert not PeriodicTask.objects.exists()
     assert not IntervalSchedule.objects.exists()
 
@@ -269,7 +275,7 @@ def test_entries_of_others_are_left_alone():
         interval=interval(every=1, period="days"),
     )
 
-    assert sync() == SyncReport(created=[UPKEEP])
+    assert sync() == SyncReport()
     assert entry("autorun: sweep of the floor").enabled
 
 
@@ -282,7 +288,7 @@ def test_an_unsupported_schedule_is_refused_and_the_others_are_written():
     ):
         sync()
 
-    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {UPKEEP, NAME}
+    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {NAME}
 
 
 def test_a_schedule_that_raises_is_named_and_the_others_are_written():
@@ -300,7 +306,7 @@ def test_a_schedule_that_raises_is_named_and_the_others_are_written():
     ):
         sync()
 
-    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {UPKEEP, NAME}
+    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {NAME}
 
 
 @pytest.mark.parametrize("when", [3600, "0 3 * * *", dt.timedelta(0), dt.timedelta(-1)])
@@ -349,7 +355,7 @@ def test_two_that_sync_at_once_write_one_entry_each():
 
     assert errors == []
     assert after == SyncReport()
-    assert PeriodicTask.objects.filter(name__startswith="autorun: ").count() == 2
+    assert PeriodicTask.objects.filter(name__startswith="autorun: ").count() == 1
 
 
 @pytest.mark.parametrize("result_expires", [None, 3600])
@@ -357,11 +363,12 @@ def test_a_starting_beat_sees_the_entries_at_its_first_tick(monkeypatch, result_
     monkeypatch.setitem(celery_app.conf, "result_expires", result_expires)
     PeriodicTasks.objects.all().delete()
     service = Service(celery_app, scheduler_cls="django_celery_beat.schedulers:DatabaseScheduler")
-    assert UPKEEP not in service.scheduler.schedule
+    assert NAME not in service.scheduler.schedule
 
-    on_schedule.sync_at_start(sender=service)
+    with registry.registered(runner_with(HOURLY)):
+        on_schedule.sync_at_start(sender=service)
 
-    assert UPKEEP in service.scheduler.schedule
+    assert NAME in service.scheduler.schedule
 
 
 def test_beat_starts_even_when_syncing_fails(monkeypatch, caplog):

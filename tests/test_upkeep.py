@@ -10,6 +10,7 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from autorun import tasks
 from autorun.control import interventions
 from autorun.dispatch import releasing
 from autorun.execution.execute import execute
@@ -21,7 +22,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state import clock, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
-from autorun.upkeep import draining, folding, pruning
+from autorun.upkeep import draining, folding, pruning, rounds
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
 from autorun.upkeep.rounds import finish_batches, hand_on_batches, send_again, upkeep
@@ -280,6 +281,51 @@ def test_turns_are_taken_one_at_a_time():
     assert pulses.take_turn("test", every=10)
 
 
+def test_while_one_round_is_made_no_other_process_makes_one():
+    held = pulses.take_lease(rounds.LEASE)
+    assert upkeep() is None
+
+    Pulse.objects.filter(name="upkeep").delete()
+    pulses.end_lease(rounds.LEASE, held)
+
+    assert upkeep() is not None
+    assert pulses.take_lease(rounds.LEASE) is not None
+
+
+def test_a_lease_that_ends_with_a_whole_second_is_known_again():
+    pulses.take_lease("test")
+    whole = pulses.beat_of("test").replace(microsecond=0)
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            text = whole.strftime("%Y-%m-%d %H:%M:%S.000000")
+            cursor.execute("UPDATE autorun_pulse SET beat_at = %s WHERE name = 'test'", [text])
+    else:
+        Pulse.objects.filter(name="test").update(beat_at=whole)
+
+    assert pulses.take_lease("test", held=whole) is not None
+
+
+def test_a_round_whose_process_was_frozen_past_its_lease_ends_when_another_one_is_made(settings):
+    settings.AUTORUN = settings.AUTORUN | {"LEASE": 0.001}
+
+    def others_begin() -> int:
+        Pulse.objects.filter(name=rounds.LEASE).update(beat_at=from_now(60))
+        return 0
+
+    upkeep(notify=others_begin)
+
+    assert not Pulse.objects.filter(name__in=("fold", "prune")).exists()
+    assert Pulse.objects.filter(name=rounds.LEASE, beat_at__gt=from_now(30)).exists()
+
+
+def test_the_message_of_an_earlier_versions_schedule_makes_a_round(caplog):
+    with caplog.at_level("INFO", "autorun"):
+        tasks.upkeep()
+
+    assert pulses.beat_of("upkeep") is not None
+    assert caplog.records == [], "nothing was done"
+
+
 def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
     runner = declare()
     with installed(runner):
@@ -287,8 +333,6 @@ def test_a_batch_whose_planner_died_is_planned_on(documents, sent):
         assert hand_on_batches() == 0
         Batch.objects.update(expires_at=from_now(-1))
         assert hand_on_batches() == 1
-        from autorun import tasks
-
         (message,) = sent
         assert message.task == tasks.backfill.name
         tasks.backfill(*message.args)
@@ -440,9 +484,9 @@ def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
     old_history, set_constants, most, pruned
 ):
     set_constants(pruning, MOST_RUNS=most, DELETED_AT_ONCE=1)
-    rounds = [upkeep(in_any_case=True).pruned for _ in range(3)]
+    made = [upkeep(in_any_case=True).pruned for _ in range(3)]
 
-    assert rounds == pruned
+    assert made == pruned
 
 
 def test_without_a_retention_nothing_is_pruned(documents, settings):

@@ -1,9 +1,13 @@
-"""What the worker's own process does when one of its pool dies."""
+"""What the worker's own process does when one of its pool dies, and who makes an overdue round."""
+
+from contextlib import nullcontext
 
 import pytest
+from django.db import transaction
 
+from autorun import tasks
 from autorun.dispatch.messages import EXECUTE
-from autorun.models import Chunk
+from autorun.models import Chunk, Pulse
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import FAMILY
 from autorun.upkeep import workers
@@ -45,3 +49,35 @@ def test_the_death_of_a_process_ends_no_lease_of_another_worker(monkeypatch, wor
     workers._child_died(sender, exception=WorkerLostError(), args=(chunk.pk,))
 
     assert Chunk.objects.filter(expires_at__lte=DatabaseNow()).exists() == is_ended
+
+
+@pytest.fixture
+def rounds(monkeypatch) -> list[str]:
+    """The rounds that ends of tasks have made; the next end looks whether one is overdue."""
+    made: list[str] = []
+    monkeypatch.setattr(workers, "_make_round", lambda: made.append("round"))
+    monkeypatch.setattr(workers, "_look_at", 0.0)
+    return made
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_overdue_round_is_made_once_at_the_end_of_a_chunk(rounds):
+    Pulse.objects.create(name="upkeep", beat_at=from_now(-60))
+
+    workers._make_overdue_round(tasks.backfill)
+    assert rounds == []
+    workers._make_overdue_round(tasks.execute)
+    workers._make_overdue_round(tasks.execute)
+
+    assert rounds == ["round"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_round_that_is_not_overdue_or_would_be_in_a_transaction_is_not_made(rounds, inside):
+    Pulse.objects.create(name="upkeep", beat_at=from_now(-60 if inside else -1))
+
+    with transaction.atomic() if inside else nullcontext():
+        workers._make_overdue_round(tasks.plan)
+
+    assert rounds == []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.leases import ends_at
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8
@@ -32,6 +33,23 @@ def give_back_turn(name: str) -> None:
     Pulse.objects.filter(name=name).delete()
 
 
+def take_lease(name: str, *, held: dt.datetime | None = None) -> dt.datetime | None:
+    """Take the lease of that name, or extend the one `held`; its end, or None if others have it."""
+    pulses = Pulse.objects.filter(name=name)
+    free = _held(name, held) if held else pulses.filter(beat_at__lte=DatabaseNow())
+    for _ in range(2):
+        if free.update(beat_at=ends_at()):
+            return beat_of(name)
+        if held is not None or pulses.exists() or not _create(name):
+            break
+    return None
+
+
+def end_lease(name: str, held: dt.datetime) -> None:
+    """Leave the lease to others, if it is still `held`."""
+    _held(name, held).update(beat_at=DatabaseNow())
+
+
 def hold(name: str) -> None:
     """Hold the lock of that name until the transaction ends."""
     locked = Pulse.objects.select_for_update().filter(name=name).values_list("pk", flat=True)
@@ -46,6 +64,11 @@ def note(name: str, beat_at: dt.datetime) -> None:
 def beat_of(name: str) -> dt.datetime | None:
     """The time that was noted last, or the last turn taken."""
     return Pulse.objects.values_list("beat_at", flat=True).filter(name=name).first()
+
+
+def _held(name: str, end: dt.datetime) -> QuerySet[Pulse]:
+    """The lease with that end; SQLite writes a whole second in two ways that are not equal."""
+    return Pulse.objects.filter(name=name, beat_at__range=(end, end + dt.timedelta(milliseconds=1)))
 
 
 def _create(name: str) -> bool:

@@ -39,6 +39,7 @@ from autorun.state.probes import crash_point
 logger = logging.getLogger(__name__)
 
 PLAN = "autorun.plan"
+DRAIN = "autorun.drain"
 KEYS_PER_MESSAGE = 1_000
 
 CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database

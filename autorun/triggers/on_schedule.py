@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import router, transaction
 from django.utils import timezone
 
-from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import ImproperRunner
@@ -76,7 +74,10 @@ def sync(*, dry: bool = False) -> SyncReport:
             _settle(rows[entry.name], entry, report, dry=dry)
     spoken_for = {entry.name for entry in entries} | improper.keys()
     for name, row in rows.items():
-        if row.task == SWEEP and name.startswith(SWEEP_NAME) and name not in spoken_for:
+        is_sweep = row.task == SWEEP and name.startswith(SWEEP_NAME)
+        # An entry of an earlier version, which sent a message every few seconds: workers need none.
+        is_upkeep = row.task == UPKEEP and name == UPKEEP_NAME
+        if (is_sweep or is_upkeep) and name not in spoken_for:
             _settle(row, None, report, dry=dry)
     if report.is_change and not dry:
         PeriodicTasks.update_changed()
@@ -128,15 +129,7 @@ def sync_at_start(sender: Any = None, **kwargs: Any) -> None:
 
 
 def _wanted() -> tuple[list[Entry], dict[str, ImproperRunner]]:
-    upkeep = Entry(
-        name=UPKEEP_NAME,
-        task=UPKEEP,
-        args=[],
-        timing=Timing.of(dt.timedelta(seconds=settings.UPKEEP_INTERVAL)),
-        expire_seconds=math.ceil(3 * settings.UPKEEP_INTERVAL),
-        about=f"Rescues, retries and tidies. {EDITABLE}",
-    )
-    entries = [upkeep]
+    entries: list[Entry] = []
     improper = {}
     for runner in registry.runners():
         name = f"{SWEEP_NAME}{runner.label}"

@@ -29,7 +29,6 @@ from autorun.triggers import delivery
 
 logger = logging.getLogger(__name__)
 
-DRAIN = "autorun.drain"
 #: Triggers, and about so many rows, that one message has planned.
 MOST_TRIGGERS = 100
 MOST_ROWS = 2_000
@@ -109,7 +108,7 @@ def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[SpilledTrigger]
         crash_point("drain.leased")
         ids, tries = [each.pk for each in portion], portion[0].tries
         message = Message(
-            DRAIN,
+            delivery.DRAIN,
             (ids, tries),
             queue=settings.QUEUE,
             priority=urgent_priority(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,7 +22,7 @@ from autorun.models import Batch, Chunk
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.probes import crash_point
-from autorun.state.pulses import give_back_turn, take_turn
+from autorun.state.pulses import end_lease, give_back_turn, take_lease, take_turn
 from autorun.state.transactions import sum_of_each
 from autorun.triggers import on_schedule
 from autorun.upkeep import orphans, pruning
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 MOST_PER_STEP = 500
 #: A queued chunk that no worker has started is sent again after a lease, then after two, four, ...
 MOST_DOUBLINGS = 6
+#: Names the pulse that one round at a time holds, over all processes.
+LEASE = "upkeep lease"
 PRUNE_EVERY = 3600.0  # seconds
 FOLD_EVERY = 60.0  # seconds
 REOPEN_EVERY = 10.0  # seconds
@@ -71,9 +74,13 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
     `notify` reports failures, and returns for how many runners. Parked chunks are checked even if
     it returns None: during a rollout, the processes that know their runner may never be the first.
     """
-    if not (take_turn("upkeep", every=settings.UPKEEP_INTERVAL) or in_any_case):
-        _guarded("unparked", unpark)
-        return None
+    held = None
+    if not in_any_case:
+        is_due = take_turn("upkeep", every=settings.UPKEEP_INTERVAL)
+        held = take_lease(LEASE) if is_due else None
+        if held is None:
+            _guarded("unparked", unpark)
+            return None
     steps: dict[str, Callable[[], int]] = {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
         "reopened": _reopen_now_and_then,
@@ -89,7 +96,17 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "folded": _fold_now_and_then,
         "pruned": _prune_now_and_then,
     }
-    report = Report(**{name: _guarded(name, step) for name, step in steps.items()})
+    done: dict[str, int] = {}
+    extended_at = time.monotonic()
+    for name, step in steps.items():
+        if held is not None and time.monotonic() - extended_at > settings.LEASE / 4:
+            held, extended_at = take_lease(LEASE, held=held), time.monotonic()
+            if held is None:
+                break  # this process was frozen, and another one makes a round
+        done[name] = _guarded(name, step)
+    if held is not None:
+        end_lease(LEASE, held)
+    report = Report(**done)
     if str(report):
         logger.info("Upkeep: %s.", report)
     return report

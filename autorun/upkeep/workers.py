@@ -1,10 +1,11 @@
-"""The worker's parent process: it sends upkeep's messages, and ends the leases of dead children."""
+"""What a Celery worker does beside its tasks: upkeep, and what a process's death calls for."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import signals
@@ -14,62 +15,71 @@ from django.db.models import QuerySet
 from autorun import analysis
 from autorun.conf import settings
 from autorun.dispatch.messages import EXECUTE
-from autorun.dispatch.publishing import Message, publish
-from autorun.exceptions import BrokerUnavailable, UnsuitablePool
-from autorun.models import Chunk, SpilledTrigger
-from autorun.state.clock import DatabaseNow
+from autorun.exceptions import UnsuitablePool
+from autorun.models import Chunk, Pulse, SpilledTrigger
+from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import FAMILY
-from autorun.triggers.delivery import PLAN, spill
-from autorun.upkeep.draining import DRAIN
+from autorun.triggers.delivery import DRAIN, PLAN, spill
 
 logger = logging.getLogger(__name__)
 
-_stop = threading.Event()
+#: Seconds after its start before a process looks whether a round is overdue.
+FIRST_LOOK = 10.0
+#: Intervals without a round after which a process that ends a chunk makes it.
+OVERDUE = 3
+
 #: Celery's name of this worker.
 _node_name: str | None = None
+#: Makes a round, unless another process has.
+_make_round: Callable[[], object]
+#: When this process looks whether a round is overdue.
+_look_at = time.monotonic() + FIRST_LOOK
 
 
-def connect() -> None:
-    """Listen to Celery; once."""
-    signals.worker_init.connect(_import_work, weak=False, dispatch_uid="autorun.upkeep.workers")
-    signals.worker_ready.connect(_begin, weak=False, dispatch_uid="autorun.upkeep.workers")
-    signals.worker_shutting_down.connect(_end, weak=False, dispatch_uid="autorun.upkeep.workers")
-    signals.task_failure.connect(_child_died, weak=False, dispatch_uid="autorun.upkeep.workers")
+def connect(make_round: Callable[[], object]) -> None:
+    """Listen to Celery; once. `make_round` makes a round, unless another process has."""
+    global _make_round  # noqa: PLW0603
+    _make_round = make_round
+    for celery_signal, listener in (
+        (signals.worker_init, _prepare),
+        (signals.task_failure, _child_died),
+        (signals.task_postrun, _make_overdue_round),
+    ):
+        celery_signal.connect(listener, weak=False, dispatch_uid="autorun.upkeep.workers")
 
 
-def _import_work(**_: Any) -> None:
-    """Import what tasks import on demand, before the pool forks; name what its pool cannot run."""
+def _prepare(sender: Any, **_: Any) -> None:
+    """Import what tasks need before the pool forks; name what it cannot run; add upkeep."""
     import autorun.execution.at_once
     import autorun.upkeep.rounds  # noqa: F401
+    from autorun.upkeep import bootstep
 
     for each in analysis.registered():
         try:
             analysis.get_executable(each.title, each.version)
         except UnsuitablePool as error:
             logger.error("%s Until then its runs wait.", error)
-
-
-def _begin(sender: Any = None, **_: Any) -> None:
-    """Send upkeep's message now and every few seconds, so that projects need no beat for it."""
     global _node_name  # noqa: PLW0603
-    _node_name = getattr(sender, "hostname", None)
-    _stop.clear()
-    threading.Thread(target=_send_upkeep, name="autorun-upkeep", daemon=True).start()
+    _node_name = sender.hostname
+    bootstep.add_to(sender, _make_round)
 
 
-def _send_upkeep() -> None:
-    while True:
-        interval = settings.UPKEEP_INTERVAL
-        try:
-            publish([Message("autorun.upkeep", queue=settings.QUEUE, expires=max(interval, 1))])
-        except BrokerUnavailable as error:
-            logger.debug("No upkeep: %s", error)
-        if _stop.wait(interval):
+def _make_overdue_round(sender: Any = None, **_: Any) -> None:
+    """Make a round that nobody made in time, as without a worker's main process, or if it hangs."""
+    global _look_at  # noqa: PLW0603
+    now = time.monotonic()
+    if now < _look_at or getattr(sender, "name", None) not in (EXECUTE, PLAN):
+        return
+    seconds = OVERDUE * settings.UPKEEP_INTERVAL
+    _look_at = now + seconds
+    if connections[settings.DATABASE].in_atomic_block:  # the caller's, in eager mode
+        return
+    try:
+        if Pulse.objects.filter(name="upkeep", beat_at__gt=from_now(-seconds)).exists():
             return
-
-
-def _end(**_: Any) -> None:
-    _stop.set()
+        _make_round()
+    except Exception as error:  # noqa: BLE001
+        logger.warning("Upkeep: an overdue round failed: %s", error)
 
 
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:

@@ -62,9 +62,12 @@ class Process:
         self.pid = self._popen.pid
 
     def children(self) -> list[int]:
-        """The processes of its pool."""
-        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+        """The processes of its pool, and upkeep's."""
+        found: list[int] = []
+        for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(OSError):  # a thread that has ended
+                found += map(int, path.read_text().split())
+        return sorted(found)
 
     def signal(self, number: int) -> None:
         """To the process alone."""

@@ -23,7 +23,7 @@ from autorun.triggers import on_schedule
 
 #: Beat saves what it has sent every three minutes, unless CELERY_BEAT_SYNC_EVERY says otherwise.
 BEAT_SILENCE = 300.0  # seconds
-#: A long run of a busy worker may delay upkeep.
+#: A machine under load may delay upkeep.
 LEAST_UPKEEP_SILENCE = 60.0
 UPKEEP_TURNS = 10
 
@@ -61,22 +61,16 @@ def examine_schedules() -> Iterator[Finding]:
 
 @examination("beat")
 def examine_beat() -> Iterator[Finding]:
-    """Whether beat is alive, from the time of the last task it sent."""
+    """Whether beat is alive, from the time of the last task it sent and of sweeps that are due."""
     if not (apps.is_installed("django_celery_beat") and any(map(is_scheduled, registry.runners()))):
         return
     from django_celery_beat.models import PeriodicTask
 
     entries = PeriodicTask.objects.filter(enabled=True)
-    upkeep = entries.filter(task=on_schedule.UPKEEP)
-    last: dt.datetime | None = (upkeep if upkeep.exists() else entries).aggregate(
-        last=Max("last_run_at")
-    )["last"]
-    if last is None:
-        yield warning(
-            "Beat has not recorded any task that it sent.",
-            f"{_start_beat()} Beat records its tasks within three minutes, or at once with "
-            "CELERY_BEAT_SYNC_EVERY = 1.",
-        )
+    sweeps = entries.filter(task=on_schedule.SWEEP)
+    last: dt.datetime | None = entries.aggregate(last=Max("last_run_at"))["last"]
+    if last is None and not sweeps:
+        yield warning("Beat has no sweep to send.", _start_beat())
         return
     if ahead := on_schedule.entries_ahead().order_by("-last_run_at").first():
         yield warning(
@@ -86,12 +80,19 @@ def examine_beat() -> Iterator[Finding]:
             "a few.",
         )
         return
-    now: Any = timezone.now() if timezone.is_aware(last) else dt.datetime.now()  # noqa: DTZ005
-    silence = (now - last).total_seconds()
-    if upkeep.exists() and silence > BEAT_SILENCE + 2 * settings.UPKEEP_INTERVAL:
-        yield error(f"Beat has sent nothing for {duration(silence)}: no sweeps run.", _start_beat())
+    late = max(map(_seconds_late, sweeps), default=0.0)
+    if last is None:
+        silence, words = late, "no sweep yet, though one was due"
+        alive = "No sweep has been due yet."
     else:
-        yield ok(f"Last task sent {duration(max(silence, 0))} ago.")
+        now: Any = timezone.now() if timezone.is_aware(last) else dt.datetime.now()  # noqa: DTZ005
+        silence = (now - last).total_seconds()
+        words = f"nothing for {duration(silence)}"
+        alive = f"Last task sent {duration(max(silence, 0))} ago."
+    if min(late, silence) > BEAT_SILENCE:
+        yield error(f"Beat has sent {words}: no sweeps run.", _start_beat())
+    else:
+        yield ok(alive)
 
 
 @examination("upkeep")
@@ -106,8 +107,15 @@ def examine_upkeep() -> Iterator[Finding]:
     last = "It never ran" if pulse is None else f"It last ran at {moment(pulse.beat_at)}"
     yield error(
         f"{last}: nothing is retried, rescued or released.",
-        f"Start a worker, which also runs upkeep: {celery_command('worker -n worker@%h')}.",
+        f"Start a worker, which makes rounds of upkeep: {celery_command('worker -n worker@%h')}.",
     )
+
+
+def _seconds_late(entry: Any) -> float:
+    """The seconds since an entry of beat's tables was due; negative if it is not due yet."""
+    since = entry.last_run_at or entry.date_changed
+    remaining: dt.timedelta = entry.schedule.remaining_estimate(since)
+    return -remaining.total_seconds()
 
 
 def _start_beat() -> str:

@@ -1,0 +1,119 @@
+"""Rounds of upkeep in a Celery worker, beside its pool: they take no place in it, and no message.
+
+The children of a prefork pool are forked from the worker's main process: a database connection that
+is open there would be theirs as well. So upkeep has a process of its own, which is forked as they
+are, and before them. Other pools do not fork, and a thread of the worker makes the rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from billiard import Process
+from celery import bootsteps, signals
+from celery.apps.worker import Worker
+from celery.concurrency.prefork import TaskPool
+from django.db import InterfaceError, OperationalError, close_old_connections, connections
+
+from autorun.conf import settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks of upkeep's process at whether the worker is alive.
+LOOK_EVERY = 0.5
+
+_stop = threading.Event()
+_make_round: Callable[[], object]
+
+
+def add_to(worker: Any, make_round: Callable[[], object]) -> None:
+    """Have a worker that is about to start make rounds of upkeep until it ends."""
+    global _make_round  # noqa: PLW0603
+    _make_round = make_round
+    if not isinstance(worker, Worker):  # a thread of a project's test
+        return
+    _stop.clear()
+    worker.app.steps["consumer"].add(Upkeep)
+    signals.worker_shutting_down.connect(_end, weak=False, dispatch_uid="autorun.upkeep.bootstep")
+
+
+class Upkeep(bootsteps.StartStopStep):
+    """Celery's consumer creates it before the pool forks, and starts it at every connection."""
+
+    label = "Autorun's upkeep"
+
+    def create(self, consumer: Any) -> None:
+        self._check: Any = None
+        self._process: Process | None = None
+        self._forks = issubclass(consumer.controller.pool_cls, TaskPool)
+        if self._forks:
+            self._ensure_alive()
+        else:
+            _start_rounds()
+
+    def start(self, consumer: Any) -> None:
+        self.stop(consumer)
+        if self._forks:
+            every = max(LOOK_EVERY, settings.UPKEEP_INTERVAL)
+            self._check = consumer.timer.call_repeatedly(every, self._ensure_alive)
+
+    def stop(self, consumer: Any) -> None:
+        if self._check is not None:
+            self._check.cancel()
+
+    def terminate(self, consumer: Any) -> None:
+        self.stop(consumer)
+
+    def _ensure_alive(self) -> None:
+        if _stop.is_set() or (self._process is not None and self._process.is_alive()):
+            return
+        if self._process is not None:
+            logger.warning("The process of upkeep has died; another one is started.")
+        self._process = Process(target=_live_with, args=(os.getpid(),), name="autorun-upkeep")
+        self._process.daemon = True  # ended with the worker
+        self._process.start()
+
+
+def _end(**_: Any) -> None:
+    _stop.set()
+
+
+def _live_with(parent: int) -> None:
+    """Make rounds for as long as the parent lives, even if it is killed."""
+    for each in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    # In a thread, with connections of its own: those of this one are the parent's.
+    rounds = _start_rounds()
+    while os.getppid() == parent and rounds.is_alive():
+        time.sleep(LOOK_EVERY)
+    os._exit(0)
+
+
+def _start_rounds() -> threading.Thread:
+    thread = threading.Thread(target=_make_rounds, name="autorun-upkeep", daemon=True)
+    thread.start()
+    return thread
+
+
+def _make_rounds() -> None:
+    while True:
+        try:
+            close_old_connections()
+            _make_round()
+            close_old_connections()
+        except (OperationalError, InterfaceError) as away:
+            logger.warning("Upkeep: no database: %s", away)
+            connections.close_all()
+        except Exception:
+            logger.exception("Upkeep: a round failed; the next one tries again.")
+            connections.close_all()
+        if _stop.wait(settings.UPKEEP_INTERVAL):
+            connections.close_all()
+            return
