@@ -210,6 +210,23 @@ def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("explain", "library.CaptionRunner", "\udcff"),
+        ("retry", "library.CaptionRunner", "--exception", "\udcff"),
+        ("plan", "\udcff"),
+        ("status", "--watch", "\udcff"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named(arguments):
+    process = run_process(*arguments)
+
+    assert process.returncode == 2
+    assert process.stderr.endswith(b"an argument is not valid UTF-8: '\\udcff'\n")
+
+
+@pytest.mark.once
 def test_exit_codes_of_a_process(tmp_path):
     nowhere = {"AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3")}
     unknown = run_process("sweep", "library.CaptionRuner", **nowhere)

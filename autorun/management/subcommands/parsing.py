@@ -29,6 +29,11 @@ class SubcommandParser(CommandParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._is_intermixing:  # argparse calls this again, for options and for positionals
             return super().parse_known_args(args, namespace)
+        for text in args or ():
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # Python stands in for bytes that it cannot decode
+                self.error(f"an argument is not valid UTF-8: {text!a}")
         self._is_intermixing = True
         try:
             found, unknown = self.parse_known_intermixed_args(args, namespace)
