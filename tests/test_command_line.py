@@ -453,6 +453,25 @@ def test_explain_of_a_row_that_is_not_there(runner, key, message):
         typed("explain", LABEL, key)
 
 
+@pytest.mark.parametrize("model", [Document, Photo, Country])
+def test_explain_of_a_row_that_was_deleted(model):
+    pk = model.objects.create(pk="de" if model is Country else None).pk
+    with installed(runner := declare(DATA_MODEL=model, INPUT_FIELDS=())):
+        runner().run()
+        work_off()
+        model.objects.all().delete()
+
+        found = typed_json("explain", LABEL, pk)
+        printed = typed("explain", LABEL, pk)
+        with installed(declare(DATA_MODEL=model, INPUT_FIELDS=(), VERSION="2.0")):
+            newer = typed("explain", LABEL, pk)
+
+    assert (found["code"], found["pk"], found["is_pending"]) == ("deleted", str(pk), False)
+    assert found["run"]["status"] == "succeeded"
+    assert "deleted: The row has been deleted; Echo v1.0 succeeded at " in printed
+    assert "deleted: The row has been deleted.\n" in newer
+
+
 def test_explain_takes_uuids():
     photo = Photo.objects.create()
     with installed(declare(DATA_MODEL=Photo, INPUT_FIELDS=())):

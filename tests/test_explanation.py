@@ -309,6 +309,25 @@ def test_dependencies(document, options):
     assert after.code == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("options", "excluding"),
+    [
+        ({"BASE_QUERY": Q(title="other")}, "base queryset"),
+        ({"filter_queryset": lambda self, rows, log_level: rows.none()}, "filter_queryset()"),
+    ],
+)
+def test_a_dependency_that_does_not_cover_the_row(document, options, excluding):
+    upstream = declare(NAME="Upstream", TITLE="First", **options)
+    downstream = declare(NAME="Downstream", TITLE="Second", DEPENDS_ON=(upstream,))
+    with installed(upstream, downstream):
+        explanation = explained(downstream(), document)
+
+    assert explanation.code == "dependency"
+    assert explanation.reason == (
+        f"Waiting for tests.Upstream, whose {excluding} excludes the row."
+    )
+
+
 def test_rows_that_are_not_there(document):
     with installed(runner := declare()):
         never_saved = runner().explain(Document(title="x"))

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import connections
+from django.db.models import Model
+
 from autorun.declare import hooks
 from autorun.declare.console import SILENT
-from autorun.declare.hooks import every_row, is_scheduled
+from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
@@ -47,7 +50,7 @@ class Explanation:
 def explain(runner: Runner, instance: Any) -> Explanation:
     """Why `instance` is pending or not. Raises TypeError for an instance of another model."""
     model = runner.get_model()
-    if not isinstance(instance, model._meta.concrete_model or model):
+    if not isinstance(instance, _concrete(runner)):
         raise TypeError(
             f"{runner.label} processes rows of {model._meta.label}, not {instance!r}. Give the "
             "instance itself, not its primary key or a collection."
@@ -73,6 +76,26 @@ def explain(runner: Runner, instance: Any) -> Explanation:
     if run is None or run.fingerprint != row.fingerprint:
         return _pending(runner, row, run)
     return _finished(runner, run)
+
+
+def explain_missing(runner: Runner, pk: Any) -> Explanation | None:
+    """The explanation for a key without a row; None if no runner has processed such a row."""
+    kind, meta = key_kind(runner.get_model()), _concrete(runner)._meta
+    stored = kind.field.get_db_prep_value(pk, connections[database_of(runner)])
+    nodes = Node.objects.filter(
+        content_type__app_label=meta.app_label, content_type__model=meta.model_name
+    )
+    key = stored if kind.is_integer else str(stored)
+    runs = Run.objects.of_row(kind, key)
+    if not runs.filter(node__in=nodes).exists():
+        return None
+    run = runs.of(node_of(runner)).current().first()
+    history = f"; {_title(runner)} {_outcome(run)}" if run and run.finished_at else ""
+    return Explanation(False, "deleted", f"The row has been deleted{history}.", run)
+
+
+def _concrete(runner: Runner) -> type[Model]:
+    return runner.get_model()._meta.concrete_model or runner.get_model()
 
 
 def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
@@ -170,19 +193,26 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
     history = ""
     if run is not None and run.finished_at is not None:
         history = f"; {_title(runner)} {_outcome(run)}"
-    base = hooks.base_queryset(runner).filter(pk=instance.pk)
-    if not base.exists():
-        code, reason = "not_in_base_query", f"The base queryset of {runner.label} excludes the row"
-    elif not hooks.filtered(runner, base, log_level=SILENT).exists():
-        code = "filtered_out"
-        reason = f"The filter of {runner.label} excludes the row (filter_queryset)"
+    excluded = _excluding(runner, instance.pk)
+    if excluded:
+        code = "filtered_out" if excluded.startswith("filter") else "not_in_base_query"
+        reason = f"The {excluded} of {runner.label} excludes the row"
     else:
-        unmet = " and ".join(_unmet(runner, key)) or "the runners in DEPENDS_ON"
+        unmet = " and ".join(_unmet(runner, instance.pk, key)) or "the runners in DEPENDS_ON"
         code, reason = "dependency", f"Waiting for {unmet}"
     return Explanation(False, code, f"{reason}{history}.", run)
 
 
-def _unmet(runner: Runner, key: Key) -> Iterator[str]:
+def _excluding(runner: Runner, pk: Any) -> str:
+    """The name of the queryset that excludes the row from the runner's; '' if none does."""
+    base = hooks.base_queryset(runner).filter(pk=pk)
+    if not base.exists():
+        return "base queryset"
+    passes = hooks.filtered(runner, base, log_level=SILENT).exists()
+    return "" if passes else "filter_queryset()"
+
+
+def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
     dependencies = {node_of(each).pk: each for each in dependencies_of(runner)}
     runs = Run.objects.filter(node_id__in=dependencies).current()
     of_row = runs.of_row(key_kind(runner.get_model()), key)
@@ -195,7 +225,11 @@ def _unmet(runner: Runner, key: Key) -> Iterator[str]:
     }
     for node_id, dependency in dependencies.items():
         status = statuses.get(node_id)
-        if status != Run.Status.SUCCEEDED:
+        if status == Run.Status.SUCCEEDED:
+            continue
+        if status is None and (excluded := _excluding(dependency, pk)):
+            yield f"{dependency.label}, whose {excluded} excludes the row"
+        else:
             yield f"{dependency.label}, which {states[status]}"
 
 

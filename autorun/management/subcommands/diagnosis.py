@@ -18,7 +18,7 @@ from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met, primary_key
 from autorun.models import Run
 from autorun.observe.doctor import examine
-from autorun.observe.explanation import explain
+from autorun.observe.explanation import explain, explain_missing
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
 from autorun.state.words import counted, moment
 
@@ -75,10 +75,11 @@ class Explain(Subcommand):
     def handle(self, **options: Any) -> None:
         runner = registry.get(options["runner"])
         model = runner.get_model()
-        instance = every_row(runner).filter(pk=primary_key(runner, options["pk"])).first()
-        if instance is None:
+        pk = primary_key(runner, options["pk"])
+        instance = every_row(runner).filter(pk=pk).first()
+        found = explain_missing(runner, pk) if instance is None else explain(runner, instance)
+        if found is None:
             raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")
-        found = explain(runner, instance)
         run = found.run and {
             "id": found.run.pk,
             "status": Run.Status(found.run.status).name.lower(),
@@ -89,21 +90,22 @@ class Explain(Subcommand):
             {
                 "runner": runner.label,
                 "model": model._meta.label,
-                "pk": str(instance.pk),
+                "pk": str(pk),
                 "is_pending": found.is_pending,
                 "code": found.code,
                 "reason": found.reason,
                 "run": run,
             }
         )
-        self.terminal.say((f"{model._meta.verbose_name} {instance.pk}: ", "bold"), str(instance))
+        name = "(deleted)" if instance is None else str(instance)
+        self.terminal.say((f"{model._meta.verbose_name} {pk}: ", "bold"), name)
         self.terminal.say(
             ("pending, " if found.is_pending else "", "yellow"),
             (found.code, CODE_STYLES.get(found.code, "yellow" if found.is_pending else "cyan")),
             f": {found.reason}",
         )
         if options["check"] and found.code != "succeeded":
-            raise condition_not_met(f"{model._meta.label} {instance.pk}: {found.code}.")
+            raise condition_not_met(f"{model._meta.label} {pk}: {found.code}.")
 
 
 class Failures(Subcommand):
