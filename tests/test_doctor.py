@@ -114,6 +114,43 @@ def test_a_broker_without_workers(embedded_broker):
     assert (found["queue slow"], found[f"queue {default}"]) == ("error", "error")
 
 
+@pytest.fixture
+def routed() -> Iterator[None]:
+    """Celery, which keeps its routes, sends autorun's messages to a queue of their own."""
+    with celery_settings.configured(task_routes={"autorun.*": {"queue": "routed"}}):
+        _route_anew()
+        yield
+    _route_anew()
+
+
+def _route_anew() -> None:
+    celery_app.amqp.flush_routes()
+    celery_app.amqp.router = celery_app.amqp.Router()
+
+
+def test_queues_that_celery_routes_to(embedded_broker, routed):
+    with installed(declare(NAME="Slow", QUEUE="slow"), declare()):
+        found = levels(messaging.examine_broker())
+
+    assert {name for name in found if name.startswith("queue ")} == {"queue slow", "queue routed"}
+
+
+def test_a_route_names_the_queue_of_what_waits(routed):
+    published_at = timezone.now() - LONG_AGO
+    planned(created_at=published_at, published_at=published_at)
+
+    assert "in queue 'routed' for" in only(backlog.examine_queued(), "warning").message
+
+
+def test_workers_without_remote_control_cannot_be_asked(embedded_broker, configured):
+    configured(worker_enable_remote_control=False)
+    with installed(declare()):
+        findings = list(messaging.examine_broker())
+
+    assert levels(findings) == {"broker": "ok", "workers": "ok"}
+    assert "cannot be asked" in findings[1].message
+
+
 @pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_that_listens(broker, start_worker):

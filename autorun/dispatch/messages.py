@@ -52,8 +52,13 @@ def longest(chunk: Chunk) -> float | None:
 
 
 def queue_of(runner: Runner) -> str:
-    """The Celery queue of a runner's chunks; '' for Celery's default."""
+    """The Celery queue of a runner's chunks; '' if Celery chooses one."""
     return runner.QUEUE or settings.QUEUE or ""
+
+
+def queue_name(queue: str) -> str:
+    """The name of a chunk's queue, which is '' if Celery chooses one."""
+    return Message(EXECUTE, queue=queue).queue_name
 
 
 def follow_queues(chunks: Iterable[Chunk]) -> None:

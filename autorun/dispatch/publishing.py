@@ -45,6 +45,15 @@ class Message:
     expires: float | None = None
     time_limit: float | None = None
 
+    @property
+    def queue_name(self) -> str:
+        """The queue that Celery sends it to: its own, that of a route, or Celery's default."""
+        if self.queue:
+            return self.queue
+        routed = current_app.amqp.router.route({}, self.task, self.args).get("queue")
+        name: str | None = getattr(routed, "name", None)
+        return name or current_app.conf.task_default_queue
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `apply_async`, without those that are None."""
         names = ("queue", "priority", "expires", "time_limit")
@@ -252,7 +261,7 @@ def _is_about_a_message(cause: BaseException) -> bool:
 
 
 def _words_for(refused: Sequence[Refusal]) -> str:
-    queues = {message.queue or "Celery's default": error for message, error in refused}
+    queues = {message.queue_name: error for message, error in refused}
     return " ".join(
         f"The broker takes no message for the queue {queue}: {type(error).__name__}: {error}. "
         "Is it full, or declared elsewhere with other arguments, or not at all?"

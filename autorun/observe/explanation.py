@@ -16,7 +16,7 @@ from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
-from autorun.dispatch.messages import queue_of
+from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning.rows import Row, load
@@ -151,9 +151,8 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     if chunk.state == Chunk.State.RUNNING:
         return "running", f"Running on worker {chunk.worker}{_since(chunk.started_at)}"
     if chunk.state == Chunk.State.QUEUED:
-        queue = queue_of(runner)
-        name = f"queue {queue!r}" if queue else "Celery's default queue"
-        return "queued", f"Waiting for a worker in {name}{_since(chunk.published_at)}"
+        name = queue_name(queue_of(runner))
+        return "queued", f"Waiting for a worker in queue {name!r}{_since(chunk.published_at)}"
     if chunk.state == Chunk.State.PARKED:
         until = f" until {moment(chunk.not_before)}" if chunk.not_before else ""
         return "parked", f"Parked{until}: {chunk.reason.rstrip('.')}"

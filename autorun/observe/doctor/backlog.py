@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
+from autorun.dispatch.messages import queue_name
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.held_up import held_up
@@ -62,10 +63,9 @@ def examine_queued() -> Iterator[Finding]:
     waiting = Chunk.objects.queued().filter(created_at__lte=from_now(-seconds))
     by_queue = waiting.values_list("queue").annotate(Sum("size")).order_by("queue")
     for queue, runs in by_queue:
-        name = f"queue {queue!r}" if queue else "Celery's default queue"
         yield warning(
-            f"{counted(runs, 'run has', 'runs have')} waited in {name} for more than "
-            f"{seconds:g} s.",
+            f"{counted(runs, 'run has', 'runs have')} waited in queue {queue_name(queue)!r} for "
+            f"more than {seconds:g} s.",
             "Start more workers for this queue. If workers are idle, check that they listen on it.",
         )
 

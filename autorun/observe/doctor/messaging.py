@@ -6,13 +6,15 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from celery import current_app
 
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
-from autorun.dispatch.messages import queue_of
+from autorun.dispatch.messages import EXECUTE, queue_name, queue_of
+from autorun.dispatch.publishing import Message
 from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
 from autorun.state.words import duration
 
@@ -20,6 +22,8 @@ CONNECT_TIMEOUT = 2  # seconds
 ANSWER_TIMEOUT = 1.5
 #: Seconds to wait for a broker that accepts connections but never answers, whatever the transport.
 DEADLINE = 6.0
+
+Found = TypeVar("Found")
 
 VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
 
@@ -46,6 +50,11 @@ def examine_broker() -> Iterator[Finding]:
         )
         return
     yield ok(f"{url} answers.")
+    if listeners is None:
+        yield ok(
+            "They cannot be asked which queues they listen on: remote control is off.", "workers"
+        )
+        return
     for queue in sorted(queues_in_use()):
         workers = listeners.get(queue, [])
         if workers:
@@ -61,9 +70,9 @@ def examine_broker() -> Iterator[Finding]:
 
 def queues_in_use() -> set[str]:
     """Names of the queues of runners and of autorun's own tasks."""
-    default = current_app.conf.task_default_queue
-    queues = {queue_of(runner) or default for runner in registry.runners()}
-    return queues | {settings.QUEUE or default}
+    queues = {queue_name(queue_of(runner)) for runner in registry.runners()}
+    own = [task for task in current_app.tasks if task.startswith("autorun.") and task != EXECUTE]
+    return queues | {Message(task, queue=settings.QUEUE).queue_name for task in own}
 
 
 @examination("visibility timeout")
@@ -88,10 +97,14 @@ def examine_visibility_timeout() -> Iterator[Finding]:
     )
 
 
-def _listeners() -> dict[str, list[str]]:
-    """Names of the workers that answer, by queue."""
+def _listeners() -> dict[str, list[str]] | None:
+    """Names of the workers that answer, by queue; None if workers cannot be asked."""
     with current_app.connection_for_write(connect_timeout=CONNECT_TIMEOUT) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
+        # Kombu's transports for some brokers, such as SQLAlchemy's, cannot send to all workers.
+        can_reach_all = getattr(connection.default_channel, "supports_fanout", True)
+        if not (can_reach_all and current_app.conf.worker_enable_remote_control):
+            return None
         inspection = current_app.control.inspect(timeout=ANSWER_TIMEOUT, connection=connection)
         found = defaultdict(list)
         for worker, queues in (inspection.active_queues() or {}).items():
@@ -100,9 +113,9 @@ def _listeners() -> dict[str, list[str]]:
         return found
 
 
-def _within(seconds: float, work: Callable[[], dict[str, list[str]]]) -> dict[str, list[str]]:
+def _within(seconds: float, work: Callable[[], Found]) -> Found:
     """Call `work` in a thread; raise TimeoutError if it takes longer than `seconds`."""
-    outcome: Future[dict[str, list[str]]] = Future()
+    outcome: Future[Found] = Future()
 
     def attempt() -> None:
         try:
