@@ -20,7 +20,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.forms import Media
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -60,7 +60,7 @@ class AutorunAdminMixin(ModelAdmin):
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         columns: list[Any] = list(super().get_list_display(request))
         if _may_view(request):
-            columns += [_Status(runner) for runner in runners_of(self.model)]
+            columns += [_Status(runner, self.admin_site) for runner in runners_of(self.model)]
         return columns
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
@@ -77,6 +77,8 @@ class AutorunAdminMixin(ModelAdmin):
         actions: dict[str, Any] = super().get_actions(request)
         if request.user.has_perm(Permission.START) and _may_view(request):
             for runner in runners_of(self.model):
+                if not address_of(self.admin_site, "batch_prepare", runner.label):
+                    continue
                 name = f"autorun_run__{runner.label}"
                 title = f"Run {name_of_runner(runner)} on selected"
                 actions[name] = (_run_on(runner.label), name, title)
@@ -132,11 +134,13 @@ class AutorunAdminMixin(ModelAdmin):
         runs = []
         for run in newest.defer("outputs")[:MOST_RUNS]:
             when = time_since(run.finished_at or run.chunk.created_at)
-            runs.append((run.pk, str(run.node), state_of(run), run.attempts, when))
+            url = address_of(self.admin_site, "run_change", run.pk)
+            runs.append((url, str(run.node), state_of(run), run.attempts, when))
         runners = []
         for each in runners_of(self.model):
             reason = prose(explanation_of(each, instance, shows_messages=False))
-            runners.append((each.label, name_of_runner(each), reason))
+            url = address_of(self.admin_site, "node_why", each.label)
+            runners.append((url, name_of_runner(each), reason))
         context = {"runs": runs, "runners": runners, "row": instance}
         return render_to_string("autorun/panel.html", context)
 
@@ -147,7 +151,8 @@ class AutorunAdminMixin(ModelAdmin):
 class _Status:
     """A column with the state of each row's current run for one runner."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, site: admin.AdminSite) -> None:
+        self._site = site
         self.label = runner.label
         #: The reason why a wrongly declared runner cannot run.
         self.problem = ""
@@ -158,7 +163,8 @@ class _Status:
 
     def __call__(self, instance: Any) -> SafeString:
         state, run = self.states.get(instance.pk, ("", None))
-        context = {"state": state, "run": run, "problem": self.problem}
+        url = "" if run is None else address_of(self._site, "run_change", run.pk)
+        context = {"state": state, "url": url, "problem": self.problem}
         return render_to_string("autorun/row_status.html", context)
 
 
@@ -274,6 +280,13 @@ def runners_of(model: type[Any]) -> list[Runner]:
     return found
 
 
+def address_of(site: admin.AdminSite, page: str, *args: Any) -> str:
+    """The address of one of autorun's pages; '' if the site has none of them."""
+    with suppress(NoReverseMatch):
+        return reverse(f"admin:autorun_{page}", args=args, current_app=site.name)
+    return ""
+
+
 def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
     messages.error(request, f"The runner cannot run: {bare_message(error)}")
     return rows.none()
@@ -325,9 +338,7 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
                 )
                 return None
         token = keep(request, ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys))
-        address = reverse(
-            "admin:autorun_batch_prepare", args=[label], current_app=model_admin.admin_site.name
-        )
+        address = address_of(model_admin.admin_site, "batch_prepare", label)
         return HttpResponseRedirect(f"{address}?selection={token}&only=all")
 
     return run_on_selected

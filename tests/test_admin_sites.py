@@ -1,0 +1,78 @@
+"""The pages in a project with several admin sites, of which some lack models that they link to."""
+
+import re
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+
+from autorun.models import Batch, Run
+from autorun.triggers import on_schedule
+from sample_app.models import Scan
+from tests.browser import scenes
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.two_sites")]
+
+LABEL = "sample_app.ScanPreprocessingRunner"
+
+
+@pytest.fixture
+def admin(client: Client) -> Client:
+    client.force_login(User.objects.create_superuser("ada"))
+    return client
+
+
+@pytest.fixture
+def _scene() -> None:
+    scenes.few()
+    on_schedule.sync()
+
+
+def addresses(site: str) -> list[str]:
+    pages = {
+        "autorun_node_changelist": [],
+        "autorun_node_runner": [LABEL],
+        "autorun_node_count": [LABEL],
+        "autorun_node_health": [],
+        "autorun_run_changelist": [],
+        "autorun_run_change": [Run.objects.latest("pk").pk],
+        "autorun_failure_changelist": [],
+        "autorun_batch_changelist": [],
+        "autorun_batch_change": [Batch.objects.latest("pk").pk],
+        "autorun_batch_choose": [],
+        "autorun_batch_prepare": [LABEL],
+        "autorun_batch_count": [LABEL],
+        **rows(),
+    }
+    return [reverse(f"admin:{name}", args=args, current_app=site) for name, args in pages.items()]
+
+
+def rows() -> dict[str, list[int]]:
+    return {
+        "sample_app_scan_changelist": [],
+        "sample_app_scan_change": [Scan.objects.latest("pk").pk],
+    }
+
+
+@pytest.mark.usefixtures("_scene")
+def test_links_stay_in_their_site(admin: Client) -> None:
+    for address in addresses("other"):
+        page = admin.get(address)
+
+        assert page.status_code == 200, address
+        links = re.findall(r'(?:href|action)="(/[^"]*)"', page.text)
+        assert links
+        elsewhere = [link for link in links if not link.startswith(("/other/", "/static/"))]
+        elsewhere = [link for link in elsewhere if link != "/"]  # "View site"
+        assert elsewhere == [], address
+
+
+@pytest.mark.usefixtures("_scene")
+def test_a_site_without_autoruns_pages_shows_states_without_links(admin: Client) -> None:
+    for name, args in rows().items():
+        page = admin.get(reverse(f"admin:{name}", args=args, current_app="bare"))
+
+        assert page.status_code == 200
+        assert "/autorun/" not in page.text.replace("/static/autorun/", "")
+        assert "autorun_run__" not in page.text  # no action leads to a page that is not there

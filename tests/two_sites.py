@@ -1,0 +1,21 @@
+"""URLs of a project with several admin sites: one has all of autorun, one only its columns."""
+
+from django.contrib import admin
+from django.contrib.auth.models import Group
+from django.urls import path
+
+from autorun.models import Batch, Failure, Node, Run
+from sample_app.models import Scan
+
+other = admin.AdminSite(name="other")
+bare = admin.AdminSite(name="bare")
+for model in (Batch, Failure, Node, Run, Scan):
+    other.register(model, type(admin.site._registry[model]))
+for model in (Scan, Group):
+    bare.register(model, type(admin.site._registry[model]))
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("other/", other.urls),
+    path("bare/", bare.urls),
+]
