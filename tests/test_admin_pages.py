@@ -25,6 +25,7 @@ from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
+from sample_app.runners import ScanPreprocessingRunner
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
 from tests.library.models import Country, Document
@@ -107,6 +108,26 @@ def test_every_page_answers_in_few_statements(sign_in: Callable[..., Client]) ->
     # Counting takes what it takes: it is no page, but what a page fetches.
     del statements["count"], statements["preview"]
     assert {name: n for name, n in statements.items() if n > MOST_STATEMENTS} == {}
+
+
+@pytest.mark.parametrize(
+    "fault", [{"ANALYSIS_VERSION": "9.9"}, {"ANALYSIS": "None such"}, {"INPUT_KEY": None}]
+)
+def test_every_page_answers_if_a_runner_is_declared_wrongly(
+    sign_in: Callable[..., Client], fault: dict[str, str | None]
+) -> None:
+    scenes.few()
+    client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
+    names = {"__module__": ScanPreprocessingRunner.__module__} | fault
+    pages = addresses() | {
+        "scan": reverse("admin:sample_app_scan_changelist"),
+        "why": reverse("admin:autorun_node_why", args=[LABEL]) + f"?row={Scan.objects.first().pk}",
+        "row": reverse("admin:sample_app_scan_change", args=[Scan.objects.first().pk]),
+    }
+    with installed(type("ScanPreprocessingRunner", (ScanPreprocessingRunner,), names)):
+        statuses = {name: client.get(address).status_code for name, address in pages.items()}
+
+    assert statuses == dict.fromkeys(statuses, 200)
 
 
 def test_every_page_answers_without_use_tz(sign_in: Callable[..., Client], settings) -> None:

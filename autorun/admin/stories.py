@@ -12,7 +12,7 @@ from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
-from autorun.exceptions import AutorunError
+from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import WORKER_LOST, explain
 from autorun.observe.run_states import state_of
@@ -162,10 +162,13 @@ def _now(
     if instance is None:
         return "The row has been deleted."
     if not run.is_current:
-        if state_of(run) == "cancelled":
-            return "It was cancelled before it started. The row may have a later run."
-        return _superseded(run, others)
-    node = node_of(runner)
+        cancelled = "It was cancelled before it started. The row may have a later run."
+        return cancelled if state_of(run) == "cancelled" else _superseded(run, others)
+    try:
+        node = node_of(runner)
+    except AutorunError as error:
+        reason = str(error) if shows_messages else bare_message(error)
+        return f"{runner.label} cannot run: {reason}"
     if node.pk != run.node_id:
         return f"{runner.label} now runs {node}; this run is of an earlier version."
     return explanation_of(runner, instance, shows_messages=shows_messages)
