@@ -5,7 +5,11 @@ So no test here has one, but to count queries.
 
 import datetime as dt
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -988,3 +992,73 @@ def test_w204_schedules_without_beat(monkeypatch):
 def test_the_databases_of_this_suite_pass():
     assert connections["default"].vendor in ("sqlite", "postgresql", "mysql")
     assert ids() == []
+
+
+def checked_in_a_project(folder, **files):
+    """What the checks print in a new project with these files, whose settings name no broker."""
+    settings = """
+SECRET_KEY = "secret"
+INSTALLED_APPS = ["django.contrib.contenttypes", "autorun", "shop"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+USE_TZ = True
+AUTORUN = {"SCHEDULE": None}
+CELERY_BROKER_URL = "redis://127.0.0.1/9"
+"""
+    for name, text in {"mysite/settings": settings, "shop/__init__": "", **files}.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    process = subprocess.run(
+        [sys.executable, "-m", "django", "check", "--tag", "autorun"],
+        env=os.environ
+        | {"DJANGO_SETTINGS_MODULE": "mysite.settings", "PYTHONPATH": f"{folder}:{Path.cwd()}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return process.stdout + process.stderr
+
+
+CELERY_APP = 'from celery import Celery\napp = Celery("mysite")\n'
+
+
+def test_w206_a_celery_app_that_is_not_imported(tmp_path):
+    printed = checked_in_a_project(tmp_path, **{"mysite/__init__": "", "mysite/celery": CELERY_APP})
+
+    assert "(autorun.W206) This process has not imported the project's Celery app" in printed
+    assert "in mysite/__init__.py: `from mysite.celery import app as celery_app`" in printed
+
+
+@pytest.mark.parametrize("reads_settings", [False, True])
+def test_w206_a_celery_app_that_does_not_read_the_settings(tmp_path, reads_settings):
+    reading = 'app.config_from_object("django.conf:settings", namespace="CELERY")\n'
+    printed = checked_in_a_project(
+        tmp_path,
+        **{
+            "mysite/__init__": "from mysite.celery import app",
+            "mysite/celery": CELERY_APP + reading * reads_settings,
+        },
+    )
+
+    assert ("(autorun.W206) The Celery app 'mysite' has no broker" in printed) != reads_settings
+
+
+def test_w207_modules_of_a_package_that_are_not_imported(tmp_path):
+    printed = checked_in_a_project(
+        tmp_path,
+        **{
+            "mysite/__init__": "",
+            "shop/runners/__init__": "from shop.runners import imported",
+            "shop/runners/imported": "class ItsRunner: pass",
+            "shop/runners/rows": "from autorun.runner import QuerySetRunner\n"
+            "class RowsRunner(QuerySetRunner): pass",
+            "shop/runners/tests/helping": "class Helper: pass",
+            "shop/analyses/__init__": "",
+            "shop/analyses/deep/sizes": "from autorun import analysis\n@analysis.analysis('Size')",
+        },
+    )
+
+    assert printed.count("(autorun.W207)") == 2
+    assert "Add `import shop.runners.rows` to " in printed
+    assert "Add `import shop.analyses.deep.sizes` to " in printed

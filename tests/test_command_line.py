@@ -432,6 +432,13 @@ def test_status_shows_parked_runs_and_who_knows_why(documents, runner):
     assert "How to let them go on: manage.py autorun doctor" in printed
 
 
+def test_status_that_counts_no_rows_says_nothing_of_rows(documents, runner):
+    printed = typed("status", LABEL, "--no-pending")
+
+    assert "no runs" in printed
+    assert "no rows" not in printed
+
+
 def test_explain(documents, runner):
     pk = documents[0].pk
 

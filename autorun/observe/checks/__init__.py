@@ -28,6 +28,7 @@ def check_all(
     from autorun.observe.checks import (
         autorun_setting,
         declarations,
+        imports,
         installation,
         names,
         overrides,
@@ -39,6 +40,7 @@ def check_all(
     runners = [each for each in registry.runners() if is_in(app_configs, type(each))]
     yield from autorun_setting.check_settings()
     yield from installation.check_installation()
+    yield from imports.check_imports()
     yield from declarations.check_unregistered(app_configs)
     for runner in runners:
         yield from declarations.check_declaration(runner)
