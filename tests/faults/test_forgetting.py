@@ -25,6 +25,7 @@ from tests.crashes import armed, listening
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
 from tests.faultlab.snapshots import Snapshot
+from tests.faults.driver import Lab
 from tests.library.models import Document
 
 RunnerClass = type[QuerySetRunner]
@@ -386,3 +387,28 @@ def test_messages_priorities_and_states_of_a_newer_version_do_no_harm():
 
         assert not runner().pending().exists()
     assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(41, 53, 54, 55)
+@pytest.mark.slow
+@pytest.mark.parametrize("bodies", [0, 20])
+def test_a_backup_that_is_restored_under_live_workers_costs_repetitions_only(lab: Lab, bodies: int):
+    """One of before the first plan, without a node, and one of the middle."""
+    lab.start_worker(concurrency=2)
+    lab.write(80, does="sleep:0.05")
+    if bodies:
+        lab.runner.run()
+        lab.until(lambda: len(lab.ledger.executions()) >= bodies)
+    backup = Snapshot()
+    if not bodies:
+        lab.runner.run()
+    lab.until(lambda: len(lab.ledger.executions()) >= bodies + 20)
+
+    backup.restore()
+    lab.save(5, value="live")
+    lab.until(lambda: lab.runner.progress().succeeded >= 5)
+    lab.runner.run()
+    lab.until_done(85)
+
+    lab.check(zombies=True)
+    assert not Run.objects.failed().exists()
