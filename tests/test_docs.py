@@ -622,6 +622,7 @@ def shown_signature(function: Any) -> str:
     shown = [
         each.name if each.default is each.empty else f"{each.name}={each.default!r}"
         for each in parameters
+        if each.name.strip("_")  # not what a newer version may send besides
     ]
     return f"({','.join(shown)})"
 
