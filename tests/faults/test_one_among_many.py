@@ -18,8 +18,8 @@ from autorun.observe.doctor.backlog import examine_held_up
 from autorun.observe.held_up import held_up
 from autorun.planning import windows
 from autorun.planning.counting import count_rows
-from autorun.planning.looks import backfill_now, sweep_now
 from autorun.planning.named import plan_keys
+from autorun.planning.on_demand import backfill_now, sweep_now
 from autorun.planning.planner import Planner
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
