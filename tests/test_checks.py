@@ -266,6 +266,21 @@ def test_e030_a_primary_key_that_does_not_lead_back_to_its_row(key, leads_back):
             assert "integer, UUID or text key" in only("E030", runner).hint
 
 
+@isolate_apps("tests.library")
+def test_w004_a_primary_key_that_may_be_too_great():
+    class Counter(models.Model):
+        number = models.PositiveBigIntegerField(primary_key=True)
+
+        class Meta:
+            app_label = "library"
+
+    runner = declare(DATA_MODEL=Counter)
+    if connections["default"].vendor == "mysql":
+        assert "BigAutoField" in only("W004", runner).hint
+    else:
+        assert ids(runner) == []
+
+
 @pytest.mark.parametrize("analysis", [None, "", 3, measure])
 def test_e004_no_analysis(analysis):
     assert "Registered: " in only("E004", declare(ANALYSIS=analysis)).hint

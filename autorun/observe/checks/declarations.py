@@ -9,20 +9,29 @@ from typing import Any, TypeGuard
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
-from django.db.models import CharField, IntegerField, Model, TextField, UUIDField
+from django.db import connections
+from django.db.models import (
+    CharField,
+    IntegerField,
+    Model,
+    PositiveBigIntegerField,
+    TextField,
+    UUIDField,
+)
 
 from autorun import analysis as analyses
+from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Run
-from autorun.observe.checks.problems import error, is_in, place, shown
+from autorun.observe.checks.problems import error, is_in, place, shown, warning
 from autorun.state.encoding import encode_configuration
 from autorun.state.keys import key_kind
 
 
 def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
-    """E002-E010, E022 and E030: the runner's model, analysis, input key and configuration."""
+    """E002-E010, E022, E030 and W004: the runner's model, analysis, input key and configuration."""
     yield from _model(runner)
     yield from _keys(runner)
     yield from _named_analysis(runner)
@@ -104,6 +113,14 @@ def _keys(runner: Runner) -> Iterator[CheckMessage]:
             f"Give {model._meta.label} a primary key with a max_length of {most} at most, and the "
             "longer text its own field with unique=True. If no key is longer in practice, add "
             "'autorun.E022' to SILENCED_SYSTEM_CHECKS.",
+        )
+    is_on_mariadb = connections[settings.DATABASE].vendor == "mysql"
+    if is_on_mariadb and isinstance(field, PositiveBigIntegerField):  # BIGINT UNSIGNED
+        yield warning(runner, "W004")(
+            f"DATA_MODEL is {model._meta.label}, whose primary key {field.name!r} may be greater "
+            "than 2^63 - 1, the most that autorun stores. Rows with greater keys never run.",
+            f"Make {field.name!r} a BigIntegerField or a BigAutoField. If no key is that great in "
+            "practice, add 'autorun.W004' to SILENCED_SYSTEM_CHECKS.",
         )
 
 
