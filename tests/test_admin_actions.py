@@ -29,6 +29,7 @@ from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
 from tests.browser import scenes
 from tests.engine import declare, installed, plan_at_once
+from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
 
@@ -837,6 +838,37 @@ def test_the_search_behind_a_batch_is_not_shown_and_the_reason_it_failed_is_payl
     assert ("Jane Doe" in page) is may_see
     assert "Mueller" not in page + listed
     assert "Jane Doe" not in listed
+
+
+@pytest.mark.parametrize("may_see", [True, False])
+def test_secrets_in_a_configuration_are_masked_and_the_source_is_payload(may_see, runner) -> None:
+    def call_service(value, **configuration):
+        return {"is": "the body"}
+
+    configuration = {
+        "api_key": "sk-live-SECRET",
+        "url": "https://u:pw-SECRET@host/",
+        "service": {"hosts": [{"password": "SECRET"}]},
+        "colour": "green",
+    }
+    secretive = declare(call_service, ANALYSIS_CONFIGURATION=configuration)
+    reader = Client()
+    codenames = ("view_run", *(["view_payload"] if may_see else []))
+    reader.force_login(scenes.add_user("reader", *codenames))
+    with installed(secretive):
+        Document.objects.create(title="one")
+        secretive().run()
+        run = Run.objects.get(node=secretive().get_node())
+        pages = [
+            reader.get(reverse("admin:autorun_node_runner", args=[secretive.get_label()])).text,
+            reader.get(reverse("admin:autorun_run_change", args=[run.pk])).text,
+        ]
+
+    for page in pages:
+        assert "SECRET" not in page
+        assert "green" in page
+        assert "https://u:****" in page
+    assert ("the body" in pages[0]) is may_see
 
 
 @pytest.mark.parametrize("may_see", [True, False])

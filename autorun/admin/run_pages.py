@@ -14,7 +14,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from autorun.admin.markup import as_json, prose, time_since
+from autorun.admin.markup import as_json, prose, time_since, without_secrets
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, database_of, instance_of, key_text, seen_rows
@@ -232,7 +232,7 @@ class RunAdmin(PageAdmin):
             story=story,
             now=prose(story.now),
             input=_input(runner, instance) if may_see else None,
-            configuration=as_json(run.node.configuration),
+            configuration=without_secrets(run.node.configuration),
             outputs=outputs,
             outputs_size=filesizeformat(len(outputs)) if outputs and len(outputs) > FOLDED else "",
             may_see=may_see,

@@ -23,7 +23,7 @@ from autorun.admin.cards import (
     title_of_runner,
 )
 from autorun.admin.continued import begun
-from autorun.admin.markup import as_json, prose, time_since
+from autorun.admin.markup import prose, time_since, without_secrets
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import find_row, name_of
@@ -266,7 +266,7 @@ def _versions(runner: Runner) -> list[Node]:
 
 def _version(node: Node, found: Progress, card: Card) -> VersionLine:
     numbers = map(number, (found.succeeded, found.failed, found.unfinished))
-    configuration, since = as_json(node.configuration), time_since(node.created_at)
+    configuration, since = without_secrets(node.configuration), time_since(node.created_at)
     return VersionLine(node.version, node == card.node, configuration, since, *numbers)
 
 
@@ -278,7 +278,9 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
     before = now if previous is None else previous.configuration
     lines = []
     for key in now | before:
-        old, new = (as_json(each[key]) if key in each else "" for each in (before, now))
+        old, new = (
+            without_secrets(each[key], key) if key in each else "" for each in (before, now)
+        )
         change = ""
         if now.get(key) != before.get(key) or bool(old) != bool(new):
             change = ("changed" if old else "added") if new else "removed"
