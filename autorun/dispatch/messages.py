@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from autorun.conf import settings
 from autorun.declare import registry
@@ -36,6 +37,12 @@ def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message
         queue=settings.QUEUE,
         expires=expires,
     )
+
+
+def named_batch(args: Sequence[Any]) -> int | None:
+    """The id of the batch in the arguments of a message, if that is one `message_to_plan_on`."""
+    *_, batch_id = args if len(args) == 8 else (None,)
+    return batch_id
 
 
 def longest(chunk: Chunk) -> float | None:

@@ -13,12 +13,11 @@ from autorun.conf import settings
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
-from autorun.exceptions import WorkerLost
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible_named, primary_keys
-from autorun.planning.windows import Window, unprepared, whole
+from autorun.planning.windows import Window, lethal, unprepared, whole
 from autorun.state import probes
 from autorun.state.clock import from_now
 from autorun.state.exception_text import one_line
@@ -77,13 +76,9 @@ def plan_keys(
 
 def fail_lethal(runner: Runner, key: Any, *, deaths: int) -> None:
     """Record the row as failed without looking at it: a process has died of it so many times."""
-    error = WorkerLost(
-        f"{deaths} processes in turn died while they prepared the row's input: "
-        "get_instance_representation() or the filter ends them, or takes all memory."
-    )
     planner = Planner(runner, node_id=node_of(runner).pk, priority=Chunk.Priority.LIVE)
     for pk in primary_keys(runner, [key]):
-        planner.plan(unprepared(runner, pk, error))
+        planner.plan(unprepared(runner, pk, lethal(deaths)))
 
 
 def plan_for_all(

@@ -134,7 +134,9 @@ class Pass:
         outcome = planner.plan(window, limit=self._left(batch), also=book)
         self.outcome += outcome
         is_last = not window.last_key or self._left(batch) == 0
-        is_due = is_last or time.monotonic() - self._booked_at >= BOOK_EVERY
+        # At once after a death: the next process begins where this one ends.
+        is_late = batch.tries > 1 or time.monotonic() - self._booked_at >= BOOK_EVERY
+        is_due = is_last or is_late
         if is_due and not is_booked:
             repeated_on_conflict(lambda: book(outcome))
         if is_booked:
@@ -157,7 +159,12 @@ class Pass:
         if self.is_given and not batch.cursor and fits_in_one(self.rows):
             return whole(self.runner, self.rows, node_id=node_id)
         return windows(
-            self.runner, self.rows, node_id=node_id, after=batch.cursor, up_to=batch.upper_bound
+            self.runner,
+            self.rows,
+            node_id=node_id,
+            after=batch.cursor,
+            up_to=batch.upper_bound,
+            deaths=max(batch.tries - 1, 0),
         )
 
     def _planner(self, batch: Batch) -> Planner:

@@ -14,7 +14,7 @@ from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.models import Run
 from autorun.planning import fingerprints
-from autorun.planning.rows import eligible, examined, in_pages, planned_by_database
+from autorun.planning.rows import eligible, examined, in_pages, planned_by_database, without_lethal
 from autorun.state.keys import Key, key_kind
 from autorun.state.sql import recordset
 
@@ -73,7 +73,7 @@ class _KeysByPython(Expression):
         return (f"({', '.join(['%s'] * len(keys))})" if keys else "(NULL)"), tuple(keys)
 
     def _keys(self) -> Iterator[Key]:
-        for instances in in_pages(self.runner, self.rows, size=PAGE):
+        for instances in in_pages(self.runner, without_lethal(self.runner, self.rows), size=PAGE):
             rows = list(examined(self.runner, instances))
             current = current_runs(self.runner, [row.key for row in rows])
             for row in rows:

@@ -12,7 +12,7 @@ from autorun.declare import nodes
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
-from autorun.exceptions import LeaseLost
+from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
 from autorun.planning import statements
 from autorun.planning.candidates import Candidates, candidates_of
@@ -167,11 +167,13 @@ class Planner:
         """Record rows whose input could not be prepared as failed.
 
         A saved row always fails. In a pass over everything, a row that has a run keeps it: a file
-        system that is unavailable for a night must not turn all successes into failures.
+        system that is unavailable for a night must not turn all successes into failures. But a row
+        that processes die of always fails, so that no pass prepares it again.
         """
         first_chunk = new_chunk_id()
         is_live = self.priority == Chunk.Priority.LIVE
-        selection = PENDING if is_live else SELECTIONS["missing"]
+        is_lethal = any(isinstance(row.error, WorkerLost) for row in rows)
+        selection = PENDING if is_live or is_lethal else SELECTIONS["missing"]
         failing = replace(self, status=Run.Status.FAILED, selection=selection)
         candidates = self._candidates([(row.key, UNPREPARED) for row in rows])
         found = failing._count(candidates)

@@ -18,8 +18,10 @@ from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
-from autorun.models import UNPREPARED, Run
+from autorun.exceptions import WorkerLost
+from autorun.models import UNPREPARED, Failure, Run
 from autorun.planning import fingerprints
+from autorun.state.exception_text import name_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.transactions import Halving
 from autorun.state.user_code import UserCode
@@ -117,6 +119,22 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
 def without_rows(queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """`queryset` without its rows, but still executed by the database."""
     return queryset.extra(where=["1 = 0"])
+
+
+def without_lethal(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    """`queryset` without the rows that have failed because processes died of preparing them.
+
+    Those are prepared again when they are saved or retried.
+    """
+    kind = key_kind(runner.get_model())
+    died = Failure.objects.filter(
+        exception_class=name_exception(WorkerLost),
+        run__node=node_of(runner),
+        run__is_current=True,
+        run__fingerprint=UNPREPARED,
+    )
+    keys = list(died.values_list(f"run__{kind.column}", flat=True))
+    return queryset.exclude(pk__in=map(kind.to_pk, keys)) if keys else queryset
 
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:

@@ -15,6 +15,7 @@ from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.interruption import calls_limited
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
+from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of
 from autorun.planning.rows import (
@@ -24,6 +25,7 @@ from autorun.planning.rows import (
     key_of,
     one_by_one,
     planned_by_database,
+    without_lethal,
     without_rows,
 )
 from autorun.state.keys import KeyKind, key_kind
@@ -36,6 +38,8 @@ PYTHON_WINDOW = 2_000
 #: Seconds after which a window of Python's ends early, so that slow rows are planned and the
 #: batch's lease is extended in time.
 WINDOW_SECONDS = 1.5
+#: Processes that may die of a row, alone, before it fails.
+MOST_DEATHS = 3
 #: The part of a batch's lease that preparing one row may take.
 PART_OF_LEASE = 0.8
 
@@ -60,14 +64,18 @@ def windows(
     node_id: int,
     after: str = "",
     up_to: str = "",
+    deaths: int = 0,
 ) -> Iterator[Window]:
     """The rows of an eligible `queryset` with keys in (after, up_to], in the order of their keys.
 
-    An empty `after` or `up_to` does not bound them.
+    An empty `after` or `up_to` does not bound them. After so many `deaths` of processes that began
+    there, each row is prepared alone, and the first one fails if it has had enough.
     """
     if planned_by_database(runner):
         return _database_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
-    return _python_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
+    rows = without_lethal(runner, queryset)
+    bounds = {"after": after, "up_to": up_to}
+    return _python_windows(runner, rows, node_id=node_id, **bounds, deaths=deaths)
 
 
 def span_of(runner: Runner) -> int:
@@ -146,6 +154,14 @@ def _work_in_halves(
             halving.errors.append(error)
 
 
+def lethal(deaths: int) -> WorkerLost:
+    """The error of a row of which so many processes have died."""
+    return WorkerLost(
+        f"{deaths} processes in turn died while they prepared the row's input: "
+        "get_instance_representation() or the filter ends them, or takes all memory."
+    )
+
+
 def unprepared(runner: Runner, pk: Any, error: Exception) -> Window:
     """A window of the row with that primary key alone, which cannot be read."""
     key = pk if key_kind(runner.get_model()).is_integer else str(pk)
@@ -175,12 +191,24 @@ def _database_windows(
 
 
 def _python_windows(
-    runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
+    runner: Runner,
+    queryset: QuerySet[Any],
+    *,
+    node_id: int,
+    after: str,
+    up_to: str,
+    deaths: int = 0,
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
+    if deaths >= MOST_DEATHS:
+        named = _between(kind, queryset, after=after, up_to=up_to).order_by("pk")
+        for pk in named.values_list("pk", flat=True)[:1]:
+            yield unprepared(runner, pk, lethal(deaths))
+            after = str(pk)
+    alone = PYTHON_WINDOW if deaths else 0
     # Another database may order keys that are not integers differently.
     has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
-    size = PYTHON_WINDOW
+    size = 1 if alone else PYTHON_WINDOW
     is_last = False
     while not is_last:
         bounded = _between(kind, queryset, after=after, up_to=up_to)
@@ -212,7 +240,8 @@ def _python_windows(
         after = "" if is_last else str(end)
         yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
         # The rest of a page is read again, as it may have changed; so slow rows get small pages.
-        size = min(PYTHON_WINDOW, 2 * checked)
+        alone -= checked
+        size = 1 if alone > 0 else min(PYTHON_WINDOW, 2 * checked)
 
 
 def _checked(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:

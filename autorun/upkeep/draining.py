@@ -22,6 +22,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish, urgent_priority
 from autorun.models import SpilledTrigger
 from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
+from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.probes import crash_point
@@ -36,8 +37,6 @@ MOST_ROWS = 2_000
 MOST_PORTIONS = 5
 #: Seconds that saved rows wait for a process with a runner of their model.
 UNKNOWN_FOR = 24 * 3600.0
-#: Processes that may die of a row, alone with one runner, before it fails.
-MOST_DEATHS = 3
 
 
 def hand_out_spilled() -> int:

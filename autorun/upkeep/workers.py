@@ -14,12 +14,13 @@ from django.db.models import QuerySet
 
 from autorun import analysis
 from autorun.conf import settings
-from autorun.dispatch.messages import EXECUTE
+from autorun.dispatch.messages import BACKFILL, EXECUTE, named_batch
 from autorun.exceptions import UnsuitablePool
-from autorun.models import Chunk, Pulse, SpilledTrigger
+from autorun.models import Batch, Chunk, Pulse, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import FAMILY
 from autorun.triggers.delivery import DRAIN, PLAN, spill
+from autorun.triggers.on_schedule import SWEEP
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _make_overdue_round(sender: Any = None, **_: Any) -> None:
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
     """End the leases of a process that has died at once, and write down the rows it was to plan."""
     name = getattr(sender, "name", None)
-    if name not in (EXECUTE, PLAN, DRAIN) or not _is_death(exception):
+    if name not in (EXECUTE, PLAN, DRAIN, BACKFILL, SWEEP) or not _is_death(exception):
         return
     try:
         orphans = _orphans()
@@ -99,6 +100,11 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
         if name == DRAIN:
             ids, tries = args
             SpilledTrigger.objects.filter(pk__in=ids, tries=tries + 1).update(expires_at=None)
+        if name == SWEEP:
+            sweeps = Batch.objects.unplanned().filter(runner=args[0], trigger=Batch.Trigger.SWEEP)
+            sweeps.update(expires_at=DatabaseNow())
+        if name == BACKFILL and (batch_id := named_batch(args)) is not None:
+            Batch.objects.unplanned().filter(pk=batch_id).update(expires_at=DatabaseNow())
     except Exception:
         logger.exception("Leases of a process that has died run out by themselves.")
     finally:

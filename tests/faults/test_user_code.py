@@ -7,13 +7,16 @@ from collections import Counter
 import pytest
 from django.db import connection
 
-from autorun.dispatch.publishing import Message
-from autorun.models import Chunk, Failure, Pulse, Run, SpilledTrigger
+from autorun.dispatch.publishing import Message, publish
+from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
 from autorun.observe.notifying import hand_over_reports
 from autorun.planning.named import plan_for_all, plan_keys
+from autorun.planning.on_demand import sweep_now
+from autorun.planning.windows import MOST_DEATHS
 from autorun.signals import batch_finished, run_failed
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
+from tests.crashes import Crash
 from tests.engine import declare, installed, plan_at_once, work_off
 from tests.faults.driver import Lab
 from tests.library.models import Document
@@ -87,6 +90,67 @@ def test_a_representation_that_kills_its_process_fails_its_row_and_upkeep_goes_o
     failure = Failure.objects.get()
     assert failure.run.object_id == lethal.pk
     assert failure.exception_class == "autorun.exceptions.WorkerLost"
+
+
+@pytest.mark.faults(29)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"INPUT_FIELDS": None}])
+def test_a_representation_that_kills_each_planner_of_a_batch_fails_its_row_alone(lab: Lab):
+    lab.write(20)
+    (lethal,) = lab.write(1, does="represent:kill")
+    lab.write(20)
+    lab.start_worker()
+    publish([Message("autorun.sweep", (lab.runner.label,))])
+
+    def is_done() -> bool:
+        progress = lab.runner.progress()
+        return (progress.succeeded, progress.failed) == (40, 1)
+
+    lab.until(is_done, seconds=120)
+    assert Failure.objects.get().run.object_id == lethal.pk
+    assert lab.runner.run().planned == 0
+
+
+@pytest.mark.faults(29)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("position", [0, 3, 9])
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_row_that_planners_die_of_is_tried_alone_and_only_until_it_fails(position, has_run):
+    documents = [Document.objects.create(title=f"title {n}") for n in range(10)]
+    bad = documents[position]
+    is_lethal, deaths = False, 0
+
+    def represent(runner, instance):
+        if is_lethal and instance.pk == bad.pk:
+            raise Crash
+        return instance.title
+
+    runner = declare(get_instance_representation=represent, INPUT_FIELDS=None)
+    with installed(runner):
+        if has_run:
+            plan_keys(runner(), [bad.pk])
+            work_off()
+        is_lethal = True
+        while True:
+            try:
+                sweep_now(runner())
+            except Crash:
+                deaths += 1
+                Batch.objects.update(expires_at=from_now(-1))
+            else:
+                break
+        work_off()
+        assert (runner().progress().succeeded, runner().progress().failed) == (9, 1)
+        assert not runner().pending().exists()
+        assert sweep_now(runner()).planned == 0
+        assert Batch.objects.first().state == Batch.State.FINISHED
+        assert Failure.objects.get().exception_class == "autorun.exceptions.WorkerLost"
+
+        is_lethal = False
+        plan_keys(runner(), [bad.pk])
+        work_off()
+        assert runner().progress().succeeded == 10
+    assert deaths <= MOST_DEATHS + 2
 
 
 @pytest.mark.faults(38)
