@@ -12,6 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import strip_tags
 
 from autorun.admin import batch_pages
 from autorun.admin.backfills import BackfillRequest
@@ -743,3 +744,17 @@ def test_the_schedule_of_sweeps_is_told_in_words(runner, client) -> None:
     page = client.get(addresses()["runner"]).content.decode()
 
     assert "daily 03:00, next " in page
+
+
+def test_a_batch_whose_rows_are_on_their_way_says_that_they_were_skipped(
+    sign_in: Callable[..., Client],
+) -> None:
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(3))
+    with installed(runner := declare()):
+        runner().run()
+        batch = runner().run()
+        page = sign_in("view_run").get(reverse("admin:autorun_batch_change", args=[batch.pk]))
+
+    figures = " ".join(strip_tags(page.text).split())
+    assert "Skipped 3 (up to date or already queued)" in figures
+    assert "Runs planned 0" in figures
