@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.db import connections
 from django.db.models import Q
 from hypothesis import HealthCheck, settings
@@ -376,7 +377,7 @@ class Life(RuleBasedStateMachine):
             running.update(expires_at=from_now(-1))
 
     @rule(
-        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time", "prune"]),
+        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time", "prune", "drain"]),
         point=st.sampled_from(
             [
                 None,
@@ -393,6 +394,7 @@ class Life(RuleBasedStateMachine):
             "keep up": lambda: rounds.upkeep(in_any_case=True),
             "time": self.time_passes,
             "prune": self.prune,
+            "drain": self.drain,
         }
         self.crashes(point, steps[kind])
 
@@ -639,6 +641,14 @@ class Life(RuleBasedStateMachine):
         for object_id, outputs in adopted.values_list("object_id", "outputs"):
             assert outputs == last.get(object_id)
 
+    def drain(self) -> None:
+        """Upkeep hands saved rows that wait in the database to workers, who plan them."""
+        rounds.upkeep(in_any_case=True)
+        handed_out = [each for each in self.messages if each.task != EXECUTE]
+        self.messages = [each for each in self.messages if each.task == EXECUTE]
+        for message in handed_out:
+            self.receive(message)
+
     def prune(self) -> None:
         """All that is history is old."""
         for model in (Run, Chunk, Batch):
@@ -672,11 +682,10 @@ class Life(RuleBasedStateMachine):
         return False
 
     def receive(self, message: Message) -> None:
-        if message.task == "autorun.backfill":
-            tasks.backfill(*message.args)
-        if message.task != EXECUTE:
-            return
-        self.work_on(partial(execute, *message.args))
+        if message.task == EXECUTE:
+            self.work_on(partial(execute, *message.args))
+        else:
+            current_app.tasks[message.task].run(*message.args)
 
     def work_on(self, task: Callable[[], object]) -> None:
         worker = Worker(task)
