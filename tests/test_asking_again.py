@@ -16,6 +16,7 @@ from autorun.planning import batches
 from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import Progress
+from autorun.state.words import moment
 from autorun.upkeep import folding, pruning
 from autorun.upkeep.pruning import prune
 from tests.engine import current_runs, declare, echo, installed, statuses, work_off
@@ -178,7 +179,7 @@ def test_a_row_that_changes_as_its_rerun_is_cancelled_is_planned(
 
     def cancel_first(execute: Any, sql: str, *args: Any) -> Any:
         nonlocal is_cancelled
-        if not is_cancelled and sql.startswith("UPDATE") and "is_current = NULL" in sql:
+        if not is_cancelled and "UPDATE " in sql and "is_current = NULL" in sql:
             is_cancelled = True
             batches.cancel(batch)
         return execute(sql, *args)
@@ -291,3 +292,48 @@ def test_many_retries_leave_no_chunks_and_batches_behind(
         assert batches.counts(Batch.objects.get()) == batches.BatchCounts(0, ROWS, 0, 0)
         runner.retry()
         assert runner.progress().unfinished == runner.progress().total == ROWS
+
+
+@pytest.mark.parametrize("ending", ["waits", "fails"])
+def test_explanations_and_pages_name_the_result_that_is_kept(
+    documents: list[Document], admin_client: Any, ending: str
+) -> None:
+    verdicts = [echo]
+    runner_class = declare(lambda value: verdicts[-1](value), MAX_ATTEMPTS=1)
+    with installed(runner_class):
+        runner = runner_class()
+        runner.run()
+        work_off()
+        first = current_runs()[documents[0].pk]
+        verdicts.append(fail)
+        runner.backfill(force=True)
+        if ending == "fails":
+            work_off()
+
+        reason = runner.explain(documents[0]).reason
+        run = current_runs()[documents[0].pk]
+        page = admin_client.get(f"/admin/autorun/run/{run.pk}/change/").content.decode()
+
+    assert f"The result of {moment(first.finished_at)} is kept." in reason
+    assert f'/admin/autorun/run/{first.pk}/change/">Result of' in page
+
+
+def test_a_result_whose_dependency_is_missing_since_is_called_stale(
+    documents: list[Document],
+) -> None:
+    verdicts = [echo]
+    upstream = declare(lambda value: verdicts[-1](value), NAME="Up", TITLE="Up", MAX_ATTEMPTS=1)
+    dependent = declare(NAME="Dependent", DEPENDS_ON=("tests.Up",))
+    with installed(upstream, dependent):
+        upstream().run()
+        work_off()
+        dependent().run()
+        work_off()
+        verdicts.append(fail)
+        upstream().backfill(force=True)
+        work_off()
+
+        explanation = dependent().explain(documents[0])
+
+    assert explanation.code == "dependency"
+    assert "that result is stale" in explanation.reason

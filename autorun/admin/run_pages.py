@@ -234,6 +234,7 @@ class RunAdmin(PageAdmin):
             input=_input(runner, instance) if may_see else None,
             configuration=without_secrets(run.node.configuration),
             outputs=outputs,
+            kept=None if run.status == Run.Status.SUCCEEDED else _last_success(others),
             outputs_size=filesizeformat(len(outputs)) if outputs and len(outputs) > FOLDED else "",
             may_see=may_see,
             others=[(other, state_of(other)) for other in others],
@@ -428,6 +429,11 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
     matching = ("matches" if total == 1 else "match") if chosen.written() else ""
     about = "" if is_exact else "About "
     return f"{about}{counted(total, noun)} {matching}".rstrip() + ", newest first."
+
+
+def _last_success(others: Sequence[Run]) -> Run | None:
+    """The newest of the runs that succeeded, whose outputs stay while a re-run has none."""
+    return next((each for each in others if each.status == Run.Status.SUCCEEDED), None)
 
 
 def _input(runner: Any, instance: Any) -> str | None:

@@ -14,7 +14,7 @@ from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
-from autorun.observe.explanation import WORKER_LOST, explain
+from autorun.observe.explanation import WORKER_LOST, explain, kept_result
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.origins import ORIGINS, origin_of
@@ -109,7 +109,8 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> st
     quotes = run is not None and run.attempts > 0 and run.status == Run.Status.PENDING
     if not shows_messages and (quotes or explanation.code in _WITHOUT_MESSAGE):
         word = explanation.code.replace("_", " ").capitalize()
-        return _WITHOUT_MESSAGE.get(explanation.code, f"{word}.")
+        kept = "" if run is None else kept_result(run)
+        return _WITHOUT_MESSAGE.get(explanation.code, f"{word}.") + kept
     return explanation.reason
 
 

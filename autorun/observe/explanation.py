@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections
-from django.db.models import Model
+from django.db.models import Max, Model, OuterRef, Subquery
 
 from autorun.declare import hooks
 from autorun.declare.console import SILENT
@@ -63,6 +63,7 @@ def explain(runner: Runner, instance: Any) -> Explanation:
         code, state = ("unsaved", "not been saved") if is_new else ("deleted", "been deleted")
         return Explanation(False, code, f"The row has {state}.")
     runs = _runs(runner, key).current().select_related("chunk", "chunk__batch", "node")
+    runs = runs.annotate(kept_at=_last_success_at())
     run = runs.defer("chunk__batch__scope").first()
     if run is None or run.status != Run.Status.PENDING:
         row = load(runner, [key], within_base=True).get(key)
@@ -143,7 +144,7 @@ def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
     failure = last_failure(run) if run.attempts else None
     if failure is not None:
         reason += f". Attempt {failure.attempt} failed{_cause(failure)}"
-    return Explanation(False, code, f"{reason}.", run)
+    return Explanation(False, code, f"{reason}.{kept_result(run)}", run)
 
 
 def _stage(runner: Runner, run: Any) -> tuple[str, str]:
@@ -183,7 +184,7 @@ def _finished(runner: Runner, run: Any) -> Explanation:
     # The exception ends its sentence, so that nothing else reads as part of its message.
     reason = (
         f"Failed{after} (no attempts left) at {at}{cause}. To retry it, run `manage.py autorun "
-        f"retry {runner.label}` or change the row."
+        f"retry {runner.label}` or change the row.{kept_result(run)}"
     )
     return Explanation(False, "failed", reason, run)
 
@@ -199,6 +200,7 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
     else:
         unmet = " and ".join(_unmet(runner, instance.pk, key)) or "the runners in DEPENDS_ON"
         code, reason = "dependency", f"Waiting for {unmet}"
+        history = history and f"{history}, and that result is stale"
     return Explanation(False, code, f"{reason}{history}.", run)
 
 
@@ -230,6 +232,18 @@ def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
             yield f"{dependency.label}, whose {excluded} excludes the row"
         else:
             yield f"{dependency.label}, which {states[status]}"
+
+
+def _last_success_at() -> Any:
+    """When the outer query's run's row last succeeded in an earlier run."""
+    row = {name: OuterRef(name) for name in ("node", "object_id", "object_key")}
+    earlier: Any = Run.objects.succeeded().filter(**row, is_current=None).order_by()
+    return Subquery(earlier.values("node").annotate(at=Max("finished_at")).values("at"))
+
+
+def kept_result(run: Any) -> str:
+    """The sentence about the result that stays while a re-run is not done, or has failed."""
+    return f" The result of {moment(run.kept_at)} is kept." if run.kept_at else ""
 
 
 def last_failure(run: Run) -> Failure | None:
