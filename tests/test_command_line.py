@@ -740,6 +740,20 @@ def test_plan_tells_what_is_filtered_and_what_cannot_be_prepared(documents):
     assert f"manage.py autorun backfill {LABEL}" in printed
 
 
+def test_plan_offers_to_adopt_once_every_row_has_changed(documents):
+    offer = f"keep results: manage.py autorun adopt {LABEL}"
+    with installed(declare()):
+        typed("run", LABEL)
+        work_off()
+        Document.objects.filter(title="title 0").update(title="changed")
+        assert offer not in typed("plan", LABEL)
+
+    with installed(declare(INPUT_FIELDS=("title", "state"))):
+        assert offer in typed("plan", LABEL)
+        typed("adopt", LABEL, "--no-input")
+        assert "Nothing to plan" in typed("plan", LABEL)
+
+
 def test_plan_check(documents, runner):
     with pytest.raises(CommandError, match="6 runs to plan"):
         typed("plan", LABEL, "--check")

@@ -23,6 +23,7 @@ from autorun.management.subcommands.subcommand import (
 from autorun.models import Batch
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.preview import Group, Preview, preview
+from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS
 from autorun.state.counts import progress
@@ -84,6 +85,11 @@ class Plan(Subcommand):
         time = "" if found.seconds is None else f", {duration(found.seconds)} of work"
         self.terminal.say((f"{counted(found.planned, 'run')} to plan{time}.", "green"))
         self.terminal.hint(f"Start them: manage.py autorun backfill {_as_typed(options)}")
+        rows = {group.reason: group.rows for group in found.groups}
+        # That no row at all is up to date is rarely a change of the data.
+        if rows.get(Reason.CHANGED) and not rows.get(Reason.DONE):
+            keep = f"manage.py autorun adopt {options['runner']}"
+            self.terminal.hint(f"If only the definition of the input changed, keep results: {keep}")
 
 
 def scope_of(options: dict[str, Any]) -> Scope:
