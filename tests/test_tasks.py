@@ -117,7 +117,7 @@ def test_they_are_tried_again_too_while_the_database_is_away(sent, plan_as_messa
     def away(saved):
         raise AWAY
 
-    monkeypatch.setattr(delivery, "subscribers", lambda model_label: [])
+    monkeypatch.setattr(delivery, "subscriptions", dict)
     monkeypatch.setattr(delivery, "write_down", away)
 
     with pytest.raises(Retry):
