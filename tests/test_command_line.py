@@ -30,7 +30,6 @@ from autorun.planning import batches
 from autorun.state.exception_text import one_line
 from autorun.state.words import harmless
 from autorun.upkeep import pruning
-from settings import celery_app
 from tests.celery_settings import configured
 from tests.engine import current_runs, declare, installed, plan_at_once, statuses, work_off
 from tests.library.models import Country, Document, Photo
@@ -640,12 +639,11 @@ def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, option
         ("redis://:secret@localhost:6379/0", "redis://:**@localhost:6379/0"),
     ],
 )
-def test_doctor_hides_a_password_only_where_there_is_one(monkeypatch, url, shown):
+def test_doctor_hides_a_password_only_where_there_is_one(url, shown):
     from autorun.observe.doctor import messaging
 
-    monkeypatch.setattr(celery_app.conf, "broker_write_url", url)
-
-    assert messaging._shown_url() == shown
+    with configured(broker_write_url=url):
+        assert messaging._shown_url() == shown
 
 
 def test_doctor_counts_one(documents, runner):

@@ -359,16 +359,16 @@ def test_two_that_sync_at_once_write_one_entry_each():
 
 
 @pytest.mark.parametrize("result_expires", [None, 3600])
-def test_a_starting_beat_sees_the_entries_at_its_first_tick(monkeypatch, result_expires):
-    monkeypatch.setitem(celery_app.conf, "result_expires", result_expires)
+def test_a_starting_beat_sees_the_entries_at_its_first_tick(result_expires):
+    scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
     PeriodicTasks.objects.all().delete()
-    service = Service(celery_app, scheduler_cls="django_celery_beat.schedulers:DatabaseScheduler")
-    assert NAME not in service.scheduler.schedule
+    with configured(result_expires=result_expires), registry.registered(runner_with(HOURLY)):
+        service = Service(celery_app, scheduler_cls=scheduler)
+        assert NAME not in service.scheduler.schedule
 
-    with registry.registered(runner_with(HOURLY)):
         on_schedule.sync_at_start(sender=service)
 
-    assert NAME in service.scheduler.schedule
+        assert NAME in service.scheduler.schedule
 
 
 def test_beat_starts_even_when_syncing_fails(monkeypatch, caplog):
