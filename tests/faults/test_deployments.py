@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.utils import timezone
-from django_celery_beat.models import PeriodicTask, PeriodicTasks
+from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import tasks
@@ -14,7 +14,7 @@ from autorun.models import Batch, Chunk, Failure, Pulse, Run
 from autorun.observe.doctor import schedules
 from autorun.planning import batches
 from autorun.state.clock import from_now
-from autorun.state.pulses import take_turn
+from autorun.state.pulses import take_lease, take_turn
 from autorun.triggers import delivery, on_schedule
 from autorun.upkeep.rounds import unpark
 from tests.engine import declare, installed, offer, work_off
@@ -160,7 +160,7 @@ def test_sweeps_go_on_after_beats_clock_was_an_hour_ahead(lab: Lab):
 def test_a_schedule_that_lies_in_the_future_is_named_by_doctor_and_corrected_by_upkeep():
     on_schedule.sync()
     entries = PeriodicTask.objects.filter(task__startswith="autorun.")
-    interval = entries.get(task=on_schedule.UPKEEP).interval
+    interval = IntervalSchedule.objects.create(every=5, period="seconds")
     PeriodicTask.objects.create(name="the project's", task="theirs", interval=interval)
     soon = timezone.now() + dt.timedelta(hours=1)
     PeriodicTask.objects.update(last_run_at=soon)
@@ -185,8 +185,12 @@ def test_upkeep_goes_on_after_the_databases_clock_was_an_hour_ahead():
     """Or a replica took over whose clock is right, or an hour behind."""
     Pulse.objects.create(name="upkeep", beat_at=timezone.now() + dt.timedelta(hours=1))
 
+    Pulse.objects.create(name="lease", beat_at=timezone.now() + dt.timedelta(hours=1))
+
     assert take_turn("upkeep", every=5)
     assert not take_turn("upkeep", every=5)
+    assert take_lease("lease") is not None
+    assert take_lease("lease") is None
 
 
 @pytest.mark.faults(25)
