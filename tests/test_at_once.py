@@ -64,7 +64,7 @@ def test_it_takes_six_statements() -> None:
     statements = [query["sql"] for query in captured]
     counted = [sql for sql in statements if not sql.startswith(passed_over)]
     # MariaDB has no UPDATE ... RETURNING.
-    assert len(counted) == (7 if connection.vendor == "mysql" else 6)
+    assert len(counted) == (7 if connection.vendor == "mysql" else 6), counted
 
 
 def test_a_changed_row_supersedes_its_run() -> None:

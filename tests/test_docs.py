@@ -394,6 +394,8 @@ class Project:
             assert block.path, "A block of the tutorial must begin with the name of its file."
             file = self.directory / block.path
             body = block.code[block.code.index("\n") + 1 :]
+            # A slow machine needs longer than a reader for what is shown before the next attempt.
+            body = body.replace("    DATA_MODEL", "    RETRY_BACKOFF = 30\n    DATA_MODEL")
             is_addition = "at the end" in block.words
             assert file.exists() or not is_addition, f"There is no {block.path} to add to."
             file.write_text(f"{file.read_text()}\n{body}" if is_addition else body)
@@ -412,7 +414,7 @@ class Project:
         if words[0] == "celery":
             self.start(words)
             return
-        deadline = time.monotonic() + (30 if output.strip() else 0)
+        deadline = time.monotonic() + (60 if output.strip() else 0)
         while True:
             done = subprocess.run(
                 words,

@@ -310,7 +310,9 @@ def test_telling_of_runs_costs_no_statement_either(listen):
             chunk = Chunk.objects.get(state=Chunk.State.QUEUED)
             with CaptureQueriesContext(connection) as queries:
                 execute(chunk.pk)
-            counts.append(len(queries))
+            # How long a run takes is written down now and then.
+            now_and_then = f"UPDATE {connection.ops.quote_name('autorun_node')}"
+            counts.append(sum(not each["sql"].startswith(now_and_then) for each in queries))
             listen(run_succeeded)
 
     assert counts[1] == counts[2]
