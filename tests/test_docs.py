@@ -57,6 +57,7 @@ from django.core.management import (
 )
 from django.db import transaction
 from django.dispatch import Signal
+from django.test import override_settings
 
 from autorun import analysis as analyses
 from autorun import conf, exceptions, testing
@@ -335,7 +336,7 @@ def check_project_settings(code: str) -> None:
         elif name == "AUTORUN":
             databases = names.get("DATABASES", {"default": {}})
             with (
-                patch.object(django_settings, "AUTORUN", value, create=True),
+                override_settings(AUTORUN=value),
                 patch.object(django_settings, "DATABASES", databases),
             ):
                 assert not check_settings()
