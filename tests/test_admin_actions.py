@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.db.models import Q
 from django.test import Client
 from django.urls import reverse
@@ -766,7 +766,7 @@ def test_rows_of_one_model_are_not_for_the_runner_of_another(name: str, runner) 
     assert Batch.objects.count() == 1
 
 
-@pytest.mark.parametrize("loss", ["hidden", "permission", "staff"])
+@pytest.mark.parametrize("loss", ["hidden", "permission", "view", "staff"])
 def test_ticked_rows_are_looked_at_again_when_they_are_started_and_planned(
     loss: str, runner, monkeypatch, django_capture_on_commit_callbacks
 ) -> None:
@@ -786,6 +786,9 @@ def test_ticked_rows_are_looked_at_again_when_they_are_started_and_planned(
         batch = start(client, token, only="all")
     if loss == "permission":
         User.objects.get().user_permissions.clear()
+    elif loss == "view":
+        of_scans = Permission.objects.filter(codename__in=("view_scan", "change_scan"))
+        User.objects.get().user_permissions.remove(*of_scans)
     elif loss == "staff":
         User.objects.update(is_staff=False)
     for callback in callbacks:
@@ -796,6 +799,7 @@ def test_ticked_rows_are_looked_at_again_when_they_are_started_and_planned(
         loss != "hidden",
         loss == "hidden",
     )
+    assert ("can no longer view sample_app.Scan" in batch.reason) is (loss == "view")
 
 
 def test_a_filter_is_planned_by_a_worker_however_many_rows_it_shows(

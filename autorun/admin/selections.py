@@ -142,9 +142,11 @@ def rows_shown(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
             rows: QuerySet[Any] = own_rows(user, QueryDict(chosen.query))
             return rows
         return chosen.queryset(request, site)
+    except RowsGone:
+        raise
     except (LookupError, IncorrectLookupParameters, DisallowedModelAdminLookup) as error:
         raise RowsGone(
-            f"The admin no longer knows the filter {source['query']!r}: {error}"
+            f"The admin no longer knows the filter {chosen.query!r} of {chosen.model}: {error}"
         ) from error
 
 
