@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from functools import partial
+from types import SimpleNamespace
 
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Least
@@ -45,27 +45,11 @@ REOPEN_EVERY = 10.0  # seconds
 CORRECT_EVERY = 60.0  # seconds
 
 
-@dataclass(frozen=True)
-class Report:
-    """How much each step of a round did."""
-
-    rescued: int = 0
-    reopened: int = 0
-    unparked: int = 0
-    released: int = 0
-    sent_again: int = 0
-    corrected: int = 0
-    taken_over: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    handed_out: int = 0
-    notified: int = 0
-    folded: int = 0
-    pruned: int = 0
+class Report(SimpleNamespace):
+    """How much each step of a round did, by the step's name."""
 
     def __str__(self) -> str:
-        done = {each.name: getattr(self, each.name) for each in fields(self)}
-        return ", ".join(f"{name} {number}" for name, number in done.items() if number)
+        return ", ".join(f"{name} {number}" for name, number in vars(self).items() if number)
 
 
 def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None) -> Report | None:
@@ -83,20 +67,20 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
             return None
     steps: dict[str, Callable[[], int]] = {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
-        "reopened": _reopen_now_and_then,
+        "reopened": _now_and_then("reopen", REOPEN_EVERY, orphans.reopen_some),
         "unparked": unpark,
         "released": release_everywhere,
         "sent_again": send_again,
-        "corrected": _correct_now_and_then,
+        "corrected": _now_and_then("schedules", CORRECT_EVERY, on_schedule.correct_times),
         "taken_over": hand_on_batches,
         "finished": finish_batches,
         "cancelled": cancel_batches,
         "handed_out": hand_out_spilled,
         "notified": notify or (lambda: 0),
-        "folded": _fold_now_and_then,
-        "pruned": _prune_now_and_then,
+        "folded": _now_and_then("fold", FOLD_EVERY, fold_everywhere),
+        "pruned": _now_and_then("prune", PRUNE_EVERY, _prune),
     }
-    done: dict[str, int] = {}
+    done = dict.fromkeys(steps, 0)
     extended_at = time.monotonic()
     for name, step in steps.items():
         if held is not None and time.monotonic() - extended_at > settings.LEASE / 4:
@@ -179,21 +163,11 @@ def _is_runnable(label: str, title: str, version: str) -> bool:
     return registry.find(label) is not None
 
 
-def _fold_now_and_then() -> int:
-    return fold_everywhere() if take_turn("fold", every=FOLD_EVERY) else 0
+def _now_and_then(turn: str, every: float, step: Callable[[], int]) -> Callable[[], int]:
+    return lambda: step() if take_turn(turn, every=every) else 0
 
 
-def _correct_now_and_then() -> int:
-    return on_schedule.correct_times() if take_turn("schedules", every=CORRECT_EVERY) else 0
-
-
-def _reopen_now_and_then() -> int:
-    return orphans.reopen_some() if take_turn("reopen", every=REOPEN_EVERY) else 0
-
-
-def _prune_now_and_then() -> int:
-    if not take_turn("prune", every=PRUNE_EVERY):
-        return 0
+def _prune() -> int:
     pruned = pruning.prune(at_most=pruning.MOST_RUNS)
     if pruned >= pruning.MOST_RUNS:
         give_back_turn("prune")  # there is more, for the next round
