@@ -28,7 +28,6 @@ JSON_FIELDS = (
 class Batches(Subcommand):
     """Show recent batches: what sweeps, backfills and run() planned, and the results so far."""
 
-    summary = "recent batches and their results"
     arguments = (
         RUNNER_OR_ALL,
         argument("--state", choices=Batch.State.values),
@@ -106,8 +105,6 @@ class Pause(_Holding):
     A paused runner's rows are still planned. Runners that share a node are paused together.
     """
 
-    summary = "start no more runs of a runner or batch"
-
     def hold_batch(self, batch: Batch) -> None:
         if not batches.pause(batch):
             raise CommandError(f"Batch {batch.pk} is {batch.state}: only a running one can pause.")
@@ -125,8 +122,6 @@ class Pause(_Holding):
 class Resume(_Holding):
     """Resume a paused runner or batch."""
 
-    summary = "resume a paused runner or batch"
-
     def hold_batch(self, batch: Batch) -> None:
         if not batches.resume(batch):
             raise CommandError(f"Batch {batch.pk} is {batch.state}, not paused.")
@@ -143,8 +138,6 @@ class Cancel(_Holding):
     Runs in progress will finish. A row whose run is cancelled has its last result for the same
     input back, or is pending, so that the next sweep plans it: `pause` or `ignore` prevents that.
     """
-
-    summary = "cancel the runs of a runner or batch that have not started"
 
     def hold_batch(self, batch: Batch) -> None:
         if not batch.is_unfinished:

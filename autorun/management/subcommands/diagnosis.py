@@ -31,7 +31,6 @@ class Doctor(Subcommand):
     Also reports what got stuck. The exit code is 3 if there is an error.
     """
 
-    summary = "check that everything autorun needs is working"
     runs_despite_check_errors = True
     arguments = (
         parsing.FORMAT,
@@ -64,7 +63,6 @@ CODE_STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "park
 class Explain(Subcommand):
     """Explain why one row is pending for a runner, or why it is not."""
 
-    summary = "why a row is pending, or why it is not"
     arguments = (
         parsing.RUNNER,
         parsing.argument("pk", metavar="PK", help="the row's primary key"),
@@ -111,7 +109,6 @@ class Explain(Subcommand):
 class Failures(Subcommand):
     """Show failed runs, grouped by error and message pattern."""
 
-    summary = "failed runs, grouped by error and message pattern"
     arguments = (
         parsing.RUNNER_OR_ALL,
         parsing.within("only the last 30m, 24h or 7d"),

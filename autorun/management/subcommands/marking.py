@@ -84,7 +84,6 @@ class _Marking(OnRows):
 class Adopt(_Marking):
     """Record pending rows as up to date without running them."""
 
-    summary = "record pending rows as up to date"
     question = "record {things} as up to date without running them"
     outcome = "recorded as up to date"
     mark_pending = staticmethod(adopt)
@@ -97,7 +96,6 @@ class Ignore(_Marking):
     Failed rows are those of the runner's earlier versions as well.
     """
 
-    summary = "ignore pending or failed rows until their input changes"
     question = "ignore {things} until the input changes"
     outcome = "ignored until the input changes"
     mark_pending = staticmethod(ignore)
@@ -129,7 +127,6 @@ class Retry(OnRows):
     With --exception or --within a worker plans the batch, as it does for the admin's pages.
     """
 
-    summary = "retry failed runs that have no attempts left"
     arguments = (*parsing.FAILURES, *WATCH, parsing.FORMAT)
 
     def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:

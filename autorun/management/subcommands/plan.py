@@ -46,7 +46,6 @@ class Plan(Subcommand):
     Takes the arguments of `backfill`: without --only and --force it plans pending rows.
     """
 
-    summary = "preview a backfill, by reason"
     arguments = (
         parsing.RUNNER,
         *SCOPE,
@@ -122,7 +121,6 @@ class Backfill(OnRows):
     Without --only and --force it plans pending rows; `manage.py autorun plan` previews it.
     """
 
-    summary = "plan and start runs for existing rows"
     arguments = (
         *SCOPE,
         parsing.number("--window", help="keep at most N runs in flight"),

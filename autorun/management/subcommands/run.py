@@ -28,7 +28,6 @@ class RunPending(OnRows):
     """Plan and start pending rows, and print each step: RunnerClass().run() on the command line."""
 
     name = "run"
-    summary = "plan and start pending rows, and print each step"
     arguments = (
         parsing.number("--max-total", help="start at most N runs"),
         parsing.flag("--dry", help="print what would start, and start nothing"),
@@ -78,7 +77,6 @@ def _transcript_on(terminal: Terminal) -> Iterator[None]:
 class Sweep(Subcommand):
     """Plan and start all pending rows, as beat does on the runner's schedule."""
 
-    summary = "plan and start all pending rows"
     arguments = (
         parsing.argument("runners", metavar="RUNNER", nargs="*", help="runner labels"),
         parsing.flag("--all", dest="everything", help="every runner"),

@@ -71,7 +71,6 @@ class RunnerState:
 class Status(Subcommand):
     """Show how far each runner has got: runs done, failed and in progress, and pending rows."""
 
-    summary = "how far each runner has got"
     arguments = (
         argument(
             "runners",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ KEYS_PER_QUERY = 10_000
 
 
 class Subcommand(ABC):
-    """One subcommand: its docstring is its help, `summary` its line in the list of subcommands.
+    """One subcommand: its docstring is its help, and the start of it its line in their list.
 
     A handler gives its result to the terminal twice, as text and as JSON: the terminal prints only
     the one that `--format` asks for.
@@ -35,13 +36,15 @@ class Subcommand(ABC):
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name", cls.__name__.lower())
+        first = re.split("[.:;]", cls.description())[0]
+        cls.summary = first[:1].lower() + first[1:]
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
 
     @classmethod
     def description(cls) -> str:
-        return inspect.getdoc(cls) or cls.summary
+        return inspect.getdoc(cls) or cls.name
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,6 @@ from autorun.upkeep import pruning
 class Sync(Subcommand):
     """Update beat's schedule entries to match the runners; edits made in the admin are kept."""
 
-    summary = "update beat's schedule entries to match the runners"
     arguments = (
         flag("--dry", help="only show what would change"),
         FORMAT,
@@ -48,8 +47,6 @@ class Prune(Subcommand):
 
     Upkeep does this every hour. Current runs, which record what is done, are kept.
     """
-
-    summary = "delete old history now; upkeep does it every hour"
 
     def handle(self, **options: Any) -> None:
         if settings.RETENTION is None:
