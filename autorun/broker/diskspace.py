@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
 # The write-ahead log is cut back to this size, so this much room is enough to copy it into the
 # file, after which the log is overwritten from its start and needs no more room.
@@ -19,21 +19,14 @@ class DiskFull(sqlite3.OperationalError):
     """A message was refused because the disk has too little free space."""
 
 
-class HasReserve(Protocol):
-    def use_reserve(self) -> None: ...
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-Owner = TypeVar("Owner", bound=HasReserve)
-Method = Callable[Concatenate[Owner, Parameters], Result]
-
-
-def draining(method: Method[Owner, Parameters, Result]) -> Method[Owner, Parameters, Result]:
+def draining(method: Method) -> Method:
     """If the disk is full, call the method again after `use_reserve()`."""
 
     @wraps(method)
-    def call(self: Owner, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
         except sqlite3.OperationalError as error:
@@ -42,7 +35,7 @@ def draining(method: Method[Owner, Parameters, Result]) -> Method[Owner, Paramet
         self.use_reserve()
         return method(self, *args, **kwargs)
 
-    return call
+    return cast("Method", call)
 
 
 def check_room(path: Path) -> None:

@@ -18,11 +18,11 @@ given, because messages of exceptions often contain data.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from autorun import __version__
 from autorun.state import probes
+from autorun.state.exception_text import ExceptionText
 
 try:
     from opentelemetry import trace
@@ -31,9 +31,6 @@ except ImportError as missing:
     raise ImportError(
         "autorun.contrib.otel needs OpenTelemetry: pip install 'django-autorun[otel]'."
     ) from missing
-
-if TYPE_CHECKING:
-    from autorun.state.exception_text import ExceptionText
 
 
 def enable(tracer_provider: Any = None, *, messages: bool = False) -> None:
@@ -62,15 +59,10 @@ class _Span(probes.Span):
         self._span: Any = self._context.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is not None:
             self._span.set_status(Status(StatusCode.ERROR, kind.__qualname__))
-        self._context.__exit__(kind, error, trace)
+        self._context.__exit__(kind, *error)
 
     def note(self, **attributes: str | int | float) -> None:
         self._span.set_attributes({f"autorun.{name}": each for name, each in attributes.items()})

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-if TYPE_CHECKING:
-    AnyField = models.Field[Any, Any]
-    AnyCharField = models.CharField[Any, Any]
-else:  # Django's own classes take no type arguments
-    AnyField = models.Field
-    AnyCharField = models.CharField
 
-
-class FingerprintField(AnyField):
+class FingerprintField(models.Field):  # type: ignore[type-arg]
     """An MD5 digest: 32 lower-case hex digits; `uuid` on PostgreSQL, char(32) elsewhere.
 
     MariaDB's own uuid type is not used: `CAST(... AS uuid)` gives NULL for a quarter of digests.
@@ -34,7 +27,7 @@ class FingerprintField(AnyField):
         return value.hex if isinstance(value, uuid.UUID) else value
 
 
-class ObjectKeyField(AnyCharField):
+class ObjectKeyField(models.CharField):  # type: ignore[type-arg]
     """Text compared byte by byte, so that its order and its equality are the same everywhere."""
 
     description = "Primary key of a row, as text"

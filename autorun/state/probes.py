@@ -8,8 +8,7 @@ crash the process or let another one act first. A span surrounds a step that tak
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from autorun.state.exception_text import ExceptionText
@@ -76,12 +75,7 @@ class Span:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """End the span; an exception propagates."""
 
     def note(self, **attributes: str | int | float) -> None:
