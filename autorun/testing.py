@@ -193,22 +193,16 @@ class AutorunTestCase(Functions, unittest.TestCase):
         self.enterContext(registered(*runner_classes))
 
 
-class AutorunFixture(Functions):
+class AutorunFixture(Functions, ExitStack):
     """The value of the pytest fixture `autorun`."""
 
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-
     def __enter__(self) -> Self:
-        self._stack.enter_context(analyses.forgetting_declared())
+        self.enter_context(analyses.forgetting_declared())
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
 
     def register(self, *runner_classes: type[QuerySetRunner]) -> None:
         """Do as `registered` does, until the test ends."""
-        self._stack.enter_context(registered(*runner_classes))
+        self.enter_context(registered(*runner_classes))
 
 
 def _runner(given: RunnerName) -> Runner:

@@ -216,6 +216,8 @@ class RunAdmin(PageAdmin):
         story = story_of(
             run, runner, instance, others=others, shows_messages=may_see, is_hidden=is_hidden
         )
+        # The newest success, whose outputs stay while a re-run has none.
+        earlier = (each for each in others if each.status == Run.Status.SUCCEEDED)
         outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
         return self.render(
             request,
@@ -234,7 +236,7 @@ class RunAdmin(PageAdmin):
             input=_input(runner, instance) if may_see else None,
             configuration=without_secrets(run.node.configuration),
             outputs=outputs,
-            kept=None if run.status == Run.Status.SUCCEEDED else _last_success(others),
+            kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
             outputs_size=filesizeformat(len(outputs)) if outputs and len(outputs) > FOLDED else "",
             may_see=may_see,
             others=[(other, state_of(other)) for other in others],
@@ -429,11 +431,6 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
     matching = ("matches" if total == 1 else "match") if chosen.written() else ""
     about = "" if is_exact else "About "
     return f"{about}{counted(total, noun)} {matching}".rstrip() + ", newest first."
-
-
-def _last_success(others: Sequence[Run]) -> Run | None:
-    """The newest of the runs that succeeded, whose outputs stay while a re-run has none."""
-    return next((each for each in others if each.status == Run.Status.SUCCEEDED), None)
 
 
 def _input(runner: Any, instance: Any) -> str | None:
