@@ -6,6 +6,7 @@ The modules that only workers need are imported late, so that a web process star
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from autorun.declare.runner import Runner
 from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
+from autorun.planning.retiring import retire
 from autorun.planning.scope import Scope
 from autorun.state.transactions import is_passing
 from autorun.triggers import delivery
@@ -35,8 +37,12 @@ MOST_REFUSALS = 12
 
 
 @shared_task(name="autorun.plan", bind=True, max_retries=MOST_TRIES, **_options)
-def plan(self: Any, model_label: str, pks: Sequence[Any], *_: Any, **__: Any) -> None:
+def plan(
+    self: Any, model_label: str, pks: Sequence[Any], at: float = 0.0, *_: Any, **__: Any
+) -> None:
     """Plan the saved rows of a model for every runner that subscribes to them.
+
+    Of rows that were deleted, at that time, the runs are retired first: others may have their keys.
 
     A single row is also executed if no limit forbids it. While the database is away the task is
     retried for a day: until the next sweep nothing else knows about the rows. Those that a runner
@@ -47,12 +53,17 @@ def plan(self: Any, model_label: str, pks: Sequence[Any], *_: Any, **__: Any) ->
     from autorun.execution.at_once import plan_or_start
     from autorun.execution.execute import work_off
 
-    subscribers = delivery.subscriptions().get(model_label, [])
+    *deleted, label = model_label.split(":")
+    subscribers = delivery.subscriptions().get(label, [])
     try:
         with soft_limit_ignored():
             if not subscribers:
                 delivery.write_down({model_label: set(pks)})
-            elif (work := plan_or_start(subscribers, pks)) is not None:
+                return
+            if deleted:
+                deleted_at = dt.datetime.fromtimestamp(at, tz=dt.UTC)
+                retire(subscribers, pks, using=deleted[-1], deleted_at=deleted_at)
+            if (work := plan_or_start(subscribers, pks)) is not None:
                 work_off(work)
     except (DatabaseError, InterfaceError) as error:
         if self.request.is_eager:  # then Celery would not wait

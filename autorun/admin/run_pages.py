@@ -27,6 +27,7 @@ from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
 from autorun.observe.run_states import STATES, state_of
+from autorun.state.managers import RETIRED
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE, read_number
 from autorun.state.words import counted, number
@@ -217,7 +218,8 @@ class RunAdmin(PageAdmin):
             run, runner, instance, others=others, shows_messages=may_see, is_hidden=is_hidden
         )
         # The newest success, whose outputs stay while a re-run has none.
-        earlier = (each for each in others if each.status == Run.Status.SUCCEEDED)
+        of_row = (each for each in others if each.fingerprint != RETIRED)
+        earlier = (each for each in of_row if each.status == Run.Status.SUCCEEDED)
         outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
         return self.render(
             request,

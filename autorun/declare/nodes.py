@@ -11,7 +11,7 @@ from typing import Any
 from django.contrib.contenttypes.models import ContentType
 from django.core.signals import setting_changed
 from django.db import DatabaseError, IntegrityError, connections, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Model, OuterRef, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
@@ -75,6 +75,14 @@ def nodes_of(runner: Runner) -> list[int]:
     alike = Node.objects.filter(title=node.title, content_type=node.content_type_id)
     earlier = alike.filter(Exists(planned)).exclude(pk=node.pk).order_by("-created_at")
     return [node.pk, *earlier.values_list("pk", flat=True)]
+
+
+def nodes_over(model: type[Model]) -> QuerySet[Node]:
+    """The nodes over a model, or over the one it is a proxy of."""
+    meta = (model._meta.concrete_model or model)._meta
+    return Node.objects.filter(
+        content_type__app_label=meta.app_label, content_type__model=meta.model_name
+    )
 
 
 def digest_of(runner: Runner) -> str:

@@ -25,6 +25,7 @@ from autorun.execution.work import Work
 from autorun.models import Chunk, Node
 from autorun.planning import batches
 from autorun.planning.named import plan_or_write_down
+from autorun.planning.retiring import retire_missing
 from autorun.state import probes
 from autorun.state.leases import next_urgent, park, queued, requeue, start
 from autorun.state.probes import crash_point
@@ -159,6 +160,8 @@ def _follow_up(work: Work) -> None:
     runner, chunk = work.runner, work.lease.chunk
     priority = chunk.priority
     if work.unexpected:
+        with _guarded(runner, "retiring the runs of deleted rows"):
+            retire_missing(runner, work.unexpected)
         plan_or_write_down([runner], work.unexpected, priority=priority)
     with _guarded(runner, "planning its dependents"):
         if work.succeeded and (dependents := nodes.dependents(runner)):

@@ -21,6 +21,7 @@ from autorun.state.clock import NOW_SQL, DatabaseNow, from_now, new_chunk_id
 from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, worker_name
+from autorun.state.managers import RETIRED
 from autorun.state.probes import crash_point
 from autorun.state.sql import Fragment, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
@@ -113,7 +114,9 @@ _CHANGES = {
     vendor: (
         f"is_current = CASE WHEN s.new_status = {Run.Status.CANCELLED:d} THEN NULL "
         "ELSE is_current END, "
-        "status = s.new_status, attempts = s.new_attempts, fingerprint = s.new_fingerprint, "
+        "status = s.new_status, attempts = s.new_attempts, "
+        f"fingerprint = CASE WHEN fingerprint = '{RETIRED}' THEN fingerprint "
+        "ELSE s.new_fingerprint END, "
         "chunk_id = s.new_chunk, "
         f"outputs = s.new_outputs{'::jsonb' if vendor == 'postgresql' else ''}, "
         f"finished_at = CASE WHEN s.new_status = {Run.Status.PENDING:d} THEN NULL ELSE {now} END"

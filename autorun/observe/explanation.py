@@ -13,7 +13,7 @@ from django.db.models import Max, Model, OuterRef, Subquery
 from autorun.declare import hooks
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_of, nodes_over
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_name, queue_of
@@ -81,16 +81,13 @@ def explain(runner: Runner, instance: Any) -> Explanation:
 
 def explain_missing(runner: Runner, pk: Any) -> Explanation | None:
     """The explanation for a key without a row; None if no runner has processed such a row."""
-    kind, meta = key_kind(runner.get_model()), _concrete(runner)._meta
+    kind = key_kind(runner.get_model())
     stored = kind.field.get_db_prep_value(pk, connections[database_of(runner)])
-    nodes = Node.objects.filter(
-        content_type__app_label=meta.app_label, content_type__model=meta.model_name
-    )
     key = stored if kind.is_integer else str(stored)
-    runs = Run.objects.of_row(kind, key)
-    if not runs.filter(node__in=nodes).exists():
+    runs = Run.objects.of_row(kind, key).order_by("-pk")
+    if not runs.filter(node__in=nodes_over(runner.get_model())).exists():
         return None
-    run = runs.of(node_of(runner)).current().first()
+    run = runs.of(node_of(runner)).first()
     history = f"; {_title(runner)} {_outcome(run)}" if run and run.finished_at else ""
     return Explanation(False, "deleted", f"The row has been deleted{history}.", run)
 
@@ -237,7 +234,7 @@ def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
 def _last_success_at() -> Any:
     """When the outer query's run's row last succeeded in an earlier run."""
     row = {name: OuterRef(name) for name in ("node", "object_id", "object_key")}
-    earlier: Any = Run.objects.succeeded().filter(**row, is_current=None).order_by()
+    earlier: Any = Run.objects.succeeded().unretired().filter(**row, is_current=None).order_by()
     return Subquery(earlier.values("node").annotate(at=Max("finished_at")).values("at"))
 
 

@@ -20,6 +20,7 @@ from autorun.models import Batch
 from autorun.planning import batches
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
+from autorun.planning.retiring import retire_missing
 from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import Window, fits_in_one, in_halves, whole, windows
 from autorun.state import probes
@@ -117,6 +118,8 @@ class Pass:
         else:
             crash_point("backfill.unfinished")
             batches.planned(batch)
+            if not self.is_given and batch.trigger != Batch.Trigger.BACKFILL:
+                self._retire_missing(batch)
         with suppress(Batch.DoesNotExist):  # the database has forgotten it
             batch.refresh_from_db()
         numbers = (self.outcome.candidates, self.outcome.planned)
@@ -146,6 +149,12 @@ class Pass:
             self._unbooked += outcome
         if outcome.planned and not self.was_refused:
             self.was_refused = release(batch.node_id).was_refused
+
+    def _retire_missing(self, batch: Batch) -> None:
+        """Retire the runs of deleted rows, unless the rows account for all current runs."""
+        is_whole = batch.limit is None
+        if not is_whole or progress(batch.node).total != self.outcome.candidates:
+            retire_missing(self.runner)
 
     def _left(self, batch: Batch) -> int | None:
         """How many runs the batch may still plan; `batch.planned` is what earlier processes did."""

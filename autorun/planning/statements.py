@@ -27,6 +27,7 @@ from autorun.planning.selection import Selection
 from autorun.state import clock
 from autorun.state.clock import NOW_SQL
 from autorun.state.keys import Key
+from autorun.state.managers import RETIRED
 from autorun.state.sql import (
     Fragment,
     insert_ignoring_conflicts,
@@ -210,7 +211,7 @@ def _last_outputs(
     return (
         f"(SELECT o.outputs FROM {table(Run, connection)} AS o "
         f"WHERE o.node_id IN ({', '.join(map(str, node_ids))}) AND {named} "
-        f"AND o.status = {Run.Status.SUCCEEDED:d} "
+        f"AND o.status = {Run.Status.SUCCEEDED:d} AND o.fingerprint <> '{RETIRED}' "
         f"ORDER BY CASE o.node_id {places} END, o.id DESC LIMIT 1)"
     )
 

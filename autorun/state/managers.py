@@ -114,6 +114,10 @@ class ChunkQuerySet(QuerySet[Row]):
         return self.filter(is_folded__in=[False])
 
 
+#: The fingerprint of the runs of a deleted row.
+RETIRED = "e" * 32
+
+
 class RunStatus(IntegerChoices):
     PENDING = 0
     SUCCEEDED = 1
@@ -130,8 +134,11 @@ class RunQuerySet(QuerySet[Row]):
         """Runs of the row named by `key`, which may be an expression."""
         return self.filter(**kind.lookup(key))
 
-    def of_rows(self, kind: KeyKind, keys: Iterable[Key]) -> Self:
-        return self.filter(**{f"{kind.column}__in": keys})
+    def of_rows(self, kind: KeyKind, keys: Iterable[Key] | None = None) -> Self:
+        """Runs of the rows named by `keys`, or of all rows with such keys."""
+        other = {"object_key": ""} if kind.is_integer else {"object_id": 0}
+        named = {} if keys is None else {f"{kind.column}__in": keys}
+        return self.filter(**other, **named)
 
     def current(self) -> Self:
         return self.filter(is_current=True)
@@ -144,3 +151,7 @@ class RunQuerySet(QuerySet[Row]):
 
     def failed(self) -> Self:
         return self.filter(status=RunStatus.FAILED)
+
+    def unretired(self) -> Self:
+        """Runs of rows that have not been deleted since, as far as it is known."""
+        return self.exclude(fingerprint=RETIRED)

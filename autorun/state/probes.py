@@ -50,6 +50,7 @@ POINTS = {
     "cancel.batch": "a batch is cancelled; its chunks are not",
     "cancel.runs": "runs of a chunk are cancelled; earlier results are not current again",
     "cancel.undone": "earlier results are current again; the chunk's counts are as before",
+    "retire.runs": "runs of deleted rows are retired; no chunk counts that",
 }
 
 

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any
 
 from celery import current_app, signals
-from django.db import connections, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import registry
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 PLAN = "autorun.plan"
 DRAIN = "autorun.drain"
+#: Begins the label of deleted rows.
+DELETED = "deleted:"
 KEYS_PER_MESSAGE = 1_000
 
 CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database
@@ -74,6 +76,15 @@ def subscriptions() -> dict[str, list[Runner]]:
 
 
 registry.on_change(subscriptions.cache_clear)
+
+
+def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
+    """The label under which rows of a model are delivered that were deleted in that database.
+
+    A worker of a version that does not know it leaves them to others, as it does with rows that it
+    has no runner for.
+    """
+    return f"{DELETED}{using}:{label}"
 
 
 def submit(saved: Saved) -> None:
@@ -226,8 +237,9 @@ def _messages(saved: Mapping[str, set[Any]]) -> list[Message]:
     messages = []
     for label, keys in _portions(saved):
         limit = _time_limit(label)
+        arguments = (label, keys, time.time()) if label.startswith(DELETED) else (label, keys)
         messages.append(
-            Message(PLAN, (label, keys), queue=settings.QUEUE, priority=priority, time_limit=limit)
+            Message(PLAN, arguments, queue=settings.QUEUE, priority=priority, time_limit=limit)
         )
     return messages
 
@@ -245,7 +257,9 @@ def _time_limit(label: str) -> float | None:
 
 def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:
     for label, pks in saved.items():
-        keys = [pk if type(pk) is int else str(pk) for pk in pks]
+        # A row that is created anew is planned with the deletion of its predecessor, and after it.
+        anew = saved.get(label_of_deleted(label)) if len(saved) > 1 else None
+        keys = [pk if type(pk) is int else str(pk) for pk in (pks - anew if anew else pks)]
         for start in range(0, len(keys), KEYS_PER_MESSAGE):
             yield label, keys[start : start + KEYS_PER_MESSAGE]
 

@@ -21,7 +21,7 @@ from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Field, Model
-from django.db.models.signals import post_save
+from django.db.models.signals import post_delete, post_save
 from django.db.transaction import TransactionManagementError
 
 from autorun.declare import registry
@@ -42,8 +42,10 @@ class Watch(NamedTuple):
 
 
 def connect() -> None:
-    """Listen to every save from now on."""
+    """Listen to every save, and to deletions of what runners process, from now on."""
     post_save.connect(note_saved, weak=False, dispatch_uid="autorun.on_save")
+    listen_to_deletions()
+    registry.on_change(listen_to_deletions)
 
 
 def note_saved(
@@ -51,10 +53,11 @@ def note_saved(
     instance: Model,
     raw: bool = False,
     using: str = DEFAULT_DB_ALIAS,
+    watches: tuple[Watch, ...] | None = None,
     **kwargs: Any,
 ) -> None:
     """Remember the saved row until its transaction commits. Never raises an Exception."""
-    watches = _watches.get(sender)
+    watches = _watches.get(sender) if watches is None else watches
     if raw or watches == ():
         return
     try:
@@ -77,6 +80,32 @@ def note_saved(
             _runners_about(sender),
             sender._meta.label,
         )
+
+
+def note_deleted(
+    sender: type[Model], instance: Model, using: str = DEFAULT_DB_ALIAS, **kwargs: Any
+) -> None:
+    """Remember the deleted row as `note_saved` does a saved one."""
+    watches = tuple(
+        Watch(delivery.label_of_deleted(label, using), attrgetter("pk"))
+        for label, runners in delivery.subscriptions().items()
+        if runners[0].get_model()._meta.concrete_model is sender._meta.concrete_model
+    )
+    note_saved(sender, instance, using=using, watches=watches)
+
+
+def listen_to_deletions() -> None:
+    """Hear of the deleted rows of the models that runners with ON_SAVE process, and of no others.
+
+    Of a model with a receiver Django loads the rows that a queryset deletes.
+    """
+    models = [runners[0].get_model() for runners in delivery.subscriptions().values()]
+    watched = {model._meta.concrete_model for model in models}
+    for model in apps.get_models():
+        if model._meta.concrete_model in watched:
+            post_delete.connect(note_deleted, sender=model, dispatch_uid="autorun.on_save")
+        else:
+            post_delete.disconnect(sender=model, dispatch_uid="autorun.on_save")
 
 
 def uncommitted(using: str) -> dict[str, set[Any]]:

@@ -22,6 +22,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish, urgent_priority
 from autorun.models import SpilledTrigger
 from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
+from autorun.planning.retiring import retire
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
@@ -91,7 +92,9 @@ def _give_back(some: Sequence[SpilledTrigger], error: Exception) -> None:
 def planned_here() -> Q:
     """The condition that this process has a runner for a spilled trigger."""
     labels = [runner.label for runner in registry.runners()]
-    return Q(runner="", model_label__in=delivery.subscriptions()) | Q(runner__in=labels)
+    models = list(delivery.subscriptions())
+    models += [delivery.label_of_deleted(each, using) for each in models for using in connections]
+    return Q(runner="", model_label__in=models) | Q(runner__in=labels)
 
 
 def _is_old() -> Q:
@@ -181,6 +184,9 @@ def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
     if not runners:
         message = "Saved %s have had no runner for a day: %d rows are dropped."
         logger.warning(message, first.model_label, len(keys))
+    elif first.model_label.startswith(delivery.DELETED):
+        latest = max(each.created_at for each in some)
+        retire(runners, keys, using=first.model_label.split(":")[1], deleted_at=latest)
     if first.tries and len(keys) * len(runners) > 1:
         _divide(first, runners)
     elif first.tries >= MOST_DEATHS and runners:
@@ -207,6 +213,6 @@ def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
 def _runners_of(model_label: str, label: str) -> list[Runner]:
     """The runners that a spilled trigger is for: the one it names, or all of its model."""
     if not label:
-        return delivery.subscriptions().get(model_label, [])
+        return delivery.subscriptions().get(model_label.rpartition(":")[2], [])
     runner = registry.find(label)
     return [] if runner is None else [runner]

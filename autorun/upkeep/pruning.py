@@ -7,6 +7,7 @@ from django.db.models import Exists, Expression, Max, Min, OuterRef, Q, QuerySet
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.state.clock import from_now
+from autorun.state.managers import RETIRED
 from autorun.state.transactions import repeated_on_conflict
 from autorun.upkeep.folding import drop_empty
 
@@ -22,7 +23,8 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
     """Delete runs that are older than RETENTION and no longer current; how many.
 
     Current runs are the record of what is done, and stay at any age. So does the last success of a
-    row whose current run has not succeeded: it has the only outputs there are.
+    row whose current run has not succeeded: it has the only outputs there are. Nothing stays of a
+    row that is deleted.
     """
     if settings.RETENTION is None:
         return 0
@@ -67,7 +69,7 @@ def _is_last_success() -> Q:
     """The condition that a superseded run is the last success of its row."""
     row = {name: OuterRef(name) for name in ("node", "object_id", "object_key")}
     later = Run.objects.succeeded().filter(Q(is_current=True) | Q(pk__gt=OuterRef("pk")), **row)
-    return Q(~Exists(later), status=Run.Status.SUCCEEDED)
+    return Q(~Exists(later), ~Q(fingerprint=RETIRED), status=Run.Status.SUCCEEDED)
 
 
 def _delete(chunk_of: dict[int, int]) -> None:

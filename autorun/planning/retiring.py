@@ -1,0 +1,148 @@
+"""Retire the runs of deleted rows: they are history, whoever gets the key next.
+
+A retired run is not current, and its fingerprint is RETIRED, which no input has. So it counts as
+nobody's result, and no row that is created anew with the same key is given its outputs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
+
+from django.db import connections
+from django.db.models import Exists, OuterRef
+
+from autorun.conf import settings
+from autorun.declare.hooks import database_of, every_row
+from autorun.declare.nodes import node_of, nodes_over
+from autorun.declare.runner import Runner
+from autorun.models import Chunk, Run
+from autorun.planning.cancelling import cancel_unstarted
+from autorun.planning.rows import primary_keys
+from autorun.state.clock import first_chunk_id_at, new_chunk_id
+from autorun.state.keys import Key, KeyKind, key_kind
+from autorun.state.managers import RETIRED, RunQuerySet
+from autorun.state.probes import crash_point
+from autorun.state.transactions import repeated_on_conflict
+
+logger = logging.getLogger(__name__)
+
+#: Rows whose runs one transaction retires.
+KEYS_AT_ONCE = 1_000
+#: Current runs that one statement compares with the rows, and keys that Python does.
+DATABASE_WINDOW = 50_000
+PYTHON_WINDOW = 2_000
+#: How far the clocks of two processes may differ. A run that was planned so long after a deletion
+#: is the new row's, however late or often the deletion is heard of.
+TOLERANCE = dt.timedelta(minutes=5)
+
+
+def retire(
+    runners: Sequence[Runner], keys: Collection[Any], *, using: str, deleted_at: dt.datetime
+) -> int:
+    """Retire the runs of rows that were deleted in the database `using`; how many runs.
+
+    `runners` are those of the rows' model, and `keys` the primary keys that they had.
+    """
+    if using not in map(database_of, runners):
+        return 0
+    kind = key_kind(runners[0].get_model())
+    planned = _runs_over(runners[0]).filter(chunk_id__lt=first_chunk_id_at(deleted_at + TOLERANCE))
+    return _retire_all(planned, kind, _keys_of(runners[0], keys))
+
+
+def retire_missing(runner: Runner, keys: Sequence[Key] | None = None) -> int:
+    """Retire the runs of rows that no longer exist, of `keys` or of all; how many runs.
+
+    All are those with a current run of the runner's node, compared a window of keys at a time.
+    """
+    kind = key_kind(runner.get_model())
+    runs = _runs_over(runner)
+    if keys is not None:
+        return _retire_all(runs, kind, _without_row(runner, keys))
+    in_order = Run.objects.current().of(node_of(runner)).of_rows(kind).order_by(kind.column)
+    size = DATABASE_WINDOW if _is_joined(runner) else PYTHON_WINDOW
+    left, retired = in_order, 0
+    while True:
+        last = left.values_list(kind.column, flat=True)[size - 1 : size].first()
+        window = left if last is None else left.filter(**{f"{kind.column}__lte": last})
+        retired += _retire_all(runs, kind, _missing(runner, window))
+        if last is None:
+            break
+        left = in_order.filter(**{f"{kind.column}__gt": last})
+    if retired:
+        logger.info("%s: retired %d runs of deleted rows.", runner.label, retired)
+    return retired
+
+
+def _runs_over(runner: Runner) -> RunQuerySet[Run]:
+    """The runs of all nodes over the runner's model."""
+    # Named one by one, the nodes let the index find the rows.
+    return Run.objects.filter(node__in=list(nodes_over(runner.get_model())))
+
+
+def _keys_of(runner: Runner, pks: Collection[Any]) -> list[Key]:
+    """The keys of primary keys, of which the database may have a text of its own."""
+    kind, connection = key_kind(runner.get_model()), connections[database_of(runner)]
+    stored = [kind.field.get_db_prep_value(pk, connection) for pk in primary_keys(runner, pks)]
+    return stored if kind.is_integer else list(map(str, stored))
+
+
+def _is_joined(runner: Runner) -> bool:
+    """Whether one statement can compare runs with rows, by the index of their primary key."""
+    is_here = database_of(runner) == settings.DATABASE
+    return is_here and key_kind(runner.get_model()).is_integer
+
+
+def _missing(runner: Runner, runs: RunQuerySet[Run]) -> list[Key]:
+    """The keys of the runs whose row is gone."""
+    column = key_kind(runner.get_model()).column
+    if _is_joined(runner):
+        runs = runs.filter(~Exists(every_row(runner).filter(pk=OuterRef(column))))
+    keys: list[Key] = list(runs.values_list(column, flat=True))
+    return keys if _is_joined(runner) else _without_row(runner, keys)
+
+
+def _without_row(runner: Runner, keys: Sequence[Key]) -> list[Key]:
+    kind = key_kind(runner.get_model())
+    rows = every_row(runner).filter(pk__in=list(map(kind.to_pk, keys)))
+    return list(set(keys).difference(kind.values(rows)))
+
+
+def _retire_all(runs: RunQuerySet[Run], kind: KeyKind, keys: Sequence[Key]) -> int:
+    """Retire those of the runs that are of these rows, in short transactions; how many."""
+    retired = 0
+    for begin in range(0, len(keys), KEYS_AT_ONCE):
+        some = runs.of_rows(kind, keys[begin : begin + KEYS_AT_ONCE]).unretired()
+        if some.exists():
+            retired += repeated_on_conflict(partial(_retire, some))
+    return retired
+
+
+def _retire(runs: RunQuerySet[Run]) -> int:
+    """Cancel those of the runs that have not started, and retire them all."""
+    pending = dict(runs.pending().values_list("pk", "chunk_id"))
+    if pending:
+        chunks = Chunk.objects.filter(pk__in=set(pending.values()))
+        cancel_unstarted(chunks, run_ids=list(pending))
+    found = list(
+        runs.select_for_update().order_by("pk").values_list("pk", "node", "status", "is_current")
+    )
+    ids = [pk for pk, *_ in found]
+    Run.objects.filter(pk__in=ids).update(is_current=None, fingerprint=RETIRED)
+    crash_point("retire.runs")
+    # One that a worker executes is counted when it ends.
+    booked: dict[int, Counter[str]] = defaultdict(Counter)
+    for _, node_id, status, is_current in found:
+        if is_current and status in Run.Status and status != Run.Status.PENDING:
+            booked[node_id][f"superseded_{Run.Status(status).name.lower()}"] += 1
+    # Chunks of their own: those of the runs may be folded, or locked by a worker.
+    for node_id, superseded in booked.items():
+        chunk = Chunk(pk=new_chunk_id(), node_id=node_id, size=0, **superseded)
+        chunk.state = Chunk.State.FINISHED
+        chunk.save(force_insert=True, using=settings.DATABASE)
+    return len(ids)
