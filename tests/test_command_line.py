@@ -621,7 +621,7 @@ def test_doctor(configured_eagerly):
 def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, options, code):
     from autorun.observe.doctor import Finding
 
-    findings = [Finding(level, "broker", "It says so.") for level in levels]
+    findings = [Finding(level, "It says so.", subject="broker") for level in levels]
     monkeypatch.setattr("autorun.management.subcommands.diagnosis.examine", lambda: findings)
     try:
         typed("doctor", *options)

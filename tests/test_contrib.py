@@ -246,7 +246,7 @@ class TestOpenTelemetry:
 
 class TestHealthCheck:
     def test_errors_make_it_unavailable(self, monkeypatch):
-        self.answer(monkeypatch, Finding("error", "broker", "It is away.", "Start it."))
+        self.answer(monkeypatch, Finding("error", "It is away.", "Start it.", "broker"))
 
         status, told = self.ask("autorun.contrib.health.Autorun")
 
@@ -254,7 +254,7 @@ class TestHealthCheck:
         assert list(told.values()) == ["Unavailable: broker: It is away."]
 
     def test_warnings_do_where_asked_for(self, monkeypatch):
-        self.answer(monkeypatch, Finding("warning", "beat", "It is late.", "Look."))
+        self.answer(monkeypatch, Finding("warning", "It is late.", "Look.", "beat"))
 
         assert self.ask("autorun.contrib.health.Autorun")[0] == 200
         status, told = self.ask((health.Autorun, {"warnings": True}))

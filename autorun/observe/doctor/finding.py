@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Literal
 
 from celery import current_app
@@ -15,22 +15,14 @@ class Finding:
     """A result of the doctor; warnings and errors have a `hint` that says what to do."""
 
     level: Literal["ok", "warning", "error"]
-    subject: str
     message: str
     hint: str = ""
+    subject: str = ""
 
 
-def ok(message: str, subject: str = "") -> Finding:
-    return Finding("ok", subject, message)
-
-
-def warning(message: str, hint: str, subject: str = "") -> Finding:
-    return Finding("warning", subject, message, hint)
-
-
-def error(message: str, hint: str, subject: str = "") -> Finding:
-    return Finding("error", subject, message, hint)
-
+ok = partial(Finding, "ok")
+warning = partial(Finding, "warning")
+error = partial(Finding, "error")
 
 Examination = Callable[[], Iterator[Finding]]
 

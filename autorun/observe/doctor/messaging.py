@@ -51,14 +51,13 @@ def examine_broker() -> Iterator[Finding]:
         return
     yield ok(f"{url} answers.")
     if listeners is None:
-        yield ok(
-            "They cannot be asked which queues they listen on: remote control is off.", "workers"
-        )
+        told = "They cannot be asked which queues they listen on: remote control is off."
+        yield ok(told, subject="workers")
         return
     for queue in sorted(queues_in_use()):
         workers = listeners.get(queue, [])
         if workers:
-            yield ok(f"{', '.join(sorted(workers))} listening.", f"queue {queue}")
+            yield ok(f"{', '.join(sorted(workers))} listening.", subject=f"queue {queue}")
             continue
         yield error(
             f"No worker is listening on {queue!r}.",
