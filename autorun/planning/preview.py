@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from django.db.models import QuerySet
 
 from autorun.declare import hooks
 from autorun.declare.hooks import as_plain
@@ -42,21 +39,13 @@ class Preview:
     seconds: float | None
 
 
-def preview(
-    runner: Runner,
-    scope: Scope,
-    queryset: QuerySet[Any] | None = None,
-    *,
-    limit: int | None = None,
-    samples: int = 0,
-) -> Preview:
+def preview(runner: Runner, scope: Scope, *, limit: int | None = None, samples: int = 0) -> Preview:
     """The result of planning that scope; nothing is recorded.
 
     Raises ValueError for an unknown `only`, NotRegistered for an unknown filter.
     """
     require_valid(runner)
-    selection = scope.selection
-    given = scope.queryset(runner) if queryset is None else queryset
+    selection, given = scope.selection, scope.queryset(runner)
     count = count_rows(runner, given, samples=samples)
     in_scope = as_plain(runner, hooks.base_queryset(runner) if given is None else given).count()
     filtered = Group(Reason.FILTERED, max(0, in_scope - count.total), False)

@@ -71,10 +71,10 @@ def windows(
     An empty `after` or `up_to` does not bound them. After so many `deaths` of processes that began
     there, each row is prepared alone, and the first one fails if it has had enough.
     """
-    if planned_by_database(runner):
-        return _database_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
-    rows = without_lethal(runner, queryset)
     bounds = {"after": after, "up_to": up_to}
+    if planned_by_database(runner):
+        return _database_windows(runner, queryset, node_id=node_id, **bounds)
+    rows = without_lethal(runner, queryset)
     return _python_windows(runner, rows, node_id=node_id, **bounds, deaths=deaths)
 
 
@@ -96,7 +96,7 @@ def fits_in_one(queryset: QuerySet[Any]) -> bool:
 def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
     """An eligible `queryset` of few rows, in one window if the database plans it."""
     if not planned_by_database(runner):
-        yield from _python_windows(runner, queryset, node_id=node_id, after="", up_to="")
+        yield from _python_windows(runner, queryset, node_id=node_id)
         return
     yield Window(candidates_in(runner, queryset, node_id=node_id), "")
 
@@ -192,16 +192,16 @@ def _database_windows(
 
 def _python_windows(
     runner: Runner,
-    queryset: QuerySet[Any],
+    rows: QuerySet[Any],
     *,
     node_id: int,
-    after: str,
-    up_to: str,
+    after: str = "",
+    up_to: str = "",
     deaths: int = 0,
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
     if deaths >= MOST_DEATHS:
-        named = _between(kind, queryset, after=after, up_to=up_to).order_by("pk")
+        named = _between(kind, rows, after=after, up_to=up_to).order_by("pk")
         for pk in named.values_list("pk", flat=True)[:1]:
             yield unprepared(runner, pk, lethal(deaths))
             after = str(pk)
@@ -211,7 +211,7 @@ def _python_windows(
     size = 1 if alone else PYTHON_WINDOW
     is_last = False
     while not is_last:
-        bounded = _between(kind, queryset, after=after, up_to=up_to)
+        bounded = _between(kind, rows, after=after, up_to=up_to)
         try:
             instances = next(in_pages(runner, bounded, size=size))
         except Exception as error:
@@ -225,12 +225,12 @@ def _python_windows(
             yield unprepared(runner, pk, error)
             after, size = str(pk), 1
             continue
-        checked, rows = _checked(runner, instances)
+        checked, found = _checked(runner, instances)
         is_last = checked == len(instances) < size
         end = key_of(instances[checked - 1]) if instances else None
         candidates = replace(
             candidates_of(
-                [(row.key, row.fingerprint) for row in rows if row.error is None],
+                [(row.key, row.fingerprint) for row in found if row.error is None],
                 node_id=node_id,
                 kind=kind,
             ),
@@ -238,7 +238,7 @@ def _python_windows(
             up_to=end if has_bounds else None,
         )
         after = "" if is_last else str(end)
-        yield Window(candidates, after, tuple(row for row in rows if row.error is not None))
+        yield Window(candidates, after, tuple(row for row in found if row.error is not None))
         # The rest of a page is read again, as it may have changed; so slow rows get small pages.
         alone -= checked
         size = 1 if alone > 0 else min(PYTHON_WINDOW, 2 * checked)
