@@ -19,6 +19,7 @@ from autorun.conf import settings
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner
+from autorun.state.encoding import qualified_name
 from autorun.state.transactions import is_passing
 from autorun.state.user_code import UserCode
 
@@ -90,7 +91,7 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
         if is_passing(error):
             raise
         raised = f"{runner.label}: {hook}() raises {type(error).__name__}"
-        advice = f"Correct it in {type(runner).__module__}.{type(runner).__qualname__}."
+        advice = f"Correct it in {qualified_name(type(runner))}."
         improper = ImproperRunner(f"{raised}: {error}. {advice}")
         improper.bare = f"{raised}. {advice}"
         raise improper from error
@@ -150,8 +151,7 @@ def _plain_result(runner: Runner, hook: str, given: Any) -> QuerySet[Any]:
     if given.model is not model and not is_of(given, model):
         raise ImproperRunner(
             f"{runner.label}.{hook}() returned a queryset of {given.model._meta.label}, not of "
-            f"{model._meta.label}. Correct it in "
-            f"{type(runner).__module__}.{type(runner).__qualname__}."
+            f"{model._meta.label}. Correct it in {qualified_name(type(runner))}."
         )
     return _plain(model, given)
 

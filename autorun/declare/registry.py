@@ -14,6 +14,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from autorun.declare.runner import Runner, declared
 from autorun.exceptions import AlreadyRegistered, NotRegistered
+from autorun.state.encoding import qualified_name
 from autorun.state.words import meant
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,10 @@ def register(runner_class: RunnerClass) -> RunnerClass:
     """
     label = runner_class.get_label()
     known = _runners.get(label)
-    if known is not None and _place(known) != _place(runner_class):
+    if known is not None and (place := qualified_name(known)) != qualified_name(runner_class):
         raise AlreadyRegistered(
-            f"{label} is registered as {_place(known)} already, so {_place(runner_class)} "
-            "cannot be: rename one of the two classes."
+            f"{label} is registered as {place} already, so {qualified_name(runner_class)} cannot "
+            "be: rename one of the two classes."
         )
     _runners[label] = runner_class
     _tell_change()
@@ -155,7 +156,3 @@ def _tell_change() -> None:
     _instances.clear()
     for listener in _listeners:
         listener()
-
-
-def _place(runner_class: type[Runner]) -> str:
-    return f"{runner_class.__module__}.{runner_class.__qualname__}"

@@ -10,6 +10,8 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.core import checks
 
+from autorun.state.encoding import qualified_name
+
 
 def error(where: object, number: str) -> partial[checks.Error]:
     """An error of this id; the call adds its message and its hint."""
@@ -25,8 +27,7 @@ def place(where: object) -> str | None:
     """The place to edit: the dotted path of a runner's class, or the text itself."""
     if where is None or isinstance(where, str):
         return where
-    cls = where if inspect.isclass(where) else type(where)
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return qualified_name(where if inspect.isclass(where) else type(where))
 
 
 def is_in(app_configs: Collection[AppConfig] | None, cls: type) -> bool:
