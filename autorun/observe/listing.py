@@ -33,6 +33,12 @@ ROUNDS = 3
 #: Batches that lists leave out: sweeps that found nothing to plan.
 EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned=0, unprepared=0)
 
+#: How each value of a filter is read, but for the number of a batch: one of some words, as a text
+#: or as a time.
+_WORDS: Mapping[str, Mapping[str, Any]] = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
+_TEXTS = ("runner", "exception", "row", "group")
+_TIMES = ("planned_from", "planned_until")
+
 
 @dataclass(frozen=True)
 class RunFilter:
@@ -59,24 +65,17 @@ class RunFilter:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RunFilter:
         """The filter in query parameters; values that `not_understood` names are ignored."""
-        return cls(
-            runner=read_text(given, "runner"),
-            state=read_one_of(STATES, given.get("state")),
-            trigger=read_one_of(ORIGINS, given.get("trigger")),
-            exception=read_text(given, "exception"),
-            batch=read_number(given.get("batch")),
-            since=read_one_of(SINCE, given.get("since")),
-            row=read_text(given, "row"),
-            group=read_text(given, "group"),
-            planned_from=_minute(read_time(given.get("planned_from", ""))),
-            planned_until=_minute(read_time(given.get("planned_until", ""))),
-        )
+        known: dict[str, str] = {
+            **{name: read_one_of(words, given.get(name)) for name, words in _WORDS.items()},
+            **{name: read_text(given, name) for name in _TEXTS},
+            **{name: _minute(read_time(given.get(name, ""))) for name in _TIMES},
+        }
+        return cls(batch=read_number(given.get("batch")), **known)  # type: ignore[arg-type]
 
     @classmethod
     def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
         """Complaints about meaningless query parameters, which would otherwise match all runs."""
         read = cls.read(given).written()
-        known = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
         found = []
         for each in fields(cls):
             text = str(given.get(each.name, "")).strip()[:40]
@@ -84,8 +83,8 @@ class RunFilter:
                 continue
             if each.name == "batch":
                 found.append(f"“{text}” is not the number of a batch.")
-            elif each.name in known:
-                names = ", ".join(known[each.name])
+            elif each.name in _WORDS:
+                names = ", ".join(_WORDS[each.name])
                 found.append(f"Unknown {each.name} “{text}”. Choose {names}.")
             else:
                 found.append(f"“{text}” is not a time. Write 2031-05-04T03:00, for example.")
