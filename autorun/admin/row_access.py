@@ -56,8 +56,7 @@ class Seen:
 
 def model_of(node: Node) -> type[Model] | None:
     """The model of the node's rows; None if it is gone from the code."""
-    content_types = ContentType.objects.db_manager(settings.DATABASE)
-    return content_types.get_for_id(node.content_type_id).model_class()
+    return _content_type_of(node).model_class()
 
 
 def instance_of(run: Run, database: str | None = None) -> Any:
@@ -178,11 +177,14 @@ def _seen_of(
 
 def _could_view(request: HttpRequest, node: Node) -> bool:
     """Whether the user has the permission to view a model that is gone from the code."""
-    content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_id(
-        node.content_type_id
-    )
+    content_type = _content_type_of(node)
     permission = f"{content_type.app_label}.view_{content_type.model}"
     return bool(request.user.has_perm(permission))
+
+
+def _content_type_of(node: Node) -> ContentType:
+    """The node's content type, from Django's cache of them."""
+    return ContentType.objects.db_manager(settings.DATABASE).get_for_id(node.content_type_id)
 
 
 def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:

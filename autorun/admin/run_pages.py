@@ -94,7 +94,6 @@ class BulkAction:
     """An action on the runs in `states`; `choice` names it in the list's menu."""
 
     name: str
-    verb: str
     choice: str
     permission: Permission
     states: tuple[str, ...]
@@ -105,6 +104,10 @@ class BulkAction:
     done: tuple[str, str] = ("", "")
     #: States that it accepts as well if a filter or a tick names them.
     named: tuple[str, ...] = ()
+
+    @property
+    def verb(self) -> str:
+        return self.name.capitalize()
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -129,7 +132,6 @@ ACTIONS: Mapping[str, BulkAction] = {
     for each in (
         BulkAction(
             "retry",
-            "Retry",
             "Retry failed and ignored runs",
             Permission.RETRY,
             ("failed",),
@@ -138,7 +140,6 @@ ACTIONS: Mapping[str, BulkAction] = {
         ),
         BulkAction(
             "ignore",
-            "Ignore",
             "Ignore failed runs",
             Permission.CANCEL,
             ("failed",),
@@ -148,7 +149,6 @@ ACTIONS: Mapping[str, BulkAction] = {
         ),
         BulkAction(
             "cancel",
-            "Cancel",
             "Cancel runs that have not started",
             Permission.CANCEL,
             ("waiting", "queued", "parked"),
@@ -338,7 +338,8 @@ class RunAdmin(PageAdmin):
         if chosen_action.change or chosen.group or chosen.state == "ignored":
             self._do(request, chosen_action, found, log)
             return
-        first = _first(found)
+        # More than these would keep the user waiting.
+        first = _at_most(MOST_AT_ONCE, found)
         if first is not None:
             self._do(request, chosen_action, first, log)
             return
@@ -406,22 +407,16 @@ def _number(chosen: RunFilter) -> int | None:
         about = chosen.number()
         if about is None or about > MOST_COUNTED:
             return about
-    found = 0
-    for runs in chosen.each():
-        found += len(runs)
-        if found > MOST_COUNTED:
-            return None
-    return found
+    some = _at_most(MOST_COUNTED, chosen.each())
+    return None if some is None else sum(map(len, some))
 
 
-def _first(found: Iterable[list[Run]]) -> list[list[Run]] | None:
-    """All runs found; None if they are more than a request should wait for."""
+def _at_most(most: int, found: Iterable[list[Run]]) -> list[list[Run]] | None:
+    """All runs found; None if they are more than `most`."""
     some: list[list[Run]] = []
-    total = 0
     for runs in found:
         some.append(runs)
-        total += len(runs)
-        if total > MOST_AT_ONCE:
+        if sum(map(len, some)) > most:
             return None
     return some
 
