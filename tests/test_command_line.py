@@ -1362,6 +1362,16 @@ def test_sync(runner):
     assert "up to date" in typed("sync")
 
 
+def test_sync_remove(runner):
+    typed("sync")
+
+    with pytest.raises(CommandError, match=r"\.$"):
+        typed("sync", "--remove", "--dry", "--check")
+    assert f"autorun: sweep {LABEL}: removed" in typed("sync", "--remove")
+    assert typed_json("sync", "--remove", "--check")["removed"] == []
+    assert typed("sync", "--remove") == "Beat has no entries of autorun.\n"
+
+
 @pytest.mark.parametrize("at_once", [2, 3, 100])
 def test_prune(documents, runner, settings, set_constants, at_once):
     set_constants(pruning, MOST_RUNS=at_once, DELETED_AT_ONCE=1)

@@ -87,6 +87,25 @@ def test_the_entry_that_an_earlier_version_wrote_for_upkeep_is_disabled():
     assert sync_with(HOURLY) == SyncReport()
 
 
+def test_remove_deletes_all_entries_of_autorun_and_their_timings():
+    mine = interval(every=1, period="hours")
+    PeriodicTask.objects.create(name="mine", task="shop.report", interval=mine)
+    sync_with(HOURLY)  # shares the interval
+    edit(enabled=False)
+    by_hand = interval(every=7, period="days")
+    PeriodicTask.objects.create(name="weekly", task="autorun.backfill", interval=by_hand)
+    seen = PeriodicTasks.last_change()
+
+    assert on_schedule.remove(dry=True) == SyncReport(removed=[NAME, "weekly"])
+    assert PeriodicTask.objects.count() == 3
+    assert on_schedule.remove() == SyncReport(removed=[NAME, "weekly"])
+
+    assert [each.name for each in PeriodicTask.objects.all()] == ["mine"]
+    assert list(IntervalSchedule.objects.all()) == [mine]
+    assert PeriodicTasks.last_change() > seen
+    assert on_schedule.remove() == SyncReport()
+
+
 @pytest.mark.parametrize(
     ("when", "every", "period"),
     [

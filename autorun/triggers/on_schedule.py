@@ -1,7 +1,7 @@
 """Looks at everything on a schedule, by django-celery-beat's entries.
 
-Each runner with a schedule has an entry (a `PeriodicTask`), and upkeep has one. Its description
-ends in a digest of what autorun wrote. An entry that still matches follows the runner's code; one
+Each runner with a schedule has an entry (a `PeriodicTask`), whose description ends in a digest of
+what autorun wrote. An entry that still matches follows the runner's code; one
 that was changed or disabled in the admin is left alone.
 """
 
@@ -43,10 +43,11 @@ class SyncReport:
     updated: list[str] = field(default_factory=list)
     disabled: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
 
     @property
     def is_change(self) -> bool:
-        return bool(self.created or self.updated or self.disabled)
+        return bool(self.created or self.updated or self.disabled or self.removed)
 
 
 def sync(*, dry: bool = False) -> SyncReport:
@@ -55,11 +56,7 @@ def sync(*, dry: bool = False) -> SyncReport:
     With `dry` nothing is written. Raises ImproperlyConfigured without django-celery-beat, and
     ImproperRunner, once the others are written, for a SCHEDULE that beat's tables cannot hold.
     """
-    if not apps.is_installed("django_celery_beat"):
-        raise ImproperlyConfigured(
-            "Schedules are kept by django-celery-beat. Add 'django_celery_beat' to INSTALLED_APPS "
-            "and run `manage.py migrate`."
-        )
+    _require_tables()
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
     entries, improper = _wanted()
@@ -84,6 +81,27 @@ def sync(*, dry: bool = False) -> SyncReport:
     for error in improper.values():
         raise error
     return report
+
+
+def remove(*, dry: bool = False) -> SyncReport:
+    """Delete every entry that sends a task of autorun, and its timing unless others use it.
+
+    Entries that were edited or written by hand are deleted as well: without autorun, workers
+    would refuse their messages. Raises ImproperlyConfigured without django-celery-beat.
+    """
+    _require_tables()
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    rows = PeriodicTask.objects.filter(task__startswith="autorun.").order_by("name")
+    rows = list(rows.select_related("crontab", "interval"))
+    if rows and not dry:
+        with transaction.atomic(using=router.db_for_write(PeriodicTask)):
+            PeriodicTask.objects.filter(pk__in=[row.pk for row in rows]).delete()
+            for timing in {each for row in rows for each in (row.crontab, row.interval) if each}:
+                if not timing.periodictask_set.exists():
+                    timing.delete()
+        PeriodicTasks.update_changed()
+    return SyncReport(removed=[row.name for row in rows])
 
 
 def entries_ahead() -> Any:
@@ -125,6 +143,14 @@ def sync_at_start(sender: Any = None, **kwargs: Any) -> None:
         logger.info(
             "Schedules of autorun: %d created, %d updated, %d disabled, %d kept as edited.",
             *map(len, (report.created, report.updated, report.disabled, report.kept)),
+        )
+
+
+def _require_tables() -> None:
+    if not apps.is_installed("django_celery_beat"):
+        raise ImproperlyConfigured(
+            "Schedules are kept by django-celery-beat. Add 'django_celery_beat' to INSTALLED_APPS "
+            "and run `manage.py migrate`."
         )
 
 

@@ -15,19 +15,27 @@ from autorun.state.words import counted
 from autorun.triggers import on_schedule
 from autorun.upkeep import pruning
 
+UP_TO_DATE = "Schedules are up to date."
+
 
 class Sync(Subcommand):
-    """Update beat's schedule entries to match the runners; edits made in the admin are kept."""
+    """Update beat's schedule entries to match the runners; edits made in the admin are kept.
+
+    With --remove, delete all entries that send autorun's tasks: before autorun is uninstalled, or
+    when something other than django-celery-beat sends the sweeps from now on.
+    """
 
     arguments = (
         flag("--dry", help="only show what would change"),
+        flag("--remove", help="delete all of autorun's entries, edited ones included"),
         FORMAT,
         check("if an entry had to change or, with --dry, would have to"),
     )
 
     def handle(self, **options: Any) -> None:
+        change = on_schedule.remove if options["remove"] else on_schedule.sync
         try:
-            report = on_schedule.sync(dry=options["dry"])
+            report = change(dry=options["dry"])
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         self.terminal.json(asdict(report))
@@ -37,7 +45,8 @@ class Sync(Subcommand):
                 verb = "kept as edited" if outcome == "kept" else f"{would}{outcome}"
                 self.terminal.say((name, "bold"), f": {verb}")
         if not report.is_change:
-            self.terminal.say(("Schedules are up to date.", "green"))
+            right = "Beat has no entries of autorun." if options["remove"] else UP_TO_DATE
+            self.terminal.say((right, "green"))
         if options["check"] and report.is_change:
             raise condition_not_met("Schedules were not up to date.")
 
