@@ -5,9 +5,10 @@ from __future__ import annotations
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
-from autorun.models import Batch, Node
+from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
+from autorun.state.counts import unstarted_runs
 from autorun.state.transactions import once_committed
 
 
@@ -44,5 +45,10 @@ def cancel_runner(label: str, *, reason: str = "") -> int:
     are pending.
     """
     unfinished = Batch.objects.unfinished().filter(runner=label).order_by("pk")
-    number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)
-    return number + batches.cancel_unstarted(label)
+    chunks = Chunk.objects.filter(runner=label)
+
+    def cancel() -> int:
+        number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)
+        return number + batches.cancel_unstarted(chunks)
+
+    return once_committed(cancel, meanwhile=lambda: unstarted_runs(chunks))

@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,8 +31,8 @@ from autorun.planning.on_demand import begin, require_valid
 from autorun.planning.scope import SOURCES, Scope
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
-from autorun.state.managers import ChunkQuerySet
-from autorun.state.transactions import repeated_on_conflict
+from autorun.state.managers import UNSTARTED, ChunkQuerySet
+from autorun.state.transactions import once_committed, repeated_on_conflict
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ SOURCES[KIND] = rows_of_runs
 
 def ignore_runs(found: Iterable[Sequence[Run]]) -> int:
     """Ignore the failed runs without attempts left among those found, until their input changes."""
-    return sum(_repeated(_ignore, runs) for runs in found)
+    return sum(_changed(_ignore, runs, _ignorable(runs)) for runs in found)
 
 
 def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
@@ -175,11 +176,24 @@ def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
 
     A row has its last result for the same input back, or is pending, so a later sweep plans it.
     """
-    return sum(_repeated(_cancel, runs) for runs in found)
+    return sum(_changed(_cancel, runs, _cancellable(runs)) for runs in found)
 
 
-def _repeated(change: Callable[[Sequence[Run]], int], runs: Sequence[Run]) -> int:
-    return repeated_on_conflict(lambda: change(runs))
+def _changed(
+    change: Callable[[Sequence[Run]], int], runs: Sequence[Run], expected: QuerySet[Run]
+) -> int:
+    """How many runs were changed; in the caller's transaction, how many are `expected` to be."""
+    work = partial(repeated_on_conflict, partial(change, runs))
+    return once_committed(work, meanwhile=expected.count)
+
+
+def _ignorable(runs: Sequence[Run]) -> QuerySet[Run]:
+    return Run.objects.current().failed().filter(pk__in=[run.pk for run in runs])
+
+
+def _cancellable(runs: Sequence[Run]) -> QuerySet[Run]:
+    pending = Run.objects.pending().filter(pk__in=[run.pk for run in runs])
+    return pending.filter(chunk__state__in=UNSTARTED)
 
 
 def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
@@ -202,8 +216,7 @@ def _node_id(label: str) -> int | None:
 
 
 def _ignore(runs: Sequence[Run]) -> int:
-    failed = Run.objects.current().failed().filter(chunk_id__in=_locked(_chunks_of(runs)))
-    failed = failed.filter(pk__in=[run.pk for run in runs])
+    failed = _ignorable(runs).filter(chunk_id__in=_locked(_chunks_of(runs)))
     counts = count_by_chunk(failed)
     number = failed.update(status=Run.Status.CANCELLED)
     for amount, chunk_ids in counts.items():

@@ -22,11 +22,11 @@ from autorun.planning import cancelling
 from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow
-from autorun.state.counts import BatchCounts, batch_counts
+from autorun.state.counts import BatchCounts, batch_counts, unstarted_runs
 from autorun.state.leases import PLANNING_LEASES, ends_at, new_token, planning_ends_at
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.probes import crash_point
-from autorun.state.transactions import is_passing, repeated_on_conflict
+from autorun.state.transactions import is_passing, once_committed, repeated_on_conflict
 
 #: A batch fails after so many processes have tried to plan it without advancing.
 MOST_TRIES = 5
@@ -183,18 +183,24 @@ def pause(batch: Batch) -> bool:
     A caller's own queryset is planned to its end: no other process could continue it later.
     """
     running = Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING)
-    return bool(running.update(state=Batch.State.PAUSED))
+    return once_committed(
+        lambda: bool(running.update(state=Batch.State.PAUSED)), meanwhile=running.exists
+    )
 
 
 def resume(batch: Batch) -> bool:
     """Resume a paused batch, whether it was paused; upkeep continues its planning."""
     planner = {} if batch.is_given else {"expires_at": DatabaseNow(), "tries": 0}
     paused = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED)
-    resumed = paused.update(state=Batch.State.RUNNING, **planner)
-    if resumed:
-        release(batch.node_id)
-        finish_if_done(batch.pk)
-    return bool(resumed)
+
+    def work() -> bool:
+        resumed = bool(paused.update(state=Batch.State.RUNNING, **planner))
+        if resumed:
+            release(batch.node_id)
+            finish_if_done(batch.pk)
+        return resumed
+
+    return once_committed(work, meanwhile=paused.exists)
 
 
 def cancel(batch: Batch, *, reason: str = "") -> int:
@@ -203,15 +209,20 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
     In short transactions; upkeep finishes if this process dies. A row has its last result for the
     same input back, or is pending.
     """
-    Batch.objects.unfinished().filter(pk=batch.pk).update(
-        state=Batch.State.CANCELLED,
-        reason=reason,
-        # None once nothing of it is left.
-        expires_at=ends_at(),
-        finished_at=DatabaseNow(),
-    )
-    crash_point("cancel.batch")
-    return _cancel_rest(batch.pk)
+
+    def work() -> int:
+        Batch.objects.unfinished().filter(pk=batch.pk).update(
+            state=Batch.State.CANCELLED,
+            reason=reason,
+            # None once nothing of it is left.
+            expires_at=ends_at(),
+            finished_at=DatabaseNow(),
+        )
+        crash_point("cancel.batch")
+        return _cancel_rest(batch.pk)
+
+    chunks = Chunk.objects.filter(batch_id=batch.pk)
+    return once_committed(work, meanwhile=lambda: unstarted_runs(chunks))
 
 
 def cancel_moved(batch_id: int) -> int:
@@ -226,11 +237,6 @@ def continue_cancelling(batch_id: int) -> int:
     return _cancel_rest(batch_id) if silent.update(expires_at=ends_at()) else 0
 
 
-def cancel_unstarted(label: str) -> int:
-    """Cancel the runs of the runner of that label that have not started; how many."""
-    return _cancel_unstarted(Chunk.objects.filter(runner=label))
-
-
 def counts(batch: Batch) -> BatchCounts:
     return batch_counts([batch.pk])[batch.pk]
 
@@ -242,13 +248,14 @@ def _held(batch: Batch) -> Any:
 
 def _cancel_rest(batch_id: int) -> int:
     chunks = Chunk.objects.filter(batch_id=batch_id)
-    number = _cancel_unstarted(chunks)
+    number = cancel_unstarted(chunks)
     cancelled = Batch.objects.filter(pk=batch_id).cancelled()
     cancelled.filter(~Exists(chunks.unfinished())).update(expires_at=None)
     return number
 
 
-def _cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
+def cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
+    """Cancel the runs of the chunks that have not started; how many."""
     number = 0
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
         some = partial(cancelling.cancel_unstarted, Chunk.objects.filter(pk__in=ids))

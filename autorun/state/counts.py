@@ -11,7 +11,7 @@ from typing import Any
 from django.db.models import F, Sum, Value
 
 from autorun.models import Batch, Chunk, Node
-from autorun.state.managers import UNFINISHED
+from autorun.state.managers import UNFINISHED, ChunkQuerySet
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
 
 #: The state of a chunk's unfinished runs, by the state of the chunk.
 _UNFINISHED = {state: state.name.lower() for state in UNFINISHED}
+
+
+def unstarted_runs(chunks: ChunkQuerySet[Chunk]) -> int:
+    """The unfinished runs in those of the chunks that no worker executes."""
+    return chunks.unstarted().aggregate(left=Sum(Chunk.runs_left()))["left"] or 0
 
 
 def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:

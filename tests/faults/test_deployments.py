@@ -10,9 +10,9 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import tasks
+from autorun.control import halting
 from autorun.models import Batch, Chunk, Failure, Pulse, Run
 from autorun.observe.doctor import schedules
-from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.state.pulses import take_lease, take_turn
 from autorun.triggers import delivery, on_schedule
@@ -85,7 +85,7 @@ def test_runs_of_a_runner_that_was_renamed_say_so_and_make_room_when_they_are_ca
     with installed(new):
         work_off()
         assert "tests.OldRunner" in Chunk.objects.get(state=Chunk.State.PARKED).reason
-        assert batches.cancel_unstarted("tests.OldRunner") == 1
+        assert halting.cancel_runner("tests.OldRunner") == 1
         new().run()
         work_off()
 

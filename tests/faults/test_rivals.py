@@ -13,14 +13,16 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from django.db.models import QuerySet
 
 from autorun import tasks
-from autorun.control import halting
+from autorun.control import halting, interventions
 from autorun.declare import nodes
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, publish
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import LeaseLost
+from autorun.execution.execute import execute
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Pulse, Run
+from autorun.planning import batches
 from autorun.planning.named import plan_keys
 from autorun.state import waits
 from autorun.state.clock import from_now
@@ -262,6 +264,51 @@ def test_a_view_that_works_on_in_its_transaction_keeps_no_other_from_its_work(do
         progress = runner().progress()
         assert (progress.succeeded, progress.total) == (4, 4)
     assert Run.objects.count() == 4
+
+
+def fail_on_zero(value: str, **_: object) -> str:
+    return str(1 / int(value))
+
+
+@locks_rows
+@pytest.mark.faults(37)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "door", ["cancel batch", "cancel runner", "cancel runs", "ignore runs", "pause", "resume"]
+)
+def test_what_a_view_takes_back_holds_up_no_worker_and_happens_once_it_commits(door):
+    Document.objects.bulk_create(Document(title=str(n)) for n in range(4))
+    runner = declare(fail_on_zero, BATCH_SIZE=1, MAX_ATTEMPTS=1)
+    with installed(runner):
+        batch = runner().backfill(window=1)
+        execute(Chunk.objects.queued().get().pk)
+        left = list(Run.objects.pending())
+        failed = list(Run.objects.failed())
+        if door == "resume":
+            batches.pause(batch)
+        doors = {
+            "cancel batch": lambda: batches.cancel(batch),
+            "cancel runner": lambda: halting.cancel_runner(runner().label),
+            "cancel runs": lambda: interventions.cancel_runs([left[:1], left[1:]]),
+            "ignore runs": lambda: interventions.ignore_runs([failed]),
+            "pause": lambda: batches.pause(batch),
+            "resume": lambda: batches.resume(batch),
+        }
+        expected = {"ignore runs": len(failed), "pause": True, "resume": True}
+        with working_on(doors[door]) as outcome:
+            assert outcome == [expected.get(door, len(left))]
+            chunk = queued(Chunk.objects.queued().get().pk)
+            assert chunk is not None
+            lease = start(chunk)
+            assert lease is not None
+            assert finish(lease, results_of(lease))
+            assert Batch.objects.filter(pk=batch.pk).update(reason="not locked")
+
+        progress, state = runner().progress(), Batch.objects.get(pk=batch.pk).state
+        assert progress.succeeded == 1
+        assert (progress.failed, progress.ignored) == ((0, 1) if door == "ignore runs" else (1, 0))
+        assert bool(progress.unfinished) == (not door.startswith("cancel"))
+        assert (state == Batch.State.PAUSED) == (door == "pause")
 
 
 @locks_rows
