@@ -6,13 +6,16 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models import F, Model, signals
 from django.utils import timezone
 
 from autorun import tasks
-from autorun.models import Batch, Chunk, Run, SpilledTrigger
+from autorun.declare import nodes, registry
+from autorun.dispatch.releasing import release_everywhere
+from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger
 from autorun.planning import batches, retiring
 from autorun.planning.on_demand import sweep_now
 from autorun.runner import QuerySetRunner
@@ -22,12 +25,14 @@ from autorun.testing import run_inline
 from autorun.triggers import delivery
 from autorun.upkeep import folding
 from autorun.upkeep.pruning import prune
+from autorun.upkeep.rounds import unpark
 from tests.engine import (
     current_runs,
     declare,
     drain_spilled,
     echo,
     installed,
+    offer,
     work_off,
 )
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Tag
@@ -309,3 +314,53 @@ def test_runs_of_earlier_versions_are_retired_as_well(runner: QuerySetRunner) ->
 
     assert retired() == 2 * ROWS
     assert runner.progress() == Progress()
+
+
+def test_a_renamed_model_keeps_its_node(runner: QuerySetRunner) -> None:
+    """Django's migrations rename the content type in its place; only the digest has the name."""
+    node = runner.get_node()
+    Node.objects.update(digest="of the former name")
+    nodes.forget_nodes()
+
+    assert runner.get_node() == node
+
+    assert Node.objects.get().digest == runner.get_digest()
+    assert runner.run().planned == 0
+
+
+def test_another_configuration_does_not_take_the_node_of_a_renamed_model(
+    runner: QuerySetRunner,
+) -> None:
+    node = runner.get_node()
+    Node.objects.update(digest="of the former name")
+    other = declare(create_configuration=lambda self: {"factor": 2})
+
+    with installed(other):
+        assert other().get_node() != node
+
+    assert Node.objects.get(pk=node.pk).digest == "of the former name"
+
+
+def test_a_new_model_of_the_former_name_has_a_node_of_its_own(runner: QuerySetRunner) -> None:
+    node = runner.get_node()
+    of_other = ContentType.objects.get_for_model(Tag)
+    Node.objects.update(digest="of the new name", content_type=of_other)
+    nodes.forget_nodes()
+
+    assert runner.get_node() != node
+    assert runner.run().planned == ROWS
+
+
+def test_a_renamed_runner_takes_the_runs_that_wait_for_the_former_name(
+    runner: QuerySetRunner,
+) -> None:
+    runner.backfill(force=True)
+    renamed = declare(NAME="RenamedRunner")
+    with registry.registered(renamed, alone=True):
+        offer(Chunk.objects.queued().get().pk)
+
+        assert unpark() == 1
+
+        release_everywhere()
+        work_off()
+        assert renamed().progress() == Progress(succeeded=ROWS)

@@ -172,12 +172,20 @@ def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
         runner.get_model()
     )
     configuration = configuration_of(runner)  # the project's code, so outside the transaction
+    of_model = Node.objects.filter(content_type=content_type)
+    alike = of_model.filter(title=analysis.title, version=analysis.version)
     try:
         with transaction.atomic(using=settings.DATABASE):
+            for node in alike:
+                # Only the model's name can differ: Django's migrations rename the content type.
+                if node.configuration == configuration:
+                    node.digest = node_digest
+                    node.save(update_fields=["digest"], using=settings.DATABASE)
+                    return node
             return Node.objects.create(
                 # Processes keep the id. A sequence would give it to another node after a failover
                 # or a backup had lost this one.
-                pk=pk or int(node_digest[:ID_DIGITS], 16),
+                pk=pk or _free_id(node_digest),
                 title=analysis.title,
                 version=analysis.version,
                 configuration=configuration,
@@ -186,6 +194,12 @@ def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
             )
     except IntegrityError:  # another process made it meanwhile
         return Node.objects.get(digest=node_digest)
+
+
+def _free_id(node_digest: str) -> int:
+    """The start of the digest, or its next digits if a node of a renamed model has that id."""
+    first, second = (int(node_digest[begin:][:ID_DIGITS], 16) for begin in (0, ID_DIGITS))
+    return second if Node.objects.filter(pk=first).exists() else first
 
 
 def _forget_runners(**_: Any) -> None:

@@ -13,7 +13,7 @@ from django.db.models.functions import Least
 
 from autorun import analysis as analyses
 from autorun.conf import settings
-from autorun.declare import registry
+from autorun.declare import nodes, registry
 from autorun.dispatch.messages import follow_queues, message_to_plan_on
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, send
@@ -99,16 +99,19 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
 def unpark() -> int:
     """Requeue parked chunks whose runner and analysis are back; how many.
 
+    If the runner has another name now, the runner of their node takes them.
     Those of which no row could be loaded are tried again after a pause.
     """
     parked = Chunk.objects.parked().filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
     unparked = 0
-    for label, node_id, title, version in list(
-        parked.values_list("runner", "node_id", "node__title", "node__version").distinct()
-    ):
-        if _is_runnable(label, title, version):
+    columns = ("runner", "node_id", "node__digest", "node__title", "node__version")
+    for label, node_id, digest, title, version in list(parked.values_list(*columns).distinct()):
+        heir = label
+        if registry.find(label) is None:
+            heir = next(iter(nodes.runners_by_node().labels.get(digest, ())), label)
+        if _is_runnable(heir, title, version):
             unparked += parked.filter(runner=label, node_id=node_id).update(
-                state=Chunk.State.WAITING, publications=0
+                state=Chunk.State.WAITING, publications=0, runner=heir
             )
     return unparked
 
