@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-from asgiref.sync import sync_to_async
 from django.db.models import QuerySet
 
 from autorun.declare import hooks, nodes, registry
@@ -26,6 +25,7 @@ from autorun.observe.explanation import Explanation
 from autorun.planning import on_demand, pending
 from autorun.planning.scope import Scope
 from autorun.state import counts
+from autorun.state.async_twins import twin
 from autorun.state.counts import Progress
 
 
@@ -49,16 +49,6 @@ class QuerySetRunner(Runner):
         returned batch is not saved.
         """
         return on_demand.run_now(self, queryset, max_total=max_total, dry=dry, log_level=log_level)
-
-    async def arun(
-        self,
-        queryset: QuerySet[Any] | None = None,
-        max_total: int | None = None,
-        dry: bool = False,
-        log_level: int = logging.INFO,
-    ) -> Batch:
-        """`run()` for async code."""
-        return await sync_to_async(self.run)(queryset, max_total, dry, log_level)
 
     def query_progress(
         self, queryset: QuerySet[Any] | None = None
@@ -117,6 +107,19 @@ class QuerySetRunner(Runner):
     def ignore(self, queryset: QuerySet[Any] | None = None) -> int:
         """Leave the pending rows alone until their input changes; how many."""
         return on_demand.ignore(self, queryset)
+
+    # Each method above for async code
+
+    arun = twin(run)
+    aquery_progress = twin(query_progress)
+    apending = twin(pending)
+    ahas_run = twin(has_run)
+    aprogress = twin(progress)
+    aexplain = twin(explain)
+    abackfill = twin(backfill)
+    aretry = twin(retry)
+    aadopt = twin(adopt)
+    aignore = twin(ignore)
 
     # Identity and rows
 

@@ -662,11 +662,3 @@ def test_a_limit_that_is_reached_leaves_nothing_unbooked(documents, set_constant
         batch = runner().backfill(limit=limit)
 
     assert (batch.candidates, batch.existing, batch.planned) == (2 + limit, 2, limit)
-
-
-def test_arun_is_run_for_async_code(documents, transactional_db):
-    from asgiref.sync import async_to_sync
-
-    runner = declare()
-    with installed(runner):
-        assert async_to_sync(runner().arun)(max_total=2).planned == 2

@@ -502,7 +502,7 @@ def test_e012_is_not_for_hooks_with_other_names_of_arguments():
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("FILTER__QUERYSET_START", "FILTER_QUERYSET_START"),
+        ("FILTER_QUERYSET_STRAT", "FILTER_QUERYSET_START"),
         ("MAX_ATTEMPT", "MAX_ATTEMPTS"),
         ("INPUTFIELDS", "INPUT_FIELDS"),
     ],

@@ -545,7 +545,10 @@ def test_every_hook_and_method_is_documented():
         for name, cells in rows("runner", section).items()
     }
 
-    assert {name.partition("(")[0] for name in documented} == methods
+    twins = {name for name in methods if name.startswith("a") and name[1:] in methods}
+    page = (REFERENCE / "runner.md").read_text()
+    assert {name.partition("(")[0] for name in documented} == methods - twins
+    assert [name for name in twins if f"`{name}()`" not in page] == []
     for call in documented:
         ast.parse(call)
         name = call.partition("(")[0]

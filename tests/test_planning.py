@@ -110,14 +110,14 @@ def test_null_and_empty_are_different_inputs_and_boundaries_count():
 
 
 def test_without_input_fields_and_representation_a_row_runs_once(documents):
-    runner = declare(INPUT_FIELDS=None)
+    runner = declare(lambda value: value.pk, INPUT_FIELDS=None)
     with installed(runner):
         runner().run()
         work_off()
         Document.objects.update(title="changed")
 
         assert runner().run().planned == 0
-    assert current_runs()[documents[0].pk].outputs == {"value": documents[0].pk}
+    assert current_runs()[documents[0].pk].outputs == documents[0].pk
 
 
 @PLANNERS

@@ -237,8 +237,9 @@ class TestRepresentation:
         representation = runner().get_instance_representation(document)
         assert representation == {"title": "a", "state": "new"}
 
-    def test_or_the_primary_key(self):
-        assert declare(INPUT_FIELDS=())().get_instance_representation(Document(pk=5)) == 5
+    def test_or_the_instance(self):
+        document = Document(pk=5)
+        assert declare(INPUT_FIELDS=())().get_instance_representation(document) is document
 
 
 class TestSettings:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
+from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
@@ -435,6 +436,8 @@ def _input(runner: Any, instance: Any) -> str | None:
         return None
     try:
         found = runner.get_instance_representation(instance)
-        return None if found is None else as_json(found)
+        if found is None or isinstance(found, Model):  # the row itself, which the page names
+            return None
+        return as_json(found)
     except Exception as error:  # noqa: BLE001  a project's own hook
         return f"It cannot be prepared: {type(error).__name__}: {error}"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from celery.schedules import crontab
 from django.apps import apps
@@ -28,6 +28,8 @@ class _BySetting:
 
 #: The value of an option that the setting of the same name decides.
 BY_SETTING: Any = _BySetting()
+#: Another spelling of FILTER_QUERYSET_START, as the guide of django_analyses prints it.
+ALIASES = ("FILTER__QUERYSET_START",)
 #: Every runner class, with its module if that was imported.
 declared: dict[type[Runner], ModuleType | None] = {}
 
@@ -78,6 +80,9 @@ class Runner:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         declared[cls] = sys.modules.get(cls.__module__)
+        names = ("FILTER_QUERYSET_START", *ALIASES)
+        own = [vars(each)[name] for each in cls.__mro__ for name in names if name in vars(each)]
+        cls.FILTER_QUERYSET_START = own[0]
 
     # Hooks
 
@@ -99,13 +104,14 @@ class Runner:
         console.say("%d execution candidates found.", n_candidates, level=log_level)
 
     def get_instance_representation(self, instance: Any) -> Any:
-        """The analysis's input for `instance`, a value that JSON can hold.
+        """The analysis's input for `instance`; without INPUT_FIELDS a value that JSON can hold.
 
-        By default the value of the only one of INPUT_FIELDS, a dict of several, or the primary key.
+        By default the value of the only one of INPUT_FIELDS, or a dict of several. Without
+        INPUT_FIELDS, or for an argument annotated with the model, it is the instance itself.
         """
         fields = self.get_input_fields()
-        if not fields:
-            return instance.pk
+        if not fields or self._takes_instances:
+            return instance
         values = {}
         for path in fields:
             values[path] = instance
@@ -191,6 +197,15 @@ class Runner:
     def get_retry_backoff(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th attempt failed, from 1 on."""
         return exponential(self.RETRY_BACKOFF, attempt)
+
+    @cached_property
+    def _takes_instances(self) -> bool:
+        """Whether the argument INPUT_KEY is annotated with the model, or with a base of it."""
+        annotation = self.get_analysis().arguments.type_hints.get(self.get_input_key())
+        return any(
+            isinstance(each, type) and issubclass(each, Model) and issubclass(self._model, each)
+            for each in (annotation, *get_args(annotation))
+        )
 
     @cached_property
     def is_fingerprinted_by_database(self) -> bool:

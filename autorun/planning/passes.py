@@ -123,7 +123,10 @@ class Pass:
         with suppress(Batch.DoesNotExist):  # the database has forgotten it
             batch.refresh_from_db()
         numbers = (self.outcome.candidates, self.outcome.planned)
-        logger.info("%s: %s of %d candidates planned %d runs.", self.runner.label, batch, *numbers)
+        # The transcript of `run()` says it, and no other line may stand between its lines.
+        level = logging.DEBUG if batch.trigger == Batch.Trigger.CODE else logging.INFO
+        line = "%s: %s of %d candidates planned %d runs."
+        logger.log(level, line, self.runner.label, batch, *numbers)
 
     def _plan_window(self, planner: Planner, batch: Batch, window: Window) -> None:
         """Plan a window and book it: with its runs, or within a second if it has none."""

@@ -91,7 +91,7 @@ def repeated_on_conflict(
                 raise
             if is_broken:
                 connection.close()
-            logger.info("A transaction is repeated after attempt %d: %s", attempt, error)
+            logger.debug("A transaction is repeated after attempt %d: %s", attempt, error)
             on_conflict()
             # A server needs longer to restart than a rival to commit.
             pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** min(attempt - 1, 6)
@@ -109,7 +109,7 @@ def repeated_while_away(work: Callable[[], Result]) -> Result:
             try:
                 return work()
             except (OperationalError, InterfaceError) as error:
-                logger.info("Tried again after attempt %d: %s", attempt, error)
+                logger.debug("Tried again after attempt %d: %s", attempt, error)
             leave_broken_connections()
             time.sleep(PAUSE_WHILE_AWAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     return work()

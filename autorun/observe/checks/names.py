@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage
 
-from autorun.declare.runner import Runner
+from autorun.declare.runner import ALIASES, Runner
 from autorun.observe.checks.overrides import CALLS
 from autorun.observe.checks.problems import error, place, warning
 from autorun.state.words import meant
@@ -34,7 +34,8 @@ def check_names(runners: Iterable[Runner]) -> Iterator[CheckMessage]:
 
 def _names(cls: type) -> Iterator[CheckMessage]:
     for name, value in vars(cls).items():
-        if name.startswith("_") or any(hasattr(base, name) for base in cls.__bases__):
+        is_known = name in ALIASES or any(hasattr(base, name) for base in cls.__bases__)
+        if is_known or name.startswith("_"):
             continue
         if name.isupper():
             yield _upper_case(cls, name)

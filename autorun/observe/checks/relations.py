@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from textwrap import dedent
 from typing import Any
 
 from django.core.checks import CheckMessage
@@ -151,13 +154,26 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
                 f"Make {differing} of {places} alike, or give one of them another "
                 "ANALYSIS_CONFIGURATION or DATA_MODEL.",
             )
-        elif type(first).get_instance_representation is not type(other).get_instance_representation:
+        elif not _represent_alike(type(first), type(other)):
             yield warning(other, "W002")(
                 f"{claim} get_instance_representation(): if they differ, each would treat the "
                 "other's rows as changed.",
                 f"Inherit get_instance_representation() of {places} from one base, or give one of "
                 "them another ANALYSIS_CONFIGURATION.",
             )
+
+
+def _represent_alike(one: type[Runner], other: type[Runner]) -> bool:
+    """Whether `get_instance_representation` is one function, or two of one text and one meaning."""
+    hooks = one.get_instance_representation, other.get_instance_representation
+    if hooks[0] is hooks[1]:
+        return True
+    try:
+        texts = [ast.dump(ast.parse(dedent(inspect.getsource(hook)))) for hook in hooks]
+        names = [inspect.getclosurevars(hook)[:3] for hook in hooks]
+    except (OSError, SyntaxError, TypeError):  # not functions, or without a source file
+        return False
+    return texts[0] == texts[1] and names[0] == names[1]
 
 
 def _takes_its_input(runner: Runner) -> bool:
