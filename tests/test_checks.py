@@ -828,7 +828,7 @@ def test_the_defaults_pass():
 
 
 def test_e201_no_content_types(monkeypatch):
-    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django.contrib.contenttypes")
+    monkeypatch.setattr(apps, "is_installed", lambda name: name == "django_celery_beat")
 
     assert "manage.py migrate" in only("E201").hint
 
@@ -998,10 +998,55 @@ def test_e230_is_not_for_times_that_autorun_reads_as_it_writes_them(
 
 
 def test_w204_schedules_without_beat(monkeypatch):
-    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django_celery_beat")
+    monkeypatch.setattr(
+        apps, "is_installed", lambda name: name not in ("django_celery_beat", "cachalot")
+    )
 
     assert "django_celery_beat" in only("W204", declare()).hint
     assert ids(declare(SCHEDULE=None)) == []
+
+
+@pytest.mark.parametrize("scheduler", ["celery.beat:PersistentScheduler", "celery.beat.Scheduler"])
+def test_w208_a_scheduler_of_beat_that_does_not_know_the_schedules(scheduler):
+    with configured(beat_scheduler=scheduler):
+        assert "CELERY_BEAT_SCHEDULE and set AUTORUN" in only("W208", declare()).hint
+        assert ids(declare(SCHEDULE=None)) == []
+
+
+@pytest.mark.parametrize("scheduler", ["django", "no_such.scheduler:Scheduler"])
+def test_w208_is_not_for_schedulers_of_beats_tables(scheduler):
+    with configured(beat_scheduler=scheduler):
+        assert ids(declare()) == []
+
+
+@pytest.mark.parametrize(
+    ("is_complaint", "changes"),
+    [
+        (True, {}),
+        (True, {"CACHALOT_UNCACHABLE_APPS": ("shop",)}),
+        (False, {"CACHALOT_UNCACHABLE_APPS": ("shop", "autorun")}),
+        (False, {"CACHALOT_ENABLED": False}),
+    ],
+)
+def test_w209_cached_queries_of_autoruns_tables(monkeypatch, settings, is_complaint, changes):
+    monkeypatch.setattr(apps, "is_installed", lambda name: True)
+    for name, value in changes.items():
+        setattr(settings, name, value)
+
+    assert ids(declare()) == ["W209"] * is_complaint
+
+
+@pytest.mark.parametrize("name", ["tests.library", "tests.library.apps.LibraryConfig"])
+def test_e203_a_model_with_a_table_for_each_tenant(settings, name):
+    settings.TENANT_APPS = ("tests.libr", name)
+
+    assert "library.Document" in only("E203", declare()).msg
+
+
+def test_e203_autorun_in_the_schemas_of_tenants(settings):
+    settings.TENANT_APPS = ("shop", "autorun")
+
+    assert "SHARED_APPS" in only("E203", declare()).hint
 
 
 def test_the_databases_of_this_suite_pass():

@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 import pytest
-from celery.beat import Service
+from celery.beat import Scheduler, Service
 from celery.schedules import crontab, schedule
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
@@ -23,7 +23,9 @@ from autorun.triggers import on_schedule
 from autorun.triggers.on_schedule import SyncReport, sync
 from settings import celery_app
 from tests.celery_settings import configured
+from tests.engine import declare, installed, work_off
 from tests.library.models import Document
+from tests.test_docs import DOCS, blocks_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -409,3 +411,34 @@ def test_a_beat_with_another_scheduler_is_warned(caplog, tmp_path):
     service.scheduler.close()
 
     assert "--scheduler django_celery_beat.schedulers:DatabaseScheduler" in caplog.text
+
+
+def test_plain_beat_sends_the_sweeps_that_the_how_to_lists():
+    (block,) = [
+        each
+        for each in blocks_of(DOCS / "howto" / "existing.md")
+        if "CELERY_BEAT_SCHEDULE" in each.code and each.language == "python"
+    ]
+    names: dict[str, Any] = {}
+    exec(block.code, names)
+    Document.objects.create(title="title")
+
+    (listed,) = names["CELERY_BEAT_SCHEDULE"].values()
+    runner = declare(SCHEDULE=None)
+    listed["args"] = [runner.get_label()]
+
+    with (
+        installed(runner),
+        configured(
+            beat_schedule=names["CELERY_BEAT_SCHEDULE"],
+            beat_cron_starting_deadline=None,
+            task_always_eager=True,
+        ),
+    ):
+        beat = Scheduler(celery_app, lazy=False)
+        for each in beat.schedule.values():
+            each.last_run_at -= dt.timedelta(days=2)
+        beat.tick()
+        work_off()
+
+        assert runner().progress().succeeded == 1

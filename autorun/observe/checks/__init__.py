@@ -31,6 +31,7 @@ def check_all(
         imports,
         installation,
         names,
+        neighbours,
         overrides,
         relations,
         values,
@@ -41,9 +42,11 @@ def check_all(
     yield from autorun_setting.check_settings()
     yield from installation.check_installation()
     yield from imports.check_imports()
+    yield from neighbours.check_neighbours(registry.runners())
     yield from declarations.check_unregistered(app_configs)
     for runner in runners:
         yield from declarations.check_declaration(runner)
+        yield from neighbours.check_tenants(runner)
         yield from values.check_values(runner)
         yield from overrides.check_overrides(runner)
     yield from names.check_names(runners)

@@ -15,8 +15,6 @@ from django.db import connections
 
 from autorun.broker.transport import path_of
 from autorun.conf import settings
-from autorun.declare import registry
-from autorun.declare.hooks import is_scheduled
 from autorun.observe.checks.problems import error, warning
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
@@ -28,7 +26,7 @@ PICKLE = {"pickle", "application/x-python-serialize"}
 
 
 def check_installation() -> list[CheckMessage]:
-    """E201-E202, E230 and W201-W205: INSTALLED_APPS, the broker, the database."""
+    """E201-E202, E230, W201-W203 and W205: INSTALLED_APPS, the broker, the database."""
     return [*_apps(), *_broker(), *_content(), *_database()]
 
 
@@ -38,13 +36,6 @@ def _apps() -> Iterator[CheckMessage]:
             "autorun names models by their content types, but django.contrib.contenttypes is not "
             "installed.",
             "Add 'django.contrib.contenttypes' to INSTALLED_APPS and run `manage.py migrate`.",
-        )
-    if not apps.is_installed("django_celery_beat") and any(map(is_scheduled, registry.runners())):
-        yield warning("settings.INSTALLED_APPS", "W204")(
-            "Runners have schedules, but django_celery_beat, which keeps them, is not installed: "
-            "no sweeps run.",
-            "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
-            "AUTORUN = {'SCHEDULE': None}.",
         )
 
 
