@@ -18,6 +18,7 @@ from django.db.models.functions import Greatest, Least
 
 from autorun.conf import settings
 from autorun.declare import nodes
+from autorun.dispatch.holding import next_try
 from autorun.dispatch.messages import follow_queues, message_for
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.room import Room
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 FIRST_PAGE = 8
 #: Messages of a chunk are counted up to this number; a smallint ends a little above.
 MOST_PUBLICATIONS = 30_000
+_IS_DUE = Q(state=Chunk.State.WAITING) & (Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Release:
 
 def release(node_id: int) -> Release:
     """Send what the node's limits allow, urgent chunks first, once the transaction commits."""
-    node_digest = _due(node_id).order_by().values_list("node__digest", flat=True).first()
+    is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
+    startable = _unpaused(node_id).filter(_IS_DUE | is_held_up).order_by()
+    node_digest = startable.values_list("node__digest", flat=True).first()
     if node_digest is None:
         return Release()
     work = partial(_release, node_id, node_digest)
@@ -61,8 +65,13 @@ def release_everywhere() -> int:
     """Release for every node with waiting chunks; return the number of released chunks."""
     # A subquery for each node: there may be many thousands of waiting chunks.
     waiting = Chunk.objects.waiting().of(OuterRef("pk"))
-    nodes_waiting = Node.objects.filter(Exists(waiting)).values_list("pk", flat=True)
-    return sum_of_each(lambda pk: release(pk).chunks, nodes_waiting, name="Releasing: node")
+    held_up = Chunk.objects.held_up().of(OuterRef("pk"))
+    nodes_waiting = Node.objects.filter(Exists(waiting) | Exists(held_up))
+    return sum_of_each(
+        lambda pk: release(pk).chunks,
+        nodes_waiting.values_list("pk", flat=True),
+        name="Releasing: node",
+    )
 
 
 def _release(node_id: int, node_digest: str) -> Release:
@@ -117,26 +126,29 @@ def send(chunks: Sequence[Chunk]) -> int:
 
 def _due(node_id: int) -> QuerySet[Any]:
     """The node's waiting chunks that may start now, urgent ones first."""
-    return (
-        Chunk.objects.waiting()
-        .of(node_id)
-        .filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
-        .exclude(batch__state__in=(Batch.State.PAUSED, Batch.State.CANCELLED))
-        .filter(node__paused_at=None)
-        .order_by("-priority", "pk")
-    )
+    return _unpaused(node_id).filter(_IS_DUE)
+
+
+def _unpaused(node_id: int) -> QuerySet[Any]:
+    paused = (Batch.State.PAUSED, Batch.State.CANCELLED)
+    chunks = Chunk.objects.of(node_id).filter(node__paused_at=None)
+    return chunks.exclude(batch__state__in=paused).order_by("-priority", "pk")
 
 
 def _claim(node_id: int, labels: Set[str]) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under the lock of the node."""
     nodes.lock(node_id)
-    in_flight = (
-        Chunk.objects.limiting()
-        .of(node_id)
-        .values_list("state", "runner", "batch_id", "batch__window", Chunk.runs_left())
+    limiting = Chunk.objects.limiting().of(node_id)
+    in_flight = limiting.values_list(
+        "state", "runner", "batch_id", "batch__window", Chunk.runs_left()
     )
+    claimed = []
+    if held_up := {runner for state, runner, *_ in in_flight if state == Chunk.State.PARKED}:
+        tries = [next_try(node_id, label, _due(node_id)) for label in sorted(held_up)]
+        claimed = [chunk for chunk in tries if chunk is not None]
+        in_flight = in_flight.all()
     room = Room(in_flight, node_id, labels)
-    claimed = list(_fitting(_due(node_id), room))
+    claimed += _fitting(_due(node_id).exclude(pk__in=[chunk.pk for chunk in claimed]), room)
     # A chunk that was cancelled since it was read stays so; its message does nothing.
     Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(
         state=Chunk.State.QUEUED,

@@ -100,7 +100,7 @@ class Room:
         if registry.find(label) is not None:
             limited.add(label)
         for each in sorted(limited - self._counted_elsewhere):
-            pulses.hold(f"parallel:{hashlib.sha256(each.encode()).hexdigest()[:32]}")
+            _hold_parallel(each)
         for each in {label, *limited} - self._counted_elsewhere:
             elsewhere = Chunk.objects.in_flight().filter(runner=each).exclude(node=self._node_id)
             self._chunks_of_runner[each] += elsewhere.count()
@@ -128,6 +128,18 @@ class Room:
             self._runs_of_batch[batch_id] += size
             if self._runs_of_batch[batch_id] >= window:
                 self._full_batches.add(batch_id)
+
+
+def is_at_its_limit(label: str) -> bool:
+    """Whether MAX_PARALLEL chunks of the runner are in flight, at all nodes; until the commit."""
+    most = _most_parallel(label)
+    if most:
+        _hold_parallel(label)
+    return 0 < most <= Chunk.objects.in_flight().filter(runner=label).count()
+
+
+def _hold_parallel(label: str) -> None:
+    pulses.hold(f"parallel:{hashlib.sha256(label.encode()).hexdigest()[:32]}")
 
 
 def _most_parallel(label: str) -> int:

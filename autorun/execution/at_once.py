@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 class _Standing:
     """A row with its fingerprint and its current run, if it has one.
 
-    `is_free`: a new run can start, as the row has no pending run and its node is not paused.
+    `is_free`: a new run can start, as the row has no pending run, and its node is neither paused
+    nor held up.
     """
 
     key: Key
@@ -126,24 +127,25 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
         f"EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "
         f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}), "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
-        "WHERE n.id = %s AND n.paused_at IS NOT NULL) "
+        "WHERE n.id = %s AND n.paused_at IS NOT NULL), "
+        f"EXISTS (SELECT 1 FROM {table(Chunk, connection)} AS c WHERE c.node_id = %s "
+        f"AND c.state = {Chunk.State.PARKED:d} AND c.not_before IS NOT NULL) "
         f"FROM ({candidates.source.sql}) AS d "
         f"LEFT JOIN {table(Run, connection)} AS r ON {current.sql}"
     )
-    node_ids = [candidates.node_id, candidates.node_id]
-    params = [*node_ids, *candidates.source.params, *current.params]
+    params = [*[candidates.node_id] * 3, *candidates.source.params, *current.params]
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         found = cursor.fetchone()
     if found is None:
         return None
-    key, fingerprint, run_id, is_done, is_pending, is_paused = found
+    key, fingerprint, run_id, is_done, *obstacles = found
     return _Standing(
         key=key,
         fingerprint=getattr(fingerprint, "hex", fingerprint),
         run_id=run_id,
         is_done=bool(is_done),
-        is_free=not (is_pending or is_paused),
+        is_free=not any(obstacles),
     )
 
 

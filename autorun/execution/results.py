@@ -81,6 +81,13 @@ class Result:
         named = (run.pk, Run.Status.PENDING, run.attempts, run.fingerprint)
         return cls(*named, again_in=again_in, reason=reason)
 
+    def kept_pending(self, *, again_in: float, reason: str) -> Result:
+        """The failure as one of a runner that is held up; a last attempt is given back."""
+        pending = replace(self, status=Run.Status.PENDING, again_in=again_in, reason=reason)
+        if self.status == Run.Status.PENDING:
+            return pending
+        return replace(pending, attempts=self.attempts - 1, failure=None)
+
 
 @dataclass(frozen=True)
 class Tally:

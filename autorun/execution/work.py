@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -18,25 +19,22 @@ from autorun.conf import settings
 from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
+from autorun.dispatch.holding import pause_after
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs, superseded
+from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, load
 from autorun.signals import run_failed, run_succeeded
 from autorun.state import probes
 from autorun.state.encoding import encode_outputs
-from autorun.state.exception_text import describe_exception, one_line
+from autorun.state.exception_text import describe_exception, one_line, summary
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.probes import crash_point
-from autorun.state.transactions import (
-    PAUSE_FOR_ALL,
-    Halving,
-    is_passing,
-    repeated_on_conflict,
-)
+from autorun.state.transactions import Halving, is_passing, repeated_on_conflict
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -92,6 +90,7 @@ class Work:
         self._tally = Tally.of(lease.chunk)
         self._is_abandoned = False
         self._is_in_doubt = False
+        self._brake: Brake | None = None  # made when a run fails
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
@@ -133,6 +132,8 @@ class Work:
     def perform(self, termination: Termination) -> Tally:
         """Execute the assigned runs; how they ended. Raises LeaseLost, or Interrupted."""
         try:
+            if self.lease.chunk.reason:
+                self._go_on_elsewhere()
             while (assignment := self._next()) is not None:
                 began = time.monotonic()
                 with probes.span("autorun.run") as span:
@@ -147,6 +148,8 @@ class Work:
                         span.fail(result.failure)
                 crash_point("finish.unwritten")
                 self._finish(assignment, result, time.monotonic() - began)
+                if self._brake is not None or result.failure is not None:
+                    self._brake_after(result)
                 is_late = time.monotonic() - self._written_at >= WRITE_EVERY
                 if is_late or self._output_bytes >= WRITE_BYTES:
                     self._write(is_last=False)
@@ -231,8 +234,8 @@ class Work:
         # No row's fault: a hook that is broken, or a column that is not there before `migrate`.
         message = "%s: no row can be loaded; tried again later."
         logger.error(message, self.runner.label, exc_info=error)
-        parked = partial(Result.moved, again_in=PAUSE_FOR_ALL, reason=one_line(error))
-        self._results += map(parked, due)
+        pause, reason = pause_after(self.lease.chunk), one_line(error)
+        self._results += [Result.moved(run, again_in=pause, reason=reason) for run in due]
 
     def _drop_superseded(self, changed: Sequence[Assignment]) -> None:
         """Leave changed rows to the newer runs that planning has made for them meanwhile."""
@@ -302,6 +305,35 @@ class Work:
                 self.unexpected.append(assignment.row.key)
             if result.status == Run.Status.SUCCEEDED:
                 self.succeeded.append(assignment.row.key)
+
+    def _brake_after(self, result: Result) -> None:
+        """Park the rest if the runner's rows all fail alike; the failures so far end no run."""
+        chunk = self.lease.chunk
+        brake = self._brake = self._brake or Brake(chunk, has_succeeded=bool(self.succeeded))
+        if brake.is_on_after(result, is_last=not self._assignments):
+            summed_up = summary(result.failure) if result.failure else ""
+            reason = chunk.reason or f"The last {FAILURES} rows have failed alike: {summed_up}"
+            logger.error("%s: held up. %s", self.runner.label, reason)
+            parked: dict[str, Any] = {"again_in": pause_after(chunk), "reason": reason}
+            with self.lock:
+                rest = [Result.moved(each.run, **parked) for each in self._assignments]
+                ended = [
+                    each.kept_pending(**parked)
+                    if brake.is_alike(each)
+                    and (each is self._results[-1] or each.status == Run.Status.FAILED)
+                    else each
+                    for each in self._results
+                ]
+                self._results = [*ended, *rest]
+                self._assignments.clear()
+        elif result.failure is not None:
+            self._go_on_elsewhere()
+
+    def _go_on_elsewhere(self) -> None:
+        """Continue at another row of the chunk: bad rows are often neighbours."""
+        with self.lock:
+            if self._assignments:
+                self._assignments.rotate(random.randrange(len(self._assignments)))
 
     def _abandoned(self) -> LeaseLost:
         return LeaseLost(f"Chunk {self.lease.chunk.pk} is no longer this process's.")

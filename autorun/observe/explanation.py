@@ -19,6 +19,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.observe.held_up import held_up
 from autorun.planning.rows import Row, load
 from autorun.state.keys import Key, key_kind
 from autorun.state.words import counted, moment
@@ -163,6 +164,10 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
         return "paused", f"The runner is paused{_since(run.node.paused_at)}"
     if batch is not None and batch.state == Batch.State.PAUSED:
         return "paused", f"Its batch {batch.pk} is paused"
+    for found in held_up(runner.label):
+        if found.next_try is not None:
+            until = moment(found.next_try)
+            return "waiting", f"Held up until {until}: {found.reason.rstrip('.')}"
     if not_before is not None:
         return "retrying", f"Waiting until {moment(not_before)}"
     return "waiting", f"Planned, and waiting until fewer runs of {_title(runner)} are in flight"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from django.db.models import Min, Sum, Value
+from django.db.models import Max, Min, Sum, Value
 
 from autorun.models import Chunk, SpilledTrigger
 from autorun.state.words import counted
@@ -34,8 +34,8 @@ def held_up(label: str | None = None) -> list[HeldUp]:
     parked = Chunk.objects.parked().filter(**of_runner).values_list(*columns)
     spilled = SpilledTrigger.objects.exclude(reason="").filter(**of_runner).values_list(*columns)
     since = Min("created_at")
-    found = parked.annotate(number=Sum("size"), since=since, next_try=Min("not_before")).union(
-        spilled.annotate(number=Value(0), since=since, next_try=Min("expires_at")), all=True
+    found = parked.annotate(number=Sum("size"), since=since, next_try=Max("not_before")).union(
+        spilled.annotate(number=Value(0), since=since, next_try=Max("expires_at")), all=True
     )
     return [
         HeldUp(runner, _what(runs), reason, *times)

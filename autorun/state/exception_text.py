@@ -44,9 +44,13 @@ def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText
 
 def one_line(error: BaseException) -> str:
     """Return the exception's class and the first line of its message."""
-    text = describe_exception(error, max_bytes=_LONGEST_LINE)
+    return summary(describe_exception(error, max_bytes=_LONGEST_LINE))
+
+
+def summary(text: ExceptionText) -> str:
+    """Return the exception's class and the first line of its message."""
     name, message = text.exception_class.rpartition(".")[2], text.message.strip()
-    return harmless(f"{name}: {message.splitlines()[0]}" if message else name)
+    return harmless(f"{name}: {message.splitlines()[0][:_LONGEST_LINE]}" if message else name)
 
 
 def name_exception(kind: type[BaseException]) -> str:

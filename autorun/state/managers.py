@@ -92,11 +92,14 @@ class ChunkQuerySet(QuerySet[Row]):
         return self.filter(state__in=IN_FLIGHT)
 
     def limiting(self) -> Self:
-        """Chunks in flight, and those that an error holds up for a while."""
-        is_held_up = Q(not_before__gt=DatabaseNow())
+        """Chunks in flight, and those that an error holds up."""
         return self.filter(state__in=(*IN_FLIGHT, ChunkState.PARKED)).filter(
-            ~Q(state=ChunkState.PARKED) | is_held_up
+            ~Q(state=ChunkState.PARKED) | Q(not_before__isnull=False)
         )
+
+    def held_up(self) -> Self:
+        """Parked chunks of runners all of whose rows meet an error; with the time of a next try."""
+        return self.parked().filter(not_before__isnull=False)
 
     def unstarted(self) -> Self:
         return self.filter(state__in=UNSTARTED)

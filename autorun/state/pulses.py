@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Expression, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Pulse
@@ -59,8 +59,13 @@ def hold(name: str) -> None:
         list(locked.all())
 
 
-def note(name: str, beat_at: dt.datetime) -> None:
+def note(name: str, beat_at: dt.datetime | Expression) -> None:
     Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})
+
+
+def is_ahead(name: str) -> bool:
+    """Whether the time that was noted is still to come."""
+    return Pulse.objects.filter(name=name, beat_at__gt=DatabaseNow()).exists()
 
 
 def beat_of(name: str) -> dt.datetime | None:

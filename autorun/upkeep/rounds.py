@@ -100,9 +100,8 @@ def unpark() -> int:
     """Requeue parked chunks whose runner and analysis are back; how many.
 
     If the runner has another name now, the runner of their node takes them.
-    Those of which no row could be loaded are tried again after a pause.
     """
-    parked = Chunk.objects.parked().filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
+    parked = Chunk.objects.parked().filter(not_before=None)
     unparked = 0
     columns = ("runner", "node_id", "node__digest", "node__title", "node__version")
     for label, node_id, digest, title, version in list(parked.values_list(*columns).distinct()):
@@ -111,7 +110,7 @@ def unpark() -> int:
             heir = next(iter(nodes.runners_by_node().labels.get(digest, ())), label)
         if _is_runnable(heir, title, version):
             unparked += parked.filter(runner=label, node_id=node_id).update(
-                state=Chunk.State.WAITING, publications=0, runner=heir
+                state=Chunk.State.WAITING, reason="", publications=0, runner=heir
             )
     return unparked
 

@@ -2,6 +2,7 @@
 
 sleep:2        it takes so many seconds
 gate           it waits until the file `gate` is there, beside the ledger
+full           the disk is full until then
 raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
                interpreter's lock);
 leave:begin    it leaves its connection so: see `tests.faultlab.leftovers`
@@ -20,6 +21,7 @@ task           it leaves a task that never ends
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -94,6 +96,11 @@ def _wait_at_gate(_: str) -> None:
         time.sleep(0.01)
 
 
+def _find_the_disk_full(_: str) -> None:
+    if not (_path().parent / "gate").exists():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def _hang(_: str) -> None:
     """Catches whatever is meant to stop it."""
     while True:
@@ -152,6 +159,7 @@ _DOES = {
     "sleep": lambda seconds: time.sleep(float(seconds)),
     "block": lambda seconds: time.sleep(float(seconds)),
     "gate": _wait_at_gate,
+    "full": _find_the_disk_full,
     "raise": _raise,
     "exit": lambda _: sys.exit(3),
     "os_exit": lambda _: os._exit(3),

@@ -1,6 +1,7 @@
 """What befalls the rows themselves while runs are about them."""
 
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -8,7 +9,9 @@ from django.db import connection, connections, transaction
 from django.db.models import Q
 
 from autorun import tasks
+from autorun.dispatch.holding import FIRST_PAUSE
 from autorun.models import Chunk, Failure, Run
+from autorun.observe.held_up import held_up
 from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
 from autorun.planning.planner import Planner
@@ -253,6 +256,35 @@ def test_half_the_rows_are_poison_and_the_others_drain(lab: Lab):
     assert Failure.objects.count() == 200
     assert set(Failure.objects.values_list("message", flat=True)) == {"poison"}
     assert set(lab.ledger.times().values()) == {1, 2}
+
+
+@pytest.mark.faults(20)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"MAX_ATTEMPTS": 1},
+        {"MAX_ATTEMPTS": 2, "RETRY_BACKOFF": 0.1, "BATCH_SIZE": 1},
+    ],
+)
+def test_bodies_that_all_fail_alike_wait_until_a_row_succeeds(lab: Lab):
+    lab.write(49, does="full")
+    lab.start_worker(concurrency=2)
+
+    lab.runner.run()
+    lab.until(lambda: held_up(lab.runner.label))
+    begun = len(lab.ledger.executions())
+    lab.save(does="full")
+    time.sleep(1.5 * FIRST_PAUSE)  # a try in vain
+    assert lab.runner.progress().failed == 0
+    assert begun <= len(lab.ledger.executions()) <= begun + 3
+    assert "No space left" in held_up(lab.runner.label)[0].reason
+    lab.open_gate()
+    lab.until_done(50)
+
+    lab.check()
+    progress = lab.runner.progress()
+    assert (progress.succeeded, progress.failed) == (50, 0)
 
 
 class Unspeakable(Exception):
