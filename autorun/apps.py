@@ -17,11 +17,12 @@ class AutorunConfig(AppConfig):
         from autorun import broker, tasks
         from autorun.declare import nodes, registry
         from autorun.observe import checks
-        from autorun.state import sockets, waits
+        from autorun.state import documents, sockets, waits
         from autorun.triggers import delivery, on_save, on_schedule
         from autorun.upkeep import workers
 
         checks.connect()
+        documents.connect()
         waits.connect()
         broker.register()
         registry.autodiscover()

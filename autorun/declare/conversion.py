@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from enum import Enum
-from functools import cache
+from functools import cache, partial
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 from uuid import UUID
 
+from django.core.files.base import File
 from django.utils.dateparse import parse_duration
 
 # From a value, the class of its annotation, and the annotation; any of _REFUSALS refuses the value.
@@ -48,12 +50,25 @@ class Mismatch(Exception):
         return f"'{path}' must be {_expected(annotation)}, not {found}"
 
 
+class StoredText(str):
+    """The text that is stored of the `original` value of a field."""
+
+    __slots__ = ("original",)
+    original: object
+
+    def __new__(cls, text: object, original: object) -> StoredText:
+        stored = super().__new__(cls, text)
+        stored.original = original
+        return stored
+
+
 def convert(value: object, annotation: Any) -> Any:
     """Return `value` converted to `annotation`; raise `Mismatch` if it does not fit.
 
     Integers become floats; strings Paths, UUIDs, Decimals, dates, times and durations; values or
-    names members of an enumeration; lists the annotated collection. Any, a type variable and a
-    protocol accept every value unchanged.
+    names members of an enumeration; lists the annotated collection. A stored text is given as the
+    value that it is of, if that fits: a file as the Path of where it is. Any, a type variable and
+    a protocol accept every value unchanged.
     """
     kind = annotation
     if type(annotation) is not type:
@@ -61,6 +76,9 @@ def convert(value: object, annotation: Any) -> Any:
         kind = typing.get_origin(annotation) or annotation
         if not isinstance(kind, type) and kind not in (typing.Union, typing.Literal):
             return value
+    if isinstance(value, StoredText) and kind not in (Any, object):
+        with suppress(Mismatch):
+            return convert(value.original, annotation)
     try:
         return _converter(kind)(value, kind, annotation)
     except _REFUSALS:
@@ -86,7 +104,7 @@ def _converter(kind: Any) -> Converter:
     if issubclass(kind, Enum):
         return _to_enum
     if issubclass(kind, PurePath):
-        return _reading(kind, str, os.PathLike)
+        return _reading(partial(_path, kind), str, os.PathLike, File)
     if typing.is_typeddict(kind):
         return _to_mapping
     return _to_dataclass if dataclasses.is_dataclass(kind) else _instance
@@ -113,6 +131,16 @@ def _instance(value: Any, kind: Any, _: object = None) -> Any:
         if not isinstance(value, kind):
             raise ValueError
     return value
+
+
+def _path(kind: Any, value: Any) -> object:
+    return kind(getattr(value, "path", value))
+
+
+def _to_none(value: Any, *_: object) -> None:
+    # `Path | None` is None for a field without a file.
+    if value is not None and not (isinstance(value, File) and not value):
+        raise ValueError
 
 
 def _to_enum(value: Any, kind: Any, _: object) -> Any:
@@ -235,9 +263,10 @@ _COLLECTIONS: dict[type, Callable[[list[Any]], object] | None] = {
 _CONVERTERS: dict[Any, Converter] = {
     int: _reading(lambda value: int(value) if value.is_integer() else None, float),
     float: _reading(float, int),
-    os.PathLike: _reading(Path, str),
+    type(None): _to_none,
+    os.PathLike: _reading(partial(_path, Path), str, File),
     Decimal: _reading(lambda value: Decimal(str(value)), int, float, str),
-    UUID: _reading(UUID, str),
+    **{kind: _reading(kind, str) for kind in (UUID, IPv4Address, IPv6Address)},
     **{kind: _reading(kind.fromisoformat, str) for kind in (dt.datetime, dt.date, dt.time)},
     dt.timedelta: _reading(parse_duration, str),
     typing.Literal: _to_literal,

@@ -18,6 +18,7 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import console
 from autorun.declare.backoff import exponential
+from autorun.declare.inputs import Input, input_of
 from autorun.exceptions import ImproperRunner
 
 
@@ -109,17 +110,12 @@ class Runner:
         By default the value of the only one of INPUT_FIELDS, or a dict of several. Without
         INPUT_FIELDS, or for an argument annotated with the model, it is the instance itself.
         """
-        fields = self.get_input_fields()
-        if not fields or self._takes_instances:
+        if not self.inputs or self._takes_instances:
             return instance
         values = {}
-        for path in fields:
-            values[path] = instance
-            for name in path.split("__"):
-                values[path] = getattr(values[path], name)
-                if values[path] is None:
-                    break
-        return values if len(fields) > 1 else values[fields[0]]
+        for each in self.inputs:
+            values[each.path] = each.read(instance)
+        return values if len(values) > 1 else values.popitem()[1]
 
     def create_configuration(self) -> dict[str, Any]:
         """Keyword arguments that all runs have in common; part of what makes a node."""
@@ -186,6 +182,11 @@ class Runner:
                 f"field names. Write ({self.INPUT_FIELDS!r},)."
             )
         return tuple(self.INPUT_FIELDS or ())
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """INPUT_FIELDS, as SQL and Python read them."""
+        return tuple(input_of(self._model, path) for path in self.get_input_fields())
 
     def get_schedule(self) -> crontab | dt.timedelta | None:
         return settings.SCHEDULE if self.SCHEDULE is BY_SETTING else self.SCHEDULE

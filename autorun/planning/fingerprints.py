@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import models
-from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
+from django.db.models import Exists, Expression, Func, OuterRef, Subquery
+from django.db.models.fields.json import KeyTransform
 
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run
+from autorun.state.column_texts import text_of
 from autorun.state.encoding import JSON, Encoder, Unencodable, checked_text, in_words
 from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
@@ -32,7 +34,7 @@ def expression(
 
     `upstream=False` leaves out dependencies' successes, for databases without autorun's tables.
     """
-    sources: list[Any] = list(map(F, runner.get_input_fields()))
+    sources = [each.source for each in runner.inputs]
     if upstream and runner.DEPENDS_ON:
         sources += [Subquery(runs.values("pk")) for runs in upstream_successes(runner)]
     return Fingerprint(*sources, output_field=output_field or FingerprintField())
@@ -105,10 +107,9 @@ class Fingerprint(Func):
         parts: list[str] = []
         params: list[Any] = []
         for source in self.get_source_expressions():
-            sql, source_params = compiler.compile(source)
-            text = _as_text(sql, source.output_field, connection.vendor)
-            parts.append(_netstring(text, connection.vendor))
-            params += [*source_params, *source_params]
+            part, part_params = _netstring(source, compiler, connection)
+            parts.append(part)
+            params += part_params
         if connection.vendor == "mysql":
             whole = f"MD5(CONCAT({', '.join(parts)}))"
             if len(parts) == 1:
@@ -119,26 +120,17 @@ class Fingerprint(Func):
         return f"MD5({' || '.join(parts)}){cast}", params
 
 
-def _netstring(text: str, vendor: str) -> str:
-    if vendor == "mysql":
-        return f"COALESCE(CONCAT(CHAR_LENGTH({text}), ':', {text}), 'N')"
-    return f"COALESCE(LENGTH({text}) || ':' || {text}, 'N')"
-
-
-def _as_text(sql: str, field: Any, vendor: str) -> str:
-    """`sql` as text that tells all values apart and does not depend on the session's settings."""
-    while getattr(field, "remote_field", None) is not None:
-        field = field.target_field
-    if isinstance(field, models.GeneratedField):
-        return _as_text(sql, field.output_field, vendor)
-    if isinstance(field, models.BinaryField):
-        return f"ENCODE({sql}, 'hex')" if vendor == "postgresql" else f"HEX({sql})"
-    if vendor == "postgresql":
-        # The text of times and intervals depends on the session's time zone and IntervalStyle;
-        # their epoch does not.
-        if isinstance(field, (models.DateTimeField, models.DurationField)):
-            sql = f"EXTRACT(EPOCH FROM {sql})"
-        return f"({sql})::text"
-    if vendor == "sqlite" and isinstance(field, models.FloatField):
-        return f"QUOTE({sql})"  # a cast keeps 15 digits
-    return f"CAST({sql} AS {'CHAR' if vendor == 'mysql' else 'TEXT'})"
+def _netstring(source: Any, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+    text = text_of(source.output_field, connection.alias)
+    if connection.vendor == "sqlite" and isinstance(source.output_field, models.JSONField):
+        # Django's own SQL of a key has one text for 1 and "1".
+        keys: list[str] = []
+        while isinstance(source, KeyTransform):
+            keys.insert(0, source.key_name)
+            source = source.lhs
+        text = text.replace("[]", json.dumps(keys).replace("'", "''").replace("%", "%%"))
+    sql, params = compiler.compile(source)
+    whole = f"COALESCE(LENGTH({text}) || ':' || {text}, 'N')"
+    if connection.vendor == "mysql":
+        whole = f"COALESCE(CONCAT(CHAR_LENGTH({text}), ':', {text}), 'N')"
+    return whole.replace("$", sql), [*params] * whole.count("$")

@@ -15,6 +15,7 @@ from autorun.conf import settings
 from autorun.declare import hooks
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
+from autorun.declare.inputs import value_annotations
 from autorun.declare.nodes import node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
@@ -148,7 +149,7 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
         fingerprint = fingerprints.expression(
             runner, upstream=planned_by_database(runner), output_field=models.TextField()
         )
-        found = found.annotate(_autorun_print=fingerprint)
+        found = found.annotate(_autorun_print=fingerprint, **value_annotations(runner.inputs))
     return found
 
 

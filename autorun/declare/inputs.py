@@ -1,0 +1,139 @@
+"""Inputs: how each of INPUT_FIELDS is expressed in SQL, and how its value is given to Python.
+
+A path leads over relations to a field, and from there to a key of JSON or through transforms. The
+value of a column of the row's own is read from the instance, any other by the expression that its
+fingerprint is made of, so that a row that SQL finds is never missing in Python.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from functools import cache, cached_property
+from operator import attrgetter
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from django.db import models
+from django.db.models import F, OuterRef, Subquery
+from django.db.models.fields.files import FieldFile
+
+from autorun.declare.conversion import StoredText
+from autorun.state.documents import found_at
+
+_PLAIN = (
+    *(type(None), str, int, float, Decimal, bytes, dict, UUID, Enum, PurePath),
+    *(dt.date, dt.time, dt.timedelta),
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One of INPUT_FIELDS: `field` is the last one on its `path`, `column` what SQL gives of it.
+
+    `keys` lead on into a document of JSON. `may_dangle`: a related row may be missing.
+    """
+
+    model: type[models.Model]
+    path: str
+    field: Any
+    column: str
+    keys: tuple[str, ...]
+    is_own: bool
+    may_dangle: bool
+
+    def expression(self, path: str) -> Any:
+        """The value at `path` of a row, NULL if a related row is missing."""
+        if not self.may_dangle:
+            return F(path)
+        # A join would drop the row.
+        rows = self.model._base_manager.order_by().filter(pk=OuterRef("pk"))
+        return Subquery(rows.annotate(_autorun_value=F(path)).values("_autorun_value")[:1])
+
+    @cached_property
+    def annotation(self) -> str:
+        """The attribute of an annotated instance that has the value of `column`."""
+        return f"_autorun_{self.column.encode().hex()}"
+
+    @cached_property
+    def source(self) -> Any:
+        """The expression that the fingerprint is made of."""
+        return self.expression(self.path)
+
+    @cached_property
+    def read(self) -> Callable[[Any], Any]:
+        """A function of an instance: the value in its row, for a call of the analysis."""
+        is_plain = type(self.field).__module__ == models.CharField.__module__
+        if self.is_own and is_plain and not isinstance(self.field, models.BinaryField):
+            return attrgetter(self.field.attname)
+        return self._read
+
+    def _read(self, instance: Any) -> Any:
+        if self.is_own:
+            value = self.field.value_from_object(instance)
+        else:
+            if self.annotation not in vars(instance):
+                rows = self.model._base_manager.using(instance._state.db).filter(pk=instance.pk)
+                found = rows.annotate(**{self.annotation: self.expression(self.column)})
+                setattr(instance, self.annotation, found.values_list(self.annotation)[0][0])
+            value = getattr(instance, self.annotation)
+            if isinstance(self.field, models.FileField) and isinstance(value, str):
+                value = self.field.attr_class(instance, self.field, value)
+        return given(found_at(self.keys, value), self.field)
+
+
+def given(value: Any, field: Any) -> Any:
+    """`value` of `field` as a plain Python value, if need be as the text that is stored of it."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, list):
+        return [given(each, field) for each in value]
+    if isinstance(value, FieldFile):
+        return None if value.name is None else StoredText(value.name, value)
+    if hasattr(value, "isempty"):
+        return StoredText(_range_text(value), value)
+    stored = field.get_prep_value(value)
+    return StoredText(stored if isinstance(stored, _PLAIN) else value, value)
+
+
+def _range_text(value: Any) -> str:
+    """A range as PostgreSQL writes it."""
+    if value.isempty:
+        return "empty"
+    lower, upper = ("" if each is None else each for each in (value.lower, value.upper))
+    return f"{'(['[value.lower_inc]}{lower},{upper}{')]'[value.upper_inc]}"
+
+
+@cache
+def input_of(model: type[models.Model], path: str) -> Input:
+    """The input that `path` names. Raises FieldDoesNotExist if it leads to none."""
+    names = path.split("__")
+    passed: list[Any] = []
+    current: Any = model
+    while current is not None and len(passed) < len(names):
+        name = names[len(passed)]
+        passed.append(current._meta.pk if name == "pk" else current._meta.get_field(name))
+        current = passed[-1].related_model
+    field, rest = passed[-1], tuple(names[len(passed) :])
+    is_document = isinstance(field, models.JSONField)
+    return Input(
+        model,
+        path,
+        field,
+        column="__".join(names[: len(passed)]) if is_document else path,
+        keys=rest if is_document else (),
+        is_own=len(passed) == 1 and field.concrete and (is_document or not rest),
+        may_dangle=any(not getattr(each, "db_constraint", True) for each in passed[:-1]),
+    )
+
+
+@cache
+def value_annotations(inputs: tuple[Input, ...]) -> dict[str, Any]:
+    """Annotations of what is not read from the columns of a row."""
+    return {each.annotation: each.expression(each.column) for each in inputs if not each.is_own}

@@ -1,0 +1,42 @@
+"""JSON documents: the value that a path of keys leads to, and one text for equal documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.backends.signals import connection_created
+
+#: A function of SQL on SQLite: the text of what a JSON list of keys leads to in a document.
+NORMALIZED = "AUTORUN_JSON"
+
+
+def connect() -> None:
+    """Give each connection to SQLite the function NORMALIZED."""
+    connection_created.connect(_add_function, dispatch_uid=__name__)
+
+
+def found_at(keys: Iterable[str], document: Any) -> Any:
+    """The value that `keys` lead to, a number being an index of a list; None without one."""
+    for key in keys:
+        if isinstance(document, dict):
+            document = document.get(key)
+        elif isinstance(document, list) and key.isdigit() and int(key) < len(document):
+            document = document[int(key)]
+        else:
+            return None
+    return document
+
+
+def _add_function(connection: Any, **kwargs: Any) -> None:
+    if connection.vendor == "sqlite":
+        connection.connection.create_function(NORMALIZED, 2, _normalized, deterministic=True)
+
+
+def _normalized(text: str | None, keys: str) -> str | None:
+    if text is None:
+        return None
+    found = found_at(json.loads(keys), json.loads(text))
+    # Without keys a null is a document; SQL's NULL is the lack of one.
+    return None if found is None and keys != "[]" else json.dumps(found, sort_keys=True)

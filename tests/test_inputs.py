@@ -1,0 +1,408 @@
+"""Every type of field as an input: one fingerprint in every session, and a value for the body."""
+
+import datetime as dt
+import ipaddress
+import uuid
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from django.conf import settings as project
+from django.db import connection, models
+from django.db.backends.postgresql.psycopg_any import DateRange, DateTimeTZRange, NumericRange
+from django.db.backends.signals import connection_created
+from django.test.utils import isolate_apps
+
+from autorun.models import Run
+from tests.engine import declare, installed, statuses, work_off
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MOMENT = dt.datetime(2026, 3, 4, 5, 6, 7, 89, dt.UTC)
+LATER = MOMENT + dt.timedelta(microseconds=1)
+DAY = dt.date(2026, 3, 4)
+LONG = 0.1 + 2**-56
+
+
+class Money:
+    def __init__(self, text):
+        self.text = text
+
+
+class MoneyField(models.CharField):
+    """A field whose value is an object, as those of many packages are."""
+
+    def from_db_value(self, value, expression, connection):
+        return None if value is None else Money(value)
+
+    def get_prep_value(self, value):
+        return value.text if isinstance(value, Money) else value
+
+
+class ShapeField(models.Field):
+    """A field of a type that only the database knows, as those of geometries are."""
+
+    def db_type(self, connection):
+        return {"postgresql": "polygon", "mysql": "longblob"}.get(connection.vendor, "shape")
+
+
+def shape(points):
+    if connection.vendor == "postgresql":
+        return f"({points})"
+    return f"\0\xff{points}".encode("latin-1")
+
+
+#: Fields by name: the field, a value, the smallest change of it.
+FIELDS = {
+    "big": (models.BigIntegerField(null=True), 2**62, 2**62 + 1),
+    "binary": (models.BinaryField(null=True), b"\0\xff", b"\0\xfe"),
+    "boolean": (models.BooleanField(null=True), True, False),
+    "char": (models.CharField(max_length=9, null=True), "é:1", "e:1"),
+    "date": (models.DateField(null=True), DAY, dt.date(2026, 4, 3)),
+    "moment": (models.DateTimeField(null=True), MOMENT, LATER),
+    "decimal": (
+        models.DecimalField(max_digits=12, decimal_places=2, null=True),
+        Decimal("100.50"),
+        Decimal("100.51"),
+    ),
+    "whole": (
+        models.DecimalField(max_digits=12, decimal_places=0, null=True),
+        Decimal(100),
+        Decimal(10),
+    ),
+    "duration": (
+        models.DurationField(null=True),
+        dt.timedelta(40, 5),
+        dt.timedelta(40, 5, 1),
+    ),
+    "file": (models.FileField(null=True), "a/é.nii", "a/e.nii"),
+    "float": (models.FloatField(null=True), 0.1, LONG),
+    "long": (models.FloatField(null=True), LONG, LONG + 2**-55),
+    "ip": (models.GenericIPAddressField(null=True), "10.0.0.1", "10.0.0.2"),
+    "integer": (models.IntegerField(null=True), 1, -1),
+    "json": (
+        models.JSONField(null=True),
+        {"b": [1, {"y": LONG, "x": None}], "a": "é"},
+        {"b": [1, {"y": 0.1, "x": None}], "a": "é"},
+    ),
+    "small": (models.PositiveSmallIntegerField(null=True), 1, 2),
+    "slug": (models.SlugField(null=True), "a-b", "a_b"),
+    "text": (models.TextField(null=True), "a\n", "a"),
+    "time": (models.TimeField(null=True), dt.time(5, 6, 7, 89), dt.time(5, 6, 7, 90)),
+    "url": (models.URLField(null=True), "https://a.de", "https://a.dk"),
+    "uuid": (models.UUIDField(null=True), uuid.UUID(int=1), uuid.UUID(int=2)),
+    "money": (MoneyField(max_length=20, null=True), Money("10 EUR"), Money("10 USD")),
+    "shape": (ShapeField(null=True), shape("(0,0),(1,2)"), shape("(0,0),(2,1)")),
+}
+IS_POSTGRESQL = project.DATABASES["default"]["ENGINE"].endswith("postgresql")
+if IS_POSTGRESQL:
+    from django.contrib.postgres import fields as postgres
+    from django.contrib.postgres.search import SearchVectorField
+    from django.contrib.postgres.signals import register_type_handlers
+
+    for name in ("big", "binary", "date", "moment", "decimal", "duration", "long", "ip", "time"):
+        field, value, changed = FIELDS[name]
+        array = postgres.ArrayField(field.clone(), null=True)
+        FIELDS[f"{name}_array"] = (array, [value, None], [changed, None])
+    floats = postgres.ArrayField(postgres.ArrayField(models.FloatField()), null=True)
+    days = DateRange(DAY, dt.date(2026, 4, 3))
+    FIELDS |= {
+        "nested_array": (floats, [[0.1, 0.2]], [[0.1], [0.2]]),
+        "range_array": (
+            postgres.ArrayField(postgres.DateRangeField(), null=True),
+            [days],
+            [DateRange(DAY, None)],
+        ),
+        "hstore": (postgres.HStoreField(null=True), {"b": "1", "a": None}, {"b": "1", "a": ""}),
+        "search": (SearchVectorField(null=True), "a b", "a c"),
+        "integers": (
+            postgres.IntegerRangeField(null=True),
+            NumericRange(1, 5),
+            NumericRange(1, 6),
+        ),
+        "bigs": (postgres.BigIntegerRangeField(null=True), NumericRange(1, 5), NumericRange(1, 6)),
+        "decimals": (
+            postgres.DecimalRangeField(null=True),
+            NumericRange(Decimal("1.5"), None),
+            NumericRange(Decimal("1.5"), None, "()"),
+        ),
+        "dates": (postgres.DateRangeField(null=True), days, DateRange(empty=True)),
+        "moments": (
+            postgres.DateTimeRangeField(null=True),
+            DateTimeTZRange(MOMENT, LATER),
+            DateTimeTZRange(None, LATER),
+        ),
+    }
+
+#: The values that a body is given as another one.
+GIVEN = {
+    "money": "10 EUR",
+    "integers": "[1,5)",
+    "bigs": "[1,5)",
+    "decimals": "[1.5,)",
+    "dates": "[2026-03-04,2026-04-03)",
+    "moments": f"[{MOMENT},{LATER})",
+    "range_array": ["[2026-03-04,2026-04-03)"],
+    "search": "'a' 'b'",
+}
+
+#: What a project may alter without changing a value.
+ALTERED = {
+    "decimal": models.DecimalField(max_digits=14, decimal_places=4, null=True),
+    "whole": models.DecimalField(max_digits=14, decimal_places=2, null=True),
+    "char": models.CharField(max_length=90, null=True),
+    "slug": models.TextField(null=True),
+    "small": models.BigIntegerField(null=True),
+    "integer": models.BigIntegerField(null=True),
+    "moment": models.DateTimeField(null=True, auto_now=True),
+}
+if IS_POSTGRESQL:
+    ALTERED["decimal_array"] = postgres.ArrayField(ALTERED["decimal"].clone(), null=True)
+
+SESSIONS = {
+    "postgresql": [
+        "SET TIME ZONE 'Asia/Kathmandu'",
+        "SET DateStyle = 'German, DMY'",
+        "SET IntervalStyle = 'iso_8601'",
+        "SET extra_float_digits = -3",
+        "SET bytea_output = 'escape'",
+    ],
+    "mysql": [
+        "SET time_zone = '+05:45'",
+        "SET sql_mode = 'NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,PAD_CHAR_TO_FULL_LENGTH'",
+    ],
+}
+
+
+@pytest.fixture
+def every():
+    """A model with one field of each type, and its table."""
+    if IS_POSTGRESQL:
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE EXTENSION IF NOT EXISTS hstore")
+        connection_created.connect(register_type_handlers)
+        register_type_handlers(connection)
+    with isolate_apps("tests.library"):
+        fields = {name: field.clone() for name, (field, _, _) in FIELDS.items()}
+        model = type(
+            "Everything", (models.Model,), {"__module__": "tests.library.models", **fields}
+        )
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+        yield model
+        with connection.schema_editor() as editor:
+            editor.delete_model(model)
+    if IS_POSTGRESQL:
+        connection_created.disconnect(register_type_handlers)
+
+
+@contextmanager
+def another_session():
+    try:
+        with connection.cursor() as cursor:
+            for statement in SESSIONS.get(connection.vendor, []):
+                cursor.execute(statement)
+        yield
+    finally:
+        connection.close()
+
+
+def runner_of(model, *fields, received=None, **options):
+    def receive(value):
+        if received is not None:
+            received.append(value)
+
+    return declare(receive, DATA_MODEL=model, INPUT_FIELDS=fields, MAX_ATTEMPTS=1, **options)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_type_of_field_runs_once_for_each_value(every, name):
+    _, value, changed = FIELDS[name]
+    received = []
+    row = every.objects.create(**{name: value})
+    empty = every.objects.create()
+    with installed(runner_class := runner_of(every, name, received=received)):
+        runner = runner_class()
+        assert runner.run().planned == 2
+        work_off()
+        assert set(statuses()) == {Run.Status.SUCCEEDED}, received
+        assert received == [GIVEN.get(name, value), None if name != "file" else ""]
+        with another_session():
+            assert list(runner.pending()) == []
+        every.objects.filter(pk=row.pk).update(**{name: changed})
+        assert [each.pk for each in runner.pending()] == [row.pk]
+        every.objects.filter(pk=row.pk).update(**{name: value})
+        every.objects.filter(pk=empty.pk).update(**{name: value})
+        assert [each.pk for each in runner.pending()] == [empty.pk]
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_what_alters_a_column_and_no_value_makes_nothing_pending(every, name):
+    every.objects.create(**{name: FIELDS[name][1]})
+    with installed(runner_class := runner_of(every, name)):
+        runner_class().run()
+    old, new = every._meta.get_field(name), ALTERED[name].clone()
+    new.set_attributes_from_name(name)
+    new.model = every
+    with connection.schema_editor() as editor:
+        editor.alter_field(every, old, new)
+    with isolate_apps("tests.library"):
+        fields = {each: field.clone() for each, (field, _, _) in FIELDS.items()}
+        fields[name] = ALTERED[name].clone()
+        altered = type(
+            "Everything", (models.Model,), {"__module__": "tests.library.models", **fields}
+        )
+
+    with installed(runner_class := runner_of(altered, name)):
+        assert list(runner_class().pending()) == []
+
+
+def test_equal_documents_are_one_input(every):
+    row = every.objects.create(json={"a": 1, "b": {"c": [1], "d": 2}})
+    with installed(runner_class := runner_of(every, "json")):
+        runner_class().run()
+        every.objects.update(json={"b": {"d": 2, "c": [1]}, "a": 1})
+
+        assert list(runner_class().pending()) == []
+        every.objects.update(json=None)
+        assert [each.pk for each in runner_class().pending()] == [row.pk]
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "expected", "changed"),
+    [
+        ("json__a", {"a": 1}, 1, {"a": "1"}),
+        ("json__a", {"a": "null"}, "null", {"a": None}),
+        ("json__a", {"a": False}, False, {"a": "false"}),
+        ("json__a", {"a": LONG}, LONG, {"a": 0.1}),
+        ("json__a__0__b'% x", {"a": [{"b'% x": [1]}]}, [1], {"a": [{"b'% x": [2]}]}),
+        ("json__a", {}, None, {"a": 1}),
+        ("json__a", [1], None, {"a": 1}),
+        ("json__a", None, None, {"a": 1}),
+    ],
+)
+def test_a_key_of_a_document_is_an_input(every, path, document, expected, changed):
+    received = []
+    every.objects.create(json=document)
+    with installed(runner_class := runner_of(every, path, received=received)):
+        runner_class().run()
+        work_off()
+        assert received == [expected]
+        every.objects.update(json=(document or {}) | {"z": 9} if document != [1] else [1, 2])
+        assert list(runner_class().pending()) == []
+        every.objects.update(json=changed)
+        assert runner_class().pending().count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "annotation", "expected"),
+    [
+        ("file", str, "a/é.nii"),
+        ("file", Path, Path(project.MEDIA_ROOT).absolute() / "a/é.nii"),
+        ("file", Path | None, Path(project.MEDIA_ROOT).absolute() / "a/é.nii"),
+        ("money", str, "10 EUR"),
+        ("ip", ipaddress.IPv4Address, ipaddress.ip_address("10.0.0.1")),
+        ("binary", bytes, b"\0\xff"),
+    ],
+)
+def test_a_body_is_given_the_type_that_it_asks_for(every, name, annotation, expected):
+    received = []
+
+    def receive(value):
+        received.append(value)
+
+    receive.__annotations__["value"] = annotation
+    every.objects.create(**{name: FIELDS[name][1]})
+    with installed(runner_class := declare(receive, DATA_MODEL=every, INPUT_FIELDS=(name,))):
+        runner_class().run()
+        work_off()
+
+    assert received == [expected]
+
+
+def test_a_body_may_ask_for_the_object_and_for_no_file(every):
+    received = []
+
+    def receive(value: Money):
+        received.append(value.text)
+
+    def receive_file(value: Path | None):
+        received.append(value)
+
+    every.objects.create(money=Money("10 EUR"), file="")
+    money = declare(receive, DATA_MODEL=every, INPUT_FIELDS=("money",))
+    file = declare(
+        receive_file, DATA_MODEL=every, INPUT_FIELDS=("file",), TITLE="File", NAME="File"
+    )
+    with installed(money, file):
+        money().run()
+        file().run()
+        work_off()
+
+    assert received == ["10 EUR", None]
+
+
+@pytest.fixture
+def related():
+    """Models of owners, of their profiles and things; a thing's owner may be missing."""
+    options = {"__module__": "tests.library.models"}
+    with isolate_apps("tests.library"):
+        owner = type("Owner", (models.Model,), {"name": models.CharField(max_length=9), **options})
+        link = models.OneToOneField(owner, models.CASCADE, related_name="profile")
+        profile = type("Profile", (models.Model,), {"owner": link, **options})
+        dangling = models.ForeignKey(owner, models.DO_NOTHING, db_constraint=False)
+        day = models.DateTimeField(default=MOMENT)
+        thing = type("Thing", (models.Model,), {"owner": dangling, "at": day, **options})
+        every = (owner, profile, thing)
+        with connection.schema_editor() as editor:
+            for model in every:
+                editor.create_model(model)
+        yield every
+        with connection.schema_editor() as editor:
+            for model in reversed(every):
+                editor.delete_model(model)
+
+
+def test_a_related_row_that_is_missing_is_none(related, django_assert_num_queries):
+    owner, profile, thing = related
+    with_profile, without = owner.objects.create(name="a"), owner.objects.create(name="b")
+    key = profile.objects.create(owner=with_profile).pk
+    thing.objects.create(owner=with_profile)
+    thing.objects.create(owner_id=99)
+    received = []
+    owners = runner_of(
+        owner, "profile__id", "name", received=received, TITLE="Owners", NAME="Owners"
+    )
+    things = runner_of(thing, "owner__name", received=received)
+    with installed(owners, things):
+        for runner in (owners(), things()):
+            assert runner.run().planned == 2
+            assert runner.pending().count() == 0
+        work_off()
+        assert received == [
+            {"profile__id": key, "name": "a"},
+            {"profile__id": None, "name": "b"},
+            "a",
+            None,
+        ]
+        owner.objects.create(pk=99, name="c")
+        assert things().pending().count() == 1
+        bare = thing.objects.get(owner_id=99)
+        with django_assert_num_queries(1):
+            assert things().get_instance_representation(bare) == "c"
+        assert owners().explain(without).code == "succeeded"
+
+
+def test_an_own_key_and_transforms_are_given_as_the_database_has_them(related):
+    _, _, thing = related
+    thing.objects.create(owner_id=98)
+    received = []
+    with installed(runner_class := runner_of(thing, "owner", "at__date", received=received)):
+        runner_class().run()
+        work_off()
+        assert received == [{"owner": 98, "at__date": DAY}]
+        thing.objects.update(at=MOMENT + dt.timedelta(hours=1))
+        assert runner_class().pending().count() == 0
+        thing.objects.update(at=MOMENT + dt.timedelta(days=1))
+        assert runner_class().pending().count() == 1
