@@ -13,10 +13,12 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections
-from django.db.models import Manager, Model, Q, QuerySet
+from django.db.models import Manager, Model, Q, QuerySet, Value
+from django.db.models.sql import Query
 
 from autorun.conf import settings
 from autorun.declare.backoff import FALLBACK, exponential
+from autorun.declare.console import SILENT
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner
 from autorun.state.encoding import qualified_name
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 MOST_BACKOFF = 30 * 24 * 3600.0
 #: A run with a longer TIMEOUT has none: the system's timers end there.
 MOST_TIMEOUT = 1e8
+#: An alias that marks the rows given to a filter, wherever it uses them.
+_GIVEN = "_autorun_given"
 
 
 def base_queryset(runner: Runner) -> QuerySet[Any]:
@@ -40,9 +44,22 @@ def base_queryset(runner: Runner) -> QuerySet[Any]:
 
 
 def filtered(runner: Runner, queryset: QuerySet[Any], *, log_level: int) -> QuerySet[Any]:
-    """The rows of a plain `queryset` that `filter_queryset()` keeps, in the same way."""
-    passed = call(runner, "filter_queryset", queryset, log_level=log_level)
-    return _plain_result(runner, "filter_queryset", passed)
+    """The rows of a plain `queryset` that `filter_queryset()` keeps, in the same way.
+
+    If the filter compares rows with each other, it is asked for those of the base queryset and of
+    `queryset` together: the best of a group must not depend on which rows are looked at.
+    """
+    if not runner.overrides("filter_queryset"):
+        return queryset
+    given = queryset.alias(**{_GIVEN: Value(1)})
+    passed = call(runner, "filter_queryset", given, log_level=log_level)
+    rows = _plain_result(runner, "filter_queryset", passed)
+    if not (isinstance(passed, QuerySet) and _compares_rows(passed.query)):
+        return rows
+    base = base_queryset(runner)
+    base = every_row(runner).filter(Q(pk__in=_keys(base)) | Q(pk__in=_keys(queryset)))
+    passed = call(runner, "filter_queryset", base, log_level=SILENT)
+    return queryset.filter(pk__in=_keys(_plain_result(runner, "filter_queryset", passed)))
 
 
 def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
@@ -190,10 +207,28 @@ def _plain(model: type[Model], rows: QuerySet[Any]) -> QuerySet[Any]:
         or query.distinct
         or query.group_by is not None
         or query.extra_tables
+        or query.where.contains_over_clause
         or (len(query.alias_map) > 1 and _may_repeat_rows(query))
     ):
         return _narrowed(model, rows)
     return rows
+
+
+def _compares_rows(query: Any) -> bool:
+    """Whether a row passes depending on the other rows that the filter was given."""
+    if query.is_sliced or query.distinct_fields or query.where.contains_over_clause:
+        return True
+    if any(map(_compares_rows, query.combined_queries)):
+        return True
+    parts = list(query.where.children)
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Query):
+            if _GIVEN in part.annotations or _compares_rows(part):
+                return True
+        elif hasattr(part, "get_source_expressions"):
+            parts += part.get_source_expressions()
+    return False
 
 
 def _may_repeat_rows(query: Any) -> bool:

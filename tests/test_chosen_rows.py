@@ -1,0 +1,114 @@
+"""Filters that compare rows with each other choose the same ones, however a row is looked at."""
+
+import pytest
+from django.db import connection
+from django.db.models import Count, Exists, F, Max, OuterRef, Subquery, Window
+from django.db.models.functions import RowNumber
+
+from autorun.planning.named import plan_keys
+from tests.engine import current_runs, declare, installed, work_off
+from tests.library.models import Document, Tag
+
+pytestmark = pytest.mark.django_db
+
+
+def by_window(rows):
+    number = Window(RowNumber(), partition_by=F("state"), order_by=F("pk").asc())
+    return rows.annotate(rn=number).filter(rn=1)
+
+
+def by_slice_of_given(rows):
+    if connection.vendor == "mysql":
+        return by_window(rows)  # it refuses LIMIT in a subquery
+    return rows.filter(pk__in=rows.order_by("pk").values("pk")[:1])
+
+
+def by_subquery(rows):
+    first = rows.filter(state=OuterRef("state")).order_by("pk").values("pk")
+    return rows.filter(pk=Subquery(first[:1]))
+
+
+def by_absence(rows):
+    return rows.filter(~Exists(rows.filter(state=OuterRef("state"), pk__lt=OuterRef("pk"))))
+
+
+def by_distinct_on(rows):
+    if connection.vendor != "postgresql":
+        return by_window(rows)
+    return rows.order_by("state", "pk").distinct("state")
+
+
+def by_union(rows):
+    return by_absence(rows).union(by_absence(rows).filter(title="none"))
+
+
+CHOICES = [by_window, by_slice_of_given, by_subquery, by_absence, by_distinct_on, by_union]
+
+
+def filtering(choose, **options):
+    def filter_queryset(self, queryset, log_level=20):
+        return choose(queryset)
+
+    return declare(filter_queryset=filter_queryset, **options)
+
+
+BY_PYTHON = {"get_instance_representation": lambda self, row: row.title, "INPUT_FIELDS": None}
+
+
+@pytest.mark.parametrize("options", [{}, BY_PYTHON], ids=["fields", "representation"])
+@pytest.mark.parametrize("choose", CHOICES)
+def test_only_the_first_of_a_group_ever_runs(choose, options):
+    first, second, third = (Document.objects.create(title=str(n), state="a") for n in range(3))
+    with installed(runner_class := filtering(choose, **options)):
+        runner = runner_class()
+        plan_keys(runner, [second.pk, third.pk])
+        assert current_runs() == {}
+        assert runner.explain(second).code == "filtered_out"
+        assert [row.pk for row in runner.pending()] == [first.pk]
+        assert runner.run(Document.objects.filter(pk=second.pk)).planned == 0
+        assert runner.backfill().planned == 1
+        work_off()
+        assert runner.explain(first).code == "succeeded"
+        assert runner.pending().count() == 0
+        assert runner.run().planned == 0
+        Document.objects.filter(pk=second.pk).update(title="new")
+        plan_keys(runner, [second.pk])
+        assert set(current_runs()) == {first.pk}
+
+
+def test_a_base_queryset_may_compare_rows():
+    first, second = (Document.objects.create(title=str(n), state="a") for n in range(2))
+    base = {"get_base_queryset": lambda self: by_window(Document.objects.all())}
+    with installed(runner_class := declare(**base)):
+        plan_keys(runner_class(), [second.pk])
+        assert [row.pk for row in runner_class().pending()] == [first.pk]
+        assert runner_class().run().planned == 1
+        work_off()
+        assert runner_class().pending().count() == 0
+
+
+def test_a_named_filter_may_compare_rows():
+    first, _ = (Document.objects.create(title=str(n), state="a") for n in range(2))
+    with installed(runner_class := declare(FILTERS={"first": by_window})):
+        assert runner_class().backfill(filter="first").planned == 1
+        work_off()
+        assert set(current_runs()) == {first.pk}
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda rows: rows.annotate(n=Count("tags")).filter(n__gt=1),
+        lambda rows: rows.filter(tags__name="a").distinct(),
+        lambda rows: rows.annotate(last=Max("tags__name")).filter(last="b"),
+        lambda rows: rows.exclude(tags=None),
+    ],
+)
+def test_related_rows_choose_each_row_alone(choose):
+    tagged, bare = (Document.objects.create(title=str(n)) for n in range(2))
+    tagged.tags.set(Tag.objects.create(name=name) for name in "ab")
+    with installed(runner_class := filtering(choose)):
+        plan_keys(runner_class(), [tagged.pk, bare.pk])
+        work_off()
+        assert set(current_runs()) == {tagged.pk}
+        assert runner_class().pending().count() == 0
