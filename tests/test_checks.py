@@ -27,7 +27,7 @@ from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
 from autorun.declare.runner import declared
-from autorun.observe.checks import autorun_setting, installation, names, values
+from autorun.observe.checks import ancestor, autorun_setting, installation, names, values
 from autorun.runner import QuerySetRunner
 from tests.celery_settings import configured
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
@@ -665,6 +665,31 @@ def test_e021_is_not_for_runners_of_one_node_that_are_alike():
     second = declare("Second", ANALYSIS_CONFIGURATION={"depth": 2.0}, INPUT_FIELDS=["title"])
 
     assert ids(first, second) == []
+
+
+@pytest.mark.parametrize("name", sorted(ancestor.REPLACEMENTS))
+def test_w005_a_name_of_django_analyses(name):
+    value = "x" if name.isupper() else helping
+    found = only("W005", declare(**{name: value}))
+
+    assert name in found.msg
+    assert ancestor.REPLACEMENTS[name] in found.hint
+
+
+@pytest.mark.parametrize("default", [{}, {"default": logging.INFO}])
+def test_w005_a_base_queryset_with_a_log_level(default):
+    def required(self, log_level):
+        return Document.objects.all()
+
+    def optional(self, log_level=logging.INFO):
+        return Document.objects.all()
+
+    runner = declare(get_base_queryset=optional if default else required)
+    assert ids(runner) == (["W005"] if default else ["E012", "W005"])
+
+
+def test_w005_is_not_for_names_of_ones_own():
+    assert ids(declare(node="x", configuration="y", prepare_input=helping)) == []
 
 
 def test_w001_a_constant_of_ones_own():

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.checks import CheckMessage
 
 from autorun.declare.runner import ALIASES, Runner
+from autorun.observe.checks.ancestor import REPLACEMENTS, check_ancestor
 from autorun.observe.checks.overrides import CALLS
 from autorun.observe.checks.problems import error, place, warning
 from autorun.state.words import meant
@@ -21,7 +22,7 @@ VERY_ALIKE = 0.85
 
 
 def check_names(runners: Iterable[Runner]) -> Iterator[CheckMessage]:
-    """E013, W001 and W003: once for the class that has the name, however many inherit it."""
+    """E013, W001, W003 and W005: once for the class that has the name, however many inherit it."""
     classes = {
         cls: None
         for runner in runners
@@ -34,8 +35,10 @@ def check_names(runners: Iterable[Runner]) -> Iterator[CheckMessage]:
 
 def _names(cls: type) -> Iterator[CheckMessage]:
     for name, value in vars(cls).items():
-        is_known = name in ALIASES or any(hasattr(base, name) for base in cls.__bases__)
-        if is_known or name.startswith("_"):
+        yield from check_ancestor(cls, name, value)
+        is_answered = name in ALIASES or name in REPLACEMENTS
+        is_inherited = any(hasattr(base, name) for base in cls.__bases__)
+        if is_answered or is_inherited or name.startswith("_"):
             continue
         if name.isupper():
             yield _upper_case(cls, name)
