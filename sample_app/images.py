@@ -22,6 +22,7 @@ DICOM_SUFFIXES: Final = (".dcm", "")
 PIXEL_SUFFIXES: Final = {".hdr": (".img",), ".PAR": (".REC",), ".HEAD": (".BRIK", ".BRIK.gz")}
 """Files with the pixels, if the header is in a separate file."""
 
+DICOM_PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 HDF5_MAGIC: Final = b"\x89HDF"
 
 
@@ -32,11 +33,16 @@ def is_image(path: Path) -> bool:
     return path.name.endswith(NIBABEL_SUFFIXES) or path.suffix in DICOM_SUFFIXES
 
 
-def is_readable_here(path: Path) -> bool:
-    """Whether the file with the pixels exists and, for an HDF5 file, h5py is installed.
+def holds_image(path: Path) -> bool:
+    """Whether the file has pixels that this machine has a reader for. They may still be broken.
 
-    The content may still be broken.
+    A DICOM file may hold a report or a plan instead. Pixels may be in a second file that is not
+    there, and an HDF5 file needs h5py.
     """
+    if path.suffix in DICOM_SUFFIXES:
+        with warnings.catch_warnings(action="ignore"):
+            dataset = pydicom.dcmread(path, force=True, specific_tags=list(DICOM_PIXELS))
+        return any(name in dataset for name in DICOM_PIXELS)
     beside = PIXEL_SUFFIXES.get(path.suffix)
     if beside and not any(path.with_suffix(suffix).exists() for suffix in beside):
         return False

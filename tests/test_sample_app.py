@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 from django.db.models.signals import post_save
 
 from sample_app.analyses import preprocess, preprocess_foreground
-from sample_app.images import installed_directories, is_image
+from sample_app.images import holds_image, installed_directories, is_image
 from sample_app.models import Scan
 
 CONFIGURATION = {"harder": True, "better": 100, "stronger": "faster"}
@@ -43,11 +43,19 @@ def saved() -> list[str]:
 def test_load_scans_saves_each_scan_of_both_libraries(saved: list[str]) -> None:
     call_command("load_scans", stdout=StringIO())
 
-    assert len(saved) == Scan.objects.count() > 200
+    assert len(saved) == Scan.objects.count() > 110
     assert Scan.objects.filter(path__endswith="anatomical.nii").exists()
     assert set(
         Scan.objects.filter(path__contains="MR_small").values_list("modality", flat=True)
     ) == {"MR"}
+
+
+def test_files_without_an_image_are_told_apart() -> None:
+    data = installed_directories()[1]
+    named = {path.name: path for path in data.rglob("*.dcm")}
+
+    assert holds_image(named["MR_small.dcm"])
+    assert not holds_image(named["rtplan.dcm"])
 
 
 @pytest.mark.django_db
@@ -74,7 +82,7 @@ def test_load_scans_from_nowhere_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("analysis", [preprocess, preprocess_foreground])
-def test_most_installed_files_fail_and_the_others_have_thumbnails(analysis) -> None:
+def test_most_installed_images_have_thumbnails_and_a_few_are_broken(analysis) -> None:
     outputs, errors = [], []
 
     for path in _installed():
@@ -84,8 +92,8 @@ def test_most_installed_files_fail_and_the_others_have_thumbnails(analysis) -> N
             errors.append(type(error).__module__.partition(".")[0])
 
     assert len(outputs) > 80
-    assert len(errors) > len(outputs)
-    assert {"builtins", "nibabel", "pydicom"} == set(errors)
+    assert 5 < len(errors) < len(outputs) / 2  # without a decoder, more of them
+    assert {"builtins", "nibabel"} <= set(errors)
     pngs = (base64.b64decode(each["thumbnail"].partition(",")[2]) for each in outputs)
     assert all(png.startswith(b"\x89PNG") for png in pngs)
 
@@ -127,5 +135,5 @@ def _installed() -> list[Path]:
         path
         for directory in installed_directories()
         for path in directory.rglob("*")
-        if path.is_file() and is_image(path)
+        if path.is_file() and is_image(path) and holds_image(path)
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from sample_app.images import describe, installed_directories, is_image, is_readable_here
+from sample_app.images import describe, holds_image, installed_directories, is_image
 from sample_app.models import Scan
 
 
@@ -42,7 +42,7 @@ def _find(source: Path | None) -> list[Path]:
         path
         for directory in directories
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and is_image(path) and is_readable_here(path)
+        if path.is_file() and is_image(path) and holds_image(path)
     ]
 
 
