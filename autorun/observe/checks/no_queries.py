@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 from django.db import Error as DatabaseError
 from django.db import connections
@@ -35,13 +36,5 @@ def queries_refused() -> Iterator[Refusal]:
         for connection in connections.all():
             # Not `execute_wrapper`, which is called only after the connection is open.
             for way in WAYS:
-                stack.callback(_restore, connection, way, vars(connection).get(way))
-                setattr(connection, way, refusal)
+                stack.enter_context(mock.patch.object(connection, way, refusal))
         yield refusal
-
-
-def _restore(connection: Any, way: str, before: Any) -> None:
-    if before is None:
-        delattr(connection, way)
-    else:
-        setattr(connection, way, before)
