@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 
 from autorun.admin.charts import Figure, Rectangle, columns
 from autorun.admin.markup import time_since
@@ -82,8 +82,8 @@ class FailureAdmin(PageAdmin):
     def change(self, request: HttpRequest, failure_id: int) -> HttpResponse:
         failure = Failure.objects.filter(pk=failure_id).first()
         if failure is None:
-            return HttpResponseRedirect(self.url("autorun_failure_changelist"))
-        return HttpResponseRedirect(self.url("autorun_run_change", failure.run_id))
+            return self.redirect("autorun_failure_changelist")
+        return self.redirect("autorun_run_change", failure.run_id)
 
     def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
         if not request.user.has_perm(Permission.SEE_PAYLOAD):

@@ -164,7 +164,7 @@ class BrokerFile(SharedFile):
         self._check_size(payload, f"queue {queue!r}")
         diskspace.check_room(self.path)
         with self.writing() as handle:
-            _put(handle, [queue], payload, priority, ttl)
+            _put(handle, [queue], payload=payload, priority=priority, ttl=ttl)
 
     @draining
     def put_fanout(self, exchange: str, payload: str, *, priority: int, ttl: float | None) -> None:
@@ -177,7 +177,8 @@ class BrokerFile(SharedFile):
             bound = handle.execute(
                 "SELECT DISTINCT queue FROM binding WHERE exchange = ?", (exchange,)
             )
-            _put(handle, [queue for (queue,) in bound.fetchall()], payload, priority, ttl)
+            queues = [queue for (queue,) in bound.fetchall()]
+            _put(handle, queues, payload=payload, priority=priority, ttl=ttl)
 
     @draining
     def lease(self, queue: str) -> LeasedMessage | None:
@@ -391,14 +392,8 @@ class BrokerFile(SharedFile):
         self._found = declared & consumed
 
 
-def _put(
-    handle: sqlite3.Connection,
-    queues: Iterable[str],
-    payload: str,
-    priority: int,
-    ttl: float | None,
-) -> None:
-    message = {"payload": payload, "priority": priority, "ttl": ttl, "now": time.time()}
+def _put(handle: sqlite3.Connection, queues: Iterable[str], **terms: Any) -> None:
+    message = {**terms, "now": time.time()}
     handle.executemany(PUT, [message | {"queue": queue} for queue in queues])
 
 

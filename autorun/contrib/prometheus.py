@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -81,12 +81,12 @@ def register(
     return collector
 
 
+@dataclass(eq=False)
 class AutorunCollector:
     """Collects METRICS at each scrape."""
 
-    def __init__(self, *, pending: bool, pending_seconds: float) -> None:
-        self.pending = pending
-        self.pending_seconds = pending_seconds
+    pending: bool
+    pending_seconds: float
 
     def describe(self) -> list[Any]:
         """Metrics without values, because registration must not query the database."""
