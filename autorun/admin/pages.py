@@ -95,9 +95,7 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         is_ours = url_has_allowed_host_and_scheme(
             following, {request.get_host()}, require_https=request.is_secure()
         )
-        if not is_ours:
-            following = otherwise
-        return HttpResponseRedirect(following)
+        return HttpResponseRedirect(following if is_ours else otherwise)
 
     @staticmethod
     def told(request: HttpRequest, error: Exception) -> str:
@@ -105,9 +103,8 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
         Those may contain data of a row, which takes the permission to see payloads.
         """
-        if request.user.has_perm(Permission.SEE_PAYLOAD):
-            return str(error)
-        return bare_message(error)
+        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
+        return str(error) if may_see else bare_message(error)
 
     def note(
         self,
