@@ -12,6 +12,7 @@ from typing import TypeVar
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
 
+from autorun import analysis as analyses
 from autorun.declare.runner import Runner, declared
 from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.encoding import qualified_name
@@ -92,6 +93,15 @@ def get(label: str) -> Runner:
     hint = f" Did you mean {close!r}?" if close else ""
     known = ", ".join(sorted(_runners)) or "none"
     raise NotRegistered(f"No runner is registered as {label!r}.{hint} Registered: {known}.")
+
+
+def can_run(label: str, title: str, version: str) -> bool:
+    """Whether this process has the runner, and can execute that version of the analysis."""
+    try:
+        analyses.get_executable(title, version)
+    except NotRegistered:
+        return False
+    return label in _runners
 
 
 def dependencies_of(runner: Runner) -> list[Runner]:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from statistics import mean
 
 from autorun import analysis as analyses
-from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.interruption import Interrupted, Termination
@@ -62,7 +61,7 @@ def execute(chunk_id: int) -> None:
         if urgent is None:
             break
         skipped.append(urgent.pk)
-        if not _is_equipped_for(urgent):
+        if not registry.can_run(urgent.runner, urgent.node.title, urgent.node.version):
             continue  # its own message reaches another worker
         if not _ends_before(deadline, urgent):
             break
@@ -80,7 +79,8 @@ def _ends_before(deadline: float, chunk: Chunk) -> bool:
 
 def _execute_one(chunk: Chunk) -> None:
     try:
-        runner, analysis = _equipment(chunk)
+        runner = registry.get(chunk.runner)
+        analysis = analyses.get_executable(chunk.node.title, chunk.node.version)
     except NotRegistered as missing:
         _requeue_or_park(chunk, str(missing))
         return
@@ -91,19 +91,6 @@ def _execute_one(chunk: Chunk) -> None:
     work_off(Work(lease, runner, analysis))
     with _guarded(runner, "releasing more"):
         release(chunk.node_id)
-
-
-def _equipment(chunk: Chunk) -> tuple[Runner, Analysis]:
-    """The chunk's runner and analysis. Raises NotRegistered if this process cannot run them."""
-    return registry.get(chunk.runner), analyses.get_executable(chunk.node.title, chunk.node.version)
-
-
-def _is_equipped_for(chunk: Chunk) -> bool:
-    try:
-        _equipment(chunk)
-    except NotRegistered:
-        return False
-    return True
 
 
 def _requeue_or_park(chunk: Chunk, reason: str) -> None:

@@ -11,13 +11,12 @@ from types import SimpleNamespace
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Least
 
-from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.dispatch.messages import follow_queues, message_to_plan_on
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, send
-from autorun.exceptions import BrokerUnavailable, NotRegistered
+from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow, from_now
@@ -108,7 +107,7 @@ def unpark() -> int:
         heir = label
         if registry.find(label) is None:
             heir = next(iter(nodes.runners_by_node().labels.get(digest, ())), label)
-        if _is_runnable(heir, title, version):
+        if registry.can_run(heir, title, version):
             unparked += parked.filter(runner=label, node_id=node_id).update(
                 state=Chunk.State.WAITING, reason="", publications=0, runner=heir
             )
@@ -155,14 +154,6 @@ def cancel_batches() -> int:
     """Cancel what is left of cancelled batches; how many runs."""
     left = Batch.objects.cancelled().lapsed()
     return sum_of_each(batches.continue_cancelling, left.values_list("pk", flat=True), name="Batch")
-
-
-def _is_runnable(label: str, title: str, version: str) -> bool:
-    try:
-        analyses.get_executable(title, version)
-    except NotRegistered:
-        return False
-    return registry.find(label) is not None
 
 
 def _now_and_then(turn: str, every: float, step: Callable[[], int]) -> Callable[[], int]:
