@@ -113,7 +113,8 @@ class Keeper:
             self.work.announce()
             self.follow_up()
         finally:
-            if _is_pool_child():
+            # A process of a prefork pool, which replaces it when it dies.
+            if getattr(process := current_process(), "_daemonic", False) or process.daemon:
                 os.kill(os.getpid(), signal.SIGKILL)
         return True
 
@@ -127,8 +128,3 @@ class Keeper:
 
     def _name(self) -> str:
         return f"{self.work.runner.label}, chunk {self.work.lease.chunk.pk}"
-
-
-def _is_pool_child() -> bool:
-    """Whether this process belongs to a prefork pool, which replaces it when it dies."""
-    return bool(getattr(current_process(), "_daemonic", False) or current_process().daemon)

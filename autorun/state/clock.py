@@ -45,13 +45,8 @@ def from_now(seconds: float) -> Expression:
     return ExpressionWrapper(DatabaseNow() + duration, output_field=DateTimeField())
 
 
-class _Last(threading.local):
-    """A thread's last block. A lock instead could be held while a worker's pool forks."""
-
-    chunk_id = 0
-
-
-_last = _Last()
+#: A thread's last block. A lock instead could be held while a worker's pool forks.
+_last = threading.local()
 
 
 def first_chunk_id_at(when: dt.datetime) -> int:
@@ -75,5 +70,5 @@ def new_chunk_id() -> int:
     """
     milliseconds = time.time_ns() // 1_000_000 - EPOCH_MS
     chunk_id = milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
-    _last.chunk_id = max(chunk_id, _last.chunk_id + LARGEST_BLOCK)
-    return _last.chunk_id
+    _last.chunk_id = chunk_id = max(chunk_id, getattr(_last, "chunk_id", 0) + LARGEST_BLOCK)
+    return chunk_id

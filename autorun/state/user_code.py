@@ -66,7 +66,8 @@ class UserCode:
                 continue  # the caller's
             self._connections.append(connection)
             if connection.vendor == "sqlite" and raw is not None:
-                raw.set_progress_handler(_let_signals_in, _STEPS)
+                # 0 continues; an exception that a signal handler raises here ends the query.
+                raw.set_progress_handler(lambda: 0, _STEPS)
         self.mend()
 
     def __enter__(self) -> UserCode:
@@ -215,17 +216,8 @@ def _is_idle_on_mariadb(_: BaseDatabaseWrapper, raw: Any) -> bool:
     return bool(raw.open) and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
 
 
-def _let_signals_in() -> int:
-    """Continue; an exception that a signal handler raises here ends the query."""
-    return 0
-
-
-def _is_idle_on_sqlite(_: BaseDatabaseWrapper, raw: Any) -> bool:
-    return not raw.in_transaction
-
-
 _STATES: dict[str, Callable[[BaseDatabaseWrapper, Any], bool]] = {
     "postgresql": _is_idle_on_postgresql,
     "mysql": _is_idle_on_mariadb,
-    "sqlite": _is_idle_on_sqlite,
+    "sqlite": lambda _, raw: not raw.in_transaction,
 }

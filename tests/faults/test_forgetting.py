@@ -334,7 +334,7 @@ def test_orphans_of_a_cancelled_batch_are_cancelled():
 def test_orphans_are_looked_for_a_part_at_a_time_and_all_over_again(set_constants, monkeypatch):
     set_constants(orphans, PART=4)
     # Ids after those of a test whose clock is ahead would all be of one millisecond.
-    monkeypatch.setattr(clock._last, "chunk_id", 0)
+    monkeypatch.setattr(clock._last, "chunk_id", 0, raising=False)
     runner = declare(BATCH_SIZE=2)
     with installed(runner):
         for _ in range(4):
