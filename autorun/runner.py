@@ -19,7 +19,7 @@ from django.db.models import QuerySet
 
 from autorun.declare import hooks, nodes, registry
 from autorun.declare.runner import Runner
-from autorun.models import Batch, Node
+from autorun.models import Batch, Node, Run
 from autorun.observe import explanation
 from autorun.observe.explanation import Explanation
 from autorun.planning import on_demand, pending
@@ -59,6 +59,10 @@ class QuerySetRunner(Runner):
     def pending(self, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
         """The rows whose current input has no live or finished run; lazy."""
         return pending.pending(self, queryset)
+
+    def stale(self) -> QuerySet[Run]:
+        """The current successes on rows on which a DEPENDS_ON runner has no success now; lazy."""
+        return pending.stale(self)
 
     def has_run(self, instance: Any) -> bool:
         """Whether the instance's current input has a live or finished run."""

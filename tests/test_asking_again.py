@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.models import F
 
@@ -319,7 +320,7 @@ def test_explanations_and_pages_name_the_result_that_is_kept(
 
 
 def test_a_result_whose_dependency_is_missing_since_is_called_stale(
-    documents: list[Document],
+    documents: list[Document], capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdicts = [echo]
     upstream = declare(lambda value: verdicts[-1](value), NAME="Up", TITLE="Up", MAX_ATTEMPTS=1)
@@ -334,6 +335,16 @@ def test_a_result_whose_dependency_is_missing_since_is_called_stale(
         work_off()
 
         explanation = dependent().explain(documents[0])
+        assert dependent().stale().count() == ROWS
+        assert not upstream().stale().exists()
+        call_command("autorun", "status", dependent.get_label())
+        with pytest.raises(CommandError, match="Not done"):
+            call_command("autorun", "status", "--check", dependent.get_label())
+        verdicts.append(echo)
+        upstream().retry()
+        work_off()
+        assert not dependent().stale().exists()
 
+    assert "3 done, 3 stale" in capsys.readouterr().out
     assert explanation.code == "dependency"
     assert "that result is stale" in explanation.reason

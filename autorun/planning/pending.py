@@ -11,6 +11,7 @@ from django.db.models import BooleanField, Exists, Expression, F, OuterRef, Q, Q
 
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
+from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.models import Run
 from autorun.planning import fingerprints
@@ -30,6 +31,11 @@ def pending(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[A
 def existing(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
     """Rows of `queryset` whose current input has a live or finished run, in pk order."""
     return _split(runner, queryset, has_run=True).order_by("pk")
+
+
+def stale(runner: Runner) -> QuerySet[Run]:
+    """The successes whose upstream has since failed, changed or been cancelled."""
+    return Run.objects.of(node_of(runner)).stale(map(node_of, dependencies_of(runner)))
 
 
 def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> QuerySet[Any]:

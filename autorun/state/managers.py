@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
+from operator import or_
 from typing import Any, Self, TypeVar
 
-from django.db.models import IntegerChoices, Manager, Model, Q, QuerySet, TextChoices
+from django.db.models import (
+    Exists,
+    IntegerChoices,
+    Manager,
+    Model,
+    OuterRef,
+    Q,
+    QuerySet,
+    TextChoices,
+)
 
 from autorun.conf import settings
 from autorun.state.clock import DatabaseNow
@@ -154,6 +165,16 @@ class RunQuerySet(QuerySet[Row]):
 
     def failed(self) -> Self:
         return self.filter(status=RunStatus.FAILED)
+
+    def stale(self, upstream: Iterable[Any]) -> Self:
+        """Current successes on rows on which a node of `upstream` has no current success."""
+        row = {name: OuterRef(name) for name in ("object_id", "object_key")}
+        successes = self.model._default_manager.filter(
+            is_current=True, status=RunStatus.SUCCEEDED, **row
+        )
+        is_stale = [Q(~Exists(successes.filter(node=node))) for node in upstream]
+        found = self.current().succeeded()
+        return found.filter(reduce(or_, is_stale)) if is_stale else found.none()
 
     def unretired(self) -> Self:
         """Runs of rows that have not been deleted since, as far as it is known."""

@@ -22,7 +22,7 @@ from autorun.management.subcommands.subcommand import Subcommand, chosen_runners
 from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Node
 from autorun.observe.held_up import HeldUp, held_up
-from autorun.planning.pending import pending
+from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress
 from autorun.state.words import ago, duration, schedule, short_number
 
@@ -34,6 +34,7 @@ COUNTING_SHARE = 0.2
 COUNTS = (
     ("succeeded", "done", "green"),
     ("failed", "failed", "red"),
+    ("stale", "stale", "yellow"),
     ("pending", "pending", "yellow"),
     ("parked", "parked", "magenta"),
     ("running", "running", "cyan"),
@@ -53,6 +54,7 @@ class RunnerState:
     schedule: str
     progress: Progress = field(default_factory=Progress)
     pending: int | None = None
+    stale: int | None = None
     paused_at: dt.datetime | None = None
     run_seconds: float | None = None
     held_up: list[HeldUp] = field(default_factory=list)
@@ -60,8 +62,8 @@ class RunnerState:
 
     @property
     def is_done(self) -> bool:
-        left = self.progress.failed or self.progress.unfinished or self.pending or self.error
-        return not left
+        left = self.progress.failed or self.progress.unfinished or self.pending or self.stale
+        return not (left or self.error)
 
     def as_json(self) -> dict[str, Any]:
         values = {each: value for each, value in asdict(self).items() if each != "progress"}
@@ -69,7 +71,10 @@ class RunnerState:
 
 
 class Status(Subcommand):
-    """Show how far each runner has got: runs done, failed and in progress, and pending rows."""
+    """Show how far each runner has got: runs done, failed and in progress, and pending rows.
+
+    Done results are stale if a runner that they depend on has no success on the row any more.
+    """
 
     arguments = (
         argument(
@@ -93,7 +98,7 @@ class Status(Subcommand):
             help="seconds between two refreshes",
         ),
         FORMAT,
-        check("unless everything is done: nothing failed, pending or in progress"),
+        check("unless everything is done: nothing failed, stale, pending or in progress"),
     )
 
     def handle(self, **options: Any) -> None:
@@ -141,17 +146,21 @@ class Status(Subcommand):
 
 def _watched(runners: list[Runner], *, with_pending: bool) -> Iterator[list[RunnerState]]:
     """Read states repeatedly, and count pending rows only as often as that is cheap."""
-    pending_rows: dict[str, int | None] = {}
+    counted: dict[str, RunnerState] = {}
     count_at = 0.0
     while True:
         started = time.monotonic()
         counts = with_pending and started >= count_at
         states = [state_of(runner, with_pending=counts) for runner in runners]
         if counts:
-            pending_rows = {state.runner: state.pending for state in states}
+            counted = {state.runner: state for state in states}
             now = time.monotonic()
             count_at = now + (now - started) / COUNTING_SHARE
-        yield [replace(state, pending=pending_rows.get(state.runner)) for state in states]
+        last = [counted.get(state.runner, state) for state in states]
+        yield [
+            replace(state, pending=known.pending, stale=known.stale)
+            for state, known in zip(states, last, strict=True)
+        ]
 
 
 def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
@@ -165,6 +174,7 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
             known,
             progress=progress(node),
             pending=pending(runner).count() if with_pending else None,
+            stale=stale(runner).count() if with_pending else None,
             paused_at=node.paused_at,
             run_seconds=node.run_seconds,
             held_up=held_up(runner.label),
@@ -204,7 +214,7 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
     if state.error:
         return line.append(state.error, style="red")
     line.append_text(_bar(state, terminal)).append("  ")
-    counts = {**asdict(state.progress), "pending": state.pending or 0}
+    counts = {**asdict(state.progress), "pending": state.pending, "stale": state.stale}
     shown = [
         Text(f"{short_number(counts[name])} {word}", style=style)
         for name, word, style in COUNTS
