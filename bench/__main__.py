@@ -20,7 +20,7 @@ from bench.report import CHECKOUT, merged, write
 
 DATABASES = ("postgres", "sqlite")
 BROKERS = ("rabbitmq", "redis")
-WITHOUT_BROKER = ("planning", "counting", "statements", "starting", "saving")
+WITHOUT_BROKER = ("planning", "counting", "statements", "starting", "saving", "cliffs")
 
 
 def main() -> int:

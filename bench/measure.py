@@ -12,7 +12,7 @@ from pathlib import Path
 import django
 
 #: Topic by module; the order is the order of the table.
-TOPICS = ("planning", "counting", "statements", "starting", "saving", "flowing", "sizes")
+TOPICS = ("planning", "counting", "statements", "starting", "saving", "cliffs", "flowing", "sizes")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from autorun.dispatch import releasing
 from autorun.dispatch.releasing import _due
 from autorun.models import Chunk, Node, Run
 from autorun.planning import batches
@@ -144,6 +145,21 @@ def test_progress_reads_no_folded_chunk(
         runner.progress()
 
     assert "autorun_chunk_folded" in plans[0]
+
+
+@pytest.mark.skipif(connection.vendor == "mysql", reason="reads plans of PostgreSQL and SQLite")
+def test_a_claim_gets_the_chunks_in_flight_as_numbers_by_the_index() -> None:
+    node = _many_waiting_chunks()
+    Chunk.objects.filter(pk__lte=400).update(state=Chunk.State.QUEUED)
+    settle()
+
+    with explained('SELECT "autorun_chunk"."state"') as plans:
+        releasing.release(node.pk)
+
+    assert len(plans) == 1
+    assert re.search(r"autorun_chunk_(order|folded|lease)", plans[0])
+    assert "Seq Scan on autorun_chunk" not in plans[0]
+    assert "Aggregate" in plans[0] or "GROUP BY" in plans[0]
 
 
 @on_sqlite

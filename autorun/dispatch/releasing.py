@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from django.db import OperationalError, transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Greatest, Least
 
 from autorun.conf import settings
@@ -138,10 +138,9 @@ def _unpaused(node_id: int) -> QuerySet[Any]:
 def _claim(node_id: int, labels: Set[str]) -> list[Chunk]:
     """Mark as queued what fits beside the runs in flight, under the lock of the node."""
     nodes.lock(node_id)
-    limiting = Chunk.objects.limiting().of(node_id)
-    in_flight = limiting.values_list(
-        "state", "runner", "batch_id", "batch__window", Chunk.runs_left()
-    )
+    limiting = Chunk.objects.limiting().of(node_id).order_by()
+    kinds = limiting.values_list("state", "runner", "batch_id", "batch__window")
+    in_flight = kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.runs_left()))
     claimed = []
     if held_up := {runner for state, runner, *_ in in_flight if state == Chunk.State.PARKED}:
         tries = [next_try(node_id, label, _due(node_id)) for label in sorted(held_up)]

@@ -19,7 +19,7 @@ SPARE_CHUNKS = 2
 
 
 class Room:
-    """How many more chunks of one node may go out beside those `in_flight`.
+    """How many more chunks of one node may go out beside those `in_flight`, counted by their kind.
 
     A parked chunk among them has met an error that hits all rows of its runner: no other goes out.
 
@@ -31,7 +31,7 @@ class Room:
 
     def __init__(
         self,
-        in_flight: Iterable[tuple[int, str, int | None, int | None, int]],
+        in_flight: Iterable[tuple[int, str, int | None, int | None, int, int]],
         node_id: int,
         labels: Set[str],
     ) -> None:
@@ -45,11 +45,12 @@ class Room:
         self._full_runners: set[str] = set()
         self._spare_of_runner: Counter[str] = Counter()
         self._counted_elsewhere: set[str] = set()
-        for state, runner, batch_id, window, size in in_flight:
+        for state, runner, batch_id, window, chunks, runs in in_flight:
             if state == Chunk.State.PARKED:
                 self._full_runners.add(runner)
             else:
-                self._add(runner, batch_id, window, size, is_queued=state == Chunk.State.QUEUED)
+                is_queued = state == Chunk.State.QUEUED
+                self._add(runner, batch_id, window, int(runs), chunks=chunks, is_queued=is_queued)
 
     def is_full(self) -> bool:
         """Whether the node takes no more, or could not take the last chunk that was offered."""
@@ -118,14 +119,21 @@ class Room:
         return self._spare_of_runner[label] >= SPARE_CHUNKS
 
     def _add(
-        self, runner: str, batch_id: int | None, window: int | None, size: int, *, is_queued: bool
+        self,
+        runner: str,
+        batch_id: int | None,
+        window: int | None,
+        runs: int,
+        *,
+        is_queued: bool,
+        chunks: int = 1,
     ) -> None:
-        self._runs += size
-        self._spare_of_runner[runner] += 1 if is_queued else -1
-        self._chunks_of_runner[runner] += 1
+        self._runs += runs
+        self._spare_of_runner[runner] += chunks if is_queued else -chunks
+        self._chunks_of_runner[runner] += chunks
         self._note_whether_full(runner)
         if batch_id is not None and window:
-            self._runs_of_batch[batch_id] += size
+            self._runs_of_batch[batch_id] += runs
             if self._runs_of_batch[batch_id] >= window:
                 self._full_batches.add(batch_id)
 
