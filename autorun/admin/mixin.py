@@ -30,7 +30,7 @@ from autorun.admin.permissions import Permission
 from autorun.admin.selections import ChosenRows, is_exact, keep
 from autorun.admin.stories import explanation_of
 from autorun.declare import registry
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Node, Run
@@ -215,7 +215,7 @@ class StatusFilter(admin.SimpleListFilter):
         try:
             if is_pending:
                 return _pending(runner, queryset)
-            node_id = node_of(runner).pk
+            node_id = node_id_of(runner)
         except AutorunError as error:
             return _none_for(request, queryset, error)
         kind = key_kind(queryset.model)
@@ -261,7 +261,7 @@ class _WithStatus(ChangeList):
         nodes: dict[_Status, int] = {}
         for column in columns:
             try:
-                nodes[column] = node_of(registry.get(column.label)).pk
+                nodes[column] = node_id_of(registry.get(column.label))
             except AutorunError as error:
                 column.problem = bare_message(error)
         states = _states(self.model, list(self.result_list), list(nodes.values()))

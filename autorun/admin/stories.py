@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
@@ -88,7 +88,7 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
     """The current runs that the row's explanation is about: those upstream, and the runner's."""
     kind = key_kind(runner.get_model())
     try:
-        nodes = [node_of(each).pk for each in (*dependencies_of(runner), runner)]
+        nodes = [node_id_of(each) for each in (*dependencies_of(runner), runner)]
         rows = every_row(runner).filter(pk=instance.pk)
         key = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
     except AutorunError:  # the explanation says what is wrong
@@ -166,12 +166,14 @@ def _now(
         cancelled = "It was cancelled before it started. The row may have a later run."
         return cancelled if state_of(run) == "cancelled" else _superseded(run, others)
     try:
-        node = node_of(runner)
+        node_id = node_id_of(runner)
     except AutorunError as error:
         reason = str(error) if shows_messages else bare_message(error)
         return f"{runner.label} cannot run: {reason}"
-    if node.pk != run.node_id:
-        return f"{runner.label} now runs {node}; this run is of an earlier version."
+    if node_id != run.node_id:
+        return (
+            f"{runner.label} now runs {runner.get_analysis()}; this run is of an earlier version."
+        )
     return explanation_of(runner, instance, shows_messages=shows_messages)
 
 

@@ -51,14 +51,17 @@ def node_of(runner: Runner) -> Node:
     return known if known is not None else find_node(runner)
 
 
+def node_id_of(runner: Runner) -> int:
+    """The id of the runner's node, which is not made: for what only reads its runs."""
+    node_digest = digest_of(runner)
+    known = _known.get((settings.DATABASE, node_digest)) or _find(node_digest)
+    return int(node_digest[:ID_DIGITS], 16) if known is None else known.pk
+
+
 def find_node(runner: Runner) -> Node:
     """`node_of` as the database has it now: it may have forgotten a node that the process knows."""
     node_digest = digest_of(runner)
-    node = Node.objects.filter(digest=node_digest).first() or _create(runner, node_digest)
-    # An open transaction may still be rolled back.
-    if not connections[settings.DATABASE].in_atomic_block:
-        _known[settings.DATABASE, node_digest] = node
-    return node
+    return _find(node_digest) or _remembered(_create(runner, node_digest))
 
 
 def restore(runner: Runner, node_id: int) -> None:
@@ -156,6 +159,18 @@ def runners_by_node() -> RunnersByNode:
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers: the tables may have been emptied, or be a replica's now."""
     _known.clear()
+
+
+def _find(node_digest: str) -> Node | None:
+    node = Node.objects.filter(digest=node_digest).first()
+    return None if node is None else _remembered(node)
+
+
+def _remembered(node: Node) -> Node:
+    # An open transaction may still be rolled back.
+    if not connections[settings.DATABASE].in_atomic_block:
+        _known[settings.DATABASE, node.digest] = node
+    return node
 
 
 def _digest(runner: Runner) -> str:

@@ -13,7 +13,7 @@ from django.db.models import Max, Model, OuterRef, Subquery
 from autorun.declare import hooks
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
-from autorun.declare.nodes import node_of, nodes_over
+from autorun.declare.nodes import node_id_of, nodes_over
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_name, queue_of
@@ -88,7 +88,7 @@ def explain_missing(runner: Runner, pk: Any) -> Explanation | None:
     runs = Run.objects.of_row(kind, key).order_by("-pk")
     if not runs.filter(node__in=nodes_over(runner.get_model())).exists():
         return None
-    run = runs.of(node_of(runner)).first()
+    run = runs.of(node_id_of(runner)).first()
     history = f"; {_title(runner)} {_outcome(run)}" if run and run.finished_at else ""
     return Explanation(False, "deleted", f"The row has been deleted{history}.", run)
 
@@ -109,8 +109,8 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
     else:
         code = "changed"
         reason = f"The row has changed since {_title(runner)} {_outcome(run)}"
-    node = node_of(runner) if run is None else run.node
-    paused_at = Node.objects.filter(pk=node.pk).values_list("paused_at", flat=True).first()
+    node_id = node_id_of(runner) if run is None else run.node_id
+    paused_at = Node.objects.filter(pk=node_id).values_list("paused_at", flat=True).first()
     then = f"the runner is paused{_since(paused_at)}" if paused_at else next_step(runner)
     return Explanation(True, code, f"{reason}; {then}.", run)
 
@@ -216,7 +216,7 @@ def _excluding(runner: Runner, pk: Any) -> str:
 
 
 def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
-    dependencies = {node_of(each).pk: each for each in dependencies_of(runner)}
+    dependencies = {node_id_of(each): each for each in dependencies_of(runner)}
     runs = Run.objects.filter(node_id__in=dependencies).current()
     of_row = runs.of_row(key_kind(runner.get_model()), key)
     statuses = dict(of_row.values_list("node_id", "status"))
@@ -254,7 +254,7 @@ def last_failure(run: Run) -> Failure | None:
 
 
 def _runs(runner: Runner, key: Key) -> Any:
-    return Run.objects.of(node_of(runner).pk).of_row(key_kind(runner.get_model()), key)
+    return Run.objects.of(node_id_of(runner)).of_row(key_kind(runner.get_model()), key)
 
 
 def _title(runner: Runner) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
@@ -89,7 +89,7 @@ def count_rows(
         for reason in Reason
     }
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    node_id = node_of(runner).pk
+    node_id = node_id_of(runner)
     after = begun.after
 
     def add(window: Window) -> None:
@@ -125,7 +125,7 @@ def find_pending(
     deadline = time.monotonic() + seconds
     kind = key_kind(runner.get_model())
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    node_id = node_of(runner).pk
+    node_id = node_id_of(runner)
     up_to = up_to if _is_key(runner, up_to) else ""
     span = span_of(runner)
     if planned_by_database(runner) and not kind.is_integer:

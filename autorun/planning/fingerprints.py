@@ -16,7 +16,7 @@ from django.db import models
 from django.db.models import Exists, Expression, Func, OuterRef, Subquery
 from django.db.models.fields.json import KeyTransform
 
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import InputError
@@ -44,7 +44,7 @@ def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
     """For each runner in DEPENDS_ON, the current success on the outer query's row."""
     kind = key_kind(runner.get_model())
     successes = Run.objects.current().succeeded().of_row(kind, kind.expression(OuterRef))
-    return [successes.of(node_of(upstream)) for upstream in dependencies_of(runner)]
+    return [successes.of(node_id_of(upstream)) for upstream in dependencies_of(runner)]
 
 
 def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:

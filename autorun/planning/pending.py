@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.models import BooleanField, Exists, Expression, F, OuterRef, Q, QuerySet, Subquery
 
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.models import Run
@@ -35,7 +35,7 @@ def existing(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[
 
 def stale(runner: Runner) -> QuerySet[Run]:
     """The successes whose upstream has since failed, changed or been cancelled."""
-    return Run.objects.of(node_of(runner)).stale(map(node_of, dependencies_of(runner)))
+    return Run.objects.of(node_id_of(runner)).stale(map(node_of, dependencies_of(runner)))
 
 
 def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> QuerySet[Any]:
@@ -46,7 +46,7 @@ def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> 
     rows = rows.alias(
         _autorun_key=kind.expression(), _autorun_print=fingerprints.expression(runner)
     )
-    run = Run.objects.current().of(node_of(runner)).of_row(kind, OuterRef("_autorun_key"))
+    run = Run.objects.current().of(node_id_of(runner)).of_row(kind, OuterRef("_autorun_key"))
     if runner.DEPENDS_ON and connections[rows.db].vendor == "mysql":
         # MariaDB turns EXISTS into IN, whose left side may not contain a subquery: here the
         # fingerprint is one.
@@ -90,5 +90,5 @@ class _KeysByPython(Expression):
 def current_runs(runner: Runner, keys: list[Key]) -> dict[Key, str]:
     """The fingerprints of the rows' current runs, by key."""
     kind = key_kind(runner.get_model())
-    runs = Run.objects.current().of(node_of(runner)).of_rows(kind, keys)
+    runs = Run.objects.current().of(node_id_of(runner)).of_rows(kind, keys)
     return dict(runs.values_list(kind.column, "fingerprint"))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from autorun.declare import hooks
 from autorun.declare.hooks import as_plain
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.runner import Runner
+from autorun.models import Node
 from autorun.planning.counting import Count, count_rows
 from autorun.planning.on_demand import require_valid
 from autorun.planning.reasons import Reason
@@ -51,10 +52,9 @@ def preview(runner: Runner, scope: Scope, *, limit: int | None = None, samples: 
     filtered = Group(Reason.FILTERED, max(0, in_scope - count.total), False)
     groups = [*groups_of(runner, count, selection), filtered]
     planned = number_planned(groups, limit=limit)
-    node = node_of(runner)
-    node.refresh_from_db(fields=["run_seconds"])
-    seconds = None if node.run_seconds is None else node.run_seconds * planned
-    return Preview(groups, planned, seconds)
+    nodes = Node.objects.filter(pk=node_id_of(runner))
+    seconds = nodes.values_list("run_seconds", flat=True).first()
+    return Preview(groups, planned, None if seconds is None else seconds * planned)
 
 
 def groups_of(runner: Runner, count: Count, selection: Selection) -> list[Group]:

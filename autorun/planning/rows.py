@@ -16,7 +16,7 @@ from autorun.declare import hooks
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.inputs import value_annotations
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import WorkerLost
@@ -130,7 +130,7 @@ def without_lethal(runner: Runner, queryset: models.QuerySet[Any]) -> models.Que
     kind = key_kind(runner.get_model())
     died = Failure.objects.filter(
         exception_class=name_exception(WorkerLost),
-        run__node=node_of(runner),
+        run__node=node_id_of(runner),
         run__is_current=True,
         run__fingerprint=UNPREPARED,
     )
@@ -236,7 +236,7 @@ def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int]
     kind = key_kind(runner.get_model())
     found: dict[Key, list[int]] = {key: [] for key in keys}
     for dependency in dependencies_of(runner):
-        runs = Run.objects.current().succeeded().of(node_of(dependency))
+        runs = Run.objects.current().succeeded().of(node_id_of(dependency))
         ids = dict(runs.of_rows(kind, list(found)).values_list(kind.column, "pk"))
         found = {key: [*earlier, ids[key]] for key, earlier in found.items() if key in ids}
     return found

@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from autorun.conf import settings
 from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.interruption import calls_limited
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED
@@ -118,7 +118,7 @@ def in_halves(
         if window.bounds is not None:
             _work_in_halves(runner, queryset, window, *window.bounds, work=work)
             return
-        for each in windows(runner, queryset, node_id=node_of(runner).pk):
+        for each in windows(runner, queryset, node_id=node_id_of(runner)):
             in_halves(runner, queryset, each, work)
 
 
@@ -135,7 +135,7 @@ def _work_in_halves(
         is_last = part.last_key == str(every_key[-1])
         work(replace(part, last_key=window.last_key) if is_last else part)
 
-    node_id, kind = node_of(runner).pk, key_kind(runner.get_model())
+    node_id, kind = node_id_of(runner), key_kind(runner.get_model())
     # Of all rows: the filter may be what the database refuses.
     rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
     every_key = list(kind.values(rows))
