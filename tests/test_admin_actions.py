@@ -61,7 +61,9 @@ def runner() -> QuerySetRunner:
 
 def client_with(*codenames: str) -> Client:
     client = Client(enforce_csrf_checks=False)
-    client.force_login(scenes.add_user("-".join(codenames) or "nobody", "view_run", *codenames))
+    client.force_login(
+        scenes.add_user("-".join(codenames) or "nobody", "view_run", "view_scan", *codenames)
+    )
     return client
 
 
@@ -1020,3 +1022,18 @@ def test_a_selection_is_its_owners_alone(runner) -> None:
 
     assert "no longer known" in response.content.decode()
     assert User.objects.count() == 2
+
+
+@pytest.mark.parametrize(("window", "status"), [("1000", 302), ("1001", 403)])
+def test_more_runs_at_a_time_than_usual_take_the_permission_to_backfill(
+    window: str, status: int, runner
+) -> None:
+    client = client_with("start_run", "change_scan")
+    pk = Scan.objects.order_by("pk").first().pk
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": [pk]}
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+    form = {"selection": response.context["asked"].selection, "only": "all", "window": window}
+
+    assert client.post(reverse("admin:autorun_batch_start", args=[LABEL]), form).status_code == (
+        status
+    )

@@ -10,9 +10,11 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from autorun.admin import run_pages
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.continued import signed
-from autorun.models import Failure, Node, Run
+from autorun.dispatch.publishing import redirected
+from autorun.models import Batch, Failure, Node, Run
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
@@ -69,7 +71,8 @@ def ada(client: Client) -> Client:
 
 def run_of(status: Run.Status, *, is_own: bool) -> Run:
     rows = Scan.objects.filter(path__startswith=OWN if is_own else OTHERS).values("pk")
-    return Run.objects.filter(status=status, object_id__in=rows).first()
+    runs = Run.objects.filter(status=status, object_id__in=rows)
+    return runs.order_by("chunk__state", "pk").first()
 
 
 def page_of(run: Run) -> str:
@@ -233,3 +236,45 @@ def test_the_admin_of_a_proxy_hides_rows_of_its_table(ada, monkeypatch) -> None:
 
     assert "title of draft" in draft
     assert "title of secret" not in secret
+
+
+@pytest.mark.usefixtures("_hiding")
+@pytest.mark.parametrize("scope", ["ticked", "everything"])
+@pytest.mark.parametrize(
+    ("action", "status", "after"),
+    [
+        ("ignore", Run.Status.FAILED, Run.Status.CANCELLED),
+        ("cancel", Run.Status.PENDING, Run.Status.CANCELLED),
+        ("retry", Run.Status.FAILED, Run.Status.FAILED),
+    ],
+)
+@pytest.mark.parametrize("is_for_workers", [True, False])
+def test_an_action_leaves_runs_of_hidden_rows_out_and_says_so(
+    action, status, after, scope, is_for_workers, runner, client, set_constants
+) -> None:
+    set_constants(run_pages, MOST_AT_ONCE=0 if is_for_workers else 5_000)
+    client.force_login(scenes.add_user("ada", "view_scan", "view_run", "retry_run", "cancel_run"))
+    own, hidden = run_of(status, is_own=True), run_of(status, is_own=False)
+    rows = Scan.objects.filter(path__startswith=OWN).values_list("pk", flat=True)
+    form = {"action": action, "scope": scope, "ids": [own.pk, hidden.pk], "confirmed": "1"}
+
+    with redirected(lambda messages: None):
+        page = client.post(reverse("admin:autorun_run_act"), form, follow=True).text
+
+    assert "You may not see the rows of" in page
+    hidden.refresh_from_db()
+    own.refresh_from_db()
+    assert (hidden.status, own.status) == (status, after)
+    if action == "retry":
+        batch = Batch.objects.order_by("-pk").first()
+        assert own.object_id in batch.scope["pks"]
+        assert set(batch.scope["pks"]) <= set(rows)
+
+
+@pytest.mark.usefixtures("_hiding")
+def test_the_page_of_a_hidden_rows_run_offers_no_actions(runner, client) -> None:
+    client.force_login(scenes.add_user("ada", "view_scan", "view_run", "retry_run"))
+    own, hidden = (run_of(Run.Status.FAILED, is_own=is_own) for is_own in (True, False))
+
+    assert 'value="retry"' in client.get(page_of(own)).text
+    assert 'value="retry"' not in client.get(page_of(hidden)).text

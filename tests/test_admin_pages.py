@@ -1,8 +1,13 @@
 """What the pages show, to whom, and in how many statements."""
 
 import datetime as dt
+import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -14,10 +19,12 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import strip_tags
 
-from autorun.admin import batch_pages
+from autorun.admin import batch_pages, run_pages
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
+from autorun.declare.interruption import within
+from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.activity import STUCK_SECONDS, stuck_nodes
 from autorun.planning import batches
@@ -448,7 +455,7 @@ def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:
 
 def test_a_count_is_known_to_all_processes_for_an_hour(runner, client) -> None:
     client.force_login(scenes.add_user("root", is_superuser=True))
-    client.get(reverse("admin:autorun_node_count", args=[LABEL]))
+    client.post(reverse("admin:autorun_node_count", args=[LABEL]))
 
     late = card_of(runner).counted
     at = timezone.now() - dt.timedelta(minutes=61)
@@ -477,7 +484,7 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
     client.force_login(scenes.add_user("admin", is_superuser=True))
     overview = reverse("admin:autorun_node_changelist")
     unasked = client.get(overview).content.decode()
-    client.get(addresses()["count"])
+    client.post(addresses()["count"])
     before = card_of(runner)
     Node.objects.update(paused_at=timezone.now())
     runner.run()
@@ -491,7 +498,7 @@ def test_rows_that_were_counted_and_planned_since_are_no_longer_pending(runner, 
 
 def test_coverage_by_version_is_told_of_the_rows_that_were_counted(runner, admin_client) -> None:
     uncounted = admin_client.get(addresses()["runner"]).content.decode()
-    admin_client.get(addresses()["count"])
+    admin_client.post(addresses()["count"])
 
     counted = admin_client.get(addresses()["runner"]).content.decode()
 
@@ -604,7 +611,7 @@ def test_a_card_says_that_there_is_nothing_to_do_where_that_is_known(admin_clien
     overview = reverse("admin:autorun_node_changelist")
     with installed(declare()):
         before = admin_client.get(overview).text
-        admin_client.get(reverse("admin:autorun_node_count", args=["tests.EchoRunner"]))
+        admin_client.post(reverse("admin:autorun_node_count", args=["tests.EchoRunner"]))
         after = admin_client.get(overview).text
 
     assert "all done" not in before
@@ -692,7 +699,7 @@ def test_a_batch_of_a_paused_runner_says_so(runner, client) -> None:
 
 def test_all_rows_are_in_the_parts_of_a_card(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
-    client.get(addresses()["count"])
+    client.post(addresses()["count"])
     Node.objects.update(paused_at=timezone.now())
     number = Scan.objects.count()
     at_first = card_of(runner)
@@ -758,3 +765,51 @@ def test_a_batch_whose_rows_are_on_their_way_says_that_they_were_skipped(
     figures = " ".join(strip_tags(page.text).split())
     assert "Skipped 3 (up to date or already queued)" in figures
     assert "Runs planned 0" in figures
+
+
+def test_a_page_shows_the_start_of_a_long_output_and_links_to_all_of_it(
+    runner, client, set_constants
+) -> None:
+    set_constants(run_pages, MOST_SHOWN=5_000)
+    nested: Any = "deep"
+    for depth in range(28):
+        nested = [nested] * (2 if depth < 9 else 1)
+    run = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
+    Run.objects.filter(pk=run.pk).update(outputs={"of": nested})
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    page = client.get(reverse("admin:autorun_run_change", args=[run.pk]))
+
+    address = reverse("admin:autorun_run_text", args=[run.pk, "outputs"])
+    assert address in page.text
+    assert len(page.content) < 40_000
+    whole = client.get(address)
+    assert json.loads(whole.content) == {"of": nested}
+    assert whole["Content-Type"].startswith("text/plain")
+    assert client.get(address.replace("outputs", "other")).status_code == 404
+
+
+def test_a_page_waits_for_a_hook_no_longer_than_its_limit(client, set_constants) -> None:
+    set_constants(run_pages, HOOK_SECONDS=0.05)
+
+    def get_instance_representation(self, instance):
+        time.sleep(5)
+
+    runner = scenes.few()
+    run = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    with patch.object(type(runner), "get_instance_representation", get_instance_representation):
+        address = reverse("admin:autorun_run_text", args=[run.pk, "input"])
+        page = client.get(address)
+
+    assert "It takes longer than 0.05 s." in page.text
+
+
+def test_a_thread_that_no_signal_reaches_waits_no_longer_either() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(within, 0.05, lambda: time.sleep(1))
+        quick = pool.submit(within, 5, lambda: "done")
+
+        with pytest.raises(RunTimeout, match=r"longer than 0\.05 s"):
+            slow.result()
+        assert quick.result() == "done"

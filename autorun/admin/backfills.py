@@ -18,6 +18,7 @@ from autorun.admin.pages import who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, may_view, name_of, visible
 from autorun.admin.selections import ChosenRows, find
+from autorun.conf import settings
 from autorun.control.interventions import request_backfill
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.runner import Runner
@@ -120,10 +121,14 @@ class BackfillRequest:
 
     @property
     def needs(self) -> Permission:
-        """The permission to start it: a few ticked rows are not a backfill."""
+        """The permission to start it: a few ticked rows are not a backfill.
+
+        Re-running successes is, and so are more runs at a time than usual.
+        """
         chosen = self.chosen
         is_few = chosen is not None and chosen.keys is not None and self.only != "again"
-        return Permission.START if is_few else Permission.BACKFILL
+        is_usual = self.window is None or self.window <= settings.WINDOW
+        return Permission.START if is_few and is_usual else Permission.BACKFILL
 
     def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
         """Start the backfill, once `is_lost` is ruled out.

@@ -17,7 +17,7 @@ from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked,
 from autorun.admin.continued import signed
 from autorun.admin.markup import time_since
 from autorun.declare import registry
-from autorun.declare.nodes import digest_of
+from autorun.declare.nodes import digest_of, node_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
@@ -47,7 +47,7 @@ class Counted:
 
     @classmethod
     def read(cls, known: dict[str, Any], progress: Progress) -> Counted | None:
-        """The count that `remember` stored with a node, unless there is none or it is old."""
+        """The count that `with_count` stored with a node, unless there is none or it is old."""
         if not known or timezone.now() - (at := dt.datetime.fromisoformat(known["at"])) > COUNT_AGE:
             return None
         count = Count(known["rows"])
@@ -243,16 +243,16 @@ def title_of_runner(runner: Runner) -> str:
         return str(runner.ANALYSIS)
 
 
-def remember(card: Card, count: Count, *, left_out: int) -> Card:
-    """The card with a finished count, which is stored so that pages need not count again."""
+def with_count(card: Card, count: Count, *, left_out: int, is_stored: bool) -> Card:
+    """The card with a finished count; stored, pages need not count again."""
     counted = {
         "rows": dict(count.rows),
         "left_out": max(0, left_out),
         "runs": card.progress.total,
         "at": timezone.now().isoformat(),
     }
-    # Not in a cache: each process may have its own.
-    Node.objects.filter(digest=digest_of(card.runner)).update(counted=counted)
+    if is_stored:  # not in a cache: each process may have its own
+        Node.objects.filter(pk=node_of(card.runner).pk).update(counted=counted)
     return replace(card, counted=Counted.read(counted, card.progress))
 
 

@@ -38,9 +38,21 @@ def prose(text: str) -> SafeString:
     return mark_safe("".join(coded))  # noqa: S308  escaped above
 
 
-def as_json(value: Any) -> str:
-    """Indented JSON, keys in their order."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+def as_json(value: Any, *, most: int | None = None) -> str:
+    """Indented JSON, keys in their order; its first `most` characters if that is given.
+
+    Indentation makes deeply nested values many times longer, so no more than those are written.
+    """
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=str)
+    if most is None:
+        return encoder.encode(value)
+    parts, length = [], 0
+    for part in encoder.iterencode(value):
+        parts.append(part)
+        length += len(part)
+        if length >= most:
+            break
+    return "".join(parts)[:most]
 
 
 def without_secrets(value: Any, key: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,12 @@ from django.contrib.admin.sites import all_sites
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.db import router
-from django.db.models import Model
+from django.db.models import Model, prefetch_related_objects
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
 from autorun.conf import settings
+from autorun.control.interventions import Narrowing
 from autorun.declare import hooks, registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
@@ -109,6 +110,38 @@ def visible(
     return {row.pk: row for row in shown if model_admin.has_view_permission(request, row)}
 
 
+@dataclass
+class Reach:
+    """The runs that a user may act on: those of rows that they may see.
+
+    `left_out` is the number of runs that it has kept from them so far.
+    """
+
+    request: HttpRequest
+    site: AdminSite
+    left_out: int = 0
+
+    def among(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of the runs that the user may act on; a query or two a model."""
+        prefetch_related_objects(runs, "node")
+        nodes = {run.node_id: run.node for run in runs}
+        whole = {pk for pk, node in nodes.items() if self._is_whole(model_of(node))}
+        others = [run for run in runs if run.node_id not in whole]
+        seen = seen_rows(self.request, self.site, others)
+        found = [run for run in runs if run.node_id in whole or seen[run.pk].is_open]
+        self.left_out += len(runs) - len(found)
+        return found
+
+    def narrowing(self, runner: Runner) -> Narrowing | None:
+        """`among`, or None if the user may see every row of the runner's model."""
+        return None if self._is_whole(runner.get_model()) else self.among
+
+    def _is_whole(self, model: type[Model] | None) -> bool:
+        if model is None or not may_view(self.request, self.site, model):
+            return False
+        return not _hides_rows(_admin_of(self.site, model))
+
+
 def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) -> Any:
     """The runner's row of that key, which may be any text; None if the user may not see it."""
     model = runner.get_model()
@@ -192,11 +225,15 @@ def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bo
 
     If the model's admin hides rows, nothing tells whether it would have hidden those as well.
     """
-    model_admin = _admin_of(site, model)
-    if model_admin is None or getattr(request.user, "is_superuser", False):
-        return True
+    is_superuser = bool(getattr(request.user, "is_superuser", False))
+    return is_superuser or not _hides_rows(_admin_of(site, model))
+
+
+def _hides_rows(model_admin: Any) -> bool:
     own = type(model_admin)
-    return all(getattr(own, name) is getattr(ModelAdmin, name) for name in _HIDING)
+    return model_admin is not None and any(
+        getattr(own, name) is not getattr(ModelAdmin, name) for name in _HIDING
+    )
 
 
 def _admin_of(site: AdminSite, model: type[Model]) -> Any:

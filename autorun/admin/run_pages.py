@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from autorun.admin.bulk_actions import ACTIONS, BulkAction
 from autorun.admin.markup import as_json, prose, time_since, without_secrets
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import Name, database_of, instance_of, key_text, seen_rows
+from autorun.admin.row_access import (
+    Name,
+    Reach,
+    Seen,
+    database_of,
+    instance_of,
+    key_text,
+    seen_rows,
+)
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
 from autorun.declare import registry
+from autorun.declare.interruption import within
+from autorun.declare.runner import Runner
 from autorun.models import Batch, Run
 from autorun.observe.failures import exception_classes
 from autorun.observe.group_runs import members_of
@@ -35,8 +46,11 @@ from autorun.state.words import counted, number
 
 PAGE = 50
 MOST_TICKED = 1_000
-#: Characters of JSON that are shown without a click.
+#: Characters of JSON that are shown without a click, and at all; the rest is a page of text.
 FOLDED = 3_000
+MOST_SHOWN = 200_000
+#: Seconds that a page waits for a hook of the project's.
+HOOK_SECONDS = 5.0
 #: The names of filters on the page of confirmation.
 _FACTS = {
     "since": "finished within",
@@ -91,74 +105,12 @@ class RunLine:
 
 
 @dataclass(frozen=True)
-class BulkAction:
-    """An action on the runs in `states`; `choice` names it in the list's menu."""
-
-    name: str
-    choice: str
-    permission: Permission
-    states: tuple[str, ...]
-    explanation: str
-    #: Changes the runs, and tells the number that it changed; retries have batches instead.
-    change: Callable[[Iterable[list[Run]]], int] | None = None
-    #: The result, for one run and for many.
-    done: tuple[str, str] = ("", "")
-    #: States that it accepts as well if a filter or a tick names them.
-    named: tuple[str, ...] = ()
-
-    @property
-    def verb(self) -> str:
-        return self.name.capitalize()
-
-    @property
-    def accepts(self) -> tuple[str, ...]:
-        return (*self.states, *self.named)
-
-    def narrowed(self, chosen: RunFilter) -> list[RunFilter]:
-        states = [chosen.state] if chosen.state else self.states
-        return [replace(chosen, state=state) for state in states]
-
-
-@dataclass(frozen=True)
 class Log:
     """The entries in the admin's log: one for each of `runs`, or one `about` all of them."""
 
     runs: Sequence[Run] = ()
     about: str = ""
     detail: str = ""
-
-
-ACTIONS: Mapping[str, BulkAction] = {
-    each.name: each
-    for each in (
-        BulkAction(
-            "retry",
-            "Retry failed and ignored runs",
-            Permission.RETRY,
-            ("failed",),
-            "They start again with a fresh set of attempts.",
-            named=("ignored",),
-        ),
-        BulkAction(
-            "ignore",
-            "Ignore failed runs",
-            Permission.CANCEL,
-            ("failed",),
-            "They are left alone until the input of their row changes.",
-            interventions.ignore_runs,
-            ("failed run is ignored from now on.", "failed runs are ignored from now on."),
-        ),
-        BulkAction(
-            "cancel",
-            "Cancel runs that have not started",
-            Permission.CANCEL,
-            ("waiting", "queued", "parked"),
-            "They never start; a later sweep plans their rows again.",
-            interventions.cancel_runs,
-            ("run cancelled before the start.", "runs cancelled before the start."),
-        ),
-    )
-}
 
 
 @admin.register(Run)
@@ -203,16 +155,8 @@ class RunAdmin(PageAdmin):
 
     @page("<int:run_id>/change/")
     def change(self, request: HttpRequest, run_id: int) -> HttpResponse:
-        found = Run.objects.select_related("node", "chunk", "chunk__batch")
-        run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
-        if run is None:
-            raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
-        runner = registry.find(run.chunk.runner)
-        database = None if runner is None else database_of(runner)
-        seen = seen_rows(request, self.admin_site, [run], database)[run.pk]
-        instance = seen.instance
-        if instance is None and not seen.is_hidden and not seen.name.is_gone:
-            instance = instance_of(run, database)
+        run = self._get(run_id)
+        runner, seen, instance = self._row_of(request, run)
         may_see = seen.is_open and request.user.has_perm(Permission.SEE_PAYLOAD)
         others, is_hidden = other_runs(run), seen.is_hidden
         story = story_of(
@@ -221,7 +165,9 @@ class RunAdmin(PageAdmin):
         # The newest success, whose outputs stay while a re-run has none.
         of_row = (each for each in others if each.fingerprint != RETIRED)
         earlier = (each for each in of_row if each.status == Run.Status.SUCCEEDED)
-        outputs = as_json(run.outputs) if may_see and run.outputs is not None else None
+        outputs = None
+        if may_see and run.outputs is not None:
+            outputs = as_json(run.outputs, most=MOST_SHOWN)
         return self.render(
             request,
             "run",
@@ -236,16 +182,32 @@ class RunAdmin(PageAdmin):
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
             story=story,
             now=prose(story.now),
-            input=_input(runner, instance) if may_see else None,
+            input=_input(runner, instance, most=MOST_SHOWN) if may_see else None,
             configuration=without_secrets(run.node.configuration),
             outputs=outputs,
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
-            outputs_size=filesizeformat(len(outputs)) if outputs and len(outputs) > FOLDED else "",
+            is_long=outputs is not None and len(outputs) > FOLDED,
+            most_shown=MOST_SHOWN,
             may_see=may_see,
             others=[(other, state_of(other)) for other in others],
             is_registered=runner is not None,
-            actions=[each for each in _allowed(request) if state_of(run) in each.accepts],
+            actions=[
+                each for each in _allowed(request) if seen.is_open and state_of(run) in each.accepts
+            ],
         )
+
+    @page("<int:run_id>/text/<str:part>/", Permission.SEE_PAYLOAD)
+    def text(self, request: HttpRequest, run_id: int, part: str) -> HttpResponse:
+        """The outputs or the present input of a run, in full, as text."""
+        run = self._get(run_id)
+        runner, seen, instance = self._row_of(request, run)
+        if not seen.is_open:
+            raise PermissionDenied
+        if part not in ("outputs", "input"):
+            raise Http404(f"A run has no {part}.")
+        found = as_json(run.outputs) if part == "outputs" else _input(runner, instance)
+        headers = {"X-Content-Type-Options": "nosniff"}
+        return HttpResponse(found or "", content_type="text/plain; charset=utf-8", headers=headers)
 
     @action("act/", Permission.VIEW)
     def act(self, request: HttpRequest) -> HttpResponse:
@@ -270,13 +232,35 @@ class RunAdmin(PageAdmin):
             return self._back_to_list(request)
         if "confirmed" not in request.POST:
             return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
+        reach = Reach(request, self.admin_site)
         if is_everything:
-            self._act_on_all(request, chosen_action, chosen)
+            self._act_on_all(request, chosen_action, chosen, reach)
         else:
             given = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs")
-            runs = [run for run in given.order_by("pk") if state_of(run) in chosen_action.accepts]
+            fit = [run for run in given.order_by("pk") if state_of(run) in chosen_action.accepts]
+            runs = reach.among(fit)
             self._do(request, chosen_action, [runs], _log_of(runs))
+        if reach.left_out:
+            hidden = counted(reach.left_out, "run")
+            messages.warning(request, f"You may not see the rows of {hidden}: left out.")
         return self._back_to_list(request)
+
+    def _get(self, run_id: int) -> Run:
+        found = Run.objects.select_related("node", "chunk", "chunk__batch")
+        run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
+        if run is None:
+            raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
+        return run
+
+    def _row_of(self, request: HttpRequest, run: Run) -> tuple[Runner | None, Seen, Any]:
+        """The run's runner, what the user may see of its row, and the row unless it is hidden."""
+        runner = registry.find(run.chunk.runner)
+        database = None if runner is None else database_of(runner)
+        seen = seen_rows(request, self.admin_site, [run], database)[run.pk]
+        instance = seen.instance
+        if instance is None and not seen.is_hidden and not seen.name.is_gone:
+            instance = instance_of(run, database)
+        return runner, seen, instance
 
     def _ask(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
@@ -332,10 +316,11 @@ class RunAdmin(PageAdmin):
             messages.info(request, "None of these runs is failed any more.")
 
     def _act_on_all(
-        self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter
+        self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, reach: Reach
     ) -> None:
         log = _log_of_filter(chosen)
-        found = chain.from_iterable(each.each() for each in chosen_action.narrowed(chosen))
+        parts = (each.each() for each in chosen_action.narrowed(chosen))
+        found = map(reach.among, chain.from_iterable(parts))
         if chosen_action.change or chosen.group or chosen.state == "ignored":
             self._do(request, chosen_action, found, log)
             return
@@ -345,7 +330,10 @@ class RunAdmin(PageAdmin):
             self._do(request, chosen_action, first, log)
             return
         # Too many for a request: workers find the failed runs and retry them.
-        begun = interventions.retry_matching(chosen, requested_by=who(request))
+        reach.left_out = 0
+        begun = interventions.retry_matching(
+            chosen, requested_by=who(request), narrowing=reach.narrowing
+        )
         what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
         links = self._links(begun)
         self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
@@ -431,13 +419,13 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
     return f"{about}{counted(total, noun)} {matching}".rstrip() + ", newest first."
 
 
-def _input(runner: Any, instance: Any) -> str | None:
+def _input(runner: Runner | None, instance: Any, *, most: int | None = None) -> str | None:
     if runner is None or instance is None:
         return None
     try:
-        found = runner.get_instance_representation(instance)
+        found = within(HOOK_SECONDS, lambda: runner.get_instance_representation(instance))
         if found is None or isinstance(found, Model):  # the row itself, which the page names
             return None
-        return as_json(found)
+        return as_json(found, most=most)
     except Exception as error:  # noqa: BLE001  a project's own hook
         return f"It cannot be prepared: {type(error).__name__}: {error}"

@@ -19,8 +19,8 @@ from autorun.admin.cards import (
     digest_or_problem,
     name_of_runner,
     progresses_of,
-    remember,
     title_of_runner,
+    with_count,
 )
 from autorun.admin.continued import begun
 from autorun.admin.markup import prose, time_since, without_secrets
@@ -133,7 +133,10 @@ class NodeAdmin(PageAdmin):
 
     @page("<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
-        """A card's bar with its pending rows counted, or with a link to continue counting."""
+        """A card's bar with its pending rows counted, or with a link to continue counting.
+
+        The count is shown to others if it is a POST, as the script sends it.
+        """
         runner = get_runner(label)
         count, problem = None, ""
         try:
@@ -142,8 +145,8 @@ class NodeAdmin(PageAdmin):
             problem = self.told(request, error)
         card = replace(card_of(runner), error=problem)
         if count is not None and count.is_complete:
-            everything = every_row(runner).count()
-            card = remember(card, count, left_out=everything - count.total)
+            left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
+            card = with_count(card, count, left_out=left_out, is_stored=is_stored)
         elif count is not None:
             card = replace(card, counting=count)
         if is_fetched(request):

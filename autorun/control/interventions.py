@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
 
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
@@ -40,6 +39,9 @@ logger = logging.getLogger(__name__)
 KEYS_IN_SCOPE = 30_000
 #: The source of a scope whose rows are those of runs that match a filter.
 KIND = "runs"
+
+#: Picks runs among those given.
+Narrowing = Callable[[Sequence[Run]], Sequence[Run]]
 
 
 @dataclass(frozen=True)
@@ -128,23 +130,34 @@ def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Ret
     return Retried(begun, sum(map(len, keys.values())), ignored, outdated)
 
 
-def retry_matching(chosen: RunFilter, *, requested_by: str = "") -> Sequence[Batch]:
+def retry_matching(
+    chosen: RunFilter,
+    *,
+    requested_by: str = "",
+    narrowing: Callable[[Runner], Narrowing | None] = lambda _: None,
+) -> Sequence[Batch]:
     """Leave it to workers to find the failed runs that match, however many, and retry them.
 
     Returns one batch for each runner that may have some. Runs of a version or configuration that
-    their runner no longer has are skipped.
+    their runner no longer has are skipped. A function that `narrowing` returns picks the runs that
+    the caller may retry; they are found at once then.
     """
     begun: list[Batch] = []
     for runner in registry.runners():
         of_runner = replace(chosen, runner=runner.label, state="failed")
         if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
             continue
-        if database_of(runner) != settings.DATABASE:  # which cannot be joined with runs
-            begun += retry_runs(of_runner.each(), requested_by=requested_by).batches
+        narrow = narrowing(runner)
+        is_elsewhere = database_of(runner) != settings.DATABASE  # not to be joined with runs
+        if narrow is not None or is_elsewhere:
+            found = of_runner.each() if narrow is None else map(narrow, of_runner.each())
+            begun += retry_runs(found, requested_by=requested_by).batches
             continue
+        # The names alone: a key or an exception may contain the data of a row.
+        narrowed = ", ".join(chosen.written()) or "nothing"
         source = {
             "kind": KIND,
-            "words": f"of runs that match {urlencode(chosen.written()) or 'no filter'}",
+            "words": f"of failed runs, filtered by {narrowed}",
             "filter": of_runner.written(),
             "at": timezone.now().isoformat(),
         }

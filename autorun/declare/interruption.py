@@ -10,10 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
+
+from django.db import connections
 
 from autorun.exceptions import RunTimeout
 from autorun.state import coroutines
@@ -71,6 +74,33 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
         # Nested: an exception raised by a signal as the block ends must not leave the timer on.
         is_over = True
         restore()
+
+
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """`work()`; raises RunTimeout after `seconds`, in any thread.
+
+    A thread that signals do not reach leaves the work to another one, and waits no longer.
+    """
+    message = f"It takes longer than {seconds:g} s."
+    if can_use_signals():
+        with time_limit(seconds, message=message):
+            return work()
+    outcome: Future[Result] = Future()
+
+    def attempt() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as problem:  # noqa: BLE001 - raised again below
+            outcome.set_exception(problem)
+        finally:
+            connections.close_all()
+
+    # An executor would wait for its threads when the process ends.
+    threading.Thread(target=attempt, name="autorun-within", daemon=True).start()
+    wait([outcome], timeout=seconds)
+    if not outcome.done():
+        raise RunTimeout(message)
+    return outcome.result()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, When, Window
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
-from autorun.declare.nodes import node_of, nodes_of, runners_by_node
+from autorun.declare.nodes import node_id_of, nodes_of, runners_by_node
 from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
 from autorun.observe.paging import NAMES
@@ -109,8 +109,9 @@ def message_shape(message: str) -> str:
 
 
 def group_key(node_id: int, exception_class: str, shape: str) -> str:
-    shape_hash = hashlib.sha256(f"{exception_class}\n{shape}".encode()).hexdigest()
-    return f"{node_id}-{shape_hash[:16]}"
+    """The key of a group. Keyed with the project's secret: it confirms no guess at a message."""
+    keyed = salted_hmac("autorun.observe.failures", f"{exception_class}\n{shape}")
+    return f"{node_id}-{keyed.hexdigest()[:16]}"
 
 
 def group_failures(
@@ -127,7 +128,7 @@ def group_failures(
     counted = LAST & Q(run__status__in=wanted)
     failures = Failure.objects.filter(counted)
     if runner is not None:
-        failures = failures.filter(run__node_id=node_of(runner).pk)
+        failures = failures.filter(run__node_id=node_id_of(runner))
     if within is not None:
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
     groups = [group for group, _ in _grouped(failures, counted=counted)]
@@ -161,7 +162,7 @@ def failed_runs(
 
     `of_earlier_versions` includes those of nodes that the runner had before.
     """
-    failures = _for_good(nodes_of(runner) if of_earlier_versions else [node_of(runner).pk])
+    failures = _for_good(nodes_of(runner) if of_earlier_versions else [node_id_of(runner)])
     if exception_class is not None:
         failures = failures.filter(exception_class=exception_class)
     if within is not None:
@@ -173,7 +174,7 @@ def failed_runs(
 
 def classes_of(runner: Runner) -> list[str]:
     """The exception classes of the failed runs of the runner's node, in the order of names."""
-    classes = _for_good([node_of(runner).pk]).values_list("exception_class", flat=True)
+    classes = _for_good([node_id_of(runner)]).values_list("exception_class", flat=True)
     return list(classes.distinct().order_by("exception_class"))
 
 

@@ -2,6 +2,7 @@
  *
  * data-autorun-refresh="5"     the element is replaced every 5 seconds by the one of the same id
  * data-autorun-fetch="url"     the element is replaced once by what the url gives
+ * data-autorun-token="token"   it is fetched by a POST, which may store the result for others
  * data-autorun-stale           the words to show, with TIME, once the page cannot be fetched
  *
  * Nothing is fetched while the tab is hidden or once the page has no such element.
@@ -11,8 +12,9 @@
   const headers = { "X-Requested-With": "autorun" };
   const names = ["id", "href", "aria-label", "name"];
 
-  async function load(url) {
-    const response = await fetch(url, { headers, credentials: "same-origin" });
+  async function load(url, token) {
+    const post = { method: "POST", headers: { ...headers, "X-CSRFToken": token } };
+    const response = await fetch(url, { headers, credentials: "same-origin", ...(token && post) });
     if (!response.ok || response.redirected) throw new Error(response.status);
     return new DOMParser().parseFromString(await response.text(), "text/html");
   }
@@ -75,7 +77,7 @@
     old.setAttribute("aria-busy", "true");
     await whenVisible();
     try {
-      const next = (await load(old.dataset.autorunFetch)).body.firstElementChild;
+      const next = (await load(old.dataset.autorunFetch, old.dataset.autorunToken)).body.firstElementChild;
       if (!next) return;
       put(next, old, true);
       if (next.dataset.autorunFetch) await complete(next);

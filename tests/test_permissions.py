@@ -1,0 +1,184 @@
+"""Every page and action, by every permission, as `docs/reference/permissions.md` has them.
+
+The pages are those of the URLconf and the actions those that are registered: a new one fails here
+until the reference names it.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from autorun.admin.bulk_actions import ACTIONS
+from autorun.admin.pages import PageAdmin
+from autorun.admin.permissions import Permission
+from autorun.dispatch.publishing import redirected
+from autorun.models import Batch, Failure, Node, Run
+from autorun.runner import QuerySetRunner
+from sample_app.models import Scan
+from tests.browser import scenes
+from tests.engine import declare, installed
+
+pytestmark = pytest.mark.django_db
+
+LABEL = "sample_app.ScanPreprocessingRunner"
+REFERENCE = Path(__file__).parent.parent / "docs/reference/permissions.md"
+CODENAMES = [each.value.partition(".")[2] for each in Permission]
+#: The users: without any permission, with each alone, with each beside the pages, and with all.
+USERS = [
+    (),
+    *((each,) for each in CODENAMES),
+    *(("view_run", each) for each in CODENAMES if each != "view_run"),
+    tuple(CODENAMES),
+]
+WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
+NAME, PAYLOAD = "marked-name", "marked-payload"
+
+
+def documented() -> dict[str, tuple[list[str], str]]:
+    """The methods and the permission of each address, as the reference has them."""
+    table = REFERENCE.read_text().partition("## Pages and actions")[2].partition("\n## ")[0]
+    found = {}
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            address, methods, permission, _ = (each.strip() for each in line.strip("|").split("|"))
+            found[address.replace("`", "")] = (methods.split(", "), permission.strip("`"))
+    return found
+
+
+def addresses() -> dict[str, tuple[str, dict[str, str]]]:
+    """By the address as the reference writes it: that of an object, and the form of the action."""
+    run = Run.objects.filter(status=Run.Status.FAILED).order_by("pk").first()
+    objects = {
+        "label": LABEL,
+        "node_id": run.node_id,
+        "run_id": run.pk,
+        "failure_id": run.failures.first().pk,
+        "batch_id": Batch.objects.first().pk,
+        "part": "outputs",
+    }
+    found = {}
+    for model, model_admin in admin.site._registry.items():
+        if not isinstance(model_admin, PageAdmin):
+            continue
+        for pattern in model_admin.get_urls():
+            route = re.sub(r"<\w+:(\w+)>", r"<\1>", str(pattern.pattern))
+            arguments = [objects[name] for name in re.findall(r"<(\w+)>", route)]
+            url = reverse(f"admin:{pattern.name}", args=arguments)
+            name = f"{model._meta.model_name}/{route}"
+            if name.endswith("/why/"):
+                url += f"?row={run.object_id}"
+            if name != "run/act/":
+                found[name] = (url, {})
+                continue
+            for each in ACTIONS:
+                form = {"action": each, "ids": str(run.pk), "confirmed": "1"}
+                found[f"{name} {each}"] = (url, form)
+    return found
+
+
+@pytest.fixture
+def runner() -> Iterator[QuerySetRunner]:
+    runner = scenes.few()
+    Scan.objects.update(description=PAYLOAD)
+    for scan in Scan.objects.all():
+        Scan.objects.filter(pk=scan.pk).update(path=f"/{scan.pk}/{NAME}-{scan.pk}")
+    Run.objects.filter(status=Run.Status.SUCCEEDED).update(outputs={"of": f"{PAYLOAD}-output"})
+    Failure.objects.update(message=f"{PAYLOAD}-message", traceback=f"{PAYLOAD}-traceback")
+    Batch.objects.update(state=Batch.State.FAILED, reason=f"{PAYLOAD}-reason")
+    with redirected(lambda messages: None):
+        yield runner
+
+
+def client_of(*codenames: str) -> Client:
+    client = Client()
+    client.force_login(scenes.add_user("-".join(codenames) or "nobody", *codenames))
+    return client
+
+
+def test_the_reference_has_every_page_and_every_action(runner) -> None:
+    assert set(documented()) == set(addresses())
+
+
+@pytest.mark.parametrize("codenames", USERS, ids=" ".join)
+def test_a_page_and_an_action_are_for_those_whom_the_reference_names(codenames, runner) -> None:
+    client = client_of(*codenames, "view_scan")
+    found = {}
+
+    for name, (url, form) in addresses().items():
+        methods, permission = documented()[name]
+        is_allowed = {"view_run", permission or "view_run"} <= {*codenames}
+        entries = LogEntry.objects.count()
+        for method in ("GET", "POST"):
+            response = getattr(client, method.lower())(url, form)
+            if method in methods:
+                found[name, method] = (response.status_code != 403) is is_allowed
+                assert response.status_code in (200, 302, 403), (name, method)
+            elif method == "GET":
+                assert response.status_code in (403, 405), (name, method)
+        if not is_allowed:
+            assert LogEntry.objects.count() == entries, name
+
+    assert [each for each, is_right in found.items() if not is_right] == []
+
+
+def test_a_get_writes_nothing_and_makes_no_node(runner) -> None:
+    client = client_of(*CODENAMES, "view_scan")
+    ours = {name: url for name, (url, _) in addresses().items() if "GET" in documented()[name][0]}
+    ours["change"] = reverse("admin:sample_app_scan_change", args=[Scan.objects.first().pk])
+    for state in ("pending", "failed", "succeeded"):
+        ours[state] = f"{reverse('admin:sample_app_scan_changelist')}?autorun={state}:{LABEL}"
+    ours["choice"] = f"{reverse('admin:autorun_batch_count', args=[LABEL])}?only=all"
+
+    written = {}
+    for name, url in ours.items():
+        with CaptureQueriesContext(connection) as queries:
+            client.get(url)
+        statements = [each["sql"] for each in queries if each["sql"].lstrip().startswith(WRITES)]
+        written[name] = statements
+
+    assert {name: found for name, found in written.items() if found} == {}
+
+
+def test_pages_of_a_runner_that_has_not_run_make_no_node(admin_client) -> None:
+    with installed(declare()):
+        for page in ("node_runner", "node_count", "batch_prepare", "batch_count"):
+            url = reverse(f"admin:autorun_{page}", args=["tests.EchoRunner"])
+            assert admin_client.get(url).status_code == 200
+        admin_client.get(reverse("admin:autorun_node_changelist"))
+
+        assert Node.objects.count() == 0
+
+        admin_client.post(reverse("admin:autorun_node_count", args=["tests.EchoRunner"]))
+
+        assert Node.objects.get().counted["rows"] is not None
+
+
+@pytest.mark.parametrize("sees_rows", [True, False])
+@pytest.mark.parametrize("codenames", USERS, ids=" ".join)
+def test_names_and_payload_are_for_those_whom_the_reference_names(
+    codenames, sees_rows, runner
+) -> None:
+    client = client_of(*codenames, *(["view_scan"] if sees_rows else []))
+    succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
+    urls = [url for url, form in addresses().values() if not form]
+    urls += [reverse("admin:autorun_run_change", args=[succeeded.pk])]
+    urls += [reverse("admin:autorun_run_text", args=[succeeded.pk, "outputs"])]
+    urls += [f"{reverse('admin:autorun_run_changelist')}?state=failed"]
+
+    pages = " ".join(client.get(url).content.decode() for url in urls)
+
+    shows = {NAME: sees_rows, f"{PAYLOAD}-reason": True}
+    for each in ("output", "message", "traceback"):
+        shows[f"{PAYLOAD}-{each}"] = sees_rows
+    is_open = "view_run" in codenames
+    for marker, is_shown in shows.items():
+        needs = is_open and (marker == NAME or "view_payload" in codenames)
+        assert (marker in pages) is (is_shown and needs), marker
