@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.models import BooleanField, Exists, Expression, F, OuterRef, Q, QuerySet, Subquery
 
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import node_id_of
+from autorun.declare.nodes import node_id_of, node_of
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.models import Run
