@@ -2,10 +2,13 @@
 
 import pytest
 from django.apps import apps
+from django.core.checks import run_checks
+from django.db import connection
 
 from autorun.exceptions import ImproperRunner
 from autorun.management.subcommands.watching import _refreshed_counts
 from autorun.models import Batch, Chunk, Node, Run, StateManager
+from autorun.observe.doctor.system_checks import examine_checks
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
@@ -143,3 +146,27 @@ def test_every_table_of_autorun_is_read_where_its_setting_says():
     managers = [model._base_manager for model in apps.get_app_config("autorun").get_models()]
 
     assert all(isinstance(manager, StateManager) for manager in managers)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("charset", ["latin1", "utf8mb3"])
+def test_w210_another_character_set_on_mariadb(charset):
+    """Reported by the doctor and by the checks of `migrate`."""
+    if connection.vendor != "mysql":
+        pytest.skip("others have no such sets")
+    name = connection.settings_dict["NAME"]
+    column = "ALTER TABLE autorun_failure MODIFY message LONGTEXT CHARACTER SET {} NOT NULL"
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE `{name}` CHARACTER SET {charset}")
+        cursor.execute(column.format(charset))
+    try:
+        found = [each for each in examine_checks() if each.subject == "check autorun.W210"]
+        messages = [each.id for each in run_checks(tags=["database"], databases=["default"])]
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE `{name}` CHARACTER SET utf8mb4")
+            cursor.execute(column.format("utf8mb4"))
+
+    assert f"the database {name}, autorun_failure.message" in found[0].message
+    assert "autorun.W210" in messages
+    assert not [each for each in examine_checks() if each.subject == "check autorun.W210"]

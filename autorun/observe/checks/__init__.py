@@ -1,6 +1,7 @@
 """System checks: errors in declarations and settings that are known before anything runs.
 
-They never query the database. `docs/` lists their ids; each has a hint: an edit or a command.
+They never query the database, with one exception, which `migrate` runs. `docs/` lists their ids;
+each has a hint: an edit or a command.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.apps import AppConfig
-from django.core.checks import CheckMessage, register
+from django.core.checks import CheckMessage, Tags, register
 
 TAG = "autorun"
 
@@ -17,6 +18,7 @@ TAG = "autorun"
 def connect() -> None:
     """Register the checks with `manage.py check`, under the tag "autorun"."""
     register(check_all, TAG)
+    register(check_databases, TAG, Tags.database)
 
 
 def check_all(
@@ -51,3 +53,12 @@ def check_all(
         yield from overrides.check_overrides(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)
+
+
+def check_databases(
+    databases: Sequence[str] | None = None, **kwargs: Any
+) -> Iterable[CheckMessage]:
+    """Run the check that asks the `databases`; there are none unless the caller names some."""
+    from autorun.observe.checks.character_sets import check_character_sets
+
+    yield from check_character_sets(databases)

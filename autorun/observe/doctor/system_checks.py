@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from celery import current_app
 from django.core import checks
+from django.db import connections
 
 from autorun.declare import registry
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
@@ -15,7 +16,8 @@ from autorun.state.words import counted
 @examination("system checks")
 def examine_checks() -> Iterator[Finding]:
     """Autorun's own system checks, except silenced ones."""
-    messages = [each for each in checks.run_checks(tags=["autorun"]) if not each.is_silenced()]
+    found_now = checks.run_checks(tags=["autorun"], databases=list(connections))
+    messages = [each for each in found_now if not each.is_silenced()]
     for message in sorted(messages, key=lambda each: (-each.level, str(each.obj), str(each.id))):
         found = error if message.is_serious() else warning
         place = f"{message.obj}: " if message.obj else ""
