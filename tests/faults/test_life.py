@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -169,10 +170,13 @@ class Life(RuleBasedStateMachine):
         self.runner.get_node()
         self.workers: list[Worker] = []
         self.messages: list[Message] = []
-        self.saved: set[int] = set()
+        #: Keys of the rows that were saved or deleted, by label.
+        self.saved: delivery.Saved = {}
         self.unheard: set[int] = set()
-        #: Keys of deleted rows, some of which come back, and of rows that have once succeeded.
+        #: Keys of deleted rows, some of which come back, of all that were ever deleted, and of rows
+        #: that have once succeeded.
         self.deleted: set[int] = set()
+        self.ever_deleted: set[int] = set()
         self.successful: set[int] = set()
         #: The chunk and status of each run, and of those that are pruned.
         self.runs: dict[int, list[int]] = {}
@@ -187,7 +191,8 @@ class Life(RuleBasedStateMachine):
         """Saved rows stay in the memory of the process that saved them."""
         for message in messages:
             if message.task == delivery.PLAN:
-                self.saved |= set(message.args[1])
+                label, keys, *_ = message.args
+                self.saved.setdefault(label, set()).update(keys)
             elif self.refusing:
                 raise BrokerUnavailable("refused")
             else:
@@ -226,11 +231,13 @@ class Life(RuleBasedStateMachine):
             self.unheard.add(row.pk)
         elif kind == "delete":
             self.deleted.add(row.pk)
+            self.ever_deleted.add(row.pk)
             row.delete()
         elif kind == "return" and self.deleted:
             Document.objects.create(pk=self.deleted.pop(), title=title)
         elif kind == "reuse":
             pk = row.pk
+            self.ever_deleted.add(pk)
             row.delete()
             Document.objects.create(pk=pk, title=title)
         elif kind == "bulk_create":
@@ -263,11 +270,11 @@ class Life(RuleBasedStateMachine):
         if kind == "plan":
             self.plan_saved(point)
         elif kind == "spill" and self.saved:
-            saved, self.saved = self.saved, set()
-            delivery.spill({Document._meta.label: saved})
+            saved, self.saved = self.saved, {}
+            delivery.spill(saved)
         else:
-            self.unheard |= self.saved
-            self.saved = set()
+            self.unheard |= self.saved_keys()
+            self.saved = {}
 
     @rule(
         kind=st.sampled_from(["sweep", "backfill", "force", "retry", "adopt", "ignore"]),
@@ -478,7 +485,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def outputs_belong_to_the_input(self) -> None:
-        done = Run.objects.filter(status=Run.Status.SUCCEEDED, attempts__gt=0)
+        done = Run.objects.succeeded().unretired().filter(attempts__gt=0)
         fingerprints: dict[str, set[str]] = {}
         for outputs, fingerprint in done.values_list("outputs", "fingerprint"):
             fingerprints.setdefault(outputs["title"], set()).add(str(fingerprint))
@@ -486,17 +493,17 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def no_row_loses_its_last_success(self) -> None:
-        """Whatever was asked for again, failed, cancelled or pruned since."""
-        succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED)
+        """Whatever was asked for again, failed, cancelled or pruned, unless it was deleted."""
+        succeeded = Run.objects.succeeded().unretired()
         now = set(succeeded.values_list("object_id", flat=True))
 
-        assert self.successful <= now
+        assert self.successful - self.ever_deleted <= now
         self.successful = now
 
     @invariant()
     def whoever_is_pending_is_known(self) -> None:
         """A row that was heard of is done, or on its way, or waits for one of those who heal."""
-        known = self.unheard | self.saved
+        known = self.unheard | self.saved_keys()
         for keys in SpilledTrigger.objects.values_list("keys", flat=True):
             known |= set(keys)
         if Batch.objects.filter(state=Batch.State.RUNNING, planned_at=None).exists():
@@ -589,15 +596,21 @@ class Life(RuleBasedStateMachine):
             self.unheard |= set(Document.objects.order_by("-pk").values_list("pk", flat=True)[:2])
 
     def plan_saved(self, point: str | None) -> None:
-        saved, self.saved = self.saved, set()
-        if not saved:
-            return
-        plan = partial(tasks.plan, Document._meta.label, sorted(saved))
-        if self.crashes(point, lambda: self.work_on(plan)):
+        saved = self.saved
+        keys, self.saved = self.saved_keys(), {}
+        # Deletions first, by their labels: others may have the keys.
+        plans = [
+            partial(tasks.plan, label, sorted(of_label), time.time())
+            for label, of_label in sorted(saved.items())
+        ]
+        if any(self.crashes(point, partial(self.work_on, plan)) for plan in plans):
             # The parent of the process that died has them planned.
-            delivery.spill({Document._meta.label: saved})
+            delivery.spill(saved)
         else:
-            self.unheard -= saved
+            self.unheard -= keys
+
+    def saved_keys(self) -> set[int]:
+        return set().union(*self.saved.values())
 
     def cancel(self, kind: str, batch: Batch, number: int) -> None:
         """Cancel; the last result for the same input is current again, and nothing else changes."""
@@ -631,7 +644,7 @@ class Life(RuleBasedStateMachine):
 
     def adopt(self) -> None:
         """The rows that are adopted keep the outputs of their last success."""
-        succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED).order_by("pk")
+        succeeded = Run.objects.succeeded().unretired().order_by("pk")
         last = dict(succeeded.values_list("object_id", "outputs"))
         before = set(Run.objects.values_list("pk", flat=True))
 
