@@ -216,6 +216,7 @@ def runner_of(model, *fields, received=None, **options):
     return declare(receive, DATA_MODEL=model, INPUT_FIELDS=fields, MAX_ATTEMPTS=1, **options)
 
 
+@pytest.mark.faults(46)
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_type_of_field_runs_once_for_each_value(every, name):
     _, value, changed = FIELDS[name]
@@ -237,6 +238,7 @@ def test_every_type_of_field_runs_once_for_each_value(every, name):
         assert [each.pk for each in runner.pending()] == [empty.pk]
 
 
+@pytest.mark.faults(44)
 @pytest.mark.parametrize("name", ALTERED)
 def test_what_alters_a_column_and_no_value_makes_nothing_pending(every, name):
     every.objects.create(**{name: FIELDS[name][1]})
@@ -258,6 +260,7 @@ def test_what_alters_a_column_and_no_value_makes_nothing_pending(every, name):
         assert list(runner_class().pending()) == []
 
 
+@pytest.mark.faults(46)
 def test_equal_documents_are_one_input(every):
     row = every.objects.create(json={"a": 1, "b": {"c": [1], "d": 2}})
     with installed(runner_class := runner_of(every, "json")):
@@ -364,6 +367,7 @@ def related():
                 editor.delete_model(model)
 
 
+@pytest.mark.faults(47)
 def test_a_related_row_that_is_missing_is_none(related, django_assert_num_queries):
     owner, profile, thing = related
     with_profile, without = owner.objects.create(name="a"), owner.objects.create(name="b")
