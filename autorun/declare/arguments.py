@@ -71,12 +71,13 @@ class Arguments:
         arguments[input_key] = representation
         try:
             for name, value in arguments.items():
-                arguments[name] = self._convert(name, value)
+                arguments[name] = self.convert(name, value)
             return arguments
         except Mismatch as error:
             raise ConfigurationError(f"{self.owner}: argument {error}.") from None
 
-    def _convert(self, name: str, value: object) -> Any:
+    def convert(self, name: str, value: object) -> Any:
+        """Return `value` as the argument `name` receives it; raise `Mismatch` if it cannot."""
         parameter = self._named.get(name, self._variadic)
         # `size: int = None` accepts None.
         if parameter is None or value is parameter.default:
@@ -159,7 +160,7 @@ class Arguments:
         for name, value in configuration.items():
             try:
                 if self._accepts(name):
-                    self._convert(name, value)
+                    self.convert(name, value)
             except Mismatch as error:
                 yield Problem(
                     f"{self.owner}: argument {error}.",

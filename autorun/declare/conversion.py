@@ -13,7 +13,7 @@ import os
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -44,10 +44,14 @@ class Mismatch(Exception):
         self.keys: list[object] = []
 
     def __str__(self) -> str:
-        value, annotation = self.args
+        value = self.args[0]
+        return f"{self.claim}, not {_SHORT.repr(value)} ({type(value).__name__})"
+
+    @property
+    def claim(self) -> str:
+        """The key path and the type that it must have."""
         path = self.argument + "".join(f"[{_SHORT.repr(key)}]" for key in reversed(self.keys))
-        found = f"{_SHORT.repr(value)} ({type(value).__name__})"
-        return f"'{path}' must be {_expected(annotation)}, not {found}"
+        return f"'{path}' must be {_expected(self.args[1])}"
 
 
 class StoredText(str):
@@ -83,6 +87,19 @@ def convert(value: object, annotation: Any) -> Any:
         return _converter(kind)(value, kind, annotation)
     except _REFUSALS:
         raise Mismatch(value, annotation) from None
+
+
+def choices(annotation: Any) -> Iterator[Any]:
+    """All values that the enumerations and literals within `annotation` are made of."""
+    annotation = _unwrapped(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        yield from annotation.__members__
+        yield from (each.value for each in annotation.__members__.values())
+    elif typing.get_origin(annotation) is typing.Literal:
+        yield from typing.get_args(annotation)
+    else:
+        for each in typing.get_args(annotation):
+            yield from choices(each)
 
 
 def _unwrapped(annotation: Any) -> Any:

@@ -110,7 +110,7 @@ class Runner:
         By default the value of the only one of INPUT_FIELDS, or a dict of several. Without
         INPUT_FIELDS, or for an argument annotated with the model, it is the instance itself.
         """
-        if not self.inputs or self._takes_instances:
+        if self.takes_instances:
             return instance
         values = {}
         for each in self.inputs:
@@ -200,8 +200,10 @@ class Runner:
         return exponential(self.RETRY_BACKOFF, attempt)
 
     @cached_property
-    def _takes_instances(self) -> bool:
-        """Whether the argument INPUT_KEY is annotated with the model, or with a base of it."""
+    def takes_instances(self) -> bool:
+        """Without INPUT_FIELDS, or if INPUT_KEY is annotated with the model or a base of it."""
+        if not self.inputs:
+            return True
         annotation = self.get_analysis().arguments.type_hints.get(self.get_input_key())
         return any(
             isinstance(each, type) and issubclass(each, Model) and issubclass(self._model, each)

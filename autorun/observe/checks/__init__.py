@@ -31,6 +31,7 @@ def check_all(
         autorun_setting,
         declarations,
         imports,
+        input_types,
         installation,
         names,
         neighbours,
@@ -50,6 +51,7 @@ def check_all(
         yield from declarations.check_declaration(runner)
         yield from neighbours.check_tenants(runner)
         yield from values.check_values(runner)
+        yield from input_types.check_input_types(runner)
         yield from overrides.check_overrides(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)

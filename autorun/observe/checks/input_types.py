@@ -1,0 +1,107 @@
+"""A check of the input: its argument is annotated with a type that the input fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass
+from typing import Any, get_args
+
+from django.core.checks import CheckMessage
+from django.db.models import FileField, JSONField
+
+from autorun.declare.arguments import Arguments
+from autorun.declare.conversion import Mismatch, choices
+from autorun.declare.inputs import Input, given
+from autorun.declare.nodes import configuration_of
+from autorun.declare.runner import Runner
+from autorun.observe.checks.declarations import analysis_of, model_of
+from autorun.observe.checks.problems import error, place
+
+#: Each field makes its examples of those that it can read.
+_TEXTS = ("1", "a", "2026-03-04", "05:06:07", f"{1:032x}", "10.0.0.1", "::1")
+
+
+def check_input_types(runner: Runner) -> Iterator[CheckMessage]:
+    """E023: an annotation that refuses every value of the input.
+
+    Examples are converted as the input of a run is. There are none, and so no complaint, if a hook
+    makes the input, or for keys of JSON, transforms and fields of other packages.
+    """
+    if runner.overrides("get_instance_representation") or not model_of(runner):
+        return
+    analysis = analysis_of(runner)
+    with suppress(Exception):  # another check reports what is wrong with the options
+        if analysis and not analysis.check(configuration_of(runner), runner.get_input_key()):
+            misfit = _misfit(runner, analysis.arguments)
+            if misfit:
+                yield error(runner, "E023")(*misfit)
+
+
+def _misfit(runner: Runner, arguments: Arguments) -> tuple[str, str] | None:
+    key, model = runner.get_input_key(), runner.get_model()
+    if runner.takes_instances:
+        refusal = _refusal(arguments, key, model.__new__(model))
+        what = f"without INPUT_FIELDS it is an instance of {model._meta.label}"
+        hint = f"Set INPUT_FIELDS in {place(runner)} to the field to pass"
+    else:
+        refusal, what = _refusal_of_fields(arguments, key, runner.inputs)
+        hint = f"Change INPUT_FIELDS in {place(runner)}"
+    if refusal is None:
+        return None
+    return (
+        f"{arguments.owner}: argument {refusal.claim}, but {what}.",
+        f"{hint}, or change the annotation in {arguments.location}.",
+    )
+
+
+def _refusal(arguments: Arguments, key: str, value: object) -> Mismatch | None:
+    try:
+        arguments.convert(key, value)
+    except Mismatch as refusal:
+        return refusal
+    return None
+
+
+def _refusal_of_fields(
+    arguments: Arguments, key: str, inputs: Sequence[Input]
+) -> tuple[Mismatch | None, str]:
+    """The refusal of one field's last example, after all others; and what was refused."""
+    annotation = arguments.type_hints.get(key, Any)
+    left = {each: list(_examples(each, annotation)) for each in inputs}
+    left = {each: examples for each, examples in left.items() if examples}
+    while left:
+        values = {each.path: examples[0] for each, examples in left.items()}
+        value = values if len(inputs) > 1 else next(iter(values.values()))
+        refusal = _refusal(arguments, key, value)
+        if refusal is None:
+            break
+        if len(inputs) > 1 and not refusal.keys:
+            is_unknown = any(map(is_dataclass, (annotation, *get_args(annotation))))
+            return None if is_unknown else _refusal(arguments, key, {}), "INPUT_FIELDS gives a dict"
+        path = refusal.keys[-1] if len(inputs) > 1 else inputs[0].path
+        refused = next(each for each in left if each.path == path)
+        kind = type(left[refused].pop(0)).__name__
+        if not left[refused]:
+            return refusal, f"the {type(refused.field).__name__} {path!r} gives {kind}"
+    return None, ""
+
+
+def _examples(each: Input, annotation: Any) -> Iterator[Any]:
+    field = each.field
+    if each.path.split("__")[-1] not in ("pk", field.name, getattr(field, "attname", "pk")):
+        return
+    while field.is_relation:
+        field = field.target_field
+    field = getattr(field, "output_field", field)
+    is_known = type(field).__module__.startswith("django.db.models.fields")
+    if not is_known or isinstance(field, JSONField):
+        return
+    kinds = set()
+    for text in _TEXTS:
+        with suppress(Exception):
+            is_file = isinstance(field, FileField)
+            value = field.attr_class(None, field, text) if is_file else field.to_python(text)
+            kinds.add(type(value))
+            yield given(value, field)
+    yield from (each for each in choices(annotation) if type(each) in kinds)
