@@ -1365,7 +1365,7 @@ def test_sync(runner):
 def test_sync_remove(runner):
     typed("sync")
 
-    with pytest.raises(CommandError, match=r"\.$"):
+    with pytest.raises(CommandError, match=r"^Beat had entries of autorun\.$"):
         typed("sync", "--remove", "--dry", "--check")
     assert f"autorun: sweep {LABEL}: removed" in typed("sync", "--remove")
     assert typed_json("sync", "--remove", "--check")["removed"] == []

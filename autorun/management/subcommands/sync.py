@@ -16,6 +16,7 @@ from autorun.triggers import on_schedule
 from autorun.upkeep import pruning
 
 UP_TO_DATE = "Schedules are up to date."
+NOT_UP_TO_DATE = "Schedules were not up to date."
 
 
 class Sync(Subcommand):
@@ -45,10 +46,11 @@ class Sync(Subcommand):
                 verb = "kept as edited" if outcome == "kept" else f"{would}{outcome}"
                 self.terminal.say((name, "bold"), f": {verb}")
         if not report.is_change:
-            right = "Beat has no entries of autorun." if options["remove"] else UP_TO_DATE
-            self.terminal.say((right, "green"))
-        if options["check"] and report.is_change:
-            raise condition_not_met("Schedules were not up to date.")
+            in_order = "Beat has no entries of autorun." if options["remove"] else UP_TO_DATE
+            self.terminal.say((in_order, "green"))
+        elif options["check"]:
+            changed = "Beat had entries of autorun." if options["remove"] else NOT_UP_TO_DATE
+            raise condition_not_met(changed)
 
 
 class Prune(Subcommand):
