@@ -1,5 +1,6 @@
 """Every type of field as an input: one fingerprint in every session, and a value for the body."""
 
+import copy
 import datetime as dt
 import ipaddress
 import uuid
@@ -322,6 +323,7 @@ def test_a_body_is_given_the_type_that_it_asks_for(every, name, annotation, expe
         work_off()
 
     assert received == [expected]
+    assert copy.deepcopy(received) == [expected]  # as when it is sent to another process
 
 
 def test_a_body_may_ask_for_the_object_and_for_no_file(every):

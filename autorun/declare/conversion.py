@@ -65,6 +65,9 @@ class StoredText(str):
         stored.original = original
         return stored
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
 
 def convert(value: object, annotation: Any) -> Any:
     """Return `value` converted to `annotation`; raise `Mismatch` if it does not fit.
