@@ -346,6 +346,19 @@ def test_another_configuration_does_not_take_the_node_of_a_renamed_model(
     assert Node.objects.get(pk=node.pk).digest == "of the former name"
 
 
+def test_a_configuration_that_is_only_equal_in_python_has_a_node_of_its_own() -> None:
+    one, true = (
+        declare(create_configuration=lambda self, value=value: {"value": value})
+        for value in (1, True)
+    )
+    with installed(one):
+        node = one().get_node()
+    with installed(true):
+        assert true().get_node() != node
+
+    assert Node.objects.get(pk=node.pk).digest == node.digest
+
+
 @pytest.mark.faults(44)
 def test_a_new_model_of_the_former_name_has_a_node_of_its_own(runner: QuerySetRunner) -> None:
     node = runner.get_node()

@@ -175,10 +175,12 @@ def _remembered(node: Node) -> Node:
 
 def _digest(runner: Runner) -> str:
     analysis = hooks.call(runner, "get_analysis")
-    model = runner.get_model()._meta.concrete_model or runner.get_model()
-    return digest(
-        analysis.title, analysis.version, configuration_of(runner), model._meta.label_lower
-    )
+    return digest(analysis.title, analysis.version, configuration_of(runner), _label(runner))
+
+
+def _label(runner: Runner) -> str:
+    model = runner.get_model()
+    return (model._meta.concrete_model or model)._meta.label_lower
 
 
 def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
@@ -189,11 +191,12 @@ def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
     configuration = configuration_of(runner)  # the project's code, so outside the transaction
     of_model = Node.objects.filter(content_type=content_type)
     alike = of_model.filter(title=analysis.title, version=analysis.version)
+    label = _label(runner)
     try:
         with transaction.atomic(using=settings.DATABASE):
             for node in alike:
-                # Only the model's name can differ: Django's migrations rename the content type.
-                if node.configuration == configuration:
+                # The same but for the model's name: Django's migrations rename the content type.
+                if digest(node.title, node.version, node.configuration, label) == node_digest:
                     node.digest = node_digest
                     node.save(update_fields=["digest"], using=settings.DATABASE)
                     return node
