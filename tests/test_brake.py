@@ -7,6 +7,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.urls import reverse
 
+from autorun.dispatch.holding import next_try
 from autorun.execution.brake import FAILURES, PATIENCE
 from autorun.models import Chunk, Failure, Run
 from autorun.observe.doctor.backlog import examine_held_up
@@ -172,3 +173,10 @@ def test_another_runner_goes_on(make, disk):
 
         assert other().progress().succeeded == 49
         assert runner().progress().succeeded == 0
+
+
+def test_chunks_that_are_cancelled_during_a_release_hold_nothing_up(make):
+    runner = make(1)
+
+    with installed(runner):
+        assert next_try(runner().get_node().pk, runner.get_label(), Chunk.objects.waiting()) is None

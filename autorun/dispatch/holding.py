@@ -64,7 +64,9 @@ def next_try(node_id: int, label: str, waiting: QuerySet[Any]) -> Chunk | None:
     """
     held = Chunk.objects.held_up().of(node_id).filter(runner=label)
     found = held.aggregate(since=Min("created_at"), reason=Max("reason"))
-    since: dt.datetime = found["since"]
+    since: dt.datetime | None = found["since"]
+    if since is None:  # cancelled meanwhile
+        return None
     if has_succeeded(node_id, label, since=since):
         exempt(label, EXEMPT_AFTER_SUCCESS)
     if is_exempt(label):
