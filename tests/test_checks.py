@@ -1185,6 +1185,7 @@ def test_w208_is_not_for_schedulers_of_beats_tables(scheduler):
         (True, {}),
         (True, {"CACHALOT_UNCACHABLE_APPS": ("shop",)}),
         (False, {"CACHALOT_UNCACHABLE_APPS": ("shop", "autorun")}),
+        (False, {"CACHALOT_ONLY_CACHABLE_APPS": ("shop",)}),
         (False, {"CACHALOT_ENABLED": False}),
     ],
 )

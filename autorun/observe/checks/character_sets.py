@@ -10,6 +10,7 @@ from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.declare import registry
+from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import warning
 
 #: The database, if new tables would have another character set than utf8mb4, and such columns.
@@ -42,10 +43,8 @@ def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessa
 
 
 def _others(connection: BaseDatabaseWrapper) -> list[str]:
-    models = {
-        *apps.get_app_config("autorun").get_models(),
-        *(runner.get_model() for runner in registry.runners()),
-    }
+    models = {*apps.get_app_config("autorun").get_models(), *map(model_of, registry.runners())}
+    tables = sorted(model._meta.db_table for model in models if model is not None)
     with connection.cursor() as cursor:
-        cursor.execute(_OTHERS, [sorted(model._meta.db_table for model in models)])
+        cursor.execute(_OTHERS, [tables])
         return [name for (name,) in cursor.fetchall()]

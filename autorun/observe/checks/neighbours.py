@@ -58,10 +58,10 @@ def _beat() -> Iterator[CheckMessage]:
             "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
             "AUTORUN = {'SCHEDULE': None}.",
         )
-    elif not _is_database_scheduler(str(current_app.conf.beat_scheduler)):
+    elif not _is_database_scheduler(name := str(current_app.conf.beat_scheduler)):
         yield warning("settings.CELERY_BEAT_SCHEDULER", "W208")(
-            f"Beat uses {current_app.conf.beat_scheduler}, which does not know autorun's "
-            "schedules: no sweeps run.",
+            f"Unless its --scheduler names another one, beat uses {name}, "
+            "which does not know autorun's schedules: no sweeps run.",
             f"Set CELERY_BEAT_SCHEDULER = {BEAT_SCHEDULER!r}. To keep the scheduler, list the "
             "sweeps in CELERY_BEAT_SCHEDULE and set AUTORUN = {'SCHEDULE': None}.",
         )
@@ -81,7 +81,9 @@ def _is_database_scheduler(name: str) -> bool:
 
 def _is_left_uncached() -> bool:
     left_out = getattr(django_settings, "CACHALOT_UNCACHABLE_APPS", ())
-    return "autorun" in left_out or not getattr(django_settings, "CACHALOT_ENABLED", True)
+    kept = getattr(django_settings, "CACHALOT_ONLY_CACHABLE_APPS", ()) or ("autorun",)
+    is_enabled = getattr(django_settings, "CACHALOT_ENABLED", True)
+    return "autorun" in left_out or "autorun" not in kept or not is_enabled
 
 
 def _is_per_tenant(config: AppConfig | None) -> bool:
