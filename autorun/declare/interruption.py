@@ -77,29 +77,31 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """`work()`; raises RunTimeout after `seconds`, in any thread.
-
-    A thread that signals do not reach leaves the work to another one, and waits no longer.
-    """
+    """Return `work()`; raise RunTimeout after `seconds`, in any thread."""
     message = f"It takes longer than {seconds:g} s."
     if can_use_signals():
         with time_limit(seconds, message=message):
             return work()
+    return in_thread(work, seconds=seconds, late=RunTimeout(message))
+
+
+def in_thread(work: Callable[[], Result], *, seconds: float, late: Exception) -> Result:
+    """Return `work()` of another thread; after `seconds` leave it to itself, and raise `late`."""
     outcome: Future[Result] = Future()
 
     def attempt() -> None:
         try:
             outcome.set_result(work())
-        except Exception as problem:  # noqa: BLE001 - raised again below
+        except BaseException as problem:  # noqa: BLE001 - raised again below
             outcome.set_exception(problem)
         finally:
             connections.close_all()
 
     # An executor would wait for its threads when the process ends.
-    threading.Thread(target=attempt, name="autorun-within", daemon=True).start()
+    threading.Thread(target=attempt, name="autorun-in-thread", daemon=True).start()
     wait([outcome], timeout=seconds)
     if not outcome.done():
-        raise RunTimeout(message)
+        raise late
     return outcome.result()
 
 

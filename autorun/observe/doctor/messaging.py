@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from typing import TypeVar
+from collections.abc import Iterator
 
 from celery import current_app
 
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
+from autorun.declare.interruption import in_thread
 from autorun.dispatch.messages import EXECUTE, queue_name, queue_of
 from autorun.dispatch.publishing import Message
 from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
@@ -22,8 +20,6 @@ CONNECT_TIMEOUT = 2  # seconds
 ANSWER_TIMEOUT = 1.5
 #: Seconds to wait for a broker that accepts connections but never answers, whatever the transport.
 DEADLINE = 6.0
-
-Found = TypeVar("Found")
 
 VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
 
@@ -42,7 +38,8 @@ def examine_broker() -> Iterator[Finding]:
         )
         return
     try:
-        listeners = _within(DEADLINE, _listeners)
+        silence = f"It accepted the connection but did not answer for {DEADLINE:g} s."
+        listeners = in_thread(_listeners, seconds=DEADLINE, late=TimeoutError(silence))
     except Exception as problem:  # noqa: BLE001
         yield error(
             f"{url} does not answer: {type(problem).__name__}: {problem}",
@@ -110,24 +107,6 @@ def _listeners() -> dict[str, list[str]] | None:
             for queue in queues:
                 found[queue["name"]].append(worker)
         return found
-
-
-def _within(seconds: float, work: Callable[[], Found]) -> Found:
-    """Call `work` in a thread; raise TimeoutError if it takes longer than `seconds`."""
-    outcome: Future[Found] = Future()
-
-    def attempt() -> None:
-        try:
-            outcome.set_result(work())
-        except Exception as problem:  # noqa: BLE001 - raised again below
-            outcome.set_exception(problem)
-
-    # An executor would wait for its threads when the process ends.
-    threading.Thread(target=attempt, name="autorun-doctor", daemon=True).start()
-    wait([outcome], timeout=seconds)
-    if not outcome.done():
-        raise TimeoutError(f"It accepted the connection but did not answer for {seconds:g} s.")
-    return outcome.result()
 
 
 def _shown_url() -> str:
