@@ -13,6 +13,7 @@ from django.conf import settings as project
 from django.db import connection, models
 from django.db.backends.postgresql.psycopg_any import DateRange, DateTimeTZRange, NumericRange
 from django.db.backends.signals import connection_created
+from django.db.models import F
 from django.test.utils import isolate_apps
 
 from autorun.models import Run
@@ -77,7 +78,9 @@ FIELDS = {
         dt.timedelta(40, 5),
         dt.timedelta(40, 5, 1),
     ),
+    "email": (models.EmailField(null=True), "a@b.de", "a@b.dk"),
     "file": (models.FileField(null=True), "a/é.nii", "a/e.nii"),
+    "path": (models.FilePathField(null=True), "/a/é", "/a/e"),
     "float": (models.FloatField(null=True), 0.1, LONG),
     "long": (models.FloatField(null=True), LONG, LONG + 2**-55),
     "ip": (models.GenericIPAddressField(null=True), "10.0.0.1", "10.0.0.2"),
@@ -87,7 +90,10 @@ FIELDS = {
         {"b": [1, {"y": LONG, "x": None}], "a": "é"},
         {"b": [1, {"y": 0.1, "x": None}], "a": "é"},
     ),
+    "positive": (models.PositiveIntegerField(null=True), 2**31 - 1, 0),
+    "positive_big": (models.PositiveBigIntegerField(null=True), 2**62, 2**62 + 1),
     "small": (models.PositiveSmallIntegerField(null=True), 1, 2),
+    "small_integer": (models.SmallIntegerField(null=True), -1, 1),
     "slug": (models.SlugField(null=True), "a-b", "a_b"),
     "text": (models.TextField(null=True), "a\n", "a"),
     "time": (models.TimeField(null=True), dt.time(5, 6, 7, 89), dt.time(5, 6, 7, 90)),
@@ -412,3 +418,59 @@ def test_an_own_key_and_transforms_are_given_as_the_database_has_them(related):
         assert runner_class().pending().count() == 0
         thing.objects.update(at=MOMENT + dt.timedelta(days=1))
         assert runner_class().pending().count() == 1
+
+
+@pytest.fixture
+def derived():
+    """A model of computed columns, and of relations to a big key and to one of text."""
+    options = {"__module__": "tests.library.models"}
+    with isolate_apps("tests.library"):
+        key = models.BigAutoField(primary_key=True)
+        big = type("Big", (models.Model,), {"id": key, **options})
+        code = models.SlugField(primary_key=True)
+        coded = type("Coded", (models.Model,), {"code": code, **options})
+        fields = {
+            "size": models.IntegerField(),
+            "picture": models.ImageField(null=True),
+            "double": models.GeneratedField(
+                expression=F("size") * 2, output_field=models.BigIntegerField(), db_persist=True
+            ),
+            "big": models.ForeignKey(big, models.CASCADE, null=True),
+            "coded": models.OneToOneField(coded, models.CASCADE, null=True),
+        }
+        model = type("Derived", (models.Model,), {**fields, **options})
+        with connection.schema_editor() as editor:
+            for each in (big, coded, model):
+                editor.create_model(each)
+        big.objects.bulk_create([big(pk=2**62), big(pk=2**62 + 1)])
+        coded.objects.bulk_create([coded(pk="a-1"), coded(pk="a-2")])
+        yield model
+        with connection.schema_editor() as editor:
+            for each in (model, coded, big):
+                editor.delete_model(each)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("double", {"size": 5}, (2, 10)),
+        ("picture", {"picture": "b.png"}, ("a.png", "b.png")),
+        ("big", {"big_id": 2**62 + 1}, (2**62, 2**62 + 1)),
+        ("big_id", {"big_id": 2**62 + 1}, (2**62, 2**62 + 1)),
+        ("big__pk", {"big_id": None}, (2**62, None)),
+        ("coded", {"coded_id": "a-2"}, ("a-1", "a-2")),
+        ("coded__code", {"coded_id": None}, ("a-1", None)),
+    ],
+)
+def test_computed_columns_pictures_and_relations_are_inputs(derived, name, changes, expected):
+    received = []
+    derived.objects.create(size=1, picture="a.png", big_id=2**62, coded_id="a-1")
+    with installed(runner_class := runner_of(derived, name, received=received)):
+        for value in expected:
+            assert runner_class().run().planned == 1
+            work_off()
+            assert received.pop() == value
+            with another_session():
+                assert list(runner_class().pending()) == []
+            derived.objects.update(**changes)
+    assert set(statuses()) == {Run.Status.SUCCEEDED}
