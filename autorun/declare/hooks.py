@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -19,8 +22,9 @@ from django.db.models.sql import Query
 from autorun.conf import settings
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.console import SILENT
+from autorun.declare.interruption import within
 from autorun.declare.runner import Runner
-from autorun.exceptions import AutorunError, ImproperRunner
+from autorun.exceptions import AutorunError, ImproperRunner, RunTimeout
 from autorun.state.encoding import qualified_name
 from autorun.state.transactions import is_passing
 from autorun.state.user_code import UserCode
@@ -31,8 +35,17 @@ logger = logging.getLogger(__name__)
 MOST_BACKOFF = 30 * 24 * 3600.0
 #: A run with a longer TIMEOUT has none: the system's timers end there.
 MOST_TIMEOUT = 1e8
+#: Hooks that upkeep and workers call for all runners: one that hangs must not hold up the others.
+LIMITED = ("create_configuration", "get_timeout")
+#: Seconds that such a hook may take.
+HOOK_SECONDS = 5.0
+#: Seconds for which one that took longer is not called again.
+HUNG_FOR = 60.0
 #: An alias that marks the rows given to a filter, wherever it uses them.
 _GIVEN = "_autorun_given"
+
+#: By the class of a runner and the name of a hook that took too long, when it may be called again.
+_hung_until: dict[tuple[type[Runner], str], float] = {}
 
 
 def base_queryset(runner: Runner) -> QuerySet[Any]:
@@ -101,7 +114,8 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
     is_own = getattr(type(runner), hook) is not getattr(Runner, hook)
     try:
         with UserCode(f"{runner.label}.{hook}()") if is_own else nullcontext():
-            return getattr(runner, hook)(*args, **options)
+            ask = partial(getattr(runner, hook), *args, **options)
+            return _limited(runner, hook, ask) if is_own and hook in LIMITED else ask()
     except (AutorunError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
@@ -112,6 +126,21 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
         improper = ImproperRunner(f"{raised}: {error}. {advice}")
         improper.bare = f"{raised}. {advice}"
         raise improper from error
+
+
+def _limited(runner: Runner, hook: str, ask: Callable[[], Any]) -> Any:
+    """`ask()`; raises RunTimeout after HOOK_SECONDS, and at once for HUNG_FOR after that."""
+    asked = (type(runner), hook)
+    message = (
+        f"{runner.label}: {hook}() takes longer than {HOOK_SECONDS:g} s. Let it return sooner."
+    )
+    if time.monotonic() < _hung_until.get(asked, 0.0):
+        raise RunTimeout(message)
+    try:
+        return within(HOOK_SECONDS, ask, message=message)
+    except RunTimeout:
+        _hung_until[asked] = time.monotonic() + HUNG_FOR
+        raise
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:

@@ -76,9 +76,9 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
         restore()
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """Return `work()`; raise RunTimeout after `seconds`, in any thread."""
-    message = f"It takes longer than {seconds:g} s."
+def within(seconds: float, work: Callable[[], Result], *, message: str = "") -> Result:
+    """Return `work()`; raise RunTimeout after `seconds`, in any thread, with `message` if given."""
+    message = message or f"It takes longer than {seconds:g} s."
     if can_use_signals():
         with time_limit(seconds, message=message):
             return work()

@@ -1,12 +1,14 @@
 """User code that raises, is slow, or returns nonsense, and what that costs others."""
 
 import math
+import threading
 import time
 from collections import Counter
 
 import pytest
 from django.db import connection
 
+from autorun.declare import hooks, interruption, nodes
 from autorun.dispatch.publishing import Message, publish
 from autorun.models import Batch, Chunk, Failure, Pulse, Run, SpilledTrigger
 from autorun.observe.notifying import hand_over_reports
@@ -71,6 +73,48 @@ def test_a_configuration_that_cannot_be_created_keeps_no_other_runner_from_its_w
     assert calls
     assert not any(calls)
     assert len(calls) < 5
+
+
+@pytest.mark.faults(30)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("has_signals", [True, False])
+@pytest.mark.parametrize("hook", hooks.LIMITED)
+def test_a_hook_that_hangs_holds_up_no_other_runner(hook, has_signals, set_constants, monkeypatch):
+    """Upkeep calls it once, and sends the other runner's chunk again."""
+    set_constants(hooks, HOOK_SECONDS=0.3)
+    if not has_signals:
+        monkeypatch.setattr(interruption, "can_use_signals", lambda: False)
+    released = threading.Event()
+    is_hanging = False
+    asked = []
+
+    def hang(runner):
+        if is_hanging:
+            asked.append(runner)
+            released.wait(60)
+        return {} if hook == "create_configuration" else 60.0
+
+    broken = declare(NAME="BrokenRunner", TITLE="Broken", BATCH_SIZE=1, **{hook: hang})
+    other = declare(NAME="OtherRunner", TITLE="Other")
+    with installed(broken, other):
+        Document.objects.bulk_create([Document(title="title") for _ in range(3)])
+        broken().run()
+        other().run()
+        nodes._forget_runners()
+        Chunk.objects.queued().update(published_at=from_now(-1e5))
+        is_hanging = True
+        began_at = time.monotonic()
+        try:
+            rounds.upkeep(in_any_case=True)
+            took = time.monotonic() - began_at
+        finally:
+            released.set()
+        is_hanging = False
+        sent_again = Chunk.objects.get(runner=other().label).publications
+
+    assert len(asked) == 1
+    assert took < 10
+    assert sent_again == 2
 
 
 @pytest.mark.faults(29)
