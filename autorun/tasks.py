@@ -42,7 +42,8 @@ def plan(
 ) -> None:
     """Plan the saved rows of a model for every runner that subscribes to them.
 
-    Of rows that were deleted, at that time, the runs are retired first: others may have their keys.
+    The runs of rows that were deleted, at the time `at`, are retired first: new rows may have their
+    keys.
 
     A single row is also executed if no limit forbids it. While the database is away the task is
     retried for a day: until the next sweep nothing else knows about the rows. Those that a runner

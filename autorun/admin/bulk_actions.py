@@ -20,11 +20,11 @@ class BulkAction:
     permission: Permission
     states: tuple[str, ...]
     explanation: str
-    #: Changes the runs, and tells the number that it changed; retries have batches instead.
+    #: Changes the runs and returns how many; None for retries, which create batches.
     change: Callable[[Iterable[list[Run]]], int] | None = None
     #: The result, for one run and for many.
     done: tuple[str, str] = ("", "")
-    #: States that it accepts as well if a filter or a tick names them.
+    #: States that it also accepts if a filter or a ticked run names them.
     named: tuple[str, ...] = ()
 
     @property

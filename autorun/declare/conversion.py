@@ -55,7 +55,7 @@ class Mismatch(Exception):
 
 
 class StoredText(str):
-    """The text that is stored of the `original` value of a field."""
+    """The stored text of a field, with its `original` value."""
 
     __slots__ = ("original",)
     original: object
@@ -73,9 +73,9 @@ def convert(value: object, annotation: Any) -> Any:
     """Return `value` converted to `annotation`; raise `Mismatch` if it does not fit.
 
     Integers become floats; strings Paths, UUIDs, Decimals, dates, times and durations; values or
-    names members of an enumeration; lists the annotated collection. A stored text is given as the
-    value that it is of, if that fits: a file as the Path of where it is. Any, a type variable and
-    a protocol accept every value unchanged.
+    names members of an enumeration; lists the annotated collection. A stored text becomes
+    its original value if that fits, and a file the Path of its location. Any, a type variable and a
+    protocol accept every value unchanged.
     """
     kind = annotation
     if type(annotation) is not type:

@@ -1,8 +1,8 @@
 """Inputs: how each of INPUT_FIELDS is expressed in SQL, and how its value is given to Python.
 
-A path leads over relations to a field, and from there to a key of JSON or through transforms. The
-value of a column of the row's own is read from the instance, any other by the expression that its
-fingerprint is made of, so that a row that SQL finds is never missing in Python.
+A path follows relations to a field, and from there leads to a key of JSON or through transforms. A
+value in the row's own columns is read from the instance. Any other value is read by the expression
+of its fingerprint, so Python has it for every row that SQL finds.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Input:
-    """One of INPUT_FIELDS: `field` is the last one on its `path`, `column` what SQL gives of it.
+    """One of INPUT_FIELDS: `field` is the last one on its `path`, `column` the path that SQL reads.
 
-    `keys` lead on into a document of JSON. `may_dangle`: a related row may be missing.
+    `keys` lead on into a JSON document. If `may_dangle`, a related row may be missing.
     """
 
     model: type[models.Model]
@@ -87,7 +87,7 @@ class Input:
 
 
 def given(value: Any, field: Any) -> Any:
-    """`value` of `field` as a plain Python value, if need be as the text that is stored of it."""
+    """Return `value` of `field` as a plain Python value, or else as the text that stores it."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, memoryview):
@@ -103,7 +103,7 @@ def given(value: Any, field: Any) -> Any:
 
 
 def _range_text(value: Any) -> str:
-    """A range as PostgreSQL writes it."""
+    """Return a range as PostgreSQL writes it."""
     if value.isempty:
         return "empty"
     lower, upper = ("" if each is None else each for each in (value.lower, value.upper))
@@ -112,7 +112,7 @@ def _range_text(value: Any) -> str:
 
 @cache
 def input_of(model: type[models.Model], path: str) -> Input:
-    """The input that `path` names. Raises FieldDoesNotExist if it leads to none."""
+    """Return the input that `path` names; raise FieldDoesNotExist if it leads to no field."""
     names = path.split("__")
     passed: list[Any] = []
     current: Any = model
@@ -135,5 +135,5 @@ def input_of(model: type[models.Model], path: str) -> Input:
 
 @cache
 def value_annotations(inputs: tuple[Input, ...]) -> dict[str, Any]:
-    """Annotations of what is not read from the columns of a row."""
+    """Return annotations for the values that are not in the row's own columns."""
     return {each.annotation: each.expression(each.column) for each in inputs if not each.is_own}

@@ -52,7 +52,7 @@ def node_of(runner: Runner) -> Node:
 
 
 def node_id_of(runner: Runner) -> int:
-    """The id of the runner's node, which is not made: for what only reads its runs."""
+    """Return the id that the runner's node has or will have, without creating the node."""
     node_digest = digest_of(runner)
     known = _known.get((settings.DATABASE, node_digest)) or _find(node_digest)
     return int(node_digest[:ID_DIGITS], 16) if known is None else known.pk

@@ -19,13 +19,13 @@ from autorun.state.clock import DatabaseNow, from_now
 
 #: Seconds until the next try: as long as the runner has been held up, within these.
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 60.0
-#: Seconds for which a runner cannot be held up again because its rows fail: after a success, and
-#: after tries in vain.
+#: Seconds during which failing rows cannot hold the runner up again: after a success, and after
+#: tries in vain.
 EXEMPT_AFTER_SUCCESS, EXEMPT_IN_VAIN = 300.0, 3600.0
 
 
 def seconds_held_up(chunk: Chunk) -> float:
-    """For how long the runner had been held up when this try of it was sent; 0 if it is no try."""
+    """How long the runner had been held up when this try was sent; 0 if it is not a try."""
     if not chunk.reason or chunk.published_at is None:
         return 0.0
     return (chunk.published_at - chunk.created_at).total_seconds()

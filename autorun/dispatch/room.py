@@ -19,7 +19,7 @@ SPARE_CHUNKS = 2
 
 
 class Room:
-    """How many more chunks of one node may go out beside those `in_flight`, counted by their kind.
+    """How many more chunks of one node may go out beside those `in_flight`, counted by kind.
 
     A parked chunk among them has met an error that hits all rows of its runner: no other goes out.
 

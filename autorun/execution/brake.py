@@ -1,6 +1,6 @@
 """The brake: when many rows of a runner fail alike and none succeeds, the runner is held up.
 
-A disk is full or a service is away: that is no row's fault, and each row would use up its attempts.
+If a disk is full or a service is away, no row is at fault, but each would use up its attempts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autorun.models import Chunk, Failure
 from autorun.state.clock import from_now
 from autorun.state.exception_text import name_exception
 
-#: So many rows in a row whose first attempt fails with the same exception, within so many seconds.
+#: This many consecutive rows whose first attempt fails with the same exception, within this time.
 FAILURES, WITHIN = 20, 600.0
 #: Seconds of tries in vain after which failures count.
 PATIENCE = 900.0
@@ -33,7 +33,7 @@ class Brake:
     """Counts the failures of one chunk; earlier ones of the runner are read from the database.
 
     They are read after the chunk's last row, and after every FAILURES rows that fail alike. A kind
-    of failure with a success after it, in the chunk, is that of some rows.
+    of failure that is followed by a success in the chunk concerns single rows, not the runner.
     """
 
     def __init__(self, chunk: Chunk, *, has_succeeded: bool) -> None:

@@ -1,7 +1,7 @@
-"""Retire the runs of deleted rows: they are history, whoever gets the key next.
+"""Retire the runs of deleted rows, so that a new row with the same key does not inherit them.
 
-A retired run is not current, and its fingerprint is RETIRED, which no input has. So it counts as
-nobody's result, and no row that is created anew with the same key is given its outputs.
+A retired run is not current, and its fingerprint is RETIRED, which no input has. It is no row's
+result, and a new row with the same key is not given its outputs.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _runs_over(runner: Runner) -> RunQuerySet[Run]:
 
 
 def _keys_of(runner: Runner, pks: Collection[Any]) -> list[Key]:
-    """The keys of primary keys, of which the database may have a text of its own."""
+    """Return the keys of rows by their primary keys, which the database may write differently."""
     kind, connection = key_kind(runner.get_model()), connections[database_of(runner)]
     stored = [kind.field.get_db_prep_value(pk, connection) for pk in primary_keys(runner, pks)]
     return stored if kind.is_integer else list(map(str, stored))

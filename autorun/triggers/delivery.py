@@ -79,10 +79,10 @@ registry.on_change(subscriptions.cache_clear)
 
 
 def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
-    """The label under which rows of a model are delivered that were deleted in that database.
+    """The label under which deleted rows of a model, in that database, are delivered.
 
-    A worker of a version that does not know it leaves them to others, as it does with rows that it
-    has no runner for.
+    A worker of an older version does not know it, and leaves the rows to other workers, as it does
+    if it has no runner for them.
     """
     return f"{DELETED}{using}:{label}"
 

@@ -95,9 +95,9 @@ def note_deleted(
 
 
 def listen_to_deletions() -> None:
-    """Hear of the deleted rows of the models that runners with ON_SAVE process, and of no others.
+    """Listen to deletions in the models that runners with ON_SAVE process, and in no others.
 
-    Of a model with a receiver Django loads the rows that a queryset deletes.
+    If a model has a receiver, Django loads the rows that a queryset deletes.
     """
     models = [runners[0].get_model() for runners in delivery.subscriptions().values()]
     watched = {model._meta.concrete_model for model in models}

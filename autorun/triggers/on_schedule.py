@@ -1,8 +1,8 @@
-"""Looks at everything on a schedule, by django-celery-beat's entries.
+"""Keeps the sweeps of runners in django-celery-beat's tables.
 
 Each runner with a schedule has an entry (a `PeriodicTask`), whose description ends in a digest of
-what autorun wrote. An entry that still matches follows the runner's code; one
-that was changed or disabled in the admin is left alone.
+what autorun wrote. An entry that still matches follows the runner's code; one that was changed or
+disabled in the admin is left alone.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def remove(*, dry: bool = False) -> SyncReport:
     """Delete every entry that sends a task of autorun, and its timing unless others use it.
 
     Entries that were edited or written by hand are deleted as well: without autorun, workers
-    would refuse their messages. Raises ImproperlyConfigured without django-celery-beat.
+    refuse their messages. Raises ImproperlyConfigured without django-celery-beat.
     """
     _require_tables()
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
