@@ -7,7 +7,6 @@ that started later has a success. So an outage costs a few attempts, and no run 
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 from typing import Any
 
 from django.db.models import Max, Min, Q, QuerySet
@@ -48,11 +47,11 @@ def has_succeeded(node_id: int, label: str, *, since: Any) -> bool:
 
 def exempt(label: str, seconds: float) -> None:
     """Let the runner's failures count for so long, however many there are."""
-    pulses.note(_pulse(label), from_now(seconds))
+    pulses.note(pulses.name_for("exempt", label), from_now(seconds))
 
 
 def is_exempt(label: str) -> bool:
-    return pulses.is_ahead(_pulse(label))
+    return pulses.is_ahead(pulses.name_for("exempt", label))
 
 
 def next_try(node_id: int, label: str, waiting: QuerySet[Any]) -> Chunk | None:
@@ -81,7 +80,3 @@ def next_try(node_id: int, label: str, waiting: QuerySet[Any]) -> Chunk | None:
         known = {"reason": found["reason"], "created_at": since}
         Chunk.objects.filter(pk=chunk.pk).update(state=Chunk.State.WAITING, **known)
     return chunk
-
-
-def _pulse(label: str) -> str:
-    return f"exempt:{hashlib.sha256(label.encode()).hexdigest()[:32]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Set
 from typing import Any
@@ -101,7 +100,7 @@ class Room:
         if registry.find(label) is not None:
             limited.add(label)
         for each in sorted(limited - self._counted_elsewhere):
-            _hold_parallel(each)
+            pulses.hold(pulses.name_for("parallel", each))
         for each in {label, *limited} - self._counted_elsewhere:
             elsewhere = Chunk.objects.in_flight().filter(runner=each).exclude(node=self._node_id)
             self._chunks_of_runner[each] += elsewhere.count()
@@ -142,12 +141,8 @@ def is_at_its_limit(label: str) -> bool:
     """Whether MAX_PARALLEL chunks of the runner are in flight, at all nodes; until the commit."""
     most = _most_parallel(label)
     if most:
-        _hold_parallel(label)
+        pulses.hold(pulses.name_for("parallel", label))
     return 0 < most <= Chunk.objects.in_flight().filter(runner=label).count()
-
-
-def _hold_parallel(label: str) -> None:
-    pulses.hold(f"parallel:{hashlib.sha256(label.encode()).hexdigest()[:32]}")
 
 
 def _most_parallel(label: str) -> int:

@@ -7,7 +7,6 @@ is over, upkeep has a worker report later failures together.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +24,7 @@ from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
 from autorun.state.clock import from_now
-from autorun.state.pulses import beat_of, give_back_turn, note, take_turn
+from autorun.state.pulses import beat_of, give_back_turn, name_for, note, take_turn
 from autorun.state.user_code import UserCode
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def _due() -> Iterator[str]:
 
 def _reported_name(runner: Runner) -> str:
     """The pulse that keeps the end of the last report's period; names have up to 64 characters."""
-    return f"{PREFIX}:{hashlib.sha256(runner.label.encode()).hexdigest()[:32]}"
+    return name_for(PREFIX, runner.label)
 
 
 def _tried_name(runner: Runner) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 
 from django.db import IntegrityError, transaction
 from django.db.models import Expression, Q, QuerySet
@@ -50,6 +51,11 @@ def take_lease(name: str, *, held: dt.datetime | None = None) -> dt.datetime | N
 def end_lease(name: str, held: dt.datetime) -> None:
     """Leave the lease to others, if it is still `held`."""
     _held(name, held).update(beat_at=DatabaseNow())
+
+
+def name_for(kind: str, label: str) -> str:
+    """Return the name of a runner's pulse; its label may be longer than the column."""
+    return f"{kind}:{hashlib.sha256(label.encode()).hexdigest()[:32]}"
 
 
 def hold(name: str) -> None:
