@@ -5,9 +5,12 @@ from io import StringIO
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from autorun.dispatch.holding import next_try
+from autorun.execution import work
 from autorun.execution.brake import FAILURES, PATIENCE
 from autorun.models import Chunk, Failure, Run
 from autorun.observe.doctor.backlog import examine_held_up
@@ -163,6 +166,22 @@ def test_bad_rows_after_all_good_ones_fail_visibly_in_the_end(make, disk):
 
         progress = runner().progress()
     assert (progress.succeeded, progress.failed, progress.unfinished) == (40, 40, 0)
+
+
+def test_without_failures_the_brake_takes_no_statement(make, disk, monkeypatch):
+    disk.is_full = False
+    made = []
+    monkeypatch.setattr(work, "Brake", lambda *_, **__: made.append(1))
+    with installed(runner := make(FAILURES)):
+        runner().run()
+        with CaptureQueriesContext(connection) as captured:
+            work_off()
+
+        assert runner().progress().succeeded == FAILURES
+    assert not made
+    statements = [each["sql"] for each in captured]
+    assert statements
+    assert not [sql for sql in statements if "autorun_failure" in sql or "exempt:" in sql]
 
 
 def test_another_runner_goes_on(make, disk):
