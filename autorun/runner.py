@@ -117,6 +117,7 @@ class QuerySetRunner(Runner):
     arun = twin(run)
     aquery_progress = twin(query_progress)
     apending = twin(pending)
+    astale = twin(stale)
     ahas_run = twin(has_run)
     aprogress = twin(progress)
     aexplain = twin(explain)

@@ -460,7 +460,8 @@ def test_ignored_rows_are_left_alone_until_they_change(documents):
 
 def test_what_is_planned_in_the_same_millisecond_shares_no_chunk(documents, monkeypatch):
     """A window that has both good rows and rows whose input fails makes two blocks of chunks."""
-    monkeypatch.setattr(time, "time_ns", lambda: 1_800_000_000_000_000_000)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now)
     monkeypatch.setattr(secrets, "randbits", lambda bits: 1 << bits - 1)
     runner = declare(
         INPUT_FIELDS=None,

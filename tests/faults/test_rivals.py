@@ -461,7 +461,7 @@ def test_finish_and_rescue_at_once_have_one_outcome():
             assert sorted(outcomes) == [False, True]
             work_off()
             assert not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists()
-        assert runner().progress().succeeded == 20
+            assert runner().progress().succeeded == 2
 
 
 @pytest.mark.faults(14)
