@@ -121,6 +121,16 @@ def test_a_rolled_back_savepoint_does_not_take_earlier_saves_with_it(submitted, 
     assert submitted == [{"library.Document": {document.pk}}]
 
 
+def test_a_runner_whose_model_hook_raises_costs_no_other_its_saves(submitted, documents):
+    def get_model(self):
+        raise RuntimeError("no model today")
+
+    with registry.registered(runner_for(Photo, get_model=get_model)):
+        document = Document.objects.create()
+
+    assert submitted == [{"library.Document": {document.pk}}]
+
+
 def test_saves_are_seen_between_other_hooks(submitted, documents):
     with transaction.atomic():
         saved = []

@@ -23,7 +23,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.declare.hooks import timeout_of
+from autorun.declare.hooks import call, timeout_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import (
     Message,
@@ -71,7 +71,7 @@ def subscriptions() -> dict[str, list[Runner]]:
     for runner in registry.runners():
         with suppress(AutorunError):  # a system check says what is wrong with it
             if runner.ON_SAVE:
-                found.setdefault(runner.get_model()._meta.label, []).append(runner)
+                found.setdefault(call(runner, "get_model")._meta.label, []).append(runner)
     return found
 
 
