@@ -287,6 +287,7 @@ def test_equal_documents_are_one_input(every):
         ("json__a", {"a": False}, False, {"a": "false"}),
         ("json__a", {"a": LONG}, LONG, {"a": 0.1}),
         ("json__a__0__b'% x", {"a": [{"b'% x": [1]}]}, [1], {"a": [{"b'% x": [2]}]}),
+        ("json__$a", {"$a": "$"}, "$", {"$a": "$$"}),
         ("json__a", {}, None, {"a": 1}),
         ("json__a", [1], None, {"a": 1}),
         ("json__a", None, None, {"a": 1}),

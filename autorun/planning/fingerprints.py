@@ -128,7 +128,8 @@ def _netstring(source: Any, compiler: Any, connection: Any) -> tuple[str, list[A
         while isinstance(source, KeyTransform):
             keys.insert(0, source.key_name)
             source = source.lhs
-        text = text.replace("[]", json.dumps(keys).replace("'", "''").replace("%", "%%"))
+        written = json.dumps(keys).replace("$", "\\u0024")  # which stands for the value
+        text = text.replace("[]", written.replace("'", "''").replace("%", "%%"))
     sql, params = compiler.compile(source)
     whole = f"COALESCE(LENGTH({text}) || ':' || {text}, 'N')"
     if connection.vendor == "mysql":
