@@ -23,6 +23,7 @@ from autorun.admin import batch_pages, run_pages
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
+from autorun.declare import hooks
 from autorun.declare.interruption import within
 from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Run
@@ -790,7 +791,7 @@ def test_a_page_shows_the_start_of_a_long_output_and_links_to_all_of_it(
 
 
 def test_a_page_waits_for_a_hook_no_longer_than_its_limit(client, set_constants) -> None:
-    set_constants(run_pages, HOOK_SECONDS=0.05)
+    set_constants(hooks, HOOK_SECONDS=0.05)
 
     def get_instance_representation(self, instance):
         time.sleep(5)

@@ -23,7 +23,7 @@ from autorun.declare import hooks, registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
-from autorun.state.keys import key_kind
+from autorun.state.keys import concrete, key_kind
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
@@ -241,11 +241,11 @@ def _admin_of(site: AdminSite, model: type[Model]) -> Any:
 
     If this site has none, that of another site counts: it hides the same rows.
     """
-    concrete = model._meta.concrete_model or model
+    own = concrete(model)
     for each_site in (site, *sorted(all_sites, key=lambda each: each.name)):
         known = each_site._registry
-        proxies = (each for each in known if each._meta.concrete_model is concrete)
-        for each in (model, concrete, *proxies):
+        proxies = (each for each in known if each._meta.concrete_model is own)
+        for each in (model, own, *proxies):
             if each in known:
                 return known[each]
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,7 +30,7 @@ from autorun.admin.row_access import (
 )
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
-from autorun.declare import registry
+from autorun.declare import hooks, registry
 from autorun.declare.interruption import within
 from autorun.declare.runner import Runner
 from autorun.models import Batch, Run
@@ -49,8 +49,6 @@ MOST_TICKED = 1_000
 #: Characters of JSON that are shown without a click, and at all; the rest is a page of text.
 FOLDED = 3_000
 MOST_SHOWN = 200_000
-#: Seconds that a page waits for a hook of the project's.
-HOOK_SECONDS = 5.0
 #: The names of filters on the page of confirmation.
 _FACTS = {
     "since": "finished within",
@@ -396,16 +394,21 @@ def _number(chosen: RunFilter) -> int | None:
         about = chosen.number()
         if about is None or about > MOST_COUNTED:
             return about
-    some = _at_most(MOST_COUNTED, chosen.each())
-    return None if some is None else sum(map(len, some))
+    found = 0
+    for found in accumulate(map(len, chosen.each())):
+        if found > MOST_COUNTED:
+            return None
+    return found
 
 
 def _at_most(most: int, found: Iterable[list[Run]]) -> list[list[Run]] | None:
     """All runs found; None if they are more than `most`."""
     some: list[list[Run]] = []
+    total = 0
     for runs in found:
         some.append(runs)
-        if sum(map(len, some)) > most:
+        total += len(runs)
+        if total > most:
             return None
     return some
 
@@ -423,7 +426,7 @@ def _input(runner: Runner | None, instance: Any, *, most: int | None = None) -> 
     if runner is None or instance is None:
         return None
     try:
-        found = within(HOOK_SECONDS, lambda: runner.get_instance_representation(instance))
+        found = within(hooks.HOOK_SECONDS, lambda: runner.get_instance_representation(instance))
         if found is None or isinstance(found, Model):  # the row itself, which the page names
             return None
         return as_json(found, most=most)

@@ -33,7 +33,7 @@ from autorun.conf import settings
 from autorun.control import halting
 from autorun.declare import registry
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import configuration_of, digest_of, node_of
+from autorun.declare.nodes import configuration_of, digest_of, node_of, nodes_over
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
@@ -260,10 +260,7 @@ def _versions(runner: Runner) -> list[Node]:
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
     others = {digest_or_problem(other)[0] for other in registry.runners()}
-    meta = (runner.get_model()._meta.concrete_model or runner.get_model())._meta
-    nodes = Node.objects.filter(
-        title=title, content_type__app_label=meta.app_label, content_type__model=meta.model_name
-    )
+    nodes = nodes_over(runner.get_model()).filter(title=title)
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 

@@ -26,6 +26,7 @@ from autorun.declare.interruption import within
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner, RunTimeout
 from autorun.state.encoding import qualified_name
+from autorun.state.keys import concrete
 from autorun.state.transactions import is_passing
 from autorun.state.user_code import UserCode
 
@@ -37,7 +38,7 @@ MOST_BACKOFF = 30 * 24 * 3600.0
 MOST_TIMEOUT = 1e8
 #: Hooks that upkeep and workers call for all runners: one that hangs must not hold up the others.
 LIMITED = ("create_configuration", "get_timeout")
-#: Seconds that such a hook may take.
+#: Seconds that such a hook may take, and that a page waits for one.
 HOOK_SECONDS = 5.0
 #: Seconds for which one that took longer is not called again.
 HUNG_FOR = 60.0
@@ -101,8 +102,7 @@ def database_of(runner: Runner) -> str:
 
 def is_of(queryset: QuerySet[Any], model: type[Model]) -> bool:
     """Whether the rows of `queryset` are rows of `model`, of a proxy or of a child of it."""
-    given = queryset.model._meta.concrete_model or queryset.model
-    return issubclass(given, model._meta.concrete_model or model)
+    return issubclass(concrete(queryset.model), concrete(model))
 
 
 def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:

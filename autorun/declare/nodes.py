@@ -20,6 +20,7 @@ from autorun.exceptions import AutorunError
 from autorun.models import Chunk, Node
 from autorun.state import pulses
 from autorun.state.encoding import digest, encode_configuration
+from autorun.state.keys import concrete
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def nodes_of(runner: Runner) -> list[int]:
 
 def nodes_over(model: type[Model]) -> QuerySet[Node]:
     """The nodes over a model, or over the one it is a proxy of."""
-    meta = (model._meta.concrete_model or model)._meta
+    meta = concrete(model)._meta
     return Node.objects.filter(
         content_type__app_label=meta.app_label, content_type__model=meta.model_name
     )
@@ -179,8 +180,7 @@ def _digest(runner: Runner) -> str:
 
 
 def _label(runner: Runner) -> str:
-    model = runner.get_model()
-    return (model._meta.concrete_model or model)._meta.label_lower
+    return concrete(runner.get_model())._meta.label_lower
 
 
 def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:

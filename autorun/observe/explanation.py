@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections
-from django.db.models import Max, Model, OuterRef, Subquery
+from django.db.models import Max, OuterRef, Subquery
 
 from autorun.declare import hooks
 from autorun.declare.console import SILENT
@@ -21,7 +21,7 @@ from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.held_up import held_up
 from autorun.planning.rows import Row, load
-from autorun.state.keys import Key, key_kind
+from autorun.state.keys import Key, concrete, key_kind
 from autorun.state.words import counted, moment
 
 LONGEST_MESSAGE = 200
@@ -51,7 +51,7 @@ class Explanation:
 def explain(runner: Runner, instance: Any) -> Explanation:
     """Why `instance` is pending or not. Raises TypeError for an instance of another model."""
     model = runner.get_model()
-    if not isinstance(instance, _concrete(runner)):
+    if not isinstance(instance, concrete(runner.get_model())):
         raise TypeError(
             f"{runner.label} processes rows of {model._meta.label}, not {instance!r}. Give the "
             "instance itself, not its primary key or a collection."
@@ -91,10 +91,6 @@ def explain_missing(runner: Runner, pk: Any) -> Explanation | None:
     run = runs.of(node_id_of(runner)).first()
     history = f"; {_title(runner)} {_outcome(run)}" if run and run.finished_at else ""
     return Explanation(False, "deleted", f"The row has been deleted{history}.", run)
-
-
-def _concrete(runner: Runner) -> type[Model]:
-    return runner.get_model()._meta.concrete_model or runner.get_model()
 
 
 def _pending(runner: Runner, row: Row, run: Any) -> Explanation:

@@ -106,6 +106,11 @@ class KeyKind:
         return is_plain and connection.vendor == "sqlite"
 
 
+def concrete(model: type[models.Model]) -> type[models.Model]:
+    """The model whose table has the rows: that of a proxy, else `model` itself."""
+    return model._meta.concrete_model or model
+
+
 def _key_kind(model: type[models.Model]) -> KeyKind:
     field: Any = model._meta.pk
     while field.remote_field is not None:

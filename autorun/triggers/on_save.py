@@ -25,6 +25,7 @@ from django.db.models.signals import post_delete, post_save
 from django.db.transaction import TransactionManagementError
 
 from autorun.declare import registry
+from autorun.state.keys import concrete
 from autorun.triggers import delivery
 
 logger = logging.getLogger(__name__)
@@ -197,13 +198,13 @@ def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | Non
     A child of multi-table inheritance has a row of each of its parents; a parent may have one of
     each of its children, by the same primary key.
     """
-    concrete, saved = (each._meta.concrete_model or each for each in (model, saved))
-    if len(concrete._meta.pk_fields) != 1:
+    concrete_model, saved = concrete(model), concrete(saved)
+    if len(concrete_model._meta.pk_fields) != 1:
         return None  # composite: a system check says so
-    field: Any = concrete._meta.pk
-    if issubclass(saved, concrete):
+    field: Any = concrete_model._meta.pk
+    if issubclass(saved, concrete_model):
         return field  # type: ignore[no-any-return]
-    if not issubclass(concrete, saved):
+    if not issubclass(concrete_model, saved):
         return None
     while field.model is not saved:
         if field.remote_field is None or not field.remote_field.parent_link:
