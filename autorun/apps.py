@@ -1,7 +1,5 @@
 """Autorun's place in a Django project."""
 
-from __future__ import annotations
-
 from django.apps import AppConfig
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate

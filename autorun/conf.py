@@ -5,8 +5,6 @@ from autorun.conf import settings
 settings.WINDOW  # the project's value, or the default
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Callable
 from typing import Any, cast

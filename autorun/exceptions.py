@@ -1,7 +1,5 @@
 """Everything autorun raises, under one base class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -4,8 +4,6 @@
 finished. Its `Chunk` keeps everything about being queued and running.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, TypeAlias
 
 from django.contrib.contenttypes.models import ContentType

@@ -10,8 +10,6 @@ once per runner and interval. If it raises, it is called again after some minute
 that have not been reported.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ class ScanPreprocessingRunner(QuerySetRunner):
         return str(instance.path)
 """
 
-from __future__ import annotations
-
 import logging
 from typing import Any, cast
 

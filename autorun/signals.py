@@ -12,8 +12,6 @@ killed in between sends none. Work that must happen for every row belongs in a r
 DEPENDS_ON. A receiver blocks its worker; exceptions that it raises are only logged.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

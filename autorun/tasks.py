@@ -4,8 +4,6 @@ The modules that only workers need are imported late, so that a web process star
 `workers` imports them before the pool forks, else each task does.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import random
 from collections.abc import Sequence

@@ -13,8 +13,6 @@ With pytest, use the fixture `autorun`, which has the same methods. No broker an
 needed: Django's TestCase and pytest-django's `db` are enough.
 """
 
-from __future__ import annotations
-
 import json
 import unittest
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Autorun's pages in Django's admin, and a mixin for the admin of the models it processes."""
 
-from __future__ import annotations
-
 from autorun.admin.batch_pages import BatchAdmin
 from autorun.admin.failure_pages import FailureAdmin
 from autorun.admin.mixin import AutorunAdminMixin

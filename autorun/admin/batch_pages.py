@@ -1,7 +1,5 @@
 """Batches: their runs and progress, and new backfills."""
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import Any
 from urllib.parse import urlencode

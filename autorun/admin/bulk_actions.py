@@ -1,7 +1,5 @@
 """The actions on many runs, which the list and the page of a run offer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 

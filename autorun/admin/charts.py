@@ -1,7 +1,5 @@
 """Numbers under their names, and the geometry of the charts, which templates draw as SVG."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

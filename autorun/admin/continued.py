@@ -3,8 +3,6 @@
 It is signed: anyone who may see a page could otherwise send numbers that everybody is then shown.
 """
 
-from __future__ import annotations
-
 from django.core import signing
 from django.http import HttpRequest
 

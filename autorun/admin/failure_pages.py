@@ -1,7 +1,5 @@
 """Failures in groups by error and message pattern."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlencode

@@ -1,7 +1,5 @@
 """Times, code and JSON as HTML."""
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 import re

@@ -5,8 +5,6 @@ class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):
     ...
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The frame of all pages, the permission to see them, and the views that change something."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast

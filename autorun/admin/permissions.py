@@ -1,7 +1,5 @@
 """The permissions of autorun's pages, one for each kind of action, all of the model Run."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

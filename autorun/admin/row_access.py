@@ -1,7 +1,5 @@
 """The rows of runs, as the admin shows them to one user."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress

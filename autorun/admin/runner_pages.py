@@ -1,7 +1,5 @@
 """The overview, the page of each runner, and the actions on a runner."""
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from collections.abc import Callable

@@ -6,8 +6,6 @@ anything that a request carries, such as a tenant. Only if there are too many do
 for them again, and only through an admin that needs no more than the user: see `ChosenRows.source`.
 """
 
-from __future__ import annotations
-
 import copy
 import secrets
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The timeline of a run, and the reasons why it ran or does not run."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Batches as lists show them, with their progress from one query for all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode

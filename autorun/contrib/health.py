@@ -8,8 +8,6 @@ It reports the findings of `manage.py autorun doctor`. That takes a few seconds,
 broker for its workers: let a monitor request it every few minutes, but not a load balancer.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import dataclass, field
 

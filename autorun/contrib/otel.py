@@ -16,8 +16,6 @@ Spans contain neither inputs nor outputs, and only the class of an exception unl
 given, because messages of exceptions often contain data.
 """
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 from autorun import __version__

@@ -1,7 +1,5 @@
 """Pause and resume a whole runner, and cancel its planned runs."""
 
-from __future__ import annotations
-
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release

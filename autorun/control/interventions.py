@@ -1,7 +1,5 @@
 """Retry, ignore or cancel many runs at once."""
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 from collections import defaultdict

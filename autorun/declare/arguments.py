@@ -1,7 +1,5 @@
 """A function's arguments: the names it accepts, and values converted to its annotations."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import sys

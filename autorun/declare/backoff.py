@@ -1,7 +1,5 @@
 """How long a failed run waits before its next attempt."""
 
-from __future__ import annotations
-
 import random
 
 LONGEST = 3600.0  # seconds

@@ -3,8 +3,6 @@
 Without any logging handler, as in a plain `shell`, they go to standard output.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from typing import Any, TextIO

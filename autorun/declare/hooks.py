@@ -4,8 +4,6 @@ An error that a hook raises says which runner and which hook it comes from. Any 
 developer may return becomes a plain one of the runner's model.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

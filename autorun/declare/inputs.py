@@ -5,8 +5,6 @@ value in the row's own columns is read from the instance. Any other value is rea
 of its fingerprint, so Python has it for every row that SQL finds.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which runners exist: a dict of their classes by label."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

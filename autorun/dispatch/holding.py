@@ -4,8 +4,6 @@ Their parked chunks with a time are the mark. No other chunk of the runner is re
 that started later has a success. So an outage costs a few attempts, and no run fails because of it.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import Any
 

@@ -4,8 +4,6 @@ A TestCase never commits, so hooks of `on_commit` would never run in it. Here a 
 as committed when every `atomic()` that was entered within the `with` block has been left.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """The messages that wake workers up: for a chunk, or for the rest of a batch."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ A silent broker would block Celery's own `.delay()` for ever. So each process ha
 publishing, with short timeouts, that pauses after a failure: callers do not all wait for them.
 """
 
-from __future__ import annotations
-
 import os
 import reprlib
 import threading

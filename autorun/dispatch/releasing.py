@@ -4,8 +4,6 @@ A chunk is claimed before its message is sent. A crash in between leaves a queue
 sends again; in the other order two processes could release more than the window.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass

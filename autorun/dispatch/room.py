@@ -1,7 +1,5 @@
 """The limits that a release keeps: the node's window, a batch's window, a runner's MAX_PARALLEL."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Set
 from typing import Any

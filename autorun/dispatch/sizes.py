@@ -3,8 +3,6 @@
 That outweighs the cost of a message, yet a saved row waits little and a killed worker loses little.
 """
 
-from __future__ import annotations
-
 from autorun.conf import settings
 from autorun.declare.runner import Runner
 from autorun.models import Node

@@ -1,7 +1,5 @@
 """News from the workers, for the stages above: they listen, so that nothing below imports them."""
 
-from __future__ import annotations
-
 from django.dispatch import Signal
 
 #: Runs of a chunk have failed and have no attempts left. `runner` is the chunk's runner.

@@ -1,7 +1,5 @@
 """The unfinished runs of a chunk, and their rows."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial

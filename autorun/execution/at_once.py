@@ -5,8 +5,6 @@ row that was just saved gains nothing by it: if no limit is in the way, its run 
 planned, with six statements instead of sixteen and without a second message.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

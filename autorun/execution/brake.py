@@ -3,8 +3,6 @@
 If a disk is full or a service is away, no row is at fault, but each would use up its attempts.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Execute the chunk that a message names."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

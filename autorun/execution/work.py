@@ -1,7 +1,5 @@
 """The runs of one chunk, executed one after the other."""
 
-from __future__ import annotations
-
 import logging
 import random
 import threading

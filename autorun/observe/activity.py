@@ -1,7 +1,5 @@
 """Recent activity of nodes, in a few queries however many nodes there are."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Why one row is pending for a runner, or why it is not."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Failed runs, grouped by what went wrong rather than by row."""
 
-from __future__ import annotations
-
 import datetime as dt
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

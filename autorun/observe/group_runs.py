@@ -1,7 +1,5 @@
 """The runs of one group of failures, those that failed last first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice

@@ -1,7 +1,5 @@
 """Runs and saved rows that wait because of an error that hits all rows of their runner."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import dataclass
 

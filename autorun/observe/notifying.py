@@ -4,8 +4,6 @@ A worker reports a failure at once, unless the runner's last report is too recen
 is over, upkeep has a worker report later failures together.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The states of runs, as the pages and the command line name them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Batches: started, planned a window at a time, paused, cancelled and finished."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial

@@ -4,8 +4,6 @@ A run that is asked for again supersedes the row's last result. If it is cancell
 of the row for the same input is current again: asking again has cost nothing.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 

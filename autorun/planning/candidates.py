@@ -7,8 +7,6 @@ A window's bounds stand on both sides of that join: with bounds on the data's si
 rows took ten times as long.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Plan rows given by their keys: just saved, or just processed by an upstream runner."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial

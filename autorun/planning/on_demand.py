@@ -1,7 +1,5 @@
 """Planning on demand: run(), backfills, sweeps, and marking rows as adopted or ignored."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Planning passes over rows of a runner, window by window."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator

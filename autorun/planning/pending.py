@@ -1,7 +1,5 @@
 """Lazy querysets of the rows that are pending, and of those that have a run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Planning of one window: count candidates, supersede runs and insert new ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial

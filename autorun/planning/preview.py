@@ -1,7 +1,5 @@
 """The preview of a backfill: rows by reason, with examples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

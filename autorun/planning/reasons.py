@@ -1,7 +1,5 @@
 """The reason why a candidate would be planned, or would not: counted, and shown by example."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 

@@ -4,8 +4,6 @@ A retired run is not current, and its fingerprint is RETIRED, which no input has
 result, and a new row with the same key is not given its outputs.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 from collections import Counter, defaultdict

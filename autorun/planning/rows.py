@@ -1,7 +1,5 @@
 """Rows of a runner: which are eligible, and their current input."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext

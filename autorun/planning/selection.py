@@ -1,7 +1,5 @@
 """The selection of rows that a planning pass takes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from autorun.models import UNPREPARED, Run

@@ -3,8 +3,6 @@
 `d` are the candidates and `r` their current runs, as `autorun.planning.candidates` says.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The transcript of a batch: what `run()` says, in the order of its stages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from autorun.declare import console

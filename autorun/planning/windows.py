@@ -1,7 +1,5 @@
 """Windows: a queryset in ranges of keys, each small enough for one short transaction."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Async twins of methods: the method in a thread, as Django's own `aget()` is `get()`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar

@@ -4,8 +4,6 @@ And ids of chunks, which are in the order of time. The process makes them, so th
 spread runs over new chunks.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import secrets
 import threading

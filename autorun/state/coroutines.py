@@ -5,8 +5,6 @@ body. Nothing outlives the call: tasks and threads that the coroutine started en
 database connections of those threads are closed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator

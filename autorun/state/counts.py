@@ -1,7 +1,5 @@
 """How many runs of a node or a batch are in which state, from the counts that chunks keep."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """JSON documents: the value that a path of keys leads to, and one text for equal documents."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any

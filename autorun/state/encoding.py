@@ -1,7 +1,5 @@
 """Values as JSON that every database stores; an error names the key that JSON cannot hold."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime as dt
 import hashlib

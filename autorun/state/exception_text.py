@@ -1,7 +1,5 @@
 """Exceptions, and other long text, as the database stores them."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass

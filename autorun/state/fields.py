@@ -1,7 +1,5 @@
 """Column types whose SQL differs by database."""
 
-from __future__ import annotations
-
 import uuid
 from typing import Any
 

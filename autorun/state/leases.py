@@ -4,8 +4,6 @@ A start is one compare-and-set that gives the chunk a new token, so a message de
 starts it once. Later writes require the same token, so a worker that lost its lease writes nothing.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """The states of batches, chunks and runs, and the querysets that select rows by them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import reduce
 from operator import or_

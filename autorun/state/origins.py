@@ -1,7 +1,5 @@
 """The sources of runs: one line for each, with its word, its priority and its sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Values from addresses and forms, which may be anything: meaningless ones are ignored."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Container, Mapping
 from typing import Any

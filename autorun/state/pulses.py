@@ -1,7 +1,5 @@
 """Pulses: turns that one of many processes takes at intervals, and locks by name."""
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 

@@ -4,8 +4,6 @@ PostgreSQL's driver has options for them, which a system check asks for. PyMySQL
 wait for an answer as long as the kernel does, for a quarter of an hour or for ever.
 """
 
-from __future__ import annotations
-
 import socket
 from contextlib import suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """Pieces of SQL with their parameters, and the few words databases spell differently."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

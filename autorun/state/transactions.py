@@ -1,7 +1,5 @@
 """Short transactions, repeated after a conflict or a broken connection; work done in halves."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time

@@ -5,8 +5,6 @@ hours. The limit is part of the statement: it takes no statement of its own, and
 as the project has set it. SQLite has its own limit, the connection's `timeout`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

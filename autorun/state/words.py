@@ -1,7 +1,5 @@
 """Numbers, times, schedules and reasons in words, the same on the pages and the command line."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher

@@ -4,8 +4,6 @@ Rows saved during a delivery, or within a few milliseconds of each other, go out
 broker takes them, they are written to the database (`SpilledTrigger`) for upkeep.
 """
 
-from __future__ import annotations
-
 import atexit
 import logging
 import multiprocessing

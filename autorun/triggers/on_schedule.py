@@ -5,8 +5,6 @@ what autorun wrote. An entry that still matches follows the runner's code; one t
 disabled in the admin is left alone.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 from dataclasses import dataclass, field

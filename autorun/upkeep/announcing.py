@@ -3,8 +3,6 @@
 A message that is lost announces nothing: signals are sent at most once.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ is open there would be theirs as well. So upkeep has a process of its own, which
 are, and before them. Other pools do not fork, and a thread of the worker makes the rounds.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -4,8 +4,6 @@ Preparing a row calls user code, which may raise, hang or end its process. So up
 portion and sends its message; the worker that receives it counts a try, and plans the rows.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator, Sequence

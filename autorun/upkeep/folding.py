@@ -4,8 +4,6 @@ So progress() need not sum every chunk that ever was. A chunk that finished with
 changes again. Chunks with failures are not folded: their runs may still be retried or ignored.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -5,8 +5,6 @@ version, or when its tables were restored from backups of different times. Runs 
 order of their chunks' ids, a part at a time, so that the cost does not grow with their number.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence

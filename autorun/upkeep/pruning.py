@@ -1,7 +1,5 @@
 """Pruning of old history: superseded runs, and the chunks and batches that have none left."""
 
-from __future__ import annotations
-
 from django.db.models import Exists, Expression, Max, Min, OuterRef, Q, QuerySet
 
 from autorun.conf import settings

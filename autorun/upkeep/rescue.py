@@ -5,8 +5,6 @@ was alone in its chunk can end as failed because of it. So a run that kills ever
 MAX_ATTEMPTS, and its neighbours succeed.
 """
 
-from __future__ import annotations
-
 import logging
 
 from django.db import connections, transaction

@@ -1,7 +1,5 @@
 """Self-healing: every few seconds, whichever worker gets there first repairs what went wrong."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

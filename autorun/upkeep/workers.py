@@ -1,7 +1,5 @@
 """What a Celery worker does beside its tasks: upkeep, and what a process's death calls for."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """`manage.py autorun SUBCOMMAND`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any

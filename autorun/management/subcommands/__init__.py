@@ -1,7 +1,5 @@
 """The subcommands of `manage.py autorun`, in the order its help lists them."""
 
-from __future__ import annotations
-
 from autorun.management.subcommands.batch_list import Batches, Cancel, Pause, Resume
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
 from autorun.management.subcommands.marking import Adopt, Ignore, Retry

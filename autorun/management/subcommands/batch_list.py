@@ -1,7 +1,5 @@
 """batches, and pause, resume and cancel: of a batch by its number, or a runner by its label."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """doctor, explain and failures: what is wrong, and why."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The arguments that subcommands share, and the text they are parsed from."""
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import re

@@ -1,7 +1,5 @@
 """plan and backfill: preview and start runs for existing rows."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from typing import Any
 

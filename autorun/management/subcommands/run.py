@@ -1,7 +1,5 @@
 """run and sweep: plan and start pending rows."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The base classes of subcommands, and the rows and runners that their arguments name."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import inspect

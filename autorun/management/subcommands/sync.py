@@ -1,7 +1,5 @@
 """sync and prune: upkeep by hand."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Output of a subcommand to a terminal, a pipe or a file, with colour or without."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

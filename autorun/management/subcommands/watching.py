@@ -1,7 +1,5 @@
 """Progress of a batch on the terminal, until it finishes or the user stops watching."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

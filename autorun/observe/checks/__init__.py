@@ -4,8 +4,6 @@ They never query the database, with one exception, which `migrate` runs. `docs/`
 each has a hint: an edit or a command.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

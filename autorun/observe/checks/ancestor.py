@@ -1,7 +1,5 @@
 """Names that runners of django_analyses override, and their replacements in autorun."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """W210: MariaDB's character sets. The only check that asks the database: `migrate` runs it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from django.apps import apps

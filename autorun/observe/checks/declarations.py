@@ -1,7 +1,5 @@
 """Checks of a runner's required parts: its model, its analysis and the configuration."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard

@@ -1,7 +1,5 @@
 """Checks of what this process has not imported: the Celery app, and modules of runners."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

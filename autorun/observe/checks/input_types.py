@@ -1,7 +1,5 @@
 """A check of the input: its argument is annotated with a type that the input fits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass

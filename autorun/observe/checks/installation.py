@@ -1,7 +1,5 @@
 """Checks of installed apps, Celery and the database."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from typing import Any

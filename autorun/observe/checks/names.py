@@ -1,7 +1,5 @@
 """Checks of the names in a runner's class, because a misspelt option or hook does nothing."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of other packages in the project: beat, cachalot, and schemas for tenants."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 

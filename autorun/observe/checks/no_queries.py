@@ -1,7 +1,5 @@
 """No queries while checks call hooks: tables or server may not exist yet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

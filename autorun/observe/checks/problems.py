@@ -1,7 +1,5 @@
 """Messages of system checks."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Collection
 from functools import partial

@@ -1,7 +1,5 @@
 """Checks of several runners together: their dependencies, and those that share a node."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Checks of the values of a runner's options."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks that everything autorun needs is working: `manage.py autorun doctor`."""
 
-from __future__ import annotations
-
 from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
 from autorun.observe.doctor.finding import Finding
 

@@ -1,7 +1,5 @@
 """Examines chunks, saved rows, nodes and batches that got stuck."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from django.db.models import Count, Min, QuerySet, Sum

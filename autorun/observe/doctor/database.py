@@ -1,7 +1,5 @@
 """Examines the database of autorun's tables: its connection, migrations and clock."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Examines the broker and the workers that listen to it."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Examines what should happen regularly: sweeps sent by beat, and upkeep."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Examines the project's settings and code."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from celery import current_app
