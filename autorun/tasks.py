@@ -20,7 +20,9 @@ from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
 from autorun.planning.retiring import retire
+from autorun.planning.rows import primary_keys
 from autorun.planning.scope import Scope
+from autorun.state.keys import as_json
 from autorun.state.transactions import is_passing
 from autorun.triggers import delivery
 
@@ -105,9 +107,10 @@ def backfill(
             if (taken := batches.take_over(batch)) is not None:
                 go_on(taken)
             return
-        named = None if pks is None else tuple(pks)
+        runner = registry.get(label)
+        named = None if pks is None else tuple(as_json(primary_keys(runner, pks)))
         scope = Scope(filter=filter, pks=named, only=only, force=force)
-        backfill_now(registry.get(label), scope, limit=limit, window=window)
+        backfill_now(runner, scope, limit=limit, window=window)
 
 
 @shared_task(name="autorun.execute", **_options)

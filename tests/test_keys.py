@@ -5,9 +5,12 @@ from collections.abc import Iterator
 import pytest
 from django.db import connection, models
 
+from autorun import tasks
+from autorun.declare.nodes import node_of
+from autorun.models import Batch, Run
 from autorun.state.keys import KeyKind
-from tests.engine import declare, installed, work_off
-from tests.library.models import Country
+from tests.engine import declare, installed, statuses, work_off
+from tests.library.models import Country, Document, Photo
 
 COLLATIONS = {
     "postgresql": ("en-x-icu", "POSIX"),
@@ -65,3 +68,67 @@ def test_text_keys_of_any_collation_lead_to_their_rows(collation, options):
         assert runner().progress().succeeded == len(keys)
         assert runner().pending().count() == 0
         assert all(runner().has_run(country) for country in Country.objects.all())
+
+
+HOSTILE = [
+    *(float(each) for each in ("inf", "-inf", "nan", "1e300", "1.5")),
+    *("Infinity", "-Infinity", "NaN", "1e400", "1.5", "", " ", "\0", "\ud800", "9" * 100_000),
+    *(2**63, -(2**63) - 1, 10**30, 10**4000, None, True, [], [1], {}, {"pk": 1}),
+]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("model", [Document, Photo, Country])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_value_that_cannot_be_a_key_keeps_no_other_from_being_planned(model, alone):
+    field = {Document: "title", Photo: "caption"}.get(model, "name")
+    row = model.objects.create(**{field: "text"}, **({"code": "at"} if model is Country else {}))
+    runner = declare(DATA_MODEL=model, INPUT_FIELDS=(field,))
+    with installed(runner):
+        if alone:
+            for key in HOSTILE:
+                tasks.plan(model._meta.label, [key])
+        tasks.plan(model._meta.label, [*HOSTILE, str(row.pk)])
+        work_off()
+
+        assert runner().has_run(row)
+    assert statuses(node=node_of(runner())) == [Run.Status.SUCCEEDED]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("model", [Document, Photo, Country])
+def test_a_backfill_of_keys_leaves_out_what_cannot_be_one(model):
+    row = model.objects.create(**({"code": "at"} if model is Country else {}))
+    runner = declare(DATA_MODEL=model, INPUT_FIELDS=("pk",))
+    with installed(runner):
+        tasks.backfill(runner().label, pks=[*HOSTILE, str(row.pk)])
+
+    assert Batch.objects.get().planned == 1
+
+
+BY_HOOK = {"get_instance_representation": lambda self, row: row.name, "INPUT_FIELDS": None}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("by_saves", [True, False])
+@pytest.mark.parametrize("options", [{"INPUT_FIELDS": ("name",)}, BY_HOOK], ids=["sql", "python"])
+def test_control_characters_in_keys_tell_rows_apart(options, by_saves):
+    keys = ["nul", "nul\1", "nul\x1b", "nul\x7f", "nul\x85", "nul\u202e", "nul\U000f0000"]
+    if connection.vendor != "postgresql":  # which refuses NUL
+        keys += ["\0", "nul\0", "nul\0x", "nul\0\0", '"\0\\u0000']
+    runner = declare(DATA_MODEL=Country, **options)
+    with installed(runner):
+        for key in keys:
+            Country.objects.create(code=key, name=f"name of {key!r}")
+        if by_saves:
+            tasks.plan("library.Country", keys)
+        runner().run()
+        work_off()
+
+        assert runner().run().planned == 0
+        assert runner().progress().succeeded == len(keys)
+        assert all(runner().has_run(country) for country in Country.objects.all())
+    outputs = dict(Run.objects.filter(node=node_of(runner())).values_list("object_key", "outputs"))
+    assert {key: found["value"] for key, found in outputs.items()} == {
+        key: f"name of {key!r}" for key in keys
+    }

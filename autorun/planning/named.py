@@ -19,7 +19,7 @@ from autorun.planning.windows import Window, lethal, unprepared, whole
 from autorun.state import probes
 from autorun.state.clock import from_now
 from autorun.state.exception_text import one_line
-from autorun.state.keys import Key
+from autorun.state.keys import Key, as_json
 from autorun.state.transactions import (
     PAUSE_FOR_ALL,
     Halving,
@@ -150,7 +150,7 @@ def leave_to_upkeep(runner: Runner, keys: Collection[Any], **columns: Any) -> No
     spilled = SpilledTrigger(
         model_label=runner.get_model()._meta.label,
         runner=runner.label,
-        keys=[pk if type(pk) is int else str(pk) for pk in keys],
+        keys=as_json(keys),
         **columns,
     )
     create = partial(spilled.save, force_insert=True, using=settings.DATABASE)

@@ -6,8 +6,7 @@ from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import connections, models
 
 from autorun.conf import settings
 from autorun.declare import hooks
@@ -21,7 +20,7 @@ from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.planning import fingerprints
 from autorun.state.exception_text import name_exception
-from autorun.state.keys import Key, key_kind
+from autorun.state.keys import NOT_A_KEY, Key, key_kind
 from autorun.state.transactions import Halving
 from autorun.state.user_code import UserCode
 
@@ -82,10 +81,19 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
     found = []
     for key in keys:
         try:
-            found.append(kind.to_pk(key))
-        except (ValidationError, ValueError, TypeError):
-            logger.warning("%s: %r is not a primary key.", runner.label, key)
+            pk = kind.to_pk(key)
+            if isinstance(pk, str) and "\0" in pk:
+                _require_nul_in_text(runner)
+        except NOT_A_KEY:
+            logger.warning("%s: %.100r is not a primary key.", runner.label, key)
+        else:
+            found.append(pk)
     return found
+
+
+def _require_nul_in_text(runner: Runner) -> None:
+    if connections[database_of(runner)].vendor == "postgresql":
+        raise ValueError("PostgreSQL has no NUL in a text.")
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:

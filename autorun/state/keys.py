@@ -7,7 +7,7 @@ would name no row on one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -19,7 +19,10 @@ from django.db.models import CharField, Expression, F, OuterRef, TextField, UUID
 from django.db.models.functions import Cast
 from django.db.models.sql.compiler import SQLCompiler
 
-from autorun.state.parameters import LEAST, LONGEST_TEXT, read_number
+from autorun.state.parameters import LEAST, LONGEST_TEXT, MOST, read_number
+
+#: Raised for a value that cannot be a primary key.
+NOT_A_KEY = (ValidationError, ValueError, TypeError, ArithmeticError)
 
 #: A row's name: an int for integer primary keys, else the database's text of it.
 Key = int | str
@@ -73,17 +76,26 @@ class KeyKind:
             return {"object_id": key, "object_key": ""}
         return {"object_id": 0, "object_key": key}
 
-    def to_pk(self, key: Key) -> Any:
-        return self.field.to_python(key)
+    def to_pk(self, key: Any) -> Any:
+        """The primary key that `key` stands for; raises one of NOT_A_KEY if no row can have it."""
+        pk = self.field.to_python(key)
+        if pk is None:
+            raise ValueError("No primary key is NULL.")
+        if isinstance(pk, str):
+            pk.encode()  # no database stores lone surrogates
+        elif isinstance(pk, int) and (
+            not LEAST <= pk <= MOST or (type(key) is float and pk != key)
+        ):
+            raise ValueError(f"{key!r:.60} is not a whole number from {LEAST:,} to {MOST:,}.")
+        return pk
 
     def read(self, text: str) -> Any:
         """The primary key that an untrusted text stands for; None if no row can have it."""
         if self.is_integer:
             return read_number(text, least=LEAST)
         try:
-            text.encode()
             pk = self.to_pk(text)
-        except (ValidationError, ValueError, TypeError, OverflowError):
+        except NOT_A_KEY:
             return None
         # PostgreSQL refuses NUL in a text.
         return None if "\0" in text or len(text) > LONGEST_TEXT else pk
@@ -104,6 +116,11 @@ class KeyKind:
             return connection.vendor in ("postgresql", "sqlite")
         is_plain = isinstance(self.field, CharField) and self.field.db_collation is None
         return is_plain and connection.vendor == "sqlite"
+
+
+def as_json(pks: Iterable[Any]) -> list[Key]:
+    """Primary keys as JSON can hold them, and as `to_pk` reads them."""
+    return [pk if type(pk) is int else str(pk) for pk in pks]
 
 
 def concrete(model: type[models.Model]) -> type[models.Model]:

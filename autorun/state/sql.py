@@ -80,6 +80,8 @@ def join_in_this_order(connection: BaseDatabaseWrapper) -> str:
 #: The types of a recordset that a database names differently.
 _POSTGRESQL = {"fingerprint": "uuid"}
 _MARIADB = {"text": "LONGTEXT", "fingerprint": "CHAR(32)"}
+#: Code points without a meaning of their own, more than a document has characters.
+_PRIVATE_USE = range(0xF0000, 0x10FFFE)
 
 
 def recordset(
@@ -92,9 +94,20 @@ def recordset(
     listed = list(rows)
     if connection.vendor == "postgresql":
         return _arrays(columns, listed)
+    document = json.dumps(listed, ensure_ascii=False)
+    kinds = tuple(columns.items())
+    if connection.vendor != "sqlite" or "\\u0000" not in document:
+        return Fragment(_select_of_json(connection.vendor, kinds), (document,))
+    # SQLite's JSON functions end a text at NUL, so another character stands in for it.
+    stand_in = next(mark for mark in map(chr, _PRIVATE_USE) if mark not in document)
+    texts = list(columns.values()).count("text")
+    written = [
+        [value.replace("\0", stand_in) if isinstance(value, str) else value for value in row]
+        for row in listed
+    ]
     return Fragment(
-        _select_of_json(connection.vendor, tuple(columns.items())),
-        (json.dumps(listed, ensure_ascii=False),),
+        _select_of_json("sqlite", kinds, with_nul=True),
+        (stand_in,) * texts + (json.dumps(written, ensure_ascii=False),),
     )
 
 
@@ -129,14 +142,19 @@ def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Fragme
 
 
 @cache
-def _select_of_json(vendor: str, columns: tuple[tuple[str, str], ...]) -> str:
+def _select_of_json(
+    vendor: str, columns: tuple[tuple[str, str], ...], *, with_nul: bool = False
+) -> str:
     if vendor == "mysql":
         declared = ", ".join(
             f"{name} {_MARIADB.get(kind, kind)} PATH '$[{number}]'"
             for number, (name, kind) in enumerate(columns)
         )
         return f"SELECT * FROM JSON_TABLE(%s, '$[*]' COLUMNS({declared})) AS j"
-    extracted = ", ".join(
-        f"json_extract(value, '$[{number}]') AS {name}" for number, (name, _) in enumerate(columns)
-    )
-    return f"SELECT {extracted} FROM json_each(%s)"
+    extracted = []
+    for number, (name, kind) in enumerate(columns):
+        value = f"json_extract(value, '$[{number}]')"
+        if with_nul and kind == "text":
+            value = f"replace({value}, %s, char(0))"
+        extracted.append(f"{value} AS {name}")
+    return f"SELECT {', '.join(extracted)} FROM json_each(%s)"
