@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from django.db import connection, transaction
 
 from autorun.dispatch import releasing
+from autorun.dispatch.publishing import redirected
 from autorun.models import Chunk, Node
 from bench import stage
 from bench.measuring import Line, in_turns
@@ -18,6 +19,7 @@ FEW, MANY = 4, 400
 
 def measure(scale: Scale) -> Iterator[Line]:
     yield _claim_beside_many(scale)
+    yield _release_of_many_nodes(scale)
 
 
 def _claim_beside_many(scale: Scale) -> Line:
@@ -51,6 +53,45 @@ def _claim_beside_many(scale: Scale) -> Line:
         value=timings.ratio(f"beside {MANY}", f"beside {FEW}"),
         goal=1.5,
         note=", ".join(f"{name} {each:.2f} ms" for name, each in milliseconds.items()),
+    )
+
+
+def _release_of_many_nodes(scale: Scale) -> Line:
+    """Nodes with one waiting chunk each, released in pages, and one by one as workers do."""
+    runner = TrivialRunner()
+    of_model = {"content_type_id": runner.get_node().content_type_id, "version": "cliff"}
+    first, number = 1 << 40, scale.nodes
+    ids = range(first, first + number)
+    Node.objects.bulk_create(Node(pk=pk, title=str(pk), digest=str(pk), **of_model) for pk in ids)
+
+    def prepare(_: str) -> None:
+        stage.empty_state()
+        Chunk.objects.bulk_create(
+            Chunk(pk=pk, node_id=pk, runner=runner.label, size=1) for pk in ids
+        )
+        stage.settle()
+
+    def one_by_one() -> None:
+        assert sum(releasing.release(pk).chunks for pk in ids) == number
+
+    def in_pages() -> None:
+        assert releasing.release_everywhere() == number
+
+    contenders: dict[str, Callable[[], object]] = {"pages": in_pages, "one by one": one_by_one}
+    with redirected(lambda messages: None):
+        timings = in_turns(contenders, rounds=scale.rounds, before=prepare)
+    stage.empty_state()
+    Node.objects.filter(pk__in=ids).delete()
+    seconds = timings.medians()
+    return Line(
+        key="cliff-release-nodes",
+        database=connection.vendor,
+        work=f"release of {number:,} nodes with one chunk each",
+        against="one by one",
+        value=timings.ratio("pages", "one by one"),
+        goal=0.1,
+        seconds=seconds,
+        note=", ".join(f"{name} {each:.2f} s" for name, each in seconds.items()),
     )
 
 

@@ -21,6 +21,7 @@ class Scale:
     long_run: int = 10_000  # milliseconds
     beside: int = 3_000
     starts: int = 15
+    nodes: int = 2_000
     rounds: int = 5
 
 
@@ -54,5 +55,6 @@ QUICK = Scale(
     long_run=3_000,
     beside=600,
     starts=5,
+    nodes=200,
     rounds=5,
 )

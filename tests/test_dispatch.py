@@ -3,19 +3,22 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import DataError, connection, transaction
+from django.db.models import Count
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun.declare import registry
+from autorun.declare import nodes, registry
 from autorun.dispatch import releasing, sizes
 from autorun.dispatch.messages import message_for
 from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release, release_everywhere
 from autorun.dispatch.room import SPARE_CHUNKS, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
-from autorun.models import Batch, Chunk, Node
+from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.planning import batches
 from autorun.state.clock import new_chunk_id
 from autorun.upkeep.rounds import send_again
@@ -176,6 +179,114 @@ def test_two_versions_of_a_runner_released_at_once_exceed_no_max_parallel():
             other.add_done_callback(lambda _: has_released.set())
 
             assert (one.result(), other.result()) == (1, 0)
+
+
+@pytest.fixture
+def many_nodes(documents):
+    """Makes so many nodes of one runner that is installed, each with so many waiting chunks."""
+
+    def make(number, *, chunks=1, **options):
+        node = registry.get("tests.EchoRunner").get_node()
+        of_model = {"content_type_id": node.content_type_id, "version": "1.0", **options}
+        made = [Node(title=str(n), digest=str(n), **of_model) for n in range(number)]
+        Node.objects.bulk_create(made)
+        first = new_chunk_id()
+        Chunk.objects.bulk_create(
+            Chunk(pk=first + at, node=each, runner="tests.EchoRunner", size=1)
+            for at, each in enumerate(each for each in made for _ in range(chunks))
+        )
+
+    return make
+
+
+def test_nodes_with_a_chunk_each_are_released_in_few_statements(many_nodes, sent):
+    with installed(declare()):
+        many_nodes(150)
+
+        with CaptureQueriesContext(connection) as statements:
+            assert release_everywhere() == 150
+
+    assert len(sent) == 0  # not before the commit
+    assert len(statements) <= 16
+    assert not Chunk.objects.waiting().exists()
+
+
+def test_nodes_whose_runner_is_supplied_take_no_statement_of_their_own(many_nodes):
+    with installed(declare()):
+        many_nodes(20, chunks=5)
+        # A node of a runner that is known here alone can be full: of others, all are read.
+        nodes_known = {digest: ["tests.EchoRunner"] for digest in map(str, range(20))}
+        with mock.patch.dict(nodes.runners_by_node().labels, nodes_known):
+            assert release_everywhere() == 20 * SPARE_CHUNKS
+
+            with CaptureQueriesContext(connection) as statements:
+                assert release_everywhere() == 0
+
+    assert len(statements) <= 10
+
+
+def test_limits_hold_over_a_page_of_nodes(many_nodes, settings):
+    settings.AUTORUN = {"WINDOW": 1}
+    with installed(declare()):
+        many_nodes(10, chunks=3)
+
+        assert release_everywhere() == 10
+        per_node = Chunk.objects.queued().values_list("node").annotate(Count("pk"))
+        assert {number for _, number in per_node} == {1}
+        assert release_everywhere() == 0
+
+
+def test_max_parallel_holds_over_a_page_of_nodes(many_nodes):
+    with installed(declare(MAX_PARALLEL=3)):
+        many_nodes(10, chunks=3)
+
+        assert release_everywhere() == 3
+        assert release_everywhere() == 0
+
+
+def test_nothing_of_a_paused_batch_or_node_is_released_with_others(many_nodes):
+    with installed(declare()):
+        many_nodes(3)
+        batch = a_batch_waiting(3)
+        Batch.objects.update(state=Batch.State.PAUSED)
+        Node.objects.filter(title="1").update(paused_at=timezone.now())
+
+        assert release_everywhere() == 2
+        assert not Chunk.objects.queued().filter(batch=batch).exists()
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="a writer locks the whole database")
+@pytest.mark.django_db(transaction=True)
+def test_who_finds_another_at_a_release_leaves_a_note_and_goes_on():
+    runner = declare()
+    has_claimed, has_left = threading.Event(), threading.Event()
+
+    def claimed():
+        has_claimed.set()
+        assert has_left.wait(10)
+
+    def release_elsewhere(node_id):
+        try:
+            return release(node_id).chunks
+        finally:
+            connection.close()
+
+    with installed(runner):
+        batch = a_batch_waiting(1)
+        with transaction.atomic():
+            nodes.lock(batch.node_id)  # the first one makes the lock
+        with armed("dispatch.claimed", act=claimed), ThreadPoolExecutor(1) as threads:
+            first = threads.submit(release_elsewhere, batch.node_id)
+            assert has_claimed.wait(10)
+            late = a_batch_waiting(1)
+
+            assert release(late.node_id).chunks == 0
+            has_left.set()
+            assert first.result() == 2
+
+        assert not Chunk.objects.waiting().exists()
+        assert release(batch.node_id).chunks == 0
+        assert not Pulse.objects.filter(name__startswith="again:").exists()
 
 
 def test_who_does_not_know_a_runner_releases_one_of_its_chunks_at_a_time(documents):

@@ -153,7 +153,7 @@ def test_a_claim_gets_the_chunks_in_flight_as_numbers_by_the_index() -> None:
     Chunk.objects.filter(pk__lte=400).update(state=Chunk.State.QUEUED)
     settle()
 
-    with explained('SELECT "autorun_chunk"."state"') as plans:
+    with explained('SELECT "autorun_chunk"."node_id"') as plans:
         releasing.release(node.pk)
 
     assert len(plans) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +126,13 @@ def lock(node_id: int) -> None:
 
     It is not the node itself: on MariaDB every insert of a chunk would wait for that.
     """
-    pulses.hold(f"node:{node_id}")
+    pulses.hold(_lock_name(node_id))
+
+
+def lock_free(node_ids: Collection[int]) -> list[int]:
+    """Hold the locks of those nodes whose lock is free; the ids of these nodes, in order."""
+    held = pulses.hold_free([_lock_name(node_id) for node_id in node_ids])
+    return sorted(node_id for node_id in node_ids if _lock_name(node_id) in held)
 
 
 def dependents(runner: Runner) -> list[Runner]:
@@ -160,6 +166,10 @@ def runners_by_node() -> RunnersByNode:
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers: the tables may have been emptied, or be a replica's now."""
     _known.clear()
+
+
+def _lock_name(node_id: int) -> str:
+    return f"node:{node_id}"
 
 
 def _find(node_digest: str) -> Node | None:

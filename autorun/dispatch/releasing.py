@@ -5,13 +5,14 @@ sends again; in the other order two processes could release more than the window
 """
 
 import logging
-from collections.abc import Iterator, Sequence, Set
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db import OperationalError, transaction
-from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Sum
+from django.db import DatabaseError, OperationalError, transaction
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Greatest, Least
 
 from autorun.conf import settings
@@ -19,9 +20,10 @@ from autorun.declare import nodes
 from autorun.dispatch.holding import next_try
 from autorun.dispatch.messages import follow_queues, message_for
 from autorun.dispatch.publishing import publish
-from autorun.dispatch.room import Room
+from autorun.dispatch.room import SPARE_CHUNKS, InFlight, Room, most_parallel
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
+from autorun.state import pulses
 from autorun.state.clock import DatabaseNow
 from autorun.state.probes import crash_point
 from autorun.state.transactions import (
@@ -35,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 #: Waiting chunks read first, then four times as many, and so on. Usually there is room for one.
 FIRST_PAGE = 8
+#: Nodes that upkeep releases in one transaction, and how many chunks of each.
+NODES_AT_ONCE = 200
+FIRST_OF_MANY = SPARE_CHUNKS
+#: Claims that a process makes on behalf of others before the next process has to.
+MOST_CLAIMS = 10
 #: Messages of a chunk are counted up to this number; a smallint ends a little above.
 MOST_PUBLICATIONS = 30_000
 _IS_DUE = Q(state=Chunk.State.WAITING) & (Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
@@ -64,28 +71,66 @@ def release_everywhere() -> int:
     # A subquery for each node: there may be many thousands of waiting chunks.
     waiting = Chunk.objects.waiting().of(OuterRef("pk"))
     held_up = Chunk.objects.held_up().of(OuterRef("pk"))
-    nodes_waiting = Node.objects.filter(Exists(waiting) | Exists(held_up))
+    startable = Node.objects.filter(Exists(waiting) | Exists(held_up), paused_at=None)
+    ids = startable.order_by("pk").values_list("pk", "digest")
+    found = dict(ids)
+    pages = [list(found)[at : at + NODES_AT_ONCE] for at in range(0, len(found), NODES_AT_ONCE)]
     return sum_of_each(
-        lambda pk: release(pk).chunks,
-        nodes_waiting.values_list("pk", flat=True),
-        name="Releasing: node",
+        lambda page: _release_page({node_id: found[node_id] for node_id in page}),
+        pages,
+        name="Releasing: nodes",
     )
 
 
+def _release_page(digests: Mapping[int, str]) -> int:
+    """Release for many nodes in one transaction, then for each of those that need more; chunks."""
+    known = nodes.runners_by_node().labels
+    labels = {node_id: set(known.get(digest, ())) for node_id, digest in digests.items()}
+    claimed: list[Chunk] = []
+    left: Collection[int] = labels
+    try:
+        claimed, left = repeated_on_conflict(partial(_claim_first, labels), holds_node=True)
+    except DatabaseError as error:
+        logger.warning("%d nodes are released one by one: %s", len(labels), error)
+    _send_on_commit(claimed)
+    each = sum_of_each(lambda pk: release(pk).chunks, left, name="Releasing: node")
+    return len(claimed) + each
+
+
 def _release(node_id: int, node_digest: str) -> Release:
+    """Claim and send, and again for as long as others have left a note meanwhile.
+
+    A process that finds another one at it leaves a note, and waits for no lock.
+    """
     # Configurations come from user code: none is created in the transaction, under the lock.
     labels = set(nodes.runners_by_node().labels.get(node_digest, ()))
+    claim = partial(_claim, node_id, labels)
+    note = f"again:{node_id}"
+    claimed: list[Chunk] = []
     try:
-        claim = partial(_claim, node_id, labels)
-        claimed = repeated_on_conflict(claim, holds_node=True)
+        for _ in range(MOST_CLAIMS):
+            some = repeated_on_conflict(claim, holds_node=True)
+            if some is None:
+                pulses.leave_note(note)
+                # Its reader reads it after it has given up the lock: if it already has, claim now.
+                some = repeated_on_conflict(claim, holds_node=True)
+            claimed += some or ()
+            if some is None or not pulses.take_note(note):
+                break
     except OperationalError as error:
         if not is_conflict(error):
             raise
         logger.warning(
             "Node %d is locked by another process; upkeep releases it: %s", node_id, error
         )
-        return Release()
-    refused = []
+    finally:
+        refused = _send_on_commit(claimed)
+    return Release(len(claimed), bool(refused))
+
+
+def _send_on_commit(claimed: Sequence[Chunk]) -> list[bool]:
+    """Send the chunks' messages; the list gets an item if the broker refuses one."""
+    refused: list[bool] = []
 
     def send_claimed() -> None:
         if send(claimed) < len(claimed):
@@ -93,7 +138,7 @@ def _release(node_id: int, node_digest: str) -> Release:
 
     if claimed:
         transaction.on_commit(send_claimed, using=settings.DATABASE, robust=True)
-    return Release(len(claimed), bool(refused))
+    return refused
 
 
 def send(chunks: Sequence[Chunk]) -> int:
@@ -122,30 +167,77 @@ def send(chunks: Sequence[Chunk]) -> int:
     return len(chunks)
 
 
-def _due(node_id: int) -> QuerySet[Any]:
+def _due(node: Any) -> QuerySet[Any]:
     """The node's waiting chunks that may start now, urgent ones first."""
-    return _unpaused(node_id).filter(_IS_DUE)
+    return _unpaused(node).filter(_IS_DUE)
 
 
-def _unpaused(node_id: int) -> QuerySet[Any]:
+def _unpaused(node: Any) -> QuerySet[Any]:
     paused = (Batch.State.PAUSED, Batch.State.CANCELLED)
-    chunks = Chunk.objects.of(node_id).filter(node__paused_at=None)
+    chunks = Chunk.objects.of(node).filter(node__paused_at=None)
     return chunks.exclude(batch__state__in=paused).order_by("-priority", "pk")
 
 
-def _claim(node_id: int, labels: Set[str]) -> list[Chunk]:
-    """Mark as queued what fits beside the runs in flight, under the lock of the node."""
-    nodes.lock(node_id)
-    limiting = Chunk.objects.limiting().of(node_id).order_by()
-    kinds = limiting.values_list("state", "runner", "batch_id", "batch__window")
-    in_flight = kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.runs_left()))
+def _claim(node_id: int, labels: Set[str]) -> list[Chunk] | None:
+    """Mark as queued what fits beside the runs in flight; None if another process holds the lock.
+
+    It is the lock of the node.
+    """
+    if not nodes.lock_free([node_id]):
+        return None
+    in_flight = _in_flight([node_id])
     claimed = []
-    if held_up := {runner for state, runner, *_ in in_flight if state == Chunk.State.PARKED}:
+    if held_up := {each.runner for each in in_flight if each.state == Chunk.State.PARKED}:
         tries = [next_try(node_id, label, _due(node_id)) for label in sorted(held_up)]
         claimed = [chunk for chunk in tries if chunk is not None]
-        in_flight = in_flight.all()
+        in_flight = _in_flight([node_id])
     room = Room(in_flight, node_id, labels)
     claimed += _fitting(_due(node_id).exclude(pk__in=[chunk.pk for chunk in claimed]), room)
+    _mark_queued(claimed)
+    return claimed
+
+
+def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]]:
+    """Mark as queued the first chunks of many nodes; these, and the nodes that may take more.
+
+    These have more waiting chunks, are held up, have a runner with MAX_PARALLEL, or are locked.
+    """
+    free = nodes.lock_free(labels)
+    in_flight: dict[int, list[InFlight]] = defaultdict(list)
+    due: dict[int, list[Chunk]] = defaultdict(list)
+    for kind in _in_flight(free):
+        in_flight[kind.node_id].append(kind)
+    of_each = _due(OuterRef("pk")).values("pk")
+    firsts = {f"due_{at}": Subquery(of_each[at : at + 1]) for at in range(FIRST_OF_MANY)}
+    columns = Node.objects.filter(pk__in=free).annotate(**firsts).values_list(*firsts)
+    ids = {chunk_id for found in columns for chunk_id in found if chunk_id is not None}
+    chunks = Chunk.objects.filter(pk__in=ids).annotate(window=F("batch__window"))
+    for chunk in chunks.order_by("-priority", "pk"):
+        due[chunk.node_id].append(chunk)
+    claimed: list[Chunk] = []
+    left = set(labels).difference(free)
+    for node_id in free:
+        is_held_up = any(kind.state == Chunk.State.PARKED for kind in in_flight[node_id])
+        if is_held_up or any(most_parallel(chunk.runner) for chunk in due[node_id]):
+            left.add(node_id)
+            continue
+        room = Room(in_flight[node_id], node_id, labels[node_id])
+        claimed += [chunk for chunk in due[node_id] if not room.is_full() and room.takes(chunk)]
+        if len(due[node_id]) == FIRST_OF_MANY and not room.is_full_after(due[node_id][-1]):
+            left.add(node_id)
+    _mark_queued(claimed)
+    return claimed, sorted(left)
+
+
+def _in_flight(node_ids: Collection[int]) -> list[InFlight]:
+    """The nodes' chunks that limit what goes out, counted by kind."""
+    limiting = Chunk.objects.limiting().filter(node__in=node_ids).order_by()
+    kinds = limiting.values_list("node_id", "state", "runner", "batch_id", "batch__window")
+    counted = kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.runs_left()))
+    return [InFlight(*each) for each in counted]
+
+
+def _mark_queued(claimed: Sequence[Chunk]) -> None:
     # A chunk that was cancelled since it was read stays so; its message does nothing.
     Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(
         state=Chunk.State.QUEUED,
@@ -155,7 +247,6 @@ def _claim(node_id: int, labels: Set[str]) -> list[Chunk]:
     )
     follow_queues(claimed)
     crash_point("dispatch.claimed")
-    return claimed
 
 
 def _fitting(due: QuerySet[Chunk], room: Room) -> Iterator[Chunk]:

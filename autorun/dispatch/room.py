@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
 
@@ -13,6 +13,18 @@ from autorun.state import pulses
 
 #: A runner's chunks in the broker beyond one for each running; a saved row waits behind them.
 SPARE_CHUNKS = 2
+
+
+class InFlight(NamedTuple):
+    """Chunks of a node that have the state, runner and batch in common, and their runs."""
+
+    node_id: int
+    state: int
+    runner: str
+    batch_id: int | None
+    window: int | None  # of the batch
+    chunks: int
+    runs: int
 
 
 class Room:
@@ -28,7 +40,7 @@ class Room:
 
     def __init__(
         self,
-        in_flight: Iterable[tuple[int, str, int | None, int | None, int, int]],
+        in_flight: Iterable[InFlight],
         node_id: int,
         labels: Set[str],
     ) -> None:
@@ -42,7 +54,7 @@ class Room:
         self._full_runners: set[str] = set()
         self._spare_of_runner: Counter[str] = Counter()
         self._counted_elsewhere: set[str] = set()
-        for state, runner, batch_id, window, chunks, runs in in_flight:
+        for _, state, runner, batch_id, window, chunks, runs in in_flight:
             if state == Chunk.State.PARKED:
                 self._full_runners.add(runner)
             else:
@@ -57,9 +69,14 @@ class Room:
             or self._is_true_of_all(self._full_runners)
         )
 
+    def is_full_after(self, chunk: Chunk) -> bool:
+        """Whether the node takes none of the chunks that follow `chunk` in their order."""
+        is_saved = chunk.priority == Chunk.Priority.LIVE
+        return self.is_full() or (not is_saved and self._is_true_of_all(self._supplied()))
+
     def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
         """The `chunks` whose batch and runner may take another one."""
-        supplied = {label for label in self._spare_of_runner if self._is_supplied(label)}
+        supplied = self._supplied()
         if self._is_true_of_all(supplied):
             chunks = chunks.filter(priority=Chunk.Priority.LIVE)
         else:
@@ -72,7 +89,7 @@ class Room:
         """Whether `chunk` fits; if it does, it is counted."""
         if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
             return False
-        if chunk.runner not in self._counted_elsewhere and _most_parallel(chunk.runner):
+        if chunk.runner not in self._counted_elsewhere and most_parallel(chunk.runner):
             self._count_elsewhere(chunk.runner)
             if chunk.runner in self._full_runners:
                 return False
@@ -94,7 +111,7 @@ class Room:
         The lock keeps other processes that know the runner from releasing its chunks until the
         transaction ends. One order of locks prevents deadlocks between nodes that share runners.
         """
-        limited = {each for each in self._labels if _most_parallel(each)}
+        limited = {each for each in self._labels if most_parallel(each)}
         if registry.find(label) is not None:
             limited.add(label)
         for each in sorted(limited - self._counted_elsewhere):
@@ -106,11 +123,14 @@ class Room:
             self._note_whether_full(each)
 
     def _note_whether_full(self, label: str) -> None:
-        if 0 < _most_parallel(label) <= self._chunks_of_runner[label]:
+        if 0 < most_parallel(label) <= self._chunks_of_runner[label]:
             self._full_runners.add(label)
 
     def _is_true_of_all(self, labels: Set[str]) -> bool:
         return bool(self._labels) and self._labels <= labels
+
+    def _supplied(self) -> set[str]:
+        return {label for label in self._spare_of_runner if self._is_supplied(label)}
 
     def _is_supplied(self, label: str) -> bool:
         return self._spare_of_runner[label] >= SPARE_CHUNKS
@@ -137,13 +157,13 @@ class Room:
 
 def is_at_its_limit(label: str) -> bool:
     """Whether MAX_PARALLEL chunks of the runner are in flight, at all nodes; until the commit."""
-    most = _most_parallel(label)
+    most = most_parallel(label)
     if most:
         pulses.hold(pulses.name_for("parallel", label))
     return 0 < most <= Chunk.objects.in_flight().filter(runner=label).count()
 
 
-def _most_parallel(label: str) -> int:
+def most_parallel(label: str) -> int:
     """The runner's MAX_PARALLEL; 1 if this process does not know the runner, which may have one."""
     runner = registry.find(label)
     return 1 if runner is None else runner.MAX_PARALLEL

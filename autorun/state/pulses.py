@@ -1,9 +1,10 @@
-"""Pulses: turns that one of many processes takes at intervals, and locks by name."""
+"""Pulses: turns that one of many processes takes at intervals, and locks and notes by name."""
 
 import datetime as dt
 import hashlib
+from collections.abc import Collection
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.models import Expression, Q, QuerySet
 
 from autorun.conf import settings
@@ -61,6 +62,32 @@ def hold(name: str) -> None:
     locked = Pulse.objects.select_for_update().filter(name=name).values_list("pk", flat=True)
     if not list(locked) and not _create(name):
         list(locked.all())
+
+
+def hold_free(names: Collection[str]) -> set[str]:
+    """Hold those of the locks that no other process holds, until the transaction ends; which.
+
+    A database that cannot skip locked rows waits for all of them.
+    """
+    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
+    pulses = Pulse.objects.filter(name__in=names).order_by("name").values_list("pk", flat=True)
+    free = pulses.select_for_update(skip_locked=skip_locked)
+    held = set(free)
+    if len(held) < len(names) and (missing := set(names) - held - set(pulses)):
+        made = [Pulse(name=name, beat_at=DatabaseNow()) for name in sorted(missing)]
+        Pulse.objects.bulk_create(made, ignore_conflicts=True)
+        held |= set(free.filter(name__in=missing))
+    return held
+
+
+def leave_note(name: str) -> None:
+    """Leave a note for another process, unless there is one already."""
+    Pulse.objects.bulk_create([Pulse(name=name, beat_at=DatabaseNow())], ignore_conflicts=True)
+
+
+def take_note(name: str) -> bool:
+    """Take the note of that name away; whether there was one."""
+    return bool(Pulse.objects.filter(name=name)._raw_delete(settings.DATABASE))
 
 
 def note(name: str, beat_at: dt.datetime | Expression) -> None:

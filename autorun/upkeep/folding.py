@@ -13,8 +13,8 @@ from django.db import IntegrityError
 from django.db.models import Exists, F, OuterRef, Q
 
 from autorun.conf import settings
-from autorun.declare import nodes
 from autorun.models import Batch, Chunk, Node, Run
+from autorun.state import pulses
 from autorun.state.clock import from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import repeated_on_conflict, sum_of_each
@@ -63,7 +63,7 @@ def drop_empty(node_id: int, *, quiet: float) -> int:
     empty = empty.filter(Q(failed=0) | Q(batch=None) | goes_too)
 
     def drop() -> int:
-        nodes.lock(node_id)
+        pulses.hold(f"fold:{node_id}")
         found = list(empty[:FOLDED_AT_ONCE])
         _count_in(node_id, found)._raw_delete(settings.DATABASE)
         return len(found)
@@ -78,7 +78,7 @@ def _ended(node_id: int, *, quiet: float) -> ChunkQuerySet[Chunk]:
 
 
 def _fold_some(node_id: int, *, quiet: float) -> int:
-    nodes.lock(node_id)
+    pulses.hold(f"fold:{node_id}")
     # Not locked: no process writes to them any more, and folding holds the lock of the node.
     found = list(_ended(node_id, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
     if len(found) < FEW:
