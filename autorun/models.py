@@ -77,6 +77,7 @@ class Batch(models.Model):
         SWEEP = "sweep"
         BACKFILL = "backfill"
         CODE = "code"
+        RELATED = "related"
 
     State: TypeAlias = BatchState
 
@@ -150,6 +151,7 @@ class Chunk(models.Model):
     class Priority(models.IntegerChoices):
         BACKFILL = 0
         SWEEP = 10
+        RELATED = 15
         LIVE = 20
 
     id = models.BigIntegerField(primary_key=True, default=new_chunk_id)

@@ -19,6 +19,7 @@ from autorun.declare.runner import Runner
 from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
+from autorun.planning.related import plan_related
 from autorun.planning.retiring import retire
 from autorun.planning.rows import primary_keys
 from autorun.planning.scope import Scope
@@ -43,7 +44,7 @@ def plan(
     """Plan the saved rows of a model for every runner that subscribes to them.
 
     The runs of rows that were deleted, at the time `at`, are retired first: new rows may have their
-    keys.
+    keys. Related rows name those to be planned by a lookup.
 
     A single row is also executed if no limit forbids it. While the database is away the task is
     retried for a day: until the next sweep nothing else knows about the rows. Those that a runner
@@ -56,10 +57,16 @@ def plan(
 
     *deleted, label = model_label.split(":")
     subscribers = delivery.subscriptions().get(label, [])
+    is_related = model_label.startswith(delivery.RELATED)
+    if is_related:
+        subscribers = delivery.runners_of_related(model_label)
     try:
         with soft_limit_ignored():
             if not subscribers:
                 delivery.write_down({model_label: set(pks)})
+                return
+            if is_related:
+                plan_related(subscribers, label, pks)
                 return
             if deleted:
                 deleted_at = dt.datetime.fromtimestamp(at, tz=dt.UTC)

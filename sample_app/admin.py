@@ -4,8 +4,14 @@ from django.utils.safestring import SafeString
 
 from autorun.admin import AutorunAdminMixin
 from autorun.models import Run
-from sample_app.models import Scan
+from sample_app.models import Scan, Subject
 from sample_app.runners import ScanPreprocessingRunner
+
+
+@admin.register(Subject)
+class SubjectAdmin(AutorunAdminMixin, admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("__str__", "age")
+    search_fields = ("code",)
 
 
 @admin.register(Scan)

@@ -55,14 +55,15 @@ def installed_directories() -> list[Path]:
     return [Path(str(files("nibabel") / "tests" / "data")), Path(str(files("pydicom") / "data"))]
 
 
-def describe(path: Path) -> tuple[str, str]:
-    """Description and modality from the header; by default the file's name and ""."""
+def describe(path: Path) -> tuple[str, str, str]:
+    """Description, modality and subject from the header; by default the file's name, "" and ""."""
     if path.suffix not in DICOM_SUFFIXES:
-        return path.name.split(".")[0], ""
+        return path.name.split(".")[0], "", ""
     with warnings.catch_warnings(action="ignore"):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     descriptions = [_text(dataset, name) for name in ("StudyDescription", "SeriesDescription")]
-    return ": ".join(filter(None, descriptions)) or path.stem, _text(dataset, "Modality")
+    description = ": ".join(filter(None, descriptions)) or path.stem
+    return description, _text(dataset, "Modality"), _text(dataset, "PatientID")
 
 
 def read_volume(path: Path) -> Volume:

@@ -3,6 +3,19 @@ from pathlib import Path
 from django.db import models
 
 
+class Subject(models.Model):
+    """One person or phantom that was scanned."""
+
+    code = models.CharField(max_length=64, unique=True, help_text="DICOM's PatientID.")
+    age = models.PositiveSmallIntegerField(null=True, blank=True, help_text="In years.")
+
+    class Meta:
+        ordering = ("code",)
+
+    def __str__(self) -> str:
+        return self.code
+
+
 class Scan(models.Model):
     """One file of an imaging session."""
 
@@ -11,6 +24,9 @@ class Scan(models.Model):
     modality = models.CharField(max_length=16, blank=True, help_text="As DICOM abbreviates it.")
     size = models.PositiveBigIntegerField(help_text="In bytes.")
     checksum = models.CharField(max_length=64, help_text="SHA-256 of the file's content.")
+    subject = models.ForeignKey(
+        Subject, models.SET_NULL, null=True, blank=True, related_name="scans"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 

@@ -589,6 +589,24 @@ def test_e016_wrong_input_fields(value, advice):
     assert advice in only("E016", declare(INPUT_FIELDS=value)).hint
 
 
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        ("tags", "WATCH = ('tags',)"),
+        (("tag",), "Did you mean 'tags'?"),
+        (("title",), "Its relations: report, tags"),
+        (("tags__document_set",), "Did you mean 'document'?"),
+        (("tags", 3), "Use names of relations"),
+    ],
+)
+def test_e031_wrong_names_of_relations(value, advice):
+    assert advice in only("E031", declare(WATCH=value)).hint
+
+
+def test_relations_in_both_directions_may_be_watched():
+    assert not complaints(declare(WATCH=("tags", "tags__document", "report")))
+
+
 @contextmanager
 def measuring(annotation: Any, **options: Any) -> Iterator[Any]:
     """A runner class whose analysis takes a `text` that is annotated so."""
@@ -973,7 +991,7 @@ def test_e105_a_database_that_is_not_there():
 def test_every_setting_and_every_simple_option_is_checked():
     by_other_checks = {
         *("DATA_MODEL", "ANALYSIS", "ANALYSIS_VERSION", "ANALYSIS_CONFIGURATION", "INPUT_KEY"),
-        *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON"),
+        *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON", "WATCH"),
     }
 
     assert autorun_setting.SETTINGS.keys() == DEFAULTS.keys()

@@ -70,7 +70,7 @@ from autorun.observe.checks.autorun_setting import check_settings
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import Progress
-from sample_app.models import Scan
+from sample_app.models import Scan, Subject
 from settings import celery_app
 from tests.engine import work_off
 
@@ -147,7 +147,7 @@ def test_a_page_does_what_it_says(page: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Reader:
-    """Runs the blocks of one page, with an app `scans` whose Scan is the sample app's."""
+    """Runs the blocks of one page, with an app `scans` whose models are the sample app's."""
 
     def __init__(self, page: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
         self.page = page
@@ -156,6 +156,7 @@ class Reader:
         self.names: dict[str, Any] = {
             "__name__": f"docs.{page.stem}",
             "Scan": Scan,
+            "Subject": Subject,
             "work_off": work_off,
         }
         # Without handlers the lines of a transcript go to standard output, as in a plain shell.
@@ -168,6 +169,7 @@ class Reader:
         admin.site._registry.pop(Scan, None)
         self.module("scans").__path__ = []
         self.module("scans.models").Scan = Scan
+        self.module("scans.models").Subject = Subject
 
     def module(self, name: str) -> types.ModuleType:
         if name not in self.modules:

@@ -11,7 +11,7 @@ from autorun.models import Run, SpilledTrigger
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0004_held_up"
+NEWEST = "0006_related"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

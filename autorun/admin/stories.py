@@ -9,6 +9,7 @@ from typing import Any
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of
+from autorun.declare.related import related_to
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
@@ -122,7 +123,10 @@ def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
         if run.status == Run.Status.CANCELLED:
             return "The row was ignored, until its input changes."
     sentence = ORIGINS[origin or "dependency"].sentence.format(
-        batch=batch and batch.pk, rows=batch and batch.description, upstream=_upstream(runner)
+        batch=batch and batch.pk,
+        rows=batch and batch.description,
+        upstream=_upstream(runner),
+        related=_related(runner),
     )
     if origin == "save" and (runner is None or runner.DEPENDS_ON):
         sentence = "The row was saved, or a runner that this one depends on succeeded on it."
@@ -192,6 +196,13 @@ def _upstream(runner: Runner | None) -> str:
     with suppress(AutorunError):  # a system check says what is wrong with it
         labels = [each.label for each in dependencies_of(runner)] if runner else []
     return " and ".join(labels) or "another runner"
+
+
+def _related(runner: Runner | None) -> str:
+    names: list[str] = []
+    with suppress(AutorunError):
+        names = [each.relation for each in related_to(runner)] if runner else []
+    return ", ".join(dict.fromkeys(names)) or "by one of its relations"
 
 
 def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:

@@ -52,6 +52,8 @@ class Runner:
     #: Fields the input depends on, so that the database can tell which rows have changed. With an
     #: empty sequence a row never changes.
     INPUT_FIELDS: ClassVar[Sequence[str] | None] = None
+    #: Relations whose rows the representation or the filter reads besides.
+    WATCH: ClassVar[Sequence[str]] = ()
     #: Named subsets of the default queryset, for backfills.
     FILTERS: ClassVar[Mapping[str, Q | Callable[[QuerySet[Any]], QuerySet[Any]]] | None] = None
     #: Whether a row is planned as soon as it is saved.

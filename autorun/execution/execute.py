@@ -143,7 +143,9 @@ def _follow_up(work: Work) -> None:
     Each step is guarded, because no other process would repeat one that this worker left out.
     """
     runner, chunk = work.runner, work.lease.chunk
-    priority = chunk.priority
+    # Related rows are the runner's own concern.
+    is_related = chunk.priority == Chunk.Priority.RELATED
+    priority = Chunk.Priority.SWEEP if is_related else chunk.priority
     if work.unexpected:
         with _guarded(runner, "retiring the runs of deleted rows"):
             retire_missing(runner, work.unexpected)

@@ -45,7 +45,8 @@ def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     )
     batch.is_given = bool(batch.scope.get("given"))
     beyond = ("given", "beyond_base", "source")
-    batch.is_beyond_base = any(batch.scope.get(name) for name in beyond)
+    is_related = trigger == Batch.Trigger.RELATED
+    batch.is_beyond_base = not is_related and any(batch.scope.get(name) for name in beyond)
     batch.expires_at = planning_ends_at()
     batch.save(force_insert=True, using=settings.DATABASE)
     return batch

@@ -60,6 +60,7 @@ def backfill_now(
     limit: int | None = None,
     window: int | None = None,
     requested_by: str = "",
+    trigger: Batch.Trigger = Batch.Trigger.BACKFILL,
 ) -> Batch:
     """Plan and release the rows of a scope, or of `queryset`, with at most `window` runs in flight.
 
@@ -74,9 +75,7 @@ def backfill_now(
     else:
         scope = replace(scope, given=True)
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
-    batch = begin(
-        runner, Batch.Trigger.BACKFILL, scope, limit=limit, window=window, requested_by=requested_by
-    )
+    batch = begin(runner, trigger, scope, limit=limit, window=window, requested_by=requested_by)
     pass_ = Pass(runner, rows, is_given=queryset is not None, selection=selection)
     return pass_.executed(batch)
 

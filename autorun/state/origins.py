@@ -12,8 +12,8 @@ from autorun.models import Batch, Chunk
 class Origin:
     """One source of runs.
 
-    `word` names it, and `sentence` tells why a run exists, with the placeholders {batch}, {rows}
-    and {upstream}. `chunks` holds for its chunks. Chunks of a higher `priority` go first.
+    `word` names it, and `sentence` tells why a run exists, with the placeholders {batch}, {rows},
+    {upstream} and {related}. `chunks` holds for its chunks. Chunks of a higher `priority` go first.
     """
 
     word: str
@@ -23,7 +23,8 @@ class Origin:
 
 
 _SAVED = Q(batch=None, priority=Chunk.Priority.LIVE)
-_NOT_SAVED = Q(batch=None) & ~Q(priority=Chunk.Priority.LIVE)
+_RELATED = Q(batch=None, priority=Chunk.Priority.RELATED)
+_NOT_SAVED = Q(batch=None) & ~Q(priority__in=(Chunk.Priority.LIVE, Chunk.Priority.RELATED))
 #: Runs that were adopted or ignored were never sent.
 _SENT = ~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)
 
@@ -58,6 +59,12 @@ ORIGINS: Mapping[str, Origin] = _Origins(
             "A call of run() found the row pending.",
             Q(batch__trigger=Batch.Trigger.CODE),
         ),
+        "related": Origin(
+            "related row",
+            Chunk.Priority.RELATED,
+            "A related row that the runner reads ({related}) was saved.",
+            _RELATED | Q(batch__trigger=Batch.Trigger.RELATED),
+        ),
         "dependency": Origin(
             "dependency",
             Chunk.Priority.BACKFILL,
@@ -77,6 +84,8 @@ def origin_of(chunk: Chunk) -> str:
         return chunk.batch.trigger
     if chunk.priority == Chunk.Priority.LIVE:
         return "save"
+    if chunk.priority == Chunk.Priority.RELATED:
+        return "related"
     is_sent = chunk.state != Chunk.State.FINISHED or chunk.published_at is not None
     return "dependency" if is_sent else ""
 

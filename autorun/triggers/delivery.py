@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import current_app, signals
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
@@ -22,6 +22,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import call, timeout_of
+from autorun.declare.related import Related, related_to
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import (
     Message,
@@ -40,6 +41,8 @@ PLAN = "autorun.plan"
 DRAIN = "autorun.drain"
 #: Begins the label of deleted rows.
 DELETED = "deleted:"
+#: Begins the label of rows that are named by a related one.
+RELATED = "related:"
 KEYS_PER_MESSAGE = 1_000
 
 CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database
@@ -73,7 +76,47 @@ def subscriptions() -> dict[str, list[Runner]]:
     return found
 
 
+class Dependents(NamedTuple):
+    """Runners of one model with ON_SAVE, and the related rows that name rows of theirs."""
+
+    runners: list[Runner]
+    sources: list[Related]
+
+
+@cache
+def dependents() -> dict[str, Dependents]:
+    """Dependents by the label under which their rows are delivered, as `subscriptions`.
+
+    The label has the model, and the lookup that finds the rows. A worker of an older version leaves
+    it to other workers.
+    """
+    found: dict[str, Dependents] = {}
+    for label, runners in subscriptions().items():
+        for runner in runners:
+            for source in _related_to(runner):
+                name = f"{RELATED}{label}:{source.lookup}"
+                known = found.setdefault(name, Dependents([], []))
+                if runner not in known.runners:
+                    known.runners.append(runner)
+                if source not in known.sources:
+                    known.sources.append(source)
+    return found
+
+
+def runners_of_related(label: str) -> list[Runner]:
+    """The runners here whose rows are named under that label of related rows."""
+    known = dependents().get(label)
+    return [] if known is None else known.runners
+
+
+def _related_to(runner: Runner) -> list[Related]:
+    with suppress(AutorunError):
+        return list(related_to(runner))
+    return []
+
+
 registry.on_change(subscriptions.cache_clear)
+registry.on_change(dependents.cache_clear)
 
 
 def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:

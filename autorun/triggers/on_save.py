@@ -1,6 +1,7 @@
 """Looks at rows as soon as they are saved.
 
-One receiver hears every save, and keeps the primary keys for models that runners process. Django
+One receiver hears every save, and keeps the primary keys for models that runners process, or read
+as related rows. Django
 drops them with the savepoint or the transaction they were saved in, and hands them to the publisher
 when that commits.
 
@@ -12,34 +13,25 @@ whose child is tied to it by another column than its primary key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Field, Model
-from django.db.models.signals import post_delete, post_save
+from django.db.models import Model
+from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.db.transaction import TransactionManagementError
 
 from autorun.declare import registry
-from autorun.state.keys import concrete
 from autorun.triggers import delivery
+from autorun.triggers.watches import Watch, models_with_deletions, of_deleted, of_links, of_saved
 
 logger = logging.getLogger(__name__)
 
 #: How often a transaction registers one set of saved rows. Django takes its hooks from the front of
 #: a list, in time that grows as their square: 200,000 of them took three seconds to commit.
 MOST_HOOKS = 1_000
-
-
-class Watch(NamedTuple):
-    """A DATA_MODEL whose rows a save may change; `pk_of` the saved instance is that row's key."""
-
-    model_label: str
-    pk_of: Callable[[Any], Any]
 
 
 def connect() -> None:
@@ -87,26 +79,53 @@ def note_deleted(
     sender: type[Model], instance: Model, using: str = DEFAULT_DB_ALIAS, **kwargs: Any
 ) -> None:
     """Remember the deleted row as `note_saved` does a saved one."""
-    watches = tuple(
-        Watch(delivery.label_of_deleted(label, using), attrgetter("pk"))
-        for label, runners in delivery.subscriptions().items()
-        if runners[0].get_model()._meta.concrete_model is sender._meta.concrete_model
-    )
-    note_saved(sender, instance, using=using, watches=watches)
+    note_saved(sender, instance, using=using, watches=of_deleted(sender, using))
+
+
+def note_linked(
+    sender: type[Model],
+    instance: Model,
+    action: str,
+    reverse: bool,
+    pk_set: set[Any] | None,
+    using: str,
+    **kwargs: Any,
+) -> None:
+    """Remember the rows of a many-to-many relation whose links were added or removed."""
+    if not action.startswith("post_"):
+        return
+    owner: Any = sender._meta.auto_created
+    fields = owner._meta.local_many_to_many
+    field: Any = next(each for each in fields if each.remote_field.through is sender)
+    source: Any = sender._meta.get_field(field.m2m_field_name())
+    for label, attname in of_links(sender):
+        keys = {instance.pk}
+        if field.remote_field.symmetrical:
+            keys |= pk_set or set()
+        elif reverse is (attname == source.attname):
+            keys = pk_set or set()
+        for key in keys:
+            note_saved(sender, key, using=using, watches=(Watch(label, _itself),))
+
+
+def _itself(key: Any) -> Any:
+    return key
 
 
 def listen_to_deletions() -> None:
-    """Listen to deletions in the models that runners with ON_SAVE process, and in no others.
+    """Listen to deletions and links in the models that tell of runners' rows, and in no others.
 
     If a model has a receiver, Django loads the rows that a queryset deletes.
     """
-    models = [runners[0].get_model() for runners in delivery.subscriptions().values()]
-    watched = {model._meta.concrete_model for model in models}
-    for model in apps.get_models():
+    watched = models_with_deletions()
+    for model in apps.get_models(include_auto_created=True):
+        is_link = bool(model._meta.auto_created)
+        signal = m2m_changed if is_link else post_delete
         if model._meta.concrete_model in watched:
-            post_delete.connect(note_deleted, sender=model, dispatch_uid="autorun.on_save")
+            note = note_linked if is_link else note_deleted
+            signal.connect(note, sender=model, dispatch_uid="autorun.on_save")
         else:
-            post_delete.disconnect(sender=model, dispatch_uid="autorun.on_save")
+            signal.disconnect(sender=model, dispatch_uid="autorun.on_save")
 
 
 def uncommitted(using: str) -> dict[str, set[Any]]:
@@ -142,10 +161,13 @@ class _Saved:
     def add(self, instance: Model, watches: tuple[Watch, ...]) -> None:
         pks = self.pks
         for label, pk_of in watches:
+            pk = pk_of(instance)
+            if pk is None:  # a row that refers to none
+                continue
             if label in pks:
-                pks[label].add(pk_of(instance))
+                pks[label].add(pk)
             else:
-                pks[label] = {pk_of(instance)}
+                pks[label] = {pk}
 
     def flush(self) -> None:
         """Hand over the rows, unless an earlier call has."""
@@ -179,41 +201,14 @@ def _joined(instance: Model, watches: tuple[Watch, ...], connection: BaseDatabas
 
 
 def _look_up(saved: type[Model]) -> tuple[Watch, ...]:
-    if saved._meta.apps is not apps:  # a data migration's model, of which there are many
-        return ()
     known = _watches
-    fields = {
-        label: _shared_key(runners[0].get_model(), saved)
-        for label, runners in delivery.subscriptions().items()
-    }
-    known[saved] = watches = tuple(
-        Watch(label, attrgetter(field.attname)) for label, field in fields.items() if field
-    )
+    watches = of_saved(saved)
+    if saved._meta.apps is apps:
+        known[saved] = watches
     return watches
 
 
-def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | None:
-    """The field of `saved` that holds the primary key of its row of `model`; None without one.
-
-    A child of multi-table inheritance has a row of each of its parents; a parent may have one of
-    each of its children, by the same primary key.
-    """
-    concrete_model, saved = concrete(model), concrete(saved)
-    if len(concrete_model._meta.pk_fields) != 1:
-        return None  # composite: a system check says so
-    field: Any = concrete_model._meta.pk
-    if issubclass(saved, concrete_model):
-        return field  # type: ignore[no-any-return]
-    if not issubclass(concrete_model, saved):
-        return None
-    while field.model is not saved:
-        if field.remote_field is None or not field.remote_field.parent_link:
-            return None
-        field = field.target_field
-    return field  # type: ignore[no-any-return]
-
-
 def _runners_about(model: type[Model]) -> str:
-    watched = [watch.model_label for watch in _watches.get(model, ())]
+    watched = [watch.label for watch in _watches.get(model, ())]
     labels = {each.label for label in watched for each in delivery.subscriptions().get(label, [])}
     return ", ".join(sorted(labels)) or "autorun"

@@ -20,6 +20,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish, urgent_priority
 from autorun.models import SpilledTrigger
 from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
+from autorun.planning.related import plan_related
 from autorun.planning.retiring import retire
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
@@ -92,6 +93,7 @@ def planned_here() -> Q:
     labels = [runner.label for runner in registry.runners()]
     models = list(delivery.subscriptions())
     models += [delivery.label_of_deleted(each, using) for each in models for using in connections]
+    models += delivery.dependents()
     return Q(runner="", model_label__in=models) | Q(runner__in=labels)
 
 
@@ -182,6 +184,10 @@ def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
     if not runners:
         message = "Saved %s have had no runner for a day: %d rows are dropped."
         logger.warning(message, first.model_label, len(keys))
+    elif first.model_label.startswith(delivery.RELATED):
+        lookup = first.model_label.rpartition(":")[2]
+        plan_related(runners, lookup, list(keys), is_suspect=first.tries > 0)
+        return
     elif first.model_label.startswith(delivery.DELETED):
         latest = max(each.created_at for each in some)
         retire(runners, keys, using=first.model_label.split(":")[1], deleted_at=latest)
@@ -210,6 +216,8 @@ def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
 
 def _runners_of(model_label: str, label: str) -> list[Runner]:
     """The runners that a spilled trigger is for: the one it names, or all of its model."""
+    if model_label.startswith(delivery.RELATED):
+        return delivery.runners_of_related(model_label)
     if not label:
         return delivery.subscriptions().get(model_label.rpartition(":")[2], [])
     runner = registry.find(label)

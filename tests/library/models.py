@@ -53,3 +53,36 @@ class Measurement(models.Model):
     taken_on = models.DateField()
     lasted = models.DurationField()
     value = models.FloatField()
+
+
+class Site(models.Model):
+    name = models.CharField(max_length=50)
+
+
+class Patient(models.Model):
+    code = models.CharField(max_length=20, unique=True)
+    age = models.IntegerField(default=0)
+    site = models.ForeignKey(Site, models.SET_NULL, null=True)
+
+
+class Visit(models.Model):
+    patient = models.ForeignKey(Patient, models.CASCADE, related_name="visits", to_field="code")
+    label = models.CharField(max_length=50, blank=True)
+    readers = models.ManyToManyField(Site, through="Reading", related_name="read")
+
+
+class Reading(models.Model):
+    visit = models.ForeignKey(Visit, models.CASCADE)
+    site = models.ForeignKey(Site, models.CASCADE)
+
+
+class Image(models.Model):
+    visit = models.ForeignKey(Visit, models.CASCADE, null=True, related_name="images")
+    path = models.CharField(max_length=100)
+    modality = models.CharField(max_length=8, default="MR")
+    size = models.IntegerField(null=True)
+
+
+class Consent(models.Model):
+    patient = models.OneToOneField(Patient, models.CASCADE)
+    text = models.CharField(max_length=50)

@@ -34,6 +34,7 @@ def check_all(
         names,
         neighbours,
         overrides,
+        related,
         relations,
         values,
     )
@@ -51,6 +52,7 @@ def check_all(
         yield from values.check_values(runner)
         yield from input_types.check_input_types(runner)
         yield from overrides.check_overrides(runner)
+        yield from related.check_related(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from sample_app.images import describe, holds_image, installed_directories, is_image
-from sample_app.models import Scan
+from sample_app.models import Scan, Subject
 
 
 class Command(BaseCommand):
@@ -47,10 +47,12 @@ def _find(source: Path | None) -> list[Path]:
 
 
 def _examine(path: Path) -> Scan:
-    description, modality = describe(path)
+    description, modality, code = describe(path)
+    subject = Subject.objects.get_or_create(code=code[:64])[0] if code else None
     content = path.read_bytes()
     return Scan(
         path=str(path),
+        subject=subject,
         description=description[:200],
         modality=modality[:16],
         size=len(content),

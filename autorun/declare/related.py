@@ -1,0 +1,84 @@
+"""Related rows: those of other tables that a runner reads, and how they lead to its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Model
+
+from autorun.declare.runner import Runner
+
+PK = "pk"
+
+
+@dataclass(frozen=True)
+class Related:
+    """Rows of `model` that a runner reads: those concerned have `attname` of one as `lookup`.
+
+    A row that refers to the runner's is known by what it refers to, so that it can be deleted.
+    """
+
+    relation: str
+    model: type[Model]
+    attname: str
+    lookup: str
+
+
+def related_to(runner: Runner) -> Iterator[Related]:
+    """The related rows that INPUT_FIELDS and WATCH of the runner read.
+
+    A path ends at the first name that is not a relation, which a check reports.
+    """
+    model = runner.get_model()
+    for path in runner.get_input_fields():
+        yield from _along(model, path, is_input=True)
+    for path in () if isinstance(runner.WATCH, str) else runner.WATCH:
+        yield from _along(model, path)
+
+
+def relation_at(model: type[Model], name: str) -> Any:
+    """The relation of that name to rows of one model; raise FieldDoesNotExist for anything else."""
+    field: Any = model._meta.pk if name == PK else model._meta.get_field(name)
+    if field.related_model is None:
+        raise FieldDoesNotExist(f"{model._meta.label} has no relation {name!r}.")
+    return field
+
+
+def _along(model: type[Model], path: str, *, is_input: bool = False) -> Iterator[Related]:
+    passed: list[str] = []
+    names = str(path).split("__")
+    for name in names:
+        try:
+            field = relation_at(model, name)
+        except FieldDoesNotExist:
+            return
+        passed.append(name)
+        is_last = len(passed) == len(names)
+        if not (is_input and is_last and field.concrete):  # the column is the row's own
+            yield from _of_relation(field, passed)
+        model = field.related_model
+
+
+def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:
+    model, relation = field.related_model, "__".join(passed)
+
+    def near(name: str = PK) -> str:
+        return "__".join((*passed[:-1], name))
+
+    if field.many_to_many:
+        is_reverse = not field.concrete
+        declared = field.field if is_reverse else field
+        name = declared.m2m_reverse_field_name() if is_reverse else declared.m2m_field_name()
+        through = declared.remote_field.through
+        link = through._meta.get_field(name)
+        yield Related(relation, through, link.attname, near(link.target_field.name))
+    elif hasattr(field, "object_id_field_name"):  # a generic relation
+        link = model._meta.get_field(field.object_id_field_name)
+        yield Related(relation, model, link.attname, near())
+        return
+    elif not field.concrete:
+        link = field.field
+        yield Related(relation, model, link.attname, near(link.target_field.name))
+        return
+    yield Related(relation, model, PK, f"{relation}__{PK}")
