@@ -26,12 +26,13 @@ from autorun.admin.continued import signed
 from autorun.declare import hooks
 from autorun.declare.interruption import within
 from autorun.exceptions import RunTimeout
-from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
 from autorun.observe.activity import STUCK_SECONDS, stuck_nodes
 from autorun.planning import batches
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
+from autorun.state import clock, pulses
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
 from sample_app.runners import ScanPreprocessingRunner
@@ -743,6 +744,91 @@ def test_who_may_not_backfill_is_not_offered_to_run_everything_again(runner, sig
     assert 'value="failed"' in page
     assert 'value="again"' not in page
     assert "The one row that you ticked." in page
+
+
+def at_a_glance(client: Client) -> list[str]:
+    page = client.get(reverse("admin:autorun_node_changelist")).text
+    line = page.partition('id="glance"')[2].partition(">")[2].partition("</ul>")[0]
+    return [" ".join(strip_tags(each).split()) for each in line.split("</li>")[:-1]]
+
+
+def test_the_overview_begins_with_what_an_operator_has_to_know(runner, admin_client) -> None:
+    Pulse.objects.filter(name="upkeep").delete()
+
+    at_first = at_a_glance(admin_client)
+    pulses.note("upkeep", timezone.now())
+    runner.get_node()
+    Node.objects.update(paused_at=timezone.now())
+    batch = batches.begin(runner, Batch.Trigger.SWEEP, description="pending rows")
+    then = at_a_glance(admin_client)
+    Batch.objects.filter(pk=batch.pk).update(expires_at=clock.from_now(-60))
+    at_last = at_a_glance(admin_client)
+
+    assert at_first[:2] == ["No worker is running", "5 failed"]
+    assert then[-1].startswith("last sweep ")
+    assert "1 paused" in then
+    assert at_last[0] == "No worker is picking up tasks"
+
+
+def test_many_runners_are_a_table_with_the_troubled_ones_first(admin_client) -> None:
+    declared = [declare(NAME=f"Number{n}Runner", TITLE=f"Number {n}") for n in range(10)]
+    broken = declare(NAME="BrokenRunner", ANALYSIS_VERSION="9.9")
+    overview = reverse("admin:autorun_node_changelist")
+
+    with installed(*declared, broken):
+        page = admin_client.get(overview).text
+        found = admin_client.get(overview, {"q": "number3"}).text
+        of_app = admin_client.get(overview, {"app": "tests"}).text
+        of_none = admin_client.get(overview, {"app": "none"}).text
+
+    assert page.index("cannot run</span>") < page.index("tests.Number0Runner")
+    assert [f"tests.Number{n}Runner" in found for n in (3, 4)] == [True, False]
+    assert "tests.Number9Runner" in of_app
+    assert "No runner matches." in of_none
+
+
+def test_all_runners_are_paused_and_resumed_by_one_click(runner, admin_client) -> None:
+    overview = reverse("admin:autorun_node_changelist")
+    paused = admin_client.post(reverse("admin:autorun_node_pause_all"), follow=True).text
+    number = Node.objects.exclude(paused_at=None).count()
+    resumed = admin_client.post(reverse("admin:autorun_node_resume_all"), follow=True).text
+
+    assert f"{number} runners paused. Runs in progress will finish." in paused
+    assert "Resume all" in paused
+    assert f"{number} runners resumed." in resumed
+    assert "Pause all" in admin_client.get(overview).text
+
+
+def test_a_filter_that_the_list_does_not_know_shows_no_runs(runner, admin_client) -> None:
+    page = admin_client.get(addresses()["runs"], {"worker": "x", "state": "failed"}).text
+
+    assert "Unknown filter “worker”." in page
+    assert "No runs are shown" in page
+
+
+def test_a_finished_batch_says_how_many_of_its_runs_failed(runner, admin_client) -> None:
+    batch = Batch.objects.get()
+    Batch.objects.update(state=Batch.State.FINISHED)
+
+    page = admin_client.get(reverse("admin:autorun_batch_change", args=[batch.pk])).text
+
+    assert "finished, 5 failed" in page
+    assert f"<h1>Backfill {batch.pk}: pending rows</h1>" in page
+
+
+def test_failures_are_those_of_present_versions_unless_others_are_asked_for(
+    runner, admin_client
+) -> None:
+    Node.objects.filter(pk=runner.get_node().pk).update(digest="1" * 64)
+    failures = addresses()["failures"]
+
+    present = admin_client.get(failures).text
+    everything = admin_client.get(failures, {"versions": "all"}).text
+
+    assert "Also 2 causes of earlier versions" in present
+    assert "OSError" not in present
+    assert "earlier version" in everything
+    assert "Retry all" not in everything
 
 
 def test_the_schedule_of_sweeps_is_told_in_words(runner, client) -> None:

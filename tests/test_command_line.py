@@ -24,7 +24,7 @@ from autorun.dispatch.publishing import redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.management.subcommands import SUBCOMMANDS, watching
 from autorun.management.subcommands.terminal import Terminal
-from autorun.models import Batch, Chunk, Failure, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
 from autorun.state.exception_text import one_line
@@ -357,10 +357,11 @@ def test_status_has_two_lines_a_runner_of_eighty_columns(documents, failing):
 
     lines = typed("status", LABEL, "--no-color").splitlines()
 
-    assert lines[0].startswith(LABEL)
-    assert lines[0].endswith("Echo v1.0 · daily 03:00")
-    assert lines[1] == "  ########xxxxxx..  3 done, 3 failed, 1 pending"
-    assert lines[2] == "Why runs failed: manage.py autorun failures"
+    assert lines[0] == "✘ No worker is running · ✘ 3 failed"
+    assert lines[1].startswith(LABEL)
+    assert lines[1].endswith("Echo v1.0 · daily 03:00")
+    assert lines[2] == "  ########xxxxxx..  3 done, 3 failed, 1 pending"
+    assert lines[3] == "Why runs failed: manage.py autorun failures"
     assert all(len(line) <= 80 for line in lines)
 
 
@@ -375,7 +376,7 @@ def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
     lines = typed("status", LABEL).splitlines()
 
     assert all(len(line) <= 80 for line in lines)
-    assert "12.35M done, 12.35M failed, 123k pending" in lines[1]
+    assert "12.35M done, 12.35M failed, 123k pending" in lines[2]
 
 
 def test_status_as_json(documents, failing):
@@ -1136,6 +1137,23 @@ def test_a_runner_is_paused_and_goes_on(documents, runner):
     assert "6 queued" in typed("status", LABEL)
 
 
+def test_all_runners_are_paused_and_go_on(documents, runner, broken):
+    paused = typed("pause", "--all")
+    number = Node.objects.exclude(paused_at=None).count()
+
+    assert f"{number} runners paused;" in paused
+    assert "0 runners paused;" in typed("pause", "--all")
+    assert f"{number} paused" in typed("status").splitlines()[0]
+    assert f"{number} runners resumed." in typed("resume", "--all")
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+@pytest.mark.parametrize("arguments", [(), (LABEL, "--all")])
+def test_a_target_or_all_is_named(runner, command, arguments):
+    with pytest.raises(CommandError, match="Name a runner or a batch, or use --all"):
+        typed(command, *arguments)
+
+
 def test_a_batch_is_paused_goes_on_and_is_cancelled(documents, runner):
     batch = runner.backfill()
 
@@ -1270,6 +1288,18 @@ def test_failed_runs_of_one_exception_or_time_are_retried(
     assert [batch.planned for batch in Batch.objects.filter(trigger="backfill")] == [number][
         :number
     ]
+
+
+def test_failed_runs_of_one_cause_are_retried(various):
+    causes = {each["exception_class"]: each for each in typed_json("failures", LABEL)}
+    key = causes["ValueError"]["cause"]
+
+    printed = typed("retry", LABEL, "--cause", key)
+
+    assert key in typed("failures", LABEL)
+    assert f"{causes['ValueError']['runs']} failed run" in printed
+    with pytest.raises(CommandError, match="--cause goes with neither"):
+        typed("retry", LABEL, "--cause", key, "--exception", "ValueError")
 
 
 def test_all_failed_runs_are_ignored_or_those_of_some_rows(various, documents):

@@ -1,12 +1,10 @@
 """Batches: their runs and progress, and new backfills."""
 
-import datetime as dt
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
-from django.utils import timezone
 
 from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
 from autorun.admin.cards import Card, card_of, cards
@@ -15,15 +13,16 @@ from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Permission
-from autorun.admin.tables import batch_lines, counts_of, parts_of
+from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
 from autorun.models import Batch
-from autorun.observe.activity import STUCK_SECONDS, Activity, activity_by_node, stuck_nodes
+from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
+from autorun.state.origins import title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import counted, number, rate
 
@@ -83,7 +82,7 @@ class BatchAdmin(PageAdmin):
         figures = _planning_figures(batch)
         if batch.is_unfinished:
             activity = activity_by_node([batch.node])[batch.node_id]
-            is_stuck = _is_left(batch) or bool(stuck_nodes([batch.node_id]))
+            is_stuck = bool(stuck_nodes([batch.node_id]))
             figures += [
                 Figure("Rate", rate(activity.per_second_at_work), otherwise="idle"),
                 time_left(
@@ -98,8 +97,9 @@ class BatchAdmin(PageAdmin):
         return self.render(
             request,
             "batch",
-            str(batch),
+            title_of_batch(batch),
             batch=batch,
+            state=state_of_batch(batch, counts),
             reason=_reason_for(request, batch),
             requested_by=f" · requested by {batch.requested_by}" if batch.requested_by else "",
             started=time_since(batch.created_at),
@@ -238,16 +238,6 @@ def _reason_for(request: HttpRequest, batch: Batch) -> str:
     if is_private and not request.user.has_perm(Permission.SEE_PAYLOAD):
         return "Its planning failed. You do not have permission to see the reason."
     return batch.reason
-
-
-def _is_left(batch: Batch) -> bool:
-    """Whether no worker has started or continued its planning for long."""
-    return (
-        batch.state == Batch.State.RUNNING
-        and batch.planned_at is None
-        and batch.expires_at is not None
-        and batch.expires_at <= timezone.now() - dt.timedelta(seconds=STUCK_SECONDS)
-    )
 
 
 def _planning_figures(batch: Batch) -> list[Figure]:

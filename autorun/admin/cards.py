@@ -31,6 +31,8 @@ from autorun.triggers.on_schedule import SWEEP_NAME
 
 #: How long a finished count of a runner's rows is shown.
 COUNT_AGE = dt.timedelta(hours=1)
+#: The marks of a card's state, the worst first.
+SEVERITY = ("error", "stuck", "failed", "parked", "paused", "running", "pending", "idle", "ok")
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,27 @@ class Card:
         return name_of_runner(self.runner)
 
     @property
+    def state(self) -> tuple[str, str]:
+        """The mark and the words of what matters most about the runner, by SEVERITY."""
+        found = self.progress
+        for mark, told in (
+            ("error", "cannot run" * bool(self.error)),
+            ("stuck", "no worker" * self.is_stuck),
+            ("paused", "paused" * bool(self.paused_since)),
+            ("parked", _more_than_none(found.parked, "held up")),
+            ("failed", _more_than_none(found.failed, "failed")),
+            ("running", _more_than_none(found.unfinished, "in progress")),
+            ("pending", _more_than_none(self.counted.pending, "pending") if self.counted else ""),
+        ):
+            if told:
+                return mark, told
+        return ("ok", "up to date") if self.counted else ("idle", "idle")
+
+    @property
     def title(self) -> str:
-        return title_of_runner(self.runner) if self.node is None else str(self.node)
+        """The analysis and its version; the version alone if the runner has the same name."""
+        title = title_of_runner(self.runner) if self.node is None else str(self.node)
+        return title.removeprefix(f"{self.name} ")
 
     @property
     def model_name(self) -> str:
@@ -110,9 +131,9 @@ class Card:
 
     @property
     def parts(self) -> list[Part]:
-        """The states in the order of the bar; successes and pending rows also if there are none."""
+        """The states in the order of the bar, without those that no row is in."""
         parts = self._parts_in("succeeded", "running", "queued", "waiting")
-        if self.counted is not None:
+        if self.counted is not None and self.counted.pending:
             parts.append(Part("pending", "pending", self.counted.pending))
         parts += self._parts_in("parked", "failed", "ignored")
         if self.counted is not None and self.counted.left_out:
@@ -124,7 +145,7 @@ class Card:
         return [
             Part(state, state, value, urlencode({"runner": self.runner.label, "state": state}))
             for state in states
-            if (value := getattr(self.progress, state)) or state == "succeeded"
+            if (value := getattr(self.progress, state))
         ]
 
     @property
@@ -149,7 +170,7 @@ class Card:
         is_done = self.counted is not None and not self.counted.pending
         sweep, idle = self.next_sweep, "all done" if is_done else "idle"
         return [
-            Figure("Rate", rate(self.activity.per_second), otherwise="idle"),
+            Figure("Rate", self.rate, otherwise="idle"),
             time_left(
                 self.seconds_left,
                 is_paused=bool(self.paused_since),
@@ -159,6 +180,11 @@ class Card:
             Figure("Median run", duration(self.run_seconds), otherwise="not measured"),
             Figure("Next sweep", time_since(sweep.at), otherwise=sweep.words),
         ]
+
+    @property
+    def rate(self) -> str:
+        """The recent rate; '' if nothing is in progress, for the rate of minutes ago misleads."""
+        return rate(self.activity.per_second) if self.progress.unfinished else ""
 
     @property
     def day(self) -> str:
@@ -280,7 +306,7 @@ def _cards(
     nodes = {node.digest: node for node in progresses}
     activities = activity_by_node(progresses)
     sweeps = next_sweeps(runners)
-    stuck = stuck_nodes(node.pk for node, progress in progresses.items() if progress.under_way)
+    stuck = stuck_nodes(node.pk for node in progresses)
     found = []
     for runner, (digest, error) in zip(runners, digests, strict=True):
         card = Card(runner, sweeps[runner.label], error=error)
@@ -295,6 +321,15 @@ def _cards(
             )
         found.append(card)
     return found
+
+
+def worst_first(found: Iterable[Card]) -> list[Card]:
+    """The cards in the order of SEVERITY, and of their labels."""
+    return sorted(found, key=lambda each: SEVERITY.index(each.state[0]))
+
+
+def _more_than_none(count: int, words: str) -> str:
+    return f"{number(count)} {words}" if count else ""
 
 
 def _results(succeeded: int, failed: int) -> str:

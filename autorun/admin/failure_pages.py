@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 
-from autorun.admin.charts import Figure, Rectangle, columns
+from autorun.admin.charts import Rectangle, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.permissions import Permission
@@ -31,9 +31,10 @@ class GroupLine:
     runner: str
     #: Whether the user may see its messages.
     is_open: bool
+    first: str
     last: str
     trend: list[Rectangle]
-    figures: list[Figure]
+    attempts: str
     query: str
 
 
@@ -49,8 +50,11 @@ class FailureAdmin(PageAdmin):
         since = read_one_of(SINCE, request.GET.get("since", "")) or DEFAULT_SINCE
         label = read_text(request.GET, "runner")
         found = recent_failures(since, label=label)
-        shown = found.groups[:MOST_GROUPS]
-        runners = labels_of(each.group for each in shown)
+        runners = labels_of(each.group for each in found.groups)
+        with_earlier = request.GET.get("versions") == "all"
+        present = [each for each in found.groups if each.group.node_id in runners]
+        chosen = found.groups if with_earlier else present
+        shown = chosen[:MOST_GROUPS]
         open_runs = self._open_runs(request, [each.group.run_id for each in shown])
         lines = [
             _line(
@@ -72,8 +76,10 @@ class FailureAdmin(PageAdmin):
             spans=[(key, words, key == since) for key, words in SPANS.items()],
             lines=lines,
             lead=f"{counted(found.attempts, 'failed attempt')} in the last {span}",
+            earlier=len(found.groups) - len(present),
+            with_earlier=with_earlier,
             nothing=f"No attempt{f' of {label}' if label else ''} failed in the last {span}.",
-            more=max(0, len(found.groups) - MOST_GROUPS),
+            more=max(0, len(chosen) - MOST_GROUPS),
         )
 
     @page("<int:failure_id>/change/")
@@ -93,21 +99,16 @@ class FailureAdmin(PageAdmin):
 
 def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:
     group = found.group
-    newest = f"of the newest {number(group.of_newest)}" if group.of_newest else ""
-    figures = [
-        Figure("Failed", number(group.runs), "no attempts left"),
-        Figure("Attempts", number(found.attempts), newest),
-    ]
-    if group.of_newest:
-        examined = f"newest {number(group.of_newest)} examined"
-        figures.append(Figure("Total for this error", number(group.of_class), examined))
+    newest = f", newest {number(group.of_newest)} of {number(group.of_class)} examined"
+    newest = newest if group.of_newest else ""
     runs = {"group": group.key, "exception": group.exception_class, **query}
     return GroupLine(
         group=group,
         runner=runner,
         is_open=is_open,
+        first=time_since(group.first_at),
         last=time_since(group.last_at),
         trend=columns([(0, each) for each in found.times]),
-        figures=figures,
+        attempts=f"{counted(found.attempts, 'attempt')}{newest}",
         query=urlencode({**runs, **({"state": "failed"} if group.runs else {})}),
     )

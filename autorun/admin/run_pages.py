@@ -59,6 +59,8 @@ _FACTS = {
 MOST_COUNTED = 10_000
 #: Up to this number, each ticked run has an entry in the admin's log.
 FEW = 20
+#: The filters that are folded away until one of them is in use.
+MORE = frozenset(("trigger", "exception", "planned_from", "planned_until", "batch"))
 #: Failed runs that are retried while the user waits; workers find the others.
 MOST_AT_ONCE = 5_000
 
@@ -148,6 +150,7 @@ class RunAdmin(PageAdmin):
             triggers=list(ORIGINS),
             since=list(SINCE),
             exceptions=sorted(classes),
+            has_more=not MORE.isdisjoint(chosen.written()),
             actions=_allowed(request),
         )
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from autorun.admin.cards import (
     progresses_of,
     title_of_runner,
     with_count,
+    worst_first,
 )
 from autorun.admin.continued import begun
 from autorun.admin.markup import prose, time_since, without_secrets
@@ -36,15 +37,28 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
+from autorun.observe.glance import Topic, at_a_glance
 from autorun.observe.held_up import held_up
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.state.counts import Progress
+from autorun.state.parameters import read_text
 from autorun.state.words import counted, duration, number
 
 #: Seconds that one fragment of a page may count rows.
 COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
+#: From so many runners on, the overview is a table.
+LONG = 10
+#: The page that tells more about each part of the line above the overview.
+FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
+    "workers": ("node_health", ""),
+    "runners": ("node_health", ""),
+    "failures": ("failure_changelist", ""),
+    "held_up": ("run_changelist", "?state=parked"),
+    "paused": ("node_changelist", "?q=paused"),
+    "sweeps": ("batch_changelist", "?trigger=sweep&all=1"),
+}
 #: How an argument differs from the previous version, and the words before its value there.
 CHANGES = {"added": "added", "changed": "changed from", "removed": "was"}
 
@@ -81,9 +95,34 @@ class NodeAdmin(PageAdmin):
 
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
+        """A card for each runner; in a table, the troubled ones first, if there are many."""
         found = cards()
-        seconds = _refresh_seconds(*found)
-        return self.render(request, "overview", "Overview", cards=found, refresh_seconds=seconds)
+        text, app = read_text(request.GET, "q"), read_text(request.GET, "app")
+        shown = [card for card in found if _matches(card, text, app)]
+        is_long = len(found) >= LONG
+        return self.render(
+            request,
+            "overview",
+            "Overview",
+            facts=self._facts(found),
+            cards=worst_first(shown) if is_long else shown,
+            is_long=is_long,
+            text=text,
+            app=app,
+            apps=sorted({_app_of(card) for card in found}),
+            are_paused=bool(found) and all(card.paused_since or card.error for card in found),
+            refresh_seconds=_refresh_seconds(*found),
+        )
+
+    @action("pause-all/", Permission.PAUSE)
+    def pause_all(self, request: HttpRequest) -> HttpResponse:
+        return self._change_all(
+            request, halting.pause_runner, "paused. Runs in progress will finish"
+        )
+
+    @action("resume-all/", Permission.PAUSE)
+    def resume_all(self, request: HttpRequest) -> HttpResponse:
+        return self._change_all(request, halting.resume_runner, "resumed")
 
     @page("health/")
     def health(self, request: HttpRequest) -> HttpResponse:
@@ -201,6 +240,24 @@ class NodeAdmin(PageAdmin):
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         return self._change(request, label, halting.resume_runner, f"Runner {label} resumed.")
 
+    def _facts(self, found: Sequence[Card]) -> list[tuple[str, str, str]]:
+        """The level, the words and the address of each part of the line above the overview."""
+        progresses = {card.node: card.progress for card in found if card.node is not None}
+        broken = sum(bool(card.error) for card in found)
+        is_stuck = any(card.is_stuck for card in found)
+        return [
+            (each.level, each.words, self.url(f"autorun_{name}") + query)
+            for each in at_a_glance(progresses, broken=broken, is_stuck=is_stuck)
+            for name, query in [FACT_PAGES[each.topic]]
+        ]
+
+    def _change_all(
+        self, request: HttpRequest, change: Callable[[Runner], bool], told: str
+    ) -> HttpResponse:
+        if changed := [node_of(runner) for runner in halting.change_all(change)]:
+            self.note(request, f"{counted(len(changed), 'runner')} {told}.", *changed)
+        return self.back(request, self.url("autorun_node_changelist"))
+
     def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
         """The analysis: its location, its docstring, and its source if that can be read."""
         try:
@@ -230,6 +287,16 @@ class NodeAdmin(PageAdmin):
             if change(runner):
                 self.note(request, told, node)
         return self.back(request, self.url("autorun_node_runner", label))
+
+
+def _matches(card: Card, text: str, app: str) -> bool:
+    """Whether a card's names or state contain the text, and its runner belongs to the app."""
+    told = " ".join((card.name, card.title, card.runner.label, card.state[1], card.model_name))
+    return text.lower() in told.lower() and app in ("", _app_of(card))
+
+
+def _app_of(card: Card) -> str:
+    return card.runner.label.partition(".")[0]
 
 
 def _refresh_seconds(*shown: Card) -> int:

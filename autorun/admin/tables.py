@@ -20,7 +20,7 @@ class BatchLine:
     name: str
     description: str
     runner: str
-    state: str
+    state: tuple[str, str]
     bar: Bar
     runs: str
     requested_by: str
@@ -37,7 +37,7 @@ def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
             name=name_of_batch(batch).capitalize(),
             description=batch.description,
             runner=batch.runner,
-            state=batch.state,
+            state=state_of_batch(batch, counts[batch.pk]),
             bar=stacked(parts_of(batch, counts[batch.pk])),
             runs=_runs(batch, counts[batch.pk]),
             requested_by=batch.requested_by or "—",
@@ -53,6 +53,14 @@ def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
     return {batch.pk: counts.get(batch.pk, BatchCounts()) for batch in batches}
 
 
+def state_of_batch(batch: Batch, counts: BatchCounts) -> tuple[str, str]:
+    """The mark and the words of the batch's state; runs that failed are part of it."""
+    if not counts.failed:
+        return batch.state, batch.state
+    mark = "failed" if batch.state == Batch.State.FINISHED else batch.state
+    return mark, f"{batch.state}, {number(counts.failed)} failed"
+
+
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
     """The parts of the batch's bar; successes also if there are none yet."""
     parts = [
@@ -66,5 +74,4 @@ def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
 def _runs(batch: Batch, counts: BatchCounts) -> str:
     if not counts.total:
         return "nothing was pending" if batch.planned_at else "none yet"
-    failed = f" · {number(counts.failed)} failed" if counts.failed else ""
-    return f"{number(counts.finished)} of {number(counts.total)}{failed}"
+    return f"{number(counts.finished)} of {number(counts.total)}"

@@ -1,8 +1,13 @@
 """Pause and resume a whole runner, and cancel its planned runs."""
 
+from collections.abc import Callable
+from contextlib import suppress
+
+from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
+from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
@@ -34,6 +39,19 @@ def resume_runner(runner: Runner) -> bool:
         return resumed
 
     return once_committed(resume, meanwhile=paused.exists)
+
+
+def change_all(change: Callable[[Runner], bool]) -> list[Runner]:
+    """Apply `pause_runner` or `resume_runner` to all runners; returns those that it changed.
+
+    Runners that cannot run are left out.
+    """
+    changed = []
+    for runner in registry.runners():
+        with suppress(AutorunError):
+            if change(runner):
+                changed.append(runner)
+    return changed
 
 
 def cancel_runner(label: str, *, reason: str = "") -> int:

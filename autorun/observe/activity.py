@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models import Count, IntegerField, Q, QuerySet, Sum, Value
 from django.db.models.functions import TruncHour
 from django.utils import timezone
 
-from autorun.models import Chunk, Node
+from autorun.models import Batch, Chunk, Node
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.upkeep.folding import hour_of
 
@@ -17,7 +17,7 @@ HOURS = 24
 #: The rate is measured over this time, and the time of a run over this many chunks.
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
-#: A message that is queued for this long while no worker is running a chunk counts as stuck.
+#: Work that no worker has started or continued for this long counts as stuck.
 STUCK_SECONDS = 30.0
 
 
@@ -58,14 +58,20 @@ class Activity:
 
 
 def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
-    """The nodes with messages queued for long while no worker runs a chunk of theirs; one query."""
+    """The nodes whose tasks have been queued for long while no worker is at work on them.
+
+    That is, no worker runs a chunk of theirs, or none goes on planning a batch. One query.
+    """
+    ids = list(node_ids)
     long_ago = from_now(-STUCK_SECONDS)
     is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
     is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
     is_left |= Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
-    nodes: Any = Chunk.objects.filter(is_held | is_left, node__in=list(node_ids))
-    found = nodes.values_list("node_id").annotate(held=Count("pk", filter=is_held)).order_by()
-    return {pk for pk, held in found if not held}
+    chunks: Any = Chunk.objects.filter(is_held | is_left, node__in=ids).order_by()
+    batches: Any = Batch.objects.unplanned().filter(expires_at__lte=long_ago, node__in=ids)
+    found = chunks.values_list("node_id").annotate(held=Count("pk", filter=is_held))
+    left = batches.values_list("node_id", Value(0, IntegerField()))
+    return {pk for pk, held in found.union(left, all=True) if not held}
 
 
 def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:

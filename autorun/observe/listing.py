@@ -38,6 +38,10 @@ EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned
 _WORDS: Mapping[str, Mapping[str, Any]] = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
 _TEXTS = ("runner", "exception", "row", "group")
 _TIMES = ("planned_from", "planned_until")
+#: Parameters beside the filter's: of a page, and of the form of an action.
+OTHER_PARAMETERS = (
+    *("after", "action", "confirmed", "csrfmiddlewaretoken", "ids", "next", "scope"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ class RunFilter:
     def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
         """Complaints about meaningless query parameters, which would otherwise match all runs."""
         read = cls.read(given).written()
-        found = []
+        names = [each.name for each in fields(cls) if each.name != "at"]
+        found = [
+            f"Unknown filter “{other[:40]}”. Choose {', '.join(names)}."
+            for other in given
+            if other not in (*names, *OTHER_PARAMETERS)
+        ]
         for each in fields(cls):
             text = str(given.get(each.name, "")).strip()[:40]
             if not text or each.name in read or each.name == "at":
@@ -84,8 +93,8 @@ class RunFilter:
             if each.name == "batch":
                 found.append(f"“{text}” is not the number of a batch.")
             elif each.name in _WORDS:
-                names = ", ".join(_WORDS[each.name])
-                found.append(f"Unknown {each.name} “{text}”. Choose {names}.")
+                known = ", ".join(_WORDS[each.name])
+                found.append(f"Unknown {each.name} “{text}”. Choose {known}.")
             else:
                 found.append(f"“{text}” is not a time. Write 2031-05-04T03:00, for example.")
         return found

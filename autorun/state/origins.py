@@ -90,5 +90,11 @@ def origin_of(chunk: Chunk) -> str:
     return "dependency" if is_sent else ""
 
 
+def title_of_batch(batch: Batch) -> str:
+    """The batch by what it does: "Backfill 5: failed rows"."""
+    name = name_of_batch(batch)
+    return f"{name[:1].upper()}{name[1:]}" + (f": {batch.description}" * bool(batch.description))
+
+
 def name_of_batch(batch: Batch) -> str:
     return f"{ORIGINS[batch.trigger].word} {batch.pk}"

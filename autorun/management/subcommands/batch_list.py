@@ -1,13 +1,20 @@
 """batches, and pause, resume and cancel: of a batch by its number, or a runner by its label."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
 
 from autorun.control import halting
 from autorun.declare import registry
-from autorun.management.subcommands.parsing import FORMAT, RUNNER_OR_ALL, argument, flag, number
+from autorun.management.subcommands.parsing import (
+    FORMAT,
+    RUNNER_OR_ALL,
+    Argument,
+    argument,
+    flag,
+    number,
+)
 from autorun.management.subcommands.subcommand import Subcommand, requested_by
 from autorun.models import Batch, Chunk
 from autorun.observe.listing import EMPTY_SWEEP
@@ -75,13 +82,23 @@ class Batches(Subcommand):
             self.terminal.hint(f"  {batch.reason}")
 
 
+TARGET = argument("target", metavar="RUNNER|BATCH", help="runner label, or number of a batch")
+TARGET_OR_ALL = (
+    argument(*TARGET[0], nargs="?", **TARGET[1]),
+    flag("--all", dest="is_all", help="all runners"),
+)
+
+
 class _Holding(Subcommand):
-    arguments = (
-        argument("target", metavar="RUNNER|BATCH", help="runner label, or number of a batch"),
-    )
+    arguments: ClassVar[tuple[Argument, ...]] = (TARGET,)
 
     def handle(self, **options: Any) -> None:
         target = options["target"]
+        if (target is None) != options.get("is_all", False):
+            raise CommandError("Name a runner or a batch, or use --all for all runners.")
+        if target is None:
+            self.hold_all()
+            return
         if not target.isdecimal():
             self.hold_runner(target)
             return
@@ -96,12 +113,17 @@ class _Holding(Subcommand):
     def hold_runner(self, label: str) -> None:
         raise NotImplementedError
 
+    def hold_all(self) -> None:
+        raise NotImplementedError
+
 
 class Pause(_Holding):
     """Pause a runner or a batch: no more of its runs start; runs in progress will finish.
 
     A paused runner's rows are still planned. Runners that share a node are paused together.
     """
+
+    arguments = TARGET_OR_ALL
 
     def hold_batch(self, batch: Batch) -> None:
         if not batches.pause(batch):
@@ -112,6 +134,10 @@ class Pause(_Holding):
         is_new = halting.pause_runner(registry.get(label))
         self._report(label, "paused" if is_new else "was already paused", label)
 
+    def hold_all(self) -> None:
+        paused = halting.change_all(halting.pause_runner)
+        self._report(counted(len(paused), "runner"), "paused", "--all")
+
     def _report(self, name: str, outcome: str, target: str) -> None:
         self.terminal.say((name, "bold"), f" {outcome}; runs in progress will finish.")
         self.terminal.hint(f"Resume: manage.py autorun resume {target}")
@@ -119,6 +145,8 @@ class Pause(_Holding):
 
 class Resume(_Holding):
     """Resume a paused runner or batch."""
+
+    arguments = TARGET_OR_ALL
 
     def hold_batch(self, batch: Batch) -> None:
         if not batches.resume(batch):
@@ -128,6 +156,10 @@ class Resume(_Holding):
     def hold_runner(self, label: str) -> None:
         resumed = halting.resume_runner(registry.get(label))
         self.terminal.say((label, "bold"), " resumed." if resumed else " was not paused.")
+
+    def hold_all(self) -> None:
+        resumed = halting.change_all(halting.resume_runner)
+        self.terminal.say((counted(len(resumed), "runner"), "bold"), " resumed.")
 
 
 class Cancel(_Holding):

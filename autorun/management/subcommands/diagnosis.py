@@ -14,13 +14,12 @@ from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met, primary_key
+from autorun.management.subcommands.terminal import SIGNS
 from autorun.models import Run
 from autorun.observe.doctor import examine
 from autorun.observe.explanation import explain, explain_missing
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
 from autorun.state.words import counted, moment
-
-SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "red")}
 
 
 class Doctor(Subcommand):
@@ -124,7 +123,10 @@ class Failures(Subcommand):
         )
         labels = labels_of(groups) | ({node_of(runner).pk: runner.label} if runner else {})
         self.terminal.json(
-            [{"runner": labels.get(group.node_id), **asdict(group)} for group in groups]
+            [
+                {"runner": labels.get(group.node_id), "cause": group.key, **asdict(group)}
+                for group in groups
+            ]
         )
         self._show(groups, labels)
         # No runner has the others' version now, so nothing would ever make them succeed.
@@ -144,8 +146,11 @@ class Failures(Subcommand):
             title = f"{of_node[0].title} v{of_node[0].version}"
             self.terminal.say((f"{title} ({label})" if label else title, "bold"), f": {runs}")
             self.terminal.table(
-                ("#runs", "error", f"last{zone}"),
-                [(f"{each.runs:,}", _words(each), moment(each.last_at)[5:16]) for each in of_node],
+                ("#runs", "error", f"last{zone}", "cause"),
+                [
+                    (f"{each.runs:,}", _words(each), moment(each.last_at)[5:16], each.key)
+                    for each in of_node
+                ],
             )
             self.terminal.hint(
                 f"Retry them: manage.py autorun retry {label}" if label else _hint(of_node[0])

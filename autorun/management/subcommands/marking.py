@@ -20,6 +20,7 @@ from autorun.management.subcommands.subcommand import OnRows, requested_by
 from autorun.management.subcommands.watching import WATCH, require_watchable, watch
 from autorun.models import Run
 from autorun.observe.failures import classes_of, failed_runs
+from autorun.observe.listing import RunFilter
 from autorun.planning.on_demand import adopt, backfill_now, ignore
 from autorun.planning.pending import pending
 from autorun.planning.scope import Scope
@@ -122,9 +123,9 @@ class Ignore(_Marking):
 
 
 class Retry(OnRows):
-    """Retry failed runs that have no attempts left: all, or limited to an exception or a time span.
+    """Retry failed runs that have no attempts left: all, or those of a cause or a time span.
 
-    With --exception or --within a worker plans the batch, as it does for the admin's pages.
+    With --cause, --exception or --within a worker plans the batch, as for the admin's pages.
     """
 
     arguments = (*parsing.FAILURES, *WATCH, parsing.FORMAT)
@@ -167,19 +168,25 @@ class Retry(OnRows):
 
 
 def _has_choice(options: dict[str, Any]) -> bool:
-    return options["exception"] is not None or options["within"] is not None
+    chosen = [options[name] is not None for name in ("cause", "exception", "within")]
+    if chosen[0] and any(chosen[1:]):
+        raise CommandError("--cause goes with neither --exception nor --within.")
+    return any(chosen)
 
 
 def _chosen_runs(
     runner: Runner, options: dict[str, Any], *, queryset: Rows, of_earlier_versions: bool = False
 ) -> Iterator[list[Run]]:
     """Failed runs that match the options, on rows of `queryset` if it is given, in lists."""
-    found = failed_runs(
-        runner,
-        exception_class=options["exception"],
-        within=options["within"],
-        of_earlier_versions=of_earlier_versions,
-    )
+    if options["cause"] is not None:
+        found = RunFilter(runner=runner.label, state="failed", group=options["cause"]).each()
+    else:
+        found = failed_runs(
+            runner,
+            exception_class=options["exception"],
+            within=options["within"],
+            of_earlier_versions=of_earlier_versions,
+        )
     if queryset is None:
         yield from found
         return

@@ -125,6 +125,7 @@ NO_INPUT = argument(
 )
 #: Arguments that narrow an action down to some failures.
 FAILURES = (
+    argument("--cause", metavar="KEY", help="only this cause, by the key that `failures` prints"),
     argument("--exception", metavar="CLASS", help="only this exception, as `failures` names it"),
     within("only runs that failed within the last 30m, 24h or 7d"),
 )

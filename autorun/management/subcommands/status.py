@@ -17,8 +17,10 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands.parsing import FORMAT, argument, check, flag, positive_seconds
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
-from autorun.management.subcommands.terminal import Terminal
+from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
+from autorun.observe.activity import stuck_nodes
+from autorun.observe.glance import at_a_glance
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress
@@ -57,6 +59,7 @@ class RunnerState:
     run_seconds: float | None = None
     held_up: list[HeldUp] = field(default_factory=list)
     error: str = ""
+    node: Node | None = None
 
     @property
     def is_done(self) -> bool:
@@ -64,8 +67,9 @@ class RunnerState:
         return not (left or self.error)
 
     def as_json(self) -> dict[str, Any]:
-        values = {each: value for each, value in asdict(self).items() if each != "progress"}
-        return {**values, **asdict(self.progress)}
+        values = asdict(replace(self, node=None))
+        del values["node"]
+        return {**values, **values.pop("progress")}
 
 
 class Status(Subcommand):
@@ -170,6 +174,7 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
         node = Node.objects.get(pk=node_of(runner).pk)
         return replace(
             known,
+            node=node,
             progress=progress(node),
             pending=pending(runner).count() if with_pending else None,
             stale=stale(runner).count() if with_pending else None,
@@ -186,13 +191,24 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
 
 
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
-    """Two lines per runner, and one for each reason why some of its rows are held up."""
+    """A line for all, and two per runner, with one for each reason why rows are held up."""
     width = terminal.layout_width
     lines = [
         (_heading(state, width), _counts(state, terminal), *map(_reason, state.held_up))
         for state in states
     ]
-    return Text("\n").join(chain.from_iterable(lines))
+    return Text("\n").join([_at_a_glance(states), *chain.from_iterable(lines)])
+
+
+def _at_a_glance(states: list[RunnerState]) -> Text:
+    progresses = {state.node: state.progress for state in states if state.node is not None}
+    facts = at_a_glance(
+        progresses,
+        broken=sum(bool(state.error) for state in states),
+        is_stuck=bool(stuck_nodes(node.pk for node in progresses)),
+    )
+    told = [(*SIGNS[each.level], each.words) for each in facts]
+    return Text(" · ").join(Text(f"{sign} {words}", style=style) for sign, style, words in told)
 
 
 def _heading(state: RunnerState, width: int) -> Text:

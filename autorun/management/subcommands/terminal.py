@@ -22,6 +22,8 @@ UNLIMITED = 10_000
 #: Columns that a layout fills if the width is unlimited.
 DEFAULT_WIDTH = 80
 
+#: The mark and the style of each level of a finding.
+SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "red")}
 #: A word, or a command in backticks, with what surrounds it.
 UNBROKEN = re.compile(r"(?:`[^`]*`|\S)+\s*")
 #: Replacements for characters that an ASCII terminal lacks.

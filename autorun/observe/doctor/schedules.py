@@ -9,21 +9,17 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Max
 from django.utils import timezone
 
-from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import is_scheduled
 from autorun.exceptions import ImproperRunner
-from autorun.models import Pulse
 from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
-from autorun.state.clock import from_now
+from autorun.observe.glance import is_upkeep_silent, upkeep_patience
+from autorun.state.pulses import beat_of
 from autorun.state.words import duration, moment
 from autorun.triggers import on_schedule
 
 #: Beat saves what it has sent every three minutes, unless CELERY_BEAT_SYNC_EVERY says otherwise.
 BEAT_SILENCE = 300.0  # seconds
-#: A machine under load may delay upkeep.
-LEAST_UPKEEP_SILENCE = 60.0
-UPKEEP_TURNS = 10
 
 
 @examination("schedules")
@@ -96,13 +92,11 @@ def examine_beat() -> Iterator[Finding]:
 @examination("upkeep")
 def examine_upkeep() -> Iterator[Finding]:
     """Whether upkeep runs."""
-    patience = max(LEAST_UPKEEP_SILENCE, UPKEEP_TURNS * settings.UPKEEP_INTERVAL)
-    pulses = Pulse.objects.filter(name="upkeep")
-    if pulses.filter(beat_at__gt=from_now(-patience)).exists():
-        yield ok(f"Last round less than {duration(patience)} ago.")
+    if not is_upkeep_silent():
+        yield ok(f"Last round less than {duration(upkeep_patience())} ago.")
         return
-    pulse = pulses.first()
-    last = "It never ran" if pulse is None else f"It last ran at {moment(pulse.beat_at)}"
+    at = beat_of("upkeep")
+    last = "It never ran" if at is None else f"It last ran at {moment(at)}"
     yield error(
         f"{last}: nothing is retried, rescued or released.",
         f"Start a worker, which makes rounds of upkeep: {celery_command('worker -n worker@%h')}.",

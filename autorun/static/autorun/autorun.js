@@ -89,7 +89,9 @@
   async function completeAll() {
     const parts = [...document.querySelectorAll("[data-autorun-fetch]")];
     for (const part of parts) part.setAttribute("aria-busy", "true");
-    for (const part of parts) await complete(part);
+    const isSeen = (part) => part.getBoundingClientRect().top < innerHeight;
+    const seen = parts.filter(isSeen);
+    for (const part of [...seen, ...parts.filter((each) => !seen.includes(each))]) await complete(part);
   }
 
   function tickAll(event) {
