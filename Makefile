@@ -3,7 +3,7 @@
 VENV ?= .venv
 PYTHON ?=
 DJANGO ?= Django
-CONSTRAINTS ?=
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 MINUTES ?= 2
 QUICK ?=
@@ -13,16 +13,19 @@ DEMO ?=
 RUN := $(VENV)/bin/python
 ON_THE_DEMO := AUTORUN_VAR=var/demo DJANGO_SETTINGS_MODULE=settings.sqlite SCAN_PREPROCESSING_VERSION=1.1
 EXTRAS := redis,postgres,mariadb,prometheus,otel
+# One resolution for every Python and platform; it names versions, and no registry.
+LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" --annotation-style line \
+	--all-extras $(addprefix --group ,test lint docs browser bench lock) pyproject.toml $(ARGS)
 
 # $(call install,WHAT): installs into the environment, and remembers by the target's file.
 define install
 	@echo "Installing into $(VENV); the first time this takes a minute or two."
 	@$(RUN) -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
-	@PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) "$(DJANGO)" $(1)
+	@PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=-c %) "$(DJANGO)" $(1)
 	@touch $@
 endef
 
-.PHONY: help venv demo up check test test-faults test-hosts soak bench test-browser test-million pictures lint format types docs clean
+.PHONY: help venv demo up check test test-faults test-hosts soak bench test-browser test-million pictures lint format types lock audit docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
@@ -39,6 +42,8 @@ help:
 	@echo "make lint          style and layers"
 	@echo "make types         mypy"
 	@echo "make format        ruff format"
+	@echo "make lock          the versions in constraints.txt anew from pyproject.toml (ARGS=--upgrade for the newest)"
+	@echo "make audit         known vulnerabilities of these versions, as the JSON API of PyPI knows them"
 	@echo "make docs          the documentation as HTML, in docs/_build"
 	@echo "make venv          the environment alone, in $(VENV)"
 	@echo "make clean         remove everything these commands made"
@@ -100,6 +105,14 @@ format: $(VENV)/.lint
 types: $(VENV)/.lint
 	$(VENV)/bin/mypy
 
+lock: $(VENV)/.lock
+	$(LOCK) -o constraints.txt
+	$(LOCK) -c .ci/oldest.txt -o .ci/oldest-constraints.txt
+
+# --strict: a package that could not be looked up is an error, and not taken for a sound one.
+audit: $(VENV)/.lock
+	$(VENV)/bin/pip-audit --strict --vulnerability-service pypi --no-deps --disable-pip -r constraints.txt $(ARGS)
+
 docs: $(VENV)/.docs
 	$(VENV)/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
 
@@ -111,20 +124,23 @@ clean:
 $(RUN):
 	@python=$$(PYTHON="$(PYTHON)" .ci/python) && "$$python" -m venv $(VENV)
 
-$(VENV)/.sample: pyproject.toml | $(RUN)
+$(VENV)/.sample: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable . --group sample)
 
-$(VENV)/.test: pyproject.toml | $(RUN)
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable ".[$(EXTRAS)]" --group test)
 
-$(VENV)/.browser: pyproject.toml | $(RUN)
+$(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable ".[$(EXTRAS)]" --group browser)
 
-$(VENV)/.bench: pyproject.toml | $(RUN)
+$(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable ".[$(EXTRAS)]" --group bench)
 
-$(VENV)/.lint: pyproject.toml | $(RUN)
+$(VENV)/.lint: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable ".[$(EXTRAS)]" --group test --group lint)
 
-$(VENV)/.docs: pyproject.toml | $(RUN)
+$(VENV)/.lock: pyproject.toml $(CONSTRAINTS) | $(RUN)
+	$(call install,--group lock)
+
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--group docs)

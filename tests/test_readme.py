@@ -67,6 +67,20 @@ def test_the_oldest_versions_are_those_that_are_required_and_tested():
     assert all(tested[name].startswith(bounds[name]) for name in told)
 
 
+def test_dependencies_end_before_the_next_major_version_and_their_versions_are_locked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    required = [*project["dependencies"], *(each for extra in extras for each in extra)]
+    unbounded = {each for each in required if "<" not in each}
+    names = {re.match(r"[\w-]+", each)[0].lower() for each in required}
+
+    assert unbounded == {"packaging"}
+    for path in ("constraints.txt", ".ci/oldest-constraints.txt"):
+        locked = (ROOT / path).read_text()
+        assert names <= set(re.findall(r"^([\w-]+)(?:\[\w+\])?==", locked, re.MULTILINE))
+        assert "://" not in locked
+
+
 def test_the_settings_exist():
     names = {}
     exec(PYTHON[2], names)
