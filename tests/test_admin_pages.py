@@ -831,6 +831,33 @@ def test_failures_are_those_of_present_versions_unless_others_are_asked_for(
     assert "Retry all" not in everything
 
 
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shown", "hidden"),
+    [
+        ({"mean": 2.5, "what": "<b>"}, ["<dt>mean</dt>", "<dd>2.5</dd>", "&lt;b&gt;"], ["<b>"]),
+        ({"thumbnail": PIXEL}, [f'src="{PIXEL}" alt="thumbnail"'], []),
+        (PIXEL, [f'src="{PIXEL}"'], []),
+        ({"a": 'data:image/png;base64,x" onerror=alert(1)'}, [], ["<img class"]),
+        ({"a": "data:text/html;base64,AAAA"}, [], ["<img class"]),
+        ({"a": {"b": 1}}, ["Outputs"], ["<dt>a</dt>"]),
+        ([1, 2], ["Outputs"], ["<img class"]),
+    ],
+)
+def test_flat_outputs_are_a_table_and_pictures_are_shown(
+    outputs, shown, hidden, runner, admin_client
+) -> None:
+    run = Run.objects.succeeded().first()
+    Run.objects.filter(pk=run.pk).update(outputs=outputs)
+
+    page = admin_client.get(reverse("admin:autorun_run_change", args=[run.pk])).text
+
+    assert [each for each in shown if each not in page] == []
+    assert [each for each in hidden if each in page] == []
+
+
 def test_the_schedule_of_sweeps_is_told_in_words(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
     on_schedule.sync()

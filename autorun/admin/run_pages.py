@@ -17,6 +17,7 @@ from django.utils.safestring import SafeString
 
 from autorun.admin.bulk_actions import ACTIONS, BulkAction
 from autorun.admin.markup import as_json, prose, time_since, without_secrets
+from autorun.admin.outputs_shown import as_lines
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import (
@@ -186,6 +187,7 @@ class RunAdmin(PageAdmin):
             input=_input(runner, instance, most=MOST_SHOWN) if may_see else None,
             configuration=without_secrets(run.node.configuration),
             outputs=outputs,
+            output_lines=[] if outputs is None else as_lines(run.outputs),
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
             is_long=outputs is not None and len(outputs) > FOLDED,
             most_shown=MOST_SHOWN,

@@ -53,7 +53,7 @@ LONG = 10
 #: The page that tells more about each part of the line above the overview.
 FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
     "workers": ("node_health", ""),
-    "runners": ("node_health", ""),
+    "runners": ("node_changelist", "?q=cannot+run"),
     "failures": ("failure_changelist", ""),
     "held_up": ("run_changelist", "?state=parked"),
     "paused": ("node_changelist", "?q=paused"),

@@ -58,7 +58,8 @@
   async function keepFresh() {
     let updated = new Date();
     for (let failures = 0; ; ) {
-      await completeAll();
+      // A finished count may have changed what the page says elsewhere.
+      if (await completeAll()) await refresh().catch(() => {});
       const first = document.querySelector("[data-autorun-refresh]");
       if (!first) return;
       await pause(Number(first.dataset.autorunRefresh) * 2 ** Math.min(failures, 5));
@@ -92,6 +93,7 @@
     const isSeen = (part) => part.getBoundingClientRect().top < innerHeight;
     const seen = parts.filter(isSeen);
     for (const part of [...seen, ...parts.filter((each) => !seen.includes(each))]) await complete(part);
+    return parts.length;
   }
 
   function tickAll(event) {
