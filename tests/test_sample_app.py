@@ -5,12 +5,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db.models.signals import post_save
 
 from sample_app.analyses import preprocess, preprocess_foreground
 from sample_app.images import holds_image, installed_directories, is_image
 from sample_app.models import Scan
+from sample_app.processes import Processes
 
 CONFIGURATION = {"harder": True, "better": 100, "stronger": "faster"}
 
@@ -37,6 +39,21 @@ def saved() -> list[str]:
     post_save.connect(note, sender=Scan)
     yield paths
     post_save.disconnect(note, sender=Scan)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses that `up` started a web server for; none of its processes runs."""
+    addresses: list[str] = []
+
+    def interrupt(processes: Processes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Processes, "start_web", lambda self, address: addresses.append(address))
+    for name in ("start_worker", "start_beat"):
+        monkeypatch.setattr(Processes, name, lambda self, **kwargs: None)
+    monkeypatch.setattr(Processes, "ended", interrupt)
+    return addresses
 
 
 @pytest.mark.django_db
@@ -137,3 +154,49 @@ def _installed() -> list[Path]:
         for path in directory.rglob("*")
         if path.is_file() and is_image(path) and holds_image(path)
     ]
+
+
+OPEN = [
+    "0.0.0.0:8000",
+    "0:8000",
+    "[::]:8000",
+    "192.0.2.7:80",
+    "example.org:80",
+    "localhost.example.org:80",
+]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("address", OPEN)
+def test_up_listens_on_no_other_address_while_anyone_knows_the_password(address: str) -> None:
+    with pytest.raises(CommandError, match="createsuperuser"):
+        call_command("up", address)
+
+    assert not User.objects.exists()
+
+    User.objects.create_superuser("admin", password="admin")
+
+    with pytest.raises(CommandError, match="changepassword"):
+        call_command("up", address)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "address", ["8000", "127.0.0.1:80", "127.0.0.2:80", "[::1]:80", "localhost:80"]
+)
+def test_up_listens_on_loopback_with_the_known_password(address: str, started: list[str]) -> None:
+    call_command("up", address, stdout=(out := StringIO()))
+
+    assert started == [address]
+    assert "password admin" in out.getvalue()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("address", OPEN)
+def test_up_listens_anywhere_with_a_password_of_ones_own(address: str, started: list[str]) -> None:
+    User.objects.create_superuser("admin", password="correct horse")
+
+    call_command("up", address, stdout=(out := StringIO()))
+
+    assert started == [address]
+    assert "password admin" not in out.getvalue()

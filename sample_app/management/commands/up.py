@@ -1,5 +1,6 @@
 import time
 from argparse import ArgumentParser
+from ipaddress import ip_address
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -10,7 +11,7 @@ from sample_app.models import Scan
 from sample_app.processes import Processes, termination_as_interrupt, typed
 
 WELCOME = """
-http://{address}/admin/ (user admin, password admin)
+http://{address}/admin/{user}
 
 {scans} scans are recorded. In another terminal, run:
   {load}
@@ -28,6 +29,14 @@ class Command(BaseCommand):
     def handle(self, *, address: str, **options: Any) -> None:
         call_command("migrate", verbosity=0)
         users = get_user_model()._default_manager
+        admin = users.filter(username="admin", is_active=True).first()
+        is_open = not users.exists() or (admin is not None and admin.check_password("admin"))
+        if is_open and not _is_loopback(address):
+            raise CommandError(
+                f"{address} can be reached from other machines, and anyone knows the password of "
+                "the user admin. Give that user another one first: "
+                f"{typed('changepassword' if admin else 'createsuperuser')}"
+            )
         if not users.exists():
             users.create_superuser("admin", password="admin")  # noqa: S106
         with termination_as_interrupt(), Processes(patience=3) as processes:
@@ -38,6 +47,7 @@ class Command(BaseCommand):
                 self.stdout.write(
                     WELCOME.format(
                         address=address,
+                        user=" (user admin, password admin)" if is_open else "",
                         scans=Scan.objects.count(),
                         load=typed("load_scans"),
                         status=typed("autorun", "status"),
@@ -50,3 +60,14 @@ class Command(BaseCommand):
                 return
         names = " and ".join(f"{name} (exit code {code})" for name, code in ended.items())
         raise CommandError(f"{names} exited unexpectedly; see the lines above.")
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether runserver listens on this machine alone if it is given `address`."""
+    if address.isdecimal():  # a port
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
