@@ -1,4 +1,4 @@
-"""Autorun's tables: five of one idea each, and two small ones for upkeep.
+"""Autorun's tables: five of one idea each, two of what made results, and two for upkeep.
 
 `Run` is the hot one: it is written twice in a run's life, once when planned and once when
 finished. Its `Chunk` keeps everything about being queued and running.
@@ -12,7 +12,7 @@ from django.db.models import F, Q
 from django.db.models.expressions import CombinedExpression
 
 from autorun.state.clock import DatabaseNow, new_chunk_id
-from autorun.state.fields import FingerprintField, ObjectKeyField
+from autorun.state.fields import FingerprintField, ObjectKeyField, RealField
 from autorun.state.managers import (
     BatchQuerySet,
     BatchState,
@@ -219,6 +219,53 @@ class Chunk(models.Model):
         return found
 
 
+class Environment(models.Model):
+    """What surrounds the code: Python, the installed packages and the project's git revision."""
+
+    digest = models.CharField(max_length=64, unique=True)
+    facts = models.JSONField(default=dict)
+    created_at = models.DateTimeField(db_default=DatabaseNow())
+
+    objects = StateManager()
+
+    class Meta:
+        base_manager_name = "objects"
+
+    def __str__(self) -> str:
+        return f"Environment {self.digest[:12]}"
+
+
+class Build(models.Model):
+    """The code that executed runs of a node, in an environment; a run names it in four bytes."""
+
+    # The start of its digest: a sequence would give a number that processes remember to another
+    # build after a failover.
+    id = models.IntegerField(primary_key=True)
+    node = models.ForeignKey(
+        Node, on_delete=models.CASCADE, db_constraint=False, related_name="builds"
+    )
+    code = models.CharField(
+        max_length=64, blank=True, help_text="A digest of the analysis's code; empty if unknown."
+    )
+    environment = models.ForeignKey(
+        Environment, on_delete=models.CASCADE, db_constraint=False, related_name="builds"
+    )
+    created_at = models.DateTimeField(db_default=DatabaseNow())
+
+    objects = StateManager()
+
+    class Meta:
+        base_manager_name = "objects"
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["node", "code", "environment"], name="autorun_build_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"Build {self.pk} of {self.node}"
+
+
 class Run(models.Model):
     """One row, processed or to be processed once by one node.
 
@@ -244,6 +291,16 @@ class Run(models.Model):
     attempts = models.PositiveSmallIntegerField(default=0)
     finished_at = models.DateTimeField(null=True, blank=True)
     outputs = models.JSONField(null=True, blank=True)
+    seconds = RealField(null=True, blank=True, help_text="How long its last attempt took.")
+    build = models.ForeignKey(
+        Build,
+        null=True,
+        blank=True,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        related_name="runs",
+    )
 
     objects = RunManager()
 

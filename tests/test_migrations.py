@@ -11,7 +11,7 @@ from autorun.models import Run, SpilledTrigger
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0006_related"
+NEWEST = "0007_facts"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,3 +44,23 @@ def test_saved_rows_that_wait_are_planned_after_an_upgrade(before_tries: StateAp
         work_off()
         assert statuses() == [Run.Status.SUCCEEDED] * 2
     assert not SpilledTrigger.objects.exists()
+
+
+@pytest.fixture
+def before_facts() -> Iterator[StateApps]:
+    """The tables of before runs kept what made them."""
+    yield migrate("0005_unlocked_parents")
+    migrate(NEWEST)
+
+
+def test_runs_of_before_and_of_old_workers_have_no_facts(before_facts: StateApps):
+    document = Document.objects.create(title="a")
+    old = before_facts.get_model("autorun", "Run")
+    named = {"node_id": 1, "chunk_id": 1, "fingerprint": "0" * 32, "status": 1}
+    old.objects.create(object_id=document.pk, **named)
+
+    migrate(NEWEST)
+    old.objects.create(object_id=document.pk + 1, **named)
+
+    assert Run.objects.filter(seconds=None, build=None).count() == 2
+    assert not Run.objects.slowest().exists()

@@ -43,9 +43,11 @@ from autorun.observe.run_states import STATES, state_of
 from autorun.state.managers import RETIRED
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE, read_number
-from autorun.state.words import counted, number
+from autorun.state.words import counted, duration, number
 
 PAGE = 50
+#: The order of the list that is not by time of planning.
+SLOWEST = "slowest"
 MOST_TICKED = 1_000
 #: Characters of JSON that are shown without a click, and at all; the rest is a page of text.
 FOLDED = 3_000
@@ -79,6 +81,7 @@ class RunLine:
     trigger: str
     batch_id: int | None
     attempts: int
+    seconds: str
     when: str
 
     @classmethod
@@ -101,6 +104,7 @@ class RunLine:
             trigger=name_of_batch(chunk.batch) if chunk.batch else word,
             batch_id=chunk.batch_id,
             attempts=run.attempts,
+            seconds=duration(run.seconds),
             when=when,
         )
 
@@ -125,8 +129,16 @@ class RunAdmin(PageAdmin):
         chosen = RunFilter.read(request.GET)
         problems = RunFilter.not_understood(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
-        found = Page([], None) if problems else chosen.page(after, size=PAGE)
-        is_all = after is None and found.after is None
+        is_by_time = request.GET.get("order") == SLOWEST
+        is_all = False
+        if problems:
+            found = Page([], None)
+        elif is_by_time:
+            runs, is_all = chosen.slowest(size=PAGE)
+            found, is_all = Page(runs, None), is_all and len(runs) < PAGE
+        else:
+            found = chosen.page(after, size=PAGE)
+            is_all = after is None and found.after is None
         seen = seen_rows(request, self.admin_site, found.runs)
         classes = exception_classes() | ({chosen.exception} - {""})
         total = len(found.runs) if is_all else chosen.number()
@@ -141,11 +153,13 @@ class RunAdmin(PageAdmin):
             chosen=chosen,
             lines=[RunLine.of(run, seen[run.pk].name, chosen) for run in found.runs],
             problems=problems,
-            lead=_lead(chosen, total, is_exact=is_exact),
+            lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
             all_words=f"All {number(total)} matching" if total and is_exact else "All matching",
             query=urlencode(chosen.written()),
+            slowest=urlencode({**chosen.written(), "order": SLOWEST}),
+            is_by_time=is_by_time,
             older=older,
-            is_first=after is None,
+            is_first=after is None and not is_by_time,
             runners=[runner.label for runner in registry.runners()],
             states=list(STATES),
             triggers=list(ORIGINS),
@@ -179,6 +193,7 @@ class RunAdmin(PageAdmin):
             is_unfinished=run.status == Run.Status.PENDING,
             outcome=outcome_of(run),
             attempts=counted(run.attempts, "attempt") if run.attempts else "",
+            seconds=duration(run.seconds),
             name=seen.name,
             key=key_text(run),
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
@@ -418,7 +433,9 @@ def _at_most(most: int, found: Iterable[list[Run]]) -> list[list[Run]] | None:
     return some
 
 
-def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool) -> str:
+def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool, is_by_time: bool) -> str:
+    if is_by_time:
+        return "Slowest of the newest runs first."
     if total is None:
         return "Newest first."
     noun = "run" if chosen.written() else "current run"

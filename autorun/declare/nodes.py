@@ -32,6 +32,8 @@ ID_DIGITS = 13
 _known: dict[tuple[str, str], Node] = {}
 #: The digest of each runner, or the error in its place and when to try again.
 _digests: dict[type[Runner], str | tuple[Exception, float]] = {}
+#: By database and node, the number of the build that this process executes it with.
+builds: dict[tuple[str, int], int] = {}
 #: Set once every registered runner could be asked.
 _runners_by_node: RunnersByNode | None = None
 
@@ -166,6 +168,7 @@ def runners_by_node() -> RunnersByNode:
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers: the tables may have been emptied, or be a replica's now."""
     _known.clear()
+    builds.clear()
 
 
 def _lock_name(node_id: int) -> str:

@@ -32,7 +32,7 @@ class Result:
     """How one run ended; if it is PENDING, it moves to another chunk that starts in `again_in` s.
 
     With a `reason`, that chunk is parked until then. `outputs` is JSON text. `key` names the row of
-    a run that has finished.
+    a run that has finished. `seconds` are those of an attempt that was made.
     """
 
     run_id: int
@@ -44,6 +44,7 @@ class Result:
     again_in: float = 0.0
     reason: str = ""
     key: Key = 0
+    seconds: float | None = None
 
     @classmethod
     def cancelled(cls, run: Run) -> Result:
@@ -126,6 +127,7 @@ _CHANGES = {
         "ELSE s.new_fingerprint END, "
         "chunk_id = s.new_chunk, "
         f"outputs = s.new_outputs{'::jsonb' if vendor == 'postgresql' else ''}, "
+        "seconds = s.new_seconds, "
         f"finished_at = CASE WHEN s.new_status = {Run.Status.PENDING:d} THEN NULL ELSE {now} END"
     )
     for vendor, now in NOW_SQL.items()
@@ -137,16 +139,24 @@ _COLUMNS = {
     "new_fingerprint": "fingerprint",
     "new_chunk": "bigint",
     "new_outputs": "text",
+    "new_seconds": "real",
 }
 
 
 def record(
-    lease: Lease, results: Sequence[Result], tally: Tally, *, size: int, is_last: bool
+    lease: Lease,
+    results: Sequence[Result],
+    tally: Tally,
+    *,
+    size: int,
+    is_last: bool,
+    build: int | None = None,
 ) -> Tally:
     """Write the results, and the chunk's counts that follow from them and `tally`; those counts.
 
-    `is_last` finishes the chunk. Moved runs go to new chunks of at most `size`. A result is skipped
-    if an earlier call has recorded or moved its run: the answer to that call's commit was lost.
+    `is_last` finishes the chunk. `build` made the attempts. Moved runs go to new chunks of at most
+    `size`. A result is skipped if an earlier call has recorded or moved its run: the answer to that
+    call's commit was lost.
     If the database has forgotten earlier results, the chunk waits for a worker to repeat them.
     Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
@@ -154,6 +164,9 @@ def record(
     new_chunks = _new_chunks(lease.chunk, results, size=size)
     source = _as_source(lease.chunk, results, new_chunks)
 
+    built_by = "NULL"
+    if build is not None:
+        built_by = f"CASE WHEN s.new_seconds IS NULL THEN NULL ELSE {build:d} END"
     held = lease.held()
 
     def attempt() -> Tally:
@@ -167,7 +180,7 @@ def record(
         if results:
             updated = update_from(
                 Run,
-                _CHANGES[connections[settings.DATABASE].vendor],
+                f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}",
                 source=source,
                 # A commit whose confirmation was lost has recorded or moved its runs: they stay
                 # as they are.
@@ -299,7 +312,7 @@ def _as_source(
     for result in results:
         chunk_id = chunk_ids.get(result.run_id, chunk.pk)
         row = (result.run_id, int(result.status), result.attempts, result.fingerprint)
-        rows.append((*row, chunk_id, result.outputs))
+        rows.append((*row, chunk_id, result.outputs, result.seconds))
     return recordset(connections[settings.DATABASE], _COLUMNS, rows)
 
 

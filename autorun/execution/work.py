@@ -14,6 +14,7 @@ from typing import Any
 from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
+from autorun.declare import nodes
 from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
@@ -22,6 +23,7 @@ from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs, superseded
 from autorun.execution.brake import FAILURES, Brake
+from autorun.execution.builds import build_of
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, load
@@ -68,6 +70,7 @@ class Work:
         self._configuration = lease.chunk.node.configuration
         self.lock = threading.RLock()
         self.user_code = UserCode(runner.label)
+        self.build: int | None = None
         self.began_at = time.monotonic()
         self.current: Assignment | None = None
         self.current_since = 0.0
@@ -95,6 +98,8 @@ class Work:
     def assign(self) -> None:
         """Load the chunk's runs and their rows; cancel or move the runs that cannot start."""
         chunk = self.lease.chunk
+        known = nodes.builds.get((settings.DATABASE, chunk.node_id))
+        self.build = build_of(chunk.node, self.analysis) if known is None else known
         runs = load_runs(chunk) if self._runs is None else self._runs
         kind = key_kind(self.runner.get_model())
         due: list[Run] = []
@@ -273,7 +278,13 @@ class Work:
         except BaseException as error:  # noqa: BLE001
             return self._failure(run, row.fingerprint, error)
         return Result(
-            run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs, key=row.key
+            run.pk,
+            Run.Status.SUCCEEDED,
+            run.attempts + 1,
+            row.fingerprint,
+            outputs,
+            key=row.key,
+            seconds=time.monotonic() - self.current_since,
         )
 
     def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
@@ -286,6 +297,7 @@ class Work:
             backoff=self._backoff,
             is_lasting=isinstance(error, ConfigurationError),
         )
+        result = replace(result, seconds=time.monotonic() - self.current_since)
         self.has_failed = self.has_failed or result.status == Run.Status.FAILED
         return result
 
@@ -358,7 +370,12 @@ class Work:
                 is_finished = is_last and len(some) == len(results)
                 try:
                     self._tally = record(
-                        self.lease, some, self._tally, size=size, is_last=is_finished
+                        self.lease,
+                        some,
+                        self._tally,
+                        size=size,
+                        is_last=is_finished,
+                        build=self.build,
                     )
                 except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
                     halving.errors.append(error)
@@ -378,7 +395,9 @@ class Work:
             raise error
         failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
         failed = replace(result, status=Run.Status.FAILED, outputs=None, failure=failure)
-        self._tally = record(self.lease, [failed], self._tally, size=1, is_last=False)
+        self._tally = record(
+            self.lease, [failed], self._tally, size=1, is_last=False, build=self.build
+        )
         results[results.index(result)] = failed
         self.has_failed = True
         self.succeeded = [key for key in self.succeeded if key != result.key]

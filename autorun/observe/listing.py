@@ -29,6 +29,8 @@ from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, rea
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
+#: Runs among which the slowest are looked for.
+MOST_COMPARED = 20_000
 
 #: Batches that lists leave out: sweeps that found nothing to plan.
 EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned=0, unprepared=0)
@@ -40,7 +42,7 @@ _TEXTS = ("runner", "exception", "row", "group")
 _TIMES = ("planned_from", "planned_until")
 #: Parameters beside the filter's: of a page, and of the form of an action.
 OTHER_PARAMETERS = (
-    *("after", "action", "confirmed", "csrfmiddlewaretoken", "ids", "next", "scope"),
+    *("after", "action", "confirmed", "csrfmiddlewaretoken", "ids", "next", "order", "scope"),
 )
 
 
@@ -117,6 +119,30 @@ class RunFilter:
             if rounds == ROUNDS:
                 return Page(found, cursor)
         return Page(found, None)
+
+    def slowest(self, *, size: int = 50) -> tuple[list[Run], bool]:
+        """The `size` slowest of the matching runs in the newest chunks; whether those are all.
+
+        No index is in the order of seconds, so MOST_COMPARED runs or so are read at most.
+        """
+        runs: Any = self._runs
+        is_all = True
+        if self.group:
+            runs = next(self._of_group.parts(), Run.objects.none())
+            is_all = False
+        elif not self.row:
+            newest = self._chunks.order_by("-pk").values_list("pk", "size")
+            ids: list[int] = []
+            compared = 0
+            for chunk_id, number in newest[: MOST_COMPARED + 1].iterator():
+                if compared >= MOST_COMPARED:
+                    is_all = False
+                    break
+                ids.append(chunk_id)
+                compared += number
+            runs = runs.filter(chunk_id__in=ids)
+        related = ("node", "chunk", "chunk__batch")
+        return list(runs.slowest().select_related(*related).defer(*LONG)[:size]), is_all
 
     def each(self) -> Iterator[list[Run]]:
         """All matching runs, a few thousand at a time, with the columns that name their row."""

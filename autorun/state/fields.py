@@ -25,6 +25,15 @@ class FingerprintField(models.Field):  # type: ignore[type-arg]
         return value.hex if isinstance(value, uuid.UUID) else value
 
 
+class RealField(models.FloatField):  # type: ignore[type-arg]
+    """A number of four bytes and seven digits."""
+
+    description = "Single-precision number"
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str:
+        return "float" if connection.vendor == "mysql" else "real"
+
+
 class ObjectKeyField(models.CharField):  # type: ignore[type-arg]
     """Text compared byte by byte, so that its order and its equality are the same everywhere."""
 

@@ -155,6 +155,10 @@ class RunQuerySet(QuerySet[Row]):
     def current(self) -> Self:
         return self.filter(is_current=True)
 
+    def slowest(self) -> Self:
+        """Runs whose last attempt is measured, the longest first."""
+        return self.filter(seconds__isnull=False).order_by("-seconds", "-pk")
+
     def pending(self) -> Self:
         return self.filter(status=RunStatus.PENDING)
 

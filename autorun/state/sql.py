@@ -79,7 +79,7 @@ def join_in_this_order(connection: BaseDatabaseWrapper) -> str:
 
 #: The types of a recordset that a database names differently.
 _POSTGRESQL = {"fingerprint": "uuid"}
-_MARIADB = {"text": "LONGTEXT", "fingerprint": "CHAR(32)"}
+_MARIADB = {"text": "LONGTEXT", "real": "FLOAT", "fingerprint": "CHAR(32)"}
 #: Code points without a meaning of their own, more than a document has characters.
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)
 
@@ -89,7 +89,7 @@ def recordset(
 ) -> Fragment:
     """A SELECT of `rows`, whose values are JSON scalars, with `columns` as {name: type}.
 
-    The types are "bigint", "integer", "smallint", "boolean", "text" and "fingerprint".
+    The types are "bigint", "integer", "smallint", "boolean", "real", "text" and "fingerprint".
     """
     listed = list(rows)
     if connection.vendor == "postgresql":

@@ -12,10 +12,12 @@ from django.db.models import QuerySet
 
 from autorun import analysis
 from autorun.conf import settings
+from autorun.declare.code_digest import code_digest
 from autorun.dispatch.messages import BACKFILL, EXECUTE, named_batch
 from autorun.exceptions import UnsuitablePool
 from autorun.models import Batch, Chunk, Pulse, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.environment import environment_digest
 from autorun.state.leases import FAMILY
 from autorun.triggers.delivery import DRAIN, PLAN, spill
 from autorun.triggers.on_schedule import SWEEP
@@ -48,12 +50,17 @@ def connect(make_round: Callable[[], object]) -> None:
 
 
 def _prepare(sender: Any, **_: Any) -> None:
-    """Import what tasks need before the pool forks; name what it cannot run; add upkeep."""
+    """Import what tasks need before the pool forks; name what it cannot run; add upkeep.
+
+    The digests are those of the code that the worker has imported, so they are computed now.
+    """
     import autorun.execution.at_once
     import autorun.upkeep.rounds  # noqa: F401
     from autorun.upkeep import bootstep
 
+    environment_digest()
     for each in analysis.registered():
+        code_digest(each.function)
         try:
             analysis.get_executable(each.title, each.version)
         except UnsuitablePool as error:

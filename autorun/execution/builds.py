@@ -1,0 +1,57 @@
+"""The code and environment that execute runs, noted once a process for each node."""
+
+import hashlib
+import logging
+
+from django.db import DatabaseError, IntegrityError, InterfaceError, connections, transaction
+
+from autorun.analysis import Analysis
+from autorun.conf import settings
+from autorun.declare import nodes
+from autorun.declare.code_digest import code_digest
+from autorun.models import Build, Environment, Node
+from autorun.state.environment import environment, environment_digest
+
+logger = logging.getLogger(__name__)
+
+#: A build's id is the start of its digest, in hex: the most digits that are never negative.
+ID_DIGITS = 7
+
+
+def build_of(node: Node, analysis: Analysis) -> int | None:
+    """The id of this process's build; noted on first use. None if the database refuses it."""
+    try:
+        found = _noted(node, code_digest(analysis.function))
+    except (DatabaseError, InterfaceError) as error:
+        # The results matter more; the next chunk tries again.
+        logger.warning("%s: what code executes it could not be noted: %s", analysis, error)
+        return None
+    # An open transaction may still be rolled back.
+    if not connections[settings.DATABASE].in_atomic_block:
+        nodes.builds[settings.DATABASE, node.pk] = found
+    return found
+
+
+def _noted(node: Node, code: str) -> int:
+    named = {"node": node, "code": code, "environment_id": _environment_id()}
+    known = Build.objects.filter(**named).values_list("pk", flat=True)
+    found = known.first()
+    if found is not None:
+        return found
+    digest = hashlib.sha256(f"{node.digest} {code} {environment_digest()}".encode()).hexdigest()
+    for begin in (0, ID_DIGITS):
+        try:
+            with transaction.atomic(using=settings.DATABASE):
+                return Build.objects.create(pk=int(digest[begin:][:ID_DIGITS], 16), **named).pk
+        except IntegrityError:  # another process has noted it, or another build has the number
+            found = known.first()
+            if found is not None:
+                return found
+    raise DatabaseError(f"Both numbers of the build {digest} are another's.")
+
+
+def _environment_id() -> int:
+    found, _ = Environment.objects.get_or_create(
+        digest=environment_digest(), defaults={"facts": environment()}
+    )
+    return found.pk
