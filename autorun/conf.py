@@ -6,12 +6,15 @@ settings.WINDOW  # the project's value, or the default
 """
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from celery.schedules import crontab
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
+
+from autorun.limits import Limit
 
 NIGHTLY = crontab(minute="0", hour="3")
 
@@ -29,6 +32,8 @@ class Defaults:
     HEARTBEAT: float = 15
     #: How long one run may take; None for no limit.
     TIMEOUT: float | None = 600
+    #: What runners may do at once and in a time, by the name that their LIMIT gives.
+    LIMITS: Mapping[str, Limit] = MappingProxyType({})
     #: The time between two rounds of upkeep.
     UPKEEP_INTERVAL: float = 5
     #: "thread" publishes saves from a background thread, "inline" from the saving thread.

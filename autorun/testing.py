@@ -27,6 +27,7 @@ from autorun.declare import registry
 from autorun.declare.registry import dependencies_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.inline import Inbox, committed_at_once
+from autorun.dispatch.limiting import forget_clocks, unpaced
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import OutputError
@@ -58,7 +59,7 @@ def run_inline() -> Iterator[None]:
     Rows saved inside an `atomic()` block are processed when the block is left. Rows saved before
     the `with` block still wait for their commit; use `work_off` for them.
     """
-    with committed_at_once(Inbox().execute):
+    with committed_at_once(Inbox().execute), unpaced():
         yield
 
 
@@ -66,12 +67,13 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
     """Plan saved rows, and execute all queued runs and those they release; return how many chunks.
 
     Without `saved`, saved rows still wait for their commit. With `retry_now`, runs waiting for
-    another attempt get it at once, so that all of them finish. Raises RuntimeError if runs are
-    still queued after `rounds` rounds.
+    another attempt get it at once, so that all of them finish, and no limit is held back. The rate
+    of a limit does not slow a test down. Raises RuntimeError if runs are still queued after
+    `rounds` rounds.
     """
     worked = 0
     inbox = Inbox()
-    with committed_at_once(inbox.take):
+    with committed_at_once(inbox.take), unpaced():
         if saved:
             _submit_uncommitted()
         for done in range(rounds + 1):
@@ -80,6 +82,7 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
             inbox.execute(without=EXECUTE)
             if retry_now:
                 Chunk.objects.waiting().update(not_before=None)
+                forget_clocks()
             release_everywhere()
             queued = Chunk.objects.queued().order_by("-priority", "pk")
             chunk_ids = list(queued.values_list("pk", flat=True))

@@ -147,7 +147,9 @@ def test_several_rows_go_the_long_way(published: list[Any]) -> None:
     assert len(published) == 1
 
 
-@pytest.mark.parametrize("options", [{"MAX_PARALLEL": 1}, {"QUEUE": "gpu"}, {"PRIORITY": 3}])
+@pytest.mark.parametrize(
+    "options", [{"MAX_PARALLEL": 1}, {"LIMIT": "openai"}, {"QUEUE": "gpu"}, {"PRIORITY": 3}]
+)
 def test_a_runner_with_limits_goes_the_long_way(
     options: dict[str, Any], published: list[Any]
 ) -> None:

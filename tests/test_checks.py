@@ -34,6 +34,7 @@ from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
 from autorun.declare.runner import declared
+from autorun.limits import Limit
 from autorun.observe.checks import ancestor, autorun_setting, installation, names, values
 from autorun.runner import QuerySetRunner
 from tests.celery_settings import configured
@@ -540,6 +541,8 @@ def test_e013_is_said_once_of_the_base_that_has_the_misspelling():
         ("RETRY_BACKOFF", dt.timedelta(seconds=3)),
         ("MAX_PARALLEL", None),
         ("MAX_PARALLEL", -1),
+        ("LIMIT", ""),
+        ("LIMIT", 3),
         ("BATCH_SIZE", 0),
         ("BATCH_SIZE", 1.5),
         ("TIMEOUT", 0),
@@ -938,6 +941,15 @@ def test_w003_is_said_once_of_the_base_that_has_the_misspelling():
 # Settings
 
 
+def test_e024_a_limit_that_is_not_in_the_settings():
+    with override_settings(AUTORUN={"LIMITS": {"openai": Limit(parallel=3)}}):
+        found = only("E024", declare(LIMIT="open_ai"))
+        assert not complaints(declare(LIMIT="openai"))
+
+    assert "Did you mean 'openai'?" in found.msg
+    assert '{"open_ai": Limit(parallel=20)}' in found.hint
+
+
 @pytest.mark.parametrize("value", ["WINDOW", ["WINDOW"], 3])
 def test_e101_no_dict(value):
     with override_settings(AUTORUN=value):
@@ -967,6 +979,8 @@ def test_e102_an_unknown_setting(name, meant):
         ("RETENTION", 30),
         ("QUEUE", 3),
         ("DATABASE", None),
+        ("LIMITS", {"openai": "3000/m"}),
+        ("LIMITS", [Limit(parallel=3)]),
     ],
 )
 def test_e103_a_wrong_setting(name, value):

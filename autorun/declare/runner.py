@@ -68,6 +68,8 @@ class Runner:
     RETRY_BACKOFF: ClassVar[float] = 10.0
     #: Runs that may be worked on at once, over all workers; 0 for no limit.
     MAX_PARALLEL: ClassVar[int] = 0
+    #: The name of a limit in the setting LIMITS, which other runners may share.
+    LIMIT: ClassVar[str | None] = None
     #: Runs a message carries; None for about a second of work.
     BATCH_SIZE: ClassVar[int | None] = None
     #: Seconds one run may take; None for no limit.

@@ -18,9 +18,10 @@ from django.db.models.functions import Greatest, Least
 from autorun.conf import settings
 from autorun.declare import nodes
 from autorun.dispatch.holding import next_try
+from autorun.dispatch.limiting import bounds_of, nodes_sharing
 from autorun.dispatch.messages import follow_queues, message_for
 from autorun.dispatch.publishing import publish
-from autorun.dispatch.room import SPARE_CHUNKS, InFlight, Room, most_parallel
+from autorun.dispatch.room import SPARE_CHUNKS, InFlight, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.state import pulses
@@ -95,6 +96,12 @@ def _release_page(digests: Mapping[int, str]) -> int:
     _send_on_commit(claimed)
     each = sum_of_each(lambda pk: release(pk).chunks, left, name="Releasing: node")
     return len(claimed) + each
+
+
+def release_after(chunk: Chunk) -> None:
+    """Release what the end of `chunk` makes room for, also at the nodes that share its limit."""
+    for node_id in nodes_sharing(chunk.runner, chunk.node_id):
+        release(node_id)
 
 
 def _release(node_id: int, node_digest: str) -> Release:
@@ -200,7 +207,7 @@ def _claim(node_id: int, labels: Set[str]) -> list[Chunk] | None:
 def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]]:
     """Mark as queued the first chunks of many nodes; these, and the nodes that may take more.
 
-    These have more waiting chunks, are held up, have a runner with MAX_PARALLEL, or are locked.
+    These have more waiting chunks, are held up, have a runner with a limit, or are locked.
     """
     free = nodes.lock_free(labels)
     in_flight: dict[int, list[InFlight]] = defaultdict(list)
@@ -218,7 +225,7 @@ def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]
     left = set(labels).difference(free)
     for node_id in free:
         is_held_up = any(kind.state == Chunk.State.PARKED for kind in in_flight[node_id])
-        if is_held_up or any(most_parallel(chunk.runner) for chunk in due[node_id]):
+        if is_held_up or any(bounds_of(chunk.runner) for chunk in due[node_id]):
             left.add(node_id)
             continue
         room = Room(in_flight[node_id], node_id, labels[node_id])

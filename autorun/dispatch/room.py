@@ -1,18 +1,21 @@
-"""The limits that a release keeps: the node's window, a batch's window, a runner's MAX_PARALLEL."""
+"""The limits that a release keeps: the node's window, a batch's window, those of a runner."""
 
 from collections import Counter
 from collections.abc import Iterable, Set
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from django.db.models import QuerySet
+from django.db.models import Count, QuerySet, Sum
 
 from autorun.conf import settings
-from autorun.declare import registry
+from autorun.dispatch.limiting import Bound, bounds_of, is_wanted_elsewhere, with_clocks
 from autorun.models import Chunk
 from autorun.state import pulses
 
 #: A runner's chunks in the broker beyond one for each running; a saved row waits behind them.
 SPARE_CHUNKS = 2
+#: A chunk goes out if its limit lets its first call start within so many seconds.
+AHEAD = 1.0
 
 
 class InFlight(NamedTuple):
@@ -34,8 +37,9 @@ class Room:
 
     A chunk larger than a window goes out when nothing else in that window is in flight.
 
-    A runner is *supplied* once its workers' next chunks are in the broker; then only its saved rows
-    go out. When all runners of the node are full or supplied, no waiting chunk is read.
+    A runner is *supplied* once its workers' next chunks are in the broker, or if the next share of
+    its limit is for a saved row of another node; then only its saved rows go out. When all runners
+    of the node are full or supplied, no waiting chunk is read.
     """
 
     def __init__(
@@ -50,9 +54,12 @@ class Room:
         self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
         self._chunks_of_runner: Counter[str] = Counter()
+        self._queued_runs: Counter[str] = Counter()  # by runner
         self._full_batches: set[int] = set()
         self._full_runners: set[str] = set()
         self._spare_of_runner: Counter[str] = Counter()
+        self._yielding_runners: set[str] = set()
+        self._wanted_elsewhere: set[Bound] = set()
         self._counted_elsewhere: set[str] = set()
         for _, state, runner, batch_id, window, chunks, runs in in_flight:
             if state == Chunk.State.PARKED:
@@ -75,24 +82,21 @@ class Room:
         return self.is_full() or (not is_saved and self._is_true_of_all(self._supplied()))
 
     def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
-        """The `chunks` whose batch and runner may take another one."""
+        """The `chunks` whose batch and runner may take another one, with their limits' times."""
         supplied = self._supplied()
         if self._is_true_of_all(supplied):
             chunks = chunks.filter(priority=Chunk.Priority.LIVE)
         else:
             chunks = chunks.exclude(runner__in=supplied, priority__lt=Chunk.Priority.LIVE)
-        return chunks.exclude(batch_id__in=self._full_batches).exclude(
-            runner__in=self._full_runners
-        )
+        chunks = chunks.exclude(batch_id__in=self._full_batches)
+        return with_clocks(chunks.exclude(runner__in=self._full_runners), self._bounds())
 
     def takes(self, chunk: Any) -> bool:
         """Whether `chunk` fits; if it does, it is counted."""
         if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
             return False
-        if chunk.runner not in self._counted_elsewhere and most_parallel(chunk.runner):
-            self._count_elsewhere(chunk.runner)
-            if chunk.runner in self._full_runners:
-                return False
+        if self._is_at_a_limit(chunk):
+            return False
         if self._is_supplied(chunk.runner) and chunk.priority < Chunk.Priority.LIVE:
             return False
         if self._runs and self._runs + chunk.size > settings.WINDOW:
@@ -105,35 +109,64 @@ class Room:
         self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size, is_queued=True)
         return True
 
+    def _is_at_a_limit(self, chunk: Any) -> bool:
+        bounds = bounds_of(chunk.runner)
+        if bounds and chunk.runner not in self._counted_elsewhere:
+            self._count_elsewhere(chunk.runner)
+        for bound in bounds:
+            queued = sum(self._queued_runs[label] for label in bound.labels)
+            # With nothing in flight, no chunk's end but a round of upkeep releases the next one.
+            ahead = AHEAD + (0 if self._in_flight(bound) else settings.UPKEEP_INTERVAL)
+            if bound.seconds_ahead(chunk, queued) > ahead:
+                self._full_runners |= bound.labels
+        return chunk.runner in self._full_runners
+
     def _count_elsewhere(self, label: str) -> None:
-        """Count the chunks of runners with MAX_PARALLEL that are in flight at other nodes.
+        """Count the chunks of runners with a limit that are in flight at other nodes.
 
         The lock keeps other processes that know the runner from releasing its chunks until the
         transaction ends. One order of locks prevents deadlocks between nodes that share runners.
         """
-        limited = {each for each in self._labels if most_parallel(each)}
-        if registry.find(label) is not None:
-            limited.add(label)
-        for each in sorted(limited - self._counted_elsewhere):
-            pulses.hold(pulses.name_for("parallel", each))
-        for each in {label, *limited} - self._counted_elsewhere:
-            elsewhere = Chunk.objects.in_flight().filter(runner=each).exclude(node=self._node_id)
-            self._chunks_of_runner[each] += elsewhere.count()
-            self._counted_elsewhere.add(each)
-            self._note_whether_full(each)
+        bounds = self._bounds(label)
+        for lock in sorted({bound.lock for bound in bounds if bound.is_locked}):
+            pulses.hold(lock)
+        limited = {each for bound in bounds if bound.is_counted for each in bound.labels}
+        if limited := limited - self._counted_elsewhere:
+            elsewhere = Chunk.objects.in_flight().filter(runner__in=limited)
+            kinds = elsewhere.exclude(node=self._node_id).order_by().values_list("runner", "state")
+            for runner, state, chunks, runs in kinds.annotate(
+                Count("pk"), n_runs=Sum(Chunk.runs_left())
+            ):
+                self._chunks_of_runner[runner] += chunks
+                self._queued_runs[runner] += runs if state == Chunk.State.QUEUED else 0
+        self._counted_elsewhere |= {label, *limited}
+        for bound in bounds:
+            if is_wanted_elsewhere(bound, self._node_id):
+                self._wanted_elsewhere.add(bound)
+            self._note_whether_full(bound)
 
-    def _note_whether_full(self, label: str) -> None:
-        if 0 < most_parallel(label) <= self._chunks_of_runner[label]:
-            self._full_runners.add(label)
+    def _note_whether_full(self, bound: Bound) -> None:
+        left = bound.parallel - self._in_flight(bound)
+        if bound.parallel and left <= 0:
+            self._full_runners |= bound.labels
+        if bound in self._wanted_elsewhere and left <= 1:
+            self._yielding_runners |= bound.labels
+
+    def _in_flight(self, bound: Bound) -> int:
+        return sum(self._chunks_of_runner[label] for label in bound.labels)
+
+    def _bounds(self, *labels: str) -> set[Bound]:
+        return {bound for label in {*self._labels, *labels} for bound in bounds_of(label)}
 
     def _is_true_of_all(self, labels: Set[str]) -> bool:
         return bool(self._labels) and self._labels <= labels
 
     def _supplied(self) -> set[str]:
-        return {label for label in self._spare_of_runner if self._is_supplied(label)}
+        known = {*self._spare_of_runner, *self._yielding_runners}
+        return {label for label in known if self._is_supplied(label)}
 
     def _is_supplied(self, label: str) -> bool:
-        return self._spare_of_runner[label] >= SPARE_CHUNKS
+        return label in self._yielding_runners or self._spare_of_runner[label] >= SPARE_CHUNKS
 
     def _add(
         self,
@@ -148,7 +181,9 @@ class Room:
         self._runs += runs
         self._spare_of_runner[runner] += chunks if is_queued else -chunks
         self._chunks_of_runner[runner] += chunks
-        self._note_whether_full(runner)
+        self._queued_runs[runner] += runs if is_queued else 0
+        for bound in bounds_of(runner):
+            self._note_whether_full(bound)
         if batch_id is not None and window:
             self._runs_of_batch[batch_id] += runs
             if self._runs_of_batch[batch_id] >= window:
@@ -156,14 +191,14 @@ class Room:
 
 
 def is_at_its_limit(label: str) -> bool:
-    """Whether MAX_PARALLEL chunks of the runner are in flight, at all nodes; until the commit."""
-    most = most_parallel(label)
-    if most:
-        pulses.hold(pulses.name_for("parallel", label))
-    return 0 < most <= Chunk.objects.in_flight().filter(runner=label).count()
+    """Whether chunks in flight, at all nodes, have reached a limit of the runner.
 
-
-def most_parallel(label: str) -> int:
-    """The runner's MAX_PARALLEL; 1 if this process does not know the runner, which may have one."""
-    runner = registry.find(label)
-    return 1 if runner is None else runner.MAX_PARALLEL
+    Nothing changes that until the transaction ends.
+    """
+    bounds = sorted((each for each in bounds_of(label) if each.parallel), key=attrgetter("lock"))
+    for bound in bounds:
+        pulses.hold(bound.lock)
+    in_flight = Chunk.objects.in_flight()
+    return any(
+        bound.parallel <= in_flight.filter(runner__in=bound.labels).count() for bound in bounds
+    )

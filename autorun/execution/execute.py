@@ -13,7 +13,7 @@ from autorun.declare import nodes, registry
 from autorun.declare.interruption import Interrupted, Termination
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import longest
-from autorun.dispatch.releasing import release, send
+from autorun.dispatch.releasing import release_after, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.announcements import chunk_failed
@@ -88,7 +88,7 @@ def _execute_one(chunk: Chunk) -> None:
     crash_point("start.leased")
     work_off(Work(lease, runner, analysis))
     with _guarded(runner, "releasing more"):
-        release(chunk.node_id)
+        release_after(chunk)
 
 
 def _requeue_or_park(chunk: Chunk, reason: str) -> None:

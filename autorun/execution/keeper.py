@@ -14,7 +14,7 @@ from billiard.process import current_process
 from django.db import DatabaseError, InterfaceError, connections
 
 from autorun.conf import settings
-from autorun.dispatch.releasing import release
+from autorun.dispatch.releasing import release_after
 from autorun.exceptions import LeaseLost, RunTimeout
 from autorun.execution.assignments import Assignment
 from autorun.execution.work import Work
@@ -119,9 +119,9 @@ class Keeper:
         return True
 
     def _release(self) -> None:
-        """Release the node's next chunks; upkeep does if the database is unreachable."""
+        """Release the next chunks; upkeep does if the database is unreachable."""
         try:
-            release(self.work.lease.chunk.node_id)
+            release_after(self.work.lease.chunk)
         except (DatabaseError, InterfaceError) as error:
             logger.warning("%s: nothing was released: %s", self._name(), error)
             connections[settings.DATABASE].close()

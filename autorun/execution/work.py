@@ -19,11 +19,13 @@ from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.interruption import Interrupted, Termination, time_limit
 from autorun.declare.runner import Runner
 from autorun.dispatch.holding import pause_after
+from autorun.dispatch.limiting import shared
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import ConfigurationError, LeaseLost
 from autorun.execution.assignments import Assignment, load_runs, superseded
 from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.builds import build_of
+from autorun.execution.pace import Pace
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, load
@@ -44,6 +46,8 @@ WRITE_EVERY = 1.0
 WRITE_BYTES = 4_000_000
 #: The number of chunks that the rest of a slow chunk is divided into, if its node is measured.
 PARTS_OF_REST = 8
+#: Seconds that a worker waits at most until the limit of a runner lets a run start.
+LONGEST_WAIT = 10.0
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
 _status_of = attrgetter("status")
@@ -92,6 +96,7 @@ class Work:
         self._is_abandoned = False
         self._is_in_doubt = False
         self._brake: Brake | None = None  # made when a run fails
+        self._pace = None if runner.LIMIT is None else Pace(shared(runner.LIMIT))
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
@@ -137,7 +142,7 @@ class Work:
         try:
             if self.lease.chunk.reason:
                 self._go_on_elsewhere()
-            while (assignment := self._next()) is not None:
+            while (assignment := self._next(termination)) is not None:
                 began = time.monotonic()
                 with probes.span("autorun.run") as span:
                     result = self._run(assignment, termination)
@@ -219,7 +224,30 @@ class Work:
 
     # For the working thread
 
-    def _next(self) -> Assignment | None:
+    def _wait_for_turn(self, pace: Pace, termination: Termination) -> None:
+        """Wait until the runner's limit lets the next run start; put the rest off if that is long.
+
+        Results do not wait to be recorded, and the keeper does not take the chunk for a slow one.
+        """
+        if not self._assignments:
+            pace.give_back()
+        elif (seconds := pace.take_turn(len(self._assignments))) > LONGEST_WAIT:
+            with self.lock:
+                self._results += [
+                    Result.moved(each.run, again_in=seconds) for each in self._assignments
+                ]
+                self._assignments.clear()
+        elif seconds:
+            if seconds >= WRITE_EVERY and self._results:
+                self._write(is_last=False)
+                self.announce()
+            self.began_at += seconds
+            with termination.raised():
+                time.sleep(seconds)
+
+    def _next(self, termination: Termination) -> Assignment | None:
+        if self._pace is not None:
+            self._wait_for_turn(self._pace, termination)
         with self.lock:
             if self._is_abandoned:
                 raise self._abandoned()

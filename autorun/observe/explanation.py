@@ -18,6 +18,7 @@ from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.held_up import held_up
+from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.rows import Row, load
 from autorun.state.keys import Key, concrete, key_kind
 from autorun.state.words import counted, moment
@@ -164,6 +165,9 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
             return "waiting", f"Held up until {until}: {found.reason.rstrip('.')}"
     if not_before is not None:
         return "retrying", f"Waiting until {moment(not_before)}"
+    if runner.LIMIT is not None:
+        (limit,) = limits_in_use([runner.LIMIT])
+        return "waiting", f"Waiting for the limit {limit}"
     return "waiting", f"Planned, and waiting until fewer runs of {_title(runner)} are in flight"
 
 

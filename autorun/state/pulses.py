@@ -9,11 +9,34 @@ from django.db.models import Expression, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Pulse
-from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
+from autorun.state.sql import table
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8
+#: By vendor: a time and `%s` seconds, the later of two times, what to do with a row that
+#: is there, and the seconds from now to the time of a row.
+_MOVING_ON = {
+    "postgresql": (
+        "{} + %s * INTERVAL '1 second'",
+        "GREATEST({}, {})",
+        "ON CONFLICT (name) DO UPDATE SET",
+        "EXTRACT(EPOCH FROM beat_at - CLOCK_TIMESTAMP())",
+    ),
+    "mysql": (
+        "{} + INTERVAL %s SECOND",
+        "GREATEST({}, {})",
+        "ON DUPLICATE KEY UPDATE",
+        "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), beat_at) / 1e6",
+    ),
+    "sqlite": (
+        "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', {}, %s || ' seconds')",
+        "MAX({}, {})",
+        "ON CONFLICT (name) DO UPDATE SET",
+        "(JULIANDAY(beat_at) - JULIANDAY('NOW')) * 86400.0",
+    ),
+}
 
 
 def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
@@ -92,6 +115,31 @@ def take_note(name: str) -> bool:
 
 def note(name: str, beat_at: dt.datetime | Expression) -> None:
     Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})
+
+
+def move_on(name: str, seconds: float) -> float:
+    """Move the time that was noted on by `seconds`, from itself or from now if that is later.
+
+    Returns the seconds from now to that time. One statement.
+    """
+    connection = connections[settings.DATABASE]
+    later, latest, if_there, seconds_to = _MOVING_ON[connection.vendor]
+    pulse, now = table(Pulse, connection), NOW_SQL[connection.vendor]
+    moved = later.format(latest.format(f"{pulse}.beat_at", now))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {pulse} (name, beat_at) VALUES (%s, {later.format(now)}) "
+            f"{if_there} beat_at = {moved} RETURNING {seconds_to}",
+            [name, seconds, seconds],
+        )
+        return float(cursor.fetchall()[0][0])
+
+
+def note_at_least(name: str, beat_at: Expression) -> None:
+    """Note a time unless a later one has been noted."""
+    noted = Pulse.objects.filter(name=name)
+    if not noted.filter(beat_at__lt=beat_at).update(beat_at=beat_at) and not noted.exists():
+        note(name, beat_at)
 
 
 def is_ahead(name: str) -> bool:

@@ -22,6 +22,7 @@ from autorun.models import Node
 from autorun.observe.activity import stuck_nodes
 from autorun.observe.glance import at_a_glance
 from autorun.observe.held_up import HeldUp, held_up
+from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress
 from autorun.state.words import ago, duration, schedule, short_number
@@ -58,6 +59,7 @@ class RunnerState:
     paused_at: dt.datetime | None = None
     run_seconds: float | None = None
     held_up: list[HeldUp] = field(default_factory=list)
+    limit: str | None = None
     error: str = ""
     node: Node | None = None
 
@@ -126,6 +128,8 @@ class Status(Subcommand):
             )
             return
         self.terminal.console.print(drawn(states, self.terminal), soft_wrap=True)
+        for limit in limits_in_use({each.limit for each in states if each.limit}):
+            self.terminal.say(str(limit))
         if any(state.progress.failed for state in states):
             self.terminal.hint("Why runs failed: manage.py autorun failures")
         if any(state.held_up for state in states):
@@ -181,6 +185,7 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
             paused_at=node.paused_at,
             run_seconds=node.run_seconds,
             held_up=held_up(runner.label),
+            limit=runner.LIMIT,
         )
     except AutorunError as error:
         return replace(known, error=str(error))

@@ -10,6 +10,8 @@ from typing import Any
 from celery.schedules import crontab
 from django.utils.module_loading import import_string
 
+from autorun.limits import Limit
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -91,6 +93,7 @@ OPTION_VALUES: Mapping[str, Expectation] = {
         "a number of 0 or more", lambda value: is_number(value) and value >= 0, "10"
     ),
     "MAX_PARALLEL": integer(0, example=4),
+    "LIMIT": text(example="openai") | NONE,
     "BATCH_SIZE": integer(1, example=50) | NONE,
     "TIMEOUT": positive(example=600) | NONE,
     "QUEUE": text(example="scans") | NONE,
@@ -99,9 +102,19 @@ OPTION_VALUES: Mapping[str, Expectation] = {
     "SCHEDULE": SCHEDULE,
     "FILTER_QUERYSET_START": text(longest=1000, example="Filtering scans..."),
 }
+LIMITS = Expectation(
+    "a dict of an autorun.limits.Limit for each name",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) and name for name in value)
+        and all(isinstance(limit, Limit) for limit in value.values())
+    ),
+    '{"openai": Limit(parallel=20, rate="3000/m")}',
+)
 SETTINGS: Mapping[str, Expectation] = {
     "SCHEDULE": SCHEDULE,
     "WINDOW": integer(1, example=1000),
+    "LIMITS": LIMITS,
     "LEASE": positive(example=60),
     "HEARTBEAT": positive(example=15),
     "TIMEOUT": positive(example=600) | NONE,

@@ -7,6 +7,7 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Q
 
+from autorun.conf import settings
 from autorun.declare.runner import BY_SETTING, Runner
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES, advice
@@ -15,7 +16,7 @@ from autorun.state.words import meant
 
 
 def check_values(runner: Runner) -> Iterator[CheckMessage]:
-    """E014-E017: values of the runner's options."""
+    """E014-E017, E024: values of the runner's options."""
     for name, expected in OPTION_VALUES.items():
         value = getattr(runner, name)
         if value is not BY_SETTING and not expected.holds(value):
@@ -23,10 +24,25 @@ def check_values(runner: Runner) -> Iterator[CheckMessage]:
                 f"{name} is {shown(value)}. It must be {expected.words}.",
                 f"Edit {place(runner)}: {advice(name, expected, value)}",
             )
+    yield from _limit(runner)
     model = model_of(runner)
     if model is not None:
         yield from _input_fields(runner, model)
         yield from _queries(runner, model)
+
+
+def _limit(runner: Runner) -> Iterator[CheckMessage]:
+    limits: Any = settings.LIMITS
+    name: Any = runner.LIMIT
+    if not name or not isinstance(name, str) or not isinstance(limits, Mapping) or name in limits:
+        return
+    close = meant(name, limits)
+    question = f" Did you mean {close!r}?" if close else ""
+    yield error(runner, "E024")(
+        f"LIMIT is {name!r}, and AUTORUN['LIMITS'] has no such limit.{question}",
+        f'Edit {place(runner)}, or the settings: AUTORUN = {{"LIMITS": {{"{name}": '
+        "Limit(parallel=20)}}, with `from autorun.limits import Limit`.",
+    )
 
 
 def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
