@@ -16,7 +16,7 @@ class AutorunConfig(AppConfig):
         from autorun.declare import nodes, registry
         from autorun.observe import checks
         from autorun.state import documents, sockets, waits
-        from autorun.triggers import delivery, on_save, on_schedule
+        from autorun.triggers import delivery, installing, on_save, on_schedule
         from autorun.upkeep import workers
 
         checks.connect()
@@ -27,6 +27,7 @@ class AutorunConfig(AppConfig):
         on_save.connect()
         delivery.connect()
         on_schedule.connect()
+        installing.connect()
         workers.connect(tasks.make_round)
         sockets.connect()
         for signal in (post_migrate, connection_created):

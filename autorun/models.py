@@ -1,4 +1,4 @@
-"""Autorun's tables: five of one idea each, two of what made results, and two for upkeep.
+"""Autorun's tables: five of one idea each, two of what made results, and four for upkeep.
 
 `Run` is the hot one: it is written twice in a run's life, once when planned and once when
 finished. Its `Chunk` keeps everything about being queued and running.
@@ -78,6 +78,7 @@ class Batch(models.Model):
         BACKFILL = "backfill"
         CODE = "code"
         RELATED = "related"
+        WRITE = "write"
 
     State: TypeAlias = BatchState
 
@@ -152,6 +153,7 @@ class Chunk(models.Model):
         BACKFILL = 0
         SWEEP = 10
         RELATED = 15
+        WRITE = 16
         LIVE = 20
 
     id = models.BigIntegerField(primary_key=True, default=new_chunk_id)
@@ -383,6 +385,52 @@ class SpilledTrigger(models.Model):
 
     def __str__(self) -> str:
         return f"{len(self.keys)} saved {self.model_label} rows"
+
+
+class Written(models.Model):
+    """A row that was written, as a trigger in the database noted it; upkeep has it planned.
+
+    Its id tells nothing about the order of commits: a transaction that began early may end late.
+    """
+
+    class Operation(models.TextChoices):
+        INSERT = "i"
+        UPDATE = "u"
+        DELETE = "d"
+        TRUNCATE = "t"
+
+    source = models.CharField(max_length=255, help_text="The model of the table, in lower case.")
+    operation = models.CharField(max_length=1, choices=Operation)
+    object_id = models.BigIntegerField(db_default=0)
+    object_key = ObjectKeyField(max_length=255, blank=True, db_default="")
+    written_at = models.DateTimeField(db_default=DatabaseNow())
+
+    objects = StateManager()
+
+    class Meta:
+        base_manager_name = "objects"
+        verbose_name_plural = "written rows"
+
+    def __str__(self) -> str:
+        return f"{self.get_operation_display()} of {self.object_key or self.object_id}"
+
+
+class BatchRow(models.Model):
+    """A row that a batch is about, until it is planned; `is_deleted` if it was deleted."""
+
+    pk = models.CompositePrimaryKey("batch_id", "is_deleted", "object_id", "object_key")
+    batch_id = models.BigIntegerField()
+    is_deleted = models.BooleanField(db_default=False)
+    object_id = models.BigIntegerField(db_default=0)
+    object_key = ObjectKeyField(max_length=255, blank=True, db_default="")
+
+    objects = StateManager()
+
+    class Meta:
+        base_manager_name = "objects"
+
+    def __str__(self) -> str:
+        return f"{self.object_key or self.object_id} of batch {self.batch_id}"
 
 
 class Pulse(models.Model):

@@ -41,6 +41,8 @@ from autorun.state.exception_text import name_exception
 from autorun.state.words import counted
 from autorun.triggers import delivery, on_save
 from autorun.upkeep.draining import hand_out_spilled
+from autorun.upkeep.rounds import hand_on_batches
+from autorun.upkeep.writes import hand_out_written
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str
 
@@ -77,6 +79,8 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
         if saved:
             _submit_uncommitted()
         for done in range(rounds + 1):
+            if hand_out_written():
+                hand_on_batches()
             hand_out_spilled()
             # Chunks are executed below, in the order of their priority, as workers do.
             inbox.execute(without=EXECUTE)

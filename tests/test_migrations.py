@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 
 import pytest
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import StateApps
 
-from autorun.models import Run, SpilledTrigger
+from autorun.models import Batch, Run, SpilledTrigger
+from autorun.triggers import installing
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0007_facts"
+NEWEST = "0008_written_rows"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -64,3 +66,32 @@ def test_runs_of_before_and_of_old_workers_have_no_facts(before_facts: StateApps
 
     assert Run.objects.filter(seconds=None, build=None).count() == 2
     assert not Run.objects.slowest().exists()
+
+
+@pytest.fixture
+def before_notes() -> Iterator[StateApps]:
+    """The tables of before triggers noted written rows."""
+    yield migrate("0007_facts")
+    migrate(NEWEST)
+    assert installing.remove() == []
+
+
+def test_an_upgrade_keeps_batches_and_allows_triggers(before_notes: StateApps):
+    content_type = ContentType.objects.get_for_model(Document)
+    node = before_notes.get_model("autorun", "Node").objects.create(
+        title="Echo", version="1.0", content_type_id=content_type.pk, digest="d"
+    )
+    batches = before_notes.get_model("autorun", "Batch").objects
+    batches.create(runner="tests.EchoRunner", node=node, trigger="sweep")
+
+    with installed(declare(ON_WRITE=True)):
+        # Nothing to write notes to.
+        installing.connect()
+        migrate("0007_facts")
+        migrate(NEWEST)
+        assert installing.install() == []
+        assert [each.state for each in installing.statuses()] == ["installed"]
+    # By a worker of the old code.
+    batches.create(runner="tests.EchoRunner", node=node, trigger="backfill")
+
+    assert set(Batch.objects.values_list("trigger", flat=True)) == {"sweep", "backfill"}

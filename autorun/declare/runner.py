@@ -58,6 +58,8 @@ class Runner:
     FILTERS: ClassVar[Mapping[str, Q | Callable[[QuerySet[Any]], QuerySet[Any]]] | None] = None
     #: Whether a row is planned as soon as it is saved.
     ON_SAVE: ClassVar[bool] = True
+    #: Whether triggers in the database note every row that is written, by any program.
+    ON_WRITE: ClassVar[bool] = False
     #: When everything is swept; None for never.
     SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
     #: Runners (classes or labels) that must have succeeded on a row first.

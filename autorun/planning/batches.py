@@ -45,8 +45,9 @@ def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     )
     batch.is_given = bool(batch.scope.get("given"))
     beyond = ("given", "beyond_base", "source")
-    is_related = trigger == Batch.Trigger.RELATED
-    batch.is_beyond_base = not is_related and any(batch.scope.get(name) for name in beyond)
+    is_beyond = any(batch.scope.get(name) for name in beyond)
+    of_own = (Batch.Trigger.RELATED, Batch.Trigger.WRITE)
+    batch.is_beyond_base = is_beyond and trigger not in of_own
     batch.expires_at = planning_ends_at()
     batch.save(force_insert=True, using=settings.DATABASE)
     return batch

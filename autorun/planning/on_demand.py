@@ -13,7 +13,7 @@ from autorun.declare.nodes import configuration_of, node_of, nodes_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import batches
+from autorun.planning import batches, written
 from autorun.planning.outcome import Outcome
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
@@ -125,9 +125,12 @@ def go_on(batch: Batch) -> Batch:
             return batch
         runner = registry.get(batch.runner)
         _require_node(runner, batch)
+        written.retire_deleted(runner, batch)
         queryset = scope.queryset(runner)
         rows = eligible(runner, queryset, log_level=logging.DEBUG)
-        pass_ = Pass(runner, rows, is_given=queryset is not None, selection=scope.selection)
+        among = queryset if batch.trigger == Batch.Trigger.WRITE else None
+        is_given = queryset is not None
+        pass_ = Pass(runner, rows, is_given=is_given, selection=scope.selection, among=among)
     except NotRegistered as missing:
         if not isinstance(missing, RowsGone) and batches.put_off(batch):
             logger.info("%s: %s is left to another worker: %s", batch.runner, batch, missing)
@@ -137,7 +140,9 @@ def go_on(batch: Batch) -> Batch:
     except Exception as error:
         batches.break_off(batch, error)
         raise
-    return pass_.executed(batch)
+    batch = pass_.executed(batch)
+    written.drop_rows(batch)
+    return batch
 
 
 def adopt(runner: Runner, queryset: QuerySet[Any] | None) -> int:

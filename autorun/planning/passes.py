@@ -45,8 +45,10 @@ class Pass:
         is_given: bool = False,
         selection: Selection = PENDING,
         counts_undone: bool = False,
+        among: QuerySet[Any] | None = None,
     ) -> None:
         self.runner = runner
+        self.among = among
         self.rows = rows
         self.is_given = is_given
         self.selection = selection
@@ -175,6 +177,7 @@ class Pass:
             after=batch.cursor,
             up_to=batch.upper_bound,
             deaths=max(batch.tries - 1, 0),
+            among=self.among,
         )
 
     def _planner(self, batch: Batch) -> Planner:

@@ -169,7 +169,7 @@ class Planner:
         that processes die of always fails, so that no pass prepares it again.
         """
         first_chunk = new_chunk_id()
-        is_live = self.priority == Chunk.Priority.LIVE
+        is_live = self.batch is None and self.priority >= Chunk.Priority.WRITE
         is_lethal = any(isinstance(row.error, WorkerLost) for row in rows)
         selection = PENDING if is_live or is_lethal else SELECTIONS["missing"]
         failing = replace(self, status=Run.Status.FAILED, selection=selection)

@@ -7,7 +7,7 @@ result, and a new row with the same key is not given its outputs.
 import datetime as dt
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,31 @@ def retire(
     return _retire_all(planned, kind, _keys_of(runners[0], keys))
 
 
+def retire_noted(runner: Runner, keys: Collection[Any], *, deleted_at: dt.datetime) -> int:
+    """Retire the runs of rows whose deletion a trigger noted at that time; how many runs.
+
+    If a row has the same key now, runs that were planned since are its own.
+    """
+    found = _keys_of(runner, keys)
+    gone = _without_row(runner, found)
+    anew = set(found).difference(gone)
+    retired = retire([runner], gone, using=settings.DATABASE, deleted_at=deleted_at)
+    before = deleted_at - TOLERANCE
+    return retired + retire([runner], list(anew), using=settings.DATABASE, deleted_at=before)
+
+
+def retire_all(runner: Runner, *, deleted_at: dt.datetime) -> int:
+    """Retire the runs of all rows that were there at that time, when the table was emptied."""
+    kind = key_kind(runner.get_model())
+    planned = _runs_over(runner).filter(chunk_id__lt=first_chunk_id_at(deleted_at))
+    retired = 0
+    for node_id in nodes_over(runner.get_model()).values_list("pk", flat=True):
+        current = Run.objects.current().of(node_id).of_rows(kind)
+        for window in _windows(current, kind, PYTHON_WINDOW):
+            retired += _retire_all(planned, kind, list(window.values_list(kind.column, flat=True)))
+    return retired
+
+
 def retire_missing(runner: Runner, keys: Sequence[Key] | None = None) -> int:
     """Retire the runs of rows that no longer exist, of `keys` or of all; how many runs.
 
@@ -62,19 +87,24 @@ def retire_missing(runner: Runner, keys: Sequence[Key] | None = None) -> int:
     runs = _runs_over(runner)
     if keys is not None:
         return _retire_all(runs, kind, _without_row(runner, keys))
-    in_order = Run.objects.current().of(node_of(runner)).of_rows(kind).order_by(kind.column)
-    size = DATABASE_WINDOW if _is_joined(runner) else PYTHON_WINDOW
-    left, retired = in_order, 0
-    while True:
-        last = left.values_list(kind.column, flat=True)[size - 1 : size].first()
-        window = left if last is None else left.filter(**{f"{kind.column}__lte": last})
+    current = Run.objects.current().of(node_of(runner)).of_rows(kind)
+    retired = 0
+    for window in _windows(current, kind, DATABASE_WINDOW if _is_joined(runner) else PYTHON_WINDOW):
         retired += _retire_all(runs, kind, _missing(runner, window))
-        if last is None:
-            break
-        left = in_order.filter(**{f"{kind.column}__gt": last})
     if retired:
         logger.info("%s: retired %d runs of deleted rows.", runner.label, retired)
     return retired
+
+
+def _windows(runs: RunQuerySet[Run], kind: KeyKind, size: int) -> Iterator[RunQuerySet[Run]]:
+    """`runs` in the order of their keys, `size` keys at a time."""
+    left = in_order = runs.order_by(kind.column)
+    while True:
+        last = left.values_list(kind.column, flat=True)[size - 1 : size].first()
+        yield left if last is None else left.filter(**{f"{kind.column}__lte": last})
+        if last is None:
+            return
+        left = in_order.filter(**{f"{kind.column}__gt": last})
 
 
 def _runs_over(runner: Runner) -> RunQuerySet[Run]:

@@ -47,12 +47,14 @@ class Window:
     """Some rows of a queryset. The next window begins after `last_key`, '' in the last one.
 
     If the database plans it, its rows have keys in (after, up_to] of `bounds`; None for all rows.
+    `among` are the rows from which windows are cut, if they are not all rows of the model.
     """
 
     candidates: Candidates | None
     last_key: str
     unprepared: tuple[Row, ...] = ()
     bounds: tuple[str, str] | None = None
+    among: QuerySet[Any] | None = None
 
 
 def windows(
@@ -63,15 +65,17 @@ def windows(
     after: str = "",
     up_to: str = "",
     deaths: int = 0,
+    among: QuerySet[Any] | None = None,
 ) -> Iterator[Window]:
     """The rows of an eligible `queryset` with keys in (after, up_to], in the order of their keys.
 
-    An empty `after` or `up_to` does not bound them. After so many `deaths` of processes that began
-    there, each row is prepared alone, and the first one fails if it has had enough.
+    Windows that the database plans are cut from `among`, or from all rows of the model. An empty
+    `after` or `up_to` does not bound them. After so many `deaths` of processes that began there,
+    each row is prepared alone, and the first one fails if it has had enough.
     """
     bounds = {"after": after, "up_to": up_to}
     if planned_by_database(runner):
-        return _database_windows(runner, queryset, node_id=node_id, **bounds)
+        return _database_windows(runner, queryset, node_id=node_id, among=among, **bounds)
     rows = without_lethal(runner, queryset)
     return _python_windows(runner, rows, node_id=node_id, **bounds, deaths=deaths)
 
@@ -135,7 +139,8 @@ def _work_in_halves(
 
     node_id, kind = node_id_of(runner), key_kind(runner.get_model())
     # Of all rows: the filter may be what the database refuses.
-    rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
+    among = every_row(runner) if window.among is None else window.among
+    rows = _between(kind, among, after=after, up_to=up_to).order_by("pk")
     every_key = list(kind.values(rows))
     halving = Halving(
         every_key,
@@ -173,18 +178,25 @@ def last_key(runner: Runner) -> str:
 
 
 def _database_windows(
-    runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str
+    runner: Runner,
+    queryset: QuerySet[Any],
+    *,
+    node_id: int,
+    after: str,
+    up_to: str,
+    among: QuerySet[Any] | None,
 ) -> Iterator[Window]:
     kind = key_kind(runner.get_model())
+    cut = every_row(runner) if among is None else among
     reached = False
     while not reached:
-        end = _end_of_window(runner, kind, after=after, up_to=up_to)
+        end = _end_of_window(kind, cut, after=after, up_to=up_to)
         reached = not end
         last = end or up_to
         bounded = _between(kind, queryset, after=after, up_to=last)
         bounds = {"above": _key(kind, after), "up_to": _key(kind, last)}
         candidates = candidates_in(runner, bounded, node_id=node_id, **bounds)
-        yield Window(candidates, end, bounds=(after, last))
+        yield Window(candidates, end, bounds=(after, last), among=among)
         after = end
 
 
@@ -269,9 +281,9 @@ def _longest_check(runner: Runner) -> float:
     return most if timeout is None else min(timeout, most)
 
 
-def _end_of_window(runner: Runner, kind: KeyKind, *, after: str, up_to: str) -> str:
+def _end_of_window(kind: KeyKind, among: QuerySet[Any], *, after: str, up_to: str) -> str:
     """The last key of a full window; '' if fewer rows are left."""
-    rows = _between(kind, every_row(runner), after=after, up_to=up_to).order_by("pk")
+    rows = _between(kind, among, after=after, up_to=up_to).order_by("pk")
     found = list(kind.values(rows)[DATABASE_WINDOW - 1 : DATABASE_WINDOW])
     return str(found[0]) if found else ""
 

@@ -65,6 +65,11 @@ class KeyKind:
             return reference("pk")
         return KeyText(reference("pk"), TextField())
 
+    def stored(self, named: models.QuerySet[Any]) -> Any:
+        """The primary keys that rows of autorun's name, as a subquery for `pk__in`."""
+        column = F("object_id") if self.is_integer else Cast("object_key", self.field)
+        return named.order_by().annotate(_autorun_pk=column).values("_autorun_pk")
+
     def values(self, queryset: models.QuerySet[Any]) -> models.QuerySet[Any, Key]:
         keyed: Any = queryset.annotate(_autorun_key=self.expression())
         keys: models.QuerySet[Any, Key] = keyed.values_list("_autorun_key", flat=True)
@@ -128,11 +133,15 @@ def concrete(model: type[models.Model]) -> type[models.Model]:
     return model._meta.concrete_model or model
 
 
-def _key_kind(model: type[models.Model]) -> KeyKind:
-    field: Any = model._meta.pk
+def kind_of(field: Any) -> KeyKind:
+    """How values of `field`, which may be a foreign key, are stored as keys."""
     while field.remote_field is not None:
         field = field.target_field
     return KeyKind(field)
+
+
+def _key_kind(model: type[models.Model]) -> KeyKind:
+    return kind_of(model._meta.pk)
 
 
 #: How the rows of a model are named: found once for each model.

@@ -24,7 +24,8 @@ class Origin:
 
 _SAVED = Q(batch=None, priority=Chunk.Priority.LIVE)
 _RELATED = Q(batch=None, priority=Chunk.Priority.RELATED)
-_NOT_SAVED = Q(batch=None) & ~Q(priority__in=(Chunk.Priority.LIVE, Chunk.Priority.RELATED))
+_WRITTEN = Q(batch=None, priority=Chunk.Priority.WRITE)
+_DEPENDENT = Q(batch=None, priority__lt=Chunk.Priority.RELATED)
 #: Runs that were adopted or ignored were never sent.
 _SENT = ~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)
 
@@ -41,6 +42,12 @@ class _Origins(dict[str, Origin]):
 ORIGINS: Mapping[str, Origin] = _Origins(
     {
         "save": Origin("save", Chunk.Priority.LIVE, "The row was saved.", _SAVED),
+        "write": Origin(
+            "write",
+            Chunk.Priority.WRITE,
+            "The row, or one that it reads, was written in the database.",
+            Q(batch__trigger=Batch.Trigger.WRITE) | _WRITTEN,
+        ),
         "sweep": Origin(
             "sweep",
             Chunk.Priority.SWEEP,
@@ -69,7 +76,7 @@ ORIGINS: Mapping[str, Origin] = _Origins(
             "dependency",
             Chunk.Priority.BACKFILL,
             "The runner depends on {upstream}, which had a new success on the row.",
-            _NOT_SAVED & _SENT,
+            _DEPENDENT & _SENT,
         ),
     }
 )
@@ -86,6 +93,8 @@ def origin_of(chunk: Chunk) -> str:
         return "save"
     if chunk.priority == Chunk.Priority.RELATED:
         return "related"
+    if chunk.priority == Chunk.Priority.WRITE:
+        return "write"
     is_sent = chunk.state != Chunk.State.FINISHED or chunk.published_at is not None
     return "dependency" if is_sent else ""
 

@@ -46,6 +46,8 @@ POINTS = {
     "rescue.recorded": "rescued runs are in new chunks; these are not released",
     "drain.leased": "saved rows from the database are leased; their message is not sent",
     "drain.planned": "saved rows from the database are planned, and still in it",
+    "writes.copied": "notes of written rows are copied for a batch or upkeep; they are still there",
+    "writes.taken": "a portion of the notes has become rows of a batch; more may follow",
     "upkeep.counted": "messages are counted as sent again; they are not sent",
     "cancel.batch": "a batch is cancelled; its chunks are not",
     "cancel.runs": "runs of a chunk are cancelled; earlier results are not current again",

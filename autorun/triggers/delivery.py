@@ -43,6 +43,8 @@ DRAIN = "autorun.drain"
 DELETED = "deleted:"
 #: Begins the label of rows that are named by a related one.
 RELATED = "related:"
+#: Begins the label of rows that triggers in the database have noted.
+WRITTEN = "written:"
 KEYS_PER_MESSAGE = 1_000
 
 CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database

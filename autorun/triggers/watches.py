@@ -29,7 +29,7 @@ def of_saved(model: type[Model]) -> tuple[Watch, ...]:
     if model._meta.apps is not apps:  # a data migration's model, of which there are many
         return ()
     fields = {
-        label: _shared_key(runners[0].get_model(), model)
+        label: shared_key(runners[0].get_model(), model)
         for label, runners in delivery.subscriptions().items()
     }
     own = (Watch(label, attrgetter(field.attname)) for label, field in fields.items() if field)
@@ -74,7 +74,7 @@ def _of_related(model: type[Model], *, is_deleted: bool) -> Iterator[Watch]:
 
 def _attribute(source: Related, model: type[Model]) -> str | None:
     if source.attname == PK:
-        field = _shared_key(source.model, model)
+        field = shared_key(source.model, model)
         return field.attname if field else None
     is_child = issubclass(concrete(model), concrete(source.model))
     return source.attname if is_child else None
@@ -85,7 +85,7 @@ def _loaded(attname: str) -> Callable[[Any], Any]:
     return lambda instance: vars(instance).get(attname)
 
 
-def _shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | None:
+def shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | None:
     """The field of `saved` that holds the primary key of its row of `model`; None without one.
 
     A child of multi-table inheritance has a row of each of its parents; a parent may have one of

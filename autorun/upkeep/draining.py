@@ -18,10 +18,10 @@ from autorun.declare import registry
 from autorun.declare.interruption import Interrupted, Termination
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish, urgent_priority
-from autorun.models import SpilledTrigger
+from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
 from autorun.planning.related import plan_related
-from autorun.planning.retiring import retire
+from autorun.planning.retiring import retire, retire_noted
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
@@ -190,13 +190,18 @@ def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
         return
     elif first.model_label.startswith(delivery.DELETED):
         latest = max(each.created_at for each in some)
-        retire(runners, keys, using=first.model_label.split(":")[1], deleted_at=latest)
+        if first.runner:
+            retire_noted(runners[0], keys, deleted_at=latest)
+        else:
+            retire(runners, keys, using=first.model_label.split(":")[1], deleted_at=latest)
     if first.tries and len(keys) * len(runners) > 1:
         _divide(first, runners)
     elif first.tries >= MOST_DEATHS and runners:
         fail_lethal(runners[0], *keys, deaths=first.tries)
     elif first.runner and runners:
-        plan_keys(runners[0], keys)
+        is_noted = first.model_label.startswith((delivery.DELETED, delivery.WRITTEN))
+        priority = Chunk.Priority.WRITE if is_noted else Chunk.Priority.LIVE
+        plan_keys(runners[0], keys, priority=priority)
     else:
         plan_for_all(runners, keys)
 

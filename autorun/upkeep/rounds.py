@@ -16,7 +16,7 @@ from autorun.dispatch.publishing import publish
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, send
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk
-from autorun.planning import batches
+from autorun.planning import batches, written
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.probes import crash_point
 from autorun.state.pulses import end_lease, give_back_turn, take_lease, take_turn
@@ -27,6 +27,7 @@ from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.draining import hand_out_spilled
 from autorun.upkeep.folding import fold_everywhere
 from autorun.upkeep.rescue import rescue_expired
+from autorun.upkeep.writes import drop_unknown, hand_out_written
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "released": release_everywhere,
         "sent_again": send_again,
         "corrected": _now_and_then("schedules", CORRECT_EVERY, on_schedule.correct_times),
+        "noted": hand_out_written,
         "taken_over": hand_on_batches,
         "finished": finish_batches,
         "cancelled": cancel_batches,
@@ -159,6 +161,8 @@ def _now_and_then(turn: str, every: float, step: Callable[[], int]) -> Callable[
 
 
 def _prune() -> int:
+    drop_unknown()
+    written.drop_left_over()
     pruned = pruning.prune(at_most=pruning.MOST_RUNS)
     if pruned >= pruning.MOST_RUNS:
         give_back_turn("prune")  # there is more, for the next round

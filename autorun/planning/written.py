@@ -1,0 +1,93 @@
+"""Batches of rows that triggers have noted: their rows, and the runs of those that were deleted."""
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.db import models
+from django.db.models import Q
+
+from autorun.conf import settings
+from autorun.declare import hooks
+from autorun.declare.runner import Runner
+from autorun.models import Batch, BatchRow
+from autorun.planning import retiring
+from autorun.planning.scope import SOURCES
+from autorun.state.keys import Key, key_kind
+
+KIND = "written"
+#: Keys of deleted rows that are read at once.
+KEYS_AT_ONCE = 2_000
+#: Rows of a batch that one statement deletes.
+DELETED_AT_ONCE = 50_000
+
+
+def source(batch: Batch, *, deleted_at: dt.datetime | None, is_truncated: bool) -> dict[str, Any]:
+    """The source of the batch's scope; `deleted_at` is the time of the last deletion."""
+    return {
+        "kind": KIND,
+        "words": "written in the database",
+        "batch": batch.pk,
+        "deleted_at": None if deleted_at is None else deleted_at.timestamp(),
+        "is_truncated": is_truncated,
+    }
+
+
+def retire_deleted(runner: Runner, batch: Batch) -> None:
+    """Retire the runs of the batch's deleted rows; a row with such a key now is a new one."""
+    given: Mapping[str, Any] = batch.scope.get("source") or {}
+    if given.get("kind") != KIND:
+        return
+    deleted_at = batch.created_at
+    if given["deleted_at"] is not None:
+        deleted_at = dt.datetime.fromtimestamp(given["deleted_at"], tz=dt.UTC)
+    if given["is_truncated"]:
+        retiring.retire_all(runner, deleted_at=deleted_at)
+    for keys in _deleted(runner, batch):
+        retiring.retire_noted(runner, keys, deleted_at=deleted_at)
+
+
+def drop_rows(batch: Batch) -> None:
+    """Delete the rows of a batch of written rows, unless it is still to be planned."""
+    if batch.trigger == Batch.Trigger.WRITE:
+        _drop_rows(batch.pk)
+
+
+def drop_left_over() -> None:
+    """Delete the rows of batches that have ended, or whose process died before it did so."""
+    rows = BatchRow.objects.order_by("batch_id").values_list("batch_id", flat=True)
+    batch_id = rows.first()
+    while batch_id is not None:
+        _drop_rows(batch_id)
+        batch_id = rows.filter(batch_id__gt=batch_id).first()
+
+
+def _drop_rows(batch_id: int) -> None:
+    if Batch.objects.unfinished().filter(pk=batch_id, planned_at=None).exists():
+        return
+    for is_deleted in (False, True):
+        rows = BatchRow.objects.filter(batch_id=batch_id, is_deleted=is_deleted)
+        in_order = rows.order_by("object_id", "object_key").values_list("object_id", "object_key")
+        while last := in_order[DELETED_AT_ONCE - 1 : DELETED_AT_ONCE].first():
+            same = Q(object_id=last[0], object_key__lte=last[1])
+            rows.filter(Q(object_id__lt=last[0]) | same)._raw_delete(settings.DATABASE)
+        rows._raw_delete(settings.DATABASE)
+
+
+def _deleted(runner: Runner, batch: Batch) -> Iterator[list[Key]]:
+    column = key_kind(runner.get_model()).column
+    rows = BatchRow.objects.filter(batch_id=batch.pk, is_deleted=True).order_by(column)
+    keys = rows.values_list(column, flat=True)
+    found: list[Key] = list(keys[:KEYS_AT_ONCE])
+    while found:
+        yield found
+        found = list(keys.filter(**{f"{column}__gt": found[-1]})[:KEYS_AT_ONCE])
+
+
+def _rows(runner: Runner, given: Mapping[str, Any]) -> models.QuerySet[Any]:
+    kind = key_kind(runner.get_model())
+    rows = BatchRow.objects.filter(batch_id=given["batch"])
+    return hooks.base_queryset(runner).filter(pk__in=kind.stored(rows))
+
+
+SOURCES[KIND] = _rows

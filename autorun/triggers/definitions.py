@@ -1,0 +1,197 @@
+"""The SQL of the triggers that note written rows, for each database.
+
+On PostgreSQL inserted and deleted rows are noted by statement, from a transition table, and updated
+rows one by one: for a statement that changes other columns, a trigger by row costs nothing.
+
+A session that sets `autorun.quiet` (PostgreSQL) or `@autorun_quiet` (MariaDB) writes without notes.
+On SQLite, which has one writer at a time, so does a transaction that has inserted the pulse "quiet"
+and deletes it before it commits; see `quietly()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from autorun.models import Pulse, Written
+from autorun.state.keys import kind_of
+from autorun.triggers.on_write import Table
+
+#: Begins the names of triggers and of their functions; a digest of the definition follows.
+PREFIX = "autorun_write_"
+#: Names the pulse that stands for silence on SQLite.
+QUIET = "quiet"
+EVENTS = {"i": "INSERT", "u": "UPDATE", "d": "DELETE"}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The triggers of one table: the statements that create them, and the triggers' names."""
+
+    table: Table
+    statements: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def definition(table: Table, connection: BaseDatabaseWrapper, *, schema: str = "") -> Definition:
+    """The triggers of `table`; on PostgreSQL `schema` is that of autorun's tables, quoted."""
+    write = {"postgresql": _on_postgresql, "mysql": _on_mariadb, "sqlite": _on_sqlite}
+    events = [*EVENTS, "t"] if connection.vendor == "postgresql" else [*EVENTS]
+    sql = write[connection.vendor](_Words(table, connection, schema))
+    text = "\n".join(sql.values())
+    name = PREFIX + hashlib.sha256(text.encode()).hexdigest()[:12]
+    named = tuple(each.replace("$NAME", name) for each in sql.values())
+    return Definition(table, named, tuple(f"{name}_{event}" for event in events))
+
+
+@contextmanager
+def quietly(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Write rows without a note of them, within a transaction of autorun's own."""
+    _set_quiet(connection, is_on=True)
+    yield
+    # After an error the transaction is rolled back, and the silence with it.
+    _set_quiet(connection, is_on=False)
+
+
+def _set_quiet(connection: BaseDatabaseWrapper, *, is_on: bool) -> None:
+    if connection.vendor == "sqlite":
+        pulses = Pulse.objects.using(connection.alias)
+        if is_on:
+            pulses.create(name=QUIET, beat_at="2024-01-01T00:00Z")
+        else:
+            pulses.filter(name=QUIET).delete()
+        return
+    statements = {
+        "postgresql": ("SET LOCAL autorun.quiet = 'on'", "SET LOCAL autorun.quiet = ''"),
+        "mysql": ("SET @autorun_quiet = 1", "SET @autorun_quiet = NULL"),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(statements[connection.vendor][0 if is_on else 1])
+
+
+class _Words:
+    """The words of a table's triggers: names, conditions and notes."""
+
+    def __init__(self, table: Table, connection: BaseDatabaseWrapper, schema: str) -> None:
+        self.quote = connection.ops.quote_name
+        self.vendor = connection.vendor
+        self.table = self.quote(table.model._meta.db_table)
+        self.schema = f"{schema}." if schema else ""
+        self.notes = self.schema + self.quote(Written._meta.db_table)
+        self.source = table.source.replace("'", "''")
+        self.key = self.quote(str(table.key.column))
+        self.is_integer = kind_of(table.key).is_integer
+        self.may_be_null = table.key.null
+        columns = table.columns()
+        self.columns = None if columns is None else sorted(map(self.quote, columns))
+
+    @property
+    def of_columns(self) -> str:
+        return "" if self.columns is None else f" OF {', '.join(self.columns)}"
+
+    def note(self, operation: str, row: str, *, rows: str = "", only: str = "") -> str:
+        """A statement that notes the key of `row`: NEW, OLD or an alias of the table `rows`."""
+        key = f"{row}.{self.key}"
+        types = {"postgresql": "text", "mysql": "CHAR", "sqlite": "text"}
+        text = f"CAST({key} AS {types[self.vendor]})"
+        keys = f"{key}, ''" if self.is_integer else f"0, {text}"
+        conditions = [only] * bool(only) + [f"{key} IS NOT NULL"] * self.may_be_null
+        rows = f" FROM {rows} AS {row}" if rows else ""
+        if conditions and not rows and self.vendor == "mysql":
+            rows = " FROM DUAL"
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return (
+            f"INSERT INTO {self.notes} (source, operation, object_id, object_key) "
+            f"SELECT '{self.source}', '{operation}', {keys}{rows}{where}"
+        )
+
+    def changed(self, differs: str) -> str:
+        """Whether one of the columns has changed; `differs` compares `{column}`."""
+        return f"({' OR '.join(differs.format(column=each) for each in self.columns or ())})"
+
+
+def _on_postgresql(words: _Words) -> Mapping[str, str]:
+    function = f'{words.schema}"$NAME"'
+    call = f"EXECUTE FUNCTION {function}()"
+    is_heard = "pg_catalog.current_setting('autorun.quiet', true) IS DISTINCT FROM 'on'"
+    # As bytes: by their own equality some types take different values for one.
+    is_changed = "OLD.* OPERATOR(pg_catalog.*<>) NEW.*"
+    if words.columns is not None:
+        old, new = (", ".join(f"{row}.{each}" for each in words.columns) for row in ("OLD", "NEW"))
+        is_changed = f"pg_catalog.record_image_ne(ROW({old}), ROW({new}))"
+    truncated = f"VALUES ('{words.source}', 't', 0, '')"
+    body = f"""
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET jit = off AS $autorun$
+BEGIN
+  IF TG_OP = 'INSERT' THEN
+    {words.note("i", "n", rows="new_rows")};
+  ELSIF TG_OP = 'DELETE' THEN
+    {words.note("d", "o", rows="old_rows")};
+  ELSIF TG_OP = 'TRUNCATE' THEN
+    INSERT INTO {words.notes} (source, operation, object_id, object_key) {truncated};
+  ELSE
+    IF OLD.{words.key} IS DISTINCT FROM NEW.{words.key} THEN
+      {words.note("d", "OLD")};
+    END IF;
+    {words.note("u", "NEW")};
+  END IF;
+  RETURN NULL;
+END $autorun$"""
+    create = 'CREATE TRIGGER "$NAME_{event}" {when} ON ' + words.table
+    by_statement = f"FOR EACH STATEMENT WHEN ({is_heard}) {call}"
+    return {
+        "function": body.strip(),
+        "i": f"{create.format(event='i', when='AFTER INSERT')} "
+        f"REFERENCING NEW TABLE AS new_rows {by_statement}",
+        "u": f"{create.format(event='u', when='AFTER UPDATE' + words.of_columns)} "
+        f"FOR EACH ROW WHEN ({is_changed} AND {is_heard}) {call}",
+        "d": f"{create.format(event='d', when='AFTER DELETE')} "
+        f"REFERENCING OLD TABLE AS old_rows {by_statement}",
+        # Before, so that Django's `flush`, which truncates the notes as well, leaves none.
+        "t": f"{create.format(event='t', when='BEFORE TRUNCATE')} {by_statement}",
+    }
+
+
+def _on_mariadb(words: _Words) -> Mapping[str, str]:
+    is_heard = "@autorun_quiet IS NULL"
+    is_changed = is_heard
+    if words.columns is not None:
+        # As bytes: most collations take "a", "A" and "a " for one.
+        differs = "NOT (CAST(OLD.{column} AS BINARY) <=> CAST(NEW.{column} AS BINARY))"
+        is_changed = f"{is_heard} AND {words.changed(differs)}"
+    moved = words.note("d", "OLD", only=f"NOT (OLD.{words.key} <=> NEW.{words.key})")
+    notes = {
+        "i": (is_heard, words.note("i", "NEW")),
+        "u": (is_changed, f"{moved}; {words.note('u', 'NEW')}"),
+        "d": (is_heard, words.note("d", "OLD")),
+    }
+    return {
+        event: f"CREATE TRIGGER `$NAME_{event}` AFTER {EVENTS[event]} ON {words.table} "
+        f"FOR EACH ROW IF {condition} THEN {note}; END IF"
+        for event, (condition, note) in notes.items()
+    }
+
+
+def _on_sqlite(words: _Words) -> Mapping[str, str]:
+    pulses = words.quote(Pulse._meta.db_table)
+    is_heard = f"NOT EXISTS (SELECT 1 FROM {pulses} WHERE name = '{QUIET}')"
+    is_changed = is_heard
+    if words.columns is not None:
+        differs = "OLD.{column} COLLATE BINARY IS NOT NEW.{column} COLLATE BINARY"
+        is_changed = f"{words.changed(differs)} AND {is_heard}"
+    moved = words.note("d", "OLD", only=f"OLD.{words.key} IS NOT NEW.{words.key}")
+    notes = {
+        "i": ("INSERT", is_heard, words.note("i", "NEW")),
+        "u": (f"UPDATE{words.of_columns}", is_changed, f"{moved}; {words.note('u', 'NEW')}"),
+        "d": ("DELETE", is_heard, words.note("d", "OLD")),
+    }
+    return {
+        event: f'CREATE TRIGGER "$NAME_{event}" AFTER {when} ON {words.table} '
+        f"WHEN {condition} BEGIN {note}; END"
+        for event, (when, condition, note) in notes.items()
+    }

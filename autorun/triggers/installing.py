@@ -1,0 +1,240 @@
+"""Triggers in the database: installed, replaced and removed, and compared with the runners.
+
+`migrate` does so: before it changes tables it removes their triggers, some of which would stop it,
+and afterwards it installs those of all runners with ON_WRITE.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from django.apps import apps
+from django.db import DatabaseError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.signals import post_migrate, pre_migrate
+
+from autorun.conf import settings
+from autorun.models import Written
+from autorun.triggers import on_write
+from autorun.triggers.definitions import Definition, definition
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that creating or dropping a trigger waits for writers of its table.
+LONGEST_WAIT = 10
+
+_EXISTING = {
+    # Of this schema's tables: another one may have an autorun of its own.
+    "postgresql": (
+        "SELECT t.tgname, c.oid::regclass::text, t.tgenabled IN ('O', 'A'), c.relname "
+        "FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
+        "JOIN pg_proc AS p ON p.oid = t.tgfoid "
+        "WHERE t.tgname LIKE 'autorun\\_write\\_%' AND t.tgparentid = 0 AND p.pronamespace = "
+        "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written'))"
+    ),
+    "mysql": (
+        "SELECT TRIGGER_NAME, CONCAT('`', EVENT_OBJECT_TABLE, '`'), TRUE, EVENT_OBJECT_TABLE "
+        "FROM information_schema.TRIGGERS "
+        "WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'autorun\\_write\\_%'"
+    ),
+    "sqlite": (
+        "SELECT name, tbl_name, TRUE, tbl_name FROM sqlite_master "
+        "WHERE type = 'trigger' AND name LIKE 'autorun\\_write\\_%' ESCAPE '\\'"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A trigger of autorun's in the database; `sql_table` is the name of its table in SQL."""
+
+    name: str
+    sql_table: str
+    is_enabled: bool
+    table: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the triggers of one table are: "installed", or what is to be done about them."""
+
+    table: str
+    state: str
+    detail: str = ""
+
+
+def connect() -> None:
+    """Keep the triggers up to date with every `migrate` from now on."""
+    config = apps.get_app_config("autorun")
+    pre_migrate.connect(_before_migrations, sender=config, dispatch_uid="autorun.on_write")
+    post_migrate.connect(_after_migrations, sender=config, dispatch_uid="autorun.on_write")
+
+
+def wanted() -> list[Definition]:
+    """The definitions of all tables that runners with ON_WRITE read, if the table exists."""
+    tables = on_write.tables()
+    if not tables:
+        return []
+    connection = connections[settings.DATABASE]
+    schema = _schema(connection)
+    return [definition(table, connection, schema=schema) for table in tables.values()]
+
+
+def existing() -> list[Existing]:
+    """The triggers of autorun's in the database."""
+    connection = connections[settings.DATABASE]
+    with connection.cursor() as cursor:
+        cursor.execute(_EXISTING[connection.vendor])
+        return [
+            Existing(name, table, bool(is_on), plain)
+            for name, table, is_on, plain in cursor.fetchall()
+        ]
+
+
+def statuses() -> list[Status]:
+    """The state of every table that has triggers or should have some."""
+    there, found = existing(), []
+    names = {each.name for each in there}
+    off = {each.name for each in there if not each.is_enabled}
+    known: set[str] = set()
+    for each in wanted():
+        table = each.table.model._meta.db_table
+        known.add(table)
+        missing = [name for name in each.names if name not in names]
+        older = {old.name for old in there if old.table == table} - set(each.names)
+        if missing:
+            found.append(Status(table, "outdated" if older else "missing"))
+        elif off.intersection(each.names):
+            found.append(Status(table, "disabled"))
+        else:
+            found.append(Status(table, "installed"))
+    leftover = {each.table for each in there} - known
+    return found + [Status(table, "not needed") for table in sorted(leftover)]
+
+
+def install() -> list[str]:
+    """Create the triggers that are missing, and drop those that are not wanted; the errors."""
+    connection = connections[settings.DATABASE]
+    there = existing()
+    names = {each.name for each in there if each.is_enabled}
+    definitions = wanted()
+    errors = []
+    current = {name for each in definitions for name in each.names}
+    for each in definitions:
+        table = each.table.model._meta.db_table
+        old = [known for known in there if known.table == table and known.name not in current]
+        if names.issuperset(each.names) and not old:
+            continue
+        broken = [known for known in there if known.name in each.names]
+        try:
+            with _briefly(connection):
+                _execute(connection, [*map(_drop(connection), [*old, *broken]), *each.statements])
+        except DatabaseError as error:
+            errors.append(f"{table}: {str(error).strip()}")
+    tables = {each.table.model._meta.db_table for each in definitions}
+    errors += remove([known for known in there if known.table not in tables])
+    _drop_functions(connection)
+    return errors
+
+
+def remove(some: Sequence[Existing] | None = None) -> list[str]:
+    """Drop these triggers, or all of autorun's; the errors."""
+    connection, errors = connections[settings.DATABASE], []
+    found = existing() if some is None else some
+    for each in found:
+        try:
+            with _briefly(connection):
+                _execute(connection, [_drop(connection)(each)])
+        except DatabaseError as error:
+            errors.append(f"{each.table}: {str(error).strip()}")
+    if found:
+        _drop_functions(connection)
+    return errors
+
+
+def _before_migrations(plan: Collection[Any] = (), using: str = "", **_: Any) -> None:
+    """Remove the triggers of the apps whose migrations follow; of all if autorun's own do."""
+    if not plan or using != settings.DATABASE or not _is_ready(using):
+        return
+    labels = {migration.app_label for migration, _ in plan}
+    models = {each._meta.db_table: each._meta.app_label for each in apps.get_models(True)}
+    is_all = "autorun" in labels
+    some = [each for each in existing() if is_all or models.get(each.table) in {None, *labels}]
+    for error in remove(some):
+        logger.error("A trigger was not removed before the migrations: %s", error)
+
+
+def _after_migrations(using: str = "", **_: Any) -> None:
+    if using != settings.DATABASE or not _is_ready(using):
+        return
+    on_write.forget()
+    for error in install():
+        logger.error("The triggers of ON_WRITE are not installed: %s", error)
+
+
+def _is_ready(using: str) -> bool:
+    """Whether the table of notes is there: not before autorun's migrations, nor after they go."""
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        return Written._meta.db_table in connection.introspection.table_names(cursor)
+
+
+def _schema(connection: BaseDatabaseWrapper) -> str:
+    """The schema of autorun's tables, quoted; '' where databases have none."""
+    if connection.vendor != "postgresql":
+        return ""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT quote_ident(n.nspname) FROM pg_class AS c JOIN pg_namespace AS n "
+            "ON n.oid = c.relnamespace WHERE c.oid = to_regclass('autorun_written')"
+        )
+        (found,) = cursor.fetchone() or ("",)
+        return str(found)
+
+
+def _drop(connection: BaseDatabaseWrapper) -> Any:
+    quote = connection.ops.quote_name
+    if connection.vendor == "postgresql":
+        return lambda each: f"DROP TRIGGER IF EXISTS {quote(each.name)} ON {each.sql_table}"
+    return lambda each: f"DROP TRIGGER IF EXISTS {quote(each.name)}"
+
+
+def _drop_functions(connection: BaseDatabaseWrapper) -> None:
+    """Drop the functions that no trigger calls any more."""
+    if connection.vendor != "postgresql":
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT p.oid::regprocedure::text FROM pg_proc AS p "
+            "WHERE p.proname LIKE 'autorun\\_write\\_%' AND p.pronamespace = "
+            "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written')) "
+            "AND NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgfoid = p.oid)"
+        )
+        for (function,) in cursor.fetchall():
+            cursor.execute(f"DROP FUNCTION {function}")
+
+
+@contextmanager
+def _briefly(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """A transaction, if the database has one for DDL, that does not wait long for a lock."""
+    if connection.vendor == "postgresql":
+        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = '{LONGEST_WAIT:d}s'")
+            yield
+    elif connection.vendor == "mysql":
+        yield
+    else:
+        with transaction.atomic(using=connection.alias):
+            yield
+
+
+def _execute(connection: Any, statements: Sequence[str]) -> None:
+    is_mariadb = connection.vendor == "mysql" and connection.mysql_is_mariadb
+    waited = f"SET STATEMENT lock_wait_timeout = {LONGEST_WAIT:d} FOR "
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute((waited if is_mariadb else "") + statement)

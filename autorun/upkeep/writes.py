@@ -1,0 +1,209 @@
+"""Rows that triggers have noted: few are left to workers as saved rows are, many become a batch.
+
+The notes of a table are counted, copied and deleted in one transaction, a portion at a time. A note
+whose transaction commits between these statements changes their count, and the portion is taken
+again. So no note is lost, in whatever order transactions commit.
+"""
+
+import datetime as dt
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from django.db import IntegrityError, connections
+from django.db.models import Count, F, Max, Min, Q, QuerySet, TextField
+
+from autorun.conf import settings
+from autorun.declare.inputs import input_of
+from autorun.declare.nodes import node_of
+from autorun.declare.related import PK
+from autorun.exceptions import AutorunError
+from autorun.models import Batch, BatchRow, SpilledTrigger, Written
+from autorun.planning import batches, written
+from autorun.planning.scope import Scope
+from autorun.state import pulses
+from autorun.state.clock import from_now
+from autorun.state.keys import Key, KeyText, key_kind, kind_of
+from autorun.state.probes import crash_point
+from autorun.state.sql import insert_ignoring_conflicts, table
+from autorun.state.transactions import repeated_on_conflict, sum_of_each
+from autorun.triggers import on_write
+from autorun.triggers.delivery import WRITTEN, label_of_deleted
+from autorun.triggers.on_write import Reader
+
+logger = logging.getLogger(__name__)
+
+#: More notes of a table become a batch, as do more rows that read it.
+FEW = 1_000
+#: Notes that one transaction takes.
+PORTION = 50_000
+#: Seconds that a round takes notes of one table.
+MOST_SECONDS = 10.0
+#: Seconds that notes wait for a process with a runner that reads their table.
+UNKNOWN_FOR = 24 * 3600.0
+#: Names the lock of a process that takes notes.
+LOCK = "written rows"
+
+_DELETED = Q(operation=Written.Operation.DELETE)
+_TRUNCATED = Q(operation=Written.Operation.TRUNCATE)
+
+
+class Noted(NamedTuple):
+    """The notes of one table, by their ids, and the time of the last deletion."""
+
+    source: str
+    number: int
+    first: int
+    last: int
+    deleted_at: dt.datetime | None
+    truncated: int
+
+    def within(self, after: int, up_to: int) -> QuerySet[Written]:
+        return Written.objects.filter(source=self.source, pk__gt=after, pk__lte=up_to)
+
+
+def hand_out_written() -> int:
+    """Have workers plan the rows that triggers have noted; how many notes.
+
+    Notes of a table that no runner here reads are left to other workers, as during a rollout.
+    """
+    if not Written.objects.exists():
+        return 0
+    columns = {
+        "number": Count("pk"),
+        "first": Min("pk"),
+        "last": Max("pk"),
+        "deleted_at": Max("written_at", filter=_DELETED | _TRUNCATED),
+        "truncated": Count("pk", filter=_TRUNCATED),
+    }
+    noted: Any = Written.objects.filter(source__in=list(on_write.tables())).values("source")
+    found = [Noted(**row) for row in noted.annotate(**columns).order_by("source")]
+    return sum_of_each(_take, found, name="Notes of")
+
+
+def drop_unknown() -> None:
+    """Delete the notes that no runner has read for a day."""
+    old = Written.objects.filter(written_at__lte=from_now(-UNKNOWN_FOR))
+    number, _ = old.exclude(source__in=list(on_write.tables())).delete()
+    if number:
+        logger.warning("%d notes of written rows have had no runner for a day.", number)
+
+
+def _take(noted: Noted) -> int:
+    readers = list(_planned(on_write.tables()[noted.source].readers))
+    begun: dict[Reader, Batch] = {}
+    taken, after = 0, noted.first - 1
+    ends_at = time.monotonic() + MOST_SECONDS
+    while after < noted.last and time.monotonic() < ends_at:
+        up_to = noted.last if noted.number <= FEW else min(after + PORTION, noted.last)
+        portion = partial(_take_portion, noted, after, up_to, readers=readers, begun=begun)
+        number, begun = repeated_on_conflict(portion)
+        taken, after = taken + number, up_to
+        crash_point("writes.taken")
+    for batch in begun.values():
+        batches.hand_on(batch)
+    return taken
+
+
+def _planned(readers: Iterable[Reader]) -> Iterable[Reader]:
+    """The readers whose runner can be planned; their nodes exist then."""
+    for reader in readers:
+        try:
+            node_of(reader.runner)
+        except AutorunError as error:
+            message = "%s: written rows are not planned. The next sweep finds them. %s"
+            logger.error(message, reader.runner.label, error)
+        else:
+            yield reader
+
+
+def _take_portion(
+    noted: Noted, after: int, up_to: int, *, readers: Sequence[Reader], begun: dict[Reader, Batch]
+) -> tuple[int, dict[Reader, Batch]]:
+    """Take the notes with ids in (after, up_to]; how many, and the batches begun until then."""
+    pulses.hold(LOCK)
+    notes = noted.within(after, up_to)
+    number = notes.count()
+    batches_now = dict(begun)
+    for reader in readers:
+        is_few = noted.number <= FEW and not noted.truncated
+        if is_few and _leave_to_workers(reader, noted, notes):
+            continue
+        if reader not in batches_now:
+            batches_now[reader] = _begin(reader, noted)
+        _copy(reader, noted.source, notes, batches_now[reader])
+    crash_point("writes.copied")
+    if notes._raw_delete(settings.DATABASE) != number:
+        raise IntegrityError("Notes of a longer transaction arrived meanwhile.")
+    return number, batches_now
+
+
+def _leave_to_workers(reader: Reader, noted: Noted, notes: QuerySet[Written]) -> bool:
+    """Leave the rows to workers, as saved rows that wait; False if they are too many."""
+    label = reader.runner.get_model()._meta.label
+    deleted: set[Key] = set()
+    if reader.path == PK:
+        column = key_kind(reader.runner.get_model()).column
+        deleted = set(notes.filter(_DELETED).values_list(column, flat=True))
+        written_keys = set(notes.values_list(column, flat=True)) - deleted
+    else:
+        written_keys = set(_reading(reader, noted.source, notes)[: FEW + 1])
+        if len(written_keys) > FEW:
+            return False
+    parts = {label_of_deleted(label, settings.DATABASE): deleted, WRITTEN + label: written_keys}
+    # The time of a deletion says which runs are of the row that has gone.
+    at = {} if noted.deleted_at is None else {"created_at": noted.deleted_at}
+    SpilledTrigger.objects.bulk_create(
+        SpilledTrigger(model_label=name, runner=reader.runner.label, keys=sorted(keys), **at)
+        for name, keys in parts.items()
+        if keys
+    )
+    return True
+
+
+def _begin(reader: Reader, noted: Noted) -> Batch:
+    """A batch of rows yet to be copied, which no other process plans before it is handed on."""
+    batch = batches.begin(reader.runner, Batch.Trigger.WRITE)
+    is_truncated = noted.truncated > 0 and reader.path == PK
+    source = written.source(batch, deleted_at=noted.deleted_at, is_truncated=is_truncated)
+    scope = Scope(source=source)
+    batch.scope, batch.description = scope.written(), str(scope)[:255]
+    batch.save(update_fields=["scope", "description"], using=settings.DATABASE)
+    return batch
+
+
+def _copy(reader: Reader, source: str, notes: QuerySet[Written], batch: Batch) -> None:
+    """Make the rows that the notes concern rows of the batch, without carrying them here."""
+    connection = connections[settings.DATABASE]
+    column = key_kind(reader.runner.get_model()).column
+    if reader.path == PK:
+        rows: Any = notes.exclude(_TRUNCATED).values_list(column, "operation")
+    else:
+        rows = _reading(reader, source, notes)
+    sql, params = rows.order_by().query.get_compiler(using=settings.DATABASE).as_sql()
+    names, is_deleted = "k", "FALSE"
+    if reader.path == PK:
+        names, is_deleted = "k, o", f"o = '{Written.Operation.DELETE}'"
+    begin, end = insert_ignoring_conflicts(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{begin} {table(BatchRow, connection)} (batch_id, is_deleted, {column}) "
+            f"SELECT DISTINCT {batch.pk:d}, {is_deleted}, k FROM "
+            f"(WITH c({names}) AS ({sql}) SELECT * FROM c) AS d WHERE 1 = 1 {end}",
+            params,
+        )
+
+
+def _reading(reader: Reader, source: str, notes: QuerySet[Written]) -> QuerySet[Any, Key]:
+    """The keys of the rows whose path leads to a noted row."""
+    model = reader.runner.get_model()
+    of_note = kind_of(on_write.tables()[source].key)
+    rows = model._base_manager.using(settings.DATABASE)
+    if of_note.is_integer or not kind_of(input_of(model, reader.path).field).is_integer:
+        rows = rows.filter(**{f"{reader.path}__in": of_note.stored(notes)})
+    else:  # a generic relation may have the text of an integer
+        rows = rows.annotate(_autorun_text=KeyText(F(reader.path), TextField()))
+        rows = rows.filter(_autorun_text__in=notes.values("object_key"))
+    return key_kind(model).values(rows)

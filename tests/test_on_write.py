@@ -1,0 +1,380 @@
+"""ON_WRITE: triggers in the database note every write, and upkeep has what they note planned."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+
+from autorun.dispatch.publishing import redirected
+from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
+from autorun.runner import QuerySetRunner
+from autorun.state.origins import origin_of
+from autorun.triggers import installing
+from autorun.triggers.definitions import quietly
+from autorun.upkeep import writes
+from autorun.upkeep.rounds import hand_on_batches
+from autorun.upkeep.writes import hand_out_written
+from tests.engine import declare, drain_spilled, installed, plan_at_once, statuses, work_off
+from tests.library.models import Country, Document, Image, Patient, Photo, Report, Tag, Visit
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Watch = Callable[..., QuerySetRunner]
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Declares a runner with ON_WRITE, without ON_SAVE, and installs its triggers."""
+    with ExitStack() as stack:
+
+        def declare_and_install(**options: Any) -> QuerySetRunner:
+            runner_class = declare(**({"ON_WRITE": True, "ON_SAVE": False} | options))
+            stack.enter_context(installed(runner_class))
+            assert installing.install() == []
+            return runner_class()
+
+        yield declare_and_install
+        assert installing.remove() == []
+
+
+def sql(statement: str, *params: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, params)
+
+
+def noted() -> list[tuple[str, Any]]:
+    """The operations and keys that are noted, in order; they are forgotten."""
+    notes = list(Written.objects.order_by("pk"))
+    Written.objects.all().delete()
+    return [(each.operation, each.object_key or each.object_id) for each in notes]
+
+
+def round_of_upkeep() -> None:
+    """Hand out what is noted, and plan it as workers do."""
+    with redirected(plan_at_once):
+        hand_out_written()
+        hand_on_batches()
+    drain_spilled()
+
+
+def insert(*titles: str) -> list[int]:
+    sql(
+        "INSERT INTO library_document (title, body, state, updated_at) VALUES "
+        + ", ".join(["(%s, '', '', '2026-01-01')"] * len(titles)),
+        *titles,
+    )
+    found = Document.objects.order_by("-pk").values_list("pk", flat=True)[: len(titles)]
+    return sorted(found)
+
+
+def test_rows_written_by_sql_are_planned_in_a_round(watch):
+    watch()
+    first, second = insert("a", "b")
+
+    round_of_upkeep()
+    work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 2
+    assert set(Run.objects.values_list("object_id", flat=True)) == {first, second}
+    assert {origin_of(chunk) for chunk in Chunk.objects.select_related("batch")} == {"write"}
+    assert not Written.objects.exists()
+    assert not SpilledTrigger.objects.exists()
+
+
+def test_every_way_of_django_to_write_is_noted(watch):
+    watch()
+    [first, second] = Document.objects.bulk_create([Document(title="a"), Document(title="b")])
+    first, second = Document.objects.order_by("pk")
+    assert noted() == [("i", first.pk), ("i", second.pk)]
+
+    Document.objects.filter(pk=first.pk).update(title="c")
+    second.title = "d"
+    Document.objects.bulk_update([second], ["title"])
+    assert noted() == [("u", first.pk), ("u", second.pk)]
+
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "UPDATE library_document SET title = %s WHERE id = %s",
+            [("e", first.pk), ("f", second.pk)],
+        )
+    assert noted() == [("u", first.pk), ("u", second.pk)]
+
+    Document.objects.filter(pk=first.pk)._raw_delete("default")
+    assert noted() == [("d", first.pk)]
+
+
+@pytest.mark.parametrize("value", ["A", "a ", "á"])
+def test_a_change_that_a_collation_does_not_see_is_noted(watch, value):
+    watch()
+    [pk] = insert("a")
+    noted()
+
+    sql("UPDATE library_document SET title = %s WHERE id = %s", value, pk)
+
+    assert noted() == [("u", pk)]
+
+
+def test_updates_of_other_columns_and_to_the_same_value_note_nothing(watch):
+    watch()
+    [pk] = insert("a")
+    noted()
+
+    sql("UPDATE library_document SET body = 'other' WHERE id = %s", pk)
+    sql("UPDATE library_document SET title = 'a' WHERE id = %s", pk)
+
+    assert noted() == []
+
+
+def test_columns_of_the_filter_are_watched(watch):
+    def only_final(self, queryset, log_level=0):
+        return queryset.filter(state="final")
+
+    watch(filter_queryset=only_final)
+    [pk] = insert("a")
+    noted()
+
+    sql("UPDATE library_document SET state = 'final' WHERE id = %s", pk)
+    sql("UPDATE library_document SET body = 'other' WHERE id = %s", pk)
+
+    assert noted() == [("u", pk)]
+
+
+def only_in_python(self, queryset, log_level=0):
+    return queryset.filter(pk__in=[each.pk for each in queryset if each.body])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"INPUT_FIELDS": None, "get_instance_representation": lambda self, each: each.body},
+        {"filter_queryset": only_in_python},
+    ],
+    ids=["representation", "filter"],
+)
+def test_any_column_is_watched_if_python_may_read_it(watch, options):
+    watch(**options)
+    [pk] = insert("a")
+    noted()
+
+    sql("UPDATE library_document SET body = 'other' WHERE id = %s", pk)
+
+    assert noted() == [("u", pk)]
+
+
+def test_a_changed_key_is_a_row_that_went_and_one_that_came(watch):
+    watch()
+    [pk] = insert("a")
+    noted()
+
+    sql("UPDATE library_document SET id = %s WHERE id = %s", pk + 1000, pk)
+
+    assert noted() == [("d", pk), ("u", pk + 1000)]
+
+
+def test_a_write_that_is_rolled_back_leaves_no_note(watch):
+    watch()
+    with transaction.atomic():
+        insert("a")
+        transaction.set_rollback(True)
+
+    assert noted() == []
+
+
+def test_autoruns_own_writes_leave_no_note(watch):
+    watch()
+    [pk] = insert("a")
+    noted()
+
+    with transaction.atomic():
+        with quietly(connection):
+            Document.objects.filter(pk=pk).update(title="b")
+        Document.objects.filter(pk=pk).update(title="c")
+
+    assert noted() == [("u", pk)]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="COPY and TRUNCATE are PostgreSQL's")
+def test_copy_and_truncate(watch):
+    watch()
+    insert("a")
+    round_of_upkeep()
+    work_off()
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY library_document (title, body, state, updated_at) FROM STDIN") as copy,
+    ):
+        copy.write_row(("b", "", "", "2026-01-01"))
+    round_of_upkeep()
+    assert statuses() == [Run.Status.SUCCEEDED, Run.Status.PENDING]
+
+    sql("TRUNCATE library_document CASCADE")
+    round_of_upkeep()
+
+    assert not Run.objects.current().exists()
+    assert not Written.objects.exists()
+    assert not BatchRow.objects.exists()
+
+
+@pytest.mark.parametrize(("model", "field"), [(Photo, "caption"), (Country, "name")])
+def test_keys_that_are_not_integers(watch, model, field):
+    watch(DATA_MODEL=model, INPUT_FIELDS=(field,))
+    pk = model(**({} if model is Photo else {"code": "se "})).pk
+    model.objects.bulk_create([model(pk=pk)])
+    rows = model.objects.filter(pk=pk)
+    round_of_upkeep()
+    work_off()
+    rows.update(**{field: "new"})
+    round_of_upkeep()
+    work_off()
+    assert statuses() == [Run.Status.SUCCEEDED] * 2
+    assert Run.objects.current().count() == 1
+
+    rows._raw_delete("default")
+    round_of_upkeep()
+
+    assert not Run.objects.current().exists()
+
+
+def test_rows_of_a_child_model_are_seen_by_both_of_its_tables(watch):
+    watch(DATA_MODEL=Report, INPUT_FIELDS=("title", "pages"))
+    report = Report.objects.create(title="a")
+    round_of_upkeep()
+    work_off()
+    assert Run.objects.current().count() == 1
+
+    for change in ({"title": "b"}, {"pages": 2}):
+        Report.objects.filter(pk=report.pk).update(**change)
+        assert {key for _, key in noted()} == {report.pk}
+
+
+def test_a_deleted_row_is_retired_and_one_with_its_key_is_new(watch):
+    watch()
+    first, second = insert("a", "b")
+    round_of_upkeep()
+    work_off()
+
+    Document.objects.filter(pk__in=[first, second])._raw_delete("default")
+    sql(
+        "INSERT INTO library_document (id, title, body, state, updated_at) "
+        "VALUES (%s, 'a', '', '', '2026-01-01')",
+        first,
+    )
+    round_of_upkeep()
+    work_off()
+
+    assert list(Run.objects.current().values_list("object_id", "status")) == [
+        (first, Run.Status.SUCCEEDED)
+    ]
+    assert Run.objects.count() == 3
+
+
+def test_a_row_saved_and_noted_is_run_once(watch):
+    watch(ON_SAVE=True)
+    from autorun import testing
+
+    Document.objects.create(title="a")
+    testing.work_off()
+    round_of_upkeep()
+    testing.work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"INPUT_FIELDS": None, "get_instance_representation": lambda self, each: each.title}],
+    ids=["database", "python"],
+)
+def test_many_written_rows_become_one_batch(watch, set_constants, options):
+    set_constants(writes, FEW=3, PORTION=2)
+    watch(**options)
+    insert(*"abcdefg")
+
+    round_of_upkeep()
+    work_off()
+
+    batch = Batch.objects.get()
+    assert (batch.trigger, batch.planned, batch.candidates) == ("write", 7, 7)
+    assert not batch.is_beyond_base
+    assert statuses() == [Run.Status.SUCCEEDED] * 7
+    assert not Written.objects.exists()
+    assert not BatchRow.objects.exists()
+
+
+def test_many_deleted_rows_are_retired_by_the_batch(watch, set_constants):
+    set_constants(writes, FEW=3)
+    watch()
+    keys = insert(*"abcdefg")
+    round_of_upkeep()
+    work_off()
+
+    sql("DELETE FROM library_document WHERE id > %s", keys[0])
+    sql(
+        "INSERT INTO library_document (id, title, body, state, updated_at) "
+        "VALUES (%s, 'b', '', '', '2026-01-01')",
+        keys[1],
+    )
+    round_of_upkeep()
+    work_off()
+
+    assert set(Run.objects.current().values_list("object_id", flat=True)) == set(keys[:2])
+    assert Run.objects.count() == 8
+    assert not BatchRow.objects.exists()
+
+
+def images(**options: Any) -> dict[str, Any]:
+    defaults = {"NAME": "ImageRunner", "TITLE": "Image", "DATA_MODEL": Image}
+    return defaults | {"INPUT_FIELDS": ("path", "visit__patient__age")} | options
+
+
+def test_written_related_rows_have_the_rows_that_read_them_planned(watch):
+    watch(**images())
+    patient = Patient.objects.bulk_create([Patient(code="p", age=30)])[0]
+    visit = Visit.objects.bulk_create([Visit(patient=patient)])[0]
+    Image.objects.bulk_create([Image(path="a", visit=visit), Image(path="b")])
+    round_of_upkeep()
+    work_off()
+
+    Patient.objects.update(age=31)
+    round_of_upkeep()
+    work_off()
+    Image.objects.update(visit=visit)
+    round_of_upkeep()
+    work_off()
+
+    assert [run.outputs["value"]["path"] for run in Run.objects.order_by("pk")] == [*"ab", *"ab"]
+
+
+def test_written_links_have_the_rows_that_read_them_planned(watch):
+    watch(
+        INPUT_FIELDS=None,
+        WATCH=("tags",),
+        get_instance_representation=lambda self, each: each.tags.count(),
+    )
+    [pk] = insert("a")
+    round_of_upkeep()
+    tag = Tag.objects.create(name="x")
+    sql("INSERT INTO library_document_tags (document_id, tag_id) VALUES (%s, %s)", pk, tag.pk)
+    round_of_upkeep()
+    sql("DELETE FROM library_document_tags")
+    round_of_upkeep()
+    work_off()
+
+    assert len(statuses()) == 3
+
+
+def test_many_rows_that_read_a_written_one_become_a_batch(watch, set_constants):
+    watch(**images())
+    patient = Patient.objects.bulk_create([Patient(code="p", age=30)])[0]
+    visit = Visit.objects.bulk_create([Visit(patient=patient)])[0]
+    Image.objects.bulk_create([Image(path=path, visit=visit) for path in "abcde"])
+    round_of_upkeep()
+    work_off()
+    set_constants(writes, FEW=3)
+
+    Patient.objects.update(age=31)
+    round_of_upkeep()
+
+    assert Batch.objects.get().planned == 5
