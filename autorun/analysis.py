@@ -160,6 +160,11 @@ class Analysis:
     def signature(self) -> inspect.Signature:
         return self.arguments.signature
 
+    @property
+    def return_annotation(self) -> Any:
+        """What the function says that it returns for one row; Any if it does not say."""
+        return self.arguments.type_hints.get("return", Any)
+
     def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and `input_key`."""
         return self.arguments.check(configuration, input_key)

@@ -18,7 +18,7 @@ from django.db.models import QuerySet
 from autorun.declare import hooks, nodes, registry
 from autorun.declare.runner import Runner
 from autorun.models import Batch, Node, Run
-from autorun.observe import explanation
+from autorun.observe import explanation, records
 from autorun.observe.explanation import Explanation
 from autorun.planning import on_demand, pending
 from autorun.planning.scope import Scope
@@ -74,6 +74,13 @@ class QuerySetRunner(Runner):
         """Why the instance is pending or not."""
         return explanation.explain(self, instance)
 
+    def outputs_of(self, instance: Any, *, stale: bool = False) -> Any:
+        """The outputs of the instance's current success, or None.
+
+        With `stale`, those of its last success while its run is pending, failed or was cancelled.
+        """
+        return records.outputs_of(self, instance, stale=stale)
+
     def backfill(
         self,
         queryset: QuerySet[Any] | None = None,
@@ -119,6 +126,7 @@ class QuerySetRunner(Runner):
     ahas_run = twin(has_run)
     aprogress = twin(progress)
     aexplain = twin(explain)
+    aoutputs_of = twin(outputs_of)
     abackfill = twin(backfill)
     aretry = twin(retry)
     aadopt = twin(adopt)

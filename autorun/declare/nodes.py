@@ -56,9 +56,14 @@ def node_of(runner: Runner) -> Node:
 
 def node_id_of(runner: Runner) -> int:
     """Return the id that the runner's node has or will have, without creating the node."""
+    known = known_node_of(runner)
+    return int(digest_of(runner)[:ID_DIGITS], 16) if known is None else known.pk
+
+
+def known_node_of(runner: Runner) -> Node | None:
+    """Return the runner's node, or None if it has not been created."""
     node_digest = digest_of(runner)
-    known = _known.get((settings.DATABASE, node_digest)) or _find(node_digest)
-    return int(node_digest[:ID_DIGITS], 16) if known is None else known.pk
+    return _known.get((settings.DATABASE, node_digest)) or _find(node_digest)
 
 
 def find_node(runner: Runner) -> Node:

@@ -104,7 +104,15 @@ def can_run(label: str, title: str, version: str) -> bool:
 
 def dependencies_of(runner: Runner) -> list[Runner]:
     """The runners in DEPENDS_ON. Raises NotRegistered for an unknown label."""
-    return [_upstream(each) for each in runner.DEPENDS_ON]
+    return [instance_of(each) for each in runner.DEPENDS_ON]
+
+
+def instance_of(named: type[Runner] | str) -> Runner:
+    """The runner that a class or a label names. Raises NotRegistered for an unknown label."""
+    if isinstance(named, str):
+        return get(named)
+    labels = [label for label, each in _runners.items() if each is named]
+    return get(labels[0]) if labels else named()
 
 
 def autodiscover() -> None:
@@ -137,13 +145,6 @@ def register_module(name: str) -> None:
             )
     for runner_class in found:
         register(runner_class)
-
-
-def _upstream(named: type[Runner] | str) -> Runner:
-    if isinstance(named, str):
-        return get(named)
-    labels = [label for label, each in _runners.items() if each is named]
-    return get(labels[0]) if labels else named()
 
 
 def without_model() -> list[type[Runner]]:

@@ -1,0 +1,108 @@
+"""The types of an analysis's outputs, as its return annotation declares them.
+
+`int | None` counts as `int`: any output may be null. What an annotation leaves open is None here.
+"""
+
+import dataclasses
+import datetime as dt
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+
+class Kind(Enum):
+    """How SQL reads an output: a scalar, or any JSON."""
+
+    INTEGER = "integer"
+    NUMBER = "number"
+    TEXT = "text"
+    BOOLEAN = "boolean"
+    JSON = "JSON"
+
+
+#: In this order: a bool is an int as well.
+_KINDS: tuple[tuple[tuple[type, ...], Kind], ...] = (
+    ((bool,), Kind.BOOLEAN),
+    ((int,), Kind.INTEGER),
+    ((float,), Kind.NUMBER),
+    ((str, Decimal, UUID, PurePath, dt.date, dt.time, dt.timedelta), Kind.TEXT),
+    ((Mapping, list, tuple, set, frozenset), Kind.JSON),
+)
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """The kind of a value so annotated."""
+    plain = _plain(annotation)
+    origin = typing.get_origin(plain)
+    if origin is typing.Literal:
+        return _common(map(kind_of, map(type, typing.get_args(plain))))
+    if origin in (typing.Union, types.UnionType):
+        return _common(map(kind_of, typing.get_args(plain)))
+    declared = origin or plain
+    if not isinstance(declared, type):
+        return None
+    if issubclass(declared, Enum):
+        return _common(kind_of(type(each.value)) for each in declared)
+    if members_of(declared) is not None:
+        return Kind.JSON
+    return next((kind for kinds, kind in _KINDS if issubclass(declared, kinds)), None)
+
+
+def type_at(annotation: Any, path: Iterable[str]) -> Any:
+    """The annotation of the value that the keys in `path` lead to; Any if it is left open."""
+    for key in path:
+        annotation = _member(_plain(annotation), key)
+    return annotation
+
+
+def members_of(annotation: Any) -> Mapping[str, Any] | None:
+    """The annotations by key of a TypedDict, a dataclass or a pydantic model; else None."""
+    plain = _plain(annotation)
+    is_closed = typing.is_typeddict(plain) or dataclasses.is_dataclass(plain)
+    if isinstance(plain, type) and (is_closed or hasattr(plain, "model_fields")):
+        with suppress(Exception):  # a name that is imported for type checkers only
+            return typing.get_type_hints(plain)
+    return None
+
+
+def _member(plain: Any, key: str) -> Any:
+    members = members_of(plain)
+    if members is not None:
+        return members.get(key, Any)
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    if not isinstance(origin, type) or not arguments:
+        return Any
+    if issubclass(origin, Mapping):
+        return arguments[-1]
+    if issubclass(origin, tuple) and arguments[-1] is not Ellipsis:
+        is_index = key.isdecimal() and int(key) < len(arguments)
+        return arguments[int(key)] if is_index else Any
+    return arguments[0] if key.isdecimal() else Any
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation without None, Annotated, NewType and the names of type aliases."""
+    while True:
+        if typing.get_origin(annotation) is typing.Annotated:
+            annotation = typing.get_args(annotation)[0]
+        elif hasattr(annotation, "__supertype__"):
+            annotation = annotation.__supertype__
+        elif hasattr(annotation, "__value__"):
+            annotation = annotation.__value__
+        elif type(None) in (arguments := typing.get_args(annotation)) and len(arguments) > 1:
+            annotation = typing.Union[tuple(each for each in arguments if each is not type(None))]  # noqa: UP007
+        else:
+            return annotation
+
+
+def _common(kinds: Iterable[Kind | None]) -> Kind | None:
+    found = set(kinds)
+    if found == {Kind.INTEGER, Kind.NUMBER}:
+        return Kind.NUMBER
+    return found.pop() if len(found) == 1 else None
