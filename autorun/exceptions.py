@@ -1,6 +1,10 @@
 """Everything autorun raises, under one base class."""
 
+import math
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 
 
 class AutorunError(Exception):
@@ -51,6 +55,47 @@ class InputError(AutorunError, ValueError):
 
 class OutputError(AutorunError, ValueError):
     """The return value of an analysis cannot be stored."""
+
+
+class NotApplicable(AutorunError):
+    """Raised by a body: the analysis is not applicable to the row, for the reason given.
+
+    The run ends as neither a success nor a failure, and the row is looked at again when its input
+    changes.
+    """
+
+
+class RetryLater(AutorunError):
+    """Raised by a body: try the row again in so many seconds. It uses no attempt.
+
+    `seconds` is a number, or a Retry-After header, which may be a date; it is rounded up to whole
+    seconds, from a second to a day. With `limit`, the other rows of the chunk wait as long.
+    """
+
+    SHORTEST, LONGEST = 1, 24 * 3600
+
+    def __init__(self, seconds: float | str, reason: str = "", *, limit: bool = False) -> None:
+        super().__init__(reason)
+        self.seconds = max(self.SHORTEST, min(_seconds(seconds), self.LONGEST))
+        self.limit = limit
+
+
+class SmallerBatch(AutorunError):
+    """Raised by a body that takes many rows: call it again with half of them."""
+
+
+def _seconds(given: float | str) -> int:
+    """The number of seconds, rounded up; raises ValueError for what is neither number nor date."""
+    try:
+        return math.ceil(float(given))
+    except OverflowError:
+        return RetryLater.LONGEST
+    except (TypeError, ValueError):
+        with suppress(TypeError, ValueError):
+            return math.ceil(parsedate_to_datetime(str(given)).timestamp() - time.time())
+    raise ValueError(
+        f"RetryLater({given!r}): give a number of seconds, or the value of a Retry-After header."
+    )
 
 
 class RunTimeout(AutorunError):

@@ -52,6 +52,7 @@ class Node(models.Model):
     folded_succeeded = models.BigIntegerField(default=0)
     folded_failed = models.BigIntegerField(default=0)
     folded_ignored = models.BigIntegerField(default=0)
+    folded_not_applicable = models.BigIntegerField(default=0, db_default=0)
     folded_hours = models.JSONField(
         default=dict, help_text="How many of them succeeded in each hour of late."
     )
@@ -114,6 +115,7 @@ class Batch(models.Model):
     # The runs in its folded chunks, none of which has failed.
     folded_succeeded = models.BigIntegerField(default=0)
     folded_cancelled = models.BigIntegerField(default=0)
+    folded_not_applicable = models.BigIntegerField(default=0, db_default=0)
 
     token = models.IntegerField(default=0, help_text="Raised whenever a process takes it over.")
     tries = models.PositiveSmallIntegerField(
@@ -174,6 +176,9 @@ class Chunk(models.Model):
     queue = models.CharField(max_length=255, blank=True, default="")
     size = models.IntegerField()
     not_before = models.DateTimeField(null=True, blank=True)
+    postponed_by = models.TextField(
+        blank=True, default="", db_default="", help_text="The RetryLater that its runs wait for."
+    )
 
     created_at = models.DateTimeField(db_default=DatabaseNow())
     published_at = models.DateTimeField(null=True, blank=True)
@@ -191,6 +196,9 @@ class Chunk(models.Model):
     superseded_succeeded = models.IntegerField(default=0)
     superseded_failed = models.IntegerField(default=0)
     superseded_cancelled = models.IntegerField(default=0)
+    # Among the cancelled ones, so that workers of an older version miss none.
+    not_applicable = models.IntegerField(default=0, db_default=0)
+    superseded_not_applicable = models.IntegerField(default=0, db_default=0)
     is_folded = models.BooleanField(
         default=False, help_text="Whether its node and its batch have counted it in."
     )

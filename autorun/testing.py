@@ -50,6 +50,7 @@ RunnerName = QuerySetRunner | type[QuerySetRunner] | str
 ADVICE = {
     "queued": " `work_off()` executes it.",
     "waiting": " `work_off()` executes it.",
+    "postponed": " `work_off(retry_now=True)` lets it go on at once.",
     "retrying": " `work_off(retry_now=True)` makes all attempts at once.",
 }
 
@@ -170,6 +171,21 @@ def assert_failed(
     return failure
 
 
+def assert_not_applicable(runner: RunnerName, instance: Any, *, reason: Any = ANY) -> Run:
+    """Fail unless the body has raised NotApplicable on the current row, with `reason` if given.
+
+    Returns the run.
+    """
+    found = _runner(runner)
+    explanation = explain(found, instance)
+    run = explanation.run
+    if run is None or explanation.code != "not_applicable":
+        raise _wrong(found, instance, "recorded as not applicable", explanation)
+    if run.outputs != reason:
+        raise AssertionError(f"{found.label} gave the reason {run.outputs!r}, not {reason!r}.")
+    return run
+
+
 class Functions:
     """This module's functions as methods."""
 
@@ -180,6 +196,7 @@ class Functions:
     assert_not_pending = staticmethod(assert_not_pending)
     assert_ran = staticmethod(assert_ran)
     assert_failed = staticmethod(assert_failed)
+    assert_not_applicable = staticmethod(assert_not_applicable)
 
 
 class AutorunTestCase(Functions, unittest.TestCase):

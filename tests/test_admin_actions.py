@@ -392,7 +392,7 @@ def test_ignored_runs_are_retried_where_they_are_meant(
             reverse("admin:autorun_run_act"), form, follow=True
         )
 
-    assert "3 failed or ignored runs queued for retry." in response.text
+    assert "3 runs queued for retry." in response.text
     progress = runner.progress()
     assert (progress.ignored, progress.failed) == (0, 2)
     assert progress.unfinished == 6 + 3
@@ -542,7 +542,7 @@ def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
     ("name", "typed", "told"),
     [
         ("batch", "abc", "“abc” is not the number of a batch."),
-        ("state", "foo", "Unknown state “foo”. Choose waiting, queued,"),
+        ("state", "foo", "Unknown state “foo”. Choose waiting, postponed,"),
         ("since", "9y", "Unknown since “9y”. Choose 1h,"),
         ("planned_from", "soon", "“soon” is not a time. Write 2031-05-04T03:00, for example."),
     ],

@@ -7,13 +7,16 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import StateApps
+from django.db.models import F
 
+from autorun.exceptions import NotApplicable
 from autorun.models import Batch, Run, SpilledTrigger
+from autorun.state.counts import Progress
 from autorun.triggers import installing
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0008_written_rows"
+NEWEST = "0009_not_applicable"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -95,3 +98,35 @@ def test_an_upgrade_keeps_batches_and_allows_triggers(before_notes: StateApps):
     batches.create(runner="tests.EchoRunner", node=node, trigger="backfill")
 
     assert set(Batch.objects.values_list("trigger", flat=True)) == {"sweep", "backfill"}
+
+
+@pytest.fixture
+def before_not_applicable() -> Iterator[StateApps]:
+    """The tables of before a run could be not applicable."""
+    yield migrate("0008_written_rows")
+    migrate(NEWEST)
+
+
+def test_counts_stay_exact_while_old_workers_know_nothing_of_rows_that_are_not_applicable(
+    before_not_applicable: StateApps,
+):
+    def judge(value: str) -> str:
+        if value == "-":
+            raise NotApplicable("no pixel data")
+        return value
+
+    old_chunks = before_not_applicable.get_model("autorun", "Chunk").objects
+    old_nodes = before_not_applicable.get_model("autorun", "Node").objects
+    migrate(NEWEST)
+    Document.objects.bulk_create(Document(title=title) for title in ("-", "good"))
+    with installed(runner := declare(judge)):
+        runner().run()
+        # By a worker of the old code, which does not know the new columns.
+        node = old_nodes.get()
+        old_chunks.create(pk=1, node=node, runner=runner.get_label(), size=1, succeeded=1, state=4)
+        work_off()
+
+        assert runner().progress() == Progress(succeeded=2, not_applicable=1)
+        # What it takes for the unfinished runs of a chunk.
+        counted = F("succeeded") + F("failed") + F("cancelled") + F("moved")
+        assert not old_chunks.exclude(size=counted).exists()

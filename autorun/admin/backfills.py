@@ -39,6 +39,7 @@ ONLY = {
     "missing": "Rows without a run",
     "changed": "Rows that have changed since their run",
     "failed": "Rows whose run failed",
+    "not_applicable": "Rows that were not applicable",
     "all": "All of these: pending and failed",
     "again": "Re-run everything, including successes",
 }

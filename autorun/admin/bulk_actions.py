@@ -47,7 +47,7 @@ ACTIONS: Mapping[str, BulkAction] = {
             Permission.RETRY,
             ("failed",),
             "They start again with a fresh set of attempts.",
-            named=("ignored",),
+            named=("ignored", "not_applicable"),
         ),
         BulkAction(
             "ignore",
@@ -62,7 +62,7 @@ ACTIONS: Mapping[str, BulkAction] = {
             "cancel",
             "Cancel runs that have not started",
             Permission.CANCEL,
-            ("waiting", "queued", "parked"),
+            ("waiting", "postponed", "queued", "parked"),
             "They never start; a later sweep plans their rows again.",
             interventions.cancel_runs,
             ("run cancelled before the start.", "runs cancelled before the start."),

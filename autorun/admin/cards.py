@@ -26,7 +26,7 @@ from autorun.planning.counting import Count
 from autorun.state import words
 from autorun.state.counts import Progress, progress_by_node
 from autorun.state.origins import name_of_batch
-from autorun.state.words import duration, number, rate
+from autorun.state.words import duration, in_words, number, rate
 from autorun.triggers.on_schedule import SWEEP_NAME
 
 #: How long a finished count of a runner's rows is shown.
@@ -132,10 +132,10 @@ class Card:
     @property
     def parts(self) -> list[Part]:
         """The states in the order of the bar, without those that no row is in."""
-        parts = self._parts_in("succeeded", "running", "queued", "waiting")
+        parts = self._parts_in("succeeded", "running", "queued", "waiting", "postponed")
         if self.counted is not None and self.counted.pending:
             parts.append(Part("pending", "pending", self.counted.pending))
-        parts += self._parts_in("parked", "failed", "ignored")
+        parts += self._parts_in("parked", "failed", "not_applicable", "ignored")
         if self.counted is not None and self.counted.left_out:
             waits = ", or waiting for another runner" if self.runner.DEPENDS_ON else ""
             parts.append(Part("filtered", f"filtered out{waits}", self.counted.left_out))
@@ -143,7 +143,12 @@ class Card:
 
     def _parts_in(self, *states: str) -> list[Part]:
         return [
-            Part(state, state, value, urlencode({"runner": self.runner.label, "state": state}))
+            Part(
+                state,
+                in_words(state),
+                value,
+                urlencode({"runner": self.runner.label, "state": state}),
+            )
             for state in states
             if (value := getattr(self.progress, state))
         ]

@@ -319,7 +319,7 @@ class RunAdmin(PageAdmin):
     def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
         retried = interventions.retry_runs(found, requested_by=who(request))
         if retried.runs:
-            of = "failed or ignored run" if retried.ignored else "failed run"
+            of = "run" if retried.ignored else "failed run"
             what = f"{counted(retried.runs, of)} queued for retry."
             runs = [run for run in log.runs if run.pk not in retried.outdated]
             links = self._links(retried.batches)
@@ -339,7 +339,7 @@ class RunAdmin(PageAdmin):
         log = _log_of_filter(chosen)
         parts = (each.each() for each in chosen_action.narrowed(chosen))
         found = map(reach.among, chain.from_iterable(parts))
-        if chosen_action.change or chosen.group or chosen.state == "ignored":
+        if chosen_action.change or chosen.group or chosen.state in chosen_action.named:
             self._do(request, chosen_action, found, log)
             return
         # More than these would keep the user waiting.

@@ -44,6 +44,8 @@ MOST_OTHERS = 20
 _WITHOUT_MESSAGE = {
     "failed": "Failed, no attempts left: it runs again once it is retried or its row changes.",
     "retrying": "The last attempt failed, and another one is due.",
+    "not_applicable": "Not applicable, until its row changes.",
+    "postponed": "Its body has asked for another try later.",
     "unprepared": "The input of the row cannot be prepared.",
 }
 
@@ -149,6 +151,7 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
         Run.Status.SUCCEEDED: f"It was forced: run {before.pk} had succeeded on the same input.",
         Run.Status.FAILED: f"It was retried: run {before.pk} had failed on the same input.",
         Run.Status.CANCELLED: f"Run {before.pk} on the same input had been cancelled.",
+        Run.Status.NOT_APPLICABLE: f"Run {before.pk} on the same input was not applicable.",
     }.get(Run.Status(before.status), f"It replaced run {before.pk}.")
 
 
@@ -183,6 +186,7 @@ def _superseded(run: Run, others: Sequence[Run]) -> str:
     how = {
         Run.Status.SUCCEEDED: "It succeeded",
         Run.Status.FAILED: "It failed, no attempts left",
+        Run.Status.NOT_APPLICABLE: "It was not applicable",
     }.get(Run.Status(run.status), "It had not finished")
     current = next((each for each in others if each.is_current), None)
     if current is None:
@@ -227,7 +231,7 @@ def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
     if run.finished_at and run.status == Run.Status.FAILED:
         events.append(Event(run.finished_at, "failed", "failed, no attempts left"))
     elif run.finished_at:
-        word = Run.Status(run.status).name.lower()
+        word = Run.Status(run.status).name.lower().replace("_", " ")
         events.append(Event(run.finished_at, state_of(run), word))
     return events
 

@@ -9,7 +9,7 @@ from autorun.admin.markup import time_since
 from autorun.models import Batch
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.origins import name_of_batch
-from autorun.state.words import number
+from autorun.state.words import in_words, number
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,13 @@ def state_of_batch(batch: Batch, counts: BatchCounts) -> tuple[str, str]:
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
     """The parts of the batch's bar; successes also if there are none yet."""
     parts = [
-        Part(name, name, value, urlencode({"batch": batch.pk, "state": name}) if value else "")
-        for name in ("succeeded", "failed", "cancelled")
+        Part(
+            name,
+            in_words(name),
+            value,
+            urlencode({"batch": batch.pk, "state": name}) if value else "",
+        )
+        for name in ("succeeded", "failed", "not_applicable", "cancelled")
         if (value := getattr(counts, name)) or name == "succeeded"
     ]
     return parts + ([Part("waiting", "remaining", counts.left)] if counts.left else [])

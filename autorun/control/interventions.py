@@ -38,13 +38,15 @@ KEYS_IN_SCOPE = 30_000
 #: The source of a scope whose rows are those of runs that match a filter.
 KIND = "runs"
 
+#: How a run has ended that can be retried.
+RETRYABLE = (Run.Status.FAILED, Run.Status.CANCELLED, Run.Status.NOT_APPLICABLE)
 #: Picks runs among those given.
 Narrowing = Callable[[Sequence[Run]], Sequence[Run]]
 
 
 @dataclass(frozen=True)
 class Retried:
-    """The batches that retry `runs` runs, `ignored` of them ignored ones.
+    """The batches that retry `runs` runs, `ignored` of them ignored or not applicable.
 
     `outdated` are the ids of runs that no runner would run now.
     """
@@ -87,7 +89,7 @@ def request_backfill(
 
 
 def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
-    """Retry the failed runs without attempts left, and the ignored ones, among those found.
+    """Retry the failed runs without attempts left, and those left alone, among those found.
 
     Each runner gets one batch or more. Runs of a version or configuration that their runner no
     longer has are skipped.
@@ -99,7 +101,7 @@ def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Ret
         beyond = _chunks_of(runs).filter(batch__is_beyond_base=True)
         beyond_base = set(beyond.values_list("pk", flat=True))
         finished = Run.objects.current().filter(
-            pk__in=[run.pk for run in runs], status__in=(Run.Status.FAILED, Run.Status.CANCELLED)
+            pk__in=[run.pk for run in runs], status__in=RETRYABLE
         )
         for run in finished.defer("outputs"):
             runner = runners.get((run.node_id, run.chunk_id))
@@ -107,12 +109,12 @@ def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Ret
                 outdated.append(run.pk)
             else:
                 key = key_kind(runner.get_model()).of(run)
-                is_ignored = run.status == Run.Status.CANCELLED
+                is_ignored = run.status != Run.Status.FAILED
                 keys[runner.label, is_ignored, run.chunk_id in beyond_base].append(key)
     begun = [
         request_backfill(
             registry.get(label),
-            # An ignored run counts as done, so only force runs its row again.
+            # Such a run counts as done, so only force runs its row again.
             Scope(
                 pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
                 only=None if is_ignored else "failed",

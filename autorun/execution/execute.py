@@ -124,13 +124,15 @@ def work_off(work: Work) -> None:
             crash_point("finish.committed")
             span.note(succeeded=tally.succeeded, failed=tally.failed)
             logger.info(
-                "%s: chunk %s: %d succeeded, %d failed, %d moved, %d cancelled in %.2f s.",
+                "%s: chunk %s: %d succeeded, %d failed, %d not applicable, %d moved, %d cancelled "
+                "in %.2f s.",
                 runner.label,
                 chunk.pk,
                 tally.succeeded,
                 tally.failed,
+                tally.not_applicable,
                 tally.moved,
-                tally.cancelled,
+                tally.cancelled - tally.not_applicable,
                 time.monotonic() - work.began_at,
             )
         # However the chunk ended, some results may have been recorded.

@@ -31,8 +31,9 @@ from autorun.state.transactions import repeated_on_conflict
 class Result:
     """How one run ended; if it is PENDING, it moves to another chunk that starts in `again_in` s.
 
-    With a `reason`, that chunk is parked until then. `outputs` is JSON text. `key` names the row of
-    a run that has finished. `seconds` are those of an attempt that was made.
+    With a `reason`, that chunk is parked until then; `postponed_by` is the RetryLater that it waits
+    for. `outputs` is JSON text; the reason if the run is not applicable. `key` names the row of a
+    run that has finished. `seconds` are those of an attempt that was made.
     """
 
     run_id: int
@@ -45,6 +46,7 @@ class Result:
     reason: str = ""
     key: Key = 0
     seconds: float | None = None
+    postponed_by: str = ""
 
     @classmethod
     def cancelled(cls, run: Run) -> Result:
@@ -77,10 +79,9 @@ class Result:
         return replace(failed, key=key_kind(runner.get_model()).of(run))
 
     @classmethod
-    def moved(cls, run: Run, *, again_in: float = 0.0, reason: str = "") -> Result:
+    def moved(cls, run: Run, **options: Any) -> Result:
         """The run moves to another chunk without using an attempt."""
-        named = (run.pk, Run.Status.PENDING, run.attempts, run.fingerprint)
-        return cls(*named, again_in=again_in, reason=reason)
+        return cls(run.pk, Run.Status.PENDING, run.attempts, run.fingerprint, **options)
 
     def kept_pending(self, *, again_in: float, reason: str) -> Result:
         """The failure as one of a runner that is held up; a last attempt is given back."""
@@ -105,6 +106,8 @@ class Tally:
     superseded_succeeded: int = 0
     superseded_failed: int = 0
     superseded_cancelled: int = 0
+    not_applicable: int = 0
+    superseded_not_applicable: int = 0
 
     @classmethod
     def of(cls, chunk: Chunk) -> Tally:
@@ -231,13 +234,16 @@ def _new_chunks(
     chunk: Chunk, results: Sequence[Result], *, size: int
 ) -> list[tuple[Chunk, list[int]]]:
     """Chunks of at most `size` for the moved runs, each with the ids of its runs."""
-    moved: dict[tuple[float, str], list[int]] = {}
+    moved: dict[tuple[float, str], list[Result]] = {}
     for result in results:
         if result.status == Run.Status.PENDING:
-            moved.setdefault((result.again_in, result.reason), []).append(result.run_id)
+            moved.setdefault((result.again_in, result.reason), []).append(result)
     new_chunks = []
     next_id = new_chunk_id()
-    for (again_in, reason), run_ids in moved.items():
+    for (again_in, reason), alike in moved.items():
+        run_ids = [each.run_id for each in alike]
+        # The same for all: a chunk for each message would undo what chunks are for.
+        postponed_by = next((each.postponed_by for each in alike if each.postponed_by), "")
         parked: dict[str, Any] = {}
         if reason:
             parked = {"state": Chunk.State.PARKED, "reason": reason}
@@ -252,6 +258,7 @@ def _new_chunks(
                 priority=chunk.priority,
                 queue=chunk.queue,
                 not_before=from_now(again_in) if again_in else None,
+                postponed_by=postponed_by,
                 **parked,
             )
             new_chunks.append((new, run_ids[begin : begin + size]))
@@ -280,16 +287,19 @@ def _counted(
             ended[result.status] += 1
             if written is not None and not written[result.run_id]:
                 superseded[result.status] += 1
-    cancelled = ended[Run.Status.CANCELLED]
+    cancelled, apart = ended[Run.Status.CANCELLED], ended[Run.Status.NOT_APPLICABLE]
+    superseded_apart = superseded[Run.Status.NOT_APPLICABLE]
     return Tally(
         succeeded=tally.succeeded + ended[Run.Status.SUCCEEDED],
         failed=tally.failed + ended[Run.Status.FAILED],
-        cancelled=tally.cancelled + cancelled,
+        cancelled=tally.cancelled + cancelled + apart,
         moved=tally.moved + ended[Run.Status.PENDING],
         superseded_succeeded=tally.superseded_succeeded + superseded[Run.Status.SUCCEEDED],
         superseded_failed=tally.superseded_failed + superseded[Run.Status.FAILED],
         # A cancelled run is never current, so that its row can have another.
-        superseded_cancelled=tally.superseded_cancelled + cancelled,
+        superseded_cancelled=tally.superseded_cancelled + cancelled + superseded_apart,
+        not_applicable=tally.not_applicable + apart,
+        superseded_not_applicable=tally.superseded_not_applicable + superseded_apart,
     )
 
 

@@ -1,5 +1,6 @@
 """The runs of one chunk, executed one after the other."""
 
+import json
 import logging
 import random
 import threading
@@ -21,7 +22,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.holding import pause_after
 from autorun.dispatch.limiting import shared
 from autorun.dispatch.sizes import chunk_size
-from autorun.exceptions import ConfigurationError, LeaseLost
+from autorun.exceptions import ConfigurationError, LeaseLost, NotApplicable, RetryLater
 from autorun.execution.assignments import Assignment, load_runs, superseded
 from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.builds import build_of
@@ -50,6 +51,8 @@ PARTS_OF_REST = 8
 LONGEST_WAIT = 10.0
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
+#: The reason why a row is not applicable is cut to this size.
+MAX_REASON_BYTES = 1_000
 _status_of = attrgetter("status")
 
 
@@ -156,7 +159,8 @@ class Work:
                         span.fail(result.failure)
                 crash_point("finish.unwritten")
                 self._finish(assignment, result, time.monotonic() - began)
-                if self._brake is not None or result.failure is not None:
+                is_success = result.status == Run.Status.SUCCEEDED
+                if result.failure is not None or (self._brake is not None and is_success):
                     self._brake_after(result)
                 is_late = time.monotonic() - self._written_at >= WRITE_EVERY
                 if is_late or self._output_bytes >= WRITE_BYTES:
@@ -304,7 +308,7 @@ class Work:
         # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
         # arrives as Interrupted.
         except BaseException as error:  # noqa: BLE001
-            return self._failure(run, row.fingerprint, error)
+            return self._result_of(assignment, error)
         return Result(
             run.pk,
             Run.Status.SUCCEEDED,
@@ -314,6 +318,27 @@ class Work:
             key=row.key,
             seconds=time.monotonic() - self.current_since,
         )
+
+    def _result_of(self, assignment: Assignment, error: BaseException) -> Result:
+        """How the run has ended with what its body raised, or returned in place of a value."""
+        run, row = assignment.run, assignment.row
+        if isinstance(error, RetryLater):
+            if error.limit:
+                self._postpone_rest(error)
+            return Result.moved(run, again_in=error.seconds, postponed_by=one_line(error))
+        if isinstance(error, NotApplicable):
+            reason = describe_exception(error, max_bytes=MAX_REASON_BYTES).message
+            ended = (run.pk, Run.Status.NOT_APPLICABLE, run.attempts + 1, row.fingerprint)
+            seconds = time.monotonic() - self.current_since
+            return Result(*ended, json.dumps(reason), key=row.key, seconds=seconds)
+        return self._failure(run, row.fingerprint, error)
+
+    def _postpone_rest(self, error: RetryLater) -> None:
+        """Have the rest of the chunk wait as long as the row: the service refuses all of them."""
+        with self.lock:
+            options: dict[str, Any] = {"again_in": error.seconds, "postponed_by": one_line(error)}
+            self._results += [Result.moved(each.run, **options) for each in self._assignments]
+            self._assignments.clear()
 
     def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
         failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
@@ -337,7 +362,8 @@ class Work:
             self._results.append(result)
             outputs = result.outputs or ""
             self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
-            self.seconds.append(seconds)
+            if not result.postponed_by:
+                self.seconds.append(seconds)
             is_prepared = assignment.row.error is None
             if is_prepared and result.fingerprint != assignment.run.fingerprint:
                 self.unexpected.append(assignment.row.key)

@@ -33,9 +33,9 @@ class Explanation:
 
     `is_pending` agrees with `runner.pending()`. Pending rows: "never_ran", "changed" (since the
     last run), "unprepared" (preparing the input raises). In progress: "waiting", "queued",
-    "running", "retrying", "parked", "paused". Finished: "succeeded", "failed", "ignored". Not
-    processed: "unsaved", "deleted", "not_in_base_query", "filtered_out", "dependency". `run` is the
-    row's current run, if there is one.
+    "running", "retrying", "postponed" (by a RetryLater), "parked", "paused". Finished: "succeeded",
+    "failed", "not_applicable", "ignored". Not processed: "unsaved", "deleted", "not_in_base_query",
+    "filtered_out", "dependency". `run` is the row's current run, if there is one.
     """
 
     is_pending: bool
@@ -116,7 +116,8 @@ def _without_run(runner: Runner, row: Row) -> str:
     if last is None or last.status != Run.Status.CANCELLED:
         return f"{_title(runner)} has not run on this row"
     reason = f"{_title(runner)} was cancelled before it started on this row"
-    previous = runs.filter(status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED)).first()
+    ended = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
+    previous = runs.filter(status__in=ended).first()
     return reason if previous is None else f"{reason} (previous result: {_outcome(previous)})"
 
 
@@ -164,7 +165,9 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
             until = moment(found.next_try)
             return "waiting", f"Held up until {until}: {found.reason.rstrip('.')}"
     if not_before is not None:
-        return "retrying", f"Waiting until {moment(not_before)}"
+        why = run.chunk.postponed_by.rstrip(".")
+        until = f"Waiting until {moment(not_before)}"
+        return ("postponed", f"{until}: {why}") if why else ("retrying", until)
     if runner.LIMIT is not None:
         (limit,) = limits_in_use([runner.LIMIT])
         return "waiting", f"Waiting for the limit {limit}"
@@ -178,6 +181,10 @@ def _finished(runner: Runner, run: Any) -> Explanation:
         return Explanation(False, "succeeded", reason, run)
     if run.status == Run.Status.CANCELLED:
         return Explanation(False, "ignored", f"Ignored since {at}, until the row changes.", run)
+    if run.status == Run.Status.NOT_APPLICABLE:
+        because = f": {run.outputs.rstrip('.')}" if run.outputs else ""
+        reason = f"Not applicable since {at}, until the row changes{because}."
+        return Explanation(False, "not_applicable", reason, run)
     failure = last_failure(run)
     after = f" after {counted(run.attempts, 'attempt')}" if run.attempts else ""
     cause = "" if failure is None else _cause(failure)
@@ -223,6 +230,7 @@ def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
         Run.Status.PENDING: "is in progress",
         Run.Status.FAILED: "failed on the row",
         Run.Status.CANCELLED: "ignores the row",
+        Run.Status.NOT_APPLICABLE: "is not applicable to it",
     }
     for node_id, dependency in dependencies.items():
         status = statuses.get(node_id)
@@ -263,7 +271,11 @@ def _outcome(run: Run) -> str:
     if run.status == Run.Status.SUCCEEDED:
         verb = "succeeded" if run.attempts else "was adopted"
     else:
-        verb = "failed" if run.status == Run.Status.FAILED else "was told to ignore it"
+        others: dict[int, str] = {
+            Run.Status.FAILED: "failed",
+            Run.Status.NOT_APPLICABLE: "was not applicable",
+        }
+        verb = others.get(run.status, "was told to ignore it")
     return f"{verb} at {moment(run.finished_at)}"
 
 

@@ -190,6 +190,7 @@ class RunFilter:
         numbers = {
             "": counts.total,
             "succeeded": counts.succeeded,
+            "not_applicable": counts.not_applicable,
             "ignored": counts.cancelled,
             "cancelled": counts.cancelled,
         }

@@ -7,6 +7,7 @@ from typing import Any
 from django.db.models import F, Q
 
 from autorun.models import Chunk, Run
+from autorun.state.counts import IS_POSTPONED
 
 
 @dataclass(frozen=True)
@@ -18,27 +19,34 @@ class RunState:
     number: Any
 
 
-def _unfinished(state: Chunk.State) -> RunState:
+def _unfinished(chunks: Q) -> RunState:
     pending = Q(status=Run.Status.PENDING, is_current=True)
-    return RunState(Q(state=state), pending, Chunk.runs_left())
+    return RunState(chunks, pending, Chunk.runs_left())
 
 
 def _finished(status: Run.Status, *, is_current: bool | None = True) -> RunState:
     counter = status.name.lower()
-    chunks = Q(**{f"{counter}__gt": 0})
-    if status != Run.Status.CANCELLED:
-        # Among a million waiting chunks the index finds the few that can have finished runs.
-        chunks &= Q(state__in=(Chunk.State.RUNNING, Chunk.State.FINISHED))
-    return RunState(chunks, Q(status=status, is_current=is_current), F(counter))
+    runs = Q(status=status, is_current=is_current)
+    if status == Run.Status.CANCELLED:
+        return RunState(Q(cancelled__gt=F("not_applicable")), runs, CANCELLED)
+    # Among a million waiting chunks the index finds the few that can have finished runs.
+    chunks = Q(state__in=(Chunk.State.RUNNING, Chunk.State.FINISHED))
+    return RunState(chunks & Q(**{f"{counter}__gt": 0}), runs, F(counter))
+
+
+#: The cancelled runs of a chunk, without those that are not applicable.
+CANCELLED = F("cancelled") - F("not_applicable")
 
 
 STATES: Mapping[str, RunState] = {
-    "waiting": _unfinished(Chunk.State.WAITING),
-    "queued": _unfinished(Chunk.State.QUEUED),
-    "running": _unfinished(Chunk.State.RUNNING),
-    "parked": _unfinished(Chunk.State.PARKED),
+    "waiting": _unfinished(Q(state=Chunk.State.WAITING, postponed_by="")),
+    "postponed": _unfinished(IS_POSTPONED),
+    "queued": _unfinished(Q(state=Chunk.State.QUEUED)),
+    "running": _unfinished(Q(state=Chunk.State.RUNNING)),
+    "parked": _unfinished(Q(state=Chunk.State.PARKED)),
     "succeeded": _finished(Run.Status.SUCCEEDED),
     "failed": _finished(Run.Status.FAILED),
+    "not_applicable": _finished(Run.Status.NOT_APPLICABLE),
     "ignored": _finished(Run.Status.CANCELLED),
     "cancelled": _finished(Run.Status.CANCELLED, is_current=None),
     "superseded": RunState(
@@ -46,7 +54,7 @@ STATES: Mapping[str, RunState] = {
     ),
 }
 #: States whose runs are in chunks that are not folded.
-UNFOLDED = ("waiting", "queued", "running", "parked", "failed")
+UNFOLDED = ("waiting", "postponed", "queued", "running", "parked", "failed")
 #: The current runs of a state, or of all: their number in the folded chunks of a node, and in one
 #: chunk that is not folded.
 FOLDED: Mapping[str, tuple[Any, Any]] = {
@@ -59,7 +67,14 @@ FOLDED: Mapping[str, tuple[Any, Any]] = {
         - F("superseded_cancelled"),
     ),
     "succeeded": (F("folded_succeeded"), F("succeeded") - F("superseded_succeeded")),
-    "ignored": (F("folded_ignored"), F("cancelled") - F("superseded_cancelled")),
+    "not_applicable": (
+        F("folded_not_applicable"),
+        F("not_applicable") - F("superseded_not_applicable"),
+    ),
+    "ignored": (
+        F("folded_ignored") - F("folded_not_applicable"),
+        CANCELLED - F("superseded_cancelled") + F("superseded_not_applicable"),
+    ),
 }
 
 
@@ -70,5 +85,7 @@ def state_of(run: Run) -> str:
     if not run.is_current:
         return "superseded"
     if run.status == Run.Status.PENDING:
-        return Chunk.State(run.chunk.state).name.lower()
+        state = Chunk.State(run.chunk.state)
+        is_postponed = state == Chunk.State.WAITING and run.chunk.postponed_by
+        return "postponed" if is_postponed else state.name.lower()
     return Run.Status(run.status).name.lower()

@@ -11,6 +11,7 @@ from django.db.models import F, Max, OuterRef, QuerySet, Subquery
 
 from autorun.models import Chunk, Run
 from autorun.state.clock import DatabaseNow
+from autorun.state.counts import superseded
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.probes import crash_point
 
@@ -57,13 +58,13 @@ def cancel_unstarted(
 def earlier_results(runs: QuerySet[Run]) -> list[int]:
     """The results that are current again if these locked runs are cancelled.
 
-    For each run that is current: the last of its row that has succeeded, or failed with no attempts
-    left, for the same input.
+    For each run that is current: the last of its row that has succeeded, was not applicable, or
+    failed with no attempts left, for the same input.
     """
     same = ("node", "object_id", "object_key", "fingerprint")
     ended = Run.objects.filter(
         is_current=None,
-        status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED),
+        status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE),
         **{name: OuterRef(name) for name in same},
     )
     # Grouped: for a MAX alone, PostgreSQL may walk down the primary key through all runs.
@@ -80,10 +81,10 @@ def make_current(run_ids: Collection[int]) -> Mapping[int, Mapping[str, int]]:
     # Locked, and read after that: pruning may have deleted some.
     found = list(runs.select_for_update().order_by("pk").values_list("pk", "node_id", "status"))
     Run.objects.filter(pk__in=[pk for pk, *_ in found]).update(is_current=True)
-    booked: dict[int, Counter[str]] = defaultdict(Counter)
+    statuses: dict[int, list[int]] = defaultdict(list)
     for _, node_id, status in found:
-        booked[node_id][f"superseded_{Run.Status(status).name.lower()}"] += 1
-    return booked
+        statuses[node_id].append(status)
+    return {node_id: superseded(each) for node_id, each in statuses.items()}
 
 
 def count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:

@@ -14,8 +14,9 @@ class Reason(StrEnum):
 
     missing: it has no current run. changed: that is for another input. preparable: its input could
     not be prepared for that run, and now it can. failed: the run has no attempts left. done: it
-    succeeded, or is ignored. under_way: it is not finished. unprepared: the input cannot be
-    prepared. filtered: the filter excludes the row, or a dependency has not succeeded on it yet.
+    succeeded, or is ignored. not_applicable: its body has said so. under_way: it is not finished.
+    unprepared: the input cannot be prepared. filtered: the filter excludes the row, or a dependency
+    has not succeeded on it yet.
     """
 
     MISSING = "missing"
@@ -23,6 +24,7 @@ class Reason(StrEnum):
     PREPARABLE = "preparable"
     FAILED = "failed"
     DONE = "done"
+    NOT_APPLICABLE = "not_applicable"
     UNDER_WAY = "under_way"
     UNPREPARED = "unprepared"
     FILTERED = "filtered"
@@ -39,6 +41,7 @@ class Reason(StrEnum):
             Reason.PREPARABLE: selection.changed or selection.failed or selection.finished,
             Reason.FAILED: selection.failed or selection.finished,
             Reason.DONE: selection.finished,
+            Reason.NOT_APPLICABLE: selection.not_applicable or selection.finished,
         }
         return taken.get(self, False)
 
@@ -52,6 +55,7 @@ CONDITIONS: Mapping[Reason, str] = {
     Reason.PREPARABLE: _WAS_UNPREPARED,
     Reason.FAILED: f"{_SAME} = {Run.Status.FAILED:d}",
     Reason.DONE: f"{_SAME} IN ({Run.Status.SUCCEEDED:d}, {Run.Status.CANCELLED:d})",
+    Reason.NOT_APPLICABLE: f"{_SAME} = {Run.Status.NOT_APPLICABLE:d}",
     Reason.UNDER_WAY: f"{_SAME} = {Run.Status.PENDING:d}",
 }
 

@@ -6,7 +6,7 @@ result, and a new row with the same key is not given its outputs.
 
 import datetime as dt
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from autorun.models import Chunk, Run
 from autorun.planning.cancelling import cancel_unstarted
 from autorun.planning.rows import primary_keys
 from autorun.state.clock import first_chunk_id_at, new_chunk_id
+from autorun.state.counts import superseded
 from autorun.state.keys import Key, KeyKind, key_kind
 from autorun.state.managers import RETIRED, RunQuerySet
 from autorun.state.probes import crash_point
@@ -164,13 +165,14 @@ def _retire(runs: RunQuerySet[Run]) -> int:
     Run.objects.filter(pk__in=ids).update(is_current=None, fingerprint=RETIRED)
     crash_point("retire.runs")
     # One that a worker executes is counted when it ends.
-    booked: dict[int, Counter[str]] = defaultdict(Counter)
+    statuses: dict[int, list[int]] = defaultdict(list)
     for _, node_id, status, is_current in found:
-        if is_current and status in Run.Status and status != Run.Status.PENDING:
-            booked[node_id][f"superseded_{Run.Status(status).name.lower()}"] += 1
+        if is_current:
+            statuses[node_id].append(status)
     # Chunks of their own: those of the runs may be folded, or locked by a worker.
-    for node_id, superseded in booked.items():
-        chunk = Chunk(pk=new_chunk_id(), node_id=node_id, size=0, **superseded)
-        chunk.state = Chunk.State.FINISHED
-        chunk.save(force_insert=True, using=settings.DATABASE)
+    for node_id, of_node in statuses.items():
+        if booked := superseded(of_node):
+            chunk = Chunk(pk=new_chunk_id(), node_id=node_id, size=0, **booked)
+            chunk.state = Chunk.State.FINISHED
+            chunk.save(force_insert=True, using=settings.DATABASE)
     return len(ids)

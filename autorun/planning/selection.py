@@ -14,12 +14,14 @@ class Selection:
 
     missing: it has no current run. changed: its current run is for another input.
     failed: no attempts left, on the same input or on one that could not be prepared.
+    not_applicable: the body has said so, on the same input.
     finished: forced, although the row has a finished run.
     """
 
     missing: bool = True
     changed: bool = True
     failed: bool = False
+    not_applicable: bool = False
     finished: bool = False
 
     @property
@@ -30,6 +32,8 @@ class Selection:
             conditions.append(f"r.status <> {Run.Status.PENDING:d}")
         elif self.failed:
             conditions.append(f"r.status = {Run.Status.FAILED:d} AND {_IS_ON_SAME_INPUT}")
+        elif self.not_applicable:
+            conditions.append(f"r.status = {Run.Status.NOT_APPLICABLE:d} AND r.fingerprint = d.f")
         if self.changed:
             conditions.append("r.fingerprint <> d.f")
         return " OR ".join(conditions) or None
@@ -42,6 +46,7 @@ SELECTIONS = {
     "missing": Selection(changed=False),
     "changed": Selection(missing=False),
     "failed": Selection(missing=False, changed=False, failed=True),
+    "not_applicable": Selection(missing=False, changed=False, not_applicable=True),
     "all": Selection(failed=True),
 }
 

@@ -4,7 +4,6 @@
 """
 
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from autorun.planning.candidates import (
     select,
 )
 from autorun.planning.selection import Selection
-from autorun.state import clock
+from autorun.state import clock, counts
 from autorun.state.clock import NOW_SQL
 from autorun.state.keys import Key
 from autorun.state.managers import RETIRED
@@ -136,18 +135,14 @@ def supersede(redo: Sequence[Redo]) -> dict[str, int]:
     columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
     rows = ((each.run_id, each.fingerprint, each.seen) for each in redo)
     match = "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
-    superseded = update_from(
+    changed = update_from(
         Run,
         "is_current = NULL",
         source=recordset(connections[settings.DATABASE], columns, rows),
         match=Fragment(match),
         returning="status",
     )
-    # A worker of a newer version may have recorded another.
-    statuses = (Run.Status(status) for (status,) in superseded if status in Run.Status)
-    # A pending run is counted when its own chunk cancels it.
-    finished = (each for each in statuses if each != Run.Status.PENDING)
-    return Counter(f"superseded_{each.name.lower()}" for each in finished)
+    return counts.superseded(status for (status,) in changed)
 
 
 def insert(

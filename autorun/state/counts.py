@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any
 
-from django.db.models import F, Sum, Value
+from django.db.models import Case, F, Q, Sum, Value, When
 
-from autorun.models import Batch, Chunk, Node
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.state.managers import UNFINISHED, ChunkQuerySet
+
+#: Chunks whose runs wait because their body has raised RetryLater.
+IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 
 
 @dataclass(frozen=True)
@@ -17,20 +20,23 @@ class Progress:
     """How many current runs of a node are in each state.
 
     waiting: planned, not in Celery yet. queued: in Celery. running: in a chunk that a worker
-    executes. ignored: left alone until the row's input changes.
+    executes. ignored: left alone until the row's input changes. not_applicable: the same, because
+    the body has raised NotApplicable. postponed: waiting, because the body has raised RetryLater.
     """
 
     succeeded: int = 0
     failed: int = 0
     ignored: int = 0
+    not_applicable: int = 0
     waiting: int = 0
+    postponed: int = 0
     queued: int = 0
     running: int = 0
     parked: int = 0
 
     @property
     def unfinished(self) -> int:
-        return self.waiting + self.queued + self.running + self.parked
+        return self.waiting + self.postponed + self.queued + self.running + self.parked
 
     @property
     def under_way(self) -> int:
@@ -39,7 +45,8 @@ class Progress:
 
     @property
     def total(self) -> int:
-        return self.succeeded + self.failed + self.ignored + self.unfinished
+        finished = self.succeeded + self.failed + self.ignored + self.not_applicable
+        return finished + self.unfinished
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,11 @@ class BatchCounts:
     failed: int = 0
     cancelled: int = 0
     left: int = 0
+    not_applicable: int = 0
 
     @property
     def finished(self) -> int:
-        return self.succeeded + self.failed + self.cancelled
+        return self.succeeded + self.failed + self.cancelled + self.not_applicable
 
     @property
     def total(self) -> int:
@@ -71,18 +79,23 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     open_counts = chunks.values_list("node_id", "state").annotate(
         n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
         n_failed=Sum(F("failed") - F("superseded_failed")),
-        n_ignored=Sum(F("cancelled") - F("superseded_cancelled")),
+        n_cancelled=Sum(F("cancelled") - F("superseded_cancelled")),
+        n_not_applicable=Sum(F("not_applicable") - F("superseded_not_applicable")),
+        n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.runs_left()), default=0)),
         n_left=Sum(Chunk.runs_left()),
     )
-    folded = ("folded_succeeded", "folded_failed", "folded_ignored")
+    folded = ("folded_succeeded", "folded_failed", "folded_ignored", "folded_not_applicable")
     folded_counts = Node.objects.filter(pk__in=ids).values_list(
-        "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0)
+        "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0), Value(0)
     )
     sums: dict[int, Counter[str]] = {}
-    for pk, state, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
-        names = ("succeeded", "failed", "ignored", _UNFINISHED.get(state))
-        of_node = sums.setdefault(pk, Counter())
-        of_node.update({name: int(n) for name, n in zip(names, counts, strict=True) if name})
+    for pk, state, *numbers in open_counts.order_by().union(folded_counts.order_by(), all=True):
+        good, bad, cancelled, apart, postponed, left = map(int, numbers)
+        found = {"succeeded": good, "failed": bad, "ignored": cancelled - apart}
+        found |= {"not_applicable": apart, "postponed": postponed}
+        if state in _UNFINISHED:
+            found[_UNFINISHED[state]] = left - postponed
+        sums.setdefault(pk, Counter()).update(found)
     return {pk: Progress(**counts) for pk, counts in sums.items()}
 
 
@@ -101,12 +114,30 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
     # No join: so PostgreSQL sums a million chunks in parallel.
     chunks: Any = Chunk.objects.filter(batch_id__in=ids).unfolded()
     open_counts = chunks.values_list("batch_id").annotate(
-        Sum("succeeded"), Sum("failed"), Sum("cancelled"), n_left=Sum(Chunk.runs_left())
+        *map(Sum, ("succeeded", "failed", "cancelled", "not_applicable")),
+        n_left=Sum(Chunk.runs_left()),
     )
-    folded_counts = Batch.objects.filter(pk__in=ids).values_list(
-        "pk", "folded_succeeded", Value(0), "folded_cancelled", Value(0)
-    )
+    folded = ("folded_succeeded", Value(0), "folded_cancelled", "folded_not_applicable", Value(0))
+    folded_counts = Batch.objects.filter(pk__in=ids).values_list("pk", *folded)
     sums: dict[int, Sequence[int]] = {}
     for pk, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
-        sums[pk] = [*map(add, sums.get(pk, (0,) * 4), map(int, counts))]
-    return {pk: BatchCounts(*counts) for pk, counts in sums.items()}
+        sums[pk] = [*map(add, sums.get(pk, (0,) * 5), map(int, counts))]
+    return {
+        pk: BatchCounts(good, bad, cancelled - apart, left, apart)
+        for pk, (good, bad, cancelled, apart, left) in sums.items()
+    }
+
+
+def superseded(statuses: Iterable[int]) -> Counter[str]:
+    """The columns of a chunk that count runs with these statuses as superseded, and how many.
+
+    A pending run is counted when its own chunk cancels it. A worker of a newer version may have
+    recorded a status that is not known here.
+    """
+    counted: Counter[str] = Counter()
+    for status in statuses:
+        if status == Run.Status.NOT_APPLICABLE:
+            counted.update(("superseded_cancelled", "superseded_not_applicable"))
+        elif status in Run.Status and status != Run.Status.PENDING:
+            counted[f"superseded_{Run.Status(status).name.lower()}"] += 1
+    return counted

@@ -135,6 +135,7 @@ class RunStatus(IntegerChoices):
     SUCCEEDED = 1
     FAILED = 2
     CANCELLED = 3
+    NOT_APPLICABLE = 4
 
 
 class RunQuerySet(QuerySet[Row]):

@@ -14,6 +14,7 @@ REASONS: Mapping[str, str] = {
     "preparable": "failed for lack of an input that can be prepared now",
     "failed": "failed, no attempts left",
     "done": "up to date",
+    "not_applicable": "not applicable",
     "under_way": "in progress",
     "unprepared": "input cannot be prepared",
     "filtered": "excluded by the filter, or waiting for another runner",
@@ -44,6 +45,11 @@ def harmless(text: str) -> str:
 def number(value: int | None) -> str:
     """An integer with thousands separators, `98,765`; '' for None."""
     return "" if value is None else f"{value:,}"
+
+
+def in_words(name: str) -> str:
+    """The name of a state as pages show it: `not applicable`."""
+    return name.replace("_", " ")
 
 
 def short_number(value: int) -> str:

@@ -5,7 +5,7 @@ changes again. Chunks with failures are not folded: their runs may still be retr
 """
 
 import datetime as dt
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -106,24 +106,21 @@ def _count_in_node(node_id: int, chunks: Iterable[Chunk]) -> None:
         sums["succeeded"] += chunk.succeeded - chunk.superseded_succeeded
         sums["failed"] += chunk.failed - chunk.superseded_failed
         sums["ignored"] += chunk.cancelled - chunk.superseded_cancelled
+        sums["not_applicable"] += chunk.not_applicable - chunk.superseded_not_applicable
         if chunk.succeeded and chunk.finished_at is not None:
             hours[str(hour_of(chunk.finished_at))] += chunk.succeeded
     node.update(
-        folded_succeeded=F("folded_succeeded") + sums["succeeded"],
-        folded_failed=F("folded_failed") + sums["failed"],
-        folded_ignored=F("folded_ignored") + sums["ignored"],
+        **{f"folded_{name}": F(f"folded_{name}") + number for name, number in sums.items()},
         folded_hours=dict(sorted(hours.items(), key=lambda each: int(each[0]))[-HOURS:]),
     )
 
 
 def _count_in_batches(chunks: Iterable[Chunk]) -> None:
-    succeeded, cancelled = Counter[int](), Counter[int]()
+    sums: dict[int, Counter[str]] = defaultdict(Counter)
     for chunk in chunks:
         if chunk.batch_id is not None:
-            succeeded[chunk.batch_id] += chunk.succeeded
-            cancelled[chunk.batch_id] += chunk.cancelled
-    for batch_id in sorted(succeeded):
-        Batch.objects.filter(pk=batch_id).update(
-            folded_succeeded=F("folded_succeeded") + succeeded[batch_id],
-            folded_cancelled=F("folded_cancelled") + cancelled[batch_id],
-        )
+            for name in ("succeeded", "cancelled", "not_applicable"):
+                sums[chunk.batch_id][f"folded_{name}"] += getattr(chunk, name)
+    for batch_id in sorted(sums):
+        added = {name: F(name) + number for name, number in sums[batch_id].items()}
+        Batch.objects.filter(pk=batch_id).update(**added)

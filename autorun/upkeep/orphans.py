@@ -97,6 +97,8 @@ def _make_again(chunk_id: int, size: int, labels: Mapping[str, Sequence[str]]) -
 def _uncount(chunk: Chunk, pending: int, found: Counter[int]) -> None:
     """Take the pending runs out of the numbers of those that have ended."""
     excess = pending - (chunk.size - chunk.succeeded - chunk.failed - chunk.cancelled - chunk.moved)
+    chunk.not_applicable = min(chunk.not_applicable, found[Run.Status.NOT_APPLICABLE])
+    found[Run.Status.CANCELLED] += found[Run.Status.NOT_APPLICABLE]
     for status in (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.CANCELLED):
         name = status.name.lower()
         counted = getattr(chunk, name)

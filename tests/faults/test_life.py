@@ -38,15 +38,16 @@ from autorun.declare import nodes
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, redirected
 from autorun.dispatch.releasing import release_everywhere
-from autorun.exceptions import BrokerUnavailable
+from autorun.exceptions import BrokerUnavailable, NotApplicable, RetryLater
 from autorun.execution import at_once
 from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
 from autorun.planning import batches, on_demand
+from autorun.planning.selection import SELECTIONS
 from autorun.state.clock import from_now
-from autorun.state.counts import Progress
+from autorun.state.counts import IS_POSTPONED, Progress
 from autorun.state.probes import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
@@ -71,6 +72,7 @@ planning_points = st.sampled_from(
 finishing_points = st.sampled_from(
     [name for name in POINTS if name.startswith(("finish.", "dispatch."))]
 )
+verdicts = st.sampled_from(["succeed", "succeed", "fail", "not applicable", "later"])
 
 
 class Worker(threading.Thread):
@@ -112,6 +114,10 @@ class Worker(threading.Thread):
         self.row = None
         if self.verdict == "fail":
             raise ValueError(row["title"])
+        if self.verdict == "not applicable":
+            raise NotApplicable(row["title"])
+        if self.verdict == "later":
+            raise RetryLater(30)
         return {"title": row["title"]}
 
     def go_on(self, verdict: str) -> None:
@@ -280,7 +286,7 @@ class Life(RuleBasedStateMachine):
         kind=st.sampled_from(["sweep", "backfill", "force", "retry", "adopt", "ignore"]),
         point=planning_points,
         number=numbers,
-        only=st.sampled_from([None, "missing", "changed", "failed", "all"]),
+        only=st.sampled_from([None, *SELECTIONS]),
         limit=st.sampled_from([None, 1, 2]),
         window=st.sampled_from([None, 2]),
         before=st.sampled_from(["", "changed", "new"]),
@@ -359,7 +365,7 @@ class Life(RuleBasedStateMachine):
         self.receive(message)
 
     @precondition(lambda self: self.workers)
-    @rule(number=numbers, verdict=st.sampled_from(["succeed", "succeed", "fail"]))
+    @rule(number=numbers, verdict=verdicts)
     def body_ends(self, number: int, verdict: str) -> None:
         self.go_on(self.workers[number % len(self.workers)], verdict)
 
@@ -367,7 +373,7 @@ class Life(RuleBasedStateMachine):
     @rule(
         number=numbers,
         kind=st.sampled_from(["crash", "crash", "freeze"]),
-        verdict=st.sampled_from(["succeed", "fail"]),
+        verdict=verdicts,
         point=finishing_points,
     )
     def worker_dies(self, number: int, kind: str, verdict: str, point: str) -> None:
@@ -418,7 +424,9 @@ class Life(RuleBasedStateMachine):
         states = Chunk.State
         node = self.runner.get_node()
         runs = Run.objects.filter(node=node)
+        postponed = set(Chunk.objects.filter(IS_POSTPONED).values_list("pk", flat=True))
         state_of = dict(Chunk.objects.values_list("pk", "state"))
+        state_of |= dict.fromkeys(postponed, "postponed")
         unfinished = Counter(
             state_of[chunk_id]
             for chunk_id in runs.filter(status=Run.Status.PENDING).values_list(
@@ -430,6 +438,8 @@ class Life(RuleBasedStateMachine):
             succeeded=ended[Run.Status.SUCCEEDED],
             failed=ended[Run.Status.FAILED],
             ignored=ended[Run.Status.CANCELLED],
+            not_applicable=ended[Run.Status.NOT_APPLICABLE],
+            postponed=unfinished["postponed"],
             waiting=unfinished[states.WAITING],
             queued=unfinished[states.QUEUED],
             running=unfinished[states.RUNNING],
@@ -453,12 +463,14 @@ class Life(RuleBasedStateMachine):
             by_chunk.setdefault(chunk_id, Counter())[status] += 1
         for chunk in chunks:
             runs = by_chunk.pop(chunk.pk, Counter())
-            counted = (chunk.succeeded, chunk.failed, chunk.cancelled, chunk.left)
+            apart = chunk.not_applicable
+            counted = (chunk.succeeded, chunk.failed, chunk.cancelled - apart, apart, chunk.left)
             statuses = Run.Status
             assert counted == (
                 runs[statuses.SUCCEEDED],
                 runs[statuses.FAILED],
                 runs[statuses.CANCELLED],
+                runs[statuses.NOT_APPLICABLE],
                 runs[statuses.PENDING],
             )
         assert not by_chunk, "runs in chunks that do not exist"
@@ -467,9 +479,7 @@ class Life(RuleBasedStateMachine):
     def batches_add_up(self) -> None:
         for batch in Batch.objects.all():
             counts = batches.counts(batch)
-            assert counts.succeeded + counts.failed + counts.cancelled + counts.left == (
-                batch.planned
-            )
+            assert counts.total == batch.planned
             assert batch.limit is None or batch.planned <= batch.limit
 
     @invariant()
@@ -624,9 +634,8 @@ class Life(RuleBasedStateMachine):
         cancelled = list(pending.filter(is_current=True))
         for run in cancelled:
             alike = Run.objects.filter(object_id=run.object_id, fingerprint=run.fingerprint)
-            ended = alike.filter(
-                is_current=None, status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED)
-            )
+            done = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
+            ended = alike.filter(is_current=None, status__in=done)
             earlier = ended.order_by("-pk").values_list("pk", flat=True).first()
             expected.pop(run.object_id)
             expected |= {} if earlier is None else {run.object_id: earlier}

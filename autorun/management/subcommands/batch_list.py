@@ -73,6 +73,7 @@ class Batches(Subcommand):
         numbers = (
             (counts.succeeded, "done", ""),
             (counts.failed, "failed", "red"),
+            (counts.not_applicable, "not applicable", ""),
             (counts.cancelled, "cancelled", ""),
             (counts.left, "remaining", ""),
         )

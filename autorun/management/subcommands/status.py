@@ -41,6 +41,8 @@ COUNTS = (
     ("running", "running", "cyan"),
     ("queued", "queued", "cyan"),
     ("waiting", "waiting", "cyan"),
+    ("postponed", "postponed", "cyan"),
+    ("not_applicable", "not applicable", "dim"),
     ("ignored", "ignored", "dim"),
 )
 
@@ -260,7 +262,7 @@ def _bar(state: RunnerState, terminal: Terminal) -> Text:
     """Runs done, failed and in progress, and pending rows, in proportion; none too short to see."""
     progress = state.progress
     parts = (
-        (progress.succeeded + progress.ignored, "#", "green"),
+        (progress.succeeded + progress.ignored + progress.not_applicable, "#", "green"),
         (progress.failed, "x", "red"),
         (progress.unfinished, "=", "cyan"),
         (state.pending or 0, ".", "dim"),

@@ -61,6 +61,7 @@ def watch(batch: Batch, terminal: Terminal, *, check: bool = False) -> None:
     terminal.say(
         (f"Batch {batch.pk} {batch.state}", "bold"),
         f": {counted(found.succeeded, 'run')} succeeded, {found.failed:,} failed"
+        + (f", {found.not_applicable:,} not applicable" if found.not_applicable else "")
         + (f", {found.cancelled:,} cancelled." if found.cancelled else "."),
     )
     if found.failed:
