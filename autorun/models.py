@@ -339,6 +339,11 @@ class Run(models.Model):
     def __str__(self) -> str:
         return f"Run {self.pk}"
 
+    @property
+    def key_text(self) -> str:
+        """The primary key of the row, as text."""
+        return self.object_key or str(self.object_id)
+
 
 class Failure(models.Model):
     """The exception of one attempt of a run."""

@@ -831,6 +831,30 @@ def test_failures_are_those_of_present_versions_unless_others_are_asked_for(
     assert "Retry all" not in everything
 
 
+def test_what_a_worker_did_between_two_times_is_listed(runner, admin_client) -> None:
+    runs = Run.objects.succeeded().order_by("pk")
+    worker = runs[0].chunk.worker.rsplit(":", 2)[0]
+    ended = timezone.localtime(runs[0].finished_at)
+    around = {
+        "ended_from": (ended - dt.timedelta(minutes=2)).strftime("%Y-%m-%dT%H:%M"),
+        "ended_until": (ended + dt.timedelta(minutes=2)).strftime("%Y-%m-%dT%H:%M"),
+    }
+
+    def listed(**query: str) -> int:
+        page = admin_client.get(addresses()["runs"], query).text
+        return page.count('name="ids"')
+
+    expected = Run.objects.filter(
+        chunk__worker__startswith=worker,
+        finished_at__range=(ended - dt.timedelta(minutes=3), ended + dt.timedelta(minutes=3)),
+    ).count()
+    assert worker
+    assert listed(worker=worker, **around) == expected > 0
+    assert listed(worker="none@host", **around) == 0
+    assert listed(ended_until="2001-01-01T00:00") == 0
+    assert worker in admin_client.get(addresses()["health"]).text
+
+
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 

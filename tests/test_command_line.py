@@ -389,6 +389,23 @@ def test_status_as_json(documents, failing):
     assert (state["pending"], state["paused_at"], state["model"]) == (0, None, "library.Document")
 
 
+def test_workers_and_runs_are_listed(documents, failing):
+    failing.run()
+    work_off()
+    Chunk.objects.update(worker="celery@lab-1:abc123:17")
+
+    (worker,) = typed_json("workers")
+    failed = typed_json("runs", LABEL, "--state", "failed", "--worker", "celery@lab-1")
+
+    assert (worker["name"], worker["runs"], worker["chunks"]) == ("celery@lab-1", 6, 0)
+    assert [run["state"] for run in failed] == ["failed"] * 3
+    assert "celery@lab-1" in typed("workers")
+    assert str(failed[0]["row"]) in typed("runs", "--row", failed[0]["row"])
+    assert "No runs match." in typed("runs", "--worker", "celery@lab-2")
+    with pytest.raises(CommandError, match="is not a time"):
+        typed("runs", "--ended-from", "yesterday")
+
+
 def test_status_without_pending_counts_none(documents, runner):
     (state,) = typed_json("status", LABEL, "--no-pending")
 

@@ -106,12 +106,12 @@ def test_the_slowest_runs_on_the_command_line(documents):
     Run.objects.filter(pk=runs[2].pk).update(seconds=90, finished_at=timezone.now())
     out = StringIO()
 
-    call_command("autorun", "slowest", "--limit", "1", stdout=out)
+    call_command("autorun", "runs", "--slowest", "--limit", "1", stdout=out)
     assert out.getvalue().splitlines()[2].split() == [
         *("1", "min", "30", "s"), str(documents[2].pk), runs[2].chunk.runner, "succeeded",
     ]  # fmt: skip
     out = StringIO()
-    call_command("autorun", "slowest", "--since", "24h", "--format", "json", stdout=out)
+    call_command("autorun", "runs", "--slowest", "--since", "24h", "--format", "json", stdout=out)
     assert json.loads(out.getvalue())[0]["run"] == runs[2].pk
 
 

@@ -84,7 +84,7 @@ def seen_rows(
         if model is None:
             is_open = _could_view(request, of_model[0].node)
             for run in of_model:
-                seen[run.pk] = Seen(Name(key_text(run), is_gone=True), is_open=is_open)
+                seen[run.pk] = Seen(Name(run.key_text, is_gone=True), is_open=is_open)
         else:
             seen.update(_seen_of(request, site, model, of_model, database or _database_of(model)))
     return seen
@@ -169,10 +169,6 @@ def name_of(site: AdminSite, instance: Any) -> Name:
     return Name((text or f"{meta.verbose_name} {instance.pk}")[:200], url)
 
 
-def key_text(run: Run) -> str:
-    return run.object_key or str(run.object_id)
-
-
 def may_view(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
     """Whether the user may see rows of the model, though perhaps not all of them."""
     model_admin = _admin_of(site, model)
@@ -187,7 +183,7 @@ def _seen_of(
 ) -> dict[int, Seen]:
     verbose = str(model._meta.verbose_name)
     if not may_view(request, site, model):
-        return {run.pk: Seen(Name(f"{verbose} {key_text(run)}"), is_open=False) for run in runs}
+        return {run.pk: Seen(Name(f"{verbose} {run.key_text}"), is_open=False) for run in runs}
     keys = _primary_keys(model, runs)
     shown = visible(request, site, model, set(keys.values()), database)
     unseen = set(keys.values()) - shown.keys()
@@ -201,7 +197,7 @@ def _seen_of(
             seen[run.pk] = Seen(name_of(site, shown[key]), is_open=True, instance=shown[key])
             continue
         is_hidden = key in hidden
-        name = Name(f"{verbose} {key_text(run)}", is_gone=not is_hidden)
+        name = Name(f"{verbose} {run.key_text}", is_gone=not is_hidden)
         seen[run.pk] = Seen(name, is_open=shows_gone and not is_hidden, is_hidden=is_hidden)
     return seen
 

@@ -26,7 +26,6 @@ from autorun.admin.row_access import (
     Seen,
     database_of,
     instance_of,
-    key_text,
     seen_rows,
 )
 from autorun.admin.stories import other_runs, outcome_of, story_of
@@ -63,7 +62,12 @@ MOST_COUNTED = 10_000
 #: Up to this number, each ticked run has an entry in the admin's log.
 FEW = 20
 #: The filters that are folded away until one of them is in use.
-MORE = frozenset(("trigger", "exception", "planned_from", "planned_until", "batch"))
+MORE = frozenset(
+    [
+        *("trigger", "exception", "batch", "worker"),
+        *("planned_from", "planned_until", "ended_from", "ended_until"),
+    ]
+)
 #: Failed runs that are retried while the user waits; workers find the others.
 MOST_AT_ONCE = 5_000
 
@@ -195,7 +199,7 @@ class RunAdmin(PageAdmin):
             attempts=counted(run.attempts, "attempt") if run.attempts else "",
             seconds=duration(run.seconds),
             name=seen.name,
-            key=key_text(run),
+            key=run.key_text,
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
             story=story,
             now=prose(story.now),

@@ -37,6 +37,7 @@ from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
+from autorun.observe.at_work import workers_at_work
 from autorun.observe.glance import Topic, at_a_glance
 from autorun.observe.held_up import held_up
 from autorun.observe.run_states import state_of
@@ -130,7 +131,10 @@ class NodeAdmin(PageAdmin):
         if is_fetched(request):
             return self.fragment(request, "findings", **_examined())
         found = _examined() if "now" in request.GET else {}
-        return self.render(request, "health", "Health", tab="health", **found)
+        workers = [
+            (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
+        ]
+        return self.render(request, "health", "Health", tab="health", workers=workers, **found)
 
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:

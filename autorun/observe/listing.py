@@ -38,8 +38,8 @@ EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned
 #: How each value of a filter is read, but for the number of a batch: one of some words, as a text
 #: or as a time.
 _WORDS: Mapping[str, Mapping[str, Any]] = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
-_TEXTS = ("runner", "exception", "row", "group")
-_TIMES = ("planned_from", "planned_until")
+_TEXTS = ("runner", "exception", "row", "group", "worker")
+_TIMES = ("planned_from", "planned_until", "ended_from", "ended_until")
 #: Parameters beside the filter's: of a page, and of the form of an action.
 OTHER_PARAMETERS = (
     *("after", "action", "confirmed", "csrfmiddlewaretoken", "ids", "next", "order", "scope"),
@@ -48,11 +48,12 @@ OTHER_PARAMETERS = (
 
 @dataclass(frozen=True)
 class RunFilter:
-    """A filter by runner label, state, origin, exception class, batch, time and row key.
+    """A filter by runner label, state, origin, exception class, batch, worker, time and row key.
 
     `since` says how long before `at`, or before now, a run may have finished; unfinished runs
-    always match. `planned_from` and `planned_until`, which is exclusive, are times in the project's
-    zone, and count from the last time a run was planned. `group` is the key of a group of failures:
+    always match. The other times are in the project's zone, those "until" exclusive; `planned_from`
+    counts from the last time a run was planned. `worker` is a worker's name, or that of one of its
+    processes. `group` is the key of a group of failures:
     the current runs whose last attempt failed that way.
     """
 
@@ -66,6 +67,9 @@ class RunFilter:
     group: str = ""
     planned_from: str = ""
     planned_until: str = ""
+    ended_from: str = ""
+    ended_until: str = ""
+    worker: str = ""
     at: dt.datetime | None = None
 
     @classmethod
@@ -170,7 +174,7 @@ class RunFilter:
         open_chunks = self._chunks.filter(node__in=nodes).unfolded()
         if self.state in UNFOLDED:
             return open_chunks.aggregate(n=Sum(STATES[self.state].number))["n"] or 0
-        is_narrowed = self.since or self.trigger or self.planned_from or self.planned_until
+        is_narrowed = self.since or self.trigger or self.worker or any(self._times)
         if is_narrowed or (self.runner and self.batch is None):
             return None
         if self.batch is not None:
@@ -272,6 +276,10 @@ class RunFilter:
         same_chunk = Q(chunk_id=after.chunk_id, pk__lt=after.run_id)
         return runs.filter(Q(chunk_id__lt=after.chunk_id) | same_chunk)
 
+    @property
+    def _times(self) -> list[str]:
+        return [getattr(self, name) for name in _TIMES]
+
     @cached_property
     def _now(self) -> dt.datetime:
         return self.at or timezone.now()
@@ -299,6 +307,10 @@ class RunFilter:
         if self.since:
             since = self._now - SINCE[self.since]
             condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
+        if self.worker:
+            condition &= Q(worker=self.worker) | Q(worker__startswith=f"{self.worker}:")
+        if when := read_time(self.ended_from):
+            condition &= Q(finished_at__gte=when) | Q(state=Chunk.State.RUNNING)
         return condition
 
     @cached_property
@@ -319,6 +331,10 @@ class RunFilter:
     @cached_property
     def _runs_but_for_failures(self) -> QuerySet[Run]:
         runs = Run.objects.all()
+        if when := read_time(self.ended_from):
+            runs = runs.filter(finished_at__gte=when)
+        if when := read_time(self.ended_until):
+            runs = runs.filter(finished_at__lt=when)
         if self.state:
             runs = runs.filter(STATES[self.state].runs)
         if (self.row or self.exception) and self._chunk_condition:

@@ -1,7 +1,8 @@
 """The subcommands of `manage.py autorun`, in the order its help lists them."""
 
 from autorun.management.subcommands.batch_list import Batches, Cancel, Pause, Resume
-from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures, Slowest
+from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
+from autorun.management.subcommands.listings import Runs, Workers
 from autorun.management.subcommands.marking import Adopt, Ignore, Retry
 from autorun.management.subcommands.plan import Backfill, Plan
 from autorun.management.subcommands.run import RunPending, Sweep
@@ -10,7 +11,7 @@ from autorun.management.subcommands.subcommand import Subcommand
 from autorun.management.subcommands.sync import Prune, Sync
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
-    *(Status, Explain, Failures, Slowest, Batches, Doctor),
+    *(Status, Explain, Failures, Runs, Batches, Workers, Doctor),
     *(Plan, RunPending, Sweep, Backfill),
     *(Retry, Pause, Resume, Cancel, Adopt, Ignore),
     *(Sync, Prune),

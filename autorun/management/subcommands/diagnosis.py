@@ -19,10 +19,7 @@ from autorun.models import Run
 from autorun.observe.doctor import examine
 from autorun.observe.explanation import explain, explain_missing
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
-from autorun.observe.listing import MOST_COMPARED, RunFilter
-from autorun.observe.run_states import state_of
-from autorun.state.parameters import SINCE
-from autorun.state.words import counted, duration, moment
+from autorun.state.words import counted, moment
 
 
 class Doctor(Subcommand):
@@ -104,51 +101,6 @@ class Explain(Subcommand):
         )
         if options["check"] and found.code != "succeeded":
             raise condition_not_met(f"{model._meta.label} {pk}: {found.code}.")
-
-
-class Slowest(Subcommand):
-    """Show the runs whose last attempt took longest, of the newest ones."""
-
-    arguments = (
-        parsing.RUNNER_OR_ALL,
-        parsing.argument("--since", choices=tuple(SINCE), help="only runs finished since then"),
-        parsing.number("--limit", default=20, help="number of runs (default: 20)"),
-        parsing.FORMAT,
-    )
-
-    def handle(self, **options: Any) -> None:
-        label = registry.get(options["runner"]).label if options["runner"] else ""
-        chosen = RunFilter(runner=label, since=options["since"] or "")
-        runs, is_all = chosen.slowest(size=options["limit"])
-        self.terminal.json(
-            [
-                {
-                    "run": run.pk,
-                    "runner": run.chunk.runner,
-                    "pk": _key(run),
-                    "state": state_of(run),
-                    "seconds": run.seconds,
-                    "finished_at": run.finished_at,
-                }
-                for run in runs
-            ]
-        )
-        if not runs:
-            self.terminal.say(("No measured runs.", "green"))
-            return
-        self.terminal.table(
-            ("seconds", "key", "runner", "state"),
-            [
-                (duration(run.seconds), str(_key(run)), run.chunk.runner, state_of(run))
-                for run in runs
-            ],
-        )
-        if not is_all:
-            self.terminal.hint(f"Of the newest {MOST_COMPARED:,} runs or so.")
-
-
-def _key(run: Run) -> str | int:
-    return run.object_key or run.object_id
 
 
 class Failures(Subcommand):

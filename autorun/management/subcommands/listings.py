@@ -1,0 +1,105 @@
+"""workers and runs: what the pages list, for a terminal or a script."""
+
+from dataclasses import asdict
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from autorun.declare import registry
+from autorun.management.subcommands.parsing import FORMAT, RUNNER_OR_ALL, argument, flag, number
+from autorun.management.subcommands.subcommand import Subcommand
+from autorun.models import Run
+from autorun.observe.at_work import workers_at_work
+from autorun.observe.listing import MOST_COMPARED, RunFilter
+from autorun.observe.run_states import STATES, state_of
+from autorun.state.parameters import SINCE
+from autorun.state.words import ago, duration, moment
+
+FILTERS = (*("runner", "state", "worker", "batch", "row", "since", "ended_from", "ended_until"),)
+
+
+class Workers(Subcommand):
+    """Show the workers of the last ten minutes: their chunks now, and the runs they finished."""
+
+    arguments = (FORMAT,)
+
+    def handle(self, **options: Any) -> None:
+        found = workers_at_work()
+        self.terminal.json([asdict(each) for each in found])
+        if not found:
+            self.terminal.say("No worker has run a chunk in the last ten minutes.")
+            self.terminal.hint("Which workers are listening: manage.py autorun doctor")
+            return
+        self.terminal.table(
+            ("worker", "queues", "at work on", "#chunks", "oldest", "#runs", "last seen"),
+            [
+                (
+                    *(each.name, each.queues, each.runners, f"{each.chunks:,}"),
+                    *(ago(each.since) if each.since else "", f"{each.runs:,}"),
+                    ago(each.last_seen) if each.last_seen else "",
+                )
+                for each in found
+            ],
+        )
+
+
+class Runs(Subcommand):
+    """List runs, the newest or the slowest first: by runner, state, worker, batch, row or time."""
+
+    arguments = (
+        RUNNER_OR_ALL,
+        argument("--state", choices=list(STATES)),
+        argument("--worker", metavar="NAME", help="a worker's name, as `workers` prints it"),
+        argument("--batch", metavar="NUMBER"),
+        argument("--row", metavar="PK", help="a row's primary key"),
+        argument("--since", choices=tuple(SINCE), help="only runs that finished since then"),
+        argument("--ended-from", metavar="TIME", help="2031-05-04T03:00, for example"),
+        argument("--ended-until", metavar="TIME", help="exclusive"),
+        flag("--slowest", help="those of the newest runs whose last attempt took longest"),
+        number("--limit", default=20, help="default: 20"),
+        FORMAT,
+    )
+
+    def handle(self, **options: Any) -> None:
+        given = {name: options.get(name) or "" for name in FILTERS}
+        if given["runner"]:
+            given["runner"] = registry.get(given["runner"]).label
+        if problems := RunFilter.not_understood(given):
+            raise CommandError(" ".join(problems))
+        chosen, limit, is_all = RunFilter.read(given), options["limit"], True
+        if options["slowest"]:
+            runs, is_all = chosen.slowest(size=limit)
+        else:
+            runs = chosen.page(size=limit).runs
+        self.terminal.json([_as_json(run) for run in runs])
+        if not runs:
+            self.terminal.say("No runs match.")
+            return
+        self.terminal.table(
+            ("#run", "row", "state", "analysis", "worker", "#attempts", "#took", "finished"),
+            [
+                (
+                    *(str(run.pk), run.key_text, state_of(run), str(run.node), run.chunk.worker),
+                    *(str(run.attempts), duration(run.seconds), moment(run.finished_at)),
+                )
+                for run in runs
+            ],
+        )
+        if not is_all:
+            self.terminal.hint(f"Of the newest {MOST_COMPARED:,} runs or so.")
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.pk,
+        "runner": run.chunk.runner,
+        "row": run.key_text,
+        "state": state_of(run),
+        "analysis": run.node.title,
+        "version": run.node.version,
+        "worker": run.chunk.worker,
+        "batch": run.chunk.batch_id,
+        "attempts": run.attempts,
+        "seconds": run.seconds,
+        "finished_at": run.finished_at,
+    }

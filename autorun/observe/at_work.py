@@ -1,0 +1,63 @@
+"""The workers that have chunks now or had some lately, from what chunks say of them."""
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Case, Count, F, Max, Min, Q, Sum, Value, When
+
+from autorun.models import Chunk
+from autorun.observe.activity import RATE_SECONDS
+from autorun.state.clock import from_now
+
+
+@dataclass(frozen=True)
+class WorkerAtWork:
+    """One worker: its columns. `runs` are those it finished in the last ten minutes.
+
+    `since` is the start of the chunk that it has had for longest.
+    """
+
+    name: str
+    queues: str
+    runners: str
+    chunks: int
+    since: dt.datetime | None
+    runs: int
+    last_seen: dt.datetime | None
+
+
+def workers_at_work() -> list[WorkerAtWork]:
+    """The workers, by name; one query. A worker without work for ten minutes is not among them."""
+    is_running = Q(state=Chunk.State.RUNNING)
+    ended = Q(state=Chunk.State.FINISHED, finished_at__gte=from_now(-RATE_SECONDS))
+    chunks: Any = Chunk.objects.unfolded().filter(is_running | ended).exclude(worker="")
+    found = (
+        chunks.order_by()
+        .values_list("worker", "queue", "runner")
+        .annotate(
+            running=Count("pk", filter=is_running),
+            since=Min("started_at", filter=is_running),
+            runs=Sum(Case(When(ended, then=F("succeeded") + F("failed")), default=Value(0))),
+            last=Max("finished_at"),
+        )
+    )
+    workers: dict[str, list[tuple[Any, ...]]] = {}
+    for worker, *row in found:
+        # A process's name is its worker's, with two more parts.
+        workers.setdefault(worker.rsplit(":", 2)[0], []).append(tuple(row))
+    return [_worker(name, rows) for name, rows in sorted(workers.items())]
+
+
+def _worker(name: str, rows: list[tuple[Any, ...]]) -> WorkerAtWork:
+    queues, runners, running, since, runs, last = zip(*rows, strict=True)
+    starts = [each for each in since if each is not None]
+    return WorkerAtWork(
+        name=name,
+        queues=", ".join(sorted({each or "default" for each in queues})),
+        runners=", ".join(sorted({each for each, n in zip(runners, running, strict=True) if n})),
+        chunks=sum(running),
+        since=min(starts, default=None),
+        runs=sum(runs),
+        last_seen=max([*(each for each in last if each is not None), *starts], default=None),
+    )
