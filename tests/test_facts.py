@@ -107,12 +107,13 @@ def test_the_slowest_runs_on_the_command_line(documents):
     out = StringIO()
 
     call_command("autorun", "runs", "--slowest", "--limit", "1", stdout=out)
-    assert out.getvalue().splitlines()[2].split() == [
-        *("1", "min", "30", "s"), str(documents[2].pk), runs[2].chunk.runner, "succeeded",
-    ]  # fmt: skip
+    assert out.getvalue().splitlines()[2].split()[:3] == [
+        *(str(runs[2].pk), str(documents[2].pk), "succeeded"),
+    ]
+    assert "1 min 30 s" in out.getvalue()
     out = StringIO()
     call_command("autorun", "runs", "--slowest", "--since", "24h", "--format", "json", stdout=out)
-    assert json.loads(out.getvalue())[0]["run"] == runs[2].pk
+    assert json.loads(out.getvalue())[0]["id"] == runs[2].pk
 
 
 @pytest.mark.django_db
