@@ -17,6 +17,7 @@ from django.db.models import QuerySet
 
 from autorun.declare import hooks, nodes, registry
 from autorun.declare.runner import Runner
+from autorun.declare.sets import Each, Members
 from autorun.models import Batch, Node, Run
 from autorun.observe import explanation, records
 from autorun.observe.explanation import Explanation
@@ -25,6 +26,8 @@ from autorun.planning.scope import Scope
 from autorun.state import counts
 from autorun.state.async_twins import twin
 from autorun.state.counts import Progress
+
+__all__ = ("Each", "Members", "QuerySetRunner", "get_runner", "get_runners")
 
 
 class QuerySetRunner(Runner):
@@ -150,7 +153,7 @@ class QuerySetRunner(Runner):
         return nodes.node_of(self)
 
     def get_dependencies(self) -> list[Runner]:
-        """The runners in DEPENDS_ON. Raises NotRegistered for an unknown label."""
+        """The runners in DEPENDS_ON of the same row. Raises NotRegistered for an unknown label."""
         return registry.dependencies_of(self)
 
     def get_every_row(self) -> QuerySet[Any]:

@@ -15,6 +15,7 @@ from django.dispatch import receiver
 
 from autorun.declare import registry
 from autorun.declare.interruption import soft_limit_ignored
+from autorun.declare.related import RELATED
 from autorun.declare.runner import Runner
 from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
@@ -57,7 +58,7 @@ def plan(
 
     *deleted, label = model_label.split(":")
     subscribers = delivery.subscriptions().get(label, [])
-    is_related = model_label.startswith(delivery.RELATED)
+    is_related = model_label.startswith(RELATED)
     if is_related:
         subscribers = delivery.runners_of_related(model_label)
     try:

@@ -36,9 +36,9 @@ from autorun.declare import registry
 from autorun.declare.runner import declared
 from autorun.limits import Limit
 from autorun.observe.checks import ancestor, autorun_setting, installation, names, values
-from autorun.runner import QuerySetRunner
+from autorun.runner import Each, Members, QuerySetRunner
 from tests.celery_settings import configured
-from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped
+from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped, Tag
 
 
 def measure(text: Any, *, depth: int = 1, unit: str = "mm") -> dict[str, Any]:
@@ -583,7 +583,7 @@ def test_e015_a_wrong_schedule(value, advice):
         ({"title"}, "a tuple of field names"),
         (("titel",), "Did you mean 'title'?"),
         (("title", 3), "Use names of fields"),
-        (("tags",), "get_instance_representation()"),
+        (("tags",), "Members('tags', ...)"),
         (("tags__name",), "get_instance_representation()"),
         (("title__nonsense",), "Its fields:"),
     ],
@@ -604,6 +604,51 @@ def test_e016_wrong_input_fields(value, advice):
 )
 def test_e031_wrong_names_of_relations(value, advice):
     assert advice in only("E031", declare(WATCH=value)).hint
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (Members("tag", "name"), "Did you mean 'tags'?"),
+        (Members("title", "name"), "Its relations: report, tags"),
+        (Members("tags", "nme"), "Did you mean 'name'?"),
+        (Members("tags", "document"), "Members('document', ...)"),
+        (Members("tags", "name", where=Q(nme="a")), "Write where=Q(...)"),
+    ],
+)
+def test_e032_wrong_members(value, advice):
+    assert advice in only("E032", declare(INPUT_FIELDS=("title", value))).hint
+
+
+def test_e032_two_members_of_one_name():
+    value = (Members("tags", "name"), Members("tags", "name", where=Q(name="a")))
+
+    assert 'name="..."' in only("E032", declare(INPUT_FIELDS=value)).hint
+
+
+def test_e033_each_of_other_rows():
+    first = declare(name="First")
+    tags = declare(name="Tags", DATA_MODEL=Tag, INPUT_FIELDS=("name",))
+
+    def complaint(each):
+        second = declare(name="Second", ANALYSIS_CONFIGURATION={"depth": 2}, DEPENDS_ON=(each,))
+        with registry.registered(first, tags):
+            return only("E033", second)
+
+    assert "Did you mean 'tags'?" in complaint(Each(tags, "tag")).hint
+    assert "leads to library.Tag" in complaint(Each(first, "tags")).msg
+    assert "Write where=Q(...)" in complaint(Each(tags, "tags", where=Q(nme="a"))).hint
+
+
+def test_e019_a_cycle_over_models():
+    second = declare(
+        name="Second", DATA_MODEL=Tag, DEPENDS_ON=(Each("library.FirstRunner", "document"),)
+    )
+    first = declare(name="FirstRunner", DEPENDS_ON=(Each(second, "tags"),))
+
+    found = [each.id for each in complaints(first, second)]
+
+    assert found == ["autorun.E019"] * 2
 
 
 def test_relations_in_both_directions_may_be_watched():

@@ -359,7 +359,9 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
 
 def _facts(runner: Runner) -> list[tuple[str, str]]:
     timeout = runner.get_timeout()
-    labels = [each if isinstance(each, str) else each.get_label() for each in runner.DEPENDS_ON]
+    labels = [
+        each.get_label() if isinstance(each, type) else str(each) for each in runner.DEPENDS_ON
+    ]
     facts = [
         ("Rows", str(runner.get_model()._meta.label)),
         ("Input", runner.INPUT_KEY or ""),
@@ -368,7 +370,7 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
         ("Time limit of a run", "none" if timeout is None else duration(timeout)),
     ]
     optional = [
-        ("Changes tracked by", ", ".join(runner.INPUT_FIELDS or ())),
+        ("Changes tracked by", ", ".join(map(str, runner.INPUT_FIELDS or ()))),
         ("After", ", ".join(labels)),
         ("Concurrent runs, at most", number(runner.MAX_PARALLEL or None)),
         ("Queue", runner.QUEUE or settings.QUEUE or ""),

@@ -9,7 +9,6 @@ from typing import Any
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of
-from autorun.declare.related import related_to
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
@@ -205,7 +204,7 @@ def _upstream(runner: Runner | None) -> str:
 def _related(runner: Runner | None) -> str:
     names: list[str] = []
     with suppress(AutorunError):
-        names = [each.relation for each in related_to(runner)] if runner else []
+        names = [each.relation for each in runner.related] if runner else []
     return ", ".join(dict.fromkeys(names)) or "by one of its relations"
 
 

@@ -79,8 +79,12 @@ class Input:
                 found = rows.annotate(**{self.annotation: self.expression(self.column)})
                 setattr(instance, self.annotation, found.values_list(self.annotation)[0][0])
             value = getattr(instance, self.annotation)
-            if isinstance(self.field, models.FileField) and isinstance(value, str):
-                value = self.field.attr_class(instance, self.field, value)
+        return self.converted(value, instance)
+
+    def converted(self, value: Any, instance: Any) -> Any:
+        """A value of `column` as it is given to Python."""
+        if isinstance(self.field, models.FileField) and isinstance(value, str):
+            value = self.field.attr_class(instance, self.field, value)
         return given(found_at(self.keys, value), self.field)
 
 
@@ -132,6 +136,7 @@ def input_of(model: type[models.Model], path: str) -> Input:
 
 
 @cache
-def value_annotations(inputs: tuple[Input, ...]) -> dict[str, Any]:
-    """Return annotations for the values that are not in the row's own columns."""
-    return {each.annotation: each.expression(each.column) for each in inputs if not each.is_own}
+def value_annotations(inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """Return annotations for the values of one field that are not in the row's own columns."""
+    fields = [each for each in inputs if isinstance(each, Input) and not each.is_own]
+    return {each.annotation: each.expression(each.column) for each in fields}

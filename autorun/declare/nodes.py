@@ -159,8 +159,11 @@ def runners_by_node() -> RunnersByNode:
     for runner in registry.runners():
         try:
             labels.setdefault(digest_of(runner), []).append(runner.label)
-            for upstream in registry.dependencies_of(runner):
-                dependents.setdefault(digest_of(upstream), []).append(runner)
+            of_sets = [upstream for _, upstream in registry.sets_before(runner)]
+            for upstream in (*registry.dependencies_of(runner), *of_sets):
+                known = dependents.setdefault(digest_of(upstream), [])
+                if runner not in known:
+                    known.append(runner)
         except (AutorunError, DatabaseError) as error:
             logger.warning("%s: its node or a dependency is unknown: %s", runner.label, error)
             is_complete = False

@@ -12,6 +12,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from autorun import analysis as analyses
 from autorun.declare.runner import Runner, declared
+from autorun.declare.sets import Each
 from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.encoding import qualified_name
 from autorun.state.words import meant
@@ -103,8 +104,14 @@ def can_run(label: str, title: str, version: str) -> bool:
 
 
 def dependencies_of(runner: Runner) -> list[Runner]:
-    """The runners in DEPENDS_ON. Raises NotRegistered for an unknown label."""
-    return [instance_of(each) for each in runner.DEPENDS_ON]
+    """The runners in DEPENDS_ON of the same row. Raises NotRegistered for an unknown label."""
+    return [instance_of(each) for each in runner.DEPENDS_ON if not isinstance(each, Each)]
+
+
+def sets_before(runner: Runner) -> list[tuple[Each, Runner]]:
+    """Each set in DEPENDS_ON, with its runner. Raises NotRegistered for an unknown label."""
+    sets = [each for each in runner.DEPENDS_ON if isinstance(each, Each)]
+    return [(each, instance_of(each.runner)) for each in sets]
 
 
 def instance_of(named: type[Runner] | str) -> Runner:

@@ -7,9 +7,9 @@ from typing import Any
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model
 
-from autorun.declare.runner import Runner
-
 PK = "pk"
+#: Begins the label of rows that are named by a related one.
+RELATED = "related:"
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,19 @@ class Related:
     lookup: str
 
 
-def related_to(runner: Runner) -> Iterator[Related]:
-    """The related rows that INPUT_FIELDS and WATCH of the runner read.
+def label_of_related(model_label: str, lookup: str) -> str:
+    """The label under which values are delivered that find rows of a model by a lookup.
 
-    A path ends at the first name that is not a relation, which a check reports.
+    A worker of an older version leaves it to other workers.
     """
-    model = runner.get_model()
-    for path in runner.get_input_fields():
-        yield from _along(model, path, is_input=True)
-    for path in () if isinstance(runner.WATCH, str) else runner.WATCH:
-        yield from _along(model, path)
+    return f"{RELATED}{model_label}:{lookup}"
 
 
-def relation_at(model: type[Model], name: str) -> Any:
-    """The relation of that name to rows of one model; raise FieldDoesNotExist for anything else."""
-    field: Any = model._meta.pk if name == PK else model._meta.get_field(name)
-    if field.related_model is None:
-        raise FieldDoesNotExist(f"{model._meta.label} has no relation {name!r}.")
-    return field
+def along(model: type[Model], path: Any, *, is_input: bool = False) -> Iterator[Related]:
+    """The related rows that a path over relations reads, as far as it leads over any.
 
-
-def _along(model: type[Model], path: str, *, is_input: bool = False) -> Iterator[Related]:
+    An input needs the column at the end of its path, and not the row that this refers to.
+    """
     passed: list[str] = []
     names = str(path).split("__")
     for name in names:
@@ -55,9 +47,17 @@ def _along(model: type[Model], path: str, *, is_input: bool = False) -> Iterator
             return
         passed.append(name)
         is_last = len(passed) == len(names)
-        if not (is_input and is_last and field.concrete):  # the column is the row's own
+        if not (is_input and is_last and field.concrete):
             yield from _of_relation(field, passed)
         model = field.related_model
+
+
+def relation_at(model: type[Model], name: str) -> Any:
+    """The relation of that name to rows of one model; raise FieldDoesNotExist for anything else."""
+    field: Any = model._meta.pk if name == PK else model._meta.get_field(name)
+    if field.related_model is None:
+        raise FieldDoesNotExist(f"{model._meta.label} has no relation {name!r}.")
+    return field
 
 
 def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:

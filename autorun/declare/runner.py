@@ -19,6 +19,8 @@ from autorun.conf import settings
 from autorun.declare import console
 from autorun.declare.backoff import exponential
 from autorun.declare.inputs import Input, input_of
+from autorun.declare.related import Related, along
+from autorun.declare.sets import Each, Members, MembersInput
 from autorun.exceptions import ImproperRunner
 
 
@@ -49,9 +51,9 @@ class Runner:
     INPUT_KEY: ClassVar[str | None] = None
     #: Narrows the default queryset.
     BASE_QUERY: ClassVar[Q | None] = None
-    #: Fields the input depends on, so that the database can tell which rows have changed. With an
-    #: empty sequence a row never changes.
-    INPUT_FIELDS: ClassVar[Sequence[str] | None] = None
+    #: Fields, and Members of relations, that the input depends on, so that the database can tell
+    #: which rows have changed. With an empty sequence a row never changes.
+    INPUT_FIELDS: ClassVar[Sequence[str | Members] | None] = None
     #: Relations whose rows the representation or the filter reads besides.
     WATCH: ClassVar[Sequence[str]] = ()
     #: Named subsets of the default queryset, for backfills.
@@ -62,8 +64,8 @@ class Runner:
     ON_WRITE: ClassVar[bool] = False
     #: When everything is swept; None for never.
     SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
-    #: Runners (classes or labels) that must have succeeded on a row first.
-    DEPENDS_ON: ClassVar[Sequence[type[Runner] | str]] = ()
+    #: Runners (classes or labels) that must have succeeded on a row first, or on Each of a set.
+    DEPENDS_ON: ClassVar[Sequence[type[Runner] | str | Each]] = ()
     #: Attempts of a run, including the first.
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
@@ -180,7 +182,7 @@ class Runner:
     def _lacks(self, option: str, value: str) -> ImproperRunner:
         return ImproperRunner(f"{type(self).__qualname__} has no {option}. Set it to {value}.")
 
-    def get_input_fields(self) -> tuple[str, ...]:
+    def get_input_fields(self) -> tuple[str | Members, ...]:
         """INPUT_FIELDS, or an empty tuple. Raises ImproperRunner for a lone string."""
         if isinstance(self.INPUT_FIELDS, str):
             raise ImproperRunner(
@@ -190,9 +192,35 @@ class Runner:
         return tuple(self.INPUT_FIELDS or ())
 
     @cached_property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[Input | MembersInput, ...]:
         """INPUT_FIELDS, as SQL and Python read them."""
-        return tuple(input_of(self._model, path) for path in self.get_input_fields())
+        model = self._model
+        return tuple(
+            MembersInput(model, each) if isinstance(each, Members) else input_of(model, each)
+            for each in self.get_input_fields()
+        )
+
+    @cached_property
+    def related(self) -> tuple[Related, ...]:
+        """The rows of other tables that INPUT_FIELDS, WATCH and DEPENDS_ON read."""
+        model = self._model
+        found: list[Related] = []
+        for each in self.get_input_fields():
+            if isinstance(each, Members):
+                found += along(model, each.relation)
+                for field in each.fields:
+                    found += along(model, f"{each.relation}__{field}", is_input=True)
+            else:
+                found += along(model, each, is_input=True)
+        # A check reports options that are no tuples.
+        named, upstream = (
+            each if isinstance(each, (tuple, list)) else ()
+            for each in (self.WATCH, self.DEPENDS_ON)
+        )
+        sets = (each.relation for each in upstream if isinstance(each, Each))
+        for relation in (*named, *sets):
+            found += along(model, relation)
+        return tuple(dict.fromkeys(found))
 
     def get_schedule(self) -> crontab | dt.timedelta | None:
         return settings.SCHEDULE if self.SCHEDULE is BY_SETTING else self.SCHEDULE

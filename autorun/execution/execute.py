@@ -22,6 +22,7 @@ from autorun.execution.work import Work
 from autorun.models import Chunk, Node
 from autorun.planning import batches
 from autorun.planning.named import plan_or_write_down
+from autorun.planning.related import plan_dependents
 from autorun.planning.retiring import retire_missing
 from autorun.state import probes
 from autorun.state.leases import next_urgent, park, queued, requeue, start
@@ -154,7 +155,7 @@ def _follow_up(work: Work) -> None:
         plan_or_write_down([runner], work.unexpected, priority=priority)
     with _guarded(runner, "planning its dependents"):
         if work.succeeded and (dependents := nodes.dependents(runner)):
-            plan_or_write_down(dependents, work.succeeded, priority=priority)
+            plan_dependents(runner, dependents, work.succeeded, priority=priority)
         crash_point("finish.dependents")
     with _guarded(runner, "measuring its run time"):
         _measure(chunk.node, work.seconds)

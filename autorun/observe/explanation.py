@@ -12,16 +12,16 @@ from autorun.declare import hooks
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_id_of, nodes_over
-from autorun.declare.registry import dependencies_of
+from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
-from autorun.planning.rows import Row, load
+from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
-from autorun.state.words import counted, moment
+from autorun.state.words import counted, moment, spoken
 
 LONGEST_MESSAGE = 200
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
@@ -240,6 +240,12 @@ def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
             yield f"{dependency.label}, whose {excluded} excludes the row"
         else:
             yield f"{dependency.label}, which {states[status]}"
+    for each, upstream in sets_before(runner):
+        members = members_of(runner, each, [key])[key]
+        lacking = len(members - current_successes(upstream, members).keys())
+        if lacking:
+            left = f"{lacking:,} of {len(members):,} {spoken(each.relation)}"
+            yield f"{upstream.label}: {left} still {'lacks' if lacking == 1 else 'lack'} a success"
 
 
 def _last_success_at() -> Any:

@@ -13,15 +13,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import models
-from django.db.models import Exists, Expression, Func, OuterRef, Subquery
+from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
 from django.db.models.fields.json import KeyTransform
 
 from autorun.declare.nodes import node_id_of
-from autorun.declare.registry import dependencies_of
+from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.runner import Runner
+from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run
 from autorun.state.column_texts import text_of
+from autorun.state.documents import SET_TEXT
 from autorun.state.encoding import JSON, Encoder, Unencodable, checked_text, in_words
 from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
@@ -34,10 +36,39 @@ def expression(
 
     `upstream=False` leaves out dependencies' successes, for databases without autorun's tables.
     """
-    sources = [each.source for each in runner.inputs]
+    sources: list[Any] = [
+        _set_of_members(each) if isinstance(each, MembersInput) else each.source
+        for each in runner.inputs
+    ]
     if upstream and runner.DEPENDS_ON:
         sources += [Subquery(runs.values("pk")) for runs in upstream_successes(runner)]
+        sources += [_set_of_successes(runner, *each) for each in sets_before(runner)]
     return Fingerprint(*sources, output_field=output_field or FingerprintField())
+
+
+def has_subqueries(runner: Runner) -> bool:
+    """Whether the fingerprint of a row is made of other rows."""
+    return bool(runner.DEPENDS_ON) or any(isinstance(each, MembersInput) for each in runner.inputs)
+
+
+def _set_of_members(members: MembersInput) -> _SetText:
+    rows = members.rows.filter(**{OWNER: OuterRef("pk")})
+    return _SetText.of(rows, *[each.source for each in members.inputs])
+
+
+def _set_of_successes(runner: Runner, each: Each, upstream: Runner) -> _SetText:
+    rows = rows_in(runner.get_model(), each).filter(**{OWNER: OuterRef(OuterRef("pk"))})
+    kind = key_kind(rows.model)
+    successes = Run.objects.current().succeeded().of(node_id_of(upstream))
+    return _SetText.of(successes.of_rows(kind, kind.values(rows)), F("pk"))
+
+
+def lacking(runner: Runner, each: Each, upstream: Runner) -> models.QuerySet[Any]:
+    """The rows of the outer query's set on which `upstream` has no current success."""
+    rows = rows_in(runner.get_model(), each).filter(**{OWNER: OuterRef("pk")})
+    kind = key_kind(rows.model)
+    successes = Run.objects.current().succeeded().of(node_id_of(upstream))
+    return rows.filter(~Exists(successes.of_row(kind, kind.expression(OuterRef))))
 
 
 def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
@@ -48,9 +79,11 @@ def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
 
 
 def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """The rows of `queryset` on which all DEPENDS_ON runners have succeeded."""
+    """The rows of `queryset` on which all DEPENDS_ON runners have succeeded, or on their sets."""
     for runs in upstream_successes(runner):
         queryset = queryset.filter(Exists(runs))
+    for each in sets_before(runner):
+        queryset = queryset.filter(~Exists(lacking(runner, *each)))
     return queryset
 
 
@@ -120,7 +153,48 @@ class Fingerprint(Func):
         return f"MD5({' || '.join(parts)}){cast}", params
 
 
+class _SetText(Subquery):
+    """A text for a set of rows, whatever their order: how many they are, and the sum of digests.
+
+    It ends with a semicolon, so that it can stand beside netstrings.
+    """
+
+    @classmethod
+    def of(cls, rows: models.QuerySet[Any], *sources: Any) -> _SetText:
+        """The text for `rows` by the values of `sources`."""
+        # Without an aggregate of Django's there is no GROUP BY, so an empty set has a text, too.
+        text = _SumOfDigests(Fingerprint(*sources, output_field=models.TextField()))
+        return cls(rows.annotate(_autorun_set=text).values("_autorun_set"))
+
+
+class _SumOfDigests(Func):
+    """The number of rows, and the sum of the first 64 bits of their digests, which are hex digits.
+
+    A sum counts equal members, where XOR would cancel two of them out; it needs neither an order
+    nor a text as long as the set, which GROUP_CONCAT cuts off. Two states of one set have the same
+    sum by chance once in 2^64 changes. Nothing worse follows than a change that is not noticed, and
+    whoever could forge it may as well write the row's runs.
+    """
+
+    output_field = models.TextField()
+    # On SQLite, an aggregate of no rows is NULL.
+    template = f"COALESCE({SET_TEXT}(%(expressions)s), '0:0;')"
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        number = "('x' || LEFT(%(expressions)s, 16))::bit(64)::bigint"
+        template = f"COUNT(*) || ':' || COALESCE(SUM({number}), 0) || ';'"
+        return self.as_sql(compiler, connection, template=template, **extra)
+
+    def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        number = "CAST(CONV(LEFT(%(expressions)s, 16), 16, 10) AS UNSIGNED)"
+        template = f"CONCAT(COUNT(*), ':', COALESCE(SUM({number}), 0), ';')"
+        return self.as_sql(compiler, connection, template=template, **extra)
+
+
 def _netstring(source: Any, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+    if isinstance(source, _SetText):
+        sql, params = compiler.compile(source)
+        return sql, [*params]
     text = text_of(source.output_field, connection.alias)
     if connection.vendor == "sqlite" and isinstance(source.output_field, models.JSONField):
         # Django's own SQL of a key has one text for 1 and "1".

@@ -9,6 +9,7 @@ from django.db import DatabaseError, InterfaceError
 
 from autorun.conf import settings
 from autorun.declare.nodes import node_of
+from autorun.declare.related import label_of_related
 from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
@@ -145,10 +146,16 @@ def _write_down(runner: Runner, keys: Collection[Any], error: Exception) -> None
     leave_to_upkeep(runner, keys, **hold_up(error))
 
 
-def leave_to_upkeep(runner: Runner, keys: Collection[Any], **columns: Any) -> None:
-    """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved."""
+def leave_to_upkeep(
+    runner: Runner, keys: Collection[Any], *, lookup: str = "", **columns: Any
+) -> None:
+    """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved.
+
+    With a `lookup`, `keys` are values of it.
+    """
+    label = runner.get_model()._meta.label
     spilled = SpilledTrigger(
-        model_label=runner.get_model()._meta.label,
+        model_label=label_of_related(label, lookup) if lookup else label,
         runner=runner.label,
         keys=as_json(keys),
         **columns,

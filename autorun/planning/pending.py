@@ -9,7 +9,7 @@ from django.db.models import BooleanField, Exists, Expression, F, OuterRef, Q, Q
 
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of, node_of
-from autorun.declare.registry import dependencies_of
+from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.runner import Runner
 from autorun.models import Run
 from autorun.planning import fingerprints
@@ -33,7 +33,14 @@ def existing(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[
 
 def stale(runner: Runner) -> QuerySet[Run]:
     """The successes whose upstream has since failed, changed or been cancelled."""
-    return Run.objects.of(node_id_of(runner)).stale(map(node_of, dependencies_of(runner)))
+    runs = Run.objects.of(node_id_of(runner))
+    found: QuerySet[Run] = runs.stale(map(node_of, dependencies_of(runner)))
+    if planned_by_database(runner):
+        kind = key_kind(runner.get_model())
+        for each in sets_before(runner):
+            rows = every_row(runner).filter(Exists(fingerprints.lacking(runner, *each)))
+            found |= runs.current().succeeded().of_rows(kind, kind.values(rows))
+    return found
 
 
 def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> QuerySet[Any]:
@@ -45,7 +52,7 @@ def _split(runner: Runner, queryset: QuerySet[Any] | None, *, has_run: bool) -> 
         _autorun_key=kind.expression(), _autorun_print=fingerprints.expression(runner)
     )
     run = Run.objects.current().of(node_id_of(runner)).of_row(kind, OuterRef("_autorun_key"))
-    if runner.DEPENDS_ON and connections[rows.db].vendor == "mysql":
+    if fingerprints.has_subqueries(runner) and connections[rows.db].vendor == "mysql":
         # MariaDB turns EXISTS into IN, whose left side may not contain a subquery: here the
         # fingerprint is one.
         rows = rows.alias(_autorun_run=Subquery(run.values("fingerprint")))

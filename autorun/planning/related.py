@@ -1,20 +1,28 @@
 """Plan the rows that read a related row, found by one query over the relation."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError
 from django.db.models import QuerySet
 
-from autorun.declare import hooks
-from autorun.declare.related import related_to
+from autorun.declare import hooks, registry
+from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner
 from autorun.models import Batch, Chunk
-from autorun.planning.named import leave_to_upkeep, plan_for_all
+from autorun.planning.named import (
+    hold_up,
+    leave_to_upkeep,
+    plan_for_all,
+    plan_or_write_down,
+)
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.scope import SOURCES, Scope
-from autorun.state.transactions import is_passing
+from autorun.state.keys import Key, as_json
+from autorun.state.transactions import is_passing, repeated_while_away
+from autorun.state.words import spoken
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +31,60 @@ MOST_ROWS = 2_000
 KIND = "related"
 
 
+def plan_dependents(
+    runner: Runner, dependents: Sequence[Runner], keys: Collection[Key], *, priority: int
+) -> None:
+    """Plan what depends on new successes of `runner` on these rows. Never raises."""
+    alike, sets = _by_kind(runner, dependents)
+    plan_or_write_down(alike, keys, priority=priority)
+    for dependent, lookup in sets:
+        plan = partial(plan_related, [dependent], lookup, list(keys), priority=priority)
+        try:
+            repeated_while_away(plan)
+        except Exception as error:  # noqa: BLE001
+            logger.warning("%s: not planned. Upkeep tries again. %s", dependent.label, error)
+            try:
+                leave_to_upkeep(dependent, keys, lookup=lookup, **hold_up(error))
+            except Exception:
+                message = "%s: its sets could not be written down. The next sweep finds them."
+                logger.exception(message, dependent.label)
+
+
+def leave_dependents(runner: Runner, dependents: Sequence[Runner], keys: Collection[Key]) -> None:
+    """Leave to upkeep what depends on successes of `runner` on these rows."""
+    alike, sets = _by_kind(runner, dependents)
+    for dependent in alike:
+        leave_to_upkeep(dependent, keys)
+    for dependent, lookup in sets:
+        leave_to_upkeep(dependent, keys, lookup=lookup)
+
+
+def _by_kind(
+    runner: Runner, dependents: Sequence[Runner]
+) -> tuple[list[Runner], list[tuple[Runner, str]]]:
+    """Those that process the same rows, and the others with the lookup that leads to the rows."""
+    digest = digest_of(runner)
+    alike = [
+        dependent
+        for dependent in dependents
+        if digest in map(digest_of, registry.dependencies_of(dependent))
+    ]
+    sets = [
+        (dependent, f"{each.relation}__pk")
+        for dependent in dependents
+        for each, upstream in registry.sets_before(dependent)
+        if digest_of(upstream) == digest
+    ]
+    return alike, sets
+
+
 def plan_related(
-    runners: Iterable[Runner], lookup: str, values: Sequence[Any], *, is_suspect: bool = False
+    runners: Iterable[Runner],
+    lookup: str,
+    values: Sequence[Any],
+    *,
+    priority: int = Chunk.Priority.RELATED,
+    is_suspect: bool = False,
 ) -> None:
     """Plan and release, for each of `runners`, the rows whose `lookup` is one of `values`.
 
@@ -34,7 +94,7 @@ def plan_related(
     away: Exception | None = None
     for runner in runners:
         try:
-            _plan(runner, lookup, values, is_suspect=is_suspect)
+            _plan(runner, lookup, values, priority=priority, is_suspect=is_suspect)
         except (DatabaseError, InterfaceError) as error:
             away = error
         except Exception as error:
@@ -46,27 +106,26 @@ def plan_related(
         raise away
 
 
-def _plan(runner: Runner, lookup: str, values: Sequence[Any], *, is_suspect: bool) -> None:
+def _plan(
+    runner: Runner, lookup: str, values: Sequence[Any], *, priority: int, is_suspect: bool
+) -> None:
     rows = hooks.every_row(runner).filter(**{f"{lookup}__in": values}).order_by()
     keys = list(rows.values_list("pk", flat=True)[: MOST_ROWS + 1])
     if len(keys) > MOST_ROWS:
-        source = {"kind": KIND, "lookup": lookup, "values": [*map(_plain, values)]}
+        source = {"kind": KIND, "lookup": lookup, "values": as_json(values)}
         scope = Scope(source={**source, "words": f"whose {_relations(runner, lookup)} changed"})
         backfill_now(runner, scope, trigger=Batch.Trigger.RELATED)
     elif keys and is_suspect:
         leave_to_upkeep(runner, set(keys))
     elif keys:
-        plan_for_all([runner], set(keys), priority=Chunk.Priority.RELATED)
-
-
-def _plain(value: Any) -> int | str:
-    return value if type(value) is int else str(value)
+        plan_for_all([runner], set(keys), priority=priority)
 
 
 def _relations(runner: Runner, lookup: str) -> str:
     """The related rows that lead to rows of the runner by `lookup`, in words."""
-    names = dict.fromkeys(each.relation for each in related_to(runner) if each.lookup == lookup)
-    return " or ".join(name.replace("__", " ").replace("_", " ") for name in names)
+    known = [each.relation for each in runner.related if each.lookup == lookup]
+    names = dict.fromkeys(known or [lookup.rpartition("__")[0]])
+    return " or ".join(map(spoken, names))
 
 
 def _rows_of(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:

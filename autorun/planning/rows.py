@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.db import connections, models
+from django.db.models import F
 
 from autorun.conf import settings
 from autorun.declare import hooks
@@ -14,8 +15,9 @@ from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.inputs import value_annotations
 from autorun.declare.nodes import node_id_of
-from autorun.declare.registry import dependencies_of
+from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.runner import Runner
+from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.planning import fingerprints
@@ -115,7 +117,11 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
     for some in halving:
         try:
             named = eligible_named(runner, map(to_pk, some), within_base=within_base)
-            for row in one_by_one(runner, list(fingerprinted(runner, named))):
+            instances = list(fingerprinted(runner, named))
+            for each in runner.inputs:
+                if isinstance(each, MembersInput):
+                    each.attach(instances)
+            for row in one_by_one(runner, instances):
                 if row is not None:
                     found[row.key] = row
         except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
@@ -238,11 +244,42 @@ def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) ->
 
 
 def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int]]:
-    """The ids of the dependencies' successes, in order, by key; only keys that have them all."""
-    kind = key_kind(runner.get_model())
+    """The ids of the dependencies' successes, in order, by key; only keys that have them all.
+
+    Those of a set follow the number of its members.
+    """
     found: dict[Key, list[int]] = {key: [] for key in keys}
     for dependency in dependencies_of(runner):
-        runs = Run.objects.current().succeeded().of(node_id_of(dependency))
-        ids = dict(runs.of_rows(kind, list(found)).values_list(kind.column, "pk"))
+        ids = current_successes(dependency, list(found))
         found = {key: [*earlier, ids[key]] for key, earlier in found.items() if key in ids}
+    for each, upstream in sets_before(runner):
+        members = members_of(runner, each, list(found))
+        ids = current_successes(upstream, {member for some in members.values() for member in some})
+        found = {
+            key: [*earlier, len(members[key]), *sorted(ids[member] for member in members[key])]
+            for key, earlier in found.items()
+            if ids.keys() >= members[key]
+        }
     return found
+
+
+def members_of(runner: Runner, each: Each, keys: Sequence[Key]) -> dict[Key, set[Key]]:
+    """The keys of the members of these rows' sets, by the key of the row."""
+    kind = key_kind(runner.get_model())
+    rows = rows_in(runner.get_model(), each).using(database_of(runner))
+    rows = rows.filter(**{f"{OWNER}__in": list(map(kind.to_pk, keys))})
+    rows = rows.annotate(
+        _autorun_row=kind.expression(lambda _: F(OWNER)),
+        _autorun_key=key_kind(rows.model).expression(),
+    )
+    found: dict[Key, set[Key]] = {key: set() for key in keys}
+    for key, member in rows.values_list("_autorun_row", "_autorun_key"):
+        found[key].add(member)
+    return found
+
+
+def current_successes(runner: Runner, keys: Collection[Key]) -> dict[Key, int]:
+    """The ids of the current successes of `runner` on these rows, by key."""
+    kind = key_kind(runner.get_model())
+    runs = Run.objects.current().succeeded().of(node_id_of(runner))
+    return dict(runs.of_rows(kind, list(keys)).values_list(kind.column, "pk"))

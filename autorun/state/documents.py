@@ -1,4 +1,7 @@
-"""JSON documents: the value that a path of keys leads to, and one text for equal documents."""
+"""JSON documents: the value that a path of keys leads to, and one text for equal documents.
+
+Also the text of a set of digests, on SQLite.
+"""
 
 import json
 from collections.abc import Iterable
@@ -8,10 +11,12 @@ from django.db.backends.signals import connection_created
 
 #: A function of SQL on SQLite: the text of what a JSON list of keys leads to in a document.
 NORMALIZED = "AUTORUN_JSON"
+#: An aggregate of SQL on SQLite: the number of digests, and the sum of their first 64 bits.
+SET_TEXT = "AUTORUN_SET"
 
 
 def connect() -> None:
-    """Give each connection to SQLite the function NORMALIZED."""
+    """Give each connection to SQLite the functions NORMALIZED and SET_TEXT."""
     connection_created.connect(_add_function, dispatch_uid=__name__)
 
 
@@ -30,6 +35,19 @@ def found_at(keys: Iterable[str], document: Any) -> Any:
 def _add_function(connection: Any, **kwargs: Any) -> None:
     if connection.vendor == "sqlite":
         connection.connection.create_function(NORMALIZED, 2, _normalized, deterministic=True)
+        connection.connection.create_aggregate(SET_TEXT, 1, _SetText)
+
+
+class _SetText:
+    def __init__(self) -> None:
+        self.number = self.total = 0
+
+    def step(self, digest: str) -> None:
+        self.number += 1
+        self.total += int(digest[:16], 16)
+
+    def finalize(self) -> str:
+        return f"{self.number}:{self.total};"
 
 
 def _normalized(text: str | None, keys: str) -> str | None:

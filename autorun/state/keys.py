@@ -15,7 +15,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import CharField, Expression, F, OuterRef, TextField, UUIDField
+from django.db.models import CharField, Expression, F, TextField, UUIDField
 from django.db.models.functions import Cast
 from django.db.models.sql.compiler import SQLCompiler
 
@@ -59,10 +59,11 @@ class KeyKind:
         """A column type of `autorun.state.sql`."""
         return "bigint" if self.is_integer else "text"
 
-    def expression(self, reference: type[F | OuterRef] = F) -> Expression | F:
+    def expression(self, reference: Callable[[str], Any] = F) -> Expression | F:
         """The key of a row, as a queryset of the model (or of an inner query) computes it."""
         if self.is_integer:
-            return reference("pk")
+            found: F = reference("pk")
+            return found
         return KeyText(reference("pk"), TextField())
 
     def stored(self, named: models.QuerySet[Any]) -> Any:

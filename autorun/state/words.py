@@ -34,6 +34,11 @@ _ACTING = {
 }
 
 
+def spoken(relation: str) -> str:
+    """A path over relations as words: "session subject"."""
+    return relation.replace("__", " ").replace("_", " ")
+
+
 def harmless(text: str) -> str:
     """The text, as long as before, without characters that control a terminal or turn a line.
 

@@ -22,7 +22,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import call, timeout_of
-from autorun.declare.related import Related, related_to
+from autorun.declare.related import Related, label_of_related
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import (
     Message,
@@ -41,8 +41,6 @@ PLAN = "autorun.plan"
 DRAIN = "autorun.drain"
 #: Begins the label of deleted rows.
 DELETED = "deleted:"
-#: Begins the label of rows that are named by a related one.
-RELATED = "related:"
 #: Begins the label of rows that triggers in the database have noted.
 WRITTEN = "written:"
 KEYS_PER_MESSAGE = 1_000
@@ -87,16 +85,12 @@ class Dependents(NamedTuple):
 
 @cache
 def dependents() -> dict[str, Dependents]:
-    """Dependents by the label under which their rows are delivered, as `subscriptions`.
-
-    The label has the model, and the lookup that finds the rows. A worker of an older version leaves
-    it to other workers.
-    """
+    """Dependents by the label under which their rows are delivered, as `subscriptions`."""
     found: dict[str, Dependents] = {}
     for label, runners in subscriptions().items():
         for runner in runners:
-            for source in _related_to(runner):
-                name = f"{RELATED}{label}:{source.lookup}"
+            for source in _related(runner):
+                name = label_of_related(label, source.lookup)
                 known = found.setdefault(name, Dependents([], []))
                 if runner not in known.runners:
                     known.runners.append(runner)
@@ -111,10 +105,11 @@ def runners_of_related(label: str) -> list[Runner]:
     return [] if known is None else known.runners
 
 
-def _related_to(runner: Runner) -> list[Related]:
-    with suppress(AutorunError):
-        return list(related_to(runner))
-    return []
+def _related(runner: Runner) -> tuple[Related, ...]:
+    try:
+        return runner.related
+    except AutorunError:  # a system check says what is wrong with it
+        return ()
 
 
 registry.on_change(subscriptions.cache_clear)

@@ -21,7 +21,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import call, database_of
 from autorun.declare.nodes import node_id_of
-from autorun.declare.related import PK, related_to
+from autorun.declare.related import PK
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node
@@ -127,7 +127,7 @@ def _keys_read(runner: Runner) -> Iterator[tuple[Any, str]]:
     """A key of each table that the runner reads, and how its rows lead to it."""
     for parent, path in _tables_of(call(runner, "get_model")):
         yield parent._meta.pk, path
-    for each in related_to(runner):
+    for each in runner.related:
         if each.attname != PK:
             yield each.model._meta.get_field(each.attname), each.lookup
             continue

@@ -16,6 +16,7 @@ from django.db.models import F, Q, QuerySet
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.interruption import Interrupted, Termination
+from autorun.declare.related import RELATED
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish, urgent_priority
 from autorun.models import Chunk, SpilledTrigger
@@ -184,7 +185,7 @@ def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
     if not runners:
         message = "Saved %s have had no runner for a day: %d rows are dropped."
         logger.warning(message, first.model_label, len(keys))
-    elif first.model_label.startswith(delivery.RELATED):
+    elif first.model_label.startswith(RELATED):
         lookup = first.model_label.rpartition(":")[2]
         plan_related(runners, lookup, list(keys), is_suspect=first.tries > 0)
         return
@@ -221,9 +222,9 @@ def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
 
 def _runners_of(model_label: str, label: str) -> list[Runner]:
     """The runners that a spilled trigger is for: the one it names, or all of its model."""
-    if model_label.startswith(delivery.RELATED):
+    if label:
+        runner = registry.find(label)
+        return [] if runner is None else [runner]
+    if model_label.startswith(RELATED):
         return delivery.runners_of_related(model_label)
-    if not label:
-        return delivery.subscriptions().get(model_label.rpartition(":")[2], [])
-    runner = registry.find(label)
-    return [] if runner is None else [runner]
+    return delivery.subscriptions().get(model_label.rpartition(":")[2], [])

@@ -17,7 +17,7 @@ from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Chunk, Run
 from autorun.planning import batches
-from autorun.planning.named import leave_to_upkeep
+from autorun.planning.related import leave_dependents
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token
@@ -73,8 +73,8 @@ def _leave_dependents(chunk: Chunk) -> None:
     kind = key_kind(runner.get_model())
     succeeded = Run.objects.succeeded().filter(chunk=chunk)
     keys = list(succeeded.values_list(kind.column, flat=True))
-    for dependent in dependents if keys else ():
-        leave_to_upkeep(dependent, keys)
+    if keys:
+        leave_dependents(runner, dependents, keys)
 
 
 def _take(chunk: Chunk) -> bool:

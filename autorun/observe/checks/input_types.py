@@ -13,6 +13,7 @@ from autorun.declare.conversion import Mismatch, choices
 from autorun.declare.inputs import Input, given
 from autorun.declare.nodes import configuration_of
 from autorun.declare.runner import Runner
+from autorun.declare.sets import MembersInput
 from autorun.observe.checks.declarations import analysis_of, model_of
 from autorun.observe.checks.problems import error, place
 
@@ -62,11 +63,12 @@ def _refusal(arguments: Arguments, key: str, value: object) -> Mismatch | None:
 
 
 def _refusal_of_fields(
-    arguments: Arguments, key: str, inputs: Sequence[Input]
+    arguments: Arguments, key: str, inputs: Sequence[Input | MembersInput]
 ) -> tuple[Mismatch | None, str]:
     """The refusal of one field's last example, after all others; and what was refused."""
     annotation = arguments.type_hints.get(key, Any)
-    left = {each: list(_examples(each, annotation)) for each in inputs}
+    fields = [each for each in inputs if isinstance(each, Input)]
+    left = {each: list(_examples(each, annotation)) for each in fields}
     left = {each: examples for each, examples in left.items() if examples}
     while left:
         values = {each.path: examples[0] for each, examples in left.items()}

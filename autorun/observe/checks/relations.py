@@ -14,13 +14,15 @@ from django.db.models import Model
 from autorun.declare import registry
 from autorun.declare.nodes import configuration_of, digest_of
 from autorun.declare.runner import Runner
+from autorun.declare.sets import Each, rows_in
 from autorun.exceptions import NotRegistered
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, shown, warning
+from autorun.observe.checks.related import set_problem
 
 
 def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
-    """E018-E021 and W002: DEPENDS_ON, and runners of one node that would undo each other's work."""
+    """E018-E021, E033 and W002: DEPENDS_ON, and runners of one node that conflict."""
     errors: dict[str, list[CheckMessage]] = defaultdict(list)
     upstream = {
         each.label: list(_upstream(each, errors[each.label])) for each in registry.runners()
@@ -34,7 +36,9 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
                 "would ever start.",
                 f"Remove one of the steps, for example from DEPENDS_ON in {place(runner)}.",
             )
-        yield from _other_models(runner, upstream[runner.label])
+        if not errors[runner.label]:
+            yield from _other_models(runner, registry.dependencies_of(runner))
+            yield from _sets(runner)
     chosen = {runner.label for runner in runners}
     for sharing in _by_node():
         if chosen & {runner.label for runner in sharing}:
@@ -54,7 +58,7 @@ def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
         return
     for each in declared:
         try:
-            yield _registered(each)
+            yield _registered(each.runner if isinstance(each, Each) else each)
         except NotRegistered as missing:
             report = error(runner, "E018")(
                 f"DEPENDS_ON: {missing}",
@@ -97,9 +101,33 @@ def _other_models(runner: Runner, upstream: Sequence[Runner]) -> Iterator[CheckM
         yield error(runner, "E020")(
             f"DEPENDS_ON names {other.label}, which processes {other_model._meta.label}, not "
             f"{model._meta.label}: the two have no rows in common.",
-            f"Remove {other.label} from DEPENDS_ON in {place(runner)}. To wait for rows of another "
-            "model, filter on that runner's results in filter_queryset().",
+            f"Remove {other.label} from DEPENDS_ON in {place(runner)}. To wait for all of a row's "
+            f'related rows, write Each({type(other).__name__}, "relation"), with a relation of '
+            f"{model._meta.label}.",
         )
+
+
+def _sets(runner: Runner) -> Iterator[CheckMessage]:
+    """E033: Each of a relation that is not one, or of other rows than the runner processes."""
+    model = model_of(runner)
+    if model is None:
+        return
+    for each, upstream in registry.sets_before(runner):
+        problem = set_problem(model, each)
+        other = model_of(upstream)
+        rows = None if problem else rows_in(model, each).model
+        if rows and other and not _has_rows_of(rows, other):
+            found, wanted = rows._meta.label, other._meta.label
+            problem = (
+                f"{each.relation!r} leads to {found}, but {upstream.label} processes {wanted}.",
+                f"Name a relation that leads to {wanted}, or a runner of {found}.",
+            )
+        if problem:
+            yield error(runner, "E033")(
+                f"DEPENDS_ON has Each({type(upstream).__name__}, {shown(each.relation)}): "
+                f"{problem[0]}",
+                f"Edit DEPENDS_ON in {place(runner)}. {problem[1]}",
+            )
 
 
 def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
@@ -191,5 +219,7 @@ def _are_of_other_databases(one: Runner, other: Runner) -> bool:
 def _compared(runner: Runner, name: str) -> Any:
     value = getattr(runner, name)
     if name == "DEPENDS_ON":
-        return sorted(other.label for other in _upstream(runner, []))
+        return sorted(other.label for other in _upstream(runner, [])), [
+            each for each in runner.DEPENDS_ON if isinstance(each, Each)
+        ]
     return tuple(value) if isinstance(value, (list, tuple)) else value

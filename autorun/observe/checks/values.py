@@ -9,6 +9,7 @@ from django.db.models import Model, Q
 
 from autorun.conf import settings
 from autorun.declare.runner import BY_SETTING, Runner
+from autorun.declare.sets import Members
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES, advice
 from autorun.observe.checks.problems import error, place, shown
@@ -57,7 +58,9 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
         )
         return
     for name in names:
-        problem = _field_problem(model, name)
+        if isinstance(name, Members):
+            continue  # another check has a look at these
+        problem = field_problem(model, name)
         if problem:
             yield error(runner, "E016")(
                 f"INPUT_FIELDS has {shown(name)}: {problem[0]}",
@@ -65,7 +68,7 @@ def _input_fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
             )
 
 
-def _field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
+def field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
     """Why `path` does not name one value per row, and what to do; or None."""
     if not isinstance(path, str) or not path:
         return "it is not the name of a field.", f"Use names of fields of {model._meta.label}."
@@ -82,7 +85,7 @@ def _field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
         if field.many_to_many or field.one_to_many:
             return (
                 f"{name} gives several values per row.",
-                "Leave it out, and include its values in get_instance_representation().",
+                f"Write Members({name!r}, ...), or read it in get_instance_representation().",
             )
         current = field.related_model if field.is_relation else None
         if field.is_relation and current is None:

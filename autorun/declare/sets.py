@@ -1,0 +1,125 @@
+"""Sets of rows: the members of a relation as an input, and a runner's successes on each of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from django.db.models import F, Model, Q, QuerySet
+
+from autorun.declare.inputs import Input, input_of
+from autorun.declare.related import relation_at
+
+#: The annotation of members with the primary key of the row that they belong to.
+OWNER = "_autorun_owner"
+
+
+@dataclass(frozen=True, init=False)
+class Members:
+    """One of INPUT_FIELDS: the rows of a relation, as a list in the order of their keys.
+
+    It has the value of `fields[0]`, or a dict if there are several; by default the primary keys.
+    `where` chooses among the rows. The input calls the list `name`, by default as the relation.
+    """
+
+    relation: str
+    fields: tuple[str, ...]
+    where: Q | None
+    name: str
+
+    def __init__(
+        self, relation: str, *fields: str, where: Q | None = None, name: str | None = None
+    ) -> None:
+        values = {"relation": relation, "fields": fields or ("pk",), "where": where}
+        vars(self).update(values, name=name or relation)
+
+    def __str__(self) -> str:
+        return f"{self.relation} ({', '.join(self.fields)})"
+
+
+@dataclass(frozen=True)
+class Each:
+    """One of DEPENDS_ON: a row waits until a runner has succeeded on every row of a relation.
+
+    `runner` is its class or label. `where` chooses among those rows. If there are none, the row
+    does not wait.
+    """
+
+    runner: Any
+    relation: str
+    where: Q | None = None
+
+    def __str__(self) -> str:
+        label = self.runner if isinstance(self.runner, str) else self.runner.get_label()
+        return f"{label} on each of {self.relation}"
+
+
+def rows_in(model: type[Model], named: Members | Each) -> QuerySet[Any]:
+    """The members of all rows of `model`, each with its OWNER; a row in two sets is there twice.
+
+    They are the rows of the default manager, as those of the relation itself are. Raises
+    FieldDoesNotExist if it is not a relation.
+    """
+    back: list[str] = []
+    for name in named.relation.split("__"):
+        field = relation_at(model, name)
+        back.insert(0, field.remote_field.name)
+        model = field.related_model
+    rows: QuerySet[Any] = model._default_manager.order_by()
+    if named.where is not None:
+        rows = rows.filter(named.where)
+    owned: QuerySet[Any] = rows.annotate(**{OWNER: F("__".join([*back, "pk"]))})
+    return owned
+
+
+@dataclass(frozen=True, eq=False)
+class MembersInput:
+    """Members of the rows of a model, as an input."""
+
+    model: type[Model]
+    members: Members
+
+    @property
+    def path(self) -> str:
+        return self.members.name
+
+    @cached_property
+    def rows(self) -> QuerySet[Any]:
+        return rows_in(self.model, self.members)
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        model: type[Model] = self.rows.model
+        return tuple(input_of(model, path) for path in self.members.fields)
+
+    @property
+    def _attribute(self) -> str:
+        return f"_autorun_{self.path.encode().hex()}"
+
+    def read(self, instance: Any) -> list[Any]:
+        """The members of a row, as its analysis gets them."""
+        if self._attribute not in vars(instance):
+            self.attach([instance])
+        found: list[Any] = vars(instance)[self._attribute]
+        return found
+
+    def attach(self, instances: Collection[Any]) -> None:
+        """Load the members of these rows, with one query, for `read`."""
+        sets: Mapping[Any, list[Any]] = defaultdict(list)
+        by_key = {instance.pk: instance for instance in instances}
+        if by_key:
+            rows = self.rows.using(next(iter(by_key.values()))._state.db)
+            columns = {each.annotation: each.expression(each.column) for each in self.inputs}
+            rows = rows.annotate(**columns).filter(**{f"{OWNER}__in": list(by_key)})
+            for owner, *values in rows.order_by("pk").values_list(OWNER, *columns):
+                sets[owner].append(self._member(values))
+        for key, instance in by_key.items():
+            setattr(instance, self._attribute, sets[key])
+
+    def _member(self, values: list[Any]) -> Any:
+        read = zip(self.inputs, values, strict=True)
+        member = {each.path: each.converted(value, None) for each, value in read}
+        return member if len(member) > 1 else next(iter(member.values()))
