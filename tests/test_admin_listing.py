@@ -640,6 +640,21 @@ def test_what_workers_did_at_the_same_time_counts_once_as_time() -> None:
     assert activity.per_second_at_work == pytest.approx(20 / 15, rel=0.01)
 
 
+def test_the_last_minute_tells_how_long_it_takes_once_bodies_have_become_slower() -> None:
+    runner = declare()
+    with installed(runner):
+        for ago in range(90, 400, 10):
+            _ended(runner(), ago=ago, seconds=10, runs=1_000)  # 10 ms a run
+        _ended(runner(), ago=-1, seconds=75, runs=150)  # 0.5 s a run, and still running
+        Chunk.objects.filter(size=150).update(state=Chunk.State.RUNNING, finished_at=None)
+        node = runner().get_node()
+
+    activity = activity_by_node([node])[node.pk]
+
+    left = activity.seconds_for(40, run_seconds=activity.median_seconds)
+    assert left == pytest.approx(20, rel=0.5)
+
+
 def test_much_takes_no_longer_than_run_after_run() -> None:
     activity = Activity(per_second_at_work=0.01)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.db.models import Count, IntegerField, Q, QuerySet, Sum, Value
-from django.db.models.functions import TruncHour
+from django.db.models.functions import Coalesce, TruncHour
 from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Node
@@ -14,7 +14,10 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.upkeep.folding import hour_of
 
 HOURS = 24
-#: The rate is measured over this time, and the time of a run over this many chunks.
+STARTED = (Chunk.State.RUNNING, Chunk.State.FINISHED)
+#: The rate is measured over the last minute, or over more time if there was less to do; the time
+#: of a run over at most so many chunks.
+LAST_SECONDS = 60.0
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
 #: Work that no worker has started or continued for this long counts as stuck.
@@ -29,8 +32,8 @@ class Hour:
     failed: int = 0
 
 
-#: The start and end of a chunk, and its number of runs.
-Stretch = tuple[dt.datetime, dt.datetime, int]
+#: The start and end of a chunk or of a part of it, and its number of runs.
+Stretch = tuple[dt.datetime, dt.datetime, float]
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
     by_id = {node.pk: node for node in nodes}
     now = timezone.now()
     # Chunks that finished within RATE_SECONDS are not folded yet.
-    ended = Chunk.objects.filter(node__in=by_id).unfolded().finished()
-    hours = _hours(by_id.values(), ended, now)
-    recent = _recent(ended, now)
+    started = Chunk.objects.filter(node__in=by_id, state__in=STARTED).unfolded()
+    hours = _hours(by_id.values(), started.finished(), now)
+    recent = _recent(started, now)
     return {pk: Activity(hours=hours[pk], **recent.get(pk, {})) for pk in by_id}
 
 
@@ -107,55 +110,78 @@ def _hours(
     }
 
 
-def _recent(ended: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
-    chunks: Any = list(
-        ended.filter(started_at__isnull=False, finished_at__isnull=False)
-        .order_by("-finished_at")
-        .values_list("node_id", "started_at", "finished_at", "succeeded", "failed")[:RECENT_CHUNKS]
+def _recent(chunks: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
+    """The rates and the median of each node, from its newest chunks; those running count so far."""
+    is_running = Q(state=Chunk.State.RUNNING)
+    newest: Any = (
+        chunks.filter(is_running | Q(finished_at__isnull=False), started_at__isnull=False)
+        .annotate(until=Coalesce("finished_at", DatabaseNow()))
+        .order_by("-until")
+        .values_list("node_id", "started_at", "until", "succeeded", "failed")[:RECENT_CHUNKS]
     )
     since = now - dt.timedelta(seconds=RATE_SECONDS)
-    recent: dict[int, list[Stretch]] = {}
-    times: dict[int, list[tuple[float, int]]] = {}
-    for node_id, started_at, finished_at, succeeded, failed in chunks:
-        if not (runs := succeeded + failed):
-            continue
-        seconds = max(0.0, (finished_at - started_at).total_seconds())
+    found: dict[int, list[Stretch]] = {}
+    for node_id, started_at, until, succeeded, failed in newest:
         # Of older chunks only those with failures are kept, which are not representative.
-        if finished_at >= since or not failed:
-            times.setdefault(node_id, []).append((seconds / runs, runs))
-        if finished_at >= since:
-            recent.setdefault(node_id, []).append((min(started_at, finished_at), finished_at, runs))
-    return {
-        node_id: {
-            "median_seconds": _median(weighted),
-            **(_rates(recent[node_id], since=since, now=now) if node_id in recent else {}),
-        }
-        for node_id, weighted in times.items()
-    }
+        if succeeded + failed and (until >= since or not failed):
+            found.setdefault(node_id, []).append(
+                (min(started_at, until), until, succeeded + failed)
+            )
+    return {node_id: _measured(stretches, now=now) for node_id, stretches in found.items()}
 
 
-def _rates(
-    stretches: Sequence[Stretch], *, since: dt.datetime, now: dt.datetime
-) -> dict[str, float]:
+def _measured(stretches: Sequence[Stretch], *, now: dt.datetime) -> dict[str, float]:
+    """The median of a run and the rates: of the last minute, if half of it was spent at work."""
+    for seconds, least in ((LAST_SECONDS, LAST_SECONDS / 2), (RATE_SECONDS, 0.0)):
+        since = now - dt.timedelta(seconds=seconds)
+        if recent := _clipped(stretches, since=since):
+            at_work = _seconds_at_work(recent)
+            if at_work >= least:
+                median = _median(recent if least else stretches)
+                return {"median_seconds": median, **_rates(recent, at_work, now=now)}
+    return {"median_seconds": _median(stretches)}
+
+
+def _clipped(stretches: Iterable[Stretch], *, since: dt.datetime) -> list[Stretch]:
+    """The parts of the stretches after `since`, each with its share of the runs."""
+    found = []
+    for started, until, runs in stretches:
+        if until > since:
+            begin = max(started, since)
+            share = (until - begin) / (until - started) if until > started else 1.0
+            found.append((begin, until, runs * share))
+    return found
+
+
+def _rates(stretches: Sequence[Stretch], at_work: float, *, now: dt.datetime) -> dict[str, float]:
     """Runs per second, over all the time and over the time that at least one chunk was running."""
     runs = sum(number for *_, number in stretches)
-    first = min(started for started, *_ in stretches)
-    # If the oldest chunk started within RATE_SECONDS, measure over the shorter time.
-    covered = (now - max(since, first)).total_seconds()
-    at_work, up_to = dt.timedelta(), first
-    for started, finished, _ in sorted(stretches):
-        at_work += max(dt.timedelta(), finished - max(started, up_to))
-        up_to = max(up_to, finished)
+    # If the oldest chunk started later, measure over the shorter time.
+    covered = (now - min(started for started, *_ in stretches)).total_seconds()
     return {
         "per_second": runs / max(1.0, covered),
         # Clocks are not exact below a millisecond.
-        "per_second_at_work": runs / max(0.001, at_work.total_seconds()),
+        "per_second_at_work": runs / max(0.001, at_work),
     }
 
 
-def _median(weighted: list[tuple[float, int]]) -> float:
+def _seconds_at_work(stretches: Iterable[Stretch]) -> float:
+    """The time in which at least one of the stretches was running."""
+    at_work, up_to = dt.timedelta(), None
+    for started, finished, _ in sorted(stretches):
+        begin = started if up_to is None else max(started, up_to)
+        at_work += max(dt.timedelta(), finished - begin)
+        up_to = finished if up_to is None else max(up_to, finished)
+    return at_work.total_seconds()
+
+
+def _median(stretches: Iterable[Stretch]) -> float:
+    """The median of the time of a run, in seconds."""
+    weighted = [
+        ((until - started).total_seconds() / runs, runs) for started, until, runs in stretches
+    ]
     half = sum(weight for _, weight in weighted) / 2
-    passed = 0
+    passed = 0.0
     for value, weight in sorted(weighted):
         passed += weight
         if passed >= half:
