@@ -57,9 +57,9 @@ class FailureReport:
             lines.append(f"{more} more, of {len(rest)} other kinds")
         lines += ["", f"Show them: `manage.py autorun failures {self.runner}`"]
         lines += [f"Retry them: `manage.py autorun retry {self.runner}`"]
-        return "\n".join(lines)
+        return harmless("\n".join(lines))
 
 
 def mail_admins(report: FailureReport) -> None:
     """Send the report to ADMINS. It contains messages of exceptions, which may contain data."""
-    mail.mail_admins(report.subject, harmless(str(report)))
+    mail.mail_admins(report.subject, str(report))

@@ -893,6 +893,21 @@ def test_w005_is_not_for_names_of_ones_own():
     assert ids(declare(node="x", configuration="y", prepare_input=helping)) == []
 
 
+@pytest.mark.parametrize("declares", ["ANALYSIS_CONFIGURATION", "create_configuration"])
+def test_w006_what_looks_like_a_secret(declares):
+    configuration = {"unit": "https://user:SECRET@host/"}
+    value = configuration if declares.isupper() else lambda self: configuration
+
+    found = only("W006", declare(**{declares: value}))
+
+    assert "secret: unit." in found.msg
+    assert "SECRET" not in found.msg + found.hint
+
+
+def test_w006_is_not_for_the_settings_of_an_analysis():
+    assert ids(declare(ANALYSIS_CONFIGURATION={"unit": "https://host/?page=1"})) == []
+
+
 def test_w001_a_constant_of_ones_own():
     assert "_SCANNER" in only("W001", declare(SCANNER="big")).hint
 

@@ -2,19 +2,13 @@
 
 import datetime as dt
 import json
-import re
 from typing import Any
 
 from django.utils import formats, timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
-from django.views.debug import SafeExceptionReporterFilter
 
 from autorun.state.words import ago
-
-_REPORTER = SafeExceptionReporterFilter()
-#: The password of a URL.
-_PASSWORD = re.compile(r'(://[^\s/@:"]*:)[^\s/@"]+(?=@)')
 
 
 def time_since(when: dt.datetime | None) -> SafeString:
@@ -51,12 +45,3 @@ def as_json(value: Any, *, most: int | None = None) -> str:
         if length >= most:
             break
     return "".join(parts)[:most]
-
-
-def without_secrets(value: Any, key: str = "") -> str:
-    """A configuration, or the value of one `key`, as JSON with stars in place of secrets.
-
-    These are the values of keys that Django's error reports mask, and passwords in URLs.
-    """
-    text = as_json(_REPORTER.cleanse_setting(key, value))
-    return _PASSWORD.sub(rf"\1{_REPORTER.cleansed_substitute}", text)

@@ -16,7 +16,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from autorun.admin.bulk_actions import ACTIONS, BulkAction
-from autorun.admin.markup import as_json, prose, time_since, without_secrets
+from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.outputs_shown import as_lines
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Permission
@@ -40,6 +40,7 @@ from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
 from autorun.observe.run_states import STATES, state_of
 from autorun.state.managers import RETIRED
+from autorun.state.masking import without_secrets
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE, read_number
 from autorun.state.words import counted, duration, number
@@ -204,7 +205,7 @@ class RunAdmin(PageAdmin):
             story=story,
             now=prose(story.now),
             input=_input(runner, instance, most=MOST_SHOWN) if may_see else None,
-            configuration=without_secrets(run.node.configuration),
+            configuration=as_json(without_secrets(run.node.configuration)),
             outputs=outputs,
             output_lines=[] if outputs is None else as_lines(run.outputs),
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),

@@ -22,7 +22,7 @@ from autorun.admin.cards import (
     worst_first,
 )
 from autorun.admin.continued import begun
-from autorun.admin.markup import prose, time_since, without_secrets
+from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import find_row, name_of
@@ -43,6 +43,7 @@ from autorun.observe.held_up import held_up
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.state.counts import Progress
+from autorun.state.masking import without_secrets
 from autorun.state.parameters import read_text
 from autorun.state.words import counted, duration, number
 
@@ -335,7 +336,7 @@ def _versions(runner: Runner) -> list[Node]:
 
 def _version(node: Node, found: Progress, card: Card) -> VersionLine:
     numbers = map(number, (found.succeeded, found.failed, found.unfinished))
-    configuration, since = without_secrets(node.configuration), time_since(node.created_at)
+    configuration, since = as_json(without_secrets(node.configuration)), time_since(node.created_at)
     return VersionLine(node.version, node == card.node, configuration, since, *numbers)
 
 
@@ -348,7 +349,8 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
     lines = []
     for key in now | before:
         old, new = (
-            without_secrets(each[key], key) if key in each else "" for each in (before, now)
+            as_json(without_secrets(each[key], key)) if key in each else ""
+            for each in (before, now)
         )
         change = ""
         if now.get(key) != before.get(key) or bool(old) != bool(new):

@@ -1,6 +1,5 @@
 """The file of the embedded broker: messages, leases, queues and bindings."""
 
-import logging
 import sqlite3
 import threading
 import time
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 from autorun.broker import diskspace
 from autorun.broker.diskspace import draining
 from autorun.broker.sharedfile import SharedFile
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger("autorun.broker.brokerfile")
+logger = get_logger("autorun.broker.brokerfile")
 
 SPARE_PAGES = 256  # free pages kept for reuse
 VACUUM_PAGES = 4096  # most pages returned to the disk by one heartbeat

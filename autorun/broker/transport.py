@@ -31,23 +31,26 @@ and `expires` and `message_ttl` of queues work as in RabbitMQ; a queue that expi
 `lease` seconds at least.
 """
 
-import logging
-import re
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments  # type: ignore[attr-defined]
 from kombu.utils.json import dumps, loads
 
 from autorun.broker.brokerfile import BrokerFile, LeasedMessage
+from autorun.state.logs import get_logger
+from autorun.state.masking import masked
 
-logger = logging.getLogger("autorun.broker.transport")
+logger = get_logger("autorun.broker.transport")
+
+# In a URL; quotes and spaces in a password would end it.
+_PLAIN = ":/@%?#[]=&+$,;!*()~"
 
 # Raised by JSON, by kombu's decoders of dates and bodies, and by a missing or misplaced key.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -60,13 +63,16 @@ def register() -> None:
 
 def path_of(url: str) -> Path:
     """Return the broker's file; ValueError if `url` is not sqlite:/// and an absolute path."""
-    parts = urlsplit(url)
-    path = Path(unquote(parts.path)[1:])
-    if parts.netloc or parts.query or parts.fragment or not path.is_absolute() or not path.name:
+    try:
+        _, netloc, found, *rest = urlsplit(url)
+    except ValueError:  # its message may quote the password
+        netloc, found, rest = url, url, []
+    path = Path(unquote(found)[1:])
+    if netloc or any(rest) or not path.is_absolute() or not path.name:
+        shown = masked(quote(url, safe=_PLAIN))
         raise ValueError(
-            f"The broker URL {_masked(url)!r} must be sqlite:/// and the absolute path of a file,"
-            " as in sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and"
-            " %23)."
+            f"The broker URL {shown!r} must be sqlite:/// and the absolute path of a file, as in"
+            " sqlite:////srv/app/broker.sqlite3 (four slashes; ? and # in a path are %3F and %23)."
         )
     return path
 
@@ -303,11 +309,6 @@ class Transport(virtual.Transport):
                 if pause <= 0:
                     raise TimeoutError
             self.file.settled.wait(pause)
-
-
-def _masked(url: str) -> str:
-    """The URL without a user name and password, even if it cannot be parsed."""
-    return re.sub(r"://[^/].*@", "://**@", url)
 
 
 def _number(

@@ -12,7 +12,6 @@ from the database, in six statements. Every process reports the same numbers, so
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -30,6 +29,7 @@ from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, SpilledTrigger
 from autorun.planning.counting import count_rows
 from autorun.state.counts import progress_by_node
+from autorun.state.logs import get_logger
 from autorun.state.pulses import beat_of
 
 try:
@@ -43,7 +43,7 @@ except ImportError as missing:
 #: A metric's name, its value and the values of its labels.
 Sample = tuple[str, float, *tuple[str, ...]]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Name, labels and description of each metric; `docs/` repeats them.
 METRICS: dict[str, tuple[tuple[str, ...], str]] = {

@@ -1,7 +1,6 @@
 """Retry, ignore or cancel many runs at once."""
 
 import datetime as dt
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,10 +27,11 @@ from autorun.planning.on_demand import begin, require_valid
 from autorun.planning.scope import SOURCES, Scope
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
+from autorun.state.logs import get_logger
 from autorun.state.managers import UNSTARTED, ChunkQuerySet
 from autorun.state.transactions import once_committed, repeated_on_conflict
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Keys that the scope of one batch holds; SQLite takes 32,766 parameters a statement.
 KEYS_IN_SCOPE = 30_000

@@ -4,7 +4,6 @@ An error that a hook raises says which runner and which hook it comes from. Any 
 developer may return becomes a plain one of the runner's model.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -25,10 +24,11 @@ from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner, RunTimeout
 from autorun.state.encoding import qualified_name
 from autorun.state.keys import concrete
+from autorun.state.logs import get_logger
 from autorun.state.transactions import is_passing
 from autorun.state.user_code import UserCode
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds before another attempt that a hook may ask for, at most.
 MOST_BACKOFF = 30 * 24 * 3600.0

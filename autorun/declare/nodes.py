@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from autorun.models import Chunk, Node
 from autorun.state import pulses
 from autorun.state.encoding import digest, encode_configuration
 from autorun.state.keys import concrete
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds before another try at a configuration that could not be created.
 TRY_AGAIN_AFTER = 10.0

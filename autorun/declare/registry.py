@@ -1,6 +1,5 @@
 """Which runners exist: a dict of their classes by label."""
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,9 +14,10 @@ from autorun.declare.runner import Runner, declared
 from autorun.declare.sets import Each
 from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.encoding import qualified_name
+from autorun.state.logs import get_logger
 from autorun.state.words import meant
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RunnerClass = TypeVar("RunnerClass", bound=type[Runner])
 

@@ -4,7 +4,6 @@ A TestCase never commits, so hooks of `on_commit` would never run in it. Here a 
 as committed when every `atomic()` that was entered within the `with` block has been left.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,8 +14,9 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.dispatch.publishing import Message, MessageQueue, redirected
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Inbox:

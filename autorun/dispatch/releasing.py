@@ -4,7 +4,6 @@ A chunk is claimed before its message is sent. A crash in between leaves a queue
 sends again; in the other order two processes could release more than the window.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
 from autorun.state import pulses
 from autorun.state.clock import DatabaseNow
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import (
     is_conflict,
@@ -34,7 +34,7 @@ from autorun.state.transactions import (
     sum_of_each,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Waiting chunks read first, then four times as many, and so on. Usually there is room for one.
 FIRST_PAGE = 8

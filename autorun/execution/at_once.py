@@ -5,7 +5,6 @@ row that was just saved gains nothing by it: if no limit is in the way, its run 
 planned, with six statements instead of sixteen and without a second message.
 """
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +30,12 @@ from autorun.state import probes
 from autorun.state.clock import DatabaseNow, new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import table
 from autorun.state.transactions import is_conflict
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The code and environment that execute runs, noted once a process for each node."""
 
 import hashlib
-import logging
 
 from django.db import DatabaseError, IntegrityError, InterfaceError, connections, transaction
 
@@ -11,8 +10,9 @@ from autorun.declare import nodes
 from autorun.declare.code_digest import code_digest
 from autorun.models import Build, Environment, Node
 from autorun.state.environment import environment, environment_digest
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: A build's id is the start of its digest, in hex: the most digits that are never negative.
 ID_DIGITS = 7

@@ -1,6 +1,5 @@
 """Execute the chunk that a message names."""
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -26,10 +25,11 @@ from autorun.planning.related import plan_dependents
 from autorun.planning.retiring import retire_missing
 from autorun.state import probes
 from autorun.state.leases import next_urgent, park, queued, requeue, start
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import leave_broken_connections
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Urgent chunks that a worker executes before the one its message names.
 MOST_URGENT = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -19,8 +18,9 @@ from autorun.exceptions import LeaseLost, RunTimeout
 from autorun.execution.assignments import Assignment
 from autorun.execution.work import Work
 from autorun.state.leases import extend
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two checks.
 INTERVAL = 0.5

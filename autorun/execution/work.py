@@ -1,7 +1,6 @@
 """The runs of one chunk, executed one after the other."""
 
 import json
-import logging
 import random
 import threading
 import time
@@ -36,11 +35,12 @@ from autorun.state.encoding import encode_outputs
 from autorun.state.exception_text import describe_exception, one_line, summary
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import Halving, is_passing, repeated_on_conflict
 from autorun.state.user_code import UserCode
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Results are written after so many seconds, or when their outputs take so many bytes.
 WRITE_EVERY = 1.0

@@ -5,7 +5,6 @@ is over, upkeep has a worker report later failures together.
 """
 
 import datetime as dt
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +21,11 @@ from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
 from autorun.state.clock import from_now
+from autorun.state.logs import get_logger
 from autorun.state.pulses import beat_of, give_back_turn, name_for, note, take_turn
 from autorun.state.user_code import UserCode
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds that the callback may take: a mail server that does not answer must not block a worker.
 CALLBACK_TIMEOUT = 30.0

@@ -1,6 +1,5 @@
 """Plan rows given by their keys: just saved, or just processed by an upstream runner."""
 
-import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from autorun.state import probes
 from autorun.state.clock import from_now
 from autorun.state.exception_text import one_line
 from autorun.state.keys import Key, as_json
+from autorun.state.logs import get_logger
 from autorun.state.transactions import (
     PAUSE_FOR_ALL,
     Halving,
@@ -29,7 +29,7 @@ from autorun.state.transactions import (
     repeated_while_away,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Upkeep may pass 500,000 at once, saved while no broker answered.
 KEYS_AT_ONCE = 2_000

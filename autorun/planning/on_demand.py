@@ -21,9 +21,10 @@ from autorun.planning.rows import eligible
 from autorun.planning.scope import Scope
 from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
 from autorun.planning.windows import Window, in_halves, last_key, windows
+from autorun.state.logs import get_logger
 from autorun.state.transactions import once_committed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def run_now(

@@ -23,11 +23,12 @@ from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import Window, fits_in_one, in_halves, whole, windows
 from autorun.state import probes
 from autorun.state.counts import progress
+from autorun.state.logs import get_logger
 from autorun.state.origins import ORIGINS
 from autorun.state.probes import crash_point
 from autorun.state.transactions import once_committed, repeated_on_conflict
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Windows without pending rows are booked together, after so many seconds: saving the cursor took a
 #: tenth of the time of a window of 2,000 rows.

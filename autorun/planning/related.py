@@ -1,6 +1,5 @@
 """Plan the rows that read a related row, found by one query over the relation."""
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,10 +20,11 @@ from autorun.planning.named import (
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.scope import SOURCES, Scope
 from autorun.state.keys import Key, as_json
+from autorun.state.logs import get_logger
 from autorun.state.transactions import is_passing, repeated_while_away
 from autorun.state.words import spoken
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: More rows than these are planned as a batch, which people can see and cancel.
 MOST_ROWS = 2_000

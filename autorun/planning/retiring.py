@@ -5,7 +5,6 @@ result, and a new row with the same key is not given its outputs.
 """
 
 import datetime as dt
-import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -24,11 +23,12 @@ from autorun.planning.rows import primary_keys
 from autorun.state.clock import first_chunk_id_at, new_chunk_id
 from autorun.state.counts import superseded
 from autorun.state.keys import Key, KeyKind, key_kind
+from autorun.state.logs import get_logger
 from autorun.state.managers import RETIRED, RunQuerySet
 from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Rows whose runs one transaction retires.
 KEYS_AT_ONCE = 1_000

@@ -1,6 +1,5 @@
 """Rows of a runner: which are eligible, and their current input."""
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
@@ -23,10 +22,11 @@ from autorun.models import UNPREPARED, Failure, Run
 from autorun.planning import fingerprints
 from autorun.state.exception_text import name_exception
 from autorun.state.keys import NOT_A_KEY, Key, key_kind
+from autorun.state.logs import get_logger
 from autorun.state.transactions import Halving
 from autorun.state.user_code import UserCode
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 NOT_REPRESENTED = object()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autorun.state.encoding import byte_length, qualified_name
+from autorun.state.masking import masked
 from autorun.state.words import harmless
 
 MAX_CLASS_NAME_LENGTH = 255
@@ -32,11 +33,14 @@ def clean_text(text: str, *, max_bytes: int) -> str:
 
 
 def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText:
-    """Return class, message and traceback of any exception, `max_bytes` each; never raises."""
+    """Return class, message and traceback of any exception, about `max_bytes` each; never raises.
+
+    Passwords in URLs are masked.
+    """
     return ExceptionText(
         exception_class=_cut_name(_guarded(qualified_name, type(error))),
-        message=clean_text(_guarded(str, error), max_bytes=max_bytes),
-        traceback=clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes),
+        message=masked(clean_text(_guarded(str, error), max_bytes=max_bytes)),
+        traceback=masked(clean_text(_guarded(_traceback, error, max_bytes), max_bytes=max_bytes)),
     )
 
 

@@ -1,6 +1,5 @@
 """Short transactions, repeated after a conflict or a broken connection; work done in halves."""
 
-import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +19,10 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.conf import settings
+from autorun.state.logs import get_logger
 from autorun.state.waits import bounded_idleness
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")

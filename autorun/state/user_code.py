@@ -10,7 +10,6 @@ around Django's cursors notices the statements of user code that change a sessio
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,9 +19,10 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from autorun.state.logs import get_logger
 from autorun.state.waits import IS_BOUNDED
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The beginnings of statements that do not change a session.
 _ORDINARY = (

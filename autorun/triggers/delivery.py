@@ -5,7 +5,6 @@ broker takes them, they are written to the database (`SpilledTrigger`) for upkee
 """
 
 import atexit
-import logging
 import multiprocessing
 import multiprocessing.util
 import os
@@ -33,9 +32,10 @@ from autorun.dispatch.publishing import (
 )
 from autorun.exceptions import AutorunError
 from autorun.models import SpilledTrigger
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PLAN = "autorun.plan"
 DRAIN = "autorun.drain"

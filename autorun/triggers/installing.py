@@ -6,7 +6,6 @@ and afterwards it installs those of all runners with ON_WRITE.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from autorun.conf import settings
 from autorun.models import Written
+from autorun.state.logs import get_logger
 from autorun.triggers import on_write
 from autorun.triggers.definitions import Definition, definition
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds that creating or dropping a trigger waits for writers of its table.
 LONGEST_WAIT = 10

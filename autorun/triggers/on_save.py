@@ -12,7 +12,6 @@ whose child is tied to it by another column than its primary key.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +23,11 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.db.transaction import TransactionManagementError
 
 from autorun.declare import registry
+from autorun.state.logs import get_logger
 from autorun.triggers import delivery
 from autorun.triggers.watches import Watch, models_with_deletions, of_deleted, of_links, of_saved
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: How often a transaction registers one set of saved rows. Django takes its hooks from the front of
 #: a list, in time that grows as their square: 200,000 of them took three seconds to commit.

@@ -6,7 +6,6 @@ disabled in the admin is left alone.
 """
 
 import datetime as dt
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +19,10 @@ from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import ImproperRunner
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.logs import get_logger
 from autorun.triggers.entries import LARGEST_INTEGER, Entry, Marks, Timing, digest_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SWEEP = "autorun.sweep"
 UPKEEP = "autorun.upkeep"

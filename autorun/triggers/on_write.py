@@ -28,9 +28,10 @@ from autorun.models import Node
 from autorun.planning.candidates import candidates_in
 from autorun.planning.rows import eligible, without_rows
 from autorun.state.keys import concrete
+from autorun.state.logs import get_logger
 from autorun.triggers.watches import shared_key
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Reader(NamedTuple):

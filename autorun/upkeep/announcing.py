@@ -3,7 +3,6 @@
 A message that is lost announces nothing: signals are sent at most once.
 """
 
-import logging
 from collections.abc import Sequence
 
 from autorun import signals
@@ -13,8 +12,9 @@ from autorun.exceptions import AutorunError
 from autorun.models import Failure
 from autorun.signals import Ending
 from autorun.state.exception_text import ExceptionText
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ANNOUNCE = "autorun.announce"
 

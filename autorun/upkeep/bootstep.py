@@ -5,7 +5,6 @@ is open there would be theirs as well. So upkeep has a process of its own, which
 are, and before them. Other pools do not fork, and a thread of the worker makes the rounds.
 """
 
-import logging
 import os
 import signal
 import threading
@@ -20,8 +19,9 @@ from celery.concurrency.prefork import TaskPool
 from django.db import InterfaceError, OperationalError, close_old_connections, connections
 
 from autorun.conf import settings
+from autorun.state.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two looks of upkeep's process at whether the worker is alive.
 LOOK_EVERY = 0.5

@@ -4,7 +4,6 @@ Preparing a row calls user code, which may raise, hang or end its process. So up
 portion and sends its message; the worker that receives it counts a try, and plans the rows.
 """
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +25,11 @@ from autorun.planning.retiring import retire, retire_noted
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.triggers import delivery
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Triggers, and about so many rows, that one message has planned.
 MOST_TRIGGERS = 100

@@ -5,8 +5,6 @@ was alone in its chunk can end as failed because of it. So a run that kills ever
 MAX_ATTEMPTS, and its neighbours succeed.
 """
 
-import logging
-
 from django.db import connections, transaction
 
 from autorun.conf import settings
@@ -21,11 +19,12 @@ from autorun.planning.related import leave_dependents
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import sum_of_each
 from autorun.upkeep.announcing import hand_over_failures
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def rescue_expired(*, at_most: int) -> int:

@@ -1,6 +1,5 @@
 """Self-healing: every few seconds, whichever worker gets there first repairs what went wrong."""
 
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk
 from autorun.planning import batches, written
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.pulses import end_lease, give_back_turn, take_lease, take_turn
 from autorun.state.transactions import sum_of_each
@@ -29,7 +29,7 @@ from autorun.upkeep.folding import fold_everywhere
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.writes import drop_unknown, hand_out_written
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The most rows that one step of a round handles, so that a round stays short.
 MOST_PER_STEP = 500

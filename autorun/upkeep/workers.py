@@ -1,6 +1,5 @@
 """What a Celery worker does beside its tasks: upkeep, and what a process's death calls for."""
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -19,10 +18,11 @@ from autorun.models import Batch, Chunk, Pulse, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.environment import environment_digest
 from autorun.state.leases import FAMILY
+from autorun.state.logs import get_logger
 from autorun.triggers.delivery import DRAIN, PLAN, spill
 from autorun.triggers.on_schedule import SWEEP
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds after its start before a process looks whether a round is overdue.
 FIRST_LOOK = 10.0

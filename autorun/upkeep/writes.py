@@ -6,7 +6,6 @@ again. So no note is lost, in whatever order transactions commit.
 """
 
 import datetime as dt
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from autorun.planning.scope import Scope
 from autorun.state import pulses
 from autorun.state.clock import from_now
 from autorun.state.keys import Key, KeyText, key_kind, kind_of
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import insert_ignoring_conflicts, table
 from autorun.state.transactions import repeated_on_conflict, sum_of_each
@@ -33,7 +33,7 @@ from autorun.triggers import on_write
 from autorun.triggers.delivery import WRITTEN, label_of_deleted
 from autorun.triggers.on_write import Reader
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: More notes of a table become a batch, as do more rows that read it.
 FEW = 1_000

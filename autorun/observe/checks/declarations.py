@@ -26,6 +26,7 @@ from autorun.models import Run
 from autorun.observe.checks.problems import error, is_in, place, shown, warning
 from autorun.state.encoding import encode_configuration
 from autorun.state.keys import key_kind
+from autorun.state.masking import secrets_in
 
 
 def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
@@ -210,6 +211,12 @@ def _configuration(runner: Runner) -> Iterator[CheckMessage]:
             f"{advice}: use strings, numbers, True, False, None, lists and dicts.",
         )
         return
+    if secret := next(secrets_in(configuration), None):
+        yield warning(runner, "W006")(
+            f"The configuration has what looks like a secret: {secret}. It is stored with every "
+            "version of the runner.",
+            f"{advice}: leave it out, and read it from the environment in the analysis.",
+        )
     analysis = analysis_of(runner)
     if analysis is not None and _is_name(runner.INPUT_KEY):
         for misfit in analysis.check(configuration, runner.INPUT_KEY):

@@ -7,6 +7,8 @@ from typing import Literal
 
 from celery import current_app
 
+from autorun.state.masking import masked
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -37,7 +39,8 @@ def examination(subject: str) -> Callable[[Examination], Examination]:
                 message = f"It could not be examined: {type(problem).__name__}: {problem}"
                 findings = [error(message, "Fix the other findings, and check again.")]
             for each in findings:
-                yield replace(each, subject=each.subject or subject)
+                told = masked(each.message)
+                yield replace(each, message=told, subject=each.subject or subject)
 
         return examine_safely
 
