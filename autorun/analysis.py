@@ -19,29 +19,42 @@ from autorun.state.words import meant
 
 MAX_TITLE_LENGTH = 255
 MAX_VERSION_LENGTH = 64
+#: Rows that a call may take, or that may be worked on at once.
+MOST_AT_ONCE = 10_000
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _registry: dict[tuple[str, str], Analysis] = {}
 
 
-def analysis(title: str = "", *, version: str = "") -> Callable[[Function], Function]:
+def analysis(
+    title: str = "",
+    *,
+    version: str = "",
+    batch: int | None = None,
+    concurrency: int | None = None,
+) -> Callable[[Function], Function]:
     """Register the decorated function as one version of an analysis.
 
+    With `batch`, it takes a list of at most so many inputs and returns a list as long. With
+    `concurrency`, an async function is called for so many rows at once.
+
     The function itself is unchanged; its attribute `analysis` is the `Analysis`. Raises
-    `ImproperAnalysis` if the title or version is missing or malformed, and `AlreadyRegistered` if
-    another function has both.
+    `ImproperAnalysis` if an argument is missing or malformed, and `AlreadyRegistered` if another
+    function has the same title and version.
     """
     _check_is_called(title)
     _check_name("title", title, MAX_TITLE_LENGTH)
     _check_name("version", version, MAX_VERSION_LENGTH)
+    _check_number("batch", batch)
+    _check_number("concurrency", concurrency)
 
     def decorate(function: Function) -> Function:
         if not inspect.isfunction(function):
             raise ImproperAnalysis(
                 f"@analysis({title!r}) must decorate a function, not {function!r}."
             )
-        declared = Analysis(title, version, function)
+        declared = Analysis(title, version, function, batch, concurrency)
         _register(declared)
         function.analysis = declared  # type: ignore[attr-defined]
         return function
@@ -125,6 +138,8 @@ class Analysis:
     title: str
     version: str
     function: Callable[..., Any]
+    batch: int | None = None
+    concurrency: int | None = None
 
     def __str__(self) -> str:
         return f"{self.title} v{self.version}"
@@ -145,6 +160,11 @@ class Analysis:
     def is_async(self) -> bool:
         """Whether the function is async, or a decorator's that wraps an async one."""
         return iscoroutinefunction(inspect.unwrap(self.function))
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether it can be called for several rows at a time."""
+        return self.concurrency is not None and self.is_async and self.batch is None
 
     @cached_property
     def is_executable(self) -> bool:
@@ -208,6 +228,15 @@ def _check_name(what: str, value: object, max_length: int) -> None:
     if len(value) > max_length:
         raise ImproperAnalysis(
             f"An analysis's {what} must have at most {max_length} characters: {value!r}."
+        )
+
+
+def _check_number(what: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_AT_ONCE:
+        raise ImproperAnalysis(
+            f"An analysis's {what} must be an integer from 1 to {MOST_AT_ONCE:,}, not {value!r}."
         )
 
 

@@ -16,6 +16,7 @@ from django.db.models import F, Q
 
 from autorun import tasks
 from autorun.control import interventions
+from autorun.declare.interruption import Termination
 from autorun.exceptions import LeaseLost
 from autorun.execution import keeper as keeping
 from autorun.execution import work as working
@@ -404,7 +405,7 @@ def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
     assert not thread.is_alive()
     assert next(raised, None) is None
     with pytest.raises(LeaseLost):  # nothing more of it is begun
-        keeper.work._next()
+        keeper.work.next_call(Termination())
     assert "its keeper continues" in caplog.text
 
 
@@ -425,10 +426,10 @@ def test_a_run_that_is_given_up_is_followed_up_although_nothing_could_be_release
         lease = start(Chunk.objects.queued().get())
         work = Work(lease, runner(), runner().get_analysis())
         work.assign()
-        assignment = work._next()
+        call = work.next_call(Termination())
 
         with releases_fail():
-            assert Keeper(work, follow_up=lambda: followed_up.append(True))._fail(assignment)
+            assert Keeper(work, follow_up=lambda: followed_up.append(True))._fail(call)
 
     assert followed_up == [True]
     assert statuses(object_id=documents[0].pk) == [Run.Status.FAILED]
@@ -590,7 +591,7 @@ def test_one_slow_row_leaves_its_neighbours_in_chunks_that_suit_them(run_seconds
         lease = start(queued(Chunk.objects.get().pk))
         work = Work(lease, runner(), runner().get_analysis())
         work.assign()
-        work._next()
+        work.next_call(Termination())
         work.began_at -= 3
         work.hand_over()
 

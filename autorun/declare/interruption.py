@@ -33,6 +33,10 @@ def can_use_signals() -> bool:
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
+def too_long(seconds: float) -> RunTimeout:
+    return RunTimeout(f"The run took longer than {seconds:g} s, the runner's TIMEOUT.")
+
+
 @contextmanager
 def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
     """Raise RunTimeout in the block after so many seconds, with `message` if given.
@@ -45,8 +49,7 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
         return
 
     is_over = False
-    message = message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT."
-    timeout = RunTimeout(message)
+    timeout = RunTimeout(message) if message else too_long(seconds)
     was_raised = False
     if not can_use_signals():
         with coroutines.limited(seconds, timeout):
@@ -140,6 +143,23 @@ def calls_limited(
     restore = _set_alarm(stop, every, every=every)
     try:
         yield call
+    finally:
+        restore()
+
+
+@contextmanager
+def blocking_limited() -> Iterator[None]:
+    """End coroutines that block their loop in the block beyond their time, a second later.
+
+    Only where signals reach the thread; elsewhere the keeper of the lease notices.
+    """
+    if not can_use_signals():
+        yield
+        return
+    every = INSISTENCE
+    restore = _set_alarm(lambda _number, _frame: coroutines.interrupt_overdue(), every, every=every)
+    try:
+        yield
     finally:
         restore()
 

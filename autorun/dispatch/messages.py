@@ -9,6 +9,7 @@ from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
 from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, time_limit_after
+from autorun.dispatch.sizes import rows_a_call
 from autorun.models import Batch, Chunk
 
 EXECUTE = "autorun.execute"
@@ -46,14 +47,15 @@ def named_batch(args: Sequence[Any]) -> int | None:
 def longest(chunk: Chunk) -> float | None:
     """The seconds after which all runs of `chunk` are over; None without a limit or known runner.
 
-    A worker hands over the rest of a slow chunk, so that it takes about as long as one run. With
-    BATCH_SIZE it executes all of them.
+    A worker hands over the rest of a slow chunk, so that it takes about as long as one run, or as
+    the calls that halve a batch. With BATCH_SIZE it executes all of them.
     """
     runner = registry.find(chunk.runner)
     timeout = None if runner is None else timeout_of(runner)
     if runner is None or timeout is None:
         return None
-    return timeout if runner.BATCH_SIZE is None else timeout * chunk.size
+    calls = rows_a_call(runner).bit_length() if runner.BATCH_SIZE is None else chunk.size
+    return timeout * calls
 
 
 def queue_of(runner: Runner) -> str:

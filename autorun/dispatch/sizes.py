@@ -6,6 +6,7 @@ That outweighs the cost of a message, yet a saved row waits little and a killed 
 from autorun.conf import settings
 from autorun.declare.runner import Runner
 from autorun.dispatch.limiting import shared
+from autorun.exceptions import AutorunError
 from autorun.models import Node
 
 TARGET_SECONDS = 1.0
@@ -20,11 +21,27 @@ def chunk_size(runner: Runner, node_id: int, *, seconds: float | None = None) ->
     Never more calls than its limit allows in a moment, so that no chunk keeps others waiting.
     """
     most = None if runner.LIMIT is None else shared(runner.LIMIT).most_calls
-    window = min(settings.WINDOW, most or settings.WINDOW)
+    window = min(settings.WINDOW, (most or settings.WINDOW) * rows_a_call(runner))
     if runner.BATCH_SIZE is not None:
         return max(1, min(runner.BATCH_SIZE, window))
     if seconds is None:
         seconds = Node.objects.filter(pk=node_id).values_list("run_seconds", flat=True).first()
     size = UNMEASURED if seconds is None else round(TARGET_SECONDS / max(seconds, 1e-6))
     # Several chunks must fit into the window, or workers would be idle.
-    return max(1, min(size, LARGEST, window, settings.WINDOW // 4))
+    size = max(1, min(size, LARGEST, settings.WINDOW // 4))
+    return min(in_full_calls(runner, size), window)
+
+
+def in_full_calls(runner: Runner, size: int) -> int:
+    """`size` as a multiple of the rows that a call of the runner's body takes, but no less."""
+    rows = rows_a_call(runner)
+    return max(1, size // rows) * rows
+
+
+def rows_a_call(runner: Runner) -> int:
+    """The rows that a call of the runner's body takes at most."""
+    try:
+        analysis = runner.get_analysis()
+    except AutorunError:  # in an old worker, or a check reports it
+        return 1
+    return analysis.batch or 1

@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from autorun.conf import settings
 from autorun.dispatch.releasing import release_after
 from autorun.exceptions import LeaseLost, RunTimeout
-from autorun.execution.assignments import Assignment
+from autorun.execution.calls import Call
 from autorun.execution.work import Work
 from autorun.state.leases import extend
 from autorun.state.logs import get_logger
@@ -91,21 +91,21 @@ class Keeper:
             logger.info("%s: handed %d runs over.", self._name(), number)
             self._release()
 
-    def _overdue(self, now: float) -> Assignment | None:
-        """The current run, if it has ignored its time limit."""
+    def _overdue(self, now: float) -> Call | None:
+        """A call that has ignored its time limit."""
         with self.work.lock:
-            if self.work.timeout is None:
+            if self.work.body.timeout is None:
                 return None
-            is_late = now - self.work.current_since > self.work.timeout + GRACE
-            return self.work.current if is_late else None
+            latest = now - self.work.body.timeout - GRACE
+            return next((each for each in self.work.calls if each.since < latest), None)
 
-    def _fail(self, assignment: Assignment) -> bool:
-        """Fail the run; False if it has returned. End the process if it belongs to a pool."""
+    def _fail(self, call: Call) -> bool:
+        """Fail the call; False if it has returned. End the process if it belongs to a pool."""
         error = RunTimeout(
-            f"The run took longer than {self.work.timeout:g} s, the runner's TIMEOUT, "
+            f"The run took longer than {self.work.body.timeout:g} s, the runner's TIMEOUT, "
             "and did not react to being stopped."
         )
-        if not self.work.fail_current(assignment, error):
+        if not self.work.fail_call(call, error):
             return False
         logger.error("%s: a run did not react to its time limit, and has failed.", self._name())
         try:

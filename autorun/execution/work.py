@@ -1,13 +1,11 @@
 """The runs of one chunk, executed one after the other."""
 
-import json
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -15,30 +13,33 @@ from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare import nodes
-from autorun.declare.hooks import backoff_of, timeout_of
-from autorun.declare.interruption import Interrupted, Termination, time_limit
+from autorun.declare.interruption import Interrupted, Termination
 from autorun.declare.runner import Runner
 from autorun.dispatch.holding import pause_after
-from autorun.dispatch.limiting import shared
-from autorun.dispatch.sizes import chunk_size
-from autorun.exceptions import ConfigurationError, LeaseLost, NotApplicable, RetryLater
+from autorun.dispatch.limiting import hold_back, shared
+from autorun.dispatch.sizes import chunk_size, in_full_calls
+from autorun.exceptions import (
+    LeaseLost,
+    RetryLater,
+)
 from autorun.execution.assignments import Assignment, load_runs, superseded
+from autorun.execution.body import Body
 from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.builds import build_of
+from autorun.execution.calls import Call
 from autorun.execution.pace import Pace
 from autorun.execution.results import Result, Tally, endings, record
+from autorun.execution.together import perform_together
 from autorun.models import Run
-from autorun.planning.rows import NOT_REPRESENTED, load
+from autorun.planning.rows import load
 from autorun.signals import run_failed, run_succeeded
-from autorun.state import probes
-from autorun.state.encoding import encode_outputs
+from autorun.state.coroutines import is_in_transaction
 from autorun.state.exception_text import describe_exception, one_line, summary
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import Halving, is_passing, repeated_on_conflict
-from autorun.state.user_code import UserCode
 
 logger = get_logger(__name__)
 
@@ -72,15 +73,12 @@ class Work:
     ) -> None:
         self.lease = lease
         self.runner = runner
-        self.analysis = analysis
-        self.timeout = timeout_of(runner)
-        self._configuration = lease.chunk.node.configuration
+        self.body = Body(runner, analysis, lease.chunk.node.configuration)
         self.lock = threading.RLock()
-        self.user_code = UserCode(runner.label)
         self.build: int | None = None
         self.began_at = time.monotonic()
-        self.current: Assignment | None = None
-        self.current_since = 0.0
+        #: The calls of the body that have not returned.
+        self.calls: list[Call] = []
         self.keys: list[Key] = []
         self.succeeded: list[Key] = []
         #: Rows that had changed since they were planned. They may have changed back meanwhile, and
@@ -100,14 +98,12 @@ class Work:
         self._is_in_doubt = False
         self._brake: Brake | None = None  # made when a run fails
         self._pace = None if runner.LIMIT is None else Pace(shared(runner.LIMIT))
-        # One value for each number of attempts, so that the runs are retried in one chunk.
-        self._backoff = cache(backoff_of)
 
     def assign(self) -> None:
         """Load the chunk's runs and their rows; cancel or move the runs that cannot start."""
         chunk = self.lease.chunk
         known = nodes.builds.get((settings.DATABASE, chunk.node_id))
-        self.build = build_of(chunk.node, self.analysis) if known is None else known
+        self.build = build_of(chunk.node, self.body.analysis) if known is None else known
         runs = load_runs(chunk) if self._runs is None else self._runs
         kind = key_kind(self.runner.get_model())
         due: list[Run] = []
@@ -145,27 +141,10 @@ class Work:
         try:
             if self.lease.chunk.reason:
                 self._go_on_elsewhere()
-            while (assignment := self._next(termination)) is not None:
-                began = time.monotonic()
-                with probes.span("autorun.run") as span:
-                    result = self._run(assignment, termination)
-                    span.note(
-                        run=result.run_id,
-                        key=assignment.row.key,
-                        attempt=result.attempts,
-                        status=result.status.name.lower(),
-                    )
-                    if result.failure is not None:
-                        span.fail(result.failure)
-                crash_point("finish.unwritten")
-                self._finish(assignment, result, time.monotonic() - began)
-                is_success = result.status == Run.Status.SUCCEEDED
-                if result.failure is not None or (self._brake is not None and is_success):
-                    self._brake_after(result)
-                is_late = time.monotonic() - self._written_at >= WRITE_EVERY
-                if is_late or self._output_bytes >= WRITE_BYTES:
-                    self._write(is_last=False)
-                    self.announce()
+            if self.body.together > 1 and not is_in_transaction():
+                perform_together(self, termination)
+            while (call := self.next_call(termination)) is not None:
+                self.settle(call, self.body.call(call, termination))
             return self._write(is_last=True)
         except Interrupted:
             self.give_back()
@@ -193,7 +172,7 @@ class Work:
             if rest:
                 # Until it returns, the database may have moved them and its answer been lost.
                 self._is_in_doubt = True
-                self._write(rest, is_last=False)
+                self._write(rest)
                 self._is_in_doubt = False
             self._assignments.clear()
         return len(rest)
@@ -201,24 +180,29 @@ class Work:
     def give_back(self) -> None:
         """Give all unfinished runs to other workers, without using an attempt, and end."""
         with self.lock:
-            unfinished = [*([self.current] if self.current else []), *self._assignments]
+            unfinished = [*self._at_work(), *self._assignments]
             self._write([Result.moved(each.run) for each in unfinished], is_last=True)
             self._assignments.clear()
             self._is_abandoned = True
 
-    def fail_current(self, assignment: Assignment, error: BaseException) -> bool:
-        """Fail the run before its body returns, and end; False if the body has returned.
+    def fail_call(self, call: Call, error: BaseException) -> bool:
+        """Fail the runs of a call before it returns, and end; False if it has returned.
 
-        A later return value of the body is dropped.
+        A later return value is dropped. If the call has several rows, nothing tells which is at
+        fault: as after a death, each is retried alone.
         """
         with self.lock:
-            if self.current is not assignment:
+            if call not in self.calls:
                 return False
-            failure = self._failure(assignment.run, assignment.row.fingerprint, error)
-            rest = [Result.moved(each.run) for each in self._assignments]
-            self._write([failure, *rest], is_last=True)
-            self._assignments.clear()
-            self._is_abandoned = True
+            self.calls.remove(call)
+            if len(call.assignments) == 1:
+                (one,) = call.assignments
+                failure = self.body.failure(one, error, seconds=time.monotonic() - call.since)
+                self.has_failed = self.has_failed or failure.status == Run.Status.FAILED
+                self._results.append(failure)
+            else:
+                self._write(_each_alone(call, error), size=1)
+            self.give_back()
             return True
 
     def abandon(self) -> None:
@@ -228,14 +212,15 @@ class Work:
 
     # For the working thread
 
-    def _wait_for_turn(self, pace: Pace, termination: Termination) -> None:
-        """Wait until the runner's limit lets the next run start; put the rest off if that is long.
+    def _wait_for_turn(self, pace: Pace, wait: Callable[[float], object]) -> None:
+        """Wait until the runner's limit lets the next call start; put the rest off if that is long.
 
         Results do not wait to be recorded, and the keeper does not take the chunk for a slow one.
         """
-        if not self._assignments:
+        calls = -(-len(self._assignments) // self.body.portions.next)
+        if not calls:
             pace.give_back()
-        elif (seconds := pace.take_turn(len(self._assignments))) > LONGEST_WAIT:
+        elif (seconds := pace.take_turn(calls)) > LONGEST_WAIT:
             with self.lock:
                 self._results += [
                     Result.moved(each.run, again_in=seconds) for each in self._assignments
@@ -243,23 +228,40 @@ class Work:
                 self._assignments.clear()
         elif seconds:
             if seconds >= WRITE_EVERY and self._results:
-                self._write(is_last=False)
+                self._write()
                 self.announce()
             self.began_at += seconds
+            wait(seconds)
+
+    def next_call(
+        self, termination: Termination, rest: Callable[[float], object] | None = None
+    ) -> Call | None:
+        """The next call of the body, with the rows that it takes; None if none is left.
+
+        It may have to wait for its turn; `rest` lets other calls go on meanwhile.
+        """
+
+        def sleep(seconds: float) -> None:
             with termination.raised():
                 time.sleep(seconds)
 
-    def _next(self, termination: Termination) -> Assignment | None:
         if self._pace is not None:
-            self._wait_for_turn(self._pace, termination)
+            self._wait_for_turn(self._pace, rest or sleep)
         with self.lock:
             if self._is_abandoned:
                 raise self._abandoned()
             if self._is_in_doubt:
                 self._drop_moved()
-            self.current = self._assignments.popleft() if self._assignments else None
-            self.current_since = time.monotonic()
-            return self.current
+            left = self._assignments
+            taken = [left.popleft() for _ in range(min(self.body.portions.next, len(left)))]
+            if not taken:
+                return None
+            call = Call(taken, time.monotonic())
+            self.calls.append(call)
+            return call
+
+    def _at_work(self) -> list[Assignment]:
+        return [each for call in self.calls for each in call.assignments]
 
     def _give_up_loading(self, due: Sequence[Run], error: Exception) -> None:
         if is_passing(error):
@@ -288,93 +290,63 @@ class Work:
         self._assignments = deque(each for each in self._assignments if each.run.pk in ours)
         self._is_in_doubt = False
 
-    def _run(self, assignment: Assignment, termination: Termination) -> Result:
-        run, row = assignment.run, assignment.row
-        try:
-            with self.user_code, termination.raised(), time_limit(self.timeout):
-                if row.error is not None:
-                    raise row.error
-                representation = row.representation
-                if representation is NOT_REPRESENTED:
-                    representation = self.runner.get_instance_representation(row.instance)
-                value = self.analysis.call(
-                    **self.analysis.arguments.bind(
-                        self._configuration, self.runner.get_input_key(), representation
-                    )
-                )
-                outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
-        except Interrupted:
-            raise Interrupted from None
-        # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
-        # arrives as Interrupted.
-        except BaseException as error:  # noqa: BLE001
-            return self._result_of(assignment, error)
-        return Result(
-            run.pk,
-            Run.Status.SUCCEEDED,
-            run.attempts + 1,
-            row.fingerprint,
-            outputs,
-            key=row.key,
-            seconds=time.monotonic() - self.current_since,
-        )
-
-    def _result_of(self, assignment: Assignment, error: BaseException) -> Result:
-        """How the run has ended with what its body raised, or returned in place of a value."""
-        run, row = assignment.run, assignment.row
-        if isinstance(error, RetryLater):
-            if error.limit:
-                self._postpone_rest(error)
-            return Result.moved(run, again_in=error.seconds, postponed_by=one_line(error))
-        if isinstance(error, NotApplicable):
-            reason = describe_exception(error, max_bytes=MAX_REASON_BYTES).message
-            ended = (run.pk, Run.Status.NOT_APPLICABLE, run.attempts + 1, row.fingerprint)
-            seconds = time.monotonic() - self.current_since
-            return Result(*ended, json.dumps(reason), key=row.key, seconds=seconds)
-        return self._failure(run, row.fingerprint, error)
-
     def _postpone_rest(self, error: RetryLater) -> None:
-        """Have the rest of the chunk wait as long as the row: the service refuses all of them."""
+        """Have the rest of the chunk, and of the limit, wait as long: all calls are refused."""
+        hold_back(self.runner, error.seconds)
+        self.body.refused_by = None
         with self.lock:
             options: dict[str, Any] = {"again_in": error.seconds, "postponed_by": one_line(error)}
             self._results += [Result.moved(each.run, **options) for each in self._assignments]
             self._assignments.clear()
 
-    def _failure(self, run: Run, fingerprint: str, error: BaseException) -> Result:
-        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
-        result = Result.failed(
-            run,
-            failure,
-            self.runner,
-            fingerprint=fingerprint,
-            backoff=self._backoff,
-            is_lasting=isinstance(error, ConfigurationError),
-        )
-        result = replace(result, seconds=time.monotonic() - self.current_since)
-        self.has_failed = self.has_failed or result.status == Run.Status.FAILED
-        return result
+    def settle(self, call: Call, results: Sequence[Result]) -> None:
+        """Note the results of a call, and write them if it is time."""
+        crash_point("finish.unwritten")
+        self._finish(call, results, call.seconds_a_row)
+        if self.body.refused_by is not None:
+            self._postpone_rest(self.body.refused_by)
+        for place, result in enumerate(results):
+            is_success = result.status == Run.Status.SUCCEEDED
+            if result.failure is not None or (self._brake is not None and is_success):
+                self._brake_after(results[place:])
+        is_late = time.monotonic() - self._written_at >= WRITE_EVERY
+        if is_late or self._output_bytes >= WRITE_BYTES:
+            self._write()
+            self.announce()
 
-    def _finish(self, assignment: Assignment, result: Result, seconds: float) -> None:
+    def _finish(self, call: Call, results: Sequence[Result], seconds: float) -> None:
+        """Note how the rows of a call have ended; the others are the next ones again."""
+        ended = {result.run_id: result for result in results}
         with self.lock:
-            self.current = None
             if self._is_abandoned:
                 raise self._abandoned()
-            self._results.append(result)
-            outputs = result.outputs or ""
-            self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
-            if not result.postponed_by:
-                self.seconds.append(seconds)
-            is_prepared = assignment.row.error is None
-            if is_prepared and result.fingerprint != assignment.run.fingerprint:
-                self.unexpected.append(assignment.row.key)
-            if result.status == Run.Status.SUCCEEDED:
-                self.succeeded.append(assignment.row.key)
+            self.calls.remove(call)
+            self._results += results
+            for assignment in reversed(call.assignments):
+                result = ended.get(assignment.run.pk)
+                if result is None:
+                    self._assignments.appendleft(assignment)
+                    continue
+                outputs = result.outputs or ""
+                self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
+                if not result.postponed_by:
+                    self.seconds.append(seconds)
+                is_prepared = assignment.row.error is None
+                if is_prepared and result.fingerprint != assignment.run.fingerprint:
+                    self.unexpected.append(assignment.row.key)
+                if result.status == Run.Status.SUCCEEDED:
+                    self.succeeded.append(assignment.row.key)
+                self.has_failed = self.has_failed or result.status == Run.Status.FAILED
 
-    def _brake_after(self, result: Result) -> None:
-        """Park the rest if the runner's rows all fail alike; the failures so far end no run."""
+    def _brake_after(self, latest: Sequence[Result]) -> None:
+        """Park the rest if the runner's rows all fail alike; the failures so far end no run.
+
+        `latest` are the result and those after it of the same call.
+        """
+        result = latest[0]
         chunk = self.lease.chunk
         brake = self._brake = self._brake or Brake(chunk, has_succeeded=bool(self.succeeded))
-        if brake.is_on_after(result, is_last=not self._assignments):
+        if brake.is_on_after(result, is_last=len(latest) == 1 and not self._assignments):
             summed_up = summary(result.failure) if result.failure else ""
             reason = chunk.reason or f"The last {FAILURES} rows have failed alike: {summed_up}"
             logger.error("%s: held up. %s", self.runner.label, reason)
@@ -383,8 +355,7 @@ class Work:
                 rest = [Result.moved(each.run, **parked) for each in self._assignments]
                 ended = [
                     each.kept_pending(**parked)
-                    if brake.is_alike(each)
-                    and (each is self._results[-1] or each.status == Run.Status.FAILED)
+                    if brake.is_alike(each) and (each.status == Run.Status.FAILED or each in latest)
                     else each
                     for each in self._results
                 ]
@@ -396,13 +367,13 @@ class Work:
     def _go_on_elsewhere(self) -> None:
         """Continue at another row of the chunk: bad rows are often neighbours."""
         with self.lock:
-            if self._assignments:
+            if self._assignments and not self.body.portions.suspects:
                 self._assignments.rotate(random.randrange(len(self._assignments)))
 
     def _abandoned(self) -> LeaseLost:
         return LeaseLost(f"Chunk {self.lease.chunk.pk} is no longer this process's.")
 
-    def _write(self, also: Sequence[Result] = (), *, is_last: bool) -> Tally:
+    def _write(self, also: Sequence[Result] = (), *, is_last: bool = False, size: int = 0) -> Tally:
         """Record the results so far and `also`; if this raises, nothing of them is dropped.
 
         The keeper continues after an error. A chunk that then finished without these results would
@@ -411,7 +382,7 @@ class Work:
         with self.lock:
             results = [*self._results, *also]
             moved = [*map(_status_of, results)].count(Run.Status.PENDING)
-            size = self._size_of_rest(moved) if moved else 1
+            size = size or (self._size_of_rest(moved) if moved else 1)
             self.has_moved = self.has_moved or moved > 0
             is_finished = False
             halving = Halving(
@@ -465,7 +436,16 @@ class Work:
         node = self.lease.chunk.node
         if node.run_seconds is not None:
             usual = chunk_size(self.runner, node.pk, seconds=node.run_seconds)
-            return min(usual, -(-moved // PARTS_OF_REST))
-        started = len(self.seconds) + (self.current is not None)
+            return min(usual, in_full_calls(self.runner, -(-moved // PARTS_OF_REST)))
+        started = len(self.seconds) + len(self._at_work())
         so_far = time.monotonic() - self.began_at
         return chunk_size(self.runner, node.pk, seconds=so_far / started if started else None)
+
+
+def _each_alone(call: Call, error: BaseException) -> list[Result]:
+    """The rows of a call that may each be at fault: they use an attempt, and are always retried."""
+    failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+    return [
+        Result.failed(each.run, failure, None, fingerprint=each.row.fingerprint)
+        for each in call.assignments
+    ]

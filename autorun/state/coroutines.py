@@ -1,4 +1,4 @@
-"""Coroutines of user code, each in an event loop of its own in the calling thread.
+"""Coroutines of user code, in event loops of their own in the calling thread.
 
 Signals arrive in a worker's main thread, so time limits and SIGTERM end a coroutine like any other
 body. Nothing outlives the call: tasks and threads that the coroutine started end with it, and the
@@ -7,10 +7,11 @@ database connections of those threads are closed.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Self
 
 from asgiref.sync import AsyncToSync, async_to_sync
 from django.db import connections
@@ -22,6 +23,8 @@ from autorun.state.user_code import cancel_queries, discard
 PATIENCE = 1.0
 
 _thread = threading.local()
+#: When the time of a coroutine is over, by the clock of its loop, and the error to raise then.
+_due: ContextVar[tuple[float, Exception]] = ContextVar("autorun_due")
 
 
 def run(function: Callable[..., Any], /, **arguments: Any) -> Any:
@@ -33,9 +36,14 @@ def run(function: Callable[..., Any], /, **arguments: Any) -> Any:
     coroutine = function(**arguments)
     if not asyncio.iscoroutine(coroutine):
         return coroutine
-    if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
+    if is_in_transaction():
         return async_to_sync(_awaited)(coroutine)
     return _Call().run(coroutine)
+
+
+def is_in_transaction() -> bool:
+    """Whether coroutines have to use this thread's connections, one after the other."""
+    return any(each.in_atomic_block for each in connections.all(initialized_only=True))
 
 
 def interrupt(error: BaseException) -> None:
@@ -77,20 +85,33 @@ class _Call:
         ]
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        loop = self.loop
-        AsyncToSync.loop_thread_executors[loop], others = self._threads  # type: ignore[assignment]
-        loop.set_default_executor(others)
         if (limit := getattr(_thread, "limit", None)) is not None:
-            loop.call_later(limit[0], self.interrupt, limit[1])
+            self.loop.call_later(limit[0], self.interrupt, limit[1])
+        with self:
+            return self.advance(coroutine)
+
+    def __enter__(self) -> Self:
+        AsyncToSync.loop_thread_executors[self.loop], others = self._threads  # type: ignore[assignment]
+        self.loop.set_default_executor(others)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         _thread.call = self
         try:
-            return loop.run_until_complete(coroutine)
+            self._end()
+        finally:
+            _thread.call = None
+
+    def advance(self, awaited: Awaitable[Any]) -> Any:
+        """Run the loop until `awaited` is done, and return its result."""
+        _thread.call = self
+        try:
+            return self.loop.run_until_complete(awaited)
         except BaseException:
             if self._error is not None:
                 raise self._error from None
             raise
         finally:
-            self._end()
             _thread.call = None
 
     def interrupt(self, error: BaseException) -> None:
@@ -125,6 +146,58 @@ class _Call:
         for connection in connections.all():
             connection.inc_thread_sharing()
             self._connections.append(connection)
+
+
+class Together(_Call):
+    """Several coroutines at a time in one event loop, which runs only within `step` and `rest`.
+
+    In between, the thread may use the database.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        return task
+
+    def step(self) -> Sequence[asyncio.Task[Any]]:
+        """Wait until one of the coroutines has ended; those that have."""
+        waited = asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, self._tasks = self.advance(waited)
+        return list(done)
+
+    def rest(self, seconds: float) -> None:
+        self.advance(asyncio.sleep(seconds))
+
+
+def interrupt_overdue() -> None:
+    """Raise the error of a coroutine that blocks its loop beyond its time. For signal handlers."""
+    due = _due.get(None)
+    call: _Call | None = getattr(_thread, "call", None)
+    if due is not None and call is not None and call.loop.time() > due[0]:
+        cancel_queries()
+        raise due[1]
+
+
+async def within(
+    seconds: float | None, error: Exception, function: Callable[..., Any], /, **arguments: Any
+) -> Any:
+    """Await an async function; cancel it after so many seconds, and raise `error`."""
+    limit = asyncio.timeout(seconds)
+    if seconds is not None:
+        _due.set((asyncio.get_running_loop().time() + seconds, error))
+    try:
+        async with limit:
+            coroutine = function(**arguments)
+            return await coroutine if asyncio.iscoroutine(coroutine) else coroutine
+    except Exception as raised:
+        # A failed cleanup may have replaced it.
+        if limit.expired() and raised is not error:
+            raise error from raised
+        raise
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:

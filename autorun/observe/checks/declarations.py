@@ -30,7 +30,7 @@ from autorun.state.masking import secrets_in
 
 
 def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
-    """E002-E010, E022, E030 and W004: the runner's model, analysis, input key and configuration."""
+    """E002-E010, E022, E030, E034, W004: the runner's model, analysis, key and configuration."""
     yield from _model(runner)
     yield from _keys(runner)
     yield from _named_analysis(runner)
@@ -150,7 +150,14 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
         )
         return
     try:
-        analyses.get(title, version)
+        found = analyses.get(title, version)
+        if found.concurrency is not None and not found.is_concurrent:
+            what = "takes batches" if found.is_async else "is not async"
+            yield error(runner, "E034")(
+                f"{found} has concurrency={found.concurrency}, but {what}.",
+                f"Leave concurrency out in {found.location}, or make it an async function that "
+                "takes one row.",
+            )
     except NotRegistered as missing:
         yield error(runner, "E006")(
             str(missing),

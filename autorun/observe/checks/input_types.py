@@ -1,6 +1,6 @@
 """A check of the input: its argument is annotated with a type that the input fits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, get_args
@@ -8,6 +8,7 @@ from typing import Any, get_args
 from django.core.checks import CheckMessage
 from django.db.models import FileField, JSONField
 
+from autorun.analysis import Analysis
 from autorun.declare.arguments import Arguments
 from autorun.declare.conversion import Mismatch, choices
 from autorun.declare.inputs import Input, given
@@ -32,19 +33,26 @@ def check_input_types(runner: Runner) -> Iterator[CheckMessage]:
     analysis = analysis_of(runner)
     with suppress(Exception):  # another check reports what is wrong with the options
         if analysis and not analysis.check(configuration_of(runner), runner.get_input_key()):
-            misfit = _misfit(runner, analysis.arguments)
+            misfit = _misfit(runner, analysis)
             if misfit:
                 yield error(runner, "E023")(*misfit)
 
 
-def _misfit(runner: Runner, arguments: Arguments) -> tuple[str, str] | None:
-    key, model = runner.get_input_key(), runner.get_model()
+def _misfit(runner: Runner, analysis: Analysis) -> tuple[str, str] | None:
+    key, model, arguments = runner.get_input_key(), runner.get_model(), analysis.arguments
+
+    def refused(value: object) -> Mismatch | None:
+        return _refusal(arguments, key, value if analysis.batch is None else [value])
+
     if runner.takes_instances:
-        refusal = _refusal(arguments, key, model.__new__(model))
+        refusal = refused(model.__new__(model))
         what = f"without INPUT_FIELDS it is an instance of {model._meta.label}"
         hint = f"Set INPUT_FIELDS in {place(runner)} to the field to pass"
     else:
-        refusal, what = _refusal_of_fields(arguments, key, runner.inputs)
+        annotation = arguments.type_hints.get(key, Any)
+        if analysis.batch is not None:
+            annotation = next(iter(get_args(annotation)), Any)
+        refusal, what = _refusal_of_fields(refused, annotation, runner.inputs)
         hint = f"Change INPUT_FIELDS in {place(runner)}"
     if refusal is None:
         return None
@@ -63,22 +71,23 @@ def _refusal(arguments: Arguments, key: str, value: object) -> Mismatch | None:
 
 
 def _refusal_of_fields(
-    arguments: Arguments, key: str, inputs: Sequence[Input | MembersInput]
+    refusal_of: Callable[[object], Mismatch | None],
+    annotation: Any,
+    inputs: Sequence[Input | MembersInput],
 ) -> tuple[Mismatch | None, str]:
     """The refusal of one field's last example, after all others; and what was refused."""
-    annotation = arguments.type_hints.get(key, Any)
     fields = [each for each in inputs if isinstance(each, Input)]
     left = {each: list(_examples(each, annotation)) for each in fields}
     left = {each: examples for each, examples in left.items() if examples}
     while left:
         values = {each.path: examples[0] for each, examples in left.items()}
         value = values if len(inputs) > 1 else next(iter(values.values()))
-        refusal = _refusal(arguments, key, value)
+        refusal = refusal_of(value)
         if refusal is None:
             break
         if len(inputs) > 1 and not refusal.keys:
             is_unknown = any(map(is_dataclass, (annotation, *get_args(annotation))))
-            return None if is_unknown else _refusal(arguments, key, {}), "INPUT_FIELDS gives a dict"
+            return None if is_unknown else refusal_of({}), "INPUT_FIELDS gives a dict"
         path = refusal.keys[-1] if len(inputs) > 1 else inputs[0].path
         refused = next(each for each in left if each.path == path)
         kind = type(left[refused].pop(0)).__name__

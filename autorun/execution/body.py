@@ -1,0 +1,248 @@
+"""The body of an analysis, called for one row or for many; what it does becomes results."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from autorun.analysis import Analysis
+from autorun.conf import settings
+from autorun.declare.hooks import backoff_of, timeout_of
+from autorun.declare.interruption import (
+    Interrupted,
+    Termination,
+    blocking_limited,
+    time_limit,
+    too_long,
+)
+from autorun.declare.runner import Runner
+from autorun.exceptions import (
+    ConfigurationError,
+    NotApplicable,
+    OutputError,
+    RetryLater,
+    RunTimeout,
+    SmallerBatch,
+)
+from autorun.execution.assignments import Assignment
+from autorun.execution.calls import Call, NotAList, Portions, values_of
+from autorun.execution.results import Result
+from autorun.models import Run
+from autorun.planning.rows import NOT_REPRESENTED, Row
+from autorun.state import probes
+from autorun.state.coroutines import Together, within
+from autorun.state.encoding import encode_outputs
+from autorun.state.exception_text import describe_exception, one_line
+from autorun.state.user_code import UserCode
+
+#: The reason why a row is not applicable is cut to this size.
+MAX_REASON_BYTES = 1_000
+
+
+class Body:
+    """Calls the body for the rows of a chunk.
+
+    `refused_by` is the last RetryLater with `limit`: the other rows are to wait as long.
+    """
+
+    def __init__(self, runner: Runner, analysis: Analysis, configuration: dict[str, Any]) -> None:
+        self.runner = runner
+        self.analysis = analysis
+        self.timeout = timeout_of(runner)
+        #: The calls that go on at a time.
+        self.together = (analysis.concurrency or 1) if analysis.is_concurrent else 1
+        self.portions = Portions(analysis.batch or 1)
+        self.refused_by: RetryLater | None = None
+        self._configuration = configuration
+        self._user_code = UserCode(runner.label)
+        # One value for each number of attempts, so that the runs are retried in one chunk.
+        self._backoff = cache(backoff_of)
+
+    def call(self, call: Call, termination: Termination) -> Sequence[Result]:
+        """The results of a call; rows without one are to be called again. Raises Interrupted."""
+        if self.analysis.batch is not None:
+            return self._of_many(call, termination)
+        return [self._of_one(call, termination)]
+
+    def begin(
+        self, call: Call, together: Together, termination: Termination
+    ) -> asyncio.Task[Any] | Result:
+        """Begin a call among others; its result if it cannot begin. Raises Interrupted."""
+        (assignment,) = call.assignments
+        try:
+            with self._user_code, termination.raised(), time_limit(self.timeout):
+                arguments = self.bound(self._representation(assignment.row))
+        except Interrupted:
+            raise Interrupted from None
+        except BaseException as error:  # noqa: BLE001  as in `_of_one`
+            return self.result_of(assignment, error, seconds=call.seconds_a_row)
+        return together.begin(self._traced(assignment, arguments))
+
+    @contextmanager
+    def going_on(self, termination: Termination) -> Iterator[None]:
+        """A block in which calls that have begun go on. Raises Interrupted."""
+        try:
+            with self._user_code, termination.raised(), blocking_limited():
+                yield
+        except Interrupted:
+            raise Interrupted from None
+
+    def ended(self, call: Call, task: asyncio.Task[Any]) -> Result:
+        """The result of a call that was begun."""
+        (assignment,) = call.assignments
+        value, error = task.result()
+        try:
+            if error is None:
+                with self._user_code:
+                    return self.success(assignment, value, seconds=call.seconds_a_row)
+        except Exception as misfit:  # noqa: BLE001
+            error = misfit
+        return self.result_of(assignment, error, seconds=call.seconds_a_row)
+
+    async def _traced(
+        self, assignment: Assignment, arguments: dict[str, Any]
+    ) -> tuple[Any, BaseException | None]:
+        """What the body returns, and what it raises, be it SystemExit."""
+        run = assignment.run
+        with probes.span("autorun.run") as span:
+            span.note(run=run.pk, key=assignment.row.key, attempt=run.attempts + 1)
+            late = too_long(self.timeout or 0.0)
+            try:
+                value = await within(self.timeout, late, self.analysis.function, **arguments)
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001  as in `_of_one`
+                others = {NotApplicable: "not_applicable", RetryLater: "pending"}
+                span.note(status=others.get(type(error), "failed"))
+                return None, error
+            span.note(status="succeeded")
+            return value, None
+
+    def failure(self, assignment: Assignment, error: BaseException, *, seconds: float) -> Result:
+        """The run as failed with `error`, to be retried if it has attempts left."""
+        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+        failed = Result.failed(
+            assignment.run,
+            failure,
+            self.runner,
+            fingerprint=assignment.row.fingerprint,
+            backoff=self._backoff,
+            is_lasting=isinstance(error, ConfigurationError),
+        )
+        return replace(failed, seconds=seconds)
+
+    def _of_one(self, call: Call, termination: Termination) -> Result:
+        (assignment,) = call.assignments
+        row = assignment.row
+        with probes.span("autorun.run") as span:
+            try:
+                with self._user_code, termination.raised(), time_limit(self.timeout):
+                    arguments = self.bound(self._representation(row))
+                    value = self.analysis.call(**arguments)
+                    result = self.success(assignment, value, seconds=call.seconds_a_row)
+            except Interrupted:
+                raise Interrupted from None
+            # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
+            # arrives as Interrupted.
+            except BaseException as error:  # noqa: BLE001
+                result = self.result_of(assignment, error, seconds=call.seconds_a_row)
+            span.note(
+                run=result.run_id,
+                key=row.key,
+                attempt=result.attempts,
+                status=result.status.name.lower(),
+            )
+            if result.failure is not None:
+                span.fail(result.failure)
+        return result
+
+    def _of_many(self, call: Call, termination: Termination) -> list[Result]:
+        results: list[Result] = []
+        ready: list[Assignment] = []
+        inputs: list[Any] = []
+        with probes.span("autorun.call") as span:
+            span.note(rows=len(call.assignments))
+            try:
+                with self._user_code, termination.raised(), time_limit(self.timeout):
+                    for each in call.assignments:
+                        try:
+                            inputs.append(self._representation(each.row))
+                            ready.append(each)
+                        except Exception as error:
+                            if isinstance(error, RunTimeout) and error is not each.row.error:
+                                raise
+                            results.append(self.result_of(each, error, seconds=call.seconds_a_row))
+                    if ready:
+                        returned = self.analysis.call(**self.bound(inputs))
+                        values = values_of(returned, len(ready), self.analysis)
+                        ended = partial(self._ended, seconds=call.seconds_a_row)
+                        results += map(ended, ready, values)
+            except Interrupted:
+                raise Interrupted from None
+            except BaseException as error:  # noqa: BLE001  as above
+                done = {result.run_id for result in results}
+                rest = [each for each in call.assignments if each.run.pk not in done]
+                results += self._after_raise(rest, error, seconds=call.seconds_a_row)
+            else:
+                self.portions.returned(len(call.assignments))
+        return results
+
+    def _after_raise(
+        self, rest: Sequence[Assignment], error: BaseException, *, seconds: float
+    ) -> list[Result]:
+        """The results of rows whose call has raised; none if they are to be called again."""
+        is_alone = len(rest) == 1
+        if isinstance(error, SmallerBatch):
+            if not is_alone:
+                self.portions.too_many(len(rest))
+                return []
+            error = OutputError(
+                f"{self.analysis} raised SmallerBatch for a single row, which cannot be halved."
+            )
+        if is_alone or isinstance(error, RetryLater | NotAList):
+            self.portions.blamed()
+            return [self.result_of(each, error, seconds=seconds) for each in rest]
+        self.portions.raised(len(rest))
+        return []
+
+    def _ended(self, assignment: Assignment, value: Any, *, seconds: float) -> Result:
+        """The result of one row of a batch, from its place in the list."""
+        if isinstance(value, BaseException):
+            return self.result_of(assignment, value, seconds=seconds)
+        try:
+            return self.success(assignment, value, seconds=seconds)
+        except OutputError as misfit:
+            return self.result_of(assignment, misfit, seconds=seconds)
+
+    def _representation(self, row: Row) -> Any:
+        if row.error is not None:
+            raise row.error
+        if row.representation is NOT_REPRESENTED:
+            return self.runner.get_instance_representation(row.instance)
+        return row.representation
+
+    def bound(self, representation: Any) -> dict[str, Any]:
+        key = self.runner.get_input_key()
+        return self.analysis.arguments.bind(self._configuration, key, representation)
+
+    def success(self, assignment: Assignment, value: Any, *, seconds: float) -> Result:
+        run, row = assignment.run, assignment.row
+        outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
+        ended = (run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs)
+        return Result(*ended, key=row.key, seconds=seconds)
+
+    def result_of(self, assignment: Assignment, error: BaseException, *, seconds: float) -> Result:
+        """How the run has ended with what its body raised, or returned in place of a value."""
+        run, row = assignment.run, assignment.row
+        if isinstance(error, RetryLater):
+            if error.limit:
+                self.refused_by = error
+            return Result.moved(run, again_in=error.seconds, postponed_by=one_line(error))
+        if isinstance(error, NotApplicable):
+            reason = describe_exception(error, max_bytes=MAX_REASON_BYTES).message
+            ended = (run.pk, Run.Status.NOT_APPLICABLE, run.attempts + 1, row.fingerprint)
+            return Result(*ended, json.dumps(reason), key=row.key, seconds=seconds)
+        return self.failure(assignment, error, seconds=seconds)

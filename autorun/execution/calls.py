@@ -1,0 +1,90 @@
+"""The calls of a body: the rows that one takes, those of the next one, and what it returns."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autorun.analysis import Analysis
+from autorun.exceptions import OutputError
+from autorun.execution.assignments import Assignment
+
+
+@dataclass(eq=False)
+class Call:
+    """The rows that one call of the body takes; it began at `since`, of the monotonic clock."""
+
+    assignments: Sequence[Assignment]
+    since: float
+
+    @property
+    def seconds_a_row(self) -> float:
+        """How long it takes so far, shared by its rows."""
+        return (time.monotonic() - self.since) / len(self.assignments)
+
+
+@dataclass
+class Portions:
+    """How many of the rows that are left the next call takes: at most `most`.
+
+    The first `suspects` of them hold one at fault, because a call that took them has raised. Halves
+    of them are tried until it stands alone; what is not under suspicion waits for a full call. So
+    one bad row among 64 costs at most 8 more calls. If the next full call raises as well, calls
+    become smaller, since many rows seem to be at fault.
+    """
+
+    most: int
+    suspects: int = 0
+    _full: int = 0
+    _is_wary: bool = False
+
+    def __post_init__(self) -> None:
+        self._full = self.most
+
+    @property
+    def next(self) -> int:
+        return max(1, self.suspects // 2) if self.suspects else self._full
+
+    def returned(self, rows: int) -> None:
+        """A call with so many rows has returned."""
+        if self.suspects:
+            self.suspects -= rows
+            return
+        self._is_wary = False
+        self._full = min(self.most, 2 * self._full)
+
+    def raised(self, rows: int) -> None:
+        """A call with several rows has raised; they are the first again."""
+        if not self.suspects and self._is_wary:
+            self._full = max(1, self._full // 2)
+        self.suspects = rows
+
+    def blamed(self) -> None:
+        """A row that stood alone is at fault."""
+        self.suspects, self._is_wary = 0, True
+
+    def too_many(self, rows: int) -> None:
+        """A call with so many rows is too large, whichever they are."""
+        self.most = self._full = max(1, rows // 2)
+        self.suspects = 0
+
+
+def values_of(returned: Any, rows: int, analysis: Analysis) -> Sequence[Any]:
+    """The value for each of the rows that a batch body took; raises OutputError without them."""
+    as_list = getattr(returned, "tolist", None)  # an array of numpy, a tensor of torch
+    values = as_list() if as_list is not None else returned
+    if not isinstance(values, (list, tuple)):
+        raise NotAList(
+            f"{analysis} returned {type(returned).__name__}, not a list. It takes {analysis.batch} "
+            "rows at once: return a list with one value for each, in their order."
+        )
+    if len(values) != rows:
+        raise OutputError(
+            f"{analysis} returned {len(values)} values for {rows} rows. Return one for each, in "
+            "their order; put an exception in the place of a row that fails."
+        )
+    return values
+
+
+class NotAList(OutputError):
+    """A batch body returned something else, whatever the rows: no smaller call would help."""
