@@ -11,6 +11,7 @@ class ScanPreprocessingRunner(QuerySetRunner):
 """
 
 import logging
+from collections.abc import Iterator
 from typing import Any, cast
 
 from django.db.models import QuerySet
@@ -21,10 +22,12 @@ from autorun.declare.sets import Each, Members
 from autorun.models import Batch, Node, Run
 from autorun.observe import explanation, records
 from autorun.observe.explanation import Explanation
+from autorun.observe.formats import required
+from autorun.observe.records import OWN, Records
 from autorun.planning import on_demand, pending
 from autorun.planning.scope import Scope
 from autorun.state import counts
-from autorun.state.async_twins import twin
+from autorun.state.async_twins import iterator_twin, twin
 from autorun.state.counts import Progress
 
 __all__ = ("Each", "Members", "QuerySetRunner", "get_runner", "get_runners")
@@ -84,6 +87,24 @@ class QuerySetRunner(Runner):
         """
         return records.outputs_of(self, instance, stale=stale)
 
+    def records(
+        self, queryset: QuerySet[Any] | None = None, *, stale: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of the base queryset, or of `queryset`, with their results as flat dicts.
+
+        Each has `key`, `name`, `state`, `finished_at`, `seconds`, and a key for each output, `a.b`
+        for one in another. They are read in pages, so that memory stays the same. `stale` is that
+        of `outputs_of()`.
+        """
+        return iter(Records(self, queryset, stale))
+
+    def to_dataframe(self, queryset: QuerySet[Any] | None = None, *, stale: bool = False) -> Any:
+        """`records()` as a DataFrame of pandas. Raises ImportError without pandas."""
+        pandas = required("pandas")
+        return pandas.DataFrame(
+            list(self.records(queryset, stale=stale)) or {name: [] for name in OWN}
+        )
+
     def backfill(
         self,
         queryset: QuerySet[Any] | None = None,
@@ -130,6 +151,8 @@ class QuerySetRunner(Runner):
     aprogress = twin(progress)
     aexplain = twin(explain)
     aoutputs_of = twin(outputs_of)
+    arecords = iterator_twin(records)
+    ato_dataframe = twin(to_dataframe)
     abackfill = twin(backfill)
     aretry = twin(retry)
     aadopt = twin(adopt)

@@ -34,4 +34,4 @@ def arguments() -> dict[str, list[Any]]:
     keys = {
         name: list(model.objects.values_list("pk", flat=True)) for name, model in models.items()
     }
-    return {"label": sorted(labels), "part": ["input", "outputs"], **keys}
+    return {"label": sorted(labels), "part": ["input", "outputs"], "form": ["csv", "jsonl"], **keys}

@@ -36,10 +36,11 @@ def test_every_method_has_a_twin_with_its_signature():
     twins = {name: getattr(QuerySetRunner, f"a{name}") for name in [*methods, "adopt"]}
 
     for name, twin in twins.items():
-        assert inspect.iscoroutinefunction(twin)
+        is_iterator = name == "records"
+        assert (inspect.isasyncgenfunction if is_iterator else inspect.iscoroutinefunction)(twin)
         assert inspect.signature(twin) == inspect.signature(getattr(QuerySetRunner, name))
         assert twin.__qualname__ == f"QuerySetRunner.a{name}"
-    assert len(twins) == 12
+    assert len(twins) == 14
 
 
 def test_rows_are_run_and_asked_about(runner):

@@ -7,6 +7,7 @@ until the reference names it.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib import admin
@@ -63,6 +64,7 @@ def addresses() -> dict[str, tuple[str, dict[str, str]]]:
         "failure_id": run.failures.first().pk,
         "batch_id": Batch.objects.first().pk,
         "part": "outputs",
+        "form": "csv",
     }
     found = {}
     for model, model_admin in admin.site._registry.items():
@@ -101,6 +103,10 @@ def client_of(*codenames: str) -> Client:
     client = Client()
     client.force_login(scenes.add_user("-".join(codenames) or "nobody", *codenames))
     return client
+
+
+def text_of(response: Any) -> str:
+    return (response.getvalue() if response.streaming else response.content).decode()
 
 
 def test_the_reference_has_every_page_and_every_action(runner) -> None:
@@ -173,7 +179,7 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
     urls += [reverse("admin:autorun_run_text", args=[succeeded.pk, "outputs"])]
     urls += [f"{reverse('admin:autorun_run_changelist')}?state=failed"]
 
-    pages = " ".join(client.get(url).content.decode() for url in urls)
+    pages = " ".join(text_of(client.get(url)) for url in urls)
 
     shows = {NAME: sees_rows, f"{PAYLOAD}-reason": True}
     for each in ("output", "message", "traceback"):

@@ -9,7 +9,8 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
@@ -23,7 +24,7 @@ from autorun.declare import registry
 from autorun.declare.runner import Runner
 from autorun.exceptions import bare_message
 
-View = TypeVar("View", bound=Callable[..., HttpResponse])
+View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
 TABS = (
     ("overview", "Overview", "autorun_node_changelist"),
@@ -136,7 +137,7 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
         @wraps(view)
         def checked(
             self: PageAdmin, request: HttpRequest, *args: Any, **kwargs: Any
-        ) -> HttpResponse:
+        ) -> HttpResponseBase:
             require(request, *permissions)
             return view(self, request, *args, **kwargs)
 

@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from django.contrib import admin, messages
-from django.http import Http404, HttpRequest, HttpResponse
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 
 from autorun.admin.cards import (
     Card,
@@ -25,7 +28,7 @@ from autorun.admin.continued import begun
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import find_row, name_of
+from autorun.admin.row_access import database_of, find_row, may_view, name_of, visible
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
@@ -38,8 +41,10 @@ from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.at_work import workers_at_work
+from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.glance import Topic, at_a_glance
 from autorun.observe.held_up import held_up
+from autorun.observe.records import Records
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.state.counts import Progress
@@ -163,6 +168,34 @@ class NodeAdmin(PageAdmin):
             ],
             refresh_seconds=_refresh_seconds(card),
         )
+
+    @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
+    def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
+        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit."""
+        runner = get_runner(label)
+        if form not in TEXTS:
+            raise Http404(f"There is no export as {form!r}. Choose {' or '.join(TEXTS)}.")
+        model, database = runner.get_model(), database_of(runner)
+        if not may_view(request, self.admin_site, model):
+            raise PermissionDenied
+
+        def among(instances: list[Any]) -> list[Any]:
+            keys = [each.pk for each in instances]
+            seen = visible(request, self.admin_site, model, keys, database)
+            return [each for each in instances if each.pk in seen]
+
+        lines = as_text(Records(runner, among=among), form)
+        try:
+            first = next(lines, "")  # so that an error is a page, and no end of a file
+        except AutorunError as error:
+            messages.error(request, self.told(request, error))
+            return self.redirect("autorun_node_runner", label)
+        headers = {
+            "Content-Disposition": f'attachment; filename="{label}.{form}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        stream = chain([first], lines)
+        return StreamingHttpResponse(stream, content_type=TEXTS[form], headers=headers)
 
     @page("<int:node_id>/change/")
     def change(self, request: HttpRequest, node_id: int) -> HttpResponse:

@@ -1,14 +1,30 @@
-"""Outputs of rows, outside of querysets."""
+"""Outputs of rows, outside of querysets: of one row, and of all rows as flat dicts."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import F
+from django.db.models import F, QuerySet
 
-from autorun.declare.hooks import every_row, is_of
+from autorun.declare import hooks
 from autorun.declare.nodes import node_id_of
 from autorun.declare.runner import Runner
 from autorun.models import Run
-from autorun.state.keys import key_kind
+from autorun.observe.run_states import state_of
+from autorun.planning.rows import key_of, keyed, pages
+from autorun.state.keys import Key, key_kind
+
+#: Rows that are read at once.
+PAGE = 500
+LARGE = 2**63
+#: The columns of a record before those of the outputs.
+OWN = ("key", "name", "state", "finished_at", "seconds")
+#: The order of a row's successes: the current one, and then the newest.
+_LAST_FIRST = (F("is_current").desc(nulls_last=True), "-pk")
+_READ = ("object_id", "object_key", "status", "is_current", "finished_at", "seconds", "outputs")
 
 
 def outputs_of(runner: Runner, instance: Any, *, stale: bool = False) -> Any:
@@ -17,17 +33,111 @@ def outputs_of(runner: Runner, instance: Any, *, stale: bool = False) -> Any:
     Raises TypeError for an instance of another model.
     """
     model = runner.get_model()
-    if not is_of(type(instance)._default_manager.all(), model):
+    if not hooks.is_of(type(instance)._default_manager.all(), model):
         raise TypeError(
             f"{runner.label} has outputs of {model._meta.label}, not of {instance._meta.label}."
         )
     kind = key_kind(model)
-    keys = kind.values(every_row(runner).filter(pk=instance.pk))
-    runs = Run.objects.of(node_id_of(runner)).succeeded()
-    runs = runs.of_rows(kind, [instance.pk] if kind.is_integer else list(keys))
-    runs = runs.unretired().order_by(*LAST_FIRST) if stale else runs.current()
+    named = hooks.every_row(runner).filter(pk=instance.pk)
+    keys = [instance.pk] if kind.is_integer else list(kind.values(named))
+    successes = _successes(runner, keys)
+    runs = successes.order_by(*_LAST_FIRST) if stale else successes.current()
     return next(iter(runs.values_list("outputs", flat=True)[:1]), None)
 
 
-#: The order of a row's successes: the current one, and then the newest.
-LAST_FIRST = (F("is_current").desc(nulls_last=True), "-pk")
+@dataclass(frozen=True)
+class Records:
+    """Rows with their results as flat dicts, in the order of their keys; read in pages.
+
+    They are the rows of `queryset`, or of the runner's base queryset; `among` may leave out some of
+    a page. With `stale`, a row without a current success has the outputs of its last one.
+    """
+
+    runner: Runner
+    queryset: QuerySet[Any] | None = None
+    stale: bool = False
+    among: Callable[[list[Any]], Sequence[Any]] = list
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for instances, runs, successes in self._pages():
+            for instance in instances:
+                key = key_of(instance)
+                yield _record(instance, runs.get(key), successes.get(key))
+
+    def columns(self) -> dict[str, set[type]]:
+        """The columns of all records, with the types that the values of each output have.
+
+        An integer of more than 64 bits counts as a text.
+        """
+        found: dict[str, set[type]] = {name: set() for name in OWN}
+        for _, runs, successes in self._pages():
+            for run in {**runs, **successes}.values():
+                if run.status == Run.Status.SUCCEEDED:
+                    for name, value in _flat(run.outputs):
+                        is_large = isinstance(value, int) and abs(value) >= LARGE
+                        found.setdefault(name, set()).add(str if is_large else type(value))
+        return found
+
+    def _pages(self) -> Iterator[tuple[Sequence[Any], dict[Key, Run], dict[Key, Run]]]:
+        """Instances, with the current runs of their rows and other successes, by key."""
+        runner = self.runner
+        if self.queryset is None:
+            rows = hooks.base_queryset(runner)
+        else:
+            rows = hooks.as_plain(runner, self.queryset)
+        kind = key_kind(runner.get_model())
+        for page in pages(runner, keyed(runner, rows), size=PAGE):
+            instances = self.among(page)
+            keys = [key_of(each) for each in instances]
+            current = Run.objects.current().of(node_id_of(runner)).of_rows(kind, keys)
+            current = current.select_related("chunk").only(*_READ, "chunk__state")
+            runs = {kind.of(run): run for run in current}
+            successes: dict[Key, Run] = {}
+            if self.stale:
+                without = [
+                    key
+                    for key in keys
+                    if key not in runs or runs[key].status != Run.Status.SUCCEEDED
+                ]
+                last = _successes(runner, without).only(*_READ).order_by("pk")
+                successes = {kind.of(run): run for run in last}
+            yield instances, runs, successes
+
+
+def _successes(runner: Runner, keys: Collection[Key]) -> Any:
+    runs = Run.objects.of(node_id_of(runner)).succeeded().unretired()
+    return runs.of_rows(key_kind(runner.get_model()), keys)
+
+
+def _record(instance: Any, run: Run | None, success: Run | None) -> dict[str, Any]:
+    result = success or run
+    record = {
+        "key": instance.pk if isinstance(instance.pk, int) else str(instance.pk),
+        "name": _name(instance),
+        "state": "missing" if run is None else state_of(run),
+        "finished_at": None if result is None else result.finished_at,
+        "seconds": None if result is None else result.seconds,
+    }
+    if result is not None and result.status == Run.Status.SUCCEEDED:
+        record.update(_flat(result.outputs))
+    return record
+
+
+def _name(instance: Any) -> str:
+    with suppress(Exception):  # a project's own __str__
+        return str(instance)
+    return f"{instance._meta.verbose_name} {instance.pk}"
+
+
+def _flat(outputs: Any) -> Iterator[tuple[str, Any]]:
+    """The columns of outputs: a key in a key is `a.b`; what is no dict is `outputs`."""
+    for name, value in _leaves(outputs, ()):
+        yield (f"outputs.{name}" if name in OWN else name or "outputs"), value
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, each in value.items():
+            yield from _leaves(each, (*path, key))
+    else:
+        yield ".".join(path), value

@@ -152,10 +152,7 @@ def without_lethal(runner: Runner, queryset: models.QuerySet[Any]) -> models.Que
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """`queryset` with the annotations that `examined` reads."""
-    kind = key_kind(runner.get_model())
-    found = queryset
-    if not kind.is_integer:  # the database has its own text of other keys
-        found = found.annotate(_autorun_key=kind.expression())
+    found = keyed(runner, queryset)
     if runner.is_fingerprinted_by_database:
         # As text: a UUID would be turned back into 32 hex digits for each row.
         fingerprint = fingerprints.expression(
@@ -163,6 +160,13 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
         )
         found = found.annotate(_autorun_print=fingerprint, **value_annotations(runner.inputs))
     return found
+
+
+def keyed(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    """`queryset` with the annotation that `key_of` reads."""
+    kind = key_kind(runner.get_model())
+    # The database has its own text of keys that are no integers.
+    return queryset if kind.is_integer else queryset.annotate(_autorun_key=kind.expression())
 
 
 def _with_dependencies(runner: Runner, passed: models.QuerySet[Any]) -> models.QuerySet[Any]:
@@ -184,12 +188,17 @@ def _key_getter(instance: Any) -> Callable[[Any], Key]:
 
 
 def in_pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> Iterator[list[Any]]:
-    """The instances of `queryset`, `fingerprinted`, in the order of their keys.
+    """The instances of `queryset`, `fingerprinted`, in the order of their keys."""
+    return pages(runner, fingerprinted(runner, queryset), size=size)
+
+
+def pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> Iterator[list[Any]]:
+    """The instances of `queryset`, which is `keyed`, in the order of their keys.
 
     `size` of them at a time; the last page has fewer, and may be empty.
     """
     kind = key_kind(runner.get_model())
-    rows = fingerprinted(runner, queryset).order_by("pk")
+    rows = queryset.order_by("pk")
     page = list(rows[:size])
     yield page
     while len(page) == size:

@@ -2,6 +2,7 @@
 
 from autorun.management.subcommands.batch_list import Batches, Cancel, Pause, Resume
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
+from autorun.management.subcommands.export import Export
 from autorun.management.subcommands.listings import Runs, Workers
 from autorun.management.subcommands.marking import Adopt, Ignore, Retry
 from autorun.management.subcommands.plan import Backfill, Plan
@@ -11,7 +12,7 @@ from autorun.management.subcommands.subcommand import Subcommand
 from autorun.management.subcommands.sync import Prune, Sync
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
-    *(Status, Explain, Failures, Runs, Batches, Workers, Doctor),
+    *(Status, Explain, Failures, Runs, Batches, Workers, Export, Doctor),
     *(Plan, RunPending, Sweep, Backfill),
     *(Retry, Pause, Resume, Cancel, Adopt, Ignore),
     *(Sync, Prune),

@@ -1,0 +1,71 @@
+"""export: the results of a runner's rows, for other programs."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from autorun.declare import registry
+from autorun.management.subcommands import parsing
+from autorun.management.subcommands.subcommand import Subcommand
+from autorun.observe.formats import TEXTS, as_text, write_parquet
+from autorun.observe.records import Records
+from autorun.planning.scope import Scope
+
+
+class Export(Subcommand):
+    """Export the results of a runner's rows: a line a row, a column an output.
+
+    In CSV, an apostrophe is put before texts that a spreadsheet would take for a formula.
+    """
+
+    arguments = (
+        parsing.RUNNER,
+        parsing.FILTER,
+        parsing.argument(
+            "--format", choices=(*TEXTS, "parquet"), default="csv", help="default: csv"
+        ),
+        parsing.flag("--stale", help="for rows without a current success, take their last one"),
+        parsing.argument("--output", metavar="FILE", help="default: standard output"),
+    )
+
+    def handle(self, **options: Any) -> None:
+        runner = registry.get(options["runner"])
+        rows = Scope(filter=options["filter"]).queryset(runner)
+        records = Records(runner, rows, options["stale"])
+        form, output = options["format"], options["output"]
+        if output is None:
+            if form not in TEXTS:
+                raise CommandError("Parquet is written to a file: add --output FILE.")
+            self._print(as_text(records, form))
+            return
+        # Written under another name first, so that a file of that name is always whole.
+        part = Path(f"{output}.part")
+        try:
+            if form in TEXTS:
+                with part.open("w", encoding="utf-8", newline="") as file:
+                    file.writelines(as_text(records, form))
+            else:
+                write_parquet(records, str(part))
+            part.replace(output)
+        except (OSError, ImportError) as error:
+            raise CommandError(str(error)) from error
+        finally:
+            part.unlink(missing_ok=True)
+        self.terminal.say((runner.label, "bold"), f": results written to {output}.")
+
+    def _print(self, parts: Iterable[str]) -> None:
+        # Bytes, as the terminal replaces characters that its encoding lacks.
+        buffer = getattr(self.terminal.stream, "buffer", None)
+        try:
+            for part in parts:
+                if buffer is None:
+                    self.terminal.stream.write(part)
+                else:
+                    buffer.write(part.encode())
+                    buffer.flush()
+        except BrokenPipeError:  # the reader has enough, as `| head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

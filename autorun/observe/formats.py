@@ -1,0 +1,97 @@
+"""Records in the formats that other programs read: CSV, JSON Lines and Parquet."""
+
+import csv
+import datetime as dt
+import json
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from io import StringIO
+from itertools import islice
+from typing import Any
+
+from autorun.observe.records import Records
+from autorun.state.keys import key_kind
+
+#: The formats that are text, with their media types.
+TEXTS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson; charset=utf-8"}
+#: What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_RECORDS_AT_ONCE = 500
+
+
+def as_text(records: Records, form: str) -> Iterator[str]:
+    """The records in a format of TEXTS, some lines at a time."""
+    if form == "csv":
+        columns = list(records.columns())
+        yield _csv([columns])
+        rows = ([each.get(name) for name in columns] for each in records)
+        while some := list(islice(rows, _RECORDS_AT_ONCE)):
+            yield _csv(some)
+    else:
+        lines = (_json(each) + "\n" for each in records)
+        while several := list(islice(lines, _RECORDS_AT_ONCE)):
+            yield "".join(several)
+
+
+def write_parquet(records: Records, path: str) -> None:
+    """Write a file of Parquet. Raises ImportError, which says what to install, without pyarrow."""
+    pyarrow = required("pyarrow")
+    parquet = import_module("pyarrow.parquet")
+    types = {name: _type(pyarrow, kinds) for name, kinds in records.columns().items()} | {
+        "key": pyarrow.int64() if _has_integer_keys(records) else pyarrow.string(),
+        "finished_at": pyarrow.timestamp("us", tz="UTC"),
+        "seconds": pyarrow.float64(),
+    }
+    texts = {name for name, each in types.items() if each == pyarrow.string()}
+    rows = ({name: _in_column(each.get(name), name in texts) for name in types} for each in records)
+    schema = pyarrow.schema(types)
+    with parquet.ParquetWriter(path, schema) as writer:
+        while some := list(islice(rows, _RECORDS_AT_ONCE)):
+            writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
+
+
+def required(package: str) -> Any:
+    """The module of a package that autorun does not depend on. Raises ImportError without it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is not installed. Install it: pip install {package}"
+        ) from error
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    buffer = StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([_cell(each) for each in row] for row in rows)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value for CSV; a text that a spreadsheet would compute gets an apostrophe before it."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    if isinstance(value, (bool, list, dict)):
+        return _json(value)
+    return value.isoformat() if isinstance(value, dt.datetime) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda each: each.isoformat())
+
+
+def _has_integer_keys(records: Records) -> bool:
+    return key_kind(records.runner.get_model()).is_integer
+
+
+def _type(pyarrow: Any, kinds: set[type]) -> Any:
+    """The type of a column with values of these types; a text for those that differ."""
+    kinds = kinds - {type(None)}
+    if kinds == {bool}:
+        return pyarrow.bool_()
+    if kinds == {int}:
+        return pyarrow.int64()
+    return pyarrow.float64() if kinds in ({float}, {int, float}) else pyarrow.string()
+
+
+def _in_column(value: Any, is_text: bool) -> Any:
+    return _json(value) if is_text and value is not None and not isinstance(value, str) else value

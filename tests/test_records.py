@@ -1,0 +1,320 @@
+"""Results as flat records: in Python, as files and as downloads."""
+
+import csv
+import datetime as dt
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib import admin
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.http import HttpRequest
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from autorun.models import Run
+from autorun.observe import records
+from autorun.observe.formats import as_text
+from autorun.observe.records import OWN, Records
+from autorun.runner import QuerySetRunner
+from sample_app.models import Scan
+from tests.browser import scenes
+from tests.engine import declare, installed, work_off
+from tests.library.models import Country, Document, Photo
+
+pytestmark = pytest.mark.django_db
+
+MODELS = {
+    "integer": (Document, "title"),
+    "uuid": (Photo, "caption"),
+    "text": (Country, "name"),
+}
+LABEL = "tests.EchoRunner"
+
+
+def measure(value: str) -> dict:
+    if value == "bad":
+        raise ValueError(value)
+    return {
+        "mean": len(value) / 4,
+        "name": value,
+        "parts": {"first": value[0], "all": list(value)},
+        "is_long": len(value) > 5,
+        "delta": -1,
+    }
+
+
+@pytest.fixture(params=MODELS)
+def runner(request: pytest.FixtureRequest) -> Iterator[QuerySetRunner]:
+    """A runner with two successes, a failure and a row without a run."""
+    model, field = MODELS[request.param]
+    keys = {Country: ("code", "abcd"), Photo: ("id", None), Document: ("id", None)}
+    name, letters = keys[model]
+
+    def make(number: int, text: str) -> None:
+        key = {name: letters[number]} if letters else {}
+        model.objects.create(**key, **{field: text})
+
+    for number, text in enumerate(("=SUM(A1)", "Grüße", "bad")):
+        make(number, text)
+    runner_class = declare(
+        measure,
+        DATA_MODEL=model,
+        INPUT_FIELDS=(field,),
+        MAX_ATTEMPTS=1,
+        FILTERS={"nice": lambda rows: rows.filter(**{field: "Grüße"})},
+    )
+    with installed(runner_class):
+        runner_class().run()
+        work_off()
+        make(3, "later")
+        yield runner_class()
+
+
+def test_each_row_is_a_flat_record(runner: QuerySetRunner) -> None:
+    field = runner.get_input_fields()[0]
+    rows = {str(row.pk): row for row in runner.get_model().objects.all()}
+
+    found = {getattr(rows[str(each["key"])], field): each for each in runner.records()}
+
+    assert {text: each["state"] for text, each in found.items()} == {
+        "=SUM(A1)": "succeeded",
+        "Grüße": "succeeded",
+        "bad": "failed",
+        "later": "missing",
+    }
+    record = found["Grüße"]
+    assert list(record)[:5] == list(OWN)
+    assert isinstance(record["finished_at"], dt.datetime)
+    assert isinstance(record["seconds"], float)
+    assert record["name"] == str(rows[str(record["key"])])
+    assert {name: record[name] for name in record if name not in OWN} == {
+        "mean": 1.25,
+        "outputs.name": "Grüße",
+        "parts.first": "G",
+        "parts.all": ["G", "r", "ü", "ß", "e"],
+        "is_long": False,
+        "delta": -1,
+    }
+    assert tuple(found["bad"]) == tuple(found["later"]) == OWN
+    assert found["later"]["finished_at"] is None
+
+
+def test_records_of_a_queryset_are_in_the_order_of_keys(runner: QuerySetRunner) -> None:
+    rows = runner.get_model().objects.exclude(**{runner.get_input_fields()[0]: "bad"})
+
+    found = [each["key"] for each in runner.records(rows.order_by("-pk")[:3])]
+
+    expected = rows.order_by("pk").values_list("pk", flat=True)
+    assert list(map(str, found)) == list(map(str, expected))
+
+
+def test_pages_are_read_one_after_the_other(runner: QuerySetRunner, set_constants: Any) -> None:
+    set_constants(records, PAGE=1)
+
+    with CaptureQueriesContext(connection) as queries:
+        found = runner.records()
+        next(found)
+        first = [each for each in queries if "outputs" in each["sql"]]
+        assert len(list(found)) == 3
+
+    assert len(first) == 1
+    assert len([each for each in queries if "outputs" in each["sql"]]) == 4
+
+
+def test_a_row_that_runs_again_keeps_its_last_outputs(runner: QuerySetRunner) -> None:
+    runner.backfill(force=True)
+
+    assert not [each for each in runner.records() if "mean" in each]
+    kept = [each for each in runner.records(stale=True) if "mean" in each]
+    assert len(kept) == 2
+    assert {each["state"] for each in kept} <= {"waiting", "queued"}
+    assert all(each["finished_at"] for each in kept)
+
+
+def test_outputs_that_are_no_dict_are_one_column() -> None:
+    Document.objects.create(title="a")
+    runner_class = declare(lambda value: [1, None], TITLE="List")
+    with installed(runner_class):
+        runner_class().run()
+        work_off()
+
+        [record] = runner_class().records()
+
+        assert record["outputs"] == [1, None]
+
+
+def test_records_are_read_in_async_code(runner: QuerySetRunner) -> None:
+    async def story() -> list[Any]:
+        return [each["key"] async for each in runner.arecords()]
+
+    assert async_to_sync(story)() == [each["key"] for each in runner.records()]
+
+
+def test_a_project_without_pandas_is_told_what_to_install(runner: QuerySetRunner) -> None:
+    with (
+        patch.dict(sys.modules, {"pandas": None, "pyarrow": None}),
+        pytest.raises(ImportError, match="Install it: pip install pandas"),
+    ):
+        runner.to_dataframe()
+
+
+def test_records_become_a_dataframe(runner: QuerySetRunner) -> None:
+    pandas = pytest.importorskip("pandas")
+
+    frame = runner.to_dataframe()
+
+    assert isinstance(frame, pandas.DataFrame)
+    assert len(frame) == 4
+    assert frame["mean"].mean() == 1.625
+    nothing = runner.to_dataframe(runner.get_model().objects.none())
+    assert list(nothing.columns) == list(OWN)
+
+
+class TestCommand:
+    def export(self, *arguments: str) -> str:
+        stream = io.StringIO()
+        call_command("autorun", "export", LABEL, *arguments, stdout=stream)
+        return stream.getvalue()
+
+    def test_csv_has_a_column_for_each_output(self, runner: QuerySetRunner) -> None:
+        rows = list(csv.DictReader(io.StringIO(self.export())))
+
+        assert set(rows[0]) == {
+            *OWN,
+            "mean",
+            "outputs.name",
+            "parts.first",
+            "parts.all",
+            "is_long",
+            "delta",
+        }
+        found = {row["outputs.name"]: row for row in rows}
+        # What a spreadsheet would compute is marked as text; a number is none of that.
+        assert set(found) == {"'=SUM(A1)", "Grüße", ""}
+        assert found["'=SUM(A1)"]["parts.first"] == "'="
+        assert found["Grüße"]["delta"] == "-1"
+        assert found["Grüße"]["is_long"] == "false"
+        assert json.loads(found["Grüße"]["parts.all"]) == ["G", "r", "ü", "ß", "e"]
+        assert dt.datetime.fromisoformat(found["Grüße"]["finished_at"])
+        assert [row["state"] for row in rows].count("missing") == 1
+
+    def test_json_lines_have_the_values(self, runner: QuerySetRunner) -> None:
+        lines = [json.loads(line) for line in self.export("--format", "jsonl").splitlines()]
+
+        assert len(lines) == 4
+        assert {line.get("outputs.name") for line in lines} == {"=SUM(A1)", "Grüße", None}
+
+    def test_a_filter_narrows_the_rows(self, runner: QuerySetRunner) -> None:
+        [line] = self.export("--format", "jsonl", "--filter", "nice").splitlines()
+
+        assert json.loads(line)["outputs.name"] == "Grüße"
+        with pytest.raises(CommandError, match=r"no filter 'ugly' in FILTERS. There are: nice"):
+            self.export("--filter", "ugly")
+
+    def test_a_file_is_written_as_a_whole(self, runner: QuerySetRunner, tmp_path: Path) -> None:
+        path = tmp_path / "results.csv"
+
+        told = self.export("--output", str(path))
+
+        assert told == f"{LABEL}: results written to {path}.\n"
+        assert "Grüße" in path.read_text(encoding="utf-8")
+        assert [each.name for each in tmp_path.iterdir()] == ["results.csv"]
+        with pytest.raises(CommandError, match="No such file or directory"):
+            self.export("--output", str(tmp_path / "missing" / "results.csv"))
+
+    def test_parquet_is_a_file(self, runner: QuerySetRunner, tmp_path: Path) -> None:
+        with pytest.raises(CommandError, match="add --output FILE"):
+            self.export("--format", "parquet")
+        with (
+            patch.dict(sys.modules, {"pyarrow": None}),
+            pytest.raises(CommandError, match="pip install pyarrow"),
+        ):
+            self.export("--format", "parquet", "--output", str(tmp_path / "x"))
+        parquet = pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "results.parquet"
+
+        self.export("--format", "parquet", "--output", str(path))
+
+        table = parquet.read_table(path)
+        assert table.num_rows == 4
+        assert str(table.schema.field("mean").type) == "double"
+        assert str(table.schema.field("is_long").type) == "bool"
+        assert str(table.schema.field("finished_at").type) == "timestamp[us, tz=UTC]"
+        assert sorted(filter(None, table["parts.first"].to_pylist())) == ["=", "G"]
+
+
+class TestDownload:
+    @pytest.fixture
+    def scans(self) -> Iterator[QuerySetRunner]:
+        for name in ("a", "b"):
+            Scan.objects.create(path=f"/{name}", description=name, size=1)
+        runner_class = declare(
+            lambda value: {"said": value}, DATA_MODEL=Scan, INPUT_FIELDS=("description",)
+        )
+        with installed(runner_class):
+            runner_class().run()
+            work_off()
+            yield runner_class()
+
+    def client(self, *codenames: str) -> Client:
+        client = Client()
+        client.force_login(scenes.add_user("reader", "view_run", *codenames))
+        return client
+
+    def get(self, client: Client, form: str = "jsonl") -> Any:
+        return client.get(reverse("admin:autorun_node_export", args=[LABEL, form]))
+
+    def test_results_are_streamed(self, scans: QuerySetRunner) -> None:
+        client = self.client("view_payload", "view_scan")
+
+        response = self.get(client, "csv")
+
+        assert response.streaming
+        assert response["Content-Disposition"] == f'attachment; filename="{LABEL}.csv"'
+        text = response.getvalue().decode()
+        assert [row["said"] for row in csv.DictReader(io.StringIO(text))] == ["a", "b"]
+        lines = self.get(client).getvalue().decode().splitlines()
+        assert [json.loads(line)["said"] for line in lines] == ["a", "b"]
+        assert self.get(client, "parquet").status_code == 404
+        page = client.get(reverse("admin:autorun_node_runner", args=[LABEL])).content.decode()
+        assert reverse("admin:autorun_node_export", args=[LABEL, "csv"]) in page
+
+    def test_they_take_the_permission_to_see_payloads_and_the_model(
+        self, scans: QuerySetRunner
+    ) -> None:
+        assert self.get(self.client("view_scan")).status_code == 403
+
+    def test_they_take_the_permission_to_view_the_model(self, scans: QuerySetRunner) -> None:
+        assert self.get(self.client("view_payload")).status_code == 403
+
+    def test_rows_that_the_models_admin_hides_are_left_out(self, scans: QuerySetRunner) -> None:
+        shown = admin.site.get_model_admin(Scan)
+
+        def get_queryset(request: HttpRequest) -> Any:
+            return Scan.objects.filter(description="b")
+
+        with patch.object(shown, "get_queryset", get_queryset):
+            text = self.get(self.client("view_payload", "view_scan")).getvalue().decode()
+
+        [line] = text.splitlines()
+        assert json.loads(line)["said"] == "b"
+
+
+def test_an_export_reads_rows_that_came_after_its_columns(runner: QuerySetRunner) -> None:
+    parts = as_text(Records(runner), "csv")
+    header = next(parts)
+    Run.objects.succeeded().update(outputs={"new": 1, "mean": 2})
+
+    rows = list(csv.DictReader(io.StringIO(header + "".join(parts))))
+
+    assert "new" not in rows[0]
+    assert {row["mean"] for row in rows} == {"2", ""}
