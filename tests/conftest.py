@@ -25,6 +25,7 @@ from autorun.contrib.pytest_plugin import autorun  # noqa: F401
 # What the entry point does where autorun is installed.
 from autorun.declare.runner import declared
 from autorun.dispatch.publishing import Message, redirected
+from autorun.observe import doctor
 from autorun.triggers import delivery
 from sample_app.processes import Processes
 from settings import celery_app
@@ -63,6 +64,12 @@ def _declared_runners() -> Iterator[None]:
     """Runner classes that a test declares are gone after it."""
     with patch.dict(declared):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _findings_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages show no findings of an earlier test."""
+    monkeypatch.setattr(doctor, "FRESH", 0.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -270,7 +270,7 @@ class TestHealthCheck:
         assert "listening on" in str(told)  # no worker does
 
     def answer(self, monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
-        monkeypatch.setattr(health, "examine", lambda: list(findings))
+        monkeypatch.setattr(health, "examine_for_page", lambda: list(findings))
         monkeypatch.setattr(health, "_close_connections", lambda: None)
 
     def ask(self, check: Any) -> tuple[int, dict[str, str]]:

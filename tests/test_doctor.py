@@ -2,8 +2,10 @@
 
 import datetime as dt
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from django.test import override_settings
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
+from autorun.dispatch import publishing
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.observe import doctor
 from autorun.observe.doctor import (
     Finding,
     backlog,
@@ -26,6 +30,7 @@ from autorun.triggers import on_schedule
 from settings import celery_app
 from tests import celery_settings
 from tests.engine import declare, installed
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db
 
@@ -103,6 +108,66 @@ def test_a_broker_that_accepts_and_says_nothing(configured, set_constants):
 
     assert time.monotonic() - began < 5
     assert found.subject == "broker"
+
+
+@pytest.fixture(params=["amqp", "redis"])
+def silent_broker(request: pytest.FixtureRequest, configured: Any) -> Iterator[socket.socket]:
+    """A broker that accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"{request.param}://127.0.0.1:{server.getsockname()[1]}//"
+        configured(broker_url=url, broker_write_url=url)
+        yield server
+
+
+def test_asking_a_silent_broker_leaves_no_thread_and_no_socket(silent_broker, set_constants):
+    set_constants(publishing, TIMEOUT=0.5)
+
+    only(messaging.examine_broker(), "error")
+
+    until(lambda: "autorun-in-thread" not in {each.name for each in threading.enumerate()})
+    connection, _ = silent_broker.accept()
+    with connection:
+        connection.settimeout(5)
+        while connection.recv(1_000):  # the greeting, and then the end
+            pass
+
+
+def test_pages_that_ask_at_once_share_one_examination(monkeypatch, set_constants):
+    monkeypatch.setattr(doctor, "_latest", (float("-inf"), []))
+    set_constants(doctor, FRESH=60.0, FIRST=(examine_slowly := Slow(),), THEN=())
+
+    with ThreadPoolExecutor(8) as pool:
+        findings = list(pool.map(lambda _: doctor.examine_for_page(), range(8)))
+
+    assert examine_slowly.calls == 1
+    assert findings == [findings[0]] * 8
+
+
+def test_a_page_does_not_wait_for_an_examination_that_hangs(set_constants):
+    set_constants(doctor, PATIENCE=0.01, FIRST=(examine_slowly := Slow(),), THEN=())
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(doctor.examine_for_page)
+        assert examine_slowly.has_begun.wait(10)
+
+        found = only(doctor.examine_for_page(), "error")
+
+        examine_slowly.may_end.set()
+        assert found.subject == "doctor"
+        assert [each.level for each in other.result()] == ["ok"]
+
+
+class Slow:
+    """An examination that lasts until `may_end`, or a moment if nobody sets that."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self) -> Iterator[Finding]:
+        self.calls += 1
+        self.has_begun.set()
+        self.may_end.wait(0.5)
+        yield Finding("ok", "It is well.")
 
 
 def test_a_broker_without_workers(embedded_broker):

@@ -342,10 +342,10 @@ def _refresh_seconds(*shown: Card) -> int:
 
 
 def _examined() -> dict[str, Any]:
-    from autorun.observe.doctor import examine
+    from autorun.observe.doctor import examine_for_page
 
     order = {"error": 0, "warning": 1}
-    findings = sorted(examine(), key=lambda each: order.get(each.level, 2))
+    findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))
     numbers: Counter[str] = Counter(each.level for each in findings)
     problems = [counted(numbers[level], level) for level in order if numbers[level]]
     return {

@@ -5,7 +5,9 @@
     path("health/", HealthCheckView.as_view(checks=["autorun.contrib.health.Autorun"])),
 
 It reports the findings of `manage.py autorun doctor`. That takes a few seconds, because it asks the
-broker for its workers: let a monitor request it every few minutes, but not a load balancer.
+broker for its workers: let a monitor request it every few minutes, but not a load balancer. Each
+process examines once at a time, and answers requests of the next seconds with the same findings.
+They name queues, workers and runners: keep the address from strangers.
 """
 
 import datetime as dt
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from django.db import connections
 
 from autorun.conf import settings
-from autorun.observe.doctor import Finding, examine
+from autorun.observe.doctor import Finding, examine_for_page
 
 try:
     from health_check.base import HealthCheck
@@ -34,7 +36,7 @@ class Autorun(HealthCheck):  # type: ignore[misc]
 
     def run(self) -> None:
         try:
-            findings = examine()
+            findings = examine_for_page()
         finally:
             _close_connections()
         errors = [each for each in findings if each.level == "error"]

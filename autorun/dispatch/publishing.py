@@ -229,7 +229,7 @@ class _Courier:
         if self._connection is not None and not self._connection.connected:
             self._drop()  # kombu would reopen it with its own, longer timeouts
         if self._connection is None or self._producer is None:
-            self._connection = _open()
+            self._connection = open_connection()
             self._producer = Producer(self._connection.default_channel)
         options = {
             **message.options(),
@@ -244,7 +244,7 @@ class _Courier:
     def _drop(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            _close(connection)
+            close_connection(connection)
 
 
 def _cause_of(error: Exception) -> BaseException:
@@ -267,7 +267,8 @@ def _words_for(refused: Sequence[Refusal]) -> str:
     )
 
 
-def _open() -> Connection:
+def open_connection() -> Connection:
+    """A connection to the broker that waits for nothing longer than TIMEOUT."""
     connection: Connection = current_app.connection_for_write(
         connect_timeout=TIMEOUT, transport_options=_impatient_options()
     )
@@ -276,7 +277,7 @@ def _open() -> Connection:
         hosts = len(connection.alt) or 1
         connection.ensure_connection(max_retries=hosts - 1, interval_start=0, interval_step=0)
     except BaseException:
-        _close(connection)
+        close_connection(connection)
         raise
     return connection
 
@@ -295,7 +296,7 @@ def _is_timeout(error: BaseException | None) -> bool:
     return False
 
 
-def _close(connection: Connection) -> None:
+def close_connection(connection: Connection) -> None:
     """Free the file descriptors without a goodbye to a broker that may not answer."""
     transport: Any = connection.transport
     connection.collect(socket_timeout=0.1)

@@ -1,9 +1,20 @@
 """Checks that everything autorun needs is working: `manage.py autorun doctor`."""
 
-from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
-from autorun.observe.doctor.finding import Finding
+import threading
+import time
 
-__all__ = ("Finding", "examine")
+from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
+from autorun.observe.doctor.finding import Finding, error
+
+__all__ = ("Finding", "examine", "examine_for_page")
+
+#: Seconds for which a page shows the same findings again.
+FRESH = 5.0
+#: Seconds that a page waits for an examination that another one has begun.
+PATIENCE = 15.0
+
+_turn = threading.Lock()
+_latest: tuple[float, list[Finding]] = (float("-inf"), [])
 
 #: These need no tables.
 FIRST = (
@@ -34,3 +45,22 @@ def examine() -> list[Finding]:
     if any(each.level == "error" and each.subject in database.SUBJECTS for each in findings):
         return findings  # the other examinations would report the same error
     return findings + [found for examine_one in THEN for found in examine_one()]
+
+
+def examine_for_page() -> list[Finding]:
+    """`examine()`, one at a time in this process, and again after some seconds only.
+
+    A broker or database that does not answer would else cost a thread and a connection a request.
+    """
+    global _latest  # noqa: PLW0603
+    if not _turn.acquire(timeout=PATIENCE):
+        told = f"Another request has been examining autorun for {PATIENCE:g} s."
+        return [error(told, "Ask again in a minute, or run `manage.py autorun doctor`.", "doctor")]
+    try:
+        at, findings = _latest
+        if time.monotonic() - at >= FRESH:
+            findings = examine()
+            _latest = (time.monotonic(), findings)
+        return findings
+    finally:
+        _turn.release()

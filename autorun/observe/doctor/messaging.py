@@ -10,12 +10,11 @@ from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
 from autorun.declare.interruption import in_thread
 from autorun.dispatch.messages import EXECUTE, queue_name, queue_of
-from autorun.dispatch.publishing import Message
+from autorun.dispatch.publishing import Message, close_connection, open_connection
 from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
 from autorun.state.words import duration
 
-CONNECT_TIMEOUT = 2  # seconds
-ANSWER_TIMEOUT = 1.5
+ANSWER_TIMEOUT = 1.5  # seconds
 #: Seconds to wait for a broker that accepts connections but never answers, whatever the transport.
 DEADLINE = 6.0
 
@@ -93,8 +92,9 @@ def examine_visibility_timeout() -> Iterator[Finding]:
 
 def _listeners() -> dict[str, list[str]] | None:
     """Names of the workers that answer, by queue; None if workers cannot be asked."""
-    with current_app.connection_for_write(connect_timeout=CONNECT_TIMEOUT) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
+    # With time limits of its own: the thread that waits for a silent broker ends soon.
+    connection = open_connection()
+    try:
         # Kombu's transports for some brokers, such as SQLAlchemy's, cannot send to all workers.
         can_reach_all = getattr(connection.default_channel, "supports_fanout", True)
         if not (can_reach_all and current_app.conf.worker_enable_remote_control):
@@ -105,6 +105,8 @@ def _listeners() -> dict[str, list[str]] | None:
             for queue in queues:
                 found[queue["name"]].append(worker)
         return found
+    finally:
+        close_connection(connection)
 
 
 def _shown_url() -> str:
