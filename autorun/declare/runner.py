@@ -83,6 +83,14 @@ class Runner:
     PRIORITY: ClassVar[int | None] = None
     #: The most runs one sweep creates.
     MAX_PER_SWEEP: ClassVar[int | None] = None
+    #: The fields of the row, or of OUTPUT_MODEL, by the outputs that are written to them; a lone
+    #: name takes the whole output.
+    OUTPUT_FIELDS: ClassVar[Mapping[str, str] | str | None] = None
+    #: A model that gets one row for each success, and its unique field that names the input row.
+    OUTPUT_MODEL: ClassVar[type[Model] | None] = None
+    OUTPUT_KEY: ClassVar[str | None] = None
+    #: Whether runs keep their outputs.
+    STORE_OUTPUTS: ClassVar[bool] = True
     #: What `log_filter_start` says.
     FILTER_QUERYSET_START: ClassVar[str] = "Filtering queryset..."
 
@@ -124,6 +132,13 @@ class Runner:
         for each in self.inputs:
             values[each.path] = each.read(instance)
         return values if len(values) > 1 else values.popitem()[1]
+
+    def save_outputs(self, results: Sequence[Any]) -> None:
+        """Save outputs of many successes, in the transaction that records them.
+
+        Each result has the `key` of its row, its `outputs` and the id of its `run`. What is raised
+        undoes all of them, and they are saved in halves, so that a row at fault fails alone.
+        """
 
     def create_configuration(self) -> dict[str, Any]:
         """Keyword arguments that all runs have in common; part of what makes a node."""
@@ -232,6 +247,18 @@ class Runner:
     def get_retry_backoff(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th attempt failed, from 1 on."""
         return exponential(self.RETRY_BACKOFF, attempt)
+
+    @cached_property
+    def output_fields(self) -> dict[str, str]:
+        """OUTPUT_FIELDS as {path of an output: field}; "" is the path of the whole output."""
+        declared = self.OUTPUT_FIELDS or {}
+        return {"": declared} if isinstance(declared, str) else dict(declared)
+
+    @cached_property
+    def lands(self) -> bool:
+        """Whether its outputs are written to the project's rows, or kept nowhere."""
+        is_declared = bool(self.OUTPUT_FIELDS) or self.OUTPUT_MODEL is not None
+        return is_declared or not self.STORE_OUTPUTS or self.overrides("save_outputs")
 
     @cached_property
     def takes_instances(self) -> bool:

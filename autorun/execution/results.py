@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet
@@ -25,6 +25,9 @@ from autorun.state.managers import RETIRED
 from autorun.state.probes import crash_point
 from autorun.state.sql import Fragment, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
+
+if TYPE_CHECKING:
+    from autorun.execution.landing import Landing
 
 
 @dataclass(frozen=True)
@@ -154,18 +157,20 @@ def record(
     size: int,
     is_last: bool,
     build: int | None = None,
+    landing: Landing | None = None,
 ) -> Tally:
     """Write the results, and the chunk's counts that follow from them and `tally`; those counts.
 
     `is_last` finishes the chunk. `build` made the attempts. Moved runs go to new chunks of at most
     `size`. A result is skipped if an earlier call has recorded or moved its run: the answer to that
-    call's commit was lost.
+    call's commit was lost. `landing` lands the outputs of the successes, or raises NotLanded.
     If the database has forgotten earlier results, the chunk waits for a worker to repeat them.
     Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
 
     new_chunks = _new_chunks(lease.chunk, results, size=size)
-    source = _as_source(lease.chunk, results, new_chunks)
+    is_stored = landing is None or landing.keeps_outputs
+    source = _as_source(lease.chunk, results, new_chunks, is_stored=is_stored)
 
     built_by = "NULL"
     if build is not None:
@@ -192,6 +197,8 @@ def record(
             )
             written = dict(updated)
         crash_point("finish.updated")
+        if landing is not None:
+            _land(landing, results, written)
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
             _write_counts(held, counted, is_last=is_last)
@@ -207,6 +214,14 @@ def record(
         return counted
 
     return repeated_on_conflict(attempt, is_idempotent=True)
+
+
+def _land(landing: Landing, results: Sequence[Result], written: Mapping[int, bool | None]) -> None:
+    # The row of a superseded run gets the outputs of the next one.
+    current = (each for each in results if written.get(each.run_id))
+    if done := [each for each in current if each.status == Run.Status.SUCCEEDED]:
+        landing.land(done)
+        crash_point("finish.landed")
 
 
 def endings(results: Sequence[Result]) -> Iterator[Ending]:
@@ -312,7 +327,11 @@ def _write_counts(chunk: QuerySet[Any], tally: Tally, *, is_last: bool) -> bool:
 
 
 def _as_source(
-    chunk: Chunk, results: Sequence[Result], new_chunks: list[tuple[Chunk, list[int]]]
+    chunk: Chunk,
+    results: Sequence[Result],
+    new_chunks: list[tuple[Chunk, list[int]]],
+    *,
+    is_stored: bool,
 ) -> Fragment:
     """The results as rows of a table, with the chunk that each run belongs to from now on."""
     chunk_ids: dict[int, int] = {}
@@ -322,7 +341,7 @@ def _as_source(
     for result in results:
         chunk_id = chunk_ids.get(result.run_id, chunk.pk)
         row = (result.run_id, int(result.status), result.attempts, result.fingerprint)
-        rows.append((*row, chunk_id, result.outputs, result.seconds))
+        rows.append((*row, chunk_id, result.outputs if is_stored else None, result.seconds))
     return recordset(connections[settings.DATABASE], _COLUMNS, rows)
 
 

@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +26,9 @@ from autorun.execution.body import Body
 from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.builds import build_of
 from autorun.execution.calls import Call
+from autorun.execution.landing import Landing
 from autorun.execution.pace import Pace
+from autorun.execution.refusals import Refusals
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.execution.together import perform_together
 from autorun.models import Run
@@ -76,6 +77,8 @@ class Work:
         self.body = Body(runner, analysis, lease.chunk.node.configuration)
         self.lock = threading.RLock()
         self.build: int | None = None
+        self._refusals: Refusals | None = None
+        self._landing = Landing(runner) if runner.lands else None
         self.began_at = time.monotonic()
         #: The calls of the body that have not returned.
         self.calls: list[Call] = []
@@ -385,9 +388,11 @@ class Work:
             size = size or (self._size_of_rest(moved) if moved else 1)
             self.has_moved = self.has_moved or moved > 0
             is_finished = False
+            recorded: list[Result] = []
+            self._refusals = None
             halving = Halving(
                 results,
-                fail=lambda result, error: self._refuse(results, result, error),
+                fail=self._note_refused,
                 probe=lambda: record(self.lease, [], self._tally, size=1, is_last=False),
                 using=settings.DATABASE,
             )
@@ -401,10 +406,17 @@ class Work:
                         size=size,
                         is_last=is_finished,
                         build=self.build,
+                        landing=self._landing,
                     )
+                    recorded += some
                 except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
                     halving.errors.append(error)
                     is_finished = False
+                    self._refusals = self._refusals or Refusals(recorded)
+                    if self._refusals.is_hopeless_after(error):
+                        break
+            if len(recorded) < len(results):
+                results = [*recorded, *self._record_refused(results)]
             if is_last and not is_finished:
                 self._tally = record(self.lease, [], self._tally, size=size, is_last=True)
             self._results = []
@@ -414,18 +426,25 @@ class Work:
                 self._unannounced += results
             return self._tally
 
-    def _refuse(self, results: list[Result], result: Result, error: Exception) -> None:
-        """Record a success that the database refuses as a failure, with its reason."""
-        if result.outputs is None:
-            raise error
-        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
-        failed = replace(result, status=Run.Status.FAILED, outputs=None, failure=failure)
+    def _note_refused(self, result: Result, error: Exception) -> None:
+        if self._refusals is not None:
+            self._refusals.add(result, error)
+
+    def _record_refused(self, results: Sequence[Result]) -> list[Result]:
+        """Record refused successes as failures, or as runs to be repeated; all that was left."""
+        if self._refusals is None:
+            return []
+        rest = self._refusals.ended(results, pause=pause_after(self.lease.chunk))
+        moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
+        size = self._size_of_rest(moved) if moved else 1
         self._tally = record(
-            self.lease, [failed], self._tally, size=1, is_last=False, build=self.build
+            self.lease, rest, self._tally, size=size, is_last=False, build=self.build
         )
-        results[results.index(result)] = failed
-        self.has_failed = True
-        self.succeeded = [key for key in self.succeeded if key != result.key]
+        self.has_moved = self.has_moved or moved > 0
+        self.has_failed = self.has_failed or Run.Status.FAILED in map(_status_of, rest)
+        keys = {each.key for each in rest}
+        self.succeeded = [key for key in self.succeeded if key not in keys]
+        return rest
 
     def _size_of_rest(self, moved: int) -> int:
         """The size of the new chunks for so many moved runs.

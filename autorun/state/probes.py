@@ -38,6 +38,7 @@ POINTS = {
     "finish.unwritten": "a body has returned; its result is not recorded",
     "finish.counted": "the chunk's counts are written; its runs are not",
     "finish.updated": "runs are written; their failures are not",
+    "finish.landed": "outputs are in the project's rows; failures are not written",
     "finish.failures": "failures are written; runs with attempts left have no chunk",
     "finish.moved": "runs with attempts left have a chunk; the transaction is open",
     "finish.committed": "results are recorded; dependent rows are not planned",

@@ -82,7 +82,7 @@ def repeated_on_conflict(
                     return work()
         except (DatabaseError, InterfaceError) as error:
             is_broken = is_idempotent and _is_broken(connection, used, error)
-            is_over = attempt >= ATTEMPTS or (holds_node and _has_waited(error))
+            is_over = attempt >= ATTEMPTS or (holds_node and has_waited(error))
             if is_broken:
                 is_over = is_over and time.monotonic() - began >= settings.LEASE
             if is_over or not (is_broken or is_conflict(error)):
@@ -243,7 +243,7 @@ def is_conflict(error: Exception) -> bool:
     return "database is locked" in str(error) or "database table is locked" in str(error)
 
 
-def _has_waited(error: Exception) -> bool:
+def has_waited(error: Exception) -> bool:
     """Whether a statement has waited for a lock up to its limit."""
     state = getattr(error.__cause__, "sqlstate", None)
     return state == _WAITED_STATE or error.args[:1] == (_WAITED_NUMBER,)

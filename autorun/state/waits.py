@@ -31,17 +31,19 @@ def connect() -> None:
 
 
 @contextmanager
-def bounded_idleness(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def bounded_idleness(
+    connection: BaseDatabaseWrapper, seconds: int = LONGEST_IDLENESS
+) -> Iterator[None]:
     """Have the server end this transaction if its process is frozen; entered in the transaction."""
     is_mariadb = connection.vendor == "mysql"
     with connection.cursor() as cursor:
         if is_mariadb:
             cursor.execute(
                 "SET @autorun_idleness = @@SESSION.idle_transaction_timeout, "
-                f"SESSION idle_transaction_timeout = {LONGEST_IDLENESS:d}"
+                f"SESSION idle_transaction_timeout = {seconds:d}"
             )
         elif connection.vendor == "postgresql":
-            limit = f"idle_in_transaction_session_timeout = '{LONGEST_IDLENESS:d}s'"
+            limit = f"idle_in_transaction_session_timeout = '{seconds:d}s'"
             cursor.execute(f"SET LOCAL {limit}")
     try:
         yield
@@ -50,6 +52,27 @@ def bounded_idleness(connection: BaseDatabaseWrapper) -> Iterator[None]:
             # Past Django, which sends nothing in a transaction that is to be rolled back.
             with connection.wrap_database_errors, connection.connection.cursor() as cursor:
                 cursor.execute("SET SESSION idle_transaction_timeout = @autorun_idleness")
+
+
+@contextmanager
+def bounded_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Bound the waits of statements on a project's tables, in a transaction of autorun's."""
+    names = ("innodb_lock_wait_timeout", "lock_wait_timeout")
+    is_mariadb = connection.vendor == "mysql"
+    with connection.cursor() as cursor:
+        if is_mariadb:
+            kept = ", ".join(f"@autorun_{name} = @@SESSION.{name}" for name in names)
+            bounds = ", ".join(f"SESSION {name} = {LONGEST_WAIT}" for name in names)
+            cursor.execute(f"SET {kept}, {bounds}")
+        elif connection.vendor == "postgresql":
+            cursor.execute(f"SET LOCAL lock_timeout = '{LONGEST_WAIT}s'")
+    try:
+        yield
+    finally:
+        if is_mariadb and connection.connection is not None:
+            before = ", ".join(f"SESSION {name} = @autorun_{name}" for name in names)
+            with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+                cursor.execute(f"SET {before}")
 
 
 def _bound_statements(connection: BaseDatabaseWrapper, **_: Any) -> None:

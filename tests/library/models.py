@@ -86,3 +86,21 @@ class Image(models.Model):
 class Consent(models.Model):
     patient = models.OneToOneField(Patient, models.CASCADE)
     text = models.CharField(max_length=50)
+
+
+class Summary(models.Model):
+    """What a body finds in a document, by every type of field that can be landed."""
+
+    document = models.OneToOneField(Document, models.CASCADE)
+    label = models.CharField(max_length=20, unique=True, null=True)  # noqa: DJ001
+    words = models.IntegerField(null=True)
+    ratio = models.FloatField(null=True)
+    price = models.DecimalField(max_digits=8, decimal_places=2, null=True)
+    read_on = models.DateField(null=True)
+    read_at = models.DateTimeField(null=True)
+    took = models.DurationField(null=True)
+    is_good = models.BooleanField(null=True)
+    details = models.JSONField(null=True)
+    uid = models.UUIDField(null=True)
+    site = models.ForeignKey(Site, models.SET_NULL, null=True)
+    changed_at = models.DateTimeField(auto_now=True)

@@ -31,6 +31,7 @@ def check_all(
         imports,
         input_types,
         installation,
+        landing,
         names,
         neighbours,
         overrides,
@@ -52,6 +53,7 @@ def check_all(
         yield from values.check_values(runner)
         yield from input_types.check_input_types(runner)
         yield from overrides.check_overrides(runner)
+        yield from landing.check_landing(runner)
         yield from related.check_related(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)

@@ -89,6 +89,7 @@ SCHEDULE = CRONTAB | DURATION | NONE
 OPTION_VALUES: Mapping[str, Expectation] = {
     "ON_SAVE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
     "ON_WRITE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
+    "STORE_OUTPUTS": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
     "MAX_ATTEMPTS": integer(1, 32_000, example=3),
     "RETRY_BACKOFF": Expectation(
         "a number of 0 or more", lambda value: is_number(value) and value >= 0, "10"
