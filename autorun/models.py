@@ -212,7 +212,10 @@ class Chunk(models.Model):
             models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
             models.Index(fields=["state", "expires_at"], name="autorun_chunk_lease"),
             # With the state, finished chunks are found among millions of waiting ones.
-            models.Index(fields=["node", "is_folded", "state"], name="autorun_chunk_folded"),
+            # So are those without a failure, which are to be folded, among those that stay.
+            models.Index(
+                fields=["node", "is_folded", "state", "failed"], name="autorun_chunk_folded"
+            ),
             models.Index(fields=["batch", "is_folded"], name="autorun_chunk_batch"),
         ]
 

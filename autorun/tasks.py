@@ -140,12 +140,12 @@ def upkeep() -> None:
         make_round()
 
 
-def make_round() -> None:
-    """Make a round of upkeep, unless another process has just made one."""
+def make_round() -> bool:
+    """Make a round of upkeep, unless another process has just made one; whether it did."""
     from autorun.observe.notifying import hand_over_reports
     from autorun.upkeep.rounds import upkeep
 
-    upkeep(notify=hand_over_reports)
+    return upkeep(notify=hand_over_reports) is not None
 
 
 @shared_task(name="autorun.drain", **_options)

@@ -137,6 +137,21 @@ def test_a_row_that_has_changed_back_has_the_result_for_that_input(
     assert not runner.pending().exists()
 
 
+def test_a_row_whose_superseded_run_is_executed_has_no_earlier_result_back(
+    runner: QuerySetRunner,
+) -> None:
+    Document.objects.update(title="b")
+    runner.run()
+    Chunk.objects.unstarted().update(state=Chunk.State.RUNNING)
+    Document.objects.update(title="a")
+
+    batches.cancel(runner.backfill())
+
+    # With a result, a save would start a second run beside the one of "b".
+    assert current_runs() == {}
+    assert runner.pending().count() == ROWS
+
+
 def test_a_superseded_rerun_that_is_cancelled_leaves_its_successor_current(
     runner: QuerySetRunner, documents: list[Document]
 ) -> None:

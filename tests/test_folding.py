@@ -2,16 +2,21 @@
 
 import datetime as dt
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from django.contrib.contenttypes.models import ContentType
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun.models import Chunk, Node
 from autorun.planning import batches
 from autorun.runner import QuerySetRunner
-from autorun.state.counts import Progress
+from autorun.state.clock import new_chunk_id
+from autorun.state.counts import Progress, progress
 from autorun.upkeep import folding
-from autorun.upkeep.folding import fold
+from autorun.upkeep.folding import fold, fold_everywhere
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -172,3 +177,60 @@ def test_nothing_is_folded_twice() -> None:
 
         assert fold_all(runner) == 0
         assert runner.progress() == Progress(succeeded=2)
+
+
+def many_nodes(number: int, **options: Any) -> None:
+    """So many nodes with a finished chunk each."""
+    content_type = ContentType.objects.get_for_model(Document)
+    nodes = [Node(title=str(n), digest=str(n), content_type=content_type) for n in range(number)]
+    Node.objects.bulk_create(nodes)
+    done = {"state": Chunk.State.FINISHED, "size": 1, "runner": "tests.Gone"}
+    first = new_chunk_id()
+    Chunk.objects.bulk_create(
+        Chunk(pk=first + at, node=node, **done | options) for at, node in enumerate(nodes)
+    )
+
+
+def test_few_chunks_are_folded_once_they_are_old(set_constants: Callable[..., None]) -> None:
+    set_constants(folding, FEW=3)
+    many_nodes(2, succeeded=1, finished_at=timezone.now() - dt.timedelta(minutes=30))
+    first, second = Node.objects.order_by("pk")
+
+    assert fold_everywhere() == 0
+    Chunk.objects.of(first).update(finished_at=timezone.now() - dt.timedelta(hours=2))
+    assert fold_everywhere() == 1
+    assert progress(first) == Progress(succeeded=1)
+    Chunk.objects.update(node=second, is_folded=False)
+    Chunk.objects.create(node=second, state=Chunk.State.FINISHED, size=1, succeeded=1)
+    assert fold_everywhere() == 3
+
+
+def test_nodes_at_rest_are_folded_by_one_statement_however_many_there_are() -> None:
+    many_nodes(50, succeeded=1, is_folded=True)
+    Chunk.objects.create(node=Node.objects.first(), state=Chunk.State.FINISHED, size=1, failed=1)
+
+    with CaptureQueriesContext(connection) as statements:
+        assert fold_everywhere() == 0
+
+    assert len(statements) == 1
+
+
+def test_nodes_to_be_folded_take_as_many_statements_as_one() -> None:
+    numbers = []
+    for number in (1, 50):
+        Node.objects.all().delete()
+        many_nodes(number, succeeded=1, finished_at=timezone.now() - dt.timedelta(hours=2))
+        with CaptureQueriesContext(connection) as statements:
+            assert fold_everywhere() == number
+        numbers.append(len(statements))
+
+    assert numbers[1] <= numbers[0] <= 12
+    assert all(node.folded_succeeded == 1 for node in Node.objects.all())
+
+
+def test_a_node_that_cannot_be_folded_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    many_nodes(3, succeeded=1, finished_at=timezone.now() - dt.timedelta(hours=2))
+    Node.objects.filter(title="1").update(folded_hours={"no hour": 1})
+
+    assert fold_everywhere() == 2
+    assert "Folding: node" in caplog.text

@@ -16,7 +16,7 @@ from autorun.triggers import installing
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0009_not_applicable"
+NEWEST = "0010_at_rest"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from autorun.declare import registry
 from autorun.dispatch import releasing
 from autorun.dispatch.releasing import _due
 from autorun.models import Chunk, Node, Run
 from autorun.planning import batches
 from autorun.planning import windows as planning_windows
 from autorun.runner import QuerySetRunner
+from autorun.tasks import plan
 from autorun.upkeep import folding
+from autorun.upkeep.pruning import prune
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 
@@ -57,7 +60,7 @@ def settle() -> None:
 
 
 @contextmanager
-def explained(beginning: str) -> Iterator[list[str]]:
+def explained(beginning: str, *, words: str = "") -> Iterator[list[str]]:
     """The plans of the statements within the block that begin so, before they are executed."""
     plans: list[str] = []
 
@@ -65,7 +68,7 @@ def explained(beginning: str) -> Iterator[list[str]]:
         # Without the limit of the wait for locks, which is part of the statement.
         _, is_bounded, rest = sql.partition(f"; {beginning}")
         if sql.startswith(beginning):
-            plans.append(plan_of(sql, params))
+            plans.append(plan_of(sql, params, words))
         elif is_bounded:
             plans.append(plan_of(beginning + rest.partition("; SET")[0], params))
         return execute(sql, params, many, context)
@@ -74,11 +77,11 @@ def explained(beginning: str) -> Iterator[list[str]]:
         yield plans
 
 
-def plan_of(sql: str, params: Any) -> str:
-    words = {"postgresql": "EXPLAIN (COSTS OFF)", "sqlite": "EXPLAIN QUERY PLAN"}
+def plan_of(sql: str, params: Any, words: str = "") -> str:
+    usual = {"postgresql": "EXPLAIN (COSTS OFF)", "sqlite": "EXPLAIN QUERY PLAN"}
     with connection.cursor() as cursor:
         # Past the wrappers, which would explain the explanation.
-        cursor.cursor.execute(f"{words[connection.vendor]} {sql}", tuple(params or ()))
+        cursor.cursor.execute(f"{words or usual[connection.vendor]} {sql}", tuple(params or ()))
         return "\n".join(str(row[-1]) for row in cursor.cursor.fetchall())
 
 
@@ -203,6 +206,51 @@ def test_earlier_results_are_looked_up_row_by_row(runner: QuerySetRunner) -> Non
     assert "autorun_run_one_current" in plans[0] or "node_id=? AND object_id=?" in plans[0]
     assert "Seq Scan" not in plans[0]
     assert "autorun_run_pkey" not in plans[0]
+
+
+@on_postgresql
+def test_a_saved_row_that_was_executed_reads_none_of_its_superseded_runs() -> None:
+    Document.objects.create(title="a")
+    with installed(declare()):
+        echo_runner = registry.get("tests.EchoRunner")
+        echo_runner.run()
+        work_off()
+        run = Run.objects.get()
+        history = {"node_id": run.node_id, "object_id": run.object_id, "is_current": None}
+        Run.objects.bulk_create(
+            Run(fingerprint=run.fingerprint, chunk_id=run.chunk_id, status=2, **history)
+            for _ in range(1_000)
+        )
+        with explained("SELECT d.k, d.f, r.id", words="EXPLAIN (ANALYZE, COSTS OFF)") as plans:
+            plan(Document._meta.label, [run.object_id])
+
+    of_history = plans[0][plans[0].index("autorun_run p") :]
+    assert "never executed" in of_history.splitlines()[0]
+
+
+@pytest.mark.skipif(connection.vendor == "mysql", reason="reads plans of PostgreSQL and SQLite")
+def test_pruning_finds_superseded_runs_by_their_index(
+    runner: QuerySetRunner,
+) -> None:
+    with explained('SELECT "autorun_run"."id" AS "pk", "autorun_run"."chunk_id"') as plans:
+        prune()
+
+    assert "autorun_run_superseded" in plans[0]
+
+
+@on_postgresql
+def test_nodes_to_be_folded_are_found_by_the_index_beside_many_failed_chunks() -> None:
+    node = _many_waiting_chunks()
+    Chunk.objects.update(state=Chunk.State.FINISHED, failed=1, finished_at="2026-01-01T00:00Z")
+    settle()
+
+    with explained('SELECT "autorun_node"."id"') as plans:
+        assert folding.fold_everywhere() == 0
+
+    assert Chunk.objects.of(node).unfolded().count() == 2_000
+    for line in plans[0].splitlines():
+        assert "Seq Scan on autorun_chunk" not in line
+    assert re.search(r"Index Cond: .*\(failed = 0\)", plans[0])
 
 
 def test_no_index_of_runs_mentions_their_status() -> None:

@@ -22,7 +22,9 @@ from autorun.runner import QuerySetRunner
 from autorun.state import clock, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
+from autorun.state.pulses import take_turn
 from autorun.upkeep import draining, folding, pruning, rounds
+from autorun.upkeep.bootstep import next_pause
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
 from autorun.upkeep.rounds import finish_batches, hand_on_batches, send_again, upkeep
@@ -450,17 +452,52 @@ def test_a_chunk_that_its_node_has_not_counted_in_stays(old_history):
     assert old_history.progress() == before
 
 
-def test_pruning_goes_by_windows_of_ids_and_no_further_than_it_may(old_history, set_constants):
-    set_constants(pruning, WINDOW=2, DELETED_AT_ONCE=1)
+def test_pruning_goes_in_the_order_of_ids_and_no_further_than_it_may(old_history, set_constants):
+    set_constants(pruning, DELETED_AT_ONCE=1)
 
     assert prune(at_most=3) == 3
     with CaptureQueriesContext(connection) as captured:
         assert prune() == 1
     statements = [query["sql"] for query in captured]
     looked = [sql for sql in statements if "chunk_id" in sql.partition(" FROM ")[0]]
-    assert looked
-    assert all(re.search(r"[`\"]id[`\"] < ", sql) for sql in looked)
+    assert [re.findall(r"[`\"]id[`\"] > (\d+)", sql)[-1] == "0" for sql in looked] == [True, False]
     assert Run.objects.filter(is_current=True).count() == Run.objects.count() == 4
+
+
+def test_superseded_runs_made_after_the_cutoff_are_not_read_by_pruning(old_history, set_constants):
+    set_constants(pruning, FEW_RUNS=2)
+    second = Run.objects.order_by("pk")[1].pk
+
+    assert prune() == 2
+    assert Run.objects.filter(is_current=None).earliest("pk").pk == second + 1
+
+
+def test_pruning_takes_few_statements_if_there_is_nothing_to_prune(old_history):
+    assert prune() == 4
+
+    with CaptureQueriesContext(connection) as captured:
+        assert prune() == 0
+    assert len(captured) == 3
+
+
+def test_a_worker_that_is_one_of_many_looks_ever_less_often_whether_a_round_is_due():
+    pauses = [5.0]
+    for _ in range(20):
+        pauses.append(next_pause(pauses[-1], is_made=False))
+    assert pauses[1:3] == [7.5, 11.25]
+    assert pauses[-1] == 120.0
+    for _ in range(20):
+        pauses.append(next_pause(pauses[-1], is_made=True))
+    assert pauses[-1] == 5.0
+
+
+def test_a_worker_out_of_turn_takes_two_statements_and_writes_nothing():
+    assert take_turn("upkeep", every=5.0)
+
+    with CaptureQueriesContext(connection) as captured:
+        assert upkeep() is None
+    assert len(captured) == 2
+    assert all(query["sql"].startswith("SELECT") for query in captured)
 
 
 def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, set_constants):

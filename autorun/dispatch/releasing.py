@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db import DatabaseError, OperationalError, transaction
+from django.db import OperationalError, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Greatest, Least
 
@@ -91,7 +91,7 @@ def _release_page(digests: Mapping[int, str]) -> int:
     left: Collection[int] = labels
     try:
         claimed, left = repeated_on_conflict(partial(_claim_first, labels), holds_node=True)
-    except DatabaseError as error:
+    except Exception as error:  # noqa: BLE001  raised again for the node that is at fault
         logger.warning("%d nodes are released one by one: %s", len(labels), error)
     _send_on_commit(claimed)
     each = sum_of_each(lambda pk: release(pk).chunks, left, name="Releasing: node")

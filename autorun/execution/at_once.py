@@ -121,10 +121,16 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
     name = row_of_candidate("p", candidates.kind)
+    statuses = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
+    executed = ", ".join(f"{status:d}" for status in statuses)
     sql = (
         f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
-        f"EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "
-        f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}), "
+        # A run that was executed has waited for earlier ones of its row: these are not read, there
+        # may be very many.
+        f"CASE WHEN r.status = {Run.Status.PENDING:d} THEN TRUE "
+        f"WHEN r.attempts > 0 AND r.status IN ({executed}) THEN FALSE "
+        f"ELSE EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "
+        f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}) END, "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
         "WHERE n.id = %s AND n.paused_at IS NOT NULL), "
         f"EXISTS (SELECT 1 FROM {table(Chunk, connection)} AS c WHERE c.node_id = %s "

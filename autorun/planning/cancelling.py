@@ -59,7 +59,8 @@ def earlier_results(runs: QuerySet[Run]) -> list[int]:
     """The results that are current again if these locked runs are cancelled.
 
     For each run that is current: the last of its row that has succeeded, was not applicable, or
-    failed with no attempts left, for the same input.
+    failed with no attempts left, for the same input. None while a run of the row that was
+    superseded is still executed.
     """
     same = ("node", "object_id", "object_key", "fingerprint")
     ended = Run.objects.filter(
@@ -69,7 +70,13 @@ def earlier_results(runs: QuerySet[Run]) -> list[int]:
     )
     # Grouped: for a MAX alone, PostgreSQL may walk down the primary key through all runs.
     last = ended.order_by().values("fingerprint").annotate(last=Max("pk")).values("last")
-    current = runs.filter(is_current=True).annotate(earlier=Subquery(last))
+    row = {name: OuterRef(name) for name in same[:3]}
+    executed = Run.objects.pending().filter(
+        is_current=None, chunk__state=Chunk.State.RUNNING, **row
+    )
+    # Looked up for each row: as a join, PostgreSQL may read all chunks first.
+    current = runs.annotate(executed=Subquery(executed.values("pk")[:1]), earlier=Subquery(last))
+    current = current.filter(is_current=True, executed=None)
     return [pk for (pk,) in current.values_list("earlier") if pk is not None]
 
 

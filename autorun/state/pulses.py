@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Collection
 
 from django.db import IntegrityError, connections, transaction
-from django.db.models import Expression, Q, QuerySet
+from django.db.models import BooleanField, Expression, ExpressionWrapper, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Pulse
@@ -45,10 +45,13 @@ def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
     A turn that lies in the future was taken by a clock that was wrong, as of a former server.
     """
     is_due = Q(beat_at__lte=from_now(-every * early)) | Q(beat_at__gt=from_now(every))
-    due = Pulse.objects.filter(is_due, name=name)
-    if due.update(beat_at=DatabaseNow()):
-        return True
-    return not Pulse.objects.filter(name=name).exists() and _create(name)
+    pulses = Pulse.objects.filter(name=name)
+    # Read first: most callers get no turn, and write nothing.
+    turn = pulses.annotate(is_due=ExpressionWrapper(is_due, BooleanField())).values_list("is_due")
+    found = turn.first()
+    if found is None:
+        return _create(name)
+    return bool(found[0] and pulses.filter(is_due).update(beat_at=DatabaseNow()))
 
 
 def give_back_turn(name: str) -> None:

@@ -6,6 +6,7 @@ are, and before them. Other pools do not fork, and a thread of the worker makes 
 """
 
 import os
+import random
 import signal
 import threading
 import time
@@ -26,11 +27,27 @@ logger = get_logger(__name__)
 #: Seconds between two looks of upkeep's process at whether the worker is alive.
 LOOK_EVERY = 0.5
 
+#: The most intervals between two looks of a worker that is one of many.
+MOST_INTERVALS = 24
+#: The parts of a pause that it may take, so that workers started at once look at different times.
+JITTER = (0.8, 1.2)
+
 _stop = threading.Event()
-_make_round: Callable[[], object]
+_make_round: Callable[[], bool]
 
 
-def add_to(worker: Any, make_round: Callable[[], object]) -> None:
+def next_pause(pause: float, *, is_made: bool) -> float:
+    """The seconds until this process looks again whether a round is due; the last were `pause`.
+
+    The more workers there are, the more often one finds that another has made the round. So all of
+    them together look about twice in an interval, and one that is alone in every interval.
+    """
+    if is_made:
+        return max(pause / 2, settings.UPKEEP_INTERVAL)
+    return min(pause * 1.5, settings.UPKEEP_INTERVAL * MOST_INTERVALS)
+
+
+def add_to(worker: Any, make_round: Callable[[], bool]) -> None:
     """Have a worker that is about to start make rounds of upkeep until it ends."""
     global _make_round  # noqa: PLW0603
     _make_round = make_round
@@ -101,10 +118,11 @@ def _start_rounds() -> threading.Thread:
 
 
 def _make_rounds() -> None:
+    pause = settings.UPKEEP_INTERVAL
     while True:
         try:
             close_old_connections()
-            _make_round()
+            pause = next_pause(pause, is_made=_make_round())
             close_old_connections()
         except (OperationalError, InterfaceError) as away:
             logger.warning("Upkeep: no database: %s", away)
@@ -112,6 +130,6 @@ def _make_rounds() -> None:
         except Exception:
             logger.exception("Upkeep: a round failed; the next one tries again.")
             connections.close_all()
-        if _stop.wait(settings.UPKEEP_INTERVAL):
+        if _stop.wait(pause * random.uniform(*JITTER)):
             connections.close_all()
             return

@@ -5,41 +5,64 @@ changes again. Chunks with failures are not folded: their runs may still be retr
 """
 
 import datetime as dt
+import json
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
-from django.db import IntegrityError
-from django.db.models import Exists, F, OuterRef, Q
+from django.db import IntegrityError, connections
+from django.db.models import Exists, F, OuterRef, Q, Subquery
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.state import pulses
 from autorun.state.clock import from_now
 from autorun.state.managers import ChunkQuerySet
-from autorun.state.transactions import repeated_on_conflict, sum_of_each
+from autorun.state.sql import Fragment, recordset, table, update_from
+from autorun.state.transactions import is_passing, repeated_on_conflict, sum_of_each
 
-#: Chunks folded in one transaction, and how few of a node's are not worth one.
+logger = logging.getLogger(__name__)
+
+#: Chunks folded in one transaction, and nodes whose chunks are.
 FOLDED_AT_ONCE = 5_000
+NODES_AT_ONCE = 200
+#: A node is folded once it has so many settled chunks, or one that ended so many seconds ago.
 FEW = 500
+LONG_AGO = 3600
 #: Seconds after its end before a chunk is folded: its worker may be finding out whether its last
 #: commit arrived.
 SETTLED_AFTER = 600
 #: Hours that a node remembers, one more than pages show: the first is incomplete.
 HOURS = 25
+#: The columns of a node that sum up chunks, after "folded_".
+COUNTED = ("succeeded", "failed", "ignored", "not_applicable")
+#: Names the lock that a process holds while it folds.
+LOCK = "fold"
 
 
 def fold_everywhere(*, at_most: int = 20 * FOLDED_AT_ONCE) -> int:
     """Fold the finished chunks of every node with more than a few; how many."""
-    ids = Node.objects.values_list("pk", flat=True)
-    return sum_of_each(partial(fold, at_most=at_most), ids, name="Folding: node")
+    # Subqueries for each node: a join may read all chunks. The first one is empty at most nodes.
+    each = Chunk.objects.of(OuterRef("pk"))
+    settled = _ended(each, quiet=SETTLED_AFTER).filter(failed=0).values("pk")
+    old = _ended(each, quiet=LONG_AGO).filter(failed=0).values("pk")
+    nodes = Node.objects.annotate(
+        first=Subquery(settled[:1]), old=Subquery(old[:1]), many=Subquery(settled[FEW - 1 : FEW])
+    )
+    is_worth_it = Q(old__isnull=False) | Q(many__isnull=False)
+    nodes = nodes.filter(first__isnull=False).filter(is_worth_it).order_by("pk")
+    ids = list(nodes.values_list("pk", flat=True))
+    pages = [ids[at : at + NODES_AT_ONCE] for at in range(0, len(ids), NODES_AT_ONCE)]
+    return sum_of_each(partial(_fold_page, at_most=at_most), pages, name="Folding: nodes")
 
 
-def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SETTLED_AFTER) -> int:
-    """Add the counts of the node's finished chunks to its own; how many chunks."""
+def fold(*node_ids: int, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SETTLED_AFTER) -> int:
+    """Add the counts of the nodes' finished chunks to their own; how many chunks."""
     folded = 0
     while folded < at_most:
-        some = partial(_fold_some, node_id, quiet=quiet)
+        some = partial(_fold_some, node_ids, quiet=quiet)
         number = repeated_on_conflict(some, holds_node=True)
         folded += number
         if number < FOLDED_AT_ONCE:
@@ -47,72 +70,111 @@ def fold(node_id: int, *, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SET
     return folded
 
 
+def _fold_page(node_ids: Sequence[int], *, at_most: int) -> int:
+    try:
+        return fold(*node_ids, at_most=at_most)
+    except Exception as error:
+        if is_passing(error):
+            raise
+        logger.warning("%d nodes are folded one by one: %s", len(node_ids), error)
+    return sum_of_each(partial(fold, at_most=at_most), node_ids, name="Folding: node")
+
+
 def hour_of(at: dt.datetime) -> int:
     """The hour of a time, as hours since 1970."""
     return int(at.timestamp() // 3600)
 
 
-def drop_empty(node_id: int, *, quiet: float) -> int:
+def drop_empty(*, quiet: float) -> int:
     """Fold and delete chunks whose runs have all been pruned or moved; how many.
 
     One with failures stays for as long as its batch: a batch does not sum up failures.
     """
-    empty = _ended(node_id, quiet=quiet).filter(~Exists(Run.objects.filter(chunk=OuterRef("pk"))))
-    runs = Run.objects.filter(chunk__batch=OuterRef("batch"))
-    goes_too = Q(~Exists(runs), batch__finished_at__lte=from_now(-quiet))
-    empty = empty.filter(Q(failed=0) | Q(batch=None) | goes_too)
+    first = Subquery(_empty(OuterRef("pk"), quiet=quiet).values("pk")[:1])
+    nodes = Node.objects.annotate(first=first).filter(first__isnull=False)
 
-    def drop() -> int:
-        pulses.hold(f"fold:{node_id}")
-        found = list(empty[:FOLDED_AT_ONCE])
-        _count_in(node_id, found)._raw_delete(settings.DATABASE)
+    def drop(node_id: int) -> int:
+        pulses.hold(LOCK)
+        found = list(_empty(node_id, quiet=quiet)[:FOLDED_AT_ONCE])
+        _count_in(found)._raw_delete(settings.DATABASE)
         return len(found)
 
-    return repeated_on_conflict(drop, holds_node=True) if empty.exists() else 0
+    return sum_of_each(
+        lambda node_id: repeated_on_conflict(partial(drop, node_id), holds_node=True),
+        nodes.values_list("pk", flat=True),
+        name="Dropping empty chunks: node",
+    )
 
 
-def _ended(node_id: int, *, quiet: float) -> ChunkQuerySet[Chunk]:
-    """The node's chunks that are not folded, and finished `quiet` seconds ago or longer."""
+def _empty(node: Any, *, quiet: float) -> ChunkQuerySet[Chunk]:
+    runs = Run.objects.filter(chunk=OuterRef("pk"))
+    of_batch = Run.objects.filter(chunk__batch=OuterRef("batch"))
+    goes_too = Q(~Exists(of_batch), batch__finished_at__lte=from_now(-quiet))
+    empty = _ended(Chunk.objects.of(node), quiet=quiet).filter(~Exists(runs))
+    return empty.filter(Q(failed=0) | Q(batch=None) | goes_too)
+
+
+def _ended(chunks: ChunkQuerySet[Chunk], *, quiet: float) -> ChunkQuerySet[Chunk]:
+    """Those of the chunks that are not folded, and finished `quiet` seconds ago or longer."""
     is_quiet = Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet))
-    return Chunk.objects.of(node_id).unfolded().finished().filter(is_quiet)
+    return chunks.unfolded().finished().filter(is_quiet)
 
 
-def _fold_some(node_id: int, *, quiet: float) -> int:
-    pulses.hold(f"fold:{node_id}")
-    # Not locked: no process writes to them any more, and folding holds the lock of the node.
-    found = list(_ended(node_id, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
-    if len(found) < FEW:
+def _fold_some(node_ids: Sequence[int], *, quiet: float) -> int:
+    pulses.hold(LOCK)
+    # Not locked: no process writes to them any more, and no other one folds.
+    of_nodes = Chunk.objects.filter(node__in=node_ids)
+    found = list(_ended(of_nodes, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
+    if not found:
         return 0
     # All of their runs moved to other chunks, so pruning will never find them by a run.
-    _count_in(node_id, found).filter(size=F("moved"))._raw_delete(settings.DATABASE)
+    _count_in(found).filter(size=F("moved"))._raw_delete(settings.DATABASE)
     return len(found)
 
 
-def _count_in(node_id: int, found: Sequence[Chunk]) -> ChunkQuerySet[Chunk]:
-    """Add the chunks' counts to the node's and the batches'; returns the chunks."""
+def _count_in(found: Sequence[Chunk]) -> ChunkQuerySet[Chunk]:
+    """Add the chunks' counts to their nodes' and batches'; returns the chunks."""
     chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
     if chunks.unfolded().update(is_folded=True) != len(found):
         raise IntegrityError("Another process folds them: an old worker, which locks otherwise.")
-    _count_in_node(node_id, found)
+    _count_in_nodes(found)
     _count_in_batches(found)
     return chunks
 
 
-def _count_in_node(node_id: int, chunks: Iterable[Chunk]) -> None:
-    node = Node.objects.filter(pk=node_id)
-    hours = Counter(node.values_list("folded_hours", flat=True).get())
-    sums: Counter[str] = Counter()
+def _count_in_nodes(chunks: Iterable[Chunk]) -> None:
+    sums: dict[int, Counter[str]] = defaultdict(Counter)
+    hours: dict[int, Counter[str]] = defaultdict(Counter)
     for chunk in chunks:
-        sums["succeeded"] += chunk.succeeded - chunk.superseded_succeeded
-        sums["failed"] += chunk.failed - chunk.superseded_failed
-        sums["ignored"] += chunk.cancelled - chunk.superseded_cancelled
-        sums["not_applicable"] += chunk.not_applicable - chunk.superseded_not_applicable
+        of_node = sums[chunk.node_id]
+        of_node["succeeded"] += chunk.succeeded - chunk.superseded_succeeded
+        of_node["failed"] += chunk.failed - chunk.superseded_failed
+        of_node["ignored"] += chunk.cancelled - chunk.superseded_cancelled
+        of_node["not_applicable"] += chunk.not_applicable - chunk.superseded_not_applicable
         if chunk.succeeded and chunk.finished_at is not None:
-            hours[str(hour_of(chunk.finished_at))] += chunk.succeeded
-    node.update(
-        **{f"folded_{name}": F(f"folded_{name}") + number for name, number in sums.items()},
-        folded_hours=dict(sorted(hours.items(), key=lambda each: int(each[0]))[-HOURS:]),
+            hours[chunk.node_id][str(hour_of(chunk.finished_at))] += chunk.succeeded
+    for node_id, known in Node.objects.filter(pk__in=sums).values_list("pk", "folded_hours"):
+        hours[node_id].update(known)
+    connection = connections[settings.DATABASE]
+    columns = {"node_id": "bigint", **dict.fromkeys(COUNTED, "bigint"), "hours": "text"}
+    rows = (
+        (node_id, *(counts[name] for name in COUNTED), json.dumps(_latest(hours[node_id])))
+        for node_id, counts in sorted(sums.items())
     )
+    cast = "::jsonb" if connection.vendor == "postgresql" else ""
+    own = table(Node, connection)
+    added = ", ".join(f"folded_{name} = {own}.folded_{name} + s.{name}" for name in COUNTED)
+    update_from(
+        Node,
+        f"{added}, folded_hours = s.hours{cast}",
+        source=recordset(connection, columns, rows),
+        match=Fragment("id = s.node_id"),
+        returning="id",
+    )
+
+
+def _latest(hours: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(hours.items(), key=lambda each: int(each[0]))[-HOURS:])
 
 
 def _count_in_batches(chunks: Iterable[Chunk]) -> None:

@@ -1,10 +1,13 @@
 """Pruning of old history: superseded runs, and the chunks and batches that have none left."""
 
-from django.db.models import Exists, Expression, Max, Min, OuterRef, Q, QuerySet
+import datetime as dt
+from functools import partial
+
+from django.db.models import Exists, OuterRef, Q
 
 from autorun.conf import settings
-from autorun.models import Batch, Chunk, Failure, Node, Run
-from autorun.state.clock import from_now
+from autorun.models import Batch, Chunk, Failure, Run
+from autorun.state.clock import first_chunk_id_at, from_now
 from autorun.state.managers import RETIRED
 from autorun.state.transactions import repeated_on_conflict
 from autorun.upkeep.folding import drop_empty
@@ -13,8 +16,8 @@ from autorun.upkeep.folding import drop_empty
 DELETED_AT_ONCE = 2_000
 #: Runs deleted in one call. A caller that reaches it calls again.
 MOST_RUNS = 50 * DELETED_AT_ONCE
-#: Ids of runs that one statement scans: MariaDB has no index of superseded runs alone.
-WINDOW = 100_000
+#: Runs of the chunks made after the cutoff that are read for the highest id before it.
+FEW_RUNS = 1_000
 
 
 def prune(*, at_most: int = MOST_RUNS) -> int:
@@ -28,39 +31,36 @@ def prune(*, at_most: int = MOST_RUNS) -> int:
         return 0
     seconds = settings.RETENTION.total_seconds()
     cutoff = from_now(-seconds)
-    deleted = _prune_runs(cutoff, at_most=at_most)
-    for node_id in Node.objects.values_list("pk", flat=True):
-        drop_empty(node_id, quiet=seconds)
+    deleted = _prune_runs(settings.RETENTION, at_most=at_most)
+    if deleted:
+        drop_empty(quiet=seconds)
     chunks = Chunk.objects.filter(batch=OuterRef("pk"))
     empty = Batch.objects.filter(~Exists(chunks), finished_at__lt=cutoff)
     ids = list(empty.values_list("pk", flat=True)[:DELETED_AT_ONCE])
-    Batch.objects.filter(pk__in=ids).delete()
+    if ids:
+        Batch.objects.filter(pk__in=ids).delete()
     return deleted
 
 
-def _prune_runs(cutoff: Expression, *, at_most: int) -> int:
+def _prune_runs(retention: dt.timedelta, *, at_most: int) -> int:
+    cutoff = from_now(-retention.total_seconds())
     old = Run.objects.filter(is_current=None, finished_at__lt=cutoff)
     old = old.exclude(status=Run.Status.PENDING).exclude(_is_last_success()).order_by("pk")
-    ids = Run.objects.aggregate(first=Min("pk"), last=Max("pk"))
-    if ids["first"] is None:
-        return 0
-    deleted = 0
-    for begin in range(ids["first"], ids["last"] + 1, WINDOW):
-        within = old.filter(pk__gte=begin, pk__lt=begin + WINDOW)
-        number = DELETED_AT_ONCE
-        while number == DELETED_AT_ONCE and deleted < at_most:
-            number = _delete_some(within)
-            deleted += number
-        if deleted >= at_most:
+    # Runs of later chunks are not read: there may be many superseded ones. A run that has moved to
+    # one of them is deleted later.
+    first_later = first_chunk_id_at(dt.datetime.now(dt.UTC) - retention)
+    later = Run.objects.filter(chunk_id__gte=first_later).order_by("chunk_id")
+    some = list(later.values_list("pk", flat=True)[:FEW_RUNS])
+    if some:
+        old = old.filter(pk__lte=max(some))
+    deleted, last = 0, 0
+    while deleted < at_most:
+        found = dict(old.filter(pk__gt=last).values_list("pk", "chunk_id")[:DELETED_AT_ONCE])
+        if not found:
             break
+        repeated_on_conflict(partial(_delete, found))
+        deleted, last = deleted + len(found), max(found)
     return deleted
-
-
-def _delete_some(runs: QuerySet[Run]) -> int:
-    found = dict(runs.values_list("pk", "chunk_id")[:DELETED_AT_ONCE])
-    if found:
-        repeated_on_conflict(lambda: _delete(found))
-    return len(found)
 
 
 def _is_last_success() -> Q:

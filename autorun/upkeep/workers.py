@@ -32,12 +32,12 @@ OVERDUE = 3
 #: Celery's name of this worker.
 _node_name: str | None = None
 #: Makes a round, unless another process has.
-_make_round: Callable[[], object]
+_make_round: Callable[[], bool]
 #: When this process looks whether a round is overdue.
 _look_at = time.monotonic() + FIRST_LOOK
 
 
-def connect(make_round: Callable[[], object]) -> None:
+def connect(make_round: Callable[[], bool]) -> None:
     """Listen to Celery; once. `make_round` makes a round, unless another process has."""
     global _make_round  # noqa: PLW0603
     _make_round = make_round
