@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from django.db import connection, transaction
 
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import redirected
-from autorun.models import Chunk, Node
+from autorun.models import UNCHANGING, Chunk, Node, Run
+from autorun.state.clock import NOW_SQL, new_chunk_id
+from autorun.tasks import plan
+from autorun.upkeep import folding, pruning
 from bench import stage
-from bench.measuring import Line, in_turns
+from bench.measuring import Line, Timings, in_turns
 from bench.scale import Scale
+from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner
 
 FEW, MANY = 4, 400
@@ -20,6 +25,9 @@ FEW, MANY = 4, 400
 def measure(scale: Scale) -> Iterator[Line]:
     yield _claim_beside_many(scale)
     yield _release_of_many_nodes(scale)
+    yield _fold_at_rest(scale)
+    yield _prune_nothing(scale)
+    yield _look_at_a_hot_row(scale)
 
 
 def _claim_beside_many(scale: Scale) -> Line:
@@ -82,16 +90,93 @@ def _release_of_many_nodes(scale: Scale) -> Line:
         timings = in_turns(contenders, rounds=scale.rounds, before=prepare)
     stage.empty_state()
     Node.objects.filter(pk__in=ids).delete()
-    seconds = timings.medians()
-    return Line(
-        key="cliff-release-nodes",
+    return _line(timings, "pages", "one by one", goal=0.1)(
+        key="cliff-release-nodes", work=f"release of {number:,} nodes with one chunk each"
+    )
+
+
+def _fold_at_rest(scale: Scale) -> Line:
+    """A look for something to fold, at nodes that have nothing but a chunk with failures."""
+    runner = TrivialRunner()
+    of_model = {"content_type_id": runner.get_node().content_type_id, "version": "cliff"}
+    first, number = 1 << 40, 5 * scale.nodes
+    ids = range(first, first + number)
+    stage.empty_state()
+    Node.objects.bulk_create(Node(pk=pk, title=str(pk), digest=str(pk), **of_model) for pk in ids)
+    ended = {"runner": runner.label, "state": Chunk.State.FINISHED, "size": 1, "failed": 1}
+    Chunk.objects.bulk_create(Chunk(pk=pk, node_id=pk, **ended) for pk in ids)
+    stage.settle()
+    contenders: dict[str, Callable[[], object]] = {
+        "fold": folding.fold_everywhere,
+        "read": lambda: list(Node.objects.all()),
+    }
+    timings = in_turns(contenders, rounds=scale.rounds)
+    stage.empty_state()
+    Node.objects.filter(pk__in=ids).delete()
+    return _line(timings, "fold", "read", goal=1.0)(
+        key="cliff-fold", work=f"a look for something to fold at {number:,} nodes at rest"
+    )
+
+
+def _prune_nothing(scale: Scale) -> Line:
+    """A look for runs to prune, where every tenth row has a superseded run of late."""
+    node = TrivialRunner().get_node()
+    few, many = f"beside {scale.rows // 10:,}", f"beside {scale.rows:,}"
+    columns = "node_id, object_id, object_key, fingerprint, is_current, chunk_id, status, attempts"
+
+    def prepare(name: str) -> None:
+        stage.empty_state()
+        number = scale.rows if name == many else scale.rows // 10
+        for is_current, count in (("TRUE", number), ("NULL", number // 10)):
+            stage.execute(
+                f"INSERT INTO autorun_run ({columns}, finished_at) SELECT %s, i, '', %s, "
+                f"{is_current}, %s + i / 250, 1, 1, {NOW_SQL[connection.vendor]} "
+                f"FROM {stage.series(count)}",
+                [node.pk, UNCHANGING, new_chunk_id()],
+            )
+        stage.settle()
+
+    contenders: dict[str, Callable[[], object]] = {few: pruning.prune, many: pruning.prune}
+    timings = in_turns(contenders, rounds=scale.rounds, before=prepare)
+    stage.empty_state()
+    return _line(timings, many, few, goal=1.5)(
+        key="cliff-prune", work=f"a look for something to prune beside {scale.rows:,} runs"
+    )
+
+
+def _look_at_a_hot_row(scale: Scale) -> Line:
+    """A message about a row that has not changed, with many superseded runs or with none."""
+    runner, label = TrivialRunner(), Item._meta.label
+    number = 30 * scale.saves
+    stage.empty_state()
+    stage.fill_items(2)
+    plan(label, [1])
+    plan(label, [2])
+    node, chunk = runner.get_node(), Chunk.objects.latest("pk")
+    history = {"node": node, "object_id": 1, "is_current": None, "chunk": chunk}
+    done = {"status": Run.Status.SUCCEEDED, "attempts": 1, "fingerprint": UNCHANGING}
+    Run.objects.bulk_create((Run(**history, **done) for _ in range(number)), batch_size=5_000)
+    stage.settle()
+    few, many = "none", f"{number:,}"
+
+    def look(pk: int) -> Callable[[], object]:
+        return lambda: [plan(label, [pk]) for _ in range(20)]
+
+    timings = in_turns({few: look(2), many: look(1)}, rounds=scale.rounds)
+    stage.empty_state()
+    return _line(timings, many, few, goal=1.2)(
+        key="cliff-hot-row", work=f"a message about a row with {number:,} superseded runs"
+    )
+
+
+def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> Callable[..., Line]:
+    return partial(
+        Line,
         database=connection.vendor,
-        work=f"release of {number:,} nodes with one chunk each",
-        against="one by one",
-        value=timings.ratio("pages", "one by one"),
-        goal=0.1,
-        seconds=seconds,
-        note=", ".join(f"{name} {each:.2f} s" for name, each in seconds.items()),
+        against=reference,
+        value=timings.ratio(contender, reference),
+        goal=goal,
+        seconds=timings.medians(),
     )
 
 

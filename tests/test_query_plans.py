@@ -204,7 +204,7 @@ def test_earlier_results_are_looked_up_row_by_row(runner: QuerySetRunner) -> Non
 
     assert len(plans) == 1
     assert "autorun_run_one_current" in plans[0] or "node_id=? AND object_id=?" in plans[0]
-    assert "Seq Scan" not in plans[0]
+    assert "Seq Scan on autorun_run" not in plans[0]
     assert "autorun_run_pkey" not in plans[0]
 
 

@@ -63,7 +63,7 @@ def fold(*node_ids: int, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SETT
     folded = 0
     while folded < at_most:
         some = partial(_fold_some, node_ids, quiet=quiet)
-        number = repeated_on_conflict(some, holds_node=True)
+        number = repeated_on_conflict(some)
         folded += number
         if number < FOLDED_AT_ONCE:
             break
@@ -100,7 +100,7 @@ def drop_empty(*, quiet: float) -> int:
         return len(found)
 
     return sum_of_each(
-        lambda node_id: repeated_on_conflict(partial(drop, node_id), holds_node=True),
+        lambda node_id: repeated_on_conflict(partial(drop, node_id)),
         nodes.values_list("pk", flat=True),
         name="Dropping empty chunks: node",
     )
