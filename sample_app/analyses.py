@@ -36,6 +36,12 @@ def preprocess_foreground(
     return _summarise(volume, voxels, harder=harder, better=better)
 
 
+@analysis("Subject Intensity", version="1.0")
+def compare_scans(means: list[float]) -> dict[str, Any]:
+    """The mean intensity of a subject's scans, and the lowest and the highest of their means."""
+    return {"scans": len(means), "mean": np.mean(means), "range": [min(means), max(means)]}
+
+
 def _resample(volume: Volume, *, stronger: str) -> Volume:
     try:
         step = RESAMPLING_STEPS[stronger]

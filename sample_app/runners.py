@@ -1,12 +1,14 @@
-"""Runners that preprocess scans."""
+"""Runners that preprocess scans, and one that compares the scans of each subject."""
 
 import logging
 import os
+from typing import Any
 
 from django.db.models import Q, QuerySet
 
-from autorun.runner import QuerySetRunner
-from sample_app.models import Scan
+from autorun.outputs import with_outputs
+from autorun.runner import Each, QuerySetRunner
+from sample_app.models import Scan, Subject
 
 
 class ScanPreprocessingRunner(QuerySetRunner):
@@ -45,3 +47,20 @@ class AnatomicalPreprocessingRunner(ScanPreprocessingRunner):
         )
         self.log_filter_end(anatomical.count(), log_level)
         return anatomical
+
+
+class SubjectIntensityRunner(QuerySetRunner):
+    """Every subject, once all of its scans are preprocessed, and again when one of them changes."""
+
+    DATA_MODEL = Subject
+    ANALYSIS = "Subject Intensity"
+    ANALYSIS_VERSION = "1.0"
+    INPUT_KEY = "means"
+    INPUT_FIELDS = ()
+    BASE_QUERY = Q(scans__isnull=False)
+    DEPENDS_ON = (Each(ScanPreprocessingRunner, "scans"),)
+
+    def get_instance_representation(self, instance: Subject) -> list[float]:
+        scans: QuerySet[Any] = instance.scans.order_by("pk")
+        done = with_outputs(scans, preprocessed=ScanPreprocessingRunner)
+        return [scan.preprocessed["mean"] for scan in done]

@@ -12,13 +12,14 @@ from rich.live import Live
 from rich.table import Table
 
 from autorun.declare import registry
-from autorun.runner import get_runners
+from autorun.runner import get_runner, get_runners
 from sample_app import runners
-from sample_app.models import Scan
+from sample_app.models import Scan, Subject
 from sample_app.processes import CHECKOUT, Processes, termination_as_interrupt, typed
 from settings.environment import var_directory
 
 SCANS = "sample_app.ScanPreprocessingRunner"
+SUBJECTS = "sample_app.SubjectIntensityRunner"
 SAVED_AT_FIRST = 60
 
 ABOUT_THE_FILES = """
@@ -30,6 +31,11 @@ ABOUT_THE_FAILURES = """
 The files cause these failures, not autorun: they were cut short, or given a broken header, to test
 the libraries that read them. Each run has two attempts before it fails, one bad file never stops
 the others, and each cause is one line here instead of one traceback per file.
+"""
+
+ABOUT_THE_SUBJECTS = """
+A subject is processed once all of its scans are, and again when one of them has a new result. So a
+subject with a broken scan waits, and can be asked why:
 """
 
 
@@ -89,7 +95,8 @@ class Command(BaseCommand):
         self._title("A preview of the backfill, and then the backfill")
         self._command("autorun", "plan", SCANS)
         for runner in get_runners():
-            self._command("autorun", "backfill", runner.label)
+            if runner.get_model() is Scan:  # the subjects follow their scans
+                self._command("autorun", "backfill", runner.label)
         self._watch(processes)
 
         self._title("The result")
@@ -97,6 +104,16 @@ class Command(BaseCommand):
         self.console.print()
         self._command("autorun", "failures", SCANS)
         self._say(ABOUT_THE_FAILURES)
+        self._explain_a_subject()
+
+    def _explain_a_subject(self) -> None:
+        """Show why a subject with a broken scan has no result."""
+        runner = get_runner(SUBJECTS)
+        for subject in Subject.objects.all():
+            if runner.explain(subject).code == "dependency":
+                self._say(ABOUT_THE_SUBJECTS)
+                self._command("autorun", "explain", SUBJECTS, str(subject.pk))
+                break
 
     def _title(self, text: str) -> None:
         self.console.print(f"\n[bold]{text}[/bold]")
