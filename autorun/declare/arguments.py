@@ -7,12 +7,13 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any
 
 from autorun.declare.conversion import Mismatch, convert
+from autorun.declare.returns import check_outputs
 from autorun.exceptions import ConfigurationError
 from autorun.state.words import meant
 
@@ -41,6 +42,12 @@ class Arguments:
     def type_hints(self) -> Mapping[str, Any]:
         """Annotations by argument; those that cannot be resolved are left out."""
         return _type_hints(self.function)
+
+    @cached_property
+    def check_outputs(self) -> Callable[[Any], None] | None:
+        """Raises OutputError for outputs that do not fit the annotation; None if there is none."""
+        returned = self.type_hints.get("return", Any)
+        return None if returned in (Any, object) else partial(check_outputs, annotation=returned)
 
     def check(self, configuration: object, input_key: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and `input_key`."""

@@ -79,7 +79,7 @@ def convert(value: object, annotation: Any) -> Any:
     """
     kind = annotation
     if type(annotation) is not type:
-        annotation = _unwrapped(annotation)
+        annotation = unwrapped(annotation)
         kind = typing.get_origin(annotation) or annotation
         if not isinstance(kind, type) and kind not in (typing.Union, typing.Literal):
             return value
@@ -94,7 +94,7 @@ def convert(value: object, annotation: Any) -> Any:
 
 def choices(annotation: Any) -> Iterator[Any]:
     """All values that the enumerations and literals within `annotation` are made of."""
-    annotation = _unwrapped(annotation)
+    annotation = unwrapped(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         yield from annotation.__members__
         yield from (each.value for each in annotation.__members__.values())
@@ -105,7 +105,7 @@ def choices(annotation: Any) -> Iterator[Any]:
             yield from choices(each)
 
 
-def _unwrapped(annotation: Any) -> Any:
+def unwrapped(annotation: Any) -> Any:
     while True:
         if typing.get_origin(annotation) is typing.Annotated:
             annotation = annotation.__origin__
@@ -241,7 +241,7 @@ def _element(value: object, annotation: Any, key: object) -> Any:
 
 def _key(key: Any, annotation: Any) -> Any:
     number = key
-    if isinstance(key, str) and _unwrapped(annotation) in (int, float):
+    if isinstance(key, str) and unwrapped(annotation) in (int, float):
         with suppress(ValueError):  # JSON has written the number as a string
             number = json.loads(key)
     return _element(number, annotation, key)

@@ -55,6 +55,8 @@ class Body:
         #: The calls that go on at a time.
         self.together = (analysis.concurrency or 1) if analysis.is_concurrent else 1
         self.portions = Portions(analysis.batch or 1)
+        # The annotation of a batch is that of a list.
+        self._check = None if analysis.batch else analysis.arguments.check_outputs
         self.refused_by: RetryLater | None = None
         self._configuration = configuration
         self._user_code = UserCode(runner.label)
@@ -230,7 +232,7 @@ class Body:
 
     def success(self, assignment: Assignment, value: Any, *, seconds: float) -> Result:
         run, row = assignment.run, assignment.row
-        outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES)
+        outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES, check=self._check)
         ended = (run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs)
         return Result(*ended, key=row.key, seconds=seconds)
 

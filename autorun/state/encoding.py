@@ -42,12 +42,15 @@ _WRITERS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str]], ...] = (
 MAX_SAFE_INTEGER = 2**53 - 1
 
 
-def encode_outputs(value: object, *, max_bytes: int | None) -> str:
-    """Return an analysis's return value as JSON text.
+def encode_outputs(
+    value: object, *, max_bytes: int | None, check: Callable[[JSON], object] | None = None
+) -> str:
+    """Return an analysis's return value as JSON text; `check` may refuse the plain values.
 
-    Dates, durations, Decimals, UUIDs, Paths, enumerations, sets, dataclasses and NumPy values
-    become plain JSON. Raises `OutputError`, naming the key, for values JSON or a database cannot
-    hold (NaN, NUL, bytes, circles, deep nesting), and for more than `max_bytes` of UTF-8.
+    Dates, durations, Decimals, UUIDs, Paths, enumerations, sets, dataclasses, pydantic models and
+    NumPy values become plain JSON. Raises `OutputError`, naming the key, for values JSON or a
+    database cannot hold (NaN, NUL, bytes, circles, deep nesting), and for more than `max_bytes` of
+    UTF-8.
     """
     limit = sys.maxsize if max_bytes is None else max_bytes
     try:
@@ -60,6 +63,8 @@ def encode_outputs(value: object, *, max_bytes: int | None) -> str:
         ) from None
     except Unencodable as error:
         raise in_words(error, "outputs", OutputError) from error.__cause__
+    if check is not None:
+        check(plain)
     text = _dumps(plain)
     # A character takes four bytes at most.
     if 4 * len(text) > limit and (size := byte_length(text)) > limit:
@@ -189,6 +194,8 @@ class Encoder:
             return self._encode_mapping(fields, self._enter(value, parents, size=len(fields)))
         if isinstance(value, Mapping):
             return self._encode_mapping(value, self._enter(value, parents))
+        if hasattr(type(value), "model_fields"):  # pydantic's, which need not be installed
+            return self._encode(value.model_dump(), parents)
         if isinstance(value, Set):
             return _sorted(self._encode_items(value, self._enter(value, parents)))
         if isinstance(value, (Sequence, ValuesView, deque)):

@@ -40,10 +40,14 @@ RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")}
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> dict[str, object]:
-    """Chunks of two; for `plan.unprepared` the runner prepares inputs while it plans."""
+    """Chunks of two; for `plan.unprepared` the runner prepares inputs while it plans.
+
+    A runner that does not store its outputs lands them, even if that is nowhere.
+    """
     point = request.node.callspec.params.get("point", "")
     fields = None if point == "plan.unprepared" else ["value"]
-    return {"BATCH_SIZE": 2, "INPUT_FIELDS": fields}
+    options = {"BATCH_SIZE": 2, "INPUT_FIELDS": fields}
+    return options | ({"STORE_OUTPUTS": False} if point == "finish.landed" else {})
 
 
 def prepare(lab: Lab, point: str) -> None:

@@ -1,0 +1,132 @@
+"""Outputs compared with the return annotation of their function; an error names the key.
+
+The JSON that is recorded is compared: a NumPy integer is an int, and a date may be its text. If an
+annotation leaves the JSON open, as a class of another package does, nothing is compared.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import types
+import typing
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from decimal import Decimal
+from enum import Enum
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from autorun.declare.conversion import Mismatch, convert, unwrapped
+from autorun.declare.output_types import members_of
+from autorun.exceptions import OutputError
+
+_SCALARS = {
+    *(bool, int, float, str, type(None), Decimal, UUID),
+    *(dt.datetime, dt.date, dt.time, dt.timedelta),
+}
+
+
+def check_outputs(plain: Any, annotation: Any) -> None:
+    """Raise OutputError, naming the key, if the outputs do not fit the annotation."""
+    try:
+        _check(plain, annotation)
+    except Mismatch as error:
+        error.argument = "outputs"
+        raise OutputError(f"{error}, as the function's return annotation says.") from None
+
+
+def _check(value: Any, annotation: Any) -> None:
+    annotation = unwrapped(annotation)
+    if annotation in _SCALARS or _is_converted(annotation):
+        _check_scalar(value, annotation)
+        return
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        _check_union(value, annotation, arguments)
+    elif (members := _members(annotation)) is not None:
+        _check_members(value, annotation, members)
+    elif isinstance(kind := origin or annotation, type) and issubclass(kind, Collection):
+        _check_container(value, kind, annotation, arguments)
+
+
+def _is_converted(annotation: Any) -> bool:
+    is_class = isinstance(annotation, type)
+    named = is_class and issubclass(annotation, (Enum, PurePath))
+    return named or typing.get_origin(annotation) is typing.Literal
+
+
+def _check_scalar(value: Any, annotation: Any) -> None:
+    if type(value) is annotation:
+        return
+    with suppress(Mismatch):
+        if annotation is dt.date:  # a datetime is a date
+            convert(value, dt.datetime)
+            return
+    convert(value, annotation)
+
+
+def _check_union(value: Any, annotation: Any, members: tuple[Any, ...]) -> None:
+    errors = []
+    for member in members:
+        # In the list of a batch, an exception takes the place of an output.
+        if not (isinstance(member, type) and issubclass(member, BaseException)):
+            try:
+                _check(value, member)
+            except Mismatch as error:
+                errors.append(error)
+            else:
+                return
+    # Of `Measures | None`, the error of Measures says more.
+    raise next((each for each in errors if each.keys), None) or Mismatch(value, annotation)
+
+
+def _check_members(value: Any, annotation: Any, members: Mapping[str, Any]) -> None:
+    if not isinstance(value, dict):
+        raise Mismatch(value, annotation)
+    required = getattr(annotation, "__required_keys__", members.keys())
+    if missing := sorted(required - value.keys()):
+        raise OutputError(f"outputs of {annotation.__qualname__} lack the key {missing[0]!r}.")
+    unknown = sorted(value.keys() - members.keys())
+    if unknown and not hasattr(annotation, "model_fields"):  # pydantic computes some
+        raise OutputError(f"outputs of {annotation.__qualname__} have no key {unknown[0]!r}.")
+    for key, member in members.items():
+        if key in value:
+            _check_element(value[key], member, key)
+
+
+def _check_container(value: Any, kind: type, annotation: Any, arguments: tuple[Any, ...]) -> None:
+    if issubclass(kind, Mapping):
+        if not isinstance(value, dict):
+            raise Mismatch(value, annotation)
+        for key, each in value.items() if len(arguments) == 2 else ():
+            _check_element(each, arguments[1], key)
+        return
+    if kind.__module__ not in ("builtins", "collections.abc", "collections"):
+        return  # such as an array, whose JSON is a list or a number
+    if not isinstance(value, list):
+        raise Mismatch(value, annotation)
+    if issubclass(kind, tuple) and arguments and arguments[-1] is not Ellipsis:
+        if len(value) != len(arguments):
+            raise Mismatch(value, annotation)
+        elements = arguments
+    else:
+        elements = (arguments[0] if arguments else Any,) * len(value)
+    for index, (each, element) in enumerate(zip(value, elements, strict=True)):
+        _check_element(each, element, index)
+
+
+def _check_element(value: Any, annotation: Any, key: object) -> None:
+    if type(value) is annotation:  # the usual case
+        return
+    try:
+        _check(value, annotation)
+    except Mismatch as error:
+        error.keys.append(key)
+        raise
+
+
+@cache
+def _members(annotation: Any) -> Mapping[str, Any] | None:
+    return members_of(annotation) if isinstance(annotation, type) else None
