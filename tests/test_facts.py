@@ -20,6 +20,7 @@ from autorun.analysis import temporarily_registered
 from autorun.declare.code_digest import code_digest
 from autorun.models import Build, Environment, Run
 from autorun.observe import listing
+from autorun.observe.doctor.code import examine_code
 from autorun.observe.listing import RunFilter
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -250,3 +251,28 @@ def refused(table: str) -> Iterator[None]:
 
     with connection.execute_wrapper(refuse):
         yield
+
+
+def original(value: str) -> str:
+    return value
+
+
+def edited(value: str) -> str:
+    return value.strip()
+
+
+@pytest.mark.django_db
+def test_the_doctor_names_code_that_was_edited_under_its_version(documents):
+    before, after = declare(original), declare(edited)
+    with installed(before):
+        before().run()
+        work_off()
+        assert [each.level for each in examine_code()] == ["ok"]
+
+    with installed(after):
+        [found] = examine_code()
+        assert found.level == "warning"
+        assert "edited under version 1.0" in found.message
+        after().backfill(force=True)
+        work_off()
+        assert [each.level for each in examine_code()] == ["ok"]

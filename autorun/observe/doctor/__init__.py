@@ -3,7 +3,7 @@
 import threading
 import time
 
-from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
+from autorun.observe.doctor import backlog, code, database, messaging, schedules, system_checks
 from autorun.observe.doctor.finding import Finding, error
 
 __all__ = ("Finding", "examine", "examine_for_page")
@@ -36,6 +36,7 @@ THEN = (
     backlog.examine_spilled,
     backlog.examine_paused,
     backlog.examine_batches,
+    code.examine_code,
 )
 
 
