@@ -10,10 +10,11 @@ from autorun.management.subcommands.run import RunPending, Sweep
 from autorun.management.subcommands.status import Status
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.management.subcommands.sync import Prune, Sync
+from autorun.management.subcommands.triggers import Triggers
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
     *(Status, Explain, Failures, Runs, Batches, Workers, Export, Doctor),
     *(Plan, RunPending, Sweep, Backfill),
     *(Retry, Pause, Resume, Cancel, Adopt, Ignore),
-    *(Sync, Prune),
+    *(Sync, Triggers, Prune),
 )

@@ -1,6 +1,6 @@
 """System checks: errors in declarations and settings that are known before anything runs.
 
-They never query the database, with one exception, which `migrate` runs. `docs/` lists their ids;
+They never query the database, with a few exceptions, which `migrate` runs. `docs/` lists their ids;
 each has a hint: an edit or a command.
 """
 
@@ -37,6 +37,7 @@ def check_all(
         overrides,
         related,
         relations,
+        triggers,
         values,
     )
     from autorun.observe.checks.problems import is_in
@@ -54,6 +55,7 @@ def check_all(
         yield from input_types.check_input_types(runner)
         yield from overrides.check_overrides(runner)
         yield from landing.check_landing(runner)
+        yield from triggers.check_database_of_writes(runner)
         yield from related.check_related(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)
@@ -62,7 +64,9 @@ def check_all(
 def check_databases(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> Iterable[CheckMessage]:
-    """Run the check that asks the `databases`; there are none unless the caller names some."""
+    """Run the checks that ask the `databases`; there are none unless the caller names some."""
     from autorun.observe.checks.character_sets import check_character_sets
+    from autorun.observe.checks.triggers import check_triggers
 
     yield from check_character_sets(databases)
+    yield from check_triggers(databases)

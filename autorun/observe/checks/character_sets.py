@@ -1,4 +1,4 @@
-"""W210: MariaDB's character sets. The only check that asks the database: `migrate` runs it."""
+"""W210: MariaDB's character sets. It asks the database: `migrate` runs it."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,0 +1,52 @@
+"""triggers: those in the database that note written rows."""
+
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from autorun.management.subcommands.parsing import FORMAT, check, flag
+from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
+from autorun.triggers import installing
+
+STYLES = {"installed": "green", "not needed": "yellow"}
+
+
+class Triggers(Subcommand):
+    """Show the triggers of runners with ON_WRITE in the database, and install or remove them.
+
+    `migrate` installs them. Remove them before autorun is uninstalled.
+    """
+
+    arguments = (
+        flag("--install", help="create what is missing or outdated, and drop what is not needed"),
+        flag("--remove", help="drop all of autorun's triggers"),
+        flag("--sql", help="print the statements that create them, for a database administrator"),
+        FORMAT,
+        check("if a trigger is missing, outdated, disabled or not needed"),
+    )
+
+    def handle(self, **options: Any) -> None:
+        if options["install"] and options["remove"]:
+            raise CommandError("Choose one of --install and --remove.")
+        if options["sql"]:
+            self._show_sql()
+            return
+        errors = []
+        if options["install"] or options["remove"]:
+            errors = installing.install() if options["install"] else installing.remove()
+        found = installing.statuses()
+        self.terminal.json([{"table": each.table, "state": each.state} for each in found])
+        for each in found:
+            style = STYLES.get(each.state, "red")
+            self.terminal.say((each.table, "bold"), ": ", (each.state, style))
+        if not found:
+            self.terminal.say("No runner has ON_WRITE, and the database has no triggers for it.")
+        if errors:
+            raise CommandError("\n".join(errors))
+        if options["check"] and any(each.state != "installed" for each in found):
+            raise condition_not_met("The triggers are not as the runners need them.")
+
+    def _show_sql(self) -> None:
+        for each in installing.wanted():
+            for statement in each.statements:
+                self.terminal.say(f"{statement};\n")

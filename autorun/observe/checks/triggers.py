@@ -1,0 +1,93 @@
+"""Checks of ON_WRITE: whether the database can note writes, and does."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from django.core.checks import CheckMessage
+from django.db import DatabaseError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from autorun.conf import settings
+from autorun.declare.hooks import database_of
+from autorun.declare.runner import Runner
+from autorun.exceptions import AutorunError
+from autorun.models import Written
+from autorun.observe.checks.problems import error, place, warning
+from autorun.triggers import installing, on_write
+
+INSTALL = (
+    "`manage.py migrate` installs them, and `manage.py autorun triggers --install` does so now."
+)
+_BINARY_LOG = "SELECT @@log_bin = 1 AND @@log_bin_trust_function_creators = 0"
+
+
+def check_database_of_writes(runner: Runner) -> Iterator[CheckMessage]:
+    """E025: ON_WRITE on rows in another database than autorun's tables."""
+    if runner.ON_WRITE is not True:
+        return
+    with suppress(AutorunError):
+        if (alias := database_of(runner)) != settings.DATABASE:
+            yield error(runner, "E025")(
+                f"ON_WRITE is True, but the rows are in the database {alias!r} and autorun's tables "
+                f"in {settings.DATABASE!r}: a trigger cannot note a write in another database.",
+                f"Remove ON_WRITE from {place(runner)} and give it a SCHEDULE, or set "
+                f'AUTORUN = {{"DATABASE": {alias!r}}}.',
+            )
+
+
+def check_triggers(databases: Sequence[str] | None) -> Iterator[CheckMessage]:
+    """E026 and W211, if autorun's database may be queried and has been migrated."""
+    if settings.DATABASE not in (databases or ()):
+        return
+    connection = connections[settings.DATABASE]
+    try:
+        with connection.cursor() as cursor:
+            kinds = {
+                each.name: each.type for each in connection.introspection.get_table_list(cursor)
+            }
+        if Written._meta.db_table in kinds:
+            views = {name for name, kind in kinds.items() if kind == "v"}
+            yield from _views(views)
+            yield from _states(connection, views)
+    except DatabaseError:
+        return  # `migrate` and the doctor say why it does not answer
+
+
+def _views(views: set[str]) -> Iterator[CheckMessage]:
+    for table in on_write.tables().values():
+        name = table.model._meta.db_table
+        if name in views:
+            labels = ", ".join(dict.fromkeys(each.runner.label for each in table.readers))
+            yield error(table.model, "E026")(
+                f"ON_WRITE of {labels}: {name} is a view, which can have no triggers that note rows.",
+                "Remove ON_WRITE and give the runner a SCHEDULE, or declare a runner on the table "
+                "behind the view.",
+            )
+
+
+def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckMessage]:
+    wrong = [
+        f"{each.table} ({each.state})"
+        for each in installing.statuses()
+        if each.state != "installed" and each.table not in views
+    ]
+    if wrong:
+        yield warning(f"settings.DATABASES[{settings.DATABASE!r}]", "W211")(
+            f"Triggers of ON_WRITE are not as the runners need them: {', '.join(wrong)}. Until they "
+            "are, only sweeps find what is written without a save.",
+            INSTALL + _privilege(connection),
+        )
+
+
+def _privilege(connection: BaseDatabaseWrapper) -> str:
+    """What a user of MariaDB needs to create triggers."""
+    if connection.vendor != "mysql":
+        return ""
+    with connection.cursor() as cursor:
+        cursor.execute(_BINARY_LOG)
+        (is_untrusted,) = cursor.fetchone()
+    needs = " The database's user needs the privilege TRIGGER on the tables."
+    return needs + (
+        " With its binary log on, the server also asks for SUPER, or for "
+        "`SET GLOBAL log_bin_trust_function_creators = 1`." * bool(is_untrusted)
+    )
