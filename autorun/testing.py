@@ -317,7 +317,7 @@ def _planning(runner: Runner) -> str:
     if not isinstance(registry.find(runner.label), type(runner)):
         return f"{name} is not registered: call `register({name})` before the row is saved."
     run = f"`{name}().run()` before `work_off()`"
-    if not runner.ON_SAVE:
+    if not (runner.ON_SAVE or runner.ON_WRITE):
         return f"{name} does not process saved rows: call {run}."
     return (
         "In a test, call `work_off()` after the save, or save inside `with run_inline():`. For a "

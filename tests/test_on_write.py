@@ -1,21 +1,31 @@
 """ON_WRITE: triggers in the database note every write, and upkeep has what they note planned."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from io import StringIO
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
+from django.db import connection, models, transaction
+from django.db.migrations import Migration
+from django.test.utils import CaptureQueriesContext
 
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
+from autorun.observe.checks.triggers import check_database_of_writes, check_triggers
 from autorun.runner import QuerySetRunner
+from autorun.state.clock import from_now
 from autorun.state.origins import origin_of
 from autorun.triggers import installing
 from autorun.triggers.definitions import quietly
 from autorun.upkeep import writes
 from autorun.upkeep.rounds import hand_on_batches
 from autorun.upkeep.writes import hand_out_written
+from tests.crashes import crashed_at, listening
 from tests.engine import declare, drain_spilled, installed, plan_at_once, statuses, work_off
 from tests.library.models import Country, Document, Image, Patient, Photo, Report, Tag, Visit
 
@@ -378,3 +388,220 @@ def test_many_rows_that_read_a_written_one_become_a_batch(watch, set_constants):
     round_of_upkeep()
 
     assert Batch.objects.get().planned == 5
+
+
+def test_a_note_that_commits_late_is_not_lost(watch, set_constants):
+    """A transaction that noted first commits while a portion with later notes is being taken."""
+    set_constants(writes, FEW=1)
+    watch()
+    keys = insert("a", "b", "c")
+    early = Written.objects.get(object_id=keys[0])
+    Written.objects.filter(pk=early.pk).delete()
+    arrived = []
+
+    def arrive(point: str) -> None:
+        if point == "writes.copied" and not arrived:
+            arrived.append(Written.objects.create(source=early.source, operation="i", pk=early.pk))
+            Written.objects.filter(pk=early.pk).update(object_id=keys[0])
+
+    with listening(arrive):
+        round_of_upkeep()
+    round_of_upkeep()
+
+    assert arrived
+    assert set(Run.objects.values_list("object_id", flat=True)) == set(keys)
+    assert not Written.objects.exists()
+
+
+@pytest.mark.parametrize("point", ["writes.copied", "writes.taken"])
+def test_a_process_that_dies_while_it_takes_notes_loses_none(watch, set_constants, point):
+    set_constants(writes, FEW=1, PORTION=2)
+    watch()
+    keys = insert("a", "b", "c")
+
+    with crashed_at(point):
+        hand_out_written()
+    Batch.objects.update(expires_at=from_now(-1))
+    round_of_upkeep()
+    round_of_upkeep()
+
+    assert set(Run.objects.current().values_list("object_id", flat=True)) == set(keys)
+
+
+def test_notes_of_a_table_without_a_runner_here_wait_for_a_day(watch):
+    with ExitStack() as stack:
+        stack.enter_context(installed(declare(ON_WRITE=True)))
+        installing.install()
+    insert("a")
+
+    round_of_upkeep()
+    assert Written.objects.count() == 1
+    writes.drop_unknown()
+    assert Written.objects.count() == 1
+
+    Written.objects.update(written_at=from_now(-2 * 86_400))
+    writes.drop_unknown()
+    assert not Written.objects.exists()
+    installing.remove()
+
+
+def test_installing_again_changes_nothing_and_takes_one_statement_for_each_question(watch):
+    watch()
+    before = installing.existing()
+
+    with CaptureQueriesContext(connection) as queries:
+        assert installing.install() == []
+
+    assert installing.existing() == before
+    assert not any("CREATE" in query["sql"] for query in queries)
+
+
+def test_a_runner_without_the_option_leaves_no_trigger(watch):
+    watch()
+    with installed(declare()):
+        assert [each.state for each in installing.statuses()] == ["not needed"]
+        installing.install()
+        assert installing.existing() == []
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT COUNT(*) FROM pg_proc WHERE proname LIKE 'autorun%'")
+            assert cursor.fetchone() == (0,)
+
+
+def test_other_columns_make_the_triggers_outdated(watch):
+    watch()
+    with installed(declare(ON_WRITE=True, INPUT_FIELDS=("title", "body"))):
+        assert [each.state for each in installing.statuses()] == ["outdated"]
+        installing.install()
+        assert [each.state for each in installing.statuses()] == ["installed"]
+
+
+def test_a_migration_may_change_and_remove_a_watched_column(watch):
+    watch(INPUT_FIELDS=("title", "body"))
+    insert("a")
+    noted()
+    plan = [(Migration("0001_initial", "library"), False)]
+    wide, narrow = models.CharField(max_length=300), Document._meta.get_field("title")
+    wide.set_attributes_from_name("title")
+    body = Document._meta.get_field("body")
+
+    emit_pre_migrate_signal(0, False, "default", plan=plan)
+    assert installing.existing() == []
+    with connection.schema_editor() as editor:
+        editor.alter_field(Document, narrow, wide)
+        editor.remove_field(Document, body)
+    with installed(declare(ON_WRITE=True, ON_SAVE=False)):
+        emit_post_migrate_signal(0, False, "default", plan=plan)
+        assert [each.state for each in installing.statuses()] == ["installed"]
+        sql("UPDATE library_document SET title = 'b'")
+        assert len(noted()) == 1
+        emit_pre_migrate_signal(0, False, "default", plan=plan)
+    with connection.schema_editor() as editor:
+        editor.alter_field(Document, wide, narrow)
+        editor.add_field(Document, body)
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="Only SQLite rebuilds tables")
+def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
+    watch()
+    title = Document._meta.get_field("title")
+    wide = models.CharField(max_length=300)
+    wide.set_attributes_from_name("title")
+    for before, after in ((title, wide), (wide, title)):
+        with connection.schema_editor() as editor:
+            editor.alter_field(Document, before, after)
+
+    assert [each.state for each in installing.statuses()] == ["missing"]
+    [warning] = check_triggers(["default"])
+    assert warning.id == "autorun.W211"
+    assert "library_document (missing)" in warning.msg
+
+
+def test_flush_leaves_the_triggers_and_no_notes(watch):
+    watch()
+    insert("a")
+
+    call_command("flush", interactive=False, verbosity=0)
+
+    assert not Written.objects.exists()
+    assert [each.state for each in installing.statuses()] == ["installed"]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Roles and RLS are PostgreSQL's")
+def test_a_writer_without_rights_on_autoruns_tables(watch):
+    watch()
+    role = f"autorun_writer_{os.getpid()}"
+    sql(f"CREATE ROLE {role}")
+    try:
+        sql(f"GRANT ALL ON library_document TO {role}")
+        sql(f"GRANT USAGE ON SEQUENCE library_document_id_seq TO {role}")
+        sql("ALTER TABLE library_document ENABLE ROW LEVEL SECURITY")
+        sql(f"CREATE POLICY all_rows ON library_document TO {role} USING (true)")
+        with transaction.atomic():
+            sql(f"SET LOCAL ROLE {role}")
+            insert("a")
+        assert len(noted()) == 1
+    finally:
+        sql("ALTER TABLE library_document DISABLE ROW LEVEL SECURITY")
+        sql("DROP POLICY IF EXISTS all_rows ON library_document")
+        sql(f"DROP OWNED BY {role}")
+        sql(f"DROP ROLE {role}")
+
+
+def test_the_command_shows_installs_and_removes_the_triggers(watch):
+    watch()
+
+    def run(*arguments: str) -> str:
+        out = StringIO()
+        call_command("autorun", "triggers", *arguments, stdout=out, skip_checks=True)
+        return out.getvalue()
+
+    assert run() == "library_document: installed\n"
+    assert "library_document" in run("--sql")
+    run("--check")
+    assert "missing" in run("--remove")
+    with pytest.raises(CommandError) as stopped:
+        run("--check")
+    assert stopped.value.returncode == 3
+    assert run("--install") == "library_document: installed\n"
+
+
+def test_on_write_of_rows_elsewhere_is_an_error():
+    def in_archive(self):
+        return Document.objects.using("archive")
+
+    runner = declare(ON_WRITE=True, get_base_queryset=in_archive)()
+
+    [error] = check_database_of_writes(runner)
+
+    assert error.id == "autorun.E025"
+
+
+def test_on_write_of_a_view_is_an_error(watch):
+    class Titles(models.Model):
+        title = models.CharField(max_length=200)
+
+        class Meta:
+            app_label = "library"
+            managed = False
+            db_table = "library_titles"
+
+    sql("CREATE VIEW library_titles AS SELECT id, title FROM library_document")
+    try:
+        with installed(declare(ON_WRITE=True, DATA_MODEL=Titles)):
+            [error] = check_triggers(["default"])
+        assert error.id == "autorun.E026"
+    finally:
+        sql("DROP VIEW library_titles")
+        apps.all_models["library"].pop("titles")
+        apps.clear_cache()
+
+
+def test_explain_says_that_a_written_row_is_about_to_be_planned(watch):
+    runner = watch(SCHEDULE=None)
+    [pk] = insert("a")
+
+    explanation = runner.explain(Document.objects.get(pk=pk))
+
+    assert explanation.is_pending
+    assert "the next round of upkeep plans it" in explanation.reason

@@ -405,6 +405,7 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
         ("Time limit of a run", "none" if timeout is None else duration(timeout)),
     ]
     optional = [
+        ("On write", "noted by triggers in the database" if runner.ON_WRITE else ""),
         ("Changes tracked by", ", ".join(map(str, runner.INPUT_FIELDS or ()))),
         ("After", ", ".join(labels)),
         ("Concurrent runs, at most", number(runner.MAX_PARALLEL or None)),

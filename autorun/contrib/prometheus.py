@@ -26,7 +26,7 @@ from autorun.declare import registry
 from autorun.declare.nodes import digest_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
-from autorun.models import Batch, Chunk, Node, SpilledTrigger
+from autorun.models import Batch, Chunk, Node, SpilledTrigger, Written
 from autorun.planning.counting import count_rows
 from autorun.state.counts import progress_by_node
 from autorun.state.logs import get_logger
@@ -64,6 +64,8 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "autorun_batches": (("runner", "state"), "Batches by state."),
     "autorun_spilled_triggers": ((), "Messages about saved rows that the broker did not accept."),
     "autorun_oldest_spilled_seconds": ((), "Age of the oldest of them."),
+    "autorun_written_rows": ((), "Notes of written rows that upkeep has not taken yet."),
+    "autorun_oldest_written_seconds": ((), "Age of the oldest of them."),
     "autorun_upkeep_age_seconds": ((), "Time since the last round of upkeep."),
 }
 
@@ -189,9 +191,11 @@ def _of_batches() -> Iterator[Sample]:
 def _of_spilled(now: dt.datetime) -> Iterator[Sample]:
     spilled = SpilledTrigger.objects.aggregate(number=Count("pk"), oldest=Min("created_at"))
     yield "autorun_spilled_triggers", spilled["number"]
-    age = 0.0 if spilled["oldest"] is None else _age(now, spilled["oldest"])
-    yield "autorun_oldest_spilled_seconds", age
+    yield "autorun_oldest_spilled_seconds", _age(now, spilled["oldest"])
+    written = Written.objects.aggregate(number=Count("pk"), oldest=Min("written_at"))
+    yield "autorun_written_rows", written["number"]
+    yield "autorun_oldest_written_seconds", _age(now, written["oldest"])
 
 
-def _age(now: dt.datetime, then: dt.datetime) -> float:
-    return max(0.0, (now - then).total_seconds())
+def _age(now: dt.datetime, then: dt.datetime | None) -> float:
+    return 0.0 if then is None else max(0.0, (now - then).total_seconds())

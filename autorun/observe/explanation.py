@@ -13,15 +13,17 @@ from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_id_of, nodes_over
 from autorun.declare.registry import dependencies_of, sets_before
+from autorun.declare.related import PK
 from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import WorkerLost
-from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run, Written
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
 from autorun.state.words import counted, moment, spoken
+from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
@@ -106,7 +108,7 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
         reason = f"The row has changed since {_title(runner)} {_outcome(run)}"
     node_id = node_id_of(runner) if run is None else run.node_id
     paused_at = Node.objects.filter(pk=node_id).values_list("paused_at", flat=True).first()
-    then = f"the runner is paused{_since(paused_at)}" if paused_at else next_step(runner)
+    then = f"the runner is paused{_since(paused_at)}" if paused_at else next_step(runner, row.key)
     return Explanation(True, code, f"{reason}; {then}.", run)
 
 
@@ -121,12 +123,24 @@ def _without_run(runner: Runner, row: Row) -> str:
     return reason if previous is None else f"{reason} (previous result: {_outcome(previous)})"
 
 
-def next_step(runner: Runner) -> str:
+def next_step(runner: Runner, key: Key | None = None) -> str:
     """The next step to get a pending row planned, unless the runner is paused."""
+    if key is not None and runner.ON_WRITE and _is_noted(runner, key):
+        return "it was written in the database, and the next round of upkeep plans it"
     command = f"`manage.py autorun sweep {runner.label}`"
     if not is_scheduled(runner):
         return f"the runner has no schedule, so run {command} to plan it"
     return f"the next sweep will plan it, or run {command} now"
+
+
+def _is_noted(runner: Runner, key: Key) -> bool:
+    named = key_kind(runner.get_model()).lookup(key)
+    sources = [
+        table.source
+        for table in on_write.tables().values()
+        if any(each.runner.label == runner.label and each.path == PK for each in table.readers)
+    ]
+    return Written.objects.filter(source__in=sources, **named).exists()
 
 
 def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:

@@ -32,8 +32,9 @@ ROUNDS = 3
 #: Runs among which the slowest are looked for.
 MOST_COMPARED = 20_000
 
-#: Batches that lists leave out: sweeps that found nothing to plan.
-EMPTY_SWEEP = Q(trigger=Batch.Trigger.SWEEP, state=Batch.State.FINISHED, planned=0, unprepared=0)
+#: Batches that lists leave out: sweeps, and written rows, of which none was to be planned.
+_OF_ITSELF = (Batch.Trigger.SWEEP, Batch.Trigger.WRITE)
+EMPTY_SWEEP = Q(trigger__in=_OF_ITSELF, state=Batch.State.FINISHED, planned=0, unprepared=0)
 
 #: How each value of a filter is read, but for the number of a batch: one of some words, as a text
 #: or as a time.

@@ -28,8 +28,8 @@ def check_database_of_writes(runner: Runner) -> Iterator[CheckMessage]:
     with suppress(AutorunError):
         if (alias := database_of(runner)) != settings.DATABASE:
             yield error(runner, "E025")(
-                f"ON_WRITE is True, but the rows are in the database {alias!r} and autorun's tables "
-                f"in {settings.DATABASE!r}: a trigger cannot note a write in another database.",
+                f"ON_WRITE is True, but the rows are in the database {alias!r}: a trigger cannot "
+                f"note a write in autorun's tables, which are in {settings.DATABASE!r}.",
                 f"Remove ON_WRITE from {place(runner)} and give it a SCHEDULE, or set "
                 f'AUTORUN = {{"DATABASE": {alias!r}}}.',
             )
@@ -59,7 +59,7 @@ def _views(views: set[str]) -> Iterator[CheckMessage]:
         if name in views:
             labels = ", ".join(dict.fromkeys(each.runner.label for each in table.readers))
             yield error(table.model, "E026")(
-                f"ON_WRITE of {labels}: {name} is a view, which can have no triggers that note rows.",
+                f"ON_WRITE of {labels}: {name} is a view, so no trigger can note what is written.",
                 "Remove ON_WRITE and give the runner a SCHEDULE, or declare a runner on the table "
                 "behind the view.",
             )
@@ -73,8 +73,8 @@ def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckM
     ]
     if wrong:
         yield warning(f"settings.DATABASES[{settings.DATABASE!r}]", "W211")(
-            f"Triggers of ON_WRITE are not as the runners need them: {', '.join(wrong)}. Until they "
-            "are, only sweeps find what is written without a save.",
+            f"Triggers of ON_WRITE are not as the runners need them: {', '.join(wrong)}. Until "
+            "then, only sweeps find what is written without a save.",
             INSTALL + _privilege(connection),
         )
 

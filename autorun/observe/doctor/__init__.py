@@ -34,6 +34,7 @@ THEN = (
     backlog.examine_queued,
     backlog.examine_held_up,
     backlog.examine_spilled,
+    backlog.examine_written,
     backlog.examine_paused,
     backlog.examine_batches,
     code.examine_code,

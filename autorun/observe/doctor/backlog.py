@@ -6,11 +6,12 @@ from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
 from autorun.dispatch.messages import queue_name
-from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger
+from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.held_up import held_up
 from autorun.state.clock import from_now
 from autorun.state.words import counted, moment
+from autorun.triggers import on_write
 from autorun.upkeep.draining import planned_here
 from autorun.upkeep.orphans import orphans
 
@@ -114,6 +115,31 @@ def _spilled(late: QuerySet[SpilledTrigger], why: str, hint: str) -> Iterator[Fi
             f"{moment(found['oldest'])}: {why}",
             hint,
         )
+
+
+@examination("written rows not yet planned")
+def examine_written() -> Iterator[Finding]:
+    """Rows noted by triggers that upkeep has not taken yet."""
+    late = Written.objects.filter(written_at__lte=from_now(-SPILLED_SILENCE)).order_by("source")
+    numbers = late.values_list("source").annotate(number=Count("pk"), oldest=Min("written_at"))
+    sources = list(numbers)
+    known = on_write.tables()
+    for source, number, oldest in sources:
+        message = f"{counted(number, 'note')} of writes to {source} since {moment(oldest)}"
+        if source in known:
+            yield warning(
+                f"{message} are waiting for a round of upkeep.",
+                "Start a worker. If one is running, look in its log for why upkeep fails.",
+            )
+        else:
+            yield warning(
+                f"{message}: no runner here with ON_WRITE reads that table.",
+                "During a rollout, restart the processes that still run the old version. If the "
+                "runner was removed, run `manage.py autorun triggers --install`; these notes are "
+                "deleted after a day.",
+            )
+    if not sources:
+        yield ok("None.")
 
 
 @examination("paused")
