@@ -168,9 +168,12 @@ def _before_migrations(plan: Collection[Any] = (), using: str = "", **_: Any) ->
         logger.error("A trigger was not removed before the migrations: %s", error)
 
 
-def _after_migrations(using: str = "", **_: Any) -> None:
+def _after_migrations(using: str = "", **sent: Any) -> None:
     if using != settings.DATABASE or not _is_ready(using):
         return
+    if "plan" not in sent:
+        # By `flush`, which may have emptied the table of notes before the tables that note.
+        Written.objects.all()._raw_delete(using)
     on_write.forget()
     for error in install():
         logger.error("The triggers of ON_WRITE are not installed: %s", error)
