@@ -474,6 +474,17 @@ def test_what_a_worker_is_to_retry_is_meant_as_of_when_it_was_asked_for(runner) 
     assert [row.pk for row in rows] == [run.object_id]
 
 
+def test_a_retry_of_all_that_match_is_described_without_the_words_of_its_filter(runner) -> None:
+    key = Run.objects.filter(status=Run.Status.FAILED).first().key_text
+    (batch,) = interventions.retry_matching(RunFilter(row=key, exception="ValueError"))
+
+    assert "filtered by" in batch.description
+    assert "row" in batch.description
+    assert "exception" in batch.description
+    assert key not in batch.description.split()
+    assert "ValueError" not in batch.description
+
+
 def test_nobody_is_bothered_with_runs_that_no_runner_has(runner) -> None:
     assert interventions.retry_matching(RunFilter(runner="no.Runner")) == []
     assert interventions.retry_matching(RunFilter(exception="no.Error")) == []

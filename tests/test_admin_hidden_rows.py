@@ -6,11 +6,12 @@ from django.contrib.auth.models import Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
 from django.db import connection
+from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from autorun.admin import run_pages
+from autorun.admin import row_access, run_pages
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.continued import signed
 from autorun.dispatch.publishing import redirected
@@ -140,7 +141,9 @@ def test_why_a_hidden_row_is_pending_is_not_told(runner, ada) -> None:
 def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
     keys = [str(scan.pk) for scan in Scan.objects.order_by("pk")[:4]]
     count = Count({Reason.DONE: 4}, keys[-1], {Reason.DONE: keys})
-    begun = signed(count, BackfillRequest(only="again").subject(LABEL))
+    asked = HttpRequest()
+    asked.user = User.objects.get(username="ada")
+    begun = signed(asked, count, BackfillRequest(only="again").subject(LABEL))
 
     page = ada.get(
         reverse("admin:autorun_batch_count", args=[LABEL]), {"only": "again", "begun": begun}
@@ -148,6 +151,22 @@ def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
 
     assert "scan-0" not in page
     assert "own-" in page
+
+
+@pytest.mark.usefixtures("_hiding")
+@pytest.mark.parametrize("most", [0, 10_000])
+def test_one_request_looks_at_so_many_rows_for_a_retry_of_all_and_says_so(
+    most: int, runner, client, set_constants
+) -> None:
+    set_constants(run_pages, MOST_AT_ONCE=0)
+    set_constants(row_access, MOST_NARROWED=most)
+    client.force_login(scenes.add_user("eve", "view_scan", "view_run", "retry_run"))
+    form = {"action": "retry", "scope": "everything", "confirmed": "1"}
+
+    page = client.post(reverse("admin:autorun_run_act"), form, follow=True).text
+
+    assert ("were looked at: ask again" in page) is (most == 0)
+    assert Batch.objects.filter(requested_by="eve").exists() is (most > 0)
 
 
 @pytest.mark.usefixtures("_hiding")

@@ -13,6 +13,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.db.models import F
+from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -420,29 +421,43 @@ def test_nonsense_among_the_ticked_is_passed_over(ids: list[str], runner, client
     assert "Select runs first" in response.text
 
 
+def by(user: User) -> HttpRequest:
+    request = HttpRequest()
+    request.user = user
+    return request
+
+
 @pytest.mark.parametrize("keys", [["\ud800"], ["\0"], ["x" * 300], ["x"]])
 def test_keys_of_text_that_no_row_can_have_are_passed_over(keys, client) -> None:
-    client.force_login(scenes.add_user("admin", is_superuser=True))
+    user = scenes.add_user("admin", is_superuser=True)
+    client.force_login(user)
     runner = declare(DATA_MODEL=Country, INPUT_FIELDS=("name",))
     Country.objects.create(code="il")
     with installed(runner):
         page = reverse("admin:autorun_batch_count", args=[runner.get_label()])
         count = Count({}, keys[0], {Reason.MISSING: keys})
-        begun = signed(count, BackfillRequest().subject(runner.get_label()))
+        begun = signed(by(user), count, BackfillRequest().subject(runner.get_label()))
 
         assert client.get(page, {"begun": begun}).status_code == 200
 
 
 @pytest.mark.parametrize("page", ["count", "preview"])
 def test_a_count_is_continued_only_from_what_was_counted_here(page, runner, client) -> None:
-    client.force_login(scenes.add_user("ada", "view_run", "backfill_run"))
+    ada = scenes.add_user("ada", "view_run", "backfill_run")
+    client.force_login(ada)
     forged = Count({Reason.MISSING: 123_456_789}, "1")
-    genuine_elsewhere = signed(forged, "sample_app.OtherRunner")
+    subject = LABEL if page == "count" else BackfillRequest().subject(LABEL)
+    elsewhere = signed(by(ada), forged, "sample_app.OtherRunner")
+    of_another = signed(by(scenes.add_user("eve")), forged, subject)
+    with patch("time.time", return_value=time.time() - 601):
+        old = signed(by(ada), forged, subject)
 
-    for begun in (forged.written(), genuine_elsewhere):
+    genuine = client.get(addresses()[page], {"begun": signed(by(ada), forged, subject)}).text
+    assert "123,456," in genuine
+    for begun in (forged.written(), elsewhere, of_another, old):
         text = client.get(addresses()[page], {"begun": begun}).text
-        assert "123,456,789" not in text
-    assert "123456789" not in str(Node.objects.values_list("counted", flat=True))
+        assert "123,456," not in text
+    assert "123456" not in str(Node.objects.values_list("counted", flat=True))
 
 
 def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from autorun import tasks
+from autorun.admin import run_pages
 from autorun.admin.bulk_actions import ACTIONS
 from autorun.admin.pages import PageAdmin
 from autorun.admin.permissions import Permission
@@ -151,6 +154,54 @@ def test_a_get_writes_nothing_and_makes_no_node(runner) -> None:
         written[name] = statements
 
     assert {name: found for name, found in written.items() if found} == {}
+
+
+@pytest.mark.parametrize("loss", [{"is_active": False}, {"is_staff": False}, "permission", "user"])
+@pytest.mark.parametrize("asked", ["backfill", "ticked", "all"])
+def test_a_worker_asks_again_for_the_permission(asked, loss, runner, set_constants) -> None:
+    if asked == "all":
+        set_constants(run_pages, MOST_AT_ONCE=0)
+    batch = ask(asked)
+    user = User.objects.get(username=batch.requested_by)
+    if loss == "permission":
+        user.user_permissions.clear()
+    elif loss == "user":
+        user.delete()
+    else:
+        User.objects.filter(pk=user.pk).update(**loss)
+
+    tasks.backfill(LABEL, batch=batch.pk)
+
+    batch.refresh_from_db()
+    assert (batch.state, batch.planned) == (Batch.State.FAILED, 0)
+    assert "gone" in batch.reason if loss == "user" else "no longer" in batch.reason
+
+
+@pytest.mark.parametrize("asked", ["backfill", "ticked", "all"])
+def test_a_worker_does_what_a_user_asked_who_still_may(asked, runner, set_constants) -> None:
+    if asked == "all":
+        set_constants(run_pages, MOST_AT_ONCE=0)
+    batch = ask(asked)
+
+    tasks.backfill(LABEL, batch=batch.pk)
+
+    batch.refresh_from_db()
+    assert batch.state != Batch.State.FAILED, batch.reason
+    assert batch.candidates > 0
+
+
+def ask(what: str) -> Batch:
+    """The batch that a user of pages has asked for, which no worker has planned yet."""
+    client = client_of("view_run", "backfill_run", "retry_run", "view_scan")
+    if what == "backfill":
+        url = reverse("admin:autorun_batch_start", args=[LABEL])
+        client.post(url, {"only": "again"})
+    else:
+        failed = Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True)
+        chosen = {"scope": "everything"} if what == "all" else {"ids": list(failed)}
+        url = reverse("admin:autorun_run_act")
+        client.post(url, {"action": "retry", "confirmed": "1", **chosen})
+    return Batch.objects.latest("pk")
 
 
 def test_pages_of_a_runner_that_has_not_run_make_no_node(admin_client) -> None:

@@ -9,7 +9,7 @@ from django.core import mail
 from autorun.broker.transport import path_of
 from autorun.notifications import FailureReport, mail_admins
 from autorun.observe.doctor import finding
-from autorun.observe.failures import group_failures
+from autorun.observe.failures import group_failures, group_key
 from autorun.state.exception_text import describe_exception
 from autorun.state.logs import get_logger
 from autorun.state.masking import masked, secrets_in, without_secrets
@@ -140,6 +140,14 @@ def _modules():
     import sys
 
     return {name for name, module in sys.modules.items() if hasattr(module, "logger")}
+
+
+def test_the_key_of_a_group_of_failures_confirms_no_guess_without_the_projects_secret(settings):
+    key = group_key(1, "ValueError", "HIV positive")
+
+    settings.SECRET_KEY = "that of another project"
+
+    assert group_key(1, "ValueError", "HIV positive") != key
 
 
 @pytest.mark.django_db

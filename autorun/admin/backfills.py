@@ -17,7 +17,7 @@ from autorun.admin.continued import signed
 from autorun.admin.pages import who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import Name, may_view, name_of, visible
-from autorun.admin.selections import ChosenRows, find
+from autorun.admin.selections import ChosenRows, asked_by, find
 from autorun.conf import settings
 from autorun.control.interventions import request_backfill
 from autorun.declare.hooks import as_plain, database_of
@@ -137,7 +137,7 @@ class BackfillRequest:
         Raises ValueError for an unknown `only`, NotRegistered for an unknown filter, and RowsGone
         if only this request's hooks could tell which rows were chosen, and there are too many.
         """
-        scope = self.scope
+        scope = replace(self.scope, asked=asked_by(request, site, self.needs))
         if self.chosen is not None:
             if not may_view(request, site, self.chosen.get_model()):
                 raise PermissionDenied
@@ -205,7 +205,7 @@ def preview_shown(
         time=_time_of(card, runs) if runs else "",
         button=button,
         is_complete=count.is_complete,
-        query=asked.query(begun=signed(count, asked.subject(card.runner.label))),
+        query=asked.query(begun=signed(request, count, asked.subject(card.runner.label))),
     )
 
 

@@ -14,7 +14,6 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
-from autorun.admin.continued import signed
 from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.declare.nodes import digest_of, node_of
@@ -83,6 +82,8 @@ class Card:
     counted: Counted | None = None
     #: A count that has not got through all rows yet.
     counting: Count | None = None
+    #: The same as text, from which the user's next request continues.
+    continued: str = ""
     error: str = ""
     #: Whether its tasks are in the queue and no worker is processing them.
     is_stuck: bool = False
@@ -166,9 +167,7 @@ class Card:
 
     @property
     def count_query(self) -> str:
-        if self.counting is None:
-            return ""
-        return "?" + urlencode({"begun": signed(self.counting, self.runner.label)})
+        return "?" + urlencode({"begun": self.continued}) if self.continued else ""
 
     @property
     def figures(self) -> list[Figure]:

@@ -25,6 +25,8 @@ from autorun.state.keys import concrete, key_kind
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
+#: Runs whose rows one request asks the ModelAdmin for, if it may hide some.
+MOST_NARROWED = 10_000
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,15 @@ def visible(
 class Reach:
     """The runs that a user may act on: those of rows that they may see.
 
-    `left_out` is the number of runs that it has kept from them so far.
+    `left_out` is the number of runs that it has kept from them so far. `is_cut` says that there
+    were more than it looks at in one request.
     """
 
     request: HttpRequest
     site: AdminSite
     left_out: int = 0
+    is_cut: bool = False
+    _examined: int = 0
 
     def among(self, runs: Sequence[Run]) -> list[Run]:
         """Those of the runs that the user may act on; a query or two a model."""
@@ -132,7 +137,14 @@ class Reach:
 
     def narrowing(self, runner: Runner) -> Narrowing | None:
         """`among`, or None if the user may see every row of the runner's model."""
-        return None if self._is_whole(runner.get_model()) else self.among
+        return None if self._is_whole(runner.get_model()) else self._among_first
+
+    def _among_first(self, runs: Sequence[Run]) -> list[Run] | None:
+        if self._examined >= MOST_NARROWED:
+            self.is_cut = True
+            return None
+        self._examined += len(runs)
+        return self.among(runs)
 
     def _is_whole(self, model: type[Model] | None) -> bool:
         if model is None or not may_view(self.request, self.site, model):

@@ -21,6 +21,7 @@ from autorun.admin.outputs_shown import as_lines
 from autorun.admin.pages import PageAdmin, action, page, require, who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import (
+    MOST_NARROWED,
     Name,
     Reach,
     Seen,
@@ -28,6 +29,7 @@ from autorun.admin.row_access import (
     instance_of,
     seen_rows,
 )
+from autorun.admin.selections import asked_by
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
 from autorun.declare import hooks, registry
@@ -322,7 +324,9 @@ class RunAdmin(PageAdmin):
             messages.info(request, what)
 
     def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
-        retried = interventions.retry_runs(found, requested_by=who(request))
+        retried = interventions.retry_runs(
+            found, requested_by=who(request), asked=self._asked(request)
+        )
         if retried.runs:
             of = "run" if retried.ignored else "failed run"
             what = f"{counted(retried.runs, of)} queued for retry."
@@ -355,11 +359,20 @@ class RunAdmin(PageAdmin):
         # Too many for a request: workers find the failed runs and retry them.
         reach.left_out = 0
         begun = interventions.retry_matching(
-            chosen, requested_by=who(request), narrowing=reach.narrowing
+            chosen,
+            requested_by=who(request),
+            asked=self._asked(request),
+            narrowing=reach.narrowing,
         )
+        if reach.is_cut:
+            told = f"Only {number(MOST_NARROWED)} runs were looked at: ask again."
+            messages.warning(request, told)
         what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
         links = self._links(begun)
         self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
+
+    def _asked(self, request: HttpRequest) -> dict[str, Any]:
+        return asked_by(request, self.admin_site, Permission.RETRY)
 
     def _links(self, batches: Sequence[Batch]) -> SafeString:
         """Links to the first few batches: ` Watch batch 5.`"""

@@ -24,7 +24,7 @@ from autorun.admin.cards import (
     with_count,
     worst_first,
 )
-from autorun.admin.continued import begun
+from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
 from autorun.admin.permissions import Permission
@@ -223,7 +223,7 @@ class NodeAdmin(PageAdmin):
             left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
             card = with_count(card, count, left_out=left_out, is_stored=is_stored)
         elif count is not None:
-            card = replace(card, counting=count)
+            card = replace(card, counting=count, continued=signed(request, count, label))
         if is_fetched(request):
             return self.fragment(request, "coverage", card=card, problem=problem)
         return self.render(request, "count", f"Rows of {card.name}", card=card)

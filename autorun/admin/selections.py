@@ -27,7 +27,7 @@ from autorun.admin.row_access import database_of, may_view, visible
 from autorun.declare.hooks import base_queryset
 from autorun.declare.runner import Runner
 from autorun.exceptions import RowsGone
-from autorun.planning.scope import SOURCES
+from autorun.planning.scope import GUARDS, SOURCES
 from autorun.state.keys import key_kind
 
 KIND = "admin"
@@ -74,13 +74,7 @@ class ChosenRows:
         Raises RowsGone if there are too many to keep their keys, and only this request could tell
         which they are.
         """
-        source = {
-            "kind": KIND,
-            "site": site.name,
-            "user": str(request.user.pk),
-            "needs": needs.value,
-            "model": self.model,
-        }
+        source = {**asked_by(request, site, needs), "model": self.model}
         rows = self.queryset(request, site)
         keys = list(rows.order_by().values_list("pk", flat=True)[: MOST_KEYS + 1])
         model_admin = site._registry[self.get_model()]
@@ -114,16 +108,8 @@ def rows_shown(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
 
     Raises RowsGone if the admin no longer shows them, or the user has lost a permission.
     """
-    site = next((each for each in all_sites if each.name == source["site"]), None)
-    user = get_user_model()._default_manager.filter(pk=source["user"]).first()
-    if site is None or user is None:
-        raise RowsGone("The admin site, or the user whose filter it was, is gone.")
-    request = HttpRequest()
-    request.method = "GET"
-    request.user = user
-    needs = Permission(source.get("needs", Permission.BACKFILL))
-    if not (site.has_permission(request) and user.has_perm(needs)):
-        raise RowsGone(f"{user} no longer has the permission {needs}.")
+    site, request = still_allowed(source)
+    user: Any = request.user
     chosen = ChosenRows(source["model"], query=source.get("query", ""))
     try:
         model = chosen.get_model()
@@ -148,7 +134,29 @@ def rows_shown(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
         ) from error
 
 
+def asked_by(request: HttpRequest, site: AdminSite, needs: Permission) -> dict[str, Any]:
+    """Who asks on a page, and by which permission, for `still_allowed` in another process."""
+    user = str(request.user.pk)
+    return {"kind": KIND, "site": site.name, "user": user, "needs": needs.value}
+
+
+def still_allowed(asked: Mapping[str, Any]) -> tuple[AdminSite, HttpRequest]:
+    """The site, and a request of the user; RowsGone if the user may no longer ask for it."""
+    site = next((each for each in all_sites if each.name == asked["site"]), None)
+    user = get_user_model()._default_manager.filter(pk=asked["user"]).first()
+    if site is None or user is None:
+        raise RowsGone("The admin site, or the user who asked for it, is gone.")
+    request = HttpRequest()
+    request.method = "GET"
+    request.user = user
+    needs = Permission(asked.get("needs", Permission.BACKFILL))
+    if not (site.has_permission(request) and user.has_perms((Permission.VIEW, needs))):
+        raise RowsGone(f"{user} no longer has the permission {needs}.")
+    return site, request
+
+
 SOURCES[KIND] = rows_shown
+GUARDS[KIND] = still_allowed
 
 
 def _needs_only_the_user(model_admin: Any) -> bool:

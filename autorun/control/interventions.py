@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from django.db import transaction
@@ -41,7 +42,7 @@ KIND = "runs"
 #: How a run has ended that can be retried.
 RETRYABLE = (Run.Status.FAILED, Run.Status.CANCELLED, Run.Status.NOT_APPLICABLE)
 #: Picks runs among those given.
-Narrowing = Callable[[Sequence[Run]], Sequence[Run]]
+Narrowing = Callable[[Sequence[Run]], Sequence[Run] | None]
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,16 @@ def request_backfill(
     return batch
 
 
-def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Retried:
+def retry_runs(
+    found: Iterable[Sequence[Run]],
+    *,
+    requested_by: str = "",
+    asked: dict[str, Any] | None = None,
+) -> Retried:
     """Retry the failed runs without attempts left, and those left alone, among those found.
 
     Each runner gets one batch or more. Runs of a version or configuration that their runner no
-    longer has are skipped.
+    longer has are skipped. Workers check again whether those who `asked` may retry runs.
     """
     keys: dict[tuple[str, bool, bool], list[Any]] = defaultdict(list)
     outdated: list[int] = []
@@ -120,6 +126,7 @@ def retry_runs(found: Iterable[Sequence[Run]], *, requested_by: str = "") -> Ret
                 only=None if is_ignored else "failed",
                 force=is_ignored,
                 beyond_base=is_beyond_base,
+                asked=asked,
             ),
             requested_by=requested_by,
         )
@@ -134,13 +141,14 @@ def retry_matching(
     chosen: RunFilter,
     *,
     requested_by: str = "",
+    asked: dict[str, Any] | None = None,
     narrowing: Callable[[Runner], Narrowing | None] = lambda _: None,
 ) -> Sequence[Batch]:
     """Leave it to workers to find the failed runs that match, however many, and retry them.
 
     Returns one batch for each runner that may have some. Runs of a version or configuration that
     their runner no longer has are skipped. A function that `narrowing` returns picks the runs that
-    the caller may retry; they are found at once then.
+    the caller may retry, or None once it has seen enough; they are found at once then.
     """
     begun: list[Batch] = []
     for runner in registry.runners():
@@ -150,8 +158,9 @@ def retry_matching(
         narrow = narrowing(runner)
         is_elsewhere = database_of(runner) != settings.DATABASE  # not to be joined with runs
         if narrow is not None or is_elsewhere:
-            found = of_runner.each() if narrow is None else map(narrow, of_runner.each())
-            begun += retry_runs(found, requested_by=requested_by).batches
+            picked = of_runner.each() if narrow is None else map(narrow, of_runner.each())
+            found = (runs or () for runs in takewhile(lambda runs: runs is not None, picked))
+            begun += retry_runs(found, requested_by=requested_by, asked=asked).batches
             continue
         # The names alone: a key or an exception may contain the data of a row.
         narrowed = ", ".join(chosen.written()) or "nothing"
@@ -161,7 +170,7 @@ def retry_matching(
             "filter": of_runner.written(),
             "at": timezone.now().isoformat(),
         }
-        scope = Scope(only="failed", source=source)
+        scope = Scope(only="failed", source=source, asked=asked)
         begun.append(request_backfill(runner, scope, requested_by=requested_by))
     return begun
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db.models import Q, QuerySet
 
@@ -15,11 +15,16 @@ from autorun.exceptions import NotRegistered
 from autorun.planning.selection import Selection, selection_for
 from autorun.state.keys import key_kind
 
+Found = TypeVar("Found")
 Rows = Callable[[Runner, Mapping[str, Any]], QuerySet[Any]]
 
 #: Functions that find the rows of a `source`, by its kind, in any process. A module that makes such
 #: scopes registers one on import. It raises RowsGone if the rows can no longer be found.
 SOURCES: dict[str, Rows] = {}
+
+#: Functions that raise RowsGone unless those who asked for a scope may still do so, by the kind of
+#: `asked`; registered like a source.
+GUARDS: dict[str, Callable[[Mapping[str, Any]], object]] = {}
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Scope:
 
     `given` is a queryset of the caller's, which no other process can continue. `source` replaces
     `pks` and `filter`: its `kind` is one of SOURCES, which needs the other values. With
-    `beyond_base`, `pks` and `filter` also find rows outside the runner's base queryset.
+    `beyond_base`, `pks` and `filter` also find rows outside the runner's base queryset. `asked`
+    says who asked on a page, whose permission a worker checks again; its `kind` is one of GUARDS.
     """
 
     filter: str | None = None
@@ -38,6 +44,7 @@ class Scope:
     given: bool = False
     source: dict[str, Any] | None = None
     beyond_base: bool = False
+    asked: dict[str, Any] | None = None
 
     @property
     def selection(self) -> Selection:
@@ -47,10 +54,13 @@ class Scope:
     def queryset(self, runner: Runner) -> QuerySet[Any] | None:
         """The rows of the scope, unfiltered; None for the runner's base queryset.
 
-        Raises NotRegistered for an unknown filter, RowsGone for a source that is gone.
+        Raises NotRegistered for an unknown filter, RowsGone for a source that is gone, or if
+        those who asked for it no longer may.
         """
+        if self.asked is not None:
+            _known(GUARDS, self.asked)(self.asked)
         if self.source is not None:
-            return _rows_from(runner, self.source)
+            return _known(SOURCES, self.source)(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
         rows = every_row(runner) if self.beyond_base else hooks.base_queryset(runner)
@@ -62,7 +72,10 @@ class Scope:
         return rows
 
     def written(self) -> dict[str, Any]:
-        return {**asdict(self), "pks": None if self.pks is None else list(self.pks)}
+        written = {**asdict(self), "pks": None if self.pks is None else list(self.pks)}
+        if self.asked is None:  # unknown to workers of an earlier version
+            del written["asked"]
+        return written
 
     @classmethod
     def read(cls, written: dict[str, Any]) -> Scope:
@@ -90,14 +103,14 @@ class Scope:
         return " ".join(words) + ", again" * self.force
 
 
-def _rows_from(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:
-    find = SOURCES.get(str(source.get("kind")))
-    if find is None:
+def _known(registered: Mapping[str, Found], written: Mapping[str, Any]) -> Found:
+    found = registered.get(str(written.get("kind")))
+    if found is None:
         raise NotRegistered(
-            f"This process cannot find the rows of {source.get('kind')!r}. Do the workers have the "
-            "same INSTALLED_APPS?"
+            f"This process does not know the scope {written.get('kind')!r}. Do the workers have "
+            "the same INSTALLED_APPS?"
         )
-    return find(runner, source)
+    return found
 
 
 def _filtered(runner: Runner, name: str, rows: QuerySet[Any]) -> QuerySet[Any]:
