@@ -815,9 +815,9 @@ def test_all_runners_are_paused_and_resumed_by_one_click(runner, admin_client) -
 
 
 def test_a_filter_that_the_list_does_not_know_shows_no_runs(runner, admin_client) -> None:
-    page = admin_client.get(addresses()["runs"], {"worker": "x", "state": "failed"}).text
+    page = admin_client.get(addresses()["runs"], {"weather": "x", "state": "failed"}).text
 
-    assert "Unknown filter “worker”." in page
+    assert "Unknown filter “weather”." in page
     assert "No runs are shown" in page
 
 
