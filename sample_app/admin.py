@@ -3,9 +3,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from autorun.admin import AutorunAdminMixin
-from autorun.models import Run
 from sample_app.models import Scan, Subject
-from sample_app.runners import ScanPreprocessingRunner
 
 
 @admin.register(Subject)
@@ -16,17 +14,13 @@ class SubjectAdmin(AutorunAdminMixin, admin.ModelAdmin):  # type: ignore[type-ar
 
 @admin.register(Scan)
 class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("__str__", "description", "modality", "size")
+    list_display = ("__str__", "description", "modality", "size", "mean")
     list_filter = ("modality",)
     search_fields = ("path", "description")
-    readonly_fields = ("created_at", "updated_at", "middle_slice")
+    readonly_fields = ("created_at", "updated_at", "mean", "deviation", "middle_slice")
 
     def middle_slice(self, scan: Scan) -> SafeString:
         """The thumbnail from the preprocessing."""
-        node = ScanPreprocessingRunner().get_node()
-        run = Run.objects.filter(node=node, object_id=scan.pk, is_current=True).first()
-        if run is None or not run.outputs or "thumbnail" not in run.outputs:
+        if not scan.thumbnail:
             return SafeString("-")
-        return format_html(
-            '<img src="{}" width="128" alt="Middle slice">', run.outputs["thumbnail"]
-        )
+        return format_html('<img src="{}" width="128" alt="Middle slice">', scan.thumbnail)

@@ -27,6 +27,10 @@ class Scan(models.Model):
     subject = models.ForeignKey(
         Subject, models.SET_NULL, null=True, blank=True, related_name="scans"
     )
+    # Landed by ScanPreprocessingRunner.
+    mean = models.FloatField(null=True, blank=True, editable=False)
+    deviation = models.FloatField(null=True, blank=True, editable=False)
+    thumbnail = models.TextField(blank=True, editable=False, help_text="As a data: address.")
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 

@@ -25,6 +25,7 @@ class ScanPreprocessingRunner(QuerySetRunner):
     # A second attempt helps if a disk was unavailable; a broken file stays broken.
     MAX_ATTEMPTS = 2
     RETRY_BACKOFF = 1
+    OUTPUT_FIELDS = {"mean": "mean", "std": "deviation", "thumbnail": "thumbnail"}
 
     def get_instance_representation(self, instance: Scan) -> str:
         return instance.path
@@ -35,6 +36,8 @@ class AnatomicalPreprocessingRunner(ScanPreprocessingRunner):
 
     ANALYSIS_CONFIGURATION = {"harder": True, "better": 99, "stronger": "finer"}
     FILTER_QUERYSET_START = "Filtering anatomical scans..."
+    # The fields of a scan are those of the other runner.
+    OUTPUT_FIELDS = {}
 
     def filter_queryset(
         self, queryset: QuerySet[Scan], log_level: int = logging.INFO

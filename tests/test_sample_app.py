@@ -13,6 +13,8 @@ from sample_app.analyses import preprocess, preprocess_foreground
 from sample_app.images import holds_image, installed_directories, is_image
 from sample_app.models import Scan
 from sample_app.processes import Processes
+from sample_app.runners import ScanPreprocessingRunner
+from tests.engine import work_off
 
 CONFIGURATION = {"harder": True, "better": 100, "stronger": "faster"}
 
@@ -200,3 +202,19 @@ def test_up_listens_anywhere_with_a_password_of_ones_own(address: str, started: 
 
     assert started == [address]
     assert "password admin" not in out.getvalue()
+
+
+@pytest.mark.django_db
+def test_a_scan_has_what_its_preprocessing_found(anatomical, admin_client):
+    scan = Scan.objects.create(path=str(anatomical), size=1, checksum="a")
+    ScanPreprocessingRunner().run()
+    work_off()
+
+    scan.refresh_from_db()
+
+    outputs = ScanPreprocessingRunner().outputs_of(scan)
+    found = {"mean": scan.mean, "std": scan.deviation, "thumbnail": scan.thumbnail}
+    assert found == {name: outputs[name] for name in found}
+    assert not ScanPreprocessingRunner().pending().exists()
+    page = admin_client.get(f"/admin/sample_app/scan/{scan.pk}/change/").content.decode()
+    assert f'<img src="{scan.thumbnail}"' in page
