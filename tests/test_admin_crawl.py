@@ -76,7 +76,8 @@ def test_every_page_answers_and_links_to_pages_of_its_site(site, user: Client) -
             assert REMOVED in address or (name == WHY and "PreprocessingRunner" not in address)
         elif page.status_code == 200:
             found.add(name)
-            linked |= set(re.findall(r'href="(/[^"#]*)"', page.text))
+            text = page.getvalue().decode() if page.streaming else page.text
+            linked |= set(re.findall(r'href="(/[^"#]*)"', text))
     linked = {each.replace("&amp;", "&") for each in linked if not each.startswith("/static/")}
 
     assert len(found) >= 13
