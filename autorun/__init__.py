@@ -1,3 +1,18 @@
 """Every row of a model, processed by this version of this analysis, and a record of it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autorun.execution.running import Running
+
 __version__ = "0.1.0"
+
+
+def running() -> Running:
+    """The run of the body that calls this: its progress, and whether it has been cancelled."""
+    # Imported when it is called, because the package is imported before Django is set up.
+    from autorun.execution.running import Running
+
+    return Running()

@@ -102,6 +102,10 @@ class RunTimeout(AutorunError):
     """A run took longer than its runner allows."""
 
 
+class RunCancelled(AutorunError):
+    """Raised in a body: someone has cancelled its run."""
+
+
 class WorkerLost(AutorunError):
     """The worker of a run stopped answering before the run was done."""
 

@@ -188,6 +188,12 @@ class Chunk(models.Model):
     finished_at = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=255, blank=True, default="")
     token = models.IntegerField(default=0, help_text="Raised whenever the chunk changes hands.")
+    cancelling = models.JSONField(
+        null=True, blank=True, help_text="The ids of runs that its worker is to cancel."
+    )
+    doing = models.JSONField(
+        null=True, blank=True, help_text="How far the body that is running has got, as it says."
+    )
 
     succeeded = models.IntegerField(default=0)
     failed = models.IntegerField(default=0)

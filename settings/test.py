@@ -22,6 +22,7 @@ if WORKER and not os.environ["AUTORUN_TEST_RUN"].endswith(WORKER):
     os.environ["AUTORUN_VAR"] += f"/{WORKER}"
 RUN = os.environ["AUTORUN_TEST_RUN"]
 
+from autorun.limits import Limit  # noqa: E402
 from settings import brokers, databases  # noqa: E402
 from settings.base import *  # noqa: E402, F403
 from settings.environment import var_directory  # noqa: E402
@@ -65,6 +66,8 @@ CELERY_TASK_DEFAULT_QUEUE = f"autorun-tests-{RUN}"
 
 # Settings such as short leases, for processes that a test starts.
 AUTORUN = json.loads(os.environ.get("AUTORUN_TEST_SETTINGS", "{}"))
+if "LIMITS" in AUTORUN:
+    AUTORUN["LIMITS"] = {name: Limit(**values) for name, values in AUTORUN["LIMITS"].items()}
 
 DEBUG = False
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

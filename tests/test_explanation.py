@@ -98,10 +98,10 @@ def test_a_cancelled_run_is_named_with_the_result_before_it(document):
 
     assert (after_a_result.code, after_nothing.code) == ("never_ran", "never_ran")
     assert re.search(
-        r"cancelled before it started on this row \(previous result: succeeded at \S+ \S+ UTC\);",
+        r"cancelled before it was done on this row \(previous result: succeeded at \S+ \S+ UTC\);",
         after_a_result.reason,
     )
-    assert "cancelled before it started on this row; the" in after_nothing.reason
+    assert "cancelled before it was done on this row; the" in after_nothing.reason
 
 
 def test_running_names_the_worker(document):

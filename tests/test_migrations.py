@@ -9,6 +9,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import StateApps
 from django.db.models import F
 
+from autorun.control.interventions import cancel_runs
 from autorun.exceptions import NotApplicable
 from autorun.models import Batch, Run, SpilledTrigger
 from autorun.state.counts import Progress
@@ -16,7 +17,7 @@ from autorun.triggers import installing
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0010_at_rest"
+NEWEST = "0011_cancelling"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -130,3 +131,26 @@ def test_counts_stay_exact_while_old_workers_know_nothing_of_rows_that_are_not_a
         # What it takes for the unfinished runs of a chunk.
         counted = F("succeeded") + F("failed") + F("cancelled") + F("moved")
         assert not old_chunks.exclude(size=counted).exists()
+
+
+@pytest.fixture
+def before_cancelling() -> Iterator[StateApps]:
+    """The tables of before a running run could be cancelled."""
+    yield migrate("0010_at_rest")
+    migrate(NEWEST)
+
+
+def test_a_run_that_an_old_worker_executes_ends_as_it_would(before_cancelling: StateApps):
+    old_chunks = before_cancelling.get_model("autorun", "Chunk").objects
+    migrate(NEWEST)
+    document = Document.objects.create(title="a")
+    with installed(runner := declare()):
+        runner().run()
+        # A worker of the old code knows nothing of the request, and records its success.
+        old_chunks.update(state=2, token=5)
+        assert cancel_runs([list(Run.objects.all())]) == 1
+        old_chunks.update(state=4, succeeded=1)
+        Run.objects.update(status=Run.Status.SUCCEEDED)
+
+        assert runner().progress() == Progress(succeeded=1)
+        assert not runner().pending().filter(pk=document.pk).exists()

@@ -60,12 +60,14 @@ ACTIONS: Mapping[str, BulkAction] = {
         ),
         BulkAction(
             "cancel",
-            "Cancel runs that have not started",
+            "Cancel unfinished runs",
             Permission.CANCEL,
             ("waiting", "postponed", "queued", "parked"),
-            "They never start; a later sweep plans their rows again.",
+            "They do not start, and those that are running are stopped within seconds. A later "
+            "sweep plans their rows again.",
             interventions.cancel_runs,
-            ("run cancelled before the start.", "runs cancelled before the start."),
+            ("run cancelled.", "runs cancelled."),
+            named=("running",),
         ),
     )
 }

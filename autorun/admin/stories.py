@@ -155,7 +155,7 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
 
 
 def _is_unstarted(run: Run) -> bool:
-    """Whether it was cancelled before its start: such a run says nothing about its row."""
+    """Whether it was cancelled without an attempt: such a run says nothing about its row."""
     return run.status == Run.Status.CANCELLED and not run.attempts
 
 
@@ -167,7 +167,7 @@ def _now(
     if instance is None:
         return "The row has been deleted."
     if not run.is_current:
-        cancelled = "It was cancelled before it started. The row may have a later run."
+        cancelled = "It was cancelled. The row may have a later run."
         return cancelled if state_of(run) == "cancelled" else _superseded(run, others)
     try:
         node_id = node_id_of(runner)

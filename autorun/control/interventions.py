@@ -23,13 +23,13 @@ from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.listing import RunFilter
 from autorun.planning import batches
-from autorun.planning.cancelling import cancel_unstarted, count_by_chunk
+from autorun.planning.cancelling import ask_running, cancel_unstarted, count_by_chunk
 from autorun.planning.on_demand import begin, require_valid
 from autorun.planning.scope import SOURCES, Scope
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
 from autorun.state.logs import get_logger
-from autorun.state.managers import UNSTARTED, ChunkQuerySet
+from autorun.state.managers import UNFINISHED, ChunkQuerySet
 from autorun.state.transactions import once_committed, repeated_on_conflict
 
 logger = get_logger(__name__)
@@ -194,11 +194,19 @@ def ignore_runs(found: Iterable[Sequence[Run]]) -> int:
 
 
 def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
-    """Cancel the runs among those found that have not started; returns how many.
+    """Cancel the unfinished runs among those found; returns how many.
 
-    A row has its last result for the same input back, or is pending, so a later sweep plans it.
+    The worker of one that is running ends its body when it next extends its lease, and then it is
+    cancelled. A row has its last result for the same input back, or is pending, so a later sweep
+    plans it.
     """
     return sum(_changed(_cancel, runs, _cancellable(runs)) for runs in found)
+
+
+def stop_running(chunks: ChunkQuerySet[Chunk]) -> int:
+    """Have the workers of running chunks cancel all of their runs; returns how many."""
+    ask = partial(repeated_on_conflict, partial(ask_running, chunks))
+    return once_committed(ask, meanwhile=lambda: 0)
 
 
 def _changed(
@@ -215,7 +223,7 @@ def _ignorable(runs: Sequence[Run]) -> QuerySet[Run]:
 
 def _cancellable(runs: Sequence[Run]) -> QuerySet[Run]:
     pending = Run.objects.pending().filter(pk__in=[run.pk for run in runs])
-    return pending.filter(chunk__state__in=UNSTARTED)
+    return pending.filter(chunk__state__in=UNFINISHED)
 
 
 def _runners_of(runs: Sequence[Run]) -> dict[tuple[int, int], Runner]:
@@ -249,8 +257,8 @@ def _ignore(runs: Sequence[Run]) -> int:
 
 
 def _cancel(runs: Sequence[Run]) -> int:
-    chunks = _chunks_of(runs)
-    number = cancel_unstarted(chunks, run_ids=[run.pk for run in runs])
+    chunks, run_ids = _chunks_of(runs), [run.pk for run in runs]
+    number = cancel_unstarted(chunks, run_ids=run_ids) + ask_running(chunks, run_ids=run_ids)
     batch_ids = chunks.exclude(batch=None).values_list("batch_id")
     for (batch_id,) in list(batch_ids.distinct()):
         batches.finish_if_done(batch_id)

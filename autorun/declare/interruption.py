@@ -9,9 +9,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
@@ -24,6 +24,8 @@ from autorun.state import coroutines
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
+#: Timers and clocks may differ by so much.
+NEARLY = 0.99
 #: Code that swallows the exception is interrupted again after so many seconds.
 INSISTENCE = 1.0
 
@@ -38,38 +40,41 @@ def too_long(seconds: float) -> RunTimeout:
 
 
 @contextmanager
-def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
+def time_limit(
+    seconds: float | None, *, message: str = "", stop: Sequence[Exception] = ()
+) -> Iterator[None]:
     """Raise RunTimeout in the block after so many seconds, with `message` if given.
+
+    `interrupt()` raises the error in `stop` before that, if another thread has put one there.
 
     In C code that does not return to the interpreter, and in a thread without signals, the keeper
     of the lease stops the run. A coroutine is cancelled in any thread.
     """
-    if seconds is None:
-        yield
-        return
-
     is_over = False
-    timeout = RunTimeout(message) if message else too_long(seconds)
-    was_raised = False
+    timeout: Exception = RunTimeout(message) if message else too_long(seconds or 0.0)
+    raised: Exception | None = None
     if not can_use_signals():
-        with coroutines.limited(seconds, timeout):
+        with nullcontext() if seconds is None else coroutines.limited(seconds, timeout):
             yield
         return
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal was_raised
-        if not is_over:
-            was_raised = True
-            coroutines.interrupt(timeout)
+    began_at = time.monotonic()
 
-    restore = _set_alarm(stop, seconds, every=INSISTENCE)
+    def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal raised
+        is_late = seconds is not None and time.monotonic() - began_at >= NEARLY * seconds
+        if not is_over and (stop or is_late):
+            raised = stop[0] if stop else timeout
+            coroutines.interrupt(raised)
+
+    restore = _set_alarm(end, seconds or 0.0, every=INSISTENCE)
     try:
         try:
             yield
         except Exception as error:
             # A driver or a failed cleanup may have replaced it.
-            if was_raised and error is not timeout:
-                raise timeout from error
+            if raised is not None and error is not raised:
+                raise raised from error
             raise
         finally:
             is_over = True
@@ -77,6 +82,17 @@ def time_limit(seconds: float | None, *, message: str = "") -> Iterator[None]:
         # Nested: an exception raised by a signal as the block ends must not leave the timer on.
         is_over = True
         restore()
+
+
+def interrupt(thread_id: int, error: Exception) -> None:
+    """Have the `time_limit()` of another thread raise the error that was put in its `stop`.
+
+    In a thread without signals, only a coroutine ends.
+    """
+    if thread_id == threading.main_thread().ident and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread_id, signal.SIGALRM)
+    else:
+        coroutines.interrupt_in(thread_id, error)
 
 
 def within(seconds: float, work: Callable[[], Result], *, message: str = "") -> Result:
@@ -207,6 +223,9 @@ class Termination:
 
     def __enter__(self) -> Termination:
         if can_use_signals():
+            if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+                # One that arrives when its body has just ended must not end the process.
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: None)
             from billiard.common import TERM_SIGNAL
 
             # With REMAP_SIGTERM=SIGQUIT, Celery's soft shutdown sends that to the pool.

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
@@ -27,6 +28,8 @@ from autorun.state.transactions import repeated_while_away
 
 #: Seconds of a rate that a worker reserves at once, so that the others get their turn soon.
 SLICE = 1.0
+#: Seconds of a rate that are made up for if no worker was ready; less than a hundredth of a minute.
+SLACK = 0.5
 #: The kind of the pulses up to whose times calls are reserved.
 CLOCK = "rate"
 _is_paced = True
@@ -119,7 +122,8 @@ def reserve(bound: Bound, calls: int) -> float:
     Fewer than none give back what was reserved last.
     """
     seconds = bound.seconds_for(calls)
-    return repeated_while_away(lambda: pulses.move_on(bound.clock, seconds)) - seconds
+    move_on = partial(pulses.move_on, bound.clock, seconds, slack=SLACK if seconds else 0.0)
+    return repeated_while_away(move_on) - seconds
 
 
 def hold_back(runner: Runner, seconds: float) -> None:

@@ -15,7 +15,7 @@ from autorun.state import pulses
 #: A runner's chunks in the broker beyond one for each running; a saved row waits behind them.
 SPARE_CHUNKS = 2
 #: A chunk goes out if its limit lets its first call start within so many seconds.
-AHEAD = 1.0
+AHEAD = 2.0
 
 
 class InFlight(NamedTuple):

@@ -58,6 +58,8 @@ class Body:
         # The annotation of a batch is that of a list.
         self._check = None if analysis.batch else analysis.arguments.check_outputs
         self.refused_by: RetryLater | None = None
+        #: The error that ends the call at work, if a run of it is cancelled.
+        self.stop: list[Exception] = []
         self._configuration = configuration
         self._user_code = UserCode(runner.label)
         # One value for each number of attempts, so that the runs are retried in one chunk.
@@ -141,7 +143,11 @@ class Body:
         row = assignment.row
         with probes.span("autorun.run") as span:
             try:
-                with self._user_code, termination.raised(), time_limit(self.timeout):
+                with (
+                    self._user_code,
+                    termination.raised(),
+                    time_limit(self.timeout, stop=self.stop),
+                ):
                     arguments = self.bound(self._representation(row))
                     value = self.analysis.call(**arguments)
                     result = self.success(assignment, value, seconds=call.seconds_a_row)
@@ -168,7 +174,11 @@ class Body:
         with probes.span("autorun.call") as span:
             span.note(rows=len(call.assignments))
             try:
-                with self._user_code, termination.raised(), time_limit(self.timeout):
+                with (
+                    self._user_code,
+                    termination.raised(),
+                    time_limit(self.timeout, stop=self.stop),
+                ):
                     for each in call.assignments:
                         try:
                             inputs.append(self._representation(each.row))
@@ -196,6 +206,8 @@ class Body:
         self, rest: Sequence[Assignment], error: BaseException, *, seconds: float
     ) -> list[Result]:
         """The results of rows whose call has raised; none if they are to be called again."""
+        if self.stop:
+            return [Result.moved(each.run) for each in rest]
         is_alone = len(rest) == 1
         if isinstance(error, SmallerBatch):
             if not is_alone:
@@ -239,6 +251,8 @@ class Body:
     def result_of(self, assignment: Assignment, error: BaseException, *, seconds: float) -> Result:
         """How the run has ended with what its body raised, or returned in place of a value."""
         run, row = assignment.run, assignment.row
+        if self.stop and error is self.stop[0]:
+            return Result.moved(run)
         if isinstance(error, RetryLater):
             if error.limit:
                 self.refused_by = error

@@ -118,7 +118,7 @@ def work_off(work: Work) -> None:
         except LeaseLost as lost:
             logger.warning("%s: %s Results not yet recorded are lost.", runner.label, lost)
             # A failover or a backup may have lost the runs, too.
-            work.unexpected = work.keys
+            work.unexpected = [] if work.body.stop else work.keys
         except Interrupted:
             logger.info("%s: returned chunk %s: the worker is stopping.", runner.label, chunk.pk)
         else:

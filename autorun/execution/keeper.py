@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from billiard.process import current_process
 from django.db import DatabaseError, InterfaceError, connections
@@ -17,7 +18,7 @@ from autorun.dispatch.releasing import release_after
 from autorun.exceptions import LeaseLost, RunTimeout
 from autorun.execution.calls import Call
 from autorun.execution.work import Work
-from autorun.state.leases import extend
+from autorun.state.leases import extend, extend_unasked
 from autorun.state.logs import get_logger
 
 logger = get_logger(__name__)
@@ -78,10 +79,12 @@ class Keeper:
     def _check(self) -> None:
         now = time.monotonic()
         if now - self._extended_at >= settings.HEARTBEAT:
-            if not extend(self.work.lease):
+            if not self._extend():
                 logger.warning("%s: the lease went to another worker.", self._name())
                 raise LeaseLost
             self._extended_at = now
+        if self.work.body.stop:
+            self.work.cancel()  # once more: code may have swallowed the exception
         if (overdue := self._overdue(now)) is not None and self._fail(overdue):
             raise LeaseLost
         is_slow = now - self.work.began_at >= HAND_OVER_AFTER
@@ -91,9 +94,23 @@ class Keeper:
             logger.info("%s: handed %d runs over.", self._name(), number)
             self._release()
 
+    def _extend(self) -> bool:
+        """Extend the lease, and cancel the runs that are to be; whether it was still held."""
+        work = self.work
+        changes: dict[str, Any] = {} if work.doing is None else {"doing": work.doing}
+        if extend_unasked(work.lease, **changes):
+            return True
+        work.cancelled = set(work.lease.held().values_list("cancelling", flat=True).first() or ())
+        if not extend(work.lease, **changes):
+            return False
+        work.cancel()
+        return True
+
     def _overdue(self, now: float) -> Call | None:
-        """A call that has ignored its time limit."""
+        """A call that has ignored its time limit, or that it was cancelled."""
         with self.work.lock:
+            if self.work.body.stop and now - self.work.stopped_at > GRACE:
+                return next(iter(self.work.calls), None)
             if self.work.body.timeout is None:
                 return None
             latest = now - self.work.body.timeout - GRACE
@@ -102,12 +119,13 @@ class Keeper:
     def _fail(self, call: Call) -> bool:
         """Fail the call; False if it has returned. End the process if it belongs to a pool."""
         error = RunTimeout(
-            f"The run took longer than {self.work.body.timeout:g} s, the runner's TIMEOUT, "
+            f"The run took longer than {self.work.body.timeout or 0:g} s, the runner's TIMEOUT, "
             "and did not react to being stopped."
         )
         if not self.work.fail_call(call, error):
             return False
-        logger.error("%s: a run did not react to its time limit, and has failed.", self._name())
+        problem = "that it was cancelled" if self.work.body.stop else "its time limit, and failed"
+        logger.error("%s: a run did not react to %s.", self._name(), problem)
         try:
             self._release()
             self.work.announce()

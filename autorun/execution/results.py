@@ -16,12 +16,13 @@ from autorun.declare.hooks import backoff_of
 from autorun.declare.runner import Runner
 from autorun.exceptions import LeaseLost
 from autorun.models import Chunk, Failure, Run
+from autorun.planning.cancelling import cancel_started
 from autorun.signals import Ending
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now, new_chunk_id
 from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, worker_name
-from autorun.state.managers import RETIRED
+from autorun.state.managers import RETIRED, RunStatus
 from autorun.state.probes import crash_point
 from autorun.state.sql import Fragment, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
@@ -179,10 +180,10 @@ def record(
 
     def attempt() -> Tally:
         known, expected = tally, _counted(tally, results)
-        as_known = held.filter(**asdict(tally))
+        as_known = held.filter(**asdict(tally), cancelling__isnull=True)
         if not (is_expected := _write_counts(as_known, expected, is_last=is_last)):
-            # An answer was lost, or runs of the chunk were cancelled or ignored.
-            known = _recorded(lease)
+            # An answer was lost, or runs of the chunk were cancelled or ignored, or are to be.
+            known = _recorded(lease, results)
         crash_point("finish.counted")
         written: dict[int, bool | None] = {}
         if results:
@@ -231,11 +232,19 @@ def endings(results: Sequence[Result]) -> Iterator[Ending]:
             yield Ending(result.run_id, result.key, result.attempts, result.outputs, result.failure)
 
 
-def _recorded(lease: Lease) -> Tally:
-    """The chunk's counts as they are, locked. Raises LeaseLost."""
+def _recorded(lease: Lease, results: Sequence[Result]) -> Tally:
+    """The chunk's counts as they are, locked. Raises LeaseLost.
+
+    Runs that have not succeeded, and that someone has asked to cancel, are cancelled first.
+    """
     chunk = lease.held().select_for_update().first()
     if chunk is None:
         raise LeaseLost(f"Chunk {lease.chunk.pk} of {lease.chunk.runner} has another worker now.")
+    left = {each.run_id for each in results if each.status in (RunStatus.PENDING, RunStatus.FAILED)}
+    if asked := left.intersection(chunk.cancelling or ()):
+        cancel_started(lease.held(), run_ids=asked)
+        crash_point("cancel.started")
+        chunk = lease.held().get()
     return Tally.of(chunk)
 
 

@@ -12,7 +12,7 @@ from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare import nodes
-from autorun.declare.interruption import Interrupted, Termination
+from autorun.declare.interruption import Interrupted, Termination, interrupt
 from autorun.declare.runner import Runner
 from autorun.dispatch.holding import pause_after
 from autorun.dispatch.limiting import hold_back, shared
@@ -20,7 +20,9 @@ from autorun.dispatch.sizes import chunk_size, in_full_calls
 from autorun.exceptions import (
     LeaseLost,
     RetryLater,
+    RunCancelled,
 )
+from autorun.execution import running
 from autorun.execution.assignments import Assignment, load_runs, superseded
 from autorun.execution.body import Body
 from autorun.execution.brake import FAILURES, Brake
@@ -82,6 +84,12 @@ class Work:
         self.began_at = time.monotonic()
         #: The calls of the body that have not returned.
         self.calls: list[Call] = []
+        #: The runs that are to be cancelled, and since when a call is told to end because of it.
+        self.cancelled: set[int] = set()
+        self.stopped_at = 0.0
+        #: What a body says of itself; the next extension of the lease stores it.
+        self.doing: dict[str, Any] | None = None
+        self._thread_id = threading.get_ident()
         self.keys: list[Key] = []
         self.succeeded: list[Key] = []
         #: Rows that had changed since they were planned. They may have changed back meanwhile, and
@@ -141,6 +149,7 @@ class Work:
 
     def perform(self, termination: Termination) -> Tally:
         """Execute the assigned runs; how they ended. Raises LeaseLost, or Interrupted."""
+        before = running.current.get()
         try:
             if self.lease.chunk.reason:
                 self._go_on_elsewhere()
@@ -153,6 +162,7 @@ class Work:
             self.give_back()
             raise
         finally:
+            running.current.set(before)
             if self._unannounced:
                 self.announce()
 
@@ -188,6 +198,23 @@ class Work:
             self._assignments.clear()
             self._is_abandoned = True
 
+    def cancel(self) -> None:
+        """Drop the `cancelled` runs that have not started, and end the call of one that has.
+
+        They are results that move: `record()` cancels what would move but is to be cancelled. Calls
+        that go on together are not ended; they can ask whether they are cancelled.
+        """
+        with self.lock:
+            for each in [each for each in self._assignments if each.run.pk in self.cancelled]:
+                self._assignments.remove(each)
+                self._results.append(Result.moved(each.run))
+            is_at_work = any(each.run.pk in self.cancelled for each in self._at_work())
+            if is_at_work and self.body.together == 1:
+                if not self.body.stop:
+                    self.stopped_at = time.monotonic()
+                    self.body.stop.append(RunCancelled("The run was cancelled while it ran."))
+                interrupt(self._thread_id, self.body.stop[0])
+
     def fail_call(self, call: Call, error: BaseException) -> bool:
         """Fail the runs of a call before it returns, and end; False if it has returned.
 
@@ -198,7 +225,9 @@ class Work:
             if call not in self.calls:
                 return False
             self.calls.remove(call)
-            if len(call.assignments) == 1:
+            if self.body.stop:
+                self._results += [Result.moved(each.run) for each in call.assignments]
+            elif len(call.assignments) == 1:
                 (one,) = call.assignments
                 failure = self.body.failure(one, error, seconds=time.monotonic() - call.since)
                 self.has_failed = self.has_failed or failure.status == Run.Status.FAILED
@@ -259,8 +288,10 @@ class Work:
             taken = [left.popleft() for _ in range(min(self.body.portions.next, len(left)))]
             if not taken:
                 return None
+            self.body.stop.clear()
             call = Call(taken, time.monotonic())
             self.calls.append(call)
+            running.current.set((self, call))
             return call
 
     def _at_work(self) -> list[Assignment]:
@@ -332,7 +363,7 @@ class Work:
                     continue
                 outputs = result.outputs or ""
                 self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
-                if not result.postponed_by:
+                if not (result.postponed_by or self.body.stop):
                     self.seconds.append(seconds)
                 is_prepared = assignment.row.error is None
                 if is_prepared and result.fingerprint != assignment.run.fingerprint:

@@ -117,7 +117,7 @@ def _without_run(runner: Runner, row: Row) -> str:
     last = runs.first()
     if last is None or last.status != Run.Status.CANCELLED:
         return f"{_title(runner)} has not run on this row"
-    reason = f"{_title(runner)} was cancelled before it started on this row"
+    reason = f"{_title(runner)} was cancelled before it was done on this row"
     ended = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
     previous = runs.filter(status__in=ended).first()
     return reason if previous is None else f"{reason} (previous result: {_outcome(previous)})"
@@ -158,7 +158,9 @@ def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
 def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     chunk = run.chunk
     if chunk.state == Chunk.State.RUNNING:
-        return "running", f"Running on worker {chunk.worker}{_since(chunk.started_at)}"
+        said = words_of(run)
+        running = f"Running on worker {chunk.worker}{_since(chunk.started_at)}"
+        return "running", f"{running}, {said}" if said else running
     if chunk.state == Chunk.State.QUEUED:
         name = queue_name(queue_of(runner))
         return "queued", f"Waiting for a worker in queue {name!r}{_since(chunk.published_at)}"
@@ -166,6 +168,15 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
         until = f" until {moment(chunk.not_before)}" if chunk.not_before else ""
         return "parked", f"Parked{until}: {chunk.reason.rstrip('.')}"
     return _waiting(runner, run)
+
+
+def words_of(run: Any) -> str:
+    """How far the body of a running run has got, as it says; '' if it says nothing."""
+    doing = run.chunk.doing or {}
+    if doing.get("run") != run.pk or run.chunk.state != Chunk.State.RUNNING:
+        return ""
+    note = f": {doing['note']}" if doing["note"] else ""
+    return f"{doing['done']:.0%} done{note}".replace("%", " %", 1)
 
 
 def _waiting(runner: Runner, run: Any) -> tuple[str, str]:

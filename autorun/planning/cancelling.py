@@ -23,8 +23,48 @@ def cancel_unstarted(
 
     Returns how many. To be called in a transaction.
     """
+    node_of, number = _cancel(chunks.unstarted(), run_ids)
+    emptied = Chunk.objects.filter(
+        pk__in=list(node_of), size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
+    )
+    # A message that has been sent finds another token and does nothing.
+    emptied.update(
+        state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
+    )
+    return number
+
+
+def cancel_started(chunks: ChunkQuerySet[Chunk], *, run_ids: Collection[int]) -> int:
+    """Cancel runs of running chunks, whose workers do not execute them any more; how many."""
+    _, number = _cancel(chunks, run_ids)
+    return number
+
+
+def ask_running(chunks: ChunkQuerySet[Chunk], *, run_ids: Collection[int] | None = None) -> int:
+    """Ask the workers of running chunks to cancel their runs, only those of `run_ids` if given.
+
+    Returns the number of runs. To be called in a transaction.
+    """
+    locked = chunks.running().select_for_update().order_by("pk")
+    asked = dict(locked.values_list("pk", "cancelling"))
+    runs = Run.objects.current().pending().filter(chunk_id__in=list(asked))
+    if run_ids is not None:
+        runs = runs.filter(pk__in=run_ids)
+    found: dict[int, list[int]] = defaultdict(list)
+    for run_id, chunk_id in runs.values_list("pk", "chunk_id"):
+        found[chunk_id].append(run_id)
+    for chunk_id, of_chunk in found.items():
+        wanted = sorted({*of_chunk, *(asked[chunk_id] or ())})
+        Chunk.objects.filter(pk=chunk_id).update(cancelling=wanted)
+    return sum(map(len, found.values()))
+
+
+def _cancel(
+    chunks: ChunkQuerySet[Chunk], run_ids: Collection[int] | None
+) -> tuple[Mapping[int, int], int]:
+    """Cancel pending runs of the chunks; the chunks with their nodes, and how many runs."""
     # Locked in order, and before their runs, as a worker does that finishes one.
-    locked = chunks.unstarted().select_for_update().order_by("pk")
+    locked = chunks.select_for_update().order_by("pk")
     node_of = dict(locked.values_list("pk", "node_id"))
     runs = Run.objects.pending().filter(chunk_id__in=list(node_of))
     if run_ids is not None:
@@ -45,14 +85,7 @@ def cancel_unstarted(
         if names := booked.get(node_id):
             again = {name: F(name) - amount for name, amount in names.items()}
             Chunk.objects.filter(pk=chunk_id).update(**again)
-    emptied = Chunk.objects.filter(
-        pk__in=list(node_of), size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
-    )
-    # A message that has been sent finds another token and does nothing.
-    emptied.update(
-        state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
-    )
-    return number
+    return node_of, number
 
 
 def earlier_results(runs: QuerySet[Run]) -> list[int]:

@@ -5,6 +5,8 @@ body. Nothing outlives the call: tasks and threads that the coroutine started en
 database connections of those threads are closed.
 """
 
+from __future__ import annotations
+
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -25,6 +27,8 @@ PATIENCE = 1.0
 _thread = threading.local()
 #: When the time of a coroutine is over, by the clock of its loop, and the error to raise then.
 _due: ContextVar[tuple[float, Exception]] = ContextVar("autorun_due")
+#: The calls in progress, by the ids of their threads.
+_calls: dict[int, _Call] = {}
 
 
 def run(function: Callable[..., Any], /, **arguments: Any) -> Any:
@@ -59,6 +63,12 @@ def interrupt(error: BaseException) -> None:
     call.interrupt(error)
     if asyncio.current_task(call.loop) is not None:
         raise error
+
+
+def interrupt_in(thread_id: int, error: BaseException) -> None:
+    """Cancel the coroutine that another thread executes, if it does, with `error`."""
+    if (call := _calls.get(thread_id)) is not None:
+        call.interrupt(error)
 
 
 @contextmanager
@@ -104,7 +114,7 @@ class _Call:
 
     def advance(self, awaited: Awaitable[Any]) -> Any:
         """Run the loop until `awaited` is done, and return its result."""
-        _thread.call = self
+        _thread.call = _calls[threading.get_ident()] = self
         try:
             return self.loop.run_until_complete(awaited)
         except BaseException:
@@ -113,6 +123,7 @@ class _Call:
             raise
         finally:
             _thread.call = None
+            del _calls[threading.get_ident()]
 
     def interrupt(self, error: BaseException) -> None:
         """Stop the loop, and cancel the queries of its threads. From any thread."""

@@ -9,6 +9,7 @@ import secrets
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from celery import current_task
 from django.db import OperationalError
@@ -82,9 +83,15 @@ def new_token() -> int:
     return secrets.randbits(TOKEN_BITS)
 
 
-def extend(lease: Lease) -> bool:
-    """Extend the lease to its full length from now; whether it was still held."""
-    return bool(lease.held().running().update(expires_at=ends_at()))
+def extend(lease: Lease, **changes: Any) -> bool:
+    """Extend the lease to its full length from now, with `changes`; whether it was still held."""
+    return bool(lease.held().running().update(expires_at=ends_at(), **changes))
+
+
+def extend_unasked(lease: Lease, **changes: Any) -> bool:
+    """`extend` it unless runs of the chunk are to be cancelled; whether it did."""
+    unasked = lease.held().running().filter(cancelling__isnull=True)
+    return bool(unasked.update(expires_at=ends_at(), **changes))
 
 
 def requeue(chunk: Chunk) -> bool:

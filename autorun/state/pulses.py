@@ -120,20 +120,21 @@ def note(name: str, beat_at: dt.datetime | Expression) -> None:
     Pulse.objects.update_or_create(name=name, defaults={"beat_at": beat_at})
 
 
-def move_on(name: str, seconds: float) -> float:
+def move_on(name: str, seconds: float, *, slack: float = 0.0) -> float:
     """Move the time that was noted on by `seconds`, from itself or from now if that is later.
 
-    Returns the seconds from now to that time. One statement.
+    It may have fallen behind by `slack` seconds. Returns the seconds from now to the new time. One
+    statement.
     """
     connection = connections[settings.DATABASE]
     later, latest, if_there, seconds_to = _MOVING_ON[connection.vendor]
     pulse, now = table(Pulse, connection), NOW_SQL[connection.vendor]
-    moved = later.format(latest.format(f"{pulse}.beat_at", now))
+    moved = later.format(latest.format(f"{pulse}.beat_at", later.format(now)))
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {pulse} (name, beat_at) VALUES (%s, {later.format(now)}) "
             f"{if_there} beat_at = {moved} RETURNING {seconds_to}",
-            [name, seconds, seconds],
+            [name, seconds, -slack, seconds],
         )
         return float(cursor.fetchall()[0][0])
 

@@ -137,7 +137,7 @@ class Lab:
             **process_environment(),
             ENVIRONMENT: str(self.ledger.path),
             "AUTORUN_LAB": json.dumps(self.options | (options or {})),
-            "AUTORUN_TEST_SETTINGS": json.dumps(self.settings),
+            "AUTORUN_TEST_SETTINGS": json.dumps(self.settings, default=vars),
             **self.environment,
             **environment,
         }

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
 
-from autorun.control import halting
+from autorun.conf import settings
+from autorun.control import halting, interventions
 from autorun.declare import registry
 from autorun.management.subcommands.parsing import (
     FORMAT,
@@ -20,8 +21,9 @@ from autorun.models import Batch, Chunk
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.state.counts import BatchCounts, batch_counts
+from autorun.state.managers import ChunkQuerySet
 from autorun.state.parameters import read_number
-from autorun.state.words import counted, moment
+from autorun.state.words import counted, duration, moment
 
 STATE_STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}
 JSON_FIELDS = (
@@ -166,23 +168,38 @@ class Resume(_Holding):
 class Cancel(_Holding):
     """Cancel the runs of a batch, or all of a runner, that have not started.
 
-    Runs in progress will finish. A row whose run is cancelled has its last result for the same
-    input back, or is pending, so that the next sweep plans it: `pause` or `ignore` prevents that.
+    Runs in progress will finish, or are stopped with --running. A row whose run is cancelled has
+    its last result for the same input back, or is pending, so that the next sweep plans it: `pause`
+    or `ignore` prevents that.
     """
+
+    arguments = (
+        TARGET,
+        flag("--running", dest="with_running", help="stop runs in progress as well"),
+    )
+
+    def handle(self, **options: Any) -> None:
+        self.with_running = options["with_running"]
+        super().handle(**options)
 
     def hold_batch(self, batch: Batch) -> None:
         if not batch.is_unfinished:
             raise CommandError(f"Batch {batch.pk} is {batch.state} already.")
         number = batches.cancel(batch, reason=f"Cancelled by {requested_by()}.")
-        self._report(f"Batch {batch.pk}", number)
+        self._report(f"Batch {batch.pk}", number, Chunk.objects.filter(batch=batch))
 
     def hold_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, and lists the known labels
-        self._report(label, halting.cancel_runner(label, reason=f"Cancelled by {requested_by()}."))
+        number = halting.cancel_runner(label, reason=f"Cancelled by {requested_by()}.")
+        self._report(label, number, Chunk.objects.filter(runner=label))
 
-    def _report(self, name: str, number: int) -> None:
-        self.terminal.say((name, "bold"), f": {counted(number, 'run')} cancelled.")
+    def _report(self, name: str, number: int, chunks: ChunkQuerySet[Chunk]) -> None:
+        words = f"{counted(number, 'run')} cancelled"
+        if self.with_running:
+            running = counted(interventions.stop_running(chunks), "run in progress")
+            words += f", {running} will stop within {duration(settings.HEARTBEAT)}"
+        self.terminal.say((name, "bold"), f": {words}.")
 
 
 def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
