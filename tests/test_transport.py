@@ -498,7 +498,7 @@ def test_url_without_an_absolute_path_says_how_to_write_it(url: str) -> None:
     "url", ["sqlite://user:secret@host/tmp/b", "sqlite://user:sec/ret@host/b", "sqlite://secret@b"]
 )
 def test_password_in_a_url_is_not_shown(url: str) -> None:
-    with pytest.raises(ValueError, match=r"sqlite://\*\*@") as caught:
+    with pytest.raises(ValueError, match=r"sqlite://(user:)?\*{8}@") as caught:
         Connection(url).connect()
 
     assert "secret" not in str(caught.value)
