@@ -429,7 +429,7 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     has_script = mode != "without-script"
     page.goto("/admin/autorun/failure/")
 
-    page.get_by_role("link", name="ValueError").click()
+    page.get_by_role("link", name="has no pixel data").click()
     page.get_by_label("Planned from").wait_for()
     keep(page, f"group-{mode}")
     problems = look(page, "runs of a group", has_script=has_script)
