@@ -76,6 +76,11 @@ class FailureGroup:
         """A short name of the group, for addresses."""
         return group_key(self.node_id, self.exception_class, self.shape)
 
+    @property
+    def cause(self) -> str:
+        """The part of the key that names the group among those of its node."""
+        return self.key.partition("-")[2]
+
 
 @dataclass(frozen=True)
 class RecentGroup:

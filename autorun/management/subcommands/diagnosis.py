@@ -124,7 +124,7 @@ class Failures(Subcommand):
         labels = labels_of(groups) | ({node_of(runner).pk: runner.label} if runner else {})
         self.terminal.json(
             [
-                {"runner": labels.get(group.node_id), "cause": group.key, **asdict(group)}
+                {"runner": labels.get(group.node_id), "cause": group.cause, **asdict(group)}
                 for group in groups
             ]
         )
@@ -148,7 +148,7 @@ class Failures(Subcommand):
             self.terminal.table(
                 ("#runs", "error", f"last{zone}", "cause"),
                 [
-                    (f"{each.runs:,}", _words(each), moment(each.last_at)[5:16], each.key)
+                    (f"{each.runs:,}", _words(each), moment(each.last_at)[5:16], each.cause)
                     for each in of_node
                 ],
             )

@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 
 from autorun.control import interventions
 from autorun.declare.hooks import as_plain
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import node_id_of, node_of
 from autorun.declare.runner import Runner
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
@@ -179,7 +179,8 @@ def _chosen_runs(
 ) -> Iterator[list[Run]]:
     """Failed runs that match the options, on rows of `queryset` if it is given, in lists."""
     if options["cause"] is not None:
-        found = RunFilter(runner=runner.label, state="failed", group=options["cause"]).each()
+        group = f"{node_id_of(runner)}-{options['cause']}"
+        found = RunFilter(runner=runner.label, state="failed", group=group).each()
     else:
         found = failed_runs(
             runner,
