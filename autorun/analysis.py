@@ -161,7 +161,7 @@ class Analysis:
         """Whether the function is async, or a decorator's that wraps an async one."""
         return iscoroutinefunction(inspect.unwrap(self.function))
 
-    @property
+    @cached_property
     def is_concurrent(self) -> bool:
         """Whether it can be called for several rows at a time."""
         return self.concurrency is not None and self.is_async and self.batch is None
@@ -183,7 +183,7 @@ class Analysis:
     @property
     def return_annotation(self) -> Any:
         """What the function says that it returns for one row; Any if it does not say."""
-        return self.arguments.type_hints.get("return", Any)
+        return self.arguments.returned
 
     def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and `input_key`."""

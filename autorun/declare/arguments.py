@@ -44,9 +44,14 @@ class Arguments:
         return _type_hints(self.function)
 
     @cached_property
+    def returned(self) -> Any:
+        """What the function says that it returns; Any if it does not say."""
+        return self.type_hints.get("return", Any)
+
+    @cached_property
     def check_outputs(self) -> Callable[[Any], None] | None:
         """Raises OutputError for outputs that do not fit the annotation; None if there is none."""
-        returned = self.type_hints.get("return", Any)
+        returned = self.returned
         return None if returned in (Any, object) else partial(check_outputs, annotation=returned)
 
     def check(self, configuration: object, input_key: str) -> list[Problem]:

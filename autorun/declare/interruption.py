@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
@@ -35,8 +35,8 @@ def can_use_signals() -> bool:
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
-def too_long(seconds: float) -> RunTimeout:
-    return RunTimeout(f"The run took longer than {seconds:g} s, the runner's TIMEOUT.")
+def too_long(seconds: float, message: str = "") -> RunTimeout:
+    return RunTimeout(message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT.")
 
 
 @contextmanager
@@ -50,21 +50,20 @@ def time_limit(
     In C code that does not return to the interpreter, and in a thread without signals, the keeper
     of the lease stops the run. A coroutine is cancelled in any thread.
     """
-    is_over = False
-    timeout: Exception = RunTimeout(message) if message else too_long(seconds or 0.0)
-    raised: Exception | None = None
     if not can_use_signals():
-        with nullcontext() if seconds is None else coroutines.limited(seconds, timeout):
+        with _coroutine_limited(seconds, message):
             yield
         return
 
+    is_over = False
+    raised: Exception | None = None
     began_at = time.monotonic()
 
     def end(_number: int, _frame: FrameType | None) -> None:
         nonlocal raised
         is_late = seconds is not None and time.monotonic() - began_at >= NEARLY * seconds
         if not is_over and (stop or is_late):
-            raised = stop[0] if stop else timeout
+            raised = stop[0] if stop else raised or too_long(seconds or 0.0, message)
             coroutines.interrupt(raised)
 
     restore = _set_alarm(end, seconds or 0.0, every=INSISTENCE)
@@ -82,6 +81,12 @@ def time_limit(
         # Nested: an exception raised by a signal as the block ends must not leave the timer on.
         is_over = True
         restore()
+
+
+def _coroutine_limited(seconds: float | None, message: str) -> AbstractContextManager[None]:
+    if seconds is None:
+        return nullcontext()
+    return coroutines.limited(seconds, too_long(seconds, message))
 
 
 def interrupt(thread_id: int, error: Exception) -> None:

@@ -145,7 +145,7 @@ def lock_free(node_ids: Collection[int]) -> list[int]:
 def dependents(runner: Runner) -> list[Runner]:
     """The runners that wait for successes of `runner`, or of one that shares its node."""
     found = (_runners_by_node or runners_by_node()).dependents
-    return found.get(digest_of(runner), []) if found else []
+    return found.get(node_of(runner).digest, []) if found else []
 
 
 def runners_by_node() -> RunnersByNode:

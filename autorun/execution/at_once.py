@@ -37,6 +37,10 @@ from autorun.state.transactions import is_conflict
 
 logger = get_logger(__name__)
 
+_STATUSES = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
+#: The statuses of runs that have been executed, for SQL.
+_EXECUTED = ", ".join(f"{status:d}" for status in _STATUSES)
+
 
 @dataclass(frozen=True)
 class _Standing:
@@ -121,14 +125,12 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
     name = row_of_candidate("p", candidates.kind)
-    statuses = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
-    executed = ", ".join(f"{status:d}" for status in statuses)
     sql = (
         f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
         # A run that was executed has waited for earlier ones of its row: these are not read, there
         # may be very many.
         f"CASE WHEN r.status = {Run.Status.PENDING:d} THEN TRUE "
-        f"WHEN r.attempts > 0 AND r.status IN ({executed}) THEN FALSE "
+        f"WHEN r.attempts > 0 AND r.status IN ({_EXECUTED}) THEN FALSE "
         f"ELSE EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "
         f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}) END, "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "

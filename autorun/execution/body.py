@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,22 +55,55 @@ class Body:
         self.timeout = timeout_of(runner)
         #: The calls that go on at a time.
         self.together = (analysis.concurrency or 1) if analysis.is_concurrent else 1
-        self.portions = Portions(analysis.batch or 1)
-        # The annotation of a batch is that of a list.
-        self._check = None if analysis.batch else analysis.arguments.check_outputs
+        #: None if a call takes one row.
+        self.portions = None if analysis.batch is None else Portions(analysis.batch)
         self.refused_by: RetryLater | None = None
         #: The error that ends the call at work, if a run of it is cancelled.
         self.stop: list[Exception] = []
         self._configuration = configuration
+        arguments = analysis.arguments
+        self._encode = partial(
+            encode_outputs,
+            max_bytes=settings.MAX_OUTPUT_BYTES,
+            # The annotation of a batch is that of a list.
+            check=None if analysis.batch else arguments.check_outputs,
+            expected=arguments.returned,
+        )
         self._user_code = UserCode(runner.label)
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
-    def call(self, call: Call, termination: Termination) -> Sequence[Result]:
+    def call(self, call: Call, termination: Termination) -> list[Result]:
         """The results of a call; rows without one are to be called again. Raises Interrupted."""
-        if self.analysis.batch is not None:
-            return self._of_many(call, termination)
-        return [self._of_one(call, termination)]
+        if self.portions is not None:
+            return self._of_many(self.portions, call, termination)
+        (assignment,) = call.assignments
+        row = assignment.row
+        with probes.span("autorun.run") as span:
+            try:
+                with (
+                    self._user_code,
+                    termination.raised(),
+                    time_limit(self.timeout, stop=self.stop),
+                ):
+                    arguments = self.bound(self._representation(row))
+                    outputs = self._encode(self.analysis.call(**arguments))
+                result = self._success(assignment, outputs, seconds=time.monotonic() - call.since)
+            except Interrupted:
+                raise Interrupted from None
+            # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
+            # arrives as Interrupted.
+            except BaseException as error:  # noqa: BLE001
+                result = self.result_of(assignment, error, seconds=call.seconds_a_row)
+            span.note(
+                run=result.run_id,
+                key=row.key,
+                attempt=result.attempts,
+                status=result.status.name.lower(),
+            )
+            if result.failure is not None:
+                span.fail(result.failure)
+        return [result]
 
     def begin(
         self, call: Call, together: Together, termination: Termination
@@ -81,7 +115,7 @@ class Body:
                 arguments = self.bound(self._representation(assignment.row))
         except Interrupted:
             raise Interrupted from None
-        except BaseException as error:  # noqa: BLE001  as in `_of_one`
+        except BaseException as error:  # noqa: BLE001  as in `call`
             return self.result_of(assignment, error, seconds=call.seconds_a_row)
         return together.begin(self._traced(assignment, arguments))
 
@@ -101,7 +135,8 @@ class Body:
         try:
             if error is None:
                 with self._user_code:
-                    return self.success(assignment, value, seconds=call.seconds_a_row)
+                    outputs = self._encode(value)
+                return self._success(assignment, outputs, seconds=call.seconds_a_row)
         except Exception as misfit:  # noqa: BLE001
             error = misfit
         return self.result_of(assignment, error, seconds=call.seconds_a_row)
@@ -118,7 +153,7 @@ class Body:
                 value = await within(self.timeout, late, self.analysis.function, **arguments)
             except GeneratorExit:
                 raise
-            except BaseException as error:  # noqa: BLE001  as in `_of_one`
+            except BaseException as error:  # noqa: BLE001  as in `call`
                 others = {NotApplicable: "not_applicable", RetryLater: "pending"}
                 span.note(status=others.get(type(error), "failed"))
                 return None, error
@@ -138,36 +173,7 @@ class Body:
         )
         return replace(failed, seconds=seconds)
 
-    def _of_one(self, call: Call, termination: Termination) -> Result:
-        (assignment,) = call.assignments
-        row = assignment.row
-        with probes.span("autorun.run") as span:
-            try:
-                with (
-                    self._user_code,
-                    termination.raised(),
-                    time_limit(self.timeout, stop=self.stop),
-                ):
-                    arguments = self.bound(self._representation(row))
-                    value = self.analysis.call(**arguments)
-                    result = self.success(assignment, value, seconds=call.seconds_a_row)
-            except Interrupted:
-                raise Interrupted from None
-            # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
-            # arrives as Interrupted.
-            except BaseException as error:  # noqa: BLE001
-                result = self.result_of(assignment, error, seconds=call.seconds_a_row)
-            span.note(
-                run=result.run_id,
-                key=row.key,
-                attempt=result.attempts,
-                status=result.status.name.lower(),
-            )
-            if result.failure is not None:
-                span.fail(result.failure)
-        return result
-
-    def _of_many(self, call: Call, termination: Termination) -> list[Result]:
+    def _of_many(self, portions: Portions, call: Call, termination: Termination) -> list[Result]:
         results: list[Result] = []
         ready: list[Assignment] = []
         inputs: list[Any] = []
@@ -194,16 +200,21 @@ class Body:
                         results += map(ended, ready, values)
             except Interrupted:
                 raise Interrupted from None
-            except BaseException as error:  # noqa: BLE001  as above
+            except BaseException as error:  # noqa: BLE001  as in `call`
                 done = {result.run_id for result in results}
                 rest = [each for each in call.assignments if each.run.pk not in done]
-                results += self._after_raise(rest, error, seconds=call.seconds_a_row)
+                results += self._after_raise(portions, rest, error, seconds=call.seconds_a_row)
             else:
-                self.portions.returned(len(call.assignments))
+                portions.returned(len(call.assignments))
         return results
 
     def _after_raise(
-        self, rest: Sequence[Assignment], error: BaseException, *, seconds: float
+        self,
+        portions: Portions,
+        rest: Sequence[Assignment],
+        error: BaseException,
+        *,
+        seconds: float,
     ) -> list[Result]:
         """The results of rows whose call has raised; none if they are to be called again."""
         if self.stop:
@@ -211,15 +222,15 @@ class Body:
         is_alone = len(rest) == 1
         if isinstance(error, SmallerBatch):
             if not is_alone:
-                self.portions.too_many(len(rest))
+                portions.too_many(len(rest))
                 return []
             error = OutputError(
                 f"{self.analysis} raised SmallerBatch for a single row, which cannot be halved."
             )
         if is_alone or isinstance(error, RetryLater | NotAList):
-            self.portions.blamed()
+            portions.blamed()
             return [self.result_of(each, error, seconds=seconds) for each in rest]
-        self.portions.raised(len(rest))
+        portions.raised(len(rest))
         return []
 
     def _ended(self, assignment: Assignment, value: Any, *, seconds: float) -> Result:
@@ -227,7 +238,7 @@ class Body:
         if isinstance(value, BaseException):
             return self.result_of(assignment, value, seconds=seconds)
         try:
-            return self.success(assignment, value, seconds=seconds)
+            return self._success(assignment, self._encode(value), seconds=seconds)
         except OutputError as misfit:
             return self.result_of(assignment, misfit, seconds=seconds)
 
@@ -242,9 +253,8 @@ class Body:
         key = self.runner.get_input_key()
         return self.analysis.arguments.bind(self._configuration, key, representation)
 
-    def success(self, assignment: Assignment, value: Any, *, seconds: float) -> Result:
+    def _success(self, assignment: Assignment, outputs: str, *, seconds: float) -> Result:
         run, row = assignment.run, assignment.row
-        outputs = encode_outputs(value, max_bytes=settings.MAX_OUTPUT_BYTES, check=self._check)
         ended = (run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs)
         return Result(*ended, key=row.key, seconds=seconds)
 

@@ -25,7 +25,7 @@ class Call:
 
 @dataclass
 class Portions:
-    """How many of the rows that are left the next call takes: at most `most`.
+    """How many of the rows that are left the next call of a batch body takes: at most `most`.
 
     The first `suspects` of them hold one at fault, because a call that took them has raised. Halves
     of them are tried until it stands alone; what is not under suspicion waits for a full call. So

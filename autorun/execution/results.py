@@ -120,6 +120,7 @@ class Tally:
 
 
 _failure_of = attrgetter("failure")
+_status_of = attrgetter("status")
 _counts_of = attrgetter(*(each.name for each in fields(Tally)))
 
 
@@ -169,7 +170,8 @@ def record(
     Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
 
-    new_chunks = _new_chunks(lease.chunk, results, size=size)
+    is_moving = Run.Status.PENDING in map(_status_of, results)
+    new_chunks = _new_chunks(lease.chunk, results, size=size) if is_moving else []
     is_stored = landing is None or landing.keeps_outputs
     source = _as_source(lease.chunk, results, new_chunks, is_stored=is_stored)
 

@@ -55,9 +55,9 @@ PARTS_OF_REST = 8
 LONGEST_WAIT = 10.0
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
-#: The reason why a row is not applicable is cut to this size.
-MAX_REASON_BYTES = 1_000
 _status_of = attrgetter("status")
+_run_of = attrgetter("run_id")
+_failure_of = attrgetter("failure")
 
 
 class Work:
@@ -249,7 +249,8 @@ class Work:
 
         Results do not wait to be recorded, and the keeper does not take the chunk for a slow one.
         """
-        calls = -(-len(self._assignments) // self.body.portions.next)
+        portions = self.body.portions
+        calls = -(-len(self._assignments) // (1 if portions is None else portions.next))
         if not calls:
             pace.give_back()
         elif (seconds := pace.take_turn(calls)) > LONGEST_WAIT:
@@ -284,8 +285,11 @@ class Work:
                 raise self._abandoned()
             if self._is_in_doubt:
                 self._drop_moved()
-            left = self._assignments
-            taken = [left.popleft() for _ in range(min(self.body.portions.next, len(left)))]
+            portions = self.body.portions
+            most = 1 if portions is None else portions.next
+            taken: list[Assignment] = []
+            while self._assignments and len(taken) < most:
+                taken.append(self._assignments.popleft())
             if not taken:
                 return None
             self.body.stop.clear()
@@ -334,28 +338,17 @@ class Work:
             self._assignments.clear()
 
     def settle(self, call: Call, results: Sequence[Result]) -> None:
-        """Note the results of a call, and write them if it is time."""
-        crash_point("finish.unwritten")
-        self._finish(call, results, call.seconds_a_row)
-        if self.body.refused_by is not None:
-            self._postpone_rest(self.body.refused_by)
-        for place, result in enumerate(results):
-            is_success = result.status == Run.Status.SUCCEEDED
-            if result.failure is not None or (self._brake is not None and is_success):
-                self._brake_after(results[place:])
-        is_late = time.monotonic() - self._written_at >= WRITE_EVERY
-        if is_late or self._output_bytes >= WRITE_BYTES:
-            self._write()
-            self.announce()
+        """Note how the rows of a call have ended, and write it if it is time.
 
-    def _finish(self, call: Call, results: Sequence[Result], seconds: float) -> None:
-        """Note how the rows of a call have ended; the others are the next ones again."""
-        ended = {result.run_id: result for result in results}
+        Rows without a result are the next ones again.
+        """
+        crash_point("finish.unwritten")
         with self.lock:
             if self._is_abandoned:
                 raise self._abandoned()
             self.calls.remove(call)
             self._results += results
+            ended = dict(zip(map(_run_of, results), results, strict=True))
             for assignment in reversed(call.assignments):
                 result = ended.get(assignment.run.pk)
                 if result is None:
@@ -363,14 +356,28 @@ class Work:
                     continue
                 outputs = result.outputs or ""
                 self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
-                if not (result.postponed_by or self.body.stop):
-                    self.seconds.append(seconds)
+                if result.seconds is not None:
+                    self.seconds.append(result.seconds)
                 is_prepared = assignment.row.error is None
                 if is_prepared and result.fingerprint != assignment.run.fingerprint:
                     self.unexpected.append(assignment.row.key)
                 if result.status == Run.Status.SUCCEEDED:
                     self.succeeded.append(assignment.row.key)
                 self.has_failed = self.has_failed or result.status == Run.Status.FAILED
+        if self.body.refused_by is not None:
+            self._postpone_rest(self.body.refused_by)
+        if self._brake is not None or any(map(_failure_of, results)):
+            self._brake_after_each(results)
+        is_late = time.monotonic() - self._written_at >= WRITE_EVERY
+        if is_late or self._output_bytes >= WRITE_BYTES:
+            self._write()
+            self.announce()
+
+    def _brake_after_each(self, results: Sequence[Result]) -> None:
+        for place, result in enumerate(results):
+            is_success = result.status == Run.Status.SUCCEEDED
+            if result.failure is not None or (self._brake is not None and is_success):
+                self._brake_after(results[place:])
 
     def _brake_after(self, latest: Sequence[Result]) -> None:
         """Park the rest if the runner's rows all fail alike; the failures so far end no run.
@@ -401,7 +408,8 @@ class Work:
     def _go_on_elsewhere(self) -> None:
         """Continue at another row of the chunk: bad rows are often neighbours."""
         with self.lock:
-            if self._assignments and not self.body.portions.suspects:
+            portions = self.body.portions
+            if self._assignments and not (portions is not None and portions.suspects):
                 self._assignments.rotate(random.randrange(len(self._assignments)))
 
     def _abandoned(self) -> LeaseLost:

@@ -14,7 +14,7 @@ from autorun.declare.nodes import node_id_of
 from autorun.declare.runner import Runner
 from autorun.models import Run
 from autorun.observe.run_states import state_of
-from autorun.planning.rows import key_of, keyed, pages
+from autorun.planning.rows import key_of, pages
 from autorun.state.keys import Key, key_kind
 
 #: Rows that are read at once.
@@ -86,7 +86,7 @@ class Records:
         else:
             rows = hooks.as_plain(runner, self.queryset)
         kind = key_kind(runner.get_model())
-        for page in pages(runner, keyed(runner, rows), size=PAGE):
+        for page in pages(runner, rows.annotate(_autorun_key=kind.expression()), size=PAGE):
             instances = self.among(page)
             keys = [key_of(each) for each in instances]
             current = Run.objects.current().of(node_id_of(runner)).of_rows(kind, keys)

@@ -59,7 +59,8 @@ def eligible(
     ImproperRunner if a hook raises.
     """
     given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
-    return _with_dependencies(runner, hooks.filtered(runner, given, log_level=log_level))
+    passed = hooks.filtered(runner, given, log_level=log_level)
+    return _with_dependencies(runner, passed) if runner.DEPENDS_ON else passed
 
 
 def eligible_named(
@@ -74,7 +75,8 @@ def eligible_named(
     named = base.filter(pk__in=list(keys))
     if is_probe:
         named = without_rows(named)  # before the filter, which may read them
-    return _with_dependencies(runner, hooks.filtered(runner, named, log_level=SILENT))
+    passed = hooks.filtered(runner, named, log_level=SILENT)
+    return _with_dependencies(runner, passed) if runner.DEPENDS_ON else passed
 
 
 def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
@@ -152,7 +154,10 @@ def without_lethal(runner: Runner, queryset: models.QuerySet[Any]) -> models.Que
 
 def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """`queryset` with the annotations that `examined` reads."""
-    found = keyed(runner, queryset)
+    kind = key_kind(runner.get_model())
+    found = queryset
+    if not kind.is_integer:  # the database has its own text of other keys
+        found = found.annotate(_autorun_key=kind.expression())
     if runner.is_fingerprinted_by_database:
         # As text: a UUID would be turned back into 32 hex digits for each row.
         fingerprint = fingerprints.expression(
@@ -162,21 +167,14 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
     return found
 
 
-def keyed(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """`queryset` with the annotation that `key_of` reads."""
-    kind = key_kind(runner.get_model())
-    # The database has its own text of keys that are no integers.
-    return queryset if kind.is_integer else queryset.annotate(_autorun_key=kind.expression())
-
-
 def _with_dependencies(runner: Runner, passed: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    if not runner.DEPENDS_ON or not planned_by_database(runner):
+    if not planned_by_database(runner):
         return passed
     return fingerprints.with_dependencies(runner, passed)
 
 
 def key_of(instance: Any) -> Key:
-    """The key of an instance from `fingerprinted`."""
+    """The key of an instance from `fingerprinted`, or of one annotated with `_autorun_key`."""
     key: Key = _key_getter(instance)(instance)
     return key
 
@@ -193,7 +191,7 @@ def in_pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> It
 
 
 def pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> Iterator[list[Any]]:
-    """The instances of `queryset`, which is `keyed`, in the order of their keys.
+    """The instances of `queryset`, annotated for `key_of`, in the order of their keys.
 
     `size` of them at a time; the last page has fewer, and may be empty.
     """

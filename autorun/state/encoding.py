@@ -43,9 +43,15 @@ MAX_SAFE_INTEGER = 2**53 - 1
 
 
 def encode_outputs(
-    value: object, *, max_bytes: int | None, check: Callable[[JSON], object] | None = None
+    value: object,
+    *,
+    max_bytes: int | None,
+    check: Callable[[JSON], object] | None = None,
+    expected: Any = None,
 ) -> str:
     """Return an analysis's return value as JSON text; `check` may refuse the plain values.
+
+    It is not asked if they are of the type `expected`.
 
     Dates, durations, Decimals, UUIDs, Paths, enumerations, sets, dataclasses, pydantic models and
     NumPy values become plain JSON. Raises `OutputError`, naming the key, for values JSON or a
@@ -63,7 +69,7 @@ def encode_outputs(
         ) from None
     except Unencodable as error:
         raise in_words(error, "outputs", OutputError) from error.__cause__
-    if check is not None:
+    if check is not None and type(plain) is not expected:
         check(plain)
     text = _dumps(plain)
     # A character takes four bytes at most.

@@ -191,6 +191,8 @@ def _is_idle(connection: BaseDatabaseWrapper) -> bool:
     if not connection.autocommit:
         return False
     try:
+        if connection.vendor == "sqlite":
+            return not raw.in_transaction
         return _STATES[connection.vendor](connection, raw)
     except Exception:  # noqa: BLE001  it was closed behind Django's back
         return False
@@ -219,5 +221,4 @@ def _is_idle_on_mariadb(_: BaseDatabaseWrapper, raw: Any) -> bool:
 _STATES: dict[str, Callable[[BaseDatabaseWrapper, Any], bool]] = {
     "postgresql": _is_idle_on_postgresql,
     "mysql": _is_idle_on_mariadb,
-    "sqlite": lambda _, raw: not raw.in_transaction,
 }
