@@ -101,11 +101,13 @@ def test_each_state_has_its_runs(runner) -> None:
 
     assert numbers == {
         "waiting": 2,
+        "postponed": 0,
         "queued": 2,
         "running": 2,
         "parked": 0,
         "succeeded": 7,
         "failed": 5,
+        "not_applicable": 0,
         "ignored": 0,
         "cancelled": 0,
         "superseded": 0,

@@ -115,7 +115,7 @@ def test_uuid_keys_of_a_backfill_travel_as_text():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"only": "nothing"}, ValueError, "'missing', 'changed', 'failed', 'all'"),
+        ({"only": "nothing"}, ValueError, "'failed', 'not_applicable', 'all'"),
         ({"only": "failed", "force": True}, ValueError, "leave one of the two out"),
         ({"filter": "even"}, NotRegistered, "no filter 'even' in FILTERS. There are: odd"),
         ({"limit": 0}, ValueError, "limit is 0: it must be a number from 1 on"),

@@ -597,7 +597,7 @@ def test_e016_wrong_input_fields(value, advice):
     [
         ("tags", "WATCH = ('tags',)"),
         (("tag",), "Did you mean 'tags'?"),
-        (("title",), "Its relations: report, tags"),
+        (("title",), "Its relations: report, summary, tags"),
         (("tags__document_set",), "Did you mean 'document'?"),
         (("tags", 3), "Use names of relations"),
     ],
@@ -610,7 +610,7 @@ def test_e031_wrong_names_of_relations(value, advice):
     ("value", "advice"),
     [
         (Members("tag", "name"), "Did you mean 'tags'?"),
-        (Members("title", "name"), "Its relations: report, tags"),
+        (Members("title", "name"), "Its relations: report, summary, tags"),
         (Members("tags", "nme"), "Did you mean 'name'?"),
         (Members("tags", "document"), "Members('document', ...)"),
         (Members("tags", "name", where=Q(nme="a")), "Write where=Q(...)"),
@@ -1066,6 +1066,7 @@ def test_every_setting_and_every_simple_option_is_checked():
     by_other_checks = {
         *("DATA_MODEL", "ANALYSIS", "ANALYSIS_VERSION", "ANALYSIS_CONFIGURATION", "INPUT_KEY"),
         *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON", "WATCH"),
+        *("OUTPUT_FIELDS", "OUTPUT_MODEL", "OUTPUT_KEY"),
     }
 
     assert autorun_setting.SETTINGS.keys() == DEFAULTS.keys()

@@ -699,7 +699,7 @@ def test_plan_counts_rows_by_reason(documents, failing):
     groups = {each["reason"]: each for each in found["groups"]}
     assert {reason: each["rows"] for reason, each in groups.items()} == {
         "missing": 1, "changed": 1, "preparable": 0, "failed": 3, "done": 1, "under_way": 0,
-        "unprepared": 0, "filtered": 0,
+        "not_applicable": 0, "unprepared": 0, "filtered": 0,
     }  # fmt: skip
     assert groups["changed"]["samples"] == [str(documents[2].pk)]
     assert len(groups["failed"]["samples"]) == 2

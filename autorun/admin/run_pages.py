@@ -134,7 +134,7 @@ class RunAdmin(PageAdmin):
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
         chosen = RunFilter.read(request.GET)
-        problems = RunFilter.not_understood(request.GET)
+        problems = RunFilter.unknown(request.GET) + RunFilter.not_understood(request.GET)
         after = Cursor.read(request.GET.get("after", ""))
         is_by_time = request.GET.get("order") == SLOWEST
         is_all = False

@@ -41,10 +41,8 @@ EMPTY_SWEEP = Q(trigger__in=_OF_ITSELF, state=Batch.State.FINISHED, planned=0, u
 _WORDS: Mapping[str, Mapping[str, Any]] = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
 _TEXTS = ("runner", "exception", "row", "group", "worker")
 _TIMES = ("planned_from", "planned_until", "ended_from", "ended_until")
-#: Parameters beside the filter's: of a page, and of the form of an action.
-OTHER_PARAMETERS = (
-    *("after", "action", "confirmed", "csrfmiddlewaretoken", "ids", "next", "order", "scope"),
-)
+#: Parameters of a page beside the filter's.
+OTHER_PARAMETERS = ("after", "order")
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,7 @@ class RunFilter:
     def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
         """Complaints about meaningless query parameters, which would otherwise match all runs."""
         read = cls.read(given).written()
-        names = [each.name for each in fields(cls) if each.name != "at"]
-        found = [
-            f"Unknown filter “{other[:40]}”. Choose {', '.join(names)}."
-            for other in given
-            if other not in (*names, *OTHER_PARAMETERS)
-        ]
+        found = []
         for each in fields(cls):
             text = str(given.get(each.name, "")).strip()[:40]
             if not text or each.name in read or each.name == "at":
@@ -105,6 +98,16 @@ class RunFilter:
             else:
                 found.append(f"“{text}” is not a time. Write 2031-05-04T03:00, for example.")
         return found
+
+    @classmethod
+    def unknown(cls, given: Mapping[str, Any]) -> list[str]:
+        """Complaints about query parameters of a page that are no filter."""
+        names = [each.name for each in fields(cls) if each.name != "at"]
+        return [
+            f"Unknown filter “{other[:40]}”. Choose {', '.join(names)}."
+            for other in given
+            if other not in (*names, *OTHER_PARAMETERS)
+        ]
 
     def written(self) -> dict[str, str]:
         """The filter as query parameters; only those that narrow it."""

@@ -6,7 +6,6 @@ changes again. Chunks with failures are not folded: their runs may still be retr
 
 import datetime as dt
 import json
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -19,11 +18,12 @@ from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.state import pulses
 from autorun.state.clock import from_now
+from autorun.state.logs import get_logger
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.sql import Fragment, recordset, table, update_from
 from autorun.state.transactions import is_passing, repeated_on_conflict, sum_of_each
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Chunks folded in one transaction, and nodes whose chunks are.
 FOLDED_AT_ONCE = 5_000
