@@ -20,7 +20,7 @@ from bench.report import CHECKOUT, merged, write
 
 DATABASES = ("postgres", "sqlite")
 BROKERS = ("rabbitmq", "redis")
-WITHOUT_BROKER = ("planning", "counting", "statements", "starting", "saving", "cliffs")
+WITHOUT_BROKER = ("planning", "counting", "statements", "starting", "saving", "cliffs", "gathering")
 
 
 def main() -> int:

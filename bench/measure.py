@@ -12,7 +12,10 @@ from pathlib import Path
 import django
 
 #: Topic by module; the order is the order of the table.
-TOPICS = ("planning", "counting", "statements", "starting", "saving", "cliffs", "flowing", "sizes")
+TOPICS = (
+    *("planning", "counting", "statements", "starting", "saving", "cliffs", "gathering"),
+    *("flowing", "sizes"),
+)
 
 
 def main() -> None:

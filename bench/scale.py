@@ -23,6 +23,7 @@ class Scale:
     starts: int = 15
     nodes: int = 2_000
     rounds: int = 5
+    sets: int = 100_000
 
 
 FULL = Scale()
@@ -57,4 +58,5 @@ QUICK = Scale(
     starts=5,
     nodes=200,
     rounds=5,
+    sets=5_000,
 )

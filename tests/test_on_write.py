@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
 from autorun.observe.checks.triggers import check_database_of_writes, check_triggers
-from autorun.runner import QuerySetRunner
+from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.origins import origin_of
 from autorun.triggers import installing
@@ -605,3 +605,25 @@ def test_explain_says_that_a_written_row_is_about_to_be_planned(watch):
 
     assert explanation.is_pending
     assert "the next round of upkeep plans it" in explanation.reason
+
+
+def test_written_members_have_their_rows_planned_the_old_parent_included(watch):
+    members = Members("visits__images", "path")
+    runner = watch(DATA_MODEL=Patient, INPUT_FIELDS=(members,))
+    visits = [
+        Visit.objects.create(patient=Patient.objects.create(code=code)) for code in ("a", "b")
+    ]
+    image = Image.objects.create(visit=visits[0], path="a")
+    round_of_upkeep()
+    work_off()
+
+    Image.objects.filter(pk=image.pk).update(visit=visits[1])
+    round_of_upkeep()
+    work_off()
+
+    assert not runner.pending().exists()
+    current = Run.objects.current().order_by("object_id")
+    assert [run.outputs["value"] for run in current] == [[], ["a"]]
+    Written.objects.all().delete()
+    Image.objects.filter(pk=image.pk).update(modality="CT")
+    assert noted() == []

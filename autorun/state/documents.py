@@ -1,8 +1,9 @@
 """JSON documents: the value that a path of keys leads to, and one text for equal documents.
 
-Also the text of a set of digests, on SQLite.
+Also one text for sets of equal rows, on SQLite.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,7 @@ from django.db.backends.signals import connection_created
 
 #: A function of SQL on SQLite: the text of what a JSON list of keys leads to in a document.
 NORMALIZED = "AUTORUN_JSON"
-#: An aggregate of SQL on SQLite: the number of digests, and the sum of their first 64 bits.
+#: An aggregate of SQL on SQLite: the number of texts, and the sum of 64 bits of a digest of each.
 SET_TEXT = "AUTORUN_SET"
 
 
@@ -42,9 +43,10 @@ class _SetText:
     def __init__(self) -> None:
         self.number = self.total = 0
 
-    def step(self, digest: str) -> None:
+    def step(self, text: str) -> None:
         self.number += 1
-        self.total += int(digest[:16], 16)
+        digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
+        self.total += int.from_bytes(digest[:8], "big")
 
     def finalize(self) -> str:
         return f"{self.number}:{self.total};"

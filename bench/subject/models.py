@@ -24,6 +24,17 @@ class PlainItem(models.Model):
     weight = models.IntegerField(default=0)
 
 
+class Owner(models.Model):
+    """A row whose input is a set of others."""
+
+
+class Member(models.Model):
+    """A row of such a set."""
+
+    owner = models.ForeignKey(Owner, on_delete=models.CASCADE, related_name="members")
+    title = models.CharField(max_length=100)
+
+
 class ResultByHand(models.Model):
     """The result of a task written by hand."""
 
