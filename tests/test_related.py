@@ -96,7 +96,7 @@ def test_a_path_is_watched_at_each_of_its_relations(done):
 
 
 def test_the_key_of_a_related_row_is_the_rows_own_column(sent):
-    with installed(images(INPUT_FIELDS=("path", "visit_id", "visit"))):
+    with registry.registered(images(INPUT_FIELDS=("path", "visit_id", "visit")), alone=True):
         assert delivery.dependents() == {}
 
 
