@@ -6,3 +6,4 @@ class Specimen(models.Model):
 
     value = models.CharField(max_length=200, blank=True)
     does = models.CharField(max_length=200, blank=True)
+    landed = models.CharField(max_length=200, blank=True, help_text="What its body returned.")

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
@@ -42,12 +42,12 @@ RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")}
 def options(request: pytest.FixtureRequest) -> dict[str, object]:
     """Chunks of two; for `plan.unprepared` the runner prepares inputs while it plans.
 
-    A runner that does not store its outputs lands them, even if that is nowhere.
+    For `finish.landed` it lands what its bodies return on the rows.
     """
     point = request.node.callspec.params.get("point", "")
     fields = None if point == "plan.unprepared" else ["value"]
     options = {"BATCH_SIZE": 2, "INPUT_FIELDS": fields}
-    return options | ({"STORE_OUTPUTS": False} if point == "finish.landed" else {})
+    return options | ({"OUTPUT_FIELDS": {"value": "landed"}} if point == "finish.landed" else {})
 
 
 def prepare(lab: Lab, point: str) -> None:
@@ -78,6 +78,16 @@ def heard_of(step: str) -> QuerySet[Specimen]:
     return rows.filter(value="saved") if step.startswith("save") else rows
 
 
+def landed_rows() -> set[int]:
+    """The rows that have what a body returned for their present value."""
+    return set(Specimen.objects.filter(landed=F("value")).values_list("pk", flat=True))
+
+
+def succeeded_rows() -> set[int]:
+    """The rows whose current run has succeeded."""
+    return set(Run.objects.current().succeeded().values_list("object_id", flat=True))
+
+
 @pytest.mark.faults(1, 7, 18)
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
@@ -90,6 +100,8 @@ def test_a_process_killed_here_loses_nothing(lab: Lab, point: str):
 
     assert process.wait() == -signal.SIGKILL, f"{point} was not reached\n{lab.describe()}"
     lab.check_counts()
+    if point == "finish.landed":
+        assert landed_rows() == succeeded_rows()
     steps.heal()
     if point not in LEFT_TO_THE_SWEEP:
         assert not lab.runner.pending(heard_of(step)).exists()
@@ -101,6 +113,10 @@ def test_a_process_killed_here_loses_nothing(lab: Lab, point: str):
     most = 2 if point in RUNS_AGAIN else 1
     usual = Specimen.objects.filter(does="").values_list("pk", flat=True)
     assert max(times[pk] for pk in usual) <= most
+    if point == "finish.landed":
+        assert (
+            landed_rows() == succeeded_rows() == set(Specimen.objects.values_list("pk", flat=True))
+        )
     if point == "plan.unprepared":
         assert Failure.objects.filter(exception_class__endswith="ValueError").count() >= 1
         assert Run.objects.filter(status=Run.Status.FAILED).count() == 1
