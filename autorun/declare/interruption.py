@@ -54,7 +54,6 @@ def time_limit(
         with _coroutine_limited(seconds, message):
             yield
         return
-
     is_over = False
     raised: Exception | None = None
     began_at = time.monotonic()
@@ -264,6 +263,11 @@ class Termination:
             raise
         finally:
             self._may_raise = False
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep until the signal arrives; it raises Interrupted."""
+        with self.raised():
+            time.sleep(seconds)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a child that a body forked: it ends, and its parent works on

@@ -13,6 +13,8 @@ TARGET_SECONDS = 1.0
 LARGEST = 500
 #: Runs in a chunk of an unmeasured node; a worker hands over the rest of a slow chunk.
 UNMEASURED = 100
+#: The number of chunks that the rest of a slow chunk is divided into, if its node is measured.
+PARTS_OF_REST = 8
 
 
 def chunk_size(runner: Runner, node_id: int, *, seconds: float | None = None) -> int:
@@ -30,6 +32,18 @@ def chunk_size(runner: Runner, node_id: int, *, seconds: float | None = None) ->
     # Several chunks must fit into the window, or workers would be idle.
     size = max(1, min(size, LARGEST, settings.WINDOW // 4))
     return min(in_full_calls(runner, size), window)
+
+
+def size_of_rest(runner: Runner, node: Node, moved: int, *, seconds: float | None) -> int:
+    """The size of the chunks for so many runs of a chunk, whose runs have taken `seconds` each.
+
+    The node's average says more than the few runs of this chunk, one of which was slow. If all
+    runs have become slow, several workers get the rest, and hand it over in their turn.
+    """
+    if node.run_seconds is None:
+        return chunk_size(runner, node.pk, seconds=seconds)
+    usual = chunk_size(runner, node.pk, seconds=node.run_seconds)
+    return min(usual, in_full_calls(runner, -(-moved // PARTS_OF_REST)))
 
 
 def in_full_calls(runner: Runner, size: int) -> int:

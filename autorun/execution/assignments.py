@@ -38,6 +38,12 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
     )
 
 
+def pending_in(chunk: Chunk) -> set[int]:
+    """The ids of the runs that are pending in the chunk, as the database has them now."""
+    pending = Run.objects.pending().filter(chunk=chunk).values_list("pk", flat=True)
+    return repeated_on_conflict(lambda: set(pending.all()), is_idempotent=True)
+
+
 def superseded(changed: Collection[Assignment]) -> set[int]:
     """The ids of the runs that planning has superseded, of those whose row had `changed`.
 

@@ -272,3 +272,12 @@ class Body:
             ended = (run.pk, Run.Status.NOT_APPLICABLE, run.attempts + 1, row.fingerprint)
             return Result(*ended, json.dumps(reason), key=row.key, seconds=seconds)
         return self.failure(assignment, error, seconds=seconds)
+
+
+def each_alone(call: Call, error: BaseException) -> list[Result]:
+    """The rows of a call that may each be at fault: they use an attempt, and are always retried."""
+    failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+    return [
+        Result.failed(each.run, failure, None, fingerprint=each.row.fingerprint)
+        for each in call.assignments
+    ]

@@ -4,6 +4,7 @@ If a disk is full or a service is away, no row is at fault, but each would use u
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from autorun.dispatch.holding import (
@@ -15,7 +16,7 @@ from autorun.dispatch.holding import (
 )
 from autorun.exceptions import ConfigurationError
 from autorun.execution.results import Result
-from autorun.models import Chunk, Failure
+from autorun.models import Chunk, Failure, Run
 from autorun.state.clock import from_now
 from autorun.state.exception_text import name_exception
 
@@ -62,7 +63,18 @@ class Brake:
         is_time = is_last or len(self._alike) % FAILURES == 0
         return is_time and self._hits_all() and not is_exempt(self._chunk.runner)
 
-    def is_alike(self, result: Result) -> bool:
+    def held_up(
+        self, results: Sequence[Result], latest: Sequence[Result], **parked: Any
+    ) -> list[Result]:
+        """The results, with those pending that failed alike and are the `latest` or end a run."""
+        return [
+            each.kept_pending(**parked)
+            if self._is_alike(each) and (each.status == Run.Status.FAILED or each in latest)
+            else each
+            for each in results
+        ]
+
+    def _is_alike(self, result: Result) -> bool:
         """Whether the result is a failure of the kind that the runner is held up for."""
         return result.failure is not None and result.failure.exception_class == self._kind
 

@@ -89,8 +89,7 @@ class Keeper:
             raise LeaseLost
         is_slow = now - self.work.began_at >= HAND_OVER_AFTER
         is_adaptive = self.work.runner.BATCH_SIZE is None
-        if is_slow and is_adaptive and self.work.has_unstarted():
-            number = self.work.hand_over()
+        if is_slow and is_adaptive and (number := self.work.hand_over()):
             logger.info("%s: handed %d runs over.", self._name(), number)
             self._release()
 

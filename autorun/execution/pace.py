@@ -4,6 +4,9 @@ import time
 
 from autorun.dispatch.limiting import Bound, reserve
 
+#: Seconds that a worker waits at most until the limit of a runner lets a run start.
+LONGEST_WAIT = 10.0
+
 
 class Pace:
     """The times at which a chunk may call its body, reserved some calls at a time.
@@ -18,7 +21,13 @@ class Pace:
         self._next_at = 0.0
 
     def take_turn(self, calls: int) -> float:
-        """The seconds until the next call may start; `calls` are left, with this one."""
+        """The seconds until the next call may start; `calls` are left, with this one.
+
+        If none is left, what was reserved for more is left to others.
+        """
+        if not calls:
+            self._give_back()
+            return 0.0
         if not self._reserved:
             self._reserved = min(calls, self._bound.most_calls or calls)
             due_at = time.monotonic() + reserve(self._bound, self._reserved)
@@ -28,8 +37,7 @@ class Pace:
         self._next_at = time.monotonic() + seconds + self._interval
         return seconds
 
-    def give_back(self) -> None:
-        """Leave to others what was reserved for calls that are not made."""
+    def _give_back(self) -> None:
         if self._reserved and self._interval:
             reserve(self._bound, -self._reserved)
         self._reserved = 0

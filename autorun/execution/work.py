@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -16,20 +17,16 @@ from autorun.declare.interruption import Interrupted, Termination, interrupt
 from autorun.declare.runner import Runner
 from autorun.dispatch.holding import pause_after
 from autorun.dispatch.limiting import hold_back, shared
-from autorun.dispatch.sizes import chunk_size, in_full_calls
-from autorun.exceptions import (
-    LeaseLost,
-    RetryLater,
-    RunCancelled,
-)
+from autorun.dispatch.sizes import size_of_rest
+from autorun.exceptions import LeaseLost, RetryLater, RunCancelled
 from autorun.execution import running
-from autorun.execution.assignments import Assignment, load_runs, superseded
-from autorun.execution.body import Body
+from autorun.execution.assignments import Assignment, load_runs, pending_in, superseded
+from autorun.execution.body import Body, each_alone
 from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.builds import build_of
 from autorun.execution.calls import Call
 from autorun.execution.landing import Landing
-from autorun.execution.pace import Pace
+from autorun.execution.pace import LONGEST_WAIT, Pace
 from autorun.execution.refusals import Refusals
 from autorun.execution.results import Result, Tally, endings, record
 from autorun.execution.together import perform_together
@@ -37,22 +34,18 @@ from autorun.models import Run
 from autorun.planning.rows import load
 from autorun.signals import run_failed, run_succeeded
 from autorun.state.coroutines import is_in_transaction
-from autorun.state.exception_text import describe_exception, one_line, summary
+from autorun.state.exception_text import one_line, summary
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import Halving, is_passing, repeated_on_conflict
+from autorun.state.transactions import Halving, is_passing
 
 logger = get_logger(__name__)
 
 #: Results are written after so many seconds, or when their outputs take so many bytes.
 WRITE_EVERY = 1.0
 WRITE_BYTES = 4_000_000
-#: The number of chunks that the rest of a slow chunk is divided into, if its node is measured.
-PARTS_OF_REST = 8
-#: Seconds that a worker waits at most until the limit of a runner lets a run start.
-LONGEST_WAIT = 10.0
 #: Seconds before another try at a run whose row an older run is still using.
 WAIT_FOR_OLDER = 2.0
 _status_of = attrgetter("status")
@@ -67,12 +60,7 @@ class Work:
     """
 
     def __init__(
-        self,
-        lease: Lease,
-        runner: Runner,
-        analysis: Analysis,
-        *,
-        runs: Sequence[Run] | None = None,
+        self, lease: Lease, runner: Runner, analysis: Analysis, *, runs: Sequence[Any] | None = None
     ) -> None:
         self.lease = lease
         self.runner = runner
@@ -98,7 +86,7 @@ class Work:
         self.seconds: list[float] = []
         #: Whether a run has no attempts left, and whether one went on in another chunk.
         self.has_failed = self.has_moved = False
-        self._runs: Sequence[Any] | None = runs
+        self._runs = runs
         self._assignments: deque[Assignment] = deque()
         self._results: list[Result] = []
         self._unannounced: list[Result] = []
@@ -175,9 +163,6 @@ class Work:
 
     # For the keeper's thread
 
-    def has_unstarted(self) -> bool:
-        return bool(self._assignments)
-
     def hand_over(self) -> int:
         """Give the unstarted runs to other workers; how many."""
         with self.lock:
@@ -233,7 +218,7 @@ class Work:
                 self.has_failed = self.has_failed or failure.status == Run.Status.FAILED
                 self._results.append(failure)
             else:
-                self._write(_each_alone(call, error), size=1)
+                self._write(each_alone(call, error), size=1)
             self.give_back()
             return True
 
@@ -251,14 +236,9 @@ class Work:
         """
         portions = self.body.portions
         calls = -(-len(self._assignments) // (1 if portions is None else portions.next))
-        if not calls:
-            pace.give_back()
-        elif (seconds := pace.take_turn(calls)) > LONGEST_WAIT:
+        if (seconds := pace.take_turn(calls)) > LONGEST_WAIT:
             with self.lock:
-                self._results += [
-                    Result.moved(each.run, again_in=seconds) for each in self._assignments
-                ]
-                self._assignments.clear()
+                self._move_rest(again_in=seconds)
         elif seconds:
             if seconds >= WRITE_EVERY and self._results:
                 self._write()
@@ -274,12 +254,8 @@ class Work:
         It may have to wait for its turn; `rest` lets other calls go on meanwhile.
         """
 
-        def sleep(seconds: float) -> None:
-            with termination.raised():
-                time.sleep(seconds)
-
         if self._pace is not None:
-            self._wait_for_turn(self._pace, rest or sleep)
+            self._wait_for_turn(self._pace, rest or termination.sleep)
         with self.lock:
             if self._is_abandoned:
                 raise self._abandoned()
@@ -298,19 +274,23 @@ class Work:
             running.current.set((self, call))
             return call
 
+    def _move_rest(self, **options: Any) -> None:
+        """Have the runs that have not started go on in another chunk."""
+        self._results += [Result.moved(each.run, **options) for each in self._assignments]
+        self._assignments.clear()
+
     def _at_work(self) -> list[Assignment]:
         return [each for call in self.calls for each in call.assignments]
 
     def _give_up_loading(self, due: Sequence[Run], error: Exception) -> None:
-        if is_passing(error):
-            # Recorded when the database is back.
-            self._results += [Result.moved(run, again_in=WAIT_FOR_OLDER) for run in due]
-            return
-        # No row's fault: a hook that is broken, or a column that is not there before `migrate`.
-        message = "%s: no row can be loaded; tried again later."
-        logger.error(message, self.runner.label, exc_info=error)
-        pause, reason = pause_after(self.lease.chunk), one_line(error)
-        self._results += [Result.moved(run, again_in=pause, reason=reason) for run in due]
+        # Recorded when the database is back.
+        moved: dict[str, Any] = {"again_in": WAIT_FOR_OLDER}
+        if not is_passing(error):
+            # No row's fault: a hook that is broken, or a column that is not there before `migrate`.
+            message = "%s: no row can be loaded; tried again later."
+            logger.error(message, self.runner.label, exc_info=error)
+            moved = {"again_in": pause_after(self.lease.chunk), "reason": one_line(error)}
+        self._results += [Result.moved(run, **moved) for run in due]
 
     def _drop_superseded(self, changed: Sequence[Assignment]) -> None:
         """Leave changed rows to the newer runs that planning has made for them meanwhile."""
@@ -320,11 +300,7 @@ class Work:
 
     def _drop_moved(self) -> None:
         """Drop the runs that were handed over although the answer was lost."""
-        pending = Run.objects.pending().filter(chunk=self.lease.chunk)
-        ours = repeated_on_conflict(
-            lambda: set(pending.values_list("pk", flat=True)),
-            is_idempotent=True,
-        )
+        ours = pending_in(self.lease.chunk)
         self._assignments = deque(each for each in self._assignments if each.run.pk in ours)
         self._is_in_doubt = False
 
@@ -333,9 +309,7 @@ class Work:
         hold_back(self.runner, error.seconds)
         self.body.refused_by = None
         with self.lock:
-            options: dict[str, Any] = {"again_in": error.seconds, "postponed_by": one_line(error)}
-            self._results += [Result.moved(each.run, **options) for each in self._assignments]
-            self._assignments.clear()
+            self._move_rest(again_in=error.seconds, postponed_by=one_line(error))
 
     def settle(self, call: Call, results: Sequence[Result]) -> None:
         """Note how the rows of a call have ended, and write it if it is time.
@@ -393,15 +367,8 @@ class Work:
             logger.error("%s: held up. %s", self.runner.label, reason)
             parked: dict[str, Any] = {"again_in": pause_after(chunk), "reason": reason}
             with self.lock:
-                rest = [Result.moved(each.run, **parked) for each in self._assignments]
-                ended = [
-                    each.kept_pending(**parked)
-                    if brake.is_alike(each) and (each.status == Run.Status.FAILED or each in latest)
-                    else each
-                    for each in self._results
-                ]
-                self._results = [*ended, *rest]
-                self._assignments.clear()
+                self._results = brake.held_up(self._results, latest, **parked)
+                self._move_rest(**parked)
         elif result.failure is not None:
             self._go_on_elsewhere()
 
@@ -429,24 +396,17 @@ class Work:
             is_finished = False
             recorded: list[Result] = []
             self._refusals = None
+            put = partial(record, self.lease, size=size, build=self.build, landing=self._landing)
             halving = Halving(
                 results,
                 fail=self._note_refused,
-                probe=lambda: record(self.lease, [], self._tally, size=1, is_last=False),
+                probe=lambda: put([], self._tally, is_last=False),
                 using=settings.DATABASE,
             )
             for some in halving:
                 is_finished = is_last and len(some) == len(results)
                 try:
-                    self._tally = record(
-                        self.lease,
-                        some,
-                        self._tally,
-                        size=size,
-                        is_last=is_finished,
-                        build=self.build,
-                        landing=self._landing,
-                    )
+                    self._tally = put(some, self._tally, is_last=is_finished)
                     recorded += some
                 except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
                     halving.errors.append(error)
@@ -454,13 +414,11 @@ class Work:
                     self._refusals = self._refusals or Refusals(recorded)
                     if self._refusals.is_hopeless_after(error):
                         break
-            if len(recorded) < len(results):
-                results = [*recorded, *self._record_refused(results)]
+            if self._refusals is not None and len(recorded) < len(results):
+                results = [*recorded, *self._record_refused(self._refusals, results)]
             if is_last and not is_finished:
-                self._tally = record(self.lease, [], self._tally, size=size, is_last=True)
-            self._results = []
-            self._output_bytes = 0
-            self._written_at = time.monotonic()
+                self._tally = put([], self._tally, is_last=True)
+            self._results, self._output_bytes, self._written_at = [], 0, time.monotonic()
             if run_succeeded.receivers or run_failed.receivers:
                 self._unannounced += results
             return self._tally
@@ -469,11 +427,9 @@ class Work:
         if self._refusals is not None:
             self._refusals.add(result, error)
 
-    def _record_refused(self, results: Sequence[Result]) -> list[Result]:
+    def _record_refused(self, refusals: Refusals, results: Sequence[Result]) -> list[Result]:
         """Record refused successes as failures, or as runs to be repeated; all that was left."""
-        if self._refusals is None:
-            return []
-        rest = self._refusals.ended(results, pause=pause_after(self.lease.chunk))
+        rest = refusals.ended(results, pause=pause_after(self.lease.chunk))
         moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
         size = self._size_of_rest(moved) if moved else 1
         self._tally = record(
@@ -486,24 +442,8 @@ class Work:
         return rest
 
     def _size_of_rest(self, moved: int) -> int:
-        """The size of the new chunks for so many moved runs.
-
-        The node's average says more than the few runs of this chunk, one of which was slow. If all
-        runs have become slow, several workers get the rest, and hand it over in their turn.
-        """
-        node = self.lease.chunk.node
-        if node.run_seconds is not None:
-            usual = chunk_size(self.runner, node.pk, seconds=node.run_seconds)
-            return min(usual, in_full_calls(self.runner, -(-moved // PARTS_OF_REST)))
+        """The size of the new chunks for so many moved runs."""
         started = len(self.seconds) + len(self._at_work())
         so_far = time.monotonic() - self.began_at
-        return chunk_size(self.runner, node.pk, seconds=so_far / started if started else None)
-
-
-def _each_alone(call: Call, error: BaseException) -> list[Result]:
-    """The rows of a call that may each be at fault: they use an attempt, and are always retried."""
-    failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
-    return [
-        Result.failed(each.run, failure, None, fingerprint=each.row.fingerprint)
-        for each in call.assignments
-    ]
+        seconds = so_far / started if started else None
+        return size_of_rest(self.runner, self.lease.chunk.node, moved, seconds=seconds)
