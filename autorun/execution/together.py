@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from autorun.declare.interruption import Termination
+from autorun.execution import running
 from autorun.execution.calls import Call
 from autorun.execution.results import Result
 from autorun.state.coroutines import Together
@@ -29,6 +30,7 @@ def perform_together(work: Work, termination: Termination) -> None:
 
         while True:
             while len(begun) < body.together and (call := work.next_call(termination, rest)):
+                running.current.set((work, call))
                 task = body.begin(call, together, termination)
                 if isinstance(task, Result):
                     work.settle(call, [task])

@@ -144,6 +144,7 @@ class Work:
             if self.body.together > 1 and not is_in_transaction():
                 perform_together(self, termination)
             while (call := self.next_call(termination)) is not None:
+                running.current.set((self, call))
                 self.settle(call, self.body.call(call, termination))
             return self._write(is_last=True)
         except Interrupted:
@@ -271,7 +272,6 @@ class Work:
             self.body.stop.clear()
             call = Call(taken, time.monotonic())
             self.calls.append(call)
-            running.current.set((self, call))
             return call
 
     def _move_rest(self, **options: Any) -> None:
