@@ -60,8 +60,8 @@ class Body:
         self.refused_by: RetryLater | None = None
         #: The error that ends the call at work, if a run of it is cancelled.
         self.stop: list[Exception] = []
-        self._configuration = configuration
         arguments = analysis.arguments
+        self._bind = partial(arguments.bind, configuration)
         self._encode = partial(
             encode_outputs,
             max_bytes=settings.MAX_OUTPUT_BYTES,
@@ -86,7 +86,7 @@ class Body:
                     termination.raised(),
                     time_limit(self.timeout, stop=self.stop),
                 ):
-                    arguments = self.bound(self._representation(row))
+                    arguments = self._bind(self.runner.get_input_key(), self._representation(row))
                     outputs = self._encode(self.analysis.call(**arguments))
                 result = self._success(assignment, outputs, seconds=time.monotonic() - call.since)
             except Interrupted:
@@ -112,7 +112,9 @@ class Body:
         (assignment,) = call.assignments
         try:
             with self._user_code, termination.raised(), time_limit(self.timeout):
-                arguments = self.bound(self._representation(assignment.row))
+                arguments = self._bind(
+                    self.runner.get_input_key(), self._representation(assignment.row)
+                )
         except Interrupted:
             raise Interrupted from None
         except BaseException as error:  # noqa: BLE001  as in `call`
@@ -194,7 +196,8 @@ class Body:
                                 raise
                             results.append(self.result_of(each, error, seconds=call.seconds_a_row))
                     if ready:
-                        returned = self.analysis.call(**self.bound(inputs))
+                        arguments = self._bind(self.runner.get_input_key(), inputs)
+                        returned = self.analysis.call(**arguments)
                         values = values_of(returned, len(ready), self.analysis)
                         ended = partial(self._ended, seconds=call.seconds_a_row)
                         results += map(ended, ready, values)
@@ -248,10 +251,6 @@ class Body:
         if row.representation is NOT_REPRESENTED:
             return self.runner.get_instance_representation(row.instance)
         return row.representation
-
-    def bound(self, representation: Any) -> dict[str, Any]:
-        key = self.runner.get_input_key()
-        return self.analysis.arguments.bind(self._configuration, key, representation)
 
     def _success(self, assignment: Assignment, outputs: str, *, seconds: float) -> Result:
         run, row = assignment.run, assignment.row
