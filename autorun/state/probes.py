@@ -52,6 +52,7 @@ POINTS = {
     "upkeep.counted": "messages are counted as sent again; they are not sent",
     "cancel.batch": "a batch is cancelled; its chunks are not",
     "cancel.runs": "runs of a chunk are cancelled; earlier results are not current again",
+    "cancel.started": "running runs that are to be cancelled are; the chunk's counts are as before",
     "cancel.undone": "earlier results are current again; the chunk's counts are as before",
     "retire.runs": "runs of deleted rows are retired; no chunk counts that",
 }
