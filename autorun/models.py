@@ -239,7 +239,7 @@ class Chunk(models.Model):
 
 
 class Environment(models.Model):
-    """What surrounds the code: Python, the installed packages and the project's git revision."""
+    """The surroundings of code: Python, the installed packages and the project's git revision."""
 
     digest = models.CharField(max_length=64, unique=True)
     facts = models.JSONField(default=dict)

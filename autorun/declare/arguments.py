@@ -45,7 +45,7 @@ class Arguments:
 
     @cached_property
     def returned(self) -> Any:
-        """What the function says that it returns; Any if it does not say."""
+        """The function's return annotation; Any without one."""
         return self.type_hints.get("return", Any)
 
     @cached_property

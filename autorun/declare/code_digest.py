@@ -131,7 +131,7 @@ def _defined(node: ast.stmt) -> Iterator[str]:
 
 
 def _imports(tree: ast.AST, module: str, *, is_package: bool) -> dict[str, tuple[str, str]]:
-    """What each imported name stands for; also imports within functions."""
+    """Return the module and the name behind each imported name, also within functions."""
     found: dict[str, tuple[str, str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet
@@ -27,8 +27,13 @@ from autorun.state.probes import crash_point
 from autorun.state.sql import Fragment, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
 
-if TYPE_CHECKING:
-    from autorun.execution.landing import Landing
+
+class Lands(Protocol):
+    """Writes a project's own rows for successes: `autorun.execution.landing.Landing`."""
+
+    keeps_outputs: bool
+
+    def land(self, results: Sequence[Result]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def record(
     size: int,
     is_last: bool,
     build: int | None = None,
-    landing: Landing | None = None,
+    landing: Lands | None = None,
 ) -> Tally:
     """Write the results, and the chunk's counts that follow from them and `tally`; those counts.
 
@@ -219,7 +224,7 @@ def record(
     return repeated_on_conflict(attempt, is_idempotent=True)
 
 
-def _land(landing: Landing, results: Sequence[Result], written: Mapping[int, bool | None]) -> None:
+def _land(landing: Lands, results: Sequence[Result], written: Mapping[int, bool | None]) -> None:
     # The row of a superseded run gets the outputs of the next one.
     current = (each for each in results if written.get(each.run_id))
     if done := [each for each in current if each.status == Run.Status.SUCCEEDED]:

@@ -1,16 +1,10 @@
 """The run that a body belongs to, as `autorun.running()` gives it."""
 
-from __future__ import annotations
-
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from autorun.execution.calls import Call
-    from autorun.execution.work import Work
-
-#: The chunk and its call in this context: that of a thread, or of a task of its event loop.
-current: ContextVar[tuple[Work, Call] | None] = ContextVar("autorun.running", default=None)
+#: The `Work` and its `Call` in this context: that of a thread, or of a task of its event loop.
+current: ContextVar[tuple[Any, Any] | None] = ContextVar("autorun.running", default=None)
 
 LONGEST_NOTE = 200
 

@@ -1,9 +1,7 @@
 """The runs of a chunk whose async body is called for several rows at a time."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autorun.declare.interruption import Termination
 from autorun.execution import running
@@ -11,12 +9,9 @@ from autorun.execution.calls import Call
 from autorun.execution.results import Result
 from autorun.state.coroutines import Together
 
-if TYPE_CHECKING:
-    from autorun.execution.work import Work
 
-
-def perform_together(work: Work, termination: Termination) -> None:
-    """Execute the assigned runs in one event loop, as many at a time as the analysis allows.
+def perform_together(work: Any, termination: Termination) -> None:
+    """Execute the runs of a `Work` in one event loop, as many at a time as the analysis allows.
 
     The loop stands still while results are written. Raises LeaseLost, or Interrupted.
     """

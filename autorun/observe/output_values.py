@@ -287,7 +287,7 @@ def _kind_of_field(field: Any) -> Kind | None:
 
 
 def _plain(rhs: Any) -> Any:
-    """What a value, or each of several, is in JSON: a date is a text there."""
+    """Return a value, or each of several, as JSON has it: a date is a text there."""
     if hasattr(rhs, "resolve_expression") or isinstance(rhs, (str, int, float)):
         return rhs
     if isinstance(rhs, Collection):

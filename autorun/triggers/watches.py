@@ -25,7 +25,7 @@ class Watch(NamedTuple):
 
 
 def of_saved(model: type[Model]) -> tuple[Watch, ...]:
-    """What a save of a row of `model` tells of."""
+    """Return the watches that a save of a row of `model` concerns."""
     if model._meta.apps is not apps:  # a data migration's model, of which there are many
         return ()
     fields = {
@@ -37,7 +37,7 @@ def of_saved(model: type[Model]) -> tuple[Watch, ...]:
 
 
 def of_deleted(model: type[Model], using: str) -> tuple[Watch, ...]:
-    """What the deletion of a row of `model` in that database tells of."""
+    """Return the watches that the deletion of a row of `model` in that database concerns."""
     own = (
         Watch(delivery.label_of_deleted(label, using), attrgetter(PK))
         for label, runners in delivery.subscriptions().items()

@@ -1,4 +1,4 @@
-"""What a Celery worker does beside its tasks: upkeep, and what a process's death calls for."""
+"""Signals of a Celery worker: overdue upkeep, and the rescue after a process's death."""
 
 import os
 import time

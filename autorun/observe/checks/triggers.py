@@ -80,7 +80,7 @@ def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckM
 
 
 def _privilege(connection: BaseDatabaseWrapper) -> str:
-    """What a user of MariaDB needs to create triggers."""
+    """Say which privilege a user of MariaDB needs to create triggers; '' elsewhere."""
     if connection.vendor != "mysql":
         return ""
     with connection.cursor() as cursor:
