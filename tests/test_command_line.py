@@ -1315,6 +1315,8 @@ def test_failed_runs_of_one_cause_are_retried(various):
 
     assert key in typed("failures", LABEL)
     assert f"{causes['ValueError']['runs']} failed run" in printed
+    with pytest.raises(CommandError, match="has the cause 'nonsense'"):
+        typed("retry", LABEL, "--cause", "nonsense")
     with pytest.raises(CommandError, match="--cause goes with neither"):
         typed("retry", LABEL, "--cause", key, "--exception", "ValueError")
 

@@ -78,8 +78,8 @@ class FailureGroup:
 
     @property
     def cause(self) -> str:
-        """The part of the key that names the group among those of its node."""
-        return self.key.partition("-")[2]
+        """The start of the key, without the node's: short enough to be typed."""
+        return self.key.partition("-")[2][:8]
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,11 @@ class Runs(Subcommand):
             self.terminal.say("No runs match.")
             return
         self.terminal.table(
-            ("#run", "row", "state", "analysis", "worker", "#attempts", "#took", "finished"),
+            ("#run", "row", "state", "analysis", "#attempts", "#took", "finished"),
             [
                 (
-                    *(str(run.pk), run.key_text, state_of(run), str(run.node), run.chunk.worker),
-                    *(str(run.attempts), duration(run.seconds), moment(run.finished_at)),
+                    *(str(run.pk), run.key_text, state_of(run), str(run.node)),
+                    *(str(run.attempts), duration(run.seconds), moment(run.finished_at)[5:16]),
                 )
                 for run in runs
             ],

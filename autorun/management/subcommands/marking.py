@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
@@ -12,14 +13,14 @@ from django.db.models import QuerySet
 
 from autorun.control import interventions
 from autorun.declare.hooks import as_plain
-from autorun.declare.nodes import node_id_of, node_of
+from autorun.declare.nodes import node_of
 from autorun.declare.runner import Runner
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import OnRows, requested_by
 from autorun.management.subcommands.watching import WATCH, require_watchable, watch
 from autorun.models import Run
-from autorun.observe.failures import classes_of, failed_runs
+from autorun.observe.failures import classes_of, failed_runs, group_failures
 from autorun.observe.listing import RunFilter
 from autorun.planning.on_demand import adopt, backfill_now, ignore
 from autorun.planning.pending import pending
@@ -179,8 +180,10 @@ def _chosen_runs(
 ) -> Iterator[list[Run]]:
     """Failed runs that match the options, on rows of `queryset` if it is given, in lists."""
     if options["cause"] is not None:
-        group = f"{node_id_of(runner)}-{options['cause']}"
-        found = RunFilter(runner=runner.label, state="failed", group=group).each()
+        found = chain.from_iterable(
+            RunFilter(runner=runner.label, state="failed", group=key).each()
+            for key in _keys_of(runner, options["cause"])
+        )
     else:
         found = failed_runs(
             runner,
@@ -197,6 +200,17 @@ def _chosen_runs(
         by_pk = {kind.to_pk(kind.of(run)): run for run in runs}
         present = set(rows.filter(pk__in=list(by_pk)).values_list("pk", flat=True))
         yield [run for pk, run in by_pk.items() if pk in present]
+
+
+def _keys_of(runner: Runner, cause: str) -> list[str]:
+    """The keys of the groups of failures that `failures` prints with that cause."""
+    found = [each.key for each in group_failures(runner) if each.cause == cause]
+    if not found:
+        raise CommandError(
+            f"No failed run of {runner.label} has the cause {cause!r}. "
+            f"See: manage.py autorun failures {runner.label}"
+        )
+    return found
 
 
 def _hint_for_none(runner: Runner, exception_class: str | None) -> str:
