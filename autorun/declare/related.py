@@ -47,7 +47,7 @@ def along(model: type[Model], path: Any, *, is_input: bool = False) -> Iterator[
             return
         passed.append(name)
         is_last = len(passed) == len(names)
-        if not (is_input and is_last and field.concrete):
+        if not (is_input and is_last and field.concrete and not field.many_to_many):
             yield from _of_relation(field, passed)
         model = field.related_model
 
@@ -67,7 +67,7 @@ def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:
         return "__".join((*passed[:-1], name))
 
     if field.many_to_many:
-        is_reverse = not field.concrete
+        is_reverse = field.auto_created  # from Django 6.0 on, no such field is concrete
         declared = field.field if is_reverse else field
         name = declared.m2m_reverse_field_name() if is_reverse else declared.m2m_field_name()
         through = declared.remote_field.through

@@ -179,6 +179,7 @@ def _chosen_runs(
     runner: Runner, options: dict[str, Any], *, queryset: Rows, of_earlier_versions: bool = False
 ) -> Iterator[list[Run]]:
     """Failed runs that match the options, on rows of `queryset` if it is given, in lists."""
+    found: Iterator[list[Run]]
     if options["cause"] is not None:
         found = chain.from_iterable(
             RunFilter(runner=runner.label, state="failed", group=key).each()
