@@ -141,6 +141,27 @@ def test_a_worker_that_is_told_to_end_loses_no_attempt(lab_of_each_broker: Lab, 
 
 
 @pytest.mark.faults(8)
+def test_a_replaced_pool_process_finishes_its_runs_in_a_warm_shutdown(lab_of_each_broker: Lab):
+    lab = lab_of_each_broker
+    worker = lab.start_worker("--max-tasks-per-child", "1")
+    replaced = set(worker.children())
+    lab.save(1)
+    lab.until_done(1)
+    lab.until(lambda: len(set(worker.children()) - replaced) == 1)
+    lab.write(1, does="sleep:6", value="w")
+    lab.runner.run()
+    lab.until(lambda: len(lab.ledger.executions()) == 2)
+
+    worker.signal(signal.SIGTERM)
+    worker.wait(60)
+
+    lab.check()
+    assert lab.is_done(2)
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+    assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(8)
 @pytest.mark.parametrize("options", [{"BATCH_SIZE": 2}])
 def test_pool_processes_that_end_after_so_many_tasks_lose_no_attempt(lab_of_each_broker: Lab):
     lab = lab_of_each_broker
