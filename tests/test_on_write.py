@@ -533,6 +533,7 @@ def test_a_writer_without_rights_on_autoruns_tables(watch):
     role = f"autorun_writer_{os.getpid()}"
     sql(f"CREATE ROLE {role}")
     try:
+        sql(f"GRANT {role} TO CURRENT_USER")
         sql(f"GRANT ALL ON library_document TO {role}")
         sql(f"GRANT USAGE ON SEQUENCE library_document_id_seq TO {role}")
         sql("ALTER TABLE library_document ENABLE ROW LEVEL SECURITY")
