@@ -2,6 +2,7 @@
 
 import datetime as dt
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,8 +43,9 @@ NAME = f"autorun: sweep {LABEL}"
 
 
 @pytest.fixture(autouse=True)
-def no_other_runners(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_runners", {})
+def no_other_runners() -> Iterator[None]:
+    with registry.registered(alone=True):
+        yield
 
 
 def sync_with(when: Any, **options: Any) -> SyncReport:
