@@ -21,7 +21,6 @@ from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.origins import origin_of
 from autorun.triggers import installing
-from autorun.triggers.definitions import quietly
 from autorun.upkeep import writes
 from autorun.upkeep.rounds import hand_on_batches
 from autorun.upkeep.writes import hand_out_written
@@ -190,19 +189,6 @@ def test_a_write_that_is_rolled_back_leaves_no_note(watch):
         transaction.set_rollback(True)
 
     assert noted() == []
-
-
-def test_autoruns_own_writes_leave_no_note(watch):
-    watch()
-    [pk] = insert("a")
-    noted()
-
-    with transaction.atomic():
-        with quietly(connection):
-            Document.objects.filter(pk=pk).update(title="b")
-        Document.objects.filter(pk=pk).update(title="c")
-
-    assert noted() == [("u", pk)]
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="COPY and TRUNCATE are PostgreSQL's")

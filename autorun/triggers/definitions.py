@@ -2,29 +2,22 @@
 
 On PostgreSQL inserted and deleted rows are noted by statement, from a transition table, and updated
 rows one by one: for a statement that changes other columns, a trigger by row costs nothing.
-
-A session that sets `autorun.quiet` (PostgreSQL) or `@autorun_quiet` (MariaDB) writes without notes.
-On SQLite, which has one writer at a time, so does a transaction that has inserted the pulse "quiet"
-and deletes it before it commits; see `quietly()`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from autorun.models import Pulse, Written
+from autorun.models import Written
 from autorun.state.keys import kind_of
 from autorun.triggers.on_write import Table
 
 #: Begins the names of triggers and of their functions; a digest of the definition follows.
 PREFIX = "autorun_write_"
-#: Names the pulse that stands for silence on SQLite.
-QUIET = "quiet"
 EVENTS = {"i": "INSERT", "u": "UPDATE", "d": "DELETE"}
 
 
@@ -46,31 +39,6 @@ def definition(table: Table, connection: BaseDatabaseWrapper, *, schema: str = "
     name = PREFIX + hashlib.sha256(text.encode()).hexdigest()[:12]
     named = tuple(each.replace("$NAME", name) for each in sql.values())
     return Definition(table, named, tuple(f"{name}_{event}" for event in events))
-
-
-@contextmanager
-def quietly(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Write rows without a note of them, within a transaction of autorun's own."""
-    _set_quiet(connection, is_on=True)
-    yield
-    # After an error the transaction is rolled back, and the silence with it.
-    _set_quiet(connection, is_on=False)
-
-
-def _set_quiet(connection: BaseDatabaseWrapper, *, is_on: bool) -> None:
-    if connection.vendor == "sqlite":
-        pulses = Pulse.objects.using(connection.alias)
-        if is_on:
-            pulses.create(name=QUIET, beat_at="2024-01-01T00:00Z")
-        else:
-            pulses.filter(name=QUIET).delete()
-        return
-    statements = {
-        "postgresql": ("SET LOCAL autorun.quiet = 'on'", "SET LOCAL autorun.quiet = ''"),
-        "mysql": ("SET @autorun_quiet = 1", "SET @autorun_quiet = NULL"),
-    }
-    with connection.cursor() as cursor:
-        cursor.execute(statements[connection.vendor][0 if is_on else 1])
 
 
 class _Words:
@@ -117,7 +85,6 @@ class _Words:
 def _on_postgresql(words: _Words) -> Mapping[str, str]:
     function = f'{words.schema}"$NAME"'
     call = f"EXECUTE FUNCTION {function}()"
-    is_heard = "pg_catalog.current_setting('autorun.quiet', true) IS DISTINCT FROM 'on'"
     # As bytes: by their own equality some types take different values for one.
     is_changed = "OLD.* OPERATOR(pg_catalog.*<>) NEW.*"
     if words.columns is not None:
@@ -143,13 +110,13 @@ BEGIN
   RETURN NULL;
 END $autorun$"""
     create = 'CREATE TRIGGER "$NAME_{event}" {when} ON ' + words.table
-    by_statement = f"FOR EACH STATEMENT WHEN ({is_heard}) {call}"
+    by_statement = f"FOR EACH STATEMENT {call}"
     return {
         "function": body.strip(),
         "i": f"{create.format(event='i', when='AFTER INSERT')} "
         f"REFERENCING NEW TABLE AS new_rows {by_statement}",
         "u": f"{create.format(event='u', when='AFTER UPDATE' + words.of_columns)} "
-        f"FOR EACH ROW WHEN ({is_changed} AND {is_heard}) {call}",
+        f"FOR EACH ROW WHEN ({is_changed}) {call}",
         "d": f"{create.format(event='d', when='AFTER DELETE')} "
         f"REFERENCING OLD TABLE AS old_rows {by_statement}",
         # Before, so that Django's `flush`, which truncates the notes as well, leaves none.
@@ -158,40 +125,36 @@ END $autorun$"""
 
 
 def _on_mariadb(words: _Words) -> Mapping[str, str]:
-    is_heard = "@autorun_quiet IS NULL"
-    is_changed = is_heard
+    moved = words.note("d", "OLD", only=f"NOT (OLD.{words.key} <=> NEW.{words.key})")
+    updated = f"{moved}; {words.note('u', 'NEW')};"
     if words.columns is not None:
         # As bytes: most collations take "a", "A" and "a " for one.
         differs = "NOT (CAST(OLD.{column} AS BINARY) <=> CAST(NEW.{column} AS BINARY))"
-        is_changed = f"{is_heard} AND {words.changed(differs)}"
-    moved = words.note("d", "OLD", only=f"NOT (OLD.{words.key} <=> NEW.{words.key})")
+        updated = f"IF {words.changed(differs)} THEN {updated} END IF;"
     notes = {
-        "i": (is_heard, words.note("i", "NEW")),
-        "u": (is_changed, f"{moved}; {words.note('u', 'NEW')}"),
-        "d": (is_heard, words.note("d", "OLD")),
+        "i": f"{words.note('i', 'NEW')};",
+        "u": updated,
+        "d": f"{words.note('d', 'OLD')};",
     }
     return {
         event: f"CREATE TRIGGER `$NAME_{event}` AFTER {EVENTS[event]} ON {words.table} "
-        f"FOR EACH ROW IF {condition} THEN {note}; END IF"
-        for event, (condition, note) in notes.items()
+        f"FOR EACH ROW BEGIN {note} END"
+        for event, note in notes.items()
     }
 
 
 def _on_sqlite(words: _Words) -> Mapping[str, str]:
-    pulses = words.quote(Pulse._meta.db_table)
-    is_heard = f"NOT EXISTS (SELECT 1 FROM {pulses} WHERE name = '{QUIET}')"
-    is_changed = is_heard
+    moved = words.note("d", "OLD", only=f"OLD.{words.key} IS NOT NEW.{words.key}")
+    updated = f"UPDATE{words.of_columns} ON {words.table}"
     if words.columns is not None:
         differs = "OLD.{column} COLLATE BINARY IS NOT NEW.{column} COLLATE BINARY"
-        is_changed = f"{words.changed(differs)} AND {is_heard}"
-    moved = words.note("d", "OLD", only=f"OLD.{words.key} IS NOT NEW.{words.key}")
+        updated += f" WHEN {words.changed(differs)}"
     notes = {
-        "i": ("INSERT", is_heard, words.note("i", "NEW")),
-        "u": (f"UPDATE{words.of_columns}", is_changed, f"{moved}; {words.note('u', 'NEW')}"),
-        "d": ("DELETE", is_heard, words.note("d", "OLD")),
+        f"INSERT ON {words.table}": ("i", words.note("i", "NEW")),
+        updated: ("u", f"{moved}; {words.note('u', 'NEW')}"),
+        f"DELETE ON {words.table}": ("d", words.note("d", "OLD")),
     }
     return {
-        event: f'CREATE TRIGGER "$NAME_{event}" AFTER {when} ON {words.table} '
-        f"WHEN {condition} BEGIN {note}; END"
-        for event, (when, condition, note) in notes.items()
+        event: f'CREATE TRIGGER "$NAME_{event}" AFTER {when} BEGIN {note}; END'
+        for when, (event, note) in notes.items()
     }
