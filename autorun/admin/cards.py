@@ -94,7 +94,7 @@ class Card:
 
     @property
     def state(self) -> tuple[str, str]:
-        """The mark and the words of what matters most about the runner, by SEVERITY."""
+        """The mark, one of SEVERITY, and the words of what matters most about the runner."""
         found = self.progress
         for mark, told in (
             ("error", "cannot run" * bool(self.error)),

@@ -1,9 +1,8 @@
 """Looks at rows as soon as they are saved.
 
 One receiver hears every save, and keeps the primary keys for models that runners process, or read
-as related rows. Django
-drops them with the savepoint or the transaction they were saved in, and hands them to the publisher
-when that commits.
+as related rows. Django drops them with the savepoint or the transaction they were saved in, and
+hands them to the publisher when that commits.
 
 The next sweep finds what sends no `post_save` (`bulk_create`, `update()` of a queryset, SQL) and
 what is left out on purpose: fixtures (`raw`), saves of a data migration, and rows of a parent model
