@@ -25,7 +25,7 @@ from autorun.state.keys import concrete, key_kind
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
-#: Runs whose rows one request asks the ModelAdmin for, if it may hide some.
+#: The most runs whose rows one request checks with a ModelAdmin that may hide some.
 MOST_NARROWED = 10_000
 
 

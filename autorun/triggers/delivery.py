@@ -100,7 +100,7 @@ def dependents() -> dict[str, Dependents]:
 
 
 def runners_of_related(label: str) -> list[Runner]:
-    """The runners here whose rows are named under that label of related rows."""
+    """Return the runners of this process that read the related rows of that label."""
     known = dependents().get(label)
     return [] if known is None else known.runners
 
