@@ -437,7 +437,7 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     page.get_by_label("Planned from").fill("2026-01-01T00:00")
     page.get_by_role("button", name="Filter").click()
     is_kept = page.get_by_label("This failure group only").is_checked()
-    page.get_by_role("link", name="Failures", exact=True).first.click()
+    page.locator(".ar").get_by_role("link", name="Failures", exact=True).first.click()
     page.get_by_role("button", name="Retry all… of this ValueError").click()
     page.get_by_role("button", name=re.compile(r"Retry \d+ runs")).wait_for()
     problems += look(page, "question", has_script=has_script)
