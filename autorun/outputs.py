@@ -13,7 +13,7 @@ from django.db.models import F, Manager, Model, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import ImproperRunner
 from autorun.observe.output_values import OutputValue
 from autorun.state.keys import key_kind

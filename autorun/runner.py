@@ -17,7 +17,7 @@ from typing import Any, cast
 from django.db.models import QuerySet
 
 from autorun.declare import hooks, nodes, registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.declare.sets import Each, Members
 from autorun.models import Batch, Node, Run
 from autorun.observe import explanation, records
@@ -37,7 +37,7 @@ class QuerySetRunner(Runner):
     """Processes every row of a model by one version of one analysis.
 
     A subclass with a DATA_MODEL, in an app's `runners` module, is registered automatically. The
-    options and hooks are those of `autorun.declare.runner.Runner`; the methods here act on them.
+    options and hooks are those of `autorun.declare.base.Runner`; the methods here act on them.
     """
 
     def run(

@@ -22,7 +22,7 @@ from django.dispatch import Signal
 
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.models import Batch
 from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key

@@ -14,13 +14,13 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 from django.dispatch import receiver
 
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.interruption import soft_limit_ignored
 from autorun.declare.related import RELATED
-from autorun.declare.runner import Runner
 from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
+from autorun.planning.dependents import plan_related
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
-from autorun.planning.related import plan_related
 from autorun.planning.retiring import retire
 from autorun.planning.rows import primary_keys
 from autorun.planning.scope import Scope

@@ -24,8 +24,8 @@ from django.db import connections
 
 from autorun import analysis as analyses
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.registry import dependencies_of
-from autorun.declare.runner import Runner
 from autorun.dispatch.inline import Inbox, committed_at_once
 from autorun.dispatch.limiting import forget_clocks, unpaced
 from autorun.dispatch.messages import EXECUTE

@@ -23,7 +23,7 @@ from django.urls import get_resolver
 from autorun.contrib.pytest_plugin import autorun  # noqa: F401
 
 # What the entry point does where autorun is installed.
-from autorun.declare.runner import declared
+from autorun.declare.base import declared
 from autorun.dispatch.publishing import Message, redirected
 from autorun.observe import doctor
 from autorun.triggers import delivery

@@ -33,7 +33,7 @@ from django.test.utils import isolate_apps
 from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
-from autorun.declare.runner import declared
+from autorun.declare.base import declared
 from autorun.limits import Limit
 from autorun.observe.checks import ancestor, autorun_setting, installation, names, values
 from autorun.runner import Each, Members, QuerySetRunner

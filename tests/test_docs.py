@@ -62,7 +62,7 @@ from django.test import override_settings
 from autorun import analysis as analyses
 from autorun import conf, exceptions, testing
 from autorun.declare import registry
-from autorun.declare.runner import Runner, declared
+from autorun.declare.base import Runner, declared
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.models import Batch, Chunk, Run
 from autorun.observe import explanation

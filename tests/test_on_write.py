@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
-from autorun.observe.checks.triggers import check_database_of_writes, check_triggers
+from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
 from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.origins import origin_of

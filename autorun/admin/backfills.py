@@ -20,8 +20,8 @@ from autorun.admin.row_access import Name, may_view, name_of, visible
 from autorun.admin.selections import ChosenRows, asked_by, find
 from autorun.conf import settings
 from autorun.control.interventions import request_backfill
+from autorun.declare.base import Runner
 from autorun.declare.hooks import as_plain, database_of
-from autorun.declare.runner import Runner
 from autorun.models import Batch
 from autorun.planning.counting import Count
 from autorun.planning.preview import groups_of, number_planned

@@ -16,8 +16,8 @@ from django.utils.html import format_html
 from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
 from autorun.admin.markup import time_since
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, node_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes

@@ -28,8 +28,8 @@ from autorun.admin.permissions import Permission
 from autorun.admin.selections import ChosenRows, is_exact, keep
 from autorun.admin.stories import explanation_of
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Node, Run
 from autorun.observe.run_states import state_of

@@ -21,7 +21,7 @@ from django.views.decorators.http import require_POST
 
 from autorun.admin.permissions import Permission
 from autorun.declare import registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import bare_message
 
 View = TypeVar("View", bound=Callable[..., HttpResponseBase])

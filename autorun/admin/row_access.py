@@ -18,7 +18,7 @@ from django.urls import NoReverseMatch, reverse
 from autorun.conf import settings
 from autorun.control.interventions import Narrowing
 from autorun.declare import hooks, registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
 from autorun.state.keys import concrete, key_kind

@@ -33,8 +33,8 @@ from autorun.admin.selections import asked_by
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.control import interventions
 from autorun.declare import hooks, registry
+from autorun.declare.base import Runner
 from autorun.declare.interruption import within
-from autorun.declare.runner import Runner
 from autorun.models import Batch, Run
 from autorun.observe.failures import exception_classes
 from autorun.observe.group_runs import members_of

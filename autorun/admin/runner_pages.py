@@ -34,9 +34,9 @@ from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.control import halting
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import configuration_of, digest_of, node_of, nodes_over
-from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node

@@ -24,8 +24,8 @@ from django.http import Http404, HttpRequest, QueryDict
 
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import database_of, may_view, visible
+from autorun.declare.base import Runner
 from autorun.declare.hooks import base_queryset
-from autorun.declare.runner import Runner
 from autorun.exceptions import RowsGone
 from autorun.planning.scope import GUARDS, SOURCES
 from autorun.state.keys import key_kind

@@ -23,8 +23,8 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, SpilledTrigger, Written
 from autorun.planning.counting import count_rows

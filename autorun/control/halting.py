@@ -4,8 +4,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node

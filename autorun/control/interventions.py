@@ -14,9 +14,9 @@ from django.utils import timezone
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of, every_row
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.dispatch.messages import message_to_plan_on
 from autorun.dispatch.publishing import publish
 from autorun.exceptions import AutorunError, BrokerUnavailable

@@ -18,9 +18,9 @@ from django.db.models.sql import Query
 
 from autorun.conf import settings
 from autorun.declare.backoff import FALLBACK, exponential
+from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.declare.interruption import within
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError, ImproperRunner, RunTimeout
 from autorun.state.encoding import qualified_name
 from autorun.state.keys import concrete

@@ -14,7 +14,7 @@ from django.db.models import Exists, Model, OuterRef, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Chunk, Node
 from autorun.state import pulses

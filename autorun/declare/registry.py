@@ -10,7 +10,7 @@ from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
 
 from autorun import analysis as analyses
-from autorun.declare.runner import Runner, declared
+from autorun.declare.base import Runner, declared
 from autorun.declare.sets import Each
 from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.encoding import qualified_name

@@ -19,7 +19,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 
 from autorun.conf import settings
 from autorun.declare import nodes, registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.limits import Limit
 from autorun.models import Chunk, Node, Pulse
 from autorun.state import pulses

@@ -6,8 +6,8 @@ from typing import Any
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.hooks import timeout_of
-from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, time_limit_after
 from autorun.dispatch.sizes import rows_a_call
 from autorun.models import Batch, Chunk

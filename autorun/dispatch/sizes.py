@@ -4,7 +4,7 @@ That outweighs the cost of a message, yet a saved row waits little and a killed 
 """
 
 from autorun.conf import settings
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.dispatch.limiting import shared
 from autorun.exceptions import AutorunError
 from autorun.models import Node

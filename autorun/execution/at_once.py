@@ -12,8 +12,8 @@ from typing import Any
 from django.db import DatabaseError, connections, transaction
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
 from autorun.planning.candidates import (

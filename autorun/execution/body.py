@@ -11,6 +11,7 @@ from typing import Any
 
 from autorun.analysis import Analysis
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.hooks import backoff_of, timeout_of
 from autorun.declare.interruption import (
     Interrupted,
@@ -19,7 +20,6 @@ from autorun.declare.interruption import (
     time_limit,
     too_long,
 )
-from autorun.declare.runner import Runner
 from autorun.exceptions import (
     ConfigurationError,
     NotApplicable,

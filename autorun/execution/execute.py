@@ -9,8 +9,8 @@ from statistics import mean
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import nodes, registry
+from autorun.declare.base import Runner
 from autorun.declare.interruption import Interrupted, Termination
-from autorun.declare.runner import Runner
 from autorun.dispatch.messages import longest
 from autorun.dispatch.releasing import release_after, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
@@ -20,8 +20,8 @@ from autorun.execution.keeper import Keeper
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
 from autorun.planning import batches
+from autorun.planning.dependents import plan_dependents
 from autorun.planning.named import plan_or_write_down
-from autorun.planning.related import plan_dependents
 from autorun.planning.retiring import retire_missing
 from autorun.state import probes
 from autorun.state.leases import next_urgent, park, queued, requeue, start

@@ -14,8 +14,8 @@ from django.db import OperationalError, connections
 from django.db.models import Field, Model
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.interruption import time_limit
-from autorun.declare.runner import Runner
 from autorun.execution.results import Result
 from autorun.state.keys import key_kind
 from autorun.state.transactions import has_waited

@@ -12,8 +12,8 @@ from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.hooks import backoff_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import LeaseLost
 from autorun.models import Chunk, Failure, Run
 from autorun.planning.cancelling import cancel_started

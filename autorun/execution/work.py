@@ -13,8 +13,8 @@ from autorun import signals
 from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare import nodes
+from autorun.declare.base import Runner
 from autorun.declare.interruption import Interrupted, Termination, interrupt
-from autorun.declare.runner import Runner
 from autorun.dispatch.holding import pause_after
 from autorun.dispatch.limiting import hold_back, shared
 from autorun.dispatch.sizes import size_of_rest

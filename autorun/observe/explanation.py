@@ -9,12 +9,12 @@ from django.db import connections
 from django.db.models import Max, OuterRef, Subquery
 
 from autorun.declare import hooks
+from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_id_of, nodes_over
 from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.related import PK
-from autorun.declare.runner import Runner
 from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run, Written

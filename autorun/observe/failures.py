@@ -11,8 +11,8 @@ from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of, nodes_of, runners_by_node
-from autorun.declare.runner import Runner
 from autorun.models import Failure, Node, Run
 from autorun.observe.paging import NAMES
 from autorun.state.clock import from_now

@@ -14,8 +14,8 @@ from django.utils.module_loading import import_string
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.interruption import time_limit
-from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.models import Failure, Pulse, Run
 from autorun.notifications import FailureReport

@@ -18,8 +18,8 @@ from django.db.models import Expression, F
 from django.db.models.lookups import Exact
 
 from autorun.declare import nodes, registry
+from autorun.declare.base import Runner
 from autorun.declare.output_types import Kind, kind_of, members_of, type_at
-from autorun.declare.runner import Runner
 from autorun.models import Chunk, Run
 from autorun.state.column_texts import text_of
 from autorun.state.documents import NORMALIZED, found_at

@@ -10,8 +10,8 @@ from typing import Any
 from django.db.models import F, QuerySet
 
 from autorun.declare import hooks
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
-from autorun.declare.runner import Runner
 from autorun.models import Run
 from autorun.observe.run_states import state_of
 from autorun.planning.rows import key_of, pages

@@ -11,8 +11,8 @@ from django.db.models import Exists, F, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import nodes
+from autorun.declare.base import Runner
 from autorun.declare.nodes import find_node
-from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 
 from autorun.conf import settings
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.models import Run
 from autorun.planning.fingerprints import expression
 from autorun.state.keys import Key, KeyKind, key_kind

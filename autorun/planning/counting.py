@@ -17,9 +17,9 @@ from typing import Any
 
 from django.db.models import QuerySet
 
+from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
-from autorun.declare.runner import Runner
 from autorun.planning.reasons import Reason, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
 from autorun.planning.windows import Window, in_halves, span_of, windows

@@ -16,9 +16,9 @@ from django.db import models
 from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
 from django.db.models.fields.json import KeyTransform
 
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of, sets_before
-from autorun.declare.runner import Runner
 from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run

@@ -7,9 +7,9 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.declare.related import label_of_related
-from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome

@@ -9,8 +9,8 @@ from typing import Any
 from django.db.models import QuerySet
 
 from autorun.declare import hooks, registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import configuration_of, node_of, nodes_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, written

@@ -10,8 +10,8 @@ from typing import Any
 
 from django.db.models import QuerySet
 
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch

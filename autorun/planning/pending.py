@@ -7,10 +7,10 @@ from typing import Any
 from django.db import connections
 from django.db.models import BooleanField, Exists, Expression, F, OuterRef, Q, QuerySet, Subquery
 
+from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of, node_of
 from autorun.declare.registry import dependencies_of, sets_before
-from autorun.declare.runner import Runner
 from autorun.models import Run
 from autorun.planning import fingerprints
 from autorun.planning.rows import eligible, examined, in_pages, planned_by_database, without_lethal

@@ -7,7 +7,7 @@ from functools import partial
 from autorun import signals
 from autorun.conf import settings
 from autorun.declare import nodes
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost, WorkerLost

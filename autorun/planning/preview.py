@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autorun.declare import hooks
+from autorun.declare.base import Runner
 from autorun.declare.hooks import as_plain
 from autorun.declare.nodes import node_id_of
-from autorun.declare.runner import Runner
 from autorun.models import Node
 from autorun.planning.counting import Count, count_rows
 from autorun.planning.on_demand import require_valid

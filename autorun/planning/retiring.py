@@ -14,9 +14,9 @@ from django.db import connections
 from django.db.models import Exists, OuterRef
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of, every_row
 from autorun.declare.nodes import node_of, nodes_over
-from autorun.declare.runner import Runner
 from autorun.models import Chunk, Run
 from autorun.planning.cancelling import cancel_unstarted
 from autorun.planning.rows import primary_keys

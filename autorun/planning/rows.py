@@ -10,12 +10,12 @@ from django.db.models import F
 
 from autorun.conf import settings
 from autorun.declare import hooks
+from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.inputs import value_annotations
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of, sets_before
-from autorun.declare.runner import Runner
 from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED, Failure, Run

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from django.db.models import Q, QuerySet
 
 from autorun.declare import hooks
+from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
-from autorun.declare.runner import Runner
 from autorun.exceptions import NotRegistered
 from autorun.planning.selection import Selection, selection_for
 from autorun.state.keys import key_kind

@@ -3,7 +3,7 @@
 from typing import Any
 
 from autorun.declare import console
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.planning.outcome import Outcome
 
 # The last line: the analysis, the number of runs and the model.

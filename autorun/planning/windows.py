@@ -9,10 +9,10 @@ from django.db import DatabaseError, connections
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.interruption import calls_limited
 from autorun.declare.nodes import node_id_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of

@@ -9,7 +9,7 @@ from django.db.models import Q
 
 from autorun.conf import settings
 from autorun.declare import hooks
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.models import Batch, BatchRow
 from autorun.planning import retiring
 from autorun.planning.scope import SOURCES

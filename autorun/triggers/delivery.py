@@ -20,9 +20,9 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.hooks import call, timeout_of
 from autorun.declare.related import Related, label_of_related
-from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import (
     Message,
     is_immediate,

@@ -16,7 +16,7 @@ from django.db import router, transaction
 from django.utils import timezone
 
 from autorun.declare import registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import ImproperRunner
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.logs import get_logger

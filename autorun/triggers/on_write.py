@@ -19,10 +19,10 @@ from django.db.models import Field, Model
 
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.hooks import call, database_of
 from autorun.declare.nodes import node_id_of
 from autorun.declare.related import PK
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Node
 from autorun.planning.candidates import candidates_in

@@ -10,12 +10,12 @@ from django.db import connections, transaction
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.backoff import exponential
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Chunk, Run
 from autorun.planning import batches
-from autorun.planning.related import leave_dependents
+from autorun.planning.dependents import leave_dependents
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token

@@ -12,9 +12,9 @@ from django.core.management.base import CommandError
 from django.db.models import QuerySet
 
 from autorun.control import interventions
+from autorun.declare.base import Runner
 from autorun.declare.hooks import as_plain
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import OnRows, requested_by

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from autorun.control.interventions import request_backfill
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.management.subcommands import parsing, watching
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (

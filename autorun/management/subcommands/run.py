@@ -9,8 +9,8 @@ from django.core.management.base import CommandError
 
 from autorun.conf import settings
 from autorun.declare import console, registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.dispatch.publishing import Message, publish
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json

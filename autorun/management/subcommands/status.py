@@ -12,8 +12,8 @@ from django.db import Error as DatabaseError
 from rich.live import Live
 from rich.text import Text
 
+from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands.parsing import FORMAT, argument, check, flag, positive_seconds
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met

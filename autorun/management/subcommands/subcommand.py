@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
-from autorun.declare.runner import Runner
 from autorun.management.subcommands.parsing import CONDITION_NOT_MET, KEYS, RUNNER, Argument
 from autorun.management.subcommands.terminal import Terminal
 from autorun.planning.scope import Scope

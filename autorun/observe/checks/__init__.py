@@ -31,14 +31,14 @@ def check_all(
         imports,
         input_types,
         installation,
-        landing,
         names,
         neighbours,
+        output_targets,
         overrides,
-        related,
+        relation_paths,
         relations,
-        triggers,
         values,
+        write_triggers,
     )
     from autorun.observe.checks.problems import is_in
 
@@ -54,9 +54,9 @@ def check_all(
         yield from values.check_values(runner)
         yield from input_types.check_input_types(runner)
         yield from overrides.check_overrides(runner)
-        yield from landing.check_landing(runner)
-        yield from triggers.check_database_of_writes(runner)
-        yield from related.check_related(runner)
+        yield from output_targets.check_landing(runner)
+        yield from write_triggers.check_database_of_writes(runner)
+        yield from relation_paths.check_related(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)
 
@@ -66,7 +66,7 @@ def check_databases(
 ) -> Iterable[CheckMessage]:
     """Run the checks that ask the `databases`; there are none unless the caller names some."""
     from autorun.observe.checks.character_sets import check_character_sets
-    from autorun.observe.checks.triggers import check_triggers
+    from autorun.observe.checks.write_triggers import check_triggers
 
     yield from check_character_sets(databases)
     yield from check_triggers(databases)

@@ -20,7 +20,7 @@ from django.db.models import (
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import registry
-from autorun.declare.runner import Runner
+from autorun.declare.base import Runner
 from autorun.exceptions import ConfigurationError, NotRegistered
 from autorun.models import Run
 from autorun.observe.checks.problems import error, is_in, place, shown, warning

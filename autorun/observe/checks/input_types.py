@@ -10,10 +10,10 @@ from django.db.models import FileField, JSONField
 
 from autorun.analysis import Analysis
 from autorun.declare.arguments import Arguments
+from autorun.declare.base import Runner
 from autorun.declare.conversion import Mismatch, choices
 from autorun.declare.inputs import Input, given
 from autorun.declare.nodes import configuration_of
-from autorun.declare.runner import Runner
 from autorun.declare.sets import MembersInput
 from autorun.observe.checks.declarations import analysis_of, model_of
 from autorun.observe.checks.problems import error, place

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage
 
-from autorun.declare.runner import ALIASES, Runner
+from autorun.declare.base import ALIASES, Runner
 from autorun.observe.checks.ancestor import REPLACEMENTS, check_ancestor
 from autorun.observe.checks.overrides import CALLS
 from autorun.observe.checks.problems import error, place, warning

@@ -9,8 +9,8 @@ from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 
+from autorun.declare.base import Runner
 from autorun.declare.hooks import is_scheduled
-from autorun.declare.runner import Runner
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, warning
 

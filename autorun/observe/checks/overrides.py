@@ -11,9 +11,9 @@ from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db.models import Manager, Model, QuerySet
 
+from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, is_of
-from autorun.declare.runner import Runner
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES
 from autorun.observe.checks.no_queries import queries_refused

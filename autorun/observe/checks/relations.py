@@ -12,13 +12,13 @@ from django.core.checks import CheckMessage
 from django.db.models import Model
 
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import configuration_of, digest_of
-from autorun.declare.runner import Runner
 from autorun.declare.sets import Each, rows_in
 from autorun.exceptions import NotRegistered
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, shown, warning
-from autorun.observe.checks.related import set_problem
+from autorun.observe.checks.relation_paths import set_problem
 
 
 def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:

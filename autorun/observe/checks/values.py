@@ -8,7 +8,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Q
 
 from autorun.conf import settings
-from autorun.declare.runner import BY_SETTING, Runner
+from autorun.declare.base import BY_SETTING, Runner
 from autorun.declare.sets import Members
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES, advice

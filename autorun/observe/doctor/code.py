@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.declare.code_digest import code_digest
 from autorun.declare.nodes import digest_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Build, Run
 from autorun.observe.doctor.finding import Finding, examination, ok, warning

@@ -7,8 +7,8 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model
 
+from autorun.declare.base import Runner
 from autorun.declare.related import relation_at
-from autorun.declare.runner import Runner
 from autorun.declare.sets import Each, Members, rows_in
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, shown

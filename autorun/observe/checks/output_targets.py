@@ -8,9 +8,9 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, UniqueConstraint
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of
 from autorun.declare.output_types import members_of
-from autorun.declare.runner import Runner
 from autorun.observe.checks.declarations import analysis_of, model_of
 from autorun.observe.checks.problems import error, place, shown
 from autorun.state.keys import concrete

@@ -8,8 +8,8 @@ from django.db import DatabaseError, InterfaceError
 from django.db.models import QuerySet
 
 from autorun.declare import hooks, registry
+from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
-from autorun.declare.runner import Runner
 from autorun.models import Batch, Chunk
 from autorun.planning.named import (
     hold_up,

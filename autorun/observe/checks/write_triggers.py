@@ -8,8 +8,8 @@ from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.conf import settings
+from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of
-from autorun.declare.runner import Runner
 from autorun.exceptions import AutorunError
 from autorun.models import Written
 from autorun.observe.checks.problems import error, place, warning
