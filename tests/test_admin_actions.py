@@ -13,7 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.admin import mixin, run_pages, selections
+from autorun.admin import bulk_actions, mixin, selections
 from autorun.admin.selections import MOST_KEPT
 from autorun.control import interventions
 from autorun.dispatch.publishing import redirected
@@ -346,7 +346,7 @@ def test_the_log_names_each_of_a_few_ticked_runs(
 
 
 def test_the_log_has_the_ids_of_many_ticked_runs_in_one_entry(runner, set_constants) -> None:
-    set_constants(run_pages, FEW=2)
+    set_constants(bulk_actions, FEW=2)
     failed = list(Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True))
     form = {"action": "ignore", "ids": failed, "confirmed": "1"}
 
@@ -435,7 +435,7 @@ def test_an_ignored_run_can_be_retried_from_its_page(runner) -> None:
 def test_very_many_failed_runs_are_found_by_a_worker(
     chosen, again, runner, set_constants, django_capture_on_commit_callbacks
 ) -> None:
-    set_constants(run_pages, MOST_AT_ONCE=0)
+    set_constants(bulk_actions, MOST_AT_ONCE=0)
     failed = RunFilter.read({**chosen, "state": "failed"})
     expected = {run.object_id for runs in failed.each() for run in runs}
     form = {"action": "retry", "scope": "everything", "confirmed": "1", **chosen}

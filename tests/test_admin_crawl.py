@@ -9,7 +9,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.test import Client
 from django_celery_beat.models import PeriodicTask
 
-from autorun.admin.run_pages import ACTIONS
+from autorun.admin.bulk_actions import ACTIONS
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.triggers import on_schedule
 from sample_app.models import Scan

@@ -11,7 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from autorun.admin import row_access, run_pages
+from autorun.admin import bulk_actions, row_access
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.continued import signed
 from autorun.dispatch.publishing import redirected
@@ -158,7 +158,7 @@ def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
 def test_one_request_looks_at_so_many_rows_for_a_retry_of_all_and_says_so(
     most: int, runner, client, set_constants
 ) -> None:
-    set_constants(run_pages, MOST_AT_ONCE=0)
+    set_constants(bulk_actions, MOST_AT_ONCE=0)
     set_constants(row_access, MOST_NARROWED=most)
     client.force_login(scenes.add_user("eve", "view_scan", "view_run", "retry_run"))
     form = {"action": "retry", "scope": "everything", "confirmed": "1"}
@@ -271,7 +271,7 @@ def test_the_admin_of_a_proxy_hides_rows_of_its_table(ada, monkeypatch) -> None:
 def test_an_action_leaves_runs_of_hidden_rows_out_and_says_so(
     action, status, after, scope, is_for_workers, runner, client, set_constants
 ) -> None:
-    set_constants(run_pages, MOST_AT_ONCE=0 if is_for_workers else 5_000)
+    set_constants(bulk_actions, MOST_AT_ONCE=0 if is_for_workers else 5_000)
     client.force_login(scenes.add_user("ada", "view_scan", "view_run", "retry_run", "cancel_run"))
     own, hidden = run_of(status, is_own=True), run_of(status, is_own=False)
     rows = Scan.objects.filter(path__startswith=OWN).values_list("pk", flat=True)

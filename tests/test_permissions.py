@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from autorun import tasks
-from autorun.admin import run_pages
+from autorun.admin import bulk_actions
 from autorun.admin.bulk_actions import ACTIONS
 from autorun.admin.pages import PageAdmin
 from autorun.admin.permissions import Permission
@@ -160,7 +160,7 @@ def test_a_get_writes_nothing_and_makes_no_node(runner) -> None:
 @pytest.mark.parametrize("asked", ["backfill", "ticked", "all"])
 def test_a_worker_asks_again_for_the_permission(asked, loss, runner, set_constants) -> None:
     if asked == "all":
-        set_constants(run_pages, MOST_AT_ONCE=0)
+        set_constants(bulk_actions, MOST_AT_ONCE=0)
     batch = ask(asked)
     user = User.objects.get(username=batch.requested_by)
     if loss == "permission":
@@ -180,7 +180,7 @@ def test_a_worker_asks_again_for_the_permission(asked, loss, runner, set_constan
 @pytest.mark.parametrize("asked", ["backfill", "ticked", "all"])
 def test_a_worker_does_what_a_user_asked_who_still_may(asked, runner, set_constants) -> None:
     if asked == "all":
-        set_constants(run_pages, MOST_AT_ONCE=0)
+        set_constants(bulk_actions, MOST_AT_ONCE=0)
     batch = ask(asked)
 
     tasks.backfill(LABEL, batch=batch.pk)

@@ -1,12 +1,42 @@
 """The actions on many runs, which the list and the page of a run offer."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
+from typing import Any
+from urllib.parse import urlencode
 
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from autorun.admin.pages import PageAdmin, action, require, who
 from autorun.admin.permissions import Permission
+from autorun.admin.row_access import MOST_NARROWED, Reach
+from autorun.admin.selections import asked_by
 from autorun.control import interventions
-from autorun.models import Run
+from autorun.models import Batch, Run
+from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
+from autorun.observe.run_states import state_of
+from autorun.state.parameters import read_number
+from autorun.state.words import counted, number
+
+#: Runs that are ticked on one page, at most.
+MOST_TICKED = 1_000
+#: The names of filters on the page of confirmation.
+_FACTS = {
+    "since": "finished within",
+    "planned_from": "planned from",
+    "planned_until": "planned until",
+}
+#: Runs that are counted one by one before an action on them.
+MOST_COUNTED = 10_000
+#: Up to this number, each ticked run has an entry in the admin's log.
+FEW = 20
+#: Failed runs that are retried while the user waits; workers find the others.
+MOST_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True)
@@ -71,3 +101,216 @@ ACTIONS: Mapping[str, BulkAction] = {
         ),
     )
 }
+
+
+def allowed(request: HttpRequest) -> list[BulkAction]:
+    """The actions for which the user has the permission."""
+    return [each for each in ACTIONS.values() if request.user.has_perm(each.permission)]
+
+
+@dataclass(frozen=True)
+class Log:
+    """The entries in the admin's log: one for each of `runs`, or one `about` all of them."""
+
+    runs: Sequence[Run] = ()
+    about: str = ""
+    detail: str = ""
+
+
+class ActingOnRuns(PageAdmin):
+    """The view that acts on ticked runs, or on all runs that match a filter."""
+
+    @action("act/", Permission.VIEW)
+    def act(self, request: HttpRequest) -> HttpResponse:
+        """Retry, ignore or cancel: ask for confirmation, then act."""
+        chosen_action = ACTIONS.get(request.POST.get("action", ""))
+        if chosen_action is None:
+            messages.error(request, "Choose an action first.")
+            return self._back_to_list(request)
+        require(request, chosen_action.permission)
+        is_everything = request.POST.get("scope") == "everything"
+        ticked = map(read_number, request.POST.getlist("ids")[:MOST_TICKED])
+        ids = [each for each in ticked if each is not None]
+        chosen = RunFilter.read(request.POST)
+        if problems := RunFilter.not_understood(request.POST):
+            problem = " ".join(problems)
+        elif not is_everything and not ids:
+            problem = "Select runs first, or choose all that match."
+        else:
+            problem = _misfit(chosen_action, chosen)
+        if problem:
+            messages.error(request, problem)
+            return self._back_to_list(request)
+        if "confirmed" not in request.POST:
+            return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
+        reach = Reach(request, self.admin_site)
+        if is_everything:
+            self._act_on_all(request, chosen_action, chosen, reach)
+        else:
+            given = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs")
+            fit = [run for run in given.order_by("pk") if state_of(run) in chosen_action.accepts]
+            runs = reach.among(fit)
+            self._do(request, chosen_action, [runs], _log_of(runs))
+        if reach.left_out:
+            hidden = counted(reach.left_out, "run")
+            messages.warning(request, f"You may not see the rows of {hidden}: left out.")
+        return self._back_to_list(request)
+
+    def _ask(
+        self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
+    ) -> HttpResponse:
+        found = [len(ids)] if ids else [_number(each) for each in chosen_action.narrowed(chosen)]
+        total = None if None in found else sum(filter(None, found))
+        what = "all matching runs"
+        if total is not None:
+            about = "" if ids or total <= MOST_COUNTED else "about "
+            what = f"{about}{counted(total, 'run')}"
+        facts, _ = _words(chosen)
+        return self.render(
+            request,
+            "confirm",
+            f"{chosen_action.verb} {what}?",
+            action=chosen_action,
+            chosen=chosen,
+            facts=[] if ids else [(_FACTS.get(name, name), value) for name, value in facts.items()],
+            ids=ids,
+            verb=f"{chosen_action.verb} {what}",
+            refusal="Keep them" if chosen_action.name == "cancel" else "Cancel",
+            next=self._back_to_list(request).url,
+        )
+
+    def _do(
+        self, request: HttpRequest, chosen_action: BulkAction, found: Iterable[list[Run]], log: Log
+    ) -> None:
+        if chosen_action.change is None:
+            self._retry(request, found, log)
+            return
+        changed = chosen_action.change(found)
+        what = counted(changed, *chosen_action.done)
+        if changed:
+            self.note(request, what, *log.runs, about=log.about, detail=log.detail)
+        else:
+            messages.info(request, what)
+
+    def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
+        retried = interventions.retry_runs(
+            found, requested_by=who(request), asked=self._asked(request)
+        )
+        if retried.runs:
+            of = "run" if retried.ignored else "failed run"
+            what = f"{counted(retried.runs, of)} queued for retry."
+            runs = [run for run in log.runs if run.pk not in retried.outdated]
+            links = self._links(retried.batches)
+            self.note(request, what, *runs, *retried.batches, detail=log.detail, links=links)
+        if retried.outdated:
+            messages.warning(
+                request,
+                f"Skipped {counted(len(retried.outdated), 'run')} of an earlier version or "
+                "configuration: no runner uses it any more.",
+            )
+        if not retried.runs and not retried.outdated:
+            messages.info(request, "None of these runs is failed any more.")
+
+    def _act_on_all(
+        self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, reach: Reach
+    ) -> None:
+        log = _log_of_filter(chosen)
+        parts = (each.each() for each in chosen_action.narrowed(chosen))
+        found = map(reach.among, chain.from_iterable(parts))
+        if chosen_action.change or chosen.group or chosen.state in chosen_action.named:
+            self._do(request, chosen_action, found, log)
+            return
+        # More than these would keep the user waiting.
+        first = _at_most(MOST_AT_ONCE, found)
+        if first is not None:
+            self._do(request, chosen_action, first, log)
+            return
+        # Too many for a request: workers find the failed runs and retry them.
+        reach.left_out = 0
+        begun = interventions.retry_matching(
+            chosen,
+            requested_by=who(request),
+            asked=self._asked(request),
+            narrowing=reach.narrowing,
+        )
+        if reach.is_cut:
+            told = f"Only {number(MOST_NARROWED)} runs were looked at: ask again."
+            messages.warning(request, told)
+        what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
+        links = self._links(begun)
+        self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
+
+    def _asked(self, request: HttpRequest) -> dict[str, Any]:
+        return asked_by(request, self.admin_site, Permission.RETRY)
+
+    def _links(self, batches: Sequence[Batch]) -> SafeString:
+        """Links to the first few batches: ` Watch batch 5.`"""
+        addresses = [(self.url("autorun_batch_change", each.pk), each.pk) for each in batches[:3]]
+        links = format_html_join(", ", '<a href="{}">batch {}</a>', addresses)
+        return format_html(" Watch {}.", links) if links else links
+
+    def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
+        query = urlencode(RunFilter.read(request.POST).written())
+        return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
+
+
+def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
+    if not chosen.state or chosen.state in chosen_action.accepts:
+        return ""
+    accepted = " or ".join(chosen_action.accepts)
+    return f"{chosen_action.verb} is for runs that are {accepted}; these are {chosen.state}."
+
+
+def _log_of(runs: Sequence[Run]) -> Log:
+    if len(runs) <= FEW:
+        return Log(runs=runs)
+    ids = ", ".join(str(run.pk) for run in runs)
+    return Log(about=f"{len(runs)} ticked runs", detail=f"Of the runs {ids}.")
+
+
+def _log_of_filter(chosen: RunFilter) -> Log:
+    """One entry with the filter; the message pattern appears in the log only."""
+    words, shape = _words(chosen)
+    told = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
+    detail = f"Of all runs: {told}" + (f"; {shape}" if shape else "")
+    return Log(about=f"runs: {told}", detail=f"{detail}.")
+
+
+def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
+    """The filter in words, and the message pattern of its failure group, if it has one."""
+    words, shape = chosen.written(), ""
+    if chosen.group:
+        words.pop("exception", None)
+        words["group"] = "of failures that no longer exist"
+        rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
+        member = next(chain.from_iterable(members for members, _ in rounds), None)
+        if member is not None:
+            run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
+            shape = member.shape
+            words["group"] = f"{member.exception_class} of {run.chunk.runner} ({run.node})"
+    return words, shape
+
+
+def _number(chosen: RunFilter) -> int | None:
+    """The number of matching runs, approximate beyond MOST_COUNTED; None if it is not known."""
+    if not chosen.group:
+        about = chosen.number()
+        if about is None or about > MOST_COUNTED:
+            return about
+    found = 0
+    for found in accumulate(map(len, chosen.each())):
+        if found > MOST_COUNTED:
+            return None
+    return found
+
+
+def _at_most(most: int, found: Iterable[list[Run]]) -> list[list[Run]] | None:
+    """All runs found; None if they are more than `most`."""
+    some: list[list[Run]] = []
+    total = 0
+    for runs in found:
+        some.append(runs)
+        total += len(runs)
+        if total > most:
+            return None
+    return some
