@@ -72,6 +72,26 @@ def test_a_run_that_is_cancelled_while_it_runs_ends_without_an_attempt():
         assert runner().progress().total == 1
 
 
+def test_a_body_that_is_told_has_time_to_clean_up():
+    document = Document.objects.create(title="a")
+    cleaned_up: list[int] = []
+
+    def body(value: str) -> None:
+        cancel(document.pk)
+        try:
+            hang()
+        finally:
+            time.sleep(0.5)  # several heartbeats
+            cleaned_up.append(1)
+
+    with installed(runner := declare(body)):
+        runner().run()
+        execute_all()
+
+    assert statuses() == [Run.Status.CANCELLED]
+    assert cleaned_up == [1]
+
+
 def test_a_result_is_current_again_if_its_rerun_is_cancelled_while_it_runs():
     document = Document.objects.create(title="a")
     is_rerun = threading.Event()

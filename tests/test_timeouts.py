@@ -2,14 +2,17 @@
 
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from unittest.mock import Mock
 
 import pytest
 from billiard import pool
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from autorun.declare import interruption
 from autorun.declare.interruption import calls_limited, soft_limit_ignored, time_limit
 from autorun.exceptions import RunTimeout
+from autorun.state import user_code
 
 pytestmark = pytest.mark.once
 
@@ -45,6 +48,26 @@ def test_what_swallows_the_exception_is_told_again():
         limited(None)
 
     assert len(told) == 2
+
+
+def test_a_server_that_is_slow_to_cancel_a_query_does_not_hold_up_the_exception(
+    monkeypatch, set_constants
+):
+    """The alarm goes off again and again while its handler waits for the server."""
+    set_constants(interruption, INSISTENCE=0.05)
+    waits = []
+
+    def wait(_):
+        waits.append(1)
+        with suppress(Exception):
+            time.sleep(0.2)
+
+    monkeypatch.setattr(user_code, "_all_connections", lambda: [Mock(connection=None)])
+    monkeypatch.setattr(user_code, "_cancel_query", wait)
+    with pytest.raises(RunTimeout), time_limit(0.05):
+        hang()
+
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize("inner", ["block", "calls"])

@@ -91,10 +91,12 @@ def _coroutine_limited(seconds: float | None, message: str) -> AbstractContextMa
 def interrupt(thread_id: int, error: Exception) -> None:
     """Have the `time_limit()` of another thread raise the error that was put in its `stop`.
 
-    In a thread without signals, only a coroutine ends.
+    In a thread without signals, only a coroutine ends. Nothing happens if the thread is not in a
+    block of this module: the alarm would be another's, or end the process.
     """
     if thread_id == threading.main_thread().ident and hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(thread_id, signal.SIGALRM)
+        if getattr(signal.getsignal(signal.SIGALRM), "__module__", "") == __name__:
+            signal.pthread_kill(thread_id, signal.SIGALRM)
     else:
         coroutines.interrupt_in(thread_id, error)
 

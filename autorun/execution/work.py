@@ -14,7 +14,7 @@ from autorun.analysis import Analysis
 from autorun.conf import settings
 from autorun.declare import nodes
 from autorun.declare.base import Runner
-from autorun.declare.interruption import Interrupted, Termination, interrupt
+from autorun.declare.interruption import INSISTENCE, Interrupted, Termination, interrupt
 from autorun.dispatch.holding import pause_after
 from autorun.dispatch.limiting import hold_back, shared
 from autorun.dispatch.sizes import size_of_rest
@@ -74,7 +74,7 @@ class Work:
         self.calls: list[Call] = []
         #: The runs that are to be cancelled, and since when a call is told to end because of it.
         self.cancelled: set[int] = set()
-        self.stopped_at = 0.0
+        self.stopped_at = self._interrupted_at = 0.0
         #: What a body says of itself; the next extension of the lease stores it.
         self.doing: dict[str, Any] | None = None
         self._thread_id = threading.get_ident()
@@ -196,9 +196,13 @@ class Work:
                 self._results.append(Result.moved(each.run))
             is_at_work = any(each.run.pk in self.cancelled for each in self._at_work())
             if is_at_work and self.body.together == 1:
+                now = time.monotonic()
                 if not self.body.stop:
-                    self.stopped_at = time.monotonic()
+                    self.stopped_at = now
                     self.body.stop.append(RunCancelled("The run was cancelled while it ran."))
+                elif now - self._interrupted_at < INSISTENCE:
+                    return  # it may be cleaning up
+                self._interrupted_at = now
                 interrupt(self._thread_id, self.body.stop[0])
 
     def fail_call(self, call: Call, error: BaseException) -> bool:

@@ -35,6 +35,7 @@ _SESSION_WORDS = ("advisory_lock", "get_lock", "set_config", "into temp", ";")
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
 #: Seconds for cancelling a query on the server.
 _PATIENCE = 2.0
+_BOUNDS = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE}  # PyMySQL's
 _IDLE, _ACTIVE = 0, 1  # libpq's states of a transaction
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 
@@ -156,14 +157,22 @@ def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
     Otherwise the server would continue with the query, and keep its locks. `of` are the connections
     of threads that this one waits for.
     """
-    for connection in _all_connections() if of is None else of:
-        raw: Any = connection.connection
-        _cancel_query(raw)
-        if of is not None and connection.vendor == "sqlite" and raw is not None:
-            raw.interrupt()
-        if hasattr(raw, "server_thread_id"):  # PyMySQL; an idle connection is not affected
-            with suppress(Exception), closing(connection.copy()) as other, other.cursor() as cursor:
-                cursor.execute(f"KILL QUERY {raw.thread_id():d}")
+    if getattr(_thread, "is_cancelling", False):
+        return  # the next signal has interrupted its handler, which waits for a server in here
+    try:
+        _thread.is_cancelling = True
+        for connection in _all_connections() if of is None else of:
+            raw: Any = connection.connection
+            _cancel_query(raw)
+            if of is not None and connection.vendor == "sqlite" and raw is not None:
+                raw.interrupt()
+            if hasattr(raw, "server_thread_id"):  # PyMySQL; an idle connection is not affected
+                with suppress(Exception), closing(connection.copy()) as other:
+                    other.settings_dict["OPTIONS"] |= _BOUNDS
+                    with other.cursor() as cursor:
+                        cursor.execute(f"KILL QUERY {raw.thread_id():d}")
+    finally:
+        _thread.is_cancelling = False
 
 
 def _cancel_query(raw: Any) -> None:
