@@ -166,6 +166,11 @@ class Analysis:
         """Whether it can be called for several rows at a time."""
         return self.concurrency is not None and self.is_async and self.batch is None
 
+    @property
+    def calls_at_once(self) -> int:
+        """The most calls that a worker process makes at a time."""
+        return (self.concurrency or 1) if self.is_concurrent else 1
+
     @cached_property
     def is_executable(self) -> bool:
         """Whether this process can run it: on gevent and eventlet, event loops disturb others."""

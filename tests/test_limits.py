@@ -11,17 +11,26 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 
+from autorun.analysis import Analysis
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
-from autorun.dispatch.limiting import forget_clocks, hold_back, reserve, shared
+from autorun.dispatch.limiting import (
+    calls_at_once,
+    forget_clocks,
+    hold_back,
+    reserve,
+    shared,
+)
 from autorun.dispatch.releasing import release, release_after, release_everywhere
 from autorun.dispatch.room import SPARE_CHUNKS
 from autorun.dispatch.sizes import chunk_size
 from autorun.execution.execute import execute
 from autorun.limits import Limit
 from autorun.models import Chunk, Node, Pulse, Run
+from autorun.observe.doctor import backlog
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.runner import QuerySetRunner
 from autorun.state import pulses
@@ -268,7 +277,7 @@ def test_a_test_does_not_wait_for_a_rate(limits, documents):
         assert runner().progress().succeeded == 10
 
 
-def test_status_and_explain_say_what_a_limit_keeps_waiting(limits, documents, capsys):
+def test_status_and_explain_say_what_a_limit_keeps_waiting(limits, documents, capsys, admin_client):
     limits(openai=Limit(parallel=1, rate="3000/m"))
     with installed(runner := limited(BATCH_SIZE=1)):
         runner().run()
@@ -279,7 +288,12 @@ def test_status_and_explain_say_what_a_limit_keeps_waiting(limits, documents, ca
         call_command("autorun", "status", "--no-pending")
         assert expected in capsys.readouterr().out
         (found,) = limits_in_use()
-        assert [(each.worker, each.runs) for each in found.holders] == [("w@host", 1)]
+        assert [str(each) for each in found.holders] == ["tests.EchoRunner on w@host: 1 run"]
+        assert next(backlog.examine_limits()).level == "ok"
+        page = admin_client.get(reverse("admin:autorun_node_health")).text
+        assert "1 of 1" in page
+        assert "0 of 3,000" in page
+        assert "tests.EchoRunner on w@host: 1 run" in page
         Chunk.objects.filter(state=Chunk.State.RUNNING).update(
             state=Chunk.State.FINISHED, succeeded=1, finished_at=timezone.now()
         )
@@ -287,6 +301,29 @@ def test_status_and_explain_say_what_a_limit_keeps_waiting(limits, documents, ca
 
         hold_back(runner(), 3600)
         assert "9 runs wait, held back until" in runner().explain(documents[-1]).reason
+        (finding,) = backlog.examine_limits()
+        assert finding.level == "warning"
+        assert "held back until" in finding.message
+
+
+def test_calls_that_a_concurrent_body_makes_at_once_count_against_its_limits(limits):
+    limits(openai=Limit(parallel=10))
+
+    async def ask(value: Any) -> None: ...
+
+    one = limited("OneRunner", ANALYSIS=Analysis("Ask", "1.0", ask, concurrency=4))
+    many = limited("ManyRunner", ANALYSIS=Analysis("Ask", "1.1", ask, concurrency=40))
+    with installed(one, many):
+        nodes = [chunks_waiting(one, 4, size=100), chunks_waiting(many, 1, size=100)]
+        for node in nodes:
+            release(node.pk)
+
+        assert [queued(node) for node in nodes] == [2, 0]
+        assert calls_at_once("tests.ManyRunner") == 10
+        assert [limit.in_use for limit in limits_in_use()] == [8]
+        Chunk.objects.queued().update(state=Chunk.State.FINISHED)
+        release(nodes[1].pk)
+        assert queued(nodes[1]) == 1
 
 
 def test_a_limit_that_is_not_in_the_settings_lets_one_run_out_at_a_time(limits):

@@ -44,6 +44,7 @@ from autorun.observe.at_work import workers_at_work
 from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.glance import Topic, at_a_glance
 from autorun.observe.held_up import held_up
+from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.records import Records
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
@@ -140,7 +141,15 @@ class NodeAdmin(PageAdmin):
         workers = [
             (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
         ]
-        return self.render(request, "health", "Health", tab="health", workers=workers, **found)
+        return self.render(
+            request,
+            "health",
+            "Health",
+            tab="health",
+            workers=workers,
+            limits=limits_in_use(),
+            **found,
+        )
 
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:

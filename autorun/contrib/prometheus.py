@@ -6,7 +6,7 @@
 
 Call it once, for example in `AppConfig.ready()` of a project that exposes metrics with
 django-prometheus, or before prometheus_client's `start_http_server`. Each scrape reads the numbers
-from the database, in six statements. Every process reports the same numbers, so scrape only one.
+from the database, in a few statements. Every process reports the same numbers, so scrape only one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, SpilledTrigger, Written
+from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.counting import count_rows
 from autorun.state.counts import progress_by_node
 from autorun.state.logs import get_logger
@@ -62,6 +63,8 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
         "Longest time since a running chunk's worker extended its lease.",
     ),
     "autorun_batches": (("runner", "state"), "Batches by state."),
+    "autorun_limit_calls": (("limit",), "Calls of bodies in flight that share a limit."),
+    "autorun_limit_waiting_runs": (("limit",), "Runs waiting for that limit."),
     "autorun_spilled_triggers": ((), "Messages about saved rows that the broker did not accept."),
     "autorun_oldest_spilled_seconds": ((), "Age of the oldest of them."),
     "autorun_written_rows": ((), "Notes of written rows that upkeep has not taken yet."),
@@ -113,6 +116,9 @@ class AutorunCollector:
         yield from _of_nodes(nodes)
         yield from _of_chunks(now)
         yield from _of_batches()
+        for limit in limits_in_use():
+            yield "autorun_limit_calls", limit.in_use, limit.name
+            yield "autorun_limit_waiting_runs", limit.waiting, limit.name
         yield from _of_spilled(now)
         if (beat_at := beat_of("upkeep")) is not None:
             yield "autorun_upkeep_age_seconds", _age(now, beat_at)

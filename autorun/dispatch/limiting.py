@@ -1,9 +1,11 @@
 """The limits of a runner: LIMIT, which it may share with others, and MAX_PARALLEL, its own.
 
-Runs at once are counted by chunks in flight, so the share of a lost worker comes back with its
-lease. A rate is one time in the database, up to which calls are reserved. A worker that starts a
-chunk moves it on by as long as the chunk's calls take at that rate, and makes them within the time
-that it has reserved. So no worker's clock matters. `RetryLater(limit=True)` moves it on as well.
+Calls at once are counted by chunks in flight, so the share of a lost worker comes back with its
+lease. A chunk makes one at a time, or as many as the analysis's `concurrency`.
+
+A rate is one time in the database, up to which calls are reserved. A worker that starts a chunk
+moves it on by as long as the chunk's calls take at that rate, and makes them within the time that
+it has reserved. So no worker's clock matters. `RetryLater(limit=True)` moves it on as well.
 
 The database keeps no limit: the settings of the process that releases or starts a chunk count.
 """
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum
 
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.base import Runner
+from autorun.exceptions import AutorunError
 from autorun.limits import Limit
 from autorun.models import Chunk, Node, Pulse
 from autorun.state import pulses
@@ -90,6 +93,28 @@ def bounds_of(label: str) -> list[Bound]:
     if runner.LIMIT is not None:
         found.append(shared(runner.LIMIT))
     return found
+
+
+def calls_at_once(label: str) -> int:
+    """The calls that a chunk of the runner makes at a time, as its limits allow."""
+    runner = registry.find(label)
+    try:
+        most = 1 if runner is None else runner.get_analysis().calls_at_once
+    except AutorunError:  # in an old worker, or a check reports it
+        most = 1
+    return min([most, *(bound.parallel for bound in bounds_of(label) if bound.parallel)])
+
+
+def calls_of(label: str, chunks: int, runs: int) -> int:
+    """The calls that so many chunks of the runner, with so many runs in all, make at a time."""
+    return min(chunks * calls_at_once(label), max(runs, chunks))
+
+
+def calls_in_flight(labels: Iterable[str]) -> int:
+    """The calls that chunks of these runners, in flight at all nodes, make at a time."""
+    kinds: Any = Chunk.objects.in_flight().filter(runner__in=labels).order_by()
+    counted = kinds.values_list("runner").annotate(Count("pk"), n_runs=Sum(Chunk.runs_left()))
+    return sum(calls_of(*kind) for kind in counted)
 
 
 def shared(name: str) -> Bound:

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 from django.db.models import Count, QuerySet, Sum
 
 from autorun.conf import settings
-from autorun.dispatch.limiting import Bound, bounds_of, is_wanted_elsewhere, with_clocks
+from autorun.dispatch.limiting import (
+    Bound,
+    bounds_of,
+    calls_at_once,
+    calls_in_flight,
+    calls_of,
+    is_wanted_elsewhere,
+    with_clocks,
+)
 from autorun.models import Chunk
 from autorun.state import pulses
 
@@ -53,7 +61,7 @@ class Room:
         self._runs = 0
         self._is_reached = False
         self._runs_of_batch: Counter[int | None] = Counter()
-        self._chunks_of_runner: Counter[str] = Counter()
+        self._calls_of_runner: Counter[str] = Counter()  # at once, if it has a limit
         self._queued_runs: Counter[str] = Counter()  # by runner
         self._full_batches: set[int] = set()
         self._full_runners: set[str] = set()
@@ -113,7 +121,10 @@ class Room:
         bounds = bounds_of(chunk.runner)
         if bounds and chunk.runner not in self._counted_elsewhere:
             self._count_elsewhere(chunk.runner)
+        calls = calls_of(chunk.runner, 1, chunk.size) if bounds else 1
         for bound in bounds:
+            if bound.parallel and bound.parallel - self._in_flight(bound) < calls:
+                self._full_runners.add(chunk.runner)
             queued = sum(self._queued_runs[label] for label in bound.labels)
             # With nothing in flight, no chunk's end but a round of upkeep releases the next one.
             ahead = AHEAD + (0 if self._in_flight(bound) else settings.UPKEEP_INTERVAL)
@@ -137,7 +148,7 @@ class Room:
             for runner, state, chunks, runs in kinds.annotate(
                 Count("pk"), n_runs=Sum(Chunk.runs_left())
             ):
-                self._chunks_of_runner[runner] += chunks
+                self._calls_of_runner[runner] += calls_of(runner, chunks, runs)
                 self._queued_runs[runner] += runs if state == Chunk.State.QUEUED else 0
         self._counted_elsewhere |= {label, *limited}
         for bound in bounds:
@@ -153,7 +164,7 @@ class Room:
             self._yielding_runners |= bound.labels
 
     def _in_flight(self, bound: Bound) -> int:
-        return sum(self._chunks_of_runner[label] for label in bound.labels)
+        return sum(self._calls_of_runner[label] for label in bound.labels)
 
     def _bounds(self, *labels: str) -> set[Bound]:
         return {bound for label in {*self._labels, *labels} for bound in bounds_of(label)}
@@ -180,9 +191,10 @@ class Room:
     ) -> None:
         self._runs += runs
         self._spare_of_runner[runner] += chunks if is_queued else -chunks
-        self._chunks_of_runner[runner] += chunks
         self._queued_runs[runner] += runs if is_queued else 0
-        for bound in bounds_of(runner):
+        if bounds := bounds_of(runner):
+            self._calls_of_runner[runner] += calls_of(runner, chunks, runs)
+        for bound in bounds:
             self._note_whether_full(bound)
         if batch_id is not None and window:
             self._runs_of_batch[batch_id] += runs
@@ -191,14 +203,13 @@ class Room:
 
 
 def is_at_its_limit(label: str) -> bool:
-    """Whether chunks in flight, at all nodes, have reached a limit of the runner.
+    """Whether what is in flight, at all nodes, leaves no room for a chunk of the runner.
 
     Nothing changes that until the transaction ends.
     """
     bounds = sorted((each for each in bounds_of(label) if each.parallel), key=attrgetter("lock"))
     for bound in bounds:
         pulses.hold(bound.lock)
-    in_flight = Chunk.objects.in_flight()
     return any(
-        bound.parallel <= in_flight.filter(runner__in=bound.labels).count() for bound in bounds
+        bound.parallel - calls_in_flight(bound.labels) < calls_at_once(label) for bound in bounds
     )

@@ -20,6 +20,7 @@ from autorun.declare.interruption import (
     time_limit,
     too_long,
 )
+from autorun.dispatch.limiting import calls_at_once
 from autorun.exceptions import (
     ConfigurationError,
     NotApplicable,
@@ -54,7 +55,7 @@ class Body:
         self.analysis = analysis
         self.timeout = timeout_of(runner)
         #: The calls that go on at a time.
-        self.together = (analysis.concurrency or 1) if analysis.is_concurrent else 1
+        self.together = calls_at_once(runner.label)
         #: None if a call takes one row.
         self.portions = None if analysis.batch is None else Portions(analysis.batch)
         self.refused_by: RetryLater | None = None

@@ -1,7 +1,8 @@
 """The limits in LIMITS: who has a share of each now, and what waits for one."""
 
 import datetime as dt
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ from django.db.models import Count, F, Min, Sum
 
 from autorun.conf import settings
 from autorun.declare.nodes import runners_by_node
-from autorun.dispatch.limiting import Bound, shared
+from autorun.dispatch.limiting import Bound, calls_of, shared
 from autorun.models import Chunk, Node, Pulse
-from autorun.state.clock import from_now
+from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.words import counted, moment, number
 
@@ -19,17 +20,23 @@ from autorun.state.words import counted, moment, number
 MINUTE = 60.0
 #: Workers reserve no further ahead than so many seconds and one call: beyond that, it is held back.
 AHEAD = 15.0
+CALLS = F("succeeded") + F("failed") + F("not_applicable")
+NOW = DatabaseNow()
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Chunks of one runner that have shares of a limit; the worker is '' while they are queued."""
+    """Chunks of one runner that have `calls` of a limit; the worker is '' while they are queued."""
 
     runner: str
     worker: str
-    chunks: int
+    calls: int
     runs: int
     since: dt.datetime | None
+
+    def __str__(self) -> str:
+        where = f"on {self.worker}" if self.worker else "in the queue"
+        return f"{self.runner} {where}: {counted(self.runs, 'run')}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,6 @@ class LimitInUse:
     name: str
     runners: tuple[str, ...]
     parallel: int
-    in_use: int
     calls: int
     calls_a_minute: float
     waiting: int
@@ -47,15 +53,23 @@ class LimitInUse:
     holders: tuple[Holder, ...]
 
     @property
-    def is_full(self) -> bool:
-        return 0 < self.parallel <= self.in_use
+    def in_use(self) -> int:
+        """The calls that go on, and those of chunks in the queue, which are counted as well."""
+        return sum(holder.calls for holder in self.holders)
+
+    @property
+    def in_use_in_words(self) -> str:
+        return number(self.in_use) + (f" of {number(self.parallel)}" if self.parallel else "")
+
+    @property
+    def calls_in_words(self) -> str:
+        most = max(1, round(self.calls_a_minute))
+        return number(self.calls) + (f" of {number(most)}" if self.calls_a_minute else "")
 
     def __str__(self) -> str:
-        of_all = f" of {number(self.parallel)}" if self.parallel else ""
-        parts = [f"{number(self.in_use)}{of_all} in use"]
+        parts = [f"{self.in_use_in_words} in use"]
         if self.calls_a_minute:
-            most = number(max(1, round(self.calls_a_minute)))
-            parts.append(f"{number(self.calls)} of {most} calls this minute")
+            parts.append(f"{self.calls_in_words} calls this minute")
         parts.append(counted(self.waiting, "run waits", "runs wait"))
         if self.held_back_until is not None:
             parts.append(f"held back until {moment(self.held_back_until)}")
@@ -63,47 +77,54 @@ class LimitInUse:
 
 
 def limits_in_use(names: Iterable[str] | None = None) -> list[LimitInUse]:
-    """The limits of these names, by default all of LIMITS; four queries each."""
-    chosen = settings.LIMITS if names is None else names
-    return [_in_use(shared(name)) for name in sorted(chosen)]
-
-
-def _in_use(bound: Bound) -> LimitInUse:
-    labels = sorted(bound.labels)
-    digests = [digest for digest, of in runners_by_node().labels.items() if bound.labels & {*of}]
+    """The limits of these names, by default all of LIMITS, in their order; five queries for all."""
+    bounds = [shared(name) for name in sorted(settings.LIMITS if names is None else names)]
+    labels = {label for bound in bounds for label in bound.labels}
+    if not bounds:
+        return []
+    digests = [digest for digest, of in runners_by_node().labels.items() if labels & {*of}]
     ids = list(Node.objects.filter(digest__in=digests).values_list("pk", flat=True))
     chunks: ChunkQuerySet[Chunk] = Chunk.objects.filter(runner__in=labels)
     of_nodes = chunks.filter(node__in=ids)
-    holders = tuple(_holders(chunks))
     ended = of_nodes.unfolded().filter(finished_at__gt=from_now(-MINUTE))
     # Those of running chunks are recorded every second.
-    calls = _total(ended, F("succeeded") + F("failed"))
-    calls += _total(chunks.running(), F("succeeded") + F("failed"))
-    return LimitInUse(
-        name=bound.name,
-        runners=tuple(labels),
-        parallel=bound.parallel,
-        in_use=sum(holder.chunks for holder in holders),
-        calls=calls,
-        calls_a_minute=bound.per_second * MINUTE,
-        waiting=_total(of_nodes.waiting(), F("size")),
-        held_back_until=_held_back_until(bound),
-        holders=holders,
-    )
+    calls = _by_runner(ended, CALLS) + _by_runner(chunks.running(), CALLS)
+    waiting = _by_runner(of_nodes.waiting(), F("size"))
+    holders = list(_holders(chunks))
+    clocks = Pulse.objects.filter(name__in=[bound.clock for bound in bounds])
+    reserved = {name: times for name, *times in clocks.values_list("name", "beat_at", NOW)}
+    return [
+        LimitInUse(
+            name=bound.name,
+            runners=tuple(sorted(bound.labels)),
+            parallel=bound.parallel,
+            calls=sum(calls[label] for label in bound.labels),
+            calls_a_minute=bound.per_second * MINUTE,
+            waiting=sum(waiting[label] for label in bound.labels),
+            held_back_until=_held_back_until(bound, *reserved.get(bound.clock, ())),
+            holders=tuple(holder for holder in holders if holder.runner in bound.labels),
+        )
+        for bound in bounds
+    ]
 
 
-def _holders(chunks: ChunkQuerySet[Chunk]) -> Iterable[Holder]:
+def _holders(chunks: ChunkQuerySet[Chunk]) -> Iterator[Holder]:
     kinds: Any = chunks.in_flight().order_by("runner", "worker").values_list("runner", "worker")
     left: Any = Chunk.runs_left()
-    counts = kinds.annotate(chunks=Count("pk"), runs=Sum(left), since=Min("started_at"))
-    return [Holder(*found) for found in counts]
+    found = kinds.annotate(chunks=Count("pk"), runs=Sum(left), since=Min("started_at"))
+    for runner, worker, number_of, runs, since in found:
+        yield Holder(runner, worker, calls_of(runner, number_of, runs), runs, since)
 
 
-def _held_back_until(bound: Bound) -> dt.datetime | None:
-    ahead = from_now(AHEAD + bound.seconds_for(1))
-    pulse = Pulse.objects.filter(name=bound.clock, beat_at__gt=ahead).first()
-    return None if pulse is None else pulse.beat_at
+def _held_back_until(
+    bound: Bound, until: dt.datetime | None = None, now: dt.datetime | None = None
+) -> dt.datetime | None:
+    if until is None or now is None:
+        return None
+    ahead = (until - now).total_seconds()
+    return until if ahead > AHEAD + bound.seconds_for(1) else None
 
 
-def _total(chunks: ChunkQuerySet[Chunk], expression: Any) -> int:
-    return chunks.aggregate(total=Sum(expression))["total"] or 0
+def _by_runner(chunks: ChunkQuerySet[Chunk], expression: Any) -> Counter[str]:
+    by_runner: Any = chunks.order_by().values_list("runner")
+    return Counter(dict(by_runner.annotate(total=Sum(expression))))

@@ -32,6 +32,7 @@ THEN = (
     backlog.examine_leases,
     backlog.examine_orphans,
     backlog.examine_queued,
+    backlog.examine_limits,
     backlog.examine_held_up,
     backlog.examine_spilled,
     backlog.examine_written,

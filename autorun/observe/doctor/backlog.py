@@ -9,6 +9,7 @@ from autorun.dispatch.messages import queue_name
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.held_up import held_up
+from autorun.observe.limits_in_use import limits_in_use
 from autorun.state.clock import from_now
 from autorun.state.words import counted, moment
 from autorun.triggers import on_write
@@ -67,6 +68,19 @@ def examine_queued() -> Iterator[Finding]:
             f"more than {seconds:g} s.",
             "Start more workers for this queue. If workers are idle, check that they listen on it.",
         )
+
+
+@examination("limits")
+def examine_limits() -> Iterator[Finding]:
+    """The limits in LIMITS, with what they keep waiting."""
+    for limit in limits_in_use():
+        if limit.held_back_until is None:
+            yield ok(f"{limit}.")
+        else:
+            yield warning(
+                f"{limit}.",
+                "A body has raised RetryLater(limit=True). The runs continue at that time.",
+            )
 
 
 @examination("held up")
