@@ -34,7 +34,17 @@ ChunkManager = StateManager.from_queryset(ChunkQuerySet)
 RunManager = StateManager.from_queryset(RunQuerySet)
 
 
-class Node(models.Model):
+class Table(models.Model):
+    """A table whose rows are in the database that `AUTORUN["DATABASE"]` names."""
+
+    objects = StateManager()
+
+    class Meta:
+        abstract = True
+        base_manager_name = "objects"
+
+
+class Node(Table):
     """One version of one analysis with one configuration, over one model."""
 
     title = models.CharField(max_length=255)
@@ -60,10 +70,7 @@ class Node(models.Model):
         default=dict, help_text="The rows of its model, as they were counted last for a page."
     )
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         # The name of the page in the admin's index, which has a card for each node.
         verbose_name_plural = "overview"
 
@@ -71,7 +78,7 @@ class Node(models.Model):
         return f"{self.title} v{self.version}"
 
 
-class Batch(models.Model):
+class Batch(Table):
     """One planning pass over a queryset, by schedule, person or code."""
 
     class Trigger(models.TextChoices):
@@ -126,10 +133,9 @@ class Batch(models.Model):
     planned_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
-    objects = BatchManager()
+    objects = BatchManager()  # type: ignore[misc]
 
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         verbose_name_plural = "batches"
         indexes: ClassVar = [models.Index(fields=["state", "runner"], name="autorun_batch_state")]
 
@@ -141,7 +147,7 @@ class Batch(models.Model):
         return self.state in (self.State.RUNNING, self.State.PAUSED)
 
 
-class Chunk(models.Model):
+class Chunk(Table):
     """Up to BATCH_SIZE runs of one node, handed to Celery as one message and leased as one.
 
     WAITING --release--> QUEUED --start--> RUNNING --finish--> FINISHED
@@ -209,10 +215,9 @@ class Chunk(models.Model):
         default=False, help_text="Whether its node and its batch have counted it in."
     )
 
-    objects = ChunkManager()
+    objects = ChunkManager()  # type: ignore[misc]
 
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         indexes: ClassVar = [
             # In the order of release: without the ids, every release sorted all waiting chunks.
             models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
@@ -238,23 +243,18 @@ class Chunk(models.Model):
         return found
 
 
-class Environment(models.Model):
+class Environment(Table):
     """The surroundings of code: Python, the installed packages and the project's git revision."""
 
     digest = models.CharField(max_length=64, unique=True)
     facts = models.JSONField(default=dict)
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
-
     def __str__(self) -> str:
         return f"Environment {self.digest[:12]}"
 
 
-class Build(models.Model):
+class Build(Table):
     """The code that executed runs of a node, in an environment; a run names it in four bytes."""
 
     # The start of its digest: a sequence would give a number that processes remember to another
@@ -271,10 +271,7 @@ class Build(models.Model):
     )
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["node", "code", "environment"], name="autorun_build_once"
@@ -285,7 +282,7 @@ class Build(models.Model):
         return f"Build {self.pk} of {self.node}"
 
 
-class Run(models.Model):
+class Run(Table):
     """One row, processed or to be processed once by one node.
 
     At most one run of a node and row is *current*: that for the row's last input. Its `is_current`
@@ -321,10 +318,9 @@ class Run(models.Model):
         related_name="runs",
     )
 
-    objects = RunManager()
+    objects = RunManager()  # type: ignore[misc]
 
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         permissions: ClassVar = [
             ("start_run", "Can start sweeps, and runs of selected rows"),
             ("backfill_run", "Can backfill"),
@@ -354,7 +350,7 @@ class Run(models.Model):
         return self.object_key or str(self.object_id)
 
 
-class Failure(models.Model):
+class Failure(Table):
     """The exception of one attempt of a run."""
 
     run = models.ForeignKey(
@@ -367,10 +363,7 @@ class Failure(models.Model):
     worker = models.CharField(max_length=255, blank=True)
     failed_at = models.DateTimeField(db_default=DatabaseNow())
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["run", "attempt"], name="autorun_failure_one_a_attempt")
         ]
@@ -380,7 +373,7 @@ class Failure(models.Model):
         return f"{self.exception_class}: {self.message[:80]}"
 
 
-class SpilledTrigger(models.Model):
+class SpilledTrigger(Table):
     """Primary keys of saved rows whose message no broker took; upkeep plans them.
 
     With a `runner`, they are planned for that runner alone, as its dependencies have succeeded.
@@ -400,16 +393,11 @@ class SpilledTrigger(models.Model):
         blank=True, db_default="", help_text="Why the last try planned none of them."
     )
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
-
     def __str__(self) -> str:
         return f"{len(self.keys)} saved {self.model_label} rows"
 
 
-class Written(models.Model):
+class Written(Table):
     """A row that was written, as a trigger in the database noted it; upkeep has it planned.
 
     Its id tells nothing about the order of commits: a transaction that began early may end late.
@@ -427,17 +415,14 @@ class Written(models.Model):
     object_key = ObjectKeyField(max_length=255, blank=True, db_default="")
     written_at = models.DateTimeField(db_default=DatabaseNow())
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
+    class Meta(Table.Meta):
         verbose_name_plural = "written rows"
 
     def __str__(self) -> str:
         return f"{self.get_operation_display()} of {self.object_key or self.object_id}"
 
 
-class BatchRow(models.Model):
+class BatchRow(Table):
     """A row that a batch is about, until it is planned; `is_deleted` if it was deleted."""
 
     pk = models.CompositePrimaryKey("batch_id", "is_deleted", "object_id", "object_key")
@@ -446,25 +431,15 @@ class BatchRow(models.Model):
     object_id = models.BigIntegerField(db_default=0)
     object_key = ObjectKeyField(max_length=255, blank=True, db_default="")
 
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
-
     def __str__(self) -> str:
         return f"{self.object_key or self.object_id} of batch {self.batch_id}"
 
 
-class Pulse(models.Model):
+class Pulse(Table):
     """The last time that something regular happened; also a lock by name."""
 
     name = models.CharField(max_length=64, primary_key=True)
     beat_at = models.DateTimeField()
-
-    objects = StateManager()
-
-    class Meta:
-        base_manager_name = "objects"
 
     def __str__(self) -> str:
         return self.name
