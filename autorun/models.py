@@ -20,8 +20,8 @@ from autorun.state.managers import (
     ChunkState,
     RunQuerySet,
     RunStatus,
-    StateManager,
 )
+from autorun.state.transactions import StateManager
 
 #: The fingerprint of rows that nothing makes pending again.
 UNCHANGING = "0" * 32

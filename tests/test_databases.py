@@ -7,12 +7,13 @@ from django.db import connection
 
 from autorun.exceptions import ImproperRunner
 from autorun.management.subcommands.watching import _refreshed_counts
-from autorun.models import Batch, Chunk, Node, Run, StateManager
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.observe.doctor.system_checks import examine_checks
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
+from autorun.state.transactions import StateManager
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, statuses, work_off

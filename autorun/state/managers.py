@@ -8,7 +8,6 @@ from typing import Any, Self, TypeVar
 from django.db.models import (
     Exists,
     IntegerChoices,
-    Manager,
     Model,
     OuterRef,
     Q,
@@ -16,22 +15,10 @@ from django.db.models import (
     TextChoices,
 )
 
-from autorun.conf import settings
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import Key, KeyKind
 
 Row = TypeVar("Row", bound=Model)
-
-
-class StateManager(Manager[Row]):
-    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names.
-
-    Also each model's base manager: `refresh_from_db()`, a deferred column or a foreign key would
-    else ask the project's routers, which may name a replica that lags behind.
-    """
-
-    def get_queryset(self) -> QuerySet[Row]:
-        return super().get_queryset().using(self._db or settings.DATABASE)
 
 
 class BatchState(TextChoices):

@@ -1,4 +1,4 @@
-"""Short transactions, repeated after a conflict or a broken connection; work done in halves."""
+"""Autorun's database: its rows, and short transactions that are repeated after a conflict."""
 
 import random
 import time
@@ -17,6 +17,7 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Manager, Model, QuerySet
 
 from autorun.conf import settings
 from autorun.state.logs import get_logger
@@ -26,6 +27,7 @@ logger = get_logger(__name__)
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+TableRow = TypeVar("TableRow", bound=Model)
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.05  # seconds; doubled each time
@@ -52,6 +54,17 @@ _PASSING_WORDS = ("unable to open database file", "disk I/O error", "disk is ful
 PAUSE_FOR_ALL = 30.0
 
 
+class StateManager(Manager[TableRow]):
+    """Rows of autorun's own tables, in the database that `AUTORUN["DATABASE"]` names.
+
+    Also each model's base manager: `refresh_from_db()`, a deferred column or a foreign key would
+    else ask the project's routers, which may name a replica that lags behind.
+    """
+
+    def get_queryset(self) -> QuerySet[TableRow]:
+        return super().get_queryset().using(self._db or settings.DATABASE)
+
+
 def repeated_on_conflict(
     work: Callable[[], Result],
     *,
@@ -71,7 +84,6 @@ def repeated_on_conflict(
     if connection.in_atomic_block:
         with transaction.atomic(using=settings.DATABASE):
             return work()
-
     began = time.monotonic()
     for attempt in count(1):
         used = None
@@ -81,19 +93,17 @@ def repeated_on_conflict(
                 with bounded_idleness(connection) if holds_node else nullcontext():
                     return work()
         except (DatabaseError, InterfaceError) as error:
-            is_broken = is_idempotent and _is_broken(connection, used, error)
             is_over = attempt >= ATTEMPTS or (holds_node and has_waited(error))
+            is_broken = is_idempotent and _is_broken(connection, used, error)
             if is_broken:
+                connection.close()
                 is_over = is_over and time.monotonic() - began >= settings.LEASE
             if is_over or not (is_broken or is_conflict(error)):
                 raise
-            if is_broken:
-                connection.close()
             logger.debug("A transaction is repeated after attempt %d: %s", attempt, error)
             on_conflict()
             # A server needs longer to restart than a rival to commit.
-            pause = FIRST_PAUSE * (8 if is_broken else 1) * 2 ** min(attempt - 1, 6)
-            time.sleep(min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1.5))
+            _pause(FIRST_PAUSE * (8 if is_broken else 1), attempt)
     raise AssertionError("unreachable")
 
 
@@ -109,8 +119,13 @@ def repeated_while_away(work: Callable[[], Result]) -> Result:
             except (OperationalError, InterfaceError) as error:
                 logger.debug("Tried again after attempt %d: %s", attempt, error)
             leave_broken_connections()
-            time.sleep(PAUSE_WHILE_AWAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            _pause(PAUSE_WHILE_AWAY, attempt)
     return work()
+
+
+def _pause(first: float, attempt: int) -> None:
+    pause = min(first * 2 ** min(attempt - 1, 6), LONGEST_PAUSE)
+    time.sleep(pause * random.uniform(0.5, 1.5))
 
 
 def once_committed(work: Callable[[], Result], *, meanwhile: Callable[[], Result]) -> Result:
