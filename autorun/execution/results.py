@@ -174,54 +174,67 @@ def record(
     If the database has forgotten earlier results, the chunk waits for a worker to repeat them.
     Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
-
     is_moving = Run.Status.PENDING in map(_status_of, results)
     new_chunks = _new_chunks(lease.chunk, results, size=size) if is_moving else []
     is_stored = landing is None or landing.keeps_outputs
     source = _as_source(lease.chunk, results, new_chunks, is_stored=is_stored)
-
     built_by = "NULL"
     if build is not None:
         built_by = f"CASE WHEN s.new_seconds IS NULL THEN NULL ELSE {build:d} END"
-    held = lease.held()
+    changes = f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}"
+    recording = _Recording(
+        lease, lease.held(), results, tally, new_chunks, source, changes, is_last, landing
+    )
+    return repeated_on_conflict(recording.attempt, is_idempotent=True)
 
-    def attempt() -> Tally:
-        known, expected = tally, _counted(tally, results)
-        as_known = held.filter(**asdict(tally), cancelling__isnull=True)
-        if not (is_expected := _write_counts(as_known, expected, is_last=is_last)):
+
+@dataclass(frozen=True)
+class _Recording:
+    """A transaction that records results; it may be repeated."""
+
+    lease: Lease
+    held: QuerySet[Chunk]
+    results: Sequence[Result]
+    tally: Tally
+    new_chunks: list[tuple[Chunk, list[int]]]
+    source: Fragment
+    changes: str
+    is_last: bool
+    landing: Lands | None
+
+    def attempt(self) -> Tally:
+        chunk, held, results = self.lease.chunk, self.held, self.results
+        known, expected = self.tally, _counted(self.tally, results)
+        as_known = held.filter(**asdict(known), cancelling__isnull=True)
+        if not (is_expected := _write_counts(as_known, expected, is_last=self.is_last)):
             # An answer was lost, or runs of the chunk were cancelled or ignored, or are to be.
-            known = _recorded(lease, results)
+            known = _recorded(self.lease, results)
         crash_point("finish.counted")
         written: dict[int, bool | None] = {}
         if results:
-            updated = update_from(
-                Run,
-                f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}",
-                source=source,
-                # A commit whose confirmation was lost has recorded or moved its runs: they stay
-                # as they are.
-                match=Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (lease.chunk.pk,)),
-                returning="id, is_current",
+            # A commit whose confirmation was lost has recorded or moved its runs: they stay.
+            match = Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (chunk.pk,))
+            written = dict(
+                update_from(
+                    Run, self.changes, source=self.source, match=match, returning="id, is_current"
+                )
             )
-            written = dict(updated)
         crash_point("finish.updated")
-        if landing is not None:
-            _land(landing, results, written)
+        if self.landing is not None:
+            _land(self.landing, results, written)
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
-            _write_counts(held, counted, is_last=is_last)
+            _write_counts(held, counted, is_last=self.is_last)
         ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
-        if is_last and ended != lease.chunk.size:
+        if self.is_last and ended != chunk.size:
             _reopen_if_pending(held)
-        if any(map(_failure_of, results)) and (failures := _failures(lease, results, written)):
-            Failure.objects.bulk_create(failures)
+        if any(map(_failure_of, results)):
+            Failure.objects.bulk_create(_failures(self.lease, results, written))
         crash_point("finish.failures")
-        if new_chunks and (chunks := _filled(new_chunks, written)):
+        if self.new_chunks and (chunks := _filled(self.new_chunks, written)):
             Chunk.objects.bulk_create(chunks)
             crash_point("finish.moved")
         return counted
-
-    return repeated_on_conflict(attempt, is_idempotent=True)
 
 
 def _land(landing: Lands, results: Sequence[Result], written: Mapping[int, bool | None]) -> None:
