@@ -9,6 +9,7 @@ import pytest
 from django.core.management import call_command
 
 import autorun
+from autorun.analysis import Analysis
 from autorun.control.interventions import cancel_runs
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import RunCancelled
@@ -173,6 +174,34 @@ def test_an_async_body_is_cancelled():
 
     assert statuses() == [Run.Status.CANCELLED]
     assert cleaned_up == [document.pk]
+
+
+def test_one_of_several_calls_at_a_time_is_cancelled():
+    first, *others = [Document.objects.create(title=f"{n}") for n in range(4)]
+    cleaned_up: list[int] = []
+
+    async def body(value: str) -> str:
+        if value == "0":
+            await asyncio.to_thread(cancel, first.pk)
+            try:
+                await asyncio.sleep(20)
+            finally:
+                cleaned_up.append(autorun.running().key)
+        await asyncio.sleep(0.3)  # several heartbeats
+        return value
+
+    concurrent = Analysis("Wait", "1.0", body, concurrency=4)
+    with installed(runner := declare(ANALYSIS=concurrent)):
+        runner().run()
+        execute_all()
+
+        assert cleaned_up == [first.pk]
+        assert Run.objects.get(object_id=first.pk).status == Run.Status.CANCELLED
+        assert Run.objects.get(object_id=first.pk).attempts == 0
+        assert {current_runs()[each.pk].attempts for each in others} == {1}
+        assert runner().progress().succeeded == 3
+        assert not Chunk.objects.unfinished().exists()
+        assert not Failure.objects.exists()
 
 
 @pytest.mark.parametrize("fails", [True, False])

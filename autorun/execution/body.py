@@ -120,7 +120,9 @@ class Body:
             raise Interrupted from None
         except BaseException as error:  # noqa: BLE001  as in `call`
             return self.result_of(assignment, error, seconds=call.seconds_a_row)
-        return together.begin(self._traced(assignment, arguments))
+        task = together.begin(self._traced(assignment, arguments))
+        call.stop = partial(together.cancel, task)
+        return task
 
     @contextmanager
     def going_on(self, termination: Termination) -> Iterator[None]:
@@ -135,6 +137,8 @@ class Body:
         """The result of a call that was begun."""
         (assignment,) = call.assignments
         value, error = task.result()
+        if call.is_stopped and isinstance(error, asyncio.CancelledError):
+            return Result.moved(assignment.run)
         try:
             if error is None:
                 with self._user_code:

@@ -1,7 +1,7 @@
 """The calls of a body: the rows that one takes, those of the next one, and what it returns."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,25 @@ from autorun.execution.assignments import Assignment
 
 @dataclass(eq=False)
 class Call:
-    """The rows that one call of the body takes; it began at `since`, of the monotonic clock."""
+    """The rows that one call of the body takes; it began at `since`, of the monotonic clock.
+
+    `stop` ends a call that goes on beside others, from any thread.
+    """
 
     assignments: Sequence[Assignment]
     since: float
+    stop: Callable[[], object] | None = None
+    is_stopped: bool = False
+
+    def end(self) -> None:
+        """Have a call that goes on beside others end, once."""
+        if self.stop is not None and not self.is_stopped:
+            self.is_stopped = True
+            self.stop()
+
+    @property
+    def run_ids(self) -> set[int]:
+        return {each.run.pk for each in self.assignments}
 
     @property
     def seconds_a_row(self) -> float:

@@ -187,15 +187,17 @@ class Work:
     def cancel(self) -> None:
         """Drop the `cancelled` runs that have not started, and end the call of one that has.
 
-        They are results that move: `record()` cancels what would move but is to be cancelled. Calls
-        that go on together are not ended; they can ask whether they are cancelled.
+        They are results that move: `record()` cancels what would move but is to be cancelled.
         """
         with self.lock:
             for each in [each for each in self._assignments if each.run.pk in self.cancelled]:
                 self._assignments.remove(each)
                 self._results.append(Result.moved(each.run))
-            is_at_work = any(each.run.pk in self.cancelled for each in self._at_work())
-            if is_at_work and self.body.together == 1:
+            at_work = [each for each in self.calls if self.cancelled & each.run_ids]
+            if self.body.together > 1:
+                for call in at_work:
+                    call.end()
+            elif at_work:
                 now = time.monotonic()
                 if not self.body.stop:
                     self.stopped_at = now

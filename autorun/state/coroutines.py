@@ -174,6 +174,11 @@ class Together(_Call):
         self._tasks.add(task)
         return task
 
+    def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancel one of the coroutines. From any thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(task.cancel)
+
     def step(self) -> Sequence[asyncio.Task[Any]]:
         """Wait until one of the coroutines has ended; those that have."""
         waited = asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
