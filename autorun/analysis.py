@@ -190,9 +190,9 @@ class Analysis:
         """What the function says that it returns for one row; Any if it does not say."""
         return self.arguments.returned
 
-    def check(self, configuration: Mapping[str, object], input_key: str) -> list[Problem]:
-        """List the reasons why the function cannot take `configuration` and `input_key`."""
-        return self.arguments.check(configuration, input_key)
+    def check(self, configuration: Mapping[str, object], *receivers: str) -> list[Problem]:
+        """List the reasons why the function cannot take `configuration` and these arguments."""
+        return self.arguments.check(configuration, *receivers)
 
     @cached_property
     def arguments(self) -> Arguments:

@@ -356,14 +356,14 @@ class TestBind:
     def test_values_are_converted(self, preprocess):
         configuration = {"harder": True, "better": 100.0}
 
-        arguments = preprocess.analysis.arguments.bind(configuration, "input_file", "/a")
+        arguments = preprocess.analysis.arguments.bind(configuration, {"input_file": "/a"})
 
         assert arguments == {"harder": True, "better": 100, "input_file": Path("/a")}
         assert isinstance(arguments["better"], int)
 
     def test_an_input_of_wrong_type_is_named(self, preprocess):
         with pytest.raises(ConfigurationError) as caught:
-            preprocess.analysis.arguments.bind({"harder": True, "better": 1}, "input_file", 7)
+            preprocess.analysis.arguments.bind({"harder": True, "better": 1}, {"input_file": 7})
 
         assert str(caught.value) == (
             "Scan Preprocessing v1.0: argument 'input_file' must be Path, not 7 (int)."
@@ -379,14 +379,14 @@ class TestBind:
     )
     def test_arguments_that_do_not_fit_are_refused(self, preprocess, configuration, said):
         with pytest.raises(ConfigurationError, match=said):
-            preprocess.analysis.arguments.bind(configuration, "input_file", "/a")
+            preprocess.analysis.arguments.bind(configuration, {"input_file": "/a"})
 
     def test_a_function_cannot_change_the_configuration(self):
         def body(input, options, sizes: list[int]): ...
 
         configuration = {"options": {"a": [1]}, "sizes": [1]}
 
-        arguments = declared(body).arguments.bind(configuration, "input", 1)
+        arguments = declared(body).arguments.bind(configuration, {"input": 1})
         arguments["options"]["a"].append(2)
         arguments["sizes"].append(2)
 
@@ -395,7 +395,7 @@ class TestBind:
     def test_a_long_value_is_shortened(self, preprocess):
         with pytest.raises(ConfigurationError) as caught:
             preprocess.analysis.arguments.bind(
-                {"harder": True, "better": "x" * 10**6}, "input_file", "/a"
+                {"harder": True, "better": "x" * 10**6}, {"input_file": "/a"}
             )
 
         assert len(str(caught.value)) < 200

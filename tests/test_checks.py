@@ -812,6 +812,21 @@ def test_e018_depends_on_what_is_no_runner(value):
     assert "DEPENDS_ON" in only("E018", declare(DEPENDS_ON=value)).msg
 
 
+@pytest.mark.parametrize("value", [("library.Other",), {"value": 3}, "library.Nobody", Document])
+def test_e018_input_from_what_is_no_runner(value):
+    assert "INPUT_FROM" in only("E018", declare(INPUT_FIELDS=None, INPUT_FROM=value)).msg
+
+
+def test_e019_input_from_itself_in_the_end():
+    first = declare("First", INPUT_FROM={"text": "library.Second"})
+    second = declare("Second", DEPENDS_ON=("library.First",), ANALYSIS_CONFIGURATION={"depth": 2})
+
+    found = complaints(first, second)
+
+    assert [each.id for each in found] == ["autorun.E019", "autorun.E019"]
+    assert found[0].msg.startswith("INPUT_FROM leads back")
+
+
 def test_e019_depends_on_itself_in_the_end():
     first = declare("First", DEPENDS_ON=("library.Second",), ANALYSIS_CONFIGURATION={"depth": 1})
     second = declare("Second", DEPENDS_ON=("library.First",), ANALYSIS_CONFIGURATION={"depth": 2})
@@ -827,6 +842,43 @@ def test_e020_depends_on_rows_of_another_model():
     photos = declare("Photos", DATA_MODEL=Photo)
 
     assert "library.Photo" in only("E020", photos, declare(DEPENDS_ON=(photos,))).msg
+
+
+def test_e008_input_from_for_an_argument_that_is_missing():
+    first = declare("First")
+
+    found = only(
+        "E008", first, declare(ANALYSIS_CONFIGURATION={"depth": 1}, INPUT_FROM={"cleaned": first})
+    )
+
+    assert "has no argument 'cleaned'" in found.msg
+
+
+def test_e035_input_from_what_stores_no_outputs():
+    first = declare("First", STORE_OUTPUTS=False)
+
+    assert (
+        "stores no outputs"
+        in only("E035", first, declare(INPUT_FROM=first, ANALYSIS_CONFIGURATION={"depth": 1})).msg
+    )
+
+
+def test_e036_two_inputs_for_one_argument():
+    first = declare("First")
+    second = declare(INPUT_FIELDS=("title",), INPUT_FROM=first, ANALYSIS_CONFIGURATION={"depth": 1})
+
+    assert "INPUT_FIELDS" in only("E036", first, second).msg
+
+
+def test_e020_depends_on_rows_of_another_database():
+    def elsewhere(self):
+        return Document.objects.using("replica")
+
+    first = declare("First", get_base_queryset=elsewhere, ANALYSIS_CONFIGURATION={"depth": 1})
+    second = declare("Second", get_base_queryset=lambda self: Document.objects.using("default"))
+    second.DEPENDS_ON = (first,)
+
+    assert "another database" in only("E020", first, second).msg
 
 
 @pytest.mark.parametrize("model", [Report, DraftDocument])
@@ -1065,7 +1117,7 @@ def test_e105_a_database_that_is_not_there():
 def test_every_setting_and_every_simple_option_is_checked():
     by_other_checks = {
         *("DATA_MODEL", "ANALYSIS", "ANALYSIS_VERSION", "ANALYSIS_CONFIGURATION", "INPUT_KEY"),
-        *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON", "WATCH"),
+        *("BASE_QUERY", "INPUT_FIELDS", "FILTERS", "SCHEDULE", "DEPENDS_ON", "INPUT_FROM", "WATCH"),
         *("OUTPUT_FIELDS", "OUTPUT_MODEL", "OUTPUT_KEY"),
     }
 

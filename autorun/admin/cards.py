@@ -138,7 +138,7 @@ class Card:
             parts.append(Part("pending", "pending", self.counted.pending))
         parts += self._parts_in("parked", "failed", "not_applicable", "ignored")
         if self.counted is not None and self.counted.left_out:
-            waits = ", or waiting for another runner" if self.runner.DEPENDS_ON else ""
+            waits = ", or waiting for another runner" if self.runner.depends_on else ""
             parts.append(Part("filtered", f"filtered out{waits}", self.counted.left_out))
         return parts
 

@@ -37,6 +37,7 @@ from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import configuration_of, digest_of, node_of, nodes_over
+from autorun.declare.sets import Each
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
@@ -401,11 +402,14 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
     return lines
 
 
+def _label(named: type[Runner] | str | Each) -> str:
+    return named.get_label() if isinstance(named, type) else str(named)
+
+
 def _facts(runner: Runner) -> list[tuple[str, str]]:
     timeout = runner.get_timeout()
-    labels = [
-        each.get_label() if isinstance(each, type) else str(each) for each in runner.DEPENDS_ON
-    ]
+    labels = [_label(each) for each in runner.depends_on]
+    outputs = [f"{name}: outputs of {_label(each)}" for name, each in runner.input_from.items()]
     facts = [
         ("Rows", str(runner.get_model()._meta.label)),
         ("Input", runner.INPUT_KEY or ""),
@@ -416,7 +420,8 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
     optional = [
         ("On write", "noted by triggers in the database" if runner.ON_WRITE else ""),
         ("Changes tracked by", ", ".join(map(str, runner.INPUT_FIELDS or ()))),
-        ("After", ", ".join(labels)),
+        ("After", ", ".join(dict.fromkeys(labels))),
+        ("Input of other runners", ", ".join(outputs)),
         ("Concurrent runs, at most", number(runner.MAX_PARALLEL or None)),
         ("Queue", runner.QUEUE or settings.QUEUE or ""),
         ("A sweep plans at most", number(runner.MAX_PER_SWEEP or None)),

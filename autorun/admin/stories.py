@@ -129,7 +129,7 @@ def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
         upstream=_upstream(runner),
         related=_related(runner),
     )
-    if origin == "save" and (runner is None or runner.DEPENDS_ON):
+    if origin == "save" and (runner is None or runner.depends_on):
         sentence = "The row was saved, or a runner that this one depends on succeeded on it."
     return f"{sentence} {_what_was_new(run, runner, others)}".rstrip()
 
@@ -143,7 +143,7 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
     if before.fingerprint == UNPREPARED:
         return f"In run {before.pk} the input of the row could not be prepared."
     if before.fingerprint != run.fingerprint:
-        is_alone = runner is not None and not runner.DEPENDS_ON
+        is_alone = runner is not None and not runner.depends_on
         what = "The row" if is_alone else "The row, or a result that it depends on,"
         return f"{what} had changed since run {before.pk}."
     return {

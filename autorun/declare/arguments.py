@@ -4,7 +4,7 @@ import copy
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -54,23 +54,23 @@ class Arguments:
         returned = self.returned
         return None if returned in (Any, object) else partial(check_outputs, annotation=returned)
 
-    def check(self, configuration: object, input_key: str) -> list[Problem]:
-        """List the reasons why the function cannot take `configuration` and `input_key`."""
+    def check(self, configuration: object, *receivers: str) -> list[Problem]:
+        """List the reasons why the function cannot take `configuration` and these arguments."""
         if isinstance(configuration, Mapping):
-            names = self._name_problems(configuration, input_key)
+            names = self._name_problems(configuration, receivers)
             return [*names, *self._type_problems(configuration)]
         kind = type(configuration).__name__
         return [Problem(f"The configuration of {self.owner} is of type {kind}.", "Make it a dict.")]
 
     def bind(
-        self, configuration: Mapping[str, object], input_key: str, representation: object
+        self, configuration: Mapping[str, object], inputs: Mapping[str, object]
     ) -> dict[str, Any]:
         """Return keyword arguments for one call, converted to their annotations.
 
         Raises `ConfigurationError` if they do not fit the signature.
         """
-        if not self._has_the_names(configuration, input_key):
-            problems = list(self._name_problems(configuration, input_key))
+        if not self._has_the_names(configuration, inputs):
+            problems = list(self._name_problems(configuration, inputs))
             if problems:
                 words = " ".join(f"{each.message} {each.hint}" for each in problems)
                 raise ConfigurationError(words)
@@ -78,7 +78,7 @@ class Arguments:
         arguments: dict[str, Any] = {}
         for name, value in configuration.items():
             arguments[name] = value if type(value) in _IMMUTABLE else copy.deepcopy(value)
-        arguments[input_key] = representation
+        arguments.update(inputs)
         try:
             for name, value in arguments.items():
                 arguments[name] = self.convert(name, value)
@@ -118,37 +118,40 @@ class Arguments:
         parameters = self.signature.parameters.values()
         return frozenset(each.name for each in parameters if each.default is Parameter.empty)
 
-    def _has_the_names(self, configuration: Mapping[str, object], input_key: str) -> bool:
+    def _has_the_names(
+        self, configuration: Mapping[str, object], receivers: Collection[str]
+    ) -> bool:
         """A quick test for the usual case: every name is known and none is missing."""
-        names = {*configuration, input_key}
-        is_new = input_key not in configuration
+        names = {*configuration, *receivers}
+        is_new = len(names) == len(configuration) + len(receivers)
         return is_new and self._required <= names <= self._named.keys()
 
     def _accepts(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._named or self._variadic is not None)
 
     def _name_problems(
-        self, configuration: Mapping[str, object], input_key: str
+        self, configuration: Mapping[str, object], receivers: Collection[str]
     ) -> Iterator[Problem]:
         missing = [
             name
             for name in self._named
-            if name in self._required and name not in configuration and name != input_key
+            if name in self._required and name not in configuration and name not in receivers
         ]
-        if not self._accepts(input_key):
-            advice = f"Did you mean {missing[0]!r}?" if len(missing) == 1 else ""
-            yield Problem(
-                f"{self.owner} has no argument {input_key!r} to receive the input.",
-                advice or self._suggestion(input_key),
-            )
-            if advice:  # one mistake is one problem
-                missing.clear()
-        elif input_key in configuration:
-            yield Problem(
-                f"Argument {input_key!r} of {self.owner} receives the input, but is in the "
-                "configuration as well.",
-                f"Remove {input_key!r} from the configuration, or choose another input key.",
-            )
+        for receiver in receivers:
+            if not self._accepts(receiver):
+                advice = f"Did you mean {missing[0]!r}?" if len(missing) == 1 else ""
+                yield Problem(
+                    f"{self.owner} has no argument {receiver!r} to receive the input.",
+                    advice or self._suggestion(receiver),
+                )
+                if advice:  # one mistake is one problem
+                    missing.clear()
+            elif receiver in configuration:
+                yield Problem(
+                    f"Argument {receiver!r} of {self.owner} receives the input, but is in the "
+                    "configuration as well.",
+                    f"Remove {receiver!r} from the configuration, or choose another argument.",
+                )
         for name in configuration:
             if not self._accepts(name):
                 yield Problem(f"{self.owner} has no argument {name!r}.", self._suggestion(name))

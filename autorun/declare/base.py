@@ -66,6 +66,9 @@ class Runner:
     SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
     #: Runners (classes or labels) that must have succeeded on a row first, or on Each of a set.
     DEPENDS_ON: ClassVar[Sequence[type[Runner] | str | Each]] = ()
+    #: Runners that it depends on as well, by the arguments that receive their outputs on the row; a
+    #: lone one for INPUT_KEY.
+    INPUT_FROM: ClassVar[Mapping[str, type[Runner] | str] | type[Runner] | str | None] = None
     #: Attempts of a run, including the first.
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
@@ -214,6 +217,31 @@ class Runner:
             MembersInput(model, each) if isinstance(each, Members) else input_of(model, each)
             for each in self.get_input_fields()
         )
+
+    @cached_property
+    def input_from(self) -> dict[str, type[Runner] | str]:
+        """INPUT_FROM as {argument: runner}. Raises ImproperRunner for what names no runners."""
+        declared: Any = self.INPUT_FROM
+        if declared is None:
+            return {}
+        named = declared if isinstance(declared, Mapping) else {self.INPUT_KEY or "": declared}
+        for each in named.values():
+            if not (isinstance(each, str) or (isinstance(each, type) and issubclass(each, Runner))):
+                raise ImproperRunner(
+                    f"{type(self).__qualname__}.INPUT_FROM is {declared!r}. Set it to a runner, or "
+                    "to a dict of runners by the arguments that receive their outputs."
+                )
+        return dict(named)
+
+    @cached_property
+    def depends_on(self) -> tuple[type[Runner] | str | Each, ...]:
+        """DEPENDS_ON, and the runners in INPUT_FROM."""
+        return (*self.DEPENDS_ON, *self.input_from.values())
+
+    @cached_property
+    def receivers(self) -> tuple[str, ...]:
+        """The arguments that receive a row's input and what INPUT_FROM names."""
+        return tuple(dict.fromkeys((self.get_input_key(), *self.input_from)))
 
     @cached_property
     def related(self) -> tuple[Related, ...]:

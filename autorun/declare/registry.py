@@ -104,8 +104,14 @@ def can_run(label: str, title: str, version: str) -> bool:
 
 
 def dependencies_of(runner: Runner) -> list[Runner]:
-    """The runners in DEPENDS_ON of the same row. Raises NotRegistered for an unknown label."""
-    return [instance_of(each) for each in runner.DEPENDS_ON if not isinstance(each, Each)]
+    """The runners that must succeed on the same row. Raises NotRegistered for an unknown label."""
+    named = (instance_of(each) for each in runner.depends_on if not isinstance(each, Each))
+    return list({each.label: each for each in named}.values())
+
+
+def inputs_from(runner: Runner) -> dict[str, Runner]:
+    """The runners in INPUT_FROM by argument. Raises NotRegistered for an unknown label."""
+    return {argument: instance_of(named) for argument, named in runner.input_from.items()}
 
 
 def sets_before(runner: Runner) -> list[tuple[Each, Runner]]:

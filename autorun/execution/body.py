@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -87,7 +87,7 @@ class Body:
                     termination.raised(),
                     time_limit(self.timeout, stop=self.stop),
                 ):
-                    arguments = self._bind(self.runner.get_input_key(), self._representation(row))
+                    arguments = self._bind(self._inputs(row))
                     outputs = self._encode(self.analysis.call(**arguments))
                 result = self._success(assignment, outputs, seconds=time.monotonic() - call.since)
             except Interrupted:
@@ -113,9 +113,7 @@ class Body:
         (assignment,) = call.assignments
         try:
             with self._user_code, termination.raised(), time_limit(self.timeout):
-                arguments = self._bind(
-                    self.runner.get_input_key(), self._representation(assignment.row)
-                )
+                arguments = self._bind(self._inputs(assignment.row))
         except Interrupted:
             raise Interrupted from None
         except BaseException as error:  # noqa: BLE001  as in `call`
@@ -183,7 +181,7 @@ class Body:
     def _of_many(self, portions: Portions, call: Call, termination: Termination) -> list[Result]:
         results: list[Result] = []
         ready: list[Assignment] = []
-        inputs: list[Any] = []
+        inputs: list[Mapping[str, Any]] = []
         with probes.span("autorun.call") as span:
             span.note(rows=len(call.assignments))
             try:
@@ -194,14 +192,17 @@ class Body:
                 ):
                     for each in call.assignments:
                         try:
-                            inputs.append(self._representation(each.row))
+                            inputs.append(self._inputs(each.row))
                             ready.append(each)
                         except Exception as error:
                             if isinstance(error, RunTimeout) and error is not each.row.error:
                                 raise
                             results.append(self.result_of(each, error, seconds=call.seconds_a_row))
                     if ready:
-                        arguments = self._bind(self.runner.get_input_key(), inputs)
+                        names = self.runner.receivers
+                        arguments = self._bind(
+                            {name: [each[name] for each in inputs] for name in names}
+                        )
                         returned = self.analysis.call(**arguments)
                         values = values_of(returned, len(ready), self.analysis)
                         ended = partial(self._ended, seconds=call.seconds_a_row)
@@ -250,12 +251,17 @@ class Body:
         except OutputError as misfit:
             return self.result_of(assignment, misfit, seconds=seconds)
 
-    def _representation(self, row: Row) -> Any:
+    def _inputs(self, row: Row) -> Mapping[str, Any]:
+        """What a call receives for the row, by argument."""
         if row.error is not None:
             raise row.error
-        if row.representation is NOT_REPRESENTED:
-            return self.runner.get_instance_representation(row.instance)
-        return row.representation
+        key = self.runner.get_input_key()
+        if key in row.upstream:
+            return row.upstream
+        representation = row.representation
+        if representation is NOT_REPRESENTED:
+            representation = self.runner.get_instance_representation(row.instance)
+        return {key: representation, **row.upstream}
 
     def _success(self, assignment: Assignment, outputs: str, *, seconds: float) -> Result:
         run, row = assignment.run, assignment.row

@@ -18,7 +18,7 @@ from django.db.models.fields.json import KeyTransform
 
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
-from autorun.declare.registry import dependencies_of, sets_before
+from autorun.declare.registry import dependencies_of, inputs_from, sets_before
 from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run
@@ -40,15 +40,20 @@ def expression(
         _set_of_members(each) if isinstance(each, MembersInput) else each.source
         for each in runner.inputs
     ]
-    if upstream and runner.DEPENDS_ON:
-        sources += [Subquery(runs.values("pk")) for runs in upstream_successes(runner)]
+    if upstream and runner.depends_on:
+        read = {each.label for each in inputs_from(runner).values()}
+        for label, runs in upstream_successes(runner).items():
+            is_read = label in read
+            sources.append(
+                _SetText.of(runs, F("outputs")) if is_read else Subquery(runs.values("pk"))
+            )
         sources += [_set_of_successes(runner, *each) for each in sets_before(runner)]
     return Fingerprint(*sources, output_field=output_field or FingerprintField())
 
 
 def has_subqueries(runner: Runner) -> bool:
     """Whether the fingerprint of a row is made of other rows."""
-    return bool(runner.DEPENDS_ON) or any(isinstance(each, MembersInput) for each in runner.inputs)
+    return bool(runner.depends_on) or any(isinstance(each, MembersInput) for each in runner.inputs)
 
 
 def _set_of_members(members: MembersInput) -> _SetText:
@@ -71,24 +76,24 @@ def lacking(runner: Runner, each: Each, upstream: Runner) -> models.QuerySet[Any
     return rows.filter(~Exists(successes.of_row(kind, kind.expression(OuterRef))))
 
 
-def upstream_successes(runner: Runner) -> list[models.QuerySet[Run]]:
-    """For each runner in DEPENDS_ON, the current success on the outer query's row."""
+def upstream_successes(runner: Runner) -> dict[str, models.QuerySet[Run]]:
+    """The current success on the outer query's row, by the label of each runner before this one."""
     kind = key_kind(runner.get_model())
     successes = Run.objects.current().succeeded().of_row(kind, kind.expression(OuterRef))
-    return [successes.of(node_id_of(upstream)) for upstream in dependencies_of(runner)]
+    return {each.label: successes.of(node_id_of(each)) for each in dependencies_of(runner)}
 
 
 def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """The rows of `queryset` on which all DEPENDS_ON runners have succeeded, or on their sets."""
-    for runs in upstream_successes(runner):
+    """The rows of `queryset` on which all runners before this one have succeeded."""
+    for runs in upstream_successes(runner).values():
         queryset = queryset.filter(Exists(runs))
     for each in sets_before(runner):
         queryset = queryset.filter(~Exists(lacking(runner, *each)))
     return queryset
 
 
-def combined(fingerprint: str, upstream: Sequence[int]) -> str:
-    """`fingerprint` combined with the ids of the upstream runs, for fingerprints made in Python."""
+def combined(fingerprint: str, upstream: Sequence[int | str]) -> str:
+    """`fingerprint` combined with the ids of upstream runs, or prints of their outputs."""
     if not upstream:
         return fingerprint
     text = ":".join([fingerprint, *map(str, upstream)])

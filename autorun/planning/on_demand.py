@@ -174,7 +174,7 @@ def begin(runner: Runner, trigger: Batch.Trigger, scope: Scope, **limits: Any) -
 
 def require_valid(runner: Runner) -> None:
     """Raise the ConfigurationError that every run would otherwise fail with."""
-    problems = runner.get_analysis().check(configuration_of(runner), runner.get_input_key())
+    problems = runner.get_analysis().check(configuration_of(runner), *runner.receivers)
     if problems:
         raise ConfigurationError(
             f"{runner.label}: " + " ".join(f"{each.message} {each.hint}" for each in problems)

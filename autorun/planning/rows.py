@@ -1,8 +1,9 @@
 """Rows of a runner: which are eligible, and their current input."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from django.db import connections, models
@@ -15,7 +16,7 @@ from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.inputs import value_annotations
 from autorun.declare.nodes import node_id_of
-from autorun.declare.registry import dependencies_of, sets_before
+from autorun.declare.registry import dependencies_of, inputs_from, sets_before
 from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED, Failure, Run
@@ -35,7 +36,8 @@ class Row(NamedTuple):
     """A row of the data model with its key and the fingerprint of its current input.
 
     `representation` is set if the fingerprint was made from it. `error` is the exception that
-    preparing the input raised; the fingerprint is then UNPREPARED.
+    preparing the input raised; the fingerprint is then UNPREPARED. `upstream` are the outputs that
+    INPUT_FROM names, by argument, of a row that was loaded for its call.
     """
 
     key: Key
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     fingerprint: str
     representation: Any = NOT_REPRESENTED
     error: Exception | None = None
+    upstream: Mapping[str, Any] = MappingProxyType({})
 
 
 def planned_by_database(runner: Runner) -> bool:
@@ -60,7 +63,7 @@ def eligible(
     """
     given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
     passed = hooks.filtered(runner, given, log_level=log_level)
-    return _with_dependencies(runner, passed) if runner.DEPENDS_ON else passed
+    return _with_dependencies(runner, passed) if runner.depends_on else passed
 
 
 def eligible_named(
@@ -76,7 +79,7 @@ def eligible_named(
     if is_probe:
         named = without_rows(named)  # before the filter, which may read them
     passed = hooks.filtered(runner, named, log_level=SILENT)
-    return _with_dependencies(runner, passed) if runner.DEPENDS_ON else passed
+    return _with_dependencies(runner, passed) if runner.depends_on else passed
 
 
 def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
@@ -123,12 +126,26 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
             for each in runner.inputs:
                 if isinstance(each, MembersInput):
                     each.attach(instances)
-            for row in one_by_one(runner, instances):
-                if row is not None:
-                    found[row.key] = row
+            rows = examined(runner, instances)
+            if runner.input_from:
+                rows = _with_outputs(runner, list(rows))
+            found.update((row.key, row) for row in rows)
         except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
             halving.errors.append(error)
     return found
+
+
+def _with_outputs(runner: Runner, rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows with what INPUT_FROM names, except those that have lost it since they were read.
+
+    It is read after the fingerprints: what is newer than a row's fingerprint is found by planning.
+    """
+    keys = [row.key for row in rows]
+    found = {name: _outputs(each, keys) for name, each in inputs_from(runner).items()}
+    for row in rows:
+        if all(row.key in outputs for outputs in found.values()):
+            upstream = {name: outputs[row.key] for name, outputs in found.items()}
+            yield row._replace(upstream=upstream)
 
 
 def without_rows(queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
@@ -222,7 +239,7 @@ def one_by_one(
     is_computed = runner.is_fingerprinted_by_database
     represent = represent or runner.get_instance_representation
     successes = None
-    if runner.DEPENDS_ON and not planned_by_database(runner):
+    if runner.depends_on and not planned_by_database(runner):
         successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
     get_key = _key_getter(instances[0]) if instances else key_of
     hook = f"{runner.label}.get_instance_representation()"
@@ -250,15 +267,21 @@ def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) ->
         return Row(key, instance, UNPREPARED, error=error)
 
 
-def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int]]:
+def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int | str]]:
     """The ids of the dependencies' successes, in order, by key; only keys that have them all.
 
-    Those of a set follow the number of its members.
+    Those of a set follow the number of its members. INPUT_FROM counts by a print of the outputs.
     """
-    found: dict[Key, list[int]] = {key: [] for key in keys}
+    found: dict[Key, list[int | str]] = {key: [] for key in keys}
+    read = {each.label for each in inputs_from(runner).values()}
     for dependency in dependencies_of(runner):
-        ids = current_successes(dependency, list(found))
-        found = {key: [*earlier, ids[key]] for key, earlier in found.items() if key in ids}
+        marks: Mapping[Key, int | str]
+        if dependency.label in read:
+            outputs = _outputs(dependency, list(found))
+            marks = {key: fingerprints.fingerprint_of(each) for key, each in outputs.items()}
+        else:
+            marks = current_successes(dependency, list(found))
+        found = {key: [*earlier, marks[key]] for key, earlier in found.items() if key in marks}
     for each, upstream in sets_before(runner):
         members = members_of(runner, each, list(found))
         ids = current_successes(upstream, {member for some in members.values() for member in some})
@@ -287,6 +310,14 @@ def members_of(runner: Runner, each: Each, keys: Sequence[Key]) -> dict[Key, set
 
 def current_successes(runner: Runner, keys: Collection[Key]) -> dict[Key, int]:
     """The ids of the current successes of `runner` on these rows, by key."""
+    return _of_successes(runner, keys, "pk")
+
+
+def _outputs(runner: Runner, keys: Collection[Key]) -> dict[Key, Any]:
+    return _of_successes(runner, keys, "outputs")
+
+
+def _of_successes(runner: Runner, keys: Collection[Key], column: str) -> dict[Key, Any]:
     kind = key_kind(runner.get_model())
     runs = Run.objects.current().succeeded().of(node_id_of(runner))
-    return dict(runs.of_rows(kind, list(keys)).values_list(kind.column, "pk"))
+    return dict(runs.of_rows(kind, list(keys)).values_list(kind.column, column))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeGuard
 
 from django.apps import AppConfig
@@ -21,7 +22,7 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.exceptions import ConfigurationError, NotRegistered
+from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.models import Run
 from autorun.observe.checks.problems import error, is_in, place, shown, warning
 from autorun.state.encoding import encode_configuration
@@ -226,5 +227,11 @@ def _configuration(runner: Runner) -> Iterator[CheckMessage]:
         )
     analysis = analysis_of(runner)
     if analysis is not None and _is_name(runner.INPUT_KEY):
-        for misfit in analysis.check(configuration, runner.INPUT_KEY):
+        for misfit in analysis.check(configuration, *_receivers(runner)):
             yield error(runner, "E008")(misfit.message, misfit.hint)
+
+
+def _receivers(runner: Runner) -> tuple[str, ...]:
+    with suppress(ImproperRunner):  # another check reports INPUT_FROM
+        return runner.receivers
+    return (runner.get_input_key(),)

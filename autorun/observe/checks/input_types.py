@@ -32,7 +32,12 @@ def check_input_types(runner: Runner) -> Iterator[CheckMessage]:
         return
     analysis = analysis_of(runner)
     with suppress(Exception):  # another check reports what is wrong with the options
-        if analysis and not analysis.check(configuration_of(runner), runner.get_input_key()):
+        is_output = runner.INPUT_KEY in runner.input_from
+        if (
+            analysis
+            and not is_output
+            and not analysis.check(configuration_of(runner), *runner.receivers)
+        ):
             misfit = _misfit(runner, analysis)
             if misfit:
                 yield error(runner, "E023")(*misfit)

@@ -15,14 +15,14 @@ from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import configuration_of, digest_of
 from autorun.declare.sets import Each, rows_in
-from autorun.exceptions import NotRegistered
+from autorun.exceptions import ImproperRunner, NotRegistered
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, shown, warning
 from autorun.observe.checks.relation_paths import set_problem
 
 
 def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
-    """E018-E021, E033 and W002: DEPENDS_ON, and runners of one node that conflict."""
+    """E018-E021, E033, E035, E036, W002: runners before this one, and those of one node."""
     errors: dict[str, list[CheckMessage]] = defaultdict(list)
     upstream = {
         each.label: list(_upstream(each, errors[each.label])) for each in registry.runners()
@@ -32,13 +32,14 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
         path = _path_back(runner.label, [runner.label], upstream, set())
         if path:
             yield error(runner, "E019")(
-                f"DEPENDS_ON leads back to the runner itself: {' -> '.join(path)}. None of them "
-                "would ever start.",
-                f"Remove one of the steps, for example from DEPENDS_ON in {place(runner)}.",
+                f"{_option(runner)} leads back to the runner itself: {' -> '.join(path)}. None of "
+                "them would ever start.",
+                f"Remove one of the steps, for example from {_option(runner)} in {place(runner)}.",
             )
         if not errors[runner.label]:
             yield from _other_models(runner, registry.dependencies_of(runner))
             yield from _sets(runner)
+            yield from _outputs(runner)
     chosen = {runner.label for runner in runners}
     for sharing in _by_node():
         if chosen & {runner.label for runner in sharing}:
@@ -46,7 +47,7 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
 
 
 def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
-    """The registered runners in DEPENDS_ON; an error for each entry that is not one."""
+    """The registered runners before this one; an error for each entry that is not one."""
     declared: Any = runner.DEPENDS_ON
     if not isinstance(declared, (tuple, list)):
         written = getattr(declared, "__name__", repr(declared)) if declared else "OtherRunner"
@@ -56,13 +57,23 @@ def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
         )
         errors.append(report)
         return
-    for each in declared:
+    named = [("DEPENDS_ON", each.runner if isinstance(each, Each) else each) for each in declared]
+    try:
+        named += [("INPUT_FROM", each) for each in runner.input_from.values()]
+    except ImproperRunner:
+        report = error(runner, "E018")(
+            f"INPUT_FROM is {shown(runner.INPUT_FROM)}, which names no runners.",
+            f"Set INPUT_FROM in {place(runner)} to a runner, or to a dict such as "
+            '{"cleaned": CleanRunner}.',
+        )
+        errors.append(report)
+    for option, each in named:
         try:
-            yield _registered(each.runner if isinstance(each, Each) else each)
+            yield _registered(each)
         except NotRegistered as missing:
             report = error(runner, "E018")(
-                f"DEPENDS_ON: {missing}",
-                f"Edit DEPENDS_ON in {place(runner)}: use classes of registered runners, or labels "
+                f"{option}: {missing}",
+                f"Edit {option} in {place(runner)}: use classes of registered runners, or labels "
                 "such as 'app_label.ClassName'.",
             )
             errors.append(report)
@@ -96,14 +107,23 @@ def _other_models(runner: Runner, upstream: Sequence[Runner]) -> Iterator[CheckM
     model = model_of(runner)
     for other in upstream:
         other_model = model_of(other)
-        if model is None or other_model is None or _has_rows_of(model, other_model):
+        if model is None or other_model is None:
+            continue
+        if _has_rows_of(model, other_model):
+            if _are_of_other_databases(runner, other):
+                yield error(runner, "E020")(
+                    f"{_option(runner)} names {other.label}, which processes rows of another "
+                    "database: one with the same key is not the same row.",
+                    f"Have get_base_queryset() of {place(runner)} and {place(other)} use one "
+                    f"database, or remove {other.label} from {_option(runner)}.",
+                )
             continue
         yield error(runner, "E020")(
-            f"DEPENDS_ON names {other.label}, which processes {other_model._meta.label}, not "
-            f"{model._meta.label}: the two have no rows in common.",
-            f"Remove {other.label} from DEPENDS_ON in {place(runner)}. To wait for all of a row's "
-            f'related rows, write Each({type(other).__name__}, "relation"), with a relation of '
-            f"{model._meta.label}.",
+            f"{_option(runner)} names {other.label}, which processes {other_model._meta.label}, "
+            f"not {model._meta.label}: the two have no rows in common.",
+            f"Remove {other.label} from {_option(runner)} in {place(runner)}. To wait for all of a "
+            f'row\'s related rows, write Each({type(other).__name__}, "relation"), with a relation '
+            f"of {model._meta.label}.",
         )
 
 
@@ -128,6 +148,31 @@ def _sets(runner: Runner) -> Iterator[CheckMessage]:
                 f"{problem[0]}",
                 f"Edit DEPENDS_ON in {place(runner)}. {problem[1]}",
             )
+
+
+def _option(runner: Runner) -> str:
+    """The options that name runners before this one."""
+    options = (name for name in ("DEPENDS_ON", "INPUT_FROM") if getattr(runner, name))
+    return " and ".join(options)
+
+
+def _outputs(runner: Runner) -> Iterator[CheckMessage]:
+    """E035 and E036: INPUT_FROM of outputs that are not stored, or in the place of an input."""
+    for upstream in registry.inputs_from(runner).values():
+        if not upstream.STORE_OUTPUTS:
+            yield error(runner, "E035")(
+                f"INPUT_FROM names {upstream.label}, which stores no outputs.",
+                f"Remove STORE_OUTPUTS = False from {place(upstream)}, or read what it has written "
+                f"in get_instance_representation() of {place(runner)}, with DEPENDS_ON.",
+            )
+    has_input = runner.INPUT_FIELDS or runner.overrides("get_instance_representation")
+    if has_input and runner.INPUT_KEY in runner.input_from:
+        source = "INPUT_FIELDS" if runner.INPUT_FIELDS else "get_instance_representation()"
+        yield error(runner, "E036")(
+            f"Both INPUT_FROM and {source} are for the argument {runner.INPUT_KEY!r}.",
+            f"Edit {place(runner)}: remove {source}, or give the outputs an argument of their own: "
+            'INPUT_FROM = {"cleaned": CleanRunner}.',
+        )
 
 
 def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
@@ -156,7 +201,7 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
     for other in others:
         names = [
             name
-            for name in ("INPUT_KEY", "INPUT_FIELDS", "DEPENDS_ON")
+            for name in ("INPUT_KEY", "INPUT_FIELDS", "INPUT_FROM", "DEPENDS_ON")
             if _compared(first, name) != _compared(other, name)
         ]
         if "INPUT_KEY" in names and not all(map(_takes_its_input, (first, other))):
@@ -203,7 +248,8 @@ def _represent_alike(one: type[Runner], other: type[Runner]) -> bool:
 
 
 def _takes_its_input(runner: Runner) -> bool:
-    return not runner.get_analysis().check(configuration_of(runner), runner.INPUT_KEY or "")
+    is_named = bool(runner.INPUT_KEY)
+    return is_named and not runner.get_analysis().check(configuration_of(runner), *runner.receivers)
 
 
 def _are_of_other_databases(one: Runner, other: Runner) -> bool:
@@ -218,6 +264,8 @@ def _are_of_other_databases(one: Runner, other: Runner) -> bool:
 
 def _compared(runner: Runner, name: str) -> Any:
     value = getattr(runner, name)
+    if name == "INPUT_FROM":
+        return {name: each.label for name, each in registry.inputs_from(runner).items()}
     if name == "DEPENDS_ON":
         return sorted(other.label for other in _upstream(runner, [])), [
             each for each in runner.DEPENDS_ON if isinstance(each, Each)
