@@ -400,6 +400,8 @@ class SpilledTrigger(Table):
 class Written(Table):
     """A row that was written, as a trigger in the database noted it; upkeep has it planned.
 
+    On PostgreSQL one note stands for all rows of a statement whose keys are consecutive integers.
+
     Its id tells nothing about the order of commits: a transaction that began early may end late.
     """
 
@@ -412,6 +414,9 @@ class Written(Table):
     source = models.CharField(max_length=255, help_text="The model of the table, in lower case.")
     operation = models.CharField(max_length=1, choices=Operation)
     object_id = models.BigIntegerField(db_default=0)
+    last_id = models.BigIntegerField(
+        null=True, blank=True, help_text="The last of the keys from object_id on, if many."
+    )
     object_key = ObjectKeyField(max_length=255, blank=True, db_default="")
     written_at = models.DateTimeField(db_default=DatabaseNow())
 

@@ -20,7 +20,9 @@ from bench.report import CHECKOUT, merged, write
 
 DATABASES = ("postgres", "sqlite")
 BROKERS = ("rabbitmq", "redis")
-WITHOUT_BROKER = ("planning", "counting", "statements", "starting", "saving", "cliffs", "gathering")
+WITHOUT_BROKER = (
+    *("planning", "counting", "statements", "starting", "saving", "writing", "cliffs", "gathering"),
+)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import django
 
 #: Topic by module; the order is the order of the table.
 TOPICS = (
-    *("planning", "counting", "statements", "starting", "saving", "cliffs", "gathering"),
+    *("planning", "counting", "statements", "starting", "saving", "writing", "cliffs", "gathering"),
     *("flowing", "sizes"),
 )
 

@@ -1,7 +1,8 @@
 """Settings of the benchmarks, with their own database and any broker.
 
-`AUTORUN_BENCH_DATABASE` is sqlite (default) or postgres; `AUTORUN_BENCH_BROKER` is memory
-(default), rabbitmq or redis. With `AUTORUN_BENCH_WITHOUT=1` the same project without autorun.
+`AUTORUN_BENCH_DATABASE` is sqlite (default), postgres or, for the topic "writing", mariadb;
+`AUTORUN_BENCH_BROKER` is memory (default), rabbitmq or redis. With `AUTORUN_BENCH_WITHOUT=1` the
+same project without autorun.
 """
 
 import os
@@ -25,7 +26,8 @@ if os.environ.get("AUTORUN_BENCH_WITHOUT") != "1":
 if os.environ.get("AUTORUN_BENCH_DATABASE", "sqlite") == "sqlite":
     DATABASES = {"default": databases.sqlite() | {"NAME": str(var_directory() / f"{NAME}.sqlite3")}}
 else:
-    DATABASES = {"default": databases.postgres() | {"NAME": NAME}}
+    server = getattr(databases, os.environ["AUTORUN_BENCH_DATABASE"])
+    DATABASES = {"default": server() | {"NAME": NAME}}
 
 CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = {
     "memory": lambda: Broker("memory://", {}),

@@ -23,8 +23,8 @@ from bench.subject.models import Item
 def database() -> Iterator[None]:
     """A new, migrated database within the block."""
     _drop()
-    if connection.vendor == "postgresql":
-        _maintain(f'CREATE DATABASE "{connection.settings_dict["NAME"]}"')
+    if connection.vendor != "sqlite":
+        _maintain(f"CREATE DATABASE {connection.settings_dict['NAME']}")
     try:
         call_command("migrate", verbosity=0, run_syncdb=True)
         yield
@@ -64,6 +64,9 @@ def _drop(name: str | None = None) -> None:
     if connection.vendor == "postgresql":
         _maintain(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         return
+    if connection.vendor == "mysql":
+        _maintain(f"DROP DATABASE IF EXISTS {name}")
+        return
     for suffix in ("", "-wal", "-shm"):
         Path(name + suffix).unlink(missing_ok=True)
 
@@ -99,6 +102,8 @@ def series(count: int) -> str:
     """A FROM item with the numbers from 1 to `count` as `i`."""
     if connection.vendor == "postgresql":
         return f"generate_series(1, {count}) AS s(i)"
+    if connection.vendor == "mysql":
+        return f"(SELECT seq AS i FROM seq_1_to_{count}) AS s"
     return (
         f"(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
         "SELECT i FROM n) AS s"
@@ -127,7 +132,7 @@ def settle() -> None:
         for table in ("subject_item", "autorun_run", "autorun_chunk"):
             execute(f"VACUUM ANALYZE {table}")
         _checkpoint()
-    else:
+    elif connection.vendor == "sqlite":
         execute("ANALYZE")
         execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

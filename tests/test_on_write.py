@@ -17,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
 from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
+from autorun.observe.explanation import next_step
 from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.origins import origin_of
@@ -112,6 +113,32 @@ def test_every_way_of_django_to_write_is_noted(watch):
 
     Document.objects.filter(pk=first.pk)._raw_delete("default")
     assert noted() == [("d", first.pk)]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="by statement on PostgreSQL only")
+def test_many_consecutive_rows_of_a_statement_are_one_note(watch):
+    runner = watch()
+    keys = insert(*(str(each) for each in range(150)))
+
+    [note] = Written.objects.all()
+    assert (note.object_id, note.last_id) == (keys[0], keys[-1])
+    assert "the next round of upkeep plans it" in next_step(runner, keys[75])
+    round_of_upkeep()
+    assert sorted(Run.objects.values_list("object_id", flat=True)) == keys
+
+    Document.objects.filter(pk__in=keys)._raw_delete("default")
+    assert [operation for operation, _ in noted()] == ["d"]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="by statement on PostgreSQL only")
+def test_many_rows_with_a_gap_have_a_note_each(watch):
+    watch()
+    keys = insert(*(str(each) for each in range(150)))
+    Written.objects.all().delete()
+
+    Document.objects.filter(pk__in=keys).exclude(pk=keys[75])._raw_delete("default")
+
+    assert noted() == [("d", key) for key in keys if key != keys[75]]
 
 
 @pytest.mark.parametrize("value", ["A", "a ", "á"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections
-from django.db.models import Max, OuterRef, Subquery
+from django.db.models import Max, OuterRef, Q, Subquery
 
 from autorun.declare import hooks
 from autorun.declare.base import Runner
@@ -134,13 +134,16 @@ def next_step(runner: Runner, key: Key | None = None) -> str:
 
 
 def _is_noted(runner: Runner, key: Key) -> bool:
-    named = key_kind(runner.get_model()).lookup(key)
+    kind = key_kind(runner.get_model())
+    is_noted = Q(**kind.lookup(key))
+    if kind.is_integer:
+        is_noted |= Q(object_id__lte=key, last_id__gte=key)
     sources = [
         table.source
         for table in on_write.tables().values()
         if any(each.runner.label == runner.label and each.path == PK for each in table.readers)
     ]
-    return Written.objects.filter(source__in=sources, **named).exists()
+    return Written.objects.filter(is_noted, source__in=sources).exists()
 
 
 def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:

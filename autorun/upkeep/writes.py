@@ -78,9 +78,26 @@ def hand_out_written() -> int:
         "deleted_at": Max("written_at", filter=_DELETED | _TRUNCATED),
         "truncated": Count("pk", filter=_TRUNCATED),
     }
-    noted: Any = Written.objects.filter(source__in=list(on_write.tables())).values("source")
+    sources = list(on_write.tables())
+    _unfold(sources)
+    noted: Any = Written.objects.filter(source__in=sources).values("source")
     found = [Noted(**row) for row in noted.annotate(**columns).order_by("source")]
     return sum_of_each(_take, found, name="Notes of")
+
+
+def _unfold(sources: list[str]) -> None:
+    """Have a note for each row of those that stand for many, which PostgreSQL's triggers write."""
+    connection = connections[settings.DATABASE]
+    if connection.vendor != "postgresql":
+        return
+    notes, columns = table(Written, connection), "source, operation, object_key, written_at"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH taken AS (DELETE FROM {notes} WHERE last_id IS NOT NULL AND source = ANY(%s) "
+            f"RETURNING {columns}, object_id, last_id) INSERT INTO {notes} ({columns}, object_id) "
+            f"SELECT {columns}, generate_series(object_id, last_id) FROM taken",
+            [sources],
+        )
 
 
 def drop_unknown() -> None:

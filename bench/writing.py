@@ -1,0 +1,104 @@
+"""The cost of ON_WRITE for those who write, by SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from django.db import connection, transaction
+
+from autorun.declare import registry
+from autorun.models import Written
+from autorun.runner import QuerySetRunner
+from autorun.triggers import installing
+from bench import stage
+from bench.measuring import Line, in_turns
+from bench.scale import Scale
+from bench.subject.models import Item, PlainItem
+
+TABLES = {"with": Item._meta.db_table, "without": PlainItem._meta.db_table}
+INSERT = "INSERT INTO {table} (title, weight) SELECT 'A title of usual length', i FROM {rows}"
+#: Rows that are written one by one.
+ALONE = 300
+
+
+class WatchingRunner(QuerySetRunner):
+    DATA_MODEL = Item
+    ANALYSIS = "Trivial"
+    ANALYSIS_VERSION = "1.0"
+    ANALYSIS_CONFIGURATION = {"factor": 7}
+    INPUT_KEY = "title"
+    INPUT_FIELDS = ("title",)
+    SCHEDULE = None
+    ON_SAVE = False
+    ON_WRITE = True
+
+
+def measure(scale: Scale) -> Iterator[Line]:
+    number = scale.rows // 10
+    goal = {"insert": 1.35, "other": 1.03} if connection.vendor == "postgresql" else {}
+    statements = {
+        "insert": (f"INSERT of {number:,} rows", INSERT),
+        "other": (f"UPDATE of another column of {number:,} rows", "UPDATE {table} SET weight = 7"),
+        "input": (f"UPDATE of the input of {number:,} rows", "UPDATE {table} SET title = 'new'"),
+    }
+    try:
+        with registry.registered(WatchingRunner):
+            assert installing.install() == []
+            for name, (work, sql) in statements.items():
+                yield _compared(f"write-{name}", work, sql, number, scale, goal.get(name))
+            yield _one_row(scale)
+    finally:
+        assert installing.remove() == []
+        stage.empty(*TABLES.values())
+
+
+def _compared(key: str, work: str, sql: str, number: int, scale: Scale, goal: float | None) -> Line:
+    def prepare(name: str) -> None:
+        stage.empty(*TABLES.values())
+        if sql != INSERT:
+            stage.execute(INSERT.format(table=TABLES[name], rows=stage.series(number)))
+        stage.empty(Written._meta.db_table)
+        stage.settle()
+
+    def write(name: str) -> Callable[[], object]:
+        statement = sql.format(table=TABLES[name], rows=stage.series(number))
+        return lambda: stage.execute(statement)
+
+    timings = in_turns(
+        {name: write(name) for name in TABLES}, rounds=2 * scale.rounds - 1, before=prepare
+    )
+    return Line(
+        key=key,
+        database=connection.vendor,
+        work=f"ON_WRITE: {work}",
+        against="the same statement on a table without triggers",
+        value=timings.ratio("with", "without"),
+        goal=goal,
+        seconds=timings.medians(),
+        rows=number,
+    )
+
+
+def _one_row(scale: Scale) -> Line:
+    def write(name: str) -> Callable[[], object]:
+        statement = INSERT.format(table=TABLES[name], rows=stage.series(1))
+
+        def each() -> None:
+            with transaction.atomic():
+                for _ in range(ALONE):
+                    stage.execute(statement)
+
+        return each
+
+    timings = in_turns({name: write(name) for name in TABLES}, rounds=scale.rounds)
+    milliseconds = {name: each / ALONE * 1000 for name, each in timings.medians().items()}
+    return Line(
+        key="write-one",
+        database=connection.vendor,
+        work="ON_WRITE: INSERT of one row",
+        against="the same statement on a table without triggers",
+        value=milliseconds["with"] - milliseconds["without"],
+        goal=0.1,
+        unit="ms more",
+        note=", ".join(f"{name} {each:.3f} ms" for name, each in milliseconds.items()),
+    )
