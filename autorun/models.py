@@ -56,6 +56,9 @@ class Node(Table):
         null=True, blank=True, help_text="A run's time in seconds, as a moving average."
     )
     paused_at = models.DateTimeField(null=True, blank=True)
+    paused_because = models.TextField(
+        blank=True, default="", db_default="", help_text="Why STOP_AFTER has paused it."
+    )
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
     # The current runs in folded chunks.
@@ -107,7 +110,9 @@ class Batch(Table):
     )
     description = models.CharField(max_length=255, blank=True)
     state = models.CharField(max_length=16, choices=State, default=State.RUNNING)
-    reason = models.TextField(blank=True, help_text="Why it was cancelled or failed.")
+    reason = models.TextField(
+        blank=True, help_text="Why it was cancelled or failed, or STOP_AFTER paused it."
+    )
 
     cursor = models.CharField(max_length=255, blank=True, help_text="The last key planned.")
     upper_bound = models.CharField(max_length=255, blank=True, help_text="The last key to plan.")

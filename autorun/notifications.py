@@ -29,13 +29,15 @@ class FailureReport:
 
     `runner` is its label, `analysis` the title and version of its analysis. `groups` are groups of
     similar failures, the largest first: each has an `exception_class`, the number of `runs`, and
-    the `message` and `run_id` of one of them.
+    the `message` and `run_id` of one of them. `paused` says why STOP_AFTER has paused the runner or
+    batches of it.
     """
 
     runner: str
     analysis: str
     since: dt.datetime
     groups: Sequence[FailureGroup]
+    paused: str = ""
 
     @property
     def runs(self) -> int:
@@ -43,10 +45,12 @@ class FailureReport:
 
     @property
     def subject(self) -> str:
-        return f"{self.runner}: {counted(self.runs, 'run')} failed"
+        return f"{self.runner}: {counted(self.runs, 'run')} failed{', paused' * bool(self.paused)}"
 
     def __str__(self) -> str:
         lines = [f"{self.analysis}, since {moment(self.since)}:", ""]
+        if self.paused:
+            lines += [f"Paused: {self.paused}", ""]
         for group in self.groups[:MOST_GROUPS]:
             first = group.message.strip().partition("\n")[0]
             some = f" (newest {group.of_newest:,} examined)" if group.of_newest else ""

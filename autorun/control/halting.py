@@ -22,7 +22,7 @@ def pause_runner(runner: Runner) -> bool:
     """
     running = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
     return once_committed(
-        lambda: bool(running.update(paused_at=DatabaseNow())),
+        lambda: bool(running.update(paused_at=DatabaseNow(), paused_because="")),
         meanwhile=running.exists,
     )
 
@@ -33,7 +33,7 @@ def resume_runner(runner: Runner) -> bool:
     paused = Node.objects.filter(pk=node_id).exclude(paused_at=None)
 
     def resume() -> bool:
-        resumed = bool(paused.update(paused_at=None))
+        resumed = bool(paused.update(paused_at=None, paused_because=""))
         if resumed:
             release(node_id)
         return resumed

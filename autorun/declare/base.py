@@ -21,6 +21,7 @@ from autorun.declare.backoff import exponential
 from autorun.declare.inputs import Input, input_of
 from autorun.declare.related import Related, along
 from autorun.declare.sets import Each, Members, MembersInput
+from autorun.declare.trials import Failures
 from autorun.exceptions import ImproperRunner
 
 
@@ -73,6 +74,8 @@ class Runner:
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
     RETRY_BACKOFF: ClassVar[float] = 10.0
+    #: How many failures pause the batch, or the runner if no batch was requested.
+    STOP_AFTER: ClassVar[Failures | None] = None
     #: Runs that may be worked on at once, over all workers; 0 for no limit.
     MAX_PARALLEL: ClassVar[int] = 0
     #: The name of a limit in the setting LIMITS, which other runners may share.

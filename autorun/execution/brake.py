@@ -1,12 +1,16 @@
 """The brake: when many rows of a runner fail alike and none succeeds, the runner is held up.
 
-If a disk is full or a service is away, no row is at fault, but each would use up its attempts.
+If a disk is full or a service is away, no row is at fault, but each would use up its attempts. With
+STOP_AFTER, so many failures also pause the batch or the runner.
 """
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from autorun.declare.base import Runner
+from autorun.declare.trials import Failures
 from autorun.dispatch.holding import (
     EXEMPT_IN_VAIN,
     exempt,
@@ -16,9 +20,14 @@ from autorun.dispatch.holding import (
 )
 from autorun.exceptions import ConfigurationError
 from autorun.execution.results import Result
-from autorun.models import Chunk, Failure, Run
-from autorun.state.clock import from_now
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.planning import batches
+from autorun.state import pulses
+from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.exception_text import name_exception
+from autorun.state.logs import get_logger
+
+logger = get_logger(__name__)
 
 #: This many consecutive rows whose first attempt fails with the same exception, within this time.
 FAILURES, WITHIN = 20, 600.0
@@ -35,10 +44,16 @@ class Brake:
     of failure that is followed by a success in the chunk concerns single rows, not the runner.
     """
 
-    def __init__(self, chunk: Chunk, *, has_succeeded: bool) -> None:
+    def __init__(self, runner: Runner, chunk: Chunk, *, succeeded: int) -> None:
         self._chunk = chunk
-        self._is_try = bool(chunk.reason) and not has_succeeded
-        self._has_succeeded = has_succeeded
+        self._is_try = bool(chunk.reason) and not succeeded
+        self._has_succeeded = succeeded > 0
+        # A check reports any other value.
+        declared = runner.STOP_AFTER
+        self._most = declared if isinstance(declared, Failures) else None
+        of = self._most.of if self._most else 0
+        self._failed_with = ""
+        self._have_failed = deque([False] * min(succeeded, of), maxlen=of)
         self._kind = ""
         self._kinds_of_rows = {_LASTING}
         self._alike: set[int] = set()
@@ -108,3 +123,68 @@ class Brake:
         if len(alike) < FAILURES:
             return False
         return not has_succeeded(node_id, self._chunk.runner, since=since)
+
+    def why_to_stop(self, result: Result, *, is_last: bool) -> str:
+        """Why STOP_AFTER pauses the batch or the runner after the latest result; or ""."""
+        if result.failure is not None:
+            self._failed_with = result.failure.exception_class
+        if self._most is None or result.status not in (Run.Status.SUCCEEDED, Run.Status.FAILED):
+            return ""
+        self._have_failed.append(result.status == Run.Status.FAILED)
+        failed, ended = sum(self._have_failed), len(self._have_failed)
+        if failed and is_last and failed < self._most.number:
+            for of_chunk, all_of_chunk in self._ended_before():
+                # Of a chunk that is not among the last ones as a whole, its share is.
+                room = min(all_of_chunk, self._most.of - ended)
+                failed += of_chunk * room // all_of_chunk
+                ended += room
+        if failed < self._most.number:
+            return ""
+        return self._why(failed, ended)
+
+    def why_held_up(self) -> str:
+        """Why STOP_AFTER pauses the batch or the runner that is now held up; or ""."""
+        is_enough = self._most is not None and self._most.number <= FAILURES
+        return self._why(FAILURES, FAILURES) if is_enough else ""
+
+    def _why(self, failed: int, ended: int) -> str:
+        # Without the message, which may contain data of the row.
+        return f"{failed} of the last {ended} rows have failed, the last with {self._failed_with}"
+
+    def stop(self, reason: str) -> None:
+        """Pause the batch that was requested, or else the runner, for `reason`."""
+        chunk, batch = self._chunk, self._requested_batch()
+        logger.error("%s: paused %s. %s", chunk.runner, batch or "the runner", reason)
+        if batch is not None:
+            batches.pause(batch, reason=reason)
+        else:
+            running = Node.objects.filter(pk=chunk.node_id, paused_at=None)
+            running.update(paused_at=DatabaseNow(), paused_because=reason)
+        pulses.note(self._stopped_name(), DatabaseNow())
+
+    def _requested_batch(self) -> Batch | None:
+        batch = self._chunk.batch
+        requested = (Batch.Trigger.BACKFILL, Batch.Trigger.CODE)
+        return batch if batch is not None and batch.trigger in requested else None
+
+    def _ended_before(self) -> Iterator[tuple[int, int]]:
+        """The failed and all ended runs of each chunk before this one, the latest first.
+
+        Those that started before it was last stopped do not count.
+        """
+        chunk, batch = self._chunk, self._requested_batch()
+        of = self._most.of if self._most else 0
+        chunks = Chunk.objects.of(chunk.node_id).filter(
+            state=Chunk.State.FINISHED, priority=chunk.priority, runner=chunk.runner
+        )
+        if batch is not None:
+            chunks = chunks.filter(batch=batch)
+        if (stopped_at := pulses.beat_of(self._stopped_name())) is not None:
+            chunks = chunks.filter(started_at__gt=stopped_at)
+        ended = chunks.exclude(pk=chunk.pk).order_by("-pk").values_list("succeeded", "failed")[:of]
+        return ((failed, succeeded + failed) for succeeded, failed in ended if succeeded + failed)
+
+    def _stopped_name(self) -> str:
+        batch = self._requested_batch()
+        what = f"node {self._chunk.node_id}" if batch is None else f"batch {batch.pk}"
+        return pulses.name_for("stop", what)

@@ -366,8 +366,16 @@ class Work:
         """
         result = latest[0]
         chunk = self.lease.chunk
-        brake = self._brake = self._brake or Brake(chunk, has_succeeded=bool(self.succeeded))
-        if brake.is_on_after(result, is_last=len(latest) == 1 and not self._assignments):
+        brake = self._brake = self._brake or Brake(
+            self.runner, chunk, succeeded=len(self.succeeded)
+        )
+        is_last = len(latest) == 1 and not self._assignments
+        is_on = brake.is_on_after(result, is_last=is_last)
+        if why := brake.why_to_stop(result, is_last=is_last):
+            brake.stop(why)
+            with self.lock:
+                self._move_rest()
+        elif is_on:
             summed_up = summary(result.failure) if result.failure else ""
             reason = chunk.reason or f"The last {FAILURES} rows have failed alike: {summed_up}"
             logger.error("%s: held up. %s", self.runner.label, reason)
@@ -375,6 +383,8 @@ class Work:
             with self.lock:
                 self._results = brake.held_up(self._results, latest, **parked)
                 self._move_rest(**parked)
+            if why := brake.why_held_up():
+                brake.stop(why)
         elif result.failure is not None:
             self._go_on_elsewhere()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db import connections
 from django.db.models import Max, OuterRef, Q, Subquery
+from django.utils.text import capfirst
 
 from autorun.declare import hooks
 from autorun.declare.base import Runner
@@ -22,7 +23,7 @@ from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
-from autorun.state.words import counted, moment, spoken
+from autorun.state.words import because, counted, moment, spoken
 from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
@@ -107,8 +108,8 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
         code = "changed"
         reason = f"The row has changed since {_title(runner)} {_outcome(run)}"
     node_id = node_id_of(runner) if run is None else run.node_id
-    paused_at = Node.objects.filter(pk=node_id).values_list("paused_at", flat=True).first()
-    then = f"the runner is paused{_since(paused_at)}" if paused_at else next_step(runner, row.key)
+    paused = Node.objects.filter(pk=node_id).exclude(paused_at=None).first()
+    then = _paused(paused) if paused else next_step(runner, row.key)
     return Explanation(True, code, f"{reason}; {then}.", run)
 
 
@@ -185,9 +186,9 @@ def words_of(run: Any) -> str:
 def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
     batch, not_before = run.chunk.batch, run.chunk.not_before
     if run.node.paused_at is not None:
-        return "paused", f"The runner is paused{_since(run.node.paused_at)}"
+        return "paused", capfirst(_paused(run.node))
     if batch is not None and batch.state == Batch.State.PAUSED:
-        return "paused", f"Its batch {batch.pk} is paused"
+        return "paused", f"Its batch {batch.pk} is paused{because(batch.reason)}"
     for found in held_up(runner.label):
         if found.next_try is not None:
             until = moment(found.next_try)
@@ -311,6 +312,10 @@ def _outcome(run: Run) -> str:
         }
         verb = others.get(run.status, "was told to ignore it")
     return f"{verb} at {moment(run.finished_at)}"
+
+
+def _paused(node: Node) -> str:
+    return f"the runner is paused{_since(node.paused_at)}{because(node.paused_because)}"
 
 
 def _since(time: dt.datetime | None) -> str:

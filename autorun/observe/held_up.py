@@ -1,11 +1,11 @@
-"""Runs and saved rows that wait because of an error that hits all rows of their runner."""
+"""Runs and saved rows that wait because of an error that hits all rows, or of STOP_AFTER."""
 
 import datetime as dt
 from dataclasses import dataclass
 
-from django.db.models import Max, Min, Sum, Value
+from django.db.models import DateTimeField, F, Max, Min, Sum, Value
 
-from autorun.models import Chunk, SpilledTrigger
+from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.state.words import counted
 
 MOST_SHOWN = 20
@@ -15,7 +15,8 @@ MOST_SHOWN = 20
 class HeldUp:
     """Runs or saved rows of one runner that wait for the same reason.
 
-    Without a `next_try`, they wait for a worker that has the runner and the analysis.
+    Without a `next_try`, they wait for a worker that has the runner and the analysis, or for the
+    `batch` that STOP_AFTER has paused to be resumed.
     """
 
     runner: str
@@ -23,6 +24,7 @@ class HeldUp:
     reason: str
     since: dt.datetime
     next_try: dt.datetime | None = None
+    batch: int | None = None
 
 
 def held_up(label: str | None = None) -> list[HeldUp]:
@@ -31,15 +33,24 @@ def held_up(label: str | None = None) -> list[HeldUp]:
     columns = ("runner", "reason")
     parked = Chunk.objects.parked().filter(**of_runner).values_list(*columns)
     spilled = SpilledTrigger.objects.exclude(reason="").filter(**of_runner).values_list(*columns)
-    since = Min("created_at")
-    found = parked.annotate(number=Sum("size"), since=since, next_try=Max("not_before")).union(
-        spilled.annotate(number=Value(0), since=since, next_try=Max("expires_at")), all=True
+    stopped = Batch.objects.filter(state=Batch.State.PAUSED, **of_runner).exclude(reason="")
+    since, none = Min("created_at"), {"batch": Value(0)}
+    never = Value(None, output_field=DateTimeField())
+    found = parked.annotate(number=Sum("size"), since=since, next_try=Max("not_before"), **none)
+    found = found.union(
+        spilled.annotate(number=Value(0), since=since, next_try=Max("expires_at"), **none),
+        stopped.values_list(*columns).annotate(
+            number=Value(0), since=F("created_at"), next_try=never, batch=F("pk")
+        ),
+        all=True,
     )
     return [
-        HeldUp(runner, _what(runs), reason, *times)
-        for runner, reason, runs, *times in found.order_by(*columns)[:MOST_SHOWN]
+        HeldUp(runner, _what(runs, batch), reason, began_at, next_try, batch or None)
+        for runner, reason, runs, began_at, next_try, batch in found.order_by(*columns)[:MOST_SHOWN]
     ]
 
 
-def _what(runs: int) -> str:
+def _what(runs: int, batch: int) -> str:
+    if batch:
+        return f"batch {batch} paused"
     return f"{counted(runs, 'run')} parked" if runs else "saved rows not planned"

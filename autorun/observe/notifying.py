@@ -16,14 +16,17 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.interruption import time_limit
+from autorun.declare.nodes import node_of
 from autorun.dispatch.publishing import Message, publish
-from autorun.models import Failure, Pulse, Run
+from autorun.models import Failure, Node, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe.failures import group_failures
+from autorun.observe.held_up import held_up
 from autorun.state.clock import from_now
 from autorun.state.logs import get_logger
 from autorun.state.pulses import beat_of, give_back_turn, name_for, note, take_turn
 from autorun.state.user_code import UserCode
+from autorun.state.words import because
 
 logger = get_logger(__name__)
 
@@ -83,7 +86,17 @@ def _notify(runner: Runner) -> bool:
     # Record the start of the period before the call: if the callback raises, the next report covers
     # it again.
     note(reported, since)
-    report = FailureReport(runner.label, str(runner.get_analysis()), since, groups)
+    reasons = [
+        *Node.objects.filter(pk=node_of(runner).pk).values_list("paused_because", flat=True),
+        *(f"{each.what}{because(each.reason)}" for each in held_up(runner.label) if each.batch),
+    ]
+    report = FailureReport(
+        runner.label,
+        str(runner.get_analysis()),
+        since,
+        groups,
+        paused="; ".join(filter(None, reasons)),
+    )
     message = f"AUTORUN['ON_FAILURE'] took longer than {CALLBACK_TIMEOUT:g} s."
     with UserCode("AUTORUN['ON_FAILURE']"), time_limit(CALLBACK_TIMEOUT, message=message):
         given: Any = settings.ON_FAILURE

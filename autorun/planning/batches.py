@@ -177,14 +177,15 @@ def finish_if_done(batch_id: int, *, announce: Callable[[int], object] = announc
     return True
 
 
-def pause(batch: Batch) -> bool:
+def pause(batch: Batch, *, reason: str = "") -> bool:
     """Stop planning and releasing the batch; whether it was running. Runs in flight continue.
 
     A caller's own queryset is planned to its end: no other process could continue it later.
     """
     running = Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING)
     return once_committed(
-        lambda: bool(running.update(state=Batch.State.PAUSED)), meanwhile=running.exists
+        lambda: bool(running.update(state=Batch.State.PAUSED, reason=reason)),
+        meanwhile=running.exists,
     )
 
 
@@ -194,7 +195,7 @@ def resume(batch: Batch) -> bool:
     paused = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED)
 
     def work() -> bool:
-        resumed = bool(paused.update(state=Batch.State.RUNNING, **planner))
+        resumed = bool(paused.update(state=Batch.State.RUNNING, reason="", **planner))
         if resumed:
             release(batch.node_id)
             finish_if_done(batch.pk)

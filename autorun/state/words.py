@@ -71,6 +71,11 @@ def counted(value: int, one: str, many: str = "") -> str:
     return f"{value:,} {one if value == 1 else many or f'{one}s'}"
 
 
+def because(reason: str) -> str:
+    """A reason as the end of a sentence that has no full stop yet; "" without one."""
+    return f": {reason.rstrip('.')}" if reason else ""
+
+
 def duration(seconds: float | None) -> str:
     """Seconds in at most two units: `340 ms`, `2.1 s`, `3 min 20 s`, `2 h 5 min`; '' for None."""
     if seconds is None:

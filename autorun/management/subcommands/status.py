@@ -25,7 +25,7 @@ from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress
-from autorun.state.words import ago, duration, schedule, short_number
+from autorun.state.words import ago, because, duration, schedule, short_number
 
 BAR_WIDTH = 16
 #: The most of the time that `--watch` runs that counting pending rows may take.
@@ -201,7 +201,12 @@ def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
     """A line for all, and two per runner, with one for each reason why rows are held up."""
     width = terminal.layout_width
     lines = [
-        (_heading(state, width), _counts(state, terminal), *map(_reason, state.held_up))
+        (
+            _heading(state, width),
+            _counts(state, terminal),
+            *_why_paused(state),
+            *map(_reason, state.held_up),
+        )
         for state in states
     ]
     return Text("\n").join([_at_a_glance(states), *chain.from_iterable(lines)])
@@ -249,6 +254,11 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
         line.append(f", {duration(state.run_seconds)} each", style="dim")
     line.truncate(terminal.layout_width, overflow="ellipsis")
     return line
+
+
+def _why_paused(state: RunnerState) -> list[Text]:
+    reason = state.node.paused_because if state.node is not None and state.paused_at else ""
+    return [Text(f"  paused{because(reason)}", style="magenta")] if reason else []
 
 
 def _reason(found: HeldUp) -> Text:

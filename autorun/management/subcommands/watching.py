@@ -21,7 +21,7 @@ from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Node
 from autorun.planning.batches import counts
 from autorun.state.counts import BatchCounts
-from autorun.state.words import counted
+from autorun.state.words import because, counted
 
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # seconds between lines, if the terminal cannot redraw one
@@ -115,11 +115,11 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
     paused_node = Node.objects.filter(pk=batch.node_id, paused_at__isnull=False)
     while True:
         found = _refreshed_counts(batch)
-        paused = state = ""
+        paused = state = reason = ""
         if batch.state == Batch.State.PAUSED:
-            paused, state = f"Batch {batch.pk}", "paused"
-        elif batch.is_unfinished and paused_node.exists():
-            paused, state = batch.runner, "runner paused"
+            paused, state, reason = f"Batch {batch.pk}", "paused", batch.reason
+        elif batch.is_unfinished and (node := paused_node.first()) is not None:
+            paused, state, reason = batch.runner, "runner paused", node.paused_because
         elif batch.is_unfinished and batch.planned_at is None:
             state = "planning"
             if batch.tries:
@@ -131,6 +131,8 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
                 )
         if paused and paused != announced:
             target = paused.split()[-1]
+            if reason:
+                terminal.say(f"{paused} is paused{because(reason)}.")
             terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
         announced = paused
         yield found, state

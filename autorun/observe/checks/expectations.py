@@ -10,6 +10,7 @@ from typing import Any
 from celery.schedules import crontab
 from django.utils.module_loading import import_string
 
+from autorun.declare.trials import Failures
 from autorun.limits import Limit
 
 
@@ -91,6 +92,16 @@ OPTION_VALUES: Mapping[str, Expectation] = {
     "ON_WRITE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
     "STORE_OUTPUTS": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
     "MAX_ATTEMPTS": integer(1, 32_000, example=3),
+    "STOP_AFTER": Expectation(
+        "an autorun.runner.Failures(number, of) with whole numbers, 1 <= number <= of <= 10,000",
+        lambda value: (
+            isinstance(value, Failures)
+            and all(type(each) is int for each in (value.number, value.of))
+            and 1 <= value.number <= value.of <= 10_000
+        ),
+        "Failures(20, of=100)",
+    )
+    | NONE,
     "RETRY_BACKOFF": Expectation(
         "a number of 0 or more", lambda value: is_number(value) and value >= 0, "10"
     ),

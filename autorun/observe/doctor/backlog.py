@@ -11,7 +11,7 @@ from autorun.observe.doctor.finding import Finding, error, examination, ok, warn
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.state.clock import from_now
-from autorun.state.words import counted, moment
+from autorun.state.words import because, counted, moment
 from autorun.triggers import on_write
 from autorun.upkeep.draining import planned_here
 from autorun.upkeep.orphans import orphans
@@ -95,6 +95,13 @@ def examine_held_up() -> Iterator[Finding]:
                 "rows are then processed, and the tries in vain use no attempt.",
             )
             continue
+        if found.batch is not None:
+            yield warning(
+                message,
+                f"See `manage.py autorun failures {found.runner}`. To resume it, run `manage.py "
+                f"autorun resume {found.batch}`.",
+            )
+            continue
         yield error(
             message,
             "Restore the runner and the analysis, and restart the workers: the runs then continue. "
@@ -161,7 +168,7 @@ def examine_paused() -> Iterator[Finding]:
     for node in Node.objects.exclude(paused_at=None).order_by("paused_at")[:MOST_SHOWN]:
         label = node.batches.order_by("-pk").values_list("runner", flat=True).first()
         yield warning(
-            f"{node} is paused since {moment(node.paused_at)}.",
+            f"{node} is paused since {moment(node.paused_at)}{because(node.paused_because)}.",
             f"To resume it, run `manage.py autorun resume {label or 'RUNNER'}`.",
         )
 
