@@ -15,6 +15,7 @@ from autorun.dispatch.releasing import release_everywhere
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches
 from autorun.planning.named import plan_keys
+from autorun.planning.retiring import retire_missing
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import Progress
 from autorun.state.words import moment
@@ -137,19 +138,40 @@ def test_a_row_that_has_changed_back_has_the_result_for_that_input(
     assert not runner.pending().exists()
 
 
-def test_a_row_whose_superseded_run_is_executed_has_no_earlier_result_back(
-    runner: QuerySetRunner,
-) -> None:
+def test_a_superseded_run_that_is_still_executed_is_current_again(runner: QuerySetRunner) -> None:
     Document.objects.update(title="b")
     runner.run()
+    executed = current_runs()
     Chunk.objects.unstarted().update(state=Chunk.State.RUNNING)
     Document.objects.update(title="a")
 
     batches.cancel(runner.backfill())
 
-    # With a result, a save would start a second run beside the one of "b".
-    assert current_runs() == {}
+    # With the result for "a", a save would start a second run beside the one of "b".
+    assert current_runs() == executed
+    assert runner.progress() == Progress(running=ROWS)
     assert runner.pending().count() == ROWS
+    Chunk.objects.filter(state=Chunk.State.RUNNING).update(state=Chunk.State.QUEUED)
+    work_off()
+    assert runner.progress() == Progress(succeeded=ROWS)
+    assert {run.outputs["value"] for run in current_runs().values()} == {"a"}
+
+
+def test_a_run_of_a_deleted_row_that_is_still_executed_is_not_current_again(
+    runner: QuerySetRunner, documents: list[Document]
+) -> None:
+    runner.backfill(force=True)
+    Chunk.objects.unstarted().update(state=Chunk.State.RUNNING)
+    document = documents[0]
+    key = document.pk
+    document.delete()
+    retire_missing(runner, [key])
+    Document.objects.create(pk=key, title="a")
+
+    batches.cancel(runner.backfill())
+
+    assert key not in current_runs()
+    assert runner.pending().count() == 1
 
 
 def test_a_superseded_rerun_that_is_cancelled_leaves_its_successor_current(

@@ -1,7 +1,8 @@
 """Cancel runs that have not started, and give their rows' last results back their place.
 
 A run that is asked for again supersedes the row's last result. If it is cancelled, the last result
-of the row for the same input is current again: asking again has cost nothing.
+of the row for the same input is current again, or the run that is still executed: asking again has
+cost nothing.
 """
 
 from collections import Counter, defaultdict
@@ -89,11 +90,11 @@ def _cancel(
 
 
 def earlier_results(runs: QuerySet[Run]) -> list[int]:
-    """The results that are current again if these locked runs are cancelled.
+    """The runs that are current again if these locked runs are cancelled.
 
-    For each run that is current: the last of its row that has succeeded, was not applicable, or
-    failed with no attempts left, for the same input. None while a run of the row that was
-    superseded is still executed.
+    For each that is current: the superseded run of its row that a worker is still executing, else
+    the last that has succeeded, was not applicable, or failed with no attempts left, for the same
+    input.
     """
     same = ("node", "object_id", "object_key", "fingerprint")
     ended = Run.objects.filter(
@@ -101,23 +102,26 @@ def earlier_results(runs: QuerySet[Run]) -> list[int]:
         status__in=(Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE),
         **{name: OuterRef(name) for name in same},
     )
-    # Grouped: for a MAX alone, PostgreSQL may walk down the primary key through all runs.
-    last = ended.order_by().values("fingerprint").annotate(last=Max("pk")).values("last")
     row = {name: OuterRef(name) for name in same[:3]}
     executed = Run.objects.pending().filter(
         is_current=None, chunk__state=Chunk.State.RUNNING, **row
     )
-    # Looked up for each row: as a join, PostgreSQL may read all chunks first.
-    current = runs.annotate(executed=Subquery(executed.values("pk")[:1]), earlier=Subquery(last))
-    current = current.filter(is_current=True, executed=None)
-    return [pk for (pk,) in current.values_list("earlier") if pk is not None]
+    # Looked up for each row: as a join, PostgreSQL may read all chunks first. Grouped: for a MAX
+    # alone, it may walk down the primary key through all runs.
+    newest = {
+        name: Subquery(found.order_by().values("node").annotate(last=Max("pk")).values("last"))
+        for name, found in (("earlier", ended), ("executed", executed))
+    }
+    pairs = runs.filter(is_current=True).annotate(**newest).values_list(*newest)
+    return [pk for earlier, executed in pairs if (pk := executed or earlier) is not None]
 
 
 def make_current(run_ids: Collection[int]) -> Mapping[int, Mapping[str, int]]:
-    """Make superseded results current again; by node, how many a chunk counted in which column."""
+    """Make superseded runs current again; by node, how many a chunk counted in which column."""
     if not run_ids:
         return {}
-    runs = Run.objects.filter(pk__in=run_ids, is_current=None)
+    runs = Run.objects.filter(pk__in=run_ids, is_current=None).unretired()
+    runs = runs.exclude(status=Run.Status.CANCELLED)
     # Locked, and read after that: pruning may have deleted some.
     found = list(runs.select_for_update().order_by("pk").values_list("pk", "node_id", "status"))
     Run.objects.filter(pk__in=[pk for pk, *_ in found]).update(is_current=True)

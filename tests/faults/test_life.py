@@ -48,6 +48,7 @@ from autorun.planning import batches, on_demand
 from autorun.planning.selection import SELECTIONS
 from autorun.state.clock import from_now
 from autorun.state.counts import IS_POSTPONED, Progress
+from autorun.state.managers import RETIRED
 from autorun.state.probes import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
@@ -623,7 +624,10 @@ class Life(RuleBasedStateMachine):
         return set().union(*self.saved.values())
 
     def cancel(self, kind: str, batch: Batch, number: int) -> None:
-        """Cancel; the last result for the same input is current again, and nothing else changes."""
+        """Cancel; what was current before is so again, if it is of use, and nothing else changes.
+
+        That is a run that is still executed, else the last result for the same input.
+        """
         pending = Run.objects.pending().filter(chunk__in=Chunk.objects.unstarted())
         if kind == "batch":
             pending = pending.filter(chunk__batch=batch)
@@ -633,12 +637,16 @@ class Life(RuleBasedStateMachine):
         expected = dict(Run.objects.current().values_list("object_id", "pk"))
         cancelled = list(pending.filter(is_current=True))
         for run in cancelled:
-            alike = Run.objects.filter(object_id=run.object_id, fingerprint=run.fingerprint)
+            of_row = Run.objects.filter(object_id=run.object_id, is_current=None).order_by("-pk")
             done = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
-            ended = alike.filter(is_current=None, status__in=done)
-            earlier = ended.order_by("-pk").values_list("pk", flat=True).first()
+            ended = of_row.filter(fingerprint=run.fingerprint, status__in=done)
+            executed = of_row.filter(
+                status=Run.Status.PENDING, chunk__state=Chunk.State.RUNNING
+            ).first()
+            earlier = executed or ended.first()
             expected.pop(run.object_id)
-            expected |= {} if earlier is None else {run.object_id: earlier}
+            if earlier is not None and earlier.fingerprint != RETIRED:
+                expected[run.object_id] = earlier.pk
 
         if kind == "batch":
             batches.cancel(batch)
