@@ -51,6 +51,9 @@ class Node(Table):
     version = models.CharField(max_length=100)
     configuration = models.JSONField(default=dict)
     content_type = models.ForeignKey(ContentType, on_delete=models.CASCADE, related_name="+")
+    inputs = models.JSONField(
+        null=True, blank=True, help_text="The definitions of the input that its runs have had."
+    )
     digest = models.CharField(max_length=64, unique=True)
     run_seconds = models.FloatField(
         null=True, blank=True, help_text="A run's time in seconds, as a moving average."

@@ -131,12 +131,14 @@ class QuerySetRunner(Runner):
         """Retry the failed runs that have no attempts left."""
         return self.backfill(queryset, only="failed", requested_by=requested_by)
 
-    def adopt(self, queryset: QuerySet[Any] | None = None) -> int:
+    def adopt(self, queryset: QuerySet[Any] | None = None, *, same_input: bool = False) -> int:
         """Record the pending rows as up to date without running them; how many.
 
-        They keep the outputs of their last success.
+        They keep the outputs of their last success. With `same_input`, only the successes of rows
+        are kept whose input is the same by an earlier definition, such as before a field was added
+        to INPUT_FIELDS.
         """
-        return on_demand.adopt(self, queryset)
+        return on_demand.adopt(self, queryset, same_input=same_input)
 
     def ignore(self, queryset: QuerySet[Any] | None = None) -> int:
         """Leave the pending rows alone until their input changes; how many."""

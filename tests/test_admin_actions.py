@@ -28,7 +28,7 @@ from autorun.upkeep import rounds
 from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
 from tests.browser import scenes
-from tests.engine import declare, installed, plan_at_once
+from tests.engine import declare, installed, plan_at_once, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -525,6 +525,22 @@ def test_a_preview_counts_as_many_as_the_limit(runner) -> None:
     assert "Start 2 runs" in client.get(page, {"only": "all", "limit": "2"}).content.decode()
     assert "Start 20 runs" not in client.get(page, {"only": "again"}).content.decode()
     assert "Start 14 runs" in client.get(page, {"only": "again"}).content.decode()
+
+
+def test_a_preview_offers_to_keep_results_of_which_only_the_definition_changed(
+    admin_client,
+) -> None:
+    Document.objects.create(title="a")
+    page = reverse("admin:autorun_batch_count", args=["tests.EchoRunner"])
+    offer = "manage.py autorun adopt tests.EchoRunner --same-input"
+    with installed(before := declare()):
+        before().run()
+        work_off()
+
+    with installed(declare(INPUT_FIELDS=("title", "state"))):
+        assert offer in admin_client.get(page).content.decode()
+        Document.objects.update(title="changed")
+        assert offer not in admin_client.get(page).content.decode()
 
 
 @pytest.mark.parametrize("field", ["limit", "window"])

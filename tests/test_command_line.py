@@ -770,6 +770,24 @@ def test_plan_offers_to_adopt_once_every_row_has_changed(documents):
         assert "Nothing to plan" in typed("plan", LABEL)
 
 
+def test_plan_offers_to_keep_results_of_which_only_the_definition_changed(documents):
+    offer = f"keep results: manage.py autorun adopt {LABEL} --same-input"
+    with installed(declare()):
+        typed("run", LABEL)
+        work_off()
+        Document.objects.filter(title="title 0").update(title="changed")
+        assert offer not in typed("plan", LABEL)
+
+    with installed(declare(INPUT_FIELDS=("title", "state"))):
+        assert f"5 changed rows changed only by INPUT_FIELDS; {offer}" in typed("plan", LABEL)
+        assert "5 pending rows" in typed("adopt", LABEL, "--same-input", "--dry")
+        assert "5 rows" in typed("adopt", LABEL, "--same-input", "--no-input")
+        printed = typed("plan", LABEL)
+
+    assert "1 run to plan" in printed
+    assert offer not in printed
+
+
 def test_plan_check(documents, runner):
     with pytest.raises(CommandError, match="6 runs to plan"):
         typed("plan", LABEL, "--check")

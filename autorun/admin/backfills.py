@@ -21,11 +21,12 @@ from autorun.admin.selections import ChosenRows, asked_by, find
 from autorun.conf import settings
 from autorun.control.interventions import request_backfill
 from autorun.declare.base import Runner
-from autorun.declare.hooks import as_plain, database_of
+from autorun.declare.hooks import as_plain, database_of, every_row
 from autorun.models import Batch
 from autorun.planning.counting import Count
 from autorun.planning.preview import groups_of, number_planned
 from autorun.planning.reasons import Reason
+from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
@@ -173,6 +174,8 @@ class PreviewShown:
     time: str
     button: str
     is_complete: bool
+    #: The command that keeps results if some of the changed rows have the input they had.
+    keep: str
     #: The query string that continues an unfinished count.
     query: str
 
@@ -205,8 +208,17 @@ def preview_shown(
         time=_time_of(card, runs) if runs else "",
         button=button,
         is_complete=count.is_complete,
+        keep=_keep(card.runner, count),
         query=asked.query(begun=signed(request, count, asked.subject(card.runner.label))),
     )
+
+
+def _keep(runner: Runner, count: Count) -> str:
+    kind = key_kind(runner.get_model())
+    changed = [kind.to_pk(key) for key in count.samples.get(Reason.CHANGED, ())]
+    if not changed or not count_same_input(runner, every_row(runner).filter(pk__in=changed)):
+        return ""
+    return f"manage.py autorun adopt {runner.label} --same-input"
 
 
 def _time_of(card: Card, runs: int) -> str:

@@ -247,6 +247,13 @@ class Runner:
         return tuple(dict.fromkeys((self.get_input_key(), *self.input_from)))
 
     @cached_property
+    def input_definition(self) -> list[str] | None:
+        """INPUT_FIELDS as JSON, or None if Python makes the fingerprints."""
+        if not self.is_fingerprinted_by_database:
+            return None
+        return [each if isinstance(each, str) else repr(each) for each in self.INPUT_FIELDS or ()]
+
+    @cached_property
     def related(self) -> tuple[Related, ...]:
         """The rows of other tables that INPUT_FIELDS, WATCH and DEPENDS_ON read."""
         model = self._model

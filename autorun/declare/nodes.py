@@ -28,6 +28,8 @@ logger = get_logger(__name__)
 TRY_AGAIN_AFTER = 10.0
 #: A node's id is the start of its digest, in hex: as many digits as JavaScript reads exactly.
 ID_DIGITS = 13
+#: Definitions of the input that a node keeps, the latest first.
+MOST_DEFINITIONS = 10
 
 _known: dict[tuple[str, str], Node] = {}
 #: The digest of each runner, or the error in its place and when to try again.
@@ -63,13 +65,26 @@ def node_id_of(runner: Runner) -> int:
 def known_node_of(runner: Runner) -> Node | None:
     """Return the runner's node, or None if it has not been created."""
     node_digest = digest_of(runner)
-    return _known.get((settings.DATABASE, node_digest)) or _find(node_digest)
+    return _known.get((settings.DATABASE, node_digest)) or _find(runner, node_digest)
 
 
 def find_node(runner: Runner) -> Node:
-    """`node_of` as the database has it now: it may have forgotten a node that the process knows."""
+    """`node_of` as the database has it now: it may have forgotten a node that the process knows.
+
+    Notes the definition of the runner's input if it is new.
+    """
     node_digest = digest_of(runner)
-    return _find(node_digest) or _remembered(_create(runner, node_digest))
+    found = _find(runner, node_digest)
+    if found is None:
+        return _remembered(runner, _create(runner, node_digest))
+    if not _has_noted(found, runner) and not connections[settings.DATABASE].in_atomic_block:
+        with transaction.atomic(using=settings.DATABASE):
+            found = Node.objects.select_for_update().get(pk=found.pk)
+            others = [each for each in found.inputs or () if each != runner.input_definition]
+            found.inputs = [runner.input_definition, *others][:MOST_DEFINITIONS]
+            found.save(update_fields=["inputs"], using=settings.DATABASE)
+        _remembered(runner, found)
+    return found
 
 
 def restore(runner: Runner, node_id: int) -> None:
@@ -183,16 +198,20 @@ def _lock_name(node_id: int) -> str:
     return f"node:{node_id}"
 
 
-def _find(node_digest: str) -> Node | None:
+def _find(runner: Runner, node_digest: str) -> Node | None:
     node = Node.objects.filter(digest=node_digest).first()
-    return None if node is None else _remembered(node)
+    return None if node is None else _remembered(runner, node)
 
 
-def _remembered(node: Node) -> Node:
-    # An open transaction may still be rolled back.
-    if not connections[settings.DATABASE].in_atomic_block:
+def _remembered(runner: Runner, node: Node) -> Node:
+    # An open transaction may still be rolled back; `find_node` notes a new definition.
+    if _has_noted(node, runner) and not connections[settings.DATABASE].in_atomic_block:
         _known[settings.DATABASE, node.digest] = node
     return node
+
+
+def _has_noted(node: Node, runner: Runner) -> bool:
+    return runner.input_definition in (node.inputs or ())
 
 
 def _digest(runner: Runner) -> str:
@@ -228,6 +247,7 @@ def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
                 title=analysis.title,
                 version=analysis.version,
                 configuration=configuration,
+                inputs=[runner.input_definition],
                 content_type=content_type,
                 digest=node_digest,
             )

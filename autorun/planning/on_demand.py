@@ -18,6 +18,7 @@ from autorun.planning.outcome import Outcome
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible
+from autorun.planning.same_input import adopt_same_input
 from autorun.planning.scope import Scope
 from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
 from autorun.planning.windows import Window, in_halves, last_key, windows
@@ -146,11 +147,14 @@ def go_on(batch: Batch) -> Batch:
     return batch
 
 
-def adopt(runner: Runner, queryset: QuerySet[Any] | None) -> int:
+def adopt(runner: Runner, queryset: QuerySet[Any] | None, *, same_input: bool = False) -> int:
     """Record pending rows as succeeded without running them; how many.
 
-    They keep the outputs of their last success, be it of an earlier version or configuration.
+    They keep the outputs of their last success, be it of an earlier version or configuration. With
+    `same_input`, only successes for an input that is the same by an earlier definition are kept.
     """
+    if same_input:
+        return adopt_same_input(runner, queryset)
     outputs_from = nodes_of(runner)
     return _recorded(runner, queryset, Run.Status.SUCCEEDED, outputs_from=outputs_from)
 

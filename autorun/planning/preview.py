@@ -11,6 +11,7 @@ from autorun.models import Node
 from autorun.planning.counting import Count, count_rows
 from autorun.planning.on_demand import require_valid
 from autorun.planning.reasons import Reason
+from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
 from autorun.planning.selection import Selection
 from autorun.state.keys import key_kind
@@ -31,11 +32,13 @@ class Preview:
     """All rows in scope in groups, and the number of runs that would be planned.
 
     `seconds` is what those would take one after the other, None if no run has been measured.
+    `same_input` are changed rows whose input is the same by an earlier definition.
     """
 
     groups: Sequence[Group]
     planned: int
     seconds: float | None
+    same_input: int = 0
 
 
 def preview(runner: Runner, scope: Scope, *, limit: int | None = None, samples: int = 0) -> Preview:
@@ -52,7 +55,8 @@ def preview(runner: Runner, scope: Scope, *, limit: int | None = None, samples: 
     planned = number_planned(groups, limit=limit)
     nodes = Node.objects.filter(pk=node_id_of(runner))
     seconds = nodes.values_list("run_seconds", flat=True).first()
-    return Preview(groups, planned, None if seconds is None else seconds * planned)
+    same = count_same_input(runner, given) if count.rows.get(Reason.CHANGED) else 0
+    return Preview(groups, planned, None if seconds is None else seconds * planned, same)
 
 
 def groups_of(runner: Runner, count: Count, selection: Selection) -> list[Group]:

@@ -24,6 +24,7 @@ from autorun.observe.failures import classes_of, failed_runs, group_failures
 from autorun.observe.listing import RunFilter
 from autorun.planning.on_demand import adopt, backfill_now, ignore
 from autorun.planning.pending import pending
+from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
 from autorun.state.counts import progress
 from autorun.state.keys import key_kind
@@ -89,7 +90,17 @@ class Adopt(_Marking):
     question = "record {things} as up to date without running them"
     outcome = "recorded as up to date"
     mark_pending = staticmethod(adopt)
-    arguments = (parsing.FILTER, *CONFIRMED)
+    arguments = (
+        parsing.FILTER,
+        parsing.flag("--same-input", help="only rows that changed only by INPUT_FIELDS"),
+        *CONFIRMED,
+    )
+
+    def find(self, runner: Runner, queryset: Rows, options: dict[str, Any]) -> _Found:
+        if not options["same_input"]:
+            return super().find(runner, queryset, options)
+        mark = partial(adopt, runner, queryset, same_input=True)
+        return _Found(count_same_input(runner, queryset), "pending row", mark)
 
 
 class Ignore(_Marking):

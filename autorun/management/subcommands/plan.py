@@ -62,6 +62,7 @@ class Plan(Subcommand):
                 "runner": runner.label,
                 "planned": found.planned,
                 "seconds": found.seconds,
+                "same_input": found.same_input,
                 "groups": [asdict(group) for group in found.groups],
             }
         )
@@ -84,9 +85,12 @@ class Plan(Subcommand):
         self.terminal.hint(f"Start them: manage.py autorun backfill {_as_typed(options)}")
         rows = {group.reason: group.rows for group in found.groups}
         # That no row at all is up to date is rarely a change of the data.
-        if rows.get(Reason.CHANGED) and not rows.get(Reason.DONE):
-            keep = f"manage.py autorun adopt {options['runner']}"
-            self.terminal.hint(f"If only the definition of the input changed, keep results: {keep}")
+        keep = f"keep results: manage.py autorun adopt {options['runner']}"
+        if found.same_input:
+            same = f"{counted(found.same_input, 'changed row')} changed only by INPUT_FIELDS"
+            self.terminal.hint(f"{same}; {keep} --same-input")
+        elif rows.get(Reason.CHANGED) and not rows.get(Reason.DONE):
+            self.terminal.hint(f"If only the definition of the input changed, {keep}")
 
 
 def scope_of(options: dict[str, Any]) -> Scope:
