@@ -812,6 +812,14 @@ def test_e018_depends_on_what_is_no_runner(value):
     assert "DEPENDS_ON" in only("E018", declare(DEPENDS_ON=value)).msg
 
 
+def test_w007_code_that_cannot_be_read():
+    names: dict[str, Any] = {}
+    exec("def unreadable(text): return text", names)
+    unreadable = Analysis("Unreadable", "1.0", names["unreadable"])
+    with temporarily_registered(unreadable):
+        assert only("W007", declare(ANALYSIS=unreadable, ON_CODE_CHANGE="rerun")).hint
+
+
 @pytest.mark.parametrize("value", [("library.Other",), {"value": 3}, "library.Nobody", Document])
 def test_e018_input_from_what_is_no_runner(value):
     assert "INPUT_FROM" in only("E018", declare(INPUT_FIELDS=None, INPUT_FROM=value)).msg

@@ -276,3 +276,49 @@ def test_the_doctor_names_code_that_was_edited_under_its_version(documents):
         after().backfill(force=True)
         work_off()
         assert [each.level for each in examine_code()] == ["ok"]
+
+
+by_python = {"get_instance_representation": lambda self, row: row.title, "INPUT_FIELDS": None}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="database"), pytest.param(by_python, id="python")]
+)
+def test_an_edit_runs_all_rows_again_if_on_code_change_says_so(documents, options):
+    before, after = (
+        declare(body, ON_CODE_CHANGE="rerun", **options) for body in (original, edited)
+    )
+    with installed(before):
+        before().run()
+        work_off()
+        assert before().run().planned == 0
+
+    with installed(after):
+        explanation = after().explain(documents[0])
+        assert explanation.code == "changed"
+        assert explanation.reason.startswith("The row or the code has changed since")
+        assert [each.level for each in examine_code()] == ["ok"]
+
+        assert after().run().planned == len(documents)
+        work_off()
+        assert after().run().planned == 0
+
+
+@pytest.mark.django_db
+def test_status_and_the_page_of_the_runner_tell_of_an_edit(documents, admin_client, capsys):
+    before, after = declare(original), declare(edited)
+    with installed(before):
+        before().run()
+        work_off()
+        call_command("autorun", "status")
+        assert "was edited" not in capsys.readouterr().out
+
+    with installed(after):
+        call_command("autorun", "status")
+        page = admin_client.get(f"/admin/autorun/node/{after().label}/")
+
+    told = capsys.readouterr().out
+    assert "was edited under version 1.0" in " ".join(told.split())
+    assert f"manage.py autorun backfill {after().label} --force" in told
+    assert "was edited under version 1.0" in page.content.decode()

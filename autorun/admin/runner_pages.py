@@ -42,6 +42,7 @@ from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.at_work import workers_at_work
+from autorun.observe.edits import edits
 from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.glance import Topic, at_a_glance
 from autorun.observe.held_up import held_up
@@ -172,6 +173,7 @@ class NodeAdmin(PageAdmin):
             versions=[_version(*version, card) for version in versions.items()],
             batches=batch_lines(batches),
             facts=_facts(runner),
+            edits=edits([runner]),
             held_up=[
                 (each.what, time_since(each.since), each.reason, time_since(each.next_try))
                 for each in held_up(label)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from celery.schedules import crontab
 from django.apps import apps
@@ -70,6 +70,8 @@ class Runner:
     #: Runners that it depends on as well, by the arguments that receive their outputs on the row; a
     #: lone one for INPUT_KEY.
     INPUT_FROM: ClassVar[Mapping[str, type[Runner] | str] | type[Runner] | str | None] = None
+    #: Whether an edit of the function under the same version is reported, or runs all rows again.
+    ON_CODE_CHANGE: ClassVar[Literal["warn", "rerun"]] = "warn"
     #: Attempts of a run, including the first.
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.

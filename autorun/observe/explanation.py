@@ -106,7 +106,8 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
         code, reason = "changed", "The row has changed since its run in progress was planned"
     else:
         code = "changed"
-        reason = f"The row has changed since {_title(runner)} {_outcome(run)}"
+        what = "The row" if runner.ON_CODE_CHANGE == "warn" else "The row or the code"
+        reason = f"{what} has changed since {_title(runner)} {_outcome(run)}"
     node_id = node_id_of(runner) if run is None else run.node_id
     paused = Node.objects.filter(pk=node_id).exclude(paused_at=None).first()
     then = _paused(paused) if paused else next_step(runner, row.key)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import models
-from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery
+from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery, Value
 from django.db.models.fields.json import KeyTransform
 
 from autorun.declare.base import Runner
+from autorun.declare.code_digest import code_digest
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of, inputs_from, sets_before
 from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
@@ -40,6 +41,7 @@ def expression(
         _set_of_members(each) if isinstance(each, MembersInput) else each.source
         for each in runner.inputs
     ]
+    sources += map(Value, code_marks(runner))
     if upstream and runner.depends_on:
         read = {each.label for each in inputs_from(runner).values()}
         for label, runs in upstream_successes(runner).items():
@@ -49,6 +51,13 @@ def expression(
             )
         sources += [_set_of_successes(runner, *each) for each in sets_before(runner)]
     return Fingerprint(*sources, output_field=output_field or FingerprintField())
+
+
+def code_marks(runner: Runner) -> list[str]:
+    """The digest of the function's code, if an edit of it is to run all rows again."""
+    if runner.ON_CODE_CHANGE == "warn":
+        return []
+    return [code_digest(runner.get_analysis().function)]
 
 
 def has_subqueries(runner: Runner) -> bool:
@@ -92,11 +101,11 @@ def with_dependencies(runner: Runner, queryset: models.QuerySet[Any]) -> models.
     return queryset
 
 
-def combined(fingerprint: str, upstream: Sequence[int | str]) -> str:
-    """`fingerprint` combined with the ids of upstream runs, or prints of their outputs."""
-    if not upstream:
+def combined(fingerprint: str, marks: Sequence[int | str]) -> str:
+    """`fingerprint` combined with digests, or with the ids of upstream runs."""
+    if not marks:
         return fingerprint
-    text = ":".join([fingerprint, *map(str, upstream)])
+    text = ":".join([fingerprint, *map(str, marks)])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 

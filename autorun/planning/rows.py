@@ -244,6 +244,7 @@ def one_by_one(
     get_key = _key_getter(instances[0]) if instances else key_of
     hook = f"{runner.label}.get_instance_representation()"
     user_code = nullcontext() if is_computed else UserCode(hook)
+    marks = [] if is_computed else fingerprints.code_marks(runner)
     for instance in instances:
         key = get_key(instance)
         if successes is not None and key not in successes:
@@ -253,16 +254,21 @@ def one_by_one(
             row = Row(key, instance, instance._autorun_print)
         else:
             with user_code:
-                row = _represented(key, instance, represent)
+                row = _represented(key, instance, represent, marks)
         if successes is not None:
             row = row._replace(fingerprint=fingerprints.combined(row.fingerprint, successes[key]))
         yield row
 
 
-def _represented(key: Key, instance: Any, represent: Callable[[Any], object]) -> Row:
+def _represented(
+    key: Key, instance: Any, represent: Callable[[Any], object], marks: Sequence[str]
+) -> Row:
     try:
         representation = represent(instance)
-        return Row(key, instance, fingerprints.fingerprint_of(representation), representation)
+        fingerprint = fingerprints.fingerprint_of(representation)
+        if marks:
+            fingerprint = fingerprints.combined(fingerprint, marks)
+        return Row(key, instance, fingerprint, representation)
     except Exception as error:  # noqa: BLE001  any exception is this row's failure
         return Row(key, instance, UNPREPARED, error=error)
 

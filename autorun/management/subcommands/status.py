@@ -20,6 +20,7 @@ from autorun.management.subcommands.subcommand import Subcommand, chosen_runners
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
 from autorun.observe.activity import stuck_nodes
+from autorun.observe.edits import edits
 from autorun.observe.glance import at_a_glance
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
@@ -117,12 +118,12 @@ class Status(Subcommand):
             return
         states = [state_of(runner, with_pending=with_pending) for runner in runners]
         self.terminal.json([state.as_json() for state in states])
-        self._show(states)
+        self._show(states, runners)
         undone = [state.runner for state in states if not state.is_done]
         if options["check"] and undone:
             raise condition_not_met(f"Not done: {', '.join(undone)}.")
 
-    def _show(self, states: list[RunnerState]) -> None:
+    def _show(self, states: list[RunnerState], runners: list[Runner]) -> None:
         if not states:
             self.terminal.say("No runner is registered.")
             self.terminal.hint(
@@ -132,6 +133,9 @@ class Status(Subcommand):
         self.terminal.console.print(drawn(states, self.terminal), soft_wrap=True)
         for limit in limits_in_use({each.limit for each in states if each.limit}):
             self.terminal.say(str(limit))
+        for edit in edits(runners):
+            self.terminal.say((str(edit), "yellow"))
+            self.terminal.hint(edit.advice)
         if any(state.progress.failed for state in states):
             self.terminal.hint("Why runs failed: manage.py autorun failures")
         if any(state.held_up for state in states):

@@ -22,6 +22,7 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
+from autorun.declare.code_digest import code_digest
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.models import Run
 from autorun.observe.checks.problems import error, is_in, place, shown, warning
@@ -31,12 +32,13 @@ from autorun.state.masking import secrets_in
 
 
 def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
-    """E002-E010, E022, E030, E034, W004: the runner's model, analysis, key and configuration."""
+    """E002-E010, E022, E030, E034, W004, W007: what a runner must have."""
     yield from _model(runner)
     yield from _keys(runner)
     yield from _named_analysis(runner)
     yield from _input_key(runner)
     yield from _configuration(runner)
+    yield from _code(runner)
 
 
 def model_of(runner: Runner) -> type[Model] | None:
@@ -229,6 +231,17 @@ def _configuration(runner: Runner) -> Iterator[CheckMessage]:
     if analysis is not None and _is_name(runner.INPUT_KEY):
         for misfit in analysis.check(configuration, *_receivers(runner)):
             yield error(runner, "E008")(misfit.message, misfit.hint)
+
+
+def _code(runner: Runner) -> Iterator[CheckMessage]:
+    analysis = analysis_of(runner)
+    if runner.ON_CODE_CHANGE == "rerun" and analysis and not code_digest(analysis.function):
+        yield warning(runner, "W007")(
+            f"ON_CODE_CHANGE is 'rerun', but the source of {analysis.location} cannot be read, so "
+            "an edit is not noticed.",
+            f"Deploy the source file, or remove ON_CODE_CHANGE from {place(runner)} and raise the "
+            "version with each edit.",
+        )
 
 
 def _receivers(runner: Runner) -> tuple[str, ...]:

@@ -91,6 +91,9 @@ OPTION_VALUES: Mapping[str, Expectation] = {
     "ON_SAVE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
     "ON_WRITE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
     "STORE_OUTPUTS": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
+    "ON_CODE_CHANGE": Expectation(
+        "'warn' or 'rerun'", lambda value: value in ("warn", "rerun"), "'warn'"
+    ),
     "MAX_ATTEMPTS": integer(1, 32_000, example=3),
     "STOP_AFTER": Expectation(
         "an autorun.runner.Failures(number, of) with whole numbers, 1 <= number <= of <= 10,000",

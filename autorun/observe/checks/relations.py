@@ -201,7 +201,7 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
     for other in others:
         names = [
             name
-            for name in ("INPUT_KEY", "INPUT_FIELDS", "INPUT_FROM", "DEPENDS_ON")
+            for name in ("INPUT_KEY", "INPUT_FIELDS", "INPUT_FROM", "ON_CODE_CHANGE", "DEPENDS_ON")
             if _compared(first, name) != _compared(other, name)
         ]
         if "INPUT_KEY" in names and not all(map(_takes_its_input, (first, other))):

@@ -1,0 +1,62 @@
+"""Functions that were edited under the version that has made results."""
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from autorun.analysis import Analysis
+from autorun.declare.base import Runner
+from autorun.declare.code_digest import code_digest
+from autorun.declare.nodes import digest_of
+from autorun.exceptions import AutorunError
+from autorun.models import Build, Run
+from autorun.state.words import moment
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Results of other code are current, although it has the present version."""
+
+    label: str
+    analysis: Analysis
+    since: dt.datetime
+
+    def __str__(self) -> str:
+        return (
+            f"{self.label}: {self.analysis.location}, or a function that it uses, was edited under "
+            f"version {self.analysis.version}. Results of the code that was first seen at "
+            f"{moment(self.since)} are current."
+        )
+
+    @property
+    def advice(self) -> str:
+        return (
+            "If the edit changes results, give it a new version. To repeat them under this one: "
+            f"manage.py autorun backfill {self.label} --force"
+        )
+
+
+def edits(runners: Iterable[Runner]) -> Iterator[Edit]:
+    """The edits of runners that do not run rows again because of them."""
+    digests = {}
+    for runner in runners:
+        try:
+            if runner.ON_CODE_CHANGE == "warn":
+                digests[digest_of(runner)] = runner
+        except AutorunError:  # a check says what is wrong
+            continue
+    builds: dict[str, list[Build]] = defaultdict(list)
+    for build in (
+        Build.objects.exclude(code="").filter(node__digest__in=digests).select_related("node")
+    ):
+        builds[build.node.digest].append(build)
+    for digest, known in builds.items():
+        runner = digests[digest]
+        analysis = runner.get_analysis()
+        present = code_digest(analysis.function)
+        others = [each for each in known if present and each.code != present]
+        # No index is by build, so runs are read only if there is another one.
+        made = Run.objects.current().succeeded().filter(build__in=others)
+        if others and made.of(others[0].node_id).exists():
+            yield Edit(runner.label, analysis, max(each.created_at for each in others))
