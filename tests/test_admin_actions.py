@@ -88,6 +88,7 @@ def posts() -> dict[str, tuple[str, str, dict[str, str]]]:
         "pause batch": ("pause_run", reverse("admin:autorun_batch_pause", args=[batch.pk]), {}),
         "resume batch": ("pause_run", reverse("admin:autorun_batch_resume", args=[batch.pk]), {}),
         "cancel batch": ("cancel_run", reverse("admin:autorun_batch_cancel", args=[batch.pk]), {}),
+        "stop batch": ("cancel_run", reverse("admin:autorun_batch_stop", args=[batch.pk]), {}),
         "retry": ("retry_run", act, {"action": "retry", **ticked}),
         "ignore": ("cancel_run", act, {"action": "ignore", **ticked}),
         "cancel": (
@@ -116,6 +117,7 @@ NAMES = [
     "pause batch",
     "resume batch",
     "cancel batch",
+    "stop batch",
     "retry",
     "ignore",
     "cancel",

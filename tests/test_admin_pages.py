@@ -714,6 +714,42 @@ def test_a_batch_of_a_paused_runner_says_so(runner, client) -> None:
     assert '<span class="ar-quiet">paused</span>' in page
 
 
+def test_a_batch_shows_what_is_running_and_cancels_it_too(
+    runner, client, django_capture_on_commit_callbacks
+) -> None:
+    batch = Batch.objects.latest("pk")
+    Batch.objects.filter(pk=batch.pk).update(state=Batch.State.RUNNING, finished_at=None)
+    chunk = Chunk.objects.create(
+        node=batch.node,
+        runner=batch.runner,
+        batch=batch,
+        size=10,
+        succeeded=3,
+        state=Chunk.State.RUNNING,
+        worker="w@host:1:a",
+        started_at=timezone.now(),
+        doing={"run": 1, "done": 0.4, "note": "registering"},
+    )
+    run = Run.objects.order_by("pk").first()
+    Run.objects.filter(pk=run.pk).update(chunk=chunk, status=Run.Status.PENDING)
+    address = reverse("admin:autorun_batch_change", args=[batch.pk])
+
+    client.force_login(scenes.add_user("bea", "view_run"))
+    blind = client.get(address).text
+    client.force_login(scenes.add_user("ada", "view_run", "cancel_run", "view_payload"))
+    page = client.get(address).text
+    with django_capture_on_commit_callbacks(execute=True):
+        stopped = client.post(reverse("admin:autorun_batch_stop", args=[batch.pk]), follow=True)
+
+    assert all(each in page for each in ("w@host:1:a", "3 of 10", "40 % done: registering"))
+    assert "Cancel running runs, too" in page
+    assert "registering" not in blind
+    assert "Cancel running runs, too" not in blind
+    assert "1 run in progress will stop within" in stopped.text
+    assert Batch.objects.get(pk=batch.pk).state == Batch.State.CANCELLED
+    assert Chunk.objects.get(pk=chunk.pk).cancelling == [run.pk]
+
+
 def test_all_rows_are_in_the_parts_of_a_card(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
     client.post(addresses()["count"])

@@ -1,5 +1,6 @@
 """Batches: their runs and progress, and new backfills."""
 
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,20 +16,23 @@ from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page,
 from autorun.admin.permissions import Permission
 from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
 from autorun.conf import settings
+from autorun.control.interventions import stop_running
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
-from autorun.models import Batch
+from autorun.models import Batch, Chunk
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
+from autorun.observe.explanation import words_of_chunk
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.origins import title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
-from autorun.state.words import counted, number, rate
+from autorun.state.words import counted, duration, number, rate
 
 PAGE = 50
 NOT_COUNTED = "Correct the fields of the form first: nothing has been counted or started."
 SAMPLES = 3
+RUNNING_SHOWN = 10
 #: Seconds that counting a part of the preview may take.
 COUNTING_SECONDS = 0.8
 
@@ -109,6 +113,7 @@ class BatchAdmin(PageAdmin):
             parts=parts,
             bar=stacked(parts, empty="Nothing planned yet"),
             figures=figures,
+            running=_running(request, batch),
         )
 
     @page("backfill/")
@@ -159,13 +164,17 @@ class BatchAdmin(PageAdmin):
 
     @action("<int:batch_id>/cancel/", Permission.CANCEL)
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
-        batch, told = self._get(batch_id), ""
-        if batch.is_unfinished:
-            number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
-            told = (
-                f"{batch} cancelled: {counted(number, 'run was', 'runs were')} not started. "
-                "Their rows have their last result for the same input back, or are pending."
-            )
+        batch = self._get(batch_id)
+        return self._changed(request, batch, _cancel(request, batch))
+
+    @action("<int:batch_id>/stop/", Permission.CANCEL)
+    def stop(self, request: HttpRequest, batch_id: int) -> HttpResponse:
+        """Cancel what is running, too."""
+        batch = self._get(batch_id)
+        told = _cancel(request, batch)
+        if runs := stop_running(Chunk.objects.filter(batch=batch)):
+            stopping = f"{counted(runs, 'run')} in progress will stop"
+            told = f"{told} {stopping} within {duration(settings.HEARTBEAT)}.".lstrip()
         return self._changed(request, batch, told)
 
     def _changed(self, request: HttpRequest, batch: Batch, told: str) -> HttpResponse:
@@ -230,6 +239,42 @@ class BatchAdmin(PageAdmin):
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch
+
+
+def _cancel(request: HttpRequest, batch: Batch) -> str:
+    """Cancel what the batch has not started; the message for the user."""
+    if not batch.is_unfinished:
+        return ""
+    number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
+    return (
+        f"{batch} cancelled: {counted(number, 'run was', 'runs were')} not started. "
+        "Their rows have their last result for the same input back, or are pending."
+    )
+
+
+@dataclass(frozen=True)
+class RunningChunk:
+    """A chunk of a batch that a worker has: its columns."""
+
+    worker: str
+    since: str
+    done: str
+    told: str
+
+
+def _running(request: HttpRequest, batch: Batch) -> list[RunningChunk]:
+    """The chunks that have been running for longest; bodies' own words are payload."""
+    may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
+    chunks = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.runs_left())
+    return [
+        RunningChunk(
+            worker=chunk.worker,
+            since=time_since(chunk.started_at),
+            done=f"{number(chunk.size - chunk.left)} of {number(chunk.size)}",
+            told=words_of_chunk(chunk) if may_see else "",
+        )
+        for chunk in chunks.order_by("started_at")[:RUNNING_SHOWN]
+    ]
 
 
 def _reason_for(request: HttpRequest, batch: Batch) -> str:

@@ -206,7 +206,8 @@ def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
 def stop_running(chunks: ChunkQuerySet[Chunk]) -> int:
     """Have the workers of running chunks cancel all of their runs; returns how many."""
     ask = partial(repeated_on_conflict, partial(ask_running, chunks))
-    return once_committed(ask, meanwhile=lambda: 0)
+    expected = Run.objects.current().pending().filter(chunk__in=chunks.running())
+    return once_committed(ask, meanwhile=expected.count)
 
 
 def _changed(

@@ -177,8 +177,14 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
 
 def words_of(run: Any) -> str:
     """How far the body of a running run has got, as it says; '' if it says nothing."""
-    doing = run.chunk.doing or {}
-    if doing.get("run") != run.pk or run.chunk.state != Chunk.State.RUNNING:
+    is_told = (run.chunk.doing or {}).get("run") == run.pk
+    return words_of_chunk(run.chunk) if is_told else ""
+
+
+def words_of_chunk(chunk: Chunk) -> str:
+    """The same for whichever run of the chunk has said something last."""
+    doing = chunk.doing
+    if not doing or chunk.state != Chunk.State.RUNNING:
         return ""
     note = f": {doing['note']}" if doing["note"] else ""
     return f"{doing['done']:.0%} done{note}".replace("%", " %", 1)
