@@ -71,7 +71,11 @@ def read_volume(path: Path) -> Volume:
     pixels: npt.NDArray[Any]
     if path.suffix in DICOM_SUFFIXES:
         dataset = pydicom.dcmread(path)
-        pixels = dataset.pixel_array
+        try:
+            pixels = dataset.pixel_array
+        except RuntimeError as error:
+            # The last line has the decoder's reason, and a list of failures shows one line.
+            raise RuntimeError(str(error).splitlines()[-1].strip()) from error
         if dataset.get("SamplesPerPixel", 1) > 1:
             pixels = pixels.mean(axis=-1)
     else:

@@ -24,13 +24,15 @@ SAVED_AT_FIRST = 60
 
 ABOUT_THE_FILES = """
 The scans are the images that pydicom and nibabel are tested with, the real ones at hand on every
-machine. [bold]Nearly all of them succeed.[/bold] A few were damaged on purpose and will fail: an
-analysis of ten thousand scans meets such files, too, and autorun reports which failed and why."""
+machine. [bold]Nearly all of them succeed.[/bold] A few are damaged, or compressed in a rare way, and
+will fail: an analysis of ten thousand scans meets such files, too, and autorun reports which failed
+and why."""
 
 ABOUT_THE_FAILURES = """
-The files cause these failures, not autorun: they were cut short, or given a broken header, to test
-the libraries that read them. Each run has two attempts before it fails, one bad file never stops
-the others, and each cause is one line here instead of one traceback per file.
+The files cause these failures, not autorun: they were cut short, given a broken header, or
+compressed as no decoder here can read, to test the libraries that read them. Each run has two
+attempts before it fails, one bad file never stops the others, and each cause is one line here
+instead of one traceback per file.
 """
 
 ABOUT_THE_SUBJECTS = """
