@@ -24,9 +24,9 @@ SAVED_AT_FIRST = 60
 
 ABOUT_THE_FILES = """
 The scans are the images that pydicom and nibabel are tested with, the real ones at hand on every
-machine. [bold]Nearly all of them succeed.[/bold] A few are damaged, or compressed in a rare way, and
-will fail: an analysis of ten thousand scans meets such files, too, and autorun reports which failed
-and why."""
+machine. [bold]Nearly all of them succeed.[/bold] A few are damaged, or compressed in a rare way,
+and will fail: an analysis of ten thousand scans meets such files, too, and autorun reports which
+failed and why."""
 
 ABOUT_THE_FAILURES = """
 The files cause these failures, not autorun: they were cut short, given a broken header, or
