@@ -1,7 +1,7 @@
 """Old chunks are counted in their node, and progress() stays exact."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,12 +10,14 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun.models import Chunk, Node
+from autorun.control import interventions
+from autorun.models import Batch, Chunk, Node, Run
+from autorun.observe.listing import RunFilter
 from autorun.planning import batches
 from autorun.runner import QuerySetRunner
 from autorun.state.clock import new_chunk_id
 from autorun.state.counts import Progress, progress
-from autorun.upkeep import folding
+from autorun.upkeep import folding, gathering
 from autorun.upkeep.folding import fold, fold_everywhere
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -234,3 +236,85 @@ def test_a_node_that_cannot_be_folded_holds_up_no_other(caplog: pytest.LogCaptur
 
     assert fold_everywhere() == 2
     assert "Folding: node" in caplog.text
+
+
+def left_with_failures() -> list[int]:
+    """The failures of each chunk that has some."""
+    return sorted(Chunk.objects.filter(failed__gt=0).values_list("failed", flat=True))
+
+
+class TestFailuresAreGathered:
+    """Nine failures and nine successes, each in a chunk of its own, of the day before yesterday."""
+
+    @pytest.fixture(autouse=True)
+    def runner(self, set_constants: Callable[..., None]) -> Iterator[QuerySetRunner]:
+        set_constants(gathering, FEW=1)
+        make(18)
+        with installed(runner_class := declare(fail_on_odd, BATCH_SIZE=1, MAX_ATTEMPTS=1)):
+            runner_class().run()
+            work_off()
+            Chunk.objects.update(finished_at=timezone.now() - dt.timedelta(days=2))
+            yield runner_class()
+
+    def test_their_chunks_are_folded_and_no_count_changes(self, runner: QuerySetRunner) -> None:
+        [batch] = Batch.objects.all()
+        before = runner.progress(), batches.counts(batch)
+
+        assert gathering.gather_failures() == 8
+        assert (runner.progress(), batches.counts(batch)) == before
+        assert fold_everywhere() == 17
+        assert (runner.progress(), batches.counts(batch)) == before
+
+        [left] = Chunk.objects.unfolded()
+        assert (left.size, left.failed) == (9, 9)
+        assert gathering.gather_failures() == 0
+        assert Chunk.objects.count() == 10
+
+    def test_they_are_ignored_retried_and_listed_as_before(self, runner: QuerySetRunner) -> None:
+        gathering.gather_failures()
+        fold_everywhere()
+        chosen = RunFilter(runner=runner.label, state="failed")
+        runs = [run for page in chosen.each() for run in page]
+
+        assert len(runs) == 9
+        assert interventions.ignore_runs([runs[:4]]) == 4
+        assert runner.progress() == Progress(succeeded=9, failed=5, ignored=4)
+        assert runner.retry().planned == 5
+        after = runner.progress()
+        assert (after.succeeded, after.failed, after.ignored, after.unfinished) == (9, 0, 4, 5)
+
+    def test_a_chunk_takes_no_more_than_a_page_can_show(
+        self, runner: QuerySetRunner, set_constants: Callable[..., None]
+    ) -> None:
+        set_constants(gathering, MOST_FAILURES=4)
+
+        gathering.gather_failures()
+
+        assert left_with_failures() == [1, 4, 4]
+        for chunk in Chunk.objects.filter(failed__gt=0):
+            assert chunk.runs.failed().count() == chunk.failed
+
+    def test_those_of_other_batches_and_days_stay_apart(self, runner: QuerySetRunner) -> None:
+        failed = list(Chunk.objects.filter(failed=1).order_by("pk"))
+        Chunk.objects.filter(pk__in=[chunk.pk for chunk in failed[:3]]).update(batch=None)
+        Chunk.objects.filter(pk=failed[8].pk).update(finished_at=timezone.now())
+
+        assert gathering.gather_failures() == 2 + 4
+        assert left_with_failures() == [1, 3, 5]
+
+    def test_few_chunks_with_failures_are_left_alone(
+        self, runner: QuerySetRunner, set_constants: Callable[..., None]
+    ) -> None:
+        set_constants(gathering, FEW=9)
+
+        assert gathering.gather_failures() == 0
+
+    def test_a_run_that_is_superseded_later_is_counted_once(self, runner: QuerySetRunner) -> None:
+        gathering.gather_failures()
+        Document.objects.filter(title="1").update(title="2")
+        runner.run()
+        work_off()
+        fold_everywhere()
+
+        assert runner.progress() == Progress(succeeded=10, failed=8)
+        assert Run.objects.failed().count() == 9

@@ -1,7 +1,8 @@
 """Folding: the counts of old chunks are added to their node's and batch's totals, once.
 
 So progress() need not sum every chunk that ever was. A chunk that finished without a failure never
-changes again. Chunks with failures are not folded: their runs may still be retried or ignored.
+changes again. Chunks with failures are not folded, as someone may ignore their runs: `gathering`
+moves these together.
 """
 
 import datetime as dt
@@ -46,8 +47,8 @@ def fold_everywhere(*, at_most: int = 20 * FOLDED_AT_ONCE) -> int:
     """Fold the finished chunks of every node with more than a few; how many."""
     # Subqueries for each node: a join may read all chunks. The first one is empty at most nodes.
     each = Chunk.objects.of(OuterRef("pk"))
-    settled = _ended(each, quiet=SETTLED_AFTER).filter(failed=0).values("pk")
-    old = _ended(each, quiet=LONG_AGO).filter(failed=0).values("pk")
+    settled = ended(each, quiet=SETTLED_AFTER).filter(failed=0).values("pk")
+    old = ended(each, quiet=LONG_AGO).filter(failed=0).values("pk")
     nodes = Node.objects.annotate(
         first=Subquery(settled[:1]), old=Subquery(old[:1]), many=Subquery(settled[FEW - 1 : FEW])
     )
@@ -110,11 +111,11 @@ def _empty(node: Any, *, quiet: float) -> ChunkQuerySet[Chunk]:
     runs = Run.objects.filter(chunk=OuterRef("pk"))
     of_batch = Run.objects.filter(chunk__batch=OuterRef("batch"))
     goes_too = Q(~Exists(of_batch), batch__finished_at__lte=from_now(-quiet))
-    empty = _ended(Chunk.objects.of(node), quiet=quiet).filter(~Exists(runs))
+    empty = ended(Chunk.objects.of(node), quiet=quiet).filter(~Exists(runs))
     return empty.filter(Q(failed=0) | Q(batch=None) | goes_too)
 
 
-def _ended(chunks: ChunkQuerySet[Chunk], *, quiet: float) -> ChunkQuerySet[Chunk]:
+def ended(chunks: ChunkQuerySet[Chunk], *, quiet: float) -> ChunkQuerySet[Chunk]:
     """Those of the chunks that are not folded, and finished `quiet` seconds ago or longer."""
     is_quiet = Q(finished_at=None) | Q(finished_at__lte=from_now(-quiet))
     return chunks.unfolded().finished().filter(is_quiet)
@@ -124,7 +125,7 @@ def _fold_some(node_ids: Sequence[int], *, quiet: float) -> int:
     pulses.hold(LOCK)
     # Not locked: no process writes to them any more, and no other one folds.
     of_nodes = Chunk.objects.filter(node__in=node_ids)
-    found = list(_ended(of_nodes, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
+    found = list(ended(of_nodes, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
     if not found:
         return 0
     # All of their runs moved to other chunks, so pruning will never find them by a run.

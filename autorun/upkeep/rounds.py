@@ -26,6 +26,7 @@ from autorun.upkeep import orphans, pruning
 from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.draining import hand_out_spilled
 from autorun.upkeep.folding import fold_everywhere
+from autorun.upkeep.gathering import gather_failures
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.writes import drop_unknown, hand_out_written
 
@@ -77,6 +78,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "handed_out": hand_out_spilled,
         "notified": notify or (lambda: 0),
         "folded": _now_and_then("fold", FOLD_EVERY, fold_everywhere),
+        "gathered": _now_and_then("gather", PRUNE_EVERY, gather_failures),
         "pruned": _now_and_then("prune", PRUNE_EVERY, _prune),
     }
     done = dict.fromkeys(steps, 0)
