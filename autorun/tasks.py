@@ -57,16 +57,13 @@ def plan(
     from autorun.execution.execute import work_off
 
     *deleted, label = model_label.split(":")
-    subscribers = delivery.subscriptions().get(label, [])
-    is_related = model_label.startswith(RELATED)
-    if is_related:
-        subscribers = delivery.runners_of_related(model_label)
+    subscribers = delivery.runners_of(model_label)
     try:
         with soft_limit_ignored():
             if not subscribers:
                 delivery.write_down({model_label: set(pks)})
                 return
-            if is_related:
+            if model_label.startswith(RELATED):
                 plan_related(subscribers, label, pks)
                 return
             if deleted:

@@ -299,3 +299,14 @@ def test_the_rows_are_found_by_one_query(sent):
         query["sql"] for query in queries if f"LIMIT {dependents.MOST_ROWS + 1}" in query["sql"]
     ]
     assert len(found) == 1
+
+
+def test_a_declaration_that_raises_stops_no_other_runner(done):
+    def get_input_fields(self):
+        raise ValueError("no such file")
+
+    broken = declare(NAME="BrokenRunner", DATA_MODEL=Image, get_input_fields=get_input_fields)
+    with installed(broken, images()):
+        an_image()
+
+    assert Run.objects.succeeded().count() == 1

@@ -204,7 +204,7 @@ def _upstream(runner: Runner | None) -> str:
 def _related(runner: Runner | None) -> str:
     names: list[str] = []
     with suppress(AutorunError):
-        names = [each.relation for each in runner.related] if runner else []
+        names = [each.relation for each in runner.related()] if runner else []
     return ", ".join(dict.fromkeys(names)) or "by one of its relations"
 
 

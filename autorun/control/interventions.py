@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
@@ -100,41 +100,54 @@ def retry_runs(
     Each runner gets one batch or more. Runs of a version or configuration that their runner no
     longer has are skipped. Workers check again whether those who `asked` may retry runs.
     """
-    keys: dict[tuple[str, bool, bool], list[Any]] = defaultdict(list)
+    keys: dict[_Alike, list[Any]] = defaultdict(list)
     outdated: list[int] = []
     for runs in found:
-        runners = _runners_of(runs)
-        beyond = _chunks_of(runs).filter(batch__is_beyond_base=True)
-        beyond_base = set(beyond.values_list("pk", flat=True))
-        finished = Run.objects.current().filter(
-            pk__in=[run.pk for run in runs], status__in=RETRYABLE
-        )
-        for run in finished.defer("outputs"):
-            runner = runners.get((run.node_id, run.chunk_id))
-            if runner is None:
-                outdated.append(run.pk)
-            else:
-                key = key_kind(runner.get_model()).of(run)
-                is_ignored = run.status != Run.Status.FAILED
-                keys[runner.label, is_ignored, run.chunk_id in beyond_base].append(key)
+        _sort_retryable(runs, keys, outdated)
     begun = [
         request_backfill(
-            registry.get(label),
+            registry.get(alike.label),
             # Such a run counts as done, so only force runs its row again.
             Scope(
                 pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
-                only=None if is_ignored else "failed",
-                force=is_ignored,
-                beyond_base=is_beyond_base,
+                only=None if alike.is_ignored else "failed",
+                force=alike.is_ignored,
+                beyond_base=alike.is_beyond_base,
                 asked=asked,
             ),
             requested_by=requested_by,
         )
-        for (label, is_ignored, is_beyond_base), of_runner in keys.items()
+        for alike, of_runner in keys.items()
         for begin in range(0, len(of_runner), KEYS_IN_SCOPE)
     ]
-    ignored = sum(len(of_runner) for (_, is_ignored, _), of_runner in keys.items() if is_ignored)
+    ignored = sum(len(of_runner) for alike, of_runner in keys.items() if alike.is_ignored)
     return Retried(begun, sum(map(len, keys.values())), ignored, outdated)
+
+
+class _Alike(NamedTuple):
+    """The runs that batches of one kind retry."""
+
+    label: str
+    is_ignored: bool
+    is_beyond_base: bool
+
+
+def _sort_retryable(
+    runs: Sequence[Run], keys: dict[_Alike, list[Any]], outdated: list[int]
+) -> None:
+    """Add the rows of the runs that can be retried to `keys`, or the run to those `outdated`."""
+    runners = _runners_of(runs)
+    beyond = _chunks_of(runs).filter(batch__is_beyond_base=True)
+    beyond_base = set(beyond.values_list("pk", flat=True))
+    finished = Run.objects.current().filter(pk__in=[run.pk for run in runs], status__in=RETRYABLE)
+    for run in finished.defer("outputs"):
+        runner = runners.get((run.node_id, run.chunk_id))
+        if runner is None:
+            outdated.append(run.pk)
+        else:
+            is_ignored = run.status != Run.Status.FAILED
+            alike = _Alike(runner.label, is_ignored, run.chunk_id in beyond_base)
+            keys[alike].append(key_kind(runner.get_model()).of(run))
 
 
 def retry_matching(

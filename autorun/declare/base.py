@@ -255,7 +255,6 @@ class Runner:
             return None
         return [each if isinstance(each, str) else repr(each) for each in self.INPUT_FIELDS or ()]
 
-    @cached_property
     def related(self) -> tuple[Related, ...]:
         """The rows of other tables that INPUT_FIELDS, WATCH and DEPENDS_ON read."""
         model = self._model

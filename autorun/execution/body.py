@@ -55,7 +55,7 @@ class Body:
         self.analysis = analysis
         self.timeout = timeout_of(runner)
         #: The calls that go on at a time.
-        self.together = calls_at_once(runner.label)
+        self.together = calls_at_once(runner.label) if analysis.is_concurrent else 1
         #: None if a call takes one row.
         self.portions = None if analysis.batch is None else Portions(analysis.batch)
         self.refused_by: RetryLater | None = None

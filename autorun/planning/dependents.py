@@ -123,7 +123,7 @@ def _plan(
 
 def _relations(runner: Runner, lookup: str) -> str:
     """The related rows that lead to rows of the runner by `lookup`, in words."""
-    known = [each.relation for each in runner.related if each.lookup == lookup]
+    known = [each.relation for each in runner.related() if each.lookup == lookup]
     names = dict.fromkeys(known or [lookup.rpartition("__")[0]])
     return " or ".join(map(spoken, names))
 

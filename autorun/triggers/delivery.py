@@ -10,7 +10,7 @@ import multiprocessing.util
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import call, timeout_of
-from autorun.declare.related import Related, label_of_related
+from autorun.declare.related import RELATED, Related, label_of_related
 from autorun.dispatch.publishing import (
     Message,
     is_immediate,
@@ -89,31 +89,27 @@ def dependents() -> dict[str, Dependents]:
     found: dict[str, Dependents] = {}
     for label, runners in subscriptions().items():
         for runner in runners:
-            for source in _related(runner):
-                name = label_of_related(label, source.lookup)
-                known = found.setdefault(name, Dependents([], []))
-                if runner not in known.runners:
-                    known.runners.append(runner)
-                if source not in known.sources:
-                    known.sources.append(source)
+            with suppress(AutorunError):  # as above
+                for source in call(runner, "related"):
+                    name = label_of_related(label, source.lookup)
+                    known = found.setdefault(name, Dependents([], []))
+                    if runner not in known.runners:
+                        known.runners.append(runner)
+                    if source not in known.sources:
+                        known.sources.append(source)
     return found
 
 
-def runners_of_related(label: str) -> list[Runner]:
-    """Return the runners of this process that read the related rows of that label."""
-    known = dependents().get(label)
-    return [] if known is None else known.runners
+@cache
+def runners_of(label: str) -> Sequence[Runner]:
+    """Return the runners of this process that plan the rows delivered under that label."""
+    if label.startswith(RELATED):
+        return dependents()[label].runners if label in dependents() else ()
+    return subscriptions().get(label.rpartition(":")[2], ())
 
 
-def _related(runner: Runner) -> tuple[Related, ...]:
-    try:
-        return runner.related
-    except AutorunError:  # a system check says what is wrong with it
-        return ()
-
-
-registry.on_change(subscriptions.cache_clear)
-registry.on_change(dependents.cache_clear)
+for _known in (subscriptions, dependents, runners_of):
+    registry.on_change(_known.cache_clear)
 
 
 def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:

@@ -116,15 +116,18 @@ def listen_to_deletions() -> None:
 
     If a model has a receiver, Django loads the rows that a queryset deletes.
     """
-    watched = models_with_deletions()
-    for model in apps.get_models(include_auto_created=True):
+    global _heard
+    before, _heard = _heard, models_with_deletions()
+    for model in before ^ _heard:
         is_link = bool(model._meta.auto_created)
         signal = m2m_changed if is_link else post_delete
-        if model._meta.concrete_model in watched:
-            note = note_linked if is_link else note_deleted
-            signal.connect(note, sender=model, dispatch_uid="autorun.on_save")
-        else:
-            signal.disconnect(sender=model, dispatch_uid="autorun.on_save")
+        listen = signal.connect if model in _heard else signal.disconnect
+        note = note_linked if is_link else note_deleted
+        listen(note, sender=model, dispatch_uid="autorun.on_save")
+
+
+#: The models whose deletions or links are listened to.
+_heard: set[type[Model]] = set()
 
 
 def uncommitted(using: str) -> dict[str, set[Any]]:

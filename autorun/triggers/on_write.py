@@ -128,7 +128,7 @@ def _keys_read(runner: Runner) -> Iterator[tuple[Any, str]]:
     """A key of each table that the runner reads, and how its rows lead to it."""
     for parent, path in _tables_of(call(runner, "get_model")):
         yield parent._meta.pk, path
-    for each in runner.related:
+    for each in call(runner, "related"):
         if each.attname != PK:
             yield each.model._meta.get_field(each.attname), each.lookup
             continue

@@ -59,7 +59,14 @@ def models_with_deletions() -> set[type[Model]]:
     found = {runners[0].get_model() for runners in delivery.subscriptions().values()}
     for known in delivery.dependents().values():
         found.update(each.model for each in known.sources if each.attname != PK)
-    return {concrete(model) for model in found}
+    return {each for model in found for each in _with_proxies(concrete(model))}
+
+
+def _with_proxies(model: type[Model]) -> Iterator[type[Model]]:
+    yield model
+    for child in model.__subclasses__():
+        if child._meta.proxy:
+            yield from _with_proxies(child)
 
 
 def _of_related(model: type[Model], *, is_deleted: bool) -> Iterator[Watch]:

@@ -181,7 +181,9 @@ def _kept(held: QuerySet[SpilledTrigger]) -> Iterator[None]:
 def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
     """Plan the rows of the triggers, which are alike; suspects are alone."""
     first = some[0]
-    runners = _runners_of(first.model_label, first.runner)
+    # Those of the model, or the one that the trigger names.
+    named = registry.find(first.runner)
+    runners = [named] if named else () if first.runner else delivery.runners_of(first.model_label)
     if not runners:
         message = "Saved %s have had no runner for a day: %d rows are dropped."
         logger.warning(message, first.model_label, len(keys))
@@ -218,13 +220,3 @@ def _divide(trigger: SpilledTrigger, runners: Sequence[Runner]) -> None:
         SpilledTrigger(model_label=trigger.model_label, runner=label, keys=some, tries=1)
         for label, some in parts
     )
-
-
-def _runners_of(model_label: str, label: str) -> list[Runner]:
-    """The runners that a spilled trigger is for: the one it names, or all of its model."""
-    if label:
-        runner = registry.find(label)
-        return [] if runner is None else [runner]
-    if model_label.startswith(RELATED):
-        return delivery.runners_of_related(model_label)
-    return delivery.subscriptions().get(model_label.rpartition(":")[2], [])

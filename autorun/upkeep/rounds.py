@@ -64,7 +64,25 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         if held is None:
             _guarded("unparked", unpark)
             return None
-    steps: dict[str, Callable[[], int]] = {
+    steps = _steps(notify)
+    done = dict.fromkeys(steps, 0)
+    extended_at = time.monotonic()
+    for name, step in steps.items():
+        if held is not None and time.monotonic() - extended_at > settings.LEASE / 4:
+            held, extended_at = take_lease(LEASE, held=held), time.monotonic()
+            if held is None:
+                break  # this process was frozen, and another one makes a round
+        done[name] = _guarded(name, step)
+    if held is not None:
+        end_lease(LEASE, held)
+    report = Report(**done)
+    if str(report):
+        logger.info("Upkeep: %s.", report)
+    return report
+
+
+def _steps(notify: Callable[[], int] | None) -> dict[str, Callable[[], int]]:
+    return {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
         "reopened": _now_and_then("reopen", REOPEN_EVERY, orphans.reopen_some),
         "unparked": unpark,
@@ -81,20 +99,6 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
         "gathered": _now_and_then("gather", PRUNE_EVERY, gather_failures),
         "pruned": _now_and_then("prune", PRUNE_EVERY, _prune),
     }
-    done = dict.fromkeys(steps, 0)
-    extended_at = time.monotonic()
-    for name, step in steps.items():
-        if held is not None and time.monotonic() - extended_at > settings.LEASE / 4:
-            held, extended_at = take_lease(LEASE, held=held), time.monotonic()
-            if held is None:
-                break  # this process was frozen, and another one makes a round
-        done[name] = _guarded(name, step)
-    if held is not None:
-        end_lease(LEASE, held)
-    report = Report(**done)
-    if str(report):
-        logger.info("Upkeep: %s.", report)
-    return report
 
 
 def unpark() -> int:
