@@ -126,10 +126,12 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
             for each in runner.inputs:
                 if isinstance(each, MembersInput):
                     each.attach(instances)
-            rows = examined(runner, instances)
+            rows = one_by_one(runner, instances)
             if runner.input_from:
-                rows = _with_outputs(runner, list(rows))
-            found.update((row.key, row) for row in rows)
+                rows = _with_outputs(runner, list(filter(None, rows)))
+            for row in rows:
+                if row is not None:
+                    found[row.key] = row
         except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
             halving.errors.append(error)
     return found
