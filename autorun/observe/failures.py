@@ -233,6 +233,25 @@ def _grouped(
         .order_by()
     )
     classes = {(node_id, name): number for node_id, name, number in numbers}
+    by_class = _read_by_class(failures, classes, counted)
+    found: list[tuple[FailureGroup, Sequence[Row]]] = []
+    # Without classes that first failed since they were counted: a page loaded again has them.
+    for each in by_class.keys() & classes.keys():
+        alike: dict[str, list[Row]] = {}
+        for row in by_class[each]:
+            alike.setdefault(message_shape(row["start"]), []).append(row)
+        read = len(by_class[each])
+        found += [
+            (_group(rows, shape, read=read, of_class=classes[each]), rows)
+            for shape, rows in alike.items()
+        ]
+    return found
+
+
+def _read_by_class(
+    failures: QuerySet[Failure], classes: Mapping[ClassOfNode, int], counted: Q
+) -> dict[ClassOfNode, list[Row]]:
+    """The newest failures; more of the classes of which these are too few."""
     by_class: dict[ClassOfNode, list[Row]] = {}
     for row in _newest(failures, counted)[:READ_AT_ONCE]:
         by_class.setdefault(_class_of(row), []).append(row)
@@ -246,18 +265,7 @@ def _grouped(
         for row in _newest_of_each(failures, {name for _, name in hidden}, counted):
             if _class_of(row) in hidden:
                 by_class[_class_of(row)].append(row)
-    found: list[tuple[FailureGroup, Sequence[Row]]] = []
-    # Without classes that first failed since they were counted: a page loaded again has them.
-    for each in by_class.keys() & classes.keys():
-        alike: dict[str, list[Row]] = {}
-        for row in by_class[each]:
-            alike.setdefault(message_shape(row["start"]), []).append(row)
-        read = len(by_class[each])
-        found += [
-            (_group(rows, shape, read=read, of_class=classes[each]), rows)
-            for shape, rows in alike.items()
-        ]
-    return found
+    return by_class
 
 
 def _newest_of_each(

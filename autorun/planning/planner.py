@@ -1,6 +1,6 @@
 """Planning of one window: count candidates, supersede runs and insert new ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -101,14 +101,9 @@ class Planner:
         insert = partial(
             statements.insert, size=size, status=self.status, outputs_from=self.outputs_from
         )
-        redo: list[Redo] = []
         superseded: dict[str, int] = {}
         inserted = 0
-        if found.redo:
-            named = candidates
-            if found.to_redo is not None:
-                named = self._candidates(found.to_redo, within=candidates)
-            redo = statements.redone(named, self.selection, limit=limit)
+        redo = self._redone(candidates, found, limit=limit) if found.redo else []
         if redo:
             superseded = statements.supersede(redo)
             crash_point("plan.superseded")
@@ -135,6 +130,11 @@ class Planner:
             if redo or now != found:
                 inserted += self._insert(candidates, now, new_chunk_id(), limit=left)
         return inserted
+
+    def _redone(self, candidates: Candidates, found: Counts, *, limit: int | None) -> list[Redo]:
+        if found.to_redo is not None:
+            candidates = self._candidates(found.to_redo, within=candidates)
+        return statements.redone(candidates, self.selection, limit=limit)
 
     def _create_chunks(
         self, first_chunk: int, superseded: dict[str, int], *, is_empty: bool
@@ -178,30 +178,27 @@ class Planner:
         if not failing._insert(candidates, found, first_chunk, limit=None):
             return
         crash_point("plan.unprepared")
-        errors = {row.key: row.error for row in rows if row.error is not None}
-        last_chunk = first_chunk + len(rows)
-        runs = Run.objects.filter(
-            node_id=self.node_id,
-            chunk_id__gte=first_chunk,
-            chunk_id__lte=last_chunk,
-            fingerprint=UNPREPARED,
+        runs = Run.objects.of(self.node_id).filter(
+            chunk_id__range=(first_chunk, first_chunk + len(rows)), fingerprint=UNPREPARED
         )
-        # Another process's chunks may have ids in this range.
+        self._note_failures(runs, {row.key: row.error for row in rows if row.error is not None})
+
+    def _note_failures(self, runs: Iterable[Run], errors: Mapping[Key, Exception]) -> None:
+        key_of = key_kind(self.runner.get_model()).of
+        # Another process's chunks may have ids in the same range.
         failed = {
             run: describe_exception(errors[key], max_bytes=settings.MAX_TRACEBACK_BYTES)
             for run in runs
-            if (key := candidates.kind.of(run)) in errors
+            if (key := key_of(run)) in errors
         }
         Failure.objects.bulk_create(
             Failure(run_id=run.pk, attempt=0, **asdict(text)) for run, text in failed.items()
         )
-        signals.announce_runs(
-            self.runner.label,
-            (
-                signals.Ending(run.pk, candidates.kind.of(run), attempts=0, failure=text)
-                for run, text in failed.items()
-            ),
+        endings = (
+            signals.Ending(run.pk, key_of(run), attempts=0, failure=text)
+            for run, text in failed.items()
         )
+        signals.announce_runs(self.runner.label, endings)
 
     def _candidates(
         self, rows: Sequence[tuple[Key, str]], *, within: Candidates | None = None

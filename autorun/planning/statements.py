@@ -166,13 +166,29 @@ def insert(
     """
     connection = connections[settings.DATABASE]
     begin, end = insert_ignoring_conflicts(connection)
-    runs = table(Run, connection)
     missing = Fragment("")
     if not are_all_missing:
         match = current_run_of_candidate(connection, candidates)
+        runs = table(Run, connection)
         missing = Fragment(
             f"WHERE NOT EXISTS (SELECT 1 FROM {runs} AS r WHERE {match.sql})", match.params
         )
+    rows = _rows_to_insert(connection, candidates, status, outputs_from)
+    sql = f"{rows.sql} {missing.sql} ORDER BY d.k {_limited(limit)}"
+    params = [candidates.node_id, first_chunk, size, *rows.params, *missing.params]
+    if connection.vendor == "postgresql" and expected >= WORTH_A_SAVEPOINT:
+        with suppress(IntegrityError), transaction.atomic(using=settings.DATABASE):
+            return _row_count(connection, f"INSERT INTO {sql}", params)
+    return _row_count(connection, f"{begin} {sql} {end}", params)
+
+
+def _rows_to_insert(
+    connection: BaseDatabaseWrapper,
+    candidates: Candidates,
+    status: Run.Status,
+    outputs_from: Sequence[int],
+) -> Fragment:
+    """Runs for the candidates; takes the node, the first chunk and the chunks' size as well."""
     object_id, object_key = ("d.k", "''") if candidates.kind.is_integer else ("0", "d.k")
     ordinal = "ROW_NUMBER() OVER (ORDER BY d.k) - 1"
     finished_at = "NULL" if status == Run.Status.PENDING else NOW_SQL[connection.vendor]
@@ -180,19 +196,14 @@ def insert(
     if outputs_from:
         outputs_column = ", outputs"
         outputs = f", {_last_outputs(connection, candidates, outputs_from)}"
-    rows = (
-        f"{runs} (node_id, object_id, object_key, fingerprint, "
+    return Fragment(
+        f"{table(Run, connection)} (node_id, object_id, object_key, fingerprint, "
         f"is_current, chunk_id, status, attempts, finished_at{outputs_column}) "
         f"SELECT %s, {object_id}, {object_key}, d.f, TRUE, "
         f"%s + {whole_quotient(connection, ordinal, '%s')}, {status:d}, 0, {finished_at}{outputs} "
-        f"FROM ({candidates.source.sql}) AS d {missing.sql} "
-        f"ORDER BY d.k {_limited(limit)}"
+        f"FROM ({candidates.source.sql}) AS d",
+        candidates.source.params,
     )
-    params = [candidates.node_id, first_chunk, size, *candidates.source.params, *missing.params]
-    if connection.vendor == "postgresql" and expected >= WORTH_A_SAVEPOINT:
-        with suppress(IntegrityError), transaction.atomic(using=settings.DATABASE):
-            return _row_count(connection, f"INSERT INTO {rows}", params)
-    return _row_count(connection, f"{begin} {rows} {end}", params)
 
 
 def _last_outputs(

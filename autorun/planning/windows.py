@@ -222,36 +222,43 @@ def _python_windows(
     is_last = False
     while not is_last:
         bounded = _between(kind, rows, after=after, up_to=up_to)
-        try:
-            instances = next(in_pages(runner, bounded, size=size))
-        except Exception as error:
-            if is_passing(error):
-                raise
-            list(without_rows(fingerprinted(runner, bounded)))  # raises what hits every row
-            if size > 1:
-                size = -(-size // 2)
-                continue
-            pk = bounded.order_by("pk").values_list("pk", flat=True)[0]
-            yield unprepared(runner, pk, error)
-            after, size = str(pk), 1
+        instances, size = _first_of(runner, bounded, size=size)
+        if isinstance(instances, Window):
+            yield instances
+            after = instances.last_key
             continue
         checked, found = _checked(runner, instances)
         is_last = checked == len(instances) < size
         end = key_of(instances[checked - 1]) if instances else None
-        candidates = replace(
-            candidates_of(
-                [(row.key, row.fingerprint) for row in found if row.error is None],
-                node_id=node_id,
-                kind=kind,
-            ),
-            above=_key(kind, after) if has_bounds else None,
-            up_to=end if has_bounds else None,
-        )
+        prepared = [(row.key, row.fingerprint) for row in found if row.error is None]
+        candidates = candidates_of(prepared, node_id=node_id, kind=kind)
+        if has_bounds:
+            candidates = replace(candidates, above=_key(kind, after), up_to=end)
         after = "" if is_last else str(end)
         yield Window(candidates, after, tuple(row for row in found if row.error is not None))
         # The rest of a page is read again, as it may have changed; so slow rows get small pages.
         alone -= checked
         size = 1 if alone > 0 else min(PYTHON_WINDOW, 2 * checked)
+
+
+def _first_of(
+    runner: Runner, rows: QuerySet[Any], *, size: int
+) -> tuple[Sequence[Any] | Window, int]:
+    """The first `size` of the rows, or fewer if so many cannot be read together, and how many.
+
+    If the first one cannot be read even alone, a window of it as unprepared.
+    """
+    while True:
+        try:
+            return next(in_pages(runner, rows, size=size)), size
+        except Exception as error:
+            if is_passing(error):
+                raise
+            list(without_rows(fingerprinted(runner, rows)))  # raises what hits every row
+            if size == 1:
+                pk = rows.order_by("pk").values_list("pk", flat=True)[0]
+                return unprepared(runner, pk, error), size
+        size = -(-size // 2)
 
 
 def _checked(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:

@@ -153,19 +153,22 @@ def _named_analysis(runner: Runner) -> Iterator[CheckMessage]:
         )
         return
     try:
-        found = analyses.get(title, version)
-        if found.concurrency is not None and not found.is_concurrent:
-            what = "takes batches" if found.is_async else "is not async"
-            yield error(runner, "E034")(
-                f"{found} has concurrency={found.concurrency}, but {what}.",
-                f"Leave concurrency out in {found.location}, or make it an async function that "
-                "takes one row.",
-            )
+        yield from _concurrency(runner, analyses.get(title, version))
     except NotRegistered as missing:
         yield error(runner, "E006")(
             str(missing),
             f"Correct ANALYSIS and ANALYSIS_VERSION in {place(runner)}, or declare "
             f"@analysis({title!r}, version={version!r}) in an app's analyses module.",
+        )
+
+
+def _concurrency(runner: Runner, found: analyses.Analysis) -> Iterator[CheckMessage]:
+    if found.concurrency is not None and not found.is_concurrent:
+        what = "takes batches" if found.is_async else "is not async"
+        yield error(runner, "E034")(
+            f"{found} has concurrency={found.concurrency}, but {what}.",
+            f"Leave concurrency out in {found.location}, or make it an async function that takes "
+            "one row.",
         )
 
 
