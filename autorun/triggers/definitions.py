@@ -108,8 +108,24 @@ def _on_postgresql(words: _Words) -> Mapping[str, str]:
     if words.columns is not None:
         old, new = (", ".join(f"{row}.{each}" for each in words.columns) for row in ("OLD", "NEW"))
         is_changed = f"pg_catalog.record_image_ne(ROW({old}), ROW({new}))"
+    create = 'CREATE TRIGGER "$NAME_{event}" {when} ON ' + words.table
+    by_statement = f"FOR EACH STATEMENT {call}"
+    return {
+        "function": _function_on_postgresql(words, function),
+        "i": f"{create.format(event='i', when='AFTER INSERT')} "
+        f"REFERENCING NEW TABLE AS new_rows {by_statement}",
+        "u": f"{create.format(event='u', when='AFTER UPDATE' + words.of_columns)} "
+        f"FOR EACH ROW WHEN ({is_changed}) {call}",
+        "d": f"{create.format(event='d', when='AFTER DELETE')} "
+        f"REFERENCING OLD TABLE AS old_rows {by_statement}",
+        # Before, so that Django's `flush`, which truncates the notes as well, leaves none.
+        "t": f"{create.format(event='t', when='BEFORE TRUNCATE')} {by_statement}",
+    }
+
+
+def _function_on_postgresql(words: _Words, function: str) -> str:
     truncated = f"VALUES ('{words.source}', 't', 0, '')"
-    body = f"""
+    return f"""
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET jit = off AS $autorun$
 DECLARE low bigint; high bigint; number bigint;
@@ -127,20 +143,7 @@ BEGIN
     {words.note("u", "NEW")};
   END IF;
   RETURN NULL;
-END $autorun$"""
-    create = 'CREATE TRIGGER "$NAME_{event}" {when} ON ' + words.table
-    by_statement = f"FOR EACH STATEMENT {call}"
-    return {
-        "function": body.strip(),
-        "i": f"{create.format(event='i', when='AFTER INSERT')} "
-        f"REFERENCING NEW TABLE AS new_rows {by_statement}",
-        "u": f"{create.format(event='u', when='AFTER UPDATE' + words.of_columns)} "
-        f"FOR EACH ROW WHEN ({is_changed}) {call}",
-        "d": f"{create.format(event='d', when='AFTER DELETE')} "
-        f"REFERENCING OLD TABLE AS old_rows {by_statement}",
-        # Before, so that Django's `flush`, which truncates the notes as well, leaves none.
-        "t": f"{create.format(event='t', when='BEFORE TRUNCATE')} {by_statement}",
-    }
+END $autorun$""".strip()
 
 
 def _on_mariadb(words: _Words) -> Mapping[str, str]:
