@@ -41,7 +41,8 @@ def expression(
         _set_of_members(each) if isinstance(each, MembersInput) else each.source
         for each in runner.inputs
     ]
-    sources += map(Value, code_marks(runner))
+    if runner.ON_CODE_CHANGE != "warn":
+        sources.append(Value(code_mark(runner)))
     if upstream and runner.depends_on:
         read = {each.label for each in inputs_from(runner).values()}
         for label, runs in upstream_successes(runner).items():
@@ -53,11 +54,9 @@ def expression(
     return Fingerprint(*sources, output_field=output_field or FingerprintField())
 
 
-def code_marks(runner: Runner) -> list[str]:
-    """The digest of the function's code, if an edit of it is to run all rows again."""
-    if runner.ON_CODE_CHANGE == "warn":
-        return []
-    return [code_digest(runner.get_analysis().function)]
+def code_mark(runner: Runner) -> str:
+    """The digest of the function's code, an edit of which is to run all rows again."""
+    return code_digest(runner.get_analysis().function)
 
 
 def has_subqueries(runner: Runner) -> bool:

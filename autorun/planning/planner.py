@@ -179,7 +179,9 @@ class Planner:
             return
         crash_point("plan.unprepared")
         runs = Run.objects.of(self.node_id).filter(
-            chunk_id__range=(first_chunk, first_chunk + len(rows)), fingerprint=UNPREPARED
+            chunk_id__gte=first_chunk,
+            chunk_id__lte=first_chunk + len(rows),
+            fingerprint=UNPREPARED,
         )
         self._note_failures(runs, {row.key: row.error for row in rows if row.error is not None})
 

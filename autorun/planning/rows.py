@@ -246,7 +246,8 @@ def one_by_one(
     get_key = _key_getter(instances[0]) if instances else key_of
     hook = f"{runner.label}.get_instance_representation()"
     user_code = nullcontext() if is_computed else UserCode(hook)
-    marks = [] if is_computed else fingerprints.code_marks(runner)
+    has_mark = not is_computed and runner.ON_CODE_CHANGE != "warn"
+    marks = [fingerprints.code_mark(runner)] if has_mark else []
     for instance in instances:
         key = get_key(instance)
         if successes is not None and key not in successes:
