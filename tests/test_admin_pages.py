@@ -24,7 +24,7 @@ from autorun.admin import batch_pages, run_pages
 from autorun.admin.backfills import BackfillRequest
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
-from autorun.declare import hooks
+from autorun.declare import page_time
 from autorun.declare.interruption import within
 from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
@@ -979,7 +979,7 @@ def test_a_page_shows_the_start_of_a_long_output_and_links_to_all_of_it(
 
 
 def test_a_page_waits_for_a_hook_no_longer_than_its_limit(client, set_constants) -> None:
-    set_constants(hooks, HOOK_SECONDS=0.05)
+    set_constants(page_time, SECONDS=0.05)
 
     def get_instance_representation(self, instance):
         time.sleep(5)
@@ -991,7 +991,7 @@ def test_a_page_waits_for_a_hook_no_longer_than_its_limit(client, set_constants)
         address = reverse("admin:autorun_run_text", args=[run.pk, "input"])
         page = client.get(address)
 
-    assert "It takes longer than 0.05 s." in page.text
+    assert "get_instance_representation() takes longer than 0.05 s." in page.text
 
 
 def test_a_thread_that_no_signal_reaches_waits_no_longer_either() -> None:

@@ -18,6 +18,7 @@ from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batc
 from autorun.conf import settings
 from autorun.control.interventions import stop_running
 from autorun.declare import registry
+from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
@@ -141,7 +142,8 @@ class BatchAdmin(PageAdmin):
         try:
             if asked.problems:
                 raise AutorunError(" ".join(asked.problems.values()))
-            batch = asked.start(request, self.admin_site, card.runner)
+            with spent(f"The query for the chosen rows of {label}"):
+                batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
             messages.error(request, f"The backfill was not started: {self.told(request, error)}")
             return self.redirect("autorun_batch_prepare", label)
@@ -223,13 +225,14 @@ class BatchAdmin(PageAdmin):
     ) -> tuple[PreviewShown | None, str]:
         """The preview, or None and the reason why nothing can be counted."""
         try:
-            count = count_rows(
-                card.runner,
-                asked.queryset(request, self.admin_site, card.runner),
-                begun=begun(request, asked.subject(card.runner.label)),
-                seconds=COUNTING_SECONDS,
-                samples=SAMPLES,
-            )
+            with spent(f"The query for the rows of {card.runner.label} or for the chosen ones"):
+                count = count_rows(
+                    card.runner,
+                    asked.queryset(request, self.admin_site, card.runner),
+                    begun=begun(request, asked.subject(card.runner.label)),
+                    seconds=COUNTING_SECONDS,
+                    samples=SAMPLES,
+                )
         except (AutorunError, ValueError, TypeError) as error:
             return None, self.told(request, error)
         return preview_shown(request, self.admin_site, card, asked, count), ""

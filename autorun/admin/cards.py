@@ -15,7 +15,7 @@ from django.utils.html import format_html
 
 from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
 from autorun.admin.markup import time_since
-from autorun.declare import registry
+from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, node_of
 from autorun.exceptions import AutorunError, bare_message
@@ -268,7 +268,7 @@ def name_of_runner(runner: Runner) -> str:
 def title_of_runner(runner: Runner) -> str:
     """The runner's analysis and its version, or its declaration of them if that is wrong."""
     try:
-        return str(runner.get_analysis())
+        return str(hooks.call(runner, "get_analysis"))
     except Exception:  # noqa: BLE001  any fault of a declaration
         return str(runner.ANALYSIS)
 
@@ -366,9 +366,9 @@ def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
 
 def _why_no_entry(runner: Runner) -> str:
     try:
-        schedule = runner.get_schedule()
-    except Exception as error:  # noqa: BLE001  a hook of one runner's: the others are shown
-        return f"get_schedule() raises {type(error).__name__}"
+        schedule = hooks.call(runner, "get_schedule")
+    except AutorunError as error:  # the others are shown
+        return bare_message(error)
     if schedule is None:
         return "on no schedule"
     has_beat = apps.is_installed("django_celery_beat")

@@ -30,6 +30,7 @@ from autorun.admin.stories import explanation_of
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
+from autorun.declare.page_time import budget, spent
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Node, Run
 from autorun.observe.run_states import state_of
@@ -135,10 +136,11 @@ class AutorunAdminMixin(ModelAdmin):
             url = address_of(self.admin_site, "run_change", run.pk)
             runs.append((url, str(run.node), state_of(run), run.attempts, when))
         runners = []
-        for each in runners_of(self.model):
-            reason = prose(explanation_of(each, instance, shows_messages=False))
-            url = address_of(self.admin_site, "node_why", each.label)
-            runners.append((url, name_of_runner(each), reason))
+        with budget():
+            for each in runners_of(self.model):
+                reason = prose(explanation_of(each, instance, shows_messages=False))
+                url = address_of(self.admin_site, "node_why", each.label)
+                runners.append((url, name_of_runner(each), reason))
         context = {"runs": runs, "runners": runners, "row": instance}
         return render_to_string("autorun/panel.html", context)
 
@@ -243,9 +245,14 @@ class _WithStatus(ChangeList):
         try:
             if is_exact(request):
                 return _pending(runner, rows)
-            self.autorun_found = find_pending(
-                runner, rows.order_by(), up_to=chosen.up_to, seconds=LOOKING_SECONDS, most=MOST_KEYS
-            )
+            with spent(f"The query for the pending rows of {runner.label}"):
+                self.autorun_found = find_pending(
+                    runner,
+                    rows.order_by(),
+                    up_to=chosen.up_to,
+                    seconds=LOOKING_SECONDS,
+                    most=MOST_KEYS,
+                )
         except AutorunError as error:
             return _none_for(request, rows, error)
         kind = key_kind(runner.get_model())

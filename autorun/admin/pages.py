@@ -20,9 +20,9 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from autorun.admin.permissions import Permission
-from autorun.declare import registry
+from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
-from autorun.exceptions import bare_message
+from autorun.exceptions import RunTimeout, bare_message
 
 View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
@@ -139,7 +139,16 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
             self: PageAdmin, request: HttpRequest, *args: Any, **kwargs: Any
         ) -> HttpResponseBase:
             require(request, *permissions)
-            return view(self, request, *args, **kwargs)
+            if request.method == "POST":  # which may call a hook for each of many parts
+                return view(self, request, *args, **kwargs)
+            try:
+                with page_time.budget():
+                    return view(self, request, *args, **kwargs)
+            except RunTimeout as error:
+                messages.error(request, str(error))
+                response = self.render(request, "base", "Too slow")
+                response.status_code = 503
+                return response
 
         checked.route = route  # type: ignore[attr-defined]
         return cast("View", checked)

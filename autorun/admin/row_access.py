@@ -17,8 +17,9 @@ from django.urls import NoReverseMatch, reverse
 
 from autorun.conf import settings
 from autorun.control.interventions import Narrowing
-from autorun.declare import hooks, registry
+from autorun.declare import hooks, page_time, registry
 from autorun.declare.base import Runner
+from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
 from autorun.state.keys import concrete, key_kind
@@ -106,8 +107,10 @@ def visible(
     if model_admin is None:
         rows = model._base_manager.using(database).filter(pk__in=set(keys))
         return {row.pk: row for row in rows}
-    shown = model_admin.get_queryset(request).using(database).order_by().filter(pk__in=set(keys))
-    return {row.pk: row for row in shown if model_admin.has_view_permission(request, row)}
+    with spent(f"{type(model_admin).__name__}.get_queryset(), its query or has_view_permission()"):
+        rows = model_admin.get_queryset(request).using(database).order_by()
+        shown = rows.filter(pk__in=set(keys))
+        return {row.pk: row for row in shown if model_admin.has_view_permission(request, row)}
 
 
 @dataclass
@@ -173,8 +176,8 @@ def database_of(runner: Runner) -> str:
 def name_of(site: AdminSite, instance: Any) -> Name:
     """The name of a row that the user may see."""
     meta, text, url = instance._meta, "", ""
-    with suppress(Exception):  # a project's own __str__
-        text = str(instance)
+    with suppress(Exception), spent(what := f"{meta.object_name}.__str__()"):
+        text = page_time.limited(what, lambda: str(instance))
     with suppress(NoReverseMatch):
         page = f"admin:{meta.app_label}_{meta.model_name}_change"
         url = reverse(page, args=[instance.pk], current_app=site.name)

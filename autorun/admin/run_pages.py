@@ -27,7 +27,7 @@ from autorun.admin.row_access import (
 from autorun.admin.stories import other_runs, outcome_of, story_of
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
-from autorun.declare.interruption import within
+from autorun.declare.page_time import spent
 from autorun.models import Run
 from autorun.observe.failures import exception_classes
 from autorun.observe.listing import RunFilter
@@ -244,7 +244,9 @@ def _input(runner: Runner | None, instance: Any, *, most: int | None = None) -> 
     if runner is None or instance is None:
         return None
     try:
-        found = within(hooks.HOOK_SECONDS, lambda: runner.get_instance_representation(instance))
+        hook = "get_instance_representation"
+        with spent(f"{runner.label}.{hook}()"):
+            found = hooks.call(runner, hook, instance)
         if found is None or isinstance(found, Model):  # the row itself, which the page names
             return None
         return as_json(found, most=most)

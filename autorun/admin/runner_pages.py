@@ -33,10 +33,11 @@ from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.control import halting
-from autorun.declare import registry
+from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import configuration_of, digest_of, node_of, nodes_over
+from autorun.declare.page_time import spent
 from autorun.declare.sets import Each
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
@@ -227,7 +228,8 @@ class NodeAdmin(PageAdmin):
         runner = get_runner(label)
         count, problem = None, ""
         try:
-            count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
+            with spent(f"The query for the rows of {label}"):
+                count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
         except AutorunError as error:
             problem = self.told(request, error)
         card = replace(card_of(runner), error=problem)
@@ -311,7 +313,7 @@ class NodeAdmin(PageAdmin):
     def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
         """The analysis: its location, its docstring, and its source if that can be read."""
         try:
-            analysis = runner.get_analysis()
+            analysis = hooks.call(runner, "get_analysis")
         except Exception as error:  # noqa: BLE001  the page says so
             return {"error": self.told(request, error)}
         source = ""

@@ -9,8 +9,9 @@ from typing import Any
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
+from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
-from autorun.exceptions import AutorunError, bare_message
+from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import WORKER_LOST, explain, kept_result
 from autorun.observe.run_states import state_of
@@ -102,7 +103,10 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
 def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> str:
     """Why the row is pending or not, without messages unless `shows_messages`."""
     try:
-        explanation = explain(runner, instance)
+        with spent(f"The query for the row of {runner.label}"):
+            explanation = explain(runner, instance)
+    except RunTimeout as error:
+        return f"It cannot be explained: {error}"
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return f"It cannot be explained: {type(error).__name__}"
     run = explanation.run

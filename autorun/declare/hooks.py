@@ -5,8 +5,6 @@ developer may return becomes a plain one of the runner's model.
 """
 
 import math
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -17,11 +15,11 @@ from django.db.models import Manager, Model, Q, QuerySet, Value
 from django.db.models.sql import Query
 
 from autorun.conf import settings
+from autorun.declare import page_time
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
-from autorun.declare.interruption import within
-from autorun.exceptions import AutorunError, ImproperRunner, RunTimeout
+from autorun.exceptions import AutorunError, ImproperRunner
 from autorun.state.encoding import qualified_name
 from autorun.state.keys import concrete
 from autorun.state.logs import get_logger
@@ -34,17 +32,10 @@ logger = get_logger(__name__)
 MOST_BACKOFF = 30 * 24 * 3600.0
 #: A run with a longer TIMEOUT has none: the system's timers end there.
 MOST_TIMEOUT = 1e8
-#: Hooks that upkeep and workers call for all runners: one that hangs must not hold up the others.
-LIMITED = ("create_configuration", "get_timeout")
-#: Seconds that such a hook may take, and that a page waits for one.
-HOOK_SECONDS = 5.0
-#: Seconds for which one that took longer is not called again.
-HUNG_FOR = 60.0
+#: Hooks that are called for all runners: one that hangs must not hold up the others.
+LIMITED = ("create_configuration", "get_analysis", "get_schedule", "get_timeout")
 #: An alias that marks the rows given to a filter, wherever it uses them.
 _GIVEN = "_autorun_given"
-
-#: By the class of a runner and the name of a hook that took too long, when it may be called again.
-_hung_until: dict[tuple[type[Runner], str], float] = {}
 
 
 def base_queryset(runner: Runner) -> QuerySet[Any]:
@@ -107,13 +98,17 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
     """Call a hook of a project's own.
 
     Raises ImproperRunner, which names the runner and the hook, for anything that it raises. If the
-    database is away, that is not the hook's fault; nor is it that the task's time is up.
+    database is away, that is not the hook's fault; nor is it that the task's time is up. Raises
+    RunTimeout if a page has no time left for it, or one of LIMITED takes too long.
     """
     is_own = getattr(type(runner), hook) is not getattr(Runner, hook)
+    name = f"{runner.label}.{hook}()"
     try:
-        with UserCode(f"{runner.label}.{hook}()") if is_own else nullcontext():
+        with UserCode(name) if is_own else nullcontext():
             ask = partial(getattr(runner, hook), *args, **options)
-            return _limited(runner, hook, ask) if is_own and hook in LIMITED else ask()
+            seconds = page_time.SECONDS if hook in LIMITED else None
+            code = getattr(type(runner), hook)
+            return page_time.limited(name, ask, code=code, seconds=seconds) if is_own else ask()
     except (AutorunError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
@@ -124,21 +119,6 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
         improper = ImproperRunner(f"{raised}: {error}. {advice}")
         improper.bare = f"{raised}. {advice}"
         raise improper from error
-
-
-def _limited(runner: Runner, hook: str, ask: Callable[[], Any]) -> Any:
-    """`ask()`; raises RunTimeout after HOOK_SECONDS, and at once for HUNG_FOR after that."""
-    asked = (type(runner), hook)
-    message = (
-        f"{runner.label}: {hook}() takes longer than {HOOK_SECONDS:g} s. Let it return sooner."
-    )
-    if time.monotonic() < _hung_until.get(asked, 0.0):
-        raise RunTimeout(message)
-    try:
-        return within(HOOK_SECONDS, ask, message=message)
-    except RunTimeout:
-        _hung_until[asked] = time.monotonic() + HUNG_FOR
-        raise
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.exceptions import RunTimeout
 from autorun.state import coroutines
+from autorun.state.user_code import all_connections, cancel_queries
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -111,12 +114,18 @@ def within(seconds: float, work: Callable[[], Result], *, message: str = "") -> 
 
 
 def in_thread(work: Callable[[], Result], *, seconds: float, late: Exception) -> Result:
-    """Return `work()` of another thread; after `seconds` leave it to itself, and raise `late`."""
+    """Return `work()` of another thread; after `seconds` leave it to itself, and raise `late`.
+
+    It sees the context variables of this thread, such as its language. Its query is cancelled.
+    """
     outcome: Future[Result] = Future()
+    context = copy_context()
+    used: list[BaseDatabaseWrapper] = []
 
     def attempt() -> None:
+        used.extend(all_connections())
         try:
-            outcome.set_result(work())
+            outcome.set_result(context.run(work))
         except BaseException as problem:  # noqa: BLE001 - raised again below
             outcome.set_exception(problem)
         finally:
@@ -126,6 +135,7 @@ def in_thread(work: Callable[[], Result], *, seconds: float, late: Exception) ->
     threading.Thread(target=attempt, name="autorun-in-thread", daemon=True).start()
     wait([outcome], timeout=seconds)
     if not outcome.done():
+        cancel_queries(used)
         raise late
     return outcome.result()
 

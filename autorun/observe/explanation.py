@@ -9,7 +9,7 @@ from django.db import connections
 from django.db.models import Max, OuterRef, Q, Subquery
 from django.utils.text import capfirst
 
-from autorun.declare import hooks
+from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
@@ -17,7 +17,7 @@ from autorun.declare.nodes import node_id_of, nodes_over
 from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.related import PK
 from autorun.dispatch.messages import queue_name, queue_of
-from autorun.exceptions import WorkerLost
+from autorun.exceptions import RunTimeout, WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run, Written
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
@@ -69,10 +69,10 @@ def explain(runner: Runner, instance: Any) -> Explanation:
     runs = runs.annotate(kept_at=_last_success_at())
     run = runs.defer("chunk__batch__scope").first()
     if run is None or run.status != Run.Status.PENDING:
-        row = load(runner, [key], within_base=True).get(key)
+        row = _loaded(runner, key, within_base=True)
     else:
         is_chosen = run.chunk.batch is not None and run.chunk.batch.is_beyond_base
-        row = load(runner, [key], within_base=not is_chosen).get(key)
+        row = _loaded(runner, key, within_base=not is_chosen)
         if row is None or row.fingerprint == run.fingerprint or is_chosen:
             return _unfinished(runner, run, is_eligible=row is not None)
     if row is None:
@@ -80,6 +80,18 @@ def explain(runner: Runner, instance: Any) -> Explanation:
     if run is None or run.fingerprint != row.fingerprint:
         return _pending(runner, row, run)
     return _finished(runner, run)
+
+
+def _loaded(runner: Runner, key: Key, *, within_base: bool) -> Row | None:
+    what = f"{runner.label}.get_instance_representation() or the query for the row"
+
+    def loaded() -> Row | None:
+        row = load(runner, [key], within_base=within_base).get(key)
+        if row is not None and isinstance(row.error, RunTimeout) and page_time.is_over():
+            raise row.error  # which names the hook
+        return row
+
+    return page_time.limited(what, loaded)
 
 
 def explain_missing(runner: Runner, pk: Any) -> Explanation | None:

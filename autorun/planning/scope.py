@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from django.db.models import Q, QuerySet
 
-from autorun.declare import hooks
+from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.exceptions import NotRegistered
@@ -121,4 +121,7 @@ def _filtered(runner: Runner, name: str, rows: QuerySet[Any]) -> QuerySet[Any]:
             f"{runner.label} has no filter {name!r} in FILTERS. There are: {names}."
         )
     found = known[name]
-    return rows.filter(found) if isinstance(found, Q) else found(rows)
+    if isinstance(found, Q):
+        return rows.filter(found)
+    what = f"The filter {name!r} of {runner.label}"
+    return page_time.limited(what, lambda: found(rows), code=found)

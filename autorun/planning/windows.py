@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, connections
 from django.db.models import QuerySet
 
 from autorun.conf import settings
+from autorun.declare import page_time
 from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of, every_row, timeout_of
 from autorun.declare.interruption import calls_limited
@@ -114,7 +116,8 @@ def in_halves(
         work(window)
     except DatabaseError as error:
         is_callers = connections[settings.DATABASE].in_atomic_block
-        if is_passing(error) or is_callers or not planned_by_database(runner):
+        is_late = page_time.is_over()
+        if is_late or is_passing(error) or is_callers or not planned_by_database(runner):
             raise
         list(without_rows(fingerprinted(runner, queryset)))  # raises what hits every row
         if window.bounds is not None:
@@ -227,7 +230,8 @@ def _python_windows(
             yield instances
             after = instances.last_key
             continue
-        checked, found = _checked(runner, instances)
+        hook = f"{runner.label}.get_instance_representation()"
+        checked, found = page_time.limited(hook, partial(_checked, runner, instances))
         is_last = checked == len(instances) < size
         end = key_of(instances[checked - 1]) if instances else None
         prepared = [(row.key, row.fingerprint) for row in found if row.error is None]
@@ -252,7 +256,7 @@ def _first_of(
         try:
             return next(in_pages(runner, rows, size=size)), size
         except Exception as error:
-            if is_passing(error):
+            if page_time.is_over() or is_passing(error):
                 raise
             list(without_rows(fingerprinted(runner, rows)))  # raises what hits every row
             if size == 1:
@@ -285,7 +289,8 @@ def _longest_check(runner: Runner) -> float:
     """
     timeout = timeout_of(runner)
     most = PART_OF_LEASE * settings.LEASE * PLANNING_LEASES
-    return most if timeout is None else min(timeout, most)
+    left = page_time.seconds_left()
+    return min(most, timeout or most, most if left is None else max(left, 0.001))
 
 
 def _end_of_window(kind: KeyKind, among: QuerySet[Any], *, after: str, up_to: str) -> str:

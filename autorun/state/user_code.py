@@ -60,7 +60,7 @@ class UserCode:
         self._touched: set[BaseDatabaseWrapper] = set()
         self._wrapper = self._notice
         self._connections: list[BaseDatabaseWrapper] = []
-        for connection in _all_connections():
+        for connection in all_connections():
             raw: Any = connection.connection
             is_managed = raw is not None and not connection.autocommit
             if connection.in_atomic_block or is_managed:
@@ -161,7 +161,7 @@ def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
         return  # the next signal has interrupted its handler, which waits for a server in here
     try:
         _thread.is_cancelling = True
-        for connection in _all_connections() if of is None else of:
+        for connection in all_connections() if of is None else of:
             raw: Any = connection.connection
             _cancel_query(raw)
             if of is not None and connection.vendor == "sqlite" and raw is not None:
@@ -182,7 +182,7 @@ def _cancel_query(raw: Any) -> None:
             raw.cancel_safe(timeout=_PATIENCE)
 
 
-def _all_connections() -> list[BaseDatabaseWrapper]:
+def all_connections() -> list[BaseDatabaseWrapper]:
     """This thread's connections, kept: asking Django for them takes longer than checking them."""
     known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
     if not known or known[0] is not connections[known[0].alias]:
