@@ -187,7 +187,7 @@ class Analysis:
 
     @property
     def return_annotation(self) -> Any:
-        """What the function says that it returns for one row; Any if it does not say."""
+        """The return annotation, of one row for a batch; Any without one."""
         return self.arguments.returned
 
     def check(self, configuration: Mapping[str, object], *receivers: str) -> list[Problem]:

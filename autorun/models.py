@@ -4,12 +4,11 @@
 finished. Its `Chunk` keeps everything about being queued and running.
 """
 
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.expressions import CombinedExpression
 
 from autorun.state.clock import DatabaseNow, new_chunk_id
 from autorun.state.fields import FingerprintField, ObjectKeyField, RealField
@@ -164,6 +163,8 @@ class Chunk(Table):
     """
 
     State: TypeAlias = ChunkState
+    #: Its unfinished runs, in a queryset of chunks.
+    RUNS_LEFT: ClassVar = F("size") - F("succeeded") - F("failed") - F("cancelled") - F("moved")
 
     class Priority(models.IntegerChoices):
         BACKFILL = 0
@@ -240,15 +241,6 @@ class Chunk(Table):
 
     def __str__(self) -> str:
         return f"Chunk {self.pk} of {self.runner}"
-
-    @staticmethod
-    def runs_left(prefix: str = "") -> CombinedExpression:
-        """The chunk's unfinished runs; `prefix` leads to the chunk, as in `"chunks__"`."""
-        left: Any = F(f"{prefix}size")
-        for name in ("succeeded", "failed", "cancelled", "moved"):
-            left -= F(prefix + name)
-        found: CombinedExpression = left
-        return found
 
 
 class Environment(Table):

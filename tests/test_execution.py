@@ -662,7 +662,7 @@ def test_results_of_runs_that_were_handed_over_without_an_answer_are_left_out(do
         assert batches.counts(batch) == batches.BatchCounts(2, 0, 0, left=2)
         work_off()
         assert runner().progress().succeeded == runner().progress().total == 4
-    assert not Chunk.objects.annotate(left=Chunk.runs_left()).exclude(left=0).exists()
+    assert not Chunk.objects.annotate(left=Chunk.RUNS_LEFT).exclude(left=0).exists()
 
 
 def test_results_recorded_twice_count_once(documents):

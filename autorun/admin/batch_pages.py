@@ -268,7 +268,7 @@ class RunningChunk:
 def _running(request: HttpRequest, batch: Batch) -> list[RunningChunk]:
     """The chunks that have been running for longest; bodies' own words are payload."""
     may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
-    chunks = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.runs_left())
+    chunks = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
     return [
         RunningChunk(
             worker=chunk.worker,

@@ -113,7 +113,7 @@ def calls_of(label: str, chunks: int, runs: int) -> int:
 def calls_in_flight(labels: Iterable[str]) -> int:
     """The calls that chunks of these runners, in flight at all nodes, make at a time."""
     kinds: Any = Chunk.objects.in_flight().filter(runner__in=labels).order_by()
-    counted = kinds.values_list("runner").annotate(Count("pk"), n_runs=Sum(Chunk.runs_left()))
+    counted = kinds.values_list("runner").annotate(Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT))
     return sum(calls_of(*kind) for kind in counted)
 
 

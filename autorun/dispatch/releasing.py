@@ -240,7 +240,7 @@ def _in_flight(node_ids: Collection[int]) -> list[InFlight]:
     """The nodes' chunks that limit what goes out, counted by kind."""
     limiting = Chunk.objects.limiting().filter(node__in=node_ids).order_by()
     kinds = limiting.values_list("node_id", "state", "runner", "batch_id", "batch__window")
-    counted = kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.runs_left()))
+    counted = kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT))
     return [InFlight(*each) for each in counted]
 
 

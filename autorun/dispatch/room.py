@@ -146,7 +146,7 @@ class Room:
             elsewhere = Chunk.objects.in_flight().filter(runner__in=limited)
             kinds = elsewhere.exclude(node=self._node_id).order_by().values_list("runner", "state")
             for runner, state, chunks, runs in kinds.annotate(
-                Count("pk"), n_runs=Sum(Chunk.runs_left())
+                Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT)
             ):
                 self._calls_of_runner[runner] += calls_of(runner, chunks, runs)
                 self._queued_runs[runner] += runs if state == Chunk.State.QUEUED else 0

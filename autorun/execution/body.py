@@ -149,7 +149,7 @@ class Body:
     async def _traced(
         self, assignment: Assignment, arguments: dict[str, Any]
     ) -> tuple[Any, BaseException | None]:
-        """What the body returns, and what it raises, be it SystemExit."""
+        """Call the body; return its value and the error that it raises, be it SystemExit."""
         run = assignment.run
         with probes.span("autorun.run") as span:
             span.note(run=run.pk, key=assignment.row.key, attempt=run.attempts + 1)
@@ -252,7 +252,7 @@ class Body:
             return self.result_of(assignment, misfit, seconds=seconds)
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
-        """What a call receives for the row, by argument."""
+        """The inputs of a call for the row, by argument."""
         if row.error is not None:
             raise row.error
         key = self.runner.get_input_key()

@@ -110,7 +110,7 @@ def limits_in_use(names: Iterable[str] | None = None) -> list[LimitInUse]:
 
 def _holders(chunks: ChunkQuerySet[Chunk]) -> Iterator[Holder]:
     kinds: Any = chunks.in_flight().order_by("runner", "worker").values_list("runner", "worker")
-    left: Any = Chunk.runs_left()
+    left: Any = Chunk.RUNS_LEFT
     found = kinds.annotate(chunks=Count("pk"), runs=Sum(left), since=Min("started_at"))
     for runner, worker, number_of, runs, since in found:
         yield Holder(runner, worker, calls_of(runner, number_of, runs), runs, since)

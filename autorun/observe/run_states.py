@@ -21,7 +21,7 @@ class RunState:
 
 def _unfinished(chunks: Q) -> RunState:
     pending = Q(status=Run.Status.PENDING, is_current=True)
-    return RunState(chunks, pending, Chunk.runs_left())
+    return RunState(chunks, pending, Chunk.RUNS_LEFT)
 
 
 def _finished(status: Run.Status, *, is_current: bool | None = True) -> RunState:

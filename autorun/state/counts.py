@@ -81,8 +81,8 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
         n_failed=Sum(F("failed") - F("superseded_failed")),
         n_cancelled=Sum(F("cancelled") - F("superseded_cancelled")),
         n_not_applicable=Sum(F("not_applicable") - F("superseded_not_applicable")),
-        n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.runs_left()), default=0)),
-        n_left=Sum(Chunk.runs_left()),
+        n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.RUNS_LEFT), default=0)),
+        n_left=Sum(Chunk.RUNS_LEFT),
     )
     folded = ("folded_succeeded", "folded_failed", "folded_ignored", "folded_not_applicable")
     folded_counts = Node.objects.filter(pk__in=ids).values_list(
@@ -105,7 +105,7 @@ _UNFINISHED = {state: state.name.lower() for state in UNFINISHED}
 
 def unstarted_runs(chunks: ChunkQuerySet[Chunk]) -> int:
     """The unfinished runs in those of the chunks that no worker executes."""
-    return chunks.unstarted().aggregate(left=Sum(Chunk.runs_left()))["left"] or 0
+    return chunks.unstarted().aggregate(left=Sum(Chunk.RUNS_LEFT))["left"] or 0
 
 
 def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
@@ -115,7 +115,7 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
     chunks: Any = Chunk.objects.filter(batch_id__in=ids).unfolded()
     open_counts = chunks.values_list("batch_id").annotate(
         *map(Sum, ("succeeded", "failed", "cancelled", "not_applicable")),
-        n_left=Sum(Chunk.runs_left()),
+        n_left=Sum(Chunk.RUNS_LEFT),
     )
     folded = ("folded_succeeded", Value(0), "folded_cancelled", "folded_not_applicable", Value(0))
     folded_counts = Batch.objects.filter(pk__in=ids).values_list("pk", *folded)

@@ -86,7 +86,7 @@ def test_a_backfill_of_100_000_leaves_room_for_live_saves(lab_of_each_broker: La
 
         def is_begun(pk: int = live.pk) -> bool:
             in_flight = Chunk.objects.filter(state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING))
-            left = sum(in_flight.annotate(left=Chunk.runs_left()).values_list("left", flat=True))
+            left = sum(in_flight.annotate(left=Chunk.RUNS_LEFT).values_list("left", flat=True))
             assert left <= 500 + 2
             return Run.objects.filter(object_id=pk, status=Run.Status.SUCCEEDED).exists()
 

@@ -73,7 +73,7 @@ def test_results_whose_commit_got_no_answer_are_recorded_once(monkeypatch, setti
         assert progress.succeeded == progress.total == 4
     assert Run.objects.filter(is_current=True, status=Run.Status.SUCCEEDED).count() == 4
     assert Failure.objects.count() == 3
-    assert not Chunk.objects.annotate(left=Chunk.runs_left()).exclude(left=0).exists()
+    assert not Chunk.objects.annotate(left=Chunk.RUNS_LEFT).exclude(left=0).exists()
 
 
 def lose_answer_to_commit(monkeypatch, meanwhile) -> None:

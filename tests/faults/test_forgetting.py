@@ -43,7 +43,7 @@ def assert_all_done(runner: RunnerClass, number: int) -> None:
     assert progress.succeeded == progress.total == number
     assert not runner().pending().exists()
     assert not Run.objects.pending().exists()
-    assert not Chunk.objects.annotate(left=Chunk.runs_left()).exclude(left=0).exists()
+    assert not Chunk.objects.annotate(left=Chunk.RUNS_LEFT).exclude(left=0).exists()
     assert not Failure.objects.exists()
 
 

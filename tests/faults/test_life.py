@@ -457,7 +457,7 @@ class Life(RuleBasedStateMachine):
         self.pruned += [place for pk, place in self.runs.items() if pk not in runs_now]
         self.runs = runs_now
         by_chunk: dict[int, Counter[int]] = {}
-        chunks = Chunk.objects.annotate(left=Chunk.runs_left())
+        chunks = Chunk.objects.annotate(left=Chunk.RUNS_LEFT)
         kept = set(chunks.values_list("pk", flat=True))
         self.pruned = [place for place in self.pruned if place[0] in kept]
         for chunk_id, status in [*runs_now.values(), *self.pruned]:
@@ -530,7 +530,7 @@ class Life(RuleBasedStateMachine):
         """For what is released: a lone row may be started beside it, one to a worker's process."""
         chunks = Chunk.objects.filter(state__in=(Chunk.State.QUEUED, Chunk.State.RUNNING))
         chunks = chunks.exclude(published_at=None)
-        sizes = list(chunks.annotate(left=Chunk.runs_left()).values_list("left", flat=True))
+        sizes = list(chunks.annotate(left=Chunk.RUNS_LEFT).values_list("left", flat=True))
         assert len(sizes) <= 1 or sum(sizes) <= WINDOW
 
     def teardown(self) -> None:
