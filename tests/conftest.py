@@ -167,7 +167,7 @@ def start_worker(transactional_db: None, tmp_path: Path) -> Iterator[StartWorker
 
 
 def process_environment() -> dict[str, str]:
-    """What a process needs to work on this test's database and broker."""
+    """Return the environment of a process that works on this test's database and broker."""
     from django.db import connection
 
     return {

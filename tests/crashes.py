@@ -1,4 +1,4 @@
-"""What tests do at autorun's crash points: kill the process, end a block, or act in between."""
+"""Actions at autorun's crash points: kill the process, end a block, or act in between."""
 
 import os
 import signal

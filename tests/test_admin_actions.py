@@ -1,4 +1,4 @@
-"""What can be done from the pages: by whom, how, to which runs, and what is left in the log."""
+"""Actions on the pages: by whom, how, on which runs, and their entries in the log."""
 
 import datetime as dt
 import json
@@ -127,7 +127,7 @@ NAMES = [
 
 
 def prepare(name: str) -> None:
-    """What has to be the case for the action to do something."""
+    """Make the action have something to do."""
     if name == "pause":
         Node.objects.update(paused_at=None)
         Chunk.objects.filter(state=Chunk.State.WAITING).update(state=Chunk.State.PARKED)

@@ -1,4 +1,4 @@
-"""What the pages show, to whom, and in how many statements."""
+"""The pages: their content, who may see it, and the number of statements."""
 
 import datetime as dt
 import json

@@ -1,4 +1,4 @@
-"""What the page of a run tells of it: why it ran, and what happened when."""
+"""The page of a run: why it ran, and what happened when."""
 
 from typing import Any
 

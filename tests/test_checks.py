@@ -1369,7 +1369,7 @@ def test_the_databases_of_this_suite_pass():
 
 
 def checked_in_a_project(folder, **files):
-    """What the checks print in a new project with these files, whose settings name no broker."""
+    """Return what the checks print in a new project with these files and no broker in settings."""
     settings = """
 SECRET_KEY = "secret"
 INSTALLED_APPS = ["django.contrib.contenttypes", "autorun", "shop"]

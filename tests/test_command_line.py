@@ -41,7 +41,7 @@ PROJECT = Path(__file__).parent.parent
 
 
 def typed(*arguments: Any) -> str:
-    """What the command prints, to something that is no terminal."""
+    """Return what the command prints to a file that is not a terminal."""
     out = io.StringIO()
     call_command("autorun", *map(str, arguments), stdout=out)
     return out.getvalue()
@@ -1038,7 +1038,7 @@ def test_backfill_watched_to_its_end(documents, failing, monkeypatch):
 
 
 def watched(*arguments: Any, monkeypatch: Any, meanwhile: Any, screen: Any = None) -> Any:
-    """What is printed, and the error, where `meanwhile` happens between two looks."""
+    """Return the output and the error if `meanwhile` happens between two looks."""
     out = io.StringIO() if screen is None else screen
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(time, "sleep", meanwhile)

@@ -1,4 +1,4 @@
-"""What is released, in which order, and within which limits."""
+"""Release of chunks: order and limits."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

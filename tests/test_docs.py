@@ -109,7 +109,7 @@ class Block:
 
     @property
     def words(self) -> str:
-        """What the comment says after the file's name."""
+        """Return the comment after the file's name."""
         found = FILE.match(self.code)
         return (found["words"] or "") if found else ""
 
@@ -272,7 +272,7 @@ def compare(expected: str, found: str) -> None:
 
 
 def run_subcommand(words: list[str]) -> tuple[str, int]:
-    """What `manage.py autorun` prints, and its exit code."""
+    """Return what `manage.py autorun` prints, and its exit code."""
     out = io.StringIO()
     try:
         call_command("autorun", *words, stdout=out, skip_checks=True)
@@ -370,7 +370,7 @@ def test_the_tutorial_leads_where_it_says(tmp_path: Path) -> None:
 
 
 class Project:
-    """What somebody has who follows the tutorial in an empty directory."""
+    """The files and processes of someone who follows the tutorial in an empty directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""What is stored of outputs, configurations, inputs and exceptions."""
+"""Outputs, configurations, inputs and exceptions as they are stored."""
 
 import dataclasses
 import datetime as dt

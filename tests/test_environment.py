@@ -37,7 +37,7 @@ def test_worker_on_the_tests_broker_answers_a_ping(
 
 
 def ping(app: Celery, *, seconds: float = 10) -> dict[str, dict[str, str]]:
-    """What each worker that answers said, by its name."""
+    """Return the answers of workers by name."""
     deadline = time.monotonic() + seconds
     while not (answers := app.control.ping(timeout=1)) and time.monotonic() < deadline:
         pass

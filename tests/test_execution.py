@@ -1,4 +1,4 @@
-"""What becomes of a run once a worker has it."""
+"""Execution: runs from the moment a worker has them."""
 
 import datetime as dt
 import os

@@ -1,4 +1,4 @@
-"""What `explain` says of a row in each of its states, and that it agrees with `pending()`."""
+"""`explain()` of a row in each of its states; it agrees with `pending()`."""
 
 import datetime as dt
 import re

@@ -1,4 +1,4 @@
-"""What is known of each run: how long it took, and which code and environment made it."""
+"""The facts of each run: its duration, and the code and environment that made it."""
 
 import json
 import platform

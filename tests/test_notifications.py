@@ -29,13 +29,13 @@ reports: list[FailureReport] = []
 
 
 def note(report: FailureReport) -> None:
-    """What ON_FAILURE names in these tests."""
+    """The callable that ON_FAILURE names in these tests."""
     reports.append(report)
 
 
 @pytest.fixture(autouse=True)
 def told(settings) -> list[FailureReport]:
-    """What somebody was told."""
+    """Return the reports that were made."""
     settings.AUTORUN = {"ON_FAILURE": f"{__name__}.note"}
     reports.clear()
     return reports
@@ -60,7 +60,7 @@ def pass_time(**duration: float) -> None:
 
 
 def catch_up() -> int:
-    """What upkeep hands over, done at once by a worker."""
+    """Have a worker do at once what upkeep hands over."""
     with redirected(plan_at_once):
         return hand_over_reports()
 

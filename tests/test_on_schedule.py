@@ -1,4 +1,4 @@
-"""What `sync` writes to django-celery-beat, and what it leaves alone."""
+"""`sync`: what it writes to django-celery-beat, and what it leaves alone."""
 
 import datetime as dt
 import threading

@@ -479,7 +479,7 @@ def test_what_is_planned_in_the_same_millisecond_shares_no_chunk(documents, monk
 
 @pytest.fixture
 def before_superseding(monkeypatch) -> list[Callable[[], Any]]:
-    """What happens after a planner has read the runs to supersede, and before it does."""
+    """Events between a planner's reading of the runs to supersede and its superseding them."""
     meanwhile: list[Callable[[], Any]] = []
     supersede = statements.supersede
 

@@ -59,7 +59,7 @@ def connect_to() -> Iterator[Callable[[Any], None]]:
 
 @pytest.fixture
 def published(connect_to: Callable[[Any], None]) -> list[list[Message]]:
-    """What was published, one list a call, by a broker that takes everything at once."""
+    """Return the published messages, one list a call, of a broker that takes everything at once."""
     calls: list[list[Message]] = []
     connect_to(calls.append)
     return calls

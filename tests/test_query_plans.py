@@ -49,7 +49,7 @@ def runner(set_constants: Callable[..., None]) -> Iterator[QuerySetRunner]:
 
 
 def settle() -> None:
-    """What autovacuum does in a while: statistics, and the map of pages that all may see."""
+    """Do what autovacuum does after a while: statistics and the visibility map."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("VACUUM ANALYZE autorun_run")

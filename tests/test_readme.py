@@ -1,4 +1,4 @@
-"""What the README shows does what the README says."""
+"""The README's examples do what it says."""
 
 import re
 import sys

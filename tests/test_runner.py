@@ -1,4 +1,4 @@
-"""What a runner class says, and the errors where it says too little."""
+"""Declarations of runner classes, and the errors of incomplete ones."""
 
 import datetime as dt
 import sys

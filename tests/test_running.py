@@ -1,4 +1,4 @@
-"""What a body learns of its run and says of it, and runs that are cancelled while they run."""
+"""`running()` in a body, and runs that are cancelled while they run."""
 
 import asyncio
 import threading

@@ -45,7 +45,7 @@ def fingerprint(runner, patient):
 
 
 def value(runner):
-    """What the analysis gets of the only row."""
+    """Return the input that the analysis gets for the only row."""
     runner().run()
     work_off()
     return Run.objects.latest("pk").outputs["value"]

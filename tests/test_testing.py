@@ -1,4 +1,4 @@
-"""What users' own tests can do: process rows inline, and say what is pending or ran."""
+"""Tools for users' own tests: process rows inline, and assert what is pending or ran."""
 
 import importlib.metadata
 import os
@@ -624,7 +624,7 @@ def test_the_plugin_is_harmless_without_pytest_django(tmp_path, body, outcome):
 
 
 def run_pytest(directory: Path, *arguments: str) -> str:
-    """What pytest prints in a project where autorun is installed."""
+    """Return what pytest prints in a project that has autorun installed."""
     is_installed = importlib.metadata.entry_points(group="pytest11", name="autorun")
     plugin = () if is_installed else ("-p", "autorun.contrib.pytest_plugin")
     command = [sys.executable, "-W", "error", "-m", "pytest", "-c", os.devnull, "--rootdir", "."]

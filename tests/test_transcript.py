@@ -1,4 +1,4 @@
-"""What `run()` says, line for line."""
+"""The transcript of `run()`, line for line."""
 
 import io
 import logging

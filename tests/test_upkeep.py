@@ -1,4 +1,4 @@
-"""What heals by itself. Time is made to pass by back-dating columns."""
+"""Self-healing. Time passes because columns are back-dated."""
 
 import datetime as dt
 import re

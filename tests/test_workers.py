@@ -1,4 +1,4 @@
-"""What the worker's own process does when one of its pool dies, and who makes an overdue round."""
+"""A worker's main process: deaths in its pool, and overdue rounds of upkeep."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""What the pages are shown with: a few scans in every state, or a million of them, made by SQL."""
+"""The data behind the pages: a few scans in every state, or a million of them, made by SQL."""
 
 import datetime as dt
 import hashlib

@@ -100,7 +100,7 @@ def settle(page: Any) -> None:
 
 
 def look(page: Any, name: str, *, has_script: bool = True, part: str = ".ar") -> list[str]:
-    """What is wrong with our part of an open page."""
+    """Return the problems of autorun's part of an open page."""
     page.locator(part).first.wait_for()
     problems = [f"{name}: {complaint}" for complaint in page.complaints]
     if not has_script:

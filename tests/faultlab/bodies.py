@@ -117,7 +117,7 @@ def _sleep_in_c(_: str) -> None:
 
 
 def _exhaust_memory(_: str) -> None:
-    """What its process has, and 100 MB; the kernel's own answer would be SIGKILL."""
+    """Limit the process to the memory it has and 100 MB; the kernel itself would send SIGKILL."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, before[1]))

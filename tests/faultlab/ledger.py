@@ -1,4 +1,4 @@
-"""What bodies really did: lines in a file, whatever befalls databases and brokers."""
+"""A ledger of what bodies really did: lines in a file, whatever databases and brokers do."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Execution:
 
 
 class Ledger:
-    """What has been written so far. Times are the machine's, alike in all of its processes."""
+    """Return the lines so far. Times are the machine's, the same in all of its processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

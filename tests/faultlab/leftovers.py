@@ -1,4 +1,4 @@
-"""What a body or a hook may leave behind in the databases, by name."""
+"""The states that a body or a hook may leave behind in the databases, by name."""
 
 import threading
 from collections.abc import Callable

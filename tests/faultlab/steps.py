@@ -1,4 +1,4 @@
-"""What a process does that a test kills in the middle of it; and what heals afterwards."""
+"""Steps of a process that a test kills in the middle, and the repairs afterwards."""
 
 from collections.abc import Callable
 from unittest import mock

@@ -238,7 +238,7 @@ class Lab:
         )
 
     def describe(self) -> str:
-        """What is known, for a test that failed."""
+        """Return what is known, for a test that failed."""
         chunks = Chunk.objects.order_by("pk").values(
             *("pk", "state", "size", "token", "worker", "reason", "publications"),
             *("succeeded", "failed", "moved", "cancelled", "expires_at", "not_before"),

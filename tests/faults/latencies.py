@@ -1,4 +1,4 @@
-"""What a save costs its caller with autorun and without, while the broker is in trouble.
+"""The cost of a save with and without autorun, while the broker is in trouble.
 
     python -m tests.faults.latencies --database postgres --rounds 15
 

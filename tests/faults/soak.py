@@ -42,7 +42,7 @@ PATIENCE = 60.0  # seconds without a run that ends, after which all must be done
 
 @dataclass
 class Report:
-    """What happened."""
+    """The events of a soak."""
 
     database: str
     broker: str

@@ -49,7 +49,7 @@ def troubled(lab: Lab, kind: str, directory: Path) -> Iterator[tuple[Callable, C
 
 
 def open_files() -> list[str]:
-    """What this process has open, by the kernel's books: paths, and sockets' numbers."""
+    """Return the paths and socket numbers that the kernel lists as open in this process."""
     found = []
     for each in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # what this very function has open

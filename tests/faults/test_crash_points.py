@@ -131,7 +131,7 @@ def test_an_unknown_crash_point_is_refused():
 @pytest.mark.faults(18)
 @pytest.mark.django_db(transaction=True)
 def test_a_forced_backfill_killed_after_its_last_window_runs_nothing_a_third_time():
-    """What is forced has no way to tell that it was done, but for the batch's own books."""
+    """Only the batch's own counts tell that forced rows are done."""
 
     for n in range(3):
         Document.objects.create(title=f"title {n}")

@@ -165,7 +165,7 @@ Runner = declare(
 
 
 class Life(RuleBasedStateMachine):
-    """What a project does to its rows, and what befalls it."""
+    """A project's changes to its rows, and the faults it meets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(["plan", "plan", "spill", "lose"]), point=planning_points)
     def saved_rows(self, kind: str, point: str | None) -> None:
-        """What was saved and not heard of yet is planned, spilled or lost."""
+        """Plan, spill or lose the saves that have not been delivered yet."""
         if kind == "plan":
             self.plan_saved(point)
         elif kind == "spill" and self.saved:

@@ -38,7 +38,7 @@ from tests.waiting import until
 
 
 def at_once(*steps: Callable[[], object]) -> list[object]:
-    """What the steps gave or raised; each has a thread and a connection of its own."""
+    """Return the values or errors of the steps; each has a thread and a connection of its own."""
     barrier = threading.Barrier(len(steps))
     results: dict[int, object] = {}
 

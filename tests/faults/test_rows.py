@@ -1,4 +1,4 @@
-"""What befalls the rows themselves while runs are about them."""
+"""Changes of rows while they are being processed."""
 
 import threading
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What a message, a form or a schedule may carry, and how much of it is kept."""
+"""Messages, forms and schedules: what they may carry, and how much of it is kept."""
 
 import json
 

@@ -89,7 +89,7 @@ class Consent(models.Model):
 
 
 class Summary(models.Model):
-    """What a body finds in a document, by every type of field that can be landed."""
+    """A body's findings in a document, with each type of field that can be landed."""
 
     document = models.OneToOneField(Document, models.CASCADE)
     label = models.CharField(max_length=20, unique=True, null=True)  # noqa: DJ001
