@@ -61,6 +61,13 @@ class Node(Table):
     paused_because = models.TextField(
         blank=True, default="", db_default="", help_text="Why STOP_AFTER has paused it."
     )
+    sample = models.CharField(
+        max_length=100,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The rows of a candidate version: their number, highest hash and last key.",
+    )
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
     # The current runs in folded chunks.

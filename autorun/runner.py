@@ -19,7 +19,7 @@ from django.db.models import QuerySet
 from autorun.declare import hooks, nodes, registry
 from autorun.declare.base import Runner
 from autorun.declare.sets import Each, Members
-from autorun.declare.trials import Failures
+from autorun.declare.trials import Candidate, Failures
 from autorun.models import Batch, Node, Run
 from autorun.observe import explanation, records
 from autorun.observe.explanation import Explanation
@@ -31,7 +31,15 @@ from autorun.state import counts
 from autorun.state.async_twins import iterator_twin, twin
 from autorun.state.counts import Progress
 
-__all__ = ("Each", "Failures", "Members", "QuerySetRunner", "get_runner", "get_runners")
+__all__ = (
+    "Candidate",
+    "Each",
+    "Failures",
+    "Members",
+    "QuerySetRunner",
+    "get_runner",
+    "get_runners",
+)
 
 
 class QuerySetRunner(Runner):

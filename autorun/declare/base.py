@@ -21,7 +21,7 @@ from autorun.declare.backoff import exponential
 from autorun.declare.inputs import Input, input_of
 from autorun.declare.related import Related, along
 from autorun.declare.sets import Each, Members, MembersInput
-from autorun.declare.trials import Failures
+from autorun.declare.trials import Candidate, Failures
 from autorun.exceptions import ImproperRunner
 
 
@@ -76,6 +76,8 @@ class Runner:
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
     RETRY_BACKOFF: ClassVar[float] = 10.0
+    #: Another version, or configuration, that runs on some of the rows as well.
+    CANDIDATE: ClassVar[Candidate | None] = None
     #: How many failures pause the batch, or the runner if no batch was requested.
     STOP_AFTER: ClassVar[Failures | None] = None
     #: Runs that may be worked on at once, over all workers; 0 for no limit.
@@ -292,6 +294,11 @@ class Runner:
         """OUTPUT_FIELDS as {path of an output: field}; "" is the path of the whole output."""
         declared = self.OUTPUT_FIELDS or {}
         return {"": declared} if isinstance(declared, str) else dict(declared)
+
+    @cached_property
+    def sample(self) -> Candidate | None:
+        """The rows of a candidate version, on the runner derived from this one for it."""
+        return None
 
     @cached_property
     def lands(self) -> bool:

@@ -56,6 +56,12 @@ def node_of(runner: Runner) -> Node:
     return known if known is not None else find_node(runner)
 
 
+def is_tried(runner: Runner, node_id: int) -> bool:
+    """Whether the node is that of the runner's candidate version."""
+    trial = None if runner.CANDIDATE is None else registry.trial_of(runner)
+    return trial is not None and node_id_of(trial) == node_id
+
+
 def node_id_of(runner: Runner) -> int:
     """Return the id that the runner's node has or will have, without creating the node."""
     known = known_node_of(runner)
@@ -174,6 +180,8 @@ def runners_by_node() -> RunnersByNode:
     for runner in registry.runners():
         try:
             labels.setdefault(digest_of(runner), []).append(runner.label)
+            if (trial := registry.trial_of(runner)) is not None:
+                labels.setdefault(digest_of(trial), []).append(runner.label)
             of_sets = [upstream for _, upstream in registry.sets_before(runner)]
             for upstream in (*registry.dependencies_of(runner), *of_sets):
                 known = dependents.setdefault(digest_of(upstream), [])

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
@@ -12,6 +12,7 @@ from django.utils.module_loading import autodiscover_modules
 from autorun import analysis as analyses
 from autorun.declare.base import Runner, declared
 from autorun.declare.sets import Each
+from autorun.declare.trials import Candidate
 from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.encoding import qualified_name
 from autorun.state.logs import get_logger
@@ -24,6 +25,8 @@ RunnerClass = TypeVar("RunnerClass", bound=type[Runner])
 _runners: dict[str, type[Runner]] = {}
 _listeners: list[Callable[[], object]] = []
 _instances: dict[str, Runner] = {}
+#: By the class of a runner, the runner of its candidate version.
+_trials: dict[type[Runner], Runner] = {}
 #: Classes that `register_module` has registered: others of their name were imported anew.
 _registered_once: set[type[Runner]] = set()
 
@@ -128,6 +131,30 @@ def instance_of(named: type[Runner] | str) -> Runner:
     return get(labels[0]) if labels else named()
 
 
+def trial_of(runner: Runner) -> Runner | None:
+    """The runner of the version in CANDIDATE, which plans its sample of the rows; None without one.
+
+    It has the label of `runner`, which executes its chunks: these name their version themselves.
+    """
+    candidate, kind = runner.CANDIDATE, type(runner)
+    if not isinstance(candidate, Candidate) or candidate.problem():  # a check reports it
+        return None
+    if kind not in _trials:
+        namespace: dict[str, Any] = {
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "ANALYSIS_VERSION": candidate.version,
+            "CANDIDATE": None,
+            "sample": candidate,
+        }
+        if candidate.configuration is not None:
+            namespace["create_configuration"] = lambda _: dict(candidate.configuration or {})
+        trial = type(kind.__name__, (kind,), namespace)
+        declared.pop(trial, None)  # else it would be registered in place of its base
+        _trials[kind] = trial()
+    return _trials[kind]
+
+
 def autodiscover() -> None:
     """Import every app's `analyses` and `runners` modules and register the runners found there."""
     autodiscover_modules("analyses")
@@ -176,5 +203,6 @@ def _stem(label: str) -> str:
 
 def _tell_change() -> None:
     _instances.clear()
+    _trials.clear()
     for listener in _listeners:
         listener()

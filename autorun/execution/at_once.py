@@ -67,6 +67,7 @@ def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | No
     # These options need a message of their own for each run.
     is_limited = last.MAX_PARALLEL or last.LIMIT is not None
     is_plain = last.QUEUE is None and last.PRIORITY is None and not is_limited
+    is_plain = is_plain and last.CANDIDATE is None
     is_in_transaction = connections[settings.DATABASE].in_atomic_block
     if len(keys) != 1 or not is_plain or is_in_transaction:
         plan_for_all(runners, keys)

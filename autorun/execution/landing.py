@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 from django.db import OperationalError, connections
@@ -16,7 +17,10 @@ from django.db.models import Field, Model
 from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.interruption import time_limit
+from autorun.declare.nodes import node_of
+from autorun.exceptions import AutorunError
 from autorun.execution.results import Result
+from autorun.models import Chunk
 from autorun.state.keys import key_kind
 from autorun.state.transactions import has_waited
 from autorun.state.user_code import UserCode
@@ -42,6 +46,19 @@ class Landed(NamedTuple):
 
 class NotLanded(Exception):
     """Outputs that could not be landed; the cause says why."""
+
+
+def landing_of(runner: Runner, chunk: Chunk) -> Landing | None:
+    """Return what lands the chunk's outputs; None if nothing does.
+
+    Those of another version or configuration are not landed: a candidate's are only compared.
+    """
+    if not runner.lands:
+        return None
+    with suppress(AutorunError):
+        if node_of(runner).pk != chunk.node_id:
+            return None
+    return Landing(runner)
 
 
 class Landing:

@@ -25,7 +25,7 @@ from autorun.execution.body import Body, each_alone
 from autorun.execution.brake import FAILURES, Brake
 from autorun.execution.builds import build_of
 from autorun.execution.calls import Call
-from autorun.execution.landing import Landing
+from autorun.execution.landing import landing_of
 from autorun.execution.pace import LONGEST_WAIT, Pace
 from autorun.execution.refusals import Refusals
 from autorun.execution.results import Result, Tally, endings, record
@@ -68,7 +68,7 @@ class Work:
         self.lock = threading.RLock()
         self.build: int | None = None
         self._refusals: Refusals | None = None
-        self._landing = Landing(runner) if runner.lands else None
+        self._landing = landing_of(runner, lease.chunk)
         self.began_at = time.monotonic()
         #: The calls of the body that have not returned.
         self.calls: list[Call] = []
@@ -435,7 +435,8 @@ class Work:
             if is_last and not is_finished:
                 self._tally = put([], self._tally, is_last=True)
             self._results, self._output_bytes, self._written_at = [], 0, time.monotonic()
-            if run_succeeded.receivers or run_failed.receivers:
+            has_receivers = run_succeeded.receivers or run_failed.receivers
+            if has_receivers and not nodes.is_tried(self.runner, self.lease.chunk.node_id):
                 self._unannounced += results
             return self._tally
 

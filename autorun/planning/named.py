@@ -9,8 +9,10 @@ from django.db import DatabaseError, InterfaceError
 from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
+from autorun.declare.registry import trial_of
 from autorun.declare.related import label_of_related
 from autorun.dispatch.releasing import release
+from autorun.exceptions import AutorunError
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
@@ -70,6 +72,11 @@ def plan_keys(
     if outcome.planned:
         logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))
         release(node_id)
+    if runner.CANDIDATE is not None and (trial := trial_of(runner)) is not None:
+        try:
+            plan_keys(trial, keys, priority=priority)
+        except AutorunError:  # the next sweep tries again
+            logger.exception("%s: its candidate version was not planned.", runner.label)
     return outcome
 
 

@@ -10,8 +10,9 @@ from django.db.models import QuerySet
 
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
-from autorun.declare.nodes import configuration_of, node_of, nodes_of
-from autorun.exceptions import ConfigurationError, NotRegistered, RowsGone
+from autorun.declare.nodes import configuration_of, is_tried, node_of, nodes_of
+from autorun.declare.registry import trial_of
+from autorun.exceptions import AutorunError, ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, written
 from autorun.planning.outcome import Outcome
@@ -19,6 +20,7 @@ from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible
 from autorun.planning.same_input import adopt_same_input
+from autorun.planning.samples import top_up
 from autorun.planning.scope import Scope
 from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
 from autorun.planning.windows import Window, in_halves, last_key, windows
@@ -49,6 +51,7 @@ def run_now(
     else:
         scope = Scope(given=queryset is not None)
         batch = pass_.executed(begin(runner, Batch.Trigger.CODE, scope, limit=max_total))
+        _try_out(runner, batch, scope, queryset)
     last_line = WOULD_START if dry else RECORDED if pass_.was_refused else STARTED
     transcript.end(pass_.outcome, last_line, is_limited=max_total is not None)
     return batch
@@ -79,7 +82,9 @@ def backfill_now(
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     batch = begin(runner, trigger, scope, limit=limit, window=window, requested_by=requested_by)
     pass_ = Pass(runner, rows, is_given=queryset is not None, selection=selection)
-    return pass_.executed(batch)
+    batch = pass_.executed(batch)
+    _try_out(runner, batch, scope, queryset)
+    return batch
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swep
         return None
     pass_ = Pass(runner, rows, counts_undone=counts_undone)
     pass_.executed(batch)
+    _try_out(runner, batch, Scope(), None)
     return Swept(batch, pass_.outcome.failed, pass_.outcome.under_way)
 
 
@@ -126,6 +132,8 @@ def go_on(batch: Batch) -> Batch:
             batches.fail(batch, "The process that planned it ended; only it had the queryset.")
             return batch
         runner = registry.get(batch.runner)
+        if is_tried(runner, batch.node_id):
+            runner = trial_of(runner) or runner
         _require_node(runner, batch)
         written.retire_deleted(runner, batch)
         queryset = scope.queryset(runner)
@@ -143,8 +151,35 @@ def go_on(batch: Batch) -> Batch:
         batches.break_off(batch, error)
         raise
     batch = pass_.executed(batch)
+    if Batch.objects.filter(pk=batch.pk, token=batch.token).exclude(planned_at=None).exists():
+        _try_out(runner, batch, scope, queryset, among=among)
     written.drop_rows(batch)
     return batch
+
+
+def _try_out(
+    runner: Runner,
+    batch: Batch,
+    scope: Scope,
+    queryset: QuerySet[Any] | None,
+    *,
+    among: QuerySet[Any] | None = None,
+) -> None:
+    """Plan the sample of the runner's candidate version, in a batch of its own, like `batch`."""
+    trial = trial_of(runner)
+    is_retry = scope.source is not None and batch.trigger == Batch.Trigger.BACKFILL
+    if trial is None or is_retry:
+        return
+    try:
+        require_valid(trial)
+        top_up(trial)
+        rows = eligible(trial, queryset, log_level=logging.DEBUG)
+        like = {name: getattr(batch, name) for name in ("limit", "window", "requested_by")}
+        own = begin(trial, Batch.Trigger(batch.trigger), scope, **like)
+        is_given = queryset is not None
+        Pass(trial, rows, is_given=is_given, selection=scope.selection, among=among).executed(own)
+    except AutorunError:  # the next sweep tries again
+        logger.exception("%s: its candidate version was not planned.", runner.label)
 
 
 def adopt(runner: Runner, queryset: QuerySet[Any] | None, *, same_input: bool = False) -> int:

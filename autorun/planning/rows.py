@@ -21,6 +21,7 @@ from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.planning import fingerprints
+from autorun.planning.samples import in_sample
 from autorun.state.exception_text import name_exception
 from autorun.state.keys import NOT_A_KEY, Key, key_kind
 from autorun.state.logs import get_logger
@@ -63,6 +64,8 @@ def eligible(
     """
     given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
     passed = hooks.filtered(runner, given, log_level=log_level)
+    if runner.sample is not None:
+        passed = in_sample(runner, passed)
     return _with_dependencies(runner, passed) if runner.depends_on else passed
 
 
@@ -79,6 +82,8 @@ def eligible_named(
     if is_probe:
         named = without_rows(named)  # before the filter, which may read them
     passed = hooks.filtered(runner, named, log_level=SILENT)
+    if runner.sample is not None:
+        passed = in_sample(runner, passed)
     return _with_dependencies(runner, passed) if runner.depends_on else passed
 
 

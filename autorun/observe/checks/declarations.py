@@ -23,7 +23,9 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.code_digest import code_digest
-from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
+from autorun.declare.nodes import configuration_of, digest_of
+from autorun.declare.registry import trial_of
+from autorun.exceptions import AutorunError, ConfigurationError, ImproperRunner, NotRegistered
 from autorun.models import Run
 from autorun.observe.checks.problems import error, is_in, place, shown, warning
 from autorun.state.encoding import encode_configuration
@@ -32,13 +34,14 @@ from autorun.state.masking import secrets_in
 
 
 def check_declaration(runner: Runner) -> Iterator[CheckMessage]:
-    """E002-E010, E022, E030, E034, W004, W007: what a runner must have."""
+    """E002-E010, E022, E030, E034, E045, W004, W007: what a runner must have."""
     yield from _model(runner)
     yield from _keys(runner)
     yield from _named_analysis(runner)
     yield from _input_key(runner)
     yield from _configuration(runner)
     yield from _code(runner)
+    yield from _candidate(runner)
 
 
 def model_of(runner: Runner) -> type[Model] | None:
@@ -251,3 +254,26 @@ def _receivers(runner: Runner) -> tuple[str, ...]:
     with suppress(ImproperRunner):  # another check reports INPUT_FROM
         return runner.receivers
     return (runner.get_input_key(),)
+
+
+def _candidate(runner: Runner) -> Iterator[CheckMessage]:
+    if (trial := trial_of(runner)) is None or analysis_of(runner) is None:
+        return
+    wrong = error(runner, "E045")
+    named = f"CANDIDATE names version {trial.ANALYSIS_VERSION!r}"
+    try:
+        analysis = trial.get_analysis()
+        problems = analysis.check(configuration_of(trial), trial.get_input_key())
+        is_same = digest_of(trial) == digest_of(runner)
+    except NotRegistered as missing:
+        yield wrong(f"{named}, which is not registered.", str(missing))
+    except AutorunError:
+        return  # the runner has the same problem, which is reported
+    else:
+        for each in problems:
+            yield wrong(f"{named}: {each.message}", f"{each.hint} Edit {place(runner)}.")
+        if is_same:
+            yield wrong(
+                f"{named}, which runs on all rows already.",
+                f"Remove CANDIDATE from {place(runner)}, or name another version.",
+            )

@@ -10,7 +10,7 @@ from typing import Any
 from celery.schedules import crontab
 from django.utils.module_loading import import_string
 
-from autorun.declare.trials import Failures
+from autorun.declare.trials import Candidate, Failures
 from autorun.limits import Limit
 
 
@@ -95,6 +95,12 @@ OPTION_VALUES: Mapping[str, Expectation] = {
         "'warn' or 'rerun'", lambda value: value in ("warn", "rerun"), "'warn'"
     ),
     "MAX_ATTEMPTS": integer(1, 32_000, example=3),
+    "CANDIDATE": Expectation(
+        "an autorun.runner.Candidate of a version, with so many rows or a share of them",
+        lambda value: isinstance(value, Candidate) and not value.problem(),
+        'Candidate("1.1", rows=100)',
+    )
+    | NONE,
     "STOP_AFTER": Expectation(
         "an autorun.runner.Failures(number, of) with whole numbers, 1 <= number <= of <= 10,000",
         lambda value: (
