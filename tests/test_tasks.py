@@ -9,6 +9,7 @@ from celery.exceptions import Retry
 from django.db import OperationalError
 
 from autorun import tasks
+from autorun.declare import registry
 from autorun.execution import at_once
 from autorun.models import Run
 from autorun.triggers import delivery
@@ -113,14 +114,15 @@ def test_saved_rows_wait_for_a_worker_that_has_a_runner_of_them():
     assert statuses() == [Run.Status.SUCCEEDED]
 
 
-def test_they_are_tried_again_too_while_the_database_is_away(sent, plan_as_message, monkeypatch):
+def test_unheard_rows_are_tried_again_while_the_database_is_away(
+    sent, plan_as_message, monkeypatch
+):
     def away(saved):
         raise AWAY
 
-    monkeypatch.setattr(delivery, "subscriptions", dict)
     monkeypatch.setattr(delivery, "write_down", away)
 
-    with pytest.raises(Retry):
+    with registry.registered(alone=True), pytest.raises(Retry):
         plan_as_message(0)
 
     assert len(sent) == 1

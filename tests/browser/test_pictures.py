@@ -1,6 +1,7 @@
 """The pictures of the documentation; `make pictures` takes them anew."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ PAGES = (
 
 
 @pytest.fixture
-def own_runners_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_runners_only() -> Iterator[None]:
     """The sample app's runners, without those of the test suite."""
-    own = {label: each for label, each in registry._runners.items() if "sample_app" in label}
-    monkeypatch.setattr(registry, "_runners", own)
+    own = [type(each) for each in registry.runners() if "sample_app" in each.label]
+    with registry.registered(*own, alone=True):
+        yield
 
 
 def test_the_documentation_has_its_pictures(own_runners_only, open_as) -> None:
