@@ -10,8 +10,9 @@ from autorun.analysis import Analysis
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, redirected
 from autorun.execution.execute import SENDINGS, execute
-from autorun.models import Run
+from autorun.models import Chunk, Run
 from autorun.runner import QuerySetRunner
+from autorun.state.leases import Lease, queued, start
 from autorun.testing import registered as installed
 from autorun.upkeep.draining import drain, hand_out_spilled
 from tests.library.models import Document
@@ -22,6 +23,7 @@ __all__ = (
     "drain_spilled",
     "echo",
     "installed",
+    "leased",
     "offer",
     "plan_at_once",
     "statuses",
@@ -71,6 +73,15 @@ def offer(chunk_id: int) -> None:
     """Have workers look at the chunk until they put it aside."""
     for _ in range(SENDINGS):
         execute(chunk_id)
+
+
+def leased(runner: type[QuerySetRunner]) -> Lease:
+    """Plan the runner's rows, which are of one chunk, and start it."""
+    runner().run()
+    chunk = queued(Chunk.objects.get(state=Chunk.State.QUEUED).pk)
+    lease = chunk and start(chunk)
+    assert lease is not None
+    return lease
 
 
 def current_runs() -> dict[int, Run]:

@@ -29,10 +29,10 @@ from autorun.models import Chunk, Failure, Node, Run
 from autorun.planning import batches
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
-from autorun.state.leases import Lease, queued, start
+from autorun.state.leases import queued, start
 from autorun.upkeep.rounds import upkeep
 from tests.crashes import AWAY, failing_at
-from tests.engine import current_runs, declare, installed, offer, statuses, work_off
+from tests.engine import current_runs, declare, installed, leased, offer, statuses, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -514,14 +514,6 @@ def test_ctrl_c_ends_who_works_a_chunk_off_without_using_up_an_attempt(documents
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert Run.objects.filter(status=Run.Status.PENDING, attempts=0).count() == 4 - bool(swallow)
     assert not Chunk.objects.filter(state=Chunk.State.RUNNING).exists()
-
-
-def leased(runner) -> Lease:
-    runner().run()
-    chunk = queued(Chunk.objects.get(state=Chunk.State.QUEUED).pk)
-    lease = start(chunk)
-    assert lease is not None
-    return lease
 
 
 def test_a_chunk_is_started_once(documents):

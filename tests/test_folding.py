@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -44,13 +45,19 @@ def fold_all(runner: QuerySetRunner) -> int:
     return fold(runner.get_node().pk, quiet=0)
 
 
-def test_progress_is_the_same_before_and_after_folding() -> None:
-    runner_class = declare(BATCH_SIZE=1)
-    make(3)
-    with installed(runner_class):
+@contextmanager
+def processed(count: int, *function: Any, **options: Any) -> Iterator[QuerySetRunner]:
+    """A runner that has processed so many documents, each in a chunk of its own."""
+    make(count)
+    with installed(runner_class := declare(*function, BATCH_SIZE=1, **options)):
         runner = runner_class()
         runner.run()
         work_off()
+        yield runner
+
+
+def test_progress_is_the_same_before_and_after_folding() -> None:
+    with processed(3) as runner:
         before = runner.progress()
 
         folded = fold_all(runner)
@@ -97,12 +104,7 @@ def test_cancelled_runs_of_a_batch_stay_counted() -> None:
 
 def test_a_node_remembers_a_day_of_hours_and_no_more(set_constants: Callable[..., None]) -> None:
     set_constants(folding, HOURS=2)
-    runner_class = declare(BATCH_SIZE=1)
-    make(3)
-    with installed(runner_class):
-        runner = runner_class()
-        runner.run()
-        work_off()
+    with processed(3) as runner:
         now = timezone.now()
         for hours, chunk in enumerate(Chunk.objects.order_by("pk")):
             at = now - dt.timedelta(hours=hours)
@@ -115,12 +117,7 @@ def test_a_node_remembers_a_day_of_hours_and_no_more(set_constants: Callable[...
 
 
 def test_a_folded_success_that_is_superseded_is_counted_once() -> None:
-    runner_class = declare(BATCH_SIZE=1)
-    make(2)
-    with installed(runner_class):
-        runner = runner_class()
-        runner.run()
-        work_off()
+    with processed(2) as runner:
         fold_all(runner)
         Document.objects.filter(title="0").update(title="9")
 
@@ -132,13 +129,7 @@ def test_a_folded_success_that_is_superseded_is_counted_once() -> None:
 
 
 def test_chunks_with_failures_are_not_folded() -> None:
-    runner_class = declare(fail_on_odd, BATCH_SIZE=1, MAX_ATTEMPTS=1)
-    make(4)
-    with installed(runner_class):
-        runner = runner_class()
-        runner.run()
-        work_off()
-
+    with processed(4, fail_on_odd, MAX_ATTEMPTS=1) as runner:
         folded = fold_all(runner)
 
         assert folded == 2
@@ -158,23 +149,12 @@ def test_what_is_on_its_way_is_not_folded() -> None:
 
 
 def test_a_chunk_that_has_just_ended_is_left_alone() -> None:
-    runner_class = declare(BATCH_SIZE=1)
-    make(2)
-    with installed(runner_class):
-        runner = runner_class()
-        runner.run()
-        work_off()
-
+    with processed(2) as runner:
         assert fold(runner.get_node().pk) == 0
 
 
 def test_nothing_is_folded_twice() -> None:
-    runner_class = declare(BATCH_SIZE=1)
-    make(2)
-    with installed(runner_class):
-        runner = runner_class()
-        runner.run()
-        work_off()
+    with processed(2) as runner:
         fold_all(runner)
 
         assert fold_all(runner) == 0

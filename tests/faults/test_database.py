@@ -20,11 +20,10 @@ from autorun.planning import batches, windows
 from autorun.planning.named import plan_keys
 from autorun.state.clock import from_now
 from autorun.state.exception_text import ExceptionText
-from autorun.state.leases import Lease, queued, start
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
 from tests.crashes import AWAY
-from tests.engine import declare, installed, work_off
+from tests.engine import declare, installed, leased, work_off
 from tests.faultlab import steps
 from tests.faults.driver import Lab
 from tests.faults.proxy import Proxy
@@ -32,14 +31,6 @@ from tests.faults.servers import PostgreSQL, Replica
 from tests.library.models import Document
 
 FAILURE = ExceptionText("ValueError", "no", "")
-
-
-def leased(runner) -> Lease:
-    runner().run()
-    chunk = queued(Chunk.objects.get(state=Chunk.State.QUEUED).pk)
-    lease = start(chunk)
-    assert lease is not None
-    return lease
 
 
 @pytest.mark.faults(12)
