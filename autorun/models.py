@@ -367,6 +367,12 @@ class Failure(Table):
     exception_class = models.CharField(max_length=255)
     message = models.TextField(blank=True)
     traceback = models.TextField(blank=True)
+    log_tail = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The end of its log, its standard output and a subprocess's stderr.",
+    )
     worker = models.CharField(max_length=255, blank=True)
     failed_at = models.DateTimeField(db_default=DatabaseNow())
 

@@ -34,7 +34,8 @@ from autorun.state.user_code import UserCode
 run_succeeded = Signal()
 
 #: A run failed, no attempts left, or its input could not be prepared, which takes no attempt. In
-#: place of `outputs` there is `failure`, with `exception_class`, `message` and `traceback`.
+#: place of `outputs` there is `failure`, with `exception_class`, `message`, `traceback`
+#: and `log_tail`.
 run_failed = Signal()
 
 #: All runs of a batch finished; not sent if it was cancelled or its planning failed. `sender` is

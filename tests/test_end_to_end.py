@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from django.db import transaction
 
-from autorun.models import Chunk, Run
+from autorun.models import Chunk, Failure, Run
 from autorun.triggers.delivery import wait_until_idle
 from tests.conftest import StartWorker
 from tests.library.models import Photo
@@ -55,3 +55,14 @@ def test_saves_changes_silent_writes_and_dependents(broker, start_worker: StartW
     assert LengthRunner().progress().succeeded == 50
     assert CaptionRunner().pending().count() == 0
     wait_for(lambda: not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists())
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_failed_attempt_keeps_what_it_logged_and_printed(broker, start_worker, pool):
+    start_worker("--pool", pool)
+
+    Photo.objects.create(caption="unreadable")
+    wait_for(Failure.objects.exists)
+
+    tail = Failure.objects.earliest("pk").log_tail
+    assert tail == "opening it\nWARNING tests.library.analyses: it has no pixels"

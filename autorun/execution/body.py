@@ -32,6 +32,7 @@ from autorun.exceptions import (
 from autorun.execution.assignments import Assignment
 from autorun.execution.calls import Call, NotAList, Portions, values_of
 from autorun.execution.results import Result
+from autorun.execution.tails import log_tail
 from autorun.models import Run
 from autorun.planning.rows import NOT_REPRESENTED, Row
 from autorun.state import probes
@@ -95,7 +96,7 @@ class Body:
             # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
             # arrives as Interrupted.
             except BaseException as error:  # noqa: BLE001
-                result = self.result_of(assignment, error, seconds=call.seconds_a_row)
+                result = self.result_of(assignment, error, call)
             span.note(
                 run=result.run_id,
                 key=row.key,
@@ -117,7 +118,7 @@ class Body:
         except Interrupted:
             raise Interrupted from None
         except BaseException as error:  # noqa: BLE001  as in `call`
-            return self.result_of(assignment, error, seconds=call.seconds_a_row)
+            return self.result_of(assignment, error, call)
         task = together.begin(self._traced(assignment, arguments))
         call.stop = partial(together.cancel, task)
         return task
@@ -144,7 +145,7 @@ class Body:
                 return self._success(assignment, outputs, seconds=call.seconds_a_row)
         except Exception as misfit:  # noqa: BLE001
             error = misfit
-        return self.result_of(assignment, error, seconds=call.seconds_a_row)
+        return self.result_of(assignment, error, call)
 
     async def _traced(
         self, assignment: Assignment, arguments: dict[str, Any]
@@ -165,9 +166,13 @@ class Body:
             span.note(status="succeeded")
             return value, None
 
-    def failure(self, assignment: Assignment, error: BaseException, *, seconds: float) -> Result:
+    def failure(self, assignment: Assignment, error: BaseException, call: Call) -> Result:
         """The run as failed with `error`, to be retried if it has attempts left."""
-        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+        most = settings.MAX_TRACEBACK_BYTES
+        # Nothing tells which lines of a call with several rows are about which.
+        tail = call.tail if len(call.assignments) == 1 else None
+        failure = describe_exception(error, max_bytes=most)
+        failure = replace(failure, log_tail=log_tail(tail, error, max_bytes=most))
         failed = Result.failed(
             assignment.run,
             failure,
@@ -176,7 +181,7 @@ class Body:
             backoff=self._backoff,
             is_lasting=isinstance(error, ConfigurationError),
         )
-        return replace(failed, seconds=seconds)
+        return replace(failed, seconds=call.seconds_a_row)
 
     def _of_many(self, portions: Portions, call: Call, termination: Termination) -> list[Result]:
         results: list[Result] = []
@@ -197,7 +202,7 @@ class Body:
                         except Exception as error:
                             if isinstance(error, RunTimeout) and error is not each.row.error:
                                 raise
-                            results.append(self.result_of(each, error, seconds=call.seconds_a_row))
+                            results.append(self.result_of(each, error, call))
                     if ready:
                         names = self.runner.receivers
                         arguments = self._bind(
@@ -205,14 +210,14 @@ class Body:
                         )
                         returned = self.analysis.call(**arguments)
                         values = values_of(returned, len(ready), self.analysis)
-                        ended = partial(self._ended, seconds=call.seconds_a_row)
+                        ended = partial(self._ended, call=call)
                         results += map(ended, ready, values)
             except Interrupted:
                 raise Interrupted from None
             except BaseException as error:  # noqa: BLE001  as in `call`
                 done = {result.run_id for result in results}
                 rest = [each for each in call.assignments if each.run.pk not in done]
-                results += self._after_raise(portions, rest, error, seconds=call.seconds_a_row)
+                results += self._after_raise(portions, rest, error, call)
             else:
                 portions.returned(len(call.assignments))
         return results
@@ -222,8 +227,7 @@ class Body:
         portions: Portions,
         rest: Sequence[Assignment],
         error: BaseException,
-        *,
-        seconds: float,
+        call: Call,
     ) -> list[Result]:
         """The results of rows whose call has raised; none if they are to be called again."""
         if self.stop:
@@ -238,18 +242,18 @@ class Body:
             )
         if is_alone or isinstance(error, RetryLater | NotAList):
             portions.blamed()
-            return [self.result_of(each, error, seconds=seconds) for each in rest]
+            return [self.result_of(each, error, call) for each in rest]
         portions.raised(len(rest))
         return []
 
-    def _ended(self, assignment: Assignment, value: Any, *, seconds: float) -> Result:
+    def _ended(self, assignment: Assignment, value: Any, *, call: Call) -> Result:
         """The result of one row of a batch, from its place in the list."""
         if isinstance(value, BaseException):
-            return self.result_of(assignment, value, seconds=seconds)
+            return self.result_of(assignment, value, call)
         try:
-            return self._success(assignment, self._encode(value), seconds=seconds)
+            return self._success(assignment, self._encode(value), seconds=call.seconds_a_row)
         except OutputError as misfit:
-            return self.result_of(assignment, misfit, seconds=seconds)
+            return self.result_of(assignment, misfit, call)
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
         """The inputs of a call for the row, by argument."""
@@ -268,7 +272,7 @@ class Body:
         ended = (run.pk, Run.Status.SUCCEEDED, run.attempts + 1, row.fingerprint, outputs)
         return Result(*ended, key=row.key, seconds=seconds)
 
-    def result_of(self, assignment: Assignment, error: BaseException, *, seconds: float) -> Result:
+    def result_of(self, assignment: Assignment, error: BaseException, call: Call) -> Result:
         """How the run has ended with what its body raised, or returned in place of a value."""
         run, row = assignment.run, assignment.row
         if self.stop and error is self.stop[0]:
@@ -280,8 +284,8 @@ class Body:
         if isinstance(error, NotApplicable):
             reason = describe_exception(error, max_bytes=MAX_REASON_BYTES).message
             ended = (run.pk, Run.Status.NOT_APPLICABLE, run.attempts + 1, row.fingerprint)
-            return Result(*ended, json.dumps(reason), key=row.key, seconds=seconds)
-        return self.failure(assignment, error, seconds=seconds)
+            return Result(*ended, json.dumps(reason), key=row.key, seconds=call.seconds_a_row)
+        return self.failure(assignment, error, call)
 
 
 def each_alone(call: Call, error: BaseException) -> list[Result]:

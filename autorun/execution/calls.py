@@ -8,19 +8,22 @@ from typing import Any
 from autorun.analysis import Analysis
 from autorun.exceptions import OutputError
 from autorun.execution.assignments import Assignment
+from autorun.execution.tails import Tail
 
 
 @dataclass(eq=False)
 class Call:
     """The rows that one call of the body takes; it began at `since`, of the monotonic clock.
 
-    `stop` ends a call that goes on beside others, from any thread.
+    `stop` ends a call that goes on beside others, from any thread. The `tail` is that of what it
+    has written, if that is anything.
     """
 
     assignments: Sequence[Assignment]
     since: float
     stop: Callable[[], object] | None = None
     is_stopped: bool = False
+    tail: Tail | None = None
 
     def end(self) -> None:
         """Have a call that goes on beside others end, once."""

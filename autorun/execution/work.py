@@ -221,7 +221,7 @@ class Work:
                 self._results += [Result.moved(each.run) for each in call.assignments]
             elif len(call.assignments) == 1:
                 (one,) = call.assignments
-                failure = self.body.failure(one, error, seconds=time.monotonic() - call.since)
+                failure = self.body.failure(one, error, call)
                 self.has_failed = self.has_failed or failure.status == Run.Status.FAILED
                 self._results.append(failure)
             else:

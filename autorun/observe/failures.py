@@ -102,6 +102,12 @@ class RecentFailures:
     attempts: int
 
 
+def log_tails(run_ids: Iterable[int]) -> dict[int, str]:
+    """What the last failed attempts of these runs wrote, by run, if it is known."""
+    failures = Failure.objects.filter(run__in=list(run_ids)).exclude(log_tail="")
+    return dict(failures.order_by("attempt").values_list("run_id", "log_tail"))
+
+
 def message_shape(message: str) -> str:
     """The first line of `message` without names, numbers and the like, which vary by row."""
     shape = message.strip().partition("\n")[0]

@@ -20,6 +20,7 @@ class ExceptionText:
     exception_class: str
     message: str
     traceback: str
+    log_tail: str = ""
 
 
 def clean_text(text: str, *, max_bytes: int) -> str:

@@ -38,7 +38,9 @@ def announce(run_ids: Sequence[int], batch_ids: Sequence[int]) -> None:
         run = failure.run
         if failure.attempt != run.attempts:
             continue
-        text = ExceptionText(failure.exception_class, failure.message, failure.traceback)
+        text = ExceptionText(
+            failure.exception_class, failure.message, failure.traceback, failure.log_tail
+        )
         key = run.object_key or run.object_id
         signals.announce_runs(run.chunk.runner, [Ending(run.pk, key, run.attempts, failure=text)])
     for batch_id in batch_ids:

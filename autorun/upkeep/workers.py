@@ -17,6 +17,7 @@ from autorun.conf import settings
 from autorun.declare.code_digest import code_digest
 from autorun.dispatch.messages import BACKFILL, EXECUTE, named_batch
 from autorun.exceptions import UnsuitablePool
+from autorun.execution import tails
 from autorun.models import Batch, Chunk, Pulse, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.environment import environment_digest
@@ -48,7 +49,7 @@ def connect(make_round: Callable[[], bool]) -> None:
     _make_round = make_round
     for celery_signal, listener in (
         (signals.worker_init, _prepare),
-        (signals.worker_process_init, _outlive_thread),
+        (signals.worker_process_init, _begin),
         (signals.task_failure, _child_died),
         (signals.task_postrun, _make_overdue_round),
     ):
@@ -64,6 +65,7 @@ def _prepare(sender: Any, **_: Any) -> None:
     import autorun.upkeep.rounds  # noqa: F401
     from autorun.upkeep import bootstep
 
+    tails.listen()  # in this process: the pool may be its threads
     environment_digest()
     for each in analysis.registered():
         code_digest(each.function)
@@ -77,7 +79,13 @@ def _prepare(sender: Any, **_: Any) -> None:
     bootstep.add_to(sender, _make_round)
 
 
-def _outlive_thread(**_: Any) -> None:
+def _begin(**_: Any) -> None:
+    """Prepare a pool process."""
+    tails.listen()
+    _outlive_thread()
+
+
+def _outlive_thread() -> None:
     """Let a replaced pool process finish its task in a warm shutdown.
 
     Celery has Linux kill it when its parent dies, which for Linux is the thread that forked it.

@@ -17,8 +17,8 @@ from autorun.management.subcommands.subcommand import Subcommand, condition_not_
 from autorun.management.subcommands.terminal import SIGNS
 from autorun.models import Run
 from autorun.observe.doctor import examine
-from autorun.observe.explanation import explain, explain_missing
-from autorun.observe.failures import FailureGroup, group_failures, labels_of, runs_in
+from autorun.observe.explanation import explain, explain_missing, last_failure
+from autorun.observe.failures import FailureGroup, group_failures, labels_of, log_tails, runs_in
 from autorun.state.words import counted, moment
 
 
@@ -57,7 +57,14 @@ class Doctor(Subcommand):
 CODE_STYLES = {"succeeded": "green", "failed": "red", "unprepared": "red", "parked": "magenta"}
 
 
-class Explain(Subcommand):
+class _WithLog(Subcommand):
+    def _show_log(self, log_tail: str, heading: str, *, lines: int = 20) -> None:
+        if log_tail:
+            self.terminal.say(heading)
+            self.terminal.hint("\n".join(f"  {line}" for line in log_tail.splitlines()[-lines:]))
+
+
+class Explain(_WithLog):
     """Explain why one row is pending for a runner, or why it is not."""
 
     arguments = (
@@ -75,6 +82,8 @@ class Explain(Subcommand):
         found = explain_missing(runner, pk) if instance is None else explain(runner, instance)
         if found is None:
             raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")
+        failure = found.run and last_failure(found.run)
+        log_tail = failure.log_tail if failure else ""
         run = found.run and {
             "id": found.run.pk,
             "status": Run.Status(found.run.status).name.lower(),
@@ -90,6 +99,7 @@ class Explain(Subcommand):
                 "code": found.code,
                 "reason": found.reason,
                 "run": run,
+                "log_tail": log_tail,
             }
         )
         name = "(deleted)" if instance is None else str(instance)
@@ -99,11 +109,12 @@ class Explain(Subcommand):
             (found.code, CODE_STYLES.get(found.code, "yellow" if found.is_pending else "cyan")),
             f": {found.reason}",
         )
+        self._show_log(log_tail, "Its last failed attempt ended with:")
         if options["check"] and found.code != "succeeded":
             raise condition_not_met(f"{model._meta.label} {pk}: {found.code}.")
 
 
-class Failures(Subcommand):
+class Failures(_WithLog):
     """Show failed runs, grouped by error and message pattern."""
 
     arguments = (
@@ -122,19 +133,30 @@ class Failures(Subcommand):
             runner, within=options["within"], including_retried=options["including_retried"]
         )
         labels = labels_of(groups) | ({node_of(runner).pk: runner.label} if runner else {})
+        logs = log_tails(group.run_id for group in groups)
         self.terminal.json(
             [
-                {"runner": labels.get(group.node_id), "cause": group.cause, **asdict(group)}
+                {
+                    "runner": labels.get(group.node_id),
+                    "cause": group.cause,
+                    **asdict(group),
+                    "log_tail": logs.get(group.run_id, ""),
+                }
                 for group in groups
             ]
         )
-        self._show(groups, labels)
+        self._show(groups, labels, logs)
         # No runner has the others' version now, so nothing would ever make them succeed.
         present = [group for group in groups if group.node_id in labels]
         if options["check"] and present:
             raise condition_not_met(f"{counted(runs_in(present), 'run')} failed.")
 
-    def _show(self, groups: Sequence[FailureGroup], labels: Mapping[int, str]) -> None:
+    def _show(
+        self,
+        groups: Sequence[FailureGroup],
+        labels: Mapping[int, str],
+        logs: Mapping[int, str],
+    ) -> None:
         if not groups:
             self.terminal.say(("No failed runs.", "green"))
             return
@@ -152,6 +174,9 @@ class Failures(Subcommand):
                     for each in of_node
                 ],
             )
+            for each in of_node:
+                heading = f"The newest run of {each.cause} ended with:"
+                self._show_log(logs.get(each.run_id, ""), heading, lines=3)
             self.terminal.hint(
                 f"Retry them: manage.py autorun retry {label}" if label else _hint(of_node[0])
             )

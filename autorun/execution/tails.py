@@ -1,0 +1,140 @@
+"""The end of what a call of a body wrote: its log and its standard output, in case that it fails.
+
+Nothing is kept of a call that succeeds, and one that writes nothing costs nothing. The context says
+which call writes, so the lines of concurrent calls are told apart. Threads that a body starts
+itself have no such context.
+"""
+
+import logging
+import sys
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from celery.utils.log import LoggingProxy
+
+from autorun.execution import running
+from autorun.state.masking import masked
+from autorun.state.words import harmless
+
+#: Celery's logger of what is printed.
+REDIRECTED = "celery.redirected"
+#: Characters that are kept of a call as long as it goes on, at least.
+KEPT = 20_000
+#: Exceptions of a chain that are searched for what a subprocess has written.
+MOST_CAUSES = 10
+
+_is_listening = False
+
+
+class Tail:
+    """The last characters of a text that grows: whole pieces of it, and at least KEPT."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[str] = deque()
+        self._size = 0
+        self._is_cut = False
+
+    def add(self, piece: str) -> None:
+        if len(piece) > KEPT:
+            piece, self._is_cut = piece[-KEPT:], True
+            self._pieces.clear()
+            self._size = 0
+        self._pieces.append(piece)
+        self._size += len(piece)
+        while self._size - len(self._pieces[0]) >= KEPT:
+            self._size -= len(self._pieces.popleft())
+            self._is_cut = True
+
+    def last(self, most: int) -> str:
+        """At most so many bytes of whole lines."""
+        return _last("".join(self._pieces), most, is_cut=self._is_cut)
+
+
+def listen() -> None:
+    """Have this process note what calls write."""
+    global _is_listening  # noqa: PLW0603
+    if not _is_listening:
+        _is_listening = True
+        make_record = logging.getLogRecordFactory()
+
+        def make_noted(*args: Any, **options: Any) -> logging.LogRecord:
+            record = make_record(*args, **options)
+            if running.current.get() is not None:
+                with suppress(Exception):  # arguments that do not fit; the handlers report them
+                    _note(_line(record))
+            return record
+
+        logging.setLogRecordFactory(make_noted)
+    # Celery's own stream in a worker makes records of what is printed.
+    if sys.stdout is not None and not isinstance(sys.stdout, LoggingProxy | _Noted):
+        sys.stdout = _Noted(sys.stdout)
+
+
+def log_tail(tail: Tail | None, error: BaseException, *, max_bytes: int) -> str:
+    """What a call wrote last, and then a subprocess whose error it raised.
+
+    At most `max_bytes` of each, with secrets masked.
+    """
+    parts = [] if tail is None else [tail.last(max_bytes)]
+    parts += (f"stderr:\n{_last(text, max_bytes)}" for text in _written_by_children(error))
+    return harmless(masked("\n".join(part.rstrip("\n") for part in parts)))
+
+
+class _Noted:
+    """A text stream; what is written to it is noted as well."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> Any:
+        _note(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _note(text: str) -> None:
+    found = running.current.get()
+    if found is not None:
+        call = found[1]
+        if call.tail is None:
+            call.tail = Tail()
+        call.tail.add(text)
+
+
+def _line(record: logging.LogRecord) -> str:
+    line = f"{record.getMessage()}\n"
+    if record.name != REDIRECTED:
+        line = f"{record.levelname} {record.name}: {line}"
+    raised = record.exc_info
+    return line + "".join(traceback.format_exception(*raised)) if raised and raised[0] else line
+
+
+def _written_by_children(error: BaseException | None) -> Iterator[str]:
+    """The stderr of subprocesses that the exception and its causes carry."""
+    for _ in range(MOST_CAUSES):
+        if error is None:
+            return
+        with suppress(Exception):  # the attribute of any exception
+            written: Any = getattr(error, "stderr", None)
+            if isinstance(written, bytes | bytearray):
+                written = written.decode(errors="replace")
+            if isinstance(written, str) and written.strip():
+                yield written
+        error = error.__cause__ or error.__context__
+
+
+def _last(text: str, most: int, *, is_cut: bool = False) -> str:
+    """The end of a text, without a line of which a part is missing: it may have named a secret."""
+    written = text.replace("\0", "").encode("utf-8", "ignore")
+    if len(written) > most:
+        written, is_cut = written[-most:], True
+    text = written.decode("utf-8", "ignore")
+    if not is_cut:
+        return text
+    separator = "\n" if "\n" in text.rstrip("\n") else " "
+    return f"...\n{text.partition(separator)[2]}"

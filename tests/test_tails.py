@@ -1,0 +1,193 @@
+"""The end of what a failed attempt wrote: its log, its standard output, a subprocess's stderr."""
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from io import StringIO
+from typing import Any
+
+import pytest
+from celery.utils.log import LoggingProxy
+from django.core.management import call_command
+
+from autorun.analysis import Analysis
+from autorun.execution import tails
+from autorun.execution.tails import KEPT, Tail
+from autorun.models import Failure, Run
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+
+logger = logging.getLogger("tests.tails")
+
+
+@pytest.fixture(autouse=True)
+def _listening(monkeypatch):
+    """This process listens, as a worker does from its start."""
+    factory = logging.getLogRecordFactory()
+    monkeypatch.setattr(tails, "_is_listening", False)
+    tails.listen()
+    yield
+    logging.setLogRecordFactory(factory)
+
+
+def failures(function: Any, *titles: str, **options: Any) -> dict[str, str]:
+    """What each failed run wrote last, by the title of its document."""
+    documents = {Document.objects.create(title=title).pk: title for title in titles or ("a",)}
+    runner = declare(function, **{"MAX_ATTEMPTS": 1, "ON_SAVE": False, **options})
+    with installed(runner):
+        runner().run()
+        work_off()
+    found = Failure.objects.values_list("run__object_id", "log_tail")
+    return {documents[key]: tail for key, tail in found}
+
+
+@pytest.mark.django_db
+def test_the_log_and_the_output_of_a_failed_attempt_are_kept_in_order(monkeypatch):
+    printed = StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)
+    tails.listen()
+
+    def fail(value):
+        logger.warning("reading %s", value)
+        print("half", "way")
+        try:
+            {}["mask"]
+        except KeyError:
+            logger.exception("no mask")
+        raise ValueError(value)
+
+    tail = failures(fail)["a"]
+
+    assert tail.startswith("WARNING tests.tails: reading a\nhalf way\nERROR tests.tails: no mask\n")
+    assert tail.endswith("KeyError: 'mask'")
+    assert printed.getvalue() == "half way\n"
+
+
+@pytest.mark.django_db
+def test_runs_of_a_chunk_are_told_apart_and_a_success_keeps_nothing():
+    def fail(value):
+        logger.warning("at %s", value)
+        if value != "b":
+            raise ValueError(value)
+
+    found = failures(fail, "a", "b", "c")
+
+    assert found == {"a": "WARNING tests.tails: at a", "c": "WARNING tests.tails: at c"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_concurrent_runs_are_told_apart_also_in_threads_that_they_wait_for():
+    async def fail(value):
+        for step in range(3):
+            logger.warning("%s %d", value, step)
+            await asyncio.sleep(0.01)
+            await asyncio.to_thread(logger.warning, "%s in a thread", value)
+        raise ValueError(value)
+
+    analysis = Analysis("Concurrent", "1.0", fail, concurrency=3)
+    found = failures(fail, "a", "b", "c", ANALYSIS=analysis)
+
+    for title, tail in found.items():
+        words = [line.split(": ")[1].split()[0] for line in tail.splitlines()]
+        assert words == [title] * 6
+
+
+@pytest.mark.django_db
+def test_a_row_of_a_batch_does_not_get_the_lines_of_others():
+    def fail(value):
+        logger.warning("%s", value)
+        return [ValueError(each) for each in value]
+
+    analysis = Analysis("Batch", "1.0", fail, batch=8)
+
+    assert failures(fail, "a", "b", ANALYSIS=analysis) == {"a": "", "b": ""}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("text", [True, False])
+def test_what_a_subprocess_wrote_to_its_stderr_is_kept(text):
+    def fail(value):
+        command = [sys.executable, "-c", "import sys; sys.exit('no such atlas: token=abc')"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=text)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError("registration failed") from error
+
+    assert failures(fail)["a"] == "stderr:\nno such atlas: token=********"
+
+
+@pytest.mark.django_db
+def test_secrets_are_masked_and_the_tail_is_bounded(settings):
+    settings.AUTORUN = {**settings.AUTORUN, "MAX_TRACEBACK_BYTES": 1_000}
+
+    def fail(value):
+        for number in range(5_000):
+            logger.warning("line %d of postgres://me:hunter2@host/", number)
+        raise ValueError(value)
+
+    tail = failures(fail)["a"]
+
+    assert "line 4999 of" in tail
+    assert "hunter2" not in tail
+    assert len(tail.encode()) <= 1_100
+    assert tail.startswith("...\nWARNING tests.tails: line ")
+
+
+def test_a_tail_keeps_whole_pieces_of_at_least_what_it_promises():
+    tail = Tail()
+    for number in range(10_000):
+        tail.add(f"line {number}\n")
+
+    whole = tail.last(10 * KEPT)
+
+    assert KEPT - 20 < len(whole) < KEPT + 20
+    assert whole.startswith("...\nline ")
+    assert whole.endswith("line 9999\n")
+
+
+def test_of_one_long_line_only_whole_words_are_kept():
+    tail = Tail()
+    tail.add("token=" + "x" * KEPT + " end")
+
+    assert tail.last(KEPT) == "...\nend"
+
+
+def test_what_celery_makes_records_of_is_noted_once(monkeypatch):
+    proxy = LoggingProxy(logging.getLogger("celery.redirected"))
+    monkeypatch.setattr(sys, "stdout", proxy)
+
+    tails.listen()
+
+    assert sys.stdout is proxy
+
+
+@pytest.mark.django_db
+def test_explain_failures_and_the_page_of_the_run_show_it(admin_client):
+    def fail(value):
+        logger.warning("no mask for %s", value)
+        raise ValueError("bad")
+
+    document = Document.objects.create(title="a")
+    runner = declare(fail, MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        work_off()
+        said = printed("explain", runner().label, str(document.pk))
+        listed = printed("failures", runner().label)
+        [group] = json.loads(printed("failures", "--format", "json"))
+        page = admin_client.get(
+            f"/admin/autorun/run/{Run.objects.get().pk}/change/"
+        ).content.decode()
+
+    assert "WARNING tests.tails: no mask for a" in said
+    assert "WARNING tests.tails: no mask for a" in listed
+    assert group["log_tail"] == "WARNING tests.tails: no mask for a"
+    assert "no mask for a" in page
+
+
+def printed(*arguments: str) -> str:
+    out = StringIO()
+    call_command("autorun", *arguments, stdout=out)
+    return out.getvalue()
