@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from django.db import connection, transaction
 
@@ -15,6 +16,7 @@ from autorun.tasks import plan
 from autorun.upkeep import folding, pruning
 from bench import stage
 from bench.measuring import Line, Timings, in_turns
+from bench.planning_memory import peak
 from bench.scale import Scale
 from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner
@@ -28,6 +30,7 @@ def measure(scale: Scale) -> Iterator[Line]:
     yield _fold_at_rest(scale)
     yield _prune_nothing(scale)
     yield _look_at_a_hot_row(scale)
+    yield from _given_list(scale)
 
 
 def _claim_beside_many(scale: Scale) -> Line:
@@ -167,6 +170,38 @@ def _look_at_a_hot_row(scale: Scale) -> Line:
     return _line(timings, many, few, goal=1.2)(
         key="cliff-hot-row", work=f"a message about a row with {number:,} superseded runs"
     )
+
+
+def _given_list(scale: Scale) -> Iterator[Line]:
+    """A backfill of a list of keys, and of the same rows as a queryset."""
+    number = scale.rows // 10
+    runner = TrivialRunner()
+    stage.fill_items(number)
+    stage.hold(runner)
+    keys = list(range(1, number + 1))
+    contenders: dict[str, Callable[[], object]] = {
+        "list": lambda: runner.backfill(Item.objects.filter(pk__in=keys)),
+        "queryset": lambda: runner.backfill(Item.objects.filter(pk__gt=0)),
+    }
+    timings = in_turns(contenders, rounds=scale.rounds, before=lambda _: stage.empty_state())
+    work = f"backfill of a list of {number:,} keys"
+    yield _line(timings, "list", "queryset", goal=3)(key="cliff-list", work=work)
+    stage.empty_state()
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    before = peak()
+    contenders["list"]()
+    yield Line(
+        key="cliff-list-memory",
+        database=connection.vendor,
+        work=work,
+        against="memory before it",
+        value=peak() - before,
+        goal=60,
+        unit="MB more",
+    )
+    stage.let_go(runner)
+    stage.empty_state()
+    stage.fill_items(0)
 
 
 def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> Callable[..., Line]:

@@ -17,6 +17,7 @@ from autorun.declare.interruption import calls_limited
 from autorun.declare.nodes import node_id_of
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED
+from autorun.planning import listed
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of
 from autorun.planning.rows import (
     Row,
@@ -49,7 +50,8 @@ class Window:
     """Some rows of a queryset. The next window begins after `last_key`, '' in the last one.
 
     If the database plans it, its rows have keys in (after, up_to] of `bounds`; None for all rows.
-    `among` are the rows from which windows are cut, if they are not all rows of the model.
+    `among` are the rows from which windows are cut, if they are not all rows of the model, and
+    `part` is the part of a queryset that it was cut from, if that has a long list of keys.
     """
 
     candidates: Candidates | None
@@ -57,6 +59,7 @@ class Window:
     unprepared: tuple[Row, ...] = ()
     bounds: tuple[str, str] | None = None
     among: QuerySet[Any] | None = None
+    part: QuerySet[Any] | None = None
 
 
 def windows(
@@ -75,11 +78,17 @@ def windows(
     `after` or `up_to` does not bound them. After so many `deaths` of processes that began there,
     each row is prepared alone, and the first one fails if it has had enough.
     """
+    if listed.is_long(queryset):
+        yield from _windows_of_list(
+            runner, queryset, node_id=node_id, after=after, up_to=up_to, deaths=deaths
+        )
+        return
     bounds = {"after": after, "up_to": up_to}
     if planned_by_database(runner):
-        return _database_windows(runner, queryset, node_id=node_id, among=among, **bounds)
+        yield from _database_windows(runner, queryset, node_id=node_id, among=among, **bounds)
+        return
     rows = without_lethal(runner, queryset)
-    return _python_windows(runner, rows, node_id=node_id, **bounds, deaths=deaths)
+    yield from _python_windows(runner, rows, node_id=node_id, **bounds, deaths=deaths)
 
 
 def span_of(runner: Runner) -> int:
@@ -89,6 +98,8 @@ def span_of(runner: Runner) -> int:
 
 def fits_in_one(queryset: QuerySet[Any]) -> bool:
     """Whether the database may plan `queryset` in one window; not if it refuses to count it."""
+    if listed.is_long(queryset):
+        return False
     try:
         return queryset.count() <= DATABASE_WINDOW
     except DatabaseError as error:
@@ -112,6 +123,7 @@ def in_halves(
 
     A row whose value it refuses, as in a cast or a function of the filter, ends up unprepared.
     """
+    queryset = queryset if window.part is None else window.part
     try:
         work(window)
     except DatabaseError as error:
@@ -178,6 +190,25 @@ def last_key(runner: Runner) -> str:
     """The highest key of the runner's model, as text; '' without rows."""
     found = key_kind(runner.get_model()).values(every_row(runner).order_by("-pk")).first()
     return "" if found is None else str(found)
+
+
+def _windows_of_list(
+    runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str, deaths: int
+) -> Iterator[Window]:
+    kind, is_by_database = key_kind(runner.get_model()), planned_by_database(runner)
+    for rows, among, end in listed.parts(runner, queryset, after=after, up_to=up_to):
+        last = end or up_to
+        if is_by_database:
+            bounds = {"above": _key(kind, after), "up_to": _key(kind, last)}
+            candidates = candidates_in(runner, rows, node_id=node_id, **bounds)
+            yield Window(candidates, end, bounds=(after, last), among=among, part=rows)
+        else:
+            lasting = without_lethal(runner, rows)
+            for window in _python_windows(
+                runner, lasting, node_id=node_id, after=after, up_to=last, deaths=deaths
+            ):
+                yield replace(window, last_key=window.last_key or end, part=rows)
+        after, deaths = end, 0
 
 
 def _database_windows(
