@@ -16,6 +16,7 @@ from autorun.dispatch.holding import (
     exempt,
     has_succeeded,
     is_exempt,
+    pause_after,
     seconds_held_up,
 )
 from autorun.exceptions import ConfigurationError
@@ -24,7 +25,7 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning import batches
 from autorun.state import pulses
 from autorun.state.clock import DatabaseNow, from_now
-from autorun.state.exception_text import name_exception
+from autorun.state.exception_text import name_exception, summary
 from autorun.state.logs import get_logger
 
 logger = get_logger(__name__)
@@ -77,6 +78,14 @@ class Brake:
         self._alike.add(result.run_id)
         is_time = is_last or len(self._alike) % FAILURES == 0
         return is_time and self._hits_all() and not is_exempt(self._chunk.runner)
+
+    def parking_after(self, result: Result) -> dict[str, Any]:
+        """How the runs of the chunk that are left are parked because of the latest result."""
+        summed_up = summary(result.failure) if result.failure else ""
+        alike = f"The last {FAILURES} rows have failed alike: {summed_up}"
+        reason = self._chunk.reason or alike
+        logger.error("%s: held up. %s", self._chunk.runner, reason)
+        return {"again_in": pause_after(self._chunk), "reason": reason}
 
     def held_up(
         self, results: Sequence[Result], latest: Sequence[Result], **parked: Any

@@ -49,12 +49,10 @@ class NotLanded(Exception):
 
 
 def landing_of(runner: Runner, chunk: Chunk) -> Landing | None:
-    """Return what lands the chunk's outputs; None if nothing does.
+    """Return what lands the chunk's outputs for a runner with landings; None if nothing does.
 
     Those of another version or configuration are not landed: a candidate's are only compared.
     """
-    if not runner.lands:
-        return None
     with suppress(AutorunError):
         if node_of(runner).pk != chunk.node_id:
             return None

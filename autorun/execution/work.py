@@ -22,7 +22,7 @@ from autorun.exceptions import LeaseLost, RetryLater, RunCancelled
 from autorun.execution import running
 from autorun.execution.assignments import Assignment, load_runs, pending_in, superseded
 from autorun.execution.body import Body, each_alone
-from autorun.execution.brake import FAILURES, Brake
+from autorun.execution.brake import Brake
 from autorun.execution.builds import build_of
 from autorun.execution.calls import Call
 from autorun.execution.landing import landing_of
@@ -34,7 +34,7 @@ from autorun.models import Run
 from autorun.planning.rows import load
 from autorun.signals import run_failed, run_succeeded
 from autorun.state.coroutines import is_in_transaction
-from autorun.state.exception_text import one_line, summary
+from autorun.state.exception_text import one_line
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease
 from autorun.state.logs import get_logger
@@ -68,7 +68,7 @@ class Work:
         self.lock = threading.RLock()
         self.build: int | None = None
         self._refusals: Refusals | None = None
-        self._landing = landing_of(runner, lease.chunk)
+        self._landing = landing_of(runner, lease.chunk) if runner.lands else None
         self.began_at = time.monotonic()
         #: The calls of the body that have not returned.
         self.calls: list[Call] = []
@@ -160,7 +160,8 @@ class Work:
         if self._unannounced:
             with self.lock:
                 results, self._unannounced = self._unannounced, []
-            signals.announce_runs(self.runner.label, endings(results))
+            if not nodes.is_tried(self.runner, self.lease.chunk.node_id):
+                signals.announce_runs(self.runner.label, endings(results))
 
     # For the keeper's thread
 
@@ -365,9 +366,8 @@ class Work:
         `latest` are the result and those after it of the same call.
         """
         result = latest[0]
-        chunk = self.lease.chunk
         brake = self._brake = self._brake or Brake(
-            self.runner, chunk, succeeded=len(self.succeeded)
+            self.runner, self.lease.chunk, succeeded=len(self.succeeded)
         )
         is_last = len(latest) == 1 and not self._assignments
         is_on = brake.is_on_after(result, is_last=is_last)
@@ -376,10 +376,7 @@ class Work:
             with self.lock:
                 self._move_rest()
         elif is_on:
-            summed_up = summary(result.failure) if result.failure else ""
-            reason = chunk.reason or f"The last {FAILURES} rows have failed alike: {summed_up}"
-            logger.error("%s: held up. %s", self.runner.label, reason)
-            parked: dict[str, Any] = {"again_in": pause_after(chunk), "reason": reason}
+            parked = brake.parking_after(result)
             with self.lock:
                 self._results = brake.held_up(self._results, latest, **parked)
                 self._move_rest(**parked)
@@ -435,8 +432,7 @@ class Work:
             if is_last and not is_finished:
                 self._tally = put([], self._tally, is_last=True)
             self._results, self._output_bytes, self._written_at = [], 0, time.monotonic()
-            has_receivers = run_succeeded.receivers or run_failed.receivers
-            if has_receivers and not nodes.is_tried(self.runner, self.lease.chunk.node_id):
+            if run_succeeded.receivers or run_failed.receivers:
                 self._unannounced += results
             return self._tally
 

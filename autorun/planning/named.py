@@ -73,11 +73,15 @@ def plan_keys(
         logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))
         release(node_id)
     if runner.CANDIDATE is not None and (trial := trial_of(runner)) is not None:
-        try:
-            plan_keys(trial, keys, priority=priority)
-        except AutorunError:  # the next sweep tries again
-            logger.exception("%s: its candidate version was not planned.", runner.label)
+        _try_to_plan(trial, keys, priority=priority)
     return outcome
+
+
+def _try_to_plan(trial: Runner, keys: Collection[Any], *, priority: int) -> None:
+    try:
+        plan_keys(trial, keys, priority=priority)
+    except AutorunError:  # the next sweep tries again
+        logger.exception("%s: its candidate version was not planned.", trial.label)
 
 
 def fail_lethal(runner: Runner, key: Any, *, deaths: int) -> None:
