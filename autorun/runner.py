@@ -21,7 +21,8 @@ from autorun.declare.base import Runner
 from autorun.declare.sets import Each, Members
 from autorun.declare.trials import Candidate, Failures
 from autorun.models import Batch, Node, Run
-from autorun.observe import explanation, records
+from autorun.observe import comparison, explanation, records
+from autorun.observe.comparison import Comparison
 from autorun.observe.explanation import Explanation
 from autorun.observe.formats import required
 from autorun.observe.records import OWN, Records
@@ -114,6 +115,16 @@ class QuerySetRunner(Runner):
             list(self.records(queryset, stale=stale)) or {name: [] for name in OWN}
         )
 
+    def compare(
+        self, before: str | None = None, after: str | None = None, *, tolerance: float = 0.0
+    ) -> Comparison:
+        """Compare two versions on the rows that both have run on; by default with the candidate.
+
+        Numbers count as the same if they differ by at most `tolerance` times the larger one.
+        Raises ValueError for a version without results.
+        """
+        return comparison.compare(self, before, after, tolerance=tolerance)
+
     def backfill(
         self,
         queryset: QuerySet[Any] | None = None,
@@ -164,6 +175,7 @@ class QuerySetRunner(Runner):
     aoutputs_of = twin(outputs_of)
     arecords = iterator_twin(records)
     ato_dataframe = twin(to_dataframe)
+    acompare = twin(compare)
     abackfill = twin(backfill)
     aretry = twin(retry)
     aadopt = twin(adopt)

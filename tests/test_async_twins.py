@@ -40,7 +40,7 @@ def test_every_method_has_a_twin_with_its_signature():
         assert (inspect.isasyncgenfunction if is_iterator else inspect.iscoroutinefunction)(twin)
         assert inspect.signature(twin) == inspect.signature(getattr(QuerySetRunner, name))
         assert twin.__qualname__ == f"QuerySetRunner.a{name}"
-    assert len(twins) == 14
+    assert len(twins) == 15
 
 
 def test_rows_are_run_and_asked_about(runner):

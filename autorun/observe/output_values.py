@@ -7,7 +7,7 @@ else that of recorded outputs. So the database can compare it, sort by it and co
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from decimal import Decimal
 from functools import cached_property, partial
 from typing import Any
@@ -175,7 +175,7 @@ class OutputValue(Expression):
         """The kind that all of the values have; JSON if they differ."""
         if all(isinstance(each, Decimal) for each in values) and self.kind is not Kind.TEXT:
             return Kind.NUMBER  # though a recorded Decimal is a text
-        found = {_kind_of_value(each) for each in values}
+        found = {kind_of_value(each) for each in values}
         kind = found.pop() if len(found) == 1 else Kind.JSON
         is_declared = kind_of(self._annotation) is Kind.INTEGER
         return Kind.NUMBER if kind is Kind.INTEGER and not is_declared else kind
@@ -186,7 +186,7 @@ class OutputValue(Expression):
         self, compiler: Any, connection: Any, **extra: Any
     ) -> tuple[str, list[Any]]:
         key, key_params = compiler.compile(self.key)
-        value, params = self._value(connection)
+        value, params = value_sql(connection, "ours.outputs", self.path, self.kind)
         is_integer = key_kind(self._runner.get_model()).is_integer
         row = f"ours.object_id = {key} AND ours.object_key = ''"
         if not is_integer:
@@ -201,20 +201,23 @@ class OutputValue(Expression):
         )
         return sql, [*params, nodes.node_id_of(self._runner), *key_params]
 
-    def _value(self, connection: Any) -> tuple[str, list[Any]]:
-        if self.kind is Kind.JSON and not self.path:
-            return "ours.outputs", []
-        template = _SQL[connection.vendor][self.kind]
-        if connection.vendor == "postgresql":
-            path: Any = list(self.path)
-            return template.replace("$", "ours.outputs #> %s"), [path] * template.count("$")
-        if connection.vendor == "sqlite" and set('"\\') & set("".join(self.path)):
-            # Its paths know no escapes.
-            outputs, path = f"{NORMALIZED}(ours.outputs, %s), '$'", json.dumps(self.path)
-        else:
-            keys = (f"[{key}]" if key.isdecimal() else f".{_quoted(key)}" for key in self.path)
-            outputs, path = "ours.outputs, %s", "$" + "".join(keys)
-        return template.replace("$", outputs), [path] * template.count("$")
+
+def value_sql(
+    connection: Any, outputs: str, path: tuple[str, ...], kind: Kind
+) -> tuple[str, list[Any]]:
+    """SQL for the value at `path` in the column `outputs`, and its parameters."""
+    if kind is Kind.JSON and not path:
+        return outputs, []
+    template = _SQL[connection.vendor][kind]
+    if connection.vendor == "postgresql":
+        return template.replace("$", f"{outputs} #> %s"), [list(path)] * template.count("$")
+    if connection.vendor == "sqlite" and set('"\\') & set("".join(path)):
+        # Its paths know no escapes.
+        place, named = f"{NORMALIZED}({outputs}, %s), '$'", json.dumps(path)
+    else:
+        keys = (f"[{key}]" if key.isdecimal() else f".{_quoted(key)}" for key in path)
+        place, named = f"{outputs}, %s", "$" + "".join(keys)
+    return template.replace("$", place), [named] * template.count("$")
 
 
 class _SameJSON(Exact):
@@ -254,10 +257,11 @@ def _recorded_kind(runner: Runner, path: tuple[str, ...]) -> Kind:
     node = nodes.known_node_of(runner)
     known: dict[tuple[str, ...], Kind] = {} if node is None else vars(node).setdefault("kinds", {})
     if path not in known:
-        values = [] if node is None else _sample(node.pk, path)
+        sample = [] if node is None else sampled_outputs(node.pk)
+        values = [found_at(path, outputs) for outputs in sample]
         if not values:
             return Kind.NUMBER  # nothing is recorded, so nothing is lost by it
-        found = {_kind_of_value(each) for each in values if each is not None}
+        found = {kind_of_value(each) for each in values if each is not None}
         if found <= {Kind.INTEGER, Kind.NUMBER} and found:
             known[path] = Kind.NUMBER
         else:
@@ -265,14 +269,15 @@ def _recorded_kind(runner: Runner, path: tuple[str, ...]) -> Kind:
     return known[path]
 
 
-def _sample(node_id: int, path: tuple[str, ...]) -> list[Any]:
+def sampled_outputs(node_id: int) -> Iterator[Any]:
+    """The outputs of some of the node's latest successes."""
     chunks = Chunk.objects.of(node_id).filter(succeeded__gt=0).order_by("-pk")
     ids = list(chunks.values_list("pk", flat=True)[:SAMPLED_CHUNKS])
     runs = Run.objects.succeeded().filter(chunk__in=ids)[:SAMPLED_RUNS]
-    return [found_at(path, outputs) for outputs in runs.values_list("outputs", flat=True)]
+    return iter(runs.values_list("outputs", flat=True))
 
 
-def _kind_of_value(value: Any) -> Kind:
+def kind_of_value(value: Any) -> Kind:
     return Kind.JSON if value is None else kind_of(type(value)) or Kind.TEXT
 
 

@@ -131,13 +131,15 @@ def _name(instance: Any) -> str:
 
 def _flat(outputs: Any) -> Iterator[tuple[str, Any]]:
     """The columns of outputs: a key in a key is `a.b`; what is no dict is `outputs`."""
-    for name, value in _leaves(outputs, ()):
+    for path, value in leaves(outputs, ()):
+        name = ".".join(path)
         yield (f"outputs.{name}" if name in OWN else name or "outputs"), value
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The paths in `value`, which is at `path`, to what is no dict, with what is there."""
     if isinstance(value, dict) and value:
         for key, each in value.items():
-            yield from _leaves(each, (*path, key))
+            yield from leaves(each, (*path, key))
     else:
-        yield ".".join(path), value
+        yield path, value

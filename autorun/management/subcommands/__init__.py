@@ -1,6 +1,7 @@
 """The subcommands of `manage.py autorun`, in the order its help lists them."""
 
 from autorun.management.subcommands.batch_list import Batches, Cancel, Pause, Resume
+from autorun.management.subcommands.compare import Compare
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
 from autorun.management.subcommands.export import Export
 from autorun.management.subcommands.listings import Runs, Workers
@@ -13,7 +14,7 @@ from autorun.management.subcommands.sync import Prune, Sync
 from autorun.management.subcommands.triggers import Triggers
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
-    *(Status, Explain, Failures, Runs, Batches, Workers, Export, Doctor),
+    *(Status, Explain, Failures, Runs, Batches, Workers, Export, Compare, Doctor),
     *(Plan, RunPending, Sweep, Backfill),
     *(Retry, Pause, Resume, Cancel, Adopt, Ignore),
     *(Sync, Triggers, Prune),

@@ -1,0 +1,254 @@
+"""Two versions of a runner's analysis, compared on the rows that both have run on.
+
+The database compares: one statement for all counts and medians, and one for each output that
+differs, so memory does not grow with the rows.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from autorun.conf import settings
+from autorun.declare.base import Runner
+from autorun.declare.nodes import node_of, nodes_of
+from autorun.declare.output_types import Kind
+from autorun.declare.registry import trial_of
+from autorun.models import Node, Run
+from autorun.observe.output_values import kind_of_value, sampled_outputs, value_sql
+from autorun.observe.records import leaves
+from autorun.state.counts import progress
+from autorun.state.keys import Key, key_kind
+from autorun.state.sql import join_in_this_order, table, whole_quotient
+
+#: Rows shown of each output that differs, and outputs compared at most.
+MOST_ROWS = 5
+MOST_OUTPUTS = 20
+_SUCCEEDED, _FAILED = int(Run.Status.SUCCEEDED), int(Run.Status.FAILED)
+_ENDED = f"{_SUCCEEDED}, {_FAILED}"
+_BOTH = f"sa = {_SUCCEEDED} AND sb = {_SUCCEEDED}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row whose output differs: its key, and both values."""
+
+    key: Key
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """One output: how many rows differ in it, those that differ most, and of a number both medians.
+
+    A name is that of a column of `records()`.
+    """
+
+    name: str
+    different: int
+    median_before: float | None = None
+    median_after: float | None = None
+    rows: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows that two versions have run on, by how their results compare.
+
+    `same` and `different` have succeeded in both; `other_input` had changed in between, and is not
+    compared. `outputs` are those of a sample of the runs, at most twenty.
+    """
+
+    runner: str
+    before: str
+    after: str
+    same: int = 0
+    different: int = 0
+    newly_failed: int = 0
+    newly_fixed: int = 0
+    other_input: int = 0
+    outputs: tuple[OutputChange, ...] = ()
+
+
+def compare(
+    runner: Runner, before: str | None, after: str | None, *, tolerance: float
+) -> Comparison:
+    """Compare two versions; by default the runner's own with its candidate.
+
+    Numbers count as the same if they differ by at most `tolerance` times the larger one. Raises
+    ValueError for a version without results.
+    """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance!r}: it must be a number from 0 up to 1.")
+    pair = versions_of(runner, before, after)
+    return _Pair(runner, *pair, tolerance).compared()
+
+
+def versions_of(runner: Runner, before: str | None, after: str | None) -> tuple[Node, Node]:
+    """The nodes of both versions; those of the runner's own configuration, if there are several."""
+    trial = trial_of(runner)
+    if after is None and trial is None:
+        raise ValueError(f"{runner.label} has no CANDIDATE: name two versions to compare.")
+    own = node_of(runner)
+    found = Node.objects.in_bulk(nodes_of(runner))
+
+    def version(name: str | None, default: Node | None) -> Node:
+        if name is None and default is not None:
+            return default
+        alike = [each for each in found.values() if each.version == name]
+        alike.sort(key=lambda each: each.configuration != own.configuration)
+        if not alike:
+            known = ", ".join(sorted({each.version for each in found.values()}))
+            raise ValueError(f"{runner.label} has no results of version {name!r}, only of {known}.")
+        return alike[0]
+
+    return version(before, own), version(after, None if trial is None else node_of(trial))
+
+
+class _Pair:
+    """Two nodes; `a` and `b` in SQL, and `j` their joined rows with the outputs of each."""
+
+    def __init__(self, runner: Runner, before: Node, after: Node, tolerance: float) -> None:
+        self._runner, self._before, self._after = runner, before, after
+        self._tolerance = tolerance
+        self._connection: BaseDatabaseWrapper = connections[settings.DATABASE]
+        self._outputs = dict(list(self._found_outputs())[:MOST_OUTPUTS])
+        self._joined = self._join()
+
+    def compared(self) -> Comparison:
+        columns = [
+            f"SUM(CASE WHEN {condition} THEN 1 ELSE 0 END)"
+            for condition in (
+                f"{_BOTH} AND is_same",
+                f"{_BOTH} AND is_same AND ({self._any_differs()})",
+                f"sa = {_SUCCEEDED} AND sb = {_FAILED} AND is_same",
+                f"sa = {_FAILED} AND sb = {_SUCCEEDED} AND is_same",
+                f"NOT is_same AND sa IN ({_ENDED}) AND sb IN ({_ENDED})",
+                *(self._differs(number) for number in range(len(self._outputs))),
+            )
+        ]
+        numbers = [n for n, kind in enumerate(self._outputs.values()) if kind is Kind.NUMBER]
+        medians = [self._median(f"{side}{n}") for n in numbers for side in "ab"]
+        source, params = self._joined
+        if numbers and self._connection.vendor != "postgresql":
+            windows = ", ".join(self._window(f"{side}{n}") for n in numbers for side in "ab")
+            source = f"(SELECT j.*, {windows} FROM {source} AS j)"
+        [found] = self._fetch(f"SELECT {', '.join(columns + medians)} FROM {source} AS j", params)
+        counts = [int(each or 0) for each in found[: len(columns)]]
+        both, different, newly_failed, newly_fixed, other_input = counts[:5]
+        of_numbers = iter(found[len(columns) :])
+        changes = []
+        for number, (path, kind) in enumerate(self._outputs.items()):
+            pair = (next(of_numbers), next(of_numbers)) if kind is Kind.NUMBER else (None, None)
+            before, after = (None if each is None else float(each) for each in pair)
+            rows = tuple(self._examples(number, kind)) if counts[5 + number] else ()
+            name = ".".join(path) or "outputs"
+            changes.append(OutputChange(name, counts[5 + number], before, after, rows))
+        return Comparison(
+            self._runner.label,
+            self._before.version,
+            self._after.version,
+            same=both - different,
+            different=different,
+            newly_failed=newly_failed,
+            newly_fixed=newly_fixed,
+            other_input=other_input,
+            outputs=tuple(changes),
+        )
+
+    def _found_outputs(self) -> Iterator[tuple[tuple[str, ...], Kind]]:
+        """The paths in outputs of both nodes, with the kind that their values are compared as."""
+        kinds: dict[tuple[str, ...], set[Kind]] = {}
+        for node in (self._before, self._after):
+            for outputs in sampled_outputs(node.pk):
+                for path, value in leaves(outputs, ()):
+                    kinds.setdefault(path, set()).add(kind_of_value(value))
+        for path, found in sorted(kinds.items()):
+            is_number = bool(found & {Kind.INTEGER, Kind.NUMBER})
+            yield path, Kind.NUMBER if is_number else Kind.JSON
+
+    def _join(self) -> tuple[str, list[Any]]:
+        """SQL for the rows that have a current run in both nodes; the smaller one leads."""
+        is_same = "a.fingerprint = b.fingerprint"
+        if self._runner.ON_CODE_CHANGE == "rerun":  # then it tells of the code as well
+            is_same = "TRUE"
+        comparable = f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {is_same}"
+        values, params = [], []
+        for number, (path, kind) in enumerate(self._outputs.items()):
+            for side in "ab":
+                sql, of_path = value_sql(self._connection, f"{side}.outputs", path, kind)
+                values.append(f", CASE WHEN {comparable} THEN {sql} END AS {side}{number}")
+                params += of_path
+        nodes = {"a": self._before, "b": self._after}
+        sizes = {side: progress(node) for side, node in nodes.items()}
+        first, second = sorted(nodes, key=lambda side: sizes[side].succeeded)
+        runs = table(Run, self._connection)
+        sql = (
+            "(SELECT a.object_id, a.object_key, a.status AS sa, b.status AS sb, "
+            f"{is_same} AS is_same{''.join(values)} FROM {runs} {first} "
+            f"{join_in_this_order(self._connection)} {runs} {second} "
+            "ON a.object_id = b.object_id AND a.object_key = b.object_key "
+            "WHERE a.node_id = %s AND a.is_current = TRUE "
+            "AND b.node_id = %s AND b.is_current = TRUE)"
+        )
+        return sql, [*params, self._before.pk, self._after.pk]
+
+    def _any_differs(self) -> str:
+        return " OR ".join(self._differs(n) for n in range(len(self._outputs))) or "1 = 0"
+
+    def _differs(self, number: int) -> str:
+        """SQL for whether the rows of two successes differ in the output."""
+        a, b = f"a{number}", f"b{number}"
+        differ = f"{a} <> {b}"
+        if list(self._outputs.values())[number] is Kind.NUMBER:
+            larger = f"CASE WHEN ABS({a}) > ABS({b}) THEN ABS({a}) ELSE ABS({b}) END"
+            differ = f"ABS({a} - {b}) > {self._tolerance!r} * {larger}"
+        lone = f"({a} IS NULL) <> ({b} IS NULL)"
+        return f"(COALESCE({differ}, 1 = 0) OR {lone})"
+
+    def _median(self, name: str) -> str:
+        if self._connection.vendor == "postgresql":
+            return f"PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY {name})"
+        middle = (whole_quotient(self._connection, f"n_{name} + {n}", "2") for n in (1, 2))
+        return f"AVG(CASE WHEN r_{name} IN ({', '.join(middle)}) THEN {name} END)"
+
+    @staticmethod
+    def _window(name: str) -> str:
+        return (
+            f"ROW_NUMBER() OVER (PARTITION BY {name} IS NULL ORDER BY {name}) AS r_{name}, "
+            f"COUNT({name}) OVER () AS n_{name}"
+        )
+
+    def _examples(self, number: int, kind: Kind) -> Iterator[Difference]:
+        a, b = f"a{number}", f"b{number}"
+        order = f"ABS({a} - {b}) DESC, " if kind is Kind.NUMBER else ""
+        source, params = self._joined
+        key = key_kind(self._runner.get_model()).column
+        found = self._fetch(
+            f"SELECT {key}, {a}, {b} FROM {source} AS j WHERE {self._differs(number)} "
+            f"ORDER BY {order}{key} LIMIT {MOST_ROWS}",
+            params,
+        )
+        for row_key, *values in found:
+            yield Difference(row_key, *(_python(each, kind) for each in values))
+
+    def _fetch(self, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            return list(cursor.fetchall())
+
+
+def _python(value: Any, kind: Kind) -> Any:
+    """A value as the database gives it, as it is in JSON."""
+    if value is None:
+        return None
+    if kind is Kind.NUMBER:
+        return int(value) if value == int(value) else float(value)
+    with suppress(ValueError, TypeError):
+        return json.loads(value)
+    return value

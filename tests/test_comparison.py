@@ -1,0 +1,193 @@
+"""compare: how the results of two versions differ, on the rows that both have run on."""
+
+import json
+import statistics
+from io import StringIO
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from autorun.analysis import Analysis
+from autorun.observe.comparison import Difference
+from autorun.runner import Candidate
+from tests.engine import declare, installed, work_off
+from tests.library.models import Country, Document
+
+pytestmark = pytest.mark.django_db
+BEFORE = {
+    "000": {"size": {"mean": 10, "name": "a"}, "tags": [1, 2], "ok": True},
+    "001": {"size": {"mean": 20.5, "name": "b"}, "tags": [], "ok": True},
+    "002": {"size": {"mean": 30, "name": "c"}, "tags": [3], "ok": False},
+    "003": {"size": {"mean": 40, "name": "d"}, "tags": [], "ok": None},
+    "004": ValueError("before"),
+    "005": {"size": {"mean": 60, "name": "f"}, "tags": [], "ok": True},
+    "006": ValueError("both"),
+}
+AFTER = {
+    "000": {"tags": [1, 2], "ok": True, "size": {"name": "a", "mean": 10.0}},
+    "001": {"size": {"mean": 21, "name": "b"}, "tags": [], "ok": True},
+    "002": {"size": {"mean": -30, "name": "C"}, "tags": [3], "ok": False},
+    "003": {"size": {"name": "d"}, "tags": [0], "ok": None},
+    "004": {"size": {"mean": 50, "name": "e"}, "tags": [], "ok": True},
+    "005": ValueError("after"),
+    "006": ValueError("both"),
+}
+
+
+def returning(outputs):
+    def body(value):
+        found = outputs[value]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return body
+
+
+@pytest.fixture
+def make(monkeypatch):
+    from autorun import analysis as analyses
+
+    def made(before=BEFORE, after=AFTER, **options):
+        for version, outputs in (("1.0", before), ("1.1", after)):
+            known = Analysis("Tried", version, returning(outputs))
+            monkeypatch.setitem(analyses._registry, ("Tried", version), known)
+        defaults = {
+            "ANALYSIS": "Tried",
+            "ANALYSIS_VERSION": "1.0",
+            "CANDIDATE": Candidate("1.1", share=1),
+            "MAX_ATTEMPTS": 1,
+        }
+        return declare(**defaults | options)
+
+    return made
+
+
+def compared(runner, *versions, titles=BEFORE, **options):
+    for title in titles:
+        Document.objects.create(title=title)
+    runner().run()
+    work_off()
+    return runner().compare(*versions, **options)
+
+
+def test_rows_are_counted_by_how_their_results_compare(make):
+    with installed(runner := make()):
+        found = compared(runner, "1.0", "1.1")
+
+    assert (found.before, found.after) == ("1.0", "1.1")
+    assert (found.same, found.different) == (1, 3)
+    assert (found.newly_failed, found.newly_fixed, found.other_input) == (1, 1, 0)
+
+
+def test_each_output_has_its_medians_and_the_rows_that_differ_most(make):
+    with installed(runner := make()):
+        found = compared(runner)
+    keys = list(Document.objects.order_by("pk").values_list("pk", flat=True))
+    outputs = {each.name: each for each in found.outputs}
+    mean, name, tags, ok = (outputs[each] for each in ("size.mean", "size.name", "tags", "ok"))
+
+    assert (mean.median_before, mean.median_after) == (25.25, 10)
+    assert mean.different == 3
+    assert Difference(keys[3], 40, None) in mean.rows
+    by_number = [each for each in mean.rows if each.after is not None]
+    assert by_number == [Difference(keys[2], 30, -30), Difference(keys[1], 20.5, 21)]
+    assert (name.different, name.rows) == (1, (Difference(keys[2], "c", "C"),))
+    assert (tags.different, tags.rows) == (1, (Difference(keys[3], [], [0]),))
+    assert (name.median_before, ok.different, ok.rows) == (None, 0, ())
+
+
+@pytest.mark.parametrize(("tolerance", "different"), [(0.02, 3), (0.03, 2)])
+def test_numbers_within_the_tolerance_are_the_same(make, tolerance, different):
+    with installed(runner := make()):
+        found = compared(runner, tolerance=tolerance)
+
+    assert found.different == different
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 8])
+def test_a_lone_number_is_an_output(make, number):
+    before = {f"{n:03}": n * n for n in range(number)}
+    after = {title: value + 1 for title, value in before.items()}
+    with installed(runner := make(before, after)):
+        found = compared(runner, titles=before)
+    (output,) = found.outputs
+
+    assert (output.name, output.different, len(output.rows)) == ("outputs", number, min(number, 5))
+    assert output.median_before == statistics.median(before.values())
+    assert output.median_after == statistics.median(after.values())
+
+
+def test_rows_that_have_changed_in_between_are_not_compared(make):
+    with installed(runner := make(CANDIDATE=None)):
+        compared(runner, "1.0", "1.0")
+    Document.objects.filter(title="001").update(title="003")
+    with installed(raised := make(ANALYSIS_VERSION="1.1", CANDIDATE=None)):
+        raised().run()
+        work_off()
+        found = raised().compare("1.0", "1.1")
+
+    assert (found.other_input, found.same, found.different) == (1, 1, 2)
+
+
+def test_text_keys_and_other_configurations(make):
+    by_factor = {"000": 1, "001": 2}
+
+    def scaled(value, *, factor=1):
+        return by_factor[value] * factor
+
+    tried = Candidate("1.0", share=1, configuration={"factor": 3})
+    options = {"DATA_MODEL": Country, "INPUT_FIELDS": ("name",), "CANDIDATE": tried}
+    for title in by_factor:
+        Country.objects.create(code=f"x{title}", name=title)
+    with installed(runner := declare(scaled, **options)):
+        runner().run()
+        work_off()
+        (output,) = runner().compare().outputs
+
+    assert output.rows == (Difference("x001", 2, 6), Difference("x000", 1, 3))
+
+
+def test_few_statements_whatever_the_number_of_rows(make, django_assert_max_num_queries):
+    with installed(runner := make()):
+        compared(runner)
+        with django_assert_max_num_queries(15):
+            runner().compare()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("1.0", "9.9"), "no results of version '9.9', only of 1.0, 1.1"),
+        ((None, None, 2), "tolerance is 2"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(make, arguments, told):
+    *versions, tolerance = arguments if len(arguments) == 3 else (*arguments, 0)
+    with installed(runner := make()):
+        compared(runner)
+        with pytest.raises(ValueError, match=told):
+            runner().compare(*versions, tolerance=tolerance)
+
+
+def test_without_a_candidate_versions_are_asked_for(make):
+    with installed(runner := make(CANDIDATE=None)), pytest.raises(ValueError, match="CANDIDATE"):
+        runner().compare()
+
+
+def test_the_command_prints_and_writes_json(make):
+    text, written = StringIO(), StringIO()
+    with installed(runner := make()):
+        compared(runner)
+        label = runner.get_label()
+        call_command("autorun", "compare", label, stdout=text)
+        call_command("autorun", "compare", label, "1.0", "1.1", "--format=json", stdout=written)
+        with pytest.raises(CommandError, match="both versions"):
+            call_command("autorun", "compare", label, "1.0")
+        with pytest.raises(CommandError, match="no results"):
+            call_command("autorun", "compare", label, "1.0", "3")
+
+    assert "1 same, 3 different, 1 newly failed, 1 newly fixed" in text.getvalue()
+    assert "size.mean" in text.getvalue()
+    found = json.loads(written.getvalue())
+    assert (found["same"], found["outputs"][1]["name"]) == (1, "size.mean")
