@@ -9,11 +9,11 @@ from pathlib import Path
 from django.db import connection, transaction
 
 from autorun.dispatch import releasing
-from autorun.dispatch.publishing import redirected
-from autorun.models import UNCHANGING, Chunk, Node, Run
+from autorun.dispatch.publishing import Message, redirected
+from autorun.models import UNCHANGING, Chunk, Node, Run, SpilledTrigger
 from autorun.state.clock import NOW_SQL, new_chunk_id
 from autorun.tasks import plan
-from autorun.upkeep import folding, pruning
+from autorun.upkeep import draining, folding, pruning
 from bench import stage
 from bench.measuring import Line, Timings, in_turns
 from bench.planning_memory import peak
@@ -31,6 +31,7 @@ def measure(scale: Scale) -> Iterator[Line]:
     yield _prune_nothing(scale)
     yield _look_at_a_hot_row(scale)
     yield from _given_list(scale)
+    yield _drain(scale)
 
 
 def _claim_beside_many(scale: Scale) -> Line:
@@ -202,6 +203,44 @@ def _given_list(scale: Scale) -> Iterator[Line]:
     stage.let_go(runner)
     stage.empty_state()
     stage.fill_items(0)
+
+
+def _drain(scale: Scale) -> Line:
+    """Single saves that no broker took, planned by one process that takes portion after portion."""
+    number = scale.rows // 20
+    runner, label = TrivialRunner(), Item._meta.label
+    stage.fill_items(number)
+    stage.hold(runner)
+    waiting: list[Message] = []
+
+    def prepare(_: str) -> None:
+        stage.empty_state()
+        some = (SpilledTrigger(model_label=label, keys=[pk]) for pk in range(1, number + 1))
+        SpilledTrigger.objects.bulk_create(some, batch_size=5_000)
+        stage.settle()
+
+    def drain() -> None:
+        assert draining.hand_out_spilled() > 0
+        while waiting:
+            draining.drain(*waiting.pop(0).args)
+        assert not SpilledTrigger.objects.exists()
+
+    with redirected(waiting.extend):
+        timings = in_turns({"drain": drain}, rounds=scale.rounds, before=prepare)
+    stage.let_go(runner)
+    stage.empty_state()
+    stage.fill_items(0)
+    return Line(
+        key="cliff-drain",
+        database=connection.vendor,
+        work=f"{number:,} single saves that no broker took: planned by one process",
+        against="",
+        value=number / timings.medians()["drain"],
+        goal=20_000,
+        at_least=True,
+        unit="rows/s",
+        rows=number,
+    )
 
 
 def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> Callable[..., Line]:

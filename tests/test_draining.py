@@ -66,7 +66,7 @@ def test_of_two_messages_for_a_portion_the_second_does_nothing(documents, sent):
 def test_a_portion_has_so_many_rows_and_a_large_trigger_is_one_of_its_own(
     documents, sent, set_constants
 ):
-    set_constants(draining, MOST_ROWS=2)
+    set_constants(draining, FIRST=1, MOST_ROWS=2)
     keys = [document.pk for document in documents]
     SpilledTrigger.objects.create(model_label="library.Document", keys=keys[:3])
     spill(*documents[:3])
@@ -74,6 +74,40 @@ def test_a_portion_has_so_many_rows_and_a_large_trigger_is_one_of_its_own(
         hand_out_spilled()
 
     assert [len(message.args[0]) for message in sent] == [1, 2, 1]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("tries", [0, 1])
+def test_a_planned_portion_hands_out_the_next_one_without_a_round(
+    documents, sent, set_constants, tries
+):
+    set_constants(draining, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=2)
+    spill(*documents)
+    SpilledTrigger.objects.update(tries=tries)
+    with installed(declare()):
+        hand_out_spilled()
+        assert len(sent) == 2
+        for message in sent:  # it grows meanwhile
+            assert drain(*message.args) == 1
+
+    assert len(sent) == 4
+    assert Run.objects.count() == 4
+
+
+@pytest.mark.django_db
+def test_a_portion_is_planned_although_no_broker_takes_the_next_one(documents, sent, set_constants):
+    def refuse(_: list[Message]) -> None:
+        raise BrokerUnavailable("gone")
+
+    set_constants(draining, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
+    spill(*documents)
+    with installed(declare()):
+        hand_out_spilled()
+        with redirected(refuse):
+            assert drain(*sent[0].args) == 1
+
+    assert Run.objects.count() == 1
+    assert SpilledTrigger.objects.filter(expires_at=None).count() == 3
 
 
 @pytest.mark.django_db

@@ -1,7 +1,8 @@
 """Saved rows that wait in the database: portions of them are handed to workers, under a lease.
 
 Preparing a row calls user code, which may raise, hang or end its process. So upkeep only leases a
-portion and sends its message; the worker that receives it counts a try, and plans the rows.
+portion and sends its message; the worker that receives it counts a try, plans the rows, and hands
+out another portion like it. So a long queue is worked off without waiting for rounds.
 """
 
 import threading
@@ -18,6 +19,7 @@ from autorun.declare.base import Runner
 from autorun.declare.interruption import Interrupted, Termination
 from autorun.declare.related import RELATED
 from autorun.dispatch.publishing import Message, publish, urgent_priority
+from autorun.exceptions import BrokerUnavailable
 from autorun.models import Chunk, SpilledTrigger
 from autorun.planning.dependents import plan_related
 from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
@@ -31,10 +33,10 @@ from autorun.triggers import delivery
 
 logger = get_logger(__name__)
 
-#: Triggers, and about so many rows, that one message has planned.
-MOST_TRIGGERS = 100
+#: About so many rows are planned for one message; so many triggers are read first.
 MOST_ROWS = 2_000
-#: Portions of one model, and suspects, that a round hands out.
+FIRST = 100
+#: Portions of one model, and suspects, that are handed out at once.
 MOST_PORTIONS = 5
 #: Seconds that saved rows wait for a process with a runner of their model.
 UNKNOWN_FOR = 24 * 3600.0
@@ -45,13 +47,10 @@ def hand_out_spilled() -> int:
 
     Rows of a model without a runner here are left to other workers for a day, as during a rollout.
     """
-    is_free = Q(expires_at=None) | Q(expires_at__lte=DatabaseNow())
-    free = SpilledTrigger.objects.filter(planned_here() | _is_old(), is_free)
-    groups = free.filter(tries=0).values_list("model_label", "runner").distinct()
-    parts = [free.filter(model_label=name, runner=label, tries=0) for name, label in groups]
-    # Each alone, and after the others: a process has died of it, or was killed meanwhile.
-    suspects = free.filter(tries__gt=0).order_by("tries", "pk").values_list("pk", flat=True)
-    parts += [free.filter(pk=pk) for pk in suspects[:MOST_PORTIONS]]
+    fresh = _free().filter(planned_here() | _is_old(), tries=0)
+    groups = fresh.values_list("model_label", "runner").distinct()
+    parts = [fresh.filter(model_label=name, runner=label) for name, label in groups]
+    parts += _suspects(MOST_PORTIONS)
     return sum(len(portion) for part in parts for portion in _handed_out(part))
 
 
@@ -76,7 +75,29 @@ def drain(ids: Sequence[int], tries: int) -> int:
     crash_point("drain.planned")
     # Last: after a crash they are planned again, which does nothing.
     held.delete()
+    _hand_out_another(some[0])
     return len(keys)
+
+
+def _hand_out_another(planned: SpilledTrigger) -> None:
+    """Hand out a portion like the one that this trigger was of."""
+    alike = _free().filter(model_label=planned.model_label, runner=planned.runner, tries=0)
+    try:
+        for part in _suspects(1) if planned.tries else [alike]:
+            next(_handed_out(part), None)
+    except (BrokerUnavailable, DatabaseError) as error:
+        logger.info("Upkeep hands out the rest of the saved rows: %s", error)
+
+
+def _free() -> QuerySet[SpilledTrigger]:
+    is_free = Q(expires_at=None) | Q(expires_at__lte=DatabaseNow())
+    return SpilledTrigger.objects.filter(is_free)
+
+
+def _suspects(number: int) -> list[QuerySet[SpilledTrigger]]:
+    """Triggers of which a process has died, or was killed meanwhile: each alone, after others."""
+    suspects = _free().filter(planned_here() | _is_old(), tries__gt=0).order_by("tries", "pk")
+    return [_free().filter(pk=pk) for pk in suspects.values_list("pk", flat=True)[:number]]
 
 
 def _give_back(some: Sequence[SpilledTrigger], error: Exception) -> None:
@@ -128,7 +149,9 @@ def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[SpilledTrigger]
 def _lease(part: QuerySet[SpilledTrigger]) -> list[SpilledTrigger]:
     """The first triggers of `part`, for one worker to plan."""
     with transaction.atomic(using=settings.DATABASE):
-        found = _locked(part, MOST_TRIGGERS)
+        found = _locked(part, FIRST)
+        if sum(len(trigger.keys) for trigger in found) < MOST_ROWS and len(found) == FIRST:
+            found = _locked(part, MOST_ROWS)
         rows = accumulate(len(trigger.keys) for trigger in found)
         some = [each for each, total in zip(found, rows, strict=True) if total <= MOST_ROWS]
         portion = some or found[:1]
