@@ -16,6 +16,8 @@ from autorun.admin.backfills import BackfillRequest
 from autorun.admin.continued import signed
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, Failure, Node, Run
+from autorun.observe import group_runs, listing
+from autorun.observe.failures import group_failures
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
@@ -61,6 +63,10 @@ def _hiding(request, monkeypatch) -> None:
     hook = {"get_queryset": get_queryset, "has_view_permission": has_view_permission}
     monkeypatch.setattr(ScanAdmin, request.param, hook[request.param], raising=False)
     cache.clear()
+
+
+def own_rows():
+    return Scan.objects.filter(path__startswith=OWN).values_list("pk", flat=True)
 
 
 @pytest.fixture
@@ -154,19 +160,41 @@ def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
 
 
 @pytest.mark.usefixtures("_hiding")
-@pytest.mark.parametrize("most", [0, 10_000])
-def test_one_request_looks_at_so_many_rows_for_a_retry_of_all_and_says_so(
-    most: int, runner, client, set_constants
+@pytest.mark.parametrize("narrowed", ["state", "exception", "group"])
+@pytest.mark.parametrize(
+    ("action", "most_at_once"), [("ignore", 5_000), ("retry", 5_000), ("retry", 0)]
+)
+def test_an_action_on_all_looks_at_so_many_rows_a_request_and_goes_on_from_there(
+    action: str, most_at_once: int, narrowed: str, runner, client, set_constants
 ) -> None:
-    set_constants(bulk_actions, MOST_AT_ONCE=0)
-    set_constants(row_access, MOST_NARROWED=most)
-    client.force_login(scenes.add_user("eve", "view_scan", "view_run", "retry_run"))
-    form = {"action": "retry", "scope": "everything", "confirmed": "1"}
+    set_constants(bulk_actions, MOST_AT_ONCE=most_at_once)
+    set_constants(row_access, MOST_NARROWED=1)
+    set_constants(listing, RUNS_AT_ONCE=1, CHUNKS_AT_ONCE=1)
+    set_constants(group_runs, MESSAGES_AT_ONCE=1)
+    client.force_login(scenes.add_user("eve", "view_scan", "view_run", "retry_run", "cancel_run"))
+    failed = Run.objects.current().failed()
+    shown = set(failed.filter(object_id__in=own_rows()).values_list("object_id", flat=True))
+    hidden = failed.exclude(object_id__in=shown).count()
+    Failure.objects.update(message="one message", exception_class="ValueError")
+    form = {"action": action, "scope": "everything", "confirmed": "1", "state": "failed"}
+    if narrowed == "exception":
+        form["exception"] = "ValueError"
+    elif narrowed == "group":
+        (group,) = group_failures(runner)
+        form["group"] = group.key
 
-    page = client.post(reverse("admin:autorun_run_act"), form, follow=True).text
+    with redirected(lambda messages: None):
+        for _ in range(2 + hidden + len(shown)):
+            page = client.post(reverse("admin:autorun_run_act"), form, follow=True).text
+            if "were looked at: ask again" not in page:
+                break
 
-    assert ("were looked at: ask again" in page) is (most == 0)
-    assert Batch.objects.filter(requested_by="eve").exists() is (most > 0)
+    scopes = Batch.objects.filter(requested_by="eve").values_list("scope", flat=True)
+    if action == "retry":
+        assert {pk for scope in scopes for pk in scope["pks"]} == shown
+    assert failed.count() == (hidden if action == "ignore" else hidden + len(shown))
+    assert hidden > 1
+    assert len(shown) > 1
 
 
 @pytest.mark.usefixtures("_hiding")

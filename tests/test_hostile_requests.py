@@ -1,13 +1,16 @@
 """Whatever stands in an address or a form: no page fails, and none leads off the site."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 from django.contrib import admin
+from django.http import QueryDict
 from django.test import Client
 from django.urls import reverse
+from django.utils.datastructures import MultiValueDict
 
 from autorun.admin.bulk_actions import ACTIONS
 from autorun.dispatch.publishing import redirected
@@ -62,23 +65,79 @@ def is_on_the_site(location: str) -> bool:
     return not parts.scheme and not parts.netloc
 
 
-def failures(user: Client, value: str) -> list[object]:
-    """Requests that failed or led elsewhere, with that value of all parameters."""
-    run, wrong = Run.objects.first().pk, []
-    query = "&".join(f"{name}={value.replace('{name}', name)}" for name in sorted(NAMES))
-    chosen = [f"&action={each}&ids={run}&confirmed=1" for each in ACTIONS]
+def requests() -> Iterator[tuple[str, str, str, str]]:
+    """Each page by GET and by POST: its name, the method, its address, and the rest of the form."""
+    run = Run.objects.first().pk
+    chosen = [f"action={each}&ids={run}&confirmed=1" for each in ACTIONS]
     for name, address in addresses().items():
-        answers = [(query, user.get(f"{address}?{query}"))]
+        yield name, "get", address, ""
         for rest in chosen if name == "autorun_run_act" else [""]:
-            form = f"{query}{rest}"
-            answers.append((form, user.post(address, form, content_type=FORM)))
-        for asked, page in answers:
-            location = page.headers.get("Location", "")
-            if page.status_code >= 500 or not is_on_the_site(location):
-                wrong.append((name, asked, page.status_code, location))
+            yield name, "post", address, rest
+
+
+def ask(user: Client, method: str, address: str, query: str) -> Any:
+    if method == "get":
+        return user.get(f"{address}?{query}")
+    return user.post(address, query, content_type=FORM)
+
+
+def failures(user: Client, value: str, asked: Mapping[tuple[str, str, str, str], set[str]]) -> Any:
+    """Requests that failed or led elsewhere, with that value of all their parameters."""
+    wrong = []
+    for (name, method, address, rest), names in asked.items():
+        query = "&".join(f"{each}={value.replace('{name}', each)}" for each in sorted(names))
+        page = ask(user, method, address, f"{query}&{rest}")
+        location = page.headers.get("Location", "")
+        if page.status_code >= 500 or not is_on_the_site(location):
+            wrong.append((name, query, rest, page.status_code, location))
     return wrong
+
+
+@pytest.fixture
+def read(
+    user: Client, monkeypatch: pytest.MonkeyPatch
+) -> dict[tuple[str, str, str, str], set[str]]:
+    """The parameters that each request looks for."""
+    looked_for: set[str] = set()
+
+    def noted(method: Any) -> Any:
+        def look(self: QueryDict, key: Any, *args: Any) -> Any:
+            looked_for.add(str(key))
+            return method(self, key, *args)
+
+        return look
+
+    found = {}
+    with monkeypatch.context() as patch:
+        for name in ("get", "getlist", "__getitem__", "__contains__"):
+            patch.setattr(MultiValueDict, name, noted(getattr(MultiValueDict, name)), raising=False)
+        for each in requests():
+            looked_for.clear()
+            ask(user, each[1], each[2], each[3])
+            found[each] = set(looked_for)
+    return found
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:20])
 def test_no_parameters_make_a_page_fail_or_lead_off_the_site(value: str, user: Client) -> None:
-    assert failures(user, value) == []
+    assert failures(user, value, dict.fromkeys(requests(), NAMES)) == []
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:20])
+def test_no_parameter_alone_makes_a_page_fail_or_lead_off_the_site(
+    value: str, user: Client, read: dict[tuple[str, str, str, str], set[str]]
+) -> None:
+    wrong = []
+    for each, names in read.items():
+        for name in names:
+            wrong += failures(user, value, {each: {name}})
+
+    assert wrong == []
+
+
+def test_the_parameters_that_pages_read_are_those_that_are_tried(
+    user: Client, read: dict[tuple[str, str, str, str], set[str]]
+) -> None:
+    found = set().union(*read.values())
+
+    assert {"runner", "selection", "begun", "row", "ids", "only", "autorun", "group"} <= found

@@ -154,6 +154,9 @@ class ActingOnRuns(PageAdmin):
         if reach.left_out:
             hidden = counted(reach.left_out, "run")
             messages.warning(request, f"You may not see the rows of {hidden}: left out.")
+        if reach.is_cut:
+            told = f"Only {number(MOST_NARROWED)} runs were looked at: ask again for the next ones."
+            messages.warning(request, told)
         return self._back_to_list(request)
 
     def _ask(
@@ -215,8 +218,7 @@ class ActingOnRuns(PageAdmin):
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, reach: Reach
     ) -> None:
         log = _log_of_filter(chosen)
-        parts = (each.each() for each in chosen_action.narrowed(chosen))
-        found = map(reach.among, chain.from_iterable(parts))
+        found = reach.matching(chosen_action.name, *chosen_action.narrowed(chosen))
         if chosen_action.change or chosen.group or chosen.state in chosen_action.named:
             self._do(request, chosen_action, found, log)
             return
@@ -226,16 +228,13 @@ class ActingOnRuns(PageAdmin):
             self._do(request, chosen_action, first, log)
             return
         # Too many for a request: workers find the failed runs and retry them.
-        reach.left_out = 0
+        reach.start_over()
         begun = interventions.retry_matching(
             chosen,
             requested_by=who(request),
             asked=self._asked(request),
-            narrowing=reach.narrowing,
+            narrowing=reach.narrowing(chosen_action.name),
         )
-        if reach.is_cut:
-            told = f"Only {number(MOST_NARROWED)} runs were looked at: ask again."
-            messages.warning(request, told)
         what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
         links = self._links(begun)
         self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)

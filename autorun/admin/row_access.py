@@ -1,10 +1,11 @@
 """The rows of runs, as the admin shows them to one user."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.sites import all_sites
@@ -16,18 +17,22 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
 from autorun.conf import settings
-from autorun.control.interventions import Narrowing
+from autorun.control.interventions import Matching
 from autorun.declare import hooks, page_time, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
 from autorun.models import Node, Run
+from autorun.observe.listing import RunFilter
+from autorun.observe.paging import Cursor
 from autorun.state.keys import concrete, key_kind
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
 #: The most runs whose rows one request checks with a ModelAdmin that may hide some.
 MOST_NARROWED = 10_000
+#: Where a user's session keeps the place in each filter from which to go on, and of how many.
+PLACES, MOST_PLACES = "autorun_places", 20
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Reach:
     """The runs that a user may act on: those of rows that they may see.
 
     `left_out` is the number of runs that it has kept from them so far. `is_cut` says that there
-    were more than it looks at in one request.
+    were more than it looks at in one request: the session knows where the next one goes on.
     """
 
     request: HttpRequest
@@ -133,21 +138,41 @@ class Reach:
         nodes = {run.node_id: run.node for run in runs}
         whole = {pk for pk, node in nodes.items() if self._is_whole(model_of(node))}
         others = [run for run in runs if run.node_id not in whole]
+        self._examined += len(others)
+        self.is_cut = self._examined >= MOST_NARROWED
         seen = seen_rows(self.request, self.site, others)
         found = [run for run in runs if run.node_id in whole or seen[run.pk].is_open]
         self.left_out += len(runs) - len(found)
         return found
 
-    def narrowing(self, runner: Runner) -> Narrowing | None:
-        """`among`, or None if the user may see every row of the runner's model."""
-        return None if self._is_whole(runner.get_model()) else self._among_first
+    def matching(self, action: str, *chosen: RunFilter) -> Iterator[list[Run]]:
+        """The runs that match any of the filters, as `among`; those of a few thousand at a time.
 
-    def _among_first(self, runs: Sequence[Run]) -> list[Run] | None:
-        if self._examined >= MOST_NARROWED:
-            self.is_cut = True
-            return None
-        self._examined += len(runs)
-        return self.among(runs)
+        It ends when it has asked the admin about MOST_NARROWED rows. The next request for the same
+        goes on from there, so that hidden rows do not keep it from the others for ever.
+        """
+        places = dict(self.request.session.get(PLACES, {}))
+        for each in chosen:
+            name = f"{action}?{urlencode(each.written())}"
+            for runs, place in each.parts(Cursor.read(places.pop(name, ""))):
+                yield self.among(runs)
+                if self.is_cut:
+                    places[name] = str(place)
+                    break
+            if self.is_cut:
+                break
+        self.request.session[PLACES] = dict(list(places.items())[-MOST_PLACES:])
+
+    def start_over(self) -> None:
+        self.left_out, self.is_cut, self._examined = 0, False, 0
+
+    def narrowing(self, action: str) -> Callable[[Runner, RunFilter], Matching | None]:
+        """`matching` for the runs of one runner; None if the user may see all rows of its model."""
+
+        def narrowed(runner: Runner, chosen: RunFilter) -> Matching | None:
+            return None if self._is_whole(runner.get_model()) else self.matching(action, chosen)
+
+        return narrowed
 
     def _is_whole(self, model: type[Model] | None) -> bool:
         if model is None or not may_view(self.request, self.site, model):

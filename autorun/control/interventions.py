@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from django.db import transaction
@@ -41,8 +40,8 @@ KIND = "runs"
 
 #: How a run has ended that can be retried.
 RETRYABLE = (Run.Status.FAILED, Run.Status.CANCELLED, Run.Status.NOT_APPLICABLE)
-#: Picks runs among those given.
-Narrowing = Callable[[Sequence[Run]], Sequence[Run] | None]
+#: Runs that match a filter, some at a time.
+Matching = Iterable[Sequence[Run]]
 
 
 @dataclass(frozen=True)
@@ -155,24 +154,23 @@ def retry_matching(
     *,
     requested_by: str = "",
     asked: dict[str, Any] | None = None,
-    narrowing: Callable[[Runner], Narrowing | None] = lambda _: None,
+    narrowing: Callable[[Runner, RunFilter], Matching | None] = lambda _runner, _chosen: None,
 ) -> Sequence[Batch]:
     """Leave it to workers to find the failed runs that match, however many, and retry them.
 
     Returns one batch for each runner that may have some. Runs of a version or configuration that
-    their runner no longer has are skipped. A function that `narrowing` returns picks the runs that
-    the caller may retry, or None once it has seen enough; they are found at once then.
+    their runner no longer has are skipped. If `narrowing` returns the runs that the caller may
+    retry, those are retried at once.
     """
     begun: list[Batch] = []
     for runner in registry.runners():
         of_runner = replace(chosen, runner=runner.label, state="failed")
         if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
             continue
-        narrow = narrowing(runner)
-        is_elsewhere = database_of(runner) != settings.DATABASE  # not to be joined with runs
-        if narrow is not None or is_elsewhere:
-            picked = of_runner.each() if narrow is None else map(narrow, of_runner.each())
-            found = (runs or () for runs in takewhile(lambda runs: runs is not None, picked))
+        found = narrowing(runner, of_runner)
+        if found is None and database_of(runner) != settings.DATABASE:
+            found = of_runner.each()  # not to be joined with runs
+        if found is not None:
             begun += retry_runs(found, requested_by=requested_by, asked=asked).batches
             continue
         # The names alone: a key or an exception may contain the data of a row.

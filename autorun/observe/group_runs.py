@@ -17,8 +17,6 @@ from autorun.state.parameters import SINCE, read_number
 IDS_AT_ONCE = 20_000
 MESSAGES_AT_ONCE = 2_000
 ROUNDS = 3
-#: Runs that one query of an action names.
-RUNS_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ class GroupRuns:
         found = [by_id[each.run_id] for each in shown if each.run_id in by_id]
         return Page(found, None if end is None else Cursor(end, 0))
 
-    def parts(self) -> Iterator[QuerySet[Run]]:
-        """Querysets that have all the runs between them."""
-        for members, _ in self._members(None):
+    def parts(self, after: Cursor | None = None) -> Iterator[tuple[QuerySet[Run], Cursor]]:
+        """Querysets that have all the runs between them, with the place where each ends."""
+        for members, lowest in self._members(None if after is None else after.chunk_id):
+            # Not more than one query may name: a round has MESSAGES_AT_ONCE members at most.
             ids = [each.run_id for each in members]
-            for begin in range(0, len(ids), RUNS_AT_ONCE):
-                yield self.among(ids[begin : begin + RUNS_AT_ONCE])
+            yield self.among(ids), Cursor(1 if lowest is None else lowest, 0)
 
     def _members(self, before: int | None) -> Iterator[tuple[list[Member], int | None]]:
         return members_of(self.key, self.since, exception_class=self.exception_class, before=before)

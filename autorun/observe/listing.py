@@ -136,7 +136,7 @@ class RunFilter:
         runs: Any = self._runs
         is_all = True
         if self.group:
-            runs = next(self._of_group.parts(), Run.objects.none())
+            runs, _ = next(self._of_group.parts(), (Run.objects.none(), None))
             is_all = False
         elif not self.row:
             newest = self._chunks.order_by("-pk").values_list("pk", "size")
@@ -154,11 +154,15 @@ class RunFilter:
 
     def each(self) -> Iterator[list[Run]]:
         """All matching runs, a few thousand at a time, with the columns that name their row."""
-        for runs in self._parts():
-            after = None
-            while some := list(self._after(runs, after).only(*NAMES)[:RUNS_AT_ONCE]):
-                yield some
-                after = Cursor.of(some[-1])
+        return (runs for runs, _ in self.parts())
+
+    def parts(self, after: Cursor | None = None) -> Iterator[tuple[list[Run], Cursor]]:
+        """The same from a place on, each with the place from which to go on later."""
+        for runs, end in self._parts(after):
+            last = None
+            while some := list(self._after(runs, last).only(*NAMES)[:RUNS_AT_ONCE]):
+                last = Cursor.of(some[-1])
+                yield some, end or last
 
     def runs(self) -> QuerySet[Run]:
         """All matching runs, for use in another query."""
@@ -229,23 +233,26 @@ class RunFilter:
         """Those of the runs that match all but the group, which says when and how they failed."""
         return replace(self, group="", since="", exception="").runs().filter(pk__in=ids)
 
-    def _parts(self) -> Iterator[QuerySet[Run]]:
+    def _parts(self, after: Cursor | None) -> Iterator[tuple[QuerySet[Run], Cursor | None]]:
+        """Querysets of the runs, with the place where each ends unless that is its last run."""
         if self.group:
-            yield from self._of_group.parts()
+            yield from self._of_group.parts(after)
         elif self.exception:
-            yield from self._by_failures()
+            yield from self._by_failures(after)
         else:
-            yield from (runs for runs, _ in self._rounds(None, wanted=RUNS_AT_ONCE))
+            yield from ((runs, None) for runs, _ in self._rounds(after, wanted=RUNS_AT_ONCE))
 
-    def _by_failures(self) -> Iterator[QuerySet[Run]]:
+    def _by_failures(self, after: Cursor | None) -> Iterator[tuple[QuerySet[Run], Cursor]]:
         """Querysets of the matching runs with failures of the class, by the ids of the runs.
 
         Together they read each failure once; a single queryset could be of all runs.
         """
         runs = self._failures.order_by("-run_id").values_list("run_id", flat=True).distinct()
+        if after is not None:
+            runs = runs.filter(run_id__lt=after.run_id)
         ids = list(runs[:RUNS_AT_ONCE])
         while ids:
-            yield self._runs_but_for_failures.filter(pk__in=ids)
+            yield self._runs_but_for_failures.filter(pk__in=ids), Cursor(0, ids[-1])
             ids = list(runs.filter(run_id__lt=ids[-1])[:RUNS_AT_ONCE])
 
     def _next_chunks(self, after: Cursor | None, *, wanted: int) -> tuple[list[int], bool]:
