@@ -17,6 +17,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from autorun import tasks
 from autorun.admin import bulk_actions
@@ -24,7 +25,10 @@ from autorun.admin.bulk_actions import ACTIONS
 from autorun.admin.pages import PageAdmin
 from autorun.admin.permissions import Permission
 from autorun.dispatch.publishing import redirected
-from autorun.models import Batch, Failure, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.observe import doctor
+from autorun.observe.doctor import backlog
+from autorun.observe.doctor.finding import Finding, examination
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes
@@ -97,9 +101,23 @@ def runner() -> Iterator[QuerySetRunner]:
         Scan.objects.filter(pk=scan.pk).update(path=f"/{scan.pk}/{NAME}-{scan.pk}")
     Run.objects.filter(status=Run.Status.SUCCEEDED).update(outputs={"of": f"{PAYLOAD}-output"})
     Failure.objects.update(message=f"{PAYLOAD}-message", traceback=f"{PAYLOAD}-traceback")
-    Batch.objects.update(state=Batch.State.FAILED, reason=f"{PAYLOAD}-reason")
+    Batch.objects.update(
+        state=Batch.State.FAILED, reason=f"{PAYLOAD}-reason", finished_at=timezone.now()
+    )
+    running = Run.objects.filter(chunk__state=Chunk.State.RUNNING).latest("pk")
+    doing = {"run": running.pk, "done": 0.5, "note": f"{PAYLOAD}-note"}
+    Chunk.objects.filter(pk=running.chunk_id).update(doing=doing)
+    Chunk.objects.filter(state=Chunk.State.QUEUED).update(
+        state=Chunk.State.PARKED, reason=f"{PAYLOAD}-parked"
+    )
     with redirected(lambda messages: None):
         yield runner
+
+
+@examination("hooks")
+def examine_what_raises() -> Iterator[Finding]:
+    raise ValueError(f"{PAYLOAD}-examined")
+    yield
 
 
 def client_of(*codenames: str) -> Client:
@@ -221,19 +239,28 @@ def test_pages_of_a_runner_that_has_not_run_make_no_node(admin_client) -> None:
 @pytest.mark.parametrize("sees_rows", [True, False])
 @pytest.mark.parametrize("codenames", USERS, ids=" ".join)
 def test_names_and_payload_are_for_those_whom_the_reference_names(
-    codenames, sees_rows, runner
+    codenames, sees_rows, runner, set_constants
 ) -> None:
+    examined = (backlog.examine_held_up, backlog.examine_batches, examine_what_raises)
+    set_constants(doctor, FIRST=(), THEN=examined, FRESH=0.0)
     client = client_of(*codenames, *(["view_scan"] if sees_rows else []))
     succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
     urls = [url for url, form in addresses().values() if not form]
     urls += [reverse("admin:autorun_run_change", args=[succeeded.pk])]
     urls += [reverse("admin:autorun_run_text", args=[succeeded.pk, "outputs"])]
     urls += [f"{reverse('admin:autorun_run_changelist')}?state=failed"]
+    urls += [f"{reverse('admin:autorun_node_health')}?now=1"]
+    for state in (Chunk.State.RUNNING, Chunk.State.PARKED):
+        run = Run.objects.filter(chunk__state=state).latest("pk")
+        urls.append(reverse("admin:autorun_run_change", args=[run.pk]))
+        urls.append(f"{reverse('admin:autorun_node_why', args=[LABEL])}?row={run.object_id}")
 
     pages = " ".join(text_of(client.get(url)) for url in urls)
 
-    shows = {NAME: sees_rows, f"{PAYLOAD}-reason": True}
-    for each in ("output", "message", "traceback"):
+    shows = {NAME: sees_rows}
+    for each in ("reason", "parked", "examined"):
+        shows[f"{PAYLOAD}-{each}"] = True
+    for each in ("output", "message", "traceback", "note"):
         shows[f"{PAYLOAD}-{each}"] = sees_rows
     is_open = "view_run" in codenames
     for marker, is_shown in shows.items():

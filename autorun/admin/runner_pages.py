@@ -139,8 +139,8 @@ class NodeAdmin(PageAdmin):
     def health(self, request: HttpRequest) -> HttpResponse:
         """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
         if is_fetched(request):
-            return self.fragment(request, "findings", **_examined())
-        found = _examined() if "now" in request.GET else {}
+            return self.fragment(request, "findings", **_examined(request))
+        found = _examined(request) if "now" in request.GET else {}
         workers = [
             (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
         ]
@@ -355,8 +355,12 @@ def _refresh_seconds(*shown: Card) -> int:
     return 5 if any(card.progress.unfinished for card in shown) else 30
 
 
-def _examined() -> dict[str, Any]:
-    from autorun.observe.doctor import examine_for_page
+def _examined(request: HttpRequest) -> dict[str, Any]:
+    from autorun.observe.doctor import Finding, examine_for_page
+
+    def told(finding: Finding) -> str:
+        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
+        return finding.message if may_see or not finding.bare else finding.bare
 
     order = {"error": 0, "warning": 1}
     findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))
@@ -364,7 +368,13 @@ def _examined() -> dict[str, Any]:
     problems = [counted(numbers[level], level) for level in order if numbers[level]]
     return {
         "findings": [
-            (each.level, each.subject, prose(each.message), prose(each.hint)) for each in findings
+            (
+                each.level,
+                each.subject,
+                prose(told(each)),
+                prose(each.hint),
+            )
+            for each in findings
         ],
         "verdict": " and ".join(problems) or "No problems",
     }

@@ -13,7 +13,7 @@ from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
 from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import UNPREPARED, Failure, Run
-from autorun.observe.explanation import WORKER_LOST, explain, kept_result
+from autorun.observe.explanation import HELD_UP, WORKER_LOST, explain, kept_result, words_of
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.origins import ORIGINS, origin_of
@@ -46,6 +46,7 @@ _WITHOUT_MESSAGE = {
     "retrying": "The last attempt failed, and another one is due.",
     "not_applicable": "Not applicable, until its row changes.",
     "postponed": "Its body has asked for another try later.",
+    "parked": "Parked: an error hits all of its rows, or no worker has its runner.",
     "unprepared": "The input of the row cannot be prepared.",
 }
 
@@ -110,7 +111,9 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> st
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return f"It cannot be explained: {type(error).__name__}"
     run = explanation.run
-    quotes = run is not None and run.attempts > 0 and run.status == Run.Status.PENDING
+    quotes = explanation.reason.startswith(HELD_UP)
+    if run is not None and run.status == Run.Status.PENDING:
+        quotes = quotes or run.attempts > 0 or bool(words_of(run))
     if not shows_messages and (quotes or explanation.code in _WITHOUT_MESSAGE):
         word = explanation.code.replace("_", " ").capitalize()
         kept = "" if run is None else kept_result(run)

@@ -27,6 +27,8 @@ from autorun.state.words import because, counted, moment, spoken
 from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
+#: The beginning of a reason that quotes the error of all rows.
+HELD_UP = "Held up until"
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
 
 
@@ -211,7 +213,7 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
     for found in held_up(runner.label):
         if found.next_try is not None:
             until = moment(found.next_try)
-            return "waiting", f"Held up until {until}: {found.reason.rstrip('.')}"
+            return "waiting", f"{HELD_UP} {until}: {found.reason.rstrip('.')}"
     if not_before is not None:
         why = run.chunk.postponed_by.rstrip(".")
         until = f"Waiting until {moment(not_before)}"

@@ -38,7 +38,8 @@ class Doctor(Subcommand):
 
     def handle(self, **options: Any) -> None:
         findings = examine()
-        self.terminal.json([asdict(finding) for finding in findings])
+        columns = ("level", "message", "hint", "subject")
+        self.terminal.json([{name: getattr(each, name) for name in columns} for each in findings])
         for finding in findings:
             sign, style = SIGNS[finding.level]
             self.terminal.say(

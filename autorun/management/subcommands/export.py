@@ -14,6 +14,7 @@ from autorun.management.subcommands.subcommand import Subcommand
 from autorun.observe.formats import TEXTS, as_text, write_parquet
 from autorun.observe.records import Records
 from autorun.planning.scope import Scope
+from autorun.state.words import harmless
 
 
 class Export(Subcommand):
@@ -60,8 +61,9 @@ class Export(Subcommand):
     def _print(self, parts: Iterable[str]) -> None:
         # Bytes, as the terminal replaces characters that its encoding lacks.
         buffer = getattr(self.terminal.stream, "buffer", None)
+        shown = harmless if self.terminal.is_interactive else str
         try:
-            for part in parts:
+            for part in map(shown, parts):
                 if buffer is None:
                     self.terminal.stream.write(part)
                 else:

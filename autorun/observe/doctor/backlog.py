@@ -87,12 +87,15 @@ def examine_limits() -> Iterator[Finding]:
 def examine_held_up() -> Iterator[Finding]:
     """Runs whose runner or analysis is missing, and rows that an error keeps from being read."""
     for found in held_up():
-        message = f"{found.runner}: {found.what} since {moment(found.since)}: {found.reason}"
+        bare = f"{found.runner}: {found.what} since {moment(found.since)}"
+        message = f"{bare}: {found.reason}"
         if found.next_try is not None:
+            then = f". Next try at {moment(found.next_try)}."
             yield error(
-                f"{message.rstrip('.')}. Next try at {moment(found.next_try)}.",
+                message.rstrip(".") + then,
                 "Correct the error; if a column or table is missing, run `manage.py migrate`. The "
                 "rows are then processed, and the tries in vain use no attempt.",
+                bare=bare + then,
             )
             continue
         if found.batch is not None:
@@ -106,6 +109,7 @@ def examine_held_up() -> Iterator[Finding]:
             message,
             "Restore the runner and the analysis, and restart the workers: the runs then continue. "
             f"If they were removed on purpose, run `manage.py autorun cancel {found.runner}`.",
+            bare=f"{bare}.",
         )
 
 
@@ -182,4 +186,5 @@ def examine_batches() -> Iterator[Finding]:
             f"Planning of {batch} failed: {batch.reason}",
             "Fix the error. The next sweep plans the remaining rows, or run `manage.py autorun "
             f"sweep {batch.runner}` now.",
+            bare=f"Planning of {batch} failed.",
         )

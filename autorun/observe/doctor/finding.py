@@ -12,12 +12,16 @@ from autorun.state.masking import masked
 
 @dataclass(frozen=True)
 class Finding:
-    """A result of the doctor; warnings and errors have a `hint` that says what to do."""
+    """A result of the doctor; warnings and errors have a `hint` that says what to do.
+
+    `bare` replaces a message that quotes the project's code, for users who may not see payload.
+    """
 
     level: Literal["ok", "warning", "error"]
     message: str
     hint: str = ""
     subject: str = ""
+    bare: str = ""
 
 
 ok = partial(Finding, "ok")
@@ -36,8 +40,9 @@ def examination(subject: str) -> Callable[[Examination], Examination]:
             try:
                 findings = list(examine())
             except Exception as problem:  # noqa: BLE001
-                message = f"It could not be examined: {type(problem).__name__}: {problem}"
-                findings = [error(message, "Fix the other findings, and check again.")]
+                bare = f"It could not be examined: {type(problem).__name__}"
+                hint = "Fix the other findings, and check again."
+                findings = [error(f"{bare}: {problem}", hint, bare=f"{bare}.")]
             for each in findings:
                 told = masked(each.message)
                 yield replace(each, message=told, subject=each.subject or subject)

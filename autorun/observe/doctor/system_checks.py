@@ -19,7 +19,8 @@ def examine_checks() -> Iterator[Finding]:
     for message in sorted(messages, key=lambda each: (-each.level, str(each.obj), str(each.id))):
         found = error if message.is_serious() else warning
         place = f"{message.obj}: " if message.obj else ""
-        yield found(f"{place}{message.msg}", message.hint or "", f"check {message.id}")
+        subject, bare = f"check {message.id}", f"{place}`manage.py check` says what is wrong."
+        yield found(f"{place}{message.msg}", message.hint or "", subject, bare)
     number = len(registry.runners())
     if not number:
         yield warning(
