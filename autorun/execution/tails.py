@@ -74,7 +74,7 @@ def listen() -> None:
 
 
 def log_tail(tail: Tail | None, error: BaseException, *, max_bytes: int) -> str:
-    """What a call wrote last, and then a subprocess whose error it raised.
+    """The end of a call's output, and then that of a subprocess whose error it raised.
 
     At most `max_bytes` of each, with secrets masked.
     """

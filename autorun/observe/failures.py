@@ -103,7 +103,7 @@ class RecentFailures:
 
 
 def log_tails(run_ids: Iterable[int]) -> dict[int, str]:
-    """What the last failed attempts of these runs wrote, by run, if it is known."""
+    """The log, output and stderr of the last failed attempts, by run, if they are known."""
     failures = Failure.objects.filter(run__in=list(run_ids)).exclude(log_tail="")
     return dict(failures.order_by("attempt").values_list("run_id", "log_tail"))
 
