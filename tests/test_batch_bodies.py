@@ -84,6 +84,7 @@ def test_a_batch_body_takes_a_list_and_returns_one_as_long():
     ]
 
 
+@pytest.mark.faults(50)
 @pytest.mark.parametrize("place", [0, 1, 31, 32, 62, 63])
 def test_one_bad_row_costs_at_most_eight_calls_more_and_fails_alone(place):
     documents = make(64)
@@ -99,6 +100,7 @@ def test_one_bad_row_costs_at_most_eight_calls_more_and_fails_alone(place):
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
 
 
+@pytest.mark.faults(50)
 def test_many_bad_rows_fail_each_with_its_reason_in_few_calls():
     make(64)
     bad = range(0, 60, 4)
@@ -182,6 +184,7 @@ def test_what_is_not_a_list_is_named_after_one_call(returned, kind):
     assert message.startswith(f"Batched v1.0 returned {kind}, not a list. It takes 64 rows at once")
 
 
+@pytest.mark.faults(50)
 def test_a_list_of_the_wrong_length_fails_the_rows_at_fault():
     make(8)
 
@@ -227,6 +230,7 @@ def test_retry_later_postpones_all_rows_of_the_call():
     assert set(Chunk.objects.waiting().values_list("size", flat=True)) <= {64, 36, 100}
 
 
+@pytest.mark.faults(50)
 def test_a_representation_that_raises_fails_its_row_alone():
     make(8)
 
@@ -276,6 +280,7 @@ def test_an_async_batch_body_is_awaited():
     assert run(batched(body)) == Progress(succeeded=3)
 
 
+@pytest.mark.faults(50)
 def test_the_time_limit_is_that_of_a_call_and_finds_the_row_that_hangs():
     make(8)
 
@@ -321,6 +326,7 @@ def test_chunks_are_multiples_of_a_batch(settings):
         assert longest(Chunk.objects.get()) == 700  # a call, and six halvings
 
 
+@pytest.mark.faults(50)
 def test_sigterm_gives_a_call_back_without_using_up_an_attempt():
     make(4)
     stopping = []
@@ -347,6 +353,7 @@ def test_sigterm_gives_a_call_back_without_using_up_an_attempt():
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
 
 
+@pytest.mark.faults(50)
 def test_a_call_that_ignores_its_limit_costs_an_attempt_and_each_row_is_tried_alone():
     make(3)
     runner_class = batched(lambda value: value, rows=2, TIMEOUT=0.1, MAX_ATTEMPTS=1)

@@ -158,6 +158,7 @@ def test_every_type_of_field_is_landed_and_none_is_null(documents, way):
     assert Summary.objects.count() == 1
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db
 def test_one_row_that_violates_a_constraint_fails_alone_with_the_reason(documents):
     Summary.objects.create(document=documents[4], label="title 2")
@@ -179,6 +180,7 @@ def test_one_row_that_violates_a_constraint_fails_alone_with_the_reason(document
     assert (failed.outputs, failed.attempts) == (None, 1)
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db
 def test_a_value_that_does_not_fit_its_field_fails_its_row_alone(documents):
     def counted(value):
@@ -215,6 +217,7 @@ def test_a_hook_gets_many_results_at_once(documents):
     assert {each.run for each in results} == set(Run.objects.values_list("pk", flat=True))
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db
 @pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(1), KeyboardInterrupt()])
 def test_a_hook_that_raises_for_one_row_leaves_neither_its_success_nor_its_row(documents, error):
@@ -232,6 +235,7 @@ def test_a_hook_that_raises_for_one_row_leaves_neither_its_success_nor_its_row(d
     assert Failure.objects.get().exception_class.endswith(type(error).__name__)
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db
 def test_a_hook_that_raises_for_all_rows_fails_none_of_them():
     for number in range(25):
@@ -251,6 +255,7 @@ def test_a_hook_that_raises_for_all_rows_fails_none_of_them():
     assert not Failure.objects.exists()
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db
 def test_a_hook_that_hangs_is_ended_and_leaves_nothing(documents, set_constants):
     set_constants(landing, HOOK_SECONDS=0.05)
@@ -272,6 +277,7 @@ def test_a_hook_that_hangs_is_ended_and_leaves_nothing(documents, set_constants)
     assert Summary.objects.count() == 4
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db
 def test_a_hook_that_hangs_for_all_rows_holds_its_runner_up(documents, set_constants):
     set_constants(landing, HOOK_SECONDS=0.05)
@@ -284,6 +290,7 @@ def test_a_hook_that_hangs_for_all_rows_holds_its_runner_up(documents, set_const
     assert "save_outputs() took longer" in Chunk.objects.exclude(reason="").get().reason
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("point", ["finish.updated", "finish.landed", "finish.failures"])
 def test_a_process_killed_before_the_commit_leaves_neither_success_nor_landed_row(documents, point):
@@ -299,6 +306,7 @@ def test_a_process_killed_before_the_commit_leaves_neither_success_nor_landed_ro
         assert set(Document.objects.values_list("body", flat=True)) == {""}
 
 
+@pytest.mark.faults(49)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="it locks the whole database")
 def test_a_row_that_the_project_holds_locked_is_run_again_later(documents):

@@ -209,6 +209,7 @@ def test_a_changed_key_is_a_row_that_went_and_one_that_came(watch):
     assert noted() == [("d", pk), ("u", pk + 1000)]
 
 
+@pytest.mark.faults(48)
 def test_a_write_that_is_rolled_back_leaves_no_note(watch):
     watch()
     with transaction.atomic():
@@ -305,6 +306,7 @@ def test_a_row_saved_and_noted_is_run_once(watch):
     assert statuses() == [Run.Status.SUCCEEDED]
 
 
+@pytest.mark.faults(48)
 @pytest.mark.parametrize(
     "options",
     [{}, {"INPUT_FIELDS": None, "get_instance_representation": lambda self, each: each.title}],
@@ -388,6 +390,7 @@ def test_written_links_have_the_rows_that_read_them_planned(watch):
     assert len(statuses()) == 3
 
 
+@pytest.mark.faults(48)
 def test_many_rows_that_read_a_written_one_become_a_batch(watch, set_constants):
     watch(**images())
     patient = Patient.objects.bulk_create([Patient(code="p", age=30)])[0]
@@ -403,6 +406,7 @@ def test_many_rows_that_read_a_written_one_become_a_batch(watch, set_constants):
     assert Batch.objects.get().planned == 5
 
 
+@pytest.mark.faults(48)
 def test_a_note_that_commits_late_is_not_lost(watch, set_constants):
     """A transaction that noted first commits while a portion with later notes is being taken."""
     set_constants(writes, FEW=1)
@@ -426,6 +430,7 @@ def test_a_note_that_commits_late_is_not_lost(watch, set_constants):
     assert not Written.objects.exists()
 
 
+@pytest.mark.faults(48)
 @pytest.mark.parametrize("point", ["writes.copied", "writes.taken"])
 def test_a_process_that_dies_while_it_takes_notes_loses_none(watch, set_constants, point):
     set_constants(writes, FEW=1, PORTION=2)
@@ -489,6 +494,7 @@ def test_other_columns_make_the_triggers_outdated(watch):
         assert [each.state for each in installing.statuses()] == ["installed"]
 
 
+@pytest.mark.faults(48)
 def test_a_migration_may_change_and_remove_a_watched_column(watch):
     watch(INPUT_FIELDS=("title", "body"))
     insert("a")
@@ -514,6 +520,7 @@ def test_a_migration_may_change_and_remove_a_watched_column(watch):
         editor.add_field(Document, body)
 
 
+@pytest.mark.faults(48)
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="Only SQLite rebuilds tables")
 def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
     watch()
@@ -528,6 +535,29 @@ def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
     [warning] = check_triggers(["default"])
     assert warning.id == "autorun.W211"
     assert "library_document (missing)" in warning.msg
+
+
+@pytest.mark.faults(48)
+@pytest.mark.parametrize("befalls", ["dropped", "disabled"])
+def test_a_trigger_that_is_gone_is_named_and_put_back_by_migrate(watch, befalls):
+    if befalls == "disabled" and connection.vendor != "postgresql":
+        pytest.skip("Only PostgreSQL disables triggers")
+    watch()
+    gone = installing.existing()[0]
+    if befalls == "disabled":
+        sql(f"ALTER TABLE {gone.sql_table} DISABLE TRIGGER {gone.name}")
+    else:
+        place = f" ON {gone.sql_table}" if connection.vendor == "postgresql" else ""
+        sql(f"DROP TRIGGER {gone.name}{place}")
+
+    [warning] = check_triggers(["default"])
+    assert warning.id == "autorun.W211"
+    assert "library_document (" in warning.msg
+    emit_post_migrate_signal(0, False, "default", plan=[])
+
+    assert [each.state for each in installing.statuses()] == ["installed"]
+    assert list(check_triggers(["default"])) == []
+    assert insert("a") == [key for _, key in noted()]
 
 
 def test_flush_leaves_the_triggers_and_no_notes(watch):

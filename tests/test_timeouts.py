@@ -62,7 +62,7 @@ def test_a_server_that_is_slow_to_cancel_a_query_does_not_hold_up_the_exception(
         with suppress(Exception):
             time.sleep(0.2)
 
-    monkeypatch.setattr(user_code, "_all_connections", lambda: [Mock(connection=None)])
+    monkeypatch.setattr(user_code, "all_connections", lambda: [Mock(connection=None)])
     monkeypatch.setattr(user_code, "_cancel_query", wait)
     with pytest.raises(RunTimeout), time_limit(0.05):
         hang()

@@ -79,6 +79,7 @@ def time_limit(
             raise
         finally:
             is_over = True
+            coroutines.join_left()
     finally:
         # Nested: an exception raised by a signal as the block ends must not leave the timer on.
         is_over = True

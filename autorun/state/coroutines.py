@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from autorun.state.user_code import cancel_queries, discard
 
 #: Seconds that cancelled tasks have for their cleanup.
 PATIENCE = 1.0
+#: Seconds between looks at, and cancellations of, coroutines of a body that has ended.
+JOIN_EVERY = 0.1
 
 _thread = threading.local()
 #: When the time of a coroutine is over, by the clock of its loop, and the error to raise then.
@@ -59,10 +62,36 @@ def interrupt(error: BaseException) -> None:
     call: _Call | None = getattr(_thread, "call", None)
     if call is None:
         cancel_queries()
+        _thread.left = cancel_waited_for()
         raise error
     call.interrupt(error)
     if asyncio.current_task(call.loop) is not None:
         raise error
+
+
+def cancel_waited_for() -> list[asyncio.AbstractEventLoop]:
+    """Cancel the coroutines for which `async_to_sync` waits in this thread; their loops."""
+    me, waited_for = threading.current_thread(), []
+    for loop, executor in list(AsyncToSync.loop_thread_executors.items()):
+        if getattr(executor, "_work_thread", None) is me:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_cancel_all, loop)
+                waited_for.append(loop)
+    return waited_for
+
+
+def join_left() -> None:
+    """Wait for the loops that run on in other threads since `interrupt` has raised an error.
+
+    Nothing of a body may be at work beside its next attempt. The keeper of the lease ends a process
+    whose coroutine ignores its cancellation.
+    """
+    left, _thread.left = getattr(_thread, "left", None), None
+    while left := [loop for loop in left or () if loop.is_running()]:
+        time.sleep(JOIN_EVERY)
+        for loop in left:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_cancel_all, loop)
 
 
 def interrupt_in(thread_id: int, error: BaseException) -> None:
@@ -214,6 +243,11 @@ async def within(
         if limit.expired() and raised is not error:
             raise error from raised
         raise
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:

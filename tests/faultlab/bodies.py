@@ -5,6 +5,9 @@ gate           it waits until the file `gate` is there, beside the ledger
 full           the disk is full until then
 raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
                interpreter's lock);
+to_sync:5      it waits so many seconds for a coroutine, by asgiref
+to_sync_block:5  and the coroutine keeps its loop from running
+loop:5         it does so in an event loop of its own
 leave:begin    it leaves its connection so: see `tests.faultlab.leftovers`
 query:5, atomic_query:5  it waits for the database, in autocommit or in a transaction
 represent:WORD nothing: that befalls what makes its representation
@@ -34,7 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 
 from tests.faultlab import ledger, leftovers
 
@@ -45,6 +48,11 @@ def exercise(specimen: dict[str, Any]) -> dict[str, Any]:
         for word in words:
             befall(word)
     return {"value": specimen["value"]}
+
+
+def exercise_many(specimen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same for many rows in one call."""
+    return [exercise(each) for each in specimen]
 
 
 async def exercise_async(specimen: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +97,20 @@ def befall(word: str) -> None:
 
 def _path() -> Path:
     return Path(os.environ[ledger.ENVIRONMENT])
+
+
+async def _slowly(seconds: float) -> None:
+    """Take so many seconds; the ledger tells that it is still there."""
+    name = uuid.uuid4().hex
+    ledger.write("coroutine", id=name)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        ledger.write("coroutine_end", id=name)
+
+
+async def _blocking(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251
 
 
 def _wait_at_gate(_: str) -> None:
@@ -158,6 +180,9 @@ _DOES_ASYNC = {
 _DOES = {
     "sleep": lambda seconds: time.sleep(float(seconds)),
     "block": lambda seconds: time.sleep(float(seconds)),
+    "to_sync": lambda seconds: async_to_sync(_slowly)(float(seconds)),
+    "to_sync_block": lambda seconds: async_to_sync(_blocking)(float(seconds)),
+    "loop": lambda seconds: asyncio.run(_slowly(float(seconds))),
     "gate": _wait_at_gate,
     "full": _find_the_disk_full,
     "raise": _raise,

@@ -7,15 +7,16 @@ from typing import Any
 from autorun.analysis import Analysis
 from autorun.runner import QuerySetRunner
 from tests.faultlab import ledger
-from tests.faultlab.bodies import befall, exercise, exercise_async
+from tests.faultlab.bodies import befall, exercise, exercise_async, exercise_many
 from tests.faultlab.models import Specimen
 
 
 def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
-    """`SpecimenRunner` with these attributes; VERSION and ASYNC are the analysis's."""
+    """`SpecimenRunner` with these attributes; VERSION, ASYNC and CALL are the analysis's."""
     options = dict(options)
     version = options.pop("VERSION", "1.0")
     body = exercise_async if options.pop("ASYNC", False) else exercise
+    batch = options.pop("CALL", None)
     if "SCHEDULE" in options:  # seconds
         options["SCHEDULE"] = dt.timedelta(seconds=options["SCHEDULE"])
     return type(
@@ -23,7 +24,9 @@ def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
         (QuerySetRunner,),
         {
             "DATA_MODEL": Specimen,
-            "ANALYSIS": Analysis("Exercise", version, body),
+            "ANALYSIS": Analysis(
+                "Exercise", version, exercise_many if batch else body, batch=batch
+            ),
             "INPUT_KEY": "specimen",
             "INPUT_FIELDS": ("value",),
             "RETRY_BACKOFF": 0.1,

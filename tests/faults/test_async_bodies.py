@@ -62,6 +62,56 @@ def test_an_async_body_that_is_told_to_end_is_given_back_and_uses_no_attempt(lab
     assert lab.ledger.began(slow.pk)[0].end is not None
 
 
+#: Ways in which a sync body waits for a coroutine.
+WAITING = [f"to_sync:{LONG}", f"loop:{LONG}"]
+
+
+@pytest.mark.faults(31, 36)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 3, "TIMEOUT": 1, "MAX_ATTEMPTS": 2}])
+@pytest.mark.parametrize("does", [*WAITING, f"to_sync_block:{LONG}"])
+def test_a_coroutine_that_a_sync_body_waits_for_ends_with_it_at_its_time_limit(lab: Lab, does: str):
+    lab.write(1)
+    (slow,) = lab.write(1, does=does, value="slow")
+    lab.write(1, value="w")
+    lab.start_worker()
+
+    lab.runner.run()
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.is_done(2))
+
+    lab.check()
+    failures = Failure.objects.values_list("exception_class", "run__object_id")
+    assert list(failures) == [("autorun.exceptions.RunTimeout", slow.pk)] * 2
+    pids = {each.pid for each in lab.ledger.began(slow.pk)}
+    assert does in WAITING or len(pids) == 2  # the first one's process has ended
+    assert_coroutines_ended_before_the_next_began(lab)
+
+
+@pytest.mark.faults(31, 36)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 3}])
+@pytest.mark.parametrize("does", WAITING)
+def test_a_coroutine_that_a_sync_body_waits_for_ends_with_it_if_it_is_told_to_end(
+    lab: Lab, does: str
+):
+    lab.environment |= {"REMAP_SIGTERM": "SIGQUIT"}
+    (slow,) = lab.write(1, does=does, value="slow")
+    worker = lab.start_worker()
+    lab.runner.run()
+    lab.until(lambda: any(line["event"] == "coroutine" for line in lab.ledger.lines()))
+
+    worker.signal(signal.SIGTERM)
+    worker.wait(60)
+
+    runs = Run.objects.filter(object_id=slow.pk)
+    assert list(runs.values_list("status", "attempts")) == [(Run.Status.PENDING, 0)]
+    assert not Failure.objects.exists()
+    assert_coroutines_ended_before_the_next_began(lab)
+
+
+def assert_coroutines_ended_before_the_next_began(lab: Lab) -> None:
+    events = [line["event"] for line in lab.ledger.lines() if line["event"].startswith("corout")]
+    assert events == ["coroutine", "coroutine_end"] * (len(events) // 2)
+
+
 @pytest.mark.faults(36)
 @pytest.mark.parametrize("options", [ASYNC])
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])

@@ -66,6 +66,23 @@ def test_a_body_that_kills_its_worker_fails_with_that_reason_and_its_neighbours_
     assert "stopped answering" in failures.first().message
 
 
+@pytest.mark.faults(50)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 4, "CALL": 4}])
+def test_a_row_that_kills_its_worker_in_a_call_of_many_fails_alone(lab: Lab):
+    lab.write(1)
+    (poison,) = lab.write(1, does="kill")
+    lab.write(2, value="w")
+    lab.start_worker()
+
+    lab.runner.run()
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.is_done(3), seconds=120)
+
+    run = Run.objects.get(object_id=poison.pk)
+    assert (run.status, run.attempts) == (Run.Status.FAILED, 3)
+    failures = Failure.objects.filter(run=run)
+    assert {failure.exception_class for failure in failures} == {"autorun.exceptions.WorkerLost"}
+
+
 @pytest.mark.faults(7)
 def test_saved_rows_whose_planner_is_killed_are_planned_by_another(lab_of_each_broker: Lab):
     lab = lab_of_each_broker
