@@ -25,10 +25,11 @@ define install
 	@touch $@
 endef
 
-.PHONY: help venv demo up check test test-faults test-hosts soak bench test-browser test-million pictures lint format types lock audit docs clean
+.PHONY: help venv demo demo-embeddings up check test test-faults test-hosts soak bench test-browser test-million pictures lint format types lock audit docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
+	@echo "make demo-embeddings  texts embedded by row and by batch, and searched (installs about 6 GB)"
 	@echo "make up            web, worker and beat for looking around, until Ctrl-C (DEMO=1: on the demo's data)"
 	@echo "make check         style, layers, types and the fast tests on SQLite, in under three minutes"
 	@echo "make test          all tests, on every database that answers (ARGS='-k name' for some)"
@@ -53,6 +54,10 @@ venv: $(VENV)/.test
 demo: $(VENV)/.sample
 	@rm -rf var/demo
 	@AUTORUN_VAR=var/demo DJANGO_SETTINGS_MODULE=settings.sqlite $(RUN) manage.py demo $(ARGS)
+
+demo-embeddings: $(VENV)/.embeddings
+	@rm -rf var/embeddings
+	@AUTORUN_VAR=var/embeddings DJANGO_SETTINGS_MODULE=settings.embeddings $(RUN) manage.py demo_embeddings $(ARGS)
 
 up: $(VENV)/.sample
 	@$(if $(DEMO),$(ON_THE_DEMO)) $(RUN) manage.py up $(ARGS)
@@ -126,6 +131,9 @@ $(RUN):
 
 $(VENV)/.sample: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable . --group sample)
+
+$(VENV)/.embeddings: pyproject.toml $(CONSTRAINTS) | $(RUN)
+	$(call install,--editable . --group embeddings)
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,--editable ".[$(EXTRAS)]" --group test)
