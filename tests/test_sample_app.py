@@ -4,17 +4,21 @@ import base64
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db.models.signals import post_save
 
+from autorun.outputs import with_outputs
 from sample_app.analyses import preprocess, preprocess_foreground
+from sample_app.embeddings import analyses
+from sample_app.embeddings.runners import DescriptionByRowRunner, DescriptionRunner
 from sample_app.images import holds_image, installed_directories, is_image
 from sample_app.models import Scan
 from sample_app.processes import Processes
 from sample_app.runners import ScanPreprocessingRunner
-from tests.engine import work_off
+from tests.engine import installed, work_off
 
 CONFIGURATION = {"harder": True, "better": 100, "stronger": "faster"}
 
@@ -218,3 +222,32 @@ def test_a_scan_has_what_its_preprocessing_found(anatomical, admin_client):
     assert not ScanPreprocessingRunner().pending().exists()
     page = admin_client.get(f"/admin/sample_app/scan/{scan.pk}/change/").content.decode()
     assert f'<img src="{scan.thumbnail}"' in page
+
+
+class Lengths:
+    """Stands for the language model, which is too large to be installed for a test."""
+
+    def encode(self, texts: list[str], *, normalize_embeddings: bool) -> np.ndarray:
+        return np.array([[len(text), 1.0] for text in texts])
+
+
+@pytest.mark.django_db
+def test_descriptions_are_embedded_by_batch_as_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analyses, "load_model", Lengths)
+    for description in ("head", "", "knee joint"):
+        Scan.objects.create(path=f"/{description}.nii", description=description, size=1)
+    with installed(DescriptionRunner, DescriptionByRowRunner):
+        for runner in (DescriptionRunner(), DescriptionByRowRunner()):
+            runner.backfill()
+        work_off()
+
+        found = with_outputs(
+            Scan.objects.all(), batch=DescriptionRunner, row=DescriptionByRowRunner
+        )
+        vectors = {each.description: (each.batch, each.row) for each in found}
+
+    assert vectors == {
+        "head": ([7, 1], [7, 1]),
+        "knee joint": ([13, 1], [13, 1]),
+        "": (None, None),
+    }

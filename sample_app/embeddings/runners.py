@@ -3,7 +3,6 @@
 from django.db.models import Q
 
 from autorun.runner import QuerySetRunner
-from sample_app.embeddings.analyses import embed, embed_one
 from sample_app.models import Scan
 
 
@@ -11,7 +10,8 @@ class DescriptionRunner(QuerySetRunner):
     """Every scan with a description, 32 in one call."""
 
     DATA_MODEL = Scan
-    ANALYSIS = embed
+    ANALYSIS = "Embed Text"
+    ANALYSIS_VERSION = "1.0"
     INPUT_KEY = "texts"
     INPUT_FIELDS = ("description", "modality")
     BASE_QUERY = ~Q(description="")
@@ -23,5 +23,5 @@ class DescriptionRunner(QuerySetRunner):
 class DescriptionByRowRunner(DescriptionRunner):
     """The same, one scan in a call."""
 
-    ANALYSIS = embed_one
+    ANALYSIS = "Embed Text by Row"
     INPUT_KEY = "text"
