@@ -8,7 +8,8 @@ A page is read from top to bottom:
 - a `pycon` block is a doctest in the page's names;
 - of a `console` block every command is parsed by what it would start; where output is shown below
   an `autorun` command, it runs, and its output is compared;
-- of an `ini` block the commands of `ExecStart` are parsed;
+- of an `ini` block the commands of `ExecStart` are parsed, and of a `bash` or `yaml` block those of
+  celery; metrics in a `yaml` block are some of ours;
 - lines of `% test: code`, which readers do not see, run where they stand. A `work_off()` there is
   the worker.
 
@@ -61,6 +62,7 @@ from django.test import override_settings
 
 from autorun import analysis as analyses
 from autorun import conf, exceptions, testing
+from autorun.contrib.prometheus import METRICS
 from autorun.declare import registry
 from autorun.declare.base import Runner, declared
 from autorun.management.subcommands import SUBCOMMANDS
@@ -87,7 +89,7 @@ BLOCK = re.compile(
 )
 FILE = re.compile(r"# (?P<path>[\w/]+\.py)(?P<words>\b.*)?\n")
 #: What is only shown: transcripts, files of other programs.
-SHOWN = ("text", "json", "sql", "bash")
+SHOWN = ("text", "json", "sql")
 #: Programs that are not ours to check.
 OTHERS = ("pip", "sudo", "systemctl", "journalctl", "cd", "mkdir", "django-admin", "redis-cli")
 COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -241,6 +243,15 @@ class Reader:
         for command in re.findall(r"^ExecStart=((?:.*\\\n)*.*)", block.code, re.MULTILINE):
             words = shlex.split(command.replace("\\\n", " "))
             check_command([Path(words[0]).name, *words[1:]])
+
+    def read_bash(self, block: Block, where: str) -> None:
+        for command in re.findall(r"\bcelery -A [^'\n]*", block.code.replace("\\\n", " ")):
+            check_command(shlex.split(re.sub(r"--concurrency \$\w+", "--concurrency 8", command)))
+
+    def read_yaml(self, block: Block, where: str) -> None:
+        for items in re.findall(r"command: \[(.*)\]", block.code):
+            check_command([item.strip(' "') for item in items.split(",")])
+        assert set(re.findall(r"\bautorun_\w+", block.code)) <= METRICS.keys(), where
 
 
 def is_test_case_of(value: Any, module: str) -> bool:
