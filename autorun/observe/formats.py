@@ -50,14 +50,13 @@ def write_parquet(records: Records, path: str) -> None:
             writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
 
 
-def required(package: str) -> Any:
+def required(package: str, extra: str = "") -> Any:
     """The module of a package that autorun does not depend on. Raises ImportError without it."""
     try:
         return import_module(package)
     except ImportError as error:
-        raise ImportError(
-            f"{package} is not installed. Install it: pip install {package}"
-        ) from error
+        named = f"django-autorun[{extra}]" if extra else package
+        raise ImportError(f"{package} is not installed. Install it: pip install {named}") from error
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:

@@ -24,7 +24,10 @@ LARGE = 2**63
 OWN = ("key", "name", "state", "finished_at", "seconds")
 #: The order of a row's successes: the current one, and then the newest.
 _LAST_FIRST = (F("is_current").desc(nulls_last=True), "-pk")
-_READ = ("object_id", "object_key", "status", "is_current", "finished_at", "seconds", "outputs")
+_READ = (
+    *("object_id", "object_key", "status", "is_current", "finished_at", "seconds", "outputs"),
+    *("fingerprint", "build_id"),
+)
 
 
 def outputs_of(runner: Runner, instance: Any, *, stale: bool = False) -> Any:
@@ -59,7 +62,7 @@ class Records:
     among: Callable[[list[Any]], Sequence[Any]] = list
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for instances, runs, successes in self._pages():
+        for instances, runs, successes in self.pages():
             for instance in instances:
                 key = key_of(instance)
                 yield _record(instance, runs.get(key), successes.get(key))
@@ -70,7 +73,7 @@ class Records:
         An integer of more than 64 bits counts as a text.
         """
         found: dict[str, set[type]] = {name: set() for name in OWN}
-        for _, runs, successes in self._pages():
+        for _, runs, successes in self.pages():
             for run in {**runs, **successes}.values():
                 if run.status == Run.Status.SUCCEEDED:
                     for name, value in _flat(run.outputs):
@@ -78,7 +81,7 @@ class Records:
                         found.setdefault(name, set()).add(str if is_large else type(value))
         return found
 
-    def _pages(self) -> Iterator[tuple[Sequence[Any], dict[Key, Run], dict[Key, Run]]]:
+    def pages(self) -> Iterator[tuple[Sequence[Any], dict[Key, Run], dict[Key, Run]]]:
         """Instances, with the current runs of their rows and other successes, by key."""
         runner = self.runner
         if self.queryset is None:

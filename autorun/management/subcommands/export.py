@@ -12,6 +12,7 @@ from autorun.declare import registry
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.observe.formats import TEXTS, as_text, write_parquet
+from autorun.observe.provenance import write_crate
 from autorun.observe.records import Records
 from autorun.planning.scope import Scope
 from autorun.state.words import harmless
@@ -29,8 +30,14 @@ class Export(Subcommand):
         parsing.argument(
             "--format", choices=(*TEXTS, "parquet"), default="csv", help="default: csv"
         ),
+        parsing.flag(
+            "--provenance",
+            help="write a folder with the results, W3C PROV-JSON of their runs and an RO-Crate",
+        ),
         parsing.flag("--stale", help="for rows without a current success, take their last one"),
-        parsing.argument("--output", metavar="FILE", help="default: standard output"),
+        parsing.argument(
+            "--output", metavar="FILE", help="the file, or the folder (default: standard output)"
+        ),
     )
 
     def handle(self, **options: Any) -> None:
@@ -38,6 +45,9 @@ class Export(Subcommand):
         rows = Scope(filter=options["filter"]).queryset(runner)
         records = Records(runner, rows, options["stale"])
         form, output = options["format"], options["output"]
+        if options["provenance"]:
+            self._write_crate(records, form, output)
+            return
         if output is None:
             if form not in TEXTS:
                 raise CommandError("Parquet is written to a file: add --output FILE.")
@@ -57,6 +67,19 @@ class Export(Subcommand):
         finally:
             part.unlink(missing_ok=True)
         self.terminal.say((runner.label, "bold"), f": results written to {output}.")
+
+    def _write_crate(self, records: Records, form: str, output: str | None) -> None:
+        if output is None:
+            raise CommandError("Provenance is written to a folder: add --output FOLDER.")
+        try:
+            write_crate(records, Path(output), form)
+        except FileExistsError:
+            raise CommandError(f"{output} exists already. Name a new folder.") from None
+        except (OSError, ImportError) as error:
+            raise CommandError(str(error)) from error
+        self.terminal.say(
+            (records.runner.label, "bold"), f": results and provenance written to {output}."
+        )
 
     def _print(self, parts: Iterable[str]) -> None:
         # Bytes, as the terminal replaces characters that its encoding lacks.
