@@ -20,7 +20,7 @@ import pytest
 from celery import current_app
 from django.db import connections
 from django.db.models import Q
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -44,8 +44,9 @@ from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
-from autorun.planning import batches, on_demand
-from autorun.planning.selection import SELECTIONS
+from autorun.planning import batches, cancelling, on_demand
+from autorun.planning.selection import SELECTIONS, Selection
+from autorun.runner import QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.counts import IS_POSTPONED, Progress
 from autorun.state.managers import RETIRED
@@ -73,7 +74,11 @@ planning_points = st.sampled_from(
 finishing_points = st.sampled_from(
     [name for name in POINTS if name.startswith(("finish.", "dispatch."))]
 )
+starting_points = st.sampled_from([None] * 4 + ["start.leased", "start.assigned"])
 verdicts = st.sampled_from(["succeed", "succeed", "fail", "not applicable", "later"])
+
+#: Titles of the rows for which the runner's hook raises.
+unreadable: set[str] = set()
 
 
 class Worker(threading.Thread):
@@ -152,6 +157,12 @@ def body(value: dict[str, Any]) -> Any:
     return worker.body(value)
 
 
+def represent(_runner: QuerySetRunner, row: Document) -> dict[str, Any]:
+    if row.title in unreadable:
+        raise ValueError(f"{row.title} cannot be read")
+    return {"pk": row.pk, "title": row.title}
+
+
 Runner = declare(
     body,
     TITLE="Life",
@@ -160,7 +171,7 @@ Runner = declare(
     BATCH_SIZE=2,
     MAX_ATTEMPTS=2,
     RETRY_BACKOFF=1,
-    get_instance_representation=lambda self, row: {"pk": row.pk, "title": row.title},
+    get_instance_representation=represent,
 )
 
 
@@ -173,6 +184,7 @@ class Life(RuleBasedStateMachine):
             model.objects.all().delete()
         Document.objects.all().delete()
         nodes.forget_nodes()
+        unreadable.clear()
         self.runner = Runner()
         self.runner.get_node()
         self.workers: list[Worker] = []
@@ -353,8 +365,13 @@ class Life(RuleBasedStateMachine):
             batches.resume(batch)
 
     @precondition(lambda self: self.messages)
-    @rule(number=numbers, kind=st.sampled_from(["one", "one", "again", "all"]))
-    def deliver(self, number: int, kind: str) -> None:
+    @rule(
+        number=numbers,
+        kind=st.sampled_from(["one", "one", "again", "all"]),
+        point=starting_points,
+    )
+    def deliver(self, number: int, kind: str, point: str | None) -> None:
+        """Workers get messages; one may die before its first body."""
         message = self.messages[number % len(self.messages)]
         if kind == "all":
             messages, self.messages = self.messages, []
@@ -363,7 +380,7 @@ class Life(RuleBasedStateMachine):
             return
         if kind == "one":
             self.messages.remove(message)
-        self.receive(message)
+        self.crashes(point, partial(self.receive, message))
 
     @precondition(lambda self: self.workers)
     @rule(number=numbers, verdict=verdicts)
@@ -373,12 +390,15 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(
         number=numbers,
-        kind=st.sampled_from(["crash", "crash", "freeze"]),
+        kind=st.sampled_from(["crash", "crash", "freeze", "cancel"]),
         verdict=verdicts,
         point=finishing_points,
     )
     def worker_dies(self, number: int, kind: str, verdict: str, point: str) -> None:
-        """Or its lease runs out, and it goes on before the rescue or after it."""
+        """Or its lease runs out, and it goes on before the rescue or after it.
+
+        Or its run is to be cancelled, which it learns when it records what it has done.
+        """
         worker = self.workers[number % len(self.workers)]
         if kind == "crash":
             rows = Run.objects.filter(chunk_id=worker.chunk_id).values_list("object_id", flat=True)
@@ -386,6 +406,12 @@ class Life(RuleBasedStateMachine):
             self.unheard |= set(rows)
             with armed(point):
                 self.go_on(worker, verdict)
+        elif kind == "cancel":
+            assert worker.row is not None
+            key = worker.row["pk"]
+            of_worker = Run.objects.pending().filter(chunk_id=worker.chunk_id, object_id=key)
+            interventions.cancel_runs([list(of_worker)])
+            self.unheard.add(key)
         else:
             running = Chunk.objects.filter(pk=worker.chunk_id, state=Chunk.State.RUNNING)
             running.update(expires_at=from_now(-1))
@@ -412,11 +438,19 @@ class Life(RuleBasedStateMachine):
         }
         self.crashes(point, steps[kind])
 
-    @rule(kind=st.sampled_from(["goes", "comes", "comes", "forgets"]))
-    def broker(self, kind: str) -> None:
-        self.refusing = kind == "goes"
-        if kind == "forgets":
+    @rule(
+        kind=st.sampled_from(["goes", "comes", "comes", "forgets", "breaks", "heals"]), title=titles
+    )
+    def surroundings(self, kind: str, title: str) -> None:
+        """The broker goes, comes or forgets; the runner's hook breaks for some rows, or heals."""
+        if kind == "breaks":
+            unreadable.add(title)
+        elif kind == "heals":
+            unreadable.clear()
+        elif kind == "forgets":
             self.messages.clear()
+        else:
+            self.refusing = kind == "goes"
 
     # What must hold
 
@@ -537,6 +571,7 @@ class Life(RuleBasedStateMachine):
         """All quiet at last: every row that anybody heard of is done, and after a sweep all are."""
         try:
             self.refusing = False
+            unreadable.clear()
             Batch.objects.filter(state=Batch.State.PAUSED).update(
                 state=Batch.State.RUNNING, expires_at=from_now(-1)
             )
@@ -748,8 +783,68 @@ def test_rows_live_through_anything(monkeypatch, settings):
         run_state_machine_as_test(Life, settings=_of_hypothesis())
 
 
-def _of_hypothesis() -> settings:
-    return settings(
+def forget_what_changed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input that has succeeded at any time counts as done: a, b and a again."""
+    has_succeeded = (
+        "EXISTS (SELECT 1 FROM autorun_run AS o WHERE o.node_id = r.node_id "
+        "AND o.object_id = r.object_id AND o.fingerprint = d.f "
+        f"AND o.status = {Run.Status.SUCCEEDED:d})"
+    )
+    changed = "r.fingerprint <> d.f"
+    sound = Selection.redo_condition.fget
+
+    def condition(self: Selection) -> str | None:
+        found = sound(self)
+        return found and found.replace(changed, f"{changed} AND NOT {has_succeeded}")
+
+    monkeypatch.setattr(Selection, "redo_condition", property(condition))
+
+
+def start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that is delivered again starts its chunk again."""
+
+    def queued(chunk_id: int) -> Chunk | None:
+        running = Chunk.objects.filter(pk=chunk_id, state=Chunk.State.RUNNING)
+        running.update(state=Chunk.State.QUEUED)
+        return sound(chunk_id)
+
+    sound = execute_module.queued
+    monkeypatch.setattr(execute_module, "queued", queued)
+
+
+def miscount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that are current again are still counted as superseded."""
+    monkeypatch.setattr(cancelling, "superseded", lambda statuses: {})
+
+
+def leave_nothing_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled run does not give its place back."""
+    monkeypatch.setattr(cancelling, "earlier_results", lambda runs: [])
+
+
+@pytest.mark.faults(15, 45)
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.timeout(1800)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "plant",
+    [forget_what_changed_back, leave_nothing_current, start_again, miscount],
+)
+def test_lives_find_a_defect_that_is_planted(monkeypatch, settings, plant):
+    settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
+    for module in (at_once, execute_module):
+        monkeypatch.setattr(module, "Work", NotedWork)
+    plant(monkeypatch)
+    without_shrinking = _of_hypothesis(
+        max_examples=300, phases=[Phase.generate], report_multiple_bugs=False
+    )
+    with installed(Runner), pytest.raises(AssertionError):
+        run_state_machine_as_test(Life, settings=without_shrinking)
+
+
+def _of_hypothesis(**options: Any) -> settings:
+    ordinary = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
         deadline=None,
@@ -757,3 +852,4 @@ def _of_hypothesis() -> settings:
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
+    return settings(ordinary, **options)
