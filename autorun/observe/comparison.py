@@ -1,11 +1,11 @@
 """Two versions of a runner's analysis, compared on the rows that both have run on.
 
-The database compares: one statement for all counts and medians, and one for each output that
-differs, so memory does not grow with the rows.
+The database compares: one statement has all counts and medians, another the rows that differ most,
+so memory does not grow with the rows.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,12 @@ MOST_ROWS = 5
 MOST_OUTPUTS = 20
 _SUCCEEDED, _FAILED = int(Run.Status.SUCCEEDED), int(Run.Status.FAILED)
 _ENDED = f"{_SUCCEEDED}, {_FAILED}"
+#: By vendor, what keeps a database from reading the outputs again for each use of a value.
+_FENCE = {
+    "postgresql": "OFFSET 0",
+    "mysql": "LIMIT 18446744073709551615",
+    "sqlite": "LIMIT -1 OFFSET 0",
+}
 _BOTH = f"sa = {_SUCCEEDED} AND sb = {_SUCCEEDED}"
 
 
@@ -118,7 +124,8 @@ class _Pair:
         self._tolerance = tolerance
         self._connection: BaseDatabaseWrapper = connections[settings.DATABASE]
         self._outputs = dict(list(self._found_outputs())[:MOST_OUTPUTS])
-        self._joined = self._join()
+        sizes = progress(before).succeeded, progress(after).succeeded
+        self._sides = ("a", "b") if sizes[0] <= sizes[1] else ("b", "a")  # the smaller one leads
 
     def compared(self) -> Comparison:
         columns = [
@@ -134,7 +141,7 @@ class _Pair:
         ]
         numbers = [n for n, kind in enumerate(self._outputs.values()) if kind is Kind.NUMBER]
         medians = [self._median(f"{side}{n}") for n in numbers for side in "ab"]
-        source, params = self._joined
+        source, params = self._join(range(len(self._outputs)))
         if numbers and self._connection.vendor != "postgresql":
             windows = ", ".join(self._window(f"{side}{n}") for n in numbers for side in "ab")
             source = f"(SELECT j.*, {windows} FROM {source} AS j)"
@@ -142,11 +149,13 @@ class _Pair:
         counts = [int(each or 0) for each in found[: len(columns)]]
         both, different, newly_failed, newly_fixed, other_input = counts[:5]
         of_numbers = iter(found[len(columns) :])
+        differing = [number for number in range(len(self._outputs)) if counts[5 + number]]
+        examples = self._examples(differing) if differing else {}
         changes = []
         for number, (path, kind) in enumerate(self._outputs.items()):
             pair = (next(of_numbers), next(of_numbers)) if kind is Kind.NUMBER else (None, None)
             before, after = (None if each is None else float(each) for each in pair)
-            rows = tuple(self._examples(number, kind)) if counts[5 + number] else ()
+            rows = tuple(examples.get(number, ()))
             name = ".".join(path) or "outputs"
             changes.append(OutputChange(name, counts[5 + number], before, after, rows))
         return Comparison(
@@ -172,21 +181,21 @@ class _Pair:
             is_number = bool(found & {Kind.INTEGER, Kind.NUMBER})
             yield path, Kind.NUMBER if is_number else Kind.JSON
 
-    def _join(self) -> tuple[str, list[Any]]:
-        """SQL for the rows that have a current run in both nodes; the smaller one leads."""
+    def _join(self, numbers: Iterable[int]) -> tuple[str, list[Any]]:
+        """SQL for the rows that have a current run in both nodes, with the values of outputs."""
         is_same = "a.fingerprint = b.fingerprint"
         if self._runner.ON_CODE_CHANGE == "rerun":  # then it tells of the code as well
             is_same = "TRUE"
         comparable = f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {is_same}"
         values, params = [], []
-        for number, (path, kind) in enumerate(self._outputs.items()):
+        found = list(self._outputs.items())
+        for number in numbers:
+            path, kind = found[number]
             for side in "ab":
                 sql, of_path = value_sql(self._connection, f"{side}.outputs", path, kind)
                 values.append(f", CASE WHEN {comparable} THEN {sql} END AS {side}{number}")
                 params += of_path
-        nodes = {"a": self._before, "b": self._after}
-        sizes = {side: progress(node) for side, node in nodes.items()}
-        first, second = sorted(nodes, key=lambda side: sizes[side].succeeded)
+        first, second = self._sides
         runs = table(Run, self._connection)
         sql = (
             "(SELECT a.object_id, a.object_key, a.status AS sa, b.status AS sb, "
@@ -194,7 +203,7 @@ class _Pair:
             f"{join_in_this_order(self._connection)} {runs} {second} "
             "ON a.object_id = b.object_id AND a.object_key = b.object_key "
             "WHERE a.node_id = %s AND a.is_current = TRUE "
-            "AND b.node_id = %s AND b.is_current = TRUE)"
+            f"AND b.node_id = %s AND b.is_current = TRUE {_FENCE[self._connection.vendor]})"
         )
         return sql, [*params, self._before.pk, self._after.pk]
 
@@ -224,18 +233,27 @@ class _Pair:
             f"COUNT({name}) OVER () AS n_{name}"
         )
 
-    def _examples(self, number: int, kind: Kind) -> Iterator[Difference]:
-        a, b = f"a{number}", f"b{number}"
-        order = f"ABS({a} - {b}) DESC, " if kind is Kind.NUMBER else ""
-        source, params = self._joined
+    def _examples(self, numbers: Sequence[int]) -> dict[int, list[Difference]]:
+        """The rows that differ most in each of these outputs, in one statement."""
+        parts: list[str] = []
+        params: list[Any] = []
         key = key_kind(self._runner.get_model()).column
-        found = self._fetch(
-            f"SELECT {key}, {a}, {b} FROM {source} AS j WHERE {self._differs(number)} "
-            f"ORDER BY {order}{key} LIMIT {MOST_ROWS}",
-            params,
-        )
-        for row_key, *values in found:
-            yield Difference(row_key, *(_python(each, kind) for each in values))
+        text = "CHAR" if self._connection.vendor == "mysql" else "TEXT"
+        for number in numbers:
+            a, b = f"a{number}", f"b{number}"
+            source, of_source = self._join([number])
+            is_number = list(self._outputs.values())[number] is Kind.NUMBER
+            order = f"COALESCE(ABS({a} - {b}), 0) DESC, " if is_number else ""
+            parts.append(
+                f"SELECT * FROM (SELECT {number} AS output, {key} AS row_key, "
+                f"CAST({a} AS {text}) AS a, CAST({b} AS {text}) AS b FROM {source} AS j "
+                f"WHERE {self._differs(number)} ORDER BY {order}{key} LIMIT {MOST_ROWS}) AS p"
+            )
+            params += of_source
+        found: dict[int, list[Difference]] = {number: [] for number in numbers}
+        for number, row_key, before, after in self._fetch(" UNION ALL ".join(parts), params):
+            found[number].append(Difference(row_key, _python(before), _python(after)))
+        return found
 
     def _fetch(self, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
@@ -243,12 +261,10 @@ class _Pair:
             return list(cursor.fetchall())
 
 
-def _python(value: Any, kind: Kind) -> Any:
-    """A value as the database gives it, as it is in JSON."""
-    if value is None:
+def _python(text: str | None) -> Any:
+    """A value as it is in JSON, of the text that the database gives."""
+    if text is None:
         return None
-    if kind is Kind.NUMBER:
-        return int(value) if value == int(value) else float(value)
-    with suppress(ValueError, TypeError):
-        return json.loads(value)
-    return value
+    with suppress(ValueError):
+        return json.loads(text)
+    return text
