@@ -11,6 +11,7 @@ from autorun.models import Run
 from autorun.observe.checks import check_all
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
+from tests.celery_settings import configured
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 from tests.printed import filtered, plain
@@ -87,11 +88,30 @@ def test_the_transcript_is_whole_if_the_project_logs_autorun_at_info(
         caplog.set_level(logging.INFO, logger="autorun")
         caplog.clear()
         batch = runner().run()
-        said = [each for each in caplog.records if each.name.startswith("autorun")]
+        said = list(caplog.records)
         work_off()
 
-        assert "".join(f"{each.getMessage()}\n" for each in said) == transcript
+        assert written(said) == transcript
         assert batch.planned == runner().progress().succeeded - 20 == remaining
+
+
+@pytest.mark.django_db(transaction=True)  # within a transaction nothing is executed
+def test_in_eager_mode_the_runs_are_executed_after_the_last_line(caplog):
+    runner = plain.ScanPreprocessingRunner
+    Scan.objects.bulk_create(Scan(path=f"/{n}.nii", size=1) for n in range(3))
+    with installed(runner), configured(task_always_eager=True):
+        caplog.set_level(logging.INFO, logger="autorun")
+        runner().run()
+
+        *_, last_line, chunk = written(caplog.records).splitlines()
+        assert "Successfully started" in last_line
+        assert "3 succeeded" in chunk
+        assert runner().progress().succeeded == 3
+
+
+def written(records):
+    names_and_lines = ((each.name, f"{each.getMessage()}\n") for each in records)
+    return "".join(line for name, line in names_and_lines if name.startswith("autorun"))
 
 
 @pytest.mark.parametrize("printed", [plain, filtered])

@@ -138,6 +138,16 @@ def _execute_eagerly(messages: Sequence[Message]) -> None:
         raise first_error
 
 
+@contextmanager
+def executed_afterwards() -> Iterator[None]:
+    """If Celery is eager, execute what the block publishes at its end."""
+    try:
+        with _eager.held():
+            yield
+    finally:
+        _execute_eagerly(())
+
+
 def urgent_priority() -> int | None:
     """The message priority that the project's broker delivers first; None is first on Redis."""
     return 9 if _scheme() in (*AMQP, "sqlite") else None
@@ -168,6 +178,15 @@ class MessageQueue:
         finally:
             self._messages.clear()
             self._is_taken = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Yield no message within the block."""
+        before, self._is_taken = self._is_taken, True
+        try:
+            yield
+        finally:
+            self._is_taken = before
 
 
 class _EagerQueue(MessageQueue, threading.local):

@@ -12,6 +12,7 @@ from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import configuration_of, is_tried, node_of, nodes_of
 from autorun.declare.registry import trial_of
+from autorun.dispatch.publishing import executed_afterwards
 from autorun.exceptions import AutorunError, ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, written
@@ -30,6 +31,7 @@ from autorun.state.transactions import once_committed
 logger = get_logger(__name__)
 
 
+@executed_afterwards()  # executed runs log lines of their own
 def run_now(
     runner: Runner,
     queryset: QuerySet[Any] | None,
