@@ -14,6 +14,7 @@ from asgiref.sync import iscoroutinefunction
 from kombu.utils.compat import detect_environment
 
 from autorun.declare.arguments import Arguments, Problem
+from autorun.declare.returns import check_outputs, of_one
 from autorun.exceptions import AlreadyRegistered, ImproperAnalysis, NotRegistered, UnsuitablePool
 from autorun.state.words import meant
 
@@ -185,10 +186,17 @@ class Analysis:
     def signature(self) -> inspect.Signature:
         return self.arguments.signature
 
-    @property
+    @cached_property
     def return_annotation(self) -> Any:
         """The return annotation, of one row for a batch; Any without one."""
-        return self.arguments.returned
+        returned = self.arguments.returned
+        return returned if self.batch is None else of_one(returned)
+
+    @cached_property
+    def check_outputs(self) -> Callable[[Any], None] | None:
+        """Raises OutputError for outputs that do not fit the annotation; None if there is none."""
+        returned = self.return_annotation
+        return None if returned in (Any, object) else partial(check_outputs, annotation=returned)
 
     def check(self, configuration: Mapping[str, object], *receivers: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and these arguments."""

@@ -3,6 +3,7 @@
 import datetime as dt
 import enum
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 
-from autorun.declare.arguments import Arguments
+from autorun.analysis import Analysis
+from autorun.declare.returns import of_one
 from autorun.exceptions import OutputError
 from autorun.models import Failure, Run
 from autorun.state.encoding import encode_outputs
@@ -43,8 +45,8 @@ def checked(value: Any, annotation: Any) -> str:
     def function() -> Any: ...
 
     function.__annotations__["return"] = annotation
-    arguments = Arguments(function, owner="Test", location="here")
-    return encode_outputs(value, max_bytes=None, check=arguments.check_outputs)
+    check = Analysis("Test", "1.0", function).check_outputs
+    return encode_outputs(value, max_bytes=None, check=check)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_outputs_that_do_not_fit_are_refused_with_the_key(value, annotation, wor
 def test_a_function_without_an_annotation_is_not_checked():
     for annotation in (Any, object):
         assert checked({"a": 1}, annotation) == '{"a":1}'
-    assert Arguments(lambda: 1, owner="Test", location="here").check_outputs is None
+    assert Analysis("Test", "1.0", lambda: 1).check_outputs is None
 
 
 def test_models_of_pydantic_are_recorded_as_dicts():
@@ -142,3 +144,42 @@ def test_a_run_whose_outputs_do_not_fit_fails_with_the_key():
 
     assert statuses() == [Run.Status.SUCCEEDED, Run.Status.FAILED]
     assert "outputs['mean']" in Failure.objects.get().message
+
+
+@pytest.mark.parametrize(
+    ("annotation", "one"),
+    [
+        (list[int], int),
+        (Sequence[Size], Size),
+        (tuple[float, ...], float),
+        (list[list[float]], list[float]),
+        (list[int | ValueError], int),
+        (list[int | Exception | None], int | None),
+        (list[ValueError], Any),
+        (list, Any),
+        (tuple[int, str], Any),
+        (dict[str, int], Any),
+        (Foreign, Any),
+        (Any, Any),
+    ],
+)
+def test_a_batch_is_annotated_with_a_list_of_what_each_row_has(annotation, one):
+    assert of_one(annotation) == one
+
+
+def measured_together(value: list[str]) -> list[Size | ValueError]:
+    return [ValueError("no") if each == "c" else measured(each) for each in value]
+
+
+@pytest.mark.django_db
+def test_a_row_of_a_batch_whose_outputs_do_not_fit_fails_alone_with_the_key():
+    for title in "abc":
+        Document.objects.create(title=title)
+    analysis = Analysis("Together", "1.0", measured_together, batch=8)
+    runner = declare(ANALYSIS=analysis, MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.FAILED]
+    assert "outputs['mean']" in Failure.objects.get(exception_class__endswith="OutputError").message

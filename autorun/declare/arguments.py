@@ -7,13 +7,12 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any
 
 from autorun.declare.conversion import Mismatch, convert
-from autorun.declare.returns import check_outputs
 from autorun.exceptions import ConfigurationError
 from autorun.state.words import meant
 
@@ -47,12 +46,6 @@ class Arguments:
     def returned(self) -> Any:
         """The function's return annotation; Any without one."""
         return self.type_hints.get("return", Any)
-
-    @cached_property
-    def check_outputs(self) -> Callable[[Any], None] | None:
-        """Raises OutputError for outputs that do not fit the annotation; None if there is none."""
-        returned = self.returned
-        return None if returned in (Any, object) else partial(check_outputs, annotation=returned)
 
     def check(self, configuration: object, *receivers: str) -> list[Problem]:
         """List the reasons why the function cannot take `configuration` and these arguments."""

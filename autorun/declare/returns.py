@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
@@ -35,6 +35,27 @@ def check_outputs(plain: Any, annotation: Any) -> None:
     except Mismatch as error:
         error.argument = "outputs"
         raise OutputError(f"{error}, as the function's return annotation says.") from None
+
+
+def of_one(annotation: Any) -> Any:
+    """The annotation of one row's outputs, from a batch body's annotation: a list of them.
+
+    Exceptions stand for rows that fail. It is Any if it names no list.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    is_list = isinstance(origin, type) and issubclass(origin, Iterable)
+    if arguments[1:] == (...,):
+        arguments = arguments[:1]
+    if not is_list or len(arguments) != 1:
+        return Any
+    (item,) = arguments
+    is_union = typing.get_origin(item) in (typing.Union, types.UnionType)
+    kinds = [
+        each
+        for each in (typing.get_args(item) if is_union else arguments)
+        if not (isinstance(each, type) and issubclass(each, BaseException))
+    ]
+    return typing.Union[tuple(kinds)] if kinds else Any  # noqa: UP007
 
 
 def _check(value: Any, annotation: Any) -> None:

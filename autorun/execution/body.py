@@ -62,14 +62,12 @@ class Body:
         self.refused_by: RetryLater | None = None
         #: The error that ends the call at work, if a run of it is cancelled.
         self.stop: list[Exception] = []
-        arguments = analysis.arguments
-        self._bind = partial(arguments.bind, configuration)
+        self._bind = partial(analysis.arguments.bind, configuration)
         self._encode = partial(
             encode_outputs,
             max_bytes=settings.MAX_OUTPUT_BYTES,
-            # The annotation of a batch is that of a list.
-            check=None if analysis.batch else arguments.check_outputs,
-            expected=arguments.returned,
+            check=analysis.check_outputs,
+            expected=analysis.return_annotation,
         )
         self._user_code = UserCode(runner.label)
         # One value for each number of attempts, so that the runs are retried in one chunk.

@@ -126,8 +126,7 @@ def _database(runner: Runner) -> Iterator[CheckMessage]:
 
 def _keys(runner: Runner) -> Iterator[CheckMessage]:
     analysis = analysis_of(runner)
-    hints = analysis.arguments.type_hints if analysis else {}
-    known = members_of(hints.get("return"))
+    known = members_of(analysis.return_annotation if analysis else Any)
     for path in runner.output_fields:
         key = path.partition("__")[0]
         if known is not None and path and key not in known:
