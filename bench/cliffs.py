@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from django.db import connection, transaction
 
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, redirected
 from autorun.models import UNCHANGING, Chunk, Node, Run, SpilledTrigger
+from autorun.runner import QuerySetRunner
 from autorun.state.clock import NOW_SQL, new_chunk_id
 from autorun.tasks import plan
 from autorun.upkeep import draining, folding, pruning
@@ -18,7 +20,7 @@ from bench import stage
 from bench.measuring import Line, Timings, in_turns
 from bench.planning_memory import peak
 from bench.scale import Scale
-from bench.subject.models import Item
+from bench.subject.models import Item, LongText
 from bench.subject.runners import TrivialRunner
 
 FEW, MANY = 4, 400
@@ -32,6 +34,7 @@ def measure(scale: Scale) -> Iterator[Line]:
     yield _look_at_a_hot_row(scale)
     yield from _given_list(scale)
     yield _drain(scale)
+    yield _large_rows(scale)
 
 
 def _claim_beside_many(scale: Scale) -> Line:
@@ -188,15 +191,12 @@ def _given_list(scale: Scale) -> Iterator[Line]:
     work = f"backfill of a list of {number:,} keys"
     yield _line(timings, "list", "queryset", goal=3)(key="cliff-list", work=work)
     stage.empty_state()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = peak()
-    contenders["list"]()
     yield Line(
         key="cliff-list-memory",
         database=connection.vendor,
         work=work,
         against="memory before it",
-        value=peak() - before,
+        value=_megabytes(contenders["list"]),
         goal=60,
         unit="MB more",
     )
@@ -241,6 +241,49 @@ def _drain(scale: Scale) -> Line:
         unit="rows/s",
         rows=number,
     )
+
+
+class LongTextRunner(QuerySetRunner):
+    DATA_MODEL = LongText
+    ANALYSIS = "Trivial"
+    ANALYSIS_VERSION = "1.0"
+    ANALYSIS_CONFIGURATION = {"factor": 11}
+    INPUT_KEY = "title"
+    SCHEDULE = None
+    ON_SAVE = False
+
+    def get_instance_representation(self, instance: Any) -> str:
+        return str(instance.text)
+
+
+def _large_rows(scale: Scale) -> Line:
+    """Rows of half a megabyte, which Python reads to plan them."""
+    runner, number = LongTextRunner(), scale.saves // 2
+    LongText.objects.bulk_create(
+        (LongText(text=f"{each:8}" * 65_536) for each in range(number)), batch_size=10
+    )
+    stage.hold(runner)
+    runner.backfill(LongText.objects.all()[:2])
+    used = _megabytes(lambda: runner.backfill(force=True))
+    stage.empty_state()
+    stage.empty(LongText._meta.db_table)
+    return Line(
+        key="cliff-large-rows",
+        database=connection.vendor,
+        work=f"plan {number:,} rows of 0.5 MB with a Python representation",
+        against="memory before it",
+        value=used,
+        goal=150,
+        unit="MB more",
+    )
+
+
+def _megabytes(work: Callable[[], object]) -> float:
+    """By how much `work` raises the peak of this process."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    before = peak()
+    work()
+    return peak() - before
 
 
 def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> Callable[..., Line]:

@@ -324,7 +324,21 @@ def test_a_quick_look_reads_larger_pages_after_a_slow_one(documents, set_constan
 
     assert ends == [str(documents[0].pk), str(documents[2].pk), ""]
     pages = [each["sql"] for each in queries if "library_document" in each["sql"]]
-    assert [int(re.search(r"LIMIT (\d+)", sql)[1]) for sql in pages] == [2_000, 2, 4]
+    assert [int(re.search(r"LIMIT (\d+)", sql)[1]) for sql in pages] == [100, 2, 40]
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_large_rows_are_read_in_small_pages(documents, set_constants, number):
+    set_constants(windows, FIRST_WINDOW=2, WINDOW_BYTES=10_000 * number)
+    Document.objects.update(body="x" * 9_900)
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
+    with installed(runner), CaptureQueriesContext(connection) as queries:
+        batch = runner().backfill()
+
+    assert batch.planned == 6
+    pages = [each["sql"] for each in queries if 'AS "_autorun' not in each["sql"]]
+    sizes = [re.search(r"library_document.* LIMIT (\d+)$", sql) for sql in pages]
+    assert [int(found[1]) for found in sizes if found][:2] == [2, number]
 
 
 def test_a_hook_that_hangs_costs_its_row_and_no_other(documents):

@@ -36,6 +36,9 @@ from autorun.state.transactions import Halving, is_passing
 #: Keys in a window that the database plans, and in one whose rows Python checks.
 DATABASE_WINDOW = 50_000
 PYTHON_WINDOW = 2_000
+#: Rows in the first of Python's windows, and about so many bytes in one: rows may be large.
+FIRST_WINDOW = 100
+WINDOW_BYTES = 32 * 1024 * 1024
 #: Seconds after which a window of Python's ends early, so that slow rows are planned and the
 #: batch's lease is extended in time.
 WINDOW_SECONDS = 1.5
@@ -252,7 +255,7 @@ def _python_windows(
     alone = PYTHON_WINDOW if deaths else 0
     # Another database may order keys that are not integers differently.
     has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
-    size = 1 if alone else PYTHON_WINDOW
+    size = 1 if alone else min(FIRST_WINDOW, PYTHON_WINDOW)
     is_last = False
     while not is_last:
         bounded = _between(kind, rows, after=after, up_to=up_to)
@@ -273,7 +276,8 @@ def _python_windows(
         yield Window(candidates, after, tuple(row for row in found if row.error is not None))
         # The rest of a page is read again, as it may have changed; so slow rows get small pages.
         alone -= checked
-        size = 1 if alone > 0 else min(PYTHON_WINDOW, 2 * checked)
+        growth = 2 if checked < len(instances) else 20
+        size = 1 if alone > 0 else min(PYTHON_WINDOW, growth * checked, _fitting(instances))
 
 
 def _first_of(
@@ -294,6 +298,15 @@ def _first_of(
                 pk = rows.order_by("pk").values_list("pk", flat=True)[0]
                 return unprepared(runner, pk, error), size
         size = -(-size // 2)
+
+
+def _fitting(instances: Sequence[Any]) -> int:
+    """How many rows like these WINDOW_BYTES hold, by the texts, bytes and JSON of some of them."""
+    some = instances[:: len(instances) // 10 or 1]
+    values = [value for each in some for value in vars(each).values()]
+    sizes = [len(value) for value in values if isinstance(value, str | bytes | memoryview)]
+    sizes += [len(str(value)) for value in values if isinstance(value, dict | list)]
+    return max(WINDOW_BYTES * len(some) // (sum(sizes) or 1), 1)
 
 
 def _checked(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:

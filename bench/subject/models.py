@@ -10,6 +10,12 @@ class Item(models.Model):
     weight = models.IntegerField(default=0)
 
 
+class LongText(models.Model):
+    """A row of half a megabyte."""
+
+    text = models.TextField()
+
+
 class ItemByHand(models.Model):
     """The same row for a receiver written by hand."""
 
