@@ -93,11 +93,13 @@ def failures(user: Client, value: str, asked: Mapping[tuple[str, str, str, str],
     return wrong
 
 
+#: The parameters that each request looks for, once they are known.
+_read: dict[str, set[str]] = {}
+
+
 @pytest.fixture
-def read(
-    user: Client, monkeypatch: pytest.MonkeyPatch
-) -> dict[tuple[str, str, str, str], set[str]]:
-    """The parameters that each request looks for."""
+def read(user: Client, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, set[str]]:
+    """The parameters that each page looks for, by its name and method."""
     looked_for: set[str] = set()
 
     def noted(method: Any) -> Any:
@@ -107,15 +109,16 @@ def read(
 
         return look
 
-    found = {}
     with monkeypatch.context() as patch:
         for name in ("get", "getlist", "__getitem__", "__contains__"):
             patch.setattr(MultiValueDict, name, noted(getattr(MultiValueDict, name)), raising=False)
-        for each in requests():
+        for name, method, address, rest in () if _read else list(requests()):
             looked_for.clear()
-            ask(user, each[1], each[2], each[3])
-            found[each] = set(looked_for)
-    return found
+            ask(user, method, address, rest)
+            # Django's changelist takes all that there is, for its filters to choose from.
+            taken = {"autorun", "autorun_up_to"} if name == "changelist" else set()
+            _read[f"{method} {name} {rest}"[:40]] = looked_for | taken
+    return _read
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:20])
@@ -125,18 +128,24 @@ def test_no_parameters_make_a_page_fail_or_lead_off_the_site(value: str, user: C
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:20])
 def test_no_parameter_alone_makes_a_page_fail_or_lead_off_the_site(
-    value: str, user: Client, read: dict[tuple[str, str, str, str], set[str]]
+    value: str, user: Client, read: Mapping[str, set[str]]
 ) -> None:
+    """Each parameter that a page reads meets every tenth value: all of them would take minutes."""
+    alone = [
+        (each, name)
+        for each in requests()
+        for name in sorted(read[f"{each[1]} {each[0]} {each[3]}"[:40]])
+        if not name.startswith(("_", "csrf"))
+    ]
     wrong = []
-    for each, names in read.items():
-        for name in names:
-            wrong += failures(user, value, {each: {name}})
+    for each, name in alone[VALUES.index(value) % 10 :: 10]:
+        wrong += failures(user, value, {each: {name}})
 
     assert wrong == []
 
 
 def test_the_parameters_that_pages_read_are_those_that_are_tried(
-    user: Client, read: dict[tuple[str, str, str, str], set[str]]
+    read: Mapping[str, set[str]],
 ) -> None:
     found = set().union(*read.values())
 
