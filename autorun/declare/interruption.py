@@ -48,18 +48,16 @@ def time_limit(
 ) -> Iterator[None]:
     """Raise RunTimeout in the block after so many seconds, with `message` if given.
 
-    `interrupt()` raises the error in `stop` before that, if another thread has put one there.
-
-    In C code that does not return to the interpreter, and in a thread without signals, the keeper
-    of the lease stops the run. A coroutine is cancelled in any thread.
+    `interrupt()` raises the error in `stop` before that, if another thread has put one there. In C
+    code that does not return to the interpreter, and in a thread without signals, the keeper of the
+    lease stops the run. A coroutine is cancelled in any thread.
     """
     if not can_use_signals():
         with _coroutine_limited(seconds, message):
             yield
         return
-    is_over = False
+    is_over, began_at = False, time.monotonic()
     raised: Exception | None = None
-    began_at = time.monotonic()
 
     def end(_number: int, _frame: FrameType | None) -> None:
         nonlocal raised
@@ -79,7 +77,8 @@ def time_limit(
             raise
         finally:
             is_over = True
-            coroutines.join_left()
+            if getattr(coroutines.of_thread, "left", None):
+                coroutines.join_left()
     finally:
         # Nested: an exception raised by a signal as the block ends must not leave the timer on.
         is_over = True

@@ -27,7 +27,7 @@ PATIENCE = 1.0
 #: Seconds between looks at, and cancellations of, coroutines of a body that has ended.
 JOIN_EVERY = 0.1
 
-_thread = threading.local()
+of_thread = threading.local()
 #: When the time of a coroutine is over, by the clock of its loop, and the error to raise then.
 _due: ContextVar[tuple[float, Exception]] = ContextVar("autorun_due")
 #: The calls in progress, by the ids of their threads.
@@ -59,10 +59,10 @@ def interrupt(error: BaseException) -> None:
     A coroutine that waits is cancelled, so that it can clean up. One whose code keeps the event
     loop from running is interrupted in that code.
     """
-    call: _Call | None = getattr(_thread, "call", None)
+    call: _Call | None = getattr(of_thread, "call", None)
     if call is None:
         cancel_queries()
-        _thread.left = cancel_waited_for()
+        of_thread.left = cancel_waited_for()
         raise error
     call.interrupt(error)
     if asyncio.current_task(call.loop) is not None:
@@ -86,7 +86,7 @@ def join_left() -> None:
     Nothing of a body may be at work beside its next attempt. The keeper of the lease ends a process
     whose coroutine ignores its cancellation.
     """
-    left, _thread.left = getattr(_thread, "left", None), None
+    left, of_thread.left = getattr(of_thread, "left", None), None
     while left := [loop for loop in left or () if loop.is_running()]:
         time.sleep(JOIN_EVERY)
         for loop in left:
@@ -103,11 +103,11 @@ def interrupt_in(thread_id: int, error: BaseException) -> None:
 @contextmanager
 def limited(seconds: float, error: Exception) -> Iterator[None]:
     """Cancel a coroutine in the block with `error` after so many seconds, without signals."""
-    _thread.limit = (seconds, error)
+    of_thread.limit = (seconds, error)
     try:
         yield
     finally:
-        del _thread.limit
+        del of_thread.limit
 
 
 class _Call:
@@ -124,7 +124,7 @@ class _Call:
         ]
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if (limit := getattr(_thread, "limit", None)) is not None:
+        if (limit := getattr(of_thread, "limit", None)) is not None:
             self.loop.call_later(limit[0], self.interrupt, limit[1])
         with self:
             return self.advance(coroutine)
@@ -135,15 +135,15 @@ class _Call:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _thread.call = self
+        of_thread.call = self
         try:
             self._end()
         finally:
-            _thread.call = None
+            of_thread.call = None
 
     def advance(self, awaited: Awaitable[Any]) -> Any:
         """Run the loop until `awaited` is done, and return its result."""
-        _thread.call = _calls[threading.get_ident()] = self
+        of_thread.call = _calls[threading.get_ident()] = self
         try:
             return self.loop.run_until_complete(awaited)
         except BaseException:
@@ -151,7 +151,7 @@ class _Call:
                 raise self._error from None
             raise
         finally:
-            _thread.call = None
+            of_thread.call = None
             del _calls[threading.get_ident()]
 
     def interrupt(self, error: BaseException) -> None:
@@ -221,7 +221,7 @@ class Together(_Call):
 def interrupt_overdue() -> None:
     """Raise the error of a coroutine that blocks its loop beyond its time. For signal handlers."""
     due = _due.get(None)
-    call: _Call | None = getattr(_thread, "call", None)
+    call: _Call | None = getattr(of_thread, "call", None)
     if due is not None and call is not None and call.loop.time() > due[0]:
         cancel_queries()
         raise due[1]
