@@ -8,7 +8,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.models import F
+from prometheus_client import CollectorRegistry
 
+from autorun.contrib import prometheus
 from autorun.control import interventions
 from autorun.control.halting import cancel_runner
 from autorun.dispatch.releasing import release_everywhere
@@ -46,6 +48,10 @@ def runner(documents: list[Document]) -> Iterator[QuerySetRunner]:
 
 def fail(value: Any) -> Any:
     raise ValueError(value)
+
+
+def current_runs_of(runner: QuerySetRunner) -> dict[int, Run]:
+    return {run.object_id: run for run in Run.objects.current().of(runner.get_node())}
 
 
 def let_pass(days: int) -> None:
@@ -357,7 +363,7 @@ def test_explanations_and_pages_name_the_result_that_is_kept(
 
 
 def test_a_result_whose_dependency_is_missing_since_is_called_stale(
-    documents: list[Document], capsys: pytest.CaptureFixture[str]
+    documents: list[Document], capsys: pytest.CaptureFixture[str], admin_client: Any
 ) -> None:
     verdicts = [echo]
     upstream = declare(lambda value: verdicts[-1](value), NAME="Up", TITLE="Up", MAX_ATTEMPTS=1)
@@ -377,11 +383,22 @@ def test_a_result_whose_dependency_is_missing_since_is_called_stale(
         call_command("autorun", "status", dependent.get_label())
         with pytest.raises(CommandError, match="Not done"):
             call_command("autorun", "status", "--check", dependent.get_label())
+        counted = admin_client.post(f"/admin/autorun/node/{dependent.get_label()}/count/")
+        card = admin_client.get("/admin/autorun/node/").content.decode()
+        run = current_runs_of(dependent())[documents[0].pk]
+        page = admin_client.get(f"/admin/autorun/run/{run.pk}/change/").content.decode()
+        scraped = CollectorRegistry()
+        prometheus.register(scraped, pending=True)
+        label = {"runner": dependent.get_label()}
+        assert scraped.get_sample_value("autorun_stale_runs", label) == ROWS
         verdicts.append(echo)
         upstream().retry()
         work_off()
         assert not dependent().stale().exists()
 
     assert "3 done, 3 stale" in capsys.readouterr().out
+    assert f"{ROWS} of the results are stale" in counted.content.decode()
+    assert f"{ROWS} stale" in card
+    assert "that result is stale" in page
     assert explanation.code == "dependency"
     assert "that result is stale" in explanation.reason

@@ -22,6 +22,7 @@ from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
 from autorun.planning.counting import Count
+from autorun.planning.pending import stale
 from autorun.state import words
 from autorun.state.counts import Progress, progress_by_node
 from autorun.state.origins import name_of_batch
@@ -38,13 +39,15 @@ SEVERITY = ("error", "stuck", "failed", "parked", "paused", "running", "pending"
 class Counted:
     """The rows of a runner when they were counted, without those planned since.
 
-    `left_out` are the rows excluded by its filter or waiting for another runner.
+    `left_out` are rows excluded by its filter or waiting for another runner; `stale` are results
+    of rows that wait.
     """
 
     rows: str
     pending: int
     left_out: int
     at: str
+    stale: int = 0
 
     @classmethod
     def read(cls, known: dict[str, Any], progress: Progress) -> Counted | None:
@@ -54,9 +57,9 @@ class Counted:
         count = Count(known["rows"])
         planned = max(0, progress.total - known["runs"])
         left_out = known["left_out"] - max(0, planned - count.pending)
-        return cls(
-            number(count.total), max(0, count.pending - planned), max(0, left_out), time_since(at)
-        )
+        pending = max(0, count.pending - planned)
+        found = number(count.total), pending, max(0, left_out), time_since(at)
+        return cls(*found, stale=known.get("stale", 0))
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Card:
             ("failed", _more_than_none(found.failed, "failed")),
             ("running", _more_than_none(found.unfinished, "in progress")),
             ("pending", _more_than_none(self.counted.pending, "pending") if self.counted else ""),
+            ("pending", _more_than_none(self.counted.stale, "stale") if self.counted else ""),
         ):
             if told:
                 return mark, told
@@ -278,6 +282,7 @@ def with_count(card: Card, count: Count, *, left_out: int, is_stored: bool) -> C
     counted = {
         "rows": dict(count.rows),
         "left_out": max(0, left_out),
+        "stale": stale(card.runner).count() if card.runner.depends_on else 0,
         "runs": card.progress.total,
         "at": timezone.now().isoformat(),
     }

@@ -29,6 +29,7 @@ from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, SpilledTrigger, Written
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.planning.counting import count_rows
+from autorun.planning.pending import stale
 from autorun.state.counts import progress_by_node
 from autorun.state.logs import get_logger
 from autorun.state.pulses import beat_of
@@ -54,6 +55,10 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
         "Current runs of a runner's node, by state.",
     ),
     "autorun_pending_rows": (("runner",), "Pending rows."),
+    "autorun_stale_runs": (
+        ("runner",),
+        "Successes on rows on which a runner in DEPENDS_ON has no success now.",
+    ),
     "autorun_run_seconds": (("runner",), "Moving average of the time of a run."),
     "autorun_paused": (("runner",), "1 if the runner is paused, else 0."),
     "autorun_chunks": (("runner", "state"), "Unfinished chunks."),
@@ -78,8 +83,9 @@ def register(
 ) -> AutorunCollector:
     """Register the metrics with prometheus_client's default registry, or with the given one.
 
-    With `pending`, `autorun_pending_rows` is also counted. That compares every row with its run and
-    takes at most `pending_seconds` per runner; runners that take longer are left out.
+    With `pending`, `autorun_pending_rows` and `autorun_stale_runs` are also counted. The former
+    compares every row with its run and takes at most `pending_seconds` per runner; runners that
+    take longer are left out.
     """
     collector = AutorunCollector(pending=pending, pending_seconds=pending_seconds)
     (REGISTRY if collector_registry is None else collector_registry).register(collector)
@@ -130,6 +136,7 @@ class AutorunCollector:
     def _of_pending(self, runner: Runner) -> Iterator[Sample]:
         try:
             count = count_rows(runner, seconds=self.pending_seconds)
+            number = stale(runner).count() if count.is_complete and runner.depends_on else 0
         except Error:
             raise
         except Exception:
@@ -137,6 +144,7 @@ class AutorunCollector:
             return
         if count.is_complete:
             yield "autorun_pending_rows", count.pending, runner.label
+            yield "autorun_stale_runs", number, runner.label
 
 
 def _families() -> dict[str, Any]:
