@@ -148,16 +148,6 @@ class _Pair:
         [found] = self._fetch(f"SELECT {', '.join(columns + medians)} FROM {source} AS j", params)
         counts = [int(each or 0) for each in found[: len(columns)]]
         both, different, newly_failed, newly_fixed, other_input = counts[:5]
-        of_numbers = iter(found[len(columns) :])
-        differing = [number for number in range(len(self._outputs)) if counts[5 + number]]
-        examples = self._examples(differing) if differing else {}
-        changes = []
-        for number, (path, kind) in enumerate(self._outputs.items()):
-            pair = (next(of_numbers), next(of_numbers)) if kind is Kind.NUMBER else (None, None)
-            before, after = (None if each is None else float(each) for each in pair)
-            rows = tuple(examples.get(number, ()))
-            name = ".".join(path) or "outputs"
-            changes.append(OutputChange(name, counts[5 + number], before, after, rows))
         return Comparison(
             self._runner.label,
             self._before.version,
@@ -167,8 +157,20 @@ class _Pair:
             newly_failed=newly_failed,
             newly_fixed=newly_fixed,
             other_input=other_input,
-            outputs=tuple(changes),
+            outputs=tuple(self._changes(counts[5:], found[len(columns) :])),
         )
+
+    def _changes(self, counts: Sequence[int], medians: Iterable[Any]) -> Iterator[OutputChange]:
+        """Each output with the number of rows that differ, and the medians if it is a number."""
+        of_numbers = iter(medians)
+        differing = [number for number in range(len(self._outputs)) if counts[number]]
+        examples = self._examples(differing) if differing else {}
+        for number, (path, kind) in enumerate(self._outputs.items()):
+            pair = (next(of_numbers), next(of_numbers)) if kind is Kind.NUMBER else (None, None)
+            before, after = (None if each is None else float(each) for each in pair)
+            rows = tuple(examples.get(number, ()))
+            name = ".".join(path) or "outputs"
+            yield OutputChange(name, counts[number], before, after, rows)
 
     def _found_outputs(self) -> Iterator[tuple[tuple[str, ...], Kind]]:
         """The paths in outputs of both nodes, with the kind that their values are compared as."""
