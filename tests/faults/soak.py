@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Whatever message was lost, a sweep comes by: here, often.
 OPTIONS = {"MAX_ATTEMPTS": 6, "RETRY_BACKOFF": 0.2, "BATCH_SIZE": 10, "SCHEDULE": 15}
+#: A body that takes so many rows, and what it returns is landed on them.
+OPTIONS |= {"CALL": 4, "OUTPUT_FIELDS": {"value": "landed"}}
 SETTINGS = {"LEASE": 4, "HEARTBEAT": 1, "UPKEEP_INTERVAL": 0.5, "TIMEOUT": 20, "WINDOW": 200}
 BACKLOG = 2_000
 SAVES_A_SECOND = 8
@@ -384,6 +386,17 @@ class Soak:
         self.lab.check(zombies=True)
         overlaps = [pair for pair in self.lab.ledger.overlaps() if pair[0].pid not in self.zombies]
         assert not overlaps, f"I2: {overlaps[:3]}"
+        self.check_landed()
+
+    def check_landed(self) -> None:
+        """What a row's current run returned is on the row."""
+        from django.db.models import F
+
+        from autorun.models import Run
+        from tests.faultlab.models import Specimen
+
+        succeeded = Run.objects.current().succeeded().values("object_id")
+        assert not Specimen.objects.filter(pk__in=succeeded).exclude(landed=F("value")).exists()
 
     def until_done(self) -> None:
         """Wait until all is done. How long that takes is the machine's affair; it must go on."""
