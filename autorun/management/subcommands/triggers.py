@@ -1,5 +1,6 @@
 """triggers: those in the database that note written rows."""
 
+from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -8,7 +9,7 @@ from autorun.management.subcommands.parsing import FORMAT, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.triggers import installing
 
-STYLES = {"installed": "green", "not needed": "yellow"}
+STYLES = {"installed": "green", "removed": "green", "not needed": "yellow"}
 
 
 class Triggers(Subcommand):
@@ -35,6 +36,9 @@ class Triggers(Subcommand):
         if options["install"] or options["remove"]:
             errors = installing.install() if options["install"] else installing.remove()
         found = installing.statuses()
+        if options["remove"]:
+            gone = {"missing": "removed"}
+            found = [replace(each, state=gone.get(each.state, each.state)) for each in found]
         self.terminal.json([{"table": each.table, "state": each.state} for each in found])
         for each in found:
             style = STYLES.get(each.state, "red")
