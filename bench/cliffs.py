@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state.clock import NOW_SQL, new_chunk_id
 from autorun.tasks import plan
 from autorun.upkeep import draining, folding, pruning
-from bench import stage
+from bench import competing, stage
 from bench.measuring import Line, Timings, in_turns
 from bench.planning_memory import peak
 from bench.scale import Scale
@@ -35,6 +37,8 @@ def measure(scale: Scale) -> Iterator[Line]:
     yield from _given_list(scale)
     yield _drain(scale)
     yield _large_rows(scale)
+    if connection.vendor == "postgresql":
+        yield _compete(scale)
 
 
 def _claim_beside_many(scale: Scale) -> Line:
@@ -275,6 +279,31 @@ def _large_rows(scale: Scale) -> Line:
         value=used,
         goal=150,
         unit="MB more",
+    )
+
+
+def _compete(scale: Scale) -> Line:
+    """Processes that end a chunk of one node and release it, over and over."""
+    runner = TrivialRunner()
+    stage.empty_state()
+    node = runner.get_node()
+    _add_chunks(node, 50 * scale.saves, state=Chunk.State.WAITING, first=1)
+    stage.settle()
+    with redirected(lambda messages: None):
+        releasing.release(node.pk)
+    module = [sys.executable, "-m", "bench.competing", str(node.pk)]
+    printed = subprocess.run(module, check=True, capture_output=True, text=True).stdout
+    stage.empty_state()
+    return Line(
+        key="cliff-compete",
+        database=connection.vendor,
+        work=f"releases of one node by {competing.PROCESSES} processes",
+        against="each ends a chunk before",
+        value=float(printed.split()[1]),
+        goal=600,
+        at_least=True,
+        unit="a second",
+        note=f"by one process {float(printed.split()[0]):.0f} a second",
     )
 
 
