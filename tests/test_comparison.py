@@ -5,9 +5,16 @@ import statistics
 from io import StringIO
 
 import pytest
+from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 
+from autorun.admin import runner_pages
 from autorun.analysis import Analysis
+from autorun.models import Node
 from autorun.observe.comparison import Difference
 from autorun.runner import Candidate
 from tests.engine import declare, installed, work_off
@@ -191,3 +198,68 @@ def test_the_command_prints_and_writes_json(make):
     assert "size.mean" in text.getvalue()
     found = json.loads(written.getvalue())
     assert (found["same"], found["outputs"][1]["name"]) == (1, "size.mean")
+
+
+def page_of(runner, *permissions):
+    client, user = Client(), User.objects.create_user("ada", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=("view_run", *permissions)))
+    client.force_login(user)
+    url = reverse("admin:autorun_node_compare", args=[runner.get_label()])
+    with CaptureQueriesContext(connection) as captured:
+        answer = client.get(url)
+    assert answer.status_code == 200
+    return answer, len(captured)
+
+
+def test_the_page_compares_the_candidate_within_few_statements(make):
+    with installed(runner := make()):
+        compared(runner)
+        answer, statements = page_of(runner, "view_payload", "view_document")
+        client = Client()
+        client.force_login(User.objects.get())
+        of_runner = client.get(reverse("admin:autorun_node_runner", args=[runner.get_label()]))
+    text = answer.content.decode()
+
+    assert "v1.0 and v1.1" in text
+    assert "<dt>Different</dt><dd>3</dd>" in text
+    assert "size.mean" in text
+    assert "25.25" in text
+    assert f"row={Document.objects.order_by('pk')[2].pk}" in text
+    assert statements <= 12
+    assert "Compare versions" in of_runner.content.decode()
+    assert '<span class="ar-tag">candidate</span>' in of_runner.content.decode()
+
+
+@pytest.mark.parametrize("permissions", [(), ("view_payload",), ("view_document",)])
+def test_outputs_are_on_the_page_for_those_who_may_see_them(make, permissions):
+    with installed(runner := make()):
+        compared(runner)
+        text = page_of(runner, *permissions)[0].content.decode()
+
+    assert "<dt>Different</dt><dd>3</dd>" in text
+    assert "size.mean" not in text
+    assert "25.25" not in text
+
+
+def test_without_a_candidate_the_page_compares_the_version_before(make):
+    with installed(runner := make(CANDIDATE=None)):
+        assert "no other version" in page_of(runner)[0].content.decode()
+        assert not Node.objects.exists()
+        compared(runner, "1.0", "1.0")
+    User.objects.all().delete()
+    with installed(raised := make(ANALYSIS_VERSION="1.1", CANDIDATE=None)):
+        raised().run()
+        work_off()
+        text = page_of(raised)[0].content.decode()
+
+    assert "v1.0 and v1.1" in text
+    assert "<dt>Newly fixed</dt><dd>1</dd>" in text
+
+
+def test_the_page_of_many_runs_names_the_command(make, monkeypatch):
+    monkeypatch.setattr(runner_pages, "MOST_COMPARED", 3)
+    with installed(runner := make()):
+        compared(runner)
+        text = page_of(runner)[0].content.decode()
+
+    assert f"manage.py autorun compare {runner.get_label()} 1.0 1.1" in text

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -43,6 +43,7 @@ from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.at_work import workers_at_work
+from autorun.observe.comparison import Comparison, compare_nodes
 from autorun.observe.edits import edits
 from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.glance import Topic, at_a_glance
@@ -52,6 +53,7 @@ from autorun.observe.records import Records
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.state.counts import Progress
+from autorun.state.keys import key_kind
 from autorun.state.masking import without_secrets
 from autorun.state.parameters import read_text
 from autorun.state.words import counted, duration, number
@@ -61,6 +63,8 @@ COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
 #: From so many runners on, the overview is a table.
 LONG = 10
+#: A page compares versions if one of them has at most so many successes; the command any.
+MOST_COMPARED = 5_000
 #: The page that tells more about each part of the line above the overview.
 FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
     "workers": ("node_health", ""),
@@ -80,6 +84,7 @@ class VersionLine:
 
     version: str
     is_current: bool
+    is_candidate: bool
     configuration: str
     since: str
     succeeded: str
@@ -171,7 +176,10 @@ class NodeAdmin(PageAdmin):
             analysis=self._described(request, runner),
             configuration=_compared(runner, now, older[0] if older else None),
             previous=older[0].version if older else "",
-            versions=[_version(*version, card) for version in versions.items()],
+            versions=[
+                _version(*version, card, candidate=_candidate_of(runner, versions))
+                for version in versions.items()
+            ],
             batches=batch_lines(batches),
             facts=_facts(runner),
             edits=edits([runner]),
@@ -181,6 +189,60 @@ class NodeAdmin(PageAdmin):
             ],
             refresh_seconds=_refresh_seconds(card),
         )
+
+    @page("<str:label>/compare/")
+    def compare(self, request: HttpRequest, label: str) -> HttpResponse:
+        """The candidate beside the runner's version, or that beside the one before it."""
+        runner = get_runner(label)
+        versions = progresses_of(_versions(runner))
+        candidate, digest = _candidate_of(runner, versions), digest_or_problem(runner)[0]
+        now = next((node for node in versions if node.digest == digest), None)
+        name = name_of_runner(runner)
+        older = [node for node in versions if now is None or node.created_at < now.created_at]
+        pair = (now, candidate) if candidate else (older[0] if older else None, now)
+        before, after = pair
+        found, is_large = None, False
+        if before is not None and after is not None:
+            sizes = [versions[node].succeeded for node in (before, after)]
+            is_large = min(sizes) > MOST_COMPARED
+            if not is_large:
+                is_reversed = sizes[0] > sizes[1]
+                found = compare_nodes(runner, before, after, is_reversed=is_reversed)
+        return self.render(
+            request,
+            "compare",
+            f"{name}: compare versions",
+            runner=runner,
+            name=name,
+            versions=pair,
+            candidate=candidate,
+            found=found,
+            is_large=is_large,
+            outputs=[] if found is None else self._seen_outputs(request, runner, found),
+        )
+
+    def _seen_outputs(
+        self, request: HttpRequest, runner: Runner, found: Comparison
+    ) -> list[dict[str, Any]]:
+        """The lines of the outputs, with those of the rows that the user may see."""
+        model, database = runner.get_model(), database_of(runner)
+        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
+        if not may_see or not may_view(request, self.admin_site, model):
+            return []
+        to_pk = key_kind(model).to_pk
+        keys = [to_pk(row.key) for change in found.outputs for row in change.rows]
+        seen = visible(request, self.admin_site, model, keys, database)
+        return [
+            {
+                "change": change,
+                "rows": [
+                    (row.key, as_json(row.before), as_json(row.after))
+                    for row in change.rows
+                    if to_pk(row.key) in seen
+                ],
+            }
+            for change in found.outputs
+        ]
 
     @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
     def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
@@ -391,10 +453,20 @@ def _versions(runner: Runner) -> list[Node]:
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 
-def _version(node: Node, found: Progress, card: Card) -> VersionLine:
+def _candidate_of(runner: Runner, versions: Iterable[Node]) -> Node | None:
+    """The node of the runner's candidate version, if it is one of these."""
+    with suppress(AutorunError):
+        if (trial := registry.trial_of(runner)) is not None:
+            digest = digest_of(trial)
+            return next((node for node in versions if node.digest == digest), None)
+    return None
+
+
+def _version(node: Node, found: Progress, card: Card, *, candidate: Node | None) -> VersionLine:
     numbers = map(number, (found.succeeded, found.failed, found.unfinished))
     configuration, since = as_json(without_secrets(node.configuration)), time_since(node.created_at)
-    return VersionLine(node.version, node == card.node, configuration, since, *numbers)
+    marks = node == card.node, node == candidate
+    return VersionLine(node.version, *marks, configuration, since, *numbers)
 
 
 def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[ConfigurationLine]:

@@ -19,7 +19,7 @@ from autorun.declare.nodes import node_of, nodes_of
 from autorun.declare.output_types import Kind
 from autorun.declare.registry import trial_of
 from autorun.models import Node, Run
-from autorun.observe.output_values import kind_of_value, sampled_outputs, value_sql
+from autorun.observe.output_values import kind_of_value, value_sql
 from autorun.observe.records import leaves
 from autorun.state.counts import progress
 from autorun.state.keys import Key, key_kind
@@ -27,6 +27,8 @@ from autorun.state.sql import join_in_this_order, table, whole_quotient
 
 #: Rows shown of each output that differs, and outputs compared at most.
 MOST_ROWS = 5
+#: Rows whose outputs tell which there are.
+SAMPLED = 20
 MOST_OUTPUTS = 20
 _SUCCEEDED, _FAILED = int(Run.Status.SUCCEEDED), int(Run.Status.FAILED)
 _ENDED = f"{_SUCCEEDED}, {_FAILED}"
@@ -91,11 +93,19 @@ def compare(
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance!r}: it must be a number from 0 up to 1.")
-    pair = versions_of(runner, before, after)
-    return _Pair(runner, *pair, tolerance).compared()
+    nodes = _nodes(runner, before, after)
+    sizes = [progress(node).succeeded for node in nodes]
+    return compare_nodes(runner, *nodes, is_reversed=sizes[0] > sizes[1], tolerance=tolerance)
 
 
-def versions_of(runner: Runner, before: str | None, after: str | None) -> tuple[Node, Node]:
+def compare_nodes(
+    runner: Runner, before: Node, after: Node, *, is_reversed: bool, tolerance: float = 0.0
+) -> Comparison:
+    """Compare two nodes of the runner's; `is_reversed` if the one after has fewer runs."""
+    return _Pair(runner, before, after, is_reversed, tolerance).compared()
+
+
+def _nodes(runner: Runner, before: str | None, after: str | None) -> tuple[Node, Node]:
     """The nodes of both versions; those of the runner's own configuration, if there are several."""
     trial = trial_of(runner)
     if after is None and trial is None:
@@ -119,13 +129,14 @@ def versions_of(runner: Runner, before: str | None, after: str | None) -> tuple[
 class _Pair:
     """Two nodes; `a` and `b` in SQL, and `j` their joined rows with the outputs of each."""
 
-    def __init__(self, runner: Runner, before: Node, after: Node, tolerance: float) -> None:
+    def __init__(
+        self, runner: Runner, before: Node, after: Node, is_reversed: bool, tolerance: float
+    ) -> None:
         self._runner, self._before, self._after = runner, before, after
         self._tolerance = tolerance
         self._connection: BaseDatabaseWrapper = connections[settings.DATABASE]
+        self._sides = ("b", "a") if is_reversed else ("a", "b")  # the smaller one leads
         self._outputs = dict(list(self._found_outputs())[:MOST_OUTPUTS])
-        sizes = progress(before).succeeded, progress(after).succeeded
-        self._sides = ("a", "b") if sizes[0] <= sizes[1] else ("b", "a")  # the smaller one leads
 
     def compared(self) -> Comparison:
         columns = [
@@ -175,10 +186,15 @@ class _Pair:
     def _found_outputs(self) -> Iterator[tuple[tuple[str, ...], Kind]]:
         """The paths in outputs of both nodes, with the kind that their values are compared as."""
         kinds: dict[tuple[str, ...], set[Kind]] = {}
-        for node in (self._before, self._after):
-            for outputs in sampled_outputs(node.pk):
-                for path, value in leaves(outputs, ()):
-                    kinds.setdefault(path, set()).add(kind_of_value(value))
+        source, params = self._pairs()
+        sample = self._fetch(
+            f"SELECT a.outputs, b.outputs {source} AND a.status = {_SUCCEEDED} "
+            f"AND b.status = {_SUCCEEDED} LIMIT {SAMPLED}",
+            params,
+        )
+        for text in (text for pair in sample for text in pair):
+            for path, value in leaves(_python(text), ()):
+                kinds.setdefault(path, set()).add(kind_of_value(value))
         for path, found in sorted(kinds.items()):
             is_number = bool(found & {Kind.INTEGER, Kind.NUMBER})
             yield path, Kind.NUMBER if is_number else Kind.JSON
@@ -197,17 +213,25 @@ class _Pair:
                 sql, of_path = value_sql(self._connection, f"{side}.outputs", path, kind)
                 values.append(f", CASE WHEN {comparable} THEN {sql} END AS {side}{number}")
                 params += of_path
+        pairs, of_pairs = self._pairs()
+        fence = _FENCE[self._connection.vendor]
+        sql = (
+            "(SELECT a.object_id, a.object_key, a.status AS sa, b.status AS sb, "
+            f"{is_same} AS is_same{''.join(values)} {pairs} {fence})"
+        )
+        return sql, [*params, *of_pairs]
+
+    def _pairs(self) -> tuple[str, list[Any]]:
+        """SQL for the current runs of the rows that have one in both nodes."""
         first, second = self._sides
         runs = table(Run, self._connection)
         sql = (
-            "(SELECT a.object_id, a.object_key, a.status AS sa, b.status AS sb, "
-            f"{is_same} AS is_same{''.join(values)} FROM {runs} {first} "
-            f"{join_in_this_order(self._connection)} {runs} {second} "
+            f"FROM {runs} {first} {join_in_this_order(self._connection)} {runs} {second} "
             "ON a.object_id = b.object_id AND a.object_key = b.object_key "
             "WHERE a.node_id = %s AND a.is_current = TRUE "
-            f"AND b.node_id = %s AND b.is_current = TRUE {_FENCE[self._connection.vendor]})"
+            "AND b.node_id = %s AND b.is_current = TRUE"
         )
-        return sql, [*params, self._before.pk, self._after.pk]
+        return sql, [self._before.pk, self._after.pk]
 
     def _any_differs(self) -> str:
         return " OR ".join(self._differs(n) for n in range(len(self._outputs))) or "1 = 0"

@@ -7,7 +7,7 @@ else that of recorded outputs. So the database can compare it, sort by it and co
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from decimal import Decimal
 from functools import cached_property, partial
 from typing import Any
@@ -257,8 +257,7 @@ def _recorded_kind(runner: Runner, path: tuple[str, ...]) -> Kind:
     node = nodes.known_node_of(runner)
     known: dict[tuple[str, ...], Kind] = {} if node is None else vars(node).setdefault("kinds", {})
     if path not in known:
-        sample = [] if node is None else sampled_outputs(node.pk)
-        values = [found_at(path, outputs) for outputs in sample]
+        values = [] if node is None else _sample(node.pk, path)
         if not values:
             return Kind.NUMBER  # nothing is recorded, so nothing is lost by it
         found = {kind_of_value(each) for each in values if each is not None}
@@ -269,12 +268,11 @@ def _recorded_kind(runner: Runner, path: tuple[str, ...]) -> Kind:
     return known[path]
 
 
-def sampled_outputs(node_id: int) -> Iterator[Any]:
-    """The outputs of some of the node's latest successes."""
+def _sample(node_id: int, path: tuple[str, ...]) -> list[Any]:
     chunks = Chunk.objects.of(node_id).filter(succeeded__gt=0).order_by("-pk")
     ids = list(chunks.values_list("pk", flat=True)[:SAMPLED_CHUNKS])
     runs = Run.objects.succeeded().filter(chunk__in=ids)[:SAMPLED_RUNS]
-    return iter(runs.values_list("outputs", flat=True))
+    return [found_at(path, outputs) for outputs in runs.values_list("outputs", flat=True)]
 
 
 def kind_of_value(value: Any) -> Kind:
