@@ -253,6 +253,14 @@ class TestHealthCheck:
         assert status == 500
         assert list(told.values()) == ["Unavailable: broker: It is away."]
 
+    def test_what_an_error_of_the_project_says_is_not_told(self, monkeypatch):
+        finding = Finding("error", "It raises: payload", "", "hook", bare="It raises.")
+        self.answer(monkeypatch, finding)
+
+        _, told = self.ask("autorun.contrib.health.Autorun")
+
+        assert list(told.values()) == ["Unavailable: hook: It raises."]
+
     def test_warnings_do_where_asked_for(self, monkeypatch):
         self.answer(monkeypatch, Finding("warning", "It is late.", "Look.", "beat"))
 

@@ -108,7 +108,8 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
             ask = partial(getattr(runner, hook), *args, **options)
             seconds = page_time.SECONDS if hook in LIMITED else None
             code = getattr(type(runner), hook)
-            return page_time.limited(name, ask, code=code, seconds=seconds) if is_own else ask()
+            is_limited = is_own and (seconds is not None or page_time.current.get() is not None)
+            return page_time.limited(name, ask, code=code, seconds=seconds) if is_limited else ask()
     except (AutorunError, SoftTimeLimitExceeded):
         raise
     except Exception as error:

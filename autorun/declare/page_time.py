@@ -39,23 +39,24 @@ class _Budget:
     ends_at: float | None = None
 
 
-_budget: ContextVar[_Budget | None] = ContextVar("autorun_page_time", default=None)
+#: The time of the page that this code serves.
+current: ContextVar[_Budget | None] = ContextVar("autorun_page_time", default=None)
 
 
 @contextmanager
 def budget() -> Iterator[None]:
     """Give the blocks of `spent()` within this one SECONDS together, not each."""
-    token = _budget.set(_Budget(SECONDS))
+    token = current.set(_Budget(SECONDS))
     try:
         yield
     finally:
-        _budget.reset(token)
+        current.reset(token)
 
 
 @contextmanager
 def spent(what: str) -> Iterator[None]:
     """Raise RunTimeout in the block, which names `what` is slow, once the page's time is spent."""
-    found = _budget.get()
+    found = current.get()
     if found is not None and found.ends_at is not None:  # within another block
         yield
         return
@@ -63,7 +64,7 @@ def spent(what: str) -> Iterator[None]:
     if found.left <= 0:
         raise RunTimeout(f"{what} was not tried: other code has taken the page's {SECONDS:g} s.")
     found.ends_at = time.monotonic() + found.left
-    token = _budget.set(found)
+    token = current.set(found)
     try:
         late = _late(what)
         limit = time_limit(found.left + GRACE, message=str(late))
@@ -71,12 +72,12 @@ def spent(what: str) -> Iterator[None]:
             yield
     finally:
         found.left, found.ends_at = found.ends_at - time.monotonic(), None
-        _budget.reset(token)
+        current.reset(token)
 
 
 def seconds_left() -> float | None:
     """The seconds until this page's time is spent; None unless a page calls code of a project."""
-    found = _budget.get()
+    found = current.get()
     if found is None or found.ends_at is None:
         return None
     return found.ends_at - time.monotonic()
