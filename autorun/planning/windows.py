@@ -256,7 +256,7 @@ def _python_windows(
     # Another database may order keys that are not integers differently.
     has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
     size = 1 if alone else min(FIRST_WINDOW, PYTHON_WINDOW)
-    is_last = False
+    hook, is_last = f"{runner.label}.get_instance_representation()", False
     while not is_last:
         bounded = _between(kind, rows, after=after, up_to=up_to)
         instances, size = _first_of(runner, bounded, size=size)
@@ -264,7 +264,6 @@ def _python_windows(
             yield instances
             after = instances.last_key
             continue
-        hook = f"{runner.label}.get_instance_representation()"
         checked, found = page_time.limited(hook, partial(_checked, runner, instances))
         is_last = checked == len(instances) < size
         end = key_of(instances[checked - 1]) if instances else None
