@@ -43,7 +43,7 @@ from tests.library.models import Country, Document
 
 pytestmark = pytest.mark.django_db
 
-MOST_STATEMENTS = 13
+MOST_STATEMENTS = 14
 LABEL = "sample_app.ScanPreprocessingRunner"
 SCRIPT = "<script>alert(1)</script>"
 
@@ -719,6 +719,7 @@ def test_a_batch_shows_what_is_running_and_cancels_it_too(
 ) -> None:
     batch = Batch.objects.latest("pk")
     Batch.objects.filter(pk=batch.pk).update(state=Batch.State.RUNNING, finished_at=None)
+    run = Run.objects.current().order_by("pk").first()
     chunk = Chunk.objects.create(
         node=batch.node,
         runner=batch.runner,
@@ -728,15 +729,16 @@ def test_a_batch_shows_what_is_running_and_cancels_it_too(
         state=Chunk.State.RUNNING,
         worker="w@host:1:a",
         started_at=timezone.now(),
-        doing={"run": 1, "done": 0.4, "note": "registering"},
+        doing={"run": run.pk, "done": 0.4, "note": "registering"},
     )
-    run = Run.objects.current().order_by("pk").first()
     Run.objects.filter(pk=run.pk).update(chunk=chunk, status=Run.Status.PENDING)
     address = reverse("admin:autorun_batch_change", args=[batch.pk])
 
     client.force_login(scenes.add_user("bea", "view_run"))
     blind = client.get(address).text
-    client.force_login(scenes.add_user("ada", "view_run", "cancel_run", "view_payload"))
+    client.force_login(
+        scenes.add_user("ada", "view_run", "cancel_run", "view_payload", "view_scan")
+    )
     page = client.get(address).text
     with django_capture_on_commit_callbacks(execute=True):
         stopped = client.post(reverse("admin:autorun_batch_stop", args=[batch.pk]), follow=True)
