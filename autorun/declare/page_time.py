@@ -33,10 +33,14 @@ _hung_until: dict[Any, float] = {}
 
 @dataclass
 class _Budget:
-    """`left` counts down only while the page calls code of the project, up to `ends_at`."""
+    """`left` counts down only while the page calls code of the project, up to `ends_at`.
+
+    `slow` is the code that has taken it.
+    """
 
     left: float
     ends_at: float | None = None
+    slow: str = ""
 
 
 #: The time of the page that this code serves.
@@ -62,7 +66,7 @@ def spent(what: str) -> Iterator[None]:
         return
     found = found or _Budget(SECONDS)
     if found.left <= 0:
-        raise RunTimeout(f"{what} was not tried: other code has taken the page's {SECONDS:g} s.")
+        raise RunTimeout(f"{what} was not tried: {_late(found.slow or 'Other code')}")
     found.ends_at = time.monotonic() + found.left
     token = current.set(found)
     try:
@@ -97,6 +101,10 @@ def limited(
     HUNG_FOR after it has taken all of SECONDS. Without `code`, it may call hooks and queries, which
     are to end first, so that the error names them.
     """
+    page = current.get()
+    if page is not None and page.ends_at is None:  # a hook that a page calls by itself
+        with spent(what):
+            return limited(what, work, code=code, seconds=seconds)
     left = seconds_left()
     most = seconds if left is None else left
     if most is None:
@@ -109,6 +117,8 @@ def limited(
         if is_over():  # the code has caught what was to end it
             raise late
     except RunTimeout:
+        if page is not None:  # of hooks that call one another, the innermost
+            page.slow = page.slow or what
         if most > SECONDS / 2:
             _hung_until[identity] = time.monotonic() + HUNG_FOR
         raise

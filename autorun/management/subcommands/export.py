@@ -84,7 +84,7 @@ class Export(Subcommand):
     def _print(self, parts: Iterable[str]) -> None:
         # Bytes, as the terminal replaces characters that its encoding lacks.
         buffer = getattr(self.terminal.stream, "buffer", None)
-        shown = harmless if self.terminal.is_interactive else str
+        shown = harmless if self.terminal.console.is_terminal else str
         try:
             for part in map(shown, parts):
                 if buffer is None:
