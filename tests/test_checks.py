@@ -1197,8 +1197,15 @@ def test_w201_pickle_by_setting():
 
 
 def test_w201_pickle_by_the_celery_app():
-    with configured(accept_content=["application/x-python-serialize"]):
+    with configured(accept_content=["json", "application/x-python-serialize"]):
         assert "CELERY_ACCEPT_CONTENT" in only("W201").hint
+
+
+def test_e204_workers_accept_no_json():
+    with configured(accept_content=["yaml"]):
+        assert '"json"' in only("E204").hint
+    with configured(accept_content=["yaml", "application/json"]):
+        assert ids() == []
 
 
 def _as_if(monkeypatch, **database):

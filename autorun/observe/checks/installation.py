@@ -21,10 +21,11 @@ READ_COMMITTED = 2
 #: Hosts that cannot vanish alone: a Unix socket, and this machine.
 HERE = {"", "localhost", "127.0.0.1", "::1"}
 PICKLE = {"pickle", "application/x-python-serialize"}
+JSON = {"json", "application/json"}
 
 
 def check_installation() -> list[CheckMessage]:
-    """E201-E202, E230, W201-W203 and W205: INSTALLED_APPS, the broker, the database."""
+    """E201-E202, E204, E230, W201-W203 and W205: INSTALLED_APPS, the broker, the database."""
     return [*_apps(), *_broker(), *_content(), *_database()]
 
 
@@ -66,8 +67,14 @@ def _broker_urls() -> Iterator[tuple[str, Any]]:
 
 
 def _content() -> Iterator[CheckMessage]:
+    by_workers = set(getattr(current_app.conf, "accept_content", None) or ())
+    if by_workers and not by_workers & JSON:
+        yield error("settings.CELERY_ACCEPT_CONTENT", "E204")(
+            "Celery does not accept JSON: workers would discard every message of autorun.",
+            'Add "json" to CELERY_ACCEPT_CONTENT.',
+        )
     accepted = {
-        *(getattr(current_app.conf, "accept_content", None) or ()),
+        *by_workers,
         *(getattr(django_settings, "CELERY_ACCEPT_CONTENT", None) or ()),
     }
     if accepted & PICKLE:
