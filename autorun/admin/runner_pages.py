@@ -2,16 +2,13 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
-from django.http.response import HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponse
 
 from autorun.admin.cards import (
     Card,
@@ -26,9 +23,10 @@ from autorun.admin.cards import (
 )
 from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page
+from autorun.admin.pages import action, get_runner, is_fetched, page
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import database_of, find_row, may_view, name_of, visible
+from autorun.admin.result_pages import ShowingResults, candidate_of, versions_of
+from autorun.admin.row_access import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
@@ -36,24 +34,20 @@ from autorun.control import halting
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import configuration_of, digest_of, node_of, nodes_over
+from autorun.declare.nodes import configuration_of, node_of
 from autorun.declare.page_time import spent
 from autorun.declare.sets import Each
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.at_work import workers_at_work
-from autorun.observe.comparison import Comparison, compare_nodes
 from autorun.observe.edits import edits
-from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.glance import Topic, at_a_glance
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
-from autorun.observe.records import Records
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.state.counts import Progress
-from autorun.state.keys import key_kind
 from autorun.state.masking import without_secrets
 from autorun.state.parameters import read_text
 from autorun.state.words import counted, duration, number
@@ -63,8 +57,6 @@ COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
 #: From so many runners on, the overview is a table.
 LONG = 10
-#: A page compares versions if one of them has at most so many successes; the command any.
-MOST_COMPARED = 5_000
 #: The page that tells more about each part of the line above the overview.
 FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
     "workers": ("node_health", ""),
@@ -104,7 +96,7 @@ class ConfigurationLine:
 
 
 @admin.register(Node)
-class NodeAdmin(PageAdmin):
+class NodeAdmin(ShowingResults):
     """Runners, which are nodes in the tables."""
 
     tab = "overview"
@@ -162,7 +154,7 @@ class NodeAdmin(PageAdmin):
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
         runner = get_runner(label)
-        versions = progresses_of(_versions(runner))
+        versions = progresses_of(versions_of(runner))
         card = card_of(runner, versions)
         now = card.node
         older = [node for node in versions if now is None or node.created_at < now.created_at]
@@ -177,7 +169,7 @@ class NodeAdmin(PageAdmin):
             configuration=_compared(runner, now, older[0] if older else None),
             previous=older[0].version if older else "",
             versions=[
-                _version(*version, card, candidate=_candidate_of(runner, versions))
+                _version(*version, card, candidate=candidate_of(runner, versions))
                 for version in versions.items()
             ],
             batches=batch_lines(batches),
@@ -189,88 +181,6 @@ class NodeAdmin(PageAdmin):
             ],
             refresh_seconds=_refresh_seconds(card),
         )
-
-    @page("<str:label>/compare/")
-    def compare(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The candidate beside the runner's version, or that beside the one before it."""
-        runner = get_runner(label)
-        versions = progresses_of(_versions(runner))
-        candidate, digest = _candidate_of(runner, versions), digest_or_problem(runner)[0]
-        now = next((node for node in versions if node.digest == digest), None)
-        name = name_of_runner(runner)
-        older = [node for node in versions if now is None or node.created_at < now.created_at]
-        pair = (now, candidate) if candidate else (older[0] if older else None, now)
-        before, after = pair
-        found, is_large = None, False
-        if before is not None and after is not None:
-            sizes = [versions[node].succeeded for node in (before, after)]
-            is_large = min(sizes) > MOST_COMPARED
-            if not is_large:
-                is_reversed = sizes[0] > sizes[1]
-                found = compare_nodes(runner, before, after, is_reversed=is_reversed)
-        return self.render(
-            request,
-            "compare",
-            f"{name}: compare versions",
-            runner=runner,
-            name=name,
-            versions=pair,
-            candidate=candidate,
-            found=found,
-            is_large=is_large,
-            outputs=[] if found is None else self._seen_outputs(request, runner, found),
-        )
-
-    def _seen_outputs(
-        self, request: HttpRequest, runner: Runner, found: Comparison
-    ) -> list[dict[str, Any]]:
-        """The lines of the outputs, with those of the rows that the user may see."""
-        model, database = runner.get_model(), database_of(runner)
-        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
-        if not may_see or not may_view(request, self.admin_site, model):
-            return []
-        to_pk = key_kind(model).to_pk
-        keys = [to_pk(row.key) for change in found.outputs for row in change.rows]
-        seen = visible(request, self.admin_site, model, keys, database)
-        return [
-            {
-                "change": change,
-                "rows": [
-                    (row.key, as_json(row.before), as_json(row.after))
-                    for row in change.rows
-                    if to_pk(row.key) in seen
-                ],
-            }
-            for change in found.outputs
-        ]
-
-    @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
-    def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
-        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit."""
-        runner = get_runner(label)
-        if form not in TEXTS:
-            raise Http404(f"There is no export as {form!r}. Choose {' or '.join(TEXTS)}.")
-        model, database = runner.get_model(), database_of(runner)
-        if not may_view(request, self.admin_site, model):
-            raise PermissionDenied
-
-        def among(instances: list[Any]) -> list[Any]:
-            keys = [each.pk for each in instances]
-            seen = visible(request, self.admin_site, model, keys, database)
-            return [each for each in instances if each.pk in seen]
-
-        lines = as_text(Records(runner, among=among), form)
-        try:
-            first = next(lines, "")  # so that an error is a page, and no end of a file
-        except AutorunError as error:
-            messages.error(request, self.told(request, error))
-            return self.redirect("autorun_node_runner", label)
-        headers = {
-            "Content-Disposition": f'attachment; filename="{label}.{form}"',
-            "X-Content-Type-Options": "nosniff",
-        }
-        stream = chain([first], lines)
-        return StreamingHttpResponse(stream, content_type=TEXTS[form], headers=headers)
 
     @page("<int:node_id>/change/")
     def change(self, request: HttpRequest, node_id: int) -> HttpResponse:
@@ -440,26 +350,6 @@ def _examined(request: HttpRequest) -> dict[str, Any]:
         ],
         "verdict": " and ".join(problems) or "No problems",
     }
-
-
-def _versions(runner: Runner) -> list[Node]:
-    """The newest nodes of the runner's analysis and model, except those of other runners."""
-    try:
-        title, own = runner.get_analysis().title, digest_of(runner)
-    except Exception:  # noqa: BLE001  the card says what is wrong
-        return []
-    others = {digest_or_problem(other)[0] for other in registry.runners()}
-    nodes = nodes_over(runner.get_model()).filter(title=title)
-    return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
-
-
-def _candidate_of(runner: Runner, versions: Iterable[Node]) -> Node | None:
-    """The node of the runner's candidate version, if it is one of these."""
-    with suppress(AutorunError):
-        if (trial := registry.trial_of(runner)) is not None:
-            digest = digest_of(trial)
-            return next((node for node in versions if node.digest == digest), None)
-    return None
 
 
 def _version(node: Node, found: Progress, card: Card, *, candidate: Node | None) -> VersionLine:

@@ -1,0 +1,135 @@
+"""What a runner's runs have brought: a comparison of versions, and downloads."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from autorun.admin.cards import digest_or_problem, name_of_runner, progresses_of
+from autorun.admin.markup import as_json
+from autorun.admin.pages import PageAdmin, get_runner, page
+from autorun.admin.permissions import Permission
+from autorun.admin.row_access import database_of, may_view, visible
+from autorun.declare import registry
+from autorun.declare.base import Runner
+from autorun.declare.nodes import digest_of, nodes_over
+from autorun.exceptions import AutorunError
+from autorun.models import Node
+from autorun.observe.comparison import Comparison, compare_nodes
+from autorun.observe.formats import TEXTS, as_text
+from autorun.observe.records import Records
+from autorun.state.keys import key_kind
+
+#: A page compares versions if one of them has at most so many successes; the command any.
+MOST_COMPARED = 5_000
+
+
+class ShowingResults(PageAdmin):
+    """The pages of a runner's results."""
+
+    @page("<str:label>/compare/")
+    def compare(self, request: HttpRequest, label: str) -> HttpResponse:
+        """The candidate beside the runner's version, or that beside the one before it."""
+        runner = get_runner(label)
+        versions = progresses_of(versions_of(runner))
+        candidate, digest = candidate_of(runner, versions), digest_or_problem(runner)[0]
+        now = next((node for node in versions if node.digest == digest), None)
+        name = name_of_runner(runner)
+        older = [node for node in versions if now is None or node.created_at < now.created_at]
+        pair = (now, candidate) if candidate else (older[0] if older else None, now)
+        before, after = pair
+        found, is_large = None, False
+        if before is not None and after is not None:
+            sizes = [versions[node].succeeded for node in (before, after)]
+            is_large = min(sizes) > MOST_COMPARED
+            if not is_large:
+                is_reversed = sizes[0] > sizes[1]
+                found = compare_nodes(runner, before, after, is_reversed=is_reversed)
+        return self.render(
+            request,
+            "compare",
+            f"{name}: compare versions",
+            runner=runner,
+            name=name,
+            versions=pair,
+            candidate=candidate,
+            found=found,
+            is_large=is_large,
+            outputs=[] if found is None else self._seen_outputs(request, runner, found),
+        )
+
+    def _seen_outputs(
+        self, request: HttpRequest, runner: Runner, found: Comparison
+    ) -> list[dict[str, Any]]:
+        """The lines of the outputs, with those of the rows that the user may see."""
+        model, database = runner.get_model(), database_of(runner)
+        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
+        if not may_see or not may_view(request, self.admin_site, model):
+            return []
+        to_pk = key_kind(model).to_pk
+        keys = [to_pk(row.key) for change in found.outputs for row in change.rows]
+        seen = visible(request, self.admin_site, model, keys, database)
+        return [
+            {
+                "change": change,
+                "rows": [
+                    (row.key, as_json(row.before), as_json(row.after))
+                    for row in change.rows
+                    if to_pk(row.key) in seen
+                ],
+            }
+            for change in found.outputs
+        ]
+
+    @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
+    def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
+        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit."""
+        runner = get_runner(label)
+        if form not in TEXTS:
+            raise Http404(f"There is no export as {form!r}. Choose {' or '.join(TEXTS)}.")
+        model, database = runner.get_model(), database_of(runner)
+        if not may_view(request, self.admin_site, model):
+            raise PermissionDenied
+
+        def among(instances: list[Any]) -> list[Any]:
+            keys = [each.pk for each in instances]
+            seen = visible(request, self.admin_site, model, keys, database)
+            return [each for each in instances if each.pk in seen]
+
+        lines = as_text(Records(runner, among=among), form)
+        try:
+            first = next(lines, "")  # so that an error is a page, and no end of a file
+        except AutorunError as error:
+            messages.error(request, self.told(request, error))
+            return self.redirect("autorun_node_runner", label)
+        headers = {
+            "Content-Disposition": f'attachment; filename="{label}.{form}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        stream = chain([first], lines)
+        return StreamingHttpResponse(stream, content_type=TEXTS[form], headers=headers)
+
+
+def versions_of(runner: Runner) -> list[Node]:
+    """The newest nodes of the runner's analysis and model, except those of other runners."""
+    try:
+        title, own = runner.get_analysis().title, digest_of(runner)
+    except Exception:  # noqa: BLE001  the card says what is wrong
+        return []
+    others = {digest_or_problem(other)[0] for other in registry.runners()}
+    nodes = nodes_over(runner.get_model()).filter(title=title)
+    return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
+
+
+def candidate_of(runner: Runner, versions: Iterable[Node]) -> Node | None:
+    """The node of the runner's candidate version, if it is one of these."""
+    with suppress(AutorunError):
+        if (trial := registry.trial_of(runner)) is not None:
+            digest = digest_of(trial)
+            return next((node for node in versions if node.digest == digest), None)
+    return None
