@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from autorun.admin import runner_pages
+from autorun.admin import result_pages
 from autorun.analysis import Analysis
 from autorun.models import Node
 from autorun.observe.comparison import Difference
@@ -257,7 +257,7 @@ def test_without_a_candidate_the_page_compares_the_version_before(make):
 
 
 def test_the_page_of_many_runs_names_the_command(make, monkeypatch):
-    monkeypatch.setattr(runner_pages, "MOST_COMPARED", 3)
+    monkeypatch.setattr(result_pages, "MOST_COMPARED", 3)
     with installed(runner := make()):
         compared(runner)
         text = page_of(runner)[0].content.decode()
