@@ -7,11 +7,12 @@ from autorun import tasks
 from autorun.declare import registry
 from autorun.dispatch.publishing import Message, redirected
 from autorun.execution.execute import execute
-from autorun.models import Batch, Chunk, SpilledTrigger
+from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.planning import batches, windows
+from autorun.planning.retiring import retire_missing
 from autorun.state.clock import from_now
 from autorun.triggers import delivery
-from autorun.upkeep import rounds
+from autorun.upkeep import rounds, writes
 from autorun.upkeep.rescue import rescue_expired
 from tests.celery_settings import configure
 from tests.engine import drain_spilled
@@ -59,6 +60,28 @@ def drain() -> None:
 def send_again() -> None:
     Chunk.objects.update(published_at=from_now(-1_000))
     rounds.send_again()
+
+
+def work_to_be_cancelled() -> None:
+    """The run of the row that fails is to be cancelled when it is executed."""
+    plan()
+    failing = Specimen.objects.get(does="raise_once")
+    run = Run.objects.pending().get(object_id=failing.pk)
+    Chunk.objects.filter(pk=run.chunk_id).update(cancelling=[run.pk])
+    for chunk_id in list(queued()):
+        execute(chunk_id)
+
+
+def retire() -> None:
+    """A row that is done is deleted, and its deletion heard of."""
+    Specimen.objects.filter(value="v3").delete()
+    retire_missing(registry.get("faultlab.SpecimenRunner"))
+
+
+def take_notes() -> None:
+    """Notes of written rows become a batch, two at a time."""
+    with mock.patch.multiple(writes, FEW=1, PORTION=2):
+        writes.hand_out_written()
 
 
 def cancel() -> None:

@@ -1,6 +1,7 @@
 """A process is killed at each crash point; nothing is lost, or done twice needlessly."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 from django.db.models import F, QuerySet
@@ -10,6 +11,7 @@ from autorun.state.clock import from_now
 from autorun.state.leases import queued as find_queued
 from autorun.state.leases import start
 from autorun.state.probes import POINTS
+from autorun.triggers import installing
 from tests.crashes import ENVIRONMENT, armed, crashed_at
 from tests.engine import declare, installed
 from tests.faultlab import steps
@@ -30,24 +32,43 @@ STEPS = {
     "cancel.batch": "cancel",
     "cancel.runs": "cancel",
     "cancel.undone": "cancel",
+    "cancel.started": "work_to_be_cancelled",
+    "retire.runs": "retire",
+    "writes.copied": "take_notes",
+    "writes.taken": "take_notes",
 } | {name: "work" for name in POINTS if name.startswith(("start.", "finish."))}
-#: After these somebody has to look at the rows again: what the dead process knew is gone, or what
-#: it had begun to cancel is cancelled.
-LEFT_TO_THE_SWEEP = {"save.committed", "cancel.batch", "cancel.runs", "cancel.undone"}
+#: After these, rows have to be looked at again: what the dead process knew is gone, what it had
+#: begun to cancel is cancelled, or it was about deleted rows.
+LEFT_TO_THE_SWEEP = {
+    "save.committed",
+    "cancel.batch",
+    "cancel.runs",
+    "cancel.undone",
+    "cancel.started",
+    "retire.runs",
+}
 #: The process dies with a body's work done and not recorded: the body runs again.
-RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")}
+RUNS_AGAIN = {name for name in POINTS if name.startswith("finish.")} | {"cancel.started"}
 
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> dict[str, object]:
     """Chunks of two; for `plan.unprepared` the runner prepares inputs while it plans.
 
-    For `finish.landed` it lands what its bodies return on the rows.
+    For `finish.landed` it lands what its bodies return on the rows; for notes it has triggers.
     """
     point = request.node.callspec.params.get("point", "")
     fields = None if point == "plan.unprepared" else ["value"]
-    options = {"BATCH_SIZE": 2, "INPUT_FIELDS": fields}
+    options = {"BATCH_SIZE": 2, "INPUT_FIELDS": fields, "ON_WRITE": point.startswith("writes.")}
     return options | ({"OUTPUT_FIELDS": {"value": "landed"}} if point == "finish.landed" else {})
+
+
+@pytest.fixture
+def _triggers(lab: Lab) -> Iterator[None]:
+    """The triggers of a runner with ON_WRITE."""
+    installing.install()
+    yield
+    installing.remove()
 
 
 def prepare(lab: Lab, point: str) -> None:
@@ -90,6 +111,7 @@ def succeeded_rows() -> set[int]:
 
 @pytest.mark.faults(1, 7, 18)
 @pytest.mark.slow
+@pytest.mark.usefixtures("_triggers")
 @pytest.mark.parametrize("point", POINTS)
 def test_a_process_killed_here_loses_nothing(lab: Lab, point: str):
     prepare(lab, point)
@@ -111,6 +133,7 @@ def test_a_process_killed_here_loses_nothing(lab: Lab, point: str):
     assert not lab.runner.pending().exists()
     times = lab.ledger.times() - before
     most = 2 if point in RUNS_AGAIN else 1
+    assert lab.runner.progress().total == Specimen.objects.count()
     usual = Specimen.objects.filter(does="").values_list("pk", flat=True)
     assert max(times[pk] for pk in usual) <= most
     if point == "finish.landed":
