@@ -2,6 +2,7 @@
 
 from io import StringIO
 
+import django
 import pytest
 from django.contrib.auth.models import User
 from django.core import mail
@@ -141,7 +142,8 @@ def _success():
 @pytest.mark.parametrize("is_batch", [True, False])
 def test_the_reason_is_shown_everywhere(is_batch, client, settings):
     settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": mail_admins}
-    settings.ADMINS = [("Ada", "ada@example.com")]
+    ada = "ada@example.com"
+    settings.ADMINS = [("Ada", ada)] if django.VERSION < (6,) else [ada]
     with installed(runner := make(BATCH_SIZE=60)):
         batch = runner().backfill() if is_batch else sweep_now(runner())
         work_off()

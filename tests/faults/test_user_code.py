@@ -80,7 +80,7 @@ def test_a_configuration_that_cannot_be_created_keeps_no_other_runner_from_its_w
 @pytest.mark.parametrize("has_signals", [True, False])
 @pytest.mark.parametrize("hook", hooks.LIMITED)
 def test_a_hook_that_hangs_holds_up_no_other_runner(hook, has_signals, set_constants, monkeypatch):
-    """Upkeep calls it once, and sends the other runner's chunk again."""
+    """Upkeep calls it at most once, and sends the other runner's chunk again."""
     set_constants(page_time, SECONDS=0.3)
     if not has_signals:
         monkeypatch.setattr(interruption, "can_use_signals", lambda: False)
@@ -112,7 +112,7 @@ def test_a_hook_that_hangs_holds_up_no_other_runner(hook, has_signals, set_const
         is_hanging = False
         sent_again = Chunk.objects.get(runner=other().label).publications
 
-    assert len(asked) == 1
+    assert len(asked) == (hook != "get_schedule")  # which only beat and pages ask for
     assert took < 10
     assert sent_again == 2
 
