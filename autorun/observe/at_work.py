@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db.models import Case, Count, F, Max, Min, Q, Sum, Value, When
 
+from autorun.dispatch.messages import queue_name
 from autorun.models import Chunk
 from autorun.observe.activity import RATE_SECONDS
 from autorun.state.clock import from_now
@@ -54,7 +55,7 @@ def _worker(name: str, rows: list[tuple[Any, ...]]) -> WorkerAtWork:
     starts = [each for each in since if each is not None]
     return WorkerAtWork(
         name=name,
-        queues=", ".join(sorted({each or "default" for each in queues})),
+        queues=", ".join(sorted(set(map(queue_name, queues)))),
         runners=", ".join(sorted({each for each, n in zip(runners, running, strict=True) if n})),
         chunks=sum(running),
         since=min(starts, default=None),

@@ -129,7 +129,7 @@ def examine_spilled() -> Iterator[Finding]:
         "During a rollout, restart the processes that still run the old version. If the runners "
         "were removed, do nothing: these messages are deleted after a day.",
     )
-    yield from [*refused, *unknown] or [ok("None.")]
+    yield from [*refused, *unknown] or [ok("None overdue.")]
 
 
 def _spilled(late: QuerySet[SpilledTrigger], why: str, hint: str) -> Iterator[Finding]:
@@ -164,7 +164,7 @@ def examine_written() -> Iterator[Finding]:
                 "deleted after a day.",
             )
     if not sources:
-        yield ok("None.")
+        yield ok("None overdue.")
 
 
 @examination("paused")
