@@ -257,6 +257,17 @@ def test_without_a_candidate_the_page_compares_the_version_before(make):
     assert "<dt>Newly fixed</dt><dd>1</dd>" in text
 
 
+def test_a_version_without_results_is_told_of(make):
+    with installed(runner := make(CANDIDATE=None)):
+        runner().get_node()
+    with installed(raised := make(ANALYSIS_VERSION="1.1", CANDIDATE=None)):
+        raised().run()
+        work_off()
+        text = page_of(raised)[0].content.decode()
+
+    assert "No row has a result of both versions." in text
+
+
 def test_the_page_of_many_runs_names_the_command(make, monkeypatch):
     monkeypatch.setattr(result_pages, "MOST_COMPARED", 3)
     with installed(runner := make()):

@@ -82,6 +82,12 @@ class Comparison:
     other_input: int = 0
     outputs: tuple[OutputChange, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has results of both versions."""
+        compared = self.same + self.different + self.newly_failed + self.newly_fixed
+        return not compared + self.other_input
+
 
 def compare(
     runner: Runner, before: str | None, after: str | None, *, tolerance: float
