@@ -1,26 +1,31 @@
-"""Reports of failed runs that have no attempts left.
+"""Reports of failed runs that have no attempts left, and of their end.
 
 AUTORUN = {
     "ON_FAILURE": "autorun.notifications.mail_admins",
     "ON_FAILURE_EVERY": datetime.timedelta(hours=1),
 }
 
-`ON_FAILURE` is a function that takes a `FailureReport`, or its dotted path. It is called at most
-once per runner and interval. If it raises, it is called again after some minutes, with all failures
-that have not been reported.
+`ON_FAILURE` is a function that takes a `FailureReport`, or its dotted path. It is called a minute
+after a failure, at most once per runner and interval, and once when runs succeed again. If it
+raises, it is called again after some minutes, with all failures that have not been reported.
 """
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from django.core import mail
+from django.utils.html import format_html, format_html_join
 
 from autorun.observe.failures import FailureGroup, runs_in
 from autorun.state.words import counted, harmless, moment
 
-#: Groups that a message lists; the rest are counted.
+#: Groups that a message lists, and those that its subject names; the rest are counted.
 MOST_GROUPS = 20
+MOST_CAUSES = 3
+#: Characters of a cause in the subject.
+LONGEST_CAUSE = 60
+GROUP = '<tr><td align="right">{}</td><td>{}<br><small>{}</small></td></tr>'
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,12 @@ class FailureReport:
 
     `runner` is its label, `analysis` the title and version of its analysis. `groups` are groups of
     similar failures, the largest first: each has an `exception_class`, the number of `runs`, and
-    the `message` and `run_id` of one of them. `paused` says why STOP_AFTER has paused the runner or
-    batches of it.
+    the `message` and `run_id` of one of them. Without groups, runs succeed again after a report.
+
+    `paused` says why STOP_AFTER has paused the runner or batches of it. `failed` and `finished`
+    count all current runs. `new_version` is the version if no run of it failed before `since`, and
+    an earlier one exists. `rows` has names of rows by run id. `url` is that of the page of the
+    failures, or "".
     """
 
     runner: str
@@ -38,6 +47,11 @@ class FailureReport:
     since: dt.datetime
     groups: Sequence[FailureGroup]
     paused: str = ""
+    failed: int = 0
+    finished: int = 0
+    new_version: str = ""
+    rows: Mapping[int, str] = field(default_factory=dict)
+    url: str = ""
 
     @property
     def runs(self) -> int:
@@ -45,25 +59,96 @@ class FailureReport:
 
     @property
     def subject(self) -> str:
-        return f"{self.runner}: {counted(self.runs, 'run')} failed{', paused' * bool(self.paused)}"
+        return harmless(f"{self.runner}: {self.summary}")
+
+    @property
+    def summary(self) -> str:
+        """`121 of 213 runs failed since v1.1: 81 no pixel data, 30 missing decoder, 10 others`."""
+        if not self.groups:
+            still = f", {counted(self.failed, 'has', 'have')} failed" if self.failed else ""
+            return f"runs succeed again{still}"
+        if self.runs < self.failed:
+            text = f"{self.runs:,} more of {counted(self.finished, 'run')} failed"
+            text += f", {self.failed:,} in all"
+        elif self.finished:
+            text = f"{self.runs:,} of {counted(self.finished, 'run')} failed"
+        else:
+            text = f"{counted(self.runs, 'run')} failed"
+        since = f" since v{self.new_version}" if self.new_version else ""
+        return f"{text}{since}{', paused' * bool(self.paused)}: {self._causes()}"
 
     def __str__(self) -> str:
-        lines = [f"{self.analysis}, since {moment(self.since)}:", ""]
+        """The body of a message, as plain text."""
+        lines = [f"{self.summary}.", "", f"{self.analysis}, since {moment(self.since)}:", ""]
         if self.paused:
             lines += [f"Paused: {self.paused}", ""]
         for group in self.groups[:MOST_GROUPS]:
-            first = group.message.strip().partition("\n")[0]
-            some = f" (newest {group.of_newest:,} examined)" if group.of_newest else ""
-            lines.append(f"{group.runs} x {group.exception_class}{some}: {first}")
-            lines.append(f"    run {group.run_id}")
-        if rest := self.groups[MOST_GROUPS:]:
-            more = self.runs - sum(group.runs for group in self.groups[:MOST_GROUPS])
-            lines.append(f"{more} more, of {len(rest)} other kinds")
-        lines += ["", f"Show them: `manage.py autorun failures {self.runner}`"]
-        lines += [f"Retry them: `manage.py autorun retry {self.runner}`"]
+            lines.append(f"{group.runs} x {_text_of(group)}")
+            lines += [f"    {example}" for example in self._examples(group)]
+        lines += [*self._rest(), "", *([f"Show them: {self.url}"] if self.url else [])]
+        lines += [f"{what}: `{command}`" for what, command in self._commands()]
         return harmless("\n".join(lines))
+
+    @property
+    def html(self) -> str:
+        """The body of a message, as HTML."""
+        groups = (
+            (f"{group.runs:,}", _text_of(group), "; ".join(self._examples(group)))
+            for group in self.groups[:MOST_GROUPS]
+        )
+        return harmless(
+            format_html(
+                "<p><strong>{}.</strong></p><p>{}, since {}{}</p><table>{}</table><p>{}</p>{}{}",
+                self.summary,
+                self.analysis,
+                moment(self.since),
+                f". Paused: {self.paused}" if self.paused else "",
+                format_html_join("", GROUP, groups),
+                "".join(self._rest()),
+                format_html('<p><a href="{}">Show them</a></p>', self.url) if self.url else "",
+                format_html_join("", "<p>{}: <code>{}</code></p>", self._commands()),
+            )
+        )
+
+    def _causes(self) -> str:
+        """The largest groups, in the few words of a subject."""
+        largest = self.groups[:MOST_CAUSES]
+        causes = [f"{each.runs:,} {_cause_of(each)}" for each in largest]
+        others = self.runs - sum(each.runs for each in largest)
+        return ", ".join([*causes, *([counted(others, "other")] if others > 0 else [])])
+
+    def _examples(self, group: FailureGroup) -> list[str]:
+        return [f"run {pk} {self.rows.get(pk, '')}".strip() for pk in group.run_ids]
+
+    def _rest(self) -> list[str]:
+        rest = self.groups[MOST_GROUPS:]
+        more = self.runs - sum(group.runs for group in self.groups[:MOST_GROUPS])
+        return [f"{more} more, of {len(rest)} other kinds"] if rest else []
+
+    def _commands(self) -> list[tuple[str, str]]:
+        if not self.groups:
+            return []
+        return [
+            ("Show them", f"manage.py autorun failures {self.runner}"),
+            ("Retry them", f"manage.py autorun retry {self.runner}"),
+        ]
 
 
 def mail_admins(report: FailureReport) -> None:
-    """Send the report to ADMINS. It contains messages of exceptions, which may contain data."""
-    mail.mail_admins(report.subject, str(report))
+    """Mail the report to ADMINS, as text and HTML.
+
+    It has messages of exceptions and names of rows, which may contain personal data.
+    """
+    mail.mail_admins(report.subject, str(report), html_message=report.html)
+
+
+def _text_of(group: FailureGroup) -> str:
+    some = f" (newest {group.of_newest:,} examined)" if group.of_newest else ""
+    first = group.message.strip().partition("\n")[0]
+    return f"{group.exception_class}{some}: {first}"
+
+
+def _cause_of(group: FailureGroup) -> str:
+    is_telling = any(map(str.isalpha, group.shape))  # that of a KeyError is "'...'"
+    words = group.shape if is_telling else group.exception_class.rpartition(".")[2]
+    return words if len(words) <= LONGEST_CAUSE else f"{words[: LONGEST_CAUSE - 1].rstrip()}…"

@@ -11,13 +11,10 @@ from typing import Any
 
 from celery import current_app, shared_task
 from django.db import DatabaseError, InterfaceError, OperationalError
-from django.dispatch import receiver
 
 from autorun.declare import registry
-from autorun.declare.base import Runner
 from autorun.declare.interruption import soft_limit_ignored
 from autorun.declare.related import RELATED
-from autorun.execution.announcements import chunk_failed
 from autorun.planning import batches
 from autorun.planning.dependents import plan_related
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
@@ -166,15 +163,10 @@ def announce(run_ids: Sequence[int], batch_ids: Sequence[int]) -> None:
 @shared_task(name="autorun.notify", **_options)
 def notify(label: str) -> None:
     """Report the failures of a runner, if a report is due."""
-    with soft_limit_ignored():
-        _notify(registry.get(label))
-
-
-@receiver(chunk_failed, dispatch_uid="autorun.tasks")
-def _notify(runner: Runner, **_: Any) -> None:
     from autorun.observe.notifying import notify_soon
 
-    notify_soon(runner)
+    with soft_limit_ignored():
+        notify_soon(registry.get(label))
 
 
 def _pause(retries: int) -> float:

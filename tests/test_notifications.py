@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import django
 import pytest
@@ -14,7 +15,7 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from autorun.dispatch.publishing import redirected
-from autorun.models import Failure, Pulse, Run
+from autorun.models import Chunk, Failure, Node, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe import notifying
 from autorun.observe.checks.autorun_setting import check_settings
@@ -25,6 +26,7 @@ from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
 
+ADA = "ada@example.org"
 reports: list[FailureReport] = []
 
 
@@ -55,20 +57,28 @@ def fail(runner, *titles: str) -> None:
 
 def pass_time(**duration: float) -> None:
     """Let what has happened so far lie back by so long."""
+    Chunk.objects.update(finished_at=F("finished_at") - dt.timedelta(**duration))
+    Node.objects.update(created_at=F("created_at") - dt.timedelta(**duration))
     Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(**duration))
     Failure.objects.update(failed_at=F("failed_at") - dt.timedelta(**duration))
 
 
-def catch_up() -> int:
-    """Have a worker do at once what upkeep hands over."""
+def catch_up(**duration: float) -> int:
+    """Have a worker do what upkeep hands over after so long, a minute by default."""
+    pass_time(**(duration or {"minutes": 1}))
     with redirected(plan_at_once):
         return hand_over_reports()
 
 
-def test_the_first_failure_is_told_of_at_once(told):
+def test_the_first_failures_are_told_of_together_after_a_minute(told):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
-        fail(runner, "a", "b")
+        fail(runner, "a")
+        assert catch_up(seconds=30) == 0
+        fail(runner, "b")
+        assert told == []
+
+        assert catch_up(seconds=30) == 1
 
     (report,) = told
     assert (report.runner, report.analysis) == ("tests.EchoRunner", "Echo v1.0")
@@ -83,9 +93,10 @@ def test_attempts_that_are_repeated_are_not_told_of(told):
     runner = declare(broken, MAX_ATTEMPTS=2)
     with installed(runner):
         fail(runner, "a")
-        assert told == []
+        assert catch_up() == 0
 
         work_off(retry_now=True)
+        catch_up()
 
     assert [report.runs for report in told] == [1]
 
@@ -94,15 +105,13 @@ def test_what_fails_within_the_interval_is_told_of_together_after_it(told):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
-        pass_time(minutes=10)
+        catch_up()
         fail(runner, "b")
         fail(runner, "c")
+        assert catch_up(minutes=10) == 0
         assert len(told) == 1
-        assert catch_up() == 0
 
-        pass_time(minutes=51)
-
-        assert catch_up() == 1
+        assert catch_up(minutes=51) == 1
     assert [report.runs for report in told] == [1, 2]
 
 
@@ -110,9 +119,9 @@ def test_nothing_new_is_not_told_of(told):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
-        pass_time(hours=2)
+        catch_up()
 
-        assert catch_up() == 0
+        assert catch_up(hours=2) == 0
     assert len(told) == 1
 
 
@@ -120,7 +129,9 @@ def test_each_runner_has_an_interval_of_its_own(told):
     runners = [declare(broken, NAME=name, TITLE=name, MAX_ATTEMPTS=1) for name in ("A", "B")]
     with installed(*runners):
         fail(runners[0], "a")
+        catch_up()
         fail(runners[1])
+        catch_up()
 
     assert [report.runner for report in told] == ["tests.A", "tests.B"]
 
@@ -130,8 +141,9 @@ def test_the_interval_is_a_setting(told, settings):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
-        pass_time(minutes=6)
+        catch_up()
         fail(runner, "b")
+        catch_up(minutes=6)
 
     assert [report.runs for report in told] == [1, 1]
 
@@ -188,6 +200,7 @@ def test_an_error_in_telling_hurts_nothing(settings, caplog, on_failure):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner), caplog.at_level(logging.ERROR, "autorun"):
         fail(runner, "a")
+        catch_up()
 
         assert runner().progress().failed == 1
     assert "tests.EchoRunner: its failures could not be reported." in caplog.text
@@ -198,11 +211,12 @@ def test_what_nobody_could_be_told_of_is_told_later(told, settings):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
+        catch_up()
         settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": note}
         fail(runner, "b")
-        at_once = list(told)
-        pass_time(hours=5)
         catch_up()
+        at_once = list(told)
+        catch_up(hours=5)
         catch_up()
 
     assert at_once == []
@@ -217,9 +231,11 @@ def test_telling_is_not_tried_for_every_failure(settings):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner):
         fail(runner, "a")
+        catch_up()
         fail(runner, "b")
-        pass_time(minutes=5)
+        catch_up()
         fail(runner, "c")
+        catch_up(minutes=4)
 
     assert tries == [1, 3]
 
@@ -230,24 +246,150 @@ def test_telling_does_not_take_for_ever(settings, caplog, set_constants):
     runner = declare(broken, MAX_ATTEMPTS=1)
     with installed(runner), caplog.at_level(logging.ERROR, "autorun"):
         fail(runner, "a")
+        catch_up()
 
     assert "AUTORUN['ON_FAILURE'] took longer than 0.05 s" in caplog.text
 
 
-def test_mail_goes_to_the_admins(settings):
+@pytest.fixture
+def ada(settings) -> None:
     settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": "autorun.notifications.mail_admins"}
-    ada = "ada@example.org"
-    settings.ADMINS = [("Ada", ada)] if django.VERSION < (6,) else [ada]
-    runner = declare(broken, MAX_ATTEMPTS=1)
+    settings.ADMINS = [("Ada", ADA)] if django.VERSION < (6,) else [ADA]
+
+
+def by_kind(value):
+    if value.startswith("good"):
+        return value
+    raise (KeyError if value.startswith("key") else ValueError)(f"no pixel data in '{value}'")
+
+
+def test_mail_to_the_admins_says_how_many_failed_of_how_many_and_why(ada, monkeypatch):
+    monkeypatch.setattr(Document, "__str__", lambda self: f"{self.title}\n")
+    runner = declare(by_kind, MAX_ATTEMPTS=1)
     with installed(runner):
-        fail(runner, "a", "b")
+        fail(runner, "good", "<b>bad 1</b>", "bad 2", "key 3")
+        catch_up()
 
     (message,) = mail.outbox
-    assert message.to == ["ada@example.org"]
-    assert message.subject.endswith("tests.EchoRunner: 2 runs failed")
-    assert "2 x ValueError: No good: 'b'" in message.body
-    assert f"    run {Run.objects.order_by('pk')[1].pk}" in message.body
+    page = message.alternatives[0][0]
+    newest = Run.objects.get(object_id=Document.objects.get(title="bad 2").pk)
+    assert message.to == [ADA]
+    assert message.subject.endswith(
+        "tests.EchoRunner: 3 of 4 runs failed: 2 no pixel data in '...', 1 KeyError"
+    )
+    assert message.body.startswith("3 of 4 runs failed: 2 no pixel data")
+    assert "2 x ValueError: no pixel data in 'bad 2'" in message.body
+    assert f"    run {newest.pk} bad 2\n" in message.body
+    assert "<b>bad 1</b>\n" in message.body
     assert "`manage.py autorun retry tests.EchoRunner`" in message.body
+    assert "&lt;b&gt;bad 1&lt;/b&gt;" in page
+    assert "<b>" not in page
+
+
+def test_a_report_names_a_version_that_is_new(told):
+    with installed(old := declare(by_kind, MAX_ATTEMPTS=1)):
+        fail(old, "bad")
+        catch_up()
+        catch_up(hours=3)
+    with installed(new := declare(by_kind, ANALYSIS_VERSION="1.1", VERSION="1.1", MAX_ATTEMPTS=1)):
+        fail(new)
+        catch_up()
+        Document.objects.create(title="another")
+        new().run()
+        work_off()
+        catch_up(minutes=61)
+
+    assert [report.new_version for report in told] == ["", "1.1", ""]
+    assert told[1].summary.startswith("1 of 1 run failed since v1.1: ")
+    assert told[2].summary.startswith("1 more of 2 runs failed, 2 in all: ")
+
+
+def test_rows_are_named_by_their_keys_if_their_names_cannot_be_had(told, monkeypatch):
+    monkeypatch.setattr(Document, "__str__", lambda self: 1 / 0)
+    runner = declare(broken, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "a")
+        catch_up()
+
+    document, run = Document.objects.get(), Run.objects.get()
+    assert told[0].rows == {run.pk: f"document {document.pk}"}
+
+
+def test_names_of_rows_are_masked(told, monkeypatch):
+    monkeypatch.setattr(Document, "__str__", lambda self: "ftp://ada:lovelace@host/a")
+    runner = declare(broken, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "a")
+        catch_up()
+
+    assert "lovelace" not in str(told[0]) + told[0].html
+    assert "ftp://ada:********@host/a" in str(told[0])
+
+
+def test_a_project_that_names_its_site_has_links(told, monkeypatch):
+    site = SimpleNamespace(domain="scans.example.org")
+    monkeypatch.setattr(notifying, "get_current_site", lambda _: site)
+    runner = declare(broken, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "a")
+        catch_up()
+
+    url = "https://scans.example.org/admin/autorun/failure/?runner=tests.EchoRunner"
+    assert told[0].url == url
+    assert f"Show them: {url}\n" in str(told[0])
+    assert f'<a href="{url}">' in told[0].html
+
+
+def test_the_end_of_failures_is_told_of_once(told):
+    runner = declare(by_kind, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "bad")
+        catch_up()
+        assert catch_up(minutes=6) == 0
+        fail(runner, "good")
+        assert catch_up(seconds=30) == 1
+        fail(runner, "good again")
+
+        assert catch_up(hours=2) == 0
+    assert [len(report.groups) for report in told] == [1, 0]
+    assert told[1].subject == "tests.EchoRunner: runs succeed again, 1 has failed"
+    assert "autorun retry" not in str(told[1])
+
+
+def test_a_success_is_not_the_end_of_failures_if_another_run_has_failed_since(told):
+    runner = declare(by_kind, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "bad")
+        catch_up()
+        fail(runner, "worse", "good")
+
+        assert catch_up(minutes=6) == 0
+        assert catch_up(hours=1) == 1
+    assert [report.runs for report in told] == [1, 1]
+
+
+def test_a_success_without_a_report_is_not_told_of(told):
+    with installed(runner := declare(by_kind, MAX_ATTEMPTS=1)):
+        fail(runner, "good")
+
+        assert catch_up(hours=2) == 0
+    assert told == []
+
+
+def test_the_end_of_failures_is_told_of_later_if_that_fails(told, settings):
+    runner = declare(by_kind, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "bad")
+        catch_up()
+        settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": lambda report: 1 / 0}
+        pass_time(minutes=5)
+        fail(runner, "good")
+        catch_up(seconds=30)
+        settings.AUTORUN = settings.AUTORUN | {"ON_FAILURE": note}
+
+        assert catch_up() == 0
+        assert catch_up(minutes=5) == 1
+    assert [len(report.groups) for report in told] == [1, 0]
 
 
 def test_a_long_report_is_cut_short():
@@ -260,6 +402,7 @@ def test_a_long_report_is_cut_short():
     runner = declare(body, MAX_ATTEMPTS=1, BATCH_SIZE=25)
     with installed(runner):
         fail(runner, *kinds)
+        catch_up()
 
     text = str(reports[0])
     assert text.count(" x ValueError") + text.count(" x TypeError") == 20

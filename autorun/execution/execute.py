@@ -15,7 +15,6 @@ from autorun.dispatch.messages import longest
 from autorun.dispatch.releasing import release_after, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
-from autorun.execution.announcements import chunk_failed
 from autorun.execution.keeper import Keeper
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
@@ -164,8 +163,6 @@ def _follow_up(work: Work) -> None:
             if work.has_moved:
                 batches.cancel_moved(chunk.batch_id)
             batches.finish_if_done(chunk.batch_id)
-    if work.has_failed:
-        chunk_failed.send_robust(type(runner), runner=runner)
 
 
 @contextmanager

@@ -84,8 +84,8 @@ class Work:
         #: planning would have found them up to date.
         self.unexpected: list[Key] = []
         self.seconds: list[float] = []
-        #: Whether a run has no attempts left, and whether one went on in another chunk.
-        self.has_failed = self.has_moved = False
+        #: Whether a run went on in another chunk.
+        self.has_moved = False
         self._runs = runs
         self._assignments: deque[Assignment] = deque()
         self._results: list[Result] = []
@@ -222,9 +222,7 @@ class Work:
                 self._results += [Result.moved(each.run) for each in call.assignments]
             elif len(call.assignments) == 1:
                 (one,) = call.assignments
-                failure = self.body.failure(one, error, call)
-                self.has_failed = self.has_failed or failure.status == Run.Status.FAILED
-                self._results.append(failure)
+                self._results.append(self.body.failure(one, error, call))
             else:
                 self._write(each_alone(call, error), size=1)
             self.give_back()
@@ -344,7 +342,6 @@ class Work:
                     self.unexpected.append(assignment.row.key)
                 if result.status == Run.Status.SUCCEEDED:
                     self.succeeded.append(assignment.row.key)
-                self.has_failed = self.has_failed or result.status == Run.Status.FAILED
         if self.body.refused_by is not None:
             self._postpone_rest(self.body.refused_by)
         if self._brake is not None or any(map(_failure_of, results)):
@@ -449,7 +446,6 @@ class Work:
             self.lease, rest, self._tally, size=size, is_last=False, build=self.build
         )
         self.has_moved = self.has_moved or moved > 0
-        self.has_failed = self.has_failed or Run.Status.FAILED in map(_status_of, rest)
         keys = {each.key for each in rest}
         self.succeeded = [key for key in self.succeeded if key not in keys]
         return rest

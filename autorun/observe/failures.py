@@ -28,6 +28,8 @@ SHAPED = 200
 #: actions on a group read all of them.
 READ_AT_ONCE = 2_000
 LEAST_OF_CLASS = 100
+#: Runs that a group names.
+EXAMPLES = 3
 BUCKETS = 24
 FAILURES_AT_ONCE = 2_000
 
@@ -54,8 +56,9 @@ class FailureGroup:
     """Runs of one node whose last attempts failed with the same class and kind of message.
 
     `shape` is the message without its varying parts; `message` is the newest of the messages, and
-    `run_id` its run. `of_class` counts all failures of the node and class. If they are too many to
-    read all messages, the group is of the `of_newest` newest failures, else that is 0.
+    `run_ids` are the newest few runs, its run first. `of_class` counts all failures of the node and
+    class. If they are too many to read all messages, the group is of the `of_newest` newest
+    failures, else that is 0.
     """
 
     node_id: int
@@ -65,11 +68,15 @@ class FailureGroup:
     shape: str
     runs: int
     message: str
-    run_id: int
+    run_ids: Sequence[int]
     first_at: dt.datetime
     last_at: dt.datetime
     of_class: int
     of_newest: int
+
+    @property
+    def run_id(self) -> int:
+        return self.run_ids[0]
 
     @property
     def key(self) -> str:
@@ -312,7 +319,7 @@ def _group(rows: Sequence[Row], shape: str, *, read: int, of_class: int) -> Fail
         shape=shape,
         runs=sum(row["is_counted"] for row in rows),
         message=newest["start"],
-        run_id=newest["run_id"],
+        run_ids=list(dict.fromkeys(row["run_id"] for row in rows))[:EXAMPLES],
         first_at=rows[-1]["failed_at"],
         last_at=newest["failed_at"],
         of_class=of_class,

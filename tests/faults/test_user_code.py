@@ -260,6 +260,7 @@ def test_a_round_of_upkeep_calls_no_user_code(sent: list[Message], settings):
             Run.objects.pending().update(status=Run.Status.SUCCEEDED)
             Chunk.objects.update(state=Chunk.State.FINISHED)
             Pulse.objects.all().delete()
+            Failure.objects.update(failed_at=from_now(-61))
             rounds.upkeep(in_any_case=True, notify=hand_over_reports)
             in_upkeep = list(called)
             plan_at_once(sent)
