@@ -24,6 +24,7 @@ from autorun.admin import bulk_actions
 from autorun.admin.bulk_actions import ACTIONS
 from autorun.admin.pages import PageAdmin
 from autorun.admin.permissions import Permission
+from autorun.contrib import api
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe import doctor
@@ -72,8 +73,14 @@ def addresses() -> dict[str, tuple[str, dict[str, str]]]:
         "batch_id": Batch.objects.first().pk,
         "part": "outputs",
         "form": "csv",
+        "key": run.object_id,
+        "number": Batch.objects.first().pk,
     }
     found = {}
+    for pattern in api.urlpatterns:
+        route = re.sub(r"<\w+:(\w+)>", r"<\1>", str(pattern.pattern))
+        arguments = [objects[name] for name in re.findall(r"<(\w+)>", route)]
+        found[f"api/{route}"] = (reverse(f"autorun_api:{pattern.name}", args=arguments), {})
     for model, model_admin in admin.site._registry.items():
         if not isinstance(model_admin, PageAdmin):
             continue

@@ -1,6 +1,5 @@
 """Failures in groups by error and message pattern."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -10,10 +9,9 @@ from django.http import HttpRequest, HttpResponse
 from autorun.admin.charts import Rectangle, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
-from autorun.admin.permissions import Permission
-from autorun.admin.row_access import seen_rows
+from autorun.admin.row_access import open_runs
 from autorun.declare import registry
-from autorun.models import Failure, Run
+from autorun.models import Failure
 from autorun.observe.failures import FailureGroup, RecentGroup, labels_of, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text
 from autorun.state.words import counted, number
@@ -55,12 +53,12 @@ class FailureAdmin(PageAdmin):
         present = [each for each in found.groups if each.group.node_id in runners]
         chosen = found.groups if with_earlier else present
         shown = chosen[:MOST_GROUPS]
-        open_runs = self._open_runs(request, [each.group.run_id for each in shown])
+        may_read = open_runs(request, self.admin_site, [each.group.run_id for each in shown])
         lines = [
             _line(
                 each,
                 runner=runners.get(each.group.node_id, ""),
-                is_open=each.group.run_id in open_runs,
+                is_open=each.group.run_id in may_read,
                 query={"since": since, **({"runner": label} if label else {})},
             )
             for each in shown
@@ -88,13 +86,6 @@ class FailureAdmin(PageAdmin):
         if failure is None:
             return self.redirect("autorun_failure_changelist")
         return self.redirect("autorun_run_change", failure.run_id)
-
-    def _open_runs(self, request: HttpRequest, run_ids: Collection[int]) -> set[int]:
-        if not request.user.has_perm(Permission.SEE_PAYLOAD):
-            return set()
-        runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
-        seen = seen_rows(request, self.admin_site, runs)
-        return {run_id for run_id, each in seen.items() if each.is_open}
 
 
 def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:

@@ -138,7 +138,7 @@ class AutorunAdminMixin(ModelAdmin):
         runners = []
         with budget():
             for each in runners_of(self.model):
-                reason = prose(explanation_of(each, instance, shows_messages=False))
+                reason = prose(explanation_of(each, instance, shows_messages=False).reason)
                 url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, name_of_runner(each), reason))
         context = {"runs": runs, "runners": runners, "row": instance}

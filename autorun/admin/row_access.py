@@ -16,6 +16,7 @@ from django.db.models import Model, prefetch_related_objects
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
+from autorun.admin.permissions import Permission
 from autorun.conf import settings
 from autorun.control.interventions import Matching
 from autorun.declare import hooks, page_time, registry
@@ -96,6 +97,14 @@ def seen_rows(
         else:
             seen.update(_seen_of(request, site, model, of_model, database or _database_of(model)))
     return seen
+
+
+def open_runs(request: HttpRequest, site: AdminSite, run_ids: Collection[int]) -> set[int]:
+    """Those of the runs whose payload the user may see; a query or two a model."""
+    if not request.user.has_perm(Permission.SEE_PAYLOAD):
+        return set()
+    runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
+    return {pk for pk, each in seen_rows(request, site, runs).items() if each.is_open}
 
 
 def visible(

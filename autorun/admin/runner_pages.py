@@ -234,7 +234,7 @@ class NodeAdmin(ShowingResults):
                 (run.pk, state_of(run), str(run.node), time_since(run.finished_at))
                 for run in runs_behind(runner, instance)
             ],
-            reason=prose(explanation_of(runner, instance, shows_messages=shows_messages)),
+            reason=prose(explanation_of(runner, instance, shows_messages=shows_messages).reason),
         )
 
     @action("<str:label>/sweep/", Permission.START)

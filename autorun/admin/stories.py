@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autorun.declare.base import Runner
@@ -13,7 +13,14 @@ from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
 from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import UNPREPARED, Failure, Run
-from autorun.observe.explanation import HELD_UP, WORKER_LOST, explain, kept_result, words_of
+from autorun.observe.explanation import (
+    HELD_UP,
+    WORKER_LOST,
+    Explanation,
+    explain,
+    kept_result,
+    words_of,
+)
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.origins import ORIGINS, origin_of
@@ -101,15 +108,18 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
     return list(runs.select_related("node", "chunk").defer("outputs").order_by("pk"))
 
 
-def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> str:
-    """Why the row is pending or not, without messages unless `shows_messages`."""
+def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> Explanation:
+    """Why the row is pending or not, without messages unless `shows_messages`.
+
+    The code is "unknown" if the project's own hooks raise.
+    """
     try:
         with spent(f"The query for the row of {runner.label}"):
             explanation = explain(runner, instance)
     except RunTimeout as error:
-        return f"It cannot be explained: {error}"
+        return Explanation(False, "unknown", f"It cannot be explained: {error}")
     except Exception as error:  # noqa: BLE001  a project's own hooks
-        return f"It cannot be explained: {type(error).__name__}"
+        return Explanation(False, "unknown", f"It cannot be explained: {type(error).__name__}")
     run = explanation.run
     quotes = explanation.reason.startswith(HELD_UP)
     if run is not None and run.status == Run.Status.PENDING:
@@ -117,8 +127,9 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> st
     if not shows_messages and (quotes or explanation.code in _WITHOUT_MESSAGE):
         word = explanation.code.replace("_", " ").capitalize()
         kept = "" if run is None else kept_result(run)
-        return _WITHOUT_MESSAGE.get(explanation.code, f"{word}.") + kept
-    return explanation.reason
+        reason = _WITHOUT_MESSAGE.get(explanation.code, f"{word}.") + kept
+        return replace(explanation, reason=reason)
+    return explanation
 
 
 def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
@@ -185,7 +196,7 @@ def _now(
         return (
             f"{runner.label} now runs {runner.get_analysis()}; this run is of an earlier version."
         )
-    return explanation_of(runner, instance, shows_messages=shows_messages)
+    return explanation_of(runner, instance, shows_messages=shows_messages).reason
 
 
 def _superseded(run: Run, others: Sequence[Run]) -> str:

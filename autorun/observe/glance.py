@@ -1,5 +1,6 @@
 """One line that says whether all is well, for the overview and for `status`."""
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,12 @@ class Fact:
 
     topic: Topic
     level: Literal["ok", "warning", "error"]
-    words: str
+    what: str
+    at: dt.datetime | None = None
+
+    @property
+    def words(self) -> str:
+        return f"{self.what} {ago(self.at)}" if self.at else self.what
 
 
 def at_a_glance(progresses: Mapping[Node, Progress], *, broken: int, is_stuck: bool) -> list[Fact]:
@@ -80,5 +86,5 @@ def _of_sweeps() -> Iterator[Fact]:
     if last is None:
         return
     has_failed = last.state == Batch.State.FAILED
-    words = f"last sweep {'failed ' * has_failed}{ago(last.created_at)}"
-    yield Fact("sweeps", "error" if has_failed else "ok", words)
+    level, what = ("error", "last sweep failed") if has_failed else ("ok", "last sweep")
+    yield Fact("sweeps", level, what, last.created_at)  # type: ignore[arg-type]

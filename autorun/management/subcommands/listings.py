@@ -71,7 +71,7 @@ class Runs(Subcommand):
             runs, is_all = chosen.slowest(size=limit)
         else:
             runs = chosen.page(size=limit).runs
-        self.terminal.json([_as_json(run) for run in runs])
+        self.terminal.json([as_json(run) for run in runs])
         if not runs:
             self.terminal.say("No runs match.")
             return
@@ -89,7 +89,8 @@ class Runs(Subcommand):
             self.terminal.hint(f"Of the newest {MOST_COMPARED:,} runs or so.")
 
 
-def _as_json(run: Run) -> dict[str, Any]:
+def as_json(run: Run) -> dict[str, Any]:
+    """The run for scripts, without its outputs."""
     return {
         "id": run.pk,
         "runner": run.chunk.runner,

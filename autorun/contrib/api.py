@@ -1,0 +1,270 @@
+"""Runners, rows, runs, failures and batches as JSON, read-only.
+
+    path("autorun/api/", include("autorun.contrib.api")),
+
+A user needs the permissions of autorun's pages in `django.contrib.admin.site`, which has to be
+installed. The answers are described in docs/openapi.json. Each has an ETag; a request that sends it
+back as If-None-Match gets 304 as long as nothing has changed.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, fields
+from functools import wraps
+from typing import Any
+
+from django.contrib.admin import site
+from django.core.exceptions import BadRequest
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.urls import URLPattern, path
+from django.views.decorators.cache import cache_control
+from django.views.decorators.http import conditional_page, require_safe
+
+from autorun.admin.cards import Card, card_of, cards
+from autorun.admin.pages import get_runner
+from autorun.admin.permissions import Permission
+from autorun.admin.row_access import find_row, open_runs
+from autorun.admin.stories import explanation_of
+from autorun.declare import page_time, registry
+from autorun.exceptions import AutorunError, RunTimeout, bare_message
+from autorun.management.subcommands import batch_list, listings
+from autorun.models import Batch, Chunk, Run
+from autorun.observe.explanation import last_failure
+from autorun.observe.failures import FailureGroup, group_failures, labels_of, log_tails
+from autorun.observe.glance import at_a_glance
+from autorun.observe.held_up import HeldUp, held_up
+from autorun.observe.listing import RunFilter
+from autorun.observe.paging import Cursor
+from autorun.state.counts import Progress
+from autorun.state.parameters import SINCE, no_number, read_number
+
+PAGE, MOST_RUNS = 50, 200
+MOST_GROUPS = 100
+FILTERS = tuple(each.name for each in fields(RunFilter) if each.name != "at")
+
+View = Callable[..., dict[str, Any]]
+
+app_name = "autorun_api"
+urlpatterns: list[URLPattern] = []
+
+
+def _answer(route: str, *parameters: str) -> Callable[[View], View]:
+    """Serve what a view returns at that route; it understands these query parameters."""
+
+    def served(view: View) -> View:
+        @require_safe
+        @cache_control(private=True, no_cache=True)
+        @conditional_page
+        @wraps(view)
+        def answered(request: HttpRequest, **named: Any) -> HttpResponse:
+            if (refusal := _refusal(request)) is not None:
+                return refusal
+            try:
+                _check_names(request.GET, parameters)
+                with page_time.budget():
+                    return JsonResponse(view(request, **named))
+            except BadRequest as error:
+                return _error(400, str(error))
+            except Http404 as error:
+                return _error(404, str(error))
+            except RunTimeout as error:
+                return _error(503, f"{error} Try again later.")
+            except AutorunError as error:  # of a wrong declaration, and perhaps with its data
+                told = str(error) if _sees_payload(request) else bare_message(error)
+                return _error(503, f"{told} See: manage.py check")
+
+        urlpatterns.append(path(route, answered, name=view.__name__))
+        return view
+
+    return served
+
+
+@_answer("status/")
+def status(_request: HttpRequest) -> dict[str, Any]:
+    """Whether all is well, the worst first, and the current runs of all runners by state."""
+    found = cards()
+    progresses = {card.node: card.progress for card in found if card.node is not None}
+    facts = at_a_glance(
+        progresses,
+        broken=sum(bool(card.error) for card in found),
+        is_stuck=any(card.is_stuck for card in found),
+    )
+    sums = [asdict(each) for each in progresses.values()]
+    return {
+        "level": facts[0].level if facts else "ok",
+        "facts": [asdict(each) for each in facts],
+        "runs": {name: sum(each[name] for each in sums) for name in asdict(Progress())},
+    }
+
+
+@_answer("runners/")
+def runners(request: HttpRequest) -> dict[str, Any]:
+    """All registered runners, by label."""
+    held = held_up()
+    return {"runners": [_runner(request, card, held) for card in cards()]}
+
+
+@_answer("runners/<str:label>/")
+def runner(request: HttpRequest, label: str) -> dict[str, Any]:
+    """One runner."""
+    return _runner(request, card_of(get_runner(label)), held_up(label))
+
+
+@_answer("runners/<str:label>/rows/<path:key>/")
+def row(request: HttpRequest, label: str, key: str) -> dict[str, Any]:
+    """The state of a row for a runner; with `view_payload`, its outputs and messages as well."""
+    of = get_runner(label)
+    instance = find_row(request, site, of, key)
+    if instance is None:
+        raise Http404(f"{label} has no row “{key[:40]}” that you may see. Check the primary key.")
+    shows = _sees_payload(request)
+    found = explanation_of(of, instance, shows_messages=shows)
+    run = found.run
+    is_success = run is not None and run.status == Run.Status.SUCCEEDED
+    failure = None if run is None or is_success else last_failure(run)
+    answer: dict[str, Any] = {
+        "runner": label,
+        "model": of.get_model()._meta.label,
+        "row": str(instance.pk),
+        "is_pending": found.is_pending,
+        "code": found.code,
+        "reason": found.reason,
+        "run": run and listings.as_json(run),
+        "failure": failure
+        and {
+            "attempt": failure.attempt,
+            "exception_class": failure.exception_class,
+            "failed_at": failure.failed_at,
+            **({"message": failure.message, "log_tail": failure.log_tail} if shows else {}),
+        },
+    }
+    return {**answer, "outputs": run.outputs if run and is_success else None} if shows else answer
+
+
+@_answer("runs/", *FILTERS, "after", "limit")
+def runs(request: HttpRequest) -> dict[str, Any]:
+    """Runs by filter, the newest first; `next` is `after` of the next page."""
+    given = request.GET
+    if problems := RunFilter.not_understood(given):
+        raise BadRequest(" ".join(problems))
+    if problem := no_number(given.get("limit"), least=1, most=MOST_RUNS):
+        raise BadRequest(f"limit: {problem}")
+    after = Cursor.read(given.get("after", ""))
+    if given.get("after") and after is None:
+        raise BadRequest(f"after: “{given['after'][:40]}” is not the `next` of a page. Omit it.")
+    chosen = RunFilter.read(given)
+    label = chosen.runner
+    if label and registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
+        raise Http404(f"There is no runner “{label[:40]}”. See runners/ for all.")
+    found = chosen.page(after, size=read_number(given.get("limit"), least=1) or PAGE)
+    return {
+        "runs": [listings.as_json(run) for run in found.runs],
+        "next": None if found.after is None else str(found.after),
+    }
+
+
+@_answer("failures/", "runner", "since")
+def failures(request: HttpRequest) -> dict[str, Any]:
+    """Failed runs by cause, the most frequent first; messages with `view_payload`."""
+    since, label = request.GET.get("since", ""), request.GET.get("runner", "")
+    if since and since not in SINCE:
+        raise BadRequest(f"Unknown since “{since[:40]}”. Choose {', '.join(SINCE)}.")
+    of = get_runner(label) if label else None
+    groups = group_failures(of, within=SINCE.get(since))
+    shown = groups[:MOST_GROUPS]
+    labels = labels_of(shown)
+    readable = open_runs(request, site, [each.run_id for each in shown])
+    logs = log_tails(readable)
+    return {
+        "causes": [
+            {
+                **_cause(each, labels),
+                **(
+                    {
+                        "message": each.message,
+                        "shape": each.shape,
+                        "log_tail": logs.get(each.run_id, ""),
+                    }
+                    if each.run_id in readable
+                    else {}
+                ),
+            }
+            for each in shown
+        ],
+        "left_out": len(groups) - len(shown),
+    }
+
+
+@_answer("batches/<int:number>/")
+def batch(request: HttpRequest, number: int) -> dict[str, Any]:
+    """A batch and how far it has got; the reason of its end with `view_payload`."""
+    known = read_number(number)
+    found = Batch.objects.defer("scope").filter(pk=known).first() if known else None
+    if found is None:
+        raise Http404(f"There is no batch {str(number)[:20]}. See: manage.py autorun batches")
+    answer = batch_list.as_json(found)
+    return answer if _sees_payload(request) else _without(answer, "reason")
+
+
+def _refusal(request: HttpRequest) -> HttpResponse | None:
+    if not request.user.is_authenticated:
+        refusal = _error(401, "Log in first.")
+        refusal["WWW-Authenticate"] = 'Session realm="autorun"'
+        return refusal
+    if not site.has_permission(request) or not request.user.has_perm(Permission.VIEW):
+        return _error(403, f"You need to be staff with the permission {Permission.VIEW}.")
+    return None
+
+
+def _error(code: int, told: str) -> HttpResponse:
+    return JsonResponse({"error": told}, status=code)
+
+
+def _check_names(given: Collection[str], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            choice = f"Choose {', '.join(known)}." if known else "There are none here."
+            raise BadRequest(f"Unknown parameter “{name[:40]}”. {choice}")
+
+
+def _sees_payload(request: HttpRequest) -> bool:
+    return request.user.has_perm(Permission.SEE_PAYLOAD)
+
+
+def _without(answer: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in names}
+
+
+def _runner(request: HttpRequest, card: Card, held: Collection[HeldUp]) -> dict[str, Any]:
+    """A runner without anything that changes by itself with time, which would change the ETag."""
+    node, label = card.node, card.runner.label
+    of_runner = [_without(asdict(each), "runner") for each in held if each.runner == label]
+    answer = {
+        "runner": label,
+        "analysis": str(card.runner.ANALYSIS) if node is None else node.title,
+        "version": None if node is None else node.version,
+        "state": card.state[0],
+        "error": card.error,
+        "runs": asdict(card.progress),
+        "pending": card.counted.pending if card.counted else None,
+        "paused_at": node and node.paused_at,
+        "run_seconds": node and node.run_seconds,
+        "held_up": of_runner,
+    }
+    if _sees_payload(request):
+        return {**answer, "paused_because": node.paused_because if node else ""}
+    return {**answer, "held_up": [_without(each, "reason") for each in of_runner]}
+
+
+def _cause(group: FailureGroup, labels: dict[int, str]) -> dict[str, Any]:
+    return {
+        "runner": labels.get(group.node_id),
+        "analysis": group.title,
+        "version": group.version,
+        "exception_class": group.exception_class,
+        "cause": group.cause,
+        "group": group.key,
+        "runs": group.runs,
+        "run": group.run_id,
+        "first_at": group.first_at,
+        "last_at": group.last_at,
+    }
