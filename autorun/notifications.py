@@ -65,11 +65,11 @@ class FailureReport:
     def summary(self) -> str:
         """`121 of 213 runs failed since v1.1: 81 no pixel data, 30 missing decoder, 10 others`."""
         if not self.groups:
-            still = f", {counted(self.failed, 'has', 'have')} failed" if self.failed else ""
+            still = f", {self.failed:,} still failed" if self.failed else ""
             return f"runs succeed again{still}"
         if self.runs < self.failed:
-            text = f"{self.runs:,} more of {counted(self.finished, 'run')} failed"
-            text += f", {self.failed:,} in all"
+            text = f"{counted(self.runs, 'more run')} failed, "
+            text += f"{self.failed:,} of {self.finished:,} in all"
         elif self.finished:
             text = f"{self.runs:,} of {counted(self.finished, 'run')} failed"
         else:
@@ -79,31 +79,36 @@ class FailureReport:
 
     def __str__(self) -> str:
         """The body of a message, as plain text."""
-        lines = [f"{self.summary}.", "", f"{self.analysis}, since {moment(self.since)}:", ""]
+        lines = [f"{self.summary}.", "", f"{self.analysis}, since {moment(self.since)}", ""]
         if self.paused:
             lines += [f"Paused: {self.paused}", ""]
         for group in self.groups[:MOST_GROUPS]:
             lines.append(f"{group.runs} x {_text_of(group)}")
             lines += [f"    {example}" for example in self._examples(group)]
-        lines += [*self._rest(), "", *([f"Show them: {self.url}"] if self.url else [])]
+        lines += [*self._rest(), ""] if self.groups else []
+        lines += [f"Show them: {self.url}"] if self.url else []
         lines += [f"{what}: `{command}`" for what, command in self._commands()]
         return harmless("\n".join(lines))
 
     @property
     def html(self) -> str:
         """The body of a message, as HTML."""
-        groups = (
-            (f"{group.runs:,}", _text_of(group), "; ".join(self._examples(group)))
-            for group in self.groups[:MOST_GROUPS]
+        groups = format_html_join(
+            "",
+            GROUP,
+            (
+                (f"{group.runs:,}", _text_of(group), "; ".join(self._examples(group)))
+                for group in self.groups[:MOST_GROUPS]
+            ),
         )
         return harmless(
             format_html(
-                "<p><strong>{}.</strong></p><p>{}, since {}{}</p><table>{}</table><p>{}</p>{}{}",
+                "<p><strong>{}.</strong></p><p>{}, since {}{}</p>{}<p>{}</p>{}{}",
                 self.summary,
                 self.analysis,
                 moment(self.since),
                 f". Paused: {self.paused}" if self.paused else "",
-                format_html_join("", GROUP, groups),
+                format_html("<table>{}</table>", groups) if self.groups else "",
                 "".join(self._rest()),
                 format_html('<p><a href="{}">Show them</a></p>', self.url) if self.url else "",
                 format_html_join("", "<p>{}: <code>{}</code></p>", self._commands()),
@@ -118,7 +123,8 @@ class FailureReport:
         return ", ".join([*causes, *([counted(others, "other")] if others > 0 else [])])
 
     def _examples(self, group: FailureGroup) -> list[str]:
-        return [f"run {pk} {self.rows.get(pk, '')}".strip() for pk in group.run_ids]
+        names = self.rows
+        return [f"run {pk}: {names[pk]}" if pk in names else f"run {pk}" for pk in group.run_ids]
 
     def _rest(self) -> list[str]:
         rest = self.groups[MOST_GROUPS:]
@@ -126,7 +132,7 @@ class FailureReport:
         return [f"{more} more, of {len(rest)} other kinds"] if rest else []
 
     def _commands(self) -> list[tuple[str, str]]:
-        if not self.groups:
+        if not self.groups and not self.failed:
             return []
         return [
             ("Show them", f"manage.py autorun failures {self.runner}"),

@@ -279,7 +279,7 @@ def test_mail_to_the_admins_says_how_many_failed_of_how_many_and_why(ada, monkey
     )
     assert message.body.startswith("3 of 4 runs failed: 2 no pixel data")
     assert "2 x ValueError: no pixel data in 'bad 2'" in message.body
-    assert f"    run {newest.pk} bad 2\n" in message.body
+    assert f"    run {newest.pk}: bad 2\n" in message.body
     assert "<b>bad 1</b>\n" in message.body
     assert "`manage.py autorun retry tests.EchoRunner`" in message.body
     assert "&lt;b&gt;bad 1&lt;/b&gt;" in page
@@ -301,7 +301,7 @@ def test_a_report_names_a_version_that_is_new(told):
 
     assert [report.new_version for report in told] == ["", "1.1", ""]
     assert told[1].summary.startswith("1 of 1 run failed since v1.1: ")
-    assert told[2].summary.startswith("1 more of 2 runs failed, 2 in all: ")
+    assert told[2].summary.startswith("1 more run failed, 2 of 2 in all: ")
 
 
 def test_rows_are_named_by_their_keys_if_their_names_cannot_be_had(told, monkeypatch):
@@ -352,8 +352,8 @@ def test_the_end_of_failures_is_told_of_once(told):
 
         assert catch_up(hours=2) == 0
     assert [len(report.groups) for report in told] == [1, 0]
-    assert told[1].subject == "tests.EchoRunner: runs succeed again, 1 has failed"
-    assert "autorun retry" not in str(told[1])
+    assert told[1].subject == "tests.EchoRunner: runs succeed again, 1 still failed"
+    assert "`manage.py autorun retry tests.EchoRunner`" in str(told[1])
 
 
 def test_a_success_is_not_the_end_of_failures_if_another_run_has_failed_since(told):
