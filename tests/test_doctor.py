@@ -110,6 +110,16 @@ def test_a_broker_that_accepts_and_says_nothing(configured, set_constants):
     assert found.subject == "broker"
 
 
+def test_a_broker_whose_client_is_not_installed_says_what_to_install(configured, monkeypatch):
+    configured(broker_url="redis://127.0.0.1:1/0", broker_write_url="redis://127.0.0.1:1/0")
+    monkeypatch.setattr("kombu.transport.redis.redis", None)
+
+    found = only(messaging.examine_broker(), "error")
+
+    assert "client library cannot be used" in found.message
+    assert "django-autorun[redis]" in found.hint
+
+
 @pytest.fixture(params=["amqp", "redis"])
 def silent_broker(request: pytest.FixtureRequest, configured: Any) -> Iterator[socket.socket]:
     """A broker that accepts connections and says nothing."""

@@ -18,6 +18,8 @@ ANSWER_TIMEOUT = 1.5  # seconds
 #: Seconds to wait for a broker that accepts connections but never answers, whatever the transport.
 DEADLINE = 6.0
 
+#: What kombu raises without the client library of a broker: it may have None in its place.
+UNUSABLE = (ImportError, AttributeError)
 VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
 
 
@@ -34,9 +36,15 @@ def examine_broker() -> Iterator[Finding]:
             "Correct CELERY_BROKER_URL. In a password write / as %2F, : as %3A and @ as %40.",
         )
         return
+    except UNUSABLE as problem:
+        yield _without_client(problem)
+        return
     try:
         silence = f"It accepted the connection but did not answer for {DEADLINE:g} s."
         listeners = in_thread(_listeners, seconds=DEADLINE, late=TimeoutError(silence))
+    except UNUSABLE as problem:
+        yield _without_client(problem)
+        return
     except Exception as problem:  # noqa: BLE001
         yield error(
             f"{url} does not answer: {type(problem).__name__}: {problem}",
@@ -59,6 +67,13 @@ def examine_broker() -> Iterator[Finding]:
             "does not answer `celery inspect ping`, restart it.",
             f"queue {queue}",
         )
+
+
+def _without_client(problem: Exception) -> Finding:
+    return error(
+        f"The broker's client library cannot be used: {type(problem).__name__}: {problem}",
+        "Install it, for Redis by `pip install django-autorun[redis]`.",
+    )
 
 
 def queues_in_use() -> set[str]:
