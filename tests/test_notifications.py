@@ -340,6 +340,17 @@ def test_a_project_that_names_its_site_has_links(told, monkeypatch):
     assert f'<a href="{url}">' in told[0].html
 
 
+def test_a_site_that_was_never_edited_is_not_linked_to(told, monkeypatch):
+    site = SimpleNamespace(domain="example.com")
+    monkeypatch.setattr(notifying, "get_current_site", lambda _: site)
+    runner = declare(broken, MAX_ATTEMPTS=1)
+    with installed(runner):
+        fail(runner, "a")
+        catch_up()
+
+    assert told[0].url == ""
+
+
 def test_the_end_of_failures_is_told_of_once(told):
     runner = declare(by_kind, MAX_ATTEMPTS=1)
     with installed(runner):

@@ -167,7 +167,8 @@ def _url(runner: Runner) -> str:
         domain = get_current_site(None).domain
         page = reverse("admin:autorun_failure_changelist")
         scheme = "http" if django_settings.DEBUG else "https"
-        return f"{scheme}://{domain}{page}?{urlencode({'runner': runner.label})}"
+        if domain != "example.com":  # that of a site that was never edited
+            return f"{scheme}://{domain}{page}?{urlencode({'runner': runner.label})}"
     return ""
 
 
