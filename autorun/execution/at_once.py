@@ -22,12 +22,13 @@ from autorun.planning.candidates import (
     current_run_of_candidate,
     row_of_candidate,
 )
+from autorun.planning.damping import FREE
 from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
 from autorun.planning.statements import Redo, supersede
 from autorun.planning.windows import whole
 from autorun.state import probes
-from autorun.state.clock import DatabaseNow, new_chunk_id
+from autorun.state.clock import MINUTE_AGO_SQL, DatabaseNow, new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
 from autorun.state.logs import get_logger
@@ -46,8 +47,8 @@ _EXECUTED = ", ".join(f"{status:d}" for status in _STATUSES)
 class _Standing:
     """A row with its fingerprint and its current run, if it has one.
 
-    `is_free`: a new run can start, as the row has no pending run, and its node is neither paused
-    nor held up.
+    `is_free`: a new run can start, as the row has no pending run and need not be asked about
+    damping, and its node is neither paused nor held up.
     """
 
     key: Key
@@ -125,23 +126,26 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     """The standing of the only candidate; None if there is none."""
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
-    name = row_of_candidate("p", candidates.kind)
+    name, runs = row_of_candidate("p", candidates.kind), table(Run, connection)
     sql = (
         f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
-        # A run that was executed has waited for earlier ones of its row: these are not read, there
-        # may be very many.
+        # A run that was executed has waited for earlier ones of its row: these are read only if the
+        # row has changed soon after it, and planning might have it wait. There may be very many.
         f"CASE WHEN r.status = {Run.Status.PENDING:d} THEN TRUE "
-        f"WHEN r.attempts > 0 AND r.status IN ({_EXECUTED}) THEN FALSE "
-        f"ELSE EXISTS (SELECT 1 FROM {table(Run, connection)} AS p "
+        f"WHEN r.attempts > 0 AND r.status IN ({_EXECUTED}) THEN "
+        f"CASE WHEN r.fingerprint <> d.f AND r.finished_at > {MINUTE_AGO_SQL[connection.vendor]} "
+        f"THEN (SELECT COUNT(*) FROM {runs} AS p "
+        f"WHERE p.node_id = %s AND {name} AND p.attempts > 0) >= {FREE} ELSE FALSE END "
+        f"ELSE EXISTS (SELECT 1 FROM {runs} AS p "
         f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}) END, "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
         "WHERE n.id = %s AND n.paused_at IS NOT NULL), "
         f"EXISTS (SELECT 1 FROM {table(Chunk, connection)} AS c WHERE c.node_id = %s "
         f"AND c.state = {Chunk.State.PARKED:d} AND c.not_before IS NOT NULL) "
         f"FROM ({candidates.source.sql}) AS d "
-        f"LEFT JOIN {table(Run, connection)} AS r ON {current.sql}"
+        f"LEFT JOIN {runs} AS r ON {current.sql}"
     )
-    params = [*[candidates.node_id] * 3, *candidates.source.params, *current.params]
+    params = [*[candidates.node_id] * 4, *candidates.source.params, *current.params]
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         found = cursor.fetchone()

@@ -211,7 +211,7 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
     if batch is not None and batch.state == Batch.State.PAUSED:
         return "paused", f"Its batch {batch.pk} is paused{because(batch.reason)}"
     for found in held_up(runner.label):
-        if found.next_try is not None:
+        if found.next_try is not None and not found.is_damped:
             until = moment(found.next_try)
             return "waiting", f"{HELD_UP} {until}: {found.reason.rstrip('.')}"
     if not_before is not None:

@@ -1,4 +1,4 @@
-"""Runs and saved rows that wait because of an error that hits all rows, or of STOP_AFTER."""
+"""Runs and saved rows that wait for an error that hits all rows, for STOP_AFTER, or damped."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from django.db.models import DateTimeField, F, Max, Min, Sum, Value
 
 from autorun.models import Batch, Chunk, SpilledTrigger
+from autorun.planning.damping import DAMPED
 from autorun.state.words import counted
 
 MOST_SHOWN = 20
@@ -26,9 +27,14 @@ class HeldUp:
     next_try: dt.datetime | None = None
     batch: int | None = None
 
+    @property
+    def is_damped(self) -> bool:
+        """Whether its rows seem to change their own input."""
+        return self.reason == DAMPED
+
 
 def held_up(label: str | None = None) -> list[HeldUp]:
-    """The runs and saved rows that errors hold up, of all runners or of one; one query."""
+    """The runs and saved rows that wait so, of all runners or of one; one query."""
     of_runner = {} if label is None else {"runner": label}
     columns = ("runner", "reason")
     parked = Chunk.objects.parked().filter(**of_runner).values_list(*columns)
@@ -37,7 +43,11 @@ def held_up(label: str | None = None) -> list[HeldUp]:
     since, none = Min("created_at"), {"batch": Value(0)}
     never = Value(None, output_field=DateTimeField())
     found = parked.annotate(number=Sum("size"), since=since, next_try=Max("not_before"), **none)
+    damped = Chunk.objects.unfinished().filter(postponed_by=DAMPED, **of_runner)
     found = found.union(
+        damped.values_list("runner", "postponed_by").annotate(
+            number=Sum("size"), since=since, next_try=Max("not_before"), **none
+        ),
         spilled.annotate(number=Value(0), since=since, next_try=Max("expires_at"), **none),
         stopped.values_list(*columns).annotate(
             number=Value(0), since=F("created_at"), next_try=never, batch=F("pk")
@@ -45,12 +55,13 @@ def held_up(label: str | None = None) -> list[HeldUp]:
         all=True,
     )
     return [
-        HeldUp(runner, _what(runs, batch), reason, began_at, next_try, batch or None)
+        HeldUp(runner, _what(runs, batch, reason), reason, began_at, next_try, batch or None)
         for runner, reason, runs, began_at, next_try, batch in found.order_by(*columns)[:MOST_SHOWN]
     ]
 
 
-def _what(runs: int, batch: int) -> str:
+def _what(runs: int, batch: int, reason: str) -> str:
     if batch:
         return f"batch {batch} paused"
-    return f"{counted(runs, 'run')} parked" if runs else "saved rows not planned"
+    state = "damped" if reason == DAMPED else "parked"
+    return f"{counted(runs, 'run')} {state}" if runs else "saved rows not planned"

@@ -1,5 +1,6 @@
 """Planning of one window: count candidates, supersede runs and insert new ones."""
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
-from autorun.planning import statements
+from autorun.planning import damping, statements
 from autorun.planning.candidates import Candidates, candidates_of
 from autorun.planning.outcome import Outcome
 from autorun.planning.rows import Row
@@ -102,13 +103,23 @@ class Planner:
             statements.insert, size=size, status=self.status, outputs_from=self.outputs_from
         )
         superseded: dict[str, int] = {}
-        inserted = 0
+        inserted = damped = 0
         redo = self._redone(candidates, found, limit=limit) if found.redo else []
         if redo:
+            until = self._pauses(redo)
             superseded = statements.supersede(redo)
             crash_point("plan.superseded")
-            again = self._candidates([(each.key, each.fingerprint) for each in redo])
-            inserted = insert(again, first_chunk=first_chunk)
+            again = [(each.key, each.fingerprint) for each in redo]
+            if until:
+                later = self._candidates([row for row in again if row[0] in until])
+                again = [row for row in again if row[0] not in until]
+                damped = insert(later, first_chunk=(own_chunk := new_chunk_id()))
+                self._create_chunks(
+                    own_chunk, superseded, is_empty=not damped, until=max(until.values())
+                )
+                superseded = {}
+            if again:
+                inserted = insert(self._candidates(again), first_chunk=first_chunk)
         left = None if limit is None else limit - len(redo)
         if found.missing and left != 0:
             next_chunk = first_chunk + -(-len(redo) // size)
@@ -122,6 +133,7 @@ class Planner:
         crash_point("plan.inserted")
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
         crash_point("plan.chunked")
+        inserted += damped
         if inserted < len(redo) + min(found.missing, found.missing if left is None else left):
             # Meanwhile another process made a run of such a row, or cancelled one, so that an
             # earlier result is current again. That one may be for another input than the row's.
@@ -136,10 +148,22 @@ class Planner:
             candidates = self._candidates(found.to_redo, within=candidates)
         return statements.redone(candidates, self.selection, limit=limit)
 
+    def _pauses(self, redo: Sequence[Redo]) -> dict[Key, dt.datetime]:
+        is_quiet = self.status != Run.Status.PENDING or not any(each.is_recent for each in redo)
+        return {} if is_quiet else damping.pauses(self.runner, self.node_id, redo)
+
     def _create_chunks(
-        self, first_chunk: int, superseded: dict[str, int], *, is_empty: bool
+        self,
+        first_chunk: int,
+        superseded: dict[str, int],
+        *,
+        is_empty: bool,
+        until: dt.datetime | None = None,
     ) -> None:
-        """Insert the chunks that the new runs name; the first one counts the superseded runs."""
+        """Insert the chunks that the new runs name; the first one counts the superseded runs.
+
+        `until` says when damped rows may start.
+        """
         chunk = Chunk(
             pk=first_chunk,
             node_id=self.node_id,
@@ -148,6 +172,8 @@ class Planner:
             priority=self.priority,
             queue=queue_of(self.runner),
             size=0,
+            not_before=until,
+            postponed_by=damping.DAMPED if until else "",
         )
         if is_empty or self.status != Run.Status.PENDING:
             chunk.state = Chunk.State.FINISHED

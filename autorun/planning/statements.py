@@ -11,6 +11,7 @@ from typing import Any
 
 from django.db import IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.expressions import DatabaseDefault
 
 from autorun.conf import settings
 from autorun.models import Chunk, Run
@@ -22,7 +23,7 @@ from autorun.planning.candidates import (
 )
 from autorun.planning.selection import Selection
 from autorun.state import clock, counts
-from autorun.state.clock import NOW_SQL
+from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL
 from autorun.state.keys import Key
 from autorun.state.managers import RETIRED
 from autorun.state.sql import (
@@ -59,13 +60,15 @@ class Counts:
 class Redo:
     """A current run that a new one supersedes.
 
-    `fingerprint` is the row's; `seen` is the run's status if the run is for that same input.
+    `fingerprint` is the row's; `seen` is the run's status if the run is for that same input. It
+    `is_recent` if it is unfinished, or finished within the last minute.
     """
 
     run_id: int
     key: Key
     fingerprint: str
     seen: int | None = None
+    is_recent: bool = False
 
 
 def count(candidates: Candidates, selection: Selection, *, counts_undone: bool = False) -> Counts:
@@ -114,16 +117,18 @@ def redone(candidates: Candidates, selection: Selection, *, limit: int | None) -
     condition = selection.redo_condition
     if condition is None:
         return []
+    connection = connections[settings.DATABASE]
     key = f"r.{candidates.kind.column}"
     found = select(
         candidates,
-        f"r.id, {key}, d.f, CASE WHEN r.fingerprint = d.f THEN r.status END",
+        f"r.id, {key}, d.f, CASE WHEN r.fingerprint = d.f THEN r.status END, "
+        f"r.finished_at IS NULL OR r.finished_at > {MINUTE_AGO_SQL[connection.vendor]}",
         f"WHERE {condition} ORDER BY {key} {_limited(limit)}",
-        join=join_in_this_order(connections[settings.DATABASE]),
+        join=join_in_this_order(connection),
     )
     return [
-        Redo(run_id, row_key, getattr(fingerprint, "hex", fingerprint), seen)
-        for run_id, row_key, fingerprint, seen in found
+        Redo(run_id, row_key, getattr(fingerprint, "hex", fingerprint), seen, bool(is_recent))
+        for run_id, row_key, fingerprint, seen, is_recent in found
     ]
 
 
@@ -246,7 +251,7 @@ def insert_chunks(like: Chunk, *, counters: Collection[str], booked: Mapping[str
         elif number := booked.get(field.name):
             first = "ROW_NUMBER() OVER (ORDER BY chunk_id) = 1"
             value = Fragment(f"CASE WHEN {first} THEN {number:d} ELSE 0 END")
-        elif field.has_db_default():
+        elif isinstance(getattr(like, field.attname), DatabaseDefault):
             continue
         else:
             prepared = field.get_db_prep_save(getattr(like, field.attname), connection)

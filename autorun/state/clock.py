@@ -27,6 +27,13 @@ NOW_SQL = {
     "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
 }
 
+#: The time a minute ago, for the same.
+MINUTE_AGO_SQL = {
+    "postgresql": "STATEMENT_TIMESTAMP() - INTERVAL '1 minute'",
+    "mysql": "UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE",
+    "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW', '-1 minute')",
+}
+
 
 class DatabaseNow(Now):
     """The database's time, in UTC: MariaDB's `Now()` follows the server's time zone."""

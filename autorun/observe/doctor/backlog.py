@@ -85,10 +85,18 @@ def examine_limits() -> Iterator[Finding]:
 
 @examination("held up")
 def examine_held_up() -> Iterator[Finding]:
-    """Runs whose runner or analysis is missing, and rows that an error keeps from being read."""
+    """Runs without their runner or analysis, unreadable rows, and rows that change themselves."""
     for found in held_up():
         bare = f"{found.runner}: {found.what} since {moment(found.since)}"
         message = f"{bare}: {found.reason}"
+        if found.is_damped:
+            yield warning(
+                f"{message}.",
+                "The body, or a runner that it sets off, seems to change a field in INPUT_FIELDS "
+                "of its own row. Leave that field out, or write only if the value differs.",
+                bare=f"{bare}.",
+            )
+            continue
         if found.next_try is not None:
             then = f". Next try at {moment(found.next_try)}."
             yield error(
