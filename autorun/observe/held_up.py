@@ -3,10 +3,12 @@
 import datetime as dt
 from dataclasses import dataclass
 
-from django.db.models import DateTimeField, F, Max, Min, Sum, Value
+from django.db.models import DateTimeField, F, Max, Min, Q, Sum, Value
+from django.utils import timezone
 
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning.damping import DAMPED
+from autorun.state.clock import first_chunk_id_at
 from autorun.state.words import counted
 
 MOST_SHOWN = 20
@@ -43,7 +45,9 @@ def held_up(label: str | None = None) -> list[HeldUp]:
     since, none = Min("created_at"), {"batch": Value(0)}
     never = Value(None, output_field=DateTimeField())
     found = parked.annotate(number=Sum("size"), since=since, next_try=Max("not_before"), **none)
-    damped = Chunk.objects.unfinished().filter(postponed_by=DAMPED, **of_runner)
+    # A damped row waits for a minute: the older ones of very many chunks are not read.
+    recent = Q(pk__gte=first_chunk_id_at(timezone.now() - dt.timedelta(days=1)))
+    damped = Chunk.objects.unfinished().filter(recent, postponed_by=DAMPED, **of_runner)
     found = found.union(
         damped.values_list("runner", "postponed_by").annotate(
             number=Sum("size"), since=since, next_try=Max("not_before"), **none

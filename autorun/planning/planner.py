@@ -111,13 +111,8 @@ class Planner:
             crash_point("plan.superseded")
             again = [(each.key, each.fingerprint) for each in redo]
             if until:
-                later = self._candidates([row for row in again if row[0] in until])
-                again = [row for row in again if row[0] not in until]
-                damped = insert(later, first_chunk=(own_chunk := new_chunk_id()))
-                self._create_chunks(
-                    own_chunk, superseded, is_empty=not damped, until=max(until.values())
-                )
-                superseded = {}
+                damped = self._insert_damped(insert, again, until, superseded)
+                again, superseded = [row for row in again if row[0] not in until], {}
             if again:
                 inserted = insert(self._candidates(again), first_chunk=first_chunk)
         left = None if limit is None else limit - len(redo)
@@ -142,6 +137,21 @@ class Planner:
             if redo or now != found:
                 inserted += self._insert(candidates, now, new_chunk_id(), limit=left)
         return inserted
+
+    def _insert_damped(
+        self,
+        insert: Callable[..., int],
+        rows: Iterable[tuple[Key, str]],
+        until: Mapping[Key, dt.datetime],
+        superseded: dict[str, int],
+    ) -> int:
+        """Insert runs that wait, in chunks of their own, for those of the rows; how many."""
+        first_chunk = new_chunk_id()
+        damped = self._candidates([row for row in rows if row[0] in until])
+        number = insert(damped, first_chunk=first_chunk)
+        latest = max(until.values())
+        self._create_chunks(first_chunk, superseded, is_empty=not number, until=latest)
+        return number
 
     def _redone(self, candidates: Candidates, found: Counts, *, limit: int | None) -> list[Redo]:
         if found.to_redo is not None:

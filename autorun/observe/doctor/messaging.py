@@ -1,7 +1,7 @@
 """Examines the broker and the workers that listen to it."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from celery import current_app
 
@@ -56,6 +56,10 @@ def examine_broker() -> Iterator[Finding]:
         told = "They cannot be asked which queues they listen on: remote control is off."
         yield ok(told, subject="workers")
         return
+    yield from _examine_queues(listeners)
+
+
+def _examine_queues(listeners: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     for queue in sorted(queues_in_use()):
         workers = listeners.get(queue, [])
         if workers:
