@@ -67,8 +67,8 @@ def test_the_rows_of_a_long_list_are_planned_and_no_others(model, read_by):
 
 
 def test_a_list_of_integers_is_one_parameter(set_constants):
-    keys = rows_of(Document, 30)
-    set_constants(listed, LONG=4, PART=50)
+    keys = rows_of(Document, 60)
+    set_constants(listed, LONG=4, PART=100)
     runner = declare()
     numbers = []
 
@@ -79,8 +79,8 @@ def test_a_list_of_integers_is_one_parameter(set_constants):
     with installed(runner), connection.execute_wrapper(count):
         runner().backfill(Document.objects.filter(pk__in=keys).exclude(title="7"))
 
-    assert len(planned(Document)) == 29
-    assert max(numbers) < 30
+    assert len(planned(Document)) == 59
+    assert max(numbers) < 59
 
 
 def test_a_list_without_rows_is_planned_at_once():
