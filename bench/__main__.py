@@ -21,7 +21,8 @@ from bench.report import CHECKOUT, merged, write
 DATABASES = ("postgres", "sqlite")
 BROKERS = ("rabbitmq", "redis")
 WITHOUT_BROKER = (
-    *("planning", "counting", "statements", "starting", "saving", "writing", "cliffs", "gathering"),
+    *("planning", "counting", "statements", "starting", "saving", "writing", "bodies", "cliffs"),
+    "gathering",
 )
 
 

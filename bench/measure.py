@@ -13,8 +13,8 @@ import django
 
 #: Topic by module; the order is the order of the table.
 TOPICS = (
-    *("planning", "counting", "statements", "starting", "saving", "writing", "cliffs", "gathering"),
-    *("flowing", "sizes"),
+    *("planning", "counting", "statements", "starting", "saving", "writing", "bodies", "cliffs"),
+    *("gathering", "flowing", "sizes"),
 )
 
 
