@@ -1,4 +1,4 @@
-"""What a runner's runs have brought: a comparison of versions, and downloads."""
+"""Pages of a runner's results: a comparison of versions, and downloads."""
 
 from collections.abc import Iterable
 from contextlib import suppress

@@ -106,15 +106,7 @@ class Planner:
         inserted = damped = 0
         redo = self._redone(candidates, found, limit=limit) if found.redo else []
         if redo:
-            until = self._pauses(redo)
-            superseded = statements.supersede(redo)
-            crash_point("plan.superseded")
-            again = [(each.key, each.fingerprint) for each in redo]
-            if until:
-                damped = self._insert_damped(insert, again, until, superseded)
-                again, superseded = [row for row in again if row[0] not in until], {}
-            if again:
-                inserted = insert(self._candidates(again), first_chunk=first_chunk)
+            inserted, damped, superseded = self._insert_again(insert, redo, first_chunk)
         left = None if limit is None else limit - len(redo)
         if found.missing and left != 0:
             next_chunk = first_chunk + -(-len(redo) // size)
@@ -138,20 +130,25 @@ class Planner:
                 inserted += self._insert(candidates, now, new_chunk_id(), limit=left)
         return inserted
 
-    def _insert_damped(
-        self,
-        insert: Callable[..., int],
-        rows: Iterable[tuple[Key, str]],
-        until: Mapping[Key, dt.datetime],
-        superseded: dict[str, int],
-    ) -> int:
-        """Insert runs that wait, in chunks of their own, for those of the rows; how many."""
-        first_chunk = new_chunk_id()
-        damped = self._candidates([row for row in rows if row[0] in until])
-        number = insert(damped, first_chunk=first_chunk)
-        latest = max(until.values())
-        self._create_chunks(first_chunk, superseded, is_empty=not number, until=latest)
-        return number
+    def _insert_again(
+        self, insert: Callable[..., int], redo: Sequence[Redo], first_chunk: int
+    ) -> tuple[int, int, dict[str, int]]:
+        """Supersede current runs by new ones, in chunks from `first_chunk` on.
+
+        Damped ones have chunks of their own. Returns the number of the others, that of the damped,
+        and the counts of superseded runs that no chunk has yet.
+        """
+        until = self._pauses(redo)
+        superseded, damped = statements.supersede(redo), 0
+        crash_point("plan.superseded")
+        again = [(each.key, each.fingerprint) for each in redo]
+        if later := [row for row in again if row[0] in until]:
+            own_chunk, latest = new_chunk_id(), max(until.values())
+            damped = insert(self._candidates(later), first_chunk=own_chunk)
+            self._create_chunks(own_chunk, superseded, is_empty=not damped, until=latest)
+            again, superseded = [row for row in again if row[0] not in until], {}
+        inserted = insert(self._candidates(again), first_chunk=first_chunk) if again else 0
+        return inserted, damped, superseded
 
     def _redone(self, candidates: Candidates, found: Counts, *, limit: int | None) -> list[Redo]:
         if found.to_redo is not None:
