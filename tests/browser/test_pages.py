@@ -17,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun.dispatch.publishing import Message
+from autorun.limits import Limit
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
@@ -153,6 +154,40 @@ def test_the_pages_of_a_model_are_sound(
     keep(page, f"scan-{'list' if is_list else 'change'}-{mode}")
 
     assert page.locator(".ar-state.ar-failed").count() >= 1
+    assert problems == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark", "narrow", "without-script"])
+def test_versions_side_by_side_and_limits_are_sound(
+    mode: str, runner, user, open_as, keep, settings, monkeypatch
+) -> None:
+    monkeypatch.setattr(type(runner), "LIMIT", "archive")
+    settings.AUTORUN = {"LIMITS": {"archive": Limit(parallel=20, rate="3000/m")}}
+    before = Node.objects.get(version="0.9")
+    done = Run.objects.current().succeeded().of(runner.get_node())
+    Run.objects.bulk_create(
+        Run(
+            node=before,
+            object_id=run.object_id,
+            fingerprint=run.fingerprint,
+            chunk_id=run.chunk_id,
+            status=Run.Status.SUCCEEDED,
+            finished_at=run.finished_at,
+            outputs={**run.outputs, "mean": 1_000.5},
+        )
+        for run in done
+    )
+    page = open_as(user, mode)
+    problems = []
+
+    for name, address in {"compare": f"node/{LABEL}/compare/", "limits": "node/health/"}.items():
+        page.goto(f"/admin/autorun/{address}")
+        if mode != "without-script":
+            settle(page)
+        problems += look(page, name, has_script=mode != "without-script")
+        keep(page, f"{name}-{mode}")
+
+    assert page.get_by_text("of 3,000").count() >= 1
     assert problems == []
 
 

@@ -39,13 +39,13 @@ def examine_schedules() -> Iterator[Finding]:
         return
     if report.is_change:
         changes = {
-            "to create": report.created,
-            "to update": report.updated,
-            "to disable": report.disabled,
+            "missing": report.created,
+            "changed": report.updated,
+            "no longer wanted": report.disabled,
         }
         texts = [f"{what}: {', '.join(names)}" for what, names in changes.items() if names]
         yield warning(
-            f"Beat's entries are out of date. {'; '.join(texts)}.",
+            f"Beat's entries are out of date; {'; '.join(texts)}.",
             "Run `manage.py autorun sync`; beat also does it when it starts.",
         )
     else:
