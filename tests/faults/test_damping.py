@@ -24,7 +24,7 @@ from autorun.upkeep.writes import hand_out_written
 from tests.engine import current_runs, declare, drain_spilled, installed, plan_at_once, work_off
 from tests.library.models import Document
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.faults(52)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,7 @@ def first_pause(set_constants: Callable[..., None]) -> int:
     return 15
 
 
+@pytest.mark.faults(52)
 @pytest.mark.parametrize("body", [lengthen, lengthen_and_tell])
 def test_a_body_that_changes_its_own_input_is_damped(body, first_pause):
     document = Document.objects.create(title="a")
@@ -89,6 +90,7 @@ def test_a_body_that_changes_its_own_input_is_damped(body, first_pause):
     assert pauses == pytest.approx([first_pause, 2 * first_pause, 60, 60], abs=5)
 
 
+@pytest.mark.faults(52)
 def test_changes_of_a_damped_row_put_it_off_no_further():
     document = Document.objects.create(title="a")
     with installed(declare(lengthen)):
@@ -104,6 +106,7 @@ def test_changes_of_a_damped_row_put_it_off_no_further():
         assert after.not_before == before.not_before
 
 
+@pytest.mark.faults(52)
 def test_a_row_that_a_person_changes_now_and_then_never_waits():
     document = Document.objects.create(title="a")
     with installed(declare()):
@@ -115,6 +118,7 @@ def test_a_row_that_a_person_changes_now_and_then_never_waits():
             Run.objects.filter(attempts__gt=0).update(finished_at=from_now(-LONGEST_PAUSE - 1))
 
 
+@pytest.mark.faults(52)
 def test_a_row_that_is_damped_keeps_no_other_waiting():
     loops, other = (Document.objects.create(title=title) for title in "ab")
     with installed(declare(lambda value: lengthen(value) if value.startswith("a") else None)):
@@ -130,6 +134,7 @@ def test_a_row_that_is_damped_keeps_no_other_waiting():
         assert current_runs()[other.pk].status == Run.Status.SUCCEEDED
 
 
+@pytest.mark.faults(52)
 def test_two_runners_that_change_each_others_input_are_damped():
     def to_body(value: str) -> None:
         Document.objects.update(body=value)
@@ -148,6 +153,7 @@ def test_two_runners_that_change_each_others_input_are_damped():
     assert damped().size == 1
 
 
+@pytest.mark.faults(52)
 def test_a_body_that_changes_its_own_input_by_writes_is_damped():
     runner = declare(lengthen, ON_WRITE=True, ON_SAVE=False)
     with installed(runner):
@@ -167,6 +173,7 @@ def test_a_body_that_changes_its_own_input_by_writes_is_damped():
     assert damped().size == 1
 
 
+@pytest.mark.faults(52)
 def test_a_damped_row_is_named(client: Client):
     document = Document.objects.create(title="a")
     runner = declare(lengthen, NAME="Loop")
