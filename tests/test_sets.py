@@ -8,8 +8,10 @@ from django.db.models import Q
 from django.test.utils import CaptureQueriesContext
 
 from autorun import testing
+from autorun.declare import page_time
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.planning import dependents
+from autorun.planning.counting import count_rows
 from autorun.planning.rows import load
 from autorun.runner import Each, Members
 from tests.engine import declare, installed, work_off
@@ -160,6 +162,14 @@ def test_a_set_that_group_concat_would_cut_off_is_compared_to_its_end(visit):
         Image.objects.filter(path=f"{1_999:099}").update(path="other")
 
         assert fingerprint(patients(), visit.patient) != before
+
+
+def test_the_connection_of_a_page_that_compares_sets_is_kept(visit, caplog):
+    add(visit, "a", "b")
+    with installed(patients()), page_time.budget(), page_time.spent("The query"):
+        assert count_rows(patients()()).pending == 1
+
+    assert "It is replaced" not in caplog.text
 
 
 def test_sets_are_compared_in_one_statement(visit):
