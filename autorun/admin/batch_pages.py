@@ -14,14 +14,14 @@ from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import seen_rows
+from autorun.admin.row_access import open_runs
 from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
 from autorun.conf import settings
 from autorun.control.interventions import stop_running
 from autorun.declare import registry
 from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
-from autorun.models import Batch, Chunk, Run
+from autorun.models import Batch, Chunk
 from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
 from autorun.observe.explanation import words_of_chunk
 from autorun.observe.listing import EMPTY_SWEEP
@@ -270,17 +270,13 @@ def _running(request: HttpRequest, site: admin.AdminSite, batch: Batch) -> list[
     """The chunks that have been running for longest; bodies' own words are payload of a row."""
     running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
     chunks = list(running.order_by("started_at")[:RUNNING_SHOWN])
-    open_runs: set[int] = set()
-    if request.user.has_perm(Permission.SEE_PAYLOAD):
-        named = [chunk.doing["run"] for chunk in chunks if chunk.doing]
-        runs = Run.objects.filter(pk__in=named).select_related("node").defer("outputs")
-        open_runs = {pk for pk, seen in seen_rows(request, site, runs).items() if seen.is_open}
+    may_read = open_runs(request, site, [chunk.doing["run"] for chunk in chunks if chunk.doing])
     return [
         RunningChunk(
             worker=chunk.worker,
             since=time_since(chunk.started_at),
             done=f"{number(chunk.size - chunk.left)} of {number(chunk.size)}",
-            told=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in open_runs else "",
+            told=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
         )
         for chunk in chunks
     ]
