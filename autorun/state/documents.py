@@ -49,7 +49,7 @@ class _SetText:
         self.total += int.from_bytes(digest[:8], "big")
 
     def finalize(self) -> str:
-        return f"{self.number}:{self.total};"
+        return f"{self.number}:{self.total}."
 
 
 def _normalized(text: str | None, keys: str) -> str | None:

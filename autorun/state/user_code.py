@@ -11,7 +11,6 @@ around Django's cursors notices the statements of user code that change a sessio
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -32,7 +31,6 @@ _ORDINARY = (
 )
 #: Words that make such a statement change it after all. Anything may follow a semicolon.
 _SESSION_WORDS = ("advisory_lock", "get_lock", "set_config", "into temp", ";")
-_LITERAL = re.compile("'[^']*'")
 #: Settings of a session whose changes PostgreSQL reports to the driver.
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
 #: Seconds for cancelling a query on the server.
@@ -111,8 +109,6 @@ class UserCode:
             return execute(sql, params, many, context)
         connection: BaseDatabaseWrapper = context["connection"]
         text = sql.lower() if isinstance(sql, str) else ""
-        if ";" in text:
-            text = _LITERAL.sub("''", text)
         is_ordinary = text.lstrip("( \n\t\r").startswith(_ORDINARY) or (
             # Django's own, on SQLite alone.
             connection.vendor == "sqlite" and text.startswith("begin")
