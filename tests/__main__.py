@@ -15,7 +15,8 @@ NO_TESTS_COLLECTED = 5
 
 def main(arguments: list[str]) -> int:
     chosen = os.environ.get("AUTORUN_TEST_DATABASE")
-    # SQLite runs last: it has the whole suite, and its closing lines are what is read first.
+    # The closing lines are what is read first: SQLite's, which has the whole suite, or those of the
+    # first database on which a test fails.
     databases = [chosen] if chosen else [*reversed(services.DATABASES)]
     silent = {
         name: why for name in [*databases, *services.BROKERS] if (why := services.silence(name))
@@ -25,9 +26,12 @@ def main(arguments: list[str]) -> int:
     if silent and services.are_required():
         print("AUTORUN_REQUIRE_SERVICES=1, so that is a failure.")
         return 1
-    codes = [_run(database, arguments) for database in databases if database not in silent]
-    if any(code not in (0, NO_TESTS_COLLECTED) for code in codes):
-        return 1
+    codes = []
+    for database in databases:
+        if database not in silent:
+            codes.append(_run(database, arguments))
+            if codes[-1] not in (0, NO_TESTS_COLLECTED):
+                return 1
     return 0 if 0 in codes else NO_TESTS_COLLECTED
 
 
