@@ -623,6 +623,7 @@ def test_a_taken_over_batch_goes_on_behind_its_cursor(documents, set_constants):
 @pytest.mark.parametrize("changed", [None, 0, 3, 5])
 def test_windows_with_nothing_pending_are_booked_together(documents, set_constants, changed):
     set_constants(windows, DATABASE_WINDOW=1)
+    set_constants(passes, BOOK_EVERY=3600)
     runner = declare()
     with installed(runner):
         runner().adopt()
@@ -640,6 +641,7 @@ def test_windows_with_nothing_pending_are_booked_together(documents, set_constan
 
 def test_what_is_not_booked_of_a_killed_batch_is_looked_at_again(documents, set_constants):
     set_constants(windows, DATABASE_WINDOW=2)
+    set_constants(passes, BOOK_EVERY=3600)
     runner = declare()
     with installed(runner):
         runner().adopt(Document.objects.filter(pk__in=[each.pk for each in documents[:2]]))
