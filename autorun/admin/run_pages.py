@@ -32,7 +32,7 @@ from autorun.models import Run
 from autorun.observe.failures import exception_classes
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
-from autorun.observe.run_states import STATES, state_of
+from autorun.observe.run_states import STATES, stale_among, state_of
 from autorun.state.managers import RETIRED
 from autorun.state.masking import without_secrets
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
@@ -62,6 +62,7 @@ class RunLine:
     row: str
     is_deleted: bool
     state: str
+    is_stale: bool
     analysis: str
     runner: str
     trigger: str
@@ -71,7 +72,7 @@ class RunLine:
     when: str
 
     @classmethod
-    def of(cls, run: Run, name: Name, chosen: RunFilter) -> RunLine:
+    def of(cls, run: Run, name: Name, chosen: RunFilter, *, is_stale: bool) -> RunLine:
         chunk, origin = run.chunk, origin_of(run.chunk)
         word = ORIGINS[origin].word if origin else "—"
         if run.finished_at:
@@ -85,6 +86,7 @@ class RunLine:
             row=str(name),
             is_deleted=name.is_gone,
             state=state_of(run),
+            is_stale=is_stale,
             analysis=str(run.node),
             runner="" if chunk.runner == chosen.runner else chunk.runner,
             trigger=name_of_batch(chunk.batch) if chunk.batch else word,
@@ -112,6 +114,7 @@ class RunAdmin(ActingOnRuns):
             found, is_all = _page_of(chosen, after, is_by_time=is_by_time)
         written = chosen.written()
         seen = seen_rows(request, self.admin_site, found.runs)
+        stale = stale_among(found.runs)
         total = len(found.runs) if is_all else chosen.number()
         is_exact = is_all or not written
         older = None if found.after is None else urlencode({**written, "after": str(found.after)})
@@ -120,7 +123,10 @@ class RunAdmin(ActingOnRuns):
             "runs",
             "Runs",
             chosen=chosen,
-            lines=[RunLine.of(run, seen[run.pk].name, chosen) for run in found.runs],
+            lines=[
+                RunLine.of(run, seen[run.pk].name, chosen, is_stale=run.pk in stale)
+                for run in found.runs
+            ],
             problems=problems,
             lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
             all_words=f"All {number(total)} matching" if total and is_exact else "All matching",

@@ -1,13 +1,19 @@
 """The states of runs, as the pages and the command line name them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from django.db.models import F, Q
 
+from autorun.declare import registry
+from autorun.exceptions import AutorunError
 from autorun.models import Chunk, Run
+from autorun.planning.pending import stale
 from autorun.state.counts import IS_POSTPONED
+from autorun.state.keys import key_kind
 
 
 @dataclass(frozen=True)
@@ -89,3 +95,21 @@ def state_of(run: Run) -> str:
         is_postponed = state == Chunk.State.WAITING and run.chunk.postponed_by
         return "postponed" if is_postponed else state.name.lower()
     return Run.Status(run.status).name.lower()
+
+
+def stale_among(runs: Iterable[Run]) -> set[int]:
+    """The ids of the stale runs among `runs`, with one query at most."""
+    found = Run.objects.none()
+    successes = [run for run in runs if state_of(run) == "succeeded"]
+    by_runner = sorted(successes, key=_label_of)
+    for label, of_runner in groupby(by_runner, key=_label_of):
+        runner = registry.find(label)
+        if runner is not None and runner.depends_on:
+            kind = key_kind(runner.get_model())
+            with suppress(AutorunError):  # it cannot run, which its own page says
+                found |= stale(runner, [kind.of(run) for run in of_runner])
+    return {run.pk for run in successes} & set(found.values_list("pk", flat=True))
+
+
+def _label_of(run: Run) -> str:
+    return run.chunk.runner

@@ -1,7 +1,7 @@
 """Lazy querysets of the rows that are pending, and of those that have a run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from django.db import connections
@@ -31,15 +31,18 @@ def existing(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[
     return _split(runner, queryset, has_run=True).order_by("pk")
 
 
-def stale(runner: Runner) -> QuerySet[Run]:
-    """The successes whose upstream has since failed, changed or been cancelled."""
-    runs = Run.objects.of(node_id_of(runner))
+def stale(runner: Runner, keys: Collection[Key] | None = None) -> QuerySet[Run]:
+    """The successes, of `keys` or of all rows, whose upstream has since failed or changed."""
+    kind = key_kind(runner.get_model())
+    runs = Run.objects.of(node_id_of(runner)).of_rows(kind, keys)
     found: QuerySet[Run] = runs.stale(map(node_of, dependencies_of(runner)))
     if planned_by_database(runner):
-        kind = key_kind(runner.get_model())
+        rows: QuerySet[Any] = every_row(runner)
+        if keys is not None:
+            rows = rows.filter(pk__in=[kind.to_pk(key) for key in keys])
         for each in sets_before(runner):
-            rows = every_row(runner).filter(Exists(fingerprints.lacking(runner, *each)))
-            found |= runs.current().succeeded().of_rows(kind, kind.values(rows))
+            lacking = rows.filter(Exists(fingerprints.lacking(runner, *each)))
+            found |= runs.current().succeeded().of_rows(kind, kind.values(lacking))
     return found
 
 

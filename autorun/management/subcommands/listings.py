@@ -11,7 +11,7 @@ from autorun.management.subcommands.subcommand import Subcommand
 from autorun.models import Run
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.listing import MOST_COMPARED, RunFilter
-from autorun.observe.run_states import STATES, state_of
+from autorun.observe.run_states import STATES, stale_among, state_of
 from autorun.state.parameters import SINCE
 from autorun.state.words import ago, duration, moment
 
@@ -71,7 +71,8 @@ class Runs(Subcommand):
             runs, is_all = chosen.slowest(size=limit)
         else:
             runs = chosen.page(size=limit).runs
-        self.terminal.json([as_json(run) for run in runs])
+        stale = dict.fromkeys(stale_among(runs), ", stale")
+        self.terminal.json([{**as_json(run), "stale": run.pk in stale} for run in runs])
         if not runs:
             self.terminal.say("No runs match.")
             return
@@ -79,7 +80,8 @@ class Runs(Subcommand):
             ("#run", "row", "state", "analysis", "#attempts", "#took", "finished"),
             [
                 (
-                    *(str(run.pk), run.key_text, state_of(run), str(run.node)),
+                    *(str(run.pk), run.key_text, f"{state_of(run)}{stale.get(run.pk, '')}"),
+                    str(run.node),
                     *(str(run.attempts), duration(run.seconds), moment(run.finished_at)[5:16]),
                 )
                 for run in runs
