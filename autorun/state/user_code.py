@@ -11,6 +11,7 @@ around Django's cursors notices the statements of user code that change a sessio
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -52,11 +53,12 @@ class UserCode:
     in a transaction of the caller's is left alone. `owner` names the code in log records.
     """
 
-    __slots__ = ("_connections", "_pid", "_touched", "_wrapper", "owner")
+    __slots__ = ("_connections", "_depth", "_pid", "_touched", "_wrapper", "owner")
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
         self._pid = os.getpid()
+        self._depth = sys.getrecursionlimit()
         self._touched: set[BaseDatabaseWrapper] = set()
         self._wrapper = self._notice
         self._connections: list[BaseDatabaseWrapper] = []
@@ -87,6 +89,8 @@ class UserCode:
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
+        if sys.getrecursionlimit() < self._depth:
+            sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
         for connection in self._connections:
             if not _is_idle(connection):
                 self._replace(connection, "in a transaction or broken: what it wrote is undone")

@@ -1,5 +1,7 @@
-"""The states that a body or a hook may leave behind in the databases, by name."""
+"""The states that a body or a hook may leave behind in databases or its process, by name."""
 
+import inspect
+import sys
 import threading
 from collections.abc import Callable
 
@@ -92,6 +94,7 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "rollback_needed": lambda: setattr(connection, "needs_rollback", True),
     "other_alias": lambda: connections["archive"].cursor().execute("BEGIN"),
     "thread": _hold_from_another_thread,
+    "depth": lambda: sys.setrecursionlimit(len(inspect.stack(0)) + 20),
     "wrapper": lambda: connection.execute_wrappers.append(_refuse),
 }
 _STATEMENTS = {
