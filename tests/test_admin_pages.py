@@ -546,7 +546,7 @@ def test_batches_are_filtered_and_paged(runner, client, set_constants) -> None:
     failed = [batch.pk for batch in made if batch.state == "failed"]
     assert found == failed[::-1]
     assert [line.pk for line in response.context["lines"]] == [made[6].pk]
-    assert "<option selected>running" in response.text
+    assert '<option value="running" selected>running' in response.text
 
 
 def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:
