@@ -68,6 +68,14 @@ class Node(Table):
     paused_because = models.TextField(
         blank=True, default="", db_default="", help_text="Why STOP_AFTER has paused it."
     )
+    held_at = models.DateTimeField(null=True, blank=True)
+    held_by = models.CharField(
+        max_length=255,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Who holds its sweeps and saved rows.",
+    )
     sample = models.CharField(
         max_length=100,
         blank=True,

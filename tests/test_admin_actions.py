@@ -84,6 +84,9 @@ def posts() -> dict[str, tuple[str, str, dict[str, str]]]:
         "sweep": ("start_run", reverse("admin:autorun_node_sweep", args=[LABEL]), {}),
         "pause": ("pause_run", reverse("admin:autorun_node_pause", args=[LABEL]), {}),
         "resume": ("pause_run", reverse("admin:autorun_node_resume", args=[LABEL]), {}),
+        "hold": ("pause_run", reverse("admin:autorun_node_hold", args=[LABEL]), {}),
+        "lift": ("pause_run", reverse("admin:autorun_node_lift", args=[LABEL]), {}),
+        "try": ("start_run", reverse("admin:autorun_node_try_some", args=[LABEL]), {}),
         "start": ("backfill_run", reverse("admin:autorun_batch_start", args=[LABEL]), {}),
         "pause batch": ("pause_run", reverse("admin:autorun_batch_pause", args=[batch.pk]), {}),
         "resume batch": ("pause_run", reverse("admin:autorun_batch_resume", args=[batch.pk]), {}),
@@ -113,6 +116,9 @@ NAMES = [
     "sweep",
     "pause",
     "resume",
+    "hold",
+    "lift",
+    "try",
     "start",
     "pause batch",
     "resume batch",
@@ -131,6 +137,8 @@ def prepare(name: str) -> None:
     if name == "pause":
         Node.objects.update(paused_at=None)
         Chunk.objects.filter(state=Chunk.State.WAITING).update(state=Chunk.State.PARKED)
+    elif name == "lift":
+        Node.objects.update(held_at="2026-01-01T00:00Z")
     elif name == "resume":
         Chunk.objects.filter(state=Chunk.State.WAITING).update(state=Chunk.State.PARKED)
     elif name == "resume batch":

@@ -106,6 +106,7 @@ class Card:
             ("parked", _more_than_none(found.parked, "held up")),
             ("failed", _more_than_none(found.failed, "failed")),
             ("running", _more_than_none(found.unfinished, "in progress")),
+            ("paused", "sweeps held" * bool(self.held_since)),
             ("pending", _more_than_none(self.counted.pending, "pending") if self.counted else ""),
             ("pending", _more_than_none(self.counted.stale, "stale") if self.counted else ""),
         ):
@@ -129,6 +130,10 @@ class Card:
     @property
     def paused_since(self) -> str:
         return "" if self.node is None else time_since(self.node.paused_at)
+
+    @property
+    def held_since(self) -> str:
+        return "" if self.node is None else time_since(self.node.held_at)
 
     @property
     def bar(self) -> Bar:

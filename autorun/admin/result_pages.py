@@ -1,7 +1,11 @@
 """Pages of a runner's results: a comparison of versions, and downloads."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -10,7 +14,13 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from autorun.admin.cards import digest_or_problem, name_of_runner, progresses_of
+from autorun.admin.cards import (
+    Counted,
+    digest_or_problem,
+    name_of_runner,
+    next_sweeps,
+    progresses_of,
+)
 from autorun.admin.markup import as_json
 from autorun.admin.pages import PageAdmin, get_runner, page
 from autorun.admin.permissions import Permission
@@ -22,11 +32,41 @@ from autorun.exceptions import AutorunError
 from autorun.models import Node
 from autorun.observe.comparison import Comparison, compare_nodes
 from autorun.observe.formats import TEXTS, as_text
+from autorun.observe.new_versions import about_version, is_new
 from autorun.observe.records import Records
+from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
 
 #: A page compares versions if one of them has at most so many successes; the command any.
 MOST_COMPARED = 5_000
+
+
+@dataclass(frozen=True)
+class News:
+    """The sentence about a version that is new or held; "" about any other."""
+
+    words: str
+    is_held: bool
+
+    @classmethod
+    def of(
+        cls,
+        runner: Runner,
+        now: Node | None,
+        versions: Mapping[Node, Progress],
+        next_sweep: dt.datetime | None,
+    ) -> News:
+        """The news of the runner's node `now` among the `versions_of` the runner."""
+        is_held = now is not None and now.held_at is not None
+        # `versions_of` has annotated it.
+        is_new = bool(versions) if now is None else now.is_new  # type: ignore[attr-defined]
+        if not (is_held or is_new):
+            return cls("", is_held)
+        count = None if now is None else Counted.read(now.counted, versions[now])
+        if count is not None and not (count.pending or is_held):
+            return cls("", is_held)
+        version, pending = runner.get_analysis().version, None if count is None else count.pending
+        return cls(about_version(version, now, pending, next_sweep=next_sweep), is_held)
 
 
 class ShowingResults(PageAdmin):
@@ -57,6 +97,7 @@ class ShowingResults(PageAdmin):
             runner=runner,
             name=name,
             versions=pair,
+            news=News.of(runner, now, versions, next_sweeps([runner])[label].at),
             candidate=candidate,
             found=found,
             is_large=is_large,
@@ -123,6 +164,7 @@ def versions_of(runner: Runner) -> list[Node]:
         return []
     others = {digest_or_problem(other)[0] for other in registry.runners()}
     nodes = nodes_over(runner.get_model()).filter(title=title)
+    nodes = nodes.annotate(is_new=is_new(runner.label))
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 

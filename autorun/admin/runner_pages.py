@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
@@ -23,14 +24,15 @@ from autorun.admin.cards import (
 )
 from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.pages import action, get_runner, is_fetched, page
+from autorun.admin.pages import action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Permission
-from autorun.admin.result_pages import ShowingResults, candidate_of, versions_of
+from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
 from autorun.admin.row_access import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
 from autorun.control import halting
+from autorun.control.interventions import request_backfill
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
@@ -47,7 +49,10 @@ from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
+from autorun.planning.pending import keys_to_try
+from autorun.planning.scope import Scope
 from autorun.state.counts import Progress
+from autorun.state.keys import as_json as as_keys
 from autorun.state.masking import without_secrets
 from autorun.state.parameters import read_text
 from autorun.state.words import counted, duration, number
@@ -55,6 +60,8 @@ from autorun.state.words import counted, duration, number
 #: Seconds that one fragment of a page may count rows.
 COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
+#: Rows on which a new version is tried.
+TRIED = 10
 #: From so many runners on, the overview is a table.
 LONG = 10
 #: The page that tells more about each part of the line above the overview.
@@ -64,6 +71,7 @@ FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
     "failures": ("failure_changelist", ""),
     "held_up": ("run_changelist", "?state=parked"),
     "paused": ("node_changelist", "?q=paused"),
+    "held": ("node_changelist", "?q=sweeps+held"),
     "sweeps": ("batch_changelist", "?trigger=sweep&all=1"),
 }
 #: How an argument differs from the previous version, and the words before its value there.
@@ -174,6 +182,7 @@ class NodeAdmin(ShowingResults):
             ],
             batches=batch_lines(batches),
             facts=_facts(runner),
+            news=News.of(runner, now, versions, card.next_sweep.at),
             edits=edits([runner]),
             held_up=[
                 (each.what, time_since(each.since), each.reason, time_since(each.next_try))
@@ -254,6 +263,40 @@ class NodeAdmin(ShowingResults):
             return True
 
         return self._change(request, label, send, f"Sweep of {label} queued.")
+
+    @action("<str:label>/start-all/", Permission.START)
+    def start_all(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Resume the sweeps of a held version, and sweep."""
+        require(request, Permission.PAUSE)
+        halting.lift_hold(get_runner(label))
+        return self.sweep(request, label)
+
+    @action("<str:label>/try/", Permission.START)
+    def try_some(self, request: HttpRequest, label: str) -> HttpResponse:
+        """Start a few pending rows: those that a candidate version would run on."""
+        runner, by = get_runner(label), who(request)
+        try:
+            keys = tuple(as_keys(keys_to_try(runner, TRIED)))
+            if not keys:
+                raise AutorunError("No row is pending.")
+            batch = request_backfill(runner, Scope(pks=keys), limit=TRIED, requested_by=by)
+        except AutorunError as error:
+            messages.error(request, f"Nothing was started: {self.told(request, error)}")
+            return self.redirect("autorun_node_runner", label)
+        told = f"{title_of_runner(runner)} is tried on {counted(len(keys), 'row')}."
+        self.note(request, told, batch)
+        return self.redirect("autorun_batch_change", batch.pk)
+
+    @action("<str:label>/hold/", Permission.PAUSE)
+    def hold(self, request: HttpRequest, label: str) -> HttpResponse:
+        told = f"Sweeps and saves of {label} are held: its rows stay pending."
+        hold = partial(halting.hold_runner, by=who(request))
+        return self._change(request, label, hold, told)
+
+    @action("<str:label>/lift/", Permission.PAUSE)
+    def lift(self, request: HttpRequest, label: str) -> HttpResponse:
+        told = f"Sweeps of {label} resumed. The next one plans what is pending."
+        return self._change(request, label, halting.lift_hold, told)
 
     @action("<str:label>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:

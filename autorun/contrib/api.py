@@ -247,6 +247,7 @@ def _runner(request: HttpRequest, card: Card, held: Collection[HeldUp]) -> dict[
         "runs": asdict(card.progress),
         "pending": card.counted.pending if card.counted else None,
         "paused_at": node and node.paused_at,
+        "held_at": node and node.held_at,
         "run_seconds": node and node.run_seconds,
         "held_up": of_runner,
     }

@@ -61,6 +61,7 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "autorun_run_seconds": (("runner",), "Moving average of the time of a run."),
     "autorun_paused": (("runner",), "1 if the runner is paused, else 0."),
+    "autorun_held": (("runner",), "1 if the runner's sweeps and saves are held, else 0."),
     "autorun_chunks": (("runner", "state"), "Unfinished chunks."),
     "autorun_oldest_queued_seconds": (("runner",), "Age of the oldest message in the queue."),
     "autorun_lease_age_seconds": (
@@ -177,6 +178,7 @@ def _of_nodes(runners: dict[str, list[Runner]]) -> Iterator[Sample]:
     for digest, node in nodes.items():
         for runner in runners[digest]:
             yield "autorun_paused", node.paused_at is not None, runner.label
+            yield "autorun_held", node.held_at is not None, runner.label
             if node.run_seconds is not None:
                 yield "autorun_run_seconds", node.run_seconds, runner.label
             for state, runs in asdict(progress[node.pk]).items():

@@ -1,4 +1,4 @@
-"""Pause and resume a whole runner, and cancel its planned runs."""
+"""Pause, hold and resume a whole runner, and cancel its planned runs."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +39,28 @@ def resume_runner(runner: Runner) -> bool:
         return resumed
 
     return once_committed(resume, meanwhile=paused.exists)
+
+
+def hold_runner(runner: Runner, *, by: str = "") -> bool:
+    """Leave pending what sweeps and saves would plan; False if the runner's node is held already.
+
+    Written and related rows and DEPENDS_ON plan nothing either; backfills, retries and `run()` do.
+    """
+    free = Node.objects.filter(pk=node_of(runner).pk, held_at=None)
+    return once_committed(
+        lambda: bool(free.update(held_at=DatabaseNow(), held_by=by[:255])), meanwhile=free.exists
+    )
+
+
+def lift_hold(runner: Runner) -> bool:
+    """Have sweeps and saves plan again; False if the runner's node was not held.
+
+    The next sweep finds what was left pending.
+    """
+    held = Node.objects.filter(pk=node_of(runner).pk).exclude(held_at=None)
+    return once_committed(
+        lambda: bool(held.update(held_at=None, held_by="")), meanwhile=held.exists
+    )
 
 
 def change_all(change: Callable[[Runner], bool]) -> list[Runner]:

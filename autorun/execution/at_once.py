@@ -48,7 +48,7 @@ class _Standing:
     """A row with its fingerprint and its current run, if it has one.
 
     `is_free`: a new run can start, as the row has no pending run and need not be asked about
-    damping, and its node is neither paused nor held up.
+    damping, and its node is neither paused nor held (up).
     """
 
     key: Key
@@ -139,7 +139,7 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
         f"ELSE EXISTS (SELECT 1 FROM {runs} AS p "
         f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}) END, "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
-        "WHERE n.id = %s AND n.paused_at IS NOT NULL), "
+        "WHERE n.id = %s AND (n.paused_at IS NOT NULL OR n.held_at IS NOT NULL)), "
         f"EXISTS (SELECT 1 FROM {table(Chunk, connection)} AS c WHERE c.node_id = %s "
         f"AND c.state = {Chunk.State.PARKED:d} AND c.not_before IS NOT NULL) "
         f"FROM ({candidates.source.sql}) AS d "

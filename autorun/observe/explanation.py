@@ -21,6 +21,7 @@ from autorun.exceptions import RunTimeout, WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run, Written
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.new_versions import held
 from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
 from autorun.state.words import because, counted, moment, spoken
@@ -123,8 +124,8 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
         what = "The row" if runner.ON_CODE_CHANGE == "warn" else "The row or the code"
         reason = f"{what} has changed since {_title(runner)} {_outcome(run)}"
     node_id = node_id_of(runner) if run is None else run.node_id
-    paused = Node.objects.filter(pk=node_id).exclude(paused_at=None).first()
-    then = _paused(paused) if paused else next_step(runner, row.key)
+    node = Node.objects.filter(pk=node_id).first()
+    then = (node and (_paused(node) or _held(node, runner))) or next_step(runner, row.key)
     return Explanation(True, code, f"{reason}; {then}.", run)
 
 
@@ -336,7 +337,15 @@ def _outcome(run: Run) -> str:
 
 
 def _paused(node: Node) -> str:
+    if node.paused_at is None:
+        return ""
     return f"the runner is paused{_since(node.paused_at)}{because(node.paused_because)}"
+
+
+def _held(node: Node, runner: Runner) -> str:
+    if node.held_at is None:
+        return ""
+    return f"{held(node)}, so run `manage.py autorun resume {runner.label}` to have it planned"
 
 
 def _since(time: dt.datetime | None) -> str:

@@ -17,7 +17,7 @@ from autorun.state.words import ago, counted, number
 UPKEEP_TURNS = 10
 LEAST_UPKEEP_SILENCE = 60.0
 
-Topic = Literal["workers", "runners", "failures", "held_up", "paused", "sweeps"]
+Topic = Literal["workers", "runners", "failures", "held_up", "paused", "held", "sweeps"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]
     paused = sum(node.paused_at is not None for node in progresses)
     if paused:
         yield Fact("paused", "warning", f"{number(paused)} paused")
+    held = sum(node.held_at is not None for node in progresses)
+    if held:
+        yield Fact("held", "warning", f"sweeps of {number(held)} held")
 
 
 def _of_sweeps() -> Iterator[Fact]:

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
-from autorun.declare.nodes import configuration_of, is_tried, node_of, nodes_of
+from autorun.declare.nodes import configuration_of, find_node, is_tried, node_of, nodes_of
 from autorun.declare.registry import trial_of
 from autorun.dispatch.publishing import executed_afterwards
 from autorun.exceptions import AutorunError, ConfigurationError, NotRegistered, RowsGone
@@ -99,14 +99,20 @@ class Swept:
 
 
 def sweep_now(runner: Runner) -> Batch | None:
-    """Plan and release everything pending; None if another sweep of the runner is running."""
+    """Plan and release everything pending; None if it is held or another sweep of it is running."""
     swept = sweep_counting_undone(runner, counts_undone=False)
     return None if swept is None else swept.batch
 
 
 def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swept | None:
-    """Sweep, and count the rows neither planned nor done, for which every run is read."""
+    """Sweep, and count the rows neither planned nor done, for which every run is read.
+
+    None also if the runner's sweeps are held.
+    """
     require_valid(runner)
+    if (held_at := find_node(runner).held_at) is not None:
+        logger.info("%s: not swept, because it is held since %s.", runner.label, held_at)
+        return None
     rows = eligible(runner, None, log_level=logging.DEBUG)
     batch = batches.begin_alone(
         runner,

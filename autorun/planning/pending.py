@@ -14,6 +14,7 @@ from autorun.declare.registry import dependencies_of, sets_before
 from autorun.models import Run
 from autorun.planning import fingerprints
 from autorun.planning.rows import eligible, examined, in_pages, planned_by_database, without_lethal
+from autorun.planning.samples import hash_of
 from autorun.state.keys import Key, key_kind
 from autorun.state.sql import recordset
 
@@ -24,6 +25,12 @@ PAGE = 2_000
 def pending(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
     """Rows of `queryset` whose current input has no live or finished run, in pk order."""
     return _split(runner, queryset, has_run=False).order_by("pk")
+
+
+def keys_to_try(runner: Runner, number: int, queryset: QuerySet[Any] | None = None) -> list[Any]:
+    """Primary keys of `number` pending rows, first those that a candidate version would run on."""
+    rows = pending(runner, queryset).alias(_autorun_hash=hash_of(runner)).order_by("_autorun_hash")
+    return list(rows.values_list("pk", flat=True)[:number])
 
 
 def existing(runner: Runner, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:

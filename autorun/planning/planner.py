@@ -12,7 +12,7 @@ from autorun.declare.base import Runner
 from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost, WorkerLost
-from autorun.models import UNPREPARED, Batch, Chunk, Failure, Run
+from autorun.models import UNPREPARED, Batch, Chunk, Failure, Node, Run
 from autorun.planning import damping, statements
 from autorun.planning.candidates import Candidates, candidates_of
 from autorun.planning.outcome import Outcome
@@ -25,6 +25,9 @@ from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
+
+#: Triggers of batches that a hold stops.
+AUTOMATIC = (Batch.Trigger.SWEEP, Batch.Trigger.RELATED, Batch.Trigger.WRITE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Planner:
         """
         found = self._count(window.candidates)
         expected = _expected(found, window)
-        if limit == 0 or not (expected.planned or expected.unprepared):
+        is_held = found.is_held and self._is_automatic
+        if is_held or limit == 0 or not (expected.planned or expected.unprepared):
             return replace(expected, planned=0)
 
         def attempt() -> Outcome:
@@ -75,6 +79,12 @@ class Planner:
         crash_point("plan.committed")
         return outcome
 
+    @property
+    def _is_automatic(self) -> bool:
+        """Whether no person and no call asks for these rows, so that a hold leaves them pending."""
+        is_asked = self.batch is not None and self.batch.trigger not in AUTOMATIC
+        return self.status == Run.Status.PENDING and not is_asked
+
     def _restore_what_is_forgotten(self) -> None:
         """Make the node again if the database lost it. Raises LeaseLost if it lost the batch."""
         nodes.restore(self.runner, self.node_id)
@@ -83,7 +93,8 @@ class Planner:
 
     def _count(self, candidates: Candidates | None) -> Counts:
         if candidates is None:
-            return Counts()
+            held = Node.objects.filter(pk=self.node_id).exclude(held_at=None)
+            return Counts(is_held=self._is_automatic and held.exists())
         return statements.count(candidates, self.selection, counts_undone=self.counts_undone)
 
     def _record(self, window: Window, found: Counts, *, limit: int | None) -> int:

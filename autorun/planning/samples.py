@@ -26,7 +26,7 @@ def in_sample(trial: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
     sample = trial.sample
     if sample is None or sample.share == 1:
         return rows
-    hashed: QuerySet[Any] = rows.alias(_autorun_hash=_hash(trial))
+    hashed: QuerySet[Any] = rows.alias(_autorun_hash=hash_of(trial))
     if sample.share is not None:
         bound = f"{int(sample.share * 16**DIGITS):0{DIGITS}x}"
         return hashed.filter(_autorun_hash__lt=bound)
@@ -48,6 +48,15 @@ def top_up(trial: Runner) -> None:
         Node.objects.filter(pk=node_of(trial).pk).update(sample="")
 
 
+def hash_of(runner: Runner) -> Any:
+    """The hash of a row's key, which orders the rows to try."""
+    kind = key_kind(runner.get_model())
+    text: Any = Cast(F("pk"), CharField()) if kind.is_integer else kind.expression()
+    if isinstance(kind.field, UUIDField):  # with dashes in some databases only
+        text = Replace(text, Value("-"), Value(""), output_field=TextField())
+    return MD5(text)
+
+
 def _bounds(trial: Runner, number: int) -> str:
     """The highest hash and the last key of `number` rows, as the node keeps them; "" for all rows.
 
@@ -59,7 +68,7 @@ def _bounds(trial: Runner, number: int) -> str:
     if of == str(number):
         return bounds
     passed = hooks.filtered(trial, hooks.base_queryset(trial), log_level=SILENT)
-    hashes = passed.annotate(_autorun_hash=_hash(trial)).order_by("_autorun_hash")
+    hashes = passed.annotate(_autorun_hash=hash_of(trial)).order_by("_autorun_hash")
     found = list(hashes.values_list("_autorun_hash", flat=True)[number - 1 : number + 1])
     if len(found) < 2:
         return ""
@@ -69,11 +78,3 @@ def _bounds(trial: Runner, number: int) -> str:
     # Another process may have been quicker.
     node.filter(sample=known).update(sample=f"{number} {found[0]} {last}".rstrip())
     return node.values_list("sample", flat=True)[0].partition(" ")[2]
-
-
-def _hash(trial: Runner) -> Any:
-    kind = key_kind(trial.get_model())
-    text: Any = Cast(F("pk"), CharField()) if kind.is_integer else kind.expression()
-    if isinstance(kind.field, UUIDField):  # with dashes in some databases only
-        text = Replace(text, Value("-"), Value(""), output_field=TextField())
-    return MD5(text)

@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import DatabaseDefault
 
 from autorun.conf import settings
-from autorun.models import Chunk, Run
+from autorun.models import Chunk, Node, Run
 from autorun.planning.candidates import (
     Candidates,
     current_run_of_candidate,
@@ -45,7 +45,8 @@ class Counts:
     """Numbers of candidates: all, those without a current run, those whose run is to be redone.
 
     On request, `failed` have no attempts left for the same input, and `under_way` an unfinished run
-    for it. `to_redo` are keys and fingerprints, if the database can list them while it counts.
+    for it. `to_redo` are keys and fingerprints, if the database can list them while it counts. The
+    node `is_held` if only a person or code that asks for its rows may plan them.
     """
 
     candidates: int = 0
@@ -54,6 +55,7 @@ class Counts:
     failed: int = 0
     under_way: int = 0
     to_redo: Sequence[tuple[Key, str]] | None = None
+    is_held: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,21 @@ def count(candidates: Candidates, selection: Selection, *, counts_undone: bool =
     )
     columns = f"COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}"
     columns += f", {undone if counts_undone else '0, 0'}"
-    [(total, missing, found, failed, under_way)] = select(candidates, columns)
+    node = table(Node, connections[settings.DATABASE])
+    columns += f", (SELECT n.held_at FROM {node} AS n WHERE n.id = {candidates.node_id:d})"
+    [(total, missing, found, failed, under_way, held_at)] = select(candidates, columns)
     to_redo = None
     if is_named:
         to_redo = json.loads(found or "[]")
         found = len(to_redo)
     return Counts(
-        total, missing if selection.missing else 0, found, failed, under_way, to_redo=to_redo
+        total,
+        missing if selection.missing else 0,
+        found,
+        failed,
+        under_way,
+        to_redo=to_redo,
+        is_held=held_at is not None,
     )
 
 

@@ -1,6 +1,6 @@
 """The subcommands of `manage.py autorun`, in the order its help lists them."""
 
-from autorun.management.subcommands.batch_list import Batches, Cancel, Pause, Resume
+from autorun.management.subcommands.batch_list import Batches, Cancel, Hold, Pause, Resume
 from autorun.management.subcommands.compare import Compare
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
 from autorun.management.subcommands.export import Export
@@ -16,6 +16,6 @@ from autorun.management.subcommands.triggers import Triggers
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
     *(Status, Explain, Failures, Runs, Batches, Workers, Export, Compare, Doctor),
     *(Plan, RunPending, Sweep, Backfill),
-    *(Retry, Pause, Resume, Cancel, Adopt, Ignore),
+    *(Retry, Pause, Hold, Resume, Cancel, Adopt, Ignore),
     *(Sync, Triggers, Prune),
 )

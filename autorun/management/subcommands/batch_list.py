@@ -1,4 +1,4 @@
-"""batches, and pause, resume and cancel: of a batch by its number, or a runner by its label."""
+"""batches, and pause, hold, resume and cancel: by the number of a batch or a runner's label."""
 
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -10,6 +10,7 @@ from autorun.control import halting, interventions
 from autorun.declare import registry
 from autorun.management.subcommands.parsing import (
     FORMAT,
+    RUNNER,
     RUNNER_OR_ALL,
     Argument,
     argument,
@@ -146,8 +147,29 @@ class Pause(_Holding):
         self.terminal.hint(f"Resume: manage.py autorun resume {target}")
 
 
+class Hold(Subcommand):
+    """Hold a runner's sweeps and saved rows: they stay pending until `resume`.
+
+    Backfills, retries and `run` plan rows all the same. Runners that share a node are held
+    together.
+    """
+
+    arguments = (RUNNER,)
+
+    def handle(self, **options: Any) -> None:
+        label = options["runner"]
+        is_new = halting.hold_runner(registry.get(label), by=requested_by())
+        outcome = "held: its rows stay pending." if is_new else "was already held."
+        self.terminal.say((label, "bold"), f" {outcome}")
+        self.terminal.hint(f"Try ten rows: manage.py autorun backfill {label} --try 10")
+        self.terminal.hint(f"Resume: manage.py autorun resume {label}")
+
+
 class Resume(_Holding):
-    """Resume a paused runner or batch."""
+    """Resume a paused or held runner, or a paused batch.
+
+    With --all, runners whose sweeps are held stay so.
+    """
 
     arguments = TARGET_OR_ALL
 
@@ -157,8 +179,9 @@ class Resume(_Holding):
         self.terminal.say((f"Batch {batch.pk}", "bold"), " resumed.")
 
     def hold_runner(self, label: str) -> None:
-        resumed = halting.resume_runner(registry.get(label))
-        self.terminal.say((label, "bold"), " resumed." if resumed else " was not paused.")
+        runner = registry.get(label)
+        resumed = [halting.resume_runner(runner), halting.lift_hold(runner)]
+        self.terminal.say((label, "bold"), " resumed." if any(resumed) else " was not paused.")
 
     def hold_all(self) -> None:
         resumed = halting.change_all(halting.resume_runner)

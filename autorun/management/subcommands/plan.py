@@ -20,11 +20,13 @@ from autorun.management.subcommands.subcommand import (
 )
 from autorun.models import Batch
 from autorun.planning.on_demand import backfill_now
+from autorun.planning.pending import keys_to_try
 from autorun.planning.preview import Group, Preview, preview
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS
 from autorun.state.counts import progress
+from autorun.state.keys import as_json as as_keys
 from autorun.state.words import REASONS, counted, duration
 
 #: Arguments that choose rows, and the reasons to plan them.
@@ -126,6 +128,7 @@ class Backfill(OnRows):
     arguments = (
         *SCOPE,
         parsing.number("--window", help="keep at most N runs in flight"),
+        parsing.number("--try", help="only N of the rows, those that a candidate would run on"),
         parsing.flag("--dry", help="only count; see also: plan"),
         *watching.WATCH,
         parsing.QUEUE,
@@ -135,7 +138,9 @@ class Backfill(OnRows):
     def handle_rows(self, runner: Runner, scope: Scope, **options: Any) -> None:
         watching.require_watchable(options)
         scope = replace(scope_of(options), pks=scope.pks)
-        scope.queryset(runner)  # raises for an unknown filter
+        among = scope.queryset(runner)  # raises for an unknown filter
+        if options["try"]:
+            scope = replace(scope, pks=tuple(as_keys(keys_to_try(runner, options["try"], among))))
         if options["dry"]:
             number = preview(runner, scope, limit=options["limit"]).planned
             self.terminal.json({"runner": runner.label, "planned": number})

@@ -10,12 +10,13 @@ from django.core.management.base import CommandError
 from autorun.conf import settings
 from autorun.declare import console, registry
 from autorun.declare.base import Runner
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import find_node, node_of
 from autorun.dispatch.publishing import Message, publish
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import OnRows, Subcommand, chosen_runners
 from autorun.management.subcommands.terminal import Terminal
+from autorun.observe.new_versions import held
 from autorun.planning.on_demand import Swept, run_now, sweep_counting_undone
 from autorun.planning.scope import Scope
 from autorun.state.counts import progress
@@ -88,9 +89,11 @@ class Sweep(Subcommand):
             raise CommandError(f"Which runner? Name one, or --all. Registered: {known}.")
         if options["runners"] and options["everything"]:
             raise CommandError("Name runners or give --all, not both.")
-        is_queued = options["queue"]
         done = []
         for runner in chosen_runners(options["runners"]):
+            node = find_node(runner)
+            is_held = node.held_at is not None
+            is_queued = options["queue"] and not is_held
             swept = None if is_queued else sweep_counting_undone(runner)
             if is_queued:
                 publish([Message("autorun.sweep", (runner.label,), queue=settings.QUEUE)])
@@ -103,12 +106,15 @@ class Sweep(Subcommand):
                     "batch": swept and as_json(swept.batch),
                 }
             )
-            self._show(runner.label, swept, is_queued=is_queued)
+            why = held(node) if is_held else ""
+            self._show(runner.label, swept, is_queued=is_queued, held=why)
         self.terminal.json(done)
 
-    def _show(self, label: str, swept: Swept | None, *, is_queued: bool) -> None:
+    def _show(self, label: str, swept: Swept | None, *, is_queued: bool, held: str) -> None:
         if swept is None:
             fate = "sweep queued." if is_queued else "skipped: another sweep of it is running."
+            if held:
+                fate = f"skipped: {held}."
             self.terminal.say((label, "bold"), f": {fate}")
             return
         batch, failed, under_way = swept.batch, swept.failed, swept.under_way

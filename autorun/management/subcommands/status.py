@@ -24,6 +24,7 @@ from autorun.observe.edits import edits
 from autorun.observe.glance import at_a_glance
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.new_versions import about_version, is_new
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress
 from autorun.state.words import ago, because, duration, schedule, short_number
@@ -60,6 +61,8 @@ class RunnerState:
     pending: int | None = None
     stale: int | None = None
     paused_at: dt.datetime | None = None
+    held_at: dt.datetime | None = None
+    is_new: bool = False
     run_seconds: float | None = None
     held_up: list[HeldUp] = field(default_factory=list)
     limit: str | None = None
@@ -181,7 +184,7 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
         known = replace(known, analysis=str(runner.get_analysis()))
         known = replace(known, model=runner.get_model()._meta.label)
         known = replace(known, schedule=schedule(runner.get_schedule()))
-        node = Node.objects.get(pk=node_of(runner).pk)
+        node = Node.objects.annotate(is_new=is_new(runner.label)).get(pk=node_of(runner).pk)
         return replace(
             known,
             node=node,
@@ -189,6 +192,8 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
             pending=pending(runner).count() if with_pending else None,
             stale=stale(runner).count() if with_pending else None,
             paused_at=node.paused_at,
+            held_at=node.held_at,
+            is_new=node.is_new,
             run_seconds=node.run_seconds,
             held_up=held_up(runner.label),
             limit=runner.LIMIT,
@@ -209,6 +214,7 @@ def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
             _heading(state, width),
             _counts(state, terminal),
             *_why_paused(state),
+            *_new_or_held(state),
             *map(_reason, state.held_up),
         )
         for state in states
@@ -263,6 +269,15 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
 def _why_paused(state: RunnerState) -> list[Text]:
     reason = state.node.paused_because if state.node is not None and state.paused_at else ""
     return [Text(f"  paused{because(reason)}", style="magenta")] if reason else []
+
+
+def _new_or_held(state: RunnerState) -> list[Text]:
+    node, is_held = state.node, state.held_at is not None
+    if node is None or not (is_held or (state.is_new and state.pending != 0)):
+        return []
+    told = about_version(node.version, node, state.pending, next_sweep=None)
+    command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner}"
+    return [Text(f"  {told}", style="magenta"), Text(f"  {command}", style="dim")]
 
 
 def _reason(found: HeldUp) -> Text:

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
+from autorun.declare.nodes import runners_by_node
 from autorun.dispatch.messages import queue_name
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.new_versions import held
 from autorun.state.clock import from_now
 from autorun.state.words import because, counted, moment
 from autorun.triggers import on_write
@@ -177,11 +179,18 @@ def examine_written() -> Iterator[Finding]:
 
 @examination("paused")
 def examine_paused() -> Iterator[Finding]:
+    labels = runners_by_node().labels
     for node in Node.objects.exclude(paused_at=None).order_by("paused_at")[:MOST_SHOWN]:
-        label = node.batches.order_by("-pk").values_list("runner", flat=True).first()
+        label, *_ = labels.get(node.digest, ["RUNNER"])
         yield warning(
             f"{node} is paused since {moment(node.paused_at)}{because(node.paused_because)}.",
-            f"To resume it, run `manage.py autorun resume {label or 'RUNNER'}`.",
+            f"To resume it, run `manage.py autorun resume {label}`.",
+        )
+    for node in Node.objects.exclude(held_at=None).order_by("held_at")[:MOST_SHOWN]:
+        label, *_ = labels.get(node.digest, ["RUNNER"])
+        yield warning(
+            f"{node}: {held(node)}. Its new rows stay pending.",
+            f"To have them planned, run `manage.py autorun resume {label}`.",
         )
 
 
