@@ -211,6 +211,50 @@ def test_the_panel_says_why_without_quoting_messages(superuser) -> None:
     assert not any("has no pixel data" in page for page in told.values())
 
 
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+
+
+def give_all(value):
+    return {"mean": 2.5, "thumbnail": PICTURE}
+
+
+def give_nested(value):
+    return {"regions": [{"name": "cortex"}]}
+
+
+def test_the_panel_shows_results_as_results(client: Client) -> None:
+    scan = Scan.objects.create(path="/a.nii", size=1, checksum="c")
+    address = reverse("admin:sample_app_scan_change", args=[scan.pk])
+    options = {"DATA_MODEL": Scan, "INPUT_FIELDS": ("size",)}
+    flat = declare(give_all, **options)
+    nested = declare(give_nested, NAME="NestedRunner", TITLE="Nested", **options)
+    client.force_login(scenes.add_user("ada", "view_scan", "view_run", "view_payload"))
+
+    with installed(flat, nested):
+        for runner in (flat, nested):
+            runner().run()
+            work_off()
+        first = client.get(address).content.decode()
+        Scan.objects.update(size=2)
+        flat().run()
+        waiting = client.get(address).content.decode()
+        work_off()
+        again = client.get(address).content.decode()
+        client.force_login(scenes.add_user("bob", "view_scan", "view_run"))
+        hidden = client.get(address).content.decode()
+
+    assert f'<img class="ar-picture" src="{PICTURE}" alt="thumbnail">' in first
+    assert "<dt>mean</dt>" in first
+    assert "&quot;cortex&quot;" in first
+    assert "data-autorun-copied" in first
+    assert "kept until its re-run has succeeded" not in first
+    assert "kept until its re-run has succeeded" in waiting
+    assert PICTURE in waiting
+    assert "succeeded, superseded" in again
+    assert "ar-picture" not in hidden
+    assert "cortex" not in hidden
+
+
 def test_nothing_is_shown_to_those_who_may_not_view_runs(client) -> None:
     scenes.few()
     client.force_login(scenes.add_user("ada", "view_scan", "change_scan", "start_run"))

@@ -23,13 +23,14 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from autorun.admin.cards import name_of_runner
-from autorun.admin.markup import prose, time_since
+from autorun.admin.markup import as_json, prose, time_since
+from autorun.admin.outputs_shown import MOST_SHOWN, as_lines
 from autorun.admin.permissions import Permission
 from autorun.admin.selections import ChosenRows, is_exact, keep
-from autorun.admin.stories import explanation_of
+from autorun.admin.stories import explanation_of, state_in_words
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.declare.nodes import node_id_of
+from autorun.declare.nodes import node_id_of, runners_by_node
 from autorun.declare.page_time import budget, spent
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Node, Run
@@ -37,6 +38,7 @@ from autorun.observe.run_states import state_of
 from autorun.planning.counting import Found, find_pending
 from autorun.planning.pending import pending
 from autorun.state.keys import key_kind
+from autorun.state.managers import RETIRED
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -46,6 +48,7 @@ else:
 PANEL = "autorun_runs"
 UP_TO = "autorun_up_to"
 DEFERS = "_autorun_defers"
+SHOWS_RESULTS = "_autorun_shows_results"
 #: Seconds after which the pending rows found so far are shown.
 LOOKING_SECONDS = 0.5
 MOST_RUNS = 20
@@ -87,6 +90,8 @@ class AutorunAdminMixin(ModelAdmin):
         fields = list(super().get_readonly_fields(request, obj))
         if self._shows_panel(request, obj) and PANEL not in fields:
             fields.append(PANEL)
+            # The panel is drawn without a request.
+            setattr(obj, SHOWS_RESULTS, request.user.has_perm(Permission.SEE_PAYLOAD))
         return fields
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
@@ -116,7 +121,8 @@ class AutorunAdminMixin(ModelAdmin):
 
     @property
     def media(self) -> Media:
-        return super().media + Media(css={"all": ["autorun/autorun.css"]})
+        own = Media(css={"all": ["autorun/autorun.css"]}, js=["autorun/autorun.js"])
+        return super().media + own
 
     @admin.display(description="Runs")
     def autorun_runs(self, instance: Any) -> SafeString:
@@ -130,18 +136,20 @@ class AutorunAdminMixin(ModelAdmin):
         )
         found = Run.objects.filter(node__in=list(nodes.values_list("pk", flat=True)))
         newest = found.of_row(kind, key).select_related("node", "chunk").order_by("-pk")
-        runs = []
-        for run in newest.defer("outputs")[:MOST_RUNS]:
+        runs, known = [], list(newest.defer("outputs")[:MOST_RUNS])
+        for run in known:
             when = time_since(run.finished_at or run.chunk.created_at)
             url = address_of(self.admin_site, "run_change", run.pk)
-            runs.append((url, str(run.node), state_of(run), run.attempts, when))
+            state = state_of(run), state_in_words(run)
+            runs.append((url, str(run.node), *state, run.attempts, when))
         runners = []
         with budget():
             for each in runners_of(self.model):
                 reason = prose(explanation_of(each, instance, shows_messages=False).reason)
                 url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, name_of_runner(each), reason))
-        context = {"runs": runs, "runners": runners, "row": instance}
+        results = _results(known) if getattr(instance, SHOWS_RESULTS, False) else []
+        context = {"runs": runs, "runners": runners, "row": instance, "results": results}
         return render_to_string("autorun/panel.html", context)
 
     def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
@@ -272,6 +280,30 @@ class _WithStatus(ChangeList):
         states = _states(self.model, list(self.result_list), list(nodes.values()))
         for column, node_id in nodes.items():
             column.states = states[node_id]
+
+
+def _results(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The newest success of each of the present nodes among the newest runs of a row; a query."""
+    present = runners_by_node().labels
+    found: dict[int, Run] = {}
+    for run in runs:
+        is_success = run.status == Run.Status.SUCCEEDED and run.fingerprint != RETIRED
+        if is_success and run.node.digest in present:
+            found.setdefault(run.node_id, run)
+    successes = Run.objects.filter(pk__in=[run.pk for run in found.values()])
+    outputs = dict(successes.values_list("pk", "outputs"))
+    return [
+        {
+            "run": run,
+            "node": run.node,
+            "finished": time_since(run.finished_at),
+            "outputs": as_json(outputs[run.pk], most=MOST_SHOWN),
+            "output_lines": as_lines(outputs[run.pk]),
+            "is_kept": not run.is_current,
+        }
+        for run in found.values()
+        if outputs.get(run.pk) is not None
+    ]
 
 
 def runners_of(model: type[Any]) -> list[Runner]:

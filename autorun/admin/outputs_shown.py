@@ -11,6 +11,8 @@ PICTURE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=\s]+\Z")
 #: Larger outputs are shown as JSON alone.
 MOST_VALUES = 50
 MOST_CHARACTERS = 500
+#: Characters of JSON that are shown at all; the rest is a page of text.
+MOST_SHOWN = 200_000
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from django.utils.html import format_html
 
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.outputs_shown import as_lines
+from autorun.admin.outputs_shown import MOST_SHOWN, as_lines
 from autorun.admin.pages import page
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import (
@@ -24,7 +24,7 @@ from autorun.admin.row_access import (
     instance_of,
     seen_rows,
 )
-from autorun.admin.stories import other_runs, outcome_of, story_of
+from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
@@ -42,9 +42,8 @@ from autorun.state.words import counted, duration, number
 PAGE = 50
 #: The order of the list that is not by time of planning.
 SLOWEST = "slowest"
-#: Characters of JSON that are shown without a click, and at all; the rest is a page of text.
+#: Characters of JSON that are shown without a click.
 FOLDED = 3_000
-MOST_SHOWN = 200_000
 #: The filters that are folded away until one of them is in use.
 MORE = frozenset(
     [
@@ -62,6 +61,7 @@ class RunLine:
     row: str
     is_deleted: bool
     state: str
+    state_words: str
     is_stale: bool
     analysis: str
     runner: str
@@ -86,6 +86,7 @@ class RunLine:
             row=str(name),
             is_deleted=name.is_gone,
             state=state_of(run),
+            state_words=state_in_words(run),
             is_stale=is_stale,
             analysis=str(run.node),
             runner="" if chunk.runner == chosen.runner else chunk.runner,
@@ -176,7 +177,7 @@ class RunAdmin(ActingOnRuns):
             most_shown=MOST_SHOWN,
             may_see=may_see,
             **(_payload(run, runner, instance) if may_see else {}),
-            others=[(other, state_of(other)) for other in others],
+            others=[(other, state_of(other), state_in_words(other)) for other in others],
             is_registered=runner is not None,
             actions=[
                 each for each in allowed(request) if seen.is_open and state_of(run) in each.accepts

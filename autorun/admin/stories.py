@@ -24,7 +24,7 @@ from autorun.observe.explanation import (
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.origins import ORIGINS, origin_of
-from autorun.state.words import counted
+from autorun.state.words import counted, in_words
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ def story_of(
     else:
         now = _now(run, runner, instance, others, shows_messages=shows_messages)
     return Story(_why(run, runner, others), now, _events(run, failures), failures)
+
+
+def state_in_words(run: Run) -> str:
+    """The run's state, with the outcome of a superseded run."""
+    outcome = outcome_of(run)
+    return f"{in_words(outcome)}, superseded" if outcome else in_words(state_of(run))
 
 
 def outcome_of(run: Run) -> str:

@@ -3,6 +3,7 @@
  * data-autorun-refresh="5"     the element is replaced every 5 seconds by the one of the same id
  * data-autorun-fetch="url"     the element is replaced once by what the url gives
  * data-autorun-token="token"   it is fetched by a POST, which may store the result for others
+ * data-autorun-copied="words"  a button that copies the text before it, and then shows the words
  * data-autorun-stale           the words to show, with TIME, once the page cannot be fetched
  *
  * Nothing is fetched while the tab is hidden or once the page has no such element.
@@ -101,6 +102,16 @@
     for (const box of boxes) box.checked = event.target.checked;
   }
 
+  async function copy(event) {
+    const button = event.target.closest("[data-autorun-copied]");
+    if (!button) return;
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.firstChild.textContent = button.dataset.autorunCopied;
+  }
+
+  // Browsers have a clipboard only for pages that came by TLS or from this machine.
+  document.documentElement.classList.toggle("ar-copies", Boolean(navigator.clipboard));
+  document.addEventListener("click", copy);
   document.addEventListener("DOMContentLoaded", () => {
     for (const box of document.querySelectorAll("[data-autorun-tick-all]")) {
       box.hidden = false;
