@@ -418,10 +418,12 @@ def snapshot() -> Iterator[None]:
     """Everything read in the block is of one moment."""
     from django.db import connection, transaction
 
+    isolated = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+    if connection.vendor == "mysql":  # it means the next transaction there
+        connection.cursor().execute(isolated)
     with transaction.atomic():
         if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            connection.cursor().execute(isolated)
         yield
 
 
