@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from autorun.dispatch import publishing
+from autorun.state.user_code import UserCode
 from tests.conftest import _use_broker
 from tests.faults import driver
 from tests.faults.driver import Lab
 
+#: Seconds for a slow test on a machine that is busy. What a test waits for has limits of its own.
+LONGEST = 900
 DATABASE = os.environ.get("AUTORUN_TEST_DATABASE", "sqlite")
 BROKERS = {"sqlite": ["embedded"], "postgres": ["rabbitmq", "redis"], "mariadb": ["rabbitmq"]}
 #: The faults that concern the database; of the slow tests only these run on MariaDB.
@@ -18,6 +21,9 @@ OF_THE_DATABASE = {9, 10, 12, 14, 18, 29, 30, 31, 32, 33, 35, 36, 41, 53, 54, 55
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("faults") and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(LONGEST), append=True)  # after the test's own
     left_out = [item for item in items if _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -70,3 +76,4 @@ def _lab_on(
     for _ in _use_broker(broker):
         with driver.lab(tmp_path, broker, settings, options) as made:
             yield made
+            UserCode("A test").mend()  # one that timed out in a query

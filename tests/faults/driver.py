@@ -216,6 +216,7 @@ class Lab:
     ) -> float:
         """Wait until so many rows (all, by default) have succeeded and nothing is left to do.
 
+        Fails if no attempt ends for `seconds`: how long all take is the machine's affair.
         `supervised` workers that end by themselves are started again, as systemd would.
         """
 
@@ -226,7 +227,15 @@ class Lab:
                     process.start()
             return self.is_done(number)
 
-        return self.until(is_done, seconds=seconds)
+        began = time.monotonic()
+        while not is_done():
+            before = self.attempts()
+            self.until(lambda known=before: is_done() or self.attempts() != known, seconds=seconds)
+        return time.monotonic() - began
+
+    def attempts(self) -> int:
+        """The number of attempts that have ended so far."""
+        return self.runner.progress().succeeded + Failure.objects.count()
 
     def is_done(self, number: int | None = None) -> bool:
         progress = self.runner.progress()

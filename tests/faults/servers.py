@@ -183,7 +183,7 @@ class RabbitMQ(Broker):
 
     def start(self) -> None:
         self._begin(_binary("rabbitmq-server"), environment=self.environment)
-        self._wait_until(lambda: b"startup complete" in self.log.read_bytes(), seconds=90)
+        self._wait_until(lambda: b"startup complete" in self.log.read_bytes(), seconds=180)
 
     def lose_everything(self) -> None:
         self.kill()

@@ -39,7 +39,7 @@ BACKLOG = 2_000
 SAVES_A_SECOND = 8
 WORKERS = 2
 SLOW = 15.0  # seconds
-PATIENCE = 60.0  # seconds without a run that ends, after which all must be done
+PATIENCE = 60.0  # seconds without an attempt that ends, after which all must be done
 
 
 @dataclass
@@ -378,7 +378,7 @@ class Soak:
         self.keep_workers()
         began = time.monotonic()
         self.lab.runner.run(log_level=0)
-        self.until_done()
+        self.lab.until_done(seconds=PATIENCE)
         self.report.numbers["Seconds until all was done after the last fault"] = round(
             time.monotonic() - began, 1
         )
@@ -397,20 +397,6 @@ class Soak:
 
         succeeded = Run.objects.current().succeeded().values("object_id")
         assert not Specimen.objects.filter(pk__in=succeeded).exclude(landed=F("value")).exists()
-
-    def until_done(self) -> None:
-        """Wait until all is done. How long that takes is the machine's affair; it must go on."""
-        ended = 0
-        while not self.lab.is_done():
-            ended += 1
-            self.lab.until(lambda more=ended: self.has_ended(more), seconds=PATIENCE)
-            progress = self.lab.runner.progress()
-            ended = progress.succeeded + progress.failed
-
-    def has_ended(self, number: int) -> bool:
-        """Whether so many runs have ended, or all."""
-        progress = self.lab.runner.progress()
-        return progress.succeeded + progress.failed >= number or self.lab.is_done()
 
 
 @contextmanager
