@@ -14,7 +14,8 @@ from django.urls import reverse
 
 from autorun.admin import result_pages
 from autorun.analysis import Analysis
-from autorun.models import Node
+from autorun.models import Node, Run
+from autorun.observe import comparison
 from autorun.observe.comparison import Difference
 from autorun.runner import Candidate
 from tests.engine import declare, installed, work_off
@@ -137,7 +138,45 @@ def test_rows_that_have_changed_in_between_are_not_compared(make):
     assert (found.other_input, found.same, found.different) == (1, 1, 2)
 
 
-def test_text_keys_and_other_configurations(make):
+@pytest.mark.parametrize(("tolerance", "same"), [(0.02, 0), (0.03, 1)])
+def test_numbers_in_lists_have_the_tolerance_too(make, tolerance, same):
+    with installed(runner := make({"000": [1, [40.0, "a"]]}, {"000": [1, [41, "a"]]})):
+        assert compared(runner, tolerance=tolerance, titles=["000"]).same == same
+
+
+def test_true_is_not_one_and_numbers_may_be_larger_than_any_float(make):
+    with installed(runner := make({"000": True, "001": 10**400}, {"000": 1, "001": 10**400})):
+        found = compared(runner, titles=["000", "001"])
+
+    assert (found.same, found.different) == (1, 1)
+
+
+@pytest.mark.parametrize("page", [1, 2, 3])
+def test_all_pages_are_compared_and_the_smaller_version_leads(make, monkeypatch, page):
+    monkeypatch.setattr(comparison, "PAGE", page)
+    with installed(runner := make()):
+        found = compared(runner)
+        Run.objects.filter(node__version="1.1").earliest("pk").delete()
+        fewer = runner().compare()
+
+    assert (found.same, found.different, found.newly_fixed) == (1, 3, 1)
+    assert (fewer.same, fewer.different, fewer.newly_fixed) == (0, 3, 1)
+
+
+def test_medians_of_many_rows_are_those_of_a_sample(make, monkeypatch):
+    monkeypatch.setattr(comparison, "SAMPLED", 20)
+    numbers = {f"{n:03}": n for n in range(200)}
+    with installed(runner := make(numbers, {title: n + 1 for title, n in numbers.items()})):
+        (output,) = compared(runner, titles=numbers).outputs
+
+        assert runner().compare().outputs == (output,)
+    assert output.different == 200
+    assert output.median_after == output.median_before + 1
+    assert abs(output.median_before - 100) < 50
+
+
+def test_text_keys_and_other_configurations(make, monkeypatch):
+    monkeypatch.setattr(comparison, "PAGE", 1)
     by_factor = {"000": 1, "001": 2}
 
     def scaled(value, *, factor=1):

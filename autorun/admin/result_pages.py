@@ -85,11 +85,10 @@ class ShowingResults(PageAdmin):
         before, after = pair
         found, is_large = None, False
         if before is not None and after is not None:
-            sizes = [versions[node].succeeded for node in (before, after)]
+            sizes = versions[before].succeeded, versions[after].succeeded
             is_large = min(sizes) > MOST_COMPARED
             if not is_large:
-                is_reversed = sizes[0] > sizes[1]
-                found = compare_nodes(runner, before, after, is_reversed=is_reversed)
+                found = compare_nodes(runner, before, after, sizes=sizes)
         return self.render(
             request,
             "compare",

@@ -1,13 +1,17 @@
 """Two versions of a runner's analysis, compared on the rows that both have run on.
 
-The database compares: one statement has all counts and medians, another the rows that differ most,
-so memory does not grow with the rows.
+The database joins them, page by page, and says which outputs are equal. Only those that are not are
+compared here, and those of some rows for the medians: so memory does not grow with the rows, and it
+takes little longer than the join.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from django.db import connections
@@ -16,29 +20,26 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of, nodes_of
-from autorun.declare.output_types import Kind
 from autorun.declare.registry import trial_of
 from autorun.models import Node, Run
-from autorun.observe.output_values import kind_of_value, value_sql
 from autorun.observe.records import leaves
 from autorun.state.counts import progress
 from autorun.state.keys import Key, key_kind
-from autorun.state.sql import join_in_this_order, table, whole_quotient
+from autorun.state.sql import join_in_this_order, table
 
+#: Rows of a page.
+PAGE = 5_000
 #: Rows shown of each output that differs, and outputs compared at most.
 MOST_ROWS = 5
-#: Rows whose outputs tell which there are.
-SAMPLED = 20
 MOST_OUTPUTS = 20
+#: Rows that the medians are of; if there are more, about so many of them.
+SAMPLED = 10_000
+#: Of the hash that chooses them.
+_PRIME, _FACTOR = 65_521, 40_503
 _SUCCEEDED, _FAILED = int(Run.Status.SUCCEEDED), int(Run.Status.FAILED)
 _ENDED = f"{_SUCCEEDED}, {_FAILED}"
-#: By vendor, what keeps a database from reading the outputs again for each use of a value.
-_FENCE = {
-    "postgresql": "OFFSET 0",
-    "mysql": "LIMIT 18446744073709551615",
-    "sqlite": "LIMIT -1 OFFSET 0",
-}
-_BOTH = f"sa = {_SUCCEEDED} AND sb = {_SUCCEEDED}"
+#: In place of a value that is missing.
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Difference:
 class OutputChange:
     """One output: how many rows differ in it, those that differ most, and of a number both medians.
 
-    A name is that of a column of `records()`.
+    A name is that of a column of `records()`. The medians of more than 10,000 rows are those of
+    about 10,000, the same ones for both versions and each time.
     """
 
     name: str
@@ -69,7 +71,7 @@ class Comparison:
     """The rows that two versions have run on, by how their results compare.
 
     `same` and `different` have succeeded in both; `other_input` had changed in between, and is not
-    compared. `outputs` are those of a sample of the runs, at most twenty.
+    compared. Of the outputs, the first twenty that are found have changes in `outputs`.
     """
 
     runner: str
@@ -94,21 +96,21 @@ def compare(
 ) -> Comparison:
     """Compare two versions; by default the runner's own with its candidate.
 
-    Numbers count as the same if they differ by at most `tolerance` times the larger one. Raises
-    ValueError for a version without results.
+    Numbers, also in lists, count as the same if they differ by at most `tolerance` times the larger
+    one. Raises ValueError for a version without results.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance!r}: it must be a number from 0 up to 1.")
     nodes = _nodes(runner, before, after)
-    sizes = [progress(node).succeeded for node in nodes]
-    return compare_nodes(runner, *nodes, is_reversed=sizes[0] > sizes[1], tolerance=tolerance)
+    sizes = progress(nodes[0]).succeeded, progress(nodes[1]).succeeded
+    return compare_nodes(runner, *nodes, sizes=sizes, tolerance=tolerance)
 
 
 def compare_nodes(
-    runner: Runner, before: Node, after: Node, *, is_reversed: bool, tolerance: float = 0.0
+    runner: Runner, before: Node, after: Node, *, sizes: tuple[int, int], tolerance: float = 0.0
 ) -> Comparison:
-    """Compare two nodes of the runner's; `is_reversed` if the one after has fewer runs."""
-    return _Pair(runner, before, after, is_reversed, tolerance).compared()
+    """Compare two nodes of the runner's, with so many successes."""
+    return _Pair(runner, before, after, sizes, tolerance).compared()
 
 
 def _nodes(runner: Runner, before: str | None, after: str | None) -> tuple[Node, Node]:
@@ -133,164 +135,176 @@ def _nodes(runner: Runner, before: str | None, after: str | None) -> tuple[Node,
 
 
 class _Pair:
-    """Two nodes; `a` and `b` in SQL, and `j` their joined rows with the outputs of each."""
+    """Two nodes; `a` and `b` in SQL are the current runs of a row in them."""
 
     def __init__(
-        self, runner: Runner, before: Node, after: Node, is_reversed: bool, tolerance: float
+        self, runner: Runner, before: Node, after: Node, sizes: tuple[int, int], tolerance: float
     ) -> None:
         self._runner, self._before, self._after = runner, before, after
-        self._tolerance = tolerance
+        self._kind = key_kind(runner.get_model())
         self._connection: BaseDatabaseWrapper = connections[settings.DATABASE]
-        self._sides = ("b", "a") if is_reversed else ("a", "b")  # the smaller one leads
-        self._outputs = dict(list(self._found_outputs())[:MOST_OUTPUTS])
+        self._smaller, self._sides = before, ("a", "b")  # that with fewer runs leads
+        if sizes[0] > sizes[1]:
+            self._smaller, self._sides = after, ("b", "a")
+        self._is_same_input = "a.fingerprint = b.fingerprint"
+        if runner.ON_CODE_CHANGE == "rerun":  # then it tells of the code as well
+            self._is_same_input = "TRUE"
+        self._is_compared = (
+            f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}"
+        )
+        # By a hash of the runs' ids: the same ones each time, at no regular distance.
+        sampled = max(1, round(_PRIME * min(1.0, SAMPLED / max(1, min(sizes)))))
+        self._is_sampled = f"(a.id %% {_PRIME}) * {_FACTOR} %% {_PRIME} < {sampled}"
+        self._outputs = _Outputs(tolerance)
 
     def compared(self) -> Comparison:
-        columns = [
-            f"SUM(CASE WHEN {condition} THEN 1 ELSE 0 END)"
-            for condition in (
-                f"{_BOTH} AND is_same",
-                f"{_BOTH} AND is_same AND ({self._any_differs()})",
-                f"sa = {_SUCCEEDED} AND sb = {_FAILED} AND is_same",
-                f"sa = {_FAILED} AND sb = {_SUCCEEDED} AND is_same",
-                f"NOT is_same AND sa IN ({_ENDED}) AND sb IN ({_ENDED})",
-                *(self._differs(number) for number in range(len(self._outputs))),
-            )
-        ]
-        numbers = [n for n, kind in enumerate(self._outputs.values()) if kind is Kind.NUMBER]
-        medians = [self._median(f"{side}{n}") for n in numbers for side in "ab"]
-        source, params = self._join(range(len(self._outputs)))
-        if numbers and self._connection.vendor != "postgresql":
-            windows = ", ".join(self._window(f"{side}{n}") for n in numbers for side in "ab")
-            source = f"(SELECT j.*, {windows} FROM {source} AS j)"
-        [found] = self._fetch(f"SELECT {', '.join(columns + medians)} FROM {source} AS j", params)
-        counts = [int(each or 0) for each in found[: len(columns)]]
-        both, different, newly_failed, newly_fixed, other_input = counts[:5]
+        equal, newly_failed, newly_fixed, other_input = self._counts()
+        counts = {True: equal, False: 0}
+        for key, is_sampled, is_equal, a, b in self._rows():
+            is_same = self._outputs.add(key, a, b, is_sampled=bool(is_sampled))
+            if not is_equal:
+                counts[is_same] += 1
         return Comparison(
             self._runner.label,
             self._before.version,
             self._after.version,
-            same=both - different,
-            different=different,
+            same=counts[True],
+            different=counts[False],
             newly_failed=newly_failed,
             newly_fixed=newly_fixed,
             other_input=other_input,
-            outputs=tuple(self._changes(counts[5:], found[len(columns) :])),
+            outputs=self._outputs.changes(),
         )
 
-    def _changes(self, counts: Sequence[int], medians: Iterable[Any]) -> Iterator[OutputChange]:
-        """Each output with the number of rows that differ, and the medians if it is a number."""
-        of_numbers = iter(medians)
-        differing = [number for number in range(len(self._outputs)) if counts[number]]
-        examples = self._examples(differing) if differing else {}
-        for number, (path, kind) in enumerate(self._outputs.items()):
-            pair = (next(of_numbers), next(of_numbers)) if kind is Kind.NUMBER else (None, None)
-            before, after = (None if each is None else float(each) for each in pair)
-            rows = tuple(examples.get(number, ()))
-            name = ".".join(path) or "outputs"
-            yield OutputChange(name, counts[number], before, after, rows)
-
-    def _found_outputs(self) -> Iterator[tuple[tuple[str, ...], Kind]]:
-        """The paths in outputs of both nodes, with the kind that their values are compared as."""
-        kinds: dict[tuple[str, ...], set[Kind]] = {}
-        source, params = self._pairs()
-        sample = self._fetch(
-            f"SELECT a.outputs, b.outputs {source} AND a.status = {_SUCCEEDED} "
-            f"AND b.status = {_SUCCEEDED} LIMIT {SAMPLED}",
-            params,
+    def _counts(self) -> list[int]:
+        conditions = (
+            f"{self._is_compared} AND a.outputs = b.outputs",
+            f"a.status = {_SUCCEEDED} AND b.status = {_FAILED} AND {self._is_same_input}",
+            f"a.status = {_FAILED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}",
+            f"NOT ({self._is_same_input}) AND a.status IN ({_ENDED}) AND b.status IN ({_ENDED})",
         )
-        for text in (text for pair in sample for text in pair):
-            for path, value in leaves(_python(text), ()):
-                kinds.setdefault(path, set()).add(kind_of_value(value))
-        for path, found in sorted(kinds.items()):
-            is_number = bool(found & {Kind.INTEGER, Kind.NUMBER})
-            yield path, Kind.NUMBER if is_number else Kind.JSON
+        sums = (f"SUM(CASE WHEN {each} THEN 1 ELSE 0 END)" for each in conditions)
+        [found] = self._fetch(", ".join(sums))
+        return [int(each or 0) for each in found]
 
-    def _join(self, numbers: Iterable[int]) -> tuple[str, list[Any]]:
-        """SQL for the rows that have a current run in both nodes, with the values of outputs."""
-        is_same = "a.fingerprint = b.fingerprint"
-        if self._runner.ON_CODE_CHANGE == "rerun":  # then it tells of the code as well
-            is_same = "TRUE"
-        comparable = f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {is_same}"
-        values, params = [], []
-        found = list(self._outputs.items())
-        for number in numbers:
-            path, kind = found[number]
-            for side in "ab":
-                sql, of_path = value_sql(self._connection, f"{side}.outputs", path, kind)
-                values.append(f", CASE WHEN {comparable} THEN {sql} END AS {side}{number}")
-                params += of_path
-        pairs, of_pairs = self._pairs()
-        fence = _FENCE[self._connection.vendor]
-        sql = (
-            "(SELECT a.object_id, a.object_key, a.status AS sa, b.status AS sb, "
-            f"{is_same} AS is_same{''.join(values)} {pairs} {fence})"
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows that differ or are sampled, in pages of the smaller node's keys."""
+        lookup, runs = self._kind.column, Run.objects.of(self._smaller.pk).current()
+        if not self._kind.is_integer:
+            runs = runs.filter(object_id=0)  # leads the index
+        keys = runs.order_by(lookup).values_list(lookup, flat=True)
+        above: dict[str, Any] = {}
+        while True:
+            [*last] = keys.filter(**above)[PAGE - 1 : PAGE]
+            bounds = [(">", each) for each in above.values()] + [("<=", each) for each in last]
+            yield from self._page(bounds)
+            if not last:
+                return
+            above = {f"{lookup}__gt": last[0]}
+
+    def _page(self, bounds: Sequence[tuple[str, Key]]) -> Any:
+        column = self._kind.column
+        # On both sides, as a database may begin with either.
+        within = [f" AND {side}.{column} {sign} %s" for side in "ab" for sign, _ in bounds]
+        if not self._kind.is_integer:
+            within += [" AND a.object_id = 0 AND b.object_id = 0"]
+        return self._fetch(
+            f"a.{column}, {self._is_sampled}, a.outputs = b.outputs, a.outputs, b.outputs",
+            f" AND {self._is_compared} AND ({self._is_sampled} "
+            f"OR NOT COALESCE(a.outputs = b.outputs, 1 = 0)){''.join(within)} ORDER BY a.{column}",
+            2 * [bound for _, bound in bounds],
         )
-        return sql, [*params, *of_pairs]
 
-    def _pairs(self) -> tuple[str, list[Any]]:
-        """SQL for the current runs of the rows that have one in both nodes."""
-        first, second = self._sides
+    def _fetch(self, columns: str, rest: str = "", params: Sequence[Any] = ()) -> Any:
+        """Columns of the current runs of the rows that have one in both nodes."""
         runs = table(Run, self._connection)
+        first, second = self._sides
         sql = (
-            f"FROM {runs} {first} {join_in_this_order(self._connection)} {runs} {second} "
-            "ON a.object_id = b.object_id AND a.object_key = b.object_key "
+            f"SELECT {columns} FROM {runs} {first} {join_in_this_order(self._connection)} "
+            f"{runs} {second} ON a.object_id = b.object_id AND a.object_key = b.object_key "
             "WHERE a.node_id = %s AND a.is_current = TRUE "
-            "AND b.node_id = %s AND b.is_current = TRUE"
+            f"AND b.node_id = %s AND b.is_current = TRUE{rest}"
         )
-        return sql, [self._before.pk, self._after.pk]
-
-    def _any_differs(self) -> str:
-        return " OR ".join(self._differs(n) for n in range(len(self._outputs))) or "1 = 0"
-
-    def _differs(self, number: int) -> str:
-        """SQL for whether the rows of two successes differ in the output."""
-        a, b = f"a{number}", f"b{number}"
-        differ = f"{a} <> {b}"
-        if list(self._outputs.values())[number] is Kind.NUMBER:
-            larger = f"CASE WHEN ABS({a}) > ABS({b}) THEN ABS({a}) ELSE ABS({b}) END"
-            differ = f"ABS({a} - {b}) > {self._tolerance!r} * {larger}"
-        lone = f"({a} IS NULL) <> ({b} IS NULL)"
-        return f"(COALESCE({differ}, 1 = 0) OR {lone})"
-
-    def _median(self, name: str) -> str:
-        if self._connection.vendor == "postgresql":
-            return f"PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY {name})"
-        middle = (whole_quotient(self._connection, f"n_{name} + {n}", "2") for n in (1, 2))
-        return f"AVG(CASE WHEN r_{name} IN ({', '.join(middle)}) THEN {name} END)"
-
-    @staticmethod
-    def _window(name: str) -> str:
-        return (
-            f"ROW_NUMBER() OVER (PARTITION BY {name} IS NULL ORDER BY {name}) AS r_{name}, "
-            f"COUNT({name}) OVER () AS n_{name}"
-        )
-
-    def _examples(self, numbers: Sequence[int]) -> dict[int, list[Difference]]:
-        """The rows that differ most in each of these outputs, in one statement."""
-        parts: list[str] = []
-        params: list[Any] = []
-        key = key_kind(self._runner.get_model()).column
-        text = "CHAR" if self._connection.vendor == "mysql" else "TEXT"
-        for number in numbers:
-            a, b = f"a{number}", f"b{number}"
-            source, of_source = self._join([number])
-            is_number = list(self._outputs.values())[number] is Kind.NUMBER
-            order = f"COALESCE(ABS({a} - {b}), 0) DESC, " if is_number else ""
-            parts.append(
-                f"SELECT * FROM (SELECT {number} AS output, {key} AS row_key, "
-                f"CAST({a} AS {text}) AS a, CAST({b} AS {text}) AS b FROM {source} AS j "
-                f"WHERE {self._differs(number)} ORDER BY {order}{key} LIMIT {MOST_ROWS}) AS p"
-            )
-            params += of_source
-        found: dict[int, list[Difference]] = {number: [] for number in numbers}
-        for number, row_key, before, after in self._fetch(" UNION ALL ".join(parts), params):
-            found[number].append(Difference(row_key, _python(before), _python(after)))
-        return found
-
-    def _fetch(self, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
-            cursor.execute(sql, params)
-            return list(cursor.fetchall())
+            cursor.execute(sql, [self._before.pk, self._after.pk, *params])
+            return cursor.fetchall()
+
+
+class _Outputs:
+    """The outputs of rows that have succeeded in both versions, in the order of their keys."""
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._found: dict[tuple[str, ...], _Output] = {}
+
+    def add(self, key: Key, before: str | None, after: str | None, *, is_sampled: bool) -> bool:
+        """Note the outputs of a row, as texts of JSON; whether they are the same."""
+        a = dict(leaves(_python(before), ()))
+        b = a if before == after else dict(leaves(_python(after), ()))
+        is_same = True
+        for path in a | b:
+            if path not in self._found and len(self._found) < MOST_OUTPUTS:
+                self._found[path] = _Output()
+            values = a.get(path, _MISSING), b.get(path, _MISSING)
+            if not _is_same(*values, self._tolerance):
+                is_same = False
+                if path in self._found:
+                    self._found[path].differ(key, *values)
+            if is_sampled and path in self._found:
+                self._found[path].sample(*values)
+        return is_same
+
+    def changes(self) -> tuple[OutputChange, ...]:
+        found = sorted(self._found.items())
+        return tuple(output.change(".".join(path) or "outputs") for path, output in found)
+
+
+class _Output:
+    """One output: the number of rows that differ, those that differ most, and numbers sampled."""
+
+    def __init__(self) -> None:
+        self._different = 0
+        self._most: list[tuple[float, Difference]] = []
+        self._sampled = array("d"), array("d")
+
+    def differ(self, key: Key, before: Any, after: Any) -> None:
+        self._different += 1
+        gap = abs(_number(before) - _number(after))
+        gap = 0.0 if math.isnan(gap) else gap
+        if len(self._most) < MOST_ROWS or gap > self._most[-1][0]:
+            shown = (None if each is _MISSING else each for each in (before, after))
+            self._most.append((gap, Difference(key, *shown)))
+            self._most.sort(key=lambda each: -each[0])  # stable, so by key within one gap
+            del self._most[MOST_ROWS:]
+
+    def sample(self, *values: Any) -> None:
+        for numbers, value in zip(self._sampled, map(_number, values), strict=True):
+            if not math.isnan(value):
+                numbers.append(value)
+
+    def change(self, name: str) -> OutputChange:
+        before, after = (median(each) if each else None for each in self._sampled)
+        rows = tuple(row for _, row in self._most)
+        return OutputChange(name, self._different, before, after, rows)
+
+
+def _is_same(a: Any, b: Any, tolerance: float) -> bool:
+    if type(a) is type(b) and a == b:
+        return True
+    if isinstance(a, list) and isinstance(b, list):
+        pairs = zip(a, b, strict=False)
+        return len(a) == len(b) and all(_is_same(*pair, tolerance) for pair in pairs)
+    if {type(a), type(b)} <= {int, float}:
+        x, y = _number(a), _number(b)
+        return abs(x - y) <= tolerance * max(abs(x), abs(y))
+    return False
+
+
+def _number(value: Any) -> float:
+    """A number of JSON; not a number for all else, or if it is too large."""
+    with suppress(OverflowError):
+        return float(value) if type(value) in (int, float) else math.nan
+    return math.nan
 
 
 def _python(text: str | None) -> Any:
