@@ -3,8 +3,11 @@
 import asyncio
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from io import StringIO
 from typing import Any
 
@@ -26,6 +29,7 @@ logger = logging.getLogger("tests.tails")
 def _listening(monkeypatch):
     """This process listens, as a worker does from its start."""
     factory = logging.getLogRecordFactory()
+    monkeypatch.setattr(subprocess.Popen, "__init__", subprocess.Popen.__init__)
     monkeypatch.setattr(tails, "_is_listening", False)
     tails.listen()
     yield
@@ -116,6 +120,63 @@ def test_what_a_subprocess_wrote_to_its_stderr_is_kept(text):
             raise RuntimeError("registration failed") from error
 
     assert failures(fail)["a"] == "stderr:\nno such atlas: token=********"
+
+
+WRITES = "import os, sys; os.write(2, (sys.argv[1] + ' fails: é\\n').encode()); sys.exit(1)"
+
+
+@pytest.mark.django_db
+def test_what_a_child_writes_to_the_stderr_it_inherits_is_kept_and_passed_on(capfd):
+    def fail(value):
+        logger.warning("starting")
+        subprocess.run([sys.executable, "-c", WRITES, value], check=True)
+
+    found = failures(fail, "a", "b")
+
+    assert found["a"] == "WARNING tests.tails: starting\na fails: é"
+    assert found["b"] == "WARNING tests.tails: starting\nb fails: é"
+    assert {"a fails: é", "b fails: é"} <= set(capfd.readouterr().err.splitlines())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_children_of_concurrent_runs_are_told_apart():
+    async def fail(value):
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITES, value)
+        raise ValueError(await child.wait())
+
+    analysis = Analysis("Concurrent", "1.0", fail, concurrency=3)
+    found = failures(fail, "a", "b", "c", ANALYSIS=analysis)
+
+    assert found == {title: f"{title} fails: é" for title in "abc"}
+
+
+@pytest.mark.django_db
+def test_a_grandchild_that_keeps_the_stderr_open_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(tails, "PATIENCE", 0.1)
+
+    def fail(value):
+        command = "echo begun >&2; sleep 60 & echo $! >&3; exit 3"
+        subprocess.run(["/bin/sh", "-c", command], check=False, **options)
+        raise ValueError(value)
+
+    reading, writing = os.pipe()
+    options = {"pass_fds": (3,), "preexec_fn": lambda: os.dup2(writing, 3)}
+    began = time.monotonic()
+    try:
+        assert failures(fail)["a"] == "begun"
+        assert time.monotonic() - began < 30
+    finally:
+        os.kill(int(os.read(reading, 20)), signal.SIGKILL)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_process_outside_of_runs_has_its_own_stderr(capfd):
+    subprocess.run([sys.executable, "-c", WRITES, "x"], check=False)
+    child = subprocess.run([sys.executable, "-c", WRITES, "y"], stderr=subprocess.PIPE, check=False)
+
+    assert capfd.readouterr().err == "x fails: é\n"
+    assert child.stderr.decode() == "y fails: é\n"
 
 
 @pytest.mark.django_db

@@ -1,16 +1,22 @@
-"""The end of what a call of a body wrote: its log and its standard output, in case that it fails.
+"""The end of what a call of a body wrote: its log, its standard output and its children's stderr.
 
 Nothing is kept of a call that succeeds, and one that writes nothing costs nothing. The context says
 which call writes, so the lines of concurrent calls are told apart. Threads that a body starts
 itself have no such context.
 """
 
+import codecs
 import logging
+import os
+import subprocess
 import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import copy_context
+from functools import wraps
+from threading import Thread
 from typing import Any
 
 from celery.utils.log import LoggingProxy
@@ -25,6 +31,10 @@ REDIRECTED = "celery.redirected"
 KEPT = 20_000
 #: Exceptions of a chain that are searched for what a subprocess has written.
 MOST_CAUSES = 10
+#: Seconds to wait for the stderr of a child that has ended: its own children may keep it open.
+PATIENCE = 0.5
+#: The parameters of Popen before `stderr`.
+_BEFORE_STDERR = 5
 
 _is_listening = False
 
@@ -36,6 +46,8 @@ class Tail:
         self._pieces: deque[str] = deque()
         self._size = 0
         self._is_cut = False
+        #: Threads that add what child processes write.
+        self.readers: list[Thread] = []
 
     def add(self, piece: str) -> None:
         if len(piece) > KEPT:
@@ -68,6 +80,7 @@ def listen() -> None:
             return record
 
         logging.setLogRecordFactory(make_noted)
+        _listen_to_children()
     # Celery's own stream in a worker makes records of what is printed.
     if sys.stdout is not None and not isinstance(sys.stdout, LoggingProxy | _Noted):
         sys.stdout = _Noted(sys.stdout)
@@ -78,7 +91,11 @@ def log_tail(tail: Tail | None, error: BaseException, *, max_bytes: int) -> str:
 
     At most `max_bytes` of each, with secrets masked.
     """
-    parts = [] if tail is None else [tail.last(max_bytes)]
+    parts: list[str] = []
+    if tail is not None:
+        for reader in tail.readers:
+            reader.join(PATIENCE)
+        parts += filter(None, [tail.last(max_bytes)])
     parts += (f"stderr:\n{_last(text, max_bytes)}" for text in _written_by_children(error))
     return harmless(masked("\n".join(part.rstrip("\n") for part in parts)))
 
@@ -97,13 +114,57 @@ class _Noted:
         return getattr(self._stream, name)
 
 
-def _note(text: str) -> None:
+def _listen_to_children() -> None:
+    """Note what a process writes to the stderr that it inherits from a call, and pass it on.
+
+    The call's own stderr stays as it is. It may be that of other calls as well, and a pipe there
+    could block a library that writes to it while it holds Python's lock.
+    """
+    begin: Any = subprocess.Popen.__init__
+
+    @wraps(begin)
+    def begin_noted(child: Any, *args: Any, **options: Any) -> None:
+        tail = _tail()
+        if tail is None or len(args) > _BEFORE_STDERR or options.get("stderr") is not None:
+            begin(child, *args, **options)
+            return
+        reading, writing = os.pipe()
+        # In the call's context, so that the lines are its own.
+        pass_on = Thread(target=copy_context().run, args=(_pass_on, reading), daemon=True)
+        try:
+            begin(child, *args, **{**options, "stderr": writing})
+        finally:
+            os.close(writing)
+            pass_on.start()
+        tail.readers.append(pass_on)
+
+    subprocess.Popen.__init__ = begin_noted  # type: ignore[assignment, method-assign]
+
+
+def _pass_on(reading: int) -> None:
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    with open(reading, "rb", buffering=0) as written:
+        while piece := written.read(KEPT):
+            with suppress(OSError), open(2, "wb", closefd=False) as stderr:
+                stderr.write(piece)
+            _note(decode(piece))
+
+
+def _tail() -> Tail | None:
+    """The tail of the call in this context."""
     found = running.current.get()
-    if found is not None:
-        call = found[1]
-        if call.tail is None:
-            call.tail = Tail()
-        call.tail.add(text)
+    if found is None:
+        return None
+    call = found[1]
+    if call.tail is None:
+        call.tail = Tail()
+    tail: Tail = call.tail
+    return tail
+
+
+def _note(text: str) -> None:
+    if (tail := _tail()) is not None:
+        tail.add(text)
 
 
 def _line(record: logging.LogRecord) -> str:
