@@ -25,7 +25,7 @@ define install
 	@touch $@
 endef
 
-.PHONY: help venv demo demo-embeddings up check test test-faults test-hosts soak bench test-browser test-million pictures lint format types lock audit docs clean
+.PHONY: help venv demo demo-embeddings up check test test-faults test-hosts soak bench test-browser test-million pictures messages lint format types lock audit docs clean
 
 help:
 	@echo "make demo          real scans processed before your eyes: saves, a sweep, a backfill"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-hosts    several hosts in network namespaces, cut off from each other (needs root)"
 	@echo "make soak          random faults for MINUTES=2 (SEED=1, ARGS='--database postgres --broker redis')"
 	@echo "make bench         every line of docs/performance.md (QUICK=1: small sizes, under three minutes)"
+	@echo "make messages      the catalogues of German and French anew from the code (needs GNU gettext)"
 	@echo "make lint          style and layers"
 	@echo "make types         mypy"
 	@echo "make format        ruff format"
@@ -97,6 +98,13 @@ pictures: $(VENV)/.browser
 
 bench: $(VENV)/.bench
 	@$(RUN) -m bench $(if $(QUICK),--scale quick --keep) $(ARGS)
+
+# The date that xgettext writes would change the catalogues each time.
+messages: $(VENV)/.lint
+	cd autorun && PYTHONPATH=.. DJANGO_SETTINGS_MODULE=settings.sqlite $(abspath $(RUN)) -m django makemessages \
+		--all --no-location --no-wrap --no-obsolete --verbosity 0
+	sed -i '/^"POT-Creation-Date/d' autorun/locale/*/LC_MESSAGES/django.po
+	cd autorun && PYTHONPATH=.. $(abspath $(RUN)) -m django compilemessages --verbosity 0
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,8 @@ def main(wheel: str) -> int:
     tracked = set(listed.stdout.split())
     problems = [f"not in the wheel: {name}" for name in sorted(tracked - packed)]
     problems += [f"not of the package: {name}" for name in sorted(packed - tracked)]
-    for needed in ("autorun/py.typed", "autorun/templates/", "autorun/migrations/0001"):
+    languages = [f"autorun/locale/{each}/LC_MESSAGES/django.mo" for each in ("de", "fr")]
+    for needed in ("autorun/py.typed", "autorun/templates/", "autorun/migrations/0001", *languages):
         if not any(name.startswith(needed) for name in packed):
             problems.append(f"needed: {needed}")
     print("\n".join(problems) or f"{Path(wheel).name} holds autorun, {len(packed)} files.")

@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 
 from django.core import mail
 from django.utils.html import format_html, format_html_join
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from autorun.observe.failures import FailureGroup, runs_in
-from autorun.state.words import counted, harmless, moment
+from autorun.state.words import harmless, moment, number, some_of
 
 #: Groups that a message lists, and those that its subject names; the rest are counted.
 MOST_GROUPS = 20
 MOST_CAUSES = 3
 #: Characters of a cause in the subject.
 LONGEST_CAUSE = 60
-GROUP = '<tr><td align="right">{}</td><td>{}<br><small>{}</small></td></tr>'
+GROUP = "<tr><td>{}</td><td>{}<br><small>{}</small></td></tr>"
 
 
 @dataclass(frozen=True)
@@ -65,28 +67,31 @@ class FailureReport:
     def summary(self) -> str:
         """`121 of 213 runs failed since v1.1: 81 no pixel data, 30 missing decoder, 10 others`."""
         if not self.groups:
-            still = f", {self.failed:,} still failed" if self.failed else ""
-            return f"runs succeed again{still}"
+            still = ", " + _("%s still failed") % number(self.failed) if self.failed else ""
+            return _("runs succeed again") + still
         if self.runs < self.failed:
-            text = f"{counted(self.runs, 'more run')} failed, "
-            text += f"{self.failed:,} of {self.finished:,} in all"
+            text = ngettext("%s more run failed", "%s more runs failed", self.runs)
+            in_all = _("%s in all") % some_of(self.failed, self.finished)
+            text = f"{text % number(self.runs)}, {in_all}"
         elif self.finished:
-            text = f"{self.runs:,} of {counted(self.finished, 'run')} failed"
+            text = ngettext("%s run failed", "%s runs failed", self.finished)
+            text %= some_of(self.runs, self.finished)
         else:
-            text = f"{counted(self.runs, 'run')} failed"
-        since = f" since v{self.new_version}" if self.new_version else ""
-        return f"{text}{since}{', paused' * bool(self.paused)}: {self._causes()}"
+            text = ngettext("%s run failed", "%s runs failed", self.runs) % number(self.runs)
+        since = " " + _("since v%s") % self.new_version if self.new_version else ""
+        paused = ", " + _("paused") if self.paused else ""
+        return f"{text}{since}{paused}: {self._causes()}"
 
     def __str__(self) -> str:
         """The body of a message, as plain text."""
-        lines = [f"{self.summary}.", "", f"{self.analysis}, since {moment(self.since)}", ""]
+        lines = [f"{self.summary}.", "", self._about, ""]
         if self.paused:
-            lines += [f"Paused: {self.paused}", ""]
+            lines += [f"{_('Paused:')} {self.paused}", ""]
         for group in self.groups[:MOST_GROUPS]:
             lines.append(f"{group.runs} x {_text_of(group)}")
             lines += [f"    {example}" for example in self._examples(group)]
         lines += [*self._rest(), ""] if self.groups else []
-        lines += [f"Show them: {self.url}"] if self.url else []
+        lines += [f"{_('Show them')}: {self.url}"] if self.url else []
         lines += [f"{what}: `{command}`" for what, command in self._commands()]
         return harmless("\n".join(lines))
 
@@ -103,40 +108,50 @@ class FailureReport:
         )
         return harmless(
             format_html(
-                "<p><strong>{}.</strong></p><p>{}, since {}{}</p>{}<p>{}</p>{}{}",
+                "<p><strong>{}.</strong></p><p>{}{}</p>{}<p>{}</p>{}{}",
                 self.summary,
-                self.analysis,
-                moment(self.since),
-                f". Paused: {self.paused}" if self.paused else "",
+                self._about,
+                f". {_('Paused:')} {self.paused}" if self.paused else "",
                 format_html("<table>{}</table>", groups) if self.groups else "",
                 "".join(self._rest()),
-                format_html('<p><a href="{}">Show them</a></p>', self.url) if self.url else "",
+                format_html('<p><a href="{}">{}</a></p>', self.url, _("Show them"))
+                if self.url
+                else "",
                 format_html_join("", "<p>{}: <code>{}</code></p>", self._commands()),
             )
         )
+
+    @property
+    def _about(self) -> str:
+        of = {"analysis": self.analysis, "time": moment(self.since)}
+        return _("%(analysis)s, since %(time)s") % of
 
     def _causes(self) -> str:
         """The largest groups, in the few words of a subject."""
         largest = self.groups[:MOST_CAUSES]
         causes = [f"{each.runs:,} {_cause_of(each)}" for each in largest]
         others = self.runs - sum(each.runs for each in largest)
-        return ", ".join([*causes, *([counted(others, "other")] if others > 0 else [])])
+        if others > 0:
+            causes.append(ngettext("%s other", "%s others", others) % number(others))
+        return ", ".join(causes)
 
     def _examples(self, group: FailureGroup) -> list[str]:
         names = self.rows
-        return [f"run {pk}: {names[pk]}" if pk in names else f"run {pk}" for pk in group.run_ids]
+        told = {pk: _("run %s") % pk for pk in group.run_ids}
+        return [f"{told[pk]}: {names[pk]}" if pk in names else told[pk] for pk in told]
 
     def _rest(self) -> list[str]:
         rest = self.groups[MOST_GROUPS:]
         more = self.runs - sum(group.runs for group in self.groups[:MOST_GROUPS])
-        return [f"{more} more, of {len(rest)} other kinds"] if rest else []
+        of = {"more": number(more), "kinds": number(len(rest))}
+        return [_("%(more)s more, of %(kinds)s other kinds") % of] if rest else []
 
     def _commands(self) -> list[tuple[str, str]]:
         if not self.groups and not self.failed:
             return []
         return [
-            ("Show them", f"manage.py autorun failures {self.runner}"),
-            ("Retry them", f"manage.py autorun retry {self.runner}"),
+            (_("Show them"), f"manage.py autorun failures {self.runner}"),
+            (_("Retry them"), f"manage.py autorun retry {self.runner}"),
         ]
 
 
@@ -149,7 +164,7 @@ def mail_admins(report: FailureReport) -> None:
 
 
 def _text_of(group: FailureGroup) -> str:
-    some = f" (newest {group.of_newest:,} examined)" if group.of_newest else ""
+    some = " " + _("(newest %s examined)") % number(group.of_newest) if group.of_newest else ""
     first = group.message.strip().partition("\n")[0]
     return f"{group.exception_class}{some}: {first}"
 

@@ -11,6 +11,8 @@ from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.cards import Card
 from autorun.admin.continued import signed
@@ -30,21 +32,21 @@ from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
-from autorun.state.words import REASONS, counted, duration, number
+from autorun.state.words import REASONS, duration, number
 
 #: The largest number in a column of 32 bits.
 MOST_RUNS = (1 << 31) - 1
 #: The values of `only`, in the words of the form.
 ONLY = {
-    "": "Pending rows: without a run, or changed since",
-    "missing": "Rows without a run",
-    "changed": "Rows that have changed since their run",
-    "failed": "Rows whose run failed",
-    "not_applicable": "Rows that were not applicable",
-    "all": "All of these: pending and failed",
-    "again": "Re-run everything, including successes",
+    "": gettext_noop("Pending rows: without a run, or changed since"),
+    "missing": gettext_noop("Rows without a run"),
+    "changed": gettext_noop("Rows that have changed since their run"),
+    "failed": gettext_noop("Rows whose run failed"),
+    "not_applicable": gettext_noop("Rows that were not applicable"),
+    "all": gettext_noop("All of these: pending and failed"),
+    "again": gettext_noop("Re-run everything, including successes"),
 }
-LOST = "The chosen rows are no longer known: choose them again."
+LOST = gettext_noop("The chosen rows are no longer known: choose them again.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class BackfillRequest:
         """
         given = request.POST if request.method == "POST" else request.GET
         only, selection = str(given.get("only", "")), read_text(given, "selection")
-        problems = {"only": "" if only in ONLY else f"Unknown choice “{only[:40]}”."}
+        problems = {"only": "" if only in ONLY else _("Unknown choice “%s”.") % only[:40]}
         numbers = {}
         for name in ("limit", "window"):
             numbers[name] = read_number(given.get(name), least=1, most=MOST_RUNS)
@@ -114,12 +116,18 @@ class BackfillRequest:
         """The rows in scope, before `only` is applied."""
         chosen = self.chosen
         if chosen is None:
-            return f"All {names} this runner covers."
+            return _("All %s this runner covers.") % names
         if chosen.keys is None:
-            return f"All rows that match your filter of {names}: {chosen.query or 'no filter'}."
+            return _("All rows that match your filter of %(model)s: %(filter)s.") % {
+                "model": names,
+                "filter": chosen.query or _("no filter"),
+            }
         if len(chosen.keys) == 1:
-            return "The one row that you ticked."
-        return f"The {number(len(chosen.keys))} {names} that you ticked."
+            return _("The one row that you ticked.")
+        return _("The %(number)s %(model)s that you ticked.") % {
+            "number": number(len(chosen.keys)),
+            "model": names,
+        }
 
     @property
     def needs(self) -> Permission:
@@ -187,7 +195,7 @@ def preview_shown(
     groups = groups_of(card.runner, count, asked.scope.selection)
     lines = [
         ReasonLine(
-            REASONS[group.reason],
+            _(REASONS[group.reason]),
             number(group.rows),
             group.is_planned,
             [names[key] for key in count.samples.get(group.reason, ()) if key in names],
@@ -197,10 +205,12 @@ def preview_shown(
     ]
     runs = number_planned(groups, limit=asked.limit)
     if not count.is_complete:
-        told, button = f"{counted(runs, 'run')}, still counting…", "Start without a full count"
+        told = ngettext("%s run, still counting…", "%s runs, still counting…", runs) % number(runs)
+        button = _("Start without a full count")
     else:
-        told = f"{counted(runs, 'run')} would start" if runs else "Nothing would start"
-        button = f"Start {counted(runs, 'run')}"
+        told = ngettext("%s run would start", "%s runs would start", runs) % number(runs)
+        told = told if runs else _("Nothing would start")
+        button = ngettext("Start %s run", "Start %s runs", runs) % number(runs)
     return PreviewShown(
         lines=lines,
         runs=runs,
@@ -224,10 +234,10 @@ def _keep(runner: Runner, count: Count) -> str:
 def _time_of(card: Card, runs: int) -> str:
     seconds = card.activity.seconds_for(runs, run_seconds=card.run_seconds)
     if seconds is None:
-        return "No estimate: this version has not run yet."
-    measured = card.activity.per_second_at_work
-    how = "at the recent rate" if measured else "of work, one run after the other"
-    return f"About {duration(seconds)} {how}."
+        return _("No estimate: this version has not run yet.")
+    if card.activity.per_second_at_work:
+        return _("About %s at the recent rate.") % duration(seconds)
+    return _("About %s of work, one run after the other.") % duration(seconds)
 
 
 def _names(request: HttpRequest, site: AdminSite, runner: Runner, count: Count) -> dict[str, Name]:

@@ -6,6 +6,8 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
 from autorun.admin.cards import Card, card_of, cards
@@ -29,10 +31,12 @@ from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.origins import title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
-from autorun.state.words import counted, duration, number, rate
+from autorun.state.words import duration, number, rate, some_of
 
 PAGE = 50
-NOT_COUNTED = "Correct the fields of the form first: nothing has been counted or started."
+NOT_COUNTED = gettext_noop(
+    "Correct the fields of the form first: nothing has been counted or started."
+)
 SAMPLES = 3
 RUNNING_SHOWN = 10
 #: Seconds that counting a part of the preview may take.
@@ -69,7 +73,7 @@ class BatchAdmin(PageAdmin):
         return self.render(
             request,
             "batches",
-            "Batches",
+            _("Batches"),
             lines=batch_lines(some[:PAGE]),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
@@ -90,16 +94,16 @@ class BatchAdmin(PageAdmin):
             activity = activity_by_node([batch.node])[batch.node_id]
             is_stuck = bool(stuck_nodes([batch.node_id]))
             figures += [
-                Figure("Rate", rate(activity.per_second_at_work), otherwise="idle"),
+                Figure(_("Rate"), rate(activity.per_second_at_work), otherwise=_("idle")),
                 time_left(
                     _seconds_left(batch, counts.left, activity),
                     is_paused=is_held or batch.state == Batch.State.PAUSED,
                     is_stuck=is_stuck,
-                    otherwise="unknown",
+                    otherwise=_("unknown"),
                 ),
             ]
         if batch.finished_at:
-            figures.append(Figure("Finished", time_since(batch.finished_at)))
+            figures.append(Figure(_("Finished"), time_since(batch.finished_at)))
         return self.render(
             request,
             "batch",
@@ -107,13 +111,13 @@ class BatchAdmin(PageAdmin):
             batch=batch,
             state=state_of_batch(batch, counts),
             reason=_reason_for(request, batch),
-            requested_by=f" · requested by {batch.requested_by}" if batch.requested_by else "",
+            requested_by=batch.requested_by and " · " + _("requested by %s") % batch.requested_by,
             started=time_since(batch.created_at),
             is_held=is_held,
             is_stuck=is_stuck,
             is_registered=registry.find(batch.runner) is not None,
             parts=parts,
-            bar=stacked(parts, empty="Nothing planned yet"),
+            bar=stacked(parts, empty=_("Nothing planned yet")),
             figures=figures,
             running=_running(request, self.admin_site, batch),
         )
@@ -121,7 +125,7 @@ class BatchAdmin(PageAdmin):
     @page("backfill/")
     def choose(self, request: HttpRequest) -> HttpResponse:
         require(request, Permission.BACKFILL)
-        return self.render(request, "choose", "New backfill", cards=cards())
+        return self.render(request, "choose", _("New backfill"), cards=cards())
 
     @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -146,24 +150,32 @@ class BatchAdmin(PageAdmin):
             with spent(f"The query for the chosen rows of {label}"):
                 batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
-            messages.error(request, f"The backfill was not started: {self.told(request, error)}")
+            told = _("The backfill was not started: %s") % self.told(request, error)
+            messages.error(request, told)
             return self.redirect("autorun_batch_prepare", label)
-        self.note(request, f"Backfill of {label} started: {batch.description}.", batch)
+        of = {"label": label, "rows": _(batch.description)}
+        self.note(request, _("Backfill of %(label)s started: %(rows)s.") % of, batch)
         if hidden := asked.left_out(batch):
-            messages.warning(request, f"You may not see {counted(hidden, 'ticked row')}: left out.")
+            told = ngettext(
+                "You may not see %s ticked row: left out.",
+                "You may not see %s ticked rows: left out.",
+                hidden,
+            )
+            messages.warning(request, told % number(hidden))
         return self.redirect("autorun_batch_change", batch.pk)
 
     @action("<int:batch_id>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
         is_paused = batches.pause(batch)
-        told = f"{batch} paused. Runs in progress will finish." if is_paused else ""
-        return self._changed(request, batch, told)
+        told = _("%s paused. Runs in progress will finish.") % batch
+        return self._changed(request, batch, told if is_paused else "")
 
     @action("<int:batch_id>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
-        return self._changed(request, batch, f"{batch} resumed." if batches.resume(batch) else "")
+        told = _("%s resumed.") % batch
+        return self._changed(request, batch, told if batches.resume(batch) else "")
 
     @action("<int:batch_id>/cancel/", Permission.CANCEL)
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
@@ -176,8 +188,12 @@ class BatchAdmin(PageAdmin):
         batch = self._get(batch_id)
         told = _cancel(request, batch)
         if runs := stop_running(Chunk.objects.filter(batch=batch)):
-            stopping = f"{counted(runs, 'run')} in progress will stop"
-            told = f"{told} {stopping} within {duration(settings.HEARTBEAT)}.".lstrip()
+            stopping = ngettext(
+                "%(runs)s run in progress will stop within %(time)s.",
+                "%(runs)s runs in progress will stop within %(time)s.",
+                runs,
+            ) % {"runs": number(runs), "time": duration(settings.HEARTBEAT)}
+            told = f"{told} {stopping}".lstrip()
         return self._changed(request, batch, told)
 
     def _changed(self, request: HttpRequest, batch: Batch, told: str) -> HttpResponse:
@@ -186,7 +202,7 @@ class BatchAdmin(PageAdmin):
         return self.back(request, self.url("autorun_batch_change", batch.pk))
 
     def _start_over(self, request: HttpRequest) -> HttpResponse:
-        messages.error(request, LOST)
+        messages.error(request, _(LOST))
         may_choose = request.user.has_perm(Permission.BACKFILL)
         return self.redirect("autorun_batch_choose" if may_choose else "autorun_node_changelist")
 
@@ -198,10 +214,10 @@ class BatchAdmin(PageAdmin):
         is_part = is_counting and is_fetched(request)
         if asked.is_lost:
             if is_part:
-                return self.fragment(request, "preview", card=card, problem=LOST)
+                return self.fragment(request, "preview", card=card, problem=_(LOST))
             return self._start_over(request)
         require(request, asked.needs)
-        found, problem = None, NOT_COUNTED if asked.problems else ""
+        found, problem = None, _(NOT_COUNTED) if asked.problems else ""
         if is_counting and not problem:
             found, problem = self._counted(request, card, asked)
         context = {"card": card, "asked": asked, "preview": found, "problem": problem}
@@ -212,13 +228,13 @@ class BatchAdmin(PageAdmin):
         return self.render(
             request,
             "prepare",
-            f"Backfill {card.name}",
+            _("Backfill %s") % card.name,
             **context,
             rows=asked.rows_in_words(card.model_name),
-            choices={name: ONLY[name] for name in ONLY if name != "again" or may_backfill},
+            choices={name: _(ONLY[name]) for name in ONLY if name != "again" or may_backfill},
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,
-            default_window=f"default {number(settings.WINDOW)}",
+            default_window=_("default %s") % number(settings.WINDOW),
         )
 
     def _counted(
@@ -249,11 +265,14 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
     """Cancel what the batch has not started; the message for the user."""
     if not batch.is_unfinished:
         return ""
-    number = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
-    return (
-        f"{batch} cancelled: {counted(number, 'run was', 'runs were')} not started. "
-        "Their rows have their last result for the same input back, or are pending."
-    )
+    runs = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
+    told = ngettext(
+        "%(batch)s cancelled: %(runs)s run was not started.",
+        "%(batch)s cancelled: %(runs)s runs were not started.",
+        runs,
+    ) % {"batch": batch, "runs": number(runs)}
+    then = _("Their rows have their last result for the same input back, or are pending.")
+    return f"{told} {then}"
 
 
 @dataclass(frozen=True)
@@ -275,7 +294,7 @@ def _running(request: HttpRequest, site: admin.AdminSite, batch: Batch) -> list[
         RunningChunk(
             worker=chunk.worker,
             since=time_since(chunk.started_at),
-            done=f"{number(chunk.size - chunk.left)} of {number(chunk.size)}",
+            done=some_of(chunk.size - chunk.left, chunk.size),
             told=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
         )
         for chunk in chunks
@@ -286,26 +305,26 @@ def _reason_for(request: HttpRequest, batch: Batch) -> str:
     """The reason why the batch has ended; what made it fail may contain the data of a row."""
     is_private = batch.state == Batch.State.FAILED and batch.reason
     if is_private and not request.user.has_perm(Permission.SEE_PAYLOAD):
-        return "Its planning failed. You do not have permission to see the reason."
+        return _("Its planning failed. You do not have permission to see the reason.")
     return batch.reason
 
 
 def _planning_figures(batch: Batch) -> list[Figure]:
     if batch.planned_at:
-        planning = "complete"
+        planning = _("complete")
     elif batch.is_unfinished:
-        planning = "in progress" if batch.cursor or batch.candidates else "not started"
+        planning = _("in progress") if batch.cursor or batch.candidates else _("not started")
     else:
-        planning = "interrupted"
-    limit = "" if batch.limit is None else f"of at most {number(batch.limit)}"
+        planning = _("interrupted")
+    limit = "" if batch.limit is None else _("of at most %s") % number(batch.limit)
     figures = [
-        Figure("Planning", planning),
-        Figure("Rows checked", number(batch.candidates)),
-        Figure("Skipped", number(batch.existing), "(up to date or already queued)"),
-        Figure("Runs planned", number(batch.planned), limit),
+        Figure(_("Planning"), planning),
+        Figure(_("Rows checked"), number(batch.candidates)),
+        Figure(_("Skipped"), number(batch.existing), _("(up to date or already queued)")),
+        Figure(_("Runs planned"), number(batch.planned), limit),
     ]
     if batch.unprepared:
-        figures.append(Figure("Input not prepared", number(batch.unprepared)))
+        figures.append(Figure(_("Input not prepared"), number(batch.unprepared)))
     return figures
 
 

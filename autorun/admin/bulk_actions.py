@@ -10,6 +10,8 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, gettext_noop, ngettext, ngettext_lazy
 
 from autorun.admin.pages import PageAdmin, action, require, who
 from autorun.admin.permissions import Permission
@@ -21,15 +23,15 @@ from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
 from autorun.observe.run_states import state_of
 from autorun.state.parameters import read_number
-from autorun.state.words import counted, number
+from autorun.state.words import in_words, number
 
 #: Runs that are ticked on one page, at most.
 MOST_TICKED = 1_000
 #: The names of filters on the page of confirmation.
 _FACTS = {
-    "since": "finished within",
-    "planned_from": "planned from",
-    "planned_until": "planned until",
+    "since": gettext_noop("finished within"),
+    "planned_from": gettext_noop("planned from"),
+    "planned_until": gettext_noop("planned until"),
 }
 #: Runs that are counted one by one before an action on them.
 MOST_COUNTED = 10_000
@@ -44,20 +46,20 @@ class BulkAction:
     """An action on the runs in `states`; `choice` names it in the list's menu."""
 
     name: str
-    choice: str
+    choice: Any
     permission: Permission
     states: tuple[str, ...]
-    explanation: str
+    explanation: Any
     #: Changes the runs and returns how many; None for retries, which create batches.
     change: Callable[[Iterable[list[Run]]], int] | None = None
-    #: The result, for one run and for many.
-    done: tuple[str, str] = ("", "")
+    #: The result, with the number of runs.
+    done: Any = ""
     #: States that it also accepts if a filter or a ticked run names them.
     named: tuple[str, ...] = ()
 
     @property
     def verb(self) -> str:
-        return self.name.capitalize()
+        return _(VERBS[self.name])
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -68,35 +70,46 @@ class BulkAction:
         return [replace(chosen, state=state) for state in states]
 
 
+VERBS = {
+    "retry": gettext_noop("Retry"),
+    "ignore": gettext_noop("Ignore"),
+    "cancel": gettext_noop("Cancel"),
+}
 ACTIONS: Mapping[str, BulkAction] = {
     each.name: each
     for each in (
         BulkAction(
             "retry",
-            "Retry failed and ignored runs",
+            gettext_lazy("Retry failed and ignored runs"),
             Permission.RETRY,
             ("failed",),
-            "They start again with a fresh set of attempts.",
+            gettext_lazy("They start again with a fresh set of attempts."),
             named=("ignored", "not_applicable"),
         ),
         BulkAction(
             "ignore",
-            "Ignore failed runs",
+            gettext_lazy("Ignore failed runs"),
             Permission.CANCEL,
             ("failed",),
-            "They are left alone until the input of their row changes.",
+            gettext_lazy("They are left alone until the input of their row changes."),
             interventions.ignore_runs,
-            ("failed run is ignored from now on.", "failed runs are ignored from now on."),
+            ngettext_lazy(
+                "%(n)s failed run is ignored from now on.",
+                "%(n)s failed runs are ignored from now on.",
+                "count",
+            ),
         ),
         BulkAction(
             "cancel",
-            "Cancel unfinished runs",
+            gettext_lazy("Cancel unfinished runs"),
             Permission.CANCEL,
             ("waiting", "postponed", "queued", "parked"),
-            "They do not start, and those that are running are stopped within seconds. A later "
-            "sweep plans their rows again.",
+            gettext_lazy(
+                "They do not start, and those that are running are stopped within seconds. A later "
+                "sweep plans their rows again."
+            ),
             interventions.cancel_runs,
-            ("run cancelled.", "runs cancelled."),
+            ngettext_lazy("%(n)s run cancelled.", "%(n)s runs cancelled.", "count"),
             named=("running",),
         ),
     )
@@ -125,7 +138,7 @@ class ActingOnRuns(PageAdmin):
         """Retry, ignore or cancel: ask for confirmation, then act."""
         chosen_action = ACTIONS.get(request.POST.get("action", ""))
         if chosen_action is None:
-            messages.error(request, "Choose an action first.")
+            messages.error(request, _("Choose an action first."))
             return self._back_to_list(request)
         require(request, chosen_action.permission)
         is_everything = request.POST.get("scope") == "everything"
@@ -135,7 +148,7 @@ class ActingOnRuns(PageAdmin):
         if problems := RunFilter.not_understood(request.POST):
             problem = " ".join(problems)
         elif not is_everything and not ids:
-            problem = "Select runs first, or choose all that match."
+            problem = _("Select runs first, or choose all that match.")
         else:
             problem = _misfit(chosen_action, chosen)
         if problem:
@@ -152,11 +165,15 @@ class ActingOnRuns(PageAdmin):
             runs = reach.among(fit)
             self._do(request, chosen_action, [runs], _log_of(runs))
         if reach.left_out:
-            hidden = counted(reach.left_out, "run")
-            messages.warning(request, f"You may not see the rows of {hidden}: left out.")
+            hidden = ngettext(
+                "You may not see the rows of %s run: left out.",
+                "You may not see the rows of %s runs: left out.",
+                reach.left_out,
+            )
+            messages.warning(request, hidden % number(reach.left_out))
         if reach.is_cut:
-            told = f"Only {number(MOST_NARROWED)} runs were looked at: ask again for the next ones."
-            messages.warning(request, told)
+            told = _("Only %s runs were looked at: ask again for the next ones.")
+            messages.warning(request, told % number(MOST_NARROWED))
         return self._back_to_list(request)
 
     def _ask(
@@ -164,21 +181,24 @@ class ActingOnRuns(PageAdmin):
     ) -> HttpResponse:
         found = [len(ids)] if ids else [_number(each) for each in chosen_action.narrowed(chosen)]
         total = None if None in found else sum(filter(None, found))
-        what = "all matching runs"
+        what = _("all matching runs")
         if total is not None:
-            about = "" if ids or total <= MOST_COUNTED else "about "
-            what = f"{about}{counted(total, 'run')}"
-        facts, _ = _words(chosen)
+            what = ngettext("%s run", "%s runs", total) % number(total)
+            what = what if ids or total <= MOST_COUNTED else _("about %s") % what
+        verb = _("%(verb)s %(runs)s") % {"verb": chosen_action.verb, "runs": what}
+        facts = _words(chosen)[0]
         return self.render(
             request,
             "confirm",
-            f"{chosen_action.verb} {what}?",
+            _("%s?") % verb,
             action=chosen_action,
             chosen=chosen,
-            facts=[] if ids else [(_FACTS.get(name, name), value) for name, value in facts.items()],
+            facts=[]
+            if ids
+            else [(_(_FACTS.get(name, name)), _(value)) for name, value in facts.items()],
             ids=ids,
-            verb=f"{chosen_action.verb} {what}",
-            refusal="Keep them" if chosen_action.name == "cancel" else "Cancel",
+            verb=verb,
+            refusal=_("Keep them") if chosen_action.name == "cancel" else _("Cancel"),
             next=self._back_to_list(request).url,
         )
 
@@ -189,7 +209,7 @@ class ActingOnRuns(PageAdmin):
             self._retry(request, found, log)
             return
         changed = chosen_action.change(found)
-        what = counted(changed, *chosen_action.done)
+        what = chosen_action.done % {"count": changed, "n": number(changed)}
         if changed:
             self.note(request, what, *log.runs, about=log.about, detail=log.detail)
         else:
@@ -200,19 +220,30 @@ class ActingOnRuns(PageAdmin):
             found, requested_by=who(request), asked=self._asked(request)
         )
         if retried.runs:
-            of = "run" if retried.ignored else "failed run"
-            what = f"{counted(retried.runs, of)} queued for retry."
+            what = ngettext(
+                "%s failed run queued for retry.",
+                "%s failed runs queued for retry.",
+                retried.runs,
+            )
+            if retried.ignored:
+                what = ngettext(
+                    "%s run queued for retry.", "%s runs queued for retry.", retried.runs
+                )
+            what %= number(retried.runs)
             runs = [run for run in log.runs if run.pk not in retried.outdated]
             links = self._links(retried.batches)
             self.note(request, what, *runs, *retried.batches, detail=log.detail, links=links)
         if retried.outdated:
-            messages.warning(
-                request,
-                f"Skipped {counted(len(retried.outdated), 'run')} of an earlier version or "
-                "configuration: no runner uses it any more.",
+            outdated = ngettext(
+                "Skipped %s run of an earlier version or configuration: no runner uses it any "
+                "more.",
+                "Skipped %s runs of an earlier version or configuration: no runner uses it any "
+                "more.",
+                len(retried.outdated),
             )
+            messages.warning(request, outdated % number(len(retried.outdated)))
         if not retried.runs and not retried.outdated:
-            messages.info(request, "None of these runs is failed any more.")
+            messages.info(request, _("None of these runs is failed any more."))
 
     def _act_on_all(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, reach: Reach
@@ -235,7 +266,11 @@ class ActingOnRuns(PageAdmin):
             asked=self._asked(request),
             narrowing=reach.narrowing(chosen_action.name),
         )
-        what = f"All matching failed runs are retried in {counted(len(begun), 'batch', 'batches')}."
+        what = ngettext(
+            "All matching failed runs are retried in %s batch.",
+            "All matching failed runs are retried in %s batches.",
+            len(begun),
+        ) % number(len(begun))
         links = self._links(begun)
         self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
 
@@ -244,9 +279,12 @@ class ActingOnRuns(PageAdmin):
 
     def _links(self, batches: Sequence[Batch]) -> SafeString:
         """Links to the first few batches: ` Watch batch 5.`"""
-        addresses = [(self.url("autorun_batch_change", each.pk), each.pk) for each in batches[:3]]
-        links = format_html_join(", ", '<a href="{}">batch {}</a>', addresses)
-        return format_html(" Watch {}.", links) if links else links
+        addresses = [
+            (self.url("autorun_batch_change", each.pk), _("batch %s") % each.pk)
+            for each in batches[:3]
+        ]
+        links = format_html_join(", ", '<a href="{}">{}</a>', addresses)
+        return format_html(" " + _("Watch {}."), links) if links else links
 
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
@@ -256,8 +294,11 @@ class ActingOnRuns(PageAdmin):
 def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:
     if not chosen.state or chosen.state in chosen_action.accepts:
         return ""
-    accepted = " or ".join(chosen_action.accepts)
-    return f"{chosen_action.verb} is for runs that are {accepted}; these are {chosen.state}."
+    return _("%(verb)s is for runs that are %(accepted)s; these are %(state)s.") % {
+        "verb": chosen_action.verb,
+        "accepted": _(" or ").join(map(in_words, chosen_action.accepts)),
+        "state": in_words(chosen.state),
+    }
 
 
 def _log_of(runs: Sequence[Run]) -> Log:

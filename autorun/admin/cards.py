@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 from django.apps import apps
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
 
 from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
 from autorun.admin.markup import time_since
@@ -100,19 +102,22 @@ class Card:
         """The mark, one of SEVERITY, and the words of what matters most about the runner."""
         found = self.progress
         for mark, told in (
-            ("error", "cannot run" * bool(self.error)),
-            ("stuck", "no worker" * self.is_stuck),
-            ("paused", "paused" * bool(self.paused_since)),
-            ("parked", _more_than_none(found.parked, "held up")),
-            ("failed", _more_than_none(found.failed, "failed")),
-            ("running", _more_than_none(found.unfinished, "in progress")),
-            ("paused", "sweeps held" * bool(self.held_since)),
-            ("pending", _more_than_none(self.counted.pending, "pending") if self.counted else ""),
-            ("pending", _more_than_none(self.counted.stale, "stale") if self.counted else ""),
+            ("error", _("cannot run") * bool(self.error)),
+            ("stuck", _("no worker") * self.is_stuck),
+            ("paused", _("paused") * bool(self.paused_since)),
+            ("parked", _more_than_none(found.parked, _("%s held up"))),
+            ("failed", _more_than_none(found.failed, _("%s failed"))),
+            ("running", _more_than_none(found.unfinished, _("%s in progress"))),
+            ("paused", _("sweeps held") * bool(self.held_since)),
+            (
+                "pending",
+                _more_than_none(self.counted.pending if self.counted else 0, _("%s pending")),
+            ),
+            ("pending", _more_than_none(self.counted.stale if self.counted else 0, _("%s stale"))),
         ):
             if told:
                 return mark, told
-        return ("ok", "up to date") if self.counted else ("idle", "idle")
+        return ("ok", _("up to date")) if self.counted else ("idle", _("idle"))
 
     @property
     def title(self) -> str:
@@ -144,11 +149,12 @@ class Card:
         """The states in the order of the bar, without those that no row is in."""
         parts = self._parts_in("succeeded", "running", "queued", "waiting", "postponed")
         if self.counted is not None and self.counted.pending:
-            parts.append(Part("pending", "pending", self.counted.pending))
+            parts.append(Part("pending", _("pending"), self.counted.pending))
         parts += self._parts_in("parked", "failed", "not_applicable", "ignored")
         if self.counted is not None and self.counted.left_out:
-            waits = ", or waiting for another runner" if self.runner.depends_on else ""
-            parts.append(Part("filtered", f"filtered out{waits}", self.counted.left_out))
+            waits = _("filtered out, or waiting for another runner")
+            told = waits if self.runner.depends_on else _("filtered out")
+            parts.append(Part("filtered", told, self.counted.left_out))
         return parts
 
     def _parts_in(self, *states: str) -> list[Part]:
@@ -171,8 +177,8 @@ class Card:
     def counting_words(self) -> str:
         if self.counting is None:
             return ""
-        pending, total = number(self.counting.pending), number(self.counting.total)
-        return f"{pending} pending of {total} rows so far"
+        found = {"pending": number(self.counting.pending), "all": number(self.counting.total)}
+        return _("%(pending)s pending of %(all)s rows so far") % found
 
     @property
     def count_query(self) -> str:
@@ -181,17 +187,17 @@ class Card:
     @property
     def figures(self) -> list[Figure]:
         is_done = self.counted is not None and not self.counted.pending
-        sweep, idle = self.next_sweep, "all done" if is_done else "idle"
+        sweep, idle = self.next_sweep, _("all done") if is_done else _("idle")
         return [
-            Figure("Rate", self.rate, otherwise="idle"),
+            Figure(_("Rate"), self.rate, otherwise=_("idle")),
             time_left(
                 self.seconds_left,
                 is_paused=bool(self.paused_since),
                 is_stuck=self.is_stuck,
-                otherwise="unknown" if self.progress.unfinished else idle,
+                otherwise=_("unknown") if self.progress.unfinished else idle,
             ),
-            Figure("Median run", duration(self.run_seconds), otherwise="not measured"),
-            Figure("Next sweep", time_since(sweep.at), otherwise=sweep.words),
+            Figure(_("Median run"), duration(self.run_seconds), otherwise=_("not measured")),
+            Figure(_("Next sweep"), time_since(sweep.at), otherwise=sweep.words),
         ]
 
     @property
@@ -203,8 +209,8 @@ class Card:
     def day(self) -> str:
         good = sum(each.succeeded for each in self.activity.hours)
         bad = sum(each.failed for each in self.activity.hours)
-        told = f"Last 24 hours: {_results(good, bad)}"
-        return told if good or bad else "No runs finished in the last 24 hours"
+        told = _("Last 24 hours: %s") % _results(good, bad)
+        return told if good or bad else _("No runs finished in the last 24 hours")
 
     @property
     def results(self) -> str:
@@ -221,16 +227,16 @@ class Card:
         """The id, name and state of the newest unfinished batches."""
         found = []
         for batch in self.batches[:3]:
-            planning = ", still planning" if batch.planned_at is None else ""
-            name = name_of_batch(batch).capitalize()
-            found.append((batch.pk, name, f"{batch.state}{planning}"))
+            planning = ", " + _("still planning") if batch.planned_at is None else ""
+            found.append((batch.pk, capfirst(name_of_batch(batch)), _(batch.state) + planning))
         return found
 
     @property
     def sweeps(self) -> str:
         sweep = self.next_sweep
         schedule = f"{sweep.schedule}, " if sweep.schedule else ""
-        return format_html("{}next {}", schedule, time_since(sweep.at)) if sweep.at else sweep.words
+        next_one = format_html(_("next {}"), time_since(sweep.at))
+        return format_html("{}{}", schedule, next_one) if sweep.at else sweep.words
 
     @property
     def seconds_left(self) -> float | None:
@@ -343,11 +349,12 @@ def worst_first(found: Iterable[Card]) -> list[Card]:
 
 
 def _more_than_none(count: int, words: str) -> str:
-    return f"{number(count)} {words}" if count else ""
+    return words % number(count) if count else ""
 
 
 def _results(succeeded: int, failed: int) -> str:
-    return f"{number(succeeded)} succeeded" + f", {number(failed)} failed" * bool(failed)
+    told = _("%s succeeded") % number(succeeded)
+    return told + (", " + _("%s failed") % number(failed) if failed else "")
 
 
 def digest_or_problem(runner: Runner) -> tuple[str, str]:
@@ -362,7 +369,7 @@ def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
     if entry is None:
         return NextSweep(words=_why_no_entry(runner))
     if not entry.enabled:
-        return NextSweep(words="switched off", entry_id=entry.pk)
+        return NextSweep(words=_("switched off"), entry_id=entry.pk)
     try:
         schedule = entry.schedule
         told = words.schedule(entry.solar or entry.clocked or schedule)
@@ -380,6 +387,6 @@ def _why_no_entry(runner: Runner) -> str:
     except AutorunError as error:  # the others are shown
         return bare_message(error)
     if schedule is None:
-        return "on no schedule"
+        return _("on no schedule")
     has_beat = apps.is_installed("django_celery_beat")
-    return "once beat has started" if has_beat else "django-celery-beat is not installed"
+    return _("once beat has started") if has_beat else _("django-celery-beat is not installed")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from django.utils.translation import gettext as _
+
 from autorun.state.words import duration, number
 
 WIDTH = 1000
@@ -28,9 +30,9 @@ class Figure:
 def time_left(seconds: float | None, *, is_paused: bool, is_stuck: bool, otherwise: str) -> Figure:
     """The time until all runs have finished, or the reason why it is not known."""
     if is_paused or is_stuck:
-        otherwise = "paused" if is_paused else "no worker is processing it"
-        return Figure("Time left", otherwise=otherwise)
-    return Figure("Time left", duration(seconds), otherwise=otherwise)
+        otherwise = _("paused") if is_paused else _("no worker is processing it")
+        return Figure(_("Time left"), otherwise=otherwise)
+    return Figure(_("Time left"), duration(seconds), otherwise=otherwise)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Bar:
     rectangles: Sequence[Rectangle]
 
 
-def stacked(parts: Iterable[Part], *, empty: str = "No runs yet") -> Bar:
+def stacked(parts: Iterable[Part], *, empty: str = "") -> Bar:
     """The parts side by side over the whole width."""
     shown = [part for part in parts if part.number > 0]
     total = sum(part.number for part in shown)
@@ -82,7 +84,7 @@ def stacked(parts: Iterable[Part], *, empty: str = "No runs yet") -> Bar:
         size = f"{width * scale:.2f}"
         rectangles.append(Rectangle(part.name, f"{x:.2f}", "0", size, "10", str(part)))
         x += width * scale
-    return Bar(", ".join(map(str, shown)) or empty, rectangles)
+    return Bar(", ".join(map(str, shown)) or empty or _("No runs yet"), rectangles)
 
 
 def columns(numbers: Sequence[tuple[int, int]]) -> list[Rectangle]:

@@ -5,6 +5,8 @@ from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.charts import Rectangle, columns
 from autorun.admin.markup import time_since
@@ -14,10 +16,15 @@ from autorun.declare import registry
 from autorun.models import Failure
 from autorun.observe.failures import FailureGroup, RecentGroup, labels_of, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text
-from autorun.state.words import counted, number
+from autorun.state.words import number
 
 DEFAULT_SINCE = "24h"
-SPANS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
+SPANS = {
+    "1h": gettext_noop("1 hour"),
+    "24h": gettext_noop("24 hours"),
+    "7d": gettext_noop("7 days"),
+    "30d": gettext_noop("30 days"),
+}
 MOST_GROUPS = 100
 
 
@@ -63,20 +70,24 @@ class FailureAdmin(PageAdmin):
             )
             for each in shown
         ]
-        span = SPANS[since]
+        span = _(SPANS[since])
+        failed = ngettext("%s failed attempt", "%s failed attempts", found.attempts)
+        of = {"failed": failed % number(found.attempts), "span": span, "label": label}
+        nothing = _("No attempt of %(label)s failed in the last %(span)s.")
+        nothing = nothing if label else _("No attempt failed in the last %(span)s.")
         return self.render(
             request,
             "failures",
-            "Failures",
+            _("Failures"),
             since=since,
             label=label,
             runners=[runner.label for runner in registry.runners()],
-            spans=[(key, words, key == since) for key, words in SPANS.items()],
+            spans=[(key, _(words), key == since) for key, words in SPANS.items()],
             lines=lines,
-            lead=f"{counted(found.attempts, 'failed attempt')} in the last {span}",
+            lead=_("%(failed)s in the last %(span)s") % of,
             earlier=len(found.groups) - len(present),
             with_earlier=with_earlier,
-            nothing=f"No attempt{f' of {label}' if label else ''} failed in the last {span}.",
+            nothing=nothing % of,
             more=max(0, len(chosen) - MOST_GROUPS),
         )
 
@@ -90,8 +101,10 @@ class FailureAdmin(PageAdmin):
 
 def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:
     group = found.group
-    newest = f", newest {number(group.of_newest)} of {number(group.of_class)} examined"
-    newest = newest if group.of_newest else ""
+    attempts = ngettext("%s attempt", "%s attempts", found.attempts) % number(found.attempts)
+    if group.of_newest:
+        of = {"newest": number(group.of_newest), "all": number(group.of_class)}
+        attempts += ", " + _("newest %(newest)s of %(all)s examined") % of
     runs = {"group": group.key, "exception": group.exception_class, **query}
     return GroupLine(
         group=group,
@@ -100,6 +113,6 @@ def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, st
         first=time_since(group.first_at),
         last=time_since(group.last_at),
         trend=columns([(0, each) for each in found.times]),
-        attempts=f"{counted(found.attempts, 'attempt')}{newest}",
+        attempts=attempts,
         query=urlencode({**runs, **({"state": "failed"} if group.runs else {})}),
     )

@@ -21,6 +21,8 @@ from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from autorun.admin.cards import name_of_runner
 from autorun.admin.markup import as_json, prose, time_since
@@ -39,6 +41,7 @@ from autorun.planning.counting import Found, find_pending
 from autorun.planning.pending import pending
 from autorun.state.keys import key_kind
 from autorun.state.managers import RETIRED
+from autorun.state.words import number
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -82,7 +85,7 @@ class AutorunAdminMixin(ModelAdmin):
                 if not address_of(self.admin_site, "batch_prepare", runner.label):
                     continue
                 name = f"autorun_run__{runner.label}"
-                title = f"Run {name_of_runner(runner)} on selected"
+                title = _("Run %s on selected") % name_of_runner(runner)
                 actions[name] = (_run_on(runner.label), name, title)
         return actions
 
@@ -112,7 +115,7 @@ class AutorunAdminMixin(ModelAdmin):
         found = getattr(changelist, "autorun_found", None)
         if changelist is not None and found is not None and found.up_to:
             address = changelist.get_query_string({UP_TO: found.up_to}, ["p"])
-            told = (
+            told = _(
                 "{} of the newest rows are pending. Not all rows have been checked yet: "
                 '<a href="{}">check the others</a>.'
             )
@@ -124,7 +127,7 @@ class AutorunAdminMixin(ModelAdmin):
         own = Media(css={"all": ["autorun/autorun.css"]}, js=["autorun/autorun.js"])
         return super().media + own
 
-    @admin.display(description="Runs")
+    @admin.display(description=gettext_lazy("Runs"))
     def autorun_runs(self, instance: Any) -> SafeString:
         kind, key = key_kind(self.model), instance.pk
         if not kind.is_integer:
@@ -206,9 +209,10 @@ class StatusFilter(admin.SimpleListFilter):
         return state, registry.find(label)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        states = {"pending": "pending", "failed": "failed", "succeeded": "up to date"}
+        states = {"pending": _("pending"), "failed": _("failed"), "succeeded": _("up to date")}
+        told = _("%(state)s for %(runner)s")
         return [
-            (f"{state}:{runner.label}", f"{words} for {name_of_runner(runner)}")
+            (f"{state}:{runner.label}", told % {"state": words, "runner": name_of_runner(runner)})
             for runner in runners_of(model_admin.model)
             for state, words in states.items()
         ]
@@ -325,7 +329,7 @@ def address_of(site: admin.AdminSite, page: str, *args: Any) -> str:
 
 
 def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
-    messages.error(request, f"The runner cannot run: {bare_message(error)}")
+    messages.error(request, _("The runner cannot run: %s") % bare_message(error))
     return rows.none()
 
 
@@ -362,17 +366,17 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
         meta = model_admin.model._meta
         is_everything = request.POST.get("select_across") == "1"
         if is_everything and not request.user.has_perm(Permission.BACKFILL):
-            messages.error(request, "Running on all rows takes the permission to backfill.")
+            messages.error(request, _("Running on all rows takes the permission to backfill."))
             return None
         keys = None
         if not is_everything:
             keys = [str(pk) for pk in queryset.values_list("pk", flat=True)[: MOST_KEYS + 1]]
             if len(keys) > MOST_KEYS:
-                messages.error(
-                    request,
-                    f"More than {MOST_KEYS:,} rows are ticked, so none was run. Tick fewer, or "
-                    "narrow the list with a filter and select all that it shows.",
+                told = _(
+                    "More than %s rows are ticked, so none was run. Tick fewer, or narrow the list "
+                    "with a filter and select all that it shows."
                 )
+                messages.error(request, told % number(MOST_KEYS))
                 return None
         token = keep(request, ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys))
         address = address_of(model_admin.admin_site, "batch_prepare", label)

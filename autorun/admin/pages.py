@@ -17,6 +17,8 @@ from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 
 from autorun.admin.permissions import Permission
@@ -27,11 +29,11 @@ from autorun.exceptions import RunTimeout, bare_message
 View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
 TABS = (
-    ("overview", "Overview", "autorun_node_changelist"),
-    ("runs", "Runs", "autorun_run_changelist"),
-    ("failures", "Failures", "autorun_failure_changelist"),
-    ("batches", "Batches", "autorun_batch_changelist"),
-    ("health", "Health", "autorun_node_health"),
+    ("overview", gettext_lazy("Overview"), "autorun_node_changelist"),
+    ("runs", gettext_lazy("Runs"), "autorun_run_changelist"),
+    ("failures", gettext_lazy("Failures"), "autorun_failure_changelist"),
+    ("batches", gettext_lazy("Batches"), "autorun_batch_changelist"),
+    ("health", gettext_lazy("Health"), "autorun_node_health"),
 )
 
 
@@ -146,7 +148,7 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
                     return view(self, request, *args, **kwargs)
             except RunTimeout as error:
                 messages.error(request, str(error))
-                response = self.render(request, "base", "Too slow")
+                response = self.render(request, "base", _("Too slow"))
                 response.status_code = 503
                 return response
 

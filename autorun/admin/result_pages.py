@@ -13,6 +13,7 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.translation import gettext as _
 
 from autorun.admin.cards import (
     Counted,
@@ -92,7 +93,7 @@ class ShowingResults(PageAdmin):
         return self.render(
             request,
             "compare",
-            f"{name}: compare versions",
+            _("%s: compare versions") % name,
             runner=runner,
             name=name,
             versions=pair,

@@ -11,6 +11,8 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.html import format_html
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
@@ -37,7 +39,7 @@ from autorun.state.managers import RETIRED
 from autorun.state.masking import without_secrets
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE
-from autorun.state.words import counted, duration, number
+from autorun.state.words import duration, number
 
 PAGE = 50
 #: The order of the list that is not by time of planning.
@@ -74,13 +76,13 @@ class RunLine:
     @classmethod
     def of(cls, run: Run, name: Name, chosen: RunFilter, *, is_stale: bool) -> RunLine:
         chunk, origin = run.chunk, origin_of(run.chunk)
-        word = ORIGINS[origin].word if origin else "—"
+        word = _(ORIGINS[origin].word) if origin else "—"
         if run.finished_at:
             when = time_since(run.finished_at)
         elif chunk.started_at:
-            when = format_html("started {}", time_since(chunk.started_at))
+            when = format_html(_("started {}"), time_since(chunk.started_at))
         else:
-            when = format_html("planned {}", time_since(chunk.created_at))
+            when = format_html(_("planned {}"), time_since(chunk.created_at))
         return cls(
             pk=run.pk,
             row=str(name),
@@ -122,7 +124,7 @@ class RunAdmin(ActingOnRuns):
         return self.render(
             request,
             "runs",
-            "Runs",
+            _("Runs"),
             chosen=chosen,
             lines=[
                 RunLine.of(run, seen[run.pk].name, chosen, is_stale=run.pk in stale)
@@ -130,7 +132,9 @@ class RunAdmin(ActingOnRuns):
             ],
             problems=problems,
             lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
-            all_words=f"All {number(total)} matching" if total and is_exact else "All matching",
+            all_words=_("All %s matching") % number(total)
+            if total and is_exact
+            else _("All matching"),
             query=urlencode(written),
             slowest=urlencode({**written, "order": SLOWEST}),
             is_by_time=is_by_time,
@@ -160,12 +164,12 @@ class RunAdmin(ActingOnRuns):
         return self.render(
             request,
             "run",
-            f"{run.node} on {seen.name}",
+            _("%(version)s on %(row)s") % {"version": run.node, "row": seen.name},
             run=run,
             state=state_of(run),
             is_unfinished=run.status == Run.Status.PENDING,
             outcome=outcome_of(run),
-            attempts=counted(run.attempts, "attempt") if run.attempts else "",
+            attempts=_attempts(run.attempts) if run.attempts else "",
             seconds=duration(run.seconds),
             name=seen.name,
             key=run.key_text,
@@ -226,13 +230,17 @@ def _page_of(chosen: RunFilter, after: Cursor | None, *, is_by_time: bool) -> tu
 
 def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool, is_by_time: bool) -> str:
     if is_by_time:
-        return "Slowest of the newest runs first."
+        return _("Slowest of the newest runs first.")
     if total is None:
-        return "Newest first."
-    noun = "run" if chosen.written() else "current run"
-    matching = ("matches" if total == 1 else "match") if chosen.written() else ""
-    about = "" if is_exact else "About "
-    return f"{about}{counted(total, noun)} {matching}".rstrip() + ", newest first."
+        return _("Newest first.")
+    words = ngettext("%s current run, newest first.", "%s current runs, newest first.", total)
+    if chosen.written():
+        words = ngettext("%s run matches, newest first.", "%s runs match, newest first.", total)
+    return words % (number(total) if is_exact else _("About %s") % number(total))
+
+
+def _attempts(count: int) -> str:
+    return ngettext("%s attempt", "%s attempts", count) % number(count)
 
 
 def _payload(run: Run, runner: Runner | None, instance: Any) -> dict[str, Any]:
@@ -258,4 +266,4 @@ def _input(runner: Runner | None, instance: Any, *, most: int | None = None) -> 
             return None
         return as_json(found, most=most)
     except Exception as error:  # noqa: BLE001  a project's own hook
-        return f"It cannot be prepared: {type(error).__name__}: {error}"
+        return _("It cannot be prepared: %s") % f"{type(error).__name__}: {error}"

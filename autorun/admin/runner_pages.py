@@ -10,6 +10,8 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.cards import (
     Card,
@@ -55,7 +57,7 @@ from autorun.state.counts import Progress
 from autorun.state.keys import as_json as as_keys
 from autorun.state.masking import without_secrets
 from autorun.state.parameters import read_text
-from autorun.state.words import counted, duration, number
+from autorun.state.words import duration, number
 
 #: Seconds that one fragment of a page may count rows.
 COUNTING_SECONDS = 0.8
@@ -75,7 +77,11 @@ FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
     "sweeps": ("batch_changelist", "?trigger=sweep&all=1"),
 }
 #: How an argument differs from the previous version, and the words before its value there.
-CHANGES = {"added": "added", "changed": "changed from", "removed": "was"}
+CHANGES = {
+    "added": gettext_noop("added"),
+    "changed": gettext_noop("changed from"),
+    "removed": gettext_noop("was"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class NodeAdmin(ShowingResults):
         return self.render(
             request,
             "overview",
-            "Overview",
+            _("Overview"),
             facts=self._facts(found),
             cards=worst_first(shown) if is_long else shown,
             is_long=is_long,
@@ -132,13 +138,19 @@ class NodeAdmin(ShowingResults):
 
     @action("pause-all/", Permission.PAUSE)
     def pause_all(self, request: HttpRequest) -> HttpResponse:
-        return self._change_all(
-            request, halting.pause_runner, "paused. Runs in progress will finish"
+        changed = halting.change_all(halting.pause_runner)
+        told = ngettext(
+            "%s runner paused. Runs in progress will finish.",
+            "%s runners paused. Runs in progress will finish.",
+            len(changed),
         )
+        return self._changed_all(request, changed, told)
 
     @action("resume-all/", Permission.PAUSE)
     def resume_all(self, request: HttpRequest) -> HttpResponse:
-        return self._change_all(request, halting.resume_runner, "resumed")
+        changed = halting.change_all(halting.resume_runner)
+        told = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
+        return self._changed_all(request, changed, told)
 
     @page("health/")
     def health(self, request: HttpRequest) -> HttpResponse:
@@ -152,7 +164,7 @@ class NodeAdmin(ShowingResults):
         return self.render(
             request,
             "health",
-            "Health",
+            _("Health"),
             tab="health",
             workers=workers,
             limits=limits_in_use(),
@@ -221,7 +233,7 @@ class NodeAdmin(ShowingResults):
             card = replace(card, counting=count, continued=signed(request, count, label))
         if is_fetched(request):
             return self.fragment(request, "coverage", card=card, problem=problem)
-        return self.render(request, "count", f"Rows of {card.name}", card=card)
+        return self.render(request, "count", _("Rows of %s") % card.name, card=card)
 
     @page("<str:label>/why/")
     def why(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -234,7 +246,7 @@ class NodeAdmin(ShowingResults):
         return self.render(
             request,
             "why",
-            f"{runner_name} on {name}",
+            _("%(version)s on %(row)s") % {"version": runner_name, "row": name},
             runner=runner,
             runner_name=runner_name,
             runner_title=title_of_runner(runner),
@@ -254,15 +266,15 @@ class NodeAdmin(ShowingResults):
             try:
                 publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
             except BrokerUnavailable as error:
-                messages.error(
-                    request,
-                    f"No broker took the sweep of {label}: {error} Try again in a moment, or run "
-                    f"`manage.py autorun sweep {label}`.",
+                told = _(
+                    "No broker took the sweep of %(label)s: %(error)s Try again in a moment, or "
+                    "run `manage.py autorun sweep %(label)s`."
                 )
+                messages.error(request, told % {"label": label, "error": error})
                 return False
             return True
 
-        return self._change(request, label, send, f"Sweep of {label} queued.")
+        return self._change(request, label, send, _("Sweep of %s queued.") % label)
 
     @action("<str:label>/start-all/", Permission.START)
     def start_all(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -278,34 +290,41 @@ class NodeAdmin(ShowingResults):
         try:
             keys = tuple(as_keys(keys_to_try(runner, TRIED)))
             if not keys:
-                raise AutorunError("No row is pending.")
+                raise AutorunError(_("No row is pending."))
             batch = request_backfill(runner, Scope(pks=keys), limit=TRIED, requested_by=by)
         except AutorunError as error:
-            messages.error(request, f"Nothing was started: {self.told(request, error)}")
+            told = _("Nothing was started: %s") % self.told(request, error)
+            messages.error(request, told)
             return self.redirect("autorun_node_runner", label)
-        told = f"{title_of_runner(runner)} is tried on {counted(len(keys), 'row')}."
-        self.note(request, told, batch)
+        told = ngettext(
+            "%(version)s is tried on %(rows)s row.",
+            "%(version)s is tried on %(rows)s rows.",
+            len(keys),
+        )
+        of = {"version": title_of_runner(runner), "rows": number(len(keys))}
+        self.note(request, told % of, batch)
         return self.redirect("autorun_batch_change", batch.pk)
 
     @action("<str:label>/hold/", Permission.PAUSE)
     def hold(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = f"Sweeps and saves of {label} are held: its rows stay pending."
+        told = _("Sweeps and saves of %s are held: its rows stay pending.") % label
         hold = partial(halting.hold_runner, by=who(request))
         return self._change(request, label, hold, told)
 
     @action("<str:label>/lift/", Permission.PAUSE)
     def lift(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = f"Sweeps of {label} resumed. The next one plans what is pending."
+        told = _("Sweeps of %s resumed. The next one plans what is pending.") % label
         return self._change(request, label, halting.lift_hold, told)
 
     @action("<str:label>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = f"Runner {label} paused. Runs in progress will finish."
+        told = _("Runner %s paused. Runs in progress will finish.") % label
         return self._change(request, label, halting.pause_runner, told)
 
     @action("<str:label>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
-        return self._change(request, label, halting.resume_runner, f"Runner {label} resumed.")
+        told = _("Runner %s resumed.") % label
+        return self._change(request, label, halting.resume_runner, told)
 
     def _facts(self, found: Sequence[Card]) -> list[tuple[str, str, str]]:
         """The level, the words and the address of each part of the line above the overview."""
@@ -318,11 +337,11 @@ class NodeAdmin(ShowingResults):
             for name, query in [FACT_PAGES[each.topic]]
         ]
 
-    def _change_all(
-        self, request: HttpRequest, change: Callable[[Runner], bool], told: str
+    def _changed_all(
+        self, request: HttpRequest, changed: Sequence[Runner], told: str
     ) -> HttpResponse:
-        if changed := [node_of(runner) for runner in halting.change_all(change)]:
-            self.note(request, f"{counted(len(changed), 'runner')} {told}.", *changed)
+        if changed:
+            self.note(request, told % number(len(changed)), *map(node_of, changed))
         return self.back(request, self.url("autorun_node_changelist"))
 
     def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
@@ -349,7 +368,8 @@ class NodeAdmin(ShowingResults):
         try:
             node = node_of(runner)
         except AutorunError as error:
-            messages.error(request, f"{label} cannot run: {self.told(request, error)}")
+            of = {"label": label, "reason": self.told(request, error)}
+            messages.error(request, _("%(label)s cannot run: %(reason)s") % of)
         else:
             if change(runner):
                 self.note(request, told, node)
@@ -380,7 +400,11 @@ def _examined(request: HttpRequest) -> dict[str, Any]:
     order = {"error": 0, "warning": 1}
     findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))
     numbers: Counter[str] = Counter(each.level for each in findings)
-    problems = [counted(numbers[level], level) for level in order if numbers[level]]
+    words = {
+        "error": ngettext("%s error", "%s errors", numbers["error"]),
+        "warning": ngettext("%s warning", "%s warnings", numbers["warning"]),
+    }
+    problems = [words[level] % number(numbers[level]) for level in order if numbers[level]]
     return {
         "findings": [
             (
@@ -391,7 +415,7 @@ def _examined(request: HttpRequest) -> dict[str, Any]:
             )
             for each in findings
         ],
-        "verdict": " and ".join(problems) or "No problems",
+        "verdict": _(" and ").join(problems) or _("No problems"),
     }
 
 
@@ -417,7 +441,7 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
         change = ""
         if now.get(key) != before.get(key) or bool(old) != bool(new):
             change = ("changed" if old else "added") if new else "removed"
-        lines.append(ConfigurationLine(key, new, change, CHANGES.get(change, ""), old))
+        lines.append(ConfigurationLine(key, new, change, _(CHANGES.get(change, "")), old))
     return lines
 
 
@@ -428,22 +452,27 @@ def _label(named: type[Runner] | str | Each) -> str:
 def _facts(runner: Runner) -> list[tuple[str, str]]:
     timeout = runner.get_timeout()
     labels = [_label(each) for each in runner.depends_on]
-    outputs = [f"{name}: outputs of {_label(each)}" for name, each in runner.input_from.items()]
+    told = _("%(name)s: outputs of %(runner)s")
+    given = runner.input_from.items()
+    outputs = [told % {"name": name, "runner": _label(each)} for name, each in given]
     facts = [
-        ("Rows", str(runner.get_model()._meta.label)),
-        ("Input", runner.INPUT_KEY or ""),
-        ("On save", "planned at once" if runner.ON_SAVE else "not planned until the next sweep"),
-        ("Attempts", str(runner.MAX_ATTEMPTS)),
-        ("Time limit of a run", "none" if timeout is None else duration(timeout)),
+        (_("Rows"), str(runner.get_model()._meta.label)),
+        (_("Input"), runner.INPUT_KEY or ""),
+        (
+            _("On save"),
+            _("planned at once") if runner.ON_SAVE else _("not planned until the next sweep"),
+        ),
+        (_("Attempts"), str(runner.MAX_ATTEMPTS)),
+        (_("Time limit of a run"), _("none") if timeout is None else duration(timeout)),
     ]
     optional = [
-        ("On write", "noted by triggers in the database" if runner.ON_WRITE else ""),
-        ("Changes tracked by", ", ".join(map(str, runner.INPUT_FIELDS or ()))),
-        ("After", ", ".join(dict.fromkeys(labels))),
-        ("Input of other runners", ", ".join(outputs)),
-        ("Concurrent runs, at most", number(runner.MAX_PARALLEL or None)),
-        ("Queue", runner.QUEUE or settings.QUEUE or ""),
-        ("A sweep plans at most", number(runner.MAX_PER_SWEEP or None)),
-        ("Named filters", ", ".join(sorted(runner.FILTERS or {}))),
+        (_("On write"), _("noted by triggers in the database") if runner.ON_WRITE else ""),
+        (_("Changes tracked by"), ", ".join(map(str, runner.INPUT_FIELDS or ()))),
+        (_("After"), ", ".join(dict.fromkeys(labels))),
+        (_("Input of other runners"), ", ".join(outputs)),
+        (_("Concurrent runs, at most"), number(runner.MAX_PARALLEL or None)),
+        (_("Queue"), runner.QUEUE or settings.QUEUE or ""),
+        (_("A sweep plans at most"), number(runner.MAX_PER_SWEEP or None)),
+        (_("Named filters"), ", ".join(sorted(runner.FILTERS or {}))),
     ]
     return facts + [(name, value) for name, value in optional if value]

@@ -6,6 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
+
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
@@ -24,7 +28,7 @@ from autorun.observe.explanation import (
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.origins import ORIGINS, origin_of
-from autorun.state.words import counted, in_words
+from autorun.state.words import in_words, number
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class Story:
 MOST_OTHERS = 20
 #: Explanations that quote a message, for users who may not see messages.
 _WITHOUT_MESSAGE = {
-    "failed": "Failed, no attempts left: it runs again once it is retried or its row changes.",
-    "retrying": "The last attempt failed, and another one is due.",
-    "not_applicable": "Not applicable, until its row changes.",
-    "postponed": "Its body has asked for another try later.",
-    "parked": "Parked: an error hits all of its rows, or no worker has its runner.",
-    "unprepared": "The input of the row cannot be prepared.",
+    "failed": gettext_noop(
+        "Failed, no attempts left: it runs again once it is retried or its row changes."
+    ),
+    "retrying": gettext_noop("The last attempt failed, and another one is due."),
+    "not_applicable": gettext_noop("Not applicable, until its row changes."),
+    "postponed": gettext_noop("Its body has asked for another try later."),
+    "parked": gettext_noop("Parked: an error hits all of its rows, or no worker has its runner."),
+    "unprepared": gettext_noop("The input of the row cannot be prepared."),
 }
 
 
@@ -81,7 +87,7 @@ def story_of(
     """The story; `others` are the other runs of its row, `instance` is None if gone or hidden."""
     failures = list(run.failures.order_by("attempt"))
     if is_hidden:
-        now = "You do not have permission to see this row, so its details are hidden."
+        now = _("You do not have permission to see this row, so its details are hidden.")
     else:
         now = _now(run, runner, instance, others, shows_messages=shows_messages)
     return Story(_why(run, runner, others), now, _events(run, failures), failures)
@@ -90,13 +96,13 @@ def story_of(
 def state_in_words(run: Run) -> str:
     """The run's state, with the outcome of a superseded run."""
     outcome = outcome_of(run)
-    return f"{in_words(outcome)}, superseded" if outcome else in_words(state_of(run))
+    return _("%s, superseded") % in_words(outcome) if outcome else in_words(state_of(run))
 
 
 def outcome_of(run: Run) -> str:
     """How a superseded run finished; '' for other runs, whose state says so."""
     is_superseded = state_of(run) == "superseded" and run.status != Run.Status.PENDING
-    return Run.Status(run.status).name.lower() if is_superseded else ""
+    return in_words(Run.Status(run.status).name.lower()) if is_superseded else ""
 
 
 def runs_behind(runner: Runner, instance: Any) -> list[Run]:
@@ -123,38 +129,38 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> Ex
         with spent(f"The query for the row of {runner.label}"):
             explanation = explain(runner, instance)
     except RunTimeout as error:
-        return Explanation(False, "unknown", f"It cannot be explained: {error}")
+        return Explanation(False, "unknown", _("It cannot be explained: %s") % error)
     except Exception as error:  # noqa: BLE001  a project's own hooks
-        return Explanation(False, "unknown", f"It cannot be explained: {type(error).__name__}")
+        return Explanation(False, "unknown", _("It cannot be explained: %s") % type(error).__name__)
     run = explanation.run
-    quotes = explanation.reason.startswith(HELD_UP)
+    quotes = explanation.reason.startswith(_(HELD_UP))
     if run is not None and run.status == Run.Status.PENDING:
         quotes = quotes or run.attempts > 0 or bool(words_of(run))
     if not shows_messages and (quotes or explanation.code in _WITHOUT_MESSAGE):
-        word = explanation.code.replace("_", " ").capitalize()
         kept = "" if run is None else kept_result(run)
-        reason = _WITHOUT_MESSAGE.get(explanation.code, f"{word}.") + kept
+        words = f"{capfirst(in_words(explanation.code))}."
+        reason = _(_WITHOUT_MESSAGE.get(explanation.code, words)) + kept
         return replace(explanation, reason=reason)
     return explanation
 
 
 def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
     if run.fingerprint == UNPREPARED:
-        return "Its input could not be prepared, so it failed without being started."
+        return _("Its input could not be prepared, so it failed without being started.")
     origin, batch = origin_of(run.chunk), run.chunk.batch
     if not origin and not run.attempts:
         if run.status == Run.Status.SUCCEEDED:
-            return "The row was adopted: recorded as done without running it."
+            return _("The row was adopted: recorded as done without running it.")
         if run.status == Run.Status.CANCELLED:
-            return "The row was ignored, until its input changes."
-    sentence = ORIGINS[origin or "dependency"].sentence.format(
+            return _("The row was ignored, until its input changes.")
+    sentence = _(ORIGINS[origin or "dependency"].sentence).format(
         batch=batch and batch.pk,
-        rows=batch and batch.description,
+        rows=batch and _(batch.description),
         upstream=_upstream(runner),
         related=_related(runner),
     )
     if origin == "save" and (runner is None or runner.depends_on):
-        sentence = "The row was saved, or a runner that this one depends on succeeded on it."
+        sentence = _("The row was saved, or a runner that this one depends on succeeded on it.")
     return f"{sentence} {_what_was_new(run, runner, others)}".rstrip()
 
 
@@ -162,20 +168,21 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
     earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
     if not earlier:
         is_known = len(others) < MOST_OTHERS
-        return "First recorded run of this row." if is_known else ""
+        return _("First recorded run of this row.") if is_known else ""
     before = max(earlier, key=lambda each: each.pk)
     if before.fingerprint == UNPREPARED:
-        return f"In run {before.pk} the input of the row could not be prepared."
+        return _("In run %s the input of the row could not be prepared.") % before.pk
     if before.fingerprint != run.fingerprint:
         is_alone = runner is not None and not runner.depends_on
-        what = "The row" if is_alone else "The row, or a result that it depends on,"
-        return f"{what} had changed since run {before.pk}."
-    return {
-        Run.Status.SUCCEEDED: f"It was forced: run {before.pk} had succeeded on the same input.",
-        Run.Status.FAILED: f"It was retried: run {before.pk} had failed on the same input.",
-        Run.Status.CANCELLED: f"Run {before.pk} on the same input had been cancelled.",
-        Run.Status.NOT_APPLICABLE: f"Run {before.pk} on the same input was not applicable.",
-    }.get(Run.Status(before.status), f"It replaced run {before.pk}.")
+        told = _("The row, or a result that it depends on, had changed since run %s.")
+        return (_("The row had changed since run %s.") if is_alone else told) % before.pk
+    told = {
+        Run.Status.SUCCEEDED: _("It was forced: run %s had succeeded on the same input."),
+        Run.Status.FAILED: _("It was retried: run %s had failed on the same input."),
+        Run.Status.CANCELLED: _("Run %s on the same input had been cancelled."),
+        Run.Status.NOT_APPLICABLE: _("Run %s on the same input was not applicable."),
+    }.get(Run.Status(before.status), _("It replaced run %s."))
+    return told % before.pk
 
 
 def _is_unstarted(run: Run) -> bool:
@@ -187,49 +194,50 @@ def _now(
     run: Run, runner: Runner | None, instance: Any, others: Sequence[Run], *, shows_messages: bool
 ) -> str:
     if runner is None:
-        return f"The runner {run.chunk.runner} is no longer registered."
+        return _("The runner %s is no longer registered.") % run.chunk.runner
     if instance is None:
-        return "The row has been deleted."
+        return _("The row has been deleted.")
     if not run.is_current:
-        cancelled = "It was cancelled. The row may have a later run."
+        cancelled = _("It was cancelled. The row may have a later run.")
         return cancelled if state_of(run) == "cancelled" else _superseded(run, others)
     try:
         node_id = node_id_of(runner)
     except AutorunError as error:
         reason = str(error) if shows_messages else bare_message(error)
-        return f"{runner.label} cannot run: {reason}"
+        return _("%(label)s cannot run: %(reason)s") % {"label": runner.label, "reason": reason}
     if node_id != run.node_id:
-        return (
-            f"{runner.label} now runs {runner.get_analysis()}; this run is of an earlier version."
-        )
+        told = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
+        return told % {"runner": runner.label, "version": runner.get_analysis()}
     return explanation_of(runner, instance, shows_messages=shows_messages).reason
 
 
 def _superseded(run: Run, others: Sequence[Run]) -> str:
     how = {
-        Run.Status.SUCCEEDED: "It succeeded",
-        Run.Status.FAILED: "It failed, no attempts left",
-        Run.Status.NOT_APPLICABLE: "It was not applicable",
-    }.get(Run.Status(run.status), "It had not finished")
+        Run.Status.SUCCEEDED: _("It succeeded"),
+        Run.Status.FAILED: _("It failed, no attempts left"),
+        Run.Status.NOT_APPLICABLE: _("It was not applicable"),
+    }.get(Run.Status(run.status), _("It had not finished"))
     current = next((each for each in others if each.is_current), None)
     if current is None:
-        return f"{how}. A later run has replaced it."
-    same = "the same" if current.fingerprint == run.fingerprint else "a newer"
-    return f"{how}. Run {current.pk} on {same} input has replaced it."
+        return f"{how}. {_('A later run has replaced it.')}"
+    told = _("Run %s on a newer input has replaced it.")
+    if current.fingerprint == run.fingerprint:
+        told = _("Run %s on the same input has replaced it.")
+    return f"{how}. {told % current.pk}"
 
 
 def _upstream(runner: Runner | None) -> str:
     labels: list[str] = []
     with suppress(AutorunError):  # a system check says what is wrong with it
         labels = [each.label for each in dependencies_of(runner)] if runner else []
-    return " and ".join(labels) or "another runner"
+    return _(" and ").join(labels) or _("another runner")
 
 
 def _related(runner: Runner | None) -> str:
     names: list[str] = []
     with suppress(AutorunError):
         names = [each.relation for each in runner.related()] if runner else []
-    return ", ".join(dict.fromkeys(names)) or "by one of its relations"
+    return ", ".join(dict.fromkeys(names)) or _("by one of its relations")
 
 
 def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
@@ -238,30 +246,39 @@ def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
     is_finished = run.status != Run.Status.PENDING
     attempt = run.attempts + (not is_finished)
     is_retry = any(each.attempt and each.attempt < attempt for each in failures)
-    planned = f"queued for attempt {attempt} (earlier queue times are not kept)"
-    events = [Event(chunk.created_at, "waiting", planned if is_retry else "planned")]
+    planned = _("queued for attempt %s (earlier queue times are not kept)") % attempt
+    events = [Event(chunk.created_at, "waiting", planned if is_retry else _("planned"))]
     if chunk.published_at:
-        events.append(Event(chunk.published_at, "queued", "queued"))
+        events.append(Event(chunk.published_at, "queued", _("queued")))
     if chunk.started_at:
         others = chunk.size - 1
-        together = f" (with {counted(others, 'other row')})" if others else ""
-        events.append(Event(chunk.started_at, "running", f"started on {chunk.worker}{together}"))
+        together = ngettext("(with %s other row)", "(with %s other rows)", others) % number(others)
+        started = _("started on %s") % chunk.worker
+        started = f"{started} {together}" if others else started
+        events.append(Event(chunk.started_at, "running", started))
     events += [Event(each.failed_at, "failed", _how_it_failed(each)) for each in failures]
     if chunk.not_before:
-        events.append(Event(chunk.not_before, "waiting", "next attempt due"))
+        events.append(Event(chunk.not_before, "waiting", _("next attempt due")))
     events.sort(key=lambda each: each.at)
     # A run finishes within the same moment as its last attempt fails, and after it.
     if run.finished_at and run.status == Run.Status.FAILED:
-        events.append(Event(run.finished_at, "failed", "failed, no attempts left"))
+        events.append(Event(run.finished_at, "failed", _("failed, no attempts left")))
     elif run.finished_at:
-        word = Run.Status(run.status).name.lower().replace("_", " ")
+        word = in_words(Run.Status(run.status).name.lower())
         events.append(Event(run.finished_at, state_of(run), word))
     return events
 
 
 def _how_it_failed(failure: Failure) -> str:
-    what = f"attempt {failure.attempt}" if failure.attempt else "before its first attempt it"
     # The loss of a worker is reported by another one.
     is_own = bool(failure.worker) and failure.exception_class != WORKER_LOST
-    where = f" on {failure.worker}" if is_own else ""
-    return f"{what} failed{where}: {failure.exception_class}"
+    told = _("before its first attempt it failed: %(error)s")
+    if failure.attempt and is_own:
+        told = _("attempt %(attempt)s failed on %(worker)s: %(error)s")
+    elif failure.attempt:
+        told = _("attempt %(attempt)s failed: %(error)s")
+    return told % {
+        "attempt": failure.attempt,
+        "worker": failure.worker,
+        "error": failure.exception_class,
+    }

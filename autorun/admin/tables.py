@@ -4,12 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+
 from autorun.admin.charts import Bar, Part, stacked
 from autorun.admin.markup import time_since
 from autorun.models import Batch
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.origins import name_of_batch
-from autorun.state.words import in_words, number
+from autorun.state.words import in_words, number, some_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
     return [
         BatchLine(
             pk=batch.pk,
-            name=name_of_batch(batch).capitalize(),
-            description=batch.description,
+            name=capfirst(name_of_batch(batch)),
+            description=_(batch.description),
             runner=batch.runner,
             state=state_of_batch(batch, counts[batch.pk]),
             bar=stacked(parts_of(batch, counts[batch.pk])),
@@ -56,9 +59,9 @@ def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
 def state_of_batch(batch: Batch, counts: BatchCounts) -> tuple[str, str]:
     """The mark and the words of the batch's state; runs that failed are part of it."""
     if not counts.failed:
-        return batch.state, batch.state
+        return batch.state, _(batch.state)
     mark = "failed" if batch.state == Batch.State.FINISHED else batch.state
-    return mark, f"{batch.state}, {number(counts.failed)} failed"
+    return mark, f"{_(batch.state)}, {_('%s failed') % number(counts.failed)}"
 
 
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
@@ -73,10 +76,10 @@ def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
         for name in ("succeeded", "failed", "not_applicable", "cancelled")
         if (value := getattr(counts, name)) or name == "succeeded"
     ]
-    return parts + ([Part("waiting", "remaining", counts.left)] if counts.left else [])
+    return parts + ([Part("waiting", _("remaining"), counts.left)] if counts.left else [])
 
 
 def _runs(batch: Batch, counts: BatchCounts) -> str:
     if not counts.total:
-        return "nothing was pending" if batch.planned_at else "none yet"
-    return f"{number(counts.finished)} of {number(counts.total)}"
+        return _("nothing was pending") if batch.planned_at else _("none yet")
+    return some_of(counts.finished, counts.total)

@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from django.utils.translation import gettext as _
+
 from autorun.analysis import Analysis
 from autorun.declare.base import Runner
 from autorun.declare.code_digest import code_digest
@@ -23,17 +25,24 @@ class Edit:
     since: dt.datetime
 
     def __str__(self) -> str:
-        return (
-            f"{self.label}: {self.analysis.location}, or a function that it uses, was edited under "
-            f"version {self.analysis.version}. Results of the code that was first seen at "
-            f"{moment(self.since)} are current."
-        )
+        return _(
+            "%(runner)s: %(function)s, or a function that it uses, was edited under version "
+            "%(version)s. Results of the code that was first seen at %(time)s are current."
+        ) % {
+            "runner": self.label,
+            "function": self.analysis.location,
+            "version": self.analysis.version,
+            "time": moment(self.since),
+        }
 
     @property
     def advice(self) -> str:
         return (
-            "If the edit changes results, give it a new version. To repeat them under this one: "
-            f"manage.py autorun backfill {self.label} --force"
+            _(
+                "If the edit changes results, give it a new version. To repeat them under this "
+                "one: manage.py autorun backfill %s --force"
+            )
+            % self.label
         )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from django.db import connections
 from django.db.models import Max, OuterRef, Q, Subquery
 from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
@@ -24,12 +26,12 @@ from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import held
 from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
-from autorun.state.words import because, counted, moment, spoken
+from autorun.state.words import because, moment, number, some_of, spoken
 from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
 #: The beginning of a reason that quotes the error of all rows.
-HELD_UP = "Held up until"
+HELD_UP = gettext_noop("Held up until")
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
 
 
@@ -62,12 +64,15 @@ def explain(runner: Runner, instance: Any) -> Explanation:
             "instance itself, not its primary key or a collection."
         )
     if instance.pk is None:
-        return Explanation(False, "unsaved", "The row has not been saved, so it has no key yet.")
+        return Explanation(False, "unsaved", _("The row has not been saved, so it has no key yet."))
     key = key_kind(model).values(every_row(runner).filter(pk=instance.pk)).first()
     if key is None:
-        is_new = instance._state.adding
-        code, state = ("unsaved", "not been saved") if is_new else ("deleted", "been deleted")
-        return Explanation(False, code, f"The row has {state}.")
+        told = {
+            "unsaved": _("The row has not been saved."),
+            "deleted": _("The row has been deleted."),
+        }
+        code = "unsaved" if instance._state.adding else "deleted"
+        return Explanation(False, code, told[code])
     runs = _runs(runner, key).current().select_related("chunk", "chunk__batch", "node")
     runs = runs.annotate(kept_at=_last_success_at())
     run = runs.defer("chunk__batch__scope").first()
@@ -106,23 +111,24 @@ def explain_missing(runner: Runner, pk: Any) -> Explanation | None:
     if not runs.filter(node__in=nodes_over(runner.get_model())).exists():
         return None
     run = runs.of(node_id_of(runner)).first()
-    history = f"; {_title(runner)} {_outcome(run)}" if run and run.finished_at else ""
-    return Explanation(False, "deleted", f"The row has been deleted{history}.", run)
+    history = f"; {_outcome(_title(runner), run)}" if run and run.finished_at else ""
+    return Explanation(False, "deleted", f"{_('The row has been deleted')}{history}.", run)
 
 
 def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
     if row.error is not None:
         error = _short(type(row.error).__name__, str(row.error))
         code = "unprepared"
-        reason = f"The input cannot be prepared: {error}. Planning will record that"
+        reason = _("The input cannot be prepared: %s. Planning will record that") % error
     elif run is None:
         code, reason = "never_ran", _without_run(runner, row)
     elif run.status == Run.Status.PENDING:
-        code, reason = "changed", "The row has changed since its run in progress was planned"
+        code, reason = "changed", _("The row has changed since its run in progress was planned")
     else:
         code = "changed"
-        what = "The row" if runner.ON_CODE_CHANGE == "warn" else "The row or the code"
-        reason = f"{what} has changed since {_title(runner)} {_outcome(run)}"
+        told = _("The row or the code has changed since %s")
+        told = _("The row has changed since %s") if runner.ON_CODE_CHANGE == "warn" else told
+        reason = told % _outcome(_title(runner), run)
     node_id = node_id_of(runner) if run is None else run.node_id
     node = Node.objects.filter(pk=node_id).first()
     then = (node and (_paused(node) or _held(node, runner))) or next_step(runner, row.key)
@@ -133,21 +139,23 @@ def _without_run(runner: Runner, row: Row) -> str:
     runs = _runs(runner, row.key).order_by("-pk")
     last = runs.first()
     if last is None or last.status != Run.Status.CANCELLED:
-        return f"{_title(runner)} has not run on this row"
-    reason = f"{_title(runner)} was cancelled before it was done on this row"
+        return _("%s has not run on this row") % _title(runner)
+    reason = _("%s was cancelled before it was done on this row") % _title(runner)
     ended = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
     previous = runs.filter(status__in=ended).first()
-    return reason if previous is None else f"{reason} (previous result: {_outcome(previous)})"
+    if previous is None:
+        return reason
+    return f"{reason} ({_('previous result: %s') % _outcome('', previous).strip()})"
 
 
 def next_step(runner: Runner, key: Key | None = None) -> str:
     """The next step to get a pending row planned, unless the runner is paused."""
     if key is not None and runner.ON_WRITE and _is_noted(runner, key):
-        return "it was written in the database, and the next round of upkeep plans it"
+        return _("it was written in the database, and the next round of upkeep plans it")
     command = f"`manage.py autorun sweep {runner.label}`"
     if not is_scheduled(runner):
-        return f"the runner has no schedule, so run {command} to plan it"
-    return f"the next sweep will plan it, or run {command} now"
+        return _("the runner has no schedule, so run %s to plan it") % command
+    return _("the next sweep will plan it, or run %s now") % command
 
 
 def _is_noted(runner: Runner, key: Key) -> bool:
@@ -166,12 +174,12 @@ def _is_noted(runner: Runner, key: Key) -> bool:
 def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
     code, reason = _stage(runner, run)
     if run.attempts:
-        reason += f", for attempt {run.attempts + 1} of {runner.MAX_ATTEMPTS}"
+        reason += ", " + _("for attempt %s") % some_of(run.attempts + 1, runner.MAX_ATTEMPTS)
     if not is_eligible:
-        reason += "; it will be cancelled, because the row is no longer processed"
+        reason += "; " + _("it will be cancelled, because the row is no longer processed")
     failure = last_failure(run) if run.attempts else None
     if failure is not None:
-        reason += f". Attempt {failure.attempt} failed{_cause(failure)}"
+        reason += ". " + _("Attempt %s failed") % failure.attempt + _cause(failure)
     return Explanation(False, code, f"{reason}.{kept_result(run)}", run)
 
 
@@ -179,14 +187,16 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     chunk = run.chunk
     if chunk.state == Chunk.State.RUNNING:
         said = words_of(run)
-        running = f"Running on worker {chunk.worker}{_since(chunk.started_at)}"
+        running = _("Running on worker %s") % chunk.worker + _since(chunk.started_at)
         return "running", f"{running}, {said}" if said else running
     if chunk.state == Chunk.State.QUEUED:
         name = queue_name(queue_of(runner))
-        return "queued", f"Waiting for a worker in queue {name!r}{_since(chunk.published_at)}"
+        told = _("Waiting for a worker in queue %r") % name
+        return "queued", told + _since(chunk.published_at)
     if chunk.state == Chunk.State.PARKED:
-        until = f" until {moment(chunk.not_before)}" if chunk.not_before else ""
-        return "parked", f"Parked{until}: {chunk.reason.rstrip('.')}"
+        told = _("Parked until %s") if chunk.not_before else _("Parked")
+        told = told % moment(chunk.not_before) if chunk.not_before else told
+        return "parked", told + because(chunk.reason)
     return _waiting(runner, run)
 
 
@@ -202,7 +212,7 @@ def words_of_chunk(chunk: Chunk) -> str:
     if not doing or chunk.state != Chunk.State.RUNNING:
         return ""
     note = f": {doing['note']}" if doing["note"] else ""
-    return f"{doing['done']:.0%} done{note}".replace("%", " %", 1)
+    return _("%s %% done") % f"{doing['done'] * 100:.0f}" + note
 
 
 def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
@@ -210,55 +220,62 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
     if run.node.paused_at is not None:
         return "paused", capfirst(_paused(run.node))
     if batch is not None and batch.state == Batch.State.PAUSED:
-        return "paused", f"Its batch {batch.pk} is paused{because(batch.reason)}"
+        return "paused", _("Its batch %s is paused") % batch.pk + because(batch.reason)
     for found in held_up(runner.label):
         if found.next_try is not None and not found.is_damped:
             until = moment(found.next_try)
-            return "waiting", f"{HELD_UP} {until}: {found.reason.rstrip('.')}"
+            return "waiting", f"{_(HELD_UP)} {until}: {found.reason.rstrip('.')}"
     if not_before is not None:
         why = run.chunk.postponed_by.rstrip(".")
-        until = f"Waiting until {moment(not_before)}"
+        until = _("Waiting until %s") % moment(not_before)
         return ("postponed", f"{until}: {why}") if why else ("retrying", until)
     if runner.LIMIT is not None:
         (limit,) = limits_in_use([runner.LIMIT])
-        return "waiting", f"Waiting for the limit {limit}"
-    return "waiting", f"Planned, and waiting until fewer runs of {_title(runner)} are in flight"
+        return "waiting", _("Waiting for the limit %s") % limit
+    told = _("Planned, and waiting until fewer runs of %s are in flight")
+    return "waiting", told % _title(runner)
 
 
 def _finished(runner: Runner, run: Any) -> Explanation:
     at = moment(run.finished_at)
     if run.status == Run.Status.SUCCEEDED:
-        reason = f"Up to date: {_title(runner)} {_outcome(run)}, and the row has not changed since."
-        return Explanation(False, "succeeded", reason, run)
+        told = _("Up to date: %s, and the row has not changed since.")
+        return Explanation(False, "succeeded", told % _outcome(_title(runner), run), run)
     if run.status == Run.Status.CANCELLED:
-        return Explanation(False, "ignored", f"Ignored since {at}, until the row changes.", run)
+        told = _("Ignored since %s, until the row changes.")
+        return Explanation(False, "ignored", told % at, run)
     if run.status == Run.Status.NOT_APPLICABLE:
-        because = f": {run.outputs.rstrip('.')}" if run.outputs else ""
-        reason = f"Not applicable since {at}, until the row changes{because}."
-        return Explanation(False, "not_applicable", reason, run)
+        reason = _("Not applicable since %s, until the row changes") % at
+        return Explanation(False, "not_applicable", f"{reason}{because(run.outputs)}.", run)
     failure = last_failure(run)
-    after = f" after {counted(run.attempts, 'attempt')}" if run.attempts else ""
+    told = _("Failed (no attempts left) at %(at)s")
+    if run.attempts:
+        told = ngettext(
+            "Failed after %(n)s attempt (no attempts left) at %(at)s",
+            "Failed after %(n)s attempts (no attempts left) at %(at)s",
+            run.attempts,
+        )
+    told = told % {"n": number(run.attempts), "at": at}
     cause = "" if failure is None else _cause(failure)
     # The exception ends its sentence, so that nothing else reads as part of its message.
-    reason = (
-        f"Failed{after} (no attempts left) at {at}{cause}. To retry it, run `manage.py autorun "
-        f"retry {runner.label}` or change the row.{kept_result(run)}"
-    )
+    then = _("To retry it, run `manage.py autorun retry %s` or change the row.") % runner.label
+    reason = f"{told}{cause}. {then}{kept_result(run)}"
     return Explanation(False, "failed", reason, run)
 
 
 def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanation:
     history = ""
     if run is not None and run.finished_at is not None:
-        history = f"; {_title(runner)} {_outcome(run)}"
+        history = f"; {_outcome(_title(runner), run)}"
     excluded = _excluding(runner, instance.pk)
     if excluded:
         code = "filtered_out" if excluded.startswith("filter") else "not_in_base_query"
-        reason = f"The {excluded} of {runner.label} excludes the row"
+        told = _("The %(queryset)s of %(runner)s excludes the row")
+        reason = told % {"queryset": excluded, "runner": runner.label}
     else:
-        unmet = " and ".join(_unmet(runner, instance.pk, key)) or "the runners in DEPENDS_ON"
-        code, reason = "dependency", f"Waiting for {unmet}"
-        history = history and f"{history}, and that result is stale"
+        unmet = _(" and ").join(_unmet(runner, instance.pk, key)) or _("the runners in DEPENDS_ON")
+        code, reason = "dependency", _("Waiting for %s") % unmet
+        history = history and history + ", " + _("and that result is stale")
     return Explanation(False, code, f"{reason}{history}.", run)
 
 
@@ -266,7 +283,7 @@ def _excluding(runner: Runner, pk: Any) -> str:
     """The name of the queryset that excludes the row from the runner's; '' if none does."""
     base = hooks.base_queryset(runner).filter(pk=pk)
     if not base.exists():
-        return "base queryset"
+        return _("base queryset")
     passes = hooks.filtered(runner, base, log_level=SILENT).exists()
     return "" if passes else "filter_queryset()"
 
@@ -277,26 +294,32 @@ def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
     of_row = runs.of_row(key_kind(runner.get_model()), key)
     statuses = dict(of_row.values_list("node_id", "status"))
     states: dict[int | None, str] = {
-        None: "has not run on the row",
-        Run.Status.PENDING: "is in progress",
-        Run.Status.FAILED: "failed on the row",
-        Run.Status.CANCELLED: "ignores the row",
-        Run.Status.NOT_APPLICABLE: "is not applicable to it",
+        None: _("%s, which has not run on the row"),
+        Run.Status.PENDING: _("%s, which is in progress"),
+        Run.Status.FAILED: _("%s, which failed on the row"),
+        Run.Status.CANCELLED: _("%s, which ignores the row"),
+        Run.Status.NOT_APPLICABLE: _("%s, which is not applicable to it"),
     }
     for node_id, dependency in dependencies.items():
         status = statuses.get(node_id)
         if status == Run.Status.SUCCEEDED:
             continue
         if status is None and (excluded := _excluding(dependency, pk)):
-            yield f"{dependency.label}, whose {excluded} excludes the row"
+            told = _("%(runner)s, whose %(queryset)s excludes the row")
+            yield told % {"runner": dependency.label, "queryset": excluded}
         else:
-            yield f"{dependency.label}, which {states[status]}"
+            yield states[status] % dependency.label
     for each, upstream in sets_before(runner):
         members = members_of(runner, each, [key])[key]
         lacking = len(members - current_successes(upstream, members).keys())
         if lacking:
-            left = f"{lacking:,} of {len(members):,} {spoken(each.relation)}"
-            yield f"{upstream.label}: {left} still {'lacks' if lacking == 1 else 'lack'} a success"
+            told = ngettext(
+                "%(runner)s: %(some)s %(rows)s still lacks a success",
+                "%(runner)s: %(some)s %(rows)s still lack a success",
+                lacking,
+            )
+            some, rows = some_of(lacking, len(members)), spoken(each.relation)
+            yield told % {"runner": upstream.label, "some": some, "rows": rows}
 
 
 def _last_success_at() -> Any:
@@ -308,7 +331,7 @@ def _last_success_at() -> Any:
 
 def kept_result(run: Any) -> str:
     """The sentence about the result that stays while a re-run is not done, or has failed."""
-    return f" The result of {moment(run.kept_at)} is kept." if run.kept_at else ""
+    return " " + _("The result of %s is kept.") % moment(run.kept_at) if run.kept_at else ""
 
 
 def last_failure(run: Run) -> Failure | None:
@@ -324,38 +347,41 @@ def _title(runner: Runner) -> str:
     return str(runner.get_analysis())
 
 
-def _outcome(run: Run) -> str:
+def _outcome(title: str, run: Run) -> str:
     if run.status == Run.Status.SUCCEEDED:
-        verb = "succeeded" if run.attempts else "was adopted"
+        adopted = _("%(version)s was adopted at %(at)s")
+        told = _("%(version)s succeeded at %(at)s") if run.attempts else adopted
     else:
         others: dict[int, str] = {
-            Run.Status.FAILED: "failed",
-            Run.Status.NOT_APPLICABLE: "was not applicable",
+            Run.Status.FAILED: _("%(version)s failed at %(at)s"),
+            Run.Status.NOT_APPLICABLE: _("%(version)s was not applicable at %(at)s"),
         }
-        verb = others.get(run.status, "was told to ignore it")
-    return f"{verb} at {moment(run.finished_at)}"
+        told = others.get(run.status, _("%(version)s was told to ignore it at %(at)s"))
+    return told % {"version": title, "at": moment(run.finished_at)}
 
 
 def _paused(node: Node) -> str:
     if node.paused_at is None:
         return ""
-    return f"the runner is paused{_since(node.paused_at)}{because(node.paused_because)}"
+    told = _("the runner is paused")
+    return f"{told}{_since(node.paused_at)}{because(node.paused_because)}"
 
 
 def _held(node: Node, runner: Runner) -> str:
     if node.held_at is None:
         return ""
-    return f"{held(node)}, so run `manage.py autorun resume {runner.label}` to have it planned"
+    told = _("%(held)s, so run `manage.py autorun resume %(runner)s` to have it planned")
+    return told % {"held": held(node), "runner": runner.label}
 
 
 def _since(time: dt.datetime | None) -> str:
-    return f" since {moment(time)}" if time else ""
+    return " " + _("since %s") % moment(time) if time else ""
 
 
 def _cause(failure: Failure) -> str:
     # The worker that reports a lost one is not its own: the message names the lost worker.
     is_named = failure.worker and failure.exception_class != WORKER_LOST
-    worker = f" on {failure.worker}" if is_named else ""
+    worker = " " + _("on %s") % failure.worker if is_named else ""
     return f"{worker}: {_short(failure.exception_class, failure.message)}"
 
 

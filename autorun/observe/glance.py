@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from celery import current_app
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from autorun.conf import settings
 from autorun.models import Batch, Node, Pulse
 from autorun.state.clock import from_now
 from autorun.state.counts import Progress
-from autorun.state.words import ago, counted, number
+from autorun.state.words import ago, number
 
 #: Rounds of upkeep, and at least so many seconds, that may be missing on a machine under load.
 UPKEEP_TURNS = 10
@@ -60,28 +62,29 @@ def _of_workers(*, is_stuck: bool) -> Iterator[Fact]:
     if current_app.conf.task_always_eager:
         return
     if is_stuck:
-        yield Fact("workers", "error", "No worker is picking up tasks")
+        yield Fact("workers", "error", _("No worker is picking up tasks"))
     elif is_upkeep_silent():
-        yield Fact("workers", "error", "No worker is running")
+        yield Fact("workers", "error", _("No worker is running"))
     else:
-        yield Fact("workers", "ok", "Workers are running")
+        yield Fact("workers", "ok", _("Workers are running"))
 
 
 def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]:
     if broken:
-        yield Fact("runners", "error", f"{counted(broken, 'runner')} cannot run")
+        told = ngettext("%s runner cannot run", "%s runners cannot run", broken)
+        yield Fact("runners", "error", told % number(broken))
     failed = sum(each.failed for each in progresses.values())
     if failed:
-        yield Fact("failures", "error", f"{number(failed)} failed")
+        yield Fact("failures", "error", _("%s failed") % number(failed))
     parked = sum(each.parked for each in progresses.values())
     if parked:
-        yield Fact("held_up", "warning", f"{number(parked)} held up")
+        yield Fact("held_up", "warning", _("%s held up") % number(parked))
     paused = sum(node.paused_at is not None for node in progresses)
     if paused:
-        yield Fact("paused", "warning", f"{number(paused)} paused")
+        yield Fact("paused", "warning", _("%s paused") % number(paused))
     held = sum(node.held_at is not None for node in progresses)
     if held:
-        yield Fact("held", "warning", f"sweeps of {number(held)} held")
+        yield Fact("held", "warning", _("sweeps of %s held") % number(held))
 
 
 def _of_sweeps() -> Iterator[Fact]:
@@ -89,5 +92,5 @@ def _of_sweeps() -> Iterator[Fact]:
     if last is None:
         return
     has_failed = last.state == Batch.State.FAILED
-    level, what = ("error", "last sweep failed") if has_failed else ("ok", "last sweep")
+    level, what = ("error", _("last sweep failed")) if has_failed else ("ok", _("last sweep"))
     yield Fact("sweeps", level, what, last.created_at)  # type: ignore[arg-type]

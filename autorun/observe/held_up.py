@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 from django.db.models import DateTimeField, F, Max, Min, Q, Sum, Value
 from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from autorun.models import Batch, Chunk, SpilledTrigger
 from autorun.planning.damping import DAMPED
 from autorun.state.clock import first_chunk_id_at
-from autorun.state.words import counted
+from autorun.state.words import number
 
 MOST_SHOWN = 20
 
@@ -66,6 +68,8 @@ def held_up(label: str | None = None) -> list[HeldUp]:
 
 def _what(runs: int, batch: int, reason: str) -> str:
     if batch:
-        return f"batch {batch} paused"
-    state = "damped" if reason == DAMPED else "parked"
-    return f"{counted(runs, 'run')} {state}" if runs else "saved rows not planned"
+        return _("batch %s paused") % batch
+    told = ngettext("%s run parked", "%s runs parked", runs)
+    if reason == DAMPED:
+        told = ngettext("%s run damped", "%s runs damped", runs)
+    return told % number(runs) if runs else _("saved rows not planned")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Count, F, Min, Sum
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from autorun.conf import settings
 from autorun.declare.nodes import runners_by_node
@@ -14,7 +16,7 @@ from autorun.dispatch.limiting import Bound, calls_of, shared
 from autorun.models import Chunk, Node, Pulse
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
-from autorun.state.words import counted, moment, number
+from autorun.state.words import moment, number, some_of
 
 #: Seconds over which calls are counted.
 MINUTE = 60.0
@@ -35,8 +37,9 @@ class Holder:
     since: dt.datetime | None
 
     def __str__(self) -> str:
-        where = f"on {self.worker}" if self.worker else "in the queue"
-        return f"{self.runner} {where}: {counted(self.runs, 'run')}"
+        runs = ngettext("%s run", "%s runs", self.runs) % number(self.runs)
+        where = _("on %s") % self.worker if self.worker else _("in the queue")
+        return f"{self.runner} {where}: {runs}"
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,20 @@ class LimitInUse:
 
     @property
     def in_use_in_words(self) -> str:
-        return number(self.in_use) + (f" of {number(self.parallel)}" if self.parallel else "")
+        return some_of(self.in_use, self.parallel)
 
     @property
     def calls_in_words(self) -> str:
-        most = max(1, round(self.calls_a_minute))
-        return number(self.calls) + (f" of {number(most)}" if self.calls_a_minute else "")
+        return some_of(self.calls, self.calls_a_minute and max(1, round(self.calls_a_minute)))
 
     def __str__(self) -> str:
-        parts = [f"{self.in_use_in_words} in use"]
+        parts = [_("%s in use") % self.in_use_in_words]
         if self.calls_a_minute:
-            parts.append(f"{self.calls_in_words} calls this minute")
-        parts.append(counted(self.waiting, "run waits", "runs wait"))
+            parts.append(_("%s calls this minute") % self.calls_in_words)
+        waiting = ngettext("%s run waits", "%s runs wait", self.waiting)
+        parts.append(waiting % number(self.waiting))
         if self.held_back_until is not None:
-            parts.append(f"held back until {moment(self.held_back_until)}")
+            parts.append(_("held back until %s") % moment(self.held_back_until))
         return f"{self.name}: {', '.join(parts)}"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.group_runs import GroupRuns
@@ -91,20 +92,23 @@ class RunFilter:
             if not text or each.name in read or each.name == "at":
                 continue
             if each.name == "batch":
-                found.append(f"“{text}” is not the number of a batch.")
+                found.append(_("“%s” is not the number of a batch.") % text)
             elif each.name in _WORDS:
                 known = ", ".join(_WORDS[each.name])
-                found.append(f"Unknown {each.name} “{text}”. Choose {known}.")
+                of = {"name": each.name, "text": text, "known": known}
+                found.append(_("Unknown %(name)s “%(text)s”. Choose %(known)s.") % of)
             else:
-                found.append(f"“{text}” is not a time. Write 2031-05-04T03:00, for example.")
+                told = _("“%s” is not a time. Write 2031-05-04T03:00, for example.")
+                found.append(told % text)
         return found
 
     @classmethod
     def unknown(cls, given: Mapping[str, Any]) -> list[str]:
         """Complaints about query parameters of a page that are no filter."""
         names = [each.name for each in fields(cls) if each.name != "at"]
+        told = _("Unknown filter “%(name)s”. Choose %(known)s.")
         return [
-            f"Unknown filter “{other[:40]}”. Choose {', '.join(names)}."
+            told % {"name": other[:40], "known": ", ".join(names)}
             for other in given
             if other not in (*names, *OTHER_PARAMETERS)
         ]

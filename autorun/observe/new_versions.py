@@ -4,9 +4,11 @@ import datetime as dt
 
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from autorun.models import Batch, Node
-from autorun.state.words import counted, moment
+from autorun.state.words import moment, number
 
 
 def is_new(label: str) -> Q:
@@ -19,18 +21,37 @@ def is_new(label: str) -> Q:
 
 def held(node: Node) -> str:
     """Since when, and by whom, a held node's sweeps and saves are held."""
-    by = f" by {node.held_by}" if node.held_by else ""
-    return f"sweeps and saves are held since {moment(node.held_at)}{by}"
+    told = _("sweeps and saves are held since %(at)s")
+    told = _("sweeps and saves are held since %(at)s by %(user)s") if node.held_by else told
+    return told % {"at": moment(node.held_at), "user": node.held_by}
 
 
 def about_version(
     version: str, node: Node | None, pending: int | None, *, next_sweep: dt.datetime | None
 ) -> str:
     """The sentence about a version that is new, or whose node is held."""
-    rows = "its pending rows" if pending is None else counted(pending, "row")
+    rows = _("its pending rows")
+    if pending is not None:
+        rows = ngettext("%s row", "%s rows", pending) % number(pending)
+    of = {"version": version, "rows": rows}
+    many = 2 if pending is None else pending
     if node is not None and node.held_at is not None:
-        return f"v{version}: {held(node)}; {rows} stay{'s' * (pending == 1)} pending."
-    sweep = "next sweep"
+        told = ngettext(
+            "v%(version)s: %(held)s; %(rows)s stays pending.",
+            "v%(version)s: %(held)s; %(rows)s stay pending.",
+            many,
+        )
+        return told % {**of, "held": held(node)}
     if next_sweep is not None and next_sweep - timezone.now() < dt.timedelta(days=1):
-        sweep = f"{timezone.localtime(next_sweep):%H:%M} sweep"
-    return f"v{version} is new: {rows} start{'s' * (pending == 1)} with the {sweep}."
+        told = ngettext(
+            "v%(version)s is new: %(rows)s starts with the %(time)s sweep.",
+            "v%(version)s is new: %(rows)s start with the %(time)s sweep.",
+            many,
+        )
+        return told % {**of, "time": f"{timezone.localtime(next_sweep):%H:%M}"}
+    told = ngettext(
+        "v%(version)s is new: %(rows)s starts with the next sweep.",
+        "v%(version)s is new: %(rows)s start with the next sweep.",
+        many,
+    )
+    return told % of

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.db.models import Q
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
 from autorun.models import Batch, Chunk
 
@@ -35,47 +37,49 @@ class _Origins(dict[str, Origin]):
 
     def __missing__(self, name: str) -> Origin:
         rows = Q(batch__trigger=name)
-        return Origin(name, Chunk.Priority.BACKFILL, "Started by {batch} ({rows}).", rows)
+        return Origin(
+            name, Chunk.Priority.BACKFILL, gettext_noop("Started by {batch} ({rows})."), rows
+        )
 
 
 #: By the name that addresses use; for a batch it is its trigger.
 ORIGINS: Mapping[str, Origin] = _Origins(
     {
-        "save": Origin("save", Chunk.Priority.LIVE, "The row was saved.", _SAVED),
+        "save": Origin("save", Chunk.Priority.LIVE, gettext_noop("The row was saved."), _SAVED),
         "write": Origin(
             "write",
             Chunk.Priority.WRITE,
-            "The row, or one that it reads, was written in the database.",
+            gettext_noop("The row, or one that it reads, was written in the database."),
             Q(batch__trigger=Batch.Trigger.WRITE) | _WRITTEN,
         ),
         "sweep": Origin(
             "sweep",
             Chunk.Priority.SWEEP,
-            "Sweep {batch} found the row pending.",
+            gettext_noop("Sweep {batch} found the row pending."),
             Q(batch__trigger=Batch.Trigger.SWEEP),
         ),
         "backfill": Origin(
             "backfill",
             Chunk.Priority.BACKFILL,
-            "Started by backfill {batch} ({rows}).",
+            gettext_noop("Started by backfill {batch} ({rows})."),
             Q(batch__trigger=Batch.Trigger.BACKFILL),
         ),
         "code": Origin(
             "run()",
             Chunk.Priority.SWEEP,
-            "A call of run() found the row pending.",
+            gettext_noop("A call of run() found the row pending."),
             Q(batch__trigger=Batch.Trigger.CODE),
         ),
         "related": Origin(
             "related row",
             Chunk.Priority.RELATED,
-            "A related row that the runner reads ({related}) was saved.",
+            gettext_noop("A related row that the runner reads ({related}) was saved."),
             _RELATED | Q(batch__trigger=Batch.Trigger.RELATED),
         ),
         "dependency": Origin(
             "dependency",
             Chunk.Priority.BACKFILL,
-            "The runner depends on {upstream}, which had a new success on the row.",
+            gettext_noop("The runner depends on {upstream}, which had a new success on the row."),
             _DEPENDENT & _SENT,
         ),
     }
@@ -102,8 +106,8 @@ def origin_of(chunk: Chunk) -> str:
 def title_of_batch(batch: Batch) -> str:
     """The batch by what it does: "Backfill 5: failed rows"."""
     name = name_of_batch(batch)
-    return f"{name[:1].upper()}{name[1:]}" + (f": {batch.description}" * bool(batch.description))
+    return f"{name[:1].upper()}{name[1:]}" + f": {_(batch.description)}" * bool(batch.description)
 
 
 def name_of_batch(batch: Batch) -> str:
-    return f"{ORIGINS[batch.trigger].word} {batch.pk}"
+    return f"{_(ORIGINS[batch.trigger].word)} {batch.pk}"

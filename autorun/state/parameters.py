@@ -6,6 +6,7 @@ from typing import Any
 
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
+from django.utils.translation import gettext as _
 
 #: How long ago something may have been, by the words of an address.
 SINCE: Mapping[str, dt.timedelta] = {
@@ -40,7 +41,8 @@ def no_number(given: object, *, least: int = 0, most: int = MOST) -> str:
     text = "" if given is None else str(given).strip()
     if not text or read_number(text, least=least, most=most) is not None:
         return ""
-    return f"“{text[:40]}” is not a whole number from {least:,} to {most:,}."
+    of = {"text": text[:40], "least": f"{least:,}", "most": f"{most:,}"}
+    return _("“%(text)s” is not a whole number from %(least)s to %(most)s.") % of
 
 
 def read_time(given: object) -> dt.datetime | None:

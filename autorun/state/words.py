@@ -1,27 +1,47 @@
-"""Numbers, times, schedules and reasons in words, the same on the pages and the command line."""
+"""Numbers, times, schedules and reasons in words, the same on the pages and the command line.
+
+They are in the active language, which is English on the command line.
+"""
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from django.utils import timezone
+from django.utils import dateformat, formats, timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
 #: What is the case with a row that a planning pass checks: "12 rows: changed since their last run".
 REASONS: Mapping[str, str] = {
-    "missing": "never run",
-    "changed": "changed since their last run",
-    "preparable": "failed for lack of an input that can be prepared now",
-    "failed": "failed, no attempts left",
-    "done": "up to date",
-    "not_applicable": "not applicable",
-    "under_way": "in progress",
-    "unprepared": "input cannot be prepared",
-    "filtered": "excluded by the filter, or waiting for another runner",
+    "missing": gettext_noop("never run"),
+    "changed": gettext_noop("changed since their last run"),
+    "preparable": gettext_noop("failed for lack of an input that can be prepared now"),
+    "failed": gettext_noop("failed, no attempts left"),
+    "done": gettext_noop("up to date"),
+    "not_applicable": gettext_noop("not applicable"),
+    "under_way": gettext_noop("in progress"),
+    "unprepared": gettext_noop("input cannot be prepared"),
+    "filtered": gettext_noop("excluded by the filter, or waiting for another runner"),
 }
 
-_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-_DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_UNITS = ((gettext_noop("d"), 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+_DAYS = gettext_noop("Sundays,Mondays,Tuesdays,Wednesdays,Thursdays,Fridays,Saturdays")
+#: States and entries of filters, for the catalogues: the pages translate them by their names.
+NAMES = (
+    gettext_noop("waiting"), gettext_noop("postponed"), gettext_noop("queued"),
+    gettext_noop("running"), gettext_noop("parked"), gettext_noop("succeeded"),
+    gettext_noop("failed"), gettext_noop("not applicable"), gettext_noop("not_applicable"),
+    gettext_noop("ignored"), gettext_noop("cancelled"), gettext_noop("superseded"),
+    gettext_noop("pending"), gettext_noop("finished"), gettext_noop("paused"), gettext_noop("ok"),
+    gettext_noop("warning"), gettext_noop("error"), gettext_noop("idle"), gettext_noop("save"),
+    gettext_noop("write"), gettext_noop("sweep"), gettext_noop("backfill"), gettext_noop("code"),
+    gettext_noop("related"), gettext_noop("dependency"), gettext_noop("related row"),
+    gettext_noop("1h"), gettext_noop("24h"), gettext_noop("7d"), gettext_noop("30d"),
+    gettext_noop("pending rows"), gettext_noop("missing rows"), gettext_noop("changed rows"),
+    gettext_noop("failed rows"), gettext_noop("not_applicable rows"), gettext_noop("all rows"),
+    gettext_noop("all rows, again"),
+)  # fmt: skip
 
 
 #: Characters that act on a terminal instead of being shown, each with one that is shown instead.
@@ -49,12 +69,19 @@ def harmless(text: str) -> str:
 
 def number(value: int | None) -> str:
     """An integer with thousands separators, `98,765`; '' for None."""
-    return "" if value is None else f"{value:,}"
+    return "" if value is None else formats.number_format(value, force_grouping=True)
+
+
+def some_of(some: int, most: float) -> str:
+    """`3 of 8`; `3` if there is no most."""
+    if not most:
+        return number(some)
+    return _("%(some)s of %(all)s") % {"some": number(some), "all": number(int(most))}
 
 
 def in_words(name: str) -> str:
     """The name of a state as pages show it: `not applicable`."""
-    return name.replace("_", " ")
+    return _(name.replace("_", " "))
 
 
 def short_number(value: int) -> str:
@@ -81,35 +108,35 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "under 1 ms"
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else _("under 1 ms")
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{int(seconds)} s"
+        return f"{_decimal(seconds, 1)} s" if seconds < 9.95 else f"{int(seconds)} s"
     index = next(index for index, (_, size) in enumerate(_UNITS) if seconds >= size)
     (unit, size), (smaller, smaller_size) = _UNITS[index : index + 2]
     whole, rest = divmod(int(seconds), size)
     part = rest // smaller_size
-    return f"{whole} {unit} {part} {smaller}" if part else f"{whole} {unit}"
+    return f"{whole} {_(unit)} {part} {_(smaller)}" if part else f"{whole} {_(unit)}"
 
 
 def rate(per_second: float) -> str:
     """Runs a second, a minute or an hour, in the first unit that gives at least 1; '' for none."""
     if not per_second:
         return ""
-    for factor, unit in ((1, "s"), (60, "min"), (3_600, "h")):
+    for factor, words in ((1, _("%s runs/s")), (60, _("%s runs/min")), (3_600, _("%s runs/h"))):
         value = per_second * factor
         if value >= 1:
-            return f"{value:,.0f} runs/{unit}" if value >= 10 else f"{value:.1f} runs/{unit}"
-    return f"{per_second * 3_600:.2f} runs/h"
+            return words % (number(round(value)) if value >= 10 else _decimal(value, 1))
+    return words % _decimal(value, 2)
 
 
 def ago(when: dt.datetime) -> str:
     """The time since a moment, or until one: `3 min ago`, `in 2 h`, `now`."""
     seconds = (timezone.now() - when).total_seconds()
     if abs(seconds) < 1:
-        return "now"
+        return _("now")
     unit, size = next((unit, size) for unit, size in _UNITS if abs(seconds) >= size)
-    text = f"{int(abs(seconds) // size)} {unit}"
-    return f"{text} ago" if seconds > 0 else f"in {text}"
+    text = f"{int(abs(seconds) // size)} {_(unit)}"
+    return (_("%s ago") if seconds > 0 else _("in %s")) % text
 
 
 def moment(when: dt.datetime | None) -> str:
@@ -117,8 +144,9 @@ def moment(when: dt.datetime | None) -> str:
     if when is None:
         return ""
     if not timezone.is_aware(when):
-        return f"{when:%Y-%m-%d %H:%M:%S}"
-    return f"{timezone.localtime(when):%Y-%m-%d %H:%M:%S %Z}"
+        return dateformat.format(when, _("Y-m-d H:i:s"))
+    local = timezone.localtime(when)
+    return f"{dateformat.format(local, _('Y-m-d H:i:s'))} {local:%Z}"
 
 
 def schedule(value: Any) -> str:
@@ -127,10 +155,10 @@ def schedule(value: Any) -> str:
     A crontab that is none of these is quoted: `cron 0 3 1 * *`.
     """
     if value is None:
-        return "no sweeps"
+        return _("no sweeps")
     every = getattr(value, "run_every", value)
     if isinstance(every, dt.timedelta):
-        return f"every {duration(every.total_seconds())}"
+        return _("every %s") % duration(every.total_seconds())
     return _crontab(value) if hasattr(value, "_orig_minute") else str(value)
 
 
@@ -160,14 +188,18 @@ def _crontab(value: Any) -> str:
     names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
     minute, hour, *days = parts = [str(getattr(value, f"_orig_{name}")) for name in names]
     if parts[1:] == ["*"] * 4 and minute.startswith("*/"):
-        return f"every {minute[2:]} min"
+        return _("every %s") % f"{minute[2:]} min"
     if minute.isdigit() and hour.isdigit() and days[:2] == ["*", "*"]:
         time = f"{int(hour):02}:{int(minute):02}"
         if days[2] == "*":
-            return f"daily {time}"
+            return _("daily %s") % time
         if days[2] in tuple("01234567"):
-            return f"{_DAYS[int(days[2])]}s {time}"
+            return f"{_(_DAYS).split(',')[int(days[2]) % 7]} {time}"
     return f"cron {' '.join(parts)}"
+
+
+def _decimal(value: float, places: int) -> str:
+    return formats.number_format(f"{value:.{places}f}", force_grouping=True)
 
 
 def _ratio(one: str, other: str) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
+from django.utils import translation
 
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands import SUBCOMMANDS
@@ -54,7 +55,8 @@ class Command(BaseCommand):
         found = _find(options.get("subcommand"))
         if found is None or found.runs_despite_check_errors:
             options["skip_checks"] = True
-        return super().execute(*args, **options)
+        with translation.override("en"):  # a terminal, a script and a search engine read it
+            return super().execute(*args, **options)
 
     def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
         found = _find(subcommand)

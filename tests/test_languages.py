@@ -1,0 +1,217 @@
+"""The pages in other languages: nothing is left in English, and the catalogues are complete."""
+
+import ast
+import gettext
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import translation
+from django.utils.translation import trans_real
+
+import autorun
+from autorun.observe.explanation import explain
+from autorun.state import words
+from sample_app.models import Scan
+from tests import admin_walk, services
+from tests.browser import scenes
+from tests.test_command_line import typed
+
+LOCALES = Path(autorun.__file__).parent / "locale"
+LANGUAGES = ("de", "fr")
+#: Parts of a message that the catalogues keep: placeholders, and HTML.
+KEPT = re.compile(r"(%\(\w+\)[sr]|%[sr]|\{\w*\}|<[^>]+>)")
+#: Words that are data, or the same in all languages.
+DATA = re.compile(
+    r"""
+    sample_app[\w.]* | library\.\w+ | faultlab\.\w+ | [\w./-]*scans?[\w./-]* | celery@\S+
+    | (?:\w+\.)?\w+Error | django_celery_beat\S*
+    | \b(?:Autorun|CSV|JSON|Lines|UTC|MR|ada|root|ms|min)\b
+    | \b(?:Scan|Document|Anatomical|Preprocessing|Echo)s?\b
+    """,
+    re.VERBOSE,
+)
+#: Elements whose words are code or data; those of the doctor are the command line's.
+SILENT = ("script", "style", "code", "pre")
+SHOWN = ("aria-label", "title", "alt", "placeholder", "data-name", "data-autorun-stale")
+
+
+class Marked(gettext.NullTranslations):
+    """A language in which every translated text is in brackets."""
+
+    def gettext(self, message: str) -> str:
+        text = message.rpartition("\x04")[2]
+        if text.startswith("Y-m-d"):
+            return text
+        parts = KEPT.split(text)
+        return "".join(each if KEPT.fullmatch(each) or not each else f"⟦{each}⟧" for each in parts)
+
+    def ngettext(self, one: str, many: str, n: int) -> str:
+        return self.gettext(one if n == 1 else many)
+
+    def language(self) -> str:
+        return "en"
+
+    to_language = language
+
+
+class Words(HTMLParser):
+    """The words of autorun's part of a page that are in no brackets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.silent = 0
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        given = dict(attrs)
+        self.silent += tag in SILENT
+        if not self.silent:
+            for name in SHOWN:
+                self.handle_data(given.get(name) or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.silent -= tag in SILENT
+
+    def handle_data(self, data: str) -> None:
+        left = re.sub(r"⟦[^⟦⟧]*⟧", " ", data)
+        if not self.silent and re.search(r"[^\W\d_]{2}", DATA.sub(" ", left)):
+            self.found.append(" ".join(left.split()))
+
+
+def untranslated(html: str) -> list[str]:
+    main = html[html.index('<div class="ar">') : html.index("<!-- END Content -->")]
+    title = re.search("<title>(.*?)</title>", html, re.DOTALL)
+    messages = re.findall('<li class="(?:success|info|warning|error)">(.*?)</li>', html, re.DOTALL)
+    return [found for part in (main, title[1], *messages) for found in Words(part).found]
+
+
+@pytest.fixture
+def marked() -> Iterator[None]:
+    before = getattr(trans_real._active, "value", None)
+    trans_real._active.value = Marked()
+    yield
+    if before is None:
+        del trans_real._active.value
+    else:
+        trans_real._active.value = before
+
+
+@pytest.fixture
+def user(client: Client) -> Client:
+    client.force_login(scenes.add_user("root", is_superuser=True))
+    return client
+
+
+def pages(user: Client) -> Iterator[tuple[str, Any]]:
+    row = Scan.objects.earliest("pk").pk
+    from django.contrib import admin
+
+    for name, address in admin_walk.addresses(admin.site):
+        given = {"row": row} if name == "autorun_node_why" else {}
+        page = user.get(address, given)
+        if page.status_code == 200 and not page.streaming and '<div class="ar">' in page.text:
+            yield address, page
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_page_answers_in_a_language(language: str, user: Client) -> None:
+    scenes.few()
+
+    with translation.override(language):
+        found = [address for address, page in pages(user)]
+
+    assert len(found) > 10
+
+
+@pytest.mark.django_db
+def test_the_reasons_and_formats_are_of_the_language() -> None:
+    runner = scenes.few()
+    scan = Scan.objects.latest("pk")
+
+    with translation.override("de"):
+        german = str(explain(runner, scan))
+        assert words.number(98_765) == "98.765"
+        assert words.duration(2.13) == "2,1 s"
+        assert words.rate(1.5) == "1,5 Läufe/s"
+    with translation.override("fr"):
+        assert words.number(98_765) == "98\xa0765"
+
+    assert german.startswith("Scan Preprocessing v1.0 ist für diese Zeile nicht gelaufen")
+
+
+@pytest.mark.django_db
+def test_the_command_line_is_english(settings: Any) -> None:
+    scenes.few()
+    settings.LANGUAGE_CODE = "de"
+
+    with translation.override("de"):
+        told = typed("status")
+
+    assert "Overview" not in told
+    assert "failed" in told
+    assert "fehlgeschlagen" not in told
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_catalogue_is_complete_and_compiled(language: str) -> None:
+    folder = LOCALES / language / "LC_MESSAGES"
+    text = (folder / "django.po").read_text(encoding="utf-8")
+    with (folder / "django.mo").open("rb") as file:
+        compiled = gettext.GNUTranslations(file)._catalog
+
+    entries = [_entry(each) for each in text.split("\n\n")[1:]]
+
+    assert "fuzzy" not in text
+    assert not [one for one, _, texts in entries if not all(texts)]
+    for one, many, texts in entries:
+        keys = [one] if not many else [(one, place) for place in range(len(texts))]
+        assert [compiled[key] for key in keys] == texts, "run `make messages`"
+        for each in texts:
+            assert sorted(KEPT.findall(many or one)) == sorted(KEPT.findall(each))
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_the_catalogues_have_the_messages_of_the_code(tmp_path: Path) -> None:
+    if shutil.which("xgettext") is None:
+        missing = pytest.fail if services.are_required() else pytest.skip
+        missing("There is no xgettext: `apt-get install gettext`.")
+    shutil.copytree(LOCALES.parent, tmp_path / "autorun")
+    arguments = ("--all", "--no-location", "--no-wrap", "--no-obsolete", "--verbosity", "0")
+    command = [sys.executable, "-m", "django", "makemessages", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    subprocess.run(command, cwd=tmp_path / "autorun", env=environment, check=True)
+
+    for language in LANGUAGES:
+        path = Path("locale", language, "LC_MESSAGES", "django.po")
+        ours, found = (each / path for each in (LOCALES.parent, tmp_path / "autorun"))
+        lines = found.read_text(encoding="utf-8").splitlines()
+        kept = [each for each in lines if not each.startswith('"POT-Creation-Date')]
+        assert ours.read_text(encoding="utf-8").splitlines() == kept, "run `make messages`"
+
+
+def _entry(text: str) -> tuple[str, str, list[str]]:
+    """The message, its plural or '', and its translations in a paragraph of a catalogue."""
+    values: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        key, _, value = ("", "", line) if line.startswith('"') else line.partition(" ")
+        name = key or name
+        values[name] = values.get(name, "") + ast.literal_eval(value)
+    texts = [value for key, value in values.items() if key.startswith("msgstr")]
+    return values["msgid"], values.get("msgid_plural", ""), texts
