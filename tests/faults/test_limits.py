@@ -66,9 +66,9 @@ def test_the_share_of_a_dead_holder_comes_back_with_its_lease(lab: Lab):
     lab.runner.run()
     lab.until(lambda: lab.ledger.began(first.pk))
     worker.kill()
+    assert Chunk.objects.in_flight().count() == 1
 
     lab.start_worker()
-    assert Chunk.objects.in_flight().count() == 1
     lab.open_gate()
     lab.until_done(4)
 
