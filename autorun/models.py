@@ -187,6 +187,8 @@ class Chunk(Table):
     State: TypeAlias = ChunkState
     #: Its unfinished runs, in a queryset of chunks.
     RUNS_LEFT: ClassVar = F("size") - F("succeeded") - F("failed") - F("cancelled") - F("moved")
+    #: When its worker read it: whether a more urgent one was queued, and others of its node waited.
+    is_preceded = is_followed = False
 
     class Priority(models.IntegerChoices):
         BACKFILL = 0

@@ -1,5 +1,6 @@
 """Release of chunks: order and limits."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,7 @@ from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release, release_everywhere
 from autorun.dispatch.room import SPARE_CHUNKS, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
+from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.planning import batches
 from autorun.state.clock import new_chunk_id
@@ -589,3 +591,23 @@ def test_chunks_follow_their_runner_to_another_queue(documents, sent):
 
     assert {message.queue for message in sent} == {"new"}
     assert not Chunk.objects.filter(state=Chunk.State.QUEUED).exclude(queue="new").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chunk_takes_eleven_statements_if_others_wait(sent):
+    Document.objects.bulk_create(Document(title=f"title {n}") for n in range(12))
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        runner().backfill()
+        for at in range(3):  # what a process asks once, and the duration of runs
+            execute(sent[at].args[0])
+
+        with CaptureQueriesContext(connection) as captured:
+            execute(sent[3].args[0])
+
+    statements = [each["sql"] for each in captured]
+    counted = [
+        sql for sql in statements if not re.search(r"^(BEGIN|COMMIT)|SET .run_seconds. =", sql)
+    ]
+    # MariaDB has no UPDATE ... RETURNING, and is told apart how long a transaction may be idle.
+    assert len(counted) == (13 if connection.vendor == "mysql" else 11), counted

@@ -50,17 +50,25 @@ _IS_DUE = Q(state=Chunk.State.WAITING) & (Q(not_before=None) | Q(not_before__lte
 
 @dataclass(frozen=True)
 class Release:
-    """How many chunks were claimed, and whether the broker refused their messages."""
+    """The chunks that were claimed, and whether the broker refused their messages."""
 
-    chunks: int = 0
+    claimed: tuple[Chunk, ...] = ()
     was_refused: bool = False
 
+    @property
+    def chunks(self) -> int:
+        return len(self.claimed)
 
-def release(node_id: int) -> Release:
-    """Send what the node's limits allow, urgent chunks first, once the transaction commits."""
-    is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
-    startable = _unpaused(node_id).filter(_IS_DUE | is_held_up).order_by()
-    node_digest = startable.values_list("node__digest", flat=True).first()
+
+def release(node_id: int, node_digest: str | None = None) -> Release:
+    """Send what the node's limits allow, urgent chunks first, once the transaction commits.
+
+    Without a `node_digest`, a look for chunks that could start saves the lock if there are none.
+    """
+    if node_digest is None:
+        is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
+        startable = _unpaused(node_id).filter(_IS_DUE | is_held_up).order_by()
+        node_digest = startable.values_list("node__digest", flat=True).first()
     if node_digest is None:
         return Release()
     work = partial(_release, node_id, node_digest)
@@ -98,10 +106,17 @@ def _release_page(digests: Mapping[int, str]) -> int:
     return len(claimed) + each
 
 
-def release_after(chunk: Chunk) -> None:
-    """Release what the end of `chunk` makes room for, also at the nodes that share its limit."""
-    for node_id in nodes_sharing(chunk.runner, chunk.node_id):
-        release(node_id)
+def release_after(chunk: Chunk) -> set[int | None]:
+    """Release what the end of `chunk` makes room for, also at the nodes that share its limit.
+
+    Returns the batches of the released chunks.
+    """
+    known = {chunk.node_id: chunk.node.digest} if chunk.is_followed else {}
+    released = [
+        release(node_id, known.get(node_id))
+        for node_id in nodes_sharing(chunk.runner, chunk.node_id)
+    ]
+    return {each.batch_id for some in released for each in some.claimed}
 
 
 def _release(node_id: int, node_digest: str) -> Release:
@@ -132,7 +147,7 @@ def _release(node_id: int, node_digest: str) -> Release:
         )
     finally:
         refused = _send_on_commit(claimed)
-    return Release(len(claimed), bool(refused))
+    return Release(tuple(claimed), bool(refused))
 
 
 def _send_on_commit(claimed: Sequence[Chunk]) -> list[bool]:
@@ -268,7 +283,7 @@ def _fitting(due: QuerySet[Chunk], room: Room) -> Iterator[Chunk]:
         for chunk in page:
             if room.takes(chunk):
                 yield chunk
-            elif room.is_full():
+            elif room.is_full_after(chunk):
                 return
         if len(page) < size:
             return

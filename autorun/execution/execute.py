@@ -54,7 +54,7 @@ def execute(chunk_id: int) -> None:
     seconds = longest(chunk)
     deadline = math.inf if seconds is None else time.monotonic() + seconds + settings.LEASE
     skipped: list[int] = []  # a locked one stays queued
-    for _ in range(MOST_URGENT):
+    for _ in range(MOST_URGENT if chunk.is_preceded else 0):
         urgent = next_urgent(chunk, but=skipped)
         if urgent is None:
             break
@@ -87,8 +87,6 @@ def _execute_one(chunk: Chunk) -> None:
         return
     crash_point("start.leased")
     work_off(Work(lease, runner, analysis))
-    with _guarded(runner, "releasing more"):
-        release_after(chunk)
 
 
 def _requeue_or_park(chunk: Chunk, reason: str) -> None:
@@ -105,7 +103,7 @@ def _requeue_or_park(chunk: Chunk, reason: str) -> None:
 
 
 def work_off(work: Work) -> None:
-    """Execute the runs of a started chunk, and plan and measure what follows."""
+    """Execute the runs of a started chunk, and plan, measure and release what follows."""
     runner, chunk = work.runner, work.lease.chunk
     with probes.span("autorun.chunk") as span, Termination() as termination:
         span.note(runner=runner.label, chunk=chunk.pk, batch=chunk.batch_id or 0, size=chunk.size)
@@ -158,11 +156,17 @@ def _follow_up(work: Work) -> None:
         crash_point("finish.dependents")
     with _guarded(runner, "measuring its run time"):
         _measure(chunk.node, work.seconds)
+    released: set[int | None] = set()
+    with _guarded(runner, "releasing more"):
+        if chunk.publications:  # one that was never sent took no room
+            released = release_after(chunk)
     with _guarded(runner, "finishing its batch"):
         if chunk.batch_id is not None:
             if work.has_moved:
                 batches.cancel_moved(chunk.batch_id)
-            batches.finish_if_done(chunk.batch_id)
+            # The end of a chunk that was just released will look at the batch.
+            if chunk.batch_id not in released:
+                batches.finish_if_done(chunk.batch_id)
 
 
 @contextmanager

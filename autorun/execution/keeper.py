@@ -126,7 +126,6 @@ class Keeper:
         problem = "that it was cancelled" if self.work.body.stop else "its time limit, and failed"
         logger.error("%s: a run did not react to %s.", self._name(), problem)
         try:
-            self._release()
             self.work.announce()
             self.follow_up()
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import current_task
 from django.db import OperationalError
-from django.db.models import Expression, F, QuerySet
+from django.db.models import Exists, Expression, F, OuterRef, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
@@ -57,7 +57,11 @@ class Lease:
 
 def queued(chunk_id: int) -> Chunk | None:
     """The chunk with its node and batch; None if its message came late or twice."""
-    return _startable().filter(pk=chunk_id).first()
+    # Asked here, these two questions take no statement of their own.
+    urgent = _urgent(OuterRef("queue"), OuterRef("priority"))
+    waiting = Chunk.objects.waiting().of(OuterRef("node"))
+    chunk: Any = _with_node(_startable(Chunk.objects.filter(pk=chunk_id)))
+    return chunk.annotate(is_preceded=Exists(urgent), is_followed=Exists(waiting)).first()  # type: ignore[no-any-return]
 
 
 def start(chunk: Chunk) -> Lease | None:
@@ -112,10 +116,8 @@ def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
     The broker delivers in order: a saved row's message may wait behind a backfill's. So a worker
     does the most urgent work first, and the urgent chunk's own message then does nothing.
     """
-    if chunk.priority == max(Chunk.Priority):
-        return None
-    urgent = _startable().filter(queue=chunk.queue, priority__gt=chunk.priority)
-    return urgent.exclude(pk__in=but).order_by("-priority", "pk").first()
+    urgent = _urgent(chunk.queue, chunk.priority).exclude(pk__in=but)
+    return _with_node(urgent).order_by("-priority", "pk").first()
 
 
 def worker_name() -> str:
@@ -129,8 +131,15 @@ def _as_read(chunk: Chunk) -> QuerySet[Chunk]:
     return Chunk.objects.queued().filter(pk=chunk.pk, token=chunk.token)
 
 
-def _startable() -> QuerySet[Chunk]:
-    startable = Chunk.objects.queued().exclude(batch__state=Batch.State.CANCELLED)
+def _urgent(queue: Any, priority: Any) -> QuerySet[Chunk]:
+    return _startable(Chunk.objects.filter(queue=queue, priority__gt=priority))
+
+
+def _startable(chunks: ChunkQuerySet[Chunk]) -> QuerySet[Chunk]:
+    return chunks.queued().exclude(batch__state=Batch.State.CANCELLED)
+
+
+def _with_node(chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
     # Long columns that no worker reads.
     unwanted = ("node__folded_hours", "node__counted", "batch__scope")
-    return startable.select_related("node", "batch").defer(*unwanted)
+    return chunks.select_related("node", "batch").defer(*unwanted)

@@ -90,7 +90,7 @@ def repeated_on_conflict(
         try:
             with transaction.atomic(using=settings.DATABASE):
                 used = connection.connection
-                with bounded_idleness(connection) if holds_node else nullcontext():
+                with bounded_idleness(connection, from_lock=True) if holds_node else nullcontext():
                     return work()
         except (DatabaseError, InterfaceError) as error:
             is_over = attempt >= ATTEMPTS or (holds_node and has_waited(error))

@@ -20,6 +20,9 @@ LONGEST_IDLENESS = 2
 #: The key by which the context of a statement says that its limit is autorun's.
 IS_BOUNDED = "autorun_is_bounded"
 
+#: The attribute of a connection with the statement to be sent before the next one that locks.
+_WITH_LOCK = "_autorun_with_lock"
+
 _TAKES_LOCKS = re.compile(
     r"\s*(INSERT|UPDATE|DELETE|SELECT\b.*\bFOR (NO KEY )?UPDATE)\b", re.DOTALL
 )
@@ -32,9 +35,12 @@ def connect() -> None:
 
 @contextmanager
 def bounded_idleness(
-    connection: BaseDatabaseWrapper, seconds: int = LONGEST_IDLENESS
+    connection: BaseDatabaseWrapper, seconds: int = LONGEST_IDLENESS, *, from_lock: bool = False
 ) -> Iterator[None]:
-    """Have the server end this transaction if its process is frozen; entered in the transaction."""
+    """Have the server end this transaction if its process is frozen; entered in the transaction.
+
+    `from_lock` saves a statement if the server can be told by the first one that takes a lock.
+    """
     is_mariadb = connection.vendor == "mysql"
     with connection.cursor() as cursor:
         if is_mariadb:
@@ -44,10 +50,14 @@ def bounded_idleness(
             )
         elif connection.vendor == "postgresql":
             limit = f"idle_in_transaction_session_timeout = '{seconds:d}s'"
-            cursor.execute(f"SET LOCAL {limit}")
+            if from_lock and _takes_several(connection):
+                vars(connection)[_WITH_LOCK] = f"SET LOCAL {limit}; "
+            else:
+                cursor.execute(f"SET LOCAL {limit}")
     try:
         yield
     finally:
+        vars(connection).pop(_WITH_LOCK, None)
         if is_mariadb and connection.connection is not None:
             # Past Django, which sends nothing in a transaction that is to be rolled back.
             with connection.wrap_database_errors, connection.connection.cursor() as cursor:
@@ -92,17 +102,21 @@ def _on_postgresql(
     execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
 ) -> Any:
     connection = context["connection"]
-    # A cursor that binds its parameters on the server takes one statement only.
-    is_divisible = hasattr(connection.connection, "pgconn") and not (
-        connection.features.uses_server_side_binding
-    )
-    if not is_divisible or not _takes_locks(sql, many=many):
+    if not _takes_several(connection) or not _takes_locks(sql, many=many):
         return execute(sql, params, many, context)
-    limit = f"SET LOCAL lock_timeout = '{LONGEST_WAIT}s'"
-    bounded = f"{limit}; {sql}; SET LOCAL lock_timeout TO DEFAULT"
+    idleness = vars(connection).pop(_WITH_LOCK, "")
+    limits = f"{idleness}SET LOCAL lock_timeout = '{LONGEST_WAIT}s'"
+    bounded = f"{limits}; {sql}; SET LOCAL lock_timeout TO DEFAULT"
     result = execute(bounded, params, many, {**context, IS_BOUNDED: True})
-    context["cursor"].cursor.nextset()  # the result of the statement itself
+    for _ in limits.split(";"):
+        context["cursor"].cursor.nextset()  # to the result of the statement itself
     return result
+
+
+def _takes_several(connection: Any) -> bool:
+    """Whether several statements can be sent at once, as nothing binds parameters on the server."""
+    is_psycopg = hasattr(connection.connection, "pgconn")
+    return is_psycopg and not connection.features.uses_server_side_binding
 
 
 def _on_mariadb(
