@@ -293,17 +293,21 @@ class Termination:
             coroutines.interrupt(Interrupted())
 
 
+#: `signal.signal` without its enumerations, which take longer than all else of an alarm.
+_set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
+
+
 def _set_alarm(
     stop: Callable[[int, FrameType | None], Any], seconds: float, *, every: float
 ) -> Callable[[], None]:
     """Have `stop` called after `seconds`; return a function that restores the alarm of before."""
-    handler = signal.signal(signal.SIGALRM, stop)
+    handler = _set_handler(signal.SIGALRM, stop)
     began_at = time.monotonic()
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, every)
 
     def restore() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        _set_handler(signal.SIGALRM, handler)
         if left:
             # An outer alarm: a body may plan rows itself.
             passed = time.monotonic() - began_at

@@ -9,11 +9,11 @@ from __future__ import annotations
 import datetime as dt
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import PurePath
 from typing import Any
 from uuid import UUID
@@ -59,17 +59,27 @@ def of_one(annotation: Any) -> Any:
 
 
 def _check(value: Any, annotation: Any) -> None:
-    annotation = unwrapped(annotation)
+    _check_of(unwrapped(annotation))(value)
+
+
+@cache
+def _check_of(annotation: Any) -> Callable[[Any], None]:
+    """A check of values against the annotation; kept, since every run needs it."""
     if annotation in _SCALARS or _is_converted(annotation):
-        _check_scalar(value, annotation)
-        return
+        return partial(_check_scalar, annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        _check_union(value, annotation, arguments)
-    elif (members := _members(annotation)) is not None:
-        _check_members(value, annotation, members)
-    elif isinstance(kind := origin or annotation, type) and issubclass(kind, Collection):
-        _check_container(value, kind, annotation, arguments)
+        return partial(_check_union, annotation, arguments)
+    if isinstance(annotation, type) and (members := members_of(annotation)) is not None:
+        return partial(_check_members, annotation, members)
+    if isinstance(kind := origin or annotation, type) and issubclass(kind, Collection):
+        check = _check_mapping if issubclass(kind, Mapping) else _check_list
+        return partial(check, kind, annotation, arguments)
+    return _accept
+
+
+def _accept(_: Any) -> None:
+    """Compare nothing, if the annotation leaves the JSON open."""
 
 
 def _is_converted(annotation: Any) -> bool:
@@ -78,7 +88,7 @@ def _is_converted(annotation: Any) -> bool:
     return named or typing.get_origin(annotation) is typing.Literal
 
 
-def _check_scalar(value: Any, annotation: Any) -> None:
+def _check_scalar(annotation: Any, value: Any) -> None:
     if type(value) is annotation:
         return
     with suppress(Mismatch):
@@ -88,7 +98,7 @@ def _check_scalar(value: Any, annotation: Any) -> None:
     convert(value, annotation)
 
 
-def _check_union(value: Any, annotation: Any, members: tuple[Any, ...]) -> None:
+def _check_union(annotation: Any, members: tuple[Any, ...], value: Any) -> None:
     errors = []
     for member in members:
         # In the list of a batch, an exception takes the place of an output.
@@ -103,7 +113,7 @@ def _check_union(value: Any, annotation: Any, members: tuple[Any, ...]) -> None:
     raise next((each for each in errors if each.keys), None) or Mismatch(value, annotation)
 
 
-def _check_members(value: Any, annotation: Any, members: Mapping[str, Any]) -> None:
+def _check_members(annotation: Any, members: Mapping[str, Any], value: Any) -> None:
     if not isinstance(value, dict):
         raise Mismatch(value, annotation)
     required = getattr(annotation, "__required_keys__", members.keys())
@@ -117,13 +127,15 @@ def _check_members(value: Any, annotation: Any, members: Mapping[str, Any]) -> N
             _check_element(value[key], member, key)
 
 
-def _check_container(value: Any, kind: type, annotation: Any, arguments: tuple[Any, ...]) -> None:
-    if issubclass(kind, Mapping):
-        if not isinstance(value, dict):
-            raise Mismatch(value, annotation)
-        for key, each in value.items() if len(arguments) == 2 else ():
+def _check_mapping(_: type, annotation: Any, arguments: tuple[Any, ...], value: Any) -> None:
+    if not isinstance(value, dict):
+        raise Mismatch(value, annotation)
+    if len(arguments) == 2:
+        for key, each in value.items():
             _check_element(each, arguments[1], key)
-        return
+
+
+def _check_list(kind: type, annotation: Any, arguments: tuple[Any, ...], value: Any) -> None:
     if kind.__module__ not in ("builtins", "collections.abc", "collections"):
         return  # such as an array, whose JSON is a list or a number
     if not isinstance(value, list):
@@ -146,8 +158,3 @@ def _check_element(value: Any, annotation: Any, key: object) -> None:
     except Mismatch as error:
         error.keys.append(key)
         raise
-
-
-@cache
-def _members(annotation: Any) -> Mapping[str, Any] | None:
-    return members_of(annotation) if isinstance(annotation, type) else None

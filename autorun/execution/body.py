@@ -179,7 +179,7 @@ class Body:
             backoff=self._backoff,
             is_lasting=isinstance(error, ConfigurationError),
         )
-        return replace(failed, seconds=call.seconds_a_row)
+        return failed._replace(seconds=call.seconds_a_row)
 
     def _of_many(self, portions: Portions, call: Call, termination: Termination) -> list[Result]:
         results: list[Result] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from autorun.conf import settings
 from autorun.exceptions import RunTimeout
@@ -61,13 +60,13 @@ class Refusals:
         if isinstance(error, Exception) and has_waited(error):
             return _again(result, WAIT_FOR_LOCK)
         failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
-        return replace(result, status=Run.Status.FAILED, outputs=None, failure=failure)
+        return result._replace(status=Run.Status.FAILED, outputs=None, failure=failure)
 
 
 def _again(result: Result, seconds: float, *, reason: str = "") -> Result:
     """The success as a run to be repeated, which has used no attempt."""
-    unmade = replace(result, attempts=result.attempts - 1, outputs=None, seconds=None)
-    return replace(unmade, status=Run.Status.PENDING, again_in=seconds, reason=reason)
+    unmade = result._replace(attempts=result.attempts - 1, outputs=None, seconds=None)
+    return unmade._replace(status=Run.Status.PENDING, again_in=seconds, reason=reason)
 
 
 def _is_success(result: Result) -> bool:

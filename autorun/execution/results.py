@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet
@@ -36,8 +36,7 @@ class Lands(Protocol):
     def land(self, results: Sequence[Result]) -> None: ...
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How one run ended; if it is PENDING, it moves to another chunk that starts in `again_in` s.
 
     With a `reason`, that chunk is parked until then; `postponed_by` is the RetryLater that it waits
@@ -81,11 +80,11 @@ class Result:
         attempts = run.attempts + 1
         failed = cls(run.pk, Run.Status.FAILED, attempts, fingerprint, failure=failure)
         if runner is None:
-            return replace(failed, status=Run.Status.PENDING)
+            return failed._replace(status=Run.Status.PENDING)
         if attempts < runner.MAX_ATTEMPTS and not is_lasting:
             pause = backoff(runner, attempts)
-            return replace(failed, status=Run.Status.PENDING, again_in=pause)
-        return replace(failed, key=key_kind(runner.get_model()).of(run))
+            return failed._replace(status=Run.Status.PENDING, again_in=pause)
+        return failed._replace(key=key_kind(runner.get_model()).of(run))
 
     @classmethod
     def moved(cls, run: Run, **options: Any) -> Result:
@@ -94,10 +93,10 @@ class Result:
 
     def kept_pending(self, *, again_in: float, reason: str) -> Result:
         """The failure as one of a runner that is held up; a last attempt is given back."""
-        pending = replace(self, status=Run.Status.PENDING, again_in=again_in, reason=reason)
+        pending = self._replace(status=Run.Status.PENDING, again_in=again_in, reason=reason)
         if self.status == Run.Status.PENDING:
             return pending
-        return replace(pending, attempts=self.attempts - 1, failure=None)
+        return pending._replace(attempts=self.attempts - 1, failure=None)
 
 
 @dataclass(frozen=True)

@@ -345,7 +345,10 @@ def in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> Autorun
     return kind(f"{error.path(root)} {error.reason}.")
 
 
-_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# Of plain values, which have no circles.
+_dumps = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
 
 
 def _too_large(limit: int) -> str:
