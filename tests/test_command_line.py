@@ -999,6 +999,62 @@ def test_with_keys_of_no_row_alone_nothing_is_begun(name, runner):
     assert not Batch.objects.exists()
 
 
+@pytest.mark.parametrize("way", ["keys", "field", "standard input"])
+def test_touched_rows_run_again_though_nothing_in_the_database_changed(
+    way, documents, runner, monkeypatch
+):
+    runner.backfill()
+    work_off()
+    touched = documents[1:3]
+    keys, titles = [each.pk for each in touched], [each.title for each in touched]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(titles)))
+    named = {"keys": keys, "field": [*titles, "--field", "title"]}
+    arguments = named.get(way, ["-", "--field", "title"])
+
+    printed = typed("touch", "library.document", *arguments)
+    work_off()
+
+    assert re.fullmatch(rf"{LABEL}: batch \d+, 2 runs planned\.\n", printed)
+    again = Run.objects.filter(is_current=None).values_list("object_id", flat=True)
+    assert sorted(again) == sorted(keys)
+
+
+def test_touch_leaves_a_dependent_runner_to_the_one_that_it_waits_for(documents, runner):
+    after = declare(NAME="AfterRunner", TITLE="After", DEPENDS_ON=(LABEL,))
+    with installed(type(runner), after):
+        runner.backfill()
+        work_off()
+
+        (batch,) = typed_json("touch", "library.Document", documents[0].pk)
+        work_off()
+
+        assert batch["runner"] == LABEL
+        rows = Run.objects.of(after().get_node()).filter(object_id=documents[0].pk)
+        assert rows.count() == 2
+
+
+def test_touch_names_what_no_row_has_and_does_the_rest(documents, runner):
+    with pytest.raises(CommandError, match=r"^No library\.Document has the title no, none\.$"):
+        typed("touch", "library.Document", "none", documents[0].title, "no", "--field", "title")
+
+    assert Batch.objects.get().planned == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["library.Paper", "1"], "No runner processes 'library.Paper'. Models with runners: lib"),
+        (["library.Document", "1", "--field", "titel"], "--field titel: Document has no field"),
+        (["library.Document", "first"], "--field pk: .*must be an integer"),
+    ],
+)
+def test_what_touch_cannot_find_is_an_error_that_names_it(arguments, error, runner):
+    with pytest.raises(CommandError, match=error):
+        typed("touch", *arguments)
+
+    assert not Batch.objects.exists()
+
+
 def test_backfill_names_what_it_leaves_alone(documents, failing):
     typed("backfill", LABEL)
     work_off()

@@ -7,7 +7,7 @@ from autorun.management.subcommands.export import Export
 from autorun.management.subcommands.listings import Runs, Workers
 from autorun.management.subcommands.marking import Adopt, Ignore, Retry
 from autorun.management.subcommands.plan import Backfill, Plan
-from autorun.management.subcommands.run import RunPending, Sweep
+from autorun.management.subcommands.run import RunPending, Sweep, Touch
 from autorun.management.subcommands.status import Status
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.management.subcommands.sync import Prune, Sync
@@ -15,7 +15,7 @@ from autorun.management.subcommands.triggers import Triggers
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
     *(Status, Explain, Failures, Runs, Batches, Workers, Export, Compare, Doctor),
-    *(Plan, RunPending, Sweep, Backfill),
+    *(Plan, RunPending, Sweep, Backfill, Touch),
     *(Retry, Pause, Hold, Resume, Cancel, Adopt, Ignore),
     *(Sync, Triggers, Prune),
 )

@@ -1,23 +1,32 @@
-"""run and sweep: plan and start pending rows."""
+"""run, sweep and touch: plan and start rows that are pending, or that are said to have changed."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.management.base import CommandError
 
 from autorun.conf import settings
 from autorun.declare import console, registry
 from autorun.declare.base import Runner
+from autorun.declare.hooks import every_row
 from autorun.declare.nodes import find_node, node_of
 from autorun.dispatch.publishing import Message, publish
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
-from autorun.management.subcommands.subcommand import OnRows, Subcommand, chosen_runners
+from autorun.management.subcommands.subcommand import (
+    KEYS_PER_QUERY,
+    OnRows,
+    Subcommand,
+    chosen_runners,
+    requested_by,
+)
 from autorun.management.subcommands.terminal import Terminal
 from autorun.observe.new_versions import held
-from autorun.planning.on_demand import Swept, run_now, sweep_counting_undone
+from autorun.planning.on_demand import Swept, backfill_now, run_now, sweep_counting_undone
 from autorun.planning.scope import Scope
 from autorun.state.counts import progress
 from autorun.state.words import counted
@@ -128,3 +137,67 @@ class Sweep(Subcommand):
         )
         if failed:
             self.terminal.hint(f"Retry failed runs: manage.py autorun retry {label}")
+
+
+class Touch(Subcommand):
+    """Run rows again whose input has changed outside of the database, as that of a rewritten file.
+
+    All runners of the model run them. A runner that depends on another one follows its new success.
+    """
+
+    arguments = (
+        parsing.argument("model", metavar="MODEL", help="app_label.ModelName"),
+        parsing.argument(
+            "values",
+            metavar="PK",
+            nargs="+",
+            help="rows; - reads them from standard input, by line",
+        ),
+        parsing.argument("--field", default="pk", help="name rows by this field instead"),
+        parsing.FORMAT,
+    )
+
+    def handle(self, **options: Any) -> None:
+        model, field = options["model"], options["field"]
+        values = options["values"]
+        lines = sys.stdin.read().splitlines() if values == ["-"] else values
+        batches, unknown = [], set(lines)
+        for runner in _first_runners_of(model):
+            keys, absent = _keys_by(runner, field, lines)
+            unknown &= absent
+            if keys:
+                scope = Scope(pks=tuple(keys), force=True)
+                batch = backfill_now(runner, scope, requested_by=requested_by())
+                batches.append(as_json(batch))
+                planned = f"batch {batch.pk}, {counted(batch.planned, 'run')} planned."
+                self.terminal.say((runner.label, "bold"), f": {planned}")
+        self.terminal.json(batches)
+        if unknown:
+            raise CommandError(f"No {model} has the {field} {', '.join(sorted(unknown))}.")
+
+
+def _first_runners_of(model: str) -> list[Runner]:
+    """The runners of a model that wait for no other runner. Raises CommandError for none."""
+    runners = [each for each in registry.runners() if not each.depends_on]
+    found = [each for each in runners if each.get_model()._meta.label_lower == model.lower()]
+    if not found:
+        known = ", ".join(sorted({each.get_model()._meta.label for each in runners})) or "none"
+        raise CommandError(f"No runner processes {model!r}. Models with runners: {known}.")
+    return found
+
+
+def _keys_by(runner: Runner, name: str, lines: list[str]) -> tuple[list[Any], set[str]]:
+    """The keys of the rows with these values of a field, and the lines that no row has."""
+    options = runner.get_model()._meta
+    try:
+        field: Any = options.pk if name == "pk" else options.get_field(name)
+        wanted = {field.to_python(line): line for line in lines}
+    except (FieldDoesNotExist, AttributeError, ValidationError) as error:
+        raise CommandError(f"{options.label}, --field {name}: {error}") from error
+    keys, values = [], list(wanted)
+    for start in range(0, len(values), KEYS_PER_QUERY):
+        rows = every_row(runner).filter(**{f"{name}__in": values[start : start + KEYS_PER_QUERY]})
+        for pk, value in rows.values_list("pk", name):
+            keys.append(pk)
+            wanted.pop(value, None)
+    return keys, set(wanted.values())
