@@ -24,11 +24,12 @@ from autorun.declare import registry
 from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk
-from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
+from autorun.observe.activity import Activity, activity_by_node
 from autorun.observe.explanation import words_of_chunk
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
+from autorun.state.counts import stuck_nodes
 from autorun.state.origins import title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import duration, number, rate, some_of

@@ -22,11 +22,11 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, node_of
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
-from autorun.observe.activity import Activity, activity_by_node, stuck_nodes
+from autorun.observe.activity import Activity, activity_by_node
 from autorun.planning.counting import Count
 from autorun.planning.pending import stale
 from autorun.state import words
-from autorun.state.counts import Progress, progress_by_node
+from autorun.state.counts import Progress, progress_and_stuck
 from autorun.state.origins import name_of_batch
 from autorun.state.words import duration, in_words, number, rate
 from autorun.triggers.on_schedule import SWEEP_NAME
@@ -268,9 +268,11 @@ def card_of(runner: Runner, progresses: Mapping[Node, Progress] | None = None) -
 
 
 def progresses_of(nodes: Iterable[Node]) -> dict[Node, Progress]:
-    """The progress of each node, in their order; one query."""
+    """The progress of each node, in their order, which says whether it `is_stuck`; one query."""
     found = list(nodes)
-    progresses = progress_by_node(found)
+    progresses, stuck = progress_and_stuck(found)
+    for node in found:
+        node.is_stuck = node.pk in stuck  # type: ignore[attr-defined]
     return {node: progresses.get(node.pk, Progress()) for node in found}
 
 
@@ -326,7 +328,6 @@ def _cards(
     nodes = {node.digest: node for node in progresses}
     activities = activity_by_node(progresses)
     sweeps = next_sweeps(runners)
-    stuck = stuck_nodes(node.pk for node in progresses)
     found = []
     for runner, (digest, error) in zip(runners, digests, strict=True):
         card = Card(runner, sweeps[runner.label], error=error)
@@ -337,7 +338,7 @@ def _cards(
                 progress=progresses[node],
                 activity=activities[node.pk],
                 counted=Counted.read(node.counted, progresses[node]),
-                is_stuck=node.pk in stuck,
+                is_stuck=node.is_stuck,  # type: ignore[attr-defined]
             )
         found.append(card)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.db.models import Exists
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
@@ -32,6 +33,7 @@ from autorun.declare.nodes import digest_of, nodes_over
 from autorun.exceptions import AutorunError
 from autorun.models import Node
 from autorun.observe.comparison import Comparison, compare_nodes
+from autorun.observe.edits import other_code
 from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.new_versions import about_version, is_new
 from autorun.observe.records import Records
@@ -164,7 +166,7 @@ def versions_of(runner: Runner) -> list[Node]:
         return []
     others = {digest_or_problem(other)[0] for other in registry.runners()}
     nodes = nodes_over(runner.get_model()).filter(title=title)
-    nodes = nodes.annotate(is_new=is_new(runner.label))
+    nodes = nodes.annotate(is_new=is_new(runner.label), has_other_code=Exists(other_code(runner)))
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
 
 

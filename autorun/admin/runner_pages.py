@@ -195,7 +195,7 @@ class NodeAdmin(ShowingResults):
             batches=batch_lines(batches),
             facts=_facts(runner),
             news=News.of(runner, now, versions, card.next_sweep.at),
-            edits=edits([runner]),
+            edits=edits([runner] if now and now.has_other_code else []),  # type: ignore[attr-defined]
             held_up=[
                 (each.what, time_since(each.since), each.reason, time_since(each.next_try))
                 for each in held_up(label)

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Count, IntegerField, Q, QuerySet, Sum, Value
+from django.db.models import Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, TruncHour
 from django.utils import timezone
 
-from autorun.models import Batch, Chunk, Node
-from autorun.state.clock import DatabaseNow, from_now
+from autorun.models import Chunk, Node
+from autorun.state.clock import DatabaseNow
 from autorun.upkeep.folding import hour_of
 
 HOURS = 24
@@ -20,8 +20,6 @@ STARTED = (Chunk.State.RUNNING, Chunk.State.FINISHED)
 LAST_SECONDS = 60.0
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
-#: Work that no worker has started or continued for this long counts as stuck.
-STUCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,23 +56,6 @@ class Activity:
         if self.per_second_at_work:
             seconds.append(1 / self.per_second_at_work)
         return runs * min(seconds) if seconds else None
-
-
-def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
-    """The nodes whose tasks have been queued for long while no worker is at work on them.
-
-    That is, no worker runs a chunk of theirs, or none goes on planning a batch. One query.
-    """
-    ids = list(node_ids)
-    long_ago = from_now(-STUCK_SECONDS)
-    is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
-    is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
-    is_left |= Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
-    chunks: Any = Chunk.objects.filter(is_held | is_left, node__in=ids).order_by()
-    batches: Any = Batch.objects.unplanned().filter(expires_at__lte=long_ago, node__in=ids)
-    found = chunks.values_list("node_id").annotate(held=Count("pk", filter=is_held))
-    left = batches.values_list("node_id", Value(0, IntegerField()))
-    return {pk for pk, held in found.union(left, all=True) if not held}
 
 
 def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from django.db.models import OuterRef, QuerySet
 from django.utils.translation import gettext as _
 
 from autorun.analysis import Analysis
@@ -44,6 +45,12 @@ class Edit:
             )
             % self.label
         )
+
+
+def other_code(runner: Runner) -> QuerySet[Build]:
+    """The builds of the outer query's node by other code than the runner's function has now."""
+    present = code_digest(runner.get_analysis().function)
+    return Build.objects.filter(node=OuterRef("pk")).exclude(code__in=["", present])
 
 
 def edits(runners: Iterable[Runner]) -> Iterator[Edit]:

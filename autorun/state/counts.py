@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any
 
-from django.db.models import Case, F, Q, Sum, Value, When
+from django.db.models import Case, Count, F, Q, Sum, Value, When
 
 from autorun.models import Batch, Chunk, Node, Run
+from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import UNFINISHED, ChunkQuerySet
 
 #: Chunks whose runs wait because their body has raised RetryLater.
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
+#: Work that no worker has started or continued for this long counts as stuck.
+STUCK_SECONDS = 30.0
+#: In place of a state of chunks: the row tells whether a worker is at a node's work.
+WITH_WORK = -1
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,39 @@ def progress(node: Node) -> Progress:
 
 def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     """The runs of each node by state; one query, so that no chunk is folded in between."""
+    return progress_and_stuck(nodes)[0]
+
+
+def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
+    """The nodes whose tasks have been queued for long while no worker is at work on them.
+
+    That is, no worker runs a chunk of theirs, or none goes on planning a batch. One query.
+    """
+    chunks, batches = _with_work(list(node_ids))
+    return {pk for pk, _, held, *_ in chunks.union(batches, all=True) if not held}
+
+
+def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
+    """Each node with work, from its chunks and its batches: whether a worker is at it.
+
+    The columns are as many as those of `progress_and_stuck`, with WITH_WORK as the state.
+    """
+    long_ago = from_now(-STUCK_SECONDS)
+    is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
+    is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
+    is_left |= Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
+    chunks: Any = Chunk.objects.filter(is_held | is_left, node__in=node_ids).order_by()
+    batches: Any = Batch.objects.unplanned().filter(expires_at__lte=long_ago, node__in=node_ids)
+    zeros = {f"zero_{place}": Value(0) for place in range(5)}
+    started = ("node_id", Value(WITH_WORK))
+    return (
+        chunks.values_list(*started).annotate(held=Count("pk", filter=is_held), **zeros),
+        batches.values_list(*started, Value(0), *zeros.values()).order_by(),
+    )
+
+
+def progress_and_stuck(nodes: Iterable[Node]) -> tuple[dict[int, Progress], set[int]]:
+    """`progress_by_node` and `stuck_nodes` in one query."""
     ids = [node.pk for node in nodes]
     chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()
     open_counts = chunks.values_list("node_id", "state").annotate(
@@ -89,14 +127,19 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
         "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0), Value(0)
     )
     sums: dict[int, Counter[str]] = {}
-    for pk, state, *numbers in open_counts.order_by().union(folded_counts.order_by(), all=True):
+    stuck: set[int] = set()
+    more = (folded_counts.order_by(), *_with_work(ids))
+    for pk, state, *numbers in open_counts.order_by().union(*more, all=True):
+        if state == WITH_WORK:
+            stuck |= set() if numbers[0] else {pk}
+            continue
         good, bad, cancelled, apart, postponed, left = map(int, numbers)
         found = {"succeeded": good, "failed": bad, "ignored": cancelled - apart}
         found |= {"not_applicable": apart, "postponed": postponed}
         if state in _UNFINISHED:
             found[_UNFINISHED[state]] = left - postponed
         sums.setdefault(pk, Counter()).update(found)
-    return {pk: Progress(**counts) for pk, counts in sums.items()}
+    return {pk: Progress(**counts) for pk, counts in sums.items()}, stuck
 
 
 #: The state of a chunk's unfinished runs, by the state of the chunk.

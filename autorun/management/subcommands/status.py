@@ -19,14 +19,13 @@ from autorun.management.subcommands.parsing import FORMAT, argument, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
-from autorun.observe.activity import stuck_nodes
 from autorun.observe.edits import edits
 from autorun.observe.glance import at_a_glance
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import about_version, is_new
 from autorun.planning.pending import pending, stale
-from autorun.state.counts import Progress, progress
+from autorun.state.counts import Progress, progress, stuck_nodes
 from autorun.state.words import ago, because, duration, schedule, short_number
 
 BAR_WIDTH = 16
