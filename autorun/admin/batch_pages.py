@@ -14,9 +14,11 @@ from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
+from autorun.admin.mixin import runners_of
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import open_runs
+from autorun.admin.selections import model_of
 from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
 from autorun.conf import settings
 from autorun.control.interventions import stop_running
@@ -125,8 +127,17 @@ class BatchAdmin(PageAdmin):
 
     @page("backfill/")
     def choose(self, request: HttpRequest) -> HttpResponse:
-        require(request, Permission.BACKFILL)
-        return self.render(request, "choose", _("New backfill"), cards=cards())
+        """The runners, or those of the rows that were ticked on their model's own page."""
+        token = read_text(request.GET, "selection")
+        require(request, Permission.START if token else Permission.BACKFILL)
+        found, query = cards(), ""
+        if token:
+            if (model := model_of(request, token)) is None:
+                return self._start_over(request)
+            labels = {runner.label for runner in runners_of(model)}
+            found = [card for card in found if card.runner.label in labels]
+            query = "?" + urlencode({"selection": token, "only": "all"})
+        return self.render(request, "choose", _("New backfill"), cards=found, query=query)
 
     @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:

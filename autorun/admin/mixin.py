@@ -5,10 +5,11 @@ class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):
     ...
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -41,7 +42,7 @@ from autorun.planning.counting import Found, find_pending
 from autorun.planning.pending import pending
 from autorun.state.keys import key_kind
 from autorun.state.managers import RETIRED
-from autorun.state.words import number
+from autorun.state.words import in_words, number
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -55,22 +56,36 @@ SHOWS_RESULTS = "_autorun_shows_results"
 #: Seconds after which the pending rows found so far are shown.
 LOOKING_SECONDS = 0.5
 MOST_RUNS = 20
+#: Runners with a column and an action each.
+MOST_COLUMNS = 3
+#: States in the order of the merged column, before all others.
+MERGED = ("failed", "parked", "running", "queued", "waiting", "succeeded")
 #: Keys that are stored: of ticked rows, and of rows found to be pending.
 MOST_KEYS = 1_000
 
 
 class AutorunAdminMixin(ModelAdmin):
-    """Adds a status column, a filter, the action "Run on selected", and a row's runs."""
+    """Adds the runners' states, a filter, the action "Run on selected", and a row's runs.
+
+    `autorun_runners` are the classes or labels of the runners that the list is about, by default
+    all of the model. More than MOST_COLUMNS of them share one column and one action.
+    """
+
+    autorun_runners: ClassVar[Sequence[type[Runner] | str] | None] = None
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         columns: list[Any] = list(super().get_list_display(request))
         if _may_view(request):
-            columns += [_Status(runner, self.admin_site) for runner in runners_of(self.model)]
+            columns += self._columns(runners_shown(self))
         return columns
+
+    def _columns(self, runners: Sequence[Runner]) -> list[Any]:
+        found = [_Status(runner, self.admin_site) for runner in runners]
+        return found if len(found) <= MOST_COLUMNS else [_Merged(found)]
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
         filters = list(super().get_list_filter(request))
-        if _may_view(request) and runners_of(self.model):
+        if _may_view(request) and runners_shown(self):
             filters.append(StatusFilter)
         return filters
 
@@ -81,9 +96,16 @@ class AutorunAdminMixin(ModelAdmin):
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         actions: dict[str, Any] = super().get_actions(request)
         if request.user.has_perm(Permission.START) and _may_view(request):
-            for runner in runners_of(self.model):
-                if not address_of(self.admin_site, "batch_prepare", runner.label):
-                    continue
+            runners = [
+                runner
+                for runner in runners_shown(self)
+                if address_of(self.admin_site, "batch_prepare", runner.label)
+            ]
+            if len(runners) > MOST_COLUMNS:
+                title = _("Run one of autorun's runners on selected")
+                actions["autorun_run"] = (_run_on(""), "autorun_run", title)
+                return actions
+            for runner in runners:
                 name = f"autorun_run__{runner.label}"
                 title = _("Run %s on selected") % name_of_runner(runner)
                 actions[name] = (_run_on(runner.label), name, title)
@@ -179,6 +201,31 @@ class _Status:
         return render_to_string("autorun/row_status.html", context)
 
 
+class _Merged:
+    """One column for many runners: how many of them have the row in which state, worst first."""
+
+    short_description = "Autorun"
+    __name__ = "autorun_runs_of_all"
+
+    def __init__(self, columns: Sequence[_Status]) -> None:
+        self.columns = columns
+
+    def __call__(self, instance: Any) -> SafeString:
+        states = Counter(
+            column.states.get(instance.pk, ("no_run", None))[0] for column in self.columns
+        )
+        order = [*MERGED, *sorted(states.keys() - set(MERGED))]
+        without = _("%(number)s without a run")
+        found = [
+            (state, f"{states[state]} {in_words(state)}")
+            if state != "no_run"
+            else ("", without % {"number": states[state]})
+            for state in order
+            if states[state]
+        ]
+        return render_to_string("autorun/row_states.html", {"states": found})
+
+
 class StatusFilter(admin.SimpleListFilter):
     """Rows that are pending, failed or done for one of the model's runners."""
 
@@ -211,15 +258,22 @@ class StatusFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         states = {"pending": _("pending"), "failed": _("failed"), "succeeded": _("up to date")}
         told = _("%(state)s for %(runner)s")
+        runners = runners_shown(model_admin)
+        if len(runners) > MOST_COLUMNS:
+            label = (self.value() or "").partition(":")[2]
+            chosen = [runner for runner in runners if runner.label == label]
+            if not chosen:  # first the runner, then the state
+                return [(f":{runner.label}", name_of_runner(runner)) for runner in runners]
+            runners, states = chosen, {"": _("all rows"), **states}
         return [
             (f"{state}:{runner.label}", told % {"state": words, "runner": name_of_runner(runner)})
-            for runner in runners_of(model_admin.model)
+            for runner in runners
             for state, words in states.items()
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         state, runner = self.chosen()
-        if runner is None:
+        if runner is None or not state:
             return queryset
         is_pending = state == "pending"
         if is_pending and getattr(request, DEFERS, False):
@@ -272,7 +326,9 @@ class _WithStatus(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
+        merged = [each.columns for each in self.list_display if isinstance(each, _Merged)]
         columns = [each for each in self.list_display if isinstance(each, _Status)]
+        columns += chain.from_iterable(merged)
         if not columns:
             return
         nodes: dict[_Status, int] = {}
@@ -319,6 +375,21 @@ def runners_of(model: type[Any]) -> list[Runner]:
             if runner.get_model()._meta.concrete_model is concrete:
                 found.append(runner)
     return found
+
+
+def runners_shown(model_admin: Any) -> list[Runner]:
+    """The runners that the list of the model's own admin is about.
+
+    Raises NotRegistered for a label that no runner has.
+    """
+    found, chosen = runners_of(model_admin.model), model_admin.autorun_runners
+    if chosen is None:
+        return found
+    labels = [each if isinstance(each, str) else each.get_label() for each in chosen]
+    by_label = {runner.label: runner for runner in found}
+    for label in labels:
+        registry.get(label)
+    return [by_label[label] for label in labels if label in by_label]
 
 
 def address_of(site: admin.AdminSite, page: str, *args: Any) -> str:
@@ -379,7 +450,8 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
                 messages.error(request, told % number(MOST_KEYS))
                 return None
         token = keep(request, ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys))
-        address = address_of(model_admin.admin_site, "batch_prepare", label)
+        page = ("batch_prepare", label) if label else ("batch_choose",)
+        address = address_of(model_admin.admin_site, *page)
         return HttpResponseRedirect(f"{address}?selection={token}&only=all")
 
     return run_on_selected

@@ -197,6 +197,12 @@ def keep(request: HttpRequest, chosen: ChosenRows) -> str:
     return token
 
 
+def model_of(request: HttpRequest, token: str) -> type[Model] | None:
+    """The model of the rows that were chosen with that token; None if the session has none."""
+    written = request.session.get(SESSION_KEY, {}).get(token)
+    return None if written is None else ChosenRows(**written).get_model()
+
+
 def find(request: HttpRequest, token: str, runner: Runner) -> ChosenRows | None:
     """The rows for `runner` that were chosen with that token; None if the session has none.
 
