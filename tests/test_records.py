@@ -16,12 +16,12 @@ from django.contrib import admin
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.http import HttpRequest
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from autorun.models import Run
-from autorun.observe import records
+from autorun.observe import formats, records
 from autorun.observe.formats import as_text
 from autorun.observe.records import OWN, Records
 from autorun.runner import QuerySetRunner
@@ -287,6 +287,20 @@ class TestDownload:
         assert self.get(client, "parquet").status_code == 404
         page = client.get(reverse("admin:autorun_node_runner", args=[LABEL])).content.decode()
         assert reverse("admin:autorun_node_export", args=[LABEL, "csv"]) in page
+
+    def test_under_asgi_they_are_read_piece_by_piece(
+        self, scans: QuerySetRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(formats, "_RECORDS_AT_ONCE", 1)
+        client = AsyncClient()
+        client.force_login(scenes.add_user("reader", "view_run", "view_payload", "view_scan"))
+
+        async def pieces() -> list[bytes]:
+            response = await client.get(reverse("admin:autorun_node_export", args=[LABEL, "jsonl"]))
+            assert response.is_async
+            return [each async for each in response]
+
+        assert [json.loads(each)["said"] for each in async_to_sync(pieces)()] == ["a", "b"]
 
     def test_they_take_the_permission_to_see_payloads_and_the_model(
         self, scans: QuerySetRunner

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Exists
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -154,8 +156,15 @@ class ShowingResults(PageAdmin):
             "Content-Disposition": f'attachment; filename="{label}.{form}"',
             "X-Content-Type-Options": "nosniff",
         }
-        stream = chain([first], lines)
+        pieces = chain([first], lines)
+        stream = _without_blocking(pieces) if isinstance(request, ASGIRequest) else pieces
         return StreamingHttpResponse(stream, content_type=TEXTS[form], headers=headers)
+
+
+async def _without_blocking(pieces: Iterator[str]) -> AsyncIterator[str]:
+    """The pieces one by one: under ASGI, Django would collect them all before it sends any."""
+    while piece := await sync_to_async(lambda: next(pieces, ""))():
+        yield piece
 
 
 def versions_of(runner: Runner) -> list[Node]:
