@@ -623,3 +623,16 @@ def has_somebody_waiting() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1 FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
         return cursor.fetchone() is not None
+
+
+def test_rows_that_others_plan_again_and_again_are_left_pending(documents, monkeypatch, caplog):
+    numbers = itertools.count(1)
+    # As if another process planned a row before each insert, and the row changed after it.
+    monkeypatch.setattr(statements, "insert", lambda *args, **options: 0)
+    monkeypatch.setattr(
+        statements, "count", lambda *args, **options: statements.Counts(next(numbers), missing=1)
+    )
+    with installed(runner_class := declare()):
+        assert runner_class().run().planned == 0
+
+    assert "some rows change too fast" in caplog.text

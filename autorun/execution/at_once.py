@@ -25,10 +25,10 @@ from autorun.planning.candidates import (
 from autorun.planning.damping import FREE
 from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
-from autorun.planning.statements import Redo, supersede
+from autorun.planning.statements import IS_BEHIND, Redo, supersede
 from autorun.planning.windows import whole
 from autorun.state import probes
-from autorun.state.clock import MINUTE_AGO_SQL, DatabaseNow, new_chunk_id
+from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL, DatabaseNow, new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
 from autorun.state.logs import get_logger
@@ -127,8 +127,11 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
     name, runs = row_of_candidate("p", candidates.kind), table(Run, connection)
+    now, chunks = NOW_SQL[connection.vendor], table(Chunk, connection)
+    is_behind = IS_BEHIND.format(now=now, chunks=chunks, priority=Chunk.Priority.LIVE)
     sql = (
-        f"SELECT d.k, d.f, r.id, r.fingerprint = d.f, "
+        # A run that waits behind others is not done: planning the usual way brings it forward.
+        f"SELECT d.k, d.f, r.id, CASE WHEN {is_behind} THEN FALSE ELSE r.fingerprint = d.f END, "
         # A run that was executed has waited for earlier ones of its row: these are read only if the
         # row has changed soon after it, and planning might have it wait. There may be very many.
         f"CASE WHEN r.status = {Run.Status.PENDING:d} THEN TRUE "

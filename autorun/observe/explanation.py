@@ -233,6 +233,11 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
         (limit,) = limits_in_use([runner.LIMIT])
         return "waiting", _("Waiting for the limit %s") % limit
     told = _("Planned, and waiting until fewer runs of %s are in flight")
+    if run.chunk.priority == Chunk.Priority.LIVE:
+        told = _(
+            "Planned ahead of sweeps and backfills, "
+            "and waiting until fewer runs of %s are in flight"
+        )
     return "waiting", told % _title(runner)
 
 

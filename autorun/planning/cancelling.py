@@ -6,7 +6,7 @@ cost nothing.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from django.db.models import F, Max, OuterRef, QuerySet, Subquery
 
@@ -25,14 +25,19 @@ def cancel_unstarted(
     Returns how many. To be called in a transaction.
     """
     node_of, number = _cancel(chunks.unstarted(), run_ids)
+    finish_emptied(node_of)
+    return number
+
+
+def finish_emptied(chunk_ids: Iterable[int]) -> None:
+    """Finish those of the chunks, which no worker executes, that have no run left."""
     emptied = Chunk.objects.filter(
-        pk__in=list(node_of), size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
+        pk__in=list(chunk_ids), size=F("succeeded") + F("failed") + F("cancelled") + F("moved")
     )
     # A message that has been sent finds another token and does nothing.
     emptied.update(
         state=Chunk.State.FINISHED, token=F("token") + 1, finished_at=DatabaseNow(), expires_at=None
     )
-    return number
 
 
 def cancel_started(chunks: ChunkQuerySet[Chunk], *, run_ids: Collection[int]) -> int:

@@ -13,7 +13,7 @@ from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Node, Run
-from autorun.planning import damping, statements
+from autorun.planning import damping, overtaking, statements
 from autorun.planning.candidates import Candidates, candidates_of
 from autorun.planning.outcome import Outcome
 from autorun.planning.rows import Row
@@ -23,9 +23,14 @@ from autorun.planning.windows import Window
 from autorun.state.clock import new_chunk_id
 from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
+from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict
 
+logger = get_logger(__name__)
+
+#: How often the rows of a window are counted and planned if other processes plan some of them.
+MOST_ROUNDS = 10
 #: Triggers of batches that a hold stops.
 AUTOMATIC = (Batch.Trigger.SWEEP, Batch.Trigger.RELATED, Batch.Trigger.WRITE)
 
@@ -60,12 +65,14 @@ class Planner:
     ) -> Outcome:
         """Record runs for the pending rows of `window`, at most `limit`.
 
-        If there are any, `also` is called with the outcome in the transaction that records them.
+        Without a batch, runs that wait with a lower priority get this one and count as planned. If
+        there are any, `also` is called with the outcome in the transaction that records them.
         """
         found = self._count(window.candidates)
         expected = _expected(found, window)
         is_held = found.is_held and self._is_automatic
-        if is_held or limit == 0 or not (expected.planned or expected.unprepared):
+        is_nothing = not (expected.planned or expected.unprepared or found.behind)
+        if is_held or limit == 0 or is_nothing:
             return replace(expected, planned=0)
 
         def attempt() -> Outcome:
@@ -95,21 +102,60 @@ class Planner:
         if candidates is None:
             held = Node.objects.filter(pk=self.node_id).exclude(held_at=None)
             return Counts(is_held=self._is_automatic and held.exists())
-        return statements.count(candidates, self.selection, counts_undone=self.counts_undone)
+        return statements.count(
+            candidates,
+            self.selection,
+            counts_undone=self.counts_undone,
+            priority=self.priority if self.batch is None else None,
+        )
 
     def _record(self, window: Window, found: Counts, *, limit: int | None) -> int:
         planned = 0
         if window.candidates is not None:
-            planned = self._insert(window.candidates, found, new_chunk_id(), limit=limit)
+            if found.behind:
+                planned = self._overtake(window.candidates, found)
+            planned += self._insert(window.candidates, found, new_chunk_id(), limit=limit)
         if window.unprepared:
             self._fail(window.unprepared)
         return planned
 
+    def _overtake(self, candidates: Candidates, found: Counts) -> int:
+        first_chunk = new_chunk_id()
+        run_ids = statements.behind(candidates, self.priority)
+        moved = overtaking.move(run_ids, first_chunk=first_chunk, size=self._size(found))
+        if moved:
+            self._create_chunks(first_chunk, {}, is_empty=False)
+        return moved
+
     def _insert(
         self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
     ) -> int:
-        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on."""
-        size = 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
+        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on.
+
+        Meanwhile another process may make a run of such a row, or cancel one, so that an earlier
+        result is current again. That one may be for another input than the row's, so the rows are
+        counted and planned once more. After MOST_ROUNDS the rest stays pending.
+        """
+        total = 0
+        for _ in range(MOST_ROUNDS):
+            left = None if limit is None else limit - total
+            inserted = self._insert_once(candidates, found, first_chunk, limit=left)
+            total += inserted
+            expected = found.redo + found.missing
+            if inserted >= (expected if left is None else min(expected, left)):
+                break
+            now = self._count(candidates)
+            if not found.redo and now == found:
+                break
+            found, first_chunk = now, new_chunk_id()
+        else:
+            logger.warning("%s: some rows change too fast to be planned now.", self.runner.label)
+        return total
+
+    def _insert_once(
+        self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
+    ) -> int:
+        size = self._size(found)
         insert = partial(
             statements.insert, size=size, status=self.status, outputs_from=self.outputs_from
         )
@@ -131,15 +177,10 @@ class Planner:
         crash_point("plan.inserted")
         self._create_chunks(first_chunk, superseded, is_empty=not inserted)
         crash_point("plan.chunked")
-        inserted += damped
-        if inserted < len(redo) + min(found.missing, found.missing if left is None else left):
-            # Meanwhile another process made a run of such a row, or cancelled one, so that an
-            # earlier result is current again. That one may be for another input than the row's.
-            left = None if limit is None else limit - inserted
-            now = self._count(candidates)
-            if redo or now != found:
-                inserted += self._insert(candidates, now, new_chunk_id(), limit=left)
-        return inserted
+        return inserted + damped
+
+    def _size(self, found: Counts) -> int:
+        return 1 if found.candidates == 1 else chunk_size(self.runner, self.node_id)
 
     def _insert_again(
         self, insert: Callable[..., int], redo: Sequence[Redo], first_chunk: int

@@ -36,6 +36,13 @@ from autorun.state.sql import (
     whole_quotient,
 )
 
+#: Run `r` waits, and may start now, in a chunk of a lower priority. Looked up for each run, as the
+#: set of all waiting chunks may be large.
+IS_BEHIND = (
+    f"r.status = {Run.Status.PENDING:d} AND (SELECT c.priority FROM {{chunks}} AS c "
+    f"WHERE c.id = r.chunk_id AND c.state = {Chunk.State.WAITING:d} "
+    "AND (c.not_before IS NULL OR c.not_before <= {now})) < {priority:d}"
+)
 #: From so many rows on, a savepoint costs less than handling a possible conflict at every row.
 WORTH_A_SAVEPOINT = 1_000
 
@@ -44,9 +51,10 @@ WORTH_A_SAVEPOINT = 1_000
 class Counts:
     """Numbers of candidates: all, those without a current run, those whose run is to be redone.
 
-    On request, `failed` have no attempts left for the same input, and `under_way` an unfinished run
-    for it. `to_redo` are keys and fingerprints, if the database can list them while it counts. The
-    node `is_held` if only a person or code that asks for its rows may plan them.
+    On request, `failed` have no attempts left for the same input, `under_way` an unfinished run for
+    it, and `behind` one that waits with a lower priority. `to_redo` are keys and fingerprints, if
+    the database can list them while it counts. The node `is_held` if only a person or code that
+    asks for its rows may plan them.
     """
 
     candidates: int = 0
@@ -54,6 +62,7 @@ class Counts:
     redo: int = 0
     failed: int = 0
     under_way: int = 0
+    behind: int = 0
     to_redo: Sequence[tuple[Key, str]] | None = None
     is_held: bool = False
 
@@ -73,34 +82,51 @@ class Redo:
     is_recent: bool = False
 
 
-def count(candidates: Candidates, selection: Selection, *, counts_undone: bool = False) -> Counts:
+def count(
+    candidates: Candidates,
+    selection: Selection,
+    *,
+    counts_undone: bool = False,
+    priority: int | None = None,
+) -> Counts:
     """Count candidates by the reason to plan them, in one query.
 
-    Without `counts_undone` and `selection.failed` the index alone answers it.
+    Without `counts_undone`, `priority` and `selection.failed` the index alone answers it. With a
+    `priority`, runs that wait with a lower one are counted.
     """
     redo, is_named = _redo_column(connections[settings.DATABASE].vendor, selection)
+    is_behind = "0"
+    if priority is not None:
+        is_behind = f"COUNT(CASE WHEN r.fingerprint = d.f AND {_is_behind(priority)} THEN 1 END)"
     undone = ", ".join(
         f"COUNT(CASE WHEN r.status = {status:d} AND r.fingerprint = d.f THEN 1 END)"
         for status in (Run.Status.FAILED, Run.Status.PENDING)
     )
     columns = f"COUNT(*), COUNT(*) - COUNT(r.object_id), {redo}"
-    columns += f", {undone if counts_undone else '0, 0'}"
+    columns += f", {undone if counts_undone else '0, 0'}, {is_behind}"
     node = table(Node, connections[settings.DATABASE])
     columns += f", (SELECT n.held_at FROM {node} AS n WHERE n.id = {candidates.node_id:d})"
-    [(total, missing, found, failed, under_way, held_at)] = select(candidates, columns)
+    [(total, missing, found, failed, under_way, n_behind, held_at)] = select(candidates, columns)
     to_redo = None
     if is_named:
         to_redo = json.loads(found or "[]")
         found = len(to_redo)
-    return Counts(
-        total,
-        missing if selection.missing else 0,
-        found,
-        failed,
-        under_way,
-        to_redo=to_redo,
-        is_held=held_at is not None,
-    )
+    missing = missing if selection.missing else 0
+    is_held = held_at is not None
+    return Counts(total, missing, found, failed, under_way, n_behind, to_redo, is_held)
+
+
+def _is_behind(priority: int) -> str:
+    connection = connections[settings.DATABASE]
+    chunks, now = table(Chunk, connection), NOW_SQL[connection.vendor]
+    return IS_BEHIND.format(chunks=chunks, now=now, priority=priority)
+
+
+def behind(candidates: Candidates, priority: int) -> list[int]:
+    """The ids of the candidates' current runs that wait with a lower priority."""
+    condition = f"WHERE r.fingerprint = d.f AND {_is_behind(priority)}"
+    join = join_in_this_order(connections[settings.DATABASE])
+    return [run_id for (run_id,) in select(candidates, "r.id", condition, join=join)]
 
 
 def _redo_column(vendor: str, selection: Selection) -> tuple[str, bool]:
