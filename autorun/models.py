@@ -216,7 +216,10 @@ class Chunk(Table):
     size = models.IntegerField()
     not_before = models.DateTimeField(null=True, blank=True)
     postponed_by = models.TextField(
-        blank=True, default="", db_default="", help_text="The RetryLater that its runs wait for."
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Why its runs wait until then: a RetryLater, or damping.",
     )
 
     created_at = models.DateTimeField(db_default=DatabaseNow())
@@ -254,6 +257,10 @@ class Chunk(Table):
         indexes: ClassVar = [
             # In the order of release: without the ids, every release sorted all waiting chunks.
             models.Index(fields=["node", "state", "-priority", "id"], name="autorun_chunk_order"),
+            # Past a batch that is paused or full, which may have very many chunks.
+            models.Index(
+                fields=["node", "state", "batch", "-priority", "id"], name="autorun_chunk_by_batch"
+            ),
             models.Index(fields=["state", "expires_at"], name="autorun_chunk_lease"),
             # With the state, finished chunks are found among millions of waiting ones.
             # So are those without a failure, which are to be folded, among those that stay.

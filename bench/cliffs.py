@@ -13,7 +13,7 @@ from django.db import connection, transaction
 
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, redirected
-from autorun.models import UNCHANGING, Chunk, Node, Run, SpilledTrigger
+from autorun.models import UNCHANGING, Batch, Chunk, Node, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
 from autorun.state.clock import NOW_SQL, new_chunk_id
 from autorun.tasks import plan
@@ -30,6 +30,7 @@ FEW, MANY = 4, 400
 
 def measure(scale: Scale) -> Iterator[Line]:
     yield _claim_beside_many(scale)
+    yield _release_beside_paused(scale)
     yield _release_of_many_nodes(scale)
     yield _fold_at_rest(scale)
     yield _prune_nothing(scale)
@@ -70,6 +71,41 @@ def _claim_beside_many(scale: Scale) -> Line:
         work=f"a claim beside {MANY} chunks in flight",
         against=f"a claim beside {FEW}",
         value=timings.ratio(f"beside {MANY}", f"beside {FEW}"),
+        goal=1.5,
+        note=", ".join(f"{name} {each:.2f} ms" for name, each in milliseconds.items()),
+    )
+
+
+def _release_beside_paused(scale: Scale) -> Line:
+    """A release of one chunk, rolled back, of a node with a paused batch."""
+    runner, number = TrivialRunner(), scale.rows // 10
+    few, many = f"beside {FEW}", f"beside {number:,}"
+
+    def prepare(name: str) -> None:
+        stage.empty_state()
+        node, size = runner.get_node(), FEW if name == few else number
+        paused = Batch.objects.create(node=node, runner=runner.label, state=Batch.State.PAUSED)
+        _add_chunks(node, size, state=Chunk.State.WAITING, first=1, batch=paused)
+        _add_chunks(node, 1, state=Chunk.State.WAITING, first=1 + size)
+        stage.settle()
+        release()
+
+    def release() -> None:
+        for _ in range(20):
+            with transaction.atomic():
+                node_id = runner.get_node().pk
+                assert len(releasing._claim(node_id, {runner.label}, by_batch=True)) == 1
+                transaction.set_rollback(True)
+
+    timings = in_turns({few: release, many: release}, rounds=scale.rounds, before=prepare)
+    stage.empty_state()
+    milliseconds = {name: each / 20 * 1000 for name, each in timings.medians().items()}
+    return Line(
+        key="cliff-paused",
+        database=connection.vendor,
+        work=f"a claim beside {number:,} chunks of a paused batch",
+        against=f"a claim beside {FEW} of them",
+        value=timings.ratio(many, few),
         goal=1.5,
         note=", ".join(f"{name} {each:.2f} ms" for name, each in milliseconds.items()),
     )
@@ -326,8 +362,9 @@ def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> C
     )
 
 
-def _add_chunks(node: Node, number: int, *, state: Chunk.State, first: int) -> None:
-    Chunk.objects.bulk_create(
-        Chunk(pk=first + each, node=node, runner=TrivialRunner().label, size=1, state=state)
-        for each in range(number)
-    )
+def _add_chunks(
+    node: Node, number: int, *, state: Chunk.State, first: int, batch: Batch | None = None
+) -> None:
+    like = {"node": node, "runner": TrivialRunner().label, "size": 1, "state": state}
+    chunks = (Chunk(pk=first + each, batch=batch, **like) for each in range(number))
+    Chunk.objects.bulk_create(chunks, batch_size=5_000)

@@ -22,6 +22,7 @@ from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.planning import batches
+from autorun.planning.named import plan_keys
 from autorun.state.clock import new_chunk_id
 from autorun.upkeep.rounds import send_again
 from tests.crashes import armed, listening
@@ -477,6 +478,37 @@ def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
         Node.objects.filter(pk=node.pk).update(run_seconds=0.05)
 
         assert sizes.chunk_size(runner(), node.pk) == 20
+
+
+@pytest.mark.parametrize("state", [Batch.State.PAUSED, Batch.State.CANCELLED])
+def test_chunks_of_a_batch_that_is_held_keep_no_others_waiting(documents, sent, state):
+    with installed(runner := declare(BATCH_SIZE=1)):
+        batch = runner().backfill(limit=6)
+        Chunk.objects.update(state=Chunk.State.WAITING)
+        Batch.objects.filter(pk=batch.pk).update(state=state, expires_at=timezone.now())
+        other = runner().backfill(limit=2)
+        saved = Document.objects.create(title="saved")
+        plan_keys(runner(), [saved.pk])
+
+        for _ in range(3):
+            releasing.release_everywhere()
+
+        of_batch = Chunk.objects.filter(batch=batch)
+        assert set(of_batch.values_list("state", flat=True)) == {Chunk.State.WAITING}
+        assert Chunk.objects.filter(batch=other).queued().count() == 2
+        assert Chunk.objects.filter(batch=None).queued().count() == 1
+
+
+def test_a_batch_with_a_full_window_keeps_no_other_waiting(documents, sent):
+    with installed(runner := declare(BATCH_SIZE=1)):
+        runner().backfill(limit=6, window=1)
+        other = runner().backfill(limit=2, window=1)
+
+        for _ in range(2):
+            releasing.release(runner().get_node().pk)
+
+        assert Chunk.objects.queued().count() == 2
+        assert Chunk.objects.filter(batch=other).queued().count() == 1
 
 
 @pytest.fixture

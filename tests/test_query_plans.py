@@ -13,8 +13,8 @@ from django.db import connection
 
 from autorun.declare import registry
 from autorun.dispatch import releasing
-from autorun.dispatch.releasing import _due
-from autorun.models import Chunk, Node, Run
+from autorun.dispatch.ordering import due
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.planning import batches
 from autorun.planning import windows as planning_windows
 from autorun.runner import QuerySetRunner
@@ -127,10 +127,31 @@ def test_nine_of_ten_updates_of_runs_rewrite_no_index() -> None:
 def test_release_reads_waiting_chunks_in_their_order() -> None:
     node = _many_waiting_chunks()
 
-    plan = plan_of(*_due(node.pk)[:50].query.sql_with_params())
+    plan = plan_of(*due(node.pk)[:50].query.sql_with_params())
 
     assert "autorun_chunk_order" in plan
     assert "Sort" not in plan
+
+
+@on_postgresql
+def test_release_passes_over_the_chunks_of_a_paused_batch() -> None:
+    node = _many_waiting_chunks()
+    paused, running = (
+        Batch.objects.create(node=node, runner="tests.Waiting", state=state)
+        for state in (Batch.State.PAUSED, Batch.State.RUNNING)
+    )
+    Chunk.objects.update(batch=paused)
+    Chunk.objects.filter(pk__gt=1_990).update(batch=running)
+    Chunk.objects.filter(pk__lte=1_000).update(state=Chunk.State.FINISHED)
+    settle()
+
+    with explained("WITH RECURSIVE") as batches, explained('SELECT "autorun_chunk"."id"') as chunks:
+        assert releasing.release(node.pk).chunks == 1
+
+    assert "Index Only Scan using autorun_chunk_by_batch" in batches[0]
+    assert "autorun_chunk_by_batch" in chunks[0]
+    assert re.search(r"Index Cond: .*batch_id = ", chunks[0])
+    assert "Seq Scan on autorun_chunk" not in "".join([*batches, *chunks])
 
 
 @on_postgresql

@@ -5,13 +5,12 @@ sends again; in the other order two processes could release more than the window
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from django.db import OperationalError, transaction
-from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Greatest, Least
 
 from autorun.conf import settings
@@ -19,6 +18,7 @@ from autorun.declare import nodes
 from autorun.dispatch.holding import next_try
 from autorun.dispatch.limiting import bounds_of, nodes_sharing
 from autorun.dispatch.messages import follow_queues, message_for
+from autorun.dispatch.ordering import IS_DUE, due, fitting
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.room import SPARE_CHUNKS, InFlight, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
@@ -36,8 +36,6 @@ from autorun.state.transactions import (
 
 logger = get_logger(__name__)
 
-#: Waiting chunks read first, then four times as many, and so on. Usually there is room for one.
-FIRST_PAGE = 8
 #: Nodes that upkeep releases in one transaction, and how many chunks of each.
 NODES_AT_ONCE = 200
 FIRST_OF_MANY = SPARE_CHUNKS
@@ -45,7 +43,6 @@ FIRST_OF_MANY = SPARE_CHUNKS
 MOST_CLAIMS = 10
 #: Messages of a chunk are counted up to this number; a smallint ends a little above.
 MOST_PUBLICATIONS = 30_000
-_IS_DUE = Q(state=Chunk.State.WAITING) & (Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
 
 
 @dataclass(frozen=True)
@@ -65,13 +62,17 @@ def release(node_id: int, node_digest: str | None = None) -> Release:
 
     Without a `node_digest`, a look for chunks that could start saves the lock if there are none.
     """
+    has_stopped = False
     if node_digest is None:
         is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
-        startable = _unpaused(node_id).filter(_IS_DUE | is_held_up).order_by()
-        node_digest = startable.values_list("node__digest", flat=True).first()
+        # Also one of a paused batch: many may precede the next one of another.
+        startable = Chunk.objects.of(node_id).filter(IS_DUE | is_held_up, node__paused_at=None)
+        stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
+        found = startable.order_by().values_list("node__digest", Exists(stopped)).first()
+        node_digest, has_stopped = found or (None, False)
     if node_digest is None:
         return Release()
-    work = partial(_release, node_id, node_digest)
+    work = partial(_release, node_id, node_digest, has_stopped)
     return once_committed(work, meanwhile=Release)
 
 
@@ -119,14 +120,14 @@ def release_after(chunk: Chunk) -> set[int | None]:
     return {each.batch_id for some in released for each in some.claimed}
 
 
-def _release(node_id: int, node_digest: str) -> Release:
+def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
     """Claim and send, and again for as long as others have left a note meanwhile.
 
     A process that finds another one at it leaves a note, and waits for no lock.
     """
     # Configurations come from user code: none is created in the transaction, under the lock.
     labels = set(nodes.runners_by_node().labels.get(node_digest, ()))
-    claim = partial(_claim, node_id, labels)
+    claim = partial(_claim, node_id, labels, by_batch=has_stopped)
     note = f"again:{node_id}"
     claimed: list[Chunk] = []
     try:
@@ -189,18 +190,7 @@ def send(chunks: Sequence[Chunk]) -> int:
     return len(chunks)
 
 
-def _due(node: Any) -> QuerySet[Any]:
-    """The node's waiting chunks that may start now, urgent ones first."""
-    return _unpaused(node).filter(_IS_DUE)
-
-
-def _unpaused(node: Any) -> QuerySet[Any]:
-    paused = (Batch.State.PAUSED, Batch.State.CANCELLED)
-    chunks = Chunk.objects.of(node).filter(node__paused_at=None)
-    return chunks.exclude(batch__state__in=paused).order_by("-priority", "pk")
-
-
-def _claim(node_id: int, labels: Set[str]) -> list[Chunk] | None:
+def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Chunk] | None:
     """Mark as queued what fits beside the runs in flight; None if another process holds the lock.
 
     It is the lock of the node.
@@ -210,11 +200,11 @@ def _claim(node_id: int, labels: Set[str]) -> list[Chunk] | None:
     in_flight = _in_flight([node_id])
     claimed = []
     if held_up := {each.runner for each in in_flight if each.state == Chunk.State.PARKED}:
-        tries = [next_try(node_id, label, _due(node_id)) for label in sorted(held_up)]
+        tries = [next_try(node_id, label, due(node_id)) for label in sorted(held_up)]
         claimed = [chunk for chunk in tries if chunk is not None]
         in_flight = _in_flight([node_id])
     room = Room(in_flight, node_id, labels)
-    claimed += _fitting(_due(node_id).exclude(pk__in=[chunk.pk for chunk in claimed]), room)
+    claimed += fitting(node_id, room, but=[chunk.pk for chunk in claimed], by_batch=by_batch)
     _mark_queued(claimed)
     return claimed
 
@@ -222,30 +212,31 @@ def _claim(node_id: int, labels: Set[str]) -> list[Chunk] | None:
 def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]]:
     """Mark as queued the first chunks of many nodes; these, and the nodes that may take more.
 
-    These have more waiting chunks, are held up, have a runner with a limit, or are locked.
+    These have more waiting chunks, a paused batch or a runner with a limit, are held up, or locked.
     """
-    free = nodes.lock_free(labels)
+    stopped = Batch.objects.stopped().filter(node__in=labels).values_list("node_id", flat=True)
+    free = nodes.lock_free(set(labels).difference(stopped))
     in_flight: dict[int, list[InFlight]] = defaultdict(list)
-    due: dict[int, list[Chunk]] = defaultdict(list)
+    first: dict[int, list[Chunk]] = defaultdict(list)
     for kind in _in_flight(free):
         in_flight[kind.node_id].append(kind)
-    of_each = _due(OuterRef("pk")).values("pk")
+    of_each = due(OuterRef("pk")).values("pk")
     firsts = {f"due_{at}": Subquery(of_each[at : at + 1]) for at in range(FIRST_OF_MANY)}
     columns = Node.objects.filter(pk__in=free).annotate(**firsts).values_list(*firsts)
     ids = {chunk_id for found in columns for chunk_id in found if chunk_id is not None}
     chunks = Chunk.objects.filter(pk__in=ids).annotate(window=F("batch__window"))
     for chunk in chunks.order_by("-priority", "pk"):
-        due[chunk.node_id].append(chunk)
+        first[chunk.node_id].append(chunk)
     claimed: list[Chunk] = []
     left = set(labels).difference(free)
     for node_id in free:
         is_held_up = any(kind.state == Chunk.State.PARKED for kind in in_flight[node_id])
-        if is_held_up or any(bounds_of(chunk.runner) for chunk in due[node_id]):
+        if is_held_up or any(bounds_of(chunk.runner) for chunk in first[node_id]):
             left.add(node_id)
             continue
         room = Room(in_flight[node_id], node_id, labels[node_id])
-        claimed += [chunk for chunk in due[node_id] if not room.is_full() and room.takes(chunk)]
-        if len(due[node_id]) == FIRST_OF_MANY and not room.is_full_after(due[node_id][-1]):
+        claimed += [chunk for chunk in first[node_id] if not room.is_full() and room.takes(chunk)]
+        if len(first[node_id]) == FIRST_OF_MANY and not room.is_full_after(first[node_id][-1]):
             left.add(node_id)
     _mark_queued(claimed)
     return claimed, sorted(left)
@@ -269,26 +260,3 @@ def _mark_queued(claimed: Sequence[Chunk]) -> None:
     )
     follow_queues(claimed)
     crash_point("dispatch.claimed")
-
-
-def _fitting(due: QuerySet[Chunk], room: Room) -> Iterator[Chunk]:
-    """The chunks that fit, in their order, read a page at a time.
-
-    Each page leaves out full batches and runners, which may have thousands of chunks.
-    """
-    rows = due.annotate(window=F("batch__window"))
-    size = FIRST_PAGE
-    while not room.is_full():
-        page = list(room.open_to(rows)[:size])
-        for chunk in page:
-            if room.takes(chunk):
-                yield chunk
-            elif room.is_full_after(chunk):
-                return
-        if len(page) < size:
-            return
-        last = page[-1]
-        rows = rows.filter(
-            Q(priority__lt=last.priority) | Q(pk__gt=last.pk), priority__lte=last.priority
-        )
-        size *= 4

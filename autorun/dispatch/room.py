@@ -56,6 +56,7 @@ class Room:
         node_id: int,
         labels: Set[str],
     ) -> None:
+        self.full_batches: set[int] = set()
         self._node_id = node_id
         self._labels = labels  # of the node's runners that this process knows
         self._runs = 0
@@ -63,7 +64,6 @@ class Room:
         self._runs_of_batch: Counter[int | None] = Counter()
         self._calls_of_runner: Counter[str] = Counter()  # at once, if it has a limit
         self._queued_runs: Counter[str] = Counter()  # by runner
-        self._full_batches: set[int] = set()
         self._full_runners: set[str] = set()
         self._spare_of_runner: Counter[str] = Counter()
         self._yielding_runners: set[str] = set()
@@ -96,12 +96,12 @@ class Room:
             chunks = chunks.filter(priority=Chunk.Priority.LIVE)
         else:
             chunks = chunks.exclude(runner__in=supplied, priority__lt=Chunk.Priority.LIVE)
-        chunks = chunks.exclude(batch_id__in=self._full_batches)
+        chunks = chunks.exclude(batch_id__in=self.full_batches)
         return with_clocks(chunks.exclude(runner__in=self._full_runners), self._bounds())
 
     def takes(self, chunk: Any) -> bool:
         """Whether `chunk` fits; if it does, it is counted."""
-        if chunk.runner in self._full_runners or chunk.batch_id in self._full_batches:
+        if chunk.runner in self._full_runners or chunk.batch_id in self.full_batches:
             return False
         if self._is_at_a_limit(chunk):
             return False
@@ -112,7 +112,7 @@ class Room:
             return False
         of_batch = self._runs_of_batch[chunk.batch_id]
         if chunk.window and of_batch and of_batch + chunk.size > chunk.window:
-            self._full_batches.add(chunk.batch_id)
+            self.full_batches.add(chunk.batch_id)
             return False
         self._add(chunk.runner, chunk.batch_id, chunk.window, chunk.size, is_queued=True)
         return True
@@ -199,7 +199,7 @@ class Room:
         if batch_id is not None and window:
             self._runs_of_batch[batch_id] += runs
             if self._runs_of_batch[batch_id] >= window:
-                self._full_batches.add(batch_id)
+                self.full_batches.add(batch_id)
 
 
 def is_at_its_limit(label: str) -> bool:

@@ -13,7 +13,15 @@ from typing import Any
 
 from celery import current_task
 from django.db import OperationalError
-from django.db.models import Exists, Expression, F, OuterRef, QuerySet
+from django.db.models import (
+    BooleanField,
+    Exists,
+    Expression,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    QuerySet,
+)
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
@@ -60,8 +68,11 @@ def queued(chunk_id: int) -> Chunk | None:
     # Asked here, these two questions take no statement of their own.
     urgent = _urgent(OuterRef("queue"), OuterRef("priority"))
     waiting = Chunk.objects.waiting().of(OuterRef("node"))
+    # Beside a stopped batch a release looks first which chunks could start.
+    stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
+    is_followed = ExpressionWrapper(Exists(waiting) & ~Exists(stopped), BooleanField())
     chunk: Any = _with_node(_startable(Chunk.objects.filter(pk=chunk_id)))
-    return chunk.annotate(is_preceded=Exists(urgent), is_followed=Exists(waiting)).first()  # type: ignore[no-any-return]
+    return chunk.annotate(is_preceded=Exists(urgent), is_followed=is_followed).first()  # type: ignore[no-any-return]
 
 
 def start(chunk: Chunk) -> Lease | None:

@@ -45,6 +45,11 @@ class BatchQuerySet(QuerySet[Row]):
     def cancelled(self) -> Self:
         return self.filter(state=BatchState.CANCELLED)
 
+    def stopped(self) -> Self:
+        """Batches whose waiting chunks are not released: paused, or still being cancelled."""
+        is_left = Q(state=BatchState.CANCELLED, expires_at__isnull=False)
+        return self.filter(Q(state=BatchState.PAUSED) | is_left)
+
     def lapsed(self) -> Self:
         """Batches that no process is planning or cancelling any more."""
         return self.filter(expires_at__lte=DatabaseNow())
