@@ -471,7 +471,7 @@ def test_very_many_failed_runs_are_found_by_a_worker(
 
 def test_what_a_worker_is_to_retry_is_meant_as_of_when_it_was_asked_for(runner) -> None:
     failed = Run.objects.filter(status=Run.Status.FAILED)
-    (batch,) = interventions.retry_matching(RunFilter(since="1h", exception="ValueError"))
+    (batch,) = interventions.retry_matching(RunFilter(since="1h", exception="ValueError")).batches
     long_ago = timezone.now() - dt.timedelta(days=3)
     source = {**batch.scope["source"], "at": (long_ago + dt.timedelta(minutes=50)).isoformat()}
     run = failed.first()
@@ -486,7 +486,7 @@ def test_what_a_worker_is_to_retry_is_meant_as_of_when_it_was_asked_for(runner) 
 
 def test_a_retry_of_all_that_match_is_described_without_the_words_of_its_filter(runner) -> None:
     key = Run.objects.filter(status=Run.Status.FAILED).first().key_text
-    (batch,) = interventions.retry_matching(RunFilter(row=key, exception="ValueError"))
+    (batch,) = interventions.retry_matching(RunFilter(row=key, exception="ValueError")).batches
 
     assert "filtered by" in batch.description
     assert "row" in batch.description
@@ -496,8 +496,8 @@ def test_a_retry_of_all_that_match_is_described_without_the_words_of_its_filter(
 
 
 def test_nobody_is_bothered_with_runs_that_no_runner_has(runner) -> None:
-    assert interventions.retry_matching(RunFilter(runner="no.Runner")) == []
-    assert interventions.retry_matching(RunFilter(exception="no.Error")) == []
+    assert interventions.retry_matching(RunFilter(runner="no.Runner")).batches == []
+    assert interventions.retry_matching(RunFilter(exception="no.Error")).batches == []
 
 
 def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:

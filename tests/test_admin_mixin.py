@@ -201,7 +201,7 @@ def test_the_panel_says_why_without_quoting_messages(superuser) -> None:
     told = {}
     for status, words in (
         (Run.Status.SUCCEEDED, ", and the row has not changed since."),
-        (Run.Status.FAILED, "Failed, no attempts left: it runs again once it is retried"),
+        (Run.Status.FAILED, "(no attempts left)"),
     ):
         run = Run.objects.filter(node=runner.get_node(), status=status, is_current=True).first()
         page = superuser.get(reverse("admin:sample_app_scan_change", args=[run.object_id]))

@@ -5,6 +5,7 @@ import statistics
 from io import StringIO
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import connection
@@ -279,6 +280,25 @@ def test_outputs_are_on_the_page_for_those_who_may_see_them(make, permissions):
     assert "<dt>Different</dt><dd>3</dd>" in text
     assert "size.mean" not in text
     assert "25.25" not in text
+
+
+@pytest.mark.parametrize("shown", ["003", "none"])
+def test_the_page_tells_nothing_of_rows_that_the_admin_hides(make, shown):
+    class OwnRows(admin.ModelAdmin):
+        def get_queryset(self, request):
+            return super().get_queryset(request).filter(title=shown)
+
+    admin.site.register(Document, OwnRows)
+    try:
+        with installed(runner := make()):
+            compared(runner)
+            text = page_of(runner, "view_payload", "view_document")[0].content.decode()
+    finally:
+        admin.site.unregister(Document)
+
+    assert "25.25" not in text
+    assert "size.name" not in text
+    assert ("size.mean" in text) is (shown == "003")
 
 
 def test_without_a_candidate_the_page_compares_the_version_before(make):

@@ -14,12 +14,14 @@ from django.db.models.expressions import RawSQL
 from django.test import Client
 from django.urls import reverse
 
+from autorun.admin import row_access
 from autorun.declare import interruption, page_time, registry
 from autorun.exceptions import RunTimeout
-from autorun.models import Run
+from autorun.models import Batch, Node, Run
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes
+from tests.engine import declare, installed
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
@@ -174,6 +176,47 @@ def test_a_slow_query_of_an_admin_is_cancelled(
     text = text_in_time(user, "runs")
 
     assert "ScanAdmin.get_queryset(), its query or has_view_permission() takes longer" in text
+
+
+def test_an_action_says_what_was_done_and_goes_on_with_what_was_left(
+    user: Client, monkeypatch: pytest.MonkeyPatch, set_constants: Any
+) -> None:
+    set_constants(page_time, SECONDS=1.5)
+    set_constants(row_access, EXAMINED_AT_ONCE=1)
+    failed = Run.objects.current().failed().order_by("-chunk_id", "-pk")
+    rows = list(failed.values_list("object_id", flat=True))
+    slow = {rows[2]}
+
+    def has_view_permission(self: Any, request: Any, obj: Any = None) -> bool:
+        if obj is not None and obj.pk in slow:
+            time.sleep(10 * LONG)
+        return True
+
+    scan_admin = type(admin.site._registry[Scan])
+    monkeypatch.setattr(scan_admin, "has_view_permission", has_view_permission)
+    form = {"action": "retry", "scope": "everything", "confirmed": "1", "state": "failed"}
+    asked = []
+    for told in ("Only 2 runs were looked at", ""):
+        began_at = time.monotonic()
+        page = user.post(address("autorun_run_act"), form, follow=True).text
+        assert time.monotonic() - began_at < 5 * LONG
+        assert told in page
+        slow.clear()
+        asked.append(Batch.objects.latest("pk").scope["pks"])
+
+    assert sorted(asked[0] + asked[1]) == sorted(rows)
+    assert len(asked[0]) == 2
+
+
+def test_pausing_all_names_the_runners_that_are_left(user: Client, set_constants: Any) -> None:
+    set_constants(page_time, SECONDS=1.5)
+    slow = declare(NAME="SlowRunner", create_configuration=sleeps)
+
+    with installed(slow):
+        page = user.post(address("autorun_node_pause_all"), follow=True).text
+
+    assert "tests.SlowRunner is as it was: tests.SlowRunner.create_configuration() takes" in page
+    assert Node.objects.exclude(paused_at=None).exists()
 
 
 def test_a_page_has_one_time_for_all_that_it_calls(set_constants: Any) -> None:

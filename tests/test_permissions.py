@@ -4,16 +4,19 @@ The pages are those of the URLconf and the actions those that are registered: a 
 until the reference names it.
 """
 
+import datetime as dt
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connection
+from django.db.models import TextField
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -26,7 +29,7 @@ from autorun.admin.pages import PageAdmin
 from autorun.admin.permissions import Permission
 from autorun.contrib import api
 from autorun.dispatch.publishing import redirected
-from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run, SpilledTrigger
 from autorun.observe import doctor
 from autorun.observe.doctor import backlog
 from autorun.observe.doctor.finding import Finding, examination
@@ -48,7 +51,7 @@ USERS = [
     tuple(CODENAMES),
 ]
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
-NAME, PAYLOAD = "marked-name", "marked-payload"
+NAME, PAYLOAD, WORDS = "marked-name", "marked-payload", "marked-words"
 
 
 def documented() -> dict[str, tuple[list[str], str]]:
@@ -273,3 +276,60 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
     for marker, is_shown in shows.items():
         needs = is_open and (marker == NAME or "view_payload" in codenames)
         assert (marker in pages) is (is_shown and needs), marker
+
+
+def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(set_constants) -> None:
+    scenes.few()
+    examined = (backlog.examine_held_up, backlog.examine_batches, backlog.examine_paused)
+    set_constants(doctor, FIRST=(), THEN=examined, FRESH=0.0)
+    markers = write_markers()
+    others = [each for each in CODENAMES if each != "view_payload"]
+    clients = client_of(*others, "view_scan"), client_of(*CODENAMES, "view_scan")
+    urls = [url for url, form in addresses().values() if not form]
+    urls += [f"{reverse('admin:autorun_node_health')}?now=1"]
+    runs = {(run.status, run.chunk.state): run for run in Run.objects.current()}
+    for run in runs.values():
+        urls.append(reverse("admin:autorun_run_change", args=[run.pk]))
+        urls.append(f"{reverse('admin:autorun_node_why', args=[LABEL])}?row={run.object_id}")
+        urls.append(reverse("autorun_api:row", args=[LABEL, run.object_id]))
+        urls.append(reverse("admin:sample_app_scan_change", args=[run.object_id]))
+
+    shown = ["", ""]
+    for change in (dict, pause_all, end_what_holds_up):
+        change()
+        for place, client in enumerate(clients):
+            shown[place] += " ".join(text_of(client.get(url)) for url in urls)
+
+    assert WORDS not in shown[0]
+    assert {each for each in markers if each not in shown[1]} == set()
+
+
+def pause_all() -> None:
+    Node.objects.update(paused_at=timezone.now())
+    Batch.objects.update(state=Batch.State.PAUSED)
+
+
+def end_what_holds_up() -> None:
+    Node.objects.update(paused_at=None)
+    Batch.objects.update(state=Batch.State.RUNNING)
+    Chunk.objects.filter(state=Chunk.State.PARKED).update(state=Chunk.State.QUEUED)
+    SpilledTrigger.objects.all().delete()
+
+
+def write_markers() -> list[str]:
+    """Write one into every text column, all of which hold the words of people or of code."""
+    SpilledTrigger.objects.create(runner=LABEL, model_label="sample_app.Scan", keys=[])
+    markers = [f"{WORDS}-inapplicable"]
+    Batch.objects.update(finished_at=timezone.now())
+    for model in apps.get_app_config("autorun").get_models():
+        for field in model._meta.concrete_fields:
+            if isinstance(field, TextField) and field.name != "object_key":
+                markers.append(f"{WORDS}-{model._meta.model_name}-{field.name}-end")
+                model.objects.update(**{field.name: markers[-1]})
+    done = Run.objects.current().filter(status=Run.Status.SUCCEEDED).first()
+    inapplicable = {"status": Run.Status.NOT_APPLICABLE, "outputs": markers[0]}
+    Run.objects.filter(pk=done.pk).update(**inapplicable)
+    Chunk.objects.filter(state=Chunk.State.QUEUED).update(state=Chunk.State.PARKED)
+    waiting = Chunk.objects.filter(state=Chunk.State.WAITING)
+    waiting.update(not_before=timezone.now() + dt.timedelta(hours=1))
+    return markers

@@ -16,7 +16,7 @@ from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.mixin import runners_of
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.row_access import open_runs
 from autorun.admin.selections import model_of
 from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
@@ -40,6 +40,7 @@ PAGE = 50
 NOT_COUNTED = gettext_noop(
     "Correct the fields of the form first: nothing has been counted or started."
 )
+HIDDEN = gettext_noop("You do not have permission to see the reason.")
 SAMPLES = 3
 RUNNING_SHOWN = 10
 #: Seconds that counting a part of the preview may take.
@@ -113,7 +114,7 @@ class BatchAdmin(PageAdmin):
             title_of_batch(batch),
             batch=batch,
             state=state_of_batch(batch, counts),
-            reason=_reason_for(request, batch),
+            reason=batch.reason if sees_payload(request) else batch.reason and _(HIDDEN),
             requested_by=batch.requested_by and " · " + _("requested by %s") % batch.requested_by,
             started=time_since(batch.created_at),
             is_held=is_held,
@@ -162,7 +163,7 @@ class BatchAdmin(PageAdmin):
             with spent(f"The query for the chosen rows of {label}"):
                 batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
-            told = _("The backfill was not started: %s") % self.told(request, error)
+            told = _("The backfill was not started: %s") % message_for(request, error)
             messages.error(request, told)
             return self.redirect("autorun_batch_prepare", label)
         of = {"label": label, "rows": _(batch.description)}
@@ -263,7 +264,7 @@ class BatchAdmin(PageAdmin):
                     samples=SAMPLES,
                 )
         except (AutorunError, ValueError, TypeError) as error:
-            return None, self.told(request, error)
+            return None, message_for(request, error)
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
     def _get(self, batch_id: int) -> Any:
@@ -311,14 +312,6 @@ def _running(request: HttpRequest, site: admin.AdminSite, batch: Batch) -> list[
         )
         for chunk in chunks
     ]
-
-
-def _reason_for(request: HttpRequest, batch: Batch) -> str:
-    """The reason why the batch has ended; what made it fail may contain the data of a row."""
-    is_private = batch.state == Batch.State.FAILED and batch.reason
-    if is_private and not request.user.has_perm(Permission.SEE_PAYLOAD):
-        return _("Its planning failed. You do not have permission to see the reason.")
-    return batch.reason
 
 
 def _planning_figures(batch: Batch) -> list[Figure]:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext, ngettext_lazy
 
 from autorun.admin.pages import PageAdmin, action, require, who
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, message_for
 from autorun.admin.row_access import MOST_NARROWED, Reach
 from autorun.admin.selections import asked_by
 from autorun.control import interventions
@@ -37,8 +37,9 @@ _FACTS = {
 MOST_COUNTED = 10_000
 #: Up to this number, each ticked run has an entry in the admin's log.
 FEW = 20
-#: Failed runs that are retried while the user waits; workers find the others.
-MOST_AT_ONCE = 5_000
+#: Failed runs that are retried while the user waits; workers find the others. As many as are
+#: checked, so that no run is checked twice.
+MOST_AT_ONCE = MOST_NARROWED
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ class ActingOnRuns(PageAdmin):
             messages.warning(request, hidden % number(reach.left_out))
         if reach.is_cut:
             told = _("Only %s runs were looked at: ask again for the next ones.")
-            messages.warning(request, told % number(MOST_NARROWED))
+            messages.warning(request, told % number(reach.examined))
+            if reach.slow is not None:
+                messages.warning(request, message_for(request, reach.slow))
         return self._back_to_list(request)
 
     def _ask(
@@ -233,6 +236,7 @@ class ActingOnRuns(PageAdmin):
             runs = [run for run in log.runs if run.pk not in retried.outdated]
             links = self._links(retried.batches)
             self.note(request, what, *runs, *retried.batches, detail=log.detail, links=links)
+        self._tell_of_left(request, retried)
         if retried.outdated:
             outdated = ngettext(
                 "Skipped %s run of an earlier version or configuration: no runner uses it any "
@@ -242,7 +246,7 @@ class ActingOnRuns(PageAdmin):
                 len(retried.outdated),
             )
             messages.warning(request, outdated % number(len(retried.outdated)))
-        if not retried.runs and not retried.outdated:
+        if not (retried.runs or retried.outdated or retried.left):
             messages.info(request, _("None of these runs is failed any more."))
 
     def _act_on_all(
@@ -260,19 +264,28 @@ class ActingOnRuns(PageAdmin):
             return
         # Too many for a request: workers find the failed runs and retry them.
         reach.start_over()
-        begun = interventions.retry_matching(
+        retried = interventions.retry_matching(
             chosen,
             requested_by=who(request),
             asked=self._asked(request),
             narrowing=reach.narrowing(chosen_action.name),
         )
+        begun = retried.batches
         what = ngettext(
             "All matching failed runs are retried in %s batch.",
             "All matching failed runs are retried in %s batches.",
             len(begun),
         ) % number(len(begun))
-        links = self._links(begun)
-        self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
+        if begun or not retried.left:
+            links = self._links(begun)
+            self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
+        self._tell_of_left(request, retried)
+
+    def _tell_of_left(self, request: HttpRequest, retried: interventions.Retried) -> None:
+        for label, error in retried.left.items():
+            of = {"label": label, "reason": message_for(request, error)}
+            told = _("The runs of %(label)s were not retried: %(reason)s")
+            messages.warning(request, told % of)
 
     def _asked(self, request: HttpRequest) -> dict[str, Any]:
         return asked_by(request, self.admin_site, Permission.RETRY)

@@ -28,7 +28,7 @@ from django.utils.translation import gettext_lazy
 from autorun.admin.cards import name_of_runner
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.outputs_shown import MOST_SHOWN, as_lines
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.selections import ChosenRows, is_exact, keep
 from autorun.admin.stories import explanation_of, state_in_words
 from autorun.declare import registry
@@ -116,7 +116,7 @@ class AutorunAdminMixin(ModelAdmin):
         if self._shows_panel(request, obj) and PANEL not in fields:
             fields.append(PANEL)
             # The panel is drawn without a request.
-            setattr(obj, SHOWS_RESULTS, request.user.has_perm(Permission.SEE_PAYLOAD))
+            setattr(obj, SHOWS_RESULTS, sees_payload(request))
         return fields
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:

@@ -24,7 +24,7 @@ from django.views.decorators.http import require_POST
 from autorun.admin.permissions import Permission
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
-from autorun.exceptions import RunTimeout, bare_message
+from autorun.exceptions import RunTimeout
 
 View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
@@ -98,15 +98,6 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         )
         return HttpResponseRedirect(following if is_ours else otherwise)
 
-    @staticmethod
-    def told(request: HttpRequest, error: Exception) -> str:
-        """The message of an error; without the words of the project's code for some users.
-
-        Those may contain data of a row, which takes the permission to see payloads.
-        """
-        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
-        return str(error) if may_see else bare_message(error)
-
     def note(
         self,
         request: HttpRequest,
@@ -141,8 +132,6 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
             self: PageAdmin, request: HttpRequest, *args: Any, **kwargs: Any
         ) -> HttpResponseBase:
             require(request, *permissions)
-            if request.method == "POST":  # which may call a hook for each of many parts
-                return view(self, request, *args, **kwargs)
             try:
                 with page_time.budget():
                     return view(self, request, *args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -27,8 +27,8 @@ from autorun.admin.cards import (
 )
 from autorun.admin.markup import as_json
 from autorun.admin.pages import PageAdmin, get_runner, page
-from autorun.admin.permissions import Permission
-from autorun.admin.row_access import database_of, may_view, visible
+from autorun.admin.permissions import Permission, message_for, sees_payload
+from autorun.admin.row_access import database_of, may_view, sees_all, visible
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, nodes_over
@@ -111,15 +111,17 @@ class ShowingResults(PageAdmin):
     def _seen_outputs(
         self, request: HttpRequest, runner: Runner, found: Comparison
     ) -> list[dict[str, Any]]:
-        """The lines of the outputs, with those of the rows that the user may see."""
+        """The lines of the outputs, with those of the rows that the user may see.
+
+        If some rows may be hidden, there are no medians, and only outputs of rows that are shown.
+        """
         model, database = runner.get_model(), database_of(runner)
-        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
-        if not may_see or not may_view(request, self.admin_site, model):
+        if not sees_payload(request) or not may_view(request, self.admin_site, model):
             return []
         to_pk = key_kind(model).to_pk
         keys = [to_pk(row.key) for change in found.outputs for row in change.rows]
         seen = visible(request, self.admin_site, model, keys, database)
-        return [
+        lines: list[dict[str, Any]] = [
             {
                 "change": change,
                 "rows": [
@@ -130,6 +132,11 @@ class ShowingResults(PageAdmin):
             }
             for change in found.outputs
         ]
+        if sees_all(request, self.admin_site, model):
+            return lines
+        hidden = {"median_before": None, "median_after": None}
+        shown = [line for line in lines if line["rows"]]
+        return [{**line, "change": replace(line["change"], **hidden)} for line in shown]
 
     @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
     def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
@@ -150,7 +157,7 @@ class ShowingResults(PageAdmin):
         try:
             first = next(lines, "")  # so that an error is a page, and no end of a file
         except AutorunError as error:
-            messages.error(request, self.told(request, error))
+            messages.error(request, message_for(request, error))
             return self.redirect("autorun_node_runner", label)
         headers = {
             "Content-Disposition": f'attachment; filename="{label}.{form}"',

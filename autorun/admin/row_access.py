@@ -16,13 +16,13 @@ from django.db.models import Model, prefetch_related_objects
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import sees_payload
 from autorun.conf import settings
 from autorun.control.interventions import Matching
 from autorun.declare import hooks, page_time, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
-from autorun.exceptions import AutorunError
+from autorun.exceptions import AutorunError, RunTimeout
 from autorun.models import Node, Run
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
@@ -32,6 +32,10 @@ from autorun.state.keys import concrete, key_kind
 _HIDING = ("get_queryset", "has_view_permission")
 #: The most runs whose rows one request checks with a ModelAdmin that may hide some.
 MOST_NARROWED = 10_000
+#: Runs among them that are checked together.
+EXAMINED_AT_ONCE = 200
+#: The part of the time of an action, one of so many, that is left to act on those runs.
+KEPT_PART = 5
 #: Where a user's session keeps the place in each filter from which to go on, and of how many.
 PLACES, MOST_PLACES = "autorun_places", 20
 
@@ -101,7 +105,7 @@ def seen_rows(
 
 def open_runs(request: HttpRequest, site: AdminSite, run_ids: Collection[int]) -> set[int]:
     """Those of the runs whose payload the user may see; a query or two a model."""
-    if not request.user.has_perm(Permission.SEE_PAYLOAD):
+    if not sees_payload(request):
         return set()
     runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
     return {pk for pk, each in seen_rows(request, site, runs).items() if each.is_open}
@@ -131,49 +135,70 @@ def visible(
 class Reach:
     """The runs that a user may act on: those of rows that they may see.
 
-    `left_out` is the number of runs that it has kept from them so far. `is_cut` says that there
-    were more than it looks at in one request: the session knows where the next one goes on.
+    `left_out` is the number of runs that it has kept from them so far, and `not_reached` that of
+    the last runs, for which the time was too short: `slow` says of what. `is_cut` says that there
+    may be more than it looks at in one request: the session knows where the next one goes on.
     """
 
     request: HttpRequest
     site: AdminSite
     left_out: int = 0
-    is_cut: bool = False
-    _examined: int = 0
+    not_reached: int = 0
+    slow: RunTimeout | None = None
+    examined: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        return self.slow is not None or self.examined >= MOST_NARROWED
 
     def among(self, runs: Sequence[Run]) -> list[Run]:
         """Those of the runs that the user may act on; a query or two a model."""
         prefetch_related_objects(runs, "node")
         nodes = {run.node_id: run.node for run in runs}
         whole = {pk for pk, node in nodes.items() if self._is_whole(model_of(node))}
-        others = [run for run in runs if run.node_id not in whole]
-        self._examined += len(others)
-        self.is_cut = self._examined >= MOST_NARROWED
-        seen = seen_rows(self.request, self.site, others)
-        found = [run for run in runs if run.node_id in whole or seen[run.pk].is_open]
-        self.left_out += len(runs) - len(found)
+        found: list[Run] = []
+        for begin in range(0, len(runs), EXAMINED_AT_ONCE):
+            some = runs[begin : begin + EXAMINED_AT_ONCE]
+            others = [run for run in some if run.node_id not in whole]
+            try:
+                with page_time.leaving(page_time.SECONDS / KEPT_PART):
+                    seen = seen_rows(self.request, self.site, others)
+            except RunTimeout as error:
+                self.slow, self.not_reached = error, len(runs) - begin
+                break
+            allowed = [run for run in some if run.node_id in whole or seen[run.pk].is_open]
+            self.examined += len(others)
+            self.left_out += len(some) - len(allowed)
+            found += allowed
         return found
 
     def matching(self, action: str, *chosen: RunFilter) -> Iterator[list[Run]]:
         """The runs that match any of the filters, as `among`; those of a few thousand at a time.
 
-        It ends when it has asked the admin about MOST_NARROWED rows. The next request for the same
-        goes on from there, so that hidden rows do not keep it from the others for ever.
+        It ends when it has asked the admin about MOST_NARROWED rows, or its time is spent. The next
+        request for the same goes on from there, so that hidden rows do not keep it from the others
+        for ever.
         """
         places = dict(self.request.session.get(PLACES, {}))
         for each in chosen:
             name = f"{action}?{urlencode(each.written())}"
-            for runs, place in each.parts(Cursor.read(places.pop(name, ""))):
+            place = Cursor.read(places.pop(name, ""))
+            for runs, end in each.parts(place):
                 yield self.among(runs)
+                reached = len(runs) - self.not_reached
+                if not self.not_reached:
+                    place = end
+                elif reached and end == Cursor.of(runs[-1]):
+                    place = Cursor.of(runs[reached - 1])
                 if self.is_cut:
-                    places[name] = str(place)
+                    places.update({} if place is None else {name: str(place)})
                     break
             if self.is_cut:
                 break
         self.request.session[PLACES] = dict(list(places.items())[-MOST_PLACES:])
 
     def start_over(self) -> None:
-        self.left_out, self.is_cut, self._examined = 0, False, 0
+        self.left_out, self.not_reached, self.slow, self.examined = 0, 0, None, 0
 
     def narrowing(self, action: str) -> Callable[[Runner, RunFilter], Matching | None]:
         """`matching` for the runs of one runner; None if the user may see all rows of its model."""
@@ -184,9 +209,7 @@ class Reach:
         return narrowed
 
     def _is_whole(self, model: type[Model] | None) -> bool:
-        if model is None or not may_view(self.request, self.site, model):
-            return False
-        return not _hides_rows(_admin_of(self.site, model))
+        return model is not None and sees_all(self.request, self.site, model)
 
 
 def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) -> Any:
@@ -225,6 +248,11 @@ def may_view(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
         return bool(model_admin.has_view_permission(request))
     meta = model._meta
     return bool(request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}"))
+
+
+def sees_all(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
+    """Whether the user may see all rows of the model: its admin hides none."""
+    return may_view(request, site, model) and not _hides_rows(_admin_of(site, model))
 
 
 def _seen_of(

@@ -18,7 +18,7 @@ from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.outputs_shown import MOST_SHOWN, as_lines
 from autorun.admin.pages import page
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.row_access import (
     Name,
     Seen,
@@ -153,7 +153,7 @@ class RunAdmin(ActingOnRuns):
     def change(self, request: HttpRequest, run_id: int) -> HttpResponse:
         run = self._get(run_id)
         runner, seen, instance = self._row_of(request, run)
-        may_see = seen.is_open and request.user.has_perm(Permission.SEE_PAYLOAD)
+        may_see = seen.is_open and sees_payload(request)
         others, is_hidden = other_runs(run), seen.is_hidden
         story = story_of(
             run, runner, instance, others=others, shows_messages=may_see, is_hidden=is_hidden

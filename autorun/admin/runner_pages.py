@@ -27,7 +27,7 @@ from autorun.admin.cards import (
 from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import action, get_runner, is_fetched, page, require, who
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
 from autorun.admin.row_access import find_row, name_of
 from autorun.admin.stories import explanation_of, runs_behind
@@ -138,19 +138,19 @@ class NodeAdmin(ShowingResults):
 
     @action("pause-all/", Permission.PAUSE)
     def pause_all(self, request: HttpRequest) -> HttpResponse:
-        changed = halting.change_all(halting.pause_runner)
+        changed, left = halting.change_all(halting.pause_runner)
         told = ngettext(
             "%s runner paused. Runs in progress will finish.",
             "%s runners paused. Runs in progress will finish.",
             len(changed),
         )
-        return self._changed_all(request, changed, told)
+        return self._changed_all(request, changed, told, left)
 
     @action("resume-all/", Permission.PAUSE)
     def resume_all(self, request: HttpRequest) -> HttpResponse:
-        changed = halting.change_all(halting.resume_runner)
+        changed, left = halting.change_all(halting.resume_runner)
         told = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
-        return self._changed_all(request, changed, told)
+        return self._changed_all(request, changed, told, left)
 
     @page("health/")
     def health(self, request: HttpRequest) -> HttpResponse:
@@ -176,7 +176,7 @@ class NodeAdmin(ShowingResults):
         runner = get_runner(label)
         versions = progresses_of(versions_of(runner))
         card = card_of(runner, versions)
-        now = card.node
+        now, shows = card.node, sees_payload(request)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         batches = Batch.objects.filter(runner=label).defer("scope").order_by("-pk")[:NEWEST_BATCHES]
         return self.render(
@@ -196,8 +196,12 @@ class NodeAdmin(ShowingResults):
             facts=_facts(runner),
             news=News.of(runner, now, versions, card.next_sweep.at),
             edits=edits([runner] if now and now.has_other_code else []),  # type: ignore[attr-defined]
+            paused_because=now.paused_because if now is not None and shows else "",
             held_up=[
-                (each.what, time_since(each.since), each.reason, time_since(each.next_try))
+                (
+                    *(each.what, time_since(each.since), each.reason if shows else ""),
+                    time_since(each.next_try),
+                )
                 for each in held_up(label)
             ],
             refresh_seconds=_refresh_seconds(card),
@@ -224,7 +228,7 @@ class NodeAdmin(ShowingResults):
             with spent(f"The query for the rows of {label}"):
                 count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
         except AutorunError as error:
-            problem = self.told(request, error)
+            problem = message_for(request, error)
         card = replace(card_of(runner), error=problem)
         if count is not None and count.is_complete:
             left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
@@ -242,7 +246,7 @@ class NodeAdmin(ShowingResults):
         if instance is None:
             raise Http404("There is no such row, or you do not have permission to see it.")
         name, runner_name = name_of(self.admin_site, instance), name_of_runner(runner)
-        shows_messages = request.user.has_perm(Permission.SEE_PAYLOAD)
+        found = explanation_of(runner, instance, shows_messages=sees_payload(request))
         return self.render(
             request,
             "why",
@@ -255,7 +259,7 @@ class NodeAdmin(ShowingResults):
                 (run.pk, state_of(run), str(run.node), time_since(run.finished_at))
                 for run in runs_behind(runner, instance)
             ],
-            reason=prose(explanation_of(runner, instance, shows_messages=shows_messages).reason),
+            reason=prose(found.reason),
         )
 
     @action("<str:label>/sweep/", Permission.START)
@@ -293,7 +297,7 @@ class NodeAdmin(ShowingResults):
                 raise AutorunError(_("No row is pending."))
             batch = request_backfill(runner, Scope(pks=keys), limit=TRIED, requested_by=by)
         except AutorunError as error:
-            told = _("Nothing was started: %s") % self.told(request, error)
+            told = _("Nothing was started: %s") % message_for(request, error)
             messages.error(request, told)
             return self.redirect("autorun_node_runner", label)
         told = ngettext(
@@ -338,10 +342,17 @@ class NodeAdmin(ShowingResults):
         ]
 
     def _changed_all(
-        self, request: HttpRequest, changed: Sequence[Runner], told: str
+        self,
+        request: HttpRequest,
+        changed: Sequence[Runner],
+        told: str,
+        left: Mapping[str, AutorunError],
     ) -> HttpResponse:
         if changed:
             self.note(request, told % number(len(changed)), *map(node_of, changed))
+        for label, error in left.items():
+            of = {"label": label, "reason": message_for(request, error)}
+            messages.warning(request, _("%(label)s is as it was: %(reason)s") % of)
         return self.back(request, self.url("autorun_node_changelist"))
 
     def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
@@ -349,10 +360,10 @@ class NodeAdmin(ShowingResults):
         try:
             analysis = hooks.call(runner, "get_analysis")
         except Exception as error:  # noqa: BLE001  the page says so
-            return {"error": self.told(request, error)}
+            return {"error": message_for(request, error)}
         source = ""
         with suppress(OSError, TypeError):
-            source = inspect.getsource(analysis.function)
+            source = inspect.getsource(analysis.function) if sees_payload(request) else ""
         return {
             "title": analysis.title,
             "version": analysis.version,
@@ -368,7 +379,7 @@ class NodeAdmin(ShowingResults):
         try:
             node = node_of(runner)
         except AutorunError as error:
-            of = {"label": label, "reason": self.told(request, error)}
+            of = {"label": label, "reason": message_for(request, error)}
             messages.error(request, _("%(label)s cannot run: %(reason)s") % of)
         else:
             if change(runner):
@@ -394,8 +405,7 @@ def _examined(request: HttpRequest) -> dict[str, Any]:
     from autorun.observe.doctor import Finding, examine_for_page
 
     def told(finding: Finding) -> str:
-        may_see = request.user.has_perm(Permission.SEE_PAYLOAD)
-        return finding.message if may_see or not finding.bare else finding.bare
+        return finding.message if sees_payload(request) else finding.bare or finding.message
 
     order = {"error": 0, "warning": 1}
     findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))

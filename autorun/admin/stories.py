@@ -3,12 +3,11 @@
 import datetime as dt
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from django.utils.text import capfirst
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop, ngettext
+from django.utils.translation import ngettext
 
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
@@ -18,12 +17,9 @@ from autorun.declare.registry import dependencies_of
 from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import (
-    HELD_UP,
     WORKER_LOST,
     Explanation,
     explain,
-    kept_result,
-    words_of,
 )
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
@@ -51,17 +47,6 @@ class Story:
 
 
 MOST_OTHERS = 20
-#: Explanations that quote a message, for users who may not see messages.
-_WITHOUT_MESSAGE = {
-    "failed": gettext_noop(
-        "Failed, no attempts left: it runs again once it is retried or its row changes."
-    ),
-    "retrying": gettext_noop("The last attempt failed, and another one is due."),
-    "not_applicable": gettext_noop("Not applicable, until its row changes."),
-    "postponed": gettext_noop("Its body has asked for another try later."),
-    "parked": gettext_noop("Parked: an error hits all of its rows, or no worker has its runner."),
-    "unprepared": gettext_noop("The input of the row cannot be prepared."),
-}
 
 
 def other_runs(run: Run) -> list[Run]:
@@ -121,27 +106,14 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
 
 
 def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> Explanation:
-    """Why the row is pending or not, without messages unless `shows_messages`.
-
-    The code is "unknown" if the project's own hooks raise.
-    """
+    """Why the row is pending or not; the code is "unknown" if the project's own hooks raise."""
     try:
         with spent(f"The query for the row of {runner.label}"):
-            explanation = explain(runner, instance)
+            return explain(runner, instance, quotes=shows_messages)
     except RunTimeout as error:
         return Explanation(False, "unknown", _("It cannot be explained: %s") % error)
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return Explanation(False, "unknown", _("It cannot be explained: %s") % type(error).__name__)
-    run = explanation.run
-    quotes = explanation.reason.startswith(_(HELD_UP))
-    if run is not None and run.status == Run.Status.PENDING:
-        quotes = quotes or run.attempts > 0 or bool(words_of(run))
-    if not shows_messages and (quotes or explanation.code in _WITHOUT_MESSAGE):
-        kept = "" if run is None else kept_result(run)
-        words = f"{capfirst(in_words(explanation.code))}."
-        reason = _(_WITHOUT_MESSAGE.get(explanation.code, words)) + kept
-        return replace(explanation, reason=reason)
-    return explanation
 
 
 def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:

@@ -21,11 +21,11 @@ from django.views.decorators.http import conditional_page, require_safe
 
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import get_runner
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.row_access import find_row, open_runs
 from autorun.admin.stories import explanation_of
 from autorun.declare import page_time, registry
-from autorun.exceptions import AutorunError, RunTimeout, bare_message
+from autorun.exceptions import AutorunError, RunTimeout
 from autorun.management.subcommands import batch_list, listings
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.explanation import last_failure
@@ -69,8 +69,7 @@ def _answer(route: str, *parameters: str) -> Callable[[View], View]:
             except RunTimeout as error:
                 return _error(503, f"{error} Try again later.")
             except AutorunError as error:  # of a wrong declaration, and perhaps with its data
-                told = str(error) if _sees_payload(request) else bare_message(error)
-                return _error(503, f"{told} See: manage.py check")
+                return _error(503, f"{message_for(request, error)} See: manage.py check")
 
         urlpatterns.append(path(route, answered, name=view.__name__))
         return view
@@ -116,7 +115,7 @@ def row(request: HttpRequest, label: str, key: str) -> dict[str, Any]:
     instance = find_row(request, site, of, key)
     if instance is None:
         raise Http404(f"{label} has no row “{key[:40]}” that you may see. Check the primary key.")
-    shows = _sees_payload(request)
+    shows = sees_payload(request)
     found = explanation_of(of, instance, shows_messages=shows)
     run = found.run
     is_success = run is not None and run.status == Run.Status.SUCCEEDED
@@ -202,7 +201,7 @@ def batch(request: HttpRequest, number: int) -> dict[str, Any]:
     if found is None:
         raise Http404(f"There is no batch {str(number)[:20]}. See: manage.py autorun batches")
     answer = batch_list.as_json(found)
-    return answer if _sees_payload(request) else _without(answer, "reason")
+    return answer if sees_payload(request) else _without(answer, "reason")
 
 
 def _refusal(request: HttpRequest) -> HttpResponse | None:
@@ -226,10 +225,6 @@ def _check_names(given: Collection[str], known: Collection[str]) -> None:
             raise BadRequest(f"Unknown parameter “{name[:40]}”. {choice}")
 
 
-def _sees_payload(request: HttpRequest) -> bool:
-    return request.user.has_perm(Permission.SEE_PAYLOAD)
-
-
 def _without(answer: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name not in names}
 
@@ -251,7 +246,7 @@ def _runner(request: HttpRequest, card: Card, held: Collection[HeldUp]) -> dict[
         "run_seconds": node and node.run_seconds,
         "held_up": of_runner,
     }
-    if _sees_payload(request):
+    if sees_payload(request):
         return {**answer, "paused_because": node.paused_because if node else ""}
     return {**answer, "held_up": [_without(each, "reason") for each in of_runner]}
 

@@ -1,7 +1,6 @@
 """Pause, hold and resume a whole runner, and cancel its planned runs."""
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from autorun.declare import registry
 from autorun.declare.base import Runner
@@ -63,17 +62,21 @@ def lift_hold(runner: Runner) -> bool:
     )
 
 
-def change_all(change: Callable[[Runner], bool]) -> list[Runner]:
-    """Apply `pause_runner` or `resume_runner` to all runners; returns those that it changed.
+def change_all(
+    change: Callable[[Runner], bool],
+) -> tuple[list[Runner], dict[str, AutorunError]]:
+    """Apply `pause_runner` or `resume_runner` to all runners.
 
-    Runners that cannot run are left out.
+    Returns those that it changed, and the errors of those that it left as they were, by label.
     """
-    changed = []
+    changed, left = [], {}
     for runner in registry.runners():
-        with suppress(AutorunError):
+        try:
             if change(runner):
                 changed.append(runner)
-    return changed
+        except AutorunError as error:
+            left[runner.label] = error
+    return changed, left
 
 
 def cancel_runner(label: str, *, reason: str = "") -> int:

@@ -48,13 +48,15 @@ Matching = Iterable[Sequence[Run]]
 class Retried:
     """The batches that retry `runs` runs, `ignored` of them ignored or not applicable.
 
-    `outdated` are the ids of runs that no runner would run now.
+    `outdated` are the ids of runs that no runner would run now, and `left` has the error of each
+    runner whose runs are as they were, by its label.
     """
 
     batches: Sequence[Batch] = field(default_factory=tuple)
     runs: int = 0
     ignored: int = 0
     outdated: Sequence[int] = field(default_factory=tuple)
+    left: Mapping[str, AutorunError] = field(default_factory=dict)
 
 
 def request_backfill(
@@ -103,24 +105,28 @@ def retry_runs(
     outdated: list[int] = []
     for runs in found:
         _sort_retryable(runs, keys, outdated)
-    begun = [
-        request_backfill(
-            registry.get(alike.label),
+    begun: list[Batch] = []
+    left: dict[str, AutorunError] = {}
+    numbers = {True: 0, False: 0}
+    for alike, of_runner in keys.items():
+        for first in range(0, len(of_runner), KEYS_IN_SCOPE):
+            some = of_runner[first : first + KEYS_IN_SCOPE]
             # Such a run counts as done, so only force runs its row again.
-            Scope(
-                pks=tuple(of_runner[begin : begin + KEYS_IN_SCOPE]),
+            scope = Scope(
+                pks=tuple(some),
                 only=None if alike.is_ignored else "failed",
                 force=alike.is_ignored,
                 beyond_base=alike.is_beyond_base,
                 asked=asked,
-            ),
-            requested_by=requested_by,
-        )
-        for alike, of_runner in keys.items()
-        for begin in range(0, len(of_runner), KEYS_IN_SCOPE)
-    ]
-    ignored = sum(len(of_runner) for alike, of_runner in keys.items() if alike.is_ignored)
-    return Retried(begun, sum(map(len, keys.values())), ignored, outdated)
+            )
+            try:
+                runner = registry.get(alike.label)
+                begun.append(request_backfill(runner, scope, requested_by=requested_by))
+            except AutorunError as error:
+                left[alike.label] = error
+            else:
+                numbers[alike.is_ignored] += len(some)
+    return Retried(begun, sum(numbers.values()), numbers[True], outdated, left)
 
 
 class _Alike(NamedTuple):
@@ -155,24 +161,20 @@ def retry_matching(
     requested_by: str = "",
     asked: dict[str, Any] | None = None,
     narrowing: Callable[[Runner, RunFilter], Matching | None] = lambda _runner, _chosen: None,
-) -> Sequence[Batch]:
+) -> Retried:
     """Leave it to workers to find the failed runs that match, however many, and retry them.
 
-    Returns one batch for each runner that may have some. Runs of a version or configuration that
-    their runner no longer has are skipped. If `narrowing` returns the runs that the caller may
-    retry, those are retried at once.
+    There is one batch for each runner that may have some; its runs are not counted. Runs of a
+    version or configuration that their runner no longer has are skipped. If `narrowing` returns the
+    runs that the caller may retry, those are retried at once.
     """
     begun: list[Batch] = []
+    left: dict[str, AutorunError] = {}
     for runner in registry.runners():
         of_runner = replace(chosen, runner=runner.label, state="failed")
         if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
             continue
         found = narrowing(runner, of_runner)
-        if found is None and database_of(runner) != settings.DATABASE:
-            found = of_runner.each()  # not to be joined with runs
-        if found is not None:
-            begun += retry_runs(found, requested_by=requested_by, asked=asked).batches
-            continue
         # The names alone: a key or an exception may contain the data of a row.
         narrowed = ", ".join(chosen.written()) or "nothing"
         source = {
@@ -182,8 +184,18 @@ def retry_matching(
             "at": timezone.now().isoformat(),
         }
         scope = Scope(only="failed", source=source, asked=asked)
-        begun.append(request_backfill(runner, scope, requested_by=requested_by))
-    return begun
+        try:
+            if found is None and database_of(runner) != settings.DATABASE:
+                found = of_runner.each()  # not to be joined with runs
+            if found is None:
+                begun.append(request_backfill(runner, scope, requested_by=requested_by))
+            else:
+                retried = retry_runs(found, requested_by=requested_by, asked=asked)
+                begun += retried.batches
+                left |= retried.left
+        except AutorunError as error:
+            left[runner.label] = error
+    return Retried(begun, left=left)
 
 
 def rows_of_runs(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:

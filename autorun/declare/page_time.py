@@ -1,9 +1,9 @@
-"""The time that a page has for the code of a project, and for queries that this code shapes.
+"""The time that a request has for the code of a project, and for queries that this code shapes.
 
-A page has one budget of SECONDS for all of it: once that is spent, queries are cancelled on the
-server, and Python code is interrupted. In a thread that signals do not reach, hooks of runners run
-in another thread, which is left to itself; code of a ModelAdmin stays in the request's own thread,
-as it may read what a middleware keeps there, so only its queries end.
+Each page and each action has one budget of SECONDS for all of it: once that is spent, queries are
+cancelled on the server, and Python code is interrupted. In a thread that signals do not reach,
+hooks of runners run in another thread, which is left to itself; code of a ModelAdmin stays in the
+request's own thread, as it may read what a middleware keeps there, so only its queries end.
 """
 
 import threading
@@ -55,6 +55,17 @@ def budget() -> Iterator[None]:
         yield
     finally:
         current.reset(token)
+
+
+@contextmanager
+def leaving(seconds: float) -> Iterator[None]:
+    """Have the blocks within end so many seconds before the page's time is spent."""
+    found = current.get() or _Budget(SECONDS)
+    found.left -= seconds
+    try:
+        yield
+    finally:
+        found.left += seconds
 
 
 @contextmanager

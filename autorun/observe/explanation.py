@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from django.db import connections
 from django.db.models import Max, OuterRef, Q, Subquery
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop, ngettext
+from django.utils.translation import ngettext
 
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
@@ -30,9 +31,9 @@ from autorun.state.words import because, moment, number, some_of, spoken
 from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
-#: The beginning of a reason that quotes the error of all rows.
-HELD_UP = gettext_noop("Held up until")
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
+#: Whether reasons quote people and the project's code, whose words may contain data of a row.
+_quotes: ContextVar[bool] = ContextVar("autorun_quotes", default=True)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,19 @@ class Explanation:
         return self.reason
 
 
-def explain(runner: Runner, instance: Any) -> Explanation:
-    """Why `instance` is pending or not. Raises TypeError for an instance of another model."""
+def explain(runner: Runner, instance: Any, *, quotes: bool = True) -> Explanation:
+    """Why `instance` is pending or not; without `quotes`, in autorun's own words alone.
+
+    Raises TypeError for an instance of another model.
+    """
+    token = _quotes.set(quotes)
+    try:
+        return _explained(runner, instance)
+    finally:
+        _quotes.reset(token)
+
+
+def _explained(runner: Runner, instance: Any) -> Explanation:
     model = runner.get_model()
     if not isinstance(instance, concrete(runner.get_model())):
         raise TypeError(
@@ -186,7 +198,7 @@ def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
 def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     chunk = run.chunk
     if chunk.state == Chunk.State.RUNNING:
-        said = words_of(run)
+        said = words_of(run) if _quotes.get() else ""
         running = _("Running on worker %s") % chunk.worker + _since(chunk.started_at)
         return "running", f"{running}, {said}" if said else running
     if chunk.state == Chunk.State.QUEUED:
@@ -196,7 +208,7 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     if chunk.state == Chunk.State.PARKED:
         told = _("Parked until %s") if chunk.not_before else _("Parked")
         told = told % moment(chunk.not_before) if chunk.not_before else told
-        return "parked", told + because(chunk.reason)
+        return "parked", told + _because(chunk.reason)
     return _waiting(runner, run)
 
 
@@ -220,15 +232,15 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
     if run.node.paused_at is not None:
         return "paused", capfirst(_paused(run.node))
     if batch is not None and batch.state == Batch.State.PAUSED:
-        return "paused", _("Its batch %s is paused") % batch.pk + because(batch.reason)
+        return "paused", _("Its batch %s is paused") % batch.pk + _because(batch.reason)
     for found in held_up(runner.label):
         if found.next_try is not None and not found.is_damped:
-            until = moment(found.next_try)
-            return "waiting", f"{_(HELD_UP)} {until}: {found.reason.rstrip('.')}"
+            told = _("Held up until %s") % moment(found.next_try)
+            return "waiting", told + _because(found.reason)
     if not_before is not None:
-        why = run.chunk.postponed_by.rstrip(".")
-        until = _("Waiting until %s") % moment(not_before)
-        return ("postponed", f"{until}: {why}") if why else ("retrying", until)
+        why = run.chunk.postponed_by
+        told = _("Waiting until %s") % moment(not_before)
+        return "postponed" if why else "retrying", told + _because(why)
     if runner.LIMIT is not None:
         (limit,) = limits_in_use([runner.LIMIT])
         return "waiting", _("Waiting for the limit %s") % limit
@@ -251,7 +263,7 @@ def _finished(runner: Runner, run: Any) -> Explanation:
         return Explanation(False, "ignored", told % at, run)
     if run.status == Run.Status.NOT_APPLICABLE:
         reason = _("Not applicable since %s, until the row changes") % at
-        return Explanation(False, "not_applicable", f"{reason}{because(run.outputs)}.", run)
+        return Explanation(False, "not_applicable", f"{reason}{_because(run.outputs or '')}.", run)
     failure = last_failure(run)
     told = _("Failed (no attempts left) at %(at)s")
     if run.attempts:
@@ -369,7 +381,11 @@ def _paused(node: Node) -> str:
     if node.paused_at is None:
         return ""
     told = _("the runner is paused")
-    return f"{told}{_since(node.paused_at)}{because(node.paused_because)}"
+    return f"{told}{_since(node.paused_at)}{_because(node.paused_because)}"
+
+
+def _because(words: str | None) -> str:
+    return because(words) if words and _quotes.get() else ""
 
 
 def _held(node: Node, runner: Runner) -> str:
@@ -391,7 +407,7 @@ def _cause(failure: Failure) -> str:
 
 
 def _short(name: str, message: str) -> str:
-    first = message.strip().partition("\n")[0]
+    first = message.strip().partition("\n")[0] if _quotes.get() else ""
     if len(first) > LONGEST_MESSAGE:
         first = f"{first[:LONGEST_MESSAGE]}..."
     return f"{name}: {first.rstrip('.')}" if first else name

@@ -1,5 +1,6 @@
 """batches, and pause, hold, resume and cancel: by the number of a batch or a runner's label."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ from django.core.management.base import CommandError
 from autorun.conf import settings
 from autorun.control import halting, interventions
 from autorun.declare import registry
+from autorun.declare.base import Runner
 from autorun.management.subcommands.parsing import (
     FORMAT,
     RUNNER,
@@ -111,6 +113,12 @@ class _Holding(Subcommand):
             raise CommandError(f"There is no batch {target}. See: manage.py autorun batches")
         self.hold_batch(batch)
 
+    def change_all(self, change: Callable[[Runner], bool]) -> int:
+        changed, left = halting.change_all(change)
+        for label, error in left.items():
+            self.terminal.say((label, "bold"), f" is as it was: {error}")
+        return len(changed)
+
     def hold_batch(self, batch: Batch) -> None:
         raise NotImplementedError
 
@@ -139,8 +147,8 @@ class Pause(_Holding):
         self._report(label, "paused" if is_new else "was already paused", label)
 
     def hold_all(self) -> None:
-        paused = halting.change_all(halting.pause_runner)
-        self._report(counted(len(paused), "runner"), "paused", "--all")
+        paused = self.change_all(halting.pause_runner)
+        self._report(counted(paused, "runner"), "paused", "--all")
 
     def _report(self, name: str, outcome: str, target: str) -> None:
         self.terminal.say((name, "bold"), f" {outcome}; runs in progress will finish.")
@@ -184,8 +192,8 @@ class Resume(_Holding):
         self.terminal.say((label, "bold"), " resumed." if any(resumed) else " was not paused.")
 
     def hold_all(self) -> None:
-        resumed = halting.change_all(halting.resume_runner)
-        self.terminal.say((counted(len(resumed), "runner"), "bold"), " resumed.")
+        resumed = self.change_all(halting.resume_runner)
+        self.terminal.say((counted(resumed, "runner"), "bold"), " resumed.")
 
 
 class Cancel(_Holding):

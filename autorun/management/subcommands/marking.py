@@ -148,6 +148,8 @@ class Retry(OnRows):
         if _has_choice(options):
             chosen = _chosen_runs(runner, options, queryset=queryset)
             retried = interventions.retry_runs(chosen, requested_by=requested_by())
+            for error in retried.left.values():
+                raise error
             batches = list(retried.batches)
             self.terminal.json([as_json(batch) for batch in batches])
             self._show_queued(runner, retried, options["exception"])

@@ -113,6 +113,7 @@ def examine_held_up() -> Iterator[Finding]:
                 message,
                 f"See `manage.py autorun failures {found.runner}`. To resume it, run `manage.py "
                 f"autorun resume {found.batch}`.",
+                bare=f"{bare}.",
             )
             continue
         yield error(
@@ -182,9 +183,11 @@ def examine_paused() -> Iterator[Finding]:
     labels = runners_by_node().labels
     for node in Node.objects.exclude(paused_at=None).order_by("paused_at")[:MOST_SHOWN]:
         label, *_ = labels.get(node.digest, ["RUNNER"])
+        bare = f"{node} is paused since {moment(node.paused_at)}"
         yield warning(
-            f"{node} is paused since {moment(node.paused_at)}{because(node.paused_because)}.",
+            f"{bare}{because(node.paused_because)}.",
             f"To resume it, run `manage.py autorun resume {label}`.",
+            bare=f"{bare}.",
         )
     for node in Node.objects.exclude(held_at=None).order_by("held_at")[:MOST_SHOWN]:
         label, *_ = labels.get(node.digest, ["RUNNER"])

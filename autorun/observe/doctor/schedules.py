@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from autorun.declare import registry
 from autorun.declare.hooks import is_scheduled
-from autorun.exceptions import ImproperRunner
+from autorun.exceptions import ImproperRunner, bare_message
 from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
 from autorun.observe.glance import is_upkeep_silent, upkeep_patience
 from autorun.state.pulses import beat_of
@@ -35,7 +35,8 @@ def examine_schedules() -> Iterator[Finding]:
             )
         return
     except ImproperRunner as problem:
-        yield error(str(problem), "Fix it, then run `manage.py autorun sync`.")
+        hint = "Fix it, then run `manage.py autorun sync`."
+        yield error(str(problem), hint, bare=bare_message(problem))
         return
     if report.is_change:
         changes = {
