@@ -185,7 +185,7 @@ def test_a_get_writes_nothing_and_makes_no_node(runner) -> None:
 
 
 @pytest.mark.parametrize("loss", [{"is_active": False}, {"is_staff": False}, "permission", "user"])
-@pytest.mark.parametrize("asked", ["backfill", "ticked", "all"])
+@pytest.mark.parametrize("asked", ["backfill", "ticked", "all", "try"])
 def test_a_worker_asks_again_for_the_permission(asked, loss, runner, set_constants) -> None:
     if asked == "all":
         set_constants(bulk_actions, MOST_AT_ONCE=0)
@@ -205,7 +205,7 @@ def test_a_worker_asks_again_for_the_permission(asked, loss, runner, set_constan
     assert "gone" in batch.reason if loss == "user" else "no longer" in batch.reason
 
 
-@pytest.mark.parametrize("asked", ["backfill", "ticked", "all"])
+@pytest.mark.parametrize("asked", ["backfill", "ticked", "all", "try"])
 def test_a_worker_does_what_a_user_asked_who_still_may(asked, runner, set_constants) -> None:
     if asked == "all":
         set_constants(bulk_actions, MOST_AT_ONCE=0)
@@ -220,10 +220,12 @@ def test_a_worker_does_what_a_user_asked_who_still_may(asked, runner, set_consta
 
 def ask(what: str) -> Batch:
     """The batch that a user of pages has asked for, which no worker has planned yet."""
-    client = client_of("view_run", "backfill_run", "retry_run", "view_scan")
+    client = client_of("view_run", "start_run", "backfill_run", "retry_run", "view_scan")
     if what == "backfill":
         url = reverse("admin:autorun_batch_start", args=[LABEL])
         client.post(url, {"only": "again"})
+    elif what == "try":
+        client.post(reverse("admin:autorun_node_try_some", args=[LABEL]))
     else:
         failed = Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True)
         chosen = {"scope": "everything"} if what == "all" else {"ids": list(failed)}

@@ -30,6 +30,7 @@ from autorun.admin.pages import action, get_runner, is_fetched, page, require, w
 from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
 from autorun.admin.row_access import find_row, name_of
+from autorun.admin.selections import asked_by
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
 from autorun.conf import settings
@@ -295,7 +296,9 @@ class NodeAdmin(ShowingResults):
             keys = tuple(as_keys(keys_to_try(runner, TRIED)))
             if not keys:
                 raise AutorunError(_("No row is pending."))
-            batch = request_backfill(runner, Scope(pks=keys), limit=TRIED, requested_by=by)
+            asked = asked_by(request, self.admin_site, Permission.START)
+            scope = Scope(pks=keys, asked=asked)
+            batch = request_backfill(runner, scope, limit=TRIED, requested_by=by)
         except AutorunError as error:
             told = _("Nothing was started: %s") % message_for(request, error)
             messages.error(request, told)
