@@ -28,12 +28,13 @@ from autorun.declare import page_time
 from autorun.declare.interruption import within
 from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
+from autorun.observe.glance import take_tally
 from autorun.planning import batches
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
 from autorun.state import clock, pulses
-from autorun.state.counts import STUCK_SECONDS, stuck_nodes
+from autorun.state.counts import STUCK_SECONDS
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
 from sample_app.runners import ScanPreprocessingRunner
@@ -657,6 +658,7 @@ def test_what_is_asked_of_a_runner_that_cannot_run_is_answered(runner, admin_cli
 
 
 def test_what_nobody_works_on_is_said_to_be_so(runner, client) -> None:
+    pulses.note("upkeep", timezone.now())
     client.force_login(scenes.add_user("admin", is_superuser=True))
     batch = Batch.objects.latest("pk")
     pages = [
@@ -664,6 +666,7 @@ def test_what_nobody_works_on_is_said_to_be_so(runner, client) -> None:
         addresses()["runner"],
         reverse("admin:autorun_batch_change", args=[batch.pk]),
     ]
+    batch_list = reverse("admin:autorun_batch_changelist")
     while_running = [client.get(page).content.decode() for page in pages]
     long_ago = timezone.now() - dt.timedelta(minutes=5)
     Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=long_ago)
@@ -673,6 +676,8 @@ def test_what_nobody_works_on_is_said_to_be_so(runner, client) -> None:
     assert not any("no worker" in page for page in while_running)
     assert all("no worker is processing it" in page for page in afterwards)
     assert all(reverse("admin:autorun_node_health") in page for page in afterwards)
+    assert "no worker</span>" in client.get(batch_list).text
+    assert [tabs(page)["Health"] for page in afterwards] == ["! no worker", "", "! no worker"]
 
 
 def test_messages_that_have_just_been_sent_are_not_stuck(runner) -> None:
@@ -684,12 +689,14 @@ def test_messages_that_have_just_been_sent_are_not_stuck(runner) -> None:
     for seconds in sent:
         at = timezone.now() - dt.timedelta(seconds=seconds)
         Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=at)
-        stuck.append(stuck_nodes([node.pk]))
+        stuck.append(take_tally().stuck)
 
+    assert STUCK_SECONDS + 5 <= 30
     assert stuck == [set(), set(), {node.pk}]
 
 
 def test_a_batch_whose_planning_nobody_takes_up(runner, client) -> None:
+    pulses.note("upkeep", timezone.now())
     client.force_login(scenes.add_user("admin", is_superuser=True))
     batch = batches.begin(runner, Batch.Trigger.BACKFILL, scope={})
     address = reverse("admin:autorun_batch_change", args=[batch.pk])
@@ -797,6 +804,40 @@ def test_who_may_not_backfill_is_not_offered_to_run_everything_again(runner, sig
     assert 'value="failed"' in page
     assert 'value="again"' not in page
     assert "The one row that you ticked." in page
+
+
+def tabs(page: str) -> dict[str, str]:
+    """The counts on the tabs of a page, by tab."""
+    nav = page.partition('id="tabs"')[2].partition("</nav>")[0]
+    found = [strip_tags(each.partition(">")[2]).split() for each in nav.split("<a ")[1:]]
+    return {name: " ".join(words) for name, *words in found}
+
+
+def test_tabs_have_counts(runner, admin_client) -> None:
+    pulses.note("upkeep", timezone.now())
+    Failure.objects.all().delete()
+    page = admin_client.get(reverse("admin:autorun_batch_changelist")).text
+    done = {"state": Chunk.State.FINISHED, "superseded_failed": F("failed")}
+    Chunk.objects.update(**done, cancelled=F("size") - F("succeeded") - F("failed"))
+    Batch.objects.update(state=Batch.State.FINISHED)
+    quiet = admin_client.get(reverse("admin:autorun_batch_changelist")).text
+
+    assert tabs(page) == {
+        "Overview": "",
+        "Runs": "6 in progress",
+        "Failures": "5 failed",
+        "Batches": "1 unfinished",
+        "Health": "",
+    }
+    assert set(tabs(quiet).values()) == {""}
+
+
+def test_counts_of_tabs_are_of_folded_chunks_as_well(runner, admin_client) -> None:
+    Node.objects.filter(pk=runner.get_node().pk).update(folded_failed=1_000)
+
+    page = admin_client.get(reverse("admin:autorun_run_changelist")).text
+
+    assert tabs(page)["Failures"] == "1,005 failed"
 
 
 def at_a_glance(client: Client) -> list[str]:

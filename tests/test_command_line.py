@@ -16,7 +16,9 @@ import pytest
 from celery.schedules import crontab
 from django.core.management import call_command, execute_from_command_line
 from django.core.management.base import CommandError
+from django.db import connection
 from django.db.models import Q
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun.control import halting
@@ -371,12 +373,31 @@ def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
 
     progress = Progress(*[12_345_678] * 7)
     state = status.RunnerState("x" * 70, "y" * 70, "m", "daily 03:00", progress, pending=123_456)
-    monkeypatch.setattr(status, "state_of", lambda runner, **_: state)
+    monkeypatch.setattr(status, "states_of", lambda runners, **_: [state])
 
+    monkeypatch.delenv("COLUMNS", raising=False)
+    piped = typed("status", LABEL).splitlines()
+    monkeypatch.setenv("COLUMNS", "80")
     lines = typed("status", LABEL).splitlines()
 
-    assert all(len(line) <= 80 for line in lines)
+    assert piped[1] == f"{'x' * 70}  {'y' * 70} · daily 03:00"
+    assert piped[2].endswith(" ignored")
+    assert all(len(line) <= 80 for line in lines[:-1])
     assert "12.35M done, 12.35M failed, 123k pending" in lines[2]
+
+
+def test_status_of_many_runners_is_quick_and_begins_with_the_troubled_ones(documents, failing):
+    failing.run()
+    work_off()
+    others = [declare(NAME=f"Another{n:02}Runner", TITLE=f"Another {n}") for n in range(60)]
+
+    with installed(*others):
+        typed("status", "--no-pending")  # which makes the nodes
+        with CaptureQueriesContext(connection) as captured:
+            printed = typed("status", "--no-pending").splitlines()
+
+    assert len(captured) <= 15
+    assert printed[1].startswith(LABEL)
 
 
 def test_status_as_json(documents, failing):
@@ -404,6 +425,51 @@ def test_workers_and_runs_are_listed(documents, failing):
     assert "No runs match." in typed("runs", "--worker", "celery@lab-2")
     with pytest.raises(CommandError, match="is not a time"):
         typed("runs", "--ended-from", "yesterday")
+
+
+def test_outputs_are_listed(documents, failing):
+    failing.run()
+    work_off()
+
+    found = typed_json("outputs", LABEL)
+    printed = typed("outputs", LABEL, "--row", found[0]["row"])
+
+    assert [each["outputs"] for each in found] == [{}] * 3
+    assert found[0]["row"] in printed
+    assert f"manage.py autorun export {LABEL} --output results.csv" in printed
+    assert "No outputs yet." in typed("outputs", LABEL, "--row", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("manage.py autorun sta", ["status"]),
+        ("python manage.py autorun status tests.Ec", [LABEL]),
+        ("python manage.py autorun batches --state pau", ["paused"]),
+        ("manage.py autorun retry --exc", ["--exception"]),
+        ("python script.py sta", []),
+    ],
+)
+def test_bash_completes(runner, tmp_path, line, words):
+    script = tmp_path / "autorun.bash"
+    script.write_text(typed("completion", "bash"))
+    complete = f"""source {script}
+        COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _autorun; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+
+    found = subprocess.run(["bash", "-c", complete], capture_output=True, text=True, check=True)
+
+    assert found.stdout.split() == words
+    assert found.stderr == ""
+
+
+def test_other_shells_have_a_script_too(runner):
+    zsh, fish = typed("completion", "zsh"), typed("completion", "fish")
+
+    assert zsh == f"autoload -U +X bashcompinit && bashcompinit\n{typed('completion', 'bash')}"
+    assert f"'__autorun_at status' -a '{LABEL}" in fish
+    assert "'__autorun_at batches' -l state -x -a 'running paused" in fish
 
 
 def test_status_without_pending_counts_none(documents, runner):
@@ -600,6 +666,28 @@ def test_batches(documents, failing):
     assert "6 planned, 3 done, 3 failed" in printed
     assert (found["planned"], found["succeeded"], found["failed"], found["left"]) == (6, 3, 3, 0)
     assert typed_json("batches", "--state", "running") == []
+
+
+def test_a_batch_that_no_worker_picks_up_says_so(documents, runner, sent, monkeypatch):
+    batch = runner.backfill()
+    plan_at_once(sent)
+    Chunk.objects.update(
+        state=Chunk.State.QUEUED, published_at=timezone.now() - dt.timedelta(seconds=40)
+    )
+
+    def resume(seconds):
+        Chunk.objects.update(published_at=timezone.now())
+        work_off()
+
+    listed, status = typed("batches"), typed("status", "--no-pending")
+    terminal = Terminal(out := io.StringIO())
+    monkeypatch.setattr(time, "sleep", resume)
+    watching.watch(batch, terminal)
+
+    assert "no worker" in listed
+    assert "manage.py autorun doctor" in listed
+    assert status.startswith("✘ No worker is picking up tasks")
+    assert out.getvalue().startswith("No worker is picking up tasks: manage.py autorun doctor")
 
 
 def test_sweeps_that_found_nothing_are_left_out(documents, runner):

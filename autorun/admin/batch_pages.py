@@ -26,12 +26,13 @@ from autorun.declare import registry
 from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk
-from autorun.observe.activity import Activity, activity_by_node
+from autorun.observe.activity import activity_of
 from autorun.observe.explanation import words_of_chunk
+from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
-from autorun.state.counts import stuck_nodes
+from autorun.state.counts import BatchCounts
 from autorun.state.origins import title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import duration, number, rate, some_of
@@ -72,13 +73,15 @@ class BatchAdmin(PageAdmin):
             chosen["all"] = narrowed["all"] = "1"
         else:
             found = found.exclude(EMPTY_SWEEP)
-        some = list(found[: PAGE + 1])
+        some, tally = list(found[: PAGE + 1]), take_tally()
         is_last = len(some) <= PAGE
         return self.render(
             request,
             "batches",
             _("Batches"),
-            lines=batch_lines(some[:PAGE]),
+            tally=tally,
+            is_live=before is None,
+            lines=batch_lines(some[:PAGE], tally.stuck),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
             states=states,
@@ -91,16 +94,16 @@ class BatchAdmin(PageAdmin):
         batch = self._get(batch_id)
         counts = counts_of([batch])[batch.pk]
         parts = parts_of(batch, counts)
-        is_stuck = False
+        tally = take_tally()
+        is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None
         figures = _planning_figures(batch)
         if batch.is_unfinished:
-            activity = activity_by_node([batch.node])[batch.node_id]
-            is_stuck = bool(stuck_nodes([batch.node_id]))
+            activity = activity_of(batch)
             figures += [
-                Figure(_("Rate"), rate(activity.per_second_at_work), otherwise=_("idle")),
+                Figure(_("Rate"), rate(activity.per_second), otherwise=_("idle")),
                 time_left(
-                    _seconds_left(batch, counts.left, activity),
+                    activity.seconds_left(counts.left),
                     is_paused=is_held or batch.state == Batch.State.PAUSED,
                     is_stuck=is_stuck,
                     otherwise=_("unknown"),
@@ -113,7 +116,9 @@ class BatchAdmin(PageAdmin):
             "batch",
             title_of_batch(batch),
             batch=batch,
-            state=state_of_batch(batch, counts),
+            tally=tally,
+            progress=_percent(counts) if batch.is_unfinished else "",
+            state=state_of_batch(batch, counts, is_stuck=is_stuck),
             reason=batch.reason if sees_payload(request) else batch.reason and _(HIDDEN),
             requested_by=batch.requested_by and " · " + _("requested by %s") % batch.requested_by,
             started=time_since(batch.created_at),
@@ -314,6 +319,10 @@ def _running(request: HttpRequest, site: admin.AdminSite, batch: Batch) -> list[
     ]
 
 
+def _percent(counts: BatchCounts) -> str:
+    return f"{100 * counts.finished // counts.total} %" if counts.total else ""
+
+
 def _planning_figures(batch: Batch) -> list[Figure]:
     if batch.planned_at:
         planning = _("complete")
@@ -331,11 +340,3 @@ def _planning_figures(batch: Batch) -> list[Figure]:
     if batch.unprepared:
         figures.append(Figure(_("Input not prepared"), number(batch.unprepared)))
     return figures
-
-
-def _seconds_left(batch: Batch, runs: int, activity: Activity) -> float | None:
-    """Seconds until that many runs have finished; None while nothing is processed."""
-    if not activity.per_second or not runs:
-        return None
-    run_seconds = activity.median_seconds or batch.node.run_seconds
-    return activity.seconds_for(runs, run_seconds=run_seconds)

@@ -241,16 +241,11 @@ class Card:
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the unfinished runs have finished; None while nothing is processed."""
-        if self.is_stuck or not self.progress.unfinished or not self.activity.per_second:
-            return None
-        return self.activity.seconds_for(self.progress.unfinished, run_seconds=self.run_seconds)
+        return None if self.is_stuck else self.activity.seconds_left(self.progress.unfinished)
 
     @property
     def run_seconds(self) -> float | None:
-        """A run's usual time: the recent median, or the one stored with the node."""
-        if self.activity.median_seconds is not None:
-            return self.activity.median_seconds
-        return None if self.node is None else self.node.run_seconds
+        return None if self.node is None else self.activity.usual_seconds(self.node)
 
 
 def cards() -> list[Card]:

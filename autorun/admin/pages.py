@@ -1,6 +1,7 @@
 """The frame of all pages, the permission to see them, and the views that change something."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,11 @@ from autorun.admin.permissions import Permission
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.exceptions import RunTimeout
+from autorun.observe.glance import Tally, take_tally
+from autorun.state.words import number
+
+#: How often the script refreshes a page while runs are in progress, and while none are.
+LIVELY_SECONDS, IDLE_SECONDS = 5, 30
 
 View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
@@ -35,6 +41,18 @@ TABS = (
     ("batches", gettext_lazy("Batches"), "autorun_batch_changelist"),
     ("health", gettext_lazy("Health"), "autorun_node_health"),
 )
+
+
+@dataclass(frozen=True)
+class Tab:
+    """One tab of the pages; `count` is '' for none, and `words` say what is counted."""
+
+    key: str
+    name: str
+    url: str
+    count: str = ""
+    words: str = ""
+    mark: str = ""
 
 
 class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -68,15 +86,27 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def render(
         self, request: HttpRequest, template: str, title: str, **context: Any
     ) -> TemplateResponse:
-        """A page in the admin's frame."""
+        """A page in the admin's frame; with a `tally` in the context, none is taken."""
+        tally = context.pop("tally") if "tally" in context else take_tally()
         frame = {
             **self.admin_site.each_context(request),
             "title": title,
             "opts": self.opts,
             "tab": self.tab,
-            "tabs": [(key, name, self.url(url_name)) for key, name, url_name in TABS],
+            "tabs": self._tabs(tally),
+            "refresh_seconds": LIVELY_SECONDS if tally.unfinished else IDLE_SECONDS,
         }
         return self.fragment(request, template, **(frame | context))
+
+    def _tabs(self, tally: Tally) -> list[Tab]:
+        """The tabs with their counts; zero is not shown."""
+        counts = {
+            "runs": (number(tally.unfinished or None), _("in progress"), "running"),
+            "failures": (number(tally.failed or None), _("failed"), "failed"),
+            "batches": (number(tally.batches or None), _("unfinished"), "running"),
+            "health": ("!" * tally.has_no_worker, _("no worker"), "failed"),
+        }
+        return [Tab(key, str(name), self.url(url), *counts.get(key, ())) for key, name, url in TABS]
 
     def fragment(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
         """A template alone: a part of a page that the script fetches."""

@@ -32,6 +32,7 @@ from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
 from autorun.models import Run
 from autorun.observe.failures import exception_classes
+from autorun.observe.glance import Tally
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
 from autorun.observe.run_states import STATES, stale_among, state_of
@@ -138,6 +139,7 @@ class RunAdmin(ActingOnRuns):
             query=urlencode(written),
             slowest=urlencode({**written, "order": SLOWEST}),
             is_by_time=is_by_time,
+            is_live=after is None and not is_by_time,
             older=older,
             is_first=after is None and not is_by_time,
             runners=[runner.label for runner in registry.runners()],
@@ -165,6 +167,7 @@ class RunAdmin(ActingOnRuns):
             request,
             "run",
             _("%(version)s on %(row)s") % {"version": run.node, "row": seen.name},
+            tally=Tally(),  # its own queries are as many as a page may have
             run=run,
             state=state_of(run),
             is_unfinished=run.status == Run.Status.PENDING,

@@ -26,7 +26,16 @@ from autorun.admin.cards import (
 )
 from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.pages import action, get_runner, is_fetched, page, require, who
+from autorun.admin.pages import (
+    IDLE_SECONDS,
+    LIVELY_SECONDS,
+    action,
+    get_runner,
+    is_fetched,
+    page,
+    require,
+    who,
+)
 from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
 from autorun.admin.row_access import find_row, name_of
@@ -47,7 +56,7 @@ from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.edits import edits
-from autorun.observe.glance import Topic, at_a_glance
+from autorun.observe.glance import Tally, Topic, at_a_glance, take_tally
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.run_states import state_of
@@ -119,6 +128,7 @@ class NodeAdmin(ShowingResults):
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
         """A card for each runner; in a table, the troubled ones first, if there are many."""
+        tally = take_tally()
         found = cards()
         text, app = read_text(request.GET, "q"), read_text(request.GET, "app")
         shown = [card for card in found if _matches(card, text, app)]
@@ -127,14 +137,14 @@ class NodeAdmin(ShowingResults):
             request,
             "overview",
             _("Overview"),
-            facts=self._facts(found),
+            tally=tally,
+            facts=self._facts(found, tally),
             cards=worst_first(shown) if is_long else shown,
             is_long=is_long,
             text=text,
             app=app,
             apps=sorted({_app_of(card) for card in found}),
             are_paused=bool(found) and all(card.paused_since or card.error for card in found),
-            refresh_seconds=_refresh_seconds(*found),
         )
 
     @action("pause-all/", Permission.PAUSE)
@@ -184,6 +194,9 @@ class NodeAdmin(ShowingResults):
             request,
             "runner",
             card.name,
+            # Its own queries are as many as a page may have.
+            tally=Tally(),
+            refresh_seconds=LIVELY_SECONDS if card.progress.unfinished else IDLE_SECONDS,
             card=card,
             runner=runner,
             analysis=self._described(request, runner),
@@ -193,7 +206,7 @@ class NodeAdmin(ShowingResults):
                 _version(*version, card, candidate=candidate_of(runner, versions))
                 for version in versions.items()
             ],
-            batches=batch_lines(batches),
+            batches=batch_lines(batches, [now.pk] if now and card.is_stuck else []),
             facts=_facts(runner),
             news=News.of(runner, now, versions, card.next_sweep.at),
             edits=edits([runner] if now and now.has_other_code else []),  # type: ignore[attr-defined]
@@ -205,7 +218,6 @@ class NodeAdmin(ShowingResults):
                 )
                 for each in held_up(label)
             ],
-            refresh_seconds=_refresh_seconds(card),
         )
 
     @page("<int:node_id>/change/")
@@ -333,14 +345,13 @@ class NodeAdmin(ShowingResults):
         told = _("Runner %s resumed.") % label
         return self._change(request, label, halting.resume_runner, told)
 
-    def _facts(self, found: Sequence[Card]) -> list[tuple[str, str, str]]:
+    def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
         """The level, the words and the address of each part of the line above the overview."""
         progresses = {card.node: card.progress for card in found if card.node is not None}
         broken = sum(bool(card.error) for card in found)
-        is_stuck = any(card.is_stuck for card in found)
         return [
             (each.level, each.words, self.url(f"autorun_{name}") + query)
-            for each in at_a_glance(progresses, broken=broken, is_stuck=is_stuck)
+            for each in at_a_glance(progresses, tally, broken=broken)
             for name, query in [FACT_PAGES[each.topic]]
         ]
 
@@ -398,10 +409,6 @@ def _matches(card: Card, text: str, app: str) -> bool:
 
 def _app_of(card: Card) -> str:
     return card.runner.label.partition(".")[0]
-
-
-def _refresh_seconds(*shown: Card) -> int:
-    return 5 if any(card.progress.unfinished for card in shown) else 30
 
 
 def _examined(request: HttpRequest) -> dict[str, Any]:

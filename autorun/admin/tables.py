@@ -1,6 +1,6 @@
 """Batches as lists show them, with their progress from one query for all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -30,8 +30,11 @@ class BatchLine:
     started: str
 
 
-def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
-    """A line for each batch; one query for all, and that of the batches."""
+def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchLine]:
+    """A line for each batch; one query for all, and that of the batches.
+
+    `stuck` are the ids of nodes whose tasks no worker is picking up.
+    """
     found = list(batches)
     counts = counts_of(found)
     return [
@@ -40,7 +43,7 @@ def batch_lines(batches: Iterable[Batch]) -> list[BatchLine]:
             name=capfirst(name_of_batch(batch)),
             description=_(batch.description),
             runner=batch.runner,
-            state=state_of_batch(batch, counts[batch.pk]),
+            state=state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in stuck),
             bar=stacked(parts_of(batch, counts[batch.pk])),
             runs=_runs(batch, counts[batch.pk]),
             requested_by=batch.requested_by or "—",
@@ -56,8 +59,10 @@ def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
     return {batch.pk: counts.get(batch.pk, BatchCounts()) for batch in batches}
 
 
-def state_of_batch(batch: Batch, counts: BatchCounts) -> tuple[str, str]:
+def state_of_batch(batch: Batch, counts: BatchCounts, *, is_stuck: bool) -> tuple[str, str]:
     """The mark and the words of the batch's state; runs that failed are part of it."""
+    if is_stuck and batch.state == Batch.State.RUNNING:
+        return "stuck", _("no worker")
     if not counts.failed:
         return batch.state, _(batch.state)
     mark = "failed" if batch.state == Batch.State.FINISHED else batch.state

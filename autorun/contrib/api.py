@@ -30,7 +30,7 @@ from autorun.management.subcommands import batch_list, listings
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.explanation import last_failure
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, log_tails
-from autorun.observe.glance import at_a_glance
+from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
@@ -80,13 +80,9 @@ def _answer(route: str, *parameters: str) -> Callable[[View], View]:
 @_answer("status/")
 def status(_request: HttpRequest) -> dict[str, Any]:
     """Whether all is well, the worst first, and the current runs of all runners by state."""
-    found = cards()
+    found, tally = cards(), take_tally()
     progresses = {card.node: card.progress for card in found if card.node is not None}
-    facts = at_a_glance(
-        progresses,
-        broken=sum(bool(card.error) for card in found),
-        is_stuck=any(card.is_stuck for card in found),
-    )
+    facts = at_a_glance(progresses, tally, broken=sum(bool(card.error) for card in found))
     sums = [asdict(each) for each in progresses.values()]
     return {
         "level": facts[0].level if facts else "ok",

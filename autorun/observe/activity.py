@@ -2,14 +2,14 @@
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.db.models import Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, TruncHour
 from django.utils import timezone
 
-from autorun.models import Chunk, Node
+from autorun.models import Batch, Chunk, Node
 from autorun.state.clock import DatabaseNow
 from autorun.upkeep.folding import hour_of
 
@@ -20,6 +20,9 @@ STARTED = (Chunk.State.RUNNING, Chunk.State.FINISHED)
 LAST_SECONDS = 60.0
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
+#: The last minute counts if half of it was spent at work, or if so many runs finished in it.
+ENOUGH_RUNS = 10
+SHORTEST = 0.001
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ Stretch = tuple[dt.datetime, dt.datetime, float]
 class Activity:
     """A node's last 24 hours, the oldest first.
 
-    `median_seconds` is the time of a run. `per_second` is the recent rate over all the time,
-    `per_second_at_work` the rate while at least one chunk was running.
+    `median_seconds` is the time of a run. `per_second` is the recent rate over all the time, and
+    that of the work in progress in particular; `per_second_at_work` is the rate while at least one
+    chunk was running.
     """
 
     hours: Sequence[Hour] = field(default_factory=lambda: (Hour(),) * HOURS)
@@ -48,7 +52,7 @@ class Activity:
     median_seconds: float | None = None
 
     def seconds_for(self, runs: int, *, run_seconds: float | None) -> float | None:
-        """The time for `runs` runs at the recent rate; None if no run has been measured.
+        """The time for `runs` new runs at the recent rate; None if no run has been measured.
 
         At most the time they take one after the other, each in `run_seconds`.
         """
@@ -56,6 +60,14 @@ class Activity:
         if self.per_second_at_work:
             seconds.append(1 / self.per_second_at_work)
         return runs * min(seconds) if seconds else None
+
+    def usual_seconds(self, node: Node) -> float | None:
+        """The time of a run: the recent median, or the one stored with the node."""
+        return node.run_seconds if self.median_seconds is None else self.median_seconds
+
+    def seconds_left(self, runs: int) -> float | None:
+        """The time until `runs` runs in progress have finished; None while none finishes."""
+        return runs / self.per_second if runs and self.per_second else None
 
 
 def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
@@ -65,8 +77,18 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
     # Chunks that finished within RATE_SECONDS are not folded yet.
     started = Chunk.objects.filter(node__in=by_id, state__in=STARTED).unfolded()
     hours = _hours(by_id.values(), started.finished(), now)
-    recent = _recent(started, now)
+    recent = _recent(started, now, by="node_id")
     return {pk: Activity(hours=hours[pk], **recent.get(pk, {})) for pk in by_id}
+
+
+def activity_of(batch: Batch) -> Activity:
+    """The recent activity of the batch itself, without its hours; that of its node if it has none.
+
+    One query, or three.
+    """
+    started = Chunk.objects.filter(batch=batch, state__in=STARTED).unfolded()
+    own = _recent(started, timezone.now(), by="batch_id").get(batch.pk)
+    return replace(Activity(), **own) if own else activity_by_node([batch.node])[batch.node_id]
 
 
 def _hours(
@@ -91,36 +113,39 @@ def _hours(
     }
 
 
-def _recent(chunks: QuerySet[Chunk], now: dt.datetime) -> dict[int, dict[str, float]]:
+def _recent(chunks: QuerySet[Chunk], now: dt.datetime, *, by: str) -> dict[int, dict[str, Any]]:
     """The rates and the median of each node, from its newest chunks; those running count so far."""
     is_running = Q(state=Chunk.State.RUNNING)
     newest: Any = (
         chunks.filter(is_running | Q(finished_at__isnull=False), started_at__isnull=False)
         .annotate(until=Coalesce("finished_at", DatabaseNow()))
         .order_by("-until")
-        .values_list("node_id", "started_at", "until", "succeeded", "failed")[:RECENT_CHUNKS]
+        .values_list(by, "started_at", "until", "succeeded", "failed", "state")[:RECENT_CHUNKS]
     )
     since = now - dt.timedelta(seconds=RATE_SECONDS)
     found: dict[int, list[Stretch]] = {}
-    for node_id, started_at, until, succeeded, failed in newest:
+    for pk, started_at, until, succeeded, failed, state in newest:
+        runs = succeeded + failed
         # Of older chunks only those with failures are kept, which are not representative.
-        if succeeded + failed and (until >= since or not failed):
-            found.setdefault(node_id, []).append(
-                (min(started_at, until), until, succeeded + failed)
-            )
-    return {node_id: _measured(stretches, now=now) for node_id, stretches in found.items()}
+        if (runs or state == Chunk.State.RUNNING) and (until >= since or not failed):
+            found.setdefault(pk, []).append((min(started_at, until), until, runs))
+    measured = {pk: _measured(stretches, now=now) for pk, stretches in found.items()}
+    return {pk: each for pk, each in measured.items() if each}
 
 
 def _measured(stretches: Sequence[Stretch], *, now: dt.datetime) -> dict[str, float]:
-    """The median of a run and the rates: of the last minute, if half of it was spent at work."""
-    for seconds, least in ((LAST_SECONDS, LAST_SECONDS / 2), (RATE_SECONDS, 0.0)):
-        since = now - dt.timedelta(seconds=seconds)
-        if recent := _clipped(stretches, since=since):
-            at_work = _seconds_at_work(recent)
-            if at_work >= least:
-                median = _median(recent if least else stretches)
-                return {"median_seconds": median, **_rates(recent, at_work, now=now)}
-    return {"median_seconds": _median(stretches)}
+    """The median of a run and the rates: of the last minute, if enough was done in it."""
+    done = [each for each in stretches if each[2]]
+    for seconds in (LAST_SECONDS, RATE_SECONDS):
+        recent = _clipped(stretches, since=now - dt.timedelta(seconds=seconds))
+        runs, is_last = sum(number for *_, number in recent), seconds == LAST_SECONDS
+        at_work = _seconds_at_work(recent)
+        is_enough = not is_last or at_work >= LAST_SECONDS / 2 or runs >= ENOUGH_RUNS
+        if runs and is_enough:
+            finished = [each for each in recent if each[2]]
+            median = _median(finished if is_last else done)
+            return {"median_seconds": median, **_rates(recent, at_work, now=now)}
+    return {"median_seconds": _median(done)} if done else {}
 
 
 def _clipped(stretches: Iterable[Stretch], *, since: dt.datetime) -> list[Stretch]:
@@ -137,13 +162,27 @@ def _clipped(stretches: Iterable[Stretch], *, since: dt.datetime) -> list[Stretc
 def _rates(stretches: Sequence[Stretch], at_work: float, *, now: dt.datetime) -> dict[str, float]:
     """Runs per second, over all the time and over the time that at least one chunk was running."""
     runs = sum(number for *_, number in stretches)
+    done, unfinished = (
+        [each for each in stretches if bool(each[2]) is is_done] for is_done in (True, False)
+    )
+    run_seconds = _seconds(done) / runs
+    if _seconds(unfinished) > _seconds(done):
+        # Bodies may just have become slower: so long at least takes a run now.
+        run_seconds = max(run_seconds, *(_seconds([each]) for each in unfinished))
     # If the oldest chunk started later, measure over the shorter time.
-    covered = (now - min(started for started, *_ in stretches)).total_seconds()
+    recent = _clipped(stretches, since=now - dt.timedelta(seconds=LAST_SECONDS))
+    parts = recent if _seconds_at_work(recent) >= LAST_SECONDS / 2 else stretches
+    covered = (now - min(started for started, *_ in parts)).total_seconds()
     return {
-        "per_second": runs / max(1.0, covered),
+        "per_second": _seconds(parts) / max(1.0, covered) / max(SHORTEST, run_seconds),
         # Clocks are not exact below a millisecond.
-        "per_second_at_work": runs / max(0.001, at_work),
+        "per_second_at_work": runs / max(SHORTEST, at_work),
     }
+
+
+def _seconds(stretches: Iterable[Stretch]) -> float:
+    """The time of all chunks together."""
+    return sum((until - started).total_seconds() for started, until, _ in stretches)
 
 
 def _seconds_at_work(stretches: Iterable[Stretch]) -> float:

@@ -3,16 +3,19 @@
 import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from operator import add
+from typing import Any, Literal
 
 from celery import current_app
+from django.db.models import Count, F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from autorun.conf import settings
-from autorun.models import Batch, Node, Pulse
-from autorun.state.clock import from_now
-from autorun.state.counts import Progress
+from autorun.declare.nodes import runners_by_node
+from autorun.models import Batch, Chunk, Node, Pulse
+from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.counts import STUCK_SECONDS, Progress
 from autorun.state.words import ago, number
 
 #: Rounds of upkeep, and at least so many seconds, that may be missing on a machine under load.
@@ -36,21 +39,88 @@ class Fact:
         return f"{self.what} {ago(self.at)}" if self.at else self.what
 
 
-def at_a_glance(progresses: Mapping[Node, Progress], *, broken: int, is_stuck: bool) -> list[Fact]:
-    """Return what an operator has to know, the worst first; two queries.
+@dataclass(frozen=True)
+class Tally:
+    """The failed and unfinished runs of all current nodes, and the unfinished batches.
 
-    `progresses` are those of all current nodes, of which at least one `is_stuck`, and `broken` is
-    the number of runners that cannot run.
+    `stuck` are the nodes whose tasks have been queued for long while no worker is at work on them:
+    none runs a chunk of theirs, and none goes on planning a batch.
+    """
+
+    failed: int = 0
+    unfinished: int = 0
+    batches: int = 0
+    stuck: frozenset[int] = frozenset()
+    is_upkeep_silent: bool = False
+
+    @property
+    def has_no_worker(self) -> bool:
+        is_eager = current_app.conf.task_always_eager
+        return bool(self.stuck or self.is_upkeep_silent) and not is_eager
+
+
+def take_tally() -> Tally:
+    """Count what the tabs of every page show; one query."""
+    sums: dict[int, list[int]] = {}
+    for pk, *numbers in _numbers_by_node():
+        sums[pk] = [*map(add, sums.get(pk, (0,) * 6), map(int, numbers))]
+    # No node has the id 0: that row is the recent round of upkeep.
+    *_, rounds = sums.pop(0, (0,))
+    failed, left, _, _, unfinished, _ = map(sum, zip((0,) * 6, *sums.values(), strict=True))
+    stuck = frozenset(
+        pk
+        for pk, (*_, late, held, _, unplanned) in sums.items()
+        if unplanned or (late and not held)
+    )
+    return Tally(failed, left, unfinished, stuck, is_upkeep_silent=not rounds)
+
+
+def _numbers_by_node() -> Any:
+    """Rows of a node's id, its failed and unfinished runs, late and held chunks, and batches."""
+    none, one, long_ago = Value(0, IntegerField()), Value(1, IntegerField()), -STUCK_SECONDS
+    is_late = Q(state=Chunk.State.QUEUED, published_at__lte=from_now(long_ago))
+    is_late |= Q(state=Chunk.State.RUNNING, expires_at__lte=from_now(long_ago))
+    is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
+    is_unplanned = Q(state=Batch.State.RUNNING, planned_at=None)
+    is_unplanned &= Q(expires_at__lte=from_now(long_ago))
+    nodes = Node.objects.filter(digest__in=list(runners_by_node().labels)).order_by()
+    open_chunks: Any = Chunk.objects.filter(node__in=nodes).unfolded().order_by()
+    batches: Any = Batch.objects.unfinished().order_by()
+    return (
+        open_chunks.values_list("node_id")
+        .annotate(
+            a=Sum(F("failed") - F("superseded_failed")),
+            b=Sum(Chunk.RUNS_LEFT),
+            c=Count("pk", filter=is_late),
+            d=Count("pk", filter=is_held),
+            e=none,
+            f=none,
+        )
+        .union(
+            nodes.values_list("pk", "folded_failed", *[none] * 5),
+            batches.values_list("node_id").annotate(
+                a=none, b=none, c=none, d=none, e=Count("pk"), f=Count("pk", filter=is_unplanned)
+            ),
+            _recent_upkeep().values_list(*[none] * 6, one),
+            all=True,
+        )
+    )
+
+
+def at_a_glance(progresses: Mapping[Node, Progress], found: Tally, *, broken: int) -> list[Fact]:
+    """Return what an operator has to know, the worst first; one query.
+
+    `progresses` are those of all current nodes, and `broken` is the number of runners that cannot
+    run.
     """
     order = ("error", "warning", "ok")
-    facts = [*_of_workers(is_stuck=is_stuck), *_of_runs(progresses, broken), *_of_sweeps()]
+    facts = [*_of_workers(found), *_of_runs(progresses, broken), *_of_sweeps()]
     return sorted(facts, key=lambda each: order.index(each.level))
 
 
 def is_upkeep_silent() -> bool:
     """Whether no worker has made a round of upkeep for long."""
-    recent = Pulse.objects.filter(name="upkeep", beat_at__gt=from_now(-upkeep_patience()))
-    return not recent.exists()
+    return not _recent_upkeep().exists()
 
 
 def upkeep_patience() -> float:
@@ -58,14 +128,16 @@ def upkeep_patience() -> float:
     return max(LEAST_UPKEEP_SILENCE, UPKEEP_TURNS * settings.UPKEEP_INTERVAL)
 
 
-def _of_workers(*, is_stuck: bool) -> Iterator[Fact]:
-    if current_app.conf.task_always_eager:
-        return
-    if is_stuck:
-        yield Fact("workers", "error", _("No worker is picking up tasks"))
-    elif is_upkeep_silent():
-        yield Fact("workers", "error", _("No worker is running"))
-    else:
+def _recent_upkeep() -> QuerySet[Pulse]:
+    return Pulse.objects.filter(name="upkeep", beat_at__gt=from_now(-upkeep_patience()))
+
+
+def _of_workers(found: Tally) -> Iterator[Fact]:
+    if found.has_no_worker:
+        stuck, silent = _("No worker is picking up tasks"), _("No worker is running")
+        what = stuck if found.stuck else silent
+        yield Fact("workers", "error", what)
+    elif not current_app.conf.task_always_eager:
         yield Fact("workers", "ok", _("Workers are running"))
 
 

@@ -11,7 +11,7 @@ from autorun.models import Batch, Node
 from autorun.state.words import moment, number
 
 
-def is_new(label: str) -> Q:
+def is_new(label: str | OuterRef) -> Q:
     """The condition on nodes that no sweep has planned them, and that the runner had another."""
     swept = Batch.objects.filter(node=OuterRef("pk"), trigger=Batch.Trigger.SWEEP)
     alike = Node.objects.filter(title=OuterRef("title"), content_type=OuterRef("content_type"))

@@ -15,7 +15,7 @@ from autorun.state.managers import UNFINISHED, ChunkQuerySet
 #: Chunks whose runs wait because their body has raised RetryLater.
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 #: Work that no worker has started or continued for this long counts as stuck.
-STUCK_SECONDS = 30.0
+STUCK_SECONDS = 25.0
 #: In place of a state of chunks: the row tells whether a worker is at a node's work.
 WITH_WORK = -1
 
@@ -82,15 +82,6 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     return progress_and_stuck(nodes)[0]
 
 
-def stuck_nodes(node_ids: Iterable[int]) -> set[int]:
-    """The nodes whose tasks have been queued for long while no worker is at work on them.
-
-    That is, no worker runs a chunk of theirs, or none goes on planning a batch. One query.
-    """
-    chunks, batches = _with_work(list(node_ids))
-    return {pk for pk, _, held, *_ in chunks.union(batches, all=True) if not held}
-
-
 def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
     """Each node with work, from its chunks and its batches: whether a worker is at it.
 
@@ -111,7 +102,10 @@ def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
 
 
 def progress_and_stuck(nodes: Iterable[Node]) -> tuple[dict[int, Progress], set[int]]:
-    """`progress_by_node` and `stuck_nodes` in one query."""
+    """`progress_by_node`, and the nodes whose tasks have been queued for long; one query.
+
+    That is, no worker runs a chunk of theirs, or none goes on planning a batch.
+    """
     ids = [node.pk for node in nodes]
     chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()
     open_counts = chunks.values_list("node_id", "state").annotate(

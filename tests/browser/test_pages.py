@@ -19,6 +19,7 @@ from django.utils import timezone
 from autorun.dispatch.publishing import Message
 from autorun.limits import Limit
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes
@@ -268,6 +269,46 @@ def test_progress_is_live_while_somebody_looks(runner, user, open_as) -> None:
 
     assert page.evaluate("window.stayed") is True
     assert page.complaints == []
+
+
+@pytest.mark.parametrize("mode", ["light", "narrow", "dark"])
+def test_new_runs_wait_until_they_are_shown(mode, runner, user, open_as, keep) -> None:
+    page = open_as(user, mode)
+    page.goto("/admin/autorun/run/")
+    ticked = page.locator("tbody input[type=checkbox]").nth(2)
+    ticked.check()
+    key = ticked.get_attribute("value")
+    ticked.focus()
+    at_first = page.locator("tbody tr").count()
+    running = Run.objects.filter(chunk__state=Chunk.State.RUNNING).first()
+
+    _succeed_running()
+    plan_keys(runner, list(Scan.objects.order_by("-pk").values_list("pk", flat=True)[:2]))
+    page.locator("#new", has_text="2 new runs").wait_for()
+    page.locator(f"#run-{running.pk}", has_text="succeeded").wait_for()
+    keep(page, f"new-runs-{mode}")
+    problems = look(page, "new runs")
+    while_waiting = page.locator("tbody tr").count()
+    has_focus = page.evaluate("document.activeElement.value")
+    page.get_by_role("button", name="Show").click()
+
+    assert (while_waiting, page.locator("tbody tr").count()) == (at_first, at_first + 2)
+    assert has_focus == key
+    assert page.locator("tbody input:checked").evaluate_all("all => all.map(e => e.value)") == [key]
+    assert page.locator("#new").is_hidden()
+    assert problems == page.complaints == []
+
+
+def test_the_title_of_a_batch_says_how_far_it_is(runner, user, open_as) -> None:
+    page = open_as(user)
+    page.goto(f"/admin/autorun/batch/{Batch.objects.get().pk}/change/")
+    at_first = page.title()
+
+    _succeed_running()
+    page.locator(".ar-legend", has_text="9 succeeded").wait_for()
+
+    assert at_first.startswith("66 % Backfill")
+    assert page.title().startswith("77 % Backfill")
 
 
 def test_an_idle_page_comes_alive(runner, user, open_as) -> None:

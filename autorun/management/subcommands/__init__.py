@@ -2,9 +2,10 @@
 
 from autorun.management.subcommands.batch_list import Batches, Cancel, Hold, Pause, Resume
 from autorun.management.subcommands.compare import Compare
+from autorun.management.subcommands.completion import Completion
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
 from autorun.management.subcommands.export import Export
-from autorun.management.subcommands.listings import Runs, Workers
+from autorun.management.subcommands.listings import Outputs, Runs, Workers
 from autorun.management.subcommands.marking import Adopt, Ignore, Retry
 from autorun.management.subcommands.plan import Backfill, Plan
 from autorun.management.subcommands.run import RunPending, Sweep, Touch
@@ -14,8 +15,8 @@ from autorun.management.subcommands.sync import Prune, Sync
 from autorun.management.subcommands.triggers import Triggers
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
-    *(Status, Explain, Failures, Runs, Batches, Workers, Export, Compare, Doctor),
+    *(Status, Explain, Failures, Runs, Outputs, Batches, Workers, Export, Compare, Doctor),
     *(Plan, RunPending, Sweep, Backfill, Touch),
     *(Retry, Pause, Hold, Resume, Cancel, Adopt, Ignore),
-    *(Sync, Triggers, Prune),
+    *(Sync, Triggers, Prune, Completion),
 )

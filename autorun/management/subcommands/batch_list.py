@@ -21,6 +21,7 @@ from autorun.management.subcommands.parsing import (
 )
 from autorun.management.subcommands.subcommand import Subcommand, requested_by
 from autorun.models import Batch, Chunk
+from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.state.counts import BatchCounts, batch_counts
@@ -28,7 +29,9 @@ from autorun.state.managers import ChunkQuerySet
 from autorun.state.parameters import read_number
 from autorun.state.words import counted, duration, moment
 
-STATE_STYLES = {"running": "cyan", "paused": "yellow", "finished": "green", "failed": "red"}
+STATE_STYLES = {"running": "cyan", "paused": "yellow", "finished": "green"} | dict.fromkeys(
+    ("failed", "no worker"), "red"
+)
 JSON_FIELDS = (
     *("runner", "trigger", "state", "reason", "description", "requested_by"),
     *("candidates", "existing", "planned", "unprepared"),
@@ -58,16 +61,21 @@ class Batches(Subcommand):
         self.terminal.json([as_json(batch, counts[batch.pk]) for batch in recent])
         if not recent:
             self.terminal.say("No batches.")
+        stuck = take_tally().stuck
         for batch in recent:
-            self._show(batch, counts[batch.pk])
+            self._show(batch, counts[batch.pk], is_stuck=batch.node_id in stuck)
+        if any(batch.is_unfinished and batch.node_id in stuck for batch in recent):
+            self.terminal.hint("Why no worker picks up tasks: manage.py autorun doctor")
         if any(batch.is_unfinished for batch in recent):
             self.terminal.hint("Pause, resume or cancel a batch: manage.py autorun pause NUMBER")
         if not options["with_empty"] and found.filter(EMPTY_SWEEP).exists():
             self.terminal.hint("Sweeps that found nothing are hidden; --all shows them.")
 
-    def _show(self, batch: Batch, counts: BatchCounts) -> None:
+    def _show(self, batch: Batch, counts: BatchCounts, *, is_stuck: bool) -> None:
         state = str(batch.state)
-        if state == Batch.State.RUNNING and batch.planned_at is None:
+        if state == Batch.State.RUNNING and is_stuck:
+            state = "no worker"
+        elif state == Batch.State.RUNNING and batch.planned_at is None:
             state = "planning"
         trigger = "run" if batch.trigger == Batch.Trigger.CODE else batch.trigger
         name = f" {trigger} of {batch.runner}"

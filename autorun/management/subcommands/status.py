@@ -1,6 +1,6 @@
 import datetime as dt
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -9,23 +9,25 @@ from typing import Any
 
 from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
+from django.db.models import Case, CharField, OuterRef, Value, When
 from rich.live import Live
 from rich.text import Text
 
 from autorun.declare.base import Runner
-from autorun.declare.nodes import node_of
+from autorun.declare.nodes import digest_of
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands.parsing import FORMAT, argument, check, flag, positive_seconds
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
+from autorun.observe.activity import Activity, activity_by_node
 from autorun.observe.edits import edits
-from autorun.observe.glance import at_a_glance
+from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import about_version, is_new
 from autorun.planning.pending import pending, stale
-from autorun.state.counts import Progress, progress, stuck_nodes
+from autorun.state.counts import Progress, progress_by_node
 from autorun.state.words import ago, because, duration, schedule, short_number
 
 BAR_WIDTH = 16
@@ -63,19 +65,32 @@ class RunnerState:
     held_at: dt.datetime | None = None
     is_new: bool = False
     run_seconds: float | None = None
+    seconds_left: float | None = None
+    is_stuck: bool = False
     held_up: list[HeldUp] = field(default_factory=list)
     limit: str | None = None
     error: str = ""
     node: Node | None = None
+    digest: str = ""
 
     @property
     def is_done(self) -> bool:
         left = self.progress.failed or self.progress.unfinished or self.pending or self.stale
         return not (left or self.error)
 
+    @property
+    def urgency(self) -> int:
+        """The place of the runner in the list: the troubled ones come first."""
+        found = self.progress
+        marks: tuple[Any, ...] = (
+            *(self.error, self.is_stuck, found.failed, self.held_up, self.paused_at),
+            *(found.unfinished, self.pending or self.stale, True),
+        )
+        return next(index for index, each in enumerate(marks) if each)
+
     def as_json(self) -> dict[str, Any]:
         values = asdict(replace(self, node=None))
-        del values["node"]
+        del values["node"], values["digest"]
         return {**values, **values.pop("progress")}
 
 
@@ -118,7 +133,7 @@ class Status(Subcommand):
                 raise CommandError("--watch goes with neither --format json nor --check.")
             self._watch(runners, options["interval"], with_pending=with_pending)
             return
-        states = [state_of(runner, with_pending=with_pending) for runner in runners]
+        states = states_of(runners, with_pending=with_pending)
         self.terminal.json([state.as_json() for state in states])
         self._show(states, runners)
         undone = [state.runner for state in states if not state.is_done]
@@ -165,7 +180,7 @@ def _watched(runners: list[Runner], *, with_pending: bool) -> Iterator[list[Runn
     while True:
         started = time.monotonic()
         counts = with_pending and started >= count_at
-        states = [state_of(runner, with_pending=counts) for runner in runners]
+        states = states_of(runners, with_pending=counts)
         if counts:
             counted = {state.runner: state for state in states}
             now = time.monotonic()
@@ -177,26 +192,59 @@ def _watched(runners: list[Runner], *, with_pending: bool) -> Iterator[list[Runn
         ]
 
 
-def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
-    known = RunnerState(runner.label, analysis=str(runner.ANALYSIS), model="", schedule="")
+def states_of(runners: list[Runner], *, with_pending: bool) -> list[RunnerState]:
+    """The state of each runner, in their order; seven queries, and those that count rows."""
+    declared = [
+        _state(runner, _declared, RunnerState(runner.label, str(runner.ANALYSIS), "", ""))
+        for runner in runners
+    ]
+    nodes = _nodes(declared)
+    progresses, activities = progress_by_node(nodes.values()), activity_by_node(nodes.values())
+    stuck = take_tally().stuck
+    held = held_up(*(each.label for each in runners if len(runners) == 1))
+    states = []
+    for runner, known in zip(runners, declared, strict=True):
+        found = replace(known, held_up=[each for each in held if each.runner == runner.label])
+        if (node := nodes.get(known.digest)) is not None:
+            progress = progresses.get(node.pk, Progress())
+            found = _of_node(found, node, progress, activities[node.pk], stuck)
+        states.append(_state(runner, _counted, found) if with_pending else found)
+    return states
+
+
+def _nodes(declared: list[RunnerState]) -> dict[str, Any]:
+    """The nodes by digest; if runners share one, it is new if it is so to the first."""
+    labels = {each.digest: each.runner for each in reversed(declared) if each.digest}
+    cases = [When(digest=digest, then=Value(label)) for digest, label in labels.items()]
+    found = Node.objects.filter(digest__in=labels).annotate(
+        label=Case(*cases, output_field=CharField())
+    )
+    return {node.digest: node for node in found.annotate(is_new=is_new(OuterRef("label")))}
+
+
+def _of_node(
+    known: RunnerState, node: Any, progress: Progress, activity: Activity, stuck: Collection[int]
+) -> RunnerState:
+    is_held = node.paused_at is not None or node.pk in stuck
+    return replace(
+        known,
+        node=node,
+        progress=progress,
+        paused_at=node.paused_at,
+        held_at=node.held_at,
+        is_new=node.is_new,
+        run_seconds=activity.usual_seconds(node),
+        seconds_left=None if is_held else activity.seconds_left(progress.unfinished),
+        is_stuck=node.pk in stuck,
+    )
+
+
+def _state(
+    runner: Runner, find: Callable[[Runner, RunnerState], RunnerState], known: RunnerState
+) -> RunnerState:
+    """The result of `find`, or `known` with the error that it raises."""
     try:
-        known = replace(known, analysis=str(runner.get_analysis()))
-        known = replace(known, model=runner.get_model()._meta.label)
-        known = replace(known, schedule=schedule(runner.get_schedule()))
-        node = Node.objects.annotate(is_new=is_new(runner.label)).get(pk=node_of(runner).pk)
-        return replace(
-            known,
-            node=node,
-            progress=progress(node),
-            pending=pending(runner).count() if with_pending else None,
-            stale=stale(runner).count() if with_pending else None,
-            paused_at=node.paused_at,
-            held_at=node.held_at,
-            is_new=node.is_new,
-            run_seconds=node.run_seconds,
-            held_up=held_up(runner.label),
-            limit=runner.LIMIT,
-        )
+        return find(runner, known)
     except AutorunError as error:
         return replace(known, error=str(error))
     except DatabaseError:
@@ -205,43 +253,55 @@ def state_of(runner: Runner, *, with_pending: bool) -> RunnerState:
         return replace(known, error=f"{type(error).__name__}: {error}")
 
 
+def _declared(runner: Runner, known: RunnerState) -> RunnerState:
+    return replace(
+        known,
+        analysis=str(runner.get_analysis()),
+        model=runner.get_model()._meta.label,
+        schedule=schedule(runner.get_schedule()),
+        limit=runner.LIMIT,
+        digest=digest_of(runner),
+    )
+
+
+def _counted(runner: Runner, known: RunnerState) -> RunnerState:
+    if known.error:
+        return known
+    return replace(known, pending=pending(runner).count(), stale=stale(runner).count())
+
+
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
-    """A line for all, and two per runner, with one for each reason why rows are held up."""
-    width = terminal.layout_width
+    """A line for all, and two per runner, with one for each reason why rows are held up.
+
+    The troubled runners come first.
+    """
     lines = [
         (
-            _heading(state, width),
+            _heading(state, terminal),
             _counts(state, terminal),
             *_why_paused(state),
             *_new_or_held(state),
             *map(_reason, state.held_up),
         )
-        for state in states
+        for state in sorted(states, key=lambda each: each.urgency)
     ]
     return Text("\n").join([_at_a_glance(states), *chain.from_iterable(lines)])
 
 
 def _at_a_glance(states: list[RunnerState]) -> Text:
     progresses = {state.node: state.progress for state in states if state.node is not None}
-    facts = at_a_glance(
-        progresses,
-        broken=sum(bool(state.error) for state in states),
-        is_stuck=bool(stuck_nodes(node.pk for node in progresses)),
-    )
+    broken = sum(bool(state.error) for state in states)
+    facts = at_a_glance(progresses, take_tally(), broken=broken)
     told = [(*SIGNS[each.level], each.words) for each in facts]
     return Text(" · ").join(Text(f"{sign} {words}", style=style) for sign, style, words in told)
 
 
-def _heading(state: RunnerState, width: int) -> Text:
+def _heading(state: RunnerState, terminal: Terminal) -> Text:
     line = Text().append(state.runner, style="bold")
-    details = f"{state.analysis} · {state.schedule}" if state.schedule else state.analysis
-    for text in (details, state.analysis):
-        room = width - len(state.runner) - len(text)
-        if room >= 2:
-            line.append(" " * room).append(text, style="dim")
-            break
-    line.truncate(width, overflow="ellipsis")
-    return line
+    details = " · ".join(filter(None, (state.analysis, state.schedule)))
+    room = terminal.layout_width - len(state.runner) - len(details)
+    line.append(" " * max(2, room)).append(details, style="dim")
+    return terminal.fitting(line)
 
 
 def _counts(state: RunnerState, terminal: Terminal) -> Text:
@@ -259,10 +319,13 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
     line.append_text(Text(", ").join(shown or [Text(nothing, style="dim")]))
     if state.paused_at is not None:
         line.append(f", paused {ago(state.paused_at)}", style="bold yellow")
+    elif state.is_stuck:
+        line.append(", no worker", style="bold red")
     elif state.run_seconds is not None and state.progress.unfinished:
         line.append(f", {duration(state.run_seconds)} each", style="dim")
-    line.truncate(terminal.layout_width, overflow="ellipsis")
-    return line
+        if state.seconds_left is not None:
+            line.append(f", {duration(state.seconds_left)} left", style="dim")
+    return terminal.fitting(line)
 
 
 def _why_paused(state: RunnerState) -> list[Text]:

@@ -76,6 +76,12 @@ class Terminal:
         """Columns for a layout that fills the line."""
         return DEFAULT_WIDTH if self.console.width == UNLIMITED else min(self.console.width, 100)
 
+    def fitting(self, line: Text) -> Text:
+        """The line, cut at the width of the terminal; a pipe or a file gets all of it."""
+        if self.console.width != UNLIMITED:
+            line.truncate(self.console.width, overflow="ellipsis")
+        return line
+
     def say(self, *parts: str | tuple[str, str] | Text) -> None:
         """Print a paragraph of text and styled text, not wrapped inside a command in backticks."""
         for paragraph in Text.assemble(*parts).split("\n", allow_blank=True):

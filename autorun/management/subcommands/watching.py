@@ -12,16 +12,17 @@ from rich.progress import (
     Progress,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import condition_not_met
 from autorun.management.subcommands.terminal import Terminal
 from autorun.models import Batch, Node
+from autorun.observe.activity import activity_of
+from autorun.observe.glance import take_tally
 from autorun.planning.batches import counts
 from autorun.state.counts import BatchCounts
-from autorun.state.words import because, counted
+from autorun.state.words import because, counted, duration
 
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # seconds between lines, if the terminal cannot redraw one
@@ -81,10 +82,10 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
         MofNCompleteColumn(),
         TaskProgressColumn(),
         TextColumn("[red]{task.fields[failed]}"),
-        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[left]}"),
     )
     with Progress(*columns, console=terminal.console, transient=True) as bars:
-        bar = bars.add_task(f"batch {batch.pk}", total=batch.planned or None, failed="")
+        bar = bars.add_task(f"batch {batch.pk}", total=batch.planned or None, failed="", left="")
         for found, state in _followed(batch, terminal):
             bars.update(
                 bar,
@@ -92,6 +93,7 @@ def _watch_by_bar(batch: Batch, terminal: Terminal) -> None:
                 completed=found.finished,
                 total=found.total or None,
                 failed=f"{found.failed:,} failed" if found.failed else "",
+                left="" if state else time_left_of(batch, found),
                 refresh=True,
             )
 
@@ -101,44 +103,62 @@ def _watch_by_lines(batch: Batch, terminal: Terminal) -> None:
     for found, _ in _followed(batch, terminal):
         if batch.is_unfinished and found != shown and time.monotonic() - shown_at >= LINE_INTERVAL:
             shown, shown_at = found, time.monotonic()
-            terminal.say(f"{found.finished:,} of {found.total:,}, {found.failed:,} failed")
+            numbers = f"{found.finished:,} of {found.total:,}, {found.failed:,} failed"
+            terminal.say(", ".join(filter(None, (numbers, time_left_of(batch, found)))))
 
 
 def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, str]]:
     """Yield the batch's counts, and a state that they do not show, until it is over.
 
-    Announces each pause of the batch or its runner once, with the command that resumes it. Raises
-    CommandError if no worker has started to plan a queued batch in time.
+    Announces each reason why it does not go on once, with the command to type. Raises CommandError
+    if no worker has started to plan a queued batch in time.
     """
     start_by = time.monotonic() + START_TIMEOUT
     announced = ""
-    paused_node = Node.objects.filter(pk=batch.node_id, paused_at__isnull=False)
     while True:
         found = _refreshed_counts(batch)
-        paused = state = reason = ""
-        if batch.state == Batch.State.PAUSED:
-            paused, state, reason = f"Batch {batch.pk}", "paused", batch.reason
-        elif batch.is_unfinished and (node := paused_node.first()) is not None:
-            paused, state, reason = batch.runner, "runner paused", node.paused_because
-        elif batch.is_unfinished and batch.planned_at is None:
+        state, reason, hint = _held_back(batch) if batch.is_unfinished else ("", "", "")
+        if batch.is_unfinished and batch.planned_at is None and not hint:
             state = "planning"
-            if batch.tries:
-                start_by = math.inf
-            elif time.monotonic() > start_by:
-                raise CommandError(
-                    "No worker has started the backfill. To find out why, run "
-                    "`manage.py autorun doctor`."
-                )
-        if paused and paused != announced:
-            target = paused.split()[-1]
+        if batch.tries:
+            start_by = math.inf
+        elif state in ("planning", "no worker") and time.monotonic() > start_by:
+            raise CommandError(
+                "No worker has started the backfill. To find out why, run "
+                "`manage.py autorun doctor`."
+            )
+        if hint and hint != announced:
             if reason:
-                terminal.say(f"{paused} is paused{because(reason)}.")
-            terminal.hint(f"{paused} is paused: manage.py autorun resume {target}")
-        announced = paused
+                terminal.say(reason)
+            terminal.hint(hint)
+        announced = hint
         yield found, state
         if not batch.is_unfinished:
             return
         time.sleep(INTERVAL)
+
+
+def _held_back(batch: Batch) -> tuple[str, str, str]:
+    """A state, a sentence and a hint that say why the batch does not go on; '' if it does."""
+    node = Node.objects.get(pk=batch.node_id)
+    target: object
+    if batch.state == Batch.State.PAUSED:
+        name, target, state, reason = f"Batch {batch.pk}", batch.pk, "paused", batch.reason
+    elif node.paused_at is not None:
+        name = target = batch.runner
+        state, reason = "runner paused", node.paused_because
+    elif node.pk in take_tally().stuck:
+        return "no worker", "", "No worker is picking up tasks: manage.py autorun doctor"
+    else:
+        return "", "", ""
+    sentence = f"{name} is paused{because(reason)}." if reason else ""
+    return state, sentence, f"{name} is paused: manage.py autorun resume {target}"
+
+
+def time_left_of(batch: Batch, found: BatchCounts) -> str:
+    """`2 min left`; '' if it is not known."""
+    seconds = activity_of(batch).seconds_left(found.left) if batch.is_unfinished else None
+    return "" if seconds is None else f"{duration(seconds)} left"
 
 
 def _refreshed_counts(batch: Batch) -> BatchCounts:

@@ -5,6 +5,8 @@
  * data-autorun-token="token"   it is fetched by a POST, which may store the result for others
  * data-autorun-copied="words"  a button that copies the text before it, and then shows the words
  * data-autorun-stale           the words to show, with TIME, once the page cannot be fetched
+ * data-autorun-rows            rows are updated one by one; new ones wait until they are shown
+ * data-autorun-new             the words for one of them, data-autorun-many for several
  *
  * Nothing is fetched while the tab is hidden or once the page has no such element.
  */
@@ -32,6 +34,8 @@
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     const following = focused && twin(focused, old, next);
     if (focused && !following && !isNeeded) return;
+    const selection = getSelection();
+    if (!isNeeded && !selection.isCollapsed && selection.containsNode(old, true)) return;
     for (const open of old.querySelectorAll("details[open][id]")) {
       next.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
     }
@@ -48,8 +52,41 @@
 
   const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
+  function showNew(rows, body, notice) {
+    // Between rows that are all new and those that are here, others may be missing.
+    if (rows.length === Number(notice.dataset.all)) return location.reload();
+    body.prepend(...rows);
+    notice.hidden = true;
+  }
+
+  function updateRows(page) {
+    const body = document.querySelector("[data-autorun-rows]");
+    const next = body && page.getElementById(body.id);
+    if (!next) return;
+    const all = [...next.rows];
+    const fresh = all.filter((row) => !document.getElementById(row.id));
+    for (const row of all.filter((each) => !fresh.includes(each))) {
+      const old = [...document.getElementById(row.id).cells];
+      for (const [index, cell] of [...row.cells].entries()) {
+        const isSame = cell.innerHTML === old[index]?.innerHTML || cell.matches(".ar-tick");
+        if (old[index] && !isSame) put(cell, old[index], false);
+      }
+    }
+    const notice = document.getElementById("new");
+    const words = fresh.length === 1 ? notice.dataset.autorunNew : notice.dataset.autorunMany;
+    const told = notice.firstElementChild;
+    if (told.textContent !== `${fresh.length} ${words}`) told.textContent = `${fresh.length} ${words}`;
+    notice.dataset.all = all.length;
+    notice.hidden = !fresh.length;
+    notice.lastElementChild.onclick = () => showNew(fresh, body, notice);
+  }
+
   async function refresh() {
     const page = await load(location.href);
+    document.title = page.title;
+    const tabs = page.getElementById("tabs");
+    if (tabs) put(tabs, document.getElementById("tabs"), false);
+    updateRows(page);
     for (const part of document.querySelectorAll("[data-autorun-refresh]")) {
       const next = page.getElementById(part.id);
       if (next) put(next, part, false);
