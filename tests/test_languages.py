@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib import admin
 from django.test import Client
 from django.utils import translation
 from django.utils.translation import trans_real
 
 import autorun
+from autorun.admin.bulk_actions import ACTIONS
+from autorun.admin.cards import name_of_runner, title_of_runner
+from autorun.declare import registry
+from autorun.models import Batch, Run
 from autorun.observe.explanation import explain
 from autorun.state import words
 from sample_app.models import Scan
@@ -33,7 +38,9 @@ KEPT = re.compile(r"(%\(\w+\)[sr]|%[sr]|\{\w*\}|<[^>]+>)")
 DATA = re.compile(
     r"""
     sample_app[\w.]* | library\.\w+ | faultlab\.\w+ | [\w./-]*scans?[\w./-]* | celery@\S+
-    | (?:\w+\.)?\w+Error | django_celery_beat\S*
+    | (?:\w+\.)?\w+Error | django_celery_beat\S* | Cancelled\ by\ root
+    | input_file | path | checksum | caption | text | photos | subjects | ^no$
+    | has\ no\ pixel\ data | \[Errno\ 5\]\ Cannot\ read | autorun-tests-\w+
     | \b(?:Autorun|CSV|JSON|Lines|UTC|MR|ada|root|ms|min)\b
     | \b(?:Scan|Document|Anatomical|Preprocessing|Echo)s?\b
     """,
@@ -41,6 +48,7 @@ DATA = re.compile(
 )
 #: Elements whose words are code or data; those of the doctor are the command line's.
 SILENT = ("script", "style", "code", "pre")
+NO_PAGES = ("autorun_node_export", "autorun_run_text", "autorun_failure_change")
 SHOWN = ("aria-label", "title", "alt", "placeholder", "data-name", "data-autorun-stale")
 
 
@@ -69,22 +77,30 @@ class Words(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.silent = 0
+        runners = registry.runners()
+        self.names = [
+            each(runner) for runner in runners for each in (title_of_runner, name_of_runner)
+        ]
         self.found: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         given = dict(attrs)
-        self.silent += tag in SILENT
+        self.silent += tag in SILENT or given.get("class") == "ar-prose"
         if not self.silent:
             for name in SHOWN:
                 self.handle_data(given.get(name) or "")
 
     def handle_endtag(self, tag: str) -> None:
-        self.silent -= tag in SILENT
+        self.silent -= bool(self.silent) and tag in (*SILENT, "p")
 
     def handle_data(self, data: str) -> None:
-        left = re.sub(r"⟦[^⟦⟧]*⟧", " ", data)
-        if not self.silent and re.search(r"[^\W\d_]{2}", DATA.sub(" ", left)):
+        # A text with code in it is in several elements.
+        left = re.sub(r"⟦[^⟦⟧]*(⟧|$)|^[^⟦⟧]*⟧", " ", data.strip())
+        left = DATA.sub(" ", left)
+        for each in self.names:
+            left = left.replace(each, " ")
+        if not self.silent and re.search(r"[^\W\d_]{2}", left):
             self.found.append(" ".join(left.split()))
 
 
@@ -114,13 +130,47 @@ def user(client: Client) -> Client:
 
 def pages(user: Client) -> Iterator[tuple[str, Any]]:
     row = Scan.objects.earliest("pk").pk
-    from django.contrib import admin
-
     for name, address in admin_walk.addresses(admin.site):
+        label = re.search(r"sample_app\.(\w+)", address)
+        if name in NO_PAGES or (label and label[1] != "ScanPreprocessingRunner"):
+            continue
         given = {"row": row} if name == "autorun_node_why" else {}
         page = user.get(address, given)
         if page.status_code == 200 and not page.streaming and '<div class="ar">' in page.text:
             yield address, page
+
+
+@pytest.mark.django_db
+def test_no_word_of_a_page_is_untranslated(user: Client, marked: None) -> None:
+    scenes.few()
+
+    found = {each for address, page in pages(user) for each in untranslated(page.text)}
+
+    assert not found, "\n".join(sorted(found))
+
+
+@pytest.mark.django_db
+def test_no_message_of_an_action_is_untranslated(user: Client, marked: None, sent: list) -> None:
+    scenes.few()
+    found = set()
+    batch = Batch.objects.latest("pk").pk
+    failed = list(Run.objects.filter(status=Run.Status.FAILED).values_list("pk", flat=True))
+    node = "/admin/autorun/node/sample_app.ScanPreprocessingRunner"
+    posts = [
+        *(("run/act/", {"action": name, "scope": "everything"}) for name in ACTIONS),
+        *(("run/act/", {"action": name, "ids": failed, "confirmed": 1}) for name in ACTIONS),
+        ("run/act/", {}),
+        *((f"batch/{batch}/{what}/", {}) for what in ("pause", "resume", "cancel", "stop")),
+        *((f"node/{what}/", {}) for what in ("pause-all", "resume-all")),
+    ]
+
+    for address, form in posts:
+        page = user.post(f"/admin/autorun/{address}", form, follow=True)
+        found.update(untranslated(page.text))
+    for what in ("pause", "resume", "sweep"):
+        found.update(untranslated(user.post(f"{node}/{what}/", follow=True).text))
+
+    assert not found, "\n".join(sorted(found))
 
 
 @pytest.mark.django_db

@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
@@ -33,7 +34,7 @@ from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.counts import BatchCounts
-from autorun.state.origins import title_of_batch
+from autorun.state.origins import name_of_batch, title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import duration, number, rate, some_of
 
@@ -186,13 +187,13 @@ class BatchAdmin(PageAdmin):
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
         is_paused = batches.pause(batch)
-        told = _("%s paused. Runs in progress will finish.") % batch
+        told = _("%s paused. Runs in progress will finish.") % _name(batch)
         return self._changed(request, batch, told if is_paused else "")
 
     @action("<int:batch_id>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
-        told = _("%s resumed.") % batch
+        told = _("%s resumed.") % _name(batch)
         return self._changed(request, batch, told if batches.resume(batch) else "")
 
     @action("<int:batch_id>/cancel/", Permission.CANCEL)
@@ -279,6 +280,11 @@ class BatchAdmin(PageAdmin):
         return batch
 
 
+def _name(batch: Batch) -> str:
+    of = {"batch": capfirst(name_of_batch(batch)), "runner": batch.runner}
+    return _("%(batch)s of %(runner)s") % of
+
+
 def _cancel(request: HttpRequest, batch: Batch) -> str:
     """Cancel what the batch has not started; the message for the user."""
     if not batch.is_unfinished:
@@ -288,7 +294,7 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
         "%(batch)s cancelled: %(runs)s run was not started.",
         "%(batch)s cancelled: %(runs)s runs were not started.",
         runs,
-    ) % {"batch": batch, "runs": number(runs)}
+    ) % {"batch": _name(batch), "runs": number(runs)}
     then = _("Their rows have their last result for the same input back, or are pending.")
     return f"{told} {then}"
 

@@ -141,6 +141,29 @@ def test_every_page_is_sound(scene: str, mode: str, user, open_as, keep) -> None
     assert problems == []
 
 
+@pytest.mark.parametrize(
+    ("language", "mode"), [("ar", "light"), ("he", "narrow"), ("de", "narrow")]
+)
+def test_every_page_is_sound_in_another_language(
+    language: str, mode: str, runner, user, open_as, keep, settings
+) -> None:
+    settings.LANGUAGE_CODE = language
+    page = open_as(user, mode)
+    problems = []
+
+    for name, address in addresses():
+        page.complaints.clear()
+        page.goto(address)
+        settle(page)
+        problems += look(page, name)
+        keep(page, f"{language}-{name}-{mode}")
+        first, second = (page.locator(".ar-tabs a").nth(place).bounding_box() for place in (0, 1))
+        if (first["x"] > second["x"]) != (language != "de"):
+            problems.append(f"{name}: the tabs are in the wrong order")
+
+    assert problems == []
+
+
 @pytest.mark.parametrize("mode", ["light", "dark", "narrow"])
 @pytest.mark.parametrize("address", ["", "?autorun=failed:" + LABEL, "{row}/change/"])
 def test_the_pages_of_a_model_are_sound(
