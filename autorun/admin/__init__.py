@@ -3,7 +3,7 @@
 from autorun.admin.batch_pages import BatchAdmin
 from autorun.admin.failure_pages import FailureAdmin
 from autorun.admin.mixin import AutorunAdminMixin
+from autorun.admin.overview_pages import NodeAdmin
 from autorun.admin.run_pages import RunAdmin
-from autorun.admin.runner_pages import NodeAdmin
 
 __all__ = ("AutorunAdminMixin", "BatchAdmin", "FailureAdmin", "NodeAdmin", "RunAdmin")

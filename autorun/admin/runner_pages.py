@@ -1,14 +1,13 @@
-"""The overview, the page of each runner, and the actions on a runner."""
+"""The page of each runner, and the actions on it."""
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
@@ -16,13 +15,11 @@ from django.utils.translation import gettext_noop, ngettext
 from autorun.admin.cards import (
     Card,
     card_of,
-    cards,
     digest_or_problem,
     name_of_runner,
     progresses_of,
     title_of_runner,
     with_count,
-    worst_first,
 )
 from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
@@ -54,11 +51,9 @@ from autorun.declare.sets import Each
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
-from autorun.observe.at_work import workers_at_work
 from autorun.observe.edits import edits
-from autorun.observe.glance import Tally, Topic, at_a_glance, take_tally
+from autorun.observe.glance import Tally
 from autorun.observe.held_up import held_up
-from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.planning.pending import keys_to_try
@@ -66,7 +61,6 @@ from autorun.planning.scope import Scope
 from autorun.state.counts import Progress
 from autorun.state.keys import as_json as as_keys
 from autorun.state.masking import without_secrets
-from autorun.state.parameters import read_text
 from autorun.state.words import duration, number
 
 #: Seconds that one fragment of a page may count rows.
@@ -74,18 +68,6 @@ COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
 #: Rows on which a new version is tried.
 TRIED = 10
-#: From so many runners on, the overview is a table.
-LONG = 10
-#: The page that tells more about each part of the line above the overview.
-FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
-    "workers": ("node_health", ""),
-    "runners": ("node_changelist", "?q=cannot+run"),
-    "failures": ("failure_changelist", ""),
-    "held_up": ("run_changelist", "?state=parked"),
-    "paused": ("node_changelist", "?q=paused"),
-    "held": ("node_changelist", "?q=sweeps+held"),
-    "sweeps": ("batch_changelist", "?trigger=sweep&all=1"),
-}
 #: How an argument differs from the previous version, and the words before its value there.
 CHANGES = {
     "added": gettext_noop("added"),
@@ -119,68 +101,10 @@ class ConfigurationLine:
     before: str
 
 
-@admin.register(Node)
-class NodeAdmin(ShowingResults):
-    """Runners, which are nodes in the tables."""
+class RunnerPages(ShowingResults):
+    """The page of each runner, and the actions on it."""
 
     tab = "overview"
-
-    @page("")
-    def changelist(self, request: HttpRequest) -> HttpResponse:
-        """A card for each runner; in a table, the troubled ones first, if there are many."""
-        tally = take_tally()
-        found = cards()
-        text, app = read_text(request.GET, "q"), read_text(request.GET, "app")
-        shown = [card for card in found if _matches(card, text, app)]
-        is_long = len(found) >= LONG
-        return self.render(
-            request,
-            "overview",
-            _("Overview"),
-            tally=tally,
-            facts=self._facts(found, tally),
-            cards=worst_first(shown) if is_long else shown,
-            is_long=is_long,
-            text=text,
-            app=app,
-            apps=sorted({_app_of(card) for card in found}),
-            are_paused=bool(found) and all(card.paused_since or card.error for card in found),
-        )
-
-    @action("pause-all/", Permission.PAUSE)
-    def pause_all(self, request: HttpRequest) -> HttpResponse:
-        changed, left = halting.change_all(halting.pause_runner)
-        told = ngettext(
-            "%s runner paused. Runs in progress will finish.",
-            "%s runners paused. Runs in progress will finish.",
-            len(changed),
-        )
-        return self._changed_all(request, changed, told, left)
-
-    @action("resume-all/", Permission.PAUSE)
-    def resume_all(self, request: HttpRequest) -> HttpResponse:
-        changed, left = halting.change_all(halting.resume_runner)
-        told = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
-        return self._changed_all(request, changed, told, left)
-
-    @page("health/")
-    def health(self, request: HttpRequest) -> HttpResponse:
-        """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
-        if is_fetched(request):
-            return self.fragment(request, "findings", **_examined(request))
-        found = _examined(request) if "now" in request.GET else {}
-        workers = [
-            (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
-        ]
-        return self.render(
-            request,
-            "health",
-            _("Health"),
-            tab="health",
-            workers=workers,
-            limits=limits_in_use(),
-            **found,
-        )
 
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -345,30 +269,6 @@ class NodeAdmin(ShowingResults):
         told = _("Runner %s resumed.") % label
         return self._change(request, label, halting.resume_runner, told)
 
-    def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
-        """The level, the words and the address of each part of the line above the overview."""
-        progresses = {card.node: card.progress for card in found if card.node is not None}
-        broken = sum(bool(card.error) for card in found)
-        return [
-            (each.level, each.words, self.url(f"autorun_{name}") + query)
-            for each in at_a_glance(progresses, tally, broken=broken)
-            for name, query in [FACT_PAGES[each.topic]]
-        ]
-
-    def _changed_all(
-        self,
-        request: HttpRequest,
-        changed: Sequence[Runner],
-        told: str,
-        left: Mapping[str, AutorunError],
-    ) -> HttpResponse:
-        if changed:
-            self.note(request, told % number(len(changed)), *map(node_of, changed))
-        for label, error in left.items():
-            of = {"label": label, "reason": message_for(request, error)}
-            messages.warning(request, _("%(label)s is as it was: %(reason)s") % of)
-        return self.back(request, self.url("autorun_node_changelist"))
-
     def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
         """The analysis: its location, its docstring, and its source if that can be read."""
         try:
@@ -399,44 +299,6 @@ class NodeAdmin(ShowingResults):
             if change(runner):
                 self.note(request, told, node)
         return self.back(request, self.url("autorun_node_runner", label))
-
-
-def _matches(card: Card, text: str, app: str) -> bool:
-    """Whether a card's names or state contain the text, and its runner belongs to the app."""
-    told = " ".join((card.name, card.title, card.runner.label, card.state[1], card.model_name))
-    return text.lower() in told.lower() and app in ("", _app_of(card))
-
-
-def _app_of(card: Card) -> str:
-    return card.runner.label.partition(".")[0]
-
-
-def _examined(request: HttpRequest) -> dict[str, Any]:
-    from autorun.observe.doctor import Finding, examine_for_page
-
-    def told(finding: Finding) -> str:
-        return finding.message if sees_payload(request) else finding.bare or finding.message
-
-    order = {"error": 0, "warning": 1}
-    findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))
-    numbers: Counter[str] = Counter(each.level for each in findings)
-    words = {
-        "error": ngettext("%s error", "%s errors", numbers["error"]),
-        "warning": ngettext("%s warning", "%s warnings", numbers["warning"]),
-    }
-    problems = [words[level] % number(numbers[level]) for level in order if numbers[level]]
-    return {
-        "findings": [
-            (
-                each.level,
-                each.subject,
-                prose(told(each)),
-                prose(each.hint),
-            )
-            for each in findings
-        ],
-        "verdict": _(" and ").join(problems) or _("No problems"),
-    }
 
 
 def _version(node: Node, found: Progress, card: Card, *, candidate: Node | None) -> VersionLine:

@@ -1,0 +1,166 @@
+"""The overview, its actions on all runners, and the page of the installation's health."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.contrib import admin, messages
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from autorun.admin.cards import Card, cards, worst_first
+from autorun.admin.markup import prose, time_since
+from autorun.admin.pages import action, is_fetched, page
+from autorun.admin.permissions import Permission, message_for, sees_payload
+from autorun.admin.runner_pages import RunnerPages
+from autorun.control import halting
+from autorun.declare.base import Runner
+from autorun.declare.nodes import node_of
+from autorun.exceptions import AutorunError
+from autorun.models import Node
+from autorun.observe.at_work import workers_at_work
+from autorun.observe.glance import Tally, Topic, at_a_glance, take_tally
+from autorun.observe.limits_in_use import limits_in_use
+from autorun.state.parameters import read_text
+from autorun.state.words import number
+
+#: From so many runners on, the overview is a table.
+LONG = 10
+#: The page that tells more about each part of the line above the overview.
+FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
+    "workers": ("node_health", ""),
+    "runners": ("node_changelist", "?q=cannot+run"),
+    "failures": ("failure_changelist", ""),
+    "held_up": ("run_changelist", "?state=parked"),
+    "paused": ("node_changelist", "?q=paused"),
+    "held": ("node_changelist", "?q=sweeps+held"),
+    "sweeps": ("batch_changelist", "?trigger=sweep&all=1"),
+}
+
+
+@admin.register(Node)
+class NodeAdmin(RunnerPages):
+    """Runners, which are nodes in the tables.
+
+    These pages come before those of a runner, whose routes take any label.
+    """
+
+    @page("")
+    def changelist(self, request: HttpRequest) -> HttpResponse:
+        """A card for each runner; in a table, the troubled ones first, if there are many."""
+        tally = take_tally()
+        found = cards()
+        text, app = read_text(request.GET, "q"), read_text(request.GET, "app")
+        shown = [card for card in found if _matches(card, text, app)]
+        is_long = len(found) >= LONG
+        return self.render(
+            request,
+            "overview",
+            _("Overview"),
+            tally=tally,
+            facts=self._facts(found, tally),
+            cards=worst_first(shown) if is_long else shown,
+            is_long=is_long,
+            text=text,
+            app=app,
+            apps=sorted({_app_of(card) for card in found}),
+            are_paused=bool(found) and all(card.paused_since or card.error for card in found),
+        )
+
+    @action("pause-all/", Permission.PAUSE)
+    def pause_all(self, request: HttpRequest) -> HttpResponse:
+        changed, left = halting.change_all(halting.pause_runner)
+        told = ngettext(
+            "%s runner paused. Runs in progress will finish.",
+            "%s runners paused. Runs in progress will finish.",
+            len(changed),
+        )
+        return self._changed_all(request, changed, told, left)
+
+    @action("resume-all/", Permission.PAUSE)
+    def resume_all(self, request: HttpRequest) -> HttpResponse:
+        changed, left = halting.change_all(halting.resume_runner)
+        told = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
+        return self._changed_all(request, changed, told, left)
+
+    @page("health/")
+    def health(self, request: HttpRequest) -> HttpResponse:
+        """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
+        if is_fetched(request):
+            return self.fragment(request, "findings", **_examined(request))
+        found = _examined(request) if "now" in request.GET else {}
+        workers = [
+            (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
+        ]
+        return self.render(
+            request,
+            "health",
+            _("Health"),
+            tab="health",
+            workers=workers,
+            limits=limits_in_use(),
+            **found,
+        )
+
+    def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
+        """The level, the words and the address of each part of the line above the overview."""
+        progresses = {card.node: card.progress for card in found if card.node is not None}
+        broken = sum(bool(card.error) for card in found)
+        return [
+            (each.level, each.words, self.url(f"autorun_{name}") + query)
+            for each in at_a_glance(progresses, tally, broken=broken)
+            for name, query in [FACT_PAGES[each.topic]]
+        ]
+
+    def _changed_all(
+        self,
+        request: HttpRequest,
+        changed: Sequence[Runner],
+        told: str,
+        left: Mapping[str, AutorunError],
+    ) -> HttpResponse:
+        if changed:
+            self.note(request, told % number(len(changed)), *map(node_of, changed))
+        for label, error in left.items():
+            of = {"label": label, "reason": message_for(request, error)}
+            messages.warning(request, _("%(label)s is as it was: %(reason)s") % of)
+        return self.back(request, self.url("autorun_node_changelist"))
+
+
+def _matches(card: Card, text: str, app: str) -> bool:
+    """Whether a card's names or state contain the text, and its runner belongs to the app."""
+    told = " ".join((card.name, card.title, card.runner.label, card.state[1], card.model_name))
+    return text.lower() in told.lower() and app in ("", _app_of(card))
+
+
+def _app_of(card: Card) -> str:
+    return card.runner.label.partition(".")[0]
+
+
+def _examined(request: HttpRequest) -> dict[str, Any]:
+    from autorun.observe.doctor import Finding, examine_for_page
+
+    def told(finding: Finding) -> str:
+        return finding.message if sees_payload(request) else finding.bare or finding.message
+
+    order = {"error": 0, "warning": 1}
+    findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))
+    numbers: Counter[str] = Counter(each.level for each in findings)
+    words = {
+        "error": ngettext("%s error", "%s errors", numbers["error"]),
+        "warning": ngettext("%s warning", "%s warnings", numbers["warning"]),
+    }
+    problems = [words[level] % number(numbers[level]) for level in order if numbers[level]]
+    return {
+        "findings": [
+            (
+                each.level,
+                each.subject,
+                prose(told(each)),
+                prose(each.hint),
+            )
+            for each in findings
+        ],
+        "verdict": _(" and ").join(problems) or _("No problems"),
+    }
