@@ -165,18 +165,7 @@ class ActingOnRuns(PageAdmin):
             fit = [run for run in given.order_by("pk") if state_of(run) in chosen_action.accepts]
             runs = reach.among(fit)
             self._do(request, chosen_action, [runs], _log_of(runs))
-        if reach.left_out:
-            hidden = ngettext(
-                "You may not see the rows of %s run: left out.",
-                "You may not see the rows of %s runs: left out.",
-                reach.left_out,
-            )
-            messages.warning(request, hidden % number(reach.left_out))
-        if reach.is_cut:
-            told = _("Only %s runs were looked at: ask again for the next ones.")
-            messages.warning(request, told % number(reach.examined))
-            if reach.slow is not None:
-                messages.warning(request, message_for(request, reach.slow))
+        _tell_of_limits(request, reach)
         return self._back_to_list(request)
 
     def _ask(
@@ -302,6 +291,22 @@ class ActingOnRuns(PageAdmin):
     def _back_to_list(self, request: HttpRequest) -> HttpResponseRedirect:
         query = urlencode(RunFilter.read(request.POST).written())
         return self.back(request, f"{self.url('autorun_run_changelist')}?{query}")
+
+
+def _tell_of_limits(request: HttpRequest, reach: Reach) -> None:
+    """Say which runs an action left out, and whether it looked at all of them."""
+    if reach.left_out:
+        hidden = ngettext(
+            "You may not see the rows of %s run: left out.",
+            "You may not see the rows of %s runs: left out.",
+            reach.left_out,
+        )
+        messages.warning(request, hidden % number(reach.left_out))
+    if reach.is_cut:
+        told = _("Only %s runs were looked at: ask again for the next ones.")
+        messages.warning(request, told % number(reach.examined))
+        if reach.slow is not None:
+            messages.warning(request, message_for(request, reach.slow))
 
 
 def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:

@@ -25,9 +25,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from autorun.admin import outputs_shown
 from autorun.admin.cards import name_of_runner
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.outputs_shown import MOST_SHOWN, as_lines
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.selections import ChosenRows, is_exact, keep
 from autorun.admin.stories import explanation_of, state_in_words
@@ -357,8 +357,8 @@ def _results(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "run": run,
             "node": run.node,
             "finished": time_since(run.finished_at),
-            "outputs": as_json(outputs[run.pk], most=MOST_SHOWN),
-            "output_lines": as_lines(outputs[run.pk]),
+            "outputs": as_json(outputs[run.pk], most=outputs_shown.MOST_SHOWN),
+            "output_lines": outputs_shown.as_lines(outputs[run.pk]),
             "is_kept": not run.is_current,
         }
         for run in found.values()

@@ -6,8 +6,9 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.http import HttpRequest, HttpResponse
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.cards import Card, cards, worst_first
 from autorun.admin.markup import prose, time_since
@@ -28,14 +29,14 @@ from autorun.state.words import number
 #: From so many runners on, the overview is a table.
 LONG = 10
 #: The page that tells more about each part of the line above the overview.
-FACT_PAGES: Mapping[Topic, tuple[str, str]] = {
-    "workers": ("node_health", ""),
-    "runners": ("node_changelist", "?q=cannot+run"),
-    "failures": ("failure_changelist", ""),
-    "held_up": ("run_changelist", "?state=parked"),
-    "paused": ("node_changelist", "?q=paused"),
-    "held": ("node_changelist", "?q=sweeps+held"),
-    "sweeps": ("batch_changelist", "?trigger=sweep&all=1"),
+FACT_PAGES: Mapping[Topic, tuple[str, dict[str, str]]] = {
+    "workers": ("node_health", {}),
+    "runners": ("node_changelist", {"q": gettext_noop("cannot run")}),
+    "failures": ("failure_changelist", {}),
+    "held_up": ("run_changelist", {"state": "parked"}),
+    "paused": ("node_changelist", {"q": gettext_noop("paused")}),
+    "held": ("node_changelist", {"q": gettext_noop("sweeps held")}),
+    "sweeps": ("batch_changelist", {"trigger": "sweep", "all": "1"}),
 }
 
 
@@ -107,11 +108,14 @@ class NodeAdmin(RunnerPages):
         """The level, the words and the address of each part of the line above the overview."""
         progresses = {card.node: card.progress for card in found if card.node is not None}
         broken = sum(bool(card.error) for card in found)
-        return [
-            (each.level, each.words, self.url(f"autorun_{name}") + query)
-            for each in at_a_glance(progresses, tally, broken=broken)
-            for name, query in [FACT_PAGES[each.topic]]
-        ]
+        facts = []
+        for each in at_a_glance(progresses, tally, broken=broken):
+            name, query = FACT_PAGES[each.topic]
+            if "q" in query:  # looks for the words on the cards
+                query = {"q": _(query["q"])}
+            address = self.url(f"autorun_{name}") + ("?" + urlencode(query) if query else "")
+            facts.append((each.level, each.words, address))
+        return facts
 
     def _changed_all(
         self,

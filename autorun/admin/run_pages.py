@@ -14,9 +14,9 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from autorun.admin import outputs_shown
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.outputs_shown import MOST_SHOWN, as_lines
 from autorun.admin.pages import page
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.row_access import (
@@ -133,9 +133,7 @@ class RunAdmin(ActingOnRuns):
             ],
             problems=problems,
             lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
-            all_words=_("All %s matching") % number(total)
-            if total and is_exact
-            else _("All matching"),
+            all_words=_all_matching(total if is_exact else 0),
             query=urlencode(written),
             slowest=urlencode({**written, "order": SLOWEST}),
             is_by_time=is_by_time,
@@ -181,7 +179,7 @@ class RunAdmin(ActingOnRuns):
             now=prose(story.now),
             configuration=as_json(without_secrets(run.node.configuration)),
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
-            most_shown=MOST_SHOWN,
+            most_shown=outputs_shown.MOST_SHOWN,
             may_see=may_see,
             **(_payload(run, runner, instance) if may_see else {}),
             others=[(other, state_of(other), state_in_words(other)) for other in others],
@@ -222,6 +220,11 @@ class RunAdmin(ActingOnRuns):
         return runner, seen, instance
 
 
+def _all_matching(total: int) -> str:
+    """The words for all runs of the filter; `total` is 0 if nobody knows how many there are."""
+    return _("All %s matching") % number(total) if total else _("All matching")
+
+
 def _page_of(chosen: RunFilter, after: Cursor | None, *, is_by_time: bool) -> tuple[Page, bool]:
     """A page of the list, and whether it has all runs that match."""
     if is_by_time:
@@ -249,11 +252,11 @@ def _attempts(count: int) -> str:
 def _payload(run: Run, runner: Runner | None, instance: Any) -> dict[str, Any]:
     """The present input and the outputs, as far as the page shows them."""
     has_outputs = run.outputs is not None
-    outputs = as_json(run.outputs, most=MOST_SHOWN) if has_outputs else None
+    outputs = as_json(run.outputs, most=outputs_shown.MOST_SHOWN) if has_outputs else None
     return {
-        "input": _input(runner, instance, most=MOST_SHOWN),
+        "input": _input(runner, instance, most=outputs_shown.MOST_SHOWN),
         "outputs": outputs,
-        "output_lines": as_lines(run.outputs) if has_outputs else [],
+        "output_lines": outputs_shown.as_lines(run.outputs) if has_outputs else [],
         "is_long": len(outputs or "") > FOLDED,
     }
 

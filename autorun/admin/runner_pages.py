@@ -202,27 +202,19 @@ class RunnerPages(ShowingResults):
     @action("<str:label>/sweep/", Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
         """Have a worker plan the pending rows."""
-
-        def send(_runner: Runner) -> bool:
-            try:
-                publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
-            except BrokerUnavailable as error:
-                told = _(
-                    "No broker took the sweep of %(label)s: %(error)s Try again in a moment, or "
-                    "run `manage.py autorun sweep %(label)s`."
-                )
-                messages.error(request, told % {"label": label, "error": error})
-                return False
-            return True
-
-        return self._change(request, label, send, _("Sweep of %s queued.") % label)
+        send, told = partial(self._send_sweep, request), _("Sweep of %s queued.") % label
+        return self._change(request, label, send, told)
 
     @action("<str:label>/start-all/", Permission.START)
     def start_all(self, request: HttpRequest, label: str) -> HttpResponse:
         """Resume the sweeps of a held version, and sweep."""
         require(request, Permission.PAUSE)
-        halting.lift_hold(get_runner(label))
-        return self.sweep(request, label)
+
+        def start(runner: Runner) -> bool:
+            halting.lift_hold(runner)
+            return self._send_sweep(request, runner)
+
+        return self._change(request, label, start, _("Sweep of %s queued.") % label)
 
     @action("<str:label>/try/", Permission.START)
     def try_some(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -268,6 +260,20 @@ class RunnerPages(ShowingResults):
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         told = _("Runner %s resumed.") % label
         return self._change(request, label, halting.resume_runner, told)
+
+    def _send_sweep(self, request: HttpRequest, runner: Runner) -> bool:
+        """Send the sweep; False, with a message on the next page, if no broker takes it."""
+        label = runner.label
+        try:
+            publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
+        except BrokerUnavailable as error:
+            told = _(
+                "No broker took the sweep of %(label)s: %(error)s Try again in a moment, or "
+                "run `manage.py autorun sweep %(label)s`."
+            )
+            messages.error(request, told % {"label": label, "error": error})
+            return False
+        return True
 
     def _described(self, request: HttpRequest, runner: Runner) -> dict[str, Any]:
         """The analysis: its location, its docstring, and its source if that can be read."""
