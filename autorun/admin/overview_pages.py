@@ -108,7 +108,7 @@ class NodeAdmin(RunnerPages):
         """The level, the words and the address of each part of the line above the overview."""
         progresses = {card.node: card.progress for card in found if card.node is not None}
         broken = sum(bool(card.error) for card in found)
-        facts = []
+        facts: list[tuple[str, str, str]] = []
         for each in at_a_glance(progresses, tally, broken=broken):
             name, query = FACT_PAGES[each.topic]
             if "q" in query:  # looks for the words on the cards

@@ -220,7 +220,7 @@ class RunAdmin(ActingOnRuns):
         return runner, seen, instance
 
 
-def _all_matching(total: int) -> str:
+def _all_matching(total: int | None) -> str:
     """The words for all runs of the filter; `total` is 0 if nobody knows how many there are."""
     return _("All %s matching") % number(total) if total else _("All matching")
 

@@ -7,6 +7,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from autorun.declare.base import Runner
+from autorun.declare.nodes import nodes_over
 from autorun.models import Batch, Node
 from autorun.state.words import moment, number
 
@@ -17,6 +19,12 @@ def is_new(label: str | OuterRef) -> Q:
     alike = Node.objects.filter(title=OuterRef("title"), content_type=OuterRef("content_type"))
     earlier = alike.filter(created_at__lt=OuterRef("created_at"), chunks__runner=label)
     return ~Q(Exists(swept.exclude(planned_at=None))) & Q(Exists(earlier))
+
+
+def has_other_version(runner: Runner) -> bool:
+    """Whether the runner, which has no node yet, has run another version of its analysis."""
+    alike = nodes_over(runner.get_model()).filter(title=runner.get_analysis().title)
+    return alike.filter(chunks__runner=runner.label).exists()
 
 
 def held(node: Node) -> str:

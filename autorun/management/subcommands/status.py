@@ -25,7 +25,7 @@ from autorun.observe.edits import edits
 from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
-from autorun.observe.new_versions import about_version, is_new
+from autorun.observe.new_versions import about_version, has_other_version, is_new
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress_by_node
 from autorun.state.words import ago, because, duration, schedule, short_number
@@ -72,6 +72,7 @@ class RunnerState:
     error: str = ""
     node: Node | None = None
     digest: str = ""
+    version: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -90,7 +91,7 @@ class RunnerState:
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(replace(self, node=None))
-        del values["node"], values["digest"]
+        del values["node"], values["digest"], values["version"]
         return {**values, **values.pop("progress")}
 
 
@@ -208,6 +209,8 @@ def states_of(runners: list[Runner], *, with_pending: bool) -> list[RunnerState]
         if (node := nodes.get(known.digest)) is not None:
             progress = progresses.get(node.pk, Progress())
             found = _of_node(found, node, progress, activities[node.pk], stuck)
+        elif known.digest:
+            found = replace(found, is_new=has_other_version(runner))
         states.append(_state(runner, _counted, found) if with_pending else found)
     return states
 
@@ -261,6 +264,7 @@ def _declared(runner: Runner, known: RunnerState) -> RunnerState:
         schedule=schedule(runner.get_schedule()),
         limit=runner.LIMIT,
         digest=digest_of(runner),
+        version=runner.get_analysis().version,
     )
 
 
@@ -335,9 +339,9 @@ def _why_paused(state: RunnerState) -> list[Text]:
 
 def _new_or_held(state: RunnerState) -> list[Text]:
     node, is_held = state.node, state.held_at is not None
-    if node is None or not (is_held or (state.is_new and state.pending != 0)):
+    if not (is_held or (state.is_new and state.pending != 0)):
         return []
-    told = about_version(node.version, node, state.pending, next_sweep=None)
+    told = about_version(state.version, node, state.pending, next_sweep=None)
     command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner}"
     return [Text(f"  {told}", style="magenta"), Text(f"  {command}", style="dim")]
 
