@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.exceptions import ImproperRunner
+from autorun.exceptions import ImproperRunner, bare_message
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.logs import get_logger
 from autorun.triggers.entries import LARGEST_INTEGER, Entry, Marks, Timing, digest_of
@@ -161,10 +161,11 @@ def _wanted() -> tuple[list[Entry], dict[str, ImproperRunner]]:
             entry = _sweep_entry(name, runner)
         except ImproperRunner as error:
             improper[name] = ImproperRunner(f"{runner.label}: {error}")
+            improper[name].bare = f"{runner.label}: {bare_message(error)}"
         except Exception as error:  # noqa: BLE001  a project's own hook: the others are synced
-            improper[name] = ImproperRunner(
-                f"{runner.label}: get_schedule() raises {type(error).__name__}: {error}"
-            )
+            raised = f"{runner.label}: get_schedule() raises {type(error).__name__}"
+            improper[name] = ImproperRunner(f"{raised}: {error}")
+            improper[name].bare = raised
         else:
             entries += [entry] if entry else []
     return entries, improper

@@ -1,7 +1,7 @@
 """Messages of system checks."""
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -9,16 +9,24 @@ from django.apps import AppConfig, apps
 from django.core import checks
 
 from autorun.state.encoding import qualified_name
+from autorun.state.masking import masked
+from autorun.state.words import harmless
 
 
-def error(where: object, number: str) -> partial[checks.Error]:
+def error(where: object, number: str) -> Callable[..., checks.Error]:
     """An error of this id; the call adds its message and its hint."""
-    return partial(checks.Error, obj=place(where), id=f"autorun.{number}")
+    return partial(_made, checks.Error, where, number)
 
 
-def warning(where: object, number: str) -> partial[checks.Warning]:
+def warning(where: object, number: str) -> Callable[..., checks.Warning]:
     """A warning, in the same way."""
-    return partial(checks.Warning, obj=place(where), id=f"autorun.{number}")
+    return partial(_made, checks.Warning, where, number)
+
+
+def _made(kind: Any, where: object, number: str, msg: str, hint: str | None = None) -> Any:
+    # Django prints it as it is, and it may quote what a hook raises.
+    told = [text and harmless(masked(text)) for text in (msg, hint)]
+    return kind(*told, obj=place(where), id=f"autorun.{number}")
 
 
 def place(where: object) -> str | None:
