@@ -136,6 +136,16 @@ def test_e001_is_not_for_bases():
     assert ids(declare(bases=(Base,))) == []
 
 
+def test_what_a_hook_raises_reaches_no_terminal_as_it_is():
+    def create_configuration(self):
+        raise KeyError("\x1b]52;c;ZXZpbA==\x07 postgres://ada:secret@db/lab")
+
+    told = [each.msg for each in complaints(declare(create_configuration=create_configuration))]
+
+    assert any("raises KeyError" in each for each in told)
+    assert not any("\x1b" in each or "\x07" in each or "secret" in each for each in told)
+
+
 @pytest.mark.parametrize("model", ["library.Document", 3, Stamped])
 def test_e002_no_concrete_model(model):
     assert "DATA_MODEL is" in only("E002", declare(DATA_MODEL=model)).msg

@@ -374,7 +374,9 @@ def test_spilled_triggers():
 def test_paused_nodes():
     runner = planned()
     Node.objects.update(paused_at=timezone.now())
-    assert f"autorun resume {runner.get_label()}" in only(backlog.examine_paused(), "warning").hint
+    with installed(runner):
+        found = only(backlog.examine_paused(), "warning")
+    assert f"autorun resume {runner.get_label()}" in found.hint
 
 
 def test_batches_that_broke_off():
