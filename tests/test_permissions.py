@@ -54,14 +54,14 @@ WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 NAME, PAYLOAD, WORDS = "marked-name", "marked-payload", "marked-words"
 
 
-def documented() -> dict[str, tuple[list[str], str]]:
-    """The methods and the permission of each address, as the reference has them."""
+def documented() -> dict[str, tuple[list[str], set[str]]]:
+    """The methods and the permissions of each address, as the reference has them."""
     table = REFERENCE.read_text().partition("## Pages and actions")[2].partition("\n## ")[0]
     found = {}
     for line in table.splitlines():
         if line.startswith("| `"):
-            address, methods, permission, _ = (each.strip() for each in line.strip("|").split("|"))
-            found[address.replace("`", "")] = (methods.split(", "), permission.strip("`"))
+            address, methods, needed, _ = (each.strip() for each in line.strip("|").split("|"))
+            found[address.replace("`", "")] = (methods.split(", "), {*re.findall(r"\w+", needed)})
     return found
 
 
@@ -150,8 +150,8 @@ def test_a_page_and_an_action_are_for_those_whom_the_reference_names(codenames, 
     found = {}
 
     for name, (url, form) in addresses().items():
-        methods, permission = documented()[name]
-        is_allowed = {"view_run", permission or "view_run"} <= {*codenames}
+        methods, needed = documented()[name]
+        is_allowed = {"view_run", *needed} <= {*codenames}
         entries = LogEntry.objects.count()
         for method in ("GET", "POST"):
             response = getattr(client, method.lower())(url, form)

@@ -1,15 +1,14 @@
 """Versions that no sweep has planned yet, and those whose sweeps and saves are held."""
 
 import datetime as dt
+from collections.abc import Collection
 
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, Subquery
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from autorun.declare.base import Runner
-from autorun.declare.nodes import nodes_over
-from autorun.models import Batch, Node
+from autorun.models import Batch, Chunk, Node
 from autorun.state.words import moment, number
 
 
@@ -21,10 +20,11 @@ def is_new(label: str | OuterRef) -> Q:
     return ~Q(Exists(swept.exclude(planned_at=None))) & Q(Exists(earlier))
 
 
-def has_other_version(runner: Runner) -> bool:
-    """Whether the runner, which has no node yet, has run another version of its analysis."""
-    alike = nodes_over(runner.get_model()).filter(title=runner.get_analysis().title)
-    return alike.filter(chunks__runner=runner.label).exists()
+def used_before(labels: Collection[str]) -> set[tuple[str, str]]:
+    """The pairs of a runner, of these labels, and an analysis that it has run some version of."""
+    own = Chunk.objects.filter(node=OuterRef("pk"), runner__in=labels).values("runner")[:1]
+    nodes = Node.objects.annotate(label=Subquery(own)).exclude(label=None)
+    return set(nodes.values_list("label", "title"))
 
 
 def held(node: Node) -> str:

@@ -25,7 +25,7 @@ from autorun.observe.edits import edits
 from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
-from autorun.observe.new_versions import about_version, has_other_version, is_new
+from autorun.observe.new_versions import about_version, is_new, used_before
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress, progress_by_node
 from autorun.state.words import ago, because, duration, schedule, short_number
@@ -203,6 +203,8 @@ def states_of(runners: list[Runner], *, with_pending: bool) -> list[RunnerState]
     progresses, activities = progress_by_node(nodes.values()), activity_by_node(nodes.values())
     stuck = take_tally().stuck
     held = held_up(*(each.label for each in runners if len(runners) == 1))
+    without_node = [each.runner for each in declared if each.digest and each.digest not in nodes]
+    used = used_before(without_node) if without_node else set()
     states = []
     for runner, known in zip(runners, declared, strict=True):
         found = replace(known, held_up=[each for each in held if each.runner == runner.label])
@@ -210,7 +212,8 @@ def states_of(runners: list[Runner], *, with_pending: bool) -> list[RunnerState]
             progress = progresses.get(node.pk, Progress())
             found = _of_node(found, node, progress, activities[node.pk], stuck)
         elif known.digest:
-            found = replace(found, is_new=has_other_version(runner))
+            was_used = (known.runner, runner.get_analysis().title) in used
+            found = replace(found, is_new=was_used)
         states.append(_state(runner, _counted, found) if with_pending else found)
     return states
 
