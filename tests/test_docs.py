@@ -102,6 +102,7 @@ OTHERS = (
     "django-admin",
     "redis-cli",
     "find",
+    "source",
 )
 COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -306,6 +307,8 @@ def run_subcommand(words: list[str]) -> tuple[str, int]:
 
 def check_command(words: list[str]) -> None:
     """That there is such a command, and that it takes these arguments; of a pipe, each one."""
+    if ">" in words:
+        words = words[: words.index(">")]
     if "|" in words:
         check_command(words[: words.index("|")])
         words = words[words.index("|") + 1 :]

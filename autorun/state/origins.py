@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from django.db.models import Q
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop
+from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
 from autorun.models import Batch, Chunk
 

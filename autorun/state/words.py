@@ -10,7 +10,7 @@ from typing import Any
 
 from django.utils import dateformat, formats, timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop
+from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
 #: What is the case with a row that a planning pass checks: "12 rows: changed since their last run".
 REASONS: Mapping[str, str] = {
