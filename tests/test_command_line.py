@@ -1313,7 +1313,7 @@ def test_a_runner_is_paused_and_goes_on(documents, runner):
     runner.run()
     assert "6 waiting, paused" in typed("status", LABEL)
     assert "resumed." in typed("resume", LABEL)
-    assert "was not paused." in typed("resume", LABEL)
+    assert "was neither paused nor held." in typed("resume", LABEL)
     assert "6 queued" in typed("status", LABEL)
 
 

@@ -102,7 +102,9 @@ OTHERS = (
     "django-admin",
     "redis-cli",
     "find",
+    "mv",
     "source",
+    "touch",
 )
 COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

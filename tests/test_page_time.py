@@ -215,7 +215,7 @@ def test_pausing_all_names_the_runners_that_are_left(user: Client, set_constants
     with installed(slow):
         page = user.post(address("autorun_node_pause_all"), follow=True).text
 
-    assert "tests.SlowRunner is as it was: " in page
+    assert "Runner tests.SlowRunner was not changed: " in page
     assert Node.objects.exclude(paused_at=None).exists()
 
 

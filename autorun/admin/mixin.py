@@ -113,8 +113,8 @@ class AutorunAdminMixin(ModelAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         fields = list(super().get_readonly_fields(request, obj))
-        if self._shows_panel(request, obj) and PANEL not in fields:
-            fields.append(PANEL)
+        if self._shows_panel(request, obj):
+            fields += [] if PANEL in fields else [PANEL]
             # The panel is drawn without a request.
             setattr(obj, SHOWS_RESULTS, sees_payload(request))
         return fields
@@ -173,8 +173,14 @@ class AutorunAdminMixin(ModelAdmin):
                 reason = prose(explanation_of(each, instance, shows_messages=False).reason)
                 url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, name_of_runner(each), reason))
-        results = _results(known) if getattr(instance, SHOWS_RESULTS, False) else []
-        context = {"runs": runs, "runners": runners, "row": instance, "results": results}
+        shows_results = getattr(instance, SHOWS_RESULTS, False)
+        context = {
+            "runs": runs,
+            "runners": runners,
+            "row": instance,
+            "results": _results(known, self.admin_site) if shows_results else [],
+            "most_shown": outputs_shown.MOST_SHOWN,
+        }
         return render_to_string("autorun/panel.html", context)
 
     def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
@@ -342,7 +348,7 @@ class _WithStatus(ChangeList):
             column.states = states[node_id]
 
 
-def _results(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _results(runs: Sequence[Run], site: admin.AdminSite) -> list[dict[str, Any]]:
     """The newest success of each of the present nodes among the newest runs of a row; a query."""
     present = runners_by_node().labels
     found: dict[int, Run] = {}
@@ -359,6 +365,7 @@ def _results(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "finished": time_since(run.finished_at),
             "outputs": as_json(outputs[run.pk], most=outputs_shown.MOST_SHOWN),
             "output_lines": outputs_shown.as_lines(outputs[run.pk]),
+            "text_url": address_of(site, "run_text", run.pk, "outputs"),
             "is_kept": not run.is_current,
         }
         for run in found.values()

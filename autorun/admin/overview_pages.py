@@ -62,6 +62,7 @@ class NodeAdmin(RunnerPages):
             tally=tally,
             facts=self._facts(found, tally),
             cards=worst_first(shown) if is_long else shown,
+            has_runners=bool(found),
             is_long=is_long,
             text=text,
             app=app,
@@ -128,13 +129,16 @@ class NodeAdmin(RunnerPages):
             self.note(request, told % number(len(changed)), *map(node_of, changed))
         for label, error in left.items():
             of = {"label": label, "reason": message_for(request, error)}
-            messages.warning(request, _("%(label)s is as it was: %(reason)s") % of)
+            messages.warning(request, _("Runner %(label)s was not changed: %(reason)s") % of)
         return self.back(request, self.url("autorun_node_changelist"))
 
 
 def _matches(card: Card, text: str, app: str) -> bool:
     """Whether a card's names or state contain the text, and its runner belongs to the app."""
-    told = " ".join((card.name, card.title, card.runner.label, card.state[1], card.model_name))
+    names = (card.name, card.title, card.runner.label, card.model_name)
+    # A card has one state, and may be held beside it.
+    states = (card.state[1], _("sweeps held") * bool(card.held_since))
+    told = " ".join((*names, *states))
     return text.lower() in told.lower() and app in ("", _app_of(card))
 
 

@@ -135,9 +135,10 @@ def visible(
 class Reach:
     """The runs that a user may act on: those of rows that they may see.
 
-    `left_out` is the number of runs that it has kept from them so far, and `not_reached` that of
-    the last runs, for which the time was too short: `slow` says of what. `is_cut` says that there
-    may be more than it looks at in one request: the session knows where the next one goes on.
+    `left_out` is the number of runs that it has kept from them so far. `not_reached` is the number
+    of runs for which there was no time, and `slow` the error that says what took it. `is_cut` says
+    that there may be more than it looks at in one request: the session knows where the next one
+    goes on.
     """
 
     request: HttpRequest

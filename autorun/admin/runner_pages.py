@@ -211,7 +211,8 @@ class RunnerPages(ShowingResults):
         require(request, Permission.PAUSE)
 
         def start(runner: Runner) -> bool:
-            halting.lift_hold(runner)
+            if halting.lift_hold(runner):
+                self.note(request, _("Sweeps of %s resumed.") % label, node_of(runner))
             return self._send_sweep(request, runner)
 
         return self._change(request, label, start, _("Sweep of %s queued.") % label)
@@ -300,7 +301,7 @@ class RunnerPages(ShowingResults):
             node = node_of(runner)
         except AutorunError as error:
             of = {"label": label, "reason": message_for(request, error)}
-            messages.error(request, _("%(label)s cannot run: %(reason)s") % of)
+            messages.error(request, _("Runner %(label)s cannot run: %(reason)s") % of)
         else:
             if change(runner):
                 self.note(request, told, node)

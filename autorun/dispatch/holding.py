@@ -60,9 +60,12 @@ def next_try(node_id: int, label: str, waiting: QuerySet[Any]) -> Chunk | None:
     node's lock.
     """
     held = Chunk.objects.held_up().of(node_id).filter(runner=label)
-    found = held.aggregate(since=Min("created_at"), reason=Max("reason"))
+    # Somebody may have paused the node since the chunk started whose end looks here.
+    found = held.filter(node__paused_at=None).aggregate(
+        since=Min("created_at"), reason=Max("reason")
+    )
     since: dt.datetime | None = found["since"]
-    if since is None:  # cancelled meanwhile
+    if since is None:  # or cancelled meanwhile
         return None
     if has_succeeded(node_id, label, since=since):
         exempt(label, EXEMPT_AFTER_SUCCESS)

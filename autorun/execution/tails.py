@@ -10,16 +10,18 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from contextvars import copy_context
 from functools import wraps
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from celery.utils.log import LoggingProxy
+from kombu.utils.compat import detect_environment
 
 from autorun.execution import running
 from autorun.state.masking import masked
@@ -31,10 +33,16 @@ REDIRECTED = "celery.redirected"
 KEPT = 20_000
 #: Exceptions of a chain that are searched for what a subprocess has written.
 MOST_CAUSES = 10
-#: Seconds to wait for the stderr of a child that has ended: its own children may keep it open.
+#: Seconds to wait for the stderr of children that have ended: their own children may keep it open.
 PATIENCE = 0.5
 #: The parameters of Popen before `stderr`.
 _BEFORE_STDERR = 5
+#: The parameters of Popen, and their values, with which a child's stderr is noted.
+_INHERITED = {
+    "stderr": (None,),
+    "start_new_session": (None, False),
+    "process_group": (None, -1),
+}
 
 _is_listening = False
 
@@ -46,23 +54,26 @@ class Tail:
         self._pieces: deque[str] = deque()
         self._size = 0
         self._is_cut = False
+        self._lock = Lock()
         #: Threads that add what child processes write.
         self.readers: list[Thread] = []
 
     def add(self, piece: str) -> None:
-        if len(piece) > KEPT:
-            piece, self._is_cut = piece[-KEPT:], True
-            self._pieces.clear()
-            self._size = 0
-        self._pieces.append(piece)
-        self._size += len(piece)
-        while self._size - len(self._pieces[0]) >= KEPT:
-            self._size -= len(self._pieces.popleft())
-            self._is_cut = True
+        with self._lock:  # the body and its children write at the same time
+            if len(piece) > KEPT:
+                piece, self._is_cut = piece[-KEPT:], True
+                self._pieces.clear()
+                self._size = 0
+            self._pieces.append(piece)
+            self._size += len(piece)
+            while self._size - len(self._pieces[0]) >= KEPT:
+                self._size -= len(self._pieces.popleft())
+                self._is_cut = True
 
     def last(self, most: int) -> str:
         """At most so many bytes of whole lines."""
-        return _last("".join(self._pieces), most, is_cut=self._is_cut)
+        with self._lock:
+            return _last("".join(self._pieces), most, is_cut=self._is_cut)
 
 
 def listen() -> None:
@@ -80,7 +91,8 @@ def listen() -> None:
             return record
 
         logging.setLogRecordFactory(make_noted)
-        _listen_to_children()
+        if detect_environment() == "default":  # a green thread that reads would stop all the others
+            _listen_to_children()
     # Celery's own stream in a worker makes records of what is printed.
     if sys.stdout is not None and not isinstance(sys.stdout, LoggingProxy | _Noted):
         sys.stdout = _Noted(sys.stdout)
@@ -93,8 +105,9 @@ def log_tail(tail: Tail | None, error: BaseException, *, max_bytes: int) -> str:
     """
     parts: list[str] = []
     if tail is not None:
+        end = time.monotonic() + PATIENCE
         for reader in tail.readers:
-            reader.join(PATIENCE)
+            reader.join(max(0.0, end - time.monotonic()))
         parts += filter(None, [tail.last(max_bytes)])
     parts += (f"stderr:\n{_last(text, max_bytes)}" for text in _written_by_children(error))
     return harmless(masked("\n".join(part.rstrip("\n") for part in parts)))
@@ -118,25 +131,33 @@ def _listen_to_children() -> None:
     """Note what a process writes to the stderr that it inherits from a call, and pass it on.
 
     The call's own stderr stays as it is. It may be that of other calls as well, and a pipe there
-    could block a library that writes to it while it holds Python's lock.
+    could block a library that writes to it while it holds Python's lock. A process in a session or
+    group of its own is meant to outlive this one, and keeps the stderr that it inherits.
     """
     begin: Any = subprocess.Popen.__init__
 
     @wraps(begin)
     def begin_noted(child: Any, *args: Any, **options: Any) -> None:
         tail = _tail()
-        if tail is None or len(args) > _BEFORE_STDERR or options.get("stderr") is not None:
+        is_own = any(options.get(name) not in values for name, values in _INHERITED.items())
+        if tail is None or is_own or len(args) > _BEFORE_STDERR:
             begin(child, *args, **options)
             return
         reading, writing = os.pipe()
         # In the call's context, so that the lines are its own.
         pass_on = Thread(target=copy_context().run, args=(_pass_on, reading), daemon=True)
         try:
+            pass_on.start()
+        except RuntimeError:  # there are too many threads
+            os.close(reading)
+            os.close(writing)
+            begin(child, *args, **options)
+            return
+        tail.readers.append(pass_on)
+        try:
             begin(child, *args, **{**options, "stderr": writing})
         finally:
             os.close(writing)
-            pass_on.start()
-        tail.readers.append(pass_on)
 
     subprocess.Popen.__init__ = begin_noted  # type: ignore[assignment, method-assign]
 

@@ -167,7 +167,7 @@ def _rates(stretches: Sequence[Stretch], at_work: float, *, now: dt.datetime) ->
     )
     run_seconds = _seconds(done) / runs
     if _seconds(unfinished) > _seconds(done):
-        # Bodies may just have become slower: so long at least takes a run now.
+        # Bodies may just have become slower: a run now takes at least that long.
         run_seconds = max(run_seconds, *(_seconds([each]) for each in unfinished))
     # If the oldest chunk started later, measure over the shorter time.
     recent = _clipped(stretches, since=now - dt.timedelta(seconds=LAST_SECONDS))

@@ -87,6 +87,11 @@ class Planner:
         return outcome
 
     @property
+    def _may_overtake(self) -> bool:
+        """Whether the rows were saved or written: these leave a backlog, even a paused one."""
+        return self.batch is None and self.priority >= Chunk.Priority.WRITE
+
+    @property
     def _is_automatic(self) -> bool:
         """Whether no person and no call asks for these rows, so that a hold leaves them pending."""
         is_asked = self.batch is not None and self.batch.trigger not in AUTOMATIC
@@ -106,7 +111,7 @@ class Planner:
             candidates,
             self.selection,
             counts_undone=self.counts_undone,
-            priority=self.priority if self.batch is None else None,
+            priority=self.priority if self._may_overtake else None,
         )
 
     def _record(self, window: Window, found: Counts, *, limit: int | None) -> int:
@@ -254,9 +259,8 @@ class Planner:
         that processes die of always fails, so that no pass prepares it again.
         """
         first_chunk = new_chunk_id()
-        is_live = self.batch is None and self.priority >= Chunk.Priority.WRITE
         is_lethal = any(isinstance(row.error, WorkerLost) for row in rows)
-        selection = PENDING if is_live or is_lethal else SELECTIONS["missing"]
+        selection = PENDING if self._may_overtake or is_lethal else SELECTIONS["missing"]
         failing = replace(self, status=Run.Status.FAILED, selection=selection)
         candidates = self._candidates([(row.key, UNPREPARED) for row in rows])
         found = failing._count(candidates)

@@ -124,7 +124,7 @@ class _Holding(Subcommand):
     def change_all(self, change: Callable[[Runner], bool]) -> int:
         changed, left = halting.change_all(change)
         for label, error in left.items():
-            self.terminal.say((label, "bold"), f" is as it was: {error}")
+            self.terminal.say((label, "bold"), f" was not changed: {error}")
         return len(changed)
 
     def hold_batch(self, batch: Batch) -> None:
@@ -197,7 +197,9 @@ class Resume(_Holding):
     def hold_runner(self, label: str) -> None:
         runner = registry.get(label)
         resumed = [halting.resume_runner(runner), halting.lift_hold(runner)]
-        self.terminal.say((label, "bold"), " resumed." if any(resumed) else " was not paused.")
+        self.terminal.say(
+            (label, "bold"), " resumed." if any(resumed) else " was neither paused nor held."
+        )
 
     def hold_all(self) -> None:
         resumed = self.change_all(halting.resume_runner)

@@ -160,10 +160,11 @@ class Touch(Subcommand):
     def handle(self, **options: Any) -> None:
         model, field = options["model"], options["field"]
         values = options["values"]
-        lines = sys.stdin.read().splitlines() if values == ["-"] else values
-        batches, unknown = [], set(lines)
+        if values == ["-"]:
+            values = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        batches, unknown = [], set(values)
         for runner in _first_runners_of(model):
-            keys, absent = _keys_by(runner, field, lines)
+            keys, absent = _keys_by(runner, field, values)
             unknown &= absent
             if keys:
                 scope = Scope(pks=tuple(keys), force=True)
@@ -178,12 +179,15 @@ class Touch(Subcommand):
 
 def _first_runners_of(model: str) -> list[Runner]:
     """The runners of a model that wait for no other runner. Raises CommandError for none."""
-    runners = [each for each in registry.runners() if not each.depends_on]
+    runners = registry.runners()
     found = [each for each in runners if each.get_model()._meta.label_lower == model.lower()]
     if not found:
         known = ", ".join(sorted({each.get_model()._meta.label for each in runners})) or "none"
         raise CommandError(f"No runner processes {model!r}. Models with runners: {known}.")
-    return found
+    first = [each for each in found if not each.depends_on]
+    if not first:
+        raise CommandError(f"All runners of {model} depend on others: touch the rows of those.")
+    return first
 
 
 def _keys_by(runner: Runner, name: str, lines: list[str]) -> tuple[list[Any], set[str]]:

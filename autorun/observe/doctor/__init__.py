@@ -3,6 +3,8 @@
 import threading
 import time
 
+from django.utils import translation
+
 from autorun.observe.doctor import backlog, code, database, messaging, schedules, system_checks
 from autorun.observe.doctor.finding import Finding, error
 
@@ -62,7 +64,8 @@ def examine_for_page() -> list[Finding]:
     try:
         at, findings = _latest
         if time.monotonic() - at >= FRESH:
-            findings = examine()
+            with translation.override("en"):  # kept for all users, and the words are the command's
+                findings = examine()
             _latest = (time.monotonic(), findings)
         return findings
     finally:
