@@ -175,19 +175,13 @@ def retry_matching(
         if chosen.runner not in ("", runner.label) or not any(of_runner.each()):
             continue
         found = narrowing(runner, of_runner)
-        # The names alone: a key or an exception may contain the data of a row.
-        narrowed = ", ".join(chosen.written()) or "nothing"
-        source = {
-            "kind": KIND,
-            "words": f"of failed runs, filtered by {narrowed}",
-            "filter": of_runner.written(),
-            "at": timezone.now().isoformat(),
-        }
-        scope = Scope(only="failed", source=source, asked=asked)
         try:
             if found is None and database_of(runner) != settings.DATABASE:
                 found = of_runner.each()  # not to be joined with runs
             if found is None:
+                scope = Scope(
+                    only="failed", source=_source_of(of_runner, asked_for=chosen), asked=asked
+                )
                 begun.append(request_backfill(runner, scope, requested_by=requested_by))
             else:
                 retried = retry_runs(found, requested_by=requested_by, asked=asked)
@@ -196,6 +190,18 @@ def retry_matching(
         except AutorunError as error:
             left[runner.label] = error
     return Retried(begun, left=left)
+
+
+def _source_of(chosen: RunFilter, *, asked_for: RunFilter) -> dict[str, Any]:
+    """The source of a scope that finds these failed runs of a runner in any process."""
+    # The names alone: a key or an exception may contain the data of a row.
+    narrowed = ", ".join(asked_for.written()) or "nothing"
+    return {
+        "kind": KIND,
+        "words": f"of failed runs, filtered by {narrowed}",
+        "filter": chosen.written(),
+        "at": timezone.now().isoformat(),
+    }
 
 
 def rows_of_runs(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:

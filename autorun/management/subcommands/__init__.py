@@ -20,3 +20,4 @@ SUBCOMMANDS: tuple[type[Subcommand], ...] = (
     *(Retry, Pause, Hold, Resume, Cancel, Adopt, Ignore),
     *(Sync, Triggers, Prune, Completion),
 )
+Completion.subcommands = SUBCOMMANDS

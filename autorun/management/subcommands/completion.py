@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from autorun.declare import registry
 from autorun.management.subcommands.parsing import argument
@@ -46,14 +46,14 @@ class Completion(Subcommand):
 
     arguments = (argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish")),)
     runs_despite_check_errors = True
+    #: All of them, this one included; set beside their list.
+    subcommands: ClassVar[tuple[type[Subcommand], ...]] = ()
 
     def handle(self, **options: Any) -> None:
-        from autorun.management.subcommands import SUBCOMMANDS
-
         runners = " ".join(runner.label for runner in registry.runners())
         cases = _in_fish if options["shell"] == "fish" else _in_bash
         script = FISH if options["shell"] == "fish" else BASH
-        script = script.replace("CASES", "\n".join(cases(SUBCOMMANDS, runners)))
+        script = script.replace("CASES", "\n".join(cases(self.subcommands, runners)))
         prefix = ZSH if options["shell"] == "zsh" else ""
         self.terminal.stream.write(prefix + script.replace("PROGRAMS", PROGRAMS))
 
