@@ -386,7 +386,7 @@ def test_a_result_whose_dependency_is_missing_since_is_called_stale(
         counted = admin_client.post(f"/admin/autorun/node/{dependent.get_label()}/count/")
         card = admin_client.get("/admin/autorun/node/").content.decode()
         runs = admin_client.get("/admin/autorun/run/?state=succeeded").content.decode()
-        call_command("autorun", "runs", "--state", "succeeded")
+        call_command("autorun", "runs", "--state", "succeeded", "--format", "json")
         run = current_runs_of(dependent())[documents[0].pk]
         page = admin_client.get(f"/admin/autorun/run/{run.pk}/change/").content.decode()
         scraped = CollectorRegistry()
@@ -400,7 +400,7 @@ def test_a_result_whose_dependency_is_missing_since_is_called_stale(
 
     printed = capsys.readouterr().out
     assert "3 done, 3 stale" in printed
-    assert printed.count("succeeded, stale") == runs.count(">stale<") == ROWS
+    assert printed.count('"stale": true') == runs.count(">stale<") == ROWS
     assert f"{ROWS} of the results are stale" in counted.content.decode()
     assert f"{ROWS} stale" in card
     assert "that result is stale" in page
