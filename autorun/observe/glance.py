@@ -14,8 +14,8 @@ from django.utils.translation import ngettext
 from autorun.conf import settings
 from autorun.declare.nodes import runners_by_node
 from autorun.models import Batch, Chunk, Node, Pulse
-from autorun.state.clock import DatabaseNow, from_now
-from autorun.state.counts import STUCK_SECONDS, Progress
+from autorun.state.clock import from_now
+from autorun.state.counts import STUCK_SECONDS, Progress, at_work, left_for_long
 from autorun.state.words import ago, number
 
 #: Rounds of upkeep, and at least so many seconds, that may be missing on a machine under load.
@@ -78,9 +78,6 @@ def take_tally() -> Tally:
 def _numbers_by_node() -> Any:
     """Rows of a node's id, its failed and unfinished runs, late and held chunks, and batches."""
     none, one, long_ago = Value(0, IntegerField()), Value(1, IntegerField()), -STUCK_SECONDS
-    is_late = Q(state=Chunk.State.QUEUED, published_at__lte=from_now(long_ago))
-    is_late |= Q(state=Chunk.State.RUNNING, expires_at__lte=from_now(long_ago))
-    is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
     is_unplanned = Q(state=Batch.State.RUNNING, planned_at=None)
     is_unplanned &= Q(expires_at__lte=from_now(long_ago))
     nodes = Node.objects.filter(digest__in=list(runners_by_node().labels)).order_by()
@@ -91,8 +88,8 @@ def _numbers_by_node() -> Any:
         .annotate(
             a=Sum(F("failed") - F("superseded_failed")),
             b=Sum(Chunk.RUNS_LEFT),
-            c=Count("pk", filter=is_late),
-            d=Count("pk", filter=is_held),
+            c=Count("pk", filter=left_for_long()),
+            d=Count("pk", filter=at_work()),
             e=none,
             f=none,
         )

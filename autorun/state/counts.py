@@ -82,15 +82,25 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     return progress_and_stuck(nodes)[0]
 
 
+def at_work() -> Q:
+    """The condition on chunks that a worker runs one and has kept its lease."""
+    return Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
+
+
+def left_for_long() -> Q:
+    """The condition on chunks that no worker has taken one, or kept its lease, for long."""
+    long_ago = from_now(-STUCK_SECONDS)
+    is_queued = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
+    return is_queued | Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
+
+
 def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
     """Each node with work, from its chunks and its batches: whether a worker is at it.
 
     The columns are as many as those of `progress_and_stuck`, with WITH_WORK as the state.
     """
     long_ago = from_now(-STUCK_SECONDS)
-    is_held = Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
-    is_left = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
-    is_left |= Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
+    is_held, is_left = at_work(), left_for_long()
     chunks: Any = Chunk.objects.filter(is_held | is_left, node__in=node_ids).order_by()
     batches: Any = Batch.objects.unplanned().filter(expires_at__lte=long_ago, node__in=node_ids)
     zeros = {f"zero_{place}": Value(0) for place in range(5)}
