@@ -1,6 +1,7 @@
 """Every snippet of docs/ and README does what its page says; the reference names all there is.
 
-A page is read from top to bottom:
+A page is read from top to bottom, but for its last section if that is "The example": what the rest
+of the page uses is read first, so that a how-to may begin with its question and the answer.
 
 - a `python` block runs in the page's own names; one that begins with a comment that names a file
   (`# scans/runners.py`) runs as that module, and the next block of that name goes on with it. Its
@@ -158,8 +159,13 @@ def blocks_of(page: Path) -> list[Block]:
 def test_a_page_does_what_it_says(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
         reader = Reader(page, monkeypatch, stack)
-        for block in blocks_of(page):
+        for block in in_order(page):
             reader.read(block)
+
+
+def in_order(page: Path) -> list[Block]:
+    start = page.read_text().partition("\n## The example\n")[0].count("\n") + 1
+    return sorted(blocks_of(page), key=lambda block: block.line <= start)
 
 
 class Reader:
@@ -652,7 +658,7 @@ def test_every_permission_is_documented():
 
 def test_every_task_is_documented_with_its_arguments():
     tasks = {name: task for name, task in celery_app.tasks.items() if name.startswith("autorun.")}
-    documented = {call.partition("(")[0]: call for call in rows("tasks", "The tasks")}
+    documented = {call.partition("(")[0]: call for call in rows("signals", "Tasks")}
 
     assert set(documented) == set(tasks)
     for name, call in documented.items():
@@ -696,7 +702,7 @@ def test_every_exception_is_documented():
         if inspect.isclass(value) and issubclass(value, Exception)
     }
 
-    assert set(rows("exceptions")) == known
+    assert set(rows("signals", "Exceptions")) == known
 
 
 def test_every_word_of_an_explanation_is_documented():
