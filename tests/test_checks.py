@@ -35,7 +35,7 @@ from autorun.conf import DEFAULTS
 from autorun.declare import registry
 from autorun.declare.base import declared
 from autorun.limits import Limit
-from autorun.observe.checks import ancestor, autorun_setting, installation, names, values
+from autorun.observe.checks import autorun_setting, installation, names, values
 from autorun.runner import Each, Members, QuerySetRunner
 from tests.celery_settings import configured
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped, Tag
@@ -938,13 +938,13 @@ def test_e021_is_not_for_runners_of_one_node_that_are_alike():
     assert ids(first, second) == []
 
 
-@pytest.mark.parametrize("name", sorted(ancestor.REPLACEMENTS))
+@pytest.mark.parametrize("name", sorted(names.REPLACEMENTS))
 def test_w005_a_name_of_django_analyses(name):
     value = "x" if name.isupper() else helping
     found = only("W005", declare(**{name: value}))
 
     assert name in found.msg
-    assert ancestor.REPLACEMENTS[name] in found.hint
+    assert names.REPLACEMENTS[name] in found.hint
 
 
 @pytest.mark.parametrize("default", [{}, {"default": logging.INFO}])

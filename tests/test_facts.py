@@ -20,7 +20,7 @@ from autorun.analysis import temporarily_registered
 from autorun.declare.code_digest import code_digest
 from autorun.models import Build, Environment, Run
 from autorun.observe import listing
-from autorun.observe.doctor.code import examine_code
+from autorun.observe.doctor.system_checks import examine_code
 from autorun.observe.listing import RunFilter
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document

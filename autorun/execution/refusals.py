@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from autorun.conf import settings
 from autorun.exceptions import RunTimeout
@@ -19,17 +20,17 @@ MOST_LATE = 3
 WAIT_FOR_LOCK = 10.0
 
 
+@dataclass
 class Refusals:
     """The results that could not be recorded; `recorded` are those that are, as a growing list.
 
     If no result can be landed, no row is at fault, and all are tried again later.
     """
 
-    def __init__(self, recorded: Sequence[Result]) -> None:
-        self._recorded = recorded
-        self._alone: dict[int, BaseException] = {}
-        self._late = 0
-        self._hits_all: BaseException | None = None
+    recorded: Sequence[Result]
+    _alone: dict[int, BaseException] = field(default_factory=dict)
+    _late: int = 0
+    _hits_all: BaseException | None = None
 
     def add(self, result: Result, error: Exception) -> None:
         """Note a success that is refused alone. Raises the error of any other result."""
@@ -41,14 +42,14 @@ class Refusals:
         """Whether to try no more parts: nothing can be landed, or each try takes too long."""
         if isinstance(error, NotLanded):
             self._late += isinstance(error.__cause__, RunTimeout)
-            is_vain = len(self._alone) >= FAILURES and not any(map(_is_success, self._recorded))
+            is_vain = len(self._alone) >= FAILURES and not any(map(_is_success, self.recorded))
             if is_vain or self._late >= MOST_LATE:
                 self._hits_all = _cause(error)
         return self._hits_all is not None
 
     def ended(self, results: Sequence[Result], *, pause: float) -> list[Result]:
         """How those of the results that are not recorded end."""
-        recorded = {each.run_id for each in self._recorded}
+        recorded = {each.run_id for each in self.recorded}
         return [self._end(each, pause) for each in results if each.run_id not in recorded]
 
     def _end(self, result: Result, pause: float) -> Result:

@@ -16,7 +16,7 @@ from autorun.declare import nodes
 from autorun.declare.base import Runner
 from autorun.declare.interruption import INSISTENCE, Interrupted, Termination, interrupt
 from autorun.dispatch.holding import pause_after
-from autorun.dispatch.limiting import hold_back, shared
+from autorun.dispatch.limiting import LONGEST_WAIT, Pace, hold_back, shared
 from autorun.dispatch.sizes import size_of_rest
 from autorun.exceptions import LeaseLost, RetryLater, RunCancelled
 from autorun.execution import running
@@ -24,12 +24,10 @@ from autorun.execution.assignments import Assignment, load_runs, pending_in, sup
 from autorun.execution.body import Body, each_alone
 from autorun.execution.brake import Brake
 from autorun.execution.builds import build_of
-from autorun.execution.calls import Call
+from autorun.execution.calls import Call, perform_together
 from autorun.execution.landing import landing_of
-from autorun.execution.pace import LONGEST_WAIT, Pace
 from autorun.execution.refusals import Refusals
 from autorun.execution.results import Result, Tally, endings, record
-from autorun.execution.together import perform_together
 from autorun.models import Run
 from autorun.planning.rows import load
 from autorun.signals import run_failed, run_succeeded
@@ -67,7 +65,6 @@ class Work:
         self.body = Body(runner, analysis, lease.chunk.node.configuration)
         self.lock = threading.RLock()
         self.build: int | None = None
-        self._refusals: Refusals | None = None
         self._landing = landing_of(runner, lease.chunk) if runner.lands else None
         self.began_at = time.monotonic()
         #: The calls of the body that have not returned.
@@ -405,11 +402,11 @@ class Work:
             self.has_moved = self.has_moved or moved > 0
             is_finished = False
             recorded: list[Result] = []
-            self._refusals = None
+            refusals = Refusals(recorded)
             put = partial(record, self.lease, size=size, build=self.build, landing=self._landing)
             halving = Halving(
                 results,
-                fail=self._note_refused,
+                fail=refusals.add,
                 probe=lambda: put([], self._tally, is_last=False),
                 using=settings.DATABASE,
             )
@@ -421,11 +418,10 @@ class Work:
                 except Exception as error:  # noqa: BLE001  halved, and raised if it hits all
                     halving.errors.append(error)
                     is_finished = False
-                    self._refusals = self._refusals or Refusals(recorded)
-                    if self._refusals.is_hopeless_after(error):
+                    if refusals.is_hopeless_after(error):
                         break
-            if self._refusals is not None and len(recorded) < len(results):
-                results = [*recorded, *self._record_refused(self._refusals, results)]
+            if len(recorded) < len(results):
+                results = [*recorded, *self._record_refused(refusals, results)]
             if is_last and not is_finished:
                 self._tally = put([], self._tally, is_last=True)
             self._results, self._output_bytes, self._written_at = [], 0, time.monotonic()
@@ -433,19 +429,15 @@ class Work:
                 self._unannounced += results
             return self._tally
 
-    def _note_refused(self, result: Result, error: Exception) -> None:
-        if self._refusals is not None:
-            self._refusals.add(result, error)
-
     def _record_refused(self, refusals: Refusals, results: Sequence[Result]) -> list[Result]:
         """Record refused successes as failures, or as runs to be repeated; all that was left."""
         rest = refusals.ended(results, pause=pause_after(self.lease.chunk))
         moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
         size = self._size_of_rest(moved) if moved else 1
+        self.has_moved = self.has_moved or moved > 0
         self._tally = record(
             self.lease, rest, self._tally, size=size, is_last=False, build=self.build
         )
-        self.has_moved = self.has_moved or moved > 0
         keys = {each.key for each in rest}
         self.succeeded = [key for key in self.succeeded if key not in keys]
         return rest

@@ -28,7 +28,6 @@ def check_all(
     from autorun.observe.checks import (
         autorun_setting,
         declarations,
-        imports,
         input_types,
         installation,
         names,
@@ -45,7 +44,7 @@ def check_all(
     runners = [each for each in registry.runners() if is_in(app_configs, type(each))]
     yield from autorun_setting.check_settings()
     yield from installation.check_installation()
-    yield from imports.check_imports()
+    yield from installation.check_imports()
     yield from neighbours.check_neighbours(registry.runners())
     yield from declarations.check_unregistered(app_configs)
     for runner in runners:
@@ -65,7 +64,7 @@ def check_databases(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> Iterable[CheckMessage]:
     """Run the checks that ask the `databases`; there are none unless the caller names some."""
-    from autorun.observe.checks.character_sets import check_character_sets
+    from autorun.observe.checks.installation import check_character_sets
     from autorun.observe.checks.write_triggers import check_triggers
 
     yield from check_character_sets(databases)

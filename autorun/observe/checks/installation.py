@@ -1,18 +1,24 @@
-"""Checks of installed apps, Celery and the database."""
+"""Checks of installed apps, Celery and the database, and of modules that are not imported."""
 
 import datetime as dt
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from celery import current_app
-from django.apps import apps
+from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
-from django.db import connections
+from django.db import DatabaseError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.broker.transport import path_of
 from autorun.conf import settings
+from autorun.declare import registry
+from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, warning
 
 BROKER_URLS = ("broker_url", "broker_read_url", "broker_write_url")
@@ -22,6 +28,16 @@ READ_COMMITTED = 2
 HERE = {"", "localhost", "127.0.0.1", "::1"}
 PICKLE = {"pickle", "application/x-python-serialize"}
 JSON = {"json", "application/json"}
+#: The database, if new tables would have another character set than utf8mb4, and such columns.
+_OTHERS = """
+SELECT CONCAT('the database ', SCHEMA_NAME) FROM information_schema.SCHEMATA
+WHERE SCHEMA_NAME = DATABASE() AND DEFAULT_CHARACTER_SET_NAME <> 'utf8mb4'
+UNION ALL SELECT CONCAT(TABLE_NAME, '.', COLUMN_NAME) FROM information_schema.COLUMNS
+WHERE TABLE_SCHEMA = DATABASE() AND CHARACTER_SET_NAME <> 'utf8mb4' AND TABLE_NAME IN %s
+"""
+MOST_NAMED = 5
+#: The packages that are discovered, and what a module of one has to contain to be of use.
+PACKAGES = {"runners": r"^class \w+\(.*Runner", "analyses": r"^@(?:\w+\.)?analysis\("}
 
 
 def check_installation() -> list[CheckMessage]:
@@ -164,3 +180,72 @@ def _is_utc(zone: str) -> bool:
     except (ValueError, OSError, ZoneInfoNotFoundError):  # reported by Django
         return True
     return not any(dt.datetime(2026, month, 1, tzinfo=info).utcoffset() for month in (1, 7))
+
+
+def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessage]:
+    """W210: MariaDB's character sets, of the `databases` that may be queried."""
+    for alias in databases or ():
+        if connections[alias].vendor != "mysql":
+            continue
+        try:
+            others = _others(connections[alias])
+        except DatabaseError:
+            continue  # `migrate` and the doctor say why it does not answer
+        if others:
+            named = ", ".join(others[:MOST_NAMED]) + (", ..." if others[MOST_NAMED:] else "")
+            yield warning(f"settings.DATABASES[{alias!r}]", "W210")(
+                f"Another character set than utf8mb4: {named}. Text beyond that set is refused, or "
+                "cannot be compared: rows are not planned, and results not recorded.",
+                "Run `ALTER DATABASE ... CHARACTER SET utf8mb4` before `manage.py migrate`, and "
+                "change columns that exist by ALTER TABLE: see docs/howto/deploy.md.",
+            )
+
+
+def _others(connection: BaseDatabaseWrapper) -> list[str]:
+    models = {*apps.get_app_config("autorun").get_models(), *map(model_of, registry.runners())}
+    tables = sorted(model._meta.db_table for model in models if model is not None)
+    with connection.cursor() as cursor:
+        cursor.execute(_OTHERS, [tables])
+        return [name for (name,) in cursor.fetchall()]
+
+
+def check_imports() -> Iterator[CheckMessage]:
+    """W206 and W207: what this process has not imported: the Celery app, modules of runners."""
+    yield from _celery_app()
+    for config in apps.get_app_configs():
+        for name, pattern in PACKAGES.items():
+            yield from _left_out(config, name, pattern)
+
+
+def _celery_app() -> Iterator[CheckMessage]:
+    if current_app.conf.broker_write_url or current_app.conf.task_always_eager:
+        return
+    project = str(django_settings.SETTINGS_MODULE).partition(".")[0]
+    if current_app.main == "default":  # Celery's own, for want of another
+        yield warning("celery.current_app", "W206")(
+            "This process has not imported the project's Celery app, so messages would go to a "
+            "broker at amqp://localhost.",
+            f"Import it in {project}/__init__.py: `from {project}.celery import app as "
+            "celery_app`.",
+        )
+    elif getattr(django_settings, "CELERY_BROKER_URL", None):
+        yield warning("celery.current_app", "W206")(
+            f"The Celery app {current_app.main!r} has no broker: it does not read "
+            "CELERY_BROKER_URL, so messages would go to amqp://localhost.",
+            'Call `app.config_from_object("django.conf:settings", namespace="CELERY")`.',
+        )
+
+
+def _left_out(config: AppConfig, name: str, pattern: str) -> Iterator[CheckMessage]:
+    package = sys.modules.get(f"{config.name}.{name}")
+    for folder in map(Path, getattr(package, "__path__", ())):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            module = ".".join((config.name, name, *parts)).removesuffix(".__init__")
+            text = path.read_text(errors="replace")
+            if module in sys.modules or not re.search(pattern, text, re.MULTILINE):
+                continue
+            yield warning(module, "W207")(
+                f"{module} is not imported, so what it declares is not registered.",
+                f"Add `import {module}` to {folder / '__init__.py'}.",
+            )

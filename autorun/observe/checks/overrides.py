@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
+from django.db import connections
 from django.db.models import Manager, Model, QuerySet
 
 from autorun.declare.base import Runner
@@ -16,7 +19,6 @@ from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, is_of
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES
-from autorun.observe.checks.no_queries import queries_refused
 from autorun.observe.checks.problems import error, place, shown
 
 #: The positional arguments of each hook, and the names of its keyword arguments.
@@ -37,6 +39,8 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "get_timeout": (),
     "get_retry_backoff": (1,),
 }
+#: Every query and every transaction calls one of these.
+WAYS = ("ensure_connection", "cursor", "chunked_cursor")
 
 
 def check_overrides(runner: Runner) -> Iterator[CheckMessage]:
@@ -147,7 +151,7 @@ def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called
             found = Called(hook(*arguments, **options), is_known=True)
         except Exception as problem:  # noqa: BLE001
             found = Called(error=problem)
-    has_queried = refusal.is_needed or isinstance(found.error, DatabaseError)
+    has_queried = refusal.called or isinstance(found.error, DatabaseError)
     return Called() if has_queried else found
 
 
@@ -168,3 +172,15 @@ def _raised(runner: Runner, name: str, problem: Exception) -> CheckMessage:
         f"{name}() raises {type(problem).__name__}: {problem}",
         f"Correct {name}() in {place(runner)}.",
     )
+
+
+@contextmanager
+def queries_refused() -> Iterator[mock.Mock]:
+    """Raise DatabaseError for each query of this thread within the block: tables may not exist."""
+    refusal = mock.Mock(side_effect=DatabaseError("System checks query no database."))
+    with ExitStack() as stack:
+        for connection in connections.all():
+            # Not `execute_wrapper`, which is called only after the connection is open.
+            for way in WAYS:
+                stack.enter_context(mock.patch.object(connection, way, refusal))
+        yield refusal

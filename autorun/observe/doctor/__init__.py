@@ -5,7 +5,7 @@ import time
 
 from django.utils import translation
 
-from autorun.observe.doctor import backlog, code, database, messaging, schedules, system_checks
+from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
 from autorun.observe.doctor.finding import Finding, error
 
 __all__ = ("Finding", "examine", "examine_for_page")
@@ -40,7 +40,7 @@ THEN = (
     backlog.examine_written,
     backlog.examine_paused,
     backlog.examine_batches,
-    code.examine_code,
+    system_checks.examine_code,
 )
 
 

@@ -8,6 +8,7 @@ from django.db import connections
 
 from autorun.declare import registry
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
+from autorun.observe.edits import edits
 from autorun.state.words import counted
 
 
@@ -39,3 +40,10 @@ def examine_eagerness() -> Iterator[Finding]:
             "Celery's task_always_eager is on: each save waits for the row's analysis.",
             "Remove CELERY_TASK_ALWAYS_EAGER from the settings; it is for tests.",
         )
+
+
+@examination("code")
+def examine_code() -> Iterator[Finding]:
+    """Current successes that another code of the same version has made."""
+    found = [warning(str(each), each.advice) for each in edits(registry.runners())]
+    yield from found or [ok("Unchanged since it made the current results.")]
