@@ -196,6 +196,24 @@ def test_sqlite_counts_a_window_with_bounds_on_both_sides(runner: QuerySetRunner
 
 
 @on_sqlite
+def test_sqlite_looks_up_the_run_of_each_result_without_statistics() -> None:
+    Document.objects.bulk_create(Document(title=str(number)) for number in range(100))
+    runner_class = declare(BATCH_SIZE=50)
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS sqlite_stat1")
+    connection.close()
+
+    with installed(runner_class):
+        runner_class().run()
+        with explained("UPDATE") as plans:
+            work_off()
+
+    of_runs = [plan for plan in plans if "json_each" in plan]
+    assert of_runs
+    assert all("autorun_run USING INTEGER PRIMARY KEY (rowid=?)" in plan for plan in of_runs)
+
+
+@on_sqlite
 def test_sqlite_looks_runs_up_for_keys_that_python_holds() -> None:
     Document.objects.bulk_create(Document(title=str(number)) for number in range(100))
     options: dict[str, Any] = {"INPUT_FIELDS": None}

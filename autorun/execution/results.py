@@ -128,7 +128,8 @@ _status_of = attrgetter("status")
 _counts_of = attrgetter(*(each.name for each in fields(Tally)))
 
 
-_PENDING_IN_CHUNK = f"chunk_id = %s AND status = {Run.Status.PENDING:d}"
+#: With a plus, since SQLite, by the index of the chunk, would read all results for each run of it.
+_PENDING_IN_CHUNK = f"+chunk_id = %s AND status = {Run.Status.PENDING:d}"
 #: Makes a run what its row `s` of the results says, by vendor.
 _CHANGES = {
     vendor: (
