@@ -13,7 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from autorun.admin import bulk_actions, mixin, selections
+from autorun.admin import bulk_actions, row_states, selections
 from autorun.admin.selections import MOST_KEPT
 from autorun.control import interventions
 from autorun.dispatch.publishing import redirected
@@ -941,7 +941,7 @@ def test_the_words_of_a_hook_that_raises_are_payload(may_see: bool, runner) -> N
 def test_a_filter_of_pending_rows_is_planned_to_the_last(
     runner, django_capture_on_commit_callbacks, set_constants
 ) -> None:
-    set_constants(mixin, MOST_KEYS=3)
+    set_constants(row_states, MOST_KEYS=3)
     set_constants(windows, DATABASE_WINDOW=4)
     scenes.add_scans(20, first=100)
     client = client_with("start_run", "backfill_run", "view_scan", "change_scan")
@@ -995,7 +995,7 @@ def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
 def test_more_ticked_rows_than_are_kept_are_refused(
     most: int, is_refused: bool, runner, set_constants
 ) -> None:
-    set_constants(mixin, MOST_KEYS=most)
+    set_constants(row_states, MOST_KEYS=most)
     client = client_with("start_run", "view_scan", "change_scan")
     pks = list(Scan.objects.values_list("pk", flat=True)[:3])
     form = {"action": f"autorun_run__{LABEL}", "_selected_action": pks}

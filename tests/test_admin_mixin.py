@@ -9,7 +9,7 @@ from django.contrib.admin.sites import AdminSite
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from autorun.admin import AutorunAdminMixin, mixin
+from autorun.admin import AutorunAdminMixin, row_states
 from autorun.models import Run
 from autorun.planning import windows
 from sample_app.models import Scan
@@ -73,7 +73,7 @@ def test_a_state_for_the_runner_of_another_model_is_refused(state: str, superuse
 
 
 def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, set_constants) -> None:
-    set_constants(mixin, LOOKING_SECONDS=0)
+    set_constants(row_states, LOOKING_SECONDS=0)
     set_constants(windows, DATABASE_WINDOW=5)
     scenes.few()  # of 20 rows the last two are pending
     ScanPreprocessingRunner().adopt(Scan.objects.filter(pk=Scan.objects.last().pk))
@@ -95,7 +95,7 @@ def test_pending_rows_are_looked_for_as_long_as_there_is_time(superuser, set_con
 
 
 def test_more_pending_rows_than_a_list_holds_are_cut(superuser, set_constants) -> None:
-    set_constants(mixin, MOST_KEYS=8)
+    set_constants(row_states, MOST_KEYS=8)
     scans = scenes.add_scans(20)
 
     first = superuser.get(reverse(CHANGELIST), {"autorun": f"pending:{LABEL}"})
@@ -138,7 +138,7 @@ def test_pending_rows_of_a_runner_whose_hook_raises_are_none_and_why(superuser, 
 
 
 def test_facets_count_all_pending_rows(superuser, set_constants) -> None:
-    set_constants(mixin, LOOKING_SECONDS=0)
+    set_constants(row_states, LOOKING_SECONDS=0)
     set_constants(windows, DATABASE_WINDOW=1)
     scenes.few()
 
@@ -151,7 +151,7 @@ def test_pending_rows_whose_keys_are_no_numbers(rf: RequestFactory, set_constant
     class PhotoAdmin(AutorunAdminMixin, admin.ModelAdmin):
         pass
 
-    set_constants(mixin, MOST_KEYS=2)
+    set_constants(row_states, MOST_KEYS=2)
     for n in range(7):
         Photo.objects.create(caption=str(n))
     runner = declare(DATA_MODEL=Photo, INPUT_FIELDS=("caption",))

@@ -15,10 +15,10 @@ from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
-from autorun.admin.mixin import runners_of
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
 from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.row_access import open_runs
+from autorun.admin.row_states import runners_of
 from autorun.admin.selections import model_of
 from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
 from autorun.conf import settings
