@@ -1,6 +1,8 @@
 """batches, and pause, hold, resume and cancel: by the number of a batch or a runner's label."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from abc import abstractmethod
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -103,63 +105,58 @@ TARGET_OR_ALL = (
 )
 
 
-class _Holding(Subcommand):
-    arguments: ClassVar[tuple[Argument, ...]] = (TARGET,)
+class _OnTarget(Subcommand):
+    arguments: ClassVar[tuple[Argument, ...]] = TARGET_OR_ALL
+    #: What --all does to each runner.
+    change: ClassVar[staticmethod[[Runner], bool]]
+    outcome: ClassVar[str]
 
     def handle(self, **options: Any) -> None:
         target = options["target"]
         if (target is None) != options.get("is_all", False):
             raise CommandError("Name a runner or a batch, or use --all for all runners.")
         if target is None:
-            self.hold_all()
-            return
-        if not target.isdecimal():
-            self.hold_runner(target)
-            return
-        batch = Batch.objects.filter(pk=read_number(target) or 0).first()
-        if batch is None:
+            changed, left = halting.change_all(self.change)
+            for label, error in left.items():
+                self.terminal.say((label, "bold"), f" was not changed: {error}")
+            self.report(counted(len(changed), "runner"), self.outcome, "--all")
+        elif not target.isdecimal():
+            self.on_runner(target)
+        elif batch := Batch.objects.filter(pk=read_number(target) or 0).first():
+            self.on_batch(batch)
+        else:
             raise CommandError(f"There is no batch {target}. See: manage.py autorun batches")
-        self.hold_batch(batch)
 
-    def change_all(self, change: Callable[[Runner], bool]) -> int:
-        changed, left = halting.change_all(change)
-        for label, error in left.items():
-            self.terminal.say((label, "bold"), f" was not changed: {error}")
-        return len(changed)
+    @abstractmethod
+    def on_batch(self, batch: Batch) -> None: ...
 
-    def hold_batch(self, batch: Batch) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def on_runner(self, label: str) -> None: ...
 
-    def hold_runner(self, label: str) -> None:
-        raise NotImplementedError
-
-    def hold_all(self) -> None:
-        raise NotImplementedError
+    def report(self, name: str, outcome: str, target: str) -> None:
+        self.terminal.say((name, "bold"), f" {outcome}.")
 
 
-class Pause(_Holding):
+class Pause(_OnTarget):
     """Pause a runner or a batch: no more of its runs start; runs in progress will finish.
 
     A paused runner's rows are still planned. Runners that share a node are paused together.
     """
 
-    arguments = TARGET_OR_ALL
+    change = staticmethod(halting.pause_runner)
+    outcome = "paused"
 
-    def hold_batch(self, batch: Batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
         if not batches.pause(batch):
             raise CommandError(f"Batch {batch.pk} is {batch.state}: only a running one can pause.")
-        self._report(f"Batch {batch.pk}", "paused", str(batch.pk))
+        self.report(f"Batch {batch.pk}", "paused", str(batch.pk))
 
-    def hold_runner(self, label: str) -> None:
+    def on_runner(self, label: str) -> None:
         is_new = halting.pause_runner(registry.get(label))
-        self._report(label, "paused" if is_new else "was already paused", label)
+        self.report(label, "paused" if is_new else "was already paused", label)
 
-    def hold_all(self) -> None:
-        paused = self.change_all(halting.pause_runner)
-        self._report(counted(paused, "runner"), "paused", "--all")
-
-    def _report(self, name: str, outcome: str, target: str) -> None:
-        self.terminal.say((name, "bold"), f" {outcome}; runs in progress will finish.")
+    def report(self, name: str, outcome: str, target: str) -> None:
+        super().report(name, f"{outcome}; runs in progress will finish", target)
         self.terminal.hint(f"Resume: manage.py autorun resume {target}")
 
 
@@ -181,32 +178,27 @@ class Hold(Subcommand):
         self.terminal.hint(f"Resume: manage.py autorun resume {label}")
 
 
-class Resume(_Holding):
+class Resume(_OnTarget):
     """Resume a paused or held runner, or a paused batch.
 
     With --all, runners whose sweeps are held stay so.
     """
 
-    arguments = TARGET_OR_ALL
+    change = staticmethod(halting.resume_runner)
+    outcome = "resumed"
 
-    def hold_batch(self, batch: Batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
         if not batches.resume(batch):
             raise CommandError(f"Batch {batch.pk} is {batch.state}, not paused.")
-        self.terminal.say((f"Batch {batch.pk}", "bold"), " resumed.")
+        self.report(f"Batch {batch.pk}", "resumed", str(batch.pk))
 
-    def hold_runner(self, label: str) -> None:
+    def on_runner(self, label: str) -> None:
         runner = registry.get(label)
         resumed = [halting.resume_runner(runner), halting.lift_hold(runner)]
-        self.terminal.say(
-            (label, "bold"), " resumed." if any(resumed) else " was neither paused nor held."
-        )
-
-    def hold_all(self) -> None:
-        resumed = self.change_all(halting.resume_runner)
-        self.terminal.say((counted(resumed, "runner"), "bold"), " resumed.")
+        self.report(label, "resumed" if any(resumed) else "was neither paused nor held", label)
 
 
-class Cancel(_Holding):
+class Cancel(_OnTarget):
     """Cancel the runs of a batch, or all of a runner, that have not started.
 
     Runs in progress will finish, or are stopped with --running. A row whose run is cancelled has
@@ -223,19 +215,19 @@ class Cancel(_Holding):
         self.with_running = options["with_running"]
         super().handle(**options)
 
-    def hold_batch(self, batch: Batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
         if not batch.is_unfinished:
             raise CommandError(f"Batch {batch.pk} is {batch.state} already.")
         number = batches.cancel(batch, reason=f"Cancelled by {requested_by()}.")
-        self._report(f"Batch {batch.pk}", number, Chunk.objects.filter(batch=batch))
+        self._say(f"Batch {batch.pk}", number, Chunk.objects.filter(batch=batch))
 
-    def hold_runner(self, label: str) -> None:
+    def on_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, and lists the known labels
         number = halting.cancel_runner(label, reason=f"Cancelled by {requested_by()}.")
-        self._report(label, number, Chunk.objects.filter(runner=label))
+        self._say(label, number, Chunk.objects.filter(runner=label))
 
-    def _report(self, name: str, number: int, chunks: ChunkQuerySet[Chunk]) -> None:
+    def _say(self, name: str, number: int, chunks: ChunkQuerySet[Chunk]) -> None:
         words = f"{counted(number, 'run')} cancelled"
         if self.with_running:
             running = counted(interventions.stop_running(chunks), "run in progress")
