@@ -145,15 +145,14 @@ def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]
     failed = sum(each.failed for each in progresses.values())
     if failed:
         yield Fact("failures", "error", _("%s failed") % number(failed))
-    parked = sum(each.parked for each in progresses.values())
-    if parked:
-        yield Fact("held_up", "warning", _("%s held up") % number(parked))
-    paused = sum(node.paused_at is not None for node in progresses)
-    if paused:
-        yield Fact("paused", "warning", _("%s paused") % number(paused))
-    held = sum(node.held_at is not None for node in progresses)
-    if held:
-        yield Fact("held", "warning", _("sweeps of %s held") % number(held))
+    warnings: tuple[tuple[Topic, str, int], ...] = (
+        ("held_up", _("%s held up"), sum(each.parked for each in progresses.values())),
+        ("paused", _("%s paused"), sum(node.paused_at is not None for node in progresses)),
+        ("held", _("sweeps of %s held"), sum(node.held_at is not None for node in progresses)),
+    )
+    for topic, told, count in warnings:
+        if count:
+            yield Fact(topic, "warning", told % number(count))
 
 
 def _of_sweeps() -> Iterator[Fact]:

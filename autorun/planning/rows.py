@@ -63,10 +63,7 @@ def eligible(
     ImproperRunner if a hook raises.
     """
     given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
-    passed = hooks.filtered(runner, given, log_level=log_level)
-    if runner.sample is not None:
-        passed = in_sample(runner, passed)
-    return _with_dependencies(runner, passed) if runner.depends_on else passed
+    return _passing(runner, given, log_level=log_level)
 
 
 def eligible_named(
@@ -81,10 +78,16 @@ def eligible_named(
     named = base.filter(pk__in=list(keys))
     if is_probe:
         named = without_rows(named)  # before the filter, which may read them
-    passed = hooks.filtered(runner, named, log_level=SILENT)
+    return _passing(runner, named, log_level=SILENT)
+
+
+def _passing(runner: Runner, rows: models.QuerySet[Any], *, log_level: int) -> models.QuerySet[Any]:
+    passed = hooks.filtered(runner, rows, log_level=log_level)
     if runner.sample is not None:
         passed = in_sample(runner, passed)
-    return _with_dependencies(runner, passed) if runner.depends_on else passed
+    if runner.depends_on and planned_by_database(runner):
+        passed = fingerprints.with_dependencies(runner, passed)
+    return passed
 
 
 def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
@@ -189,12 +192,6 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
         )
         found = found.annotate(_autorun_print=fingerprint, **value_annotations(runner.inputs))
     return found
-
-
-def _with_dependencies(runner: Runner, passed: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    if not planned_by_database(runner):
-        return passed
-    return fingerprints.with_dependencies(runner, passed)
 
 
 def key_of(instance: Any) -> Key:

@@ -23,13 +23,7 @@ from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import call, timeout_of
 from autorun.declare.related import RELATED, Related, label_of_related
-from autorun.dispatch.publishing import (
-    Message,
-    is_immediate,
-    publish,
-    time_limit_after,
-    urgent_priority,
-)
+from autorun.dispatch import publishing
 from autorun.exceptions import AutorunError
 from autorun.models import SpilledTrigger
 from autorun.state.logs import get_logger
@@ -127,7 +121,7 @@ def submit(saved: Saved) -> None:
     The sets belong to the publisher from now on.
     """
     crash_point("save.committed")
-    if settings.PUBLISH == "inline" or is_immediate():
+    if settings.PUBLISH == "inline" or publishing.is_immediate():
         deliver(saved)
     else:
         _publisher.put(saved)
@@ -146,7 +140,7 @@ def drain(timeout: float = EXIT_DEADLINE) -> None:
 def deliver(saved: Mapping[str, set[Any]]) -> bool:
     """Publish or spill; return whether the broker took all rows. Never raises an Exception."""
     try:
-        publish(_messages(saved))
+        publishing.publish(_messages(saved))
     except Exception as error:  # noqa: BLE001
         _warn("%s: no broker took %d saved rows. Upkeep plans them. %s", saved, error)
         spill(saved)
@@ -266,27 +260,17 @@ class _Publisher:
                     self._changed.notify_all()
 
 
-def _messages(saved: Mapping[str, set[Any]]) -> list[Message]:
-    priority = urgent_priority()
+def _messages(saved: Mapping[str, set[Any]]) -> list[publishing.Message]:
+    options: dict[str, Any] = {"queue": settings.QUEUE, "priority": publishing.urgent_priority()}
     messages = []
     for label, keys in _portions(saved):
-        limit = _time_limit(label)
+        # It may also execute the run of a lone row.
+        timeouts = map(timeout_of, subscriptions().get(label, ()))
+        limits = list(map(publishing.time_limit_after, timeouts))
+        longest = max(filter(None, limits), default=None) if None not in limits else None
         arguments = (label, keys, time.time()) if label.startswith(DELETED) else (label, keys)
-        messages.append(
-            Message(PLAN, arguments, queue=settings.QUEUE, priority=priority, time_limit=limit)
-        )
+        messages.append(publishing.Message(PLAN, arguments, **options, time_limit=longest))
     return messages
-
-
-def _time_limit(label: str) -> float | None:
-    """The time limit of a message of saved rows, which may also execute the run of a lone one."""
-    longest = 0.0
-    for runner in subscriptions().get(label, []):
-        timeout = timeout_of(runner)
-        if timeout is None:
-            return None
-        longest = max(longest, timeout)
-    return time_limit_after(longest) if longest else None
 
 
 def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:

@@ -20,7 +20,7 @@ from django.db.models import Field, Model
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.declare.hooks import call, database_of
+from autorun.declare.hooks import call
 from autorun.declare.nodes import node_id_of
 from autorun.declare.related import PK
 from autorun.exceptions import AutorunError
@@ -117,11 +117,6 @@ def forget() -> None:
 
 
 registry.on_change(forget)
-
-
-def is_elsewhere(runner: Runner) -> bool:
-    """Whether the runner's rows are in another database than autorun's tables."""
-    return database_of(runner) != settings.DATABASE
 
 
 def _keys_read(runner: Runner) -> Iterator[tuple[Any, str]]:
