@@ -18,13 +18,7 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 
-from autorun.admin.cards import (
-    Counted,
-    digest_or_problem,
-    name_of_runner,
-    next_sweeps,
-    progresses_of,
-)
+from autorun.admin import cards
 from autorun.admin.markup import as_json
 from autorun.admin.pages import PageAdmin, get_runner, page
 from autorun.admin.permissions import Permission, message_for, sees_payload
@@ -67,7 +61,7 @@ class News:
         is_new = bool(versions) if now is None else now.is_new  # type: ignore[attr-defined]
         if not (is_held or is_new):
             return cls("", is_held)
-        count = None if now is None else Counted.read(now.counted, versions[now])
+        count = None if now is None else cards.Counted.read(now.counted, versions[now])
         if count is not None and not (count.pending or is_held):
             return cls("", is_held)
         version, pending = runner.get_analysis().version, None if count is None else count.pending
@@ -81,10 +75,10 @@ class ShowingResults(PageAdmin):
     def compare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The candidate beside the runner's version, or that beside the one before it."""
         runner = get_runner(label)
-        versions = progresses_of(versions_of(runner))
-        candidate, digest = candidate_of(runner, versions), digest_or_problem(runner)[0]
+        versions = cards.progresses_of(versions_of(runner))
+        candidate, digest = candidate_of(runner, versions), cards.digest_or_problem(runner)[0]
         now = next((node for node in versions if node.digest == digest), None)
-        name = name_of_runner(runner)
+        name = cards.name_of_runner(runner)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         pair = (now, candidate) if candidate else (older[0] if older else None, now)
         before, after = pair
@@ -101,7 +95,7 @@ class ShowingResults(PageAdmin):
             runner=runner,
             name=name,
             versions=pair,
-            news=News.of(runner, now, versions, next_sweeps([runner])[label].at),
+            news=News.of(runner, now, versions, cards.next_sweeps([runner])[label].at),
             candidate=candidate,
             found=found,
             is_large=is_large,
@@ -180,7 +174,7 @@ def versions_of(runner: Runner) -> list[Node]:
         title, own = runner.get_analysis().title, digest_of(runner)
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
-    others = {digest_or_problem(other)[0] for other in registry.runners()}
+    others = {cards.digest_or_problem(other)[0] for other in registry.runners()}
     nodes = nodes_over(runner.get_model()).filter(title=title)
     nodes = nodes.annotate(is_new=is_new(runner.label), has_other_code=Exists(other_code(runner)))
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])

@@ -14,18 +14,11 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from autorun.admin import outputs_shown
+from autorun.admin import outputs_shown, row_access
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import page
 from autorun.admin.permissions import Permission, sees_payload
-from autorun.admin.row_access import (
-    Name,
-    Seen,
-    database_of,
-    instance_of,
-    seen_rows,
-)
 from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
@@ -75,7 +68,7 @@ class RunLine:
     when: str
 
     @classmethod
-    def of(cls, run: Run, name: Name, chosen: RunFilter, *, is_stale: bool) -> RunLine:
+    def of(cls, run: Run, name: row_access.Name, chosen: RunFilter, *, is_stale: bool) -> RunLine:
         chunk, origin = run.chunk, origin_of(run.chunk)
         word = _(ORIGINS[origin].word) if origin else "—"
         if run.finished_at:
@@ -117,7 +110,7 @@ class RunAdmin(ActingOnRuns):
         if not problems:
             found, is_all = _page_of(chosen, after, is_by_time=is_by_time)
         written = chosen.written()
-        seen = seen_rows(request, self.admin_site, found.runs)
+        seen = row_access.seen_rows(request, self.admin_site, found.runs)
         stale = stale_among(found.runs)
         total = len(found.runs) if is_all else chosen.number()
         is_exact = is_all or not written
@@ -209,14 +202,14 @@ class RunAdmin(ActingOnRuns):
             raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
         return run
 
-    def _row_of(self, request: HttpRequest, run: Run) -> tuple[Runner | None, Seen, Any]:
+    def _row_of(self, request: HttpRequest, run: Run) -> tuple[Runner | None, row_access.Seen, Any]:
         """The run's runner, what the user may see of its row, and the row unless it is hidden."""
         runner = registry.find(run.chunk.runner)
-        database = None if runner is None else database_of(runner)
-        seen = seen_rows(request, self.admin_site, [run], database)[run.pk]
+        database = None if runner is None else row_access.database_of(runner)
+        seen = row_access.seen_rows(request, self.admin_site, [run], database)[run.pk]
         instance = seen.instance
         if instance is None and not seen.is_hidden and not seen.name.is_gone:
-            instance = instance_of(run, database)
+            instance = row_access.instance_of(run, database)
         return runner, seen, instance
 
 

@@ -12,15 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
-from autorun.admin.cards import (
-    Card,
-    card_of,
-    digest_or_problem,
-    name_of_runner,
-    progresses_of,
-    title_of_runner,
-    with_count,
-)
+from autorun.admin import cards
 from autorun.admin.continued import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import (
@@ -109,8 +101,8 @@ class RunnerPages(ShowingResults):
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
         runner = get_runner(label)
-        versions = progresses_of(versions_of(runner))
-        card = card_of(runner, versions)
+        versions = cards.progresses_of(versions_of(runner))
+        card = cards.card_of(runner, versions)
         now, shows = card.node, sees_payload(request)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         batches = Batch.objects.filter(runner=label).defer("scope").order_by("-pk")[:NEWEST_BATCHES]
@@ -149,7 +141,7 @@ class RunnerPages(ShowingResults):
         """The target of links in the admin's log: the runner of a node, or the overview."""
         node = Node.objects.filter(pk=node_id).first()
         for runner in registry.runners():
-            if node is not None and digest_or_problem(runner)[0] == node.digest:
+            if node is not None and cards.digest_or_problem(runner)[0] == node.digest:
                 return self.redirect("autorun_node_runner", runner.label)
         return self.redirect("autorun_node_changelist")
 
@@ -166,10 +158,10 @@ class RunnerPages(ShowingResults):
                 count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
         except AutorunError as error:
             problem = message_for(request, error)
-        card = replace(card_of(runner), error=problem)
+        card = replace(cards.card_of(runner), error=problem)
         if count is not None and count.is_complete:
             left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
-            card = with_count(card, count, left_out=left_out, is_stored=is_stored)
+            card = cards.with_count(card, count, left_out=left_out, is_stored=is_stored)
         elif count is not None:
             card = replace(card, counting=count, continued=signed(request, count, label))
         if is_fetched(request):
@@ -182,7 +174,7 @@ class RunnerPages(ShowingResults):
         instance = find_row(request, self.admin_site, runner, request.GET.get("row", ""))
         if instance is None:
             raise Http404("There is no such row, or you do not have permission to see it.")
-        name, runner_name = name_of(self.admin_site, instance), name_of_runner(runner)
+        name, runner_name = name_of(self.admin_site, instance), cards.name_of_runner(runner)
         found = explanation_of(runner, instance, shows_messages=sees_payload(request))
         return self.render(
             request,
@@ -190,7 +182,7 @@ class RunnerPages(ShowingResults):
             _("%(version)s on %(row)s") % {"version": runner_name, "row": name},
             runner=runner,
             runner_name=runner_name,
-            runner_title=title_of_runner(runner),
+            runner_title=cards.title_of_runner(runner),
             name=name,
             runs=[
                 (run.pk, state_of(run), str(run.node), time_since(run.finished_at))
@@ -237,7 +229,7 @@ class RunnerPages(ShowingResults):
             "%(version)s is tried on %(rows)s rows.",
             len(keys),
         )
-        of = {"version": title_of_runner(runner), "rows": number(len(keys))}
+        of = {"version": cards.title_of_runner(runner), "rows": number(len(keys))}
         self.note(request, told % of, batch)
         return self.redirect("autorun_batch_change", batch.pk)
 
@@ -308,7 +300,9 @@ class RunnerPages(ShowingResults):
         return self.back(request, self.url("autorun_node_runner", label))
 
 
-def _version(node: Node, found: Progress, card: Card, *, candidate: Node | None) -> VersionLine:
+def _version(
+    node: Node, found: Progress, card: cards.Card, *, candidate: Node | None
+) -> VersionLine:
     numbers = map(number, (found.succeeded, found.failed, found.unfinished))
     configuration, since = as_json(without_secrets(node.configuration)), time_since(node.created_at)
     marks = node == card.node, node == candidate

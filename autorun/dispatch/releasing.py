@@ -23,16 +23,10 @@ from autorun.dispatch.publishing import publish
 from autorun.dispatch.room import SPARE_CHUNKS, InFlight, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
 from autorun.models import Batch, Chunk, Node
-from autorun.state import pulses
+from autorun.state import pulses, transactions
 from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import (
-    is_conflict,
-    once_committed,
-    repeated_on_conflict,
-    sum_of_each,
-)
 
 logger = get_logger(__name__)
 
@@ -73,7 +67,7 @@ def release(node_id: int, node_digest: str | None = None) -> Release:
     if node_digest is None:
         return Release()
     work = partial(_release, node_id, node_digest, has_stopped)
-    return once_committed(work, meanwhile=Release)
+    return transactions.once_committed(work, meanwhile=Release)
 
 
 def release_everywhere() -> int:
@@ -85,7 +79,7 @@ def release_everywhere() -> int:
     ids = startable.order_by("pk").values_list("pk", "digest")
     found = dict(ids)
     pages = [list(found)[at : at + NODES_AT_ONCE] for at in range(0, len(found), NODES_AT_ONCE)]
-    return sum_of_each(
+    return transactions.sum_of_each(
         lambda page: _release_page({node_id: found[node_id] for node_id in page}),
         pages,
         name="Releasing: nodes",
@@ -99,11 +93,13 @@ def _release_page(digests: Mapping[int, str]) -> int:
     claimed: list[Chunk] = []
     left: Collection[int] = labels
     try:
-        claimed, left = repeated_on_conflict(partial(_claim_first, labels), holds_node=True)
+        claimed, left = transactions.repeated_on_conflict(
+            partial(_claim_first, labels), holds_node=True
+        )
     except Exception as error:  # noqa: BLE001  raised again for the node that is at fault
         logger.warning("%d nodes are released one by one: %s", len(labels), error)
     _send_on_commit(claimed)
-    each = sum_of_each(lambda pk: release(pk).chunks, left, name="Releasing: node")
+    each = transactions.sum_of_each(lambda pk: release(pk).chunks, left, name="Releasing: node")
     return len(claimed) + each
 
 
@@ -132,16 +128,16 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
     claimed: list[Chunk] = []
     try:
         for _ in range(MOST_CLAIMS):
-            some = repeated_on_conflict(claim, holds_node=True)
+            some = transactions.repeated_on_conflict(claim, holds_node=True)
             if some is None:
                 pulses.leave_note(note)
                 # Its reader reads it after it has given up the lock: if it already has, claim now.
-                some = repeated_on_conflict(claim, holds_node=True)
+                some = transactions.repeated_on_conflict(claim, holds_node=True)
             claimed += some or ()
             if some is None or not pulses.take_note(note):
                 break
     except OperationalError as error:
-        if not is_conflict(error):
+        if not transactions.is_conflict(error):
             raise
         logger.warning(
             "Node %d is locked by another process; upkeep releases it: %s", node_id, error

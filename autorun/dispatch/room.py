@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 from django.db.models import Count, QuerySet, Sum
 
 from autorun.conf import settings
-from autorun.dispatch.limiting import (
-    Bound,
-    bounds_of,
-    calls_at_once,
-    calls_in_flight,
-    calls_of,
-    is_wanted_elsewhere,
-    with_clocks,
-)
+from autorun.dispatch import limiting
 from autorun.models import Chunk
 from autorun.state import pulses
 
@@ -67,7 +59,7 @@ class Room:
         self._full_runners: set[str] = set()
         self._spare_of_runner: Counter[str] = Counter()
         self._yielding_runners: set[str] = set()
-        self._wanted_elsewhere: set[Bound] = set()
+        self._wanted_elsewhere: set[limiting.Bound] = set()
         self._counted_elsewhere: set[str] = set()
         for _, state, runner, batch_id, window, chunks, runs in in_flight:
             if state == Chunk.State.PARKED:
@@ -97,7 +89,7 @@ class Room:
         else:
             chunks = chunks.exclude(runner__in=supplied, priority__lt=Chunk.Priority.LIVE)
         chunks = chunks.exclude(batch_id__in=self.full_batches)
-        return with_clocks(chunks.exclude(runner__in=self._full_runners), self._bounds())
+        return limiting.with_clocks(chunks.exclude(runner__in=self._full_runners), self._bounds())
 
     def takes(self, chunk: Any) -> bool:
         """Whether `chunk` fits; if it does, it is counted."""
@@ -118,10 +110,10 @@ class Room:
         return True
 
     def _is_at_a_limit(self, chunk: Any) -> bool:
-        bounds = bounds_of(chunk.runner)
+        bounds = limiting.bounds_of(chunk.runner)
         if bounds and chunk.runner not in self._counted_elsewhere:
             self._count_elsewhere(chunk.runner)
-        calls = calls_of(chunk.runner, 1, chunk.size) if bounds else 1
+        calls = limiting.calls_of(chunk.runner, 1, chunk.size) if bounds else 1
         for bound in bounds:
             if bound.parallel and bound.parallel - self._in_flight(bound) < calls:
                 self._full_runners.add(chunk.runner)
@@ -148,26 +140,26 @@ class Room:
             for runner, state, chunks, runs in kinds.annotate(
                 Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT)
             ):
-                self._calls_of_runner[runner] += calls_of(runner, chunks, runs)
+                self._calls_of_runner[runner] += limiting.calls_of(runner, chunks, runs)
                 self._queued_runs[runner] += runs if state == Chunk.State.QUEUED else 0
         self._counted_elsewhere |= {label, *limited}
         for bound in bounds:
-            if is_wanted_elsewhere(bound, self._node_id):
+            if limiting.is_wanted_elsewhere(bound, self._node_id):
                 self._wanted_elsewhere.add(bound)
             self._note_whether_full(bound)
 
-    def _note_whether_full(self, bound: Bound) -> None:
+    def _note_whether_full(self, bound: limiting.Bound) -> None:
         left = bound.parallel - self._in_flight(bound)
         if bound.parallel and left <= 0:
             self._full_runners |= bound.labels
         if bound in self._wanted_elsewhere and left <= 1:
             self._yielding_runners |= bound.labels
 
-    def _in_flight(self, bound: Bound) -> int:
+    def _in_flight(self, bound: limiting.Bound) -> int:
         return sum(self._calls_of_runner[label] for label in bound.labels)
 
-    def _bounds(self, *labels: str) -> set[Bound]:
-        return {bound for label in {*self._labels, *labels} for bound in bounds_of(label)}
+    def _bounds(self, *labels: str) -> set[limiting.Bound]:
+        return {bound for label in {*self._labels, *labels} for bound in limiting.bounds_of(label)}
 
     def _is_true_of_all(self, labels: Set[str]) -> bool:
         return bool(self._labels) and self._labels <= labels
@@ -192,8 +184,8 @@ class Room:
         self._runs += runs
         self._spare_of_runner[runner] += chunks if is_queued else -chunks
         self._queued_runs[runner] += runs if is_queued else 0
-        if bounds := bounds_of(runner):
-            self._calls_of_runner[runner] += calls_of(runner, chunks, runs)
+        if bounds := limiting.bounds_of(runner):
+            self._calls_of_runner[runner] += limiting.calls_of(runner, chunks, runs)
         for bound in bounds:
             self._note_whether_full(bound)
         if batch_id is not None and window:
@@ -207,9 +199,12 @@ def is_at_its_limit(label: str) -> bool:
 
     Nothing changes that until the transaction ends.
     """
-    bounds = sorted((each for each in bounds_of(label) if each.parallel), key=attrgetter("lock"))
+    bounds = sorted(
+        (each for each in limiting.bounds_of(label) if each.parallel), key=attrgetter("lock")
+    )
     for bound in bounds:
         pulses.hold(bound.lock)
     return any(
-        bound.parallel - calls_in_flight(bound.labels) < calls_at_once(label) for bound in bounds
+        bound.parallel - limiting.calls_in_flight(bound.labels) < limiting.calls_at_once(label)
+        for bound in bounds
     )

@@ -11,15 +11,9 @@ from typing import Any
 
 from autorun.analysis import Analysis
 from autorun.conf import settings
+from autorun.declare import interruption
 from autorun.declare.base import Runner
 from autorun.declare.hooks import backoff_of, timeout_of
-from autorun.declare.interruption import (
-    Interrupted,
-    Termination,
-    blocking_limited,
-    time_limit,
-    too_long,
-)
 from autorun.dispatch.limiting import calls_at_once
 from autorun.exceptions import (
     ConfigurationError,
@@ -73,7 +67,7 @@ class Body:
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
-    def call(self, call: Call, termination: Termination) -> list[Result]:
+    def call(self, call: Call, termination: interruption.Termination) -> list[Result]:
         """The results of a call; rows without one are to be called again. Raises Interrupted."""
         if self.portions is not None:
             return self._of_many(self.portions, call, termination)
@@ -84,13 +78,13 @@ class Body:
                 with (
                     self._user_code,
                     termination.raised(),
-                    time_limit(self.timeout, stop=self.stop),
+                    interruption.time_limit(self.timeout, stop=self.stop),
                 ):
                     arguments = self._bind(self._inputs(row))
                     outputs = self._encode(self.analysis.call(**arguments))
                 result = self._success(assignment, outputs, seconds=time.monotonic() - call.since)
-            except Interrupted:
-                raise Interrupted from None
+            except interruption.Interrupted:
+                raise interruption.Interrupted from None
             # Anything a body raises is its failure, even SystemExit and KeyboardInterrupt: a Ctrl-C
             # arrives as Interrupted.
             except BaseException as error:  # noqa: BLE001
@@ -106,15 +100,15 @@ class Body:
         return [result]
 
     def begin(
-        self, call: Call, together: Together, termination: Termination
+        self, call: Call, together: Together, termination: interruption.Termination
     ) -> asyncio.Task[Any] | Result:
         """Begin a call among others; its result if it cannot begin. Raises Interrupted."""
         (assignment,) = call.assignments
         try:
-            with self._user_code, termination.raised(), time_limit(self.timeout):
+            with self._user_code, termination.raised(), interruption.time_limit(self.timeout):
                 arguments = self._bind(self._inputs(assignment.row))
-        except Interrupted:
-            raise Interrupted from None
+        except interruption.Interrupted:
+            raise interruption.Interrupted from None
         except BaseException as error:  # noqa: BLE001  as in `call`
             return self.result_of(assignment, error, call)
         task = together.begin(self._traced(assignment, arguments))
@@ -122,13 +116,13 @@ class Body:
         return task
 
     @contextmanager
-    def going_on(self, termination: Termination) -> Iterator[None]:
+    def going_on(self, termination: interruption.Termination) -> Iterator[None]:
         """A block in which calls that have begun go on. Raises Interrupted."""
         try:
-            with self._user_code, termination.raised(), blocking_limited():
+            with self._user_code, termination.raised(), interruption.blocking_limited():
                 yield
-        except Interrupted:
-            raise Interrupted from None
+        except interruption.Interrupted:
+            raise interruption.Interrupted from None
 
     def ended(self, call: Call, task: asyncio.Task[Any]) -> Result:
         """The result of a call that was begun."""
@@ -152,7 +146,7 @@ class Body:
         run = assignment.run
         with probes.span("autorun.run") as span:
             span.note(run=run.pk, key=assignment.row.key, attempt=run.attempts + 1)
-            late = too_long(self.timeout or 0.0)
+            late = interruption.too_long(self.timeout or 0.0)
             try:
                 value = await within(self.timeout, late, self.analysis.function, **arguments)
             except GeneratorExit:
@@ -181,7 +175,9 @@ class Body:
         )
         return failed._replace(seconds=call.seconds_a_row)
 
-    def _of_many(self, portions: Portions, call: Call, termination: Termination) -> list[Result]:
+    def _of_many(
+        self, portions: Portions, call: Call, termination: interruption.Termination
+    ) -> list[Result]:
         results: list[Result] = []
         ready: list[Assignment] = []
         inputs: list[Mapping[str, Any]] = []
@@ -191,7 +187,7 @@ class Body:
                 with (
                     self._user_code,
                     termination.raised(),
-                    time_limit(self.timeout, stop=self.stop),
+                    interruption.time_limit(self.timeout, stop=self.stop),
                 ):
                     for each in call.assignments:
                         try:
@@ -210,8 +206,8 @@ class Body:
                         values = values_of(returned, len(ready), self.analysis)
                         ended = partial(self._ended, call=call)
                         results += map(ended, ready, values)
-            except Interrupted:
-                raise Interrupted from None
+            except interruption.Interrupted:
+                raise interruption.Interrupted from None
             except BaseException as error:  # noqa: BLE001  as in `call`
                 done = {result.run_id for result in results}
                 rest = [each for each in call.assignments if each.run.pk not in done]

@@ -11,14 +11,7 @@ from typing import Any
 
 from autorun.declare.base import Runner
 from autorun.declare.trials import Failures
-from autorun.dispatch.holding import (
-    EXEMPT_IN_VAIN,
-    exempt,
-    has_succeeded,
-    is_exempt,
-    pause_after,
-    seconds_held_up,
-)
+from autorun.dispatch import holding
 from autorun.exceptions import ConfigurationError
 from autorun.execution.results import Result
 from autorun.models import Batch, Chunk, Failure, Node, Run
@@ -77,7 +70,7 @@ class Brake:
             self._kind, self._began_at = kind, time.monotonic()
         self._alike.add(result.run_id)
         is_time = is_last or len(self._alike) % FAILURES == 0
-        return is_time and self._hits_all() and not is_exempt(self._chunk.runner)
+        return is_time and self._hits_all() and not holding.is_exempt(self._chunk.runner)
 
     def parking_after(self, result: Result) -> dict[str, Any]:
         """How the runs of the chunk that are left are parked because of the latest result."""
@@ -85,7 +78,7 @@ class Brake:
         alike = f"The last {FAILURES} rows have failed alike: {summed_up}"
         reason = self._chunk.reason or alike
         logger.error("%s: held up. %s", self._chunk.runner, reason)
-        return {"again_in": pause_after(self._chunk), "reason": reason}
+        return {"again_in": holding.pause_after(self._chunk), "reason": reason}
 
     def held_up(
         self, results: Sequence[Result], latest: Sequence[Result], **parked: Any
@@ -108,9 +101,9 @@ class Brake:
         self._alike.clear()
 
     def _is_to_be_tried_again(self) -> bool:
-        if seconds_held_up(self._chunk) < PATIENCE:
+        if holding.seconds_held_up(self._chunk) < PATIENCE:
             return True
-        exempt(self._chunk.runner, EXEMPT_IN_VAIN)
+        holding.exempt(self._chunk.runner, holding.EXEMPT_IN_VAIN)
         self._is_try = False
         return False
 
@@ -131,7 +124,7 @@ class Brake:
                 since = failed_at
         if len(alike) < FAILURES:
             return False
-        return not has_succeeded(node_id, self._chunk.runner, since=since)
+        return not holding.has_succeeded(node_id, self._chunk.runner, since=since)
 
     def why_to_stop(self, result: Result, *, is_last: bool) -> str:
         """Why STOP_AFTER pauses the batch or the runner after the latest result; or ""."""

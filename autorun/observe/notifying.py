@@ -28,20 +28,12 @@ from autorun.models import Chunk, Failure, Node, Pulse, Run
 from autorun.notifications import MOST_GROUPS, FailureReport
 from autorun.observe.failures import LAST, FailureGroup, group_failures
 from autorun.observe.held_up import held_up
+from autorun.state import pulses
 from autorun.state.clock import from_now
 from autorun.state.counts import progress
 from autorun.state.keys import key_kind
 from autorun.state.logs import get_logger
 from autorun.state.masking import masked
-from autorun.state.pulses import (
-    beat_of,
-    give_back_turn,
-    leave_note,
-    name_for,
-    note,
-    take_note,
-    take_turn,
-)
 from autorun.state.user_code import UserCode
 from autorun.state.words import because
 
@@ -81,7 +73,7 @@ def hand_over_reports() -> int:
     if settings.ON_FAILURE is None:
         return 0
     every = min(CHECK_EVERY, settings.ON_FAILURE_EVERY.total_seconds())
-    if not take_turn("on_failure", every=every):
+    if not pulses.take_turn("on_failure", every=every):
         return 0
     messages = [
         Message(NOTIFY, (label,), queue=settings.QUEUE, expires=CHECK_EVERY) for label in _due()
@@ -95,33 +87,33 @@ def _notify(runner: Runner) -> bool:
     interval: dt.timedelta = settings.ON_FAILURE_EVERY
     reported, tried, told = _pulses(runner)
     now = timezone.now()
-    reported_at = beat_of(reported)
+    reported_at = pulses.beat_of(reported)
     since = now - 2 * interval if reported_at is None else reported_at
     is_early = reported_at is not None and now - reported_at < interval
-    if is_early and beat_of(told) is None:
+    if is_early and pulses.beat_of(told) is None:
         return False
-    if not take_turn(tried, every=min(RETRY_EVERY, interval.total_seconds()), early=1.0):
+    if not pulses.take_turn(tried, every=min(RETRY_EVERY, interval.total_seconds()), early=1.0):
         return False
     groups = () if is_early else tuple(group_failures(runner, within=now - since))
-    if not groups and not (beat_of(told) and _is_well_again(runner, since)):
-        give_back_turn(tried)
+    if not groups and not (pulses.beat_of(told) and _is_well_again(runner, since)):
+        pulses.give_back_turn(tried)
         return False
     if groups:
         # Record the start of the period before the call: if the callback raises, the next report
         # covers it again.
-        note(reported, since)
+        pulses.note(reported, since)
     report = _report(runner, since, groups)
     message = f"AUTORUN['ON_FAILURE'] took longer than {CALLBACK_TIMEOUT:g} s."
     with UserCode("AUTORUN['ON_FAILURE']"), time_limit(CALLBACK_TIMEOUT, message=message):
         given: Any = settings.ON_FAILURE
         (import_string(given) if isinstance(given, str) else given)(report)
     if groups:
-        leave_note(told)
+        pulses.leave_note(told)
         # Failures after the call started go into the next report.
-        note(reported, beat_of(tried) or now)
+        pulses.note(reported, pulses.beat_of(tried) or now)
     else:
-        take_note(told)
-        give_back_turn(tried)
+        pulses.take_note(told)
+        pulses.give_back_turn(tried)
     return True
 
 
@@ -216,5 +208,5 @@ def _pulses(runner: Runner) -> tuple[str, str, str]:
 
     The third exists from a report of failures to that of their end. Names have up to 64 characters.
     """
-    name = name_for(PREFIX, runner.label)
+    name = pulses.name_for(PREFIX, runner.label)
     return name, name.replace(PREFIX, f"{PREFIX}_try"), name.replace(PREFIX, f"{PREFIX}_told")

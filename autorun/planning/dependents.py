@@ -11,12 +11,7 @@ from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
 from autorun.models import Batch, Chunk
-from autorun.planning.named import (
-    hold_up,
-    leave_to_upkeep,
-    plan_for_all,
-    plan_or_write_down,
-)
+from autorun.planning import named
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.scope import SOURCES, Scope
 from autorun.state.keys import Key, as_json
@@ -36,7 +31,7 @@ def plan_dependents(
 ) -> None:
     """Plan what depends on new successes of `runner` on these rows. Never raises."""
     alike, sets = _by_kind(runner, dependents)
-    plan_or_write_down(alike, keys, priority=priority)
+    named.plan_or_write_down(alike, keys, priority=priority)
     for dependent, lookup in sets:
         plan = partial(plan_related, [dependent], lookup, list(keys), priority=priority)
         try:
@@ -44,7 +39,7 @@ def plan_dependents(
         except Exception as error:  # noqa: BLE001
             logger.warning("%s: not planned. Upkeep tries again. %s", dependent.label, error)
             try:
-                leave_to_upkeep(dependent, keys, lookup=lookup, **hold_up(error))
+                named.leave_to_upkeep(dependent, keys, lookup=lookup, **named.hold_up(error))
             except Exception:
                 message = "%s: its sets could not be written down. The next sweep finds them."
                 logger.exception(message, dependent.label)
@@ -54,9 +49,9 @@ def leave_dependents(runner: Runner, dependents: Sequence[Runner], keys: Collect
     """Leave to upkeep what depends on successes of `runner` on these rows."""
     alike, sets = _by_kind(runner, dependents)
     for dependent in alike:
-        leave_to_upkeep(dependent, keys)
+        named.leave_to_upkeep(dependent, keys)
     for dependent, lookup in sets:
-        leave_to_upkeep(dependent, keys, lookup=lookup)
+        named.leave_to_upkeep(dependent, keys, lookup=lookup)
 
 
 def _by_kind(
@@ -116,9 +111,9 @@ def _plan(
         scope = Scope(source={**source, "words": f"whose {_relations(runner, lookup)} changed"})
         backfill_now(runner, scope, trigger=Batch.Trigger.RELATED)
     elif keys and is_suspect:
-        leave_to_upkeep(runner, set(keys))
+        named.leave_to_upkeep(runner, set(keys))
     elif keys:
-        plan_for_all([runner], set(keys), priority=priority)
+        named.plan_for_all([runner], set(keys), priority=priority)
 
 
 def _relations(runner: Runner, lookup: str) -> str:

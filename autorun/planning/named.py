@@ -18,18 +18,11 @@ from autorun.planning.outcome import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible_named, primary_keys
 from autorun.planning.windows import Window, lethal, unprepared, whole
-from autorun.state import probes
+from autorun.state import probes, transactions
 from autorun.state.clock import from_now
 from autorun.state.exception_text import one_line
 from autorun.state.keys import Key, as_json
 from autorun.state.logs import get_logger
-from autorun.state.transactions import (
-    PAUSE_FOR_ALL,
-    Halving,
-    is_passing,
-    repeated_on_conflict,
-    repeated_while_away,
-)
 
 logger = get_logger(__name__)
 
@@ -57,7 +50,7 @@ def plan_keys(
 
     found = primary_keys(runner, keys)
     with probes.span("autorun.plan") as span:
-        halving = Halving(
+        halving = transactions.Halving(
             found,
             fail=lambda pk, error: plan([unprepared(runner, pk, error)]),
             probe=probe,
@@ -108,7 +101,7 @@ def plan_for_all(
             plan_keys(runner, keys, priority=priority)
         except Exception as error:  # noqa: BLE001
             try:
-                if is_passing(error):
+                if transactions.is_passing(error):
                     raise
                 _write_down(runner, keys, error)
             except (DatabaseError, InterfaceError) as refused:
@@ -132,7 +125,7 @@ def plan_or_write_down(
     for runner in runners:
         plan = partial(plan_keys, runner, keys, priority=priority)
         try:
-            repeated_while_away(plan)
+            transactions.repeated_while_away(plan)
         except Exception as error:  # noqa: BLE001
             try:
                 _write_down(runner, keys, error)
@@ -146,9 +139,9 @@ def hold_up(error: Exception) -> dict[str, Any]:
 
     After a pause if the error hits all rows of a runner, so that it will do so again.
     """
-    if is_passing(error):
+    if transactions.is_passing(error):
         return {"reason": "", "expires_at": None}
-    return {"reason": one_line(error), "expires_at": from_now(PAUSE_FOR_ALL)}
+    return {"reason": one_line(error), "expires_at": from_now(transactions.PAUSE_FOR_ALL)}
 
 
 def _write_down(runner: Runner, keys: Collection[Any], error: Exception) -> None:
@@ -172,7 +165,7 @@ def leave_to_upkeep(
         **columns,
     )
     create = partial(spilled.save, force_insert=True, using=settings.DATABASE)
-    repeated_on_conflict(create, is_idempotent=True)
+    transactions.repeated_on_conflict(create, is_idempotent=True)
 
 
 def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:

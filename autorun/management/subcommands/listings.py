@@ -8,14 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from autorun.declare import registry
-from autorun.management.subcommands.parsing import (
-    FORMAT,
-    RUNNER,
-    RUNNER_OR_ALL,
-    argument,
-    flag,
-    number,
-)
+from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.models import Run
 from autorun.observe.at_work import workers_at_work
@@ -33,7 +26,7 @@ LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 class Workers(Subcommand):
     """Show the workers of the last ten minutes: their chunks now, and the runs they finished."""
 
-    arguments = (FORMAT,)
+    arguments = (parsing.FORMAT,)
 
     def handle(self, **options: Any) -> None:
         found = workers_at_work()
@@ -59,17 +52,21 @@ class Runs(Subcommand):
     """List runs, the newest or the slowest first: by runner, state, worker, batch, row or time."""
 
     arguments = (
-        RUNNER_OR_ALL,
-        argument("--state", choices=list(STATES)),
-        argument("--worker", metavar="NAME", help="a worker's name, as `workers` prints it"),
-        argument("--batch", metavar="NUMBER"),
-        argument("--row", metavar="PK", help="a row's primary key"),
-        argument("--since", choices=tuple(SINCE), help="only runs that finished since then"),
-        argument("--ended-from", metavar="TIME", help="2031-05-04T03:00, for example"),
-        argument("--ended-until", metavar="TIME", help="exclusive"),
-        flag("--slowest", help="those of the newest runs whose last attempt took longest"),
-        number("--limit", default=20, help="default: 20"),
-        FORMAT,
+        parsing.RUNNER_OR_ALL,
+        parsing.argument("--state", choices=list(STATES)),
+        parsing.argument(
+            "--worker", metavar="NAME", help="a worker's name, as `workers` prints it"
+        ),
+        parsing.argument("--batch", metavar="NUMBER"),
+        parsing.argument("--row", metavar="PK", help="a row's primary key"),
+        parsing.argument(
+            "--since", choices=tuple(SINCE), help="only runs that finished since then"
+        ),
+        parsing.argument("--ended-from", metavar="TIME", help="2031-05-04T03:00, for example"),
+        parsing.argument("--ended-until", metavar="TIME", help="exclusive"),
+        parsing.flag("--slowest", help="those of the newest runs whose last attempt took longest"),
+        parsing.number("--limit", default=20, help="default: 20"),
+        parsing.FORMAT,
     )
 
     def handle(self, **options: Any) -> None:
@@ -107,10 +104,10 @@ class Outputs(Subcommand):
     """List the outputs of a runner's newest successes, or of one row; `export` writes them all."""
 
     arguments = (
-        RUNNER,
-        argument("--row", metavar="PK", help="a row's primary key"),
-        number("--limit", default=20, help="default: 20"),
-        FORMAT,
+        parsing.RUNNER,
+        parsing.argument("--row", metavar="PK", help="a row's primary key"),
+        parsing.number("--limit", default=20, help="default: 20"),
+        parsing.FORMAT,
     )
 
     def handle(self, **options: Any) -> None:
