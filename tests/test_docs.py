@@ -77,6 +77,7 @@ from autorun.state.counts import Progress
 from sample_app.models import Scan, Subject
 from settings import celery_app
 from tests.engine import work_off
+from tests.library.models import Document, Summary
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -192,6 +193,8 @@ class Reader:
         self.module("scans").__path__ = []
         self.module("scans.models").Scan = Scan
         self.module("scans.models").Subject = Subject
+        self.module("scans.models").Document = Document
+        self.module("scans.models").Summary = Summary
 
     def module(self, name: str) -> types.ModuleType:
         if name not in self.modules:
