@@ -137,7 +137,9 @@ def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
 
 
 def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    earlier = [each for each in others if each.pk < run.pk and not _is_unstarted(each)]
+    # A run that was cancelled without an attempt says nothing about its row.
+    begun = [each for each in others if each.status != Run.Status.CANCELLED or each.attempts]
+    earlier = [each for each in begun if each.pk < run.pk]
     if not earlier:
         is_known = len(others) < MOST_OTHERS
         return _("First recorded run of this row.") if is_known else ""
@@ -155,11 +157,6 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
         Run.Status.NOT_APPLICABLE: _("Run %s on the same input was not applicable."),
     }.get(Run.Status(before.status), _("It replaced run %s."))
     return told % before.pk
-
-
-def _is_unstarted(run: Run) -> bool:
-    """Whether it was cancelled without an attempt: such a run says nothing about its row."""
-    return run.status == Run.Status.CANCELLED and not run.attempts
 
 
 def _now(

@@ -139,7 +139,9 @@ class Landing:
                 written |= dict.fromkeys(values)
             rows.append(model(**{attname: each.key}, **_attributes(model, values)))
         is_named = connections[settings.DATABASE].features.supports_update_conflicts_with_target
-        stamps = [each.name for each in model._meta.concrete_fields if _is_stamp(each)]
+        stamps = [
+            each.name for each in model._meta.concrete_fields if getattr(each, "auto_now", False)
+        ]
         model._base_manager.using(settings.DATABASE).bulk_create(
             rows,
             update_conflicts=True,
@@ -172,10 +174,6 @@ def _attributes(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]
     """JSON values as attributes of an instance, for a foreign key the key it holds."""
     fields: list[Any] = [model._meta.get_field(name) for name in values]
     return {each.attname: _python(each, values[each.name]) for each in fields}
-
-
-def _is_stamp(field: Any) -> bool:
-    return bool(getattr(field, "auto_now", False))
 
 
 def _shown(value: Any) -> str:

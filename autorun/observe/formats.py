@@ -37,8 +37,9 @@ def write_parquet(records: Records, path: str) -> None:
     """Write a file of Parquet. Raises ImportError, which says what to install, without pyarrow."""
     pyarrow = required("pyarrow")
     parquet = import_module("pyarrow.parquet")
+    is_integer = key_kind(records.runner.get_model()).is_integer
     types = {name: _type(pyarrow, kinds) for name, kinds in records.columns().items()} | {
-        "key": pyarrow.int64() if _has_integer_keys(records) else pyarrow.string(),
+        "key": pyarrow.int64() if is_integer else pyarrow.string(),
         "finished_at": pyarrow.timestamp("us", tz="UTC"),
         "seconds": pyarrow.float64(),
     }
@@ -76,10 +77,6 @@ def _cell(value: Any) -> Any:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=lambda each: each.isoformat())
-
-
-def _has_integer_keys(records: Records) -> bool:
-    return key_kind(records.runner.get_model()).is_integer
 
 
 def _type(pyarrow: Any, kinds: set[type]) -> Any:

@@ -215,7 +215,8 @@ def value_sql(
         # Its paths know no escapes.
         place, named = f"{NORMALIZED}({outputs}, %s), '$'", json.dumps(path)
     else:
-        keys = (f"[{key}]" if key.isdecimal() else f".{_quoted(key)}" for key in path)
+        quoted = partial(json.dumps, ensure_ascii=False)
+        keys = (f"[{key}]" if key.isdecimal() else f".{quoted(key)}" for key in path)
         place, named = f"{outputs}, %s", "$" + "".join(keys)
     return template.replace("$", place), [named] * template.count("$")
 
@@ -246,10 +247,6 @@ class _InAnyCase(models.Func):
     def as_mysql(self, compiler: Any, connection: Any) -> Any:
         template = "CONVERT(%(expressions)s USING utf8mb4) COLLATE utf8mb4_general_ci"
         return self.as_sql(compiler, connection, template=template)
-
-
-def _quoted(key: str) -> str:
-    return json.dumps(key, ensure_ascii=False)
 
 
 def _recorded_kind(runner: Runner, path: tuple[str, ...]) -> Kind:

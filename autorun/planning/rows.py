@@ -97,18 +97,14 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
     for key in keys:
         try:
             pk = kind.to_pk(key)
-            if isinstance(pk, str) and "\0" in pk:
-                _require_nul_in_text(runner)
+            has_nul = isinstance(pk, str) and "\0" in pk
+            if has_nul and connections[database_of(runner)].vendor == "postgresql":
+                raise ValueError("PostgreSQL has no NUL in a text.")
         except NOT_A_KEY:
             logger.warning("%s: %.100r is not a primary key.", runner.label, key)
         else:
             found.append(pk)
     return found
-
-
-def _require_nul_in_text(runner: Runner) -> None:
-    if connections[database_of(runner)].vendor == "postgresql":
-        raise ValueError("PostgreSQL has no NUL in a text.")
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:

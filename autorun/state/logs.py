@@ -2,7 +2,6 @@
 
 import logging
 import traceback
-from types import TracebackType
 from typing import Any
 
 from autorun.state.masking import masked
@@ -38,9 +37,7 @@ def _shown(record: logging.LogRecord) -> bool:
     raised: Any = record.exc_info
     if raised and raised[0] and not record.exc_text:
         # Formatters take the text from here, if there is one.
-        record.exc_text = harmless(masked(_told(*raised))).rstrip("\n")
+        record.exc_text = harmless(masked("".join(traceback.format_exception(*raised)))).rstrip(
+            "\n"
+        )
     return True
-
-
-def _told(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> str:
-    return "".join(traceback.format_exception(kind, error, frames))

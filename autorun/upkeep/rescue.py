@@ -10,7 +10,6 @@ from django.db import connections, transaction
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.backoff import exponential
-from autorun.declare.base import Runner
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Chunk, Run
@@ -105,10 +104,10 @@ def _lost(chunk: Chunk, run: Run, *, is_alone: bool) -> Result:
     # During a rolling deployment this process may not know the runner, nor its MAX_ATTEMPTS.
     runner = registry.find(chunk.runner) if is_alone else None
     return Result.failed(
-        run, failure, runner, fingerprint=run.fingerprint, backoff=_backoff_by_options
+        run,
+        failure,
+        runner,
+        fingerprint=run.fingerprint,
+        # Not by `get_retry_backoff()`, which is user code.
+        backoff=lambda runner, attempt: exponential(runner.RETRY_BACKOFF, attempt),
     )
-
-
-def _backoff_by_options(runner: Runner, attempt: int) -> float:
-    """The pause without a call of `get_retry_backoff()`, which is user code."""
-    return exponential(runner.RETRY_BACKOFF, attempt)

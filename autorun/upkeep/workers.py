@@ -120,7 +120,8 @@ def _make_overdue_round(sender: Any = None, **_: Any) -> None:
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
     """End the leases of a process that has died at once, and write down the rows it was to plan."""
     name = getattr(sender, "name", None)
-    if name not in (EXECUTE, PLAN, DRAIN, BACKFILL, SWEEP) or not _is_death(exception):
+    is_death = type(exception).__name__ in ("WorkerLostError", "TimeLimitExceeded", "Terminated")
+    if name not in (EXECUTE, PLAN, DRAIN, BACKFILL, SWEEP) or not is_death:
         return
     try:
         orphans = _orphans()
@@ -162,7 +163,3 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _is_death(exception: BaseException) -> bool:
-    return type(exception).__name__ in ("WorkerLostError", "TimeLimitExceeded", "Terminated")

@@ -1,6 +1,7 @@
 """triggers: those in the database that note written rows."""
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -30,7 +31,8 @@ class Triggers(Subcommand):
         if options["install"] and options["remove"]:
             raise CommandError("Choose one of --install and --remove.")
         if options["sql"]:
-            self._show_sql()
+            for statement in chain.from_iterable(each.statements for each in installing.wanted()):
+                self.terminal.say(f"{statement};\n")
             return
         errors = []
         if options["install"] or options["remove"]:
@@ -49,8 +51,3 @@ class Triggers(Subcommand):
             raise CommandError("\n".join(errors))
         if options["check"] and any(each.state != "installed" for each in found):
             raise condition_not_met("The triggers are not as the runners need them.")
-
-    def _show_sql(self) -> None:
-        for each in installing.wanted():
-            for statement in each.statements:
-                self.terminal.say(f"{statement};\n")
