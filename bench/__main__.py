@@ -22,7 +22,7 @@ DATABASES = ("postgres", "sqlite")
 BROKERS = ("rabbitmq", "redis")
 WITHOUT_BROKER = (
     *("planning", "counting", "statements", "starting", "saving", "writing", "bodies", "cliffs"),
-    *("gathering", "reading"),
+    *("sets", "reading"),
 )
 
 

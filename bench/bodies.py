@@ -17,7 +17,7 @@ from bench import stage
 from bench.measuring import Line, in_turns, timed
 from bench.scale import Scale
 from bench.subject.models import Item
-from bench.subject.runners import TrivialRunner
+from bench.subject.runners import TrivialRunner, WeightRunner
 
 ROWS_A_CALL = 64
 SLEEPS = 100
@@ -48,24 +48,17 @@ class ManyRunner(TrivialRunner):
     INPUT_KEY = "titles"
 
 
-class FailingRunner(QuerySetRunner):
+class FailingRunner(WeightRunner):
     DATA_MODEL = Item
     ANALYSIS = "Failing Many"
-    ANALYSIS_VERSION = "1.0"
     INPUT_KEY = "weights"
-    INPUT_FIELDS = ("weight",)
     MAX_ATTEMPTS = 1
-    SCHEDULE = None
 
 
-class ConcurrentRunner(QuerySetRunner):
+class ConcurrentRunner(WeightRunner):
     DATA_MODEL = Item
     ANALYSIS = "Concurrent Sleep"
-    ANALYSIS_VERSION = "1.0"
-    INPUT_KEY = "weight"
-    INPUT_FIELDS = ("weight",)
     BATCH_SIZE = SLEEPS
-    SCHEDULE = None
 
 
 def measure(scale: Scale) -> Iterator[Line]:

@@ -29,8 +29,22 @@ FEW, MANY = 4, 400
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    yield _claim_beside_many(scale)
-    yield _release_beside_paused(scale)
+    yield _claim_beside(
+        scale,
+        MANY,
+        is_paused=False,
+        key="cliff-claim",
+        work=f"a claim beside {MANY} chunks in flight",
+        against=f"a claim beside {FEW}",
+    )
+    yield _claim_beside(
+        scale,
+        scale.rows // 10,
+        is_paused=True,
+        key="cliff-paused",
+        work=f"a claim beside {scale.rows // 10:,} chunks of a paused batch",
+        against=f"a claim beside {FEW} of them",
+    )
     yield _release_of_many_nodes(scale)
     yield _fold_at_rest(scale)
     yield _prune_nothing(scale)
@@ -42,82 +56,50 @@ def measure(scale: Scale) -> Iterator[Line]:
         yield _compete(scale)
 
 
-def _claim_beside_many(scale: Scale) -> Line:
-    """A claim of one chunk, rolled back, beside chunks that workers execute."""
+def _claim_beside(scale: Scale, many: int, *, is_paused: bool, **line: Any) -> Line:
+    """A claim of one chunk, rolled back, beside few and many others that it cannot take.
+
+    They are of a paused batch, or workers execute them.
+    """
     runner = TrivialRunner()
 
     def prepare(name: str) -> None:
         stage.empty_state()
-        node = runner.get_node()
-        running = FEW if name == f"beside {FEW}" else MANY
-        _add_chunks(node, running, state=Chunk.State.RUNNING, first=1)
-        _add_chunks(node, 1, state=Chunk.State.WAITING, first=1 + running)
+        node, number = runner.get_node(), FEW if name == f"beside {FEW}" else many
+        state, batch = Chunk.State.RUNNING, None
+        if is_paused:
+            paused = {"runner": runner.label, "state": Batch.State.PAUSED}
+            state, batch = Chunk.State.WAITING, Batch.objects.create(node=node, **paused)
+        _add_chunks(node, number, state=state, first=1, batch=batch)
+        _add_chunks(node, 1, state=Chunk.State.WAITING, first=1 + number)
         stage.settle()
         claim()
 
     def claim() -> None:
         for _ in range(20):
             with transaction.atomic():
-                assert len(releasing._claim(runner.get_node().pk, {runner.label})) == 1
+                claimed = releasing._claim(runner.get_node().pk, {runner.label}, by_batch=is_paused)
+                assert len(claimed) == 1
                 transaction.set_rollback(True)
 
-    contenders: dict[str, Callable[[], object]] = {f"beside {FEW}": claim, f"beside {MANY}": claim}
+    names = f"beside {many:,}", f"beside {FEW}"
+    contenders: dict[str, Callable[[], object]] = dict.fromkeys(names, claim)
     timings = in_turns(contenders, rounds=scale.rounds, before=prepare)
     stage.empty_state()
     milliseconds = {name: each / 20 * 1000 for name, each in timings.medians().items()}
     return Line(
-        key="cliff-claim",
         database=connection.vendor,
-        work=f"a claim beside {MANY} chunks in flight",
-        against=f"a claim beside {FEW}",
-        value=timings.ratio(f"beside {MANY}", f"beside {FEW}"),
+        value=timings.ratio(*names),
         goal=1.5,
         note=", ".join(f"{name} {each:.2f} ms" for name, each in milliseconds.items()),
-    )
-
-
-def _release_beside_paused(scale: Scale) -> Line:
-    """A release of one chunk, rolled back, of a node with a paused batch."""
-    runner, number = TrivialRunner(), scale.rows // 10
-    few, many = f"beside {FEW}", f"beside {number:,}"
-
-    def prepare(name: str) -> None:
-        stage.empty_state()
-        node, size = runner.get_node(), FEW if name == few else number
-        paused = Batch.objects.create(node=node, runner=runner.label, state=Batch.State.PAUSED)
-        _add_chunks(node, size, state=Chunk.State.WAITING, first=1, batch=paused)
-        _add_chunks(node, 1, state=Chunk.State.WAITING, first=1 + size)
-        stage.settle()
-        release()
-
-    def release() -> None:
-        for _ in range(20):
-            with transaction.atomic():
-                node_id = runner.get_node().pk
-                assert len(releasing._claim(node_id, {runner.label}, by_batch=True)) == 1
-                transaction.set_rollback(True)
-
-    timings = in_turns({few: release, many: release}, rounds=scale.rounds, before=prepare)
-    stage.empty_state()
-    milliseconds = {name: each / 20 * 1000 for name, each in timings.medians().items()}
-    return Line(
-        key="cliff-paused",
-        database=connection.vendor,
-        work=f"a claim beside {number:,} chunks of a paused batch",
-        against=f"a claim beside {FEW} of them",
-        value=timings.ratio(many, few),
-        goal=1.5,
-        note=", ".join(f"{name} {each:.2f} ms" for name, each in milliseconds.items()),
+        **line,
     )
 
 
 def _release_of_many_nodes(scale: Scale) -> Line:
     """Nodes with one waiting chunk each, released in pages, and one by one as workers do."""
-    runner = TrivialRunner()
-    of_model = {"content_type_id": runner.get_node().content_type_id, "version": "cliff"}
-    first, number = 1 << 40, scale.nodes
-    ids = range(first, first + number)
-    Node.objects.bulk_create(Node(pk=pk, title=str(pk), digest=str(pk), **of_model) for pk in ids)
+    runner, number = TrivialRunner(), scale.nodes
+    ids = _add_nodes(number)
 
     def prepare(_: str) -> None:
         stage.empty_state()
@@ -144,12 +126,9 @@ def _release_of_many_nodes(scale: Scale) -> Line:
 
 def _fold_at_rest(scale: Scale) -> Line:
     """A look for something to fold, at nodes that have nothing but a chunk with failures."""
-    runner = TrivialRunner()
-    of_model = {"content_type_id": runner.get_node().content_type_id, "version": "cliff"}
-    first, number = 1 << 40, 5 * scale.nodes
-    ids = range(first, first + number)
+    runner, number = TrivialRunner(), 5 * scale.nodes
     stage.empty_state()
-    Node.objects.bulk_create(Node(pk=pk, title=str(pk), digest=str(pk), **of_model) for pk in ids)
+    ids = _add_nodes(number)
     ended = {"runner": runner.label, "state": Chunk.State.FINISHED, "size": 1, "failed": 1}
     Chunk.objects.bulk_create(Chunk(pk=pk, node_id=pk, **ended) for pk in ids)
     stage.settle()
@@ -360,6 +339,14 @@ def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> C
         goal=goal,
         seconds=timings.medians(),
     )
+
+
+def _add_nodes(number: int) -> range:
+    """Make so many nodes; their ids."""
+    of_model = {"content_type_id": TrivialRunner().get_node().content_type_id, "version": "cliff"}
+    ids = range(1 << 40, (1 << 40) + number)
+    Node.objects.bulk_create(Node(pk=pk, title=str(pk), digest=str(pk), **of_model) for pk in ids)
+    return ids
 
 
 def _add_chunks(

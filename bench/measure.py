@@ -14,7 +14,7 @@ import django
 #: Topic by module; the order is the order of the table.
 TOPICS = (
     *("planning", "counting", "statements", "starting", "saving", "writing", "bodies", "cliffs"),
-    *("gathering", "reading", "flowing", "sizes"),
+    *("sets", "reading", "flowing", "sizes"),
 )
 
 

@@ -17,6 +17,7 @@ from bench import stage
 from bench.measuring import Line, Timings, in_turns
 from bench.scale import Scale
 from bench.subject.models import Item
+from bench.subject.runners import WeightRunner
 
 PAGE = 100
 #: One row in so many has another output in the candidate version.
@@ -39,14 +40,9 @@ def measured_anew(weight: int) -> dict[str, float]:
     return {"length": weight + 1, "mean": weight * 0.37}
 
 
-class MeasuredRunner(QuerySetRunner):
+class MeasuredRunner(WeightRunner):
     DATA_MODEL = Item
     ANALYSIS = "Measured"
-    ANALYSIS_VERSION = "1.0"
-    INPUT_KEY = "weight"
-    INPUT_FIELDS = ("weight",)
-    SCHEDULE = None
-    ON_SAVE = False
     CANDIDATE = Candidate("1.1", share=1)
 
 

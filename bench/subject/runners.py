@@ -17,16 +17,21 @@ class TrivialRunner(QuerySetRunner):
         return str(instance.title)
 
 
-class SleepingRunner(QuerySetRunner):
-    """Runs that take the milliseconds of their row's `weight`, and only start on request."""
+class WeightRunner(QuerySetRunner):
+    """Runs on the `weight` of a row that only start on request."""
 
-    DATA_MODEL = Item
-    ANALYSIS = "Sleeping"
     ANALYSIS_VERSION = "1.0"
     INPUT_KEY = "weight"
     INPUT_FIELDS = ("weight",)
     SCHEDULE = None
     ON_SAVE = False
+
+
+class SleepingRunner(WeightRunner):
+    """Runs that take the milliseconds of their row's `weight`."""
+
+    DATA_MODEL = Item
+    ANALYSIS = "Sleeping"
 
     def get_instance_representation(self, instance: Any) -> int:
         return int(instance.weight)
