@@ -15,13 +15,14 @@ class AutorunConfig(AppConfig):
         from autorun import broker, tasks
         from autorun.declare import nodes, registry
         from autorun.observe import checks
-        from autorun.state import documents, sockets, waits
+        from autorun.state import documents, sockets, user_code, waits
         from autorun.triggers import delivery, installing, on_save, on_schedule
         from autorun.upkeep import workers
 
         checks.connect()
         documents.connect()
         waits.connect()
+        user_code.connect()
         broker.register()
         registry.autodiscover()
         on_save.connect()

@@ -1,8 +1,9 @@
-"""The one place through which user code is called; it checks and mends the connections afterwards.
+"""The one place through which user code is called; it checks and mends what that leaves behind.
 
 Bodies, hooks, receivers and notifications may open a transaction, change the session, close the
 connection, or be interrupted in the middle of a query. None of that may affect autorun's next
-statement or the next body: a connection in another state than before is replaced by a new one.
+statement or the next body: a connection in another state than before is replaced by a new one, and
+the surroundings of the code are put back.
 
 The ordinary case takes no statement. The driver knows the state of a transaction, and a wrapper
 around Django's cursors notices the statements of user code that change a session.
@@ -11,17 +12,22 @@ around Django's cursors notices the statements of user code that change a sessio
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from inspect import unwrap
+from types import FrameType
 from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
-from autorun.state.waits import IS_BOUNDED
+from autorun.state.surroundings import Surroundings
+from autorun.state.waits import IS_BOUNDED, bound_statements
 
 logger = get_logger(__name__)
 
@@ -30,10 +36,22 @@ _ORDINARY = (
     *("select", "insert", "update", "delete", "with", "values", "table ", "replace", "merge"),
     *("savepoint", "release", "rollback to", "explain", "show", "truncate", "analyze", "refresh"),
 )
-#: Words that make such a statement change it after all. Anything may follow a semicolon.
-_SESSION_WORDS = ("advisory_lock", "get_lock", "set_config", "into temp", ";")
+#: What makes such a statement change it after all. Anything may follow a semicolon.
+_CHANGES_SESSION = re.compile(
+    r"advisory_lock|get_lock|set_config|\binto\s+(?:local\s+|global\s+)?temp|@\w+\s*:=|\binto\s*@|;\s*\S"
+).search
 #: Settings of a session whose changes PostgreSQL reports to the driver.
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
+#: Modules that ask a driver for cursors, and leave no session changed.
+_NOT_OF_USERS = ("django.", "autorun.")
+#: Attributes of a driver's connection that decide what its cursors return.
+_FACTORIES = {
+    "postgresql": ("row_factory", "cursor_factory"),
+    "mysql": ("cursorclass",),
+    "sqlite": ("row_factory", "text_factory"),
+}
+#: Django's function that opens a connection.
+_OPEN = unwrap(BaseDatabaseWrapper.connect).__code__
 #: Seconds for cancelling a query on the server.
 _PATIENCE = 2.0
 _BOUNDS = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE}  # PyMySQL's
@@ -53,46 +71,70 @@ class UserCode:
     in a transaction of the caller's is left alone. `owner` names the code in log records.
     """
 
-    __slots__ = ("_connections", "_depth", "_pid", "_touched", "_wrapper", "owner")
+    __slots__ = (
+        *("_before", "_connections", "_depth", "_pid", "_surroundings", "_touched", "_wrappers"),
+        "owner",
+    )
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
+        self._surroundings: Surroundings | None = None  # as they are when the code is first called
         self._touched: set[BaseDatabaseWrapper] = set()
-        self._wrapper = self._notice
-        self._connections: list[BaseDatabaseWrapper] = []
+        #: The code around this one, which may be a body that plans rows.
+        self._before: UserCode | None = None
+        #: With the project's settings of each.
+        self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
+        self._wrappers: list[list[Any]] = []
         for connection in all_connections():
             raw: Any = connection.connection
             is_managed = raw is not None and not connection.autocommit
             if connection.in_atomic_block or is_managed:
                 continue  # the caller's
-            self._connections.append(connection)
+            self._connections.append((connection, dict(connection.settings_dict)))
             if connection.vendor == "sqlite" and raw is not None:
                 # 0 continues; an exception that a signal handler raises here ends the query.
                 raw.set_progress_handler(lambda: 0, _STEPS)
         self.mend()
 
     def __enter__(self) -> UserCode:
-        for connection in self._connections:
-            connection.execute_wrappers.append(self._wrapper)
+        if self._surroundings is None:
+            self._surroundings = Surroundings()
+        else:
+            self._surroundings.enter()
+        self._before, _thread.user_code = getattr(_thread, "user_code", None), self
+        self._wrappers = []
+        for connection, _ in self._connections:
+            self._wrappers.append(connection.execute_wrappers)
+            connection.execute_wrappers = [*connection.execute_wrappers, self._notice]
         return self
 
     def __exit__(self, *_: object) -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # this is a forked child, and the connections are its parent's
-        for connection in self._connections:
-            wrappers = connection.execute_wrappers
-            if self._wrapper in wrappers:
-                del wrappers[wrappers.index(self._wrapper) :]
+        _thread.user_code = self._before
+        for (connection, _), wrappers_before in zip(self._connections, self._wrappers, strict=True):
+            connection.execute_wrappers = wrappers_before
+            bound_statements(connection)  # it may have been opened meanwhile
         self.mend()
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
         if sys.getrecursionlimit() < self._depth:
             sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
-        for connection in self._connections:
-            if not _is_idle(connection):
+        if self._surroundings is not None:
+            for name in self._surroundings.put_back():
+                logger.warning("%s left another %s. It is put back.", self.owner, name)
+        for connection, of_project in self._connections:
+            if (other := connections[connection.alias]) is not connection:
+                discard(other)
+                connections[connection.alias] = connection
+            if connection.settings_dict != of_project:
+                connection.settings_dict.clear()  # those of other threads' connections, too
+                connection.settings_dict.update(of_project)
+                self._replace(connection, "with other settings")
+            elif not _is_idle(connection):
                 self._replace(connection, "in a transaction or broken: what it wrote is undone")
             elif connection in self._touched:
                 self._replace(connection, "with other settings of its session")
@@ -117,9 +159,24 @@ class UserCode:
             # Django's own, on SQLite alone.
             connection.vendor == "sqlite" and text.startswith("begin")
         )
-        if not is_ordinary or any(word in text for word in _SESSION_WORDS):
+        if (not is_ordinary or _CHANGES_SESSION(text)) and not _is_opening():
             self._touched.add(connection)
         return execute(sql, params, many, context)
+
+
+def _watch(connection: BaseDatabaseWrapper, raw: Any) -> None:
+    """Notice statements of user code for the driver itself, which Django's wrappers do not see."""
+    make = raw.cursor
+
+    def cursor(*args: Any, **options: Any) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        user_code: UserCode | None = getattr(_thread, "user_code", None)
+        if user_code is not None and not (caller.startswith(_NOT_OF_USERS) or _is_opening()):
+            user_code._touched.add(connection)
+        return make(*args, **options)
+
+    with suppress(AttributeError):  # of drivers in C
+        raw.cursor = cursor
 
 
 def replace(connection: BaseDatabaseWrapper) -> None:
@@ -204,34 +261,61 @@ def _is_idle(connection: BaseDatabaseWrapper) -> bool:
     if not connection.autocommit:
         return False
     try:
-        if connection.vendor == "sqlite":
-            return not raw.in_transaction
-        return _STATES[connection.vendor](connection, raw)
+        return _STATES[connection.vendor](raw) and _is_as_opened(connection, raw)
     except Exception:  # noqa: BLE001  it was closed behind Django's back
         return False
 
 
-def _is_idle_on_postgresql(connection: BaseDatabaseWrapper, raw: Any) -> bool:
+def _is_as_opened(connection: BaseDatabaseWrapper, raw: Any) -> bool:
+    """Whether the driver reports of the session what it did when it was first seen."""
+    session = [getattr(raw, name, None) for name in _FACTORIES[connection.vendor]]
+    if (pgconn := getattr(raw, "pgconn", None)) is not None:
+        session += map(pgconn.parameter_status, _REPORTED)
+    known = connection.__dict__.get("_autorun_session")
+    if known is None or known[0] is not raw:
+        known = connection.__dict__["_autorun_session"] = (raw, session)
+        _watch(connection, raw)
+    return bool(session == known[1])
+
+
+def connect() -> None:
+    """Know of each new connection what it is like before user code uses it."""
+    connection_created.connect(_note_opened, dispatch_uid="autorun.state.user_code")
+
+
+def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    if connection.vendor in _STATES:
+        _is_as_opened(connection, connection.connection)
+
+
+def _is_opening() -> bool:
+    """Whether a connection is being opened: what a project does then is part of it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not _OPEN:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_idle_on_sqlite(raw: Any) -> bool:
+    return not raw.in_transaction
+
+
+def _is_idle_on_postgresql(raw: Any) -> bool:
     pgconn = getattr(raw, "pgconn", None)
     if pgconn is None:  # psycopg2
         return bool(raw.autocommit and raw.info.transaction_status == _IDLE and not raw.closed)
-    reported = tuple(map(pgconn.parameter_status, _REPORTED))
-    # Kept since the connection was first seen, just after it was opened.
-    known = connection.__dict__.setdefault("_autorun_session", (raw, reported))
-    if known[0] is not raw:
-        known = connection.__dict__["_autorun_session"] = (raw, reported)
-    is_autocommit: bool = raw.autocommit
-    return is_autocommit and pgconn.transaction_status == _IDLE and reported == known[1]
+    return bool(raw.autocommit and pgconn.transaction_status == _IDLE)
 
 
-def _is_idle_on_mariadb(_: BaseDatabaseWrapper, raw: Any) -> bool:
+def _is_idle_on_mariadb(raw: Any) -> bool:
     status = getattr(raw, "server_status", None)
     if status is None:  # mysqlclient: only statements would tell more
         return bool(raw.get_autocommit())
     return bool(raw.open) and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
 
 
-_STATES: dict[str, Callable[[BaseDatabaseWrapper, Any], bool]] = {
+_STATES: dict[str, Callable[[Any], bool]] = {
+    "sqlite": _is_idle_on_sqlite,
     "postgresql": _is_idle_on_postgresql,
     "mysql": _is_idle_on_mariadb,
 }

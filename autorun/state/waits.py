@@ -30,7 +30,7 @@ _TAKES_LOCKS = re.compile(
 
 def connect() -> None:
     """Bound the statements of every connection from now on."""
-    connection_created.connect(_bound_statements, dispatch_uid="autorun.state.waits")
+    connection_created.connect(bound_statements, dispatch_uid="autorun.state.waits")
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def bounded_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
                 cursor.execute(f"SET {before}")
 
 
-def _bound_statements(connection: BaseDatabaseWrapper, **_: Any) -> None:
+def bound_statements(connection: BaseDatabaseWrapper, **_: Any) -> None:
     wrapper = _WRAPPERS.get(connection.vendor)
     if wrapper is not None and wrapper not in connection.execute_wrappers:
         # Before those that are there for a time, and are then removed from the end.

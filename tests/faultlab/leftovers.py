@@ -1,11 +1,17 @@
 """The states that a body or a hook may leave behind in databases or its process, by name."""
 
+import asyncio
 import inspect
+import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
 
+import psycopg
+import pymysql
 from django.db import connection, connections, transaction
+from django.utils import translation
 
 
 def leave(name: str) -> None:
@@ -15,7 +21,7 @@ def leave(name: str) -> None:
 
 def names(vendor: str) -> list[str]:
     """Those that `vendor` knows."""
-    return [*_ANYWHERE, *_STATEMENTS[vendor]]
+    return [*_ANYWHERE, *_STATEMENTS[vendor], *_OF_THE_DRIVER[vendor]]
 
 
 def query(seconds: str) -> None:
@@ -69,6 +75,27 @@ def _close_in_atomic() -> None:
     connection.close()
 
 
+def _go_to_another_database() -> None:
+    connection.settings_dict["NAME"] = "nowhere"
+    connection.close()
+
+
+def _put_another_in_its_place() -> None:
+    del connections["default"]
+    connections["default"].cursor().execute("BEGIN")
+
+
+def _have_rows_as_dicts() -> None:
+    connection.ensure_connection()
+    raw = connection.connection
+    if connection.vendor == "sqlite":
+        raw.row_factory = lambda _, row: dict(enumerate(row))
+    elif connection.vendor == "postgresql":
+        raw.row_factory = psycopg.rows.dict_row
+    else:
+        raw.cursorclass = pymysql.cursors.DictCursor
+
+
 def _hold_from_another_thread() -> None:
     """The connection of another thread stays open in a transaction."""
 
@@ -96,6 +123,15 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "thread": _hold_from_another_thread,
     "depth": lambda: sys.setrecursionlimit(len(inspect.stack(0)) + 20),
     "wrapper": lambda: connection.execute_wrappers.append(_refuse),
+    "first_wrapper": lambda: connection.execute_wrappers.insert(0, _refuse),
+    "other_database": _go_to_another_database,
+    "another": _put_another_in_its_place,
+    "factory": _have_rows_as_dicts,
+    "event_loop": lambda: asyncio._set_running_loop(object()),
+    "language": lambda: translation.activate("ar"),
+    "directory": lambda: os.chdir("/"),
+    "output": lambda: setattr(sys, "stdout", None),
+    "socket": lambda: socket.setdefaulttimeout(1e-6),
 }
 _STATEMENTS = {
     "postgresql": {
@@ -106,6 +142,8 @@ _STATEMENTS = {
         "timeout": "SET statement_timeout TO 1",
         "lock": "SELECT pg_advisory_lock(4711)",
         "two": "SELECT 1; SET search_path TO nowhere",
+        "listen": "LISTEN faultlab",
+        "temporary": "SELECT 1 AS id INTO  TEMP autorun_run",
     },
     "mysql": {
         "read_only": "SET SESSION TRANSACTION READ ONLY",
@@ -114,6 +152,7 @@ _STATEMENTS = {
         "timeout": "SET SESSION max_statement_time = 0.000001",
         "mode": "SET SESSION sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'",
         "no_autocommit": "SET autocommit = 0",
+        "used": "USE information_schema",
     },
     "sqlite": {
         "read_only": "PRAGMA query_only = ON",
@@ -126,6 +165,23 @@ def _refuse(*_: object) -> None:
     raise RuntimeError("a wrapper that was left behind")
 
 
+_OF_THE_DRIVER = {
+    "postgresql": {"driver_path": "SET search_path TO nowhere"},
+    "mysql": {"driver_database": "USE information_schema"},
+    "sqlite": {},
+}
+
+
+def _execute_by_the_driver(sql: str) -> None:
+    connection.ensure_connection()
+    with connection.connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
 _WAYS = _ANYWHERE | {
     name: (lambda sql=sql: _execute(sql)) for name, sql in _STATEMENTS[connection.vendor].items()
+}
+_WAYS |= {
+    name: (lambda sql=sql: _execute_by_the_driver(sql))
+    for name, sql in _OF_THE_DRIVER[connection.vendor].items()
 }
