@@ -1,6 +1,8 @@
 """ON_WRITE: triggers in the database note every write, and upkeep has what they note planned."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import StringIO
@@ -10,7 +12,7 @@ import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
-from django.db import connection, models, transaction
+from django.db import OperationalError, connection, models, transaction
 from django.db.migrations import Migration
 from django.test.utils import CaptureQueriesContext
 
@@ -608,6 +610,61 @@ def test_the_command_shows_installs_and_removes_the_triggers(watch):
         run("--check")
     assert stopped.value.returncode == 3
     assert run("--install") == "library_document: installed\n"
+
+
+def test_a_database_that_forbids_triggers_is_told_once_and_keeps_the_outdated_ones(watch):
+    watch()
+    before = installing.existing()
+
+    def forbid(execute, sql, params, many, context):
+        if "CREATE TRIGGER" in sql:
+            raise OperationalError(installing.BINARY_LOG_FORBIDS, "You lack the privilege SUPER")
+        return execute(sql, params, many, context)
+
+    others = {"NAME": "CodeRunner", "DATA_MODEL": Patient, "INPUT_FIELDS": ("code",)}
+    wide = declare(ON_WRITE=True, INPUT_FIELDS=("title", "body"))
+    with installed(wide, declare(ON_WRITE=True, **others)):
+        with connection.execute_wrapper(forbid):
+            [error] = installing.install()
+
+        tables, _, said = error.partition(": ")
+        assert sorted(tables.split(", ")) == ["library_document", "library_patient"]
+        assert said.startswith("You lack the privilege SUPER. Ask a database administrator")
+        assert "log_bin_trust_function_creators = 1" in error
+        assert installing.existing() == before
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+def test_printed_triggers_are_installed_by_the_databases_own_client(watch, is_clean):
+    client = shutil.which({"mysql": "mariadb", "postgresql": "psql"}.get(connection.vendor, ""))
+    if not client:
+        pytest.skip("No client")
+    watch()
+    before = {each.name for each in installing.existing()}
+    options = {} if is_clean else {"INPUT_FIELDS": ("title", "body")}
+    with installed(declare(ON_WRITE=True, **options)):
+        if is_clean:
+            installing.remove()
+        out = StringIO()
+        call_command("autorun", "triggers", "--sql", stdout=out, skip_checks=True)
+
+        _run_client(client, out.getvalue())
+
+        assert installing.install() == []
+        assert [each.state for each in installing.statuses()] == ["installed"]
+        assert ({each.name for each in installing.existing()} == before) == is_clean
+
+
+def _run_client(client: str, script: str) -> None:
+    login, name = connection.settings_dict, connection.settings_dict["NAME"]
+    if connection.vendor == "mysql":
+        options = [f"--password={login['PASSWORD']}", f"--port={login['PORT'] or 3306}"]
+        place = [f"--host={login['HOST']}", f"--user={login['USER']}", name]
+    else:
+        options = ["--set=ON_ERROR_STOP=1", f"--port={login['PORT'] or 5432}"]
+        place = [f"--host={login['HOST']}", f"--username={login['USER']}", f"--dbname={name}"]
+    environ = os.environ | {"PGPASSWORD": login["PASSWORD"]}
+    subprocess.run([client, *options, *place], input=script.encode(), check=True, env=environ)
 
 
 def test_on_write_of_rows_elsewhere_is_an_error():

@@ -26,6 +26,13 @@ logger = get_logger(__name__)
 
 #: Seconds that creating or dropping a trigger waits for writers of its table.
 LONGEST_WAIT = 10
+#: The error of MariaDB if its binary log is on and the user lacks the privilege SUPER.
+BINARY_LOG_FORBIDS = 1419
+ASK_ADMINISTRATOR = (
+    "Ask a database administrator to run `SET GLOBAL log_bin_trust_function_creators = 1`, then run "
+    "`manage.py autorun triggers --install`; or to install what `manage.py autorun triggers --sql` "
+    "prints."
+)
 
 _EXISTING = {
     # Of this schema's tables: another one may have an autorun of its own.
@@ -64,7 +71,6 @@ class Status:
 
     table: str
     state: str
-    detail: str = ""
 
 
 def connect() -> None:
@@ -97,23 +103,22 @@ def existing() -> list[Existing]:
 
 def statuses() -> list[Status]:
     """The state of every table that has triggers or should have some."""
-    there, found = existing(), []
+    there, definitions = existing(), wanted()
     names = {each.name for each in there}
     off = {each.name for each in there if not each.is_enabled}
-    known: set[str] = set()
-    for each in wanted():
-        table = each.table.model._meta.db_table
-        known.add(table)
-        missing = [name for name in each.names if name not in names]
-        older = {old.name for old in there if old.table == table} - set(each.names)
-        if missing:
-            found.append(Status(table, "outdated" if older else "missing"))
+    outdated = {each.table for each in there if each.name not in _names(definitions)}
+    states: dict[str, str] = {}
+    for each in definitions:
+        table, state = each.table.model._meta.db_table, "installed"
+        if not names.issuperset(each.names):
+            state = "outdated" if table in outdated else "missing"
         elif off.intersection(each.names):
-            found.append(Status(table, "disabled"))
-        else:
-            found.append(Status(table, "installed"))
-    leftover = {each.table for each in there} - known
-    return found + [Status(table, "not needed") for table in sorted(leftover)]
+            state = "disabled"
+        if states.get(table, "installed") == "installed":
+            states[table] = state
+    leftover = {each.table for each in there} - states.keys()
+    states |= dict.fromkeys(sorted(leftover), "not needed")
+    return [Status(table, state) for table, state in states.items()]
 
 
 def install() -> list[str]:
@@ -122,23 +127,25 @@ def install() -> list[str]:
     there = existing()
     names = {each.name for each in there if each.is_enabled}
     definitions = wanted()
-    errors = []
-    current = {name for each in definitions for name in each.names}
+    current = _names(definitions)
+    errors: dict[str, list[str]] = {}
     for each in definitions:
         table = each.table.model._meta.db_table
-        old = [known for known in there if known.table == table and known.name not in current]
-        if names.issuperset(each.names) and not old:
-            continue
         broken = [known for known in there if known.name in each.names]
+        # What is outdated goes last: on MariaDB it is all there is if no trigger can be created.
+        old = [known for known in there if known.table == table and known.name not in current]
+        statements = [*map(_drop(connection), broken), *each.statements]
+        if names.issuperset(each.names):
+            statements = []
         try:
             with _briefly(connection):
-                _execute(connection, [*map(_drop(connection), [*old, *broken]), *each.statements])
+                _execute(connection, [*statements, *map(_drop(connection), old)])
         except DatabaseError as error:
-            errors.append(f"{table}: {str(error).strip()}")
+            errors.setdefault(_said(error), []).append(table)
     tables = {each.table.model._meta.db_table for each in definitions}
-    errors += remove([known for known in there if known.table not in tables])
+    left = remove([known for known in there if known.table not in tables])
     _drop_functions(connection)
-    return errors
+    return [f"{', '.join(dict.fromkeys(tables))}: {said}" for said, tables in errors.items()] + left
 
 
 def remove(some: Sequence[Existing] | None = None) -> list[str]:
@@ -150,7 +157,7 @@ def remove(some: Sequence[Existing] | None = None) -> list[str]:
             with _briefly(connection):
                 _execute(connection, [_drop(connection)(each)])
         except DatabaseError as error:
-            errors.append(f"{each.table}: {str(error).strip()}")
+            errors.append(f"{each.table}: {_said(error)}")
     if found:
         _drop_functions(connection)
     return errors
@@ -177,6 +184,17 @@ def _after_migrations(using: str = "", **sent: Any) -> None:
     on_write.forget()
     for error in install():
         logger.error("The triggers of ON_WRITE are not installed: %s", error)
+
+
+def _names(definitions: Sequence[Definition]) -> set[str]:
+    return {name for each in definitions for name in each.names}
+
+
+def _said(error: DatabaseError) -> str:
+    """What the database says, and what to do if its binary log forbids triggers."""
+    if error.args and error.args[0] == BINARY_LOG_FORBIDS:
+        return f"{error.args[1]}. {ASK_ADMINISTRATOR}"
+    return str(error).strip()
 
 
 def _is_ready(using: str) -> bool:

@@ -5,7 +5,9 @@ from itertools import chain
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.db import connections
 
+from autorun.conf import settings
 from autorun.management.subcommands.parsing import FORMAT, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.triggers import installing
@@ -31,8 +33,12 @@ class Triggers(Subcommand):
         if options["install"] and options["remove"]:
             raise CommandError("Choose one of --install and --remove.")
         if options["sql"]:
-            for statement in chain.from_iterable(each.statements for each in installing.wanted()):
-                self.terminal.say(f"{statement};\n")
+            # A trigger of MariaDB has semicolons inside; its client would split it at them.
+            is_mysql = connections[settings.DATABASE].vendor == "mysql"
+            printed = chain.from_iterable(each.statements for each in installing.wanted())
+            script = [f"{each}{';;' if is_mysql else ';'}\n" for each in printed]
+            for each in ["DELIMITER ;;", *script, "DELIMITER ;"] if is_mysql else script:
+                self.terminal.say(each)
             return
         errors = []
         if options["install"] or options["remove"]:
