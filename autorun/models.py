@@ -83,6 +83,11 @@ class Node(Table):
         db_default="",
         help_text="The rows of a candidate version: their number, highest hash and last key.",
     )
+    unlanded_at = models.DateTimeField(
+        null=True,
+        blank=True,
+        help_text="Until when its successes are not landed: another version was in use.",
+    )
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
     # The current runs in folded chunks.

@@ -85,8 +85,12 @@ def plan(
 )
 def sweep(label: str) -> None:
     """Plan the pending rows of a runner, unless another sweep of it is in progress."""
+    from autorun.execution.unlanded import land_unlanded
+
     with soft_limit_ignored():
-        sweep_now(registry.get(label))
+        runner = registry.get(label)
+        if sweep_now(runner) is not None:
+            land_unlanded(runner)
 
 
 @shared_task(name="autorun.backfill", **_options)

@@ -13,6 +13,7 @@ from autorun.planning.named import plan_keys
 from autorun.planning.on_demand import go_on, sweep_now
 from autorun.runner import Candidate
 from autorun.signals import run_succeeded
+from autorun.tasks import sweep
 from tests.engine import declare, installed, work_off
 from tests.library.models import Country, Document, Photo
 
@@ -224,6 +225,66 @@ def test_outputs_of_a_dropped_candidate_are_not_landed(versions):
 
     assert Run.objects.succeeded().filter(node__version="1.1").count() == 6
     assert set(Document.objects.values_list("state", flat=True)) == {"3"}
+
+
+@pytest.mark.parametrize("way", ["fields", "hook"])
+def test_its_outputs_are_landed_once_by_the_sweep_after_its_version_is_raised(versions, way):
+    saved = []
+
+    def save_outputs(self, results):
+        saved.extend((each.key, each.outputs["mean"]) for each in results)
+
+    landing = {
+        "fields": {"OUTPUT_FIELDS": {"mean": "state"}},
+        "hook": {"save_outputs": save_outputs},
+    }
+    documents = fill(6)
+    with installed(runner := make(Candidate("1.1", rows=4), **landing[way])):
+        sweep(runner.get_label())
+        work_off()
+    tried = rows_of("1.1")
+
+    with installed(make(None, ANALYSIS_VERSION="1.1", **landing[way])):
+        for _ in range(2):
+            sweep(runner.get_label())
+            work_off()
+
+    assert Run.objects.filter(node__version="1.1").count() == 6
+    if way == "fields":
+        assert set(Document.objects.values_list("state", flat=True)) == {"4"}
+    else:
+        assert sorted(saved) == sorted((each.pk, mean) for each in documents for mean in (3, 4))
+    assert len(tried) == 4
+
+
+def test_a_version_that_is_taken_up_again_lands_its_outputs_again(versions):
+    fill(3)
+    for version, landed in (("1.0", "3"), ("1.1", "4"), ("1.0", "3"), ("1.1", "4")):
+        options = {"ANALYSIS_VERSION": version, "OUTPUT_FIELDS": {"mean": "state"}}
+        with installed(runner := make(None, **options)):
+            sweep(runner.get_label())
+            work_off()
+
+        assert set(Document.objects.values_list("state", flat=True)) == {landed}
+    assert Run.objects.count() == 6
+
+
+def test_a_row_that_cannot_be_landed_when_its_version_is_raised_runs_again(versions):
+    one = fill(6)[0]
+    landing = {"OUTPUT_FIELDS": {"mean": "state"}}
+    with installed(runner := make(Candidate("1.1", share=1), **landing)):
+        sweep(runner.get_label())
+        work_off()
+    Run.objects.filter(node__version="1.1", object_id=one.pk).update(outputs={"other": 1})
+
+    with installed(make(None, ANALYSIS_VERSION="1.1", **landing)):
+        sweep(runner.get_label())
+        before = Document.objects.values_list("state", flat=True).get(pk=one.pk)
+        work_off()
+
+    assert before == "3"
+    assert set(Document.objects.values_list("state", flat=True)) == {"4"}
+    assert Run.objects.filter(node__version="1.1").count() == 7
 
 
 def test_its_batch_is_continued_by_another_process(versions):

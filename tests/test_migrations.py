@@ -17,7 +17,7 @@ from autorun.triggers import installing
 from tests.engine import declare, drain_spilled, installed, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0018_chunk_by_batch"
+NEWEST = "0019_unlanded"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -19,8 +19,9 @@ from autorun.declare.base import Runner
 from autorun.declare.interruption import time_limit
 from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError
-from autorun.execution.results import Result
-from autorun.models import Chunk
+from autorun.execution.results import Lands, Result
+from autorun.models import Chunk, Node
+from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
 from autorun.state.transactions import has_waited
 from autorun.state.user_code import UserCode
@@ -48,15 +49,27 @@ class NotLanded(Exception):
     """Outputs that could not be landed; the cause says why."""
 
 
-def landing_of(runner: Runner, chunk: Chunk) -> Landing | None:
-    """Return what lands the chunk's outputs for a runner with landings; None if nothing does.
+def landing_of(runner: Runner, chunk: Chunk) -> Lands:
+    """Return what lands the chunk's outputs for a runner with landings.
 
     Those of another version or configuration are not landed: a candidate's are only compared.
     """
     with suppress(AutorunError):
         if node_of(runner).pk != chunk.node_id:
-            return None
+            return Unlanded(chunk.node_id)
     return Landing(runner)
+
+
+class Unlanded:
+    """Notes that a node has outputs that are not landed: `autorun.execution.unlanded` does so."""
+
+    keeps_outputs = True
+
+    def __init__(self, node_id: int) -> None:
+        self._node_id = node_id
+
+    def land(self, results: Sequence[Result]) -> None:
+        Node.objects.filter(pk=self._node_id).update(unlanded_at=DatabaseNow())
 
 
 class Landing:

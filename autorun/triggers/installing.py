@@ -29,9 +29,9 @@ LONGEST_WAIT = 10
 #: The error of MariaDB if its binary log is on and the user lacks the privilege SUPER.
 BINARY_LOG_FORBIDS = 1419
 ASK_ADMINISTRATOR = (
-    "Ask a database administrator to run `SET GLOBAL log_bin_trust_function_creators = 1`, then run "
-    "`manage.py autorun triggers --install`; or to install what `manage.py autorun triggers --sql` "
-    "prints."
+    "Ask a database administrator to run `SET GLOBAL log_bin_trust_function_creators = 1`, and "
+    "then run `manage.py autorun triggers --install`; or to install what "
+    "`manage.py autorun triggers --sql` prints."
 )
 
 _EXISTING = {

@@ -15,6 +15,7 @@ from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import find_node, node_of
 from autorun.dispatch.publishing import Message, publish
+from autorun.execution.unlanded import land_unlanded
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (
@@ -104,6 +105,8 @@ class Sweep(Subcommand):
             is_held = node.held_at is not None
             is_queued = options["queue"] and not is_held
             swept = None if is_queued else sweep_counting_undone(runner)
+            if swept is not None:
+                land_unlanded(runner)
             if is_queued:
                 publish([Message("autorun.sweep", (runner.label,), queue=settings.QUEUE)])
             done.append(

@@ -36,9 +36,9 @@ class Triggers(Subcommand):
             # A trigger of MariaDB has semicolons inside; its client would split it at them.
             is_mysql = connections[settings.DATABASE].vendor == "mysql"
             printed = chain.from_iterable(each.statements for each in installing.wanted())
-            script = [f"{each}{';;' if is_mysql else ';'}\n" for each in printed]
-            for each in ["DELIMITER ;;", *script, "DELIMITER ;"] if is_mysql else script:
-                self.terminal.say(each)
+            script = [f"{statement}{';;' if is_mysql else ';'}\n" for statement in printed]
+            for line in ["DELIMITER ;;", *script, "DELIMITER ;"] if is_mysql else script:
+                self.terminal.say(line)
             return
         errors = []
         if options["install"] or options["remove"]:
