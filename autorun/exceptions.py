@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from traceback import walk_tb
 
 
 class AutorunError(Exception):
@@ -16,9 +17,15 @@ class AutorunError(Exception):
 
 def bare_message(error: Exception) -> str:
     """The message of an error as far as it is autorun's own; else the error's class."""
-    if isinstance(error, AutorunError):
+    if isinstance(error, AutorunError) and (error.bare or _is_own(error)):
         return error.bare or str(error)
     return type(error).__name__
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether autorun raised it: a project's code may raise the same classes."""
+    frames = list(walk_tb(error.__traceback__))
+    return not frames or frames[-1][0].f_globals.get("__name__", "").startswith("autorun.")
 
 
 class NotRegistered(AutorunError, LookupError):

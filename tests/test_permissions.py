@@ -29,12 +29,14 @@ from autorun.admin.pages import PageAdmin
 from autorun.admin.permissions import Permission
 from autorun.contrib import api
 from autorun.dispatch.publishing import redirected
+from autorun.exceptions import ConfigurationError
 from autorun.models import Batch, Chunk, Failure, Node, Run, SpilledTrigger
 from autorun.observe import doctor
 from autorun.observe.doctor import backlog
 from autorun.observe.doctor.finding import Finding, examination
 from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
+from sample_app.runners import ScanPreprocessingRunner
 from tests.browser import scenes
 from tests.engine import declare, installed
 
@@ -49,6 +51,11 @@ USERS = [
     *((each,) for each in CODENAMES),
     *(("view_run", each) for each in CODENAMES if each != "view_run"),
     tuple(CODENAMES),
+]
+#: Those that a page calls.
+HOOKS = [
+    *("create_configuration", "filter_queryset", "get_analysis", "get_base_queryset"),
+    *("get_instance_representation", "get_schedule", "get_timeout"),
 ]
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 NAME, PAYLOAD, WORDS = "marked-name", "marked-payload", "marked-words"
@@ -304,6 +311,33 @@ def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(set_constant
 
     assert WORDS not in shown[0]
     assert {each for each in markers if each not in shown[1]} == set()
+
+
+@pytest.mark.parametrize("kind", [ValueError, ConfigurationError])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_words_of_a_hook_are_payload_whatever_it_raises(
+    hook, kind, runner, monkeypatch
+) -> None:
+    def raises(*_: Any, **options: Any) -> None:
+        raise kind(WORDS)
+
+    client = client_of(*[each for each in CODENAMES if each != "view_payload"], "view_scan")
+    asked = [(name, *each) for name, each in addresses().items()]
+    state = f"{reverse('admin:sample_app_scan_changelist')}?autorun=pending:{LABEL}"
+    row = Run.objects.current().filter(status=Run.Status.FAILED).first().object_id
+    change = reverse("admin:sample_app_scan_change", args=[row])
+    asked += [("changelist", state, {}), ("change", change, {})]
+    monkeypatch.setattr(ScanPreprocessingRunner, hook, raises, raising=False)
+
+    found = {}
+    with installed():  # so that nothing is remembered of the runners
+        for name, url, form in asked:
+            for method in (client.get, client.post):
+                page = method(url, form, follow=True)
+                found[name, method.__name__] = page.status_code < 500 and WORDS not in text_of(page)
+
+    assert [each for each, is_right in found.items() if not is_right] == []
+    assert not LogEntry.objects.filter(change_message__contains=WORDS)
 
 
 def pause_all() -> None:

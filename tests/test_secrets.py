@@ -6,6 +6,7 @@ import django
 import pytest
 from django.core import mail
 
+from autorun.analysis import Analysis
 from autorun.broker.transport import path_of
 from autorun.notifications import FailureReport, mail_admins
 from autorun.observe.doctor import finding
@@ -104,6 +105,19 @@ def test_a_secret_is_found_at_any_depth():
 
     found = ["accessKey", "service[0].password", "service[1].url"]
     assert list(secrets_in(configuration)) == found
+
+
+def test_an_error_quotes_no_secret_of_a_configuration():
+    def connect(value: str, api_key: int, hosts: list[int], colour: int) -> None: ...
+
+    configuration = {"api_key": "SECRET", "hosts": ["https://u:SECRET@h/"], "colour": "green"}
+
+    problems = Analysis("Connect", "1.0", connect).check(configuration, "value")
+
+    told = " ".join(each.message for each in problems)
+    assert "SECRET" not in told
+    assert told.count("********") == 2
+    assert "not 'green' (str)" in told
 
 
 @pytest.mark.parametrize("text", ["://a", "token", "password'", "'", "://a:", "a"])

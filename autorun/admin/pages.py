@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, message_for
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.exceptions import RunTimeout
@@ -166,7 +166,7 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
                 with page_time.budget():
                     return view(self, request, *args, **kwargs)
             except RunTimeout as error:
-                messages.error(request, str(error))
+                messages.error(request, message_for(request, error))
                 response = self.render(request, "base", _("Too slow"))
                 response.status_code = 503
                 return response

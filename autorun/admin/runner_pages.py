@@ -333,7 +333,7 @@ def _label(named: type[Runner] | str | Each) -> str:
 
 
 def _facts(runner: Runner) -> list[tuple[str, str]]:
-    timeout = runner.get_timeout()
+    timeout = hooks.timeout_of(runner)
     labels = [_label(each) for each in runner.depends_on]
     told = _("%(name)s: outputs of %(runner)s")
     given = runner.input_from.items()

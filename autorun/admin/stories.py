@@ -14,7 +14,7 @@ from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
 from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
-from autorun.exceptions import AutorunError, RunTimeout, bare_message
+from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import (
     WORKER_LOST,
@@ -110,10 +110,8 @@ def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> Ex
     try:
         with spent(f"The query for the row of {runner.label}"):
             return explain(runner, instance, quotes=shows_messages)
-    except RunTimeout as error:
-        return Explanation(False, "unknown", _("It cannot be explained: %s") % error)
     except Exception as error:  # noqa: BLE001  a project's own hooks
-        return Explanation(False, "unknown", _("It cannot be explained: %s") % type(error).__name__)
+        return Explanation(False, "unknown", _("It cannot be explained: %s") % bare_message(error))
 
 
 def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:

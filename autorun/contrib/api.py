@@ -67,7 +67,7 @@ def _answer(route: str, *parameters: str) -> Callable[[View], View]:
             except Http404 as error:
                 return _error(404, str(error))
             except RunTimeout as error:
-                return _error(503, f"{error} Try again later.")
+                return _error(503, f"{message_for(request, error)} Try again later.")
             except AutorunError as error:  # of a wrong declaration, and perhaps with its data
                 return _error(503, f"{message_for(request, error)} See: manage.py check")
 

@@ -26,6 +26,8 @@ from uuid import UUID
 from django.core.files.base import File
 from django.utils.dateparse import parse_duration
 
+from autorun.state.masking import STARS, secrets_in
+
 # From a value, the class of its annotation, and the annotation; any of _REFUSALS refuses the value.
 Converter: TypeAlias = Callable[[Any, Any, Any], Any]
 
@@ -45,7 +47,9 @@ class Mismatch(Exception):
 
     def __str__(self) -> str:
         value = self.args[0]
-        return f"{self.claim}, not {_SHORT.repr(value)} ({type(value).__name__})"
+        name = self.keys[0] if self.keys else self.argument
+        shown = STARS if any(secrets_in({name: value})) else _SHORT.repr(value)
+        return f"{self.claim}, not {shown} ({type(value).__name__})"
 
     @property
     def claim(self) -> str:

@@ -19,7 +19,7 @@ from autorun.declare import page_time
 from autorun.declare.backoff import FALLBACK, exponential
 from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
-from autorun.exceptions import AutorunError, ImproperRunner
+from autorun.exceptions import AutorunError, ImproperRunner, bare_message
 from autorun.state.encoding import qualified_name
 from autorun.state.keys import concrete
 from autorun.state.logs import get_logger
@@ -110,10 +110,11 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
             code = getattr(type(runner), hook)
             is_limited = is_own and (seconds is not None or page_time.current.get() is not None)
             return page_time.limited(name, ask, code=code, seconds=seconds) if is_limited else ask()
-    except (AutorunError, SoftTimeLimitExceeded):
+    except AutorunError as error:
+        error.bare = bare_message(error)  # while its traceback says who has raised it
         raise
     except Exception as error:
-        if is_passing(error):
+        if is_passing(error) or isinstance(error, SoftTimeLimitExceeded):
             raise
         raised = f"{runner.label}: {hook}() raises {type(error).__name__}"
         advice = f"Correct it in {qualified_name(type(runner))}."

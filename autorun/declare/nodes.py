@@ -232,7 +232,7 @@ def _label(runner: Runner) -> str:
 
 
 def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
-    analysis = runner.get_analysis()
+    analysis = hooks.call(runner, "get_analysis")
     content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
         runner.get_model()
     )
