@@ -592,7 +592,7 @@ def test_only_its_user_may_read_the_file(connect: Any, path: Path, umask: int) -
     assert {mode_of(each) for each in made} == {0o600}
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
 @pytest.mark.parametrize("exists", [True, False], ids=["target", "dangling"])
 def test_symbolic_link_is_not_followed(connect: Any, path: Path, suffix: str, exists: bool) -> None:
     target = path.with_name("target")
@@ -607,9 +607,12 @@ def test_symbolic_link_is_not_followed(connect: Any, path: Path, suffix: str, ex
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
-def test_file_of_another_user_is_refused(connect: Any, path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_file_of_another_user_is_refused(connect: Any, path: Path, suffix: str) -> None:
     connect().connect()
-    os.chown(path, 12345, -1)
+    file = path.with_name(path.name + suffix)
+    file.touch()
+    os.chown(file, 12345, -1)
 
     with pytest.raises(PermissionError, match=r"belongs to the user 12345.*chown 0 "):
         connect().connect()

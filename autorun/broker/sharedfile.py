@@ -205,7 +205,8 @@ def _check_place(path: Path) -> None:
     with _files_lock:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        for suffix in ("", "-wal", "-shm"):
+        # SQLite would write what is in another user's journal into the file.
+        for suffix in ("", "-wal", "-shm", "-journal"):
             with contextlib.suppress(FileNotFoundError):
                 _make_private(path.with_name(path.name + suffix))
 
