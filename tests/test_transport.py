@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -246,8 +246,23 @@ UNREADABLE = [
 ]
 
 
-def put_unreadable(path: Path, queue: str) -> None:
-    for payload in UNREADABLE:
+#: Messages of kombu for which Celery's worker raises an error.
+MISSHAPEN = [
+    json.dumps({"properties": {"delivery_info": {}}, **each})
+    for each in (
+        {"body": None, "headers": {"task": "probe.note", "id": "1"}},
+        {
+            "body": "[[], {}, {}]",
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"task": "probe.note", "id": "1", "timelimit": 3},
+        },
+    )
+]
+
+
+def put_unreadable(path: Path, queue: str, payloads: Sequence[str | bytes] = UNREADABLE) -> None:
+    for payload in payloads:
         sql(
             path,
             "INSERT INTO message (queue, priority, payload) VALUES (?, 9, CAST(? AS TEXT))",
@@ -272,6 +287,26 @@ def test_messages_that_cannot_be_read_become_dead_letters(
     assert sql(path, "SELECT count(*) FROM message") == [(0,)]
     assert "Message 2 of queue 'tasks' cannot be read" in caplog.text
     assert "garbage" not in caplog.text
+
+
+def test_a_message_that_its_consumer_cannot_read_becomes_a_dead_letter(
+    connect: Any, path: Path
+) -> None:
+    connection, received = connect(), []
+    publish(connection, {"what": "bad"})
+    publish(connection, {"name": "good"})
+
+    def read(body: Any, message: Any) -> None:
+        received.append(body["name"])
+        message.ack()
+
+    with Consumer(connection, [TASKS], callbacks=[read], prefetch_count=1):
+        for _ in range(2):
+            connection.drain_events(timeout=10)
+
+    assert received == ["good"]
+    assert sql(path, "SELECT count(*) FROM message") == [(0,)]
+    assert sql(path, "SELECT queue FROM dead_letter") == [("tasks",)]
 
 
 def test_the_oldest_dead_letters_are_deleted(connect: Any, path: Path) -> None:
@@ -1023,12 +1058,12 @@ def test_two_prefork_workers_run_every_task_once_and_answer_a_ping(probe: Probe)
 def test_worker_continues_after_messages_that_cannot_be_read(probe: Probe) -> None:
     worker = probe.start_worker("one")
     until(lambda: "ready" in probe.output())
-    put_unreadable(probe.broker, "celery")
+    put_unreadable(probe.broker, "celery", unreadable := [*UNREADABLE, *MISSHAPEN])
     probe.send("probe.note.delay('good')")
 
     until(lambda: probe.noted() == ["good"])
 
-    assert sql(probe.broker, "SELECT count(*) FROM dead_letter") == [(len(UNREADABLE),)]
+    assert sql(probe.broker, "SELECT count(*) FROM dead_letter") == [(len(unreadable),)]
     assert worker.poll() is None
     assert "Traceback" not in probe.output()
 

@@ -10,8 +10,8 @@ Delivery is at least once. A message that is fetched is leased to the connection
 It is deleted when it is acknowledged, and returned when it is rejected, when the connection closes,
 or when the connection's heartbeat has stopped for `lease` seconds, as after kill -9. As long as
 the heartbeat continues a message stays leased, however long its task runs (`acks_late`) or waits
-(ETA). Deadlines are in the machine's `time.time()`. A message that cannot be read is moved to the
-table `dead_letter`.
+(ETA). Deadlines are in the machine's `time.time()`. A message that cannot be read, by the transport
+or by its consumer, is moved to the table `dead_letter`.
 
 A commit survives the death of any process. A power cut may lose the last commits, but does not
 damage the file.
@@ -52,7 +52,7 @@ logger = get_logger("autorun.broker.transport")
 # In a URL; quotes and spaces in a password would end it.
 _PLAIN = ":/@%?#[]=&+$,;!*()~"
 
-# Raised by JSON, by kombu's decoders of dates and bodies, and by a missing or misplaced key.
+# Raised by JSON, by kombu's decoders of dates and bodies, and for a missing or misplaced key.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -180,22 +180,28 @@ class Channel(virtual.Channel):
 
     def _get_and_deliver(self, queue: str, callback: Callable[..., Any]) -> None:
         message = self._get(queue)
+        tag = message["properties"]["delivery_tag"]
         if queue in self._without_ack:
-            self.file.settle(message["properties"]["delivery_tag"])
-        callback(message, queue)
+            self.file.settle(tag)
+        try:
+            callback(message, queue)
+        except UNREADABLE as error:
+            # Celery's worker ends at a task message of another shape, and so would the next one.
+            virtual.QoS.ack(self.qos, tag)
+            self._bury(tag, queue, error)
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         while (leased := self.file.lease(queue)) is not None:
             try:
                 return self._read(leased)
-            except UNREADABLE:
-                self.file.bury(leased.id)
-                logger.error(
-                    "Message %d of queue %r cannot be read: moved to the dead letters.",
-                    leased.id,
-                    queue,
-                )
+            except UNREADABLE as error:
+                self._bury(leased.id, queue, error)
         raise Empty
+
+    def _bury(self, tag: int, queue: str, error: Exception) -> None:
+        self.file.bury(tag)
+        told = "Message %d of queue %r cannot be read (%s): moved to the dead letters."
+        logger.error(told, tag, queue, type(error).__name__)
 
     def _read(self, leased: LeasedMessage) -> dict[str, Any]:
         message: dict[str, Any] = loads(leased.payload)
