@@ -74,9 +74,9 @@ def _many(scale: Scale) -> Line:
     runners: dict[str, QuerySetRunner] = {"by row": TrivialRunner(), "by batch": ManyRunner()}
     stage.fill_items(scale.backfill)
     timings = in_turns(
-        dict.fromkeys(runners, _execute),
+        dict.fromkeys(runners, execute_all),
         rounds=scale.rounds,
-        before=lambda name: _plan(runners[name]),
+        before=lambda name: plan_all(runners[name]),
     )
     medians = timings.medians()
     return Line(
@@ -95,9 +95,9 @@ def _many(scale: Scale) -> Line:
 
 def _one_bad_row() -> Line:
     stage.fill_items(ROWS_A_CALL)
-    _plan(FailingRunner())
+    plan_all(FailingRunner())
     calls.clear()
-    _execute()
+    execute_all()
     return Line(
         key="body-bad-row",
         database=connection.vendor,
@@ -113,8 +113,8 @@ def _sleeps(scale: Scale) -> Line:
     stage.fill_items(SLEEPS)
     seconds = []
     for _ in range(scale.rounds):
-        _plan(ConcurrentRunner())
-        seconds.append(timed(_execute))
+        plan_all(ConcurrentRunner())
+        seconds.append(timed(execute_all))
     return Line(
         key="body-sleeps",
         database=connection.vendor,
@@ -126,13 +126,13 @@ def _sleeps(scale: Scale) -> Line:
     )
 
 
-def _plan(runner: QuerySetRunner) -> None:
+def plan_all(runner: QuerySetRunner) -> None:
     stage.empty_state()
     with redirected(lambda messages: None):
         runner.backfill()
 
 
-def _execute() -> None:
+def execute_all() -> None:
     """Execute what is queued, and what that releases, in this process."""
     with redirected(lambda messages: None):
         while queued := list(Chunk.objects.queued().values_list("pk", flat=True)):

@@ -215,7 +215,7 @@ def _given_list(scale: Scale) -> Iterator[Line]:
         database=connection.vendor,
         work=work,
         against="memory before it",
-        value=_megabytes(contenders["list"]),
+        value=megabytes(contenders["list"]),
         goal=60,
         unit="MB more",
     )
@@ -283,7 +283,7 @@ def _large_rows(scale: Scale) -> Line:
     )
     stage.hold(runner)
     runner.backfill(LongText.objects.all()[:2])
-    used = _megabytes(lambda: runner.backfill(force=True))
+    used = megabytes(lambda: runner.backfill(force=True))
     stage.empty_state()
     stage.empty(LongText._meta.db_table)
     return Line(
@@ -322,7 +322,7 @@ def _compete(scale: Scale) -> Line:
     )
 
 
-def _megabytes(work: Callable[[], object]) -> float:
+def megabytes(work: Callable[[], object]) -> float:
     """By how much `work` raises the peak of this process."""
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = peak()

@@ -1,8 +1,10 @@
-"""Results that are read: two versions compared, and outputs in querysets."""
+"""Results that are read: versions compared, outputs in querysets, landed and exported."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from typing import ClassVar
 
 from django.db import connection
 
@@ -10,14 +12,18 @@ from autorun.analysis import analysis
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.models import Chunk, Node, Run
+from autorun.observe.formats import as_text
+from autorun.observe.records import Records
 from autorun.outputs import with_outputs
 from autorun.runner import Candidate, QuerySetRunner
 from autorun.state.clock import NOW_SQL
 from bench import stage
+from bench.bodies import execute_all, plan_all
+from bench.cliffs import megabytes
 from bench.measuring import Line, Timings, in_turns
 from bench.scale import Scale
 from bench.subject.models import Item
-from bench.subject.runners import WeightRunner
+from bench.subject.runners import TrivialRunner, WeightRunner
 
 PAGE = 100
 #: One row in so many has another output in the candidate version.
@@ -46,7 +52,14 @@ class MeasuredRunner(WeightRunner):
     CANDIDATE = Candidate("1.1", share=1)
 
 
+class LandedRunner(TrivialRunner):
+    INPUT_FIELDS = ("title",)
+    OUTPUT_FIELDS: ClassVar = {"length": "weight"}
+
+
 def measure(scale: Scale) -> Iterator[Line]:
+    with registry.registered(LandedRunner):
+        yield _landed(scale)
     with registry.registered(MeasuredRunner):
         runner = MeasuredRunner()
         trial = registry.trial_of(runner)
@@ -58,6 +71,7 @@ def measure(scale: Scale) -> Iterator[Line]:
         stage.settle()
         yield _compared(runner, scale)
         yield from _read(scale)
+        yield _exported(runner, scale)
     stage.empty_state()
 
 
@@ -126,6 +140,41 @@ def _read(scale: Scale) -> Iterator[Line]:
         work=f"read {rows:,} rows with their outputs",
         against="without them",
         goal=3,
+    )
+
+
+def _landed(scale: Scale) -> Line:
+    stage.fill_items(scale.backfill)
+    runners: dict[str, QuerySetRunner] = {"landed": LandedRunner(), "kept": TrivialRunner()}
+    timings = in_turns(
+        dict.fromkeys(runners, execute_all),
+        rounds=scale.rounds,
+        before=lambda name: plan_all(runners[name]),
+    )
+    return _line(
+        timings,
+        ("landed", "kept"),
+        key="read-landed",
+        work=f"execute {scale.backfill:,} rows whose outputs are landed by OUTPUT_FIELDS",
+        against="without landing",
+        goal=1.5,
+    )
+
+
+def _exported(runner: QuerySetRunner, scale: Scale) -> Line:
+    def export(rows: int) -> None:
+        queryset = Item._default_manager.filter(pk__lte=rows)
+        deque(as_text(Records(runner, queryset), "csv"), maxlen=0)
+
+    export(PAGE)  # load what does not depend on the number of rows
+    return Line(
+        key="read-export",
+        database=connection.vendor,
+        work=f"memory of exporting {scale.rows:,} rows as CSV",
+        against="before it",
+        value=megabytes(lambda: export(scale.rows)),
+        goal=30,
+        unit="MB",
     )
 
 
