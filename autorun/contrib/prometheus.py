@@ -126,7 +126,12 @@ class AutorunCollector:
         for limit in limits_in_use():
             yield "autorun_limit_calls", limit.in_use, limit.name
             yield "autorun_limit_waiting_runs", limit.waiting, limit.name
-        yield from _of_spilled(now)
+        spilled = SpilledTrigger.objects.aggregate(number=Count("pk"), oldest=Min("created_at"))
+        yield "autorun_spilled_triggers", spilled["number"]
+        yield "autorun_oldest_spilled_seconds", _age(now, spilled["oldest"])
+        written = Written.objects.aggregate(number=Count("pk"), oldest=Min("written_at"))
+        yield "autorun_written_rows", written["number"]
+        yield "autorun_oldest_written_seconds", _age(now, written["oldest"])
         if (beat_at := beat_of("upkeep")) is not None:
             yield "autorun_upkeep_age_seconds", _age(now, beat_at)
         if self.pending:
@@ -202,15 +207,6 @@ def _of_batches() -> Iterator[Sample]:
     counted = Batch.objects.values_list("runner", "state").annotate(Count("pk")).order_by()
     for runner, state, batches in counted:
         yield "autorun_batches", batches, runner, state
-
-
-def _of_spilled(now: dt.datetime) -> Iterator[Sample]:
-    spilled = SpilledTrigger.objects.aggregate(number=Count("pk"), oldest=Min("created_at"))
-    yield "autorun_spilled_triggers", spilled["number"]
-    yield "autorun_oldest_spilled_seconds", _age(now, spilled["oldest"])
-    written = Written.objects.aggregate(number=Count("pk"), oldest=Min("written_at"))
-    yield "autorun_written_rows", written["number"]
-    yield "autorun_oldest_written_seconds", _age(now, written["oldest"])
 
 
 def _age(now: dt.datetime, then: dt.datetime | None) -> float:

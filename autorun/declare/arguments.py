@@ -40,7 +40,16 @@ class Arguments:
     @cached_property
     def type_hints(self) -> Mapping[str, Any]:
         """Annotations by argument; those that cannot be resolved are left out."""
-        return _type_hints(self.function)
+        with suppress(Exception):
+            return typing.get_type_hints(self.function)
+        # A name imported for type checkers only must not hide the other annotations.
+        module = sys.modules.get(self.function.__module__)
+        hints: dict[str, Any] = {}
+        for argument, annotation in inspect.get_annotations(self.function).items():
+            alone = SimpleNamespace(__annotations__={argument: annotation})
+            with suppress(Exception):
+                hints |= typing.get_type_hints(alone, vars(module) if module else {})
+        return hints
 
     @cached_property
     def returned(self) -> Any:
@@ -183,16 +192,3 @@ class Arguments:
 
 
 _IMMUTABLE = {type(None), bool, int, float, str}
-
-
-def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    with suppress(Exception):
-        return typing.get_type_hints(function)
-    # A name imported for type checkers only must not hide the other annotations.
-    module = sys.modules.get(function.__module__)
-    hints: dict[str, Any] = {}
-    for argument, annotation in inspect.get_annotations(function).items():
-        alone = SimpleNamespace(__annotations__={argument: annotation})
-        with suppress(Exception):
-            hints |= typing.get_type_hints(alone, vars(module) if module else {})
-    return hints

@@ -15,6 +15,8 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
+from autorun.declare.conversion import unwrapped
+
 
 class Kind(Enum):
     """How SQL reads an output: a scalar, or any JSON."""
@@ -88,17 +90,10 @@ def _member(plain: Any, key: str) -> Any:
 
 def _plain(annotation: Any) -> Any:
     """The annotation without None, Annotated, NewType and the names of type aliases."""
-    while True:
-        if typing.get_origin(annotation) is typing.Annotated:
-            annotation = typing.get_args(annotation)[0]
-        elif hasattr(annotation, "__supertype__"):
-            annotation = annotation.__supertype__
-        elif hasattr(annotation, "__value__"):
-            annotation = annotation.__value__
-        elif type(None) in (arguments := typing.get_args(annotation)) and len(arguments) > 1:
-            annotation = typing.Union[tuple(each for each in arguments if each is not type(None))]  # noqa: UP007
-        else:
-            return annotation
+    arguments = typing.get_args(plain := unwrapped(annotation))
+    if type(None) not in arguments or len(arguments) < 2:
+        return plain
+    return _plain(typing.Union[tuple(each for each in arguments if each is not type(None))])  # noqa: UP007
 
 
 def _common(kinds: Iterable[Kind | None]) -> Kind | None:

@@ -36,9 +36,9 @@ SLICE = 1.0
 SLACK = 0.5
 #: The kind of the pulses up to whose times calls are reserved.
 CLOCK = "rate"
-_is_paced = True
 #: Seconds that a worker waits at most until the limit of a runner lets a run start.
 LONGEST_WAIT = 10.0
+_is_paced = True
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,41 @@ class Bound:
 
     def seconds_for(self, calls: int) -> float:
         return calls / self.per_second if self.per_second else 0.0
+
+
+class Pace:
+    """The times at which a chunk may call its body, reserved some calls at a time.
+
+    Between two calls lies at least the interval of the rate; a late call is not made up for.
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        self._bound = bound
+        self._interval = bound.seconds_for(1)
+        self._reserved = 0
+        self._next_at = 0.0
+
+    def take_turn(self, calls: int) -> float:
+        """The seconds until the next call may start; `calls` are left, with this one.
+
+        If none is left, what was reserved for more is left to others.
+        """
+        if not calls:
+            self._give_back()
+            return 0.0
+        if not self._reserved:
+            self._reserved = min(calls, self._bound.most_calls or calls)
+            due_at = time.monotonic() + reserve(self._bound, self._reserved)
+            self._next_at = max(self._next_at, due_at)
+        self._reserved -= 1
+        seconds = max(0.0, self._next_at - time.monotonic())
+        self._next_at = time.monotonic() + seconds + self._interval
+        return seconds
+
+    def _give_back(self) -> None:
+        if self._reserved and self._interval:
+            reserve(self._bound, -self._reserved)
+        self._reserved = 0
 
 
 def bounds_of(label: str) -> list[Bound]:
@@ -213,38 +248,3 @@ def _waiting(bound: Bound, node_id: int) -> QuerySet[Any]:
 
 def _attribute(bound: Bound) -> str:
     return bound.clock.replace(":", "_")
-
-
-class Pace:
-    """The times at which a chunk may call its body, reserved some calls at a time.
-
-    Between two calls lies at least the interval of the rate; a late call is not made up for.
-    """
-
-    def __init__(self, bound: Bound) -> None:
-        self._bound = bound
-        self._interval = bound.seconds_for(1)
-        self._reserved = 0
-        self._next_at = 0.0
-
-    def take_turn(self, calls: int) -> float:
-        """The seconds until the next call may start; `calls` are left, with this one.
-
-        If none is left, what was reserved for more is left to others.
-        """
-        if not calls:
-            self._give_back()
-            return 0.0
-        if not self._reserved:
-            self._reserved = min(calls, self._bound.most_calls or calls)
-            due_at = time.monotonic() + reserve(self._bound, self._reserved)
-            self._next_at = max(self._next_at, due_at)
-        self._reserved -= 1
-        seconds = max(0.0, self._next_at - time.monotonic())
-        self._next_at = time.monotonic() + seconds + self._interval
-        return seconds
-
-    def _give_back(self) -> None:
-        if self._reserved and self._interval:
-            reserve(self._bound, -self._reserved)
-        self._reserved = 0

@@ -45,6 +45,33 @@ def check_installation() -> list[CheckMessage]:
     return [*_apps(), *_broker(), *_content(), *_database()]
 
 
+def check_imports() -> Iterator[CheckMessage]:
+    """W206 and W207: what this process has not imported: the Celery app, modules of runners."""
+    yield from _celery_app()
+    for config in apps.get_app_configs():
+        for name, pattern in PACKAGES.items():
+            yield from _left_out(config, name, pattern)
+
+
+def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessage]:
+    """W210: MariaDB's character sets, of the `databases` that may be queried."""
+    for alias in databases or ():
+        if connections[alias].vendor != "mysql":
+            continue
+        try:
+            others = _others(connections[alias])
+        except DatabaseError:
+            continue  # `migrate` and the doctor say why it does not answer
+        if others:
+            named = ", ".join(others[:MOST_NAMED]) + (", ..." if others[MOST_NAMED:] else "")
+            yield warning(f"settings.DATABASES[{alias!r}]", "W210")(
+                f"Another character set than utf8mb4: {named}. Text beyond that set is refused, or "
+                "cannot be compared: rows are not planned, and results not recorded.",
+                "Run `ALTER DATABASE ... CHARACTER SET utf8mb4` before `manage.py migrate`, and "
+                "change columns that exist by ALTER TABLE: see docs/howto/deploy.md.",
+            )
+
+
 def _apps() -> Iterator[CheckMessage]:
     if not apps.is_installed("django.contrib.contenttypes"):
         yield error("settings.INSTALLED_APPS", "E201")(
@@ -182,39 +209,12 @@ def _is_utc(zone: str) -> bool:
     return not any(dt.datetime(2026, month, 1, tzinfo=info).utcoffset() for month in (1, 7))
 
 
-def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessage]:
-    """W210: MariaDB's character sets, of the `databases` that may be queried."""
-    for alias in databases or ():
-        if connections[alias].vendor != "mysql":
-            continue
-        try:
-            others = _others(connections[alias])
-        except DatabaseError:
-            continue  # `migrate` and the doctor say why it does not answer
-        if others:
-            named = ", ".join(others[:MOST_NAMED]) + (", ..." if others[MOST_NAMED:] else "")
-            yield warning(f"settings.DATABASES[{alias!r}]", "W210")(
-                f"Another character set than utf8mb4: {named}. Text beyond that set is refused, or "
-                "cannot be compared: rows are not planned, and results not recorded.",
-                "Run `ALTER DATABASE ... CHARACTER SET utf8mb4` before `manage.py migrate`, and "
-                "change columns that exist by ALTER TABLE: see docs/howto/deploy.md.",
-            )
-
-
 def _others(connection: BaseDatabaseWrapper) -> list[str]:
     models = {*apps.get_app_config("autorun").get_models(), *map(model_of, registry.runners())}
     tables = sorted(model._meta.db_table for model in models if model is not None)
     with connection.cursor() as cursor:
         cursor.execute(_OTHERS, [tables])
         return [name for (name,) in cursor.fetchall()]
-
-
-def check_imports() -> Iterator[CheckMessage]:
-    """W206 and W207: what this process has not imported: the Celery app, modules of runners."""
-    yield from _celery_app()
-    for config in apps.get_app_configs():
-        for name, pattern in PACKAGES.items():
-            yield from _left_out(config, name, pattern)
 
 
 def _celery_app() -> Iterator[CheckMessage]:

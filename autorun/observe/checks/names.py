@@ -16,12 +16,14 @@ OPTIONS = frozenset(name for name in vars(Runner) if name.isupper())
 ALIKE = 0.8
 #: The same for methods and hooks: higher, because a runner's own methods use the words of hooks.
 VERY_ALIKE = 0.85
+
 _REMOVE = "Remove it"
 _LINE = f"{_REMOVE}: run() words its own lines. FILTER_QUERYSET_START is the one to set"
 _LOGGING = f"{_REMOVE}: run() writes its own lines. log_filter_start() and log_filter_end() remain"
 _DATABASE = f"{_REMOVE}: the database compares inputs. pending(), has_run() and explain() ask it"
 _INPUT = "Return the input, without its key, from get_instance_representation()"
 
+#: What to do about each name that only runners of django_analyses override.
 REPLACEMENTS: Mapping[str, str] = {
     "ANALYSIS_TITLE": "Rename it to ANALYSIS",
     "ANALYSIS_VERSION_TITLE": "Rename it to ANALYSIS_VERSION",
@@ -88,7 +90,7 @@ def check_names(runners: Iterable[Runner]) -> Iterator[CheckMessage]:
 
 def _names(cls: type) -> Iterator[CheckMessage]:
     for name, value in vars(cls).items():
-        yield from check_ancestor(cls, name, value)
+        yield from _ancestor(cls, name, value)
         is_answered = name in ALIASES or name in REPLACEMENTS
         is_inherited = any(hasattr(base, name) for base in cls.__bases__)
         if is_answered or is_inherited or name.startswith("_"):
@@ -141,7 +143,7 @@ def _is_method(value: Any) -> bool:
     return is_wrapped or (callable(value) and not inspect.isclass(value))
 
 
-def check_ancestor(cls: type, name: str, value: Any) -> Iterator[CheckMessage]:
+def _ancestor(cls: type, name: str, value: Any) -> Iterator[CheckMessage]:
     """W005: a name, or an argument, that only django_analyses knows."""
     what, advice = name, REPLACEMENTS.get(name)
     is_base = name == "get_base_queryset" and inspect.isfunction(value)

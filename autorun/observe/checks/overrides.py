@@ -125,7 +125,7 @@ def _given(runner: Runner, name: str, found: Called, model: type[Model]) -> Iter
     given = rows.model if isinstance(rows, kinds) else None
     if given is not None and is_of(rows, model):
         return
-    with queries_refused():  # repr() of a list of querysets would query
+    with _queries_refused():  # repr() of a list of querysets would query
         what = f"a queryset of {given._meta.label}" if given else shown(rows)
     arguments = "queryset, log_level" if name == "filter_queryset" else ""
     yield error(runner, "E011")(
@@ -146,7 +146,7 @@ class Called:
 def _called(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Called:
     # The tables may not exist yet, so a hook that queries is not judged, even if it catches the
     # refusal.
-    with queries_refused() as refusal:
+    with _queries_refused() as refusal:
         try:
             found = Called(hook(*arguments, **options), is_known=True)
         except Exception as problem:  # noqa: BLE001
@@ -175,7 +175,7 @@ def _raised(runner: Runner, name: str, problem: Exception) -> CheckMessage:
 
 
 @contextmanager
-def queries_refused() -> Iterator[mock.Mock]:
+def _queries_refused() -> Iterator[mock.Mock]:
     """Raise DatabaseError for each query of this thread within the block: tables may not exist."""
     refusal = mock.Mock(side_effect=DatabaseError("System checks query no database."))
     with ExitStack() as stack:
