@@ -498,12 +498,6 @@ def test_status_of_a_runner_that_cannot_be_loaded():
         assert "No analysis is registered as 'Gone'" in typed("status", LABEL)
 
 
-@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "soon"])
-def test_an_interval_that_is_none_is_refused(runner, interval):
-    with pytest.raises(CommandError, match="--interval"):
-        typed("status", "--watch", f"--interval={interval}")
-
-
 def test_status_shows_parked_runs_and_who_knows_why(documents, runner):
     runner.run()
     Chunk.objects.update(state=Chunk.State.PARKED, reason="It is gone.")
@@ -992,8 +986,6 @@ WHOLE_NUMBER = "is not a whole number from 1 to 2,147,483,647: write 1000, for e
         (("failures", "--within", "9999999d"), "is longer than 36500d: leave the option out"),
         (("failures", "--within", "9" * 5000 + "m"), "is longer than 36500d"),
         (("failures", "--within", "²d"), "is not a time span: write 30m, 24h or 7d"),
-        (("status", "--interval", "soon"), "'soon' is not a number of seconds above 0: write 1 or"),
-        (("status", "--interval", "1e300"), "is not a number of seconds above 0"),
         (
             ("retry", LABEL, MANY_DIGITS),
             "is not a primary key of library.Document, which has BigAuto",

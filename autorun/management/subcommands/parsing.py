@@ -75,18 +75,6 @@ def count(text: str) -> int:
     return parsed
 
 
-def positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= LONGEST.total_seconds():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of seconds above 0: write 1 or 0.5, for example"
-        )
-    return seconds
-
-
 def time_span(text: str) -> dt.timedelta:
     """Parse `30m`, `24h` or `7d`."""
     found = re.fullmatch(r"([0-9]+)([mhd])", text)

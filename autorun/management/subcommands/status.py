@@ -16,7 +16,7 @@ from rich.text import Text
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
 from autorun.exceptions import AutorunError
-from autorun.management.subcommands.parsing import FORMAT, argument, check, flag, positive_seconds
+from autorun.management.subcommands.parsing import FORMAT, argument, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
@@ -31,6 +31,7 @@ from autorun.state.counts import Progress, progress_by_node
 from autorun.state.words import ago, because, duration, schedule, short_number
 
 BAR_WIDTH = 16
+REFRESH_EVERY = 1.0  # seconds
 #: The most of the time that `--watch` runs that counting pending rows may take.
 COUNTING_SHARE = 0.2
 
@@ -115,13 +116,6 @@ class Status(Subcommand):
             help="do not count pending rows, which reads every row",
         ),
         flag("--watch", help="refresh until Ctrl-C"),
-        argument(
-            "--interval",
-            type=positive_seconds,
-            default=1.0,
-            metavar="S",
-            help="seconds between two refreshes",
-        ),
         FORMAT,
         check("unless everything is done: nothing failed, stale, pending or in progress"),
     )
@@ -132,7 +126,7 @@ class Status(Subcommand):
         if options["watch"]:
             if options["format"] == "json" or options["check"]:
                 raise CommandError("--watch goes with neither --format json nor --check.")
-            self._watch(runners, options["interval"], with_pending=with_pending)
+            self._watch(runners, with_pending=with_pending)
             return
         states = states_of(runners, with_pending=with_pending)
         self.terminal.json([state.as_json() for state in states])
@@ -161,7 +155,7 @@ class Status(Subcommand):
         if any(state.pending for state in states):
             self.terminal.hint("Start pending rows: manage.py autorun sweep RUNNER")
 
-    def _watch(self, runners: list[Runner], interval: float, *, with_pending: bool) -> None:
+    def _watch(self, runners: list[Runner], *, with_pending: bool) -> None:
         console = self.terminal.console
         live = Live(console=console, auto_refresh=False) if self.terminal.is_interactive else None
         show = partial(live.update, refresh=True) if live else console.print
@@ -169,7 +163,7 @@ class Status(Subcommand):
             with live or nullcontext():
                 for states in _watched(runners, with_pending=with_pending):
                     show(drawn(states, self.terminal))
-                    time.sleep(interval)
+                    time.sleep(REFRESH_EVERY)
         except KeyboardInterrupt:
             self.terminal.hint("Stopped watching; the runs continue.")
 
