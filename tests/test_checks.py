@@ -1385,9 +1385,7 @@ def test_the_databases_of_this_suite_pass():
     assert ids() == []
 
 
-def checked_in_a_project(folder, **files):
-    """Return what the checks print in a new project with these files and no broker in settings."""
-    settings = """
+SETTINGS = """
 SECRET_KEY = "secret"
 INSTALLED_APPS = ["django.contrib.contenttypes", "autorun", "shop"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
@@ -1395,12 +1393,19 @@ USE_TZ = True
 AUTORUN = {"SCHEDULE": None}
 CELERY_BROKER_URL = "redis://127.0.0.1/9"
 """
-    for name, text in {"mysite/settings": settings, "shop/__init__": "", **files}.items():
+
+
+CHECK = ("-m", "django", "check", "--tag", "autorun")
+
+
+def checked_in_a_project(folder, command=CHECK, **files):
+    """Return what the checks, or another command, print in a new project with these files."""
+    for name, text in {"mysite/settings": SETTINGS, "shop/__init__": "", **files}.items():
         path = folder / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     process = subprocess.run(
-        [sys.executable, "-m", "django", "check", "--tag", "autorun"],
+        [sys.executable, *command],
         env=os.environ
         | {"DJANGO_SETTINGS_MODULE": "mysite.settings", "PYTHONPATH": f"{folder}:{Path.cwd()}"},
         capture_output=True,
@@ -1432,7 +1437,34 @@ def test_w206_a_celery_app_that_does_not_read_the_settings(tmp_path, reads_setti
         },
     )
 
-    assert ("(autorun.W206) The Celery app 'mysite' has no broker" in printed) != reads_settings
+    told = "(autorun.W206) The Celery app 'mysite' does not read CELERY_BROKER_URL."
+    assert (told in printed) != reads_settings
+
+
+#: The app has a module of another name than Celery's, and reads Celery's old names.
+OLD_STYLE = {
+    "mysite/__init__": "",
+    "mysite/base/__init__": "",
+    "mysite/base/celeryapp": f'{CELERY_APP}app.config_from_object("django.conf:settings")\n',
+    "mysite/settings": SETTINGS + "CELERY_ALWAYS_EAGER = True\n",
+    "shop/models": "from mysite.base.celeryapp import app",
+}
+
+
+def test_w206_a_celery_app_that_reads_old_names(tmp_path):
+    printed = checked_in_a_project(tmp_path, **OLD_STYLE)
+
+    assert "(autorun.W206) The Celery app 'mysite' does not read CELERY_BROKER_URL." in printed
+    assert "otherwise may call them BROKER_URL." in printed
+
+
+def test_commands_to_paste_name_the_module_of_the_celery_app(tmp_path):
+    show = "from autorun.observe.celery_app import *; print(celery_command('beat'))"
+    script = f"import django; django.setup(); {show}"
+
+    printed = checked_in_a_project(tmp_path, ("-c", script), **OLD_STYLE)
+
+    assert "`celery -A mysite.base.celeryapp beat`" in printed
 
 
 def test_w207_modules_of_a_package_that_are_not_imported(tmp_path):

@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from autorun.broker.transport import path_of
 from autorun.conf import settings
 from autorun.declare import registry
+from autorun.observe.celery_app import setting_of, unread_settings
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, warning
 
@@ -112,9 +113,9 @@ def _broker_urls() -> Iterator[tuple[str, Any]]:
 def _content() -> Iterator[CheckMessage]:
     by_workers = set(getattr(current_app.conf, "accept_content", None) or ())
     if by_workers and not by_workers & JSON:
-        yield error("settings.CELERY_ACCEPT_CONTENT", "E204")(
+        yield error(f"settings.{setting_of('accept_content')}", "E204")(
             "Celery does not accept JSON: workers would discard every message of autorun.",
-            'Add "json" to CELERY_ACCEPT_CONTENT.',
+            f'Add "json" to {setting_of("accept_content")}.',
         )
     accepted = {
         *by_workers,
@@ -218,21 +219,22 @@ def _others(connection: BaseDatabaseWrapper) -> list[str]:
 
 
 def _celery_app() -> Iterator[CheckMessage]:
-    if current_app.conf.broker_write_url or current_app.conf.task_always_eager:
-        return
+    conf = current_app.conf
     project = str(django_settings.SETTINGS_MODULE).partition(".")[0]
     if current_app.main == "default":  # Celery's own, for want of another
+        if not (conf.broker_write_url or conf.task_always_eager):
+            yield warning("celery.current_app", "W206")(
+                "This process has not imported the project's Celery app, so messages would go to "
+                "a broker at amqp://localhost.",
+                f"Import it in {project}/__init__.py: `from {project}.celery import app as "
+                "celery_app`.",
+            )
+    elif options := unread_settings():
+        names, read = map(setting_of, options), (f"CELERY_{each.upper()}" for each in options)
         yield warning("celery.current_app", "W206")(
-            "This process has not imported the project's Celery app, so messages would go to a "
-            "broker at amqp://localhost.",
-            f"Import it in {project}/__init__.py: `from {project}.celery import app as "
-            "celery_app`.",
-        )
-    elif getattr(django_settings, "CELERY_BROKER_URL", None):
-        yield warning("celery.current_app", "W206")(
-            f"The Celery app {current_app.main!r} has no broker: it does not read "
-            "CELERY_BROKER_URL, so messages would go to amqp://localhost.",
-            'Call `app.config_from_object("django.conf:settings", namespace="CELERY")`.',
+            f"The Celery app {current_app.main!r} does not read {', '.join(read)}.",
+            'Call `app.config_from_object("django.conf:settings", namespace="CELERY")`. An app '
+            f"that reads the settings otherwise may call them {', '.join(names)}.",
         )
 
 

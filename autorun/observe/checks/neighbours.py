@@ -11,6 +11,7 @@ from django.core.checks import CheckMessage
 
 from autorun.declare.base import Runner
 from autorun.declare.hooks import is_scheduled
+from autorun.observe.celery_app import setting_of
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, warning
 
@@ -57,11 +58,11 @@ def _beat() -> Iterator[CheckMessage]:
             "AUTORUN = {'SCHEDULE': None}.",
         )
     elif not _is_database_scheduler(name := str(current_app.conf.beat_scheduler)):
-        yield warning("settings.CELERY_BEAT_SCHEDULER", "W208")(
+        yield warning(f"settings.{setting_of('beat_scheduler')}", "W208")(
             f"Unless its --scheduler names another one, beat uses {name}, "
             "which does not know autorun's schedules: no sweeps run.",
-            f"Set CELERY_BEAT_SCHEDULER = {BEAT_SCHEDULER!r}. To keep the scheduler, list the "
-            "sweeps in CELERY_BEAT_SCHEDULE and set AUTORUN = {'SCHEDULE': None}.",
+            f"Set {setting_of('beat_scheduler')} = {BEAT_SCHEDULER!r}. To keep the scheduler, list "
+            f"the sweeps in {setting_of('beat_schedule')} and set AUTORUN = {{'SCHEDULE': None}}.",
         )
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Literal
 
-from celery import current_app
-
 from autorun.state.masking import masked
 
 
@@ -50,8 +48,3 @@ def examination(subject: str) -> Callable[[Examination], Examination]:
         return examine_safely
 
     return decorate
-
-
-def celery_command(*arguments: str) -> str:
-    """`celery -A APP ARGUMENTS` in backticks, with the project's app if it has a name."""
-    return f"`celery -A {current_app.main or 'your_project'} {' '.join(arguments)}`"

@@ -11,7 +11,8 @@ from autorun.declare.hooks import timeout_of
 from autorun.declare.interruption import in_thread
 from autorun.dispatch.messages import EXECUTE, queue_name, queue_of
 from autorun.dispatch.publishing import Message, close_connection, open_connection
-from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
+from autorun.observe.celery_app import celery_command, setting_of
+from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.words import duration
 
 ANSWER_TIMEOUT = 1.5  # seconds
@@ -33,7 +34,8 @@ def examine_broker() -> Iterator[Finding]:
     except ValueError:  # its message may quote a part of the password
         yield error(
             "The broker's URL cannot be parsed.",
-            "Correct CELERY_BROKER_URL. In a password write / as %2F, : as %3A and @ as %40.",
+            f"Correct {setting_of('broker_url')}. In a password write / as %2F, : as %3A and @ as "
+            "%40.",
         )
         return
     except UNUSABLE as problem:
@@ -48,7 +50,8 @@ def examine_broker() -> Iterator[Finding]:
     except Exception as problem:  # noqa: BLE001
         yield error(
             f"{url} does not answer: {type(problem).__name__}: {problem}",
-            "Start it, or correct CELERY_BROKER_URL. Until then saved rows are kept; none is lost.",
+            f"Start it, or correct {setting_of('broker_url')}. Until then saved rows are kept; "
+            "none is lost.",
         )
         return
     yield ok(f"{url} answers.")
@@ -104,8 +107,8 @@ def examine_visibility_timeout() -> Iterator[Finding]:
     yield warning(
         f"The broker delivers messages again after {redelivery:g} s, but runs of {', '.join(slow)} "
         "may take longer. No run is repeated, but the extra messages are wasted.",
-        'Set CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": ...} above the longest '
-        "TIMEOUT, or lower TIMEOUT.",
+        f'Set {setting_of("broker_transport_options")} = {{"visibility_timeout": ...}} above the '
+        "longest TIMEOUT, or lower TIMEOUT.",
     )
 
 

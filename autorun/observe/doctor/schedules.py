@@ -12,7 +12,8 @@ from django.utils import timezone
 from autorun.declare import registry
 from autorun.declare.hooks import is_scheduled
 from autorun.exceptions import ImproperRunner, bare_message
-from autorun.observe.doctor.finding import Finding, celery_command, error, examination, ok, warning
+from autorun.observe.celery_app import celery_command
+from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.glance import is_upkeep_silent, upkeep_patience
 from autorun.state.pulses import beat_of
 from autorun.state.words import duration, moment

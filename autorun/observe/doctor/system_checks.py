@@ -7,6 +7,7 @@ from django.core import checks
 from django.db import connections
 
 from autorun.declare import registry
+from autorun.observe.celery_app import setting_of
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.edits import edits
 from autorun.state.words import counted
@@ -38,7 +39,7 @@ def examine_eagerness() -> Iterator[Finding]:
     if current_app.conf.task_always_eager:
         yield error(
             "Celery's task_always_eager is on: each save waits for the row's analysis.",
-            "Remove CELERY_TASK_ALWAYS_EAGER from the settings; it is for tests.",
+            f"Remove {setting_of('task_always_eager')} from the settings; it is for tests.",
         )
 
 
