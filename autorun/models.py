@@ -192,8 +192,9 @@ class Chunk(Table):
     State: TypeAlias = ChunkState
     #: Its unfinished runs, in a queryset of chunks.
     RUNS_LEFT: ClassVar = F("size") - F("succeeded") - F("failed") - F("cancelled") - F("moved")
-    #: When its worker read it: whether a more urgent one was queued, and others of its node waited.
-    is_preceded = is_followed = False
+    #: When its worker read it: whether a more urgent one was queued, others of its node waited, and
+    #: the worker is drained.
+    is_preceded = is_followed = is_refused = False
 
     class Priority(models.IntegerChoices):
         BACKFILL = 0

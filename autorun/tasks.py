@@ -149,7 +149,7 @@ def make_round() -> bool:
 @shared_task(name="autorun.drain", **_options)
 def drain(ids: Sequence[int], tries: int) -> None:
     """Plan a portion of the saved rows that wait in the database."""
-    from autorun.upkeep.draining import drain
+    from autorun.upkeep.spilled import drain
 
     with soft_limit_ignored():
         drain(ids, tries)

@@ -40,8 +40,8 @@ from autorun.state.encoding import encode_outputs
 from autorun.state.exception_text import name_exception
 from autorun.state.words import counted
 from autorun.triggers import delivery, on_save
-from autorun.upkeep.draining import hand_out_spilled
 from autorun.upkeep.rounds import hand_on_batches
+from autorun.upkeep.spilled import hand_out_spilled
 from autorun.upkeep.writes import hand_out_written
 
 RunnerName = QuerySetRunner | type[QuerySetRunner] | str

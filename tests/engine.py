@@ -15,7 +15,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state.leases import Lease, queued, start
 from autorun.testing import registered as installed
 from autorun.triggers.delivery import DRAIN
-from autorun.upkeep.draining import drain, hand_out_spilled
+from autorun.upkeep.spilled import drain, hand_out_spilled
 from tests.library.models import Document
 
 __all__ = (

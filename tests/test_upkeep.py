@@ -23,7 +23,7 @@ from autorun.state import clock, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
 from autorun.state.pulses import take_turn
-from autorun.upkeep import draining, folding, pruning, rounds
+from autorun.upkeep import folding, pruning, rounds, spilled
 from autorun.upkeep.bootstep import next_pause
 from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
@@ -194,7 +194,7 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
 def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_worker(
     documents, caplog, set_constants
 ):
-    set_constants(draining, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
+    set_constants(spilled, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
     SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
     assert drain_spilled() == 0
@@ -209,7 +209,7 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
 
 
 def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, caplog, set_constants):
-    set_constants(draining, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
+    set_constants(spilled, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
 
     def filter_queryset(self, queryset, log_level=20):
         raise OperationalError("no such column")

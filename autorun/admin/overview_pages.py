@@ -23,6 +23,7 @@ from autorun.models import Node
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.glance import Tally, Topic, at_a_glance, take_tally
 from autorun.observe.limits_in_use import limits_in_use
+from autorun.state import draining
 from autorun.state.parameters import read_text
 from autorun.state.words import number
 
@@ -89,7 +90,7 @@ class NodeAdmin(RunnerPages):
     @page("health/")
     def health(self, request: HttpRequest) -> HttpResponse:
         """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
-        if is_fetched(request):
+        if is_fetched(request) and "now" in request.GET:
             return self.fragment(request, "findings", **_examined(request))
         found = _examined(request) if "now" in request.GET else {}
         workers = [
@@ -104,6 +105,28 @@ class NodeAdmin(RunnerPages):
             limits=limits_in_use(),
             **found,
         )
+
+    @action("drain/", Permission.PAUSE)
+    def drain(self, request: HttpRequest) -> HttpResponse:
+        """Ask for confirmation, then have a worker take no more chunks."""
+        name = request.POST.get("worker", "")
+        worker = next((each for each in workers_at_work() if each.name == name), None)
+        if worker is None:
+            messages.error(request, _("This worker has had no chunk in the last ten minutes."))
+        elif "confirmed" not in request.POST:
+            title = _("Drain %s?") % name
+            return self.render(request, "drain", title, tab="health", worker=worker)
+        elif draining.drain(name):
+            what = _("Worker %s finishes the chunks it has and takes no others.") % name
+            self.note(request, what, about=name)
+        return self.redirect("autorun_node_health")
+
+    @action("undrain/", Permission.PAUSE)
+    def undrain(self, request: HttpRequest) -> HttpResponse:
+        name = request.POST.get("worker", "")
+        if draining.undrain(name):
+            self.note(request, _("Worker %s takes chunks again.") % name, about=name)
+        return self.redirect("autorun_node_health")
 
     def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
         """The level, the words and the address of each part of the line above the overview."""

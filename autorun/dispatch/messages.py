@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from celery import current_app
+
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
@@ -66,6 +68,13 @@ def queue_of(runner: Runner) -> str:
 def queue_name(queue: str) -> str:
     """The name of a chunk's queue, which is '' if Celery chooses one."""
     return Message(EXECUTE, queue=queue).queue_name
+
+
+def queues_in_use() -> set[str]:
+    """Names of the queues of runners and of autorun's own tasks."""
+    queues = {queue_name(queue_of(runner)) for runner in registry.runners()}
+    own = [task for task in current_app.tasks if task.startswith("autorun.") and task != EXECUTE]
+    return queues | {Message(task, queue=settings.QUEUE).queue_name for task in own}
 
 
 def follow_queues(chunks: Iterable[Chunk]) -> None:

@@ -15,7 +15,7 @@ from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.execution.work import Work
-from autorun.models import Chunk, Node, Run
+from autorun.models import Chunk, Node, Pulse, Run
 from autorun.planning.candidates import (
     Candidates,
     candidates_in,
@@ -27,7 +27,7 @@ from autorun.planning.named import plan_for_all
 from autorun.planning.rows import eligible_named, planned_by_database, primary_keys
 from autorun.planning.statements import IS_BEHIND, Redo, supersede
 from autorun.planning.windows import whole
-from autorun.state import probes
+from autorun.state import draining, probes
 from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL, DatabaseNow, new_chunk_id
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
@@ -48,7 +48,7 @@ class _Standing:
     """A row with its fingerprint and its current run, if it has one.
 
     `is_free`: a new run can start, as the row has no pending run and need not be asked about
-    damping, and its node is neither paused nor held (up).
+    damping, its node is neither paused nor held (up), and the worker is not drained.
     """
 
     key: Key
@@ -144,11 +144,13 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
         "WHERE n.id = %s AND (n.paused_at IS NOT NULL OR n.held_at IS NOT NULL)), "
         f"EXISTS (SELECT 1 FROM {table(Chunk, connection)} AS c WHERE c.node_id = %s "
-        f"AND c.state = {Chunk.State.PARKED:d} AND c.not_before IS NOT NULL) "
+        f"AND c.state = {Chunk.State.PARKED:d} AND c.not_before IS NOT NULL), "
+        f"EXISTS (SELECT 1 FROM {table(Pulse, connection)} AS u WHERE u.name = %s) "
         f"FROM ({candidates.source.sql}) AS d "
         f"LEFT JOIN {runs} AS r ON {current.sql}"
     )
-    params = [*[candidates.node_id] * 4, *candidates.source.params, *current.params]
+    obstacles = [*[candidates.node_id] * 4, draining.own]
+    params = [*obstacles, *candidates.source.params, *current.params]
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         found = cursor.fetchone()

@@ -22,8 +22,8 @@ from autorun.planning import batches
 from autorun.planning.dependents import plan_dependents
 from autorun.planning.named import plan_or_write_down
 from autorun.planning.retiring import retire_missing
-from autorun.state import probes
-from autorun.state.leases import next_urgent, park, queued, requeue, start
+from autorun.state import draining, probes
+from autorun.state.leases import give_back, next_urgent, park, queued, requeue, start
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.transactions import leave_broken_connections
@@ -45,7 +45,8 @@ def execute(chunk_id: int) -> None:
     """Execute the chunk, and more urgent ones before it, unless another worker has started them.
 
     Celery ends the process after the message's time limit, so a chunk that may take longer than the
-    time left is not started: an urgent one has its own message, and this one is sent again.
+    time left is not started: an urgent one has its own message, and this one is sent again. A
+    drained worker starts none.
     """
     chunk = queued(chunk_id)
     if chunk is None:
@@ -53,9 +54,11 @@ def execute(chunk_id: int) -> None:
         return
     seconds = longest(chunk)
     deadline = math.inf if seconds is None else time.monotonic() + seconds + settings.LEASE
+    if chunk.is_refused:
+        draining.begin()
     skipped: list[int] = []  # a locked one stays queued
     for _ in range(MOST_URGENT if chunk.is_preceded else 0):
-        urgent = next_urgent(chunk, but=skipped)
+        urgent = None if draining.has_begun() else next_urgent(chunk, but=skipped)
         if urgent is None:
             break
         skipped.append(urgent.pk)
@@ -64,7 +67,10 @@ def execute(chunk_id: int) -> None:
         if not _ends_before(deadline, urgent):
             break
         _execute_one(urgent)
-    if _ends_before(deadline, chunk):
+    if draining.has_begun():
+        give_back(chunk)
+        logger.info("%s: gave chunk %s back: the worker is drained.", chunk.runner, chunk.pk)
+    elif _ends_before(deadline, chunk):
         _execute_one(chunk)
     else:
         send([chunk])

@@ -22,9 +22,11 @@ from django.db.models import (
     OuterRef,
     QuerySet,
 )
+from django.db.models.functions import Greatest
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk
+from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.transactions import is_conflict
@@ -65,14 +67,17 @@ class Lease:
 
 def queued(chunk_id: int) -> Chunk | None:
     """The chunk with its node and batch; None if its message came late or twice."""
-    # Asked here, these two questions take no statement of their own.
+    # Asked here, these questions take no statement of their own.
     urgent = _urgent(OuterRef("queue"), OuterRef("priority"))
     waiting = Chunk.objects.waiting().of(OuterRef("node"))
     # Beside a stopped batch a release looks first which chunks could start.
     stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
     is_followed = ExpressionWrapper(Exists(waiting) & ~Exists(stopped), BooleanField())
     chunk: Any = _with_node(_startable(Chunk.objects.filter(pk=chunk_id)))
-    return chunk.annotate(is_preceded=Exists(urgent), is_followed=is_followed).first()  # type: ignore[no-any-return]
+    found = chunk.annotate(
+        is_preceded=Exists(urgent), is_followed=is_followed, is_refused=draining.is_refused()
+    )
+    return found.first()  # type: ignore[no-any-return]
 
 
 def start(chunk: Chunk) -> Lease | None:
@@ -113,6 +118,12 @@ def requeue(chunk: Chunk) -> bool:
     """Leave a queued chunk to another worker; whether it was unchanged. It needs a new message."""
     again = {"publications": F("publications") + 1, "token": F("token") + 1}
     return bool(_as_read(chunk).update(published_at=DatabaseNow(), **again))
+
+
+def give_back(chunk: Chunk) -> bool:
+    """Have a queued chunk released again, as if it had not been sent; whether it was unchanged."""
+    before = Greatest(F("publications") - 1, 0)
+    return bool(_as_read(chunk).update(state=Chunk.State.WAITING, publications=before))
 
 
 def park(chunk: Chunk, reason: str) -> bool:

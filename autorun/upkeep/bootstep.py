@@ -20,6 +20,8 @@ from celery.concurrency.prefork import TaskPool
 from django.db import InterfaceError, OperationalError, close_old_connections, connections
 
 from autorun.conf import settings
+from autorun.dispatch.messages import queues_in_use
+from autorun.state import draining
 from autorun.state.logs import get_logger
 
 logger = get_logger(__name__)
@@ -64,7 +66,8 @@ class Upkeep(bootsteps.StartStopStep):
     label = "Autorun's upkeep"
 
     def create(self, consumer: Any) -> None:
-        self._check: Any = None
+        self._timers: list[Any] = []
+        self._left: set[str] = set()  # the queues that it consumed until it was drained
         self._process: Process | None = None
         self._forks = issubclass(consumer.controller.pool_cls, TaskPool)
         if self._forks:
@@ -74,13 +77,15 @@ class Upkeep(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         self.stop(consumer)
+        repeatedly = consumer.timer.call_repeatedly
+        self._timers.append(repeatedly(LOOK_EVERY, self._consume, (consumer,)))
         if self._forks:
             every = max(LOOK_EVERY, settings.UPKEEP_INTERVAL)
-            self._check = consumer.timer.call_repeatedly(every, self._ensure_alive)
+            self._timers.append(repeatedly(every, self._ensure_alive))
 
     def stop(self, consumer: Any) -> None:
-        if self._check is not None:
-            self._check.cancel()
+        while self._timers:
+            self._timers.pop().cancel()
 
     def terminate(self, consumer: Any) -> None:
         self.stop(consumer)
@@ -93,6 +98,18 @@ class Upkeep(bootsteps.StartStopStep):
         self._process = Process(target=_live_with, args=(os.getpid(),), name="autorun-upkeep")
         self._process.daemon = True  # ended with the worker
         self._process.start()
+
+    def _consume(self, consumer: Any) -> None:
+        """Consume autorun's queues unless the worker is drained."""
+        if consumer.task_consumer is None:
+            return
+        if not draining.has_begun():
+            while self._left:
+                consumer.call_soon(consumer.add_task_queue, self._left.pop())
+            return
+        for queue in filter(consumer.task_consumer.consuming_from, queues_in_use()):
+            self._left.add(queue)
+            consumer.call_soon(consumer.cancel_task_queue, queue)
 
 
 def _end(**_: Any) -> None:
@@ -122,6 +139,7 @@ def _make_rounds() -> None:
     while True:
         try:
             close_old_connections()
+            draining.look()
             pause = next_pause(pause, is_made=_make_round())
             close_old_connections()
         except (OperationalError, InterfaceError) as away:

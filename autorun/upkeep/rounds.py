@@ -16,6 +16,7 @@ from autorun.dispatch.releasing import MOST_PUBLICATIONS, release_everywhere, se
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk
 from autorun.planning import batches, written
+from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
@@ -24,10 +25,10 @@ from autorun.state.transactions import sum_of_each
 from autorun.triggers import on_schedule
 from autorun.upkeep import orphans, pruning
 from autorun.upkeep.announcing import hand_over_batches
-from autorun.upkeep.draining import hand_out_spilled
 from autorun.upkeep.folding import fold_everywhere
 from autorun.upkeep.gathering import gather_failures
 from autorun.upkeep.rescue import rescue_expired
+from autorun.upkeep.spilled import hand_out_spilled
 from autorun.upkeep.writes import drop_unknown, hand_out_written
 
 logger = get_logger(__name__)
@@ -169,6 +170,7 @@ def _now_and_then(turn: str, every: float, step: Callable[[], int]) -> Callable[
 def _prune() -> int:
     drop_unknown()
     written.drop_left_over()
+    draining.forget_ended()
     pruned = pruning.prune(at_most=pruning.MOST_RUNS)
     if pruned >= pruning.MOST_RUNS:
         give_back_turn("prune")  # there is more, for the next round

@@ -19,6 +19,7 @@ from autorun.dispatch.messages import BACKFILL, EXECUTE, named_batch
 from autorun.exceptions import UnsuitablePool
 from autorun.execution import tails
 from autorun.models import Batch, Chunk, Pulse, SpilledTrigger
+from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.environment import environment_digest
 from autorun.state.leases import FAMILY
@@ -76,6 +77,7 @@ def _prepare(sender: Any, **_: Any) -> None:
     global _node_name, _main_thread  # noqa: PLW0603
     _node_name = sender.hostname
     _main_thread = threading.main_thread()
+    draining.prepare(sender.hostname)
     bootstep.add_to(sender, _make_round)
 
 

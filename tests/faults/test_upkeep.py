@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from autorun.models import Chunk, Run
+from autorun.observe.at_work import workers_at_work
+from autorun.state import draining
 from autorun.state.clock import from_now
 from autorun.state.pulses import beat_of
 from tests.faults.driver import Lab, Process
@@ -108,6 +110,55 @@ def test_a_round_that_its_process_does_not_end_is_made_by_whoever_ends_a_chunk(l
     lab.until(is_rescued)
     lab.until_done()
     lab.check()
+
+
+@pytest.mark.faults(38)
+@pytest.mark.parametrize("options", [{"TIMEOUT": 120}])
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_drained_worker_finishes_its_run_and_leaves_the_others_until_it_is_undrained(
+    lab_of_each_broker: Lab, pool: str
+):
+    lab = lab_of_each_broker
+    lab.start_worker("--pool", pool)
+    lab.save(1, does="gate")
+    lab.until(Chunk.objects.running().exists)
+    name = workers_at_work()[0].name
+    lab.write(20)
+    lab.runner.run()  # the broker may have given it messages already
+
+    draining.drain(name)
+    second = lab.start_worker("--pool", pool)
+    lab.save(3)
+    lab.until(lambda: lab.runner.progress().succeeded >= 3)
+    before = workers_at_work()[0].state
+    lab.open_gate()
+    lab.until_done(24)
+
+    assert (before, workers_at_work()[0].state) == ("draining", "drained")
+    assert Chunk.objects.filter(worker__startswith=f"{name}:").count() == 1
+
+    second.kill()
+    draining.undrain(name)
+    lab.save(2)
+    lab.until_done(26)
+    lab.check()
+
+
+@pytest.mark.faults(38)
+def test_a_drained_worker_that_is_restarted_takes_chunks_again(lab: Lab):
+    worker = lab.start_worker()
+    lab.save(1)
+    lab.until_done(1)
+    draining.drain(workers_at_work()[0].name)
+    lab.until(lambda: "Canceling queue" in worker.log.read_text())
+    lab.save(1)
+
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    worker.start()
+
+    lab.until_done(2)
+    assert workers_at_work()[0].state == ""
 
 
 def messages(worker: Process) -> int:

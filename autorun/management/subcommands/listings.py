@@ -14,6 +14,7 @@ from autorun.models import Run
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.listing import MOST_COMPARED, RunFilter
 from autorun.observe.run_states import STATES, stale_among, state_of
+from autorun.state.draining import drain, undrain
 from autorun.state.parameters import SINCE
 from autorun.state.words import ago, duration, moment
 
@@ -24,11 +25,24 @@ LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 
 
 class Workers(Subcommand):
-    """Show the workers of the last ten minutes: their chunks now, and the runs they finished."""
+    """Show the workers of the last ten minutes: their chunks now, and the runs they finished.
 
-    arguments = (parsing.FORMAT,)
+    A drained worker finishes the chunks it has and takes no others. Restarting it ends that.
+    """
+
+    arguments = (
+        parsing.argument("--drain", metavar="NAME", help="have this worker take no more chunks"),
+        parsing.argument("--undrain", metavar="NAME", help="have it take chunks again"),
+        parsing.FORMAT,
+    )
 
     def handle(self, **options: Any) -> None:
+        if worker := options["drain"]:
+            outcome = " takes no more chunks." if drain(worker) else " was drained already."
+            self.terminal.say((worker, "bold"), outcome)
+        if worker := options["undrain"]:
+            outcome = " takes chunks again." if undrain(worker) else " was not drained."
+            self.terminal.say((worker, "bold"), outcome)
         found = workers_at_work()
         self.terminal.json([asdict(each) for each in found])
         if not found:
@@ -36,10 +50,10 @@ class Workers(Subcommand):
             self.terminal.hint("Which workers are listening: manage.py autorun doctor")
             return
         self.terminal.table(
-            ("worker", "queues", "at work on", "#chunks", "oldest", "#runs", "last seen"),
+            ("worker", "state", "queues", "at work on", "#chunks", "oldest", "#runs", "last seen"),
             [
                 (
-                    *(each.name, each.queues, each.runners, f"{each.chunks:,}"),
+                    *(each.name, each.state, each.queues, each.runners, f"{each.chunks:,}"),
                     *(ago(each.since) if each.since else "", f"{each.runs:,}"),
                     ago(each.last_seen) if each.last_seen else "",
                 )

@@ -15,8 +15,8 @@ from autorun.observe.new_versions import held
 from autorun.state.clock import from_now
 from autorun.state.words import because, counted, moment
 from autorun.triggers import on_write
-from autorun.upkeep.draining import planned_here
 from autorun.upkeep.orphans import orphans
+from autorun.upkeep.spilled import planned_here
 
 #: Seconds after which upkeep should have planned a saved row.
 SPILLED_SILENCE = 60.0

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from celery import current_app
 
-from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
 from autorun.declare.interruption import in_thread
-from autorun.dispatch.messages import EXECUTE, queue_name, queue_of
-from autorun.dispatch.publishing import Message, close_connection, open_connection
+from autorun.dispatch.messages import queues_in_use
+from autorun.dispatch.publishing import close_connection, open_connection
 from autorun.observe.celery_app import celery_command, setting_of
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.words import duration
@@ -81,13 +80,6 @@ def _without_client(problem: Exception) -> Finding:
         f"The broker's client library cannot be used: {type(problem).__name__}: {problem}",
         "Install it, for Redis by `pip install django-autorun[redis]`.",
     )
-
-
-def queues_in_use() -> set[str]:
-    """Names of the queues of runners and of autorun's own tasks."""
-    queues = {queue_name(queue_of(runner)) for runner in registry.runners()}
-    own = [task for task in current_app.tasks if task.startswith("autorun.") and task != EXECUTE]
-    return queues | {Message(task, queue=settings.QUEUE).queue_name for task in own}
 
 
 @examination("visibility timeout")

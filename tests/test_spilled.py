@@ -12,9 +12,9 @@ from autorun.dispatch.publishing import Message, redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Run, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
-from autorun.upkeep import draining, workers
-from autorun.upkeep.draining import drain, hand_out_spilled
+from autorun.upkeep import spilled, workers
 from autorun.upkeep.rounds import upkeep
+from autorun.upkeep.spilled import drain, hand_out_spilled
 from tests.engine import declare, drain_spilled, installed
 from tests.library.models import Document
 
@@ -66,7 +66,7 @@ def test_of_two_messages_for_a_portion_the_second_does_nothing(documents, sent):
 def test_a_portion_has_so_many_rows_and_a_large_trigger_is_one_of_its_own(
     documents, sent, set_constants
 ):
-    set_constants(draining, FIRST=1, MOST_ROWS=2)
+    set_constants(spilled, FIRST=1, MOST_ROWS=2)
     keys = [document.pk for document in documents]
     SpilledTrigger.objects.create(model_label="library.Document", keys=keys[:3])
     spill(*documents[:3])
@@ -81,7 +81,7 @@ def test_a_portion_has_so_many_rows_and_a_large_trigger_is_one_of_its_own(
 def test_a_planned_portion_hands_out_the_next_one_without_a_round(
     documents, sent, set_constants, tries
 ):
-    set_constants(draining, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=2)
+    set_constants(spilled, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=2)
     spill(*documents)
     SpilledTrigger.objects.update(tries=tries)
     with installed(declare()):
@@ -99,7 +99,7 @@ def test_a_portion_is_planned_although_no_broker_takes_the_next_one(documents, s
     def refuse(_: list[Message]) -> None:
         raise BrokerUnavailable("gone")
 
-    set_constants(draining, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
+    set_constants(spilled, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
     spill(*documents)
     with installed(declare()):
         hand_out_spilled()

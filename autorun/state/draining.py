@@ -1,0 +1,109 @@
+"""Drained workers: they finish the chunks they have, and start no others until they are restarted.
+
+A pulse notes that a worker is drained. The worker's processes read it when they are about to start
+a chunk, and its upkeep before every round. The main process uses no database: a byte of memory,
+which it shares with the processes it forks, tells it to stop consuming autorun's queues.
+"""
+
+import hashlib
+import mmap
+from enum import IntEnum
+
+from django.db.models import BooleanField, Exists, ExpressionWrapper, Q
+
+from autorun.models import Pulse
+from autorun.state.clock import DatabaseNow, from_now
+
+PREFIX = "drain:"
+#: The width of the column.
+LONGEST_NAME = 64
+#: Seconds until a worker that confirms its note no more is taken to have ended, and until the note
+#: is deleted.
+CONFIRMED_WITHIN = 600.0
+KEPT = 86_400.0
+
+
+class _State(IntEnum):
+    STARTING = 0  # a note may still be about the worker that had the name before
+    OPEN = 1
+    DRAINING = 2
+
+
+_shared = mmap.mmap(-1, 1)
+#: The pulse of the worker that this process belongs to; '' if it is no worker's.
+own = ""
+
+
+def prepare(worker: str) -> None:
+    """Name the worker that starts in this process, before it forks."""
+    global own
+    own, _shared[0] = pulse_of(worker), _State.STARTING
+
+
+def drain(worker: str) -> bool:
+    """Have the worker start no more chunks; False if it is drained already."""
+    # Not confirmed yet: there may be no such worker.
+    beat_at = from_now(-CONFIRMED_WITHIN)
+    _, is_new = Pulse.objects.get_or_create(name=pulse_of(worker), defaults={"beat_at": beat_at})
+    return is_new
+
+
+def undrain(worker: str) -> bool:
+    """Have the worker start chunks again; False if it was not drained."""
+    return bool(Pulse.objects.filter(name=pulse_of(worker)).delete()[0])
+
+
+def drained() -> dict[str, bool]:
+    """The pulses of drained workers; whether the worker has confirmed it lately."""
+    is_confirmed = ExpressionWrapper(
+        Q(beat_at__gt=from_now(-CONFIRMED_WITHIN)), output_field=BooleanField()
+    )
+    noted = Pulse.objects.filter(name__startswith=PREFIX).annotate(is_confirmed=is_confirmed)
+    return dict(noted.values_list("name", "is_confirmed"))
+
+
+def pulse_of(worker: str) -> str:
+    """The name of a worker's pulse; a digest stands for the worker's own if it is too long."""
+    if len(PREFIX + worker) > LONGEST_NAME:
+        worker = hashlib.sha256(worker.encode()).hexdigest()[:32]
+    return PREFIX + worker
+
+
+def worker_of(pulse: str) -> str:
+    """The worker's name; '' if only its digest is known."""
+    name = pulse.removeprefix(PREFIX)
+    return name if "@" in name else ""
+
+
+def is_refused() -> Exists:
+    """The condition that this process may start no chunk, for a query."""
+    name = "" if _shared[0] == _State.STARTING else own
+    return Exists(Pulse.objects.filter(name=name))
+
+
+def begin() -> None:
+    """Have the main process stop consuming, now that a chunk was refused."""
+    _shared[0] = _State.DRAINING
+
+
+def has_begun() -> bool:
+    """Whether this worker is drained; without a query."""
+    return _shared[0] == _State.DRAINING
+
+
+def look() -> None:
+    """Read and confirm the note about this worker. One from before its start is taken away."""
+    if not own:
+        return
+    if _shared[0] == _State.STARTING:
+        Pulse.objects.filter(name=own).delete()
+        _shared[0] = _State.OPEN
+        return
+    noted = Pulse.objects.filter(name=own)
+    is_noted = noted.exists() and noted.update(beat_at=DatabaseNow())
+    _shared[0] = _State.DRAINING if is_noted else _State.OPEN
+
+
+def forget_ended() -> None:
+    """Delete the notes about workers that have ended."""
+    Pulse.objects.filter(name__startswith=PREFIX, beat_at__lt=from_now(-KEPT)).delete()

@@ -1,0 +1,184 @@
+"""Workers that finish the chunks they have, and take no others until they are restarted."""
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db.models import F
+from django.test import Client
+from django.urls import reverse
+
+from autorun.execution.execute import execute
+from autorun.models import Chunk, Pulse, Run
+from autorun.observe.at_work import workers_at_work
+from autorun.runner import QuerySetRunner
+from autorun.state import draining
+from autorun.state.clock import from_now
+from autorun.tasks import plan
+from autorun.upkeep.rounds import upkeep
+from tests.engine import declare, installed, work_off
+from tests.library.models import Document
+from tests.test_command_line import typed, typed_json
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+WORKER = "celery@lab-1"
+
+
+@pytest.fixture(autouse=True)
+def _sent(sent: list[Any]) -> list[Any]:
+    return sent
+
+
+@pytest.fixture
+def this_worker() -> Iterator[None]:
+    """This process is the worker's, and has looked at its note once."""
+    draining.prepare(WORKER)
+    draining.look()
+    yield
+    draining.prepare("")
+    draining.own = ""
+
+
+@pytest.fixture
+def echo() -> Iterator[QuerySetRunner]:
+    Document.objects.create(title="a")
+    runner = declare()
+    with installed(runner):
+        yield runner()
+
+
+def states() -> list[str]:
+    return [Chunk.State(state).name for state in Chunk.objects.values_list("state", flat=True)]
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_drained_worker_gives_the_chunks_back_that_it_has_not_started(echo) -> None:
+    echo.run()
+    chunk = Chunk.objects.get()
+    draining.drain(WORKER)
+
+    execute(chunk.pk)
+
+    assert (states(), draining.has_begun()) == (["WAITING"], True)
+    draining.undrain(WORKER)
+    draining.look()
+    upkeep(in_any_case=True)
+    work_off()
+    assert (states(), draining.has_begun()) == (["FINISHED"], False)
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_worker_drained_at_an_urgent_chunk_finishes_it_and_starts_no_other() -> None:
+    first, second = (Document.objects.create(title=title) for title in "ab")
+
+    def be_drained(value: str) -> dict[str, str]:
+        draining.drain(WORKER)
+        draining.look()
+        return {"value": value}
+
+    drained = declare(be_drained, BATCH_SIZE=1)
+    with installed(drained):
+        drained().backfill(Document.objects.filter(pk=first.pk))
+        backfilled = Chunk.objects.get()
+        drained().run(Document.objects.filter(pk=second.pk))
+
+        execute(backfilled.pk)
+
+    assert states() == ["WAITING", "FINISHED"]
+    assert Run.objects.get(object_id=second.pk).status == Run.Status.SUCCEEDED
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_drained_worker_plans_saved_rows_and_starts_none_of_them(echo) -> None:
+    draining.drain(WORKER)
+
+    plan(Document._meta.label, list(Document.objects.values_list("pk", flat=True)))
+
+    assert (states(), Run.objects.get().status) == (["QUEUED"], Run.Status.PENDING)
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_restart_takes_a_worker_out_of_drain(echo) -> None:
+    draining.drain(WORKER)
+    draining.look()
+    before = draining.has_begun()
+
+    draining.prepare(WORKER)
+    echo.run()
+    work_off()  # before its upkeep has looked
+    draining.look()
+
+    assert (before, states()) == (True, ["FINISHED"])
+    assert not Pulse.objects.filter(name__startswith=draining.PREFIX).exists()
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_drained_worker_is_listed_for_as_long_as_it_lives(echo) -> None:
+    draining.drain(WORKER)
+    before = typed("workers")  # it may have ended, or never have been
+    draining.look()
+    confirmed = typed_json("workers")
+    Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(hours=1))
+
+    assert WORKER not in before
+    assert [(each["name"], each["state"]) for each in confirmed] == [(WORKER, "drained")]
+    assert workers_at_work() == []
+
+
+def test_notes_about_workers_that_have_ended_are_deleted() -> None:
+    draining.drain(WORKER)
+    Pulse.objects.update(beat_at=from_now(-2 * draining.KEPT))
+
+    upkeep(in_any_case=True)
+
+    assert not Pulse.objects.filter(name=draining.pulse_of(WORKER)).exists()
+
+
+def test_a_worker_is_draining_until_it_has_finished_its_chunks(echo) -> None:
+    echo.run()
+    long_name = f"celery@{'a' * 60}.example.org"
+    Chunk.objects.update(
+        state=Chunk.State.RUNNING, worker=f"{long_name}:abcdef:1", started_at=from_now(-9)
+    )
+
+    told = typed("workers", "--drain", long_name)
+    again = typed("workers", "--drain", long_name)
+    draining_one = typed_json("workers")
+    Chunk.objects.update(state=Chunk.State.FINISHED, finished_at=from_now(-1))
+    drained_one = typed_json("workers")
+    undrained = typed("workers", "--undrain", long_name)
+
+    assert "takes no more chunks." in told
+    assert "was drained already." in again
+    assert [each["state"] for each in (*draining_one, *drained_one)] == ["draining", "drained"]
+    assert "takes chunks again." in undrained
+    assert typed_json("workers")[0]["state"] == ""
+
+
+def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client: Client) -> None:
+    echo.run()
+    work_off()
+    Chunk.objects.update(worker=f"{WORKER}:abcdef:1")
+    user = User.objects.create_user("ada", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_run", "pause_run"]))
+    client.force_login(user)
+    drain, undrain = (reverse(f"admin:autorun_node_{name}") for name in ("drain", "undrain"))
+
+    asked = client.post(drain, {"worker": WORKER}).text
+    assert workers_at_work()[0].state == ""
+    drained = client.post(drain, {"worker": WORKER, "confirmed": "1"}, follow=True).text
+    state = workers_at_work()[0].state
+    undrained = client.post(undrain, {"worker": WORKER}, follow=True).text
+    unknown = client.post(drain, {"worker": "celery@none"}, follow=True).text
+
+    assert f"Drain {WORKER}?" in asked
+    assert (state, "</span>drained</span>" in drained) == ("drained", True)
+    assert f"Worker {WORKER} takes chunks again." in undrained
+    assert "This worker has had no chunk in the last ten minutes." in unknown
+    entries = LogEntry.objects.order_by("pk").values_list("object_repr", "change_message")
+    assert [name for name, _ in entries] == [WORKER] * 2
+    assert entries[0][1] == f"Worker {WORKER} finishes the chunks it has and takes no others."
