@@ -91,6 +91,22 @@ def test_the_list_is_about_the_runners_that_are_named(runners, rf):
         changelist(rf, autorun_runners=["scans.Gone"])
 
 
+def test_e046_a_list_that_names_something_else_than_a_runner_of_its_model(runners):
+    other = declare()  # of another model
+    named = [runners[1], "tests.Runer02", other.get_label()]
+    bases = (AutorunAdminMixin, admin.ModelAdmin)
+    scan_admin = type("ScanAdmin", bases, {"autorun_runners": named})(Scan, AdminSite())
+
+    with installed(other):
+        misspelt, foreign = scan_admin.check()
+
+    assert {misspelt.id, foreign.id} == {"autorun.E046"}
+    assert "names 'tests.Runer02', which is not a runner of sample_app.Scan." in misspelt.msg
+    assert misspelt.hint == "Did you mean 'tests.Runner02'?"
+    assert "'tests.EchoRunner'" in foreign.msg
+    assert foreign.hint
+
+
 def test_one_action_leads_to_the_choice_of_a_runner(runners, client):
     client.force_login(add_user("ada", "view_scan", "change_scan", "view_run", "start_run"))
     address = reverse("admin:sample_app_scan_changelist")

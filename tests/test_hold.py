@@ -185,6 +185,33 @@ def test_the_page_of_a_new_version_offers_what_to_do(versions, client):  # noqa:
         assert "is new" not in page()
 
 
+def test_a_new_version_without_a_schedule_starts_with_no_sweep(versions, client):  # noqa: F811
+    fill(3)
+    client.force_login(add_user("ada", "view_run"))
+    with installed(make(None)):
+        sweep_now(make(None)())
+        work_off()
+    with installed(make(None, ANALYSIS_VERSION="1.1", SCHEDULE=None)):
+        shown = client.get(reverse("admin:autorun_node_runner", args=[LABEL])).content.decode()
+        told = say("status")
+
+    assert "its pending rows will not start, as no sweep is scheduled." in shown
+    assert "v1.1 is new: 3 rows will not start, as no sweep is scheduled." in told
+    assert "next sweep." not in told
+
+
+def test_a_page_from_before_a_hold_starts_no_sweep(client, sent):
+    client.force_login(add_user("ada", "view_run", "start_run"))
+    with installed(runner := declare()):
+        hold_runner(runner(), by="bob")
+        address = reverse("admin:autorun_node_sweep", args=[LABEL])
+        shown = client.post(address, follow=True).content.decode()
+
+    assert f"No sweep of {LABEL} was started: sweeps and saves are held since" in shown
+    assert "queued." not in shown
+    assert sent == []
+
+
 def test_a_first_version_is_no_news(client):
     fill(3)
     client.force_login(add_user("ada", "view_run"))

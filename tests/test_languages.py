@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.test import Client
+from django.urls import reverse
 from django.utils import translation
 from django.utils.translation import trans_real
 
@@ -185,6 +186,17 @@ def test_each_page_answers_in_a_language(language: str, user: Client) -> None:
 
 
 @pytest.mark.django_db
+def test_the_entries_of_filters_that_are_data_stay_as_they_are(user: Client) -> None:
+    with translation.override("fr"):
+        runs = user.get(reverse("admin:autorun_run_changelist"), {"exception": "error"}).text
+        batches = user.get(reverse("admin:autorun_batch_changelist")).text
+
+    assert '<option value="error" selected>error</option>' in runs  # not "erreur"
+    assert '<option value="cancelled">annulée</option>' in runs  # une exécution
+    assert '<option value="cancelled">annulé</option>' in batches  # un lot
+
+
+@pytest.mark.django_db
 def test_the_reasons_and_formats_are_of_the_language() -> None:
     runner = scenes.few()
     scan = Scan.objects.latest("pk")
@@ -254,7 +266,7 @@ def test_the_catalogues_have_the_messages_of_the_code(tmp_path: Path) -> None:
 
 
 def _entry(text: str) -> tuple[str, str, list[str]]:
-    """The message, its plural or '', and its translations in a paragraph of a catalogue."""
+    """The message with its context, its plural or '', and its translations in a paragraph."""
     values: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
@@ -264,4 +276,5 @@ def _entry(text: str) -> tuple[str, str, list[str]]:
         name = key or name
         values[name] = values.get(name, "") + ast.literal_eval(value)
     texts = [value for key, value in values.items() if key.startswith("msgstr")]
-    return values["msgid"], values.get("msgid_plural", ""), texts
+    message = "\x04".join(values[key] for key in ("msgctxt", "msgid") if key in values)
+    return message, values.get("msgid_plural", ""), texts

@@ -20,7 +20,14 @@ from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.row_access import open_runs
 from autorun.admin.row_states import runners_of
 from autorun.admin.selections import model_of
-from autorun.admin.tables import batch_lines, counts_of, parts_of, state_of_batch
+from autorun.admin.tables import (
+    BATCH_STATES,
+    as_options,
+    batch_lines,
+    counts_of,
+    parts_of,
+    state_of_batch,
+)
 from autorun.conf import settings
 from autorun.control.interventions import stop_running
 from autorun.declare import registry
@@ -35,7 +42,7 @@ from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.origins import name_of_batch, title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
-from autorun.state.words import duration, number, rate, some_of
+from autorun.state.words import duration, in_words, number, rate, some_of
 
 PAGE = 50
 NOT_COUNTED = gettext_noop(
@@ -84,9 +91,9 @@ class BatchAdmin(PageAdmin):
             lines=batch_lines(some[:PAGE], tally.stuck),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
-            states=states,
-            triggers=triggers,
-            runners=[runner.label for runner in registry.runners()],
+            states=BATCH_STATES,
+            triggers={each: in_words(each) for each in triggers},
+            runners=as_options(runner.label for runner in registry.runners()),
         )
 
     @page("<int:batch_id>/change/")

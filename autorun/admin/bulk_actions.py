@@ -33,6 +33,10 @@ _FACTS = {
     "planned_from": gettext_noop("planned from"),
     "planned_until": gettext_noop("planned until"),
 }
+#: The group of failures in words if there are none any more.
+GONE = gettext_noop("of failures that no longer exist")
+#: The filters whose values are words, and not data.
+WORDS = ("state", "trigger", "since", "group")
 #: Runs that are counted one by one before an action on them.
 MOST_COUNTED = 10_000
 #: Up to this number, each ticked run has an entry in the admin's log.
@@ -187,7 +191,10 @@ class ActingOnRuns(PageAdmin):
             chosen=chosen,
             facts=[]
             if ids
-            else [(_(_FACTS.get(name, name)), _(value)) for name, value in facts.items()],
+            else [
+                (_(_FACTS.get(name, name)), _(value) if name in WORDS else value)
+                for name, value in facts.items()
+            ],
             ids=ids,
             verb=verb,
             refusal=_("Keep them") if chosen_action.name == "cancel" else _("Cancel"),
@@ -339,7 +346,7 @@ def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
     words, shape = chosen.written(), ""
     if chosen.group:
         words.pop("exception", None)
-        words["group"] = "of failures that no longer exist"
+        words["group"] = GONE
         rounds = members_of(chosen.group, chosen.since, exception_class=chosen.exception)
         member = next(chain.from_iterable(members for members, _ in rounds), None)
         if member is not None:

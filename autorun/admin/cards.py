@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 
 from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
 from autorun.admin.markup import time_since
+from autorun.admin.tables import BATCH_STATES
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, node_of
@@ -28,7 +29,7 @@ from autorun.planning.pending import stale
 from autorun.state import words
 from autorun.state.counts import Progress, progress_and_stuck
 from autorun.state.origins import name_of_batch
-from autorun.state.words import duration, in_words, number, rate
+from autorun.state.words import duration, in_words, number, number_in, rate
 from autorun.triggers.on_schedule import SWEEP_NAME
 
 #: How long a finished count of a runner's rows is shown.
@@ -66,12 +67,16 @@ class Counted:
 
 @dataclass(frozen=True)
 class NextSweep:
-    """The time of a runner's next sweep; without one, `words` says why."""
+    """The time of a runner's next sweep; without one, `words` says why.
+
+    `is_off`: there will be none until somebody schedules it.
+    """
 
     at: dt.datetime | None = None
     words: str = ""
     entry_id: int | None = None
     schedule: str = ""
+    is_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,12 @@ class Card:
             ("error", _("cannot run") * bool(self.error)),
             ("stuck", _("no worker") * self.is_stuck),
             ("paused", _("paused") * bool(self.paused_since)),
-            ("parked", _more_than_none(found.parked, _("%s held up"))),
-            ("failed", _more_than_none(found.failed, _("%s failed"))),
-            ("running", _more_than_none(found.unfinished, _("%s in progress"))),
+            ("parked", number_in("held up", found.parked)),
+            ("failed", number_in("failed", found.failed)),
+            ("running", number_in("in progress", found.unfinished)),
             ("paused", _("sweeps held") * bool(self.held_since)),
-            (
-                "pending",
-                _more_than_none(self.counted.pending if self.counted else 0, _("%s pending")),
-            ),
-            ("pending", _more_than_none(self.counted.stale if self.counted else 0, _("%s stale"))),
+            ("pending", number_in("pending", self.counted.pending if self.counted else 0)),
+            ("pending", number_in("stale", self.counted.stale if self.counted else 0)),
         ):
             if told:
                 return mark, told
@@ -228,7 +230,8 @@ class Card:
         found = []
         for batch in self.batches[:3]:
             planning = ", " + _("still planning") if batch.planned_at is None else ""
-            found.append((batch.pk, capfirst(name_of_batch(batch)), _(batch.state) + planning))
+            state = f"{BATCH_STATES[batch.state]}{planning}"
+            found.append((batch.pk, capfirst(name_of_batch(batch)), state))
         return found
 
     @property
@@ -344,13 +347,9 @@ def worst_first(found: Iterable[Card]) -> list[Card]:
     return sorted(found, key=lambda each: SEVERITY.index(each.state[0]))
 
 
-def _more_than_none(count: int, words: str) -> str:
-    return words % number(count) if count else ""
-
-
 def _results(succeeded: int, failed: int) -> str:
-    told = _("%s succeeded") % number(succeeded)
-    return told + (", " + _("%s failed") % number(failed) if failed else "")
+    told = number_in("succeeded", succeeded), number_in("failed", failed)
+    return ", ".join(filter(None, told))
 
 
 def digest_or_problem(runner: Runner) -> tuple[str, str]:
@@ -363,9 +362,9 @@ def digest_or_problem(runner: Runner) -> tuple[str, str]:
 
 def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
     if entry is None:
-        return NextSweep(words=_why_no_entry(runner))
+        return _without_entry(runner)
     if not entry.enabled:
-        return NextSweep(words=_("switched off"), entry_id=entry.pk)
+        return NextSweep(words=_("switched off"), entry_id=entry.pk, is_off=True)
     try:
         schedule = entry.schedule
         told = words.schedule(entry.solar or entry.clocked or schedule)
@@ -377,12 +376,13 @@ def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
     return NextSweep(at, entry_id=entry.pk, schedule=told)
 
 
-def _why_no_entry(runner: Runner) -> str:
+def _without_entry(runner: Runner) -> NextSweep:
     try:
         schedule = hooks.call(runner, "get_schedule")
     except AutorunError as error:  # the others are shown
-        return bare_message(error)
+        return NextSweep(words=bare_message(error))
     if schedule is None:
-        return _("on no schedule")
-    has_beat = apps.is_installed("django_celery_beat")
-    return _("once beat has started") if has_beat else _("django-celery-beat is not installed")
+        return NextSweep(words=_("on no schedule"), is_off=True)
+    if apps.is_installed("django_celery_beat"):
+        return NextSweep(words=_("once beat has started"))
+    return NextSweep(words=_("django-celery-beat is not installed"), is_off=True)

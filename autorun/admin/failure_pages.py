@@ -12,6 +12,7 @@ from autorun.admin.charts import Rectangle, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
+from autorun.admin.tables import as_options
 from autorun.declare import registry
 from autorun.models import Failure
 from autorun.observe.failures import FailureGroup, RecentGroup, labels_of, recent_failures
@@ -81,7 +82,7 @@ class FailureAdmin(PageAdmin):
             _("Failures"),
             since=since,
             label=label,
-            runners=[runner.label for runner in registry.runners()],
+            runners=as_options(runner.label for runner in registry.runners()),
             spans=[(key, _(words), key == since) for key, words in SPANS.items()],
             lines=lines,
             lead=_("%(failed)s in the last %(span)s") % of,

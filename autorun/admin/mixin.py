@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
+from django.core.checks import CheckMessage
 from django.db.models import QuerySet
 from django.forms import Media
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -30,6 +31,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import runners_by_node
 from autorun.declare.page_time import budget
 from autorun.models import Node, Run
+from autorun.observe.checks.names import check_shown
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.managers import RETIRED
@@ -53,6 +55,11 @@ class AutorunAdminMixin(ModelAdmin):
     """
 
     autorun_runners: ClassVar[Sequence[type[Runner] | str] | None] = None
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Also that `autorun_runners` are runners of the model."""
+        shown = check_shown(self, row_states.runners_of(self.model))
+        return [*super().check(**kwargs), *shown]
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         columns: list[Any] = list(super().get_list_display(request))

@@ -15,6 +15,7 @@ from autorun.admin.markup import prose, time_since
 from autorun.admin.pages import action, is_fetched, page
 from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.runner_pages import RunnerPages
+from autorun.admin.tables import as_options
 from autorun.control import halting
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
@@ -67,7 +68,7 @@ class NodeAdmin(RunnerPages):
             is_long=is_long,
             text=text,
             app=app,
-            apps=sorted({_app_of(card) for card in found}),
+            apps=as_options(sorted({_app_of(card) for card in found})),
             are_paused=bool(found) and all(card.paused_since or card.error for card in found),
         )
 

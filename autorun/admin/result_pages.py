@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -53,7 +52,7 @@ class News:
         runner: Runner,
         now: Node | None,
         versions: Mapping[Node, Progress],
-        next_sweep: dt.datetime | None,
+        next_sweep: cards.NextSweep,
     ) -> News:
         """The news of the runner's node `now` among the `versions_of` the runner."""
         is_held = now is not None and now.held_at is not None
@@ -65,7 +64,10 @@ class News:
         if count is not None and not (count.pending or is_held):
             return cls("", is_held)
         version, pending = runner.get_analysis().version, None if count is None else count.pending
-        return cls(about_version(version, now, pending, next_sweep=next_sweep), is_held)
+        told = about_version(
+            version, now, pending, is_swept=not next_sweep.is_off, next_sweep=next_sweep.at
+        )
+        return cls(told, is_held)
 
 
 class ShowingResults(PageAdmin):
@@ -95,7 +97,7 @@ class ShowingResults(PageAdmin):
             runner=runner,
             name=name,
             versions=pair,
-            news=News.of(runner, now, versions, cards.next_sweeps([runner])[label].at),
+            news=News.of(runner, now, versions, cards.next_sweeps([runner])[label]),
             candidate=candidate,
             found=found,
             is_large=is_large,

@@ -37,7 +37,7 @@ from autorun.control.interventions import request_backfill
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
-from autorun.declare.nodes import configuration_of, node_of
+from autorun.declare.nodes import configuration_of, find_node, node_of
 from autorun.declare.page_time import spent
 from autorun.declare.sets import Each
 from autorun.dispatch.publishing import Message, publish
@@ -46,6 +46,7 @@ from autorun.models import Batch, Node
 from autorun.observe.edits import edits
 from autorun.observe.glance import Tally
 from autorun.observe.held_up import held_up
+from autorun.observe.new_versions import held
 from autorun.observe.run_states import state_of
 from autorun.planning.counting import count_rows
 from autorun.planning.pending import keys_to_try
@@ -124,7 +125,7 @@ class RunnerPages(ShowingResults):
             ],
             batches=batch_lines(batches, [now.pk] if now and card.is_stuck else []),
             facts=_facts(runner),
-            news=News.of(runner, now, versions, card.next_sweep.at),
+            news=News.of(runner, now, versions, card.next_sweep),
             edits=edits([runner] if now and now.has_other_code else []),  # type: ignore[attr-defined]
             paused_because=now.paused_because if now is not None and shows else "",
             held_up=[
@@ -194,8 +195,16 @@ class RunnerPages(ShowingResults):
     @action("<str:label>/sweep/", Permission.START)
     def sweep(self, request: HttpRequest, label: str) -> HttpResponse:
         """Have a worker plan the pending rows."""
-        send, told = partial(self._send_sweep, request), _("Sweep of %s queued.") % label
-        return self._change(request, label, send, told)
+
+        def send(runner: Runner) -> bool:
+            node = find_node(runner)
+            if node.held_at is None:
+                return self._send_sweep(request, runner)
+            of = {"label": label, "held": held(node)}
+            messages.warning(request, _("No sweep of %(label)s was started: %(held)s.") % of)
+            return False
+
+        return self._change(request, label, send, _("Sweep of %s queued.") % label)
 
     @action("<str:label>/start-all/", Permission.START)
     def start_all(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -343,7 +352,7 @@ def _facts(runner: Runner) -> list[tuple[str, str]]:
         (_("Input"), runner.INPUT_KEY or ""),
         (
             _("On save"),
-            _("planned at once") if runner.ON_SAVE else _("not planned until the next sweep"),
+            _("planned at once") if runner.ON_SAVE else _("not planned"),
         ),
         (_("Attempts"), str(runner.MAX_ATTEMPTS)),
         (_("Time limit of a run"), _("none") if timeout is None else duration(timeout)),

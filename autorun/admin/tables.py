@@ -1,18 +1,29 @@
 """Batches as lists show them, with their progress from one query for all."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext_lazy
 
 from autorun.admin.charts import Bar, Part, stacked
 from autorun.admin.markup import time_since
 from autorun.models import Batch
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.origins import name_of_batch
-from autorun.state.words import in_words, number, some_of
+from autorun.state.words import in_words, number_in, some_of
+
+#: The states of batches in words, which agree with "batch" and not with "run".
+BATCH_STATES: Mapping[str, Any] = {
+    Batch.State.RUNNING: pgettext_lazy("batch", "running"),
+    Batch.State.PAUSED: pgettext_lazy("batch", "paused"),
+    Batch.State.CANCELLED: pgettext_lazy("batch", "cancelled"),
+    Batch.State.FINISHED: pgettext_lazy("batch", "finished"),
+    Batch.State.FAILED: pgettext_lazy("batch", "failed"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,11 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
     ]
 
 
+def as_options(values: Iterable[str]) -> dict[str, str]:
+    """The options of a list whose entries are data, and so are not translated."""
+    return {each: each for each in values}
+
+
 def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
     """The results of each batch's runs, by its id."""
     counts = batch_counts(batch.pk for batch in batches)
@@ -64,9 +80,9 @@ def state_of_batch(batch: Batch, counts: BatchCounts, *, is_stuck: bool) -> tupl
     if is_stuck and batch.state == Batch.State.RUNNING:
         return "stuck", _("no worker")
     if not counts.failed:
-        return batch.state, _(batch.state)
+        return batch.state, str(BATCH_STATES[batch.state])
     mark = "failed" if batch.state == Batch.State.FINISHED else batch.state
-    return mark, f"{_(batch.state)}, {_('%s failed') % number(counts.failed)}"
+    return mark, f"{BATCH_STATES[batch.state]}, {number_in('failed', counts.failed)}"
 
 
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:

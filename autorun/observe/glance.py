@@ -16,7 +16,7 @@ from autorun.declare.nodes import runners_by_node
 from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.state.clock import from_now
 from autorun.state.counts import STUCK_SECONDS, Progress, at_work, left_for_long
-from autorun.state.words import ago, number
+from autorun.state.words import ago, number, number_in
 
 #: Rounds of upkeep, and at least so many seconds, that may be missing on a machine under load.
 UPKEEP_TURNS = 10
@@ -144,15 +144,13 @@ def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]
         yield Fact("runners", "error", told % number(broken))
     failed = sum(each.failed for each in progresses.values())
     if failed:
-        yield Fact("failures", "error", _("%s failed") % number(failed))
-    warnings: tuple[tuple[Topic, str, int], ...] = (
-        ("held_up", _("%s held up"), sum(each.parked for each in progresses.values())),
-        ("paused", _("%s paused"), sum(node.paused_at is not None for node in progresses)),
-        ("held", _("sweeps of %s held"), sum(node.held_at is not None for node in progresses)),
-    )
-    for topic, told, count in warnings:
-        if count:
-            yield Fact(topic, "warning", told % number(count))
+        yield Fact("failures", "error", number_in("failed", failed))
+    if parked := sum(each.parked for each in progresses.values()):
+        yield Fact("held_up", "warning", number_in("held up", parked))
+    if paused := sum(node.paused_at is not None for node in progresses):
+        yield Fact("paused", "warning", number_in("paused", paused))
+    if held := sum(node.held_at is not None for node in progresses):
+        yield Fact("held", "warning", _("sweeps of %s held") % number(held))
 
 
 def _of_sweeps() -> Iterator[Fact]:

@@ -35,9 +35,17 @@ def held(node: Node) -> str:
 
 
 def about_version(
-    version: str, node: Node | None, pending: int | None, *, next_sweep: dt.datetime | None
+    version: str,
+    node: Node | None,
+    pending: int | None,
+    *,
+    is_swept: bool,
+    next_sweep: dt.datetime | None = None,
 ) -> str:
-    """The sentence about a version that is new, or whose node is held."""
+    """The sentence about a version that is new, or whose node is held.
+
+    `is_swept`: sweeps are scheduled, even if the time of the next one is not known.
+    """
     rows = _("its pending rows")
     if pending is not None:
         rows = ngettext("%s row", "%s rows", pending) % number(pending)
@@ -50,6 +58,13 @@ def about_version(
             many,
         )
         return told % {**of, "held": held(node)}
+    if not is_swept:
+        told = ngettext(
+            "v%(version)s is new: %(rows)s will not start, as no sweep is scheduled.",
+            "v%(version)s is new: %(rows)s will not start, as no sweep is scheduled.",
+            many,
+        )
+        return told % of
     if next_sweep is not None and next_sweep - timezone.now() < dt.timedelta(days=1):
         told = ngettext(
             "v%(version)s is new: %(rows)s starts with the %(time)s sweep.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.utils import dateformat, formats, timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
 #: What is the case with a row that a planning pass checks: "12 rows: changed since their last run".
@@ -77,6 +78,20 @@ def some_of(some: int, most: float) -> str:
     if not most:
         return number(some)
     return _("%(some)s of %(all)s") % {"some": number(some), "all": number(int(most))}
+
+
+def number_in(state: str, value: int) -> str:
+    """So many runs or runners in a state: `3 failed`; '' for none."""
+    told = {
+        "succeeded": ngettext("%s succeeded", "%s succeeded", value),
+        "failed": ngettext("%s failed", "%s failed", value),
+        "held up": ngettext("%s held up", "%s held up", value),
+        "in progress": ngettext("%s in progress", "%s in progress", value),
+        "pending": ngettext("%s pending", "%s pending", value),
+        "stale": ngettext("%s stale", "%s stale", value),
+        "paused": ngettext("%s paused", "%s paused", value),
+    }[state]
+    return told % number(value) if value else ""
 
 
 def in_words(name: str) -> str:

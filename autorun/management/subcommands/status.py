@@ -338,7 +338,8 @@ def _new_or_held(state: RunnerState) -> list[Text]:
     node, is_held = state.node, state.held_at is not None
     if not (is_held or (state.is_new and state.pending != 0)):
         return []
-    told = about_version(state.version, node, state.pending, next_sweep=None)
+    is_swept = state.schedule != schedule(None)
+    told = about_version(state.version, node, state.pending, is_swept=is_swept)
     command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner}"
     return [Text(f"  {told}", style="magenta"), Text(f"  {command}", style="dim")]
 

@@ -76,6 +76,20 @@ REPLACEMENTS: Mapping[str, str] = {
 }
 
 
+def check_shown(model_admin: Any, runners: Iterable[Runner]) -> Iterator[CheckMessage]:
+    """The names in a ModelAdmin's `autorun_runners` that its model's `runners` do not have."""
+    labels = [runner.label for runner in runners]
+    for each in model_admin.autorun_runners or ():
+        label = each if isinstance(each, str) else each.get_label()
+        if label in labels:
+            continue
+        model, close = model_admin.model._meta.label, meant(label, labels)
+        yield error(model_admin, "E046")(
+            f"autorun_runners names {label!r}, which is not a runner of {model}.",
+            f"Did you mean {close!r}?" if close else f"Its runners: {', '.join(labels) or 'none'}.",
+        )
+
+
 def check_names(runners: Iterable[Runner]) -> Iterator[CheckMessage]:
     """E013, W001, W003 and W005: once for the class that has the name, however many inherit it."""
     classes = {
