@@ -99,14 +99,22 @@ def test_concurrent_runs_are_told_apart_also_in_threads_that_they_wait_for():
 
 
 @pytest.mark.django_db
-def test_a_row_of_a_batch_does_not_get_the_lines_of_others():
+def test_rows_that_fail_in_one_call_share_the_end_of_what_it_wrote(settings):
+    settings.AUTORUN = {**settings.AUTORUN, "MAX_TRACEBACK_BYTES": 2_500}
+
     def fail(value):
-        logger.warning("%s", value)
-        return [ValueError(each) for each in value]
+        for each in value:
+            logger.warning("%s %s", each, "." * 80)
+        return [ValueError(each) if each != "c" else each for each in value]
 
     analysis = Analysis("Batch", "1.0", fail, batch=8)
 
-    assert failures(fail, "a", "b", ANALYSIS=analysis) == {"a": "", "b": ""}
+    found = failures(fail, "a", "b", "c", ANALYSIS=analysis)
+
+    assert found["a"] == found["b"]
+    heading, cut, *lines = found["a"].splitlines()
+    assert (heading, cut) == ("by a call with 3 rows:", "...")
+    assert [line.split()[2] for line in lines] == ["b", "c"]
 
 
 @pytest.mark.django_db
@@ -215,13 +223,18 @@ def test_of_one_long_line_only_whole_words_are_kept():
     assert tail.last(KEPT) == "...\nend"
 
 
-def test_what_celery_makes_records_of_is_noted_once(monkeypatch):
-    proxy = LoggingProxy(logging.getLogger("celery.redirected"))
-    monkeypatch.setattr(sys, "stdout", proxy)
-
+@pytest.mark.django_db
+def test_what_celery_makes_records_of_is_noted_once_and_as_it_was_printed(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, LoggingProxy(logging.getLogger("celery.redirected")))
     tails.listen()
 
-    assert sys.stdout is proxy
+    def fail(value):
+        print("half", "way")
+        print("to", value, file=sys.stderr)
+        raise ValueError(value)
+
+    assert failures(fail)["a"] == "half way\nto a"
 
 
 @pytest.mark.django_db

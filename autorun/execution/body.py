@@ -161,10 +161,8 @@ class Body:
     def failure(self, assignment: Assignment, error: BaseException, call: Call) -> Result:
         """The run as failed with `error`, to be retried if it has attempts left."""
         most = settings.MAX_TRACEBACK_BYTES
-        # Nothing tells which lines of a call with several rows are about which.
-        tail = call.tail if len(call.assignments) == 1 else None
-        failure = describe_exception(error, max_bytes=most)
-        failure = replace(failure, log_tail=log_tail(tail, error, max_bytes=most))
+        tail = log_tail(call.tail, error, max_bytes=most, rows=len(call.assignments))
+        failure = replace(describe_exception(error, max_bytes=most), log_tail=tail)
         failed = Result.failed(
             assignment.run,
             failure,

@@ -31,6 +31,8 @@ from autorun.state.words import harmless
 REDIRECTED = "celery.redirected"
 #: Characters that are kept of a call as long as it goes on, at least.
 KEPT = 20_000
+#: The output of a call with several rows is kept for each that fails, and cut to this part.
+SHARED = 10
 #: Exceptions of a chain that are searched for what a subprocess has written.
 MOST_CAUSES = 10
 #: Seconds to wait for the stderr of children that have ended: their own children may keep it open.
@@ -85,7 +87,8 @@ def listen() -> None:
 
         def make_noted(*args: Any, **options: Any) -> logging.LogRecord:
             record = make_record(*args, **options)
-            if running.current.get() is not None:
+            # What is printed is noted as it is: Celery's record of it lacks the line breaks.
+            if running.current.get() is not None and record.name != REDIRECTED:
                 with suppress(Exception):  # arguments that do not fit; the handlers report them
                     _note(_line(record))
             return record
@@ -93,22 +96,27 @@ def listen() -> None:
         logging.setLogRecordFactory(make_noted)
         if detect_environment() == "default":  # a green thread that reads would stop all the others
             _listen_to_children()
-    # Celery's own stream in a worker makes records of what is printed.
-    if sys.stdout is not None and not isinstance(sys.stdout, LoggingProxy | _Noted):
+    if sys.stdout is not None and not isinstance(sys.stdout, _Noted):
         sys.stdout = _Noted(sys.stdout)
+    if isinstance(sys.stderr, LoggingProxy):  # otherwise handlers would write every record to it
+        sys.stderr = _Noted(sys.stderr)
 
 
-def log_tail(tail: Tail | None, error: BaseException, *, max_bytes: int) -> str:
+def log_tail(tail: Tail | None, error: BaseException, *, max_bytes: int, rows: int = 1) -> str:
     """The end of a call's output, and then that of a subprocess whose error it raised.
 
-    At most `max_bytes` of each, with secrets masked.
+    At most `max_bytes` of each, with secrets masked. The output of a call with several `rows` says
+    so, and is shorter, as each row that failed keeps it.
     """
     parts: list[str] = []
     if tail is not None:
         end = time.monotonic() + PATIENCE
         for reader in tail.readers:
             reader.join(max(0.0, end - time.monotonic()))
-        parts += filter(None, [tail.last(max_bytes)])
+        written = tail.last(max_bytes if rows == 1 else max_bytes // SHARED)
+        if written and rows > 1:
+            parts.append(f"by a call with {rows} rows:")
+        parts += filter(None, [written])
     parts += (f"stderr:\n{_last(text, max_bytes)}" for text in _written_by_children(error))
     return harmless(masked("\n".join(part.rstrip("\n") for part in parts)))
 
@@ -189,9 +197,7 @@ def _note(text: str) -> None:
 
 
 def _line(record: logging.LogRecord) -> str:
-    line = f"{record.getMessage()}\n"
-    if record.name != REDIRECTED:
-        line = f"{record.levelname} {record.name}: {line}"
+    line = f"{record.levelname} {record.name}: {record.getMessage()}\n"
     raised = record.exc_info
     return line + "".join(traceback.format_exception(*raised)) if raised and raised[0] else line
 
