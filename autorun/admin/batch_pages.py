@@ -40,6 +40,7 @@ from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
+from autorun.state.counts import BatchCounts
 from autorun.state.origins import name_of_batch, title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import duration, in_words, number, rate, some_of
@@ -124,9 +125,7 @@ class BatchAdmin(PageAdmin):
             title_of_batch(batch),
             batch=batch,
             tally=tally,
-            progress=f"{100 * counts.finished // counts.total} %"
-            if batch.is_unfinished and counts.total
-            else "",
+            progress=_percent(counts) if batch.is_unfinished else "",
             state=state_of_batch(batch, counts, is_stuck=is_stuck),
             reason=batch.reason if sees_payload(request) else batch.reason and _(HIDDEN),
             requested_by=batch.requested_by and " · " + _("requested by %s") % batch.requested_by,
@@ -331,6 +330,10 @@ def _running(request: HttpRequest, site: admin.AdminSite, batch: Batch) -> list[
         )
         for chunk in chunks
     ]
+
+
+def _percent(counts: BatchCounts) -> str:
+    return f"{100 * counts.finished // counts.total} %" if counts.total else ""
 
 
 def _planning_figures(batch: Batch) -> list[Figure]:

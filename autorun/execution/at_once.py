@@ -143,7 +143,7 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
         f"WHERE p.node_id = %s AND {name} AND p.status = {Run.Status.PENDING:d}) END, "
         f"EXISTS (SELECT 1 FROM {table(Node, connection)} AS n "
         "WHERE n.id = %s AND (n.paused_at IS NOT NULL OR n.held_at IS NOT NULL)), "
-        f"EXISTS (SELECT 1 FROM {table(Chunk, connection)} AS c WHERE c.node_id = %s "
+        f"EXISTS (SELECT 1 FROM {chunks} AS c WHERE c.node_id = %s "
         f"AND c.state = {Chunk.State.PARKED:d} AND c.not_before IS NOT NULL), "
         f"EXISTS (SELECT 1 FROM {table(Pulse, connection)} AS u WHERE u.name = %s) "
         f"FROM ({candidates.source.sql}) AS d "
@@ -157,13 +157,8 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
     if found is None:
         return None
     key, fingerprint, run_id, is_done, *obstacles = found
-    return _Standing(
-        key=key,
-        fingerprint=getattr(fingerprint, "hex", fingerprint),
-        run_id=run_id,
-        is_done=bool(is_done),
-        is_free=not any(obstacles),
-    )
+    seen = getattr(fingerprint, "hex", fingerprint)
+    return _Standing(key, seen, run_id, is_done=bool(is_done), is_free=not any(obstacles))
 
 
 def _record(runner: Runner, node: Node, standing: _Standing) -> Run | None:

@@ -42,39 +42,36 @@ def about_version(
     is_swept: bool,
     next_sweep: dt.datetime | None = None,
 ) -> str:
-    """The sentence about a version that is new, or whose node is held.
-
-    `is_swept`: sweeps are scheduled, even if the time of the next one is not known.
-    """
+    """The sentence about a version that is new, or held; `is_swept` if sweeps are scheduled."""
     rows = _("its pending rows")
     if pending is not None:
         rows = ngettext("%s row", "%s rows", pending) % number(pending)
-    of = {"version": version, "rows": rows}
+    of = {"version": version, "rows": rows, "held": "", "time": ""}
     many = 2 if pending is None else pending
     if node is not None and node.held_at is not None:
+        of["held"] = held(node)
         told = ngettext(
             "v%(version)s: %(held)s; %(rows)s stays pending.",
             "v%(version)s: %(held)s; %(rows)s stay pending.",
             many,
         )
-        return told % {**of, "held": held(node)}
-    if not is_swept:
+    elif not is_swept:
         told = ngettext(
             "v%(version)s is new: %(rows)s will not start, as no sweep is scheduled.",
             "v%(version)s is new: %(rows)s will not start, as no sweep is scheduled.",
             many,
         )
-        return told % of
-    if next_sweep is not None and next_sweep - timezone.now() < dt.timedelta(days=1):
+    elif next_sweep is not None and next_sweep - timezone.now() < dt.timedelta(days=1):
+        of["time"] = f"{timezone.localtime(next_sweep):%H:%M}"
         told = ngettext(
             "v%(version)s is new: %(rows)s starts with the %(time)s sweep.",
             "v%(version)s is new: %(rows)s start with the %(time)s sweep.",
             many,
         )
-        return told % {**of, "time": f"{timezone.localtime(next_sweep):%H:%M}"}
-    told = ngettext(
-        "v%(version)s is new: %(rows)s starts with the next sweep.",
-        "v%(version)s is new: %(rows)s start with the next sweep.",
-        many,
-    )
+    else:
+        told = ngettext(
+            "v%(version)s is new: %(rows)s starts with the next sweep.",
+            "v%(version)s is new: %(rows)s start with the next sweep.",
+            many,
+        )
     return told % of

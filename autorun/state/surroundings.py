@@ -1,4 +1,4 @@
-"""What user code may leave changed in its thread or its process, and how that is put back.
+"""The settings of a thread or process that user code may leave changed, and are put back.
 
 All of it is quick to read, and would affect the code of the next row: a language that is left on,
 for example, may change the representation of that row, so that it runs again.

@@ -191,7 +191,7 @@ def _names(definitions: Sequence[Definition]) -> set[str]:
 
 
 def _said(error: DatabaseError) -> str:
-    """What the database says, and what to do if its binary log forbids triggers."""
+    """The words of the database, and what to do if its binary log forbids triggers."""
     if error.args and error.args[0] == BINARY_LOG_FORBIDS:
         return f"{error.args[1]}. {ASK_ADMINISTRATOR}"
     return str(error).strip()
