@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from io import StringIO
 
 import pytest
@@ -16,6 +17,7 @@ from django.urls import reverse
 
 from autorun.admin import result_pages
 from autorun.analysis import Analysis
+from autorun.declare import page_time
 from autorun.models import Node, Run
 from autorun.observe import comparison
 from autorun.observe.comparison import Difference
@@ -270,6 +272,34 @@ def test_the_page_compares_the_candidate_within_few_statements(make):
     assert statements <= 12
     assert "Compare versions" in of_runner.content.decode()
     assert '<span class="ar-tag">candidate</span>' in of_runner.content.decode()
+
+
+def test_the_page_shows_the_start_of_large_outputs(make):
+    nested = "deep"
+    for _ in range(8):
+        nested = [nested] * 2
+    with installed(runner := make()):
+        compared(runner)
+        for run in Run.objects.succeeded():
+            outputs = {f"of {n}": [run.pk, nested] for n in range(20)}
+            Run.objects.filter(pk=run.pk).update(outputs=outputs)
+        answer = page_of(runner, "view_payload", "view_document")[0]
+
+    assert "of 19" in answer.text
+    assert len(answer.content) < 300_000
+
+
+def test_the_page_names_the_command_if_a_comparison_takes_long(make, monkeypatch, set_constants):
+    def compare_nodes(*args, **options):
+        time.sleep(5)
+
+    monkeypatch.setattr(result_pages, "compare_nodes", compare_nodes)
+    set_constants(page_time, SECONDS=0.05)
+    with installed(runner := make()):
+        compared(runner)
+        text = page_of(runner)[0].text
+
+    assert f"manage.py autorun compare {runner.get_label()} 1.0 1.1" in text
 
 
 @pytest.mark.parametrize("permissions", [(), ("view_payload",), ("view_document",)])

@@ -18,7 +18,7 @@ from autorun.models import Run
 from autorun.observe import doctor
 from autorun.observe.listing import RunFilter
 from sample_app.models import Scan
-from tests import admin_walk
+from tests import admin_walk, test_permissions
 from tests.browser import scenes
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.once]
@@ -52,8 +52,10 @@ def user(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 
 
 def addresses() -> dict[str, str]:
-    """One address of every page, and those of the admin's own pages that autorun adds to."""
+    """One address of every page, of the API, and of the admin's own pages that autorun adds to."""
     found = dict(admin_walk.addresses(admin.site))
+    documented = test_permissions.addresses().items()
+    found |= {name: url for name, (url, _) in documented if name.startswith("api/")}
     row = Scan.objects.first().pk
     found["changelist"] = reverse("admin:sample_app_scan_changelist")
     found["change"] = reverse("admin:sample_app_scan_change", args=[row])

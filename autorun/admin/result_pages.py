@@ -19,13 +19,15 @@ from django.utils.translation import gettext as _
 
 from autorun.admin import cards
 from autorun.admin.markup import as_json
+from autorun.admin.outputs_shown import MOST_CHARACTERS
 from autorun.admin.pages import PageAdmin, get_runner, page
 from autorun.admin.permissions import Permission, message_for, sees_payload
 from autorun.admin.row_access import database_of, may_view, sees_all, visible
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, nodes_over
-from autorun.exceptions import AutorunError
+from autorun.declare.page_time import spent
+from autorun.exceptions import AutorunError, RunTimeout
 from autorun.models import Node
 from autorun.observe.comparison import Comparison, compare_nodes
 from autorun.observe.edits import other_code
@@ -35,7 +37,8 @@ from autorun.observe.records import Records
 from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
 
-#: A page compares versions if one of them has at most so many successes; the command any.
+#: The page compares versions if it has the time for it, and one of them at most so many successes;
+#: the command any.
 MOST_COMPARED = 5_000
 
 
@@ -88,8 +91,12 @@ class ShowingResults(PageAdmin):
         if before is not None and after is not None:
             sizes = versions[before].succeeded, versions[after].succeeded
             is_large = min(sizes) > MOST_COMPARED
-            if not is_large:
-                found = compare_nodes(runner, before, after, sizes=sizes)
+            try:
+                if not is_large:
+                    with spent(f"The comparison of {before} and {after}"):
+                        found = compare_nodes(runner, before, after, sizes=sizes)
+            except RunTimeout:
+                is_large = True
         return self.render(
             request,
             "compare",
@@ -121,7 +128,10 @@ class ShowingResults(PageAdmin):
             {
                 "change": change,
                 "rows": [
-                    (row.key, as_json(row.before), as_json(row.after))
+                    (
+                        row.key,
+                        *(as_json(each, most=MOST_CHARACTERS) for each in (row.before, row.after)),
+                    )
                     for row in change.rows
                     if to_pk(row.key) in seen
                 ],
