@@ -19,7 +19,7 @@ from django.db import connection
 from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
-from autorun.state.surroundings import Surroundings
+from autorun.state.surroundings import READS_OF_MAIN
 from autorun.state.user_code import UserCode
 
 LEFT = {
@@ -27,9 +27,9 @@ LEFT = {
     "no language": translation.deactivate_all,
     "time zone": lambda: timezone.activate("Asia/Tokyo"),
     "precision": lambda: setattr(decimal.getcontext(), "prec", 3),
+    "arithmetic": lambda: decimal.setcontext(decimal.Context(prec=4)),
     "event loop": lambda: asyncio._set_running_loop(object()),
     "directory": lambda: os.chdir("/"),
-    "umask": lambda: os.umask(0o777),
     "output": lambda: setattr(sys, "stdout", None),
     "errors": lambda: setattr(sys, "stderr", None),
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C"),
@@ -50,9 +50,9 @@ def set_time_zone(name):
 
 
 def surroundings():
-    before = Surroundings()
-    now = [read() for read in before._reads]
-    return [*now, translation.get_language(), timezone.get_current_timezone_name()]
+    now = [read() for read in READS_OF_MAIN]
+    here = (translation.get_language(), timezone.get_current_timezone_name())
+    return [*now, *here, decimal.getcontext().prec]
 
 
 @pytest.mark.once

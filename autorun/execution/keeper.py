@@ -29,6 +29,8 @@ INTERVAL = 0.5
 HAND_OVER_AFTER = 2.0
 #: Seconds beyond its time limit after which a body that ignores it has failed.
 GRACE = 5.0
+#: Seconds before a chunk that a process cannot keep is sent again.
+PAUSE = 1.0
 
 
 @dataclass
@@ -49,13 +51,25 @@ class Keeper:
         # connection, and from other workers, too.
         if not connections[settings.DATABASE].in_atomic_block:
             self._thread = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # there are too many threads
+                self._thread = None
+                self._give_up(error)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Leave the chunk to another process, without using an attempt. Raises LeaseLost."""
+        logger.error("%s: its lease cannot be kept: %s. It is given back.", self._name(), error)
+        self.work.assign()
+        self.work.give_back(again_in=PAUSE)
+        _end_pool_process()
+        raise LeaseLost(str(error))
 
     def _keep(self) -> None:
         interval = min(INTERVAL, settings.HEARTBEAT)
@@ -129,9 +143,7 @@ class Keeper:
             self.work.announce()
             self.follow_up()
         finally:
-            # A process of a prefork pool, which replaces it when it dies.
-            if getattr(process := current_process(), "_daemonic", False) or process.daemon:
-                os.kill(os.getpid(), signal.SIGKILL)
+            _end_pool_process()
         return True
 
     def _release(self) -> None:
@@ -144,3 +156,9 @@ class Keeper:
 
     def _name(self) -> str:
         return f"{self.work.runner.label}, chunk {self.work.lease.chunk.pk}"
+
+
+def _end_pool_process() -> None:
+    """End this process if it belongs to a prefork pool, which replaces it."""
+    if getattr(process := current_process(), "_daemonic", False) or process.daemon:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -174,11 +174,11 @@ class Work:
             self._assignments.clear()
         return len(rest)
 
-    def give_back(self) -> None:
-        """Give all unfinished runs to other workers, without using an attempt, and end."""
+    def give_back(self, **when: float) -> None:
+        """Give all unfinished runs to other workers, at no attempt, `again_in` seconds; end."""
         with self.lock:
             unfinished = [*self._at_work(), *self._assignments]
-            self._write([Result.moved(each.run) for each in unfinished], is_last=True)
+            self._write([Result.moved(each.run, **when) for each in unfinished], is_last=True)
             self._assignments.clear()
             self._is_abandoned = True
 

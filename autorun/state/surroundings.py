@@ -15,11 +15,10 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -29,80 +28,41 @@ from django.utils import timezone, translation
 
 #: SIGALRM is missing: time limits put its handler back themselves.
 _HANDLED = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGCHLD")
-_SIGNALS = [getattr(signal, name) for name in _HANDLED if hasattr(signal, name)]
-#: What `signal` is made of, without the enumerations, which take longer than all else.
-_fast: Any = import_module("_signal")
+#: What `signal` and `locale` are made of, without what takes longer than all else.
+_signal: Any = import_module("_signal")
 _get_locale = partial(import_module("_locale").setlocale, locale.LC_ALL)
-_set_locale = partial(locale.setlocale, locale.LC_ALL)
 
 
 class _Part(NamedTuple):
+    """`read` is a function in C: all of them are called after each call of user code."""
+
     name: str
     read: Callable[[], Any]
     put_back: Callable[[Any], object]
 
 
-class Surroundings:
-    """The state of this thread and of its process when this is made.
+def put_back(known: list[Any], context: Context, found: list[Any] | None) -> Iterator[str]:
+    """Put back what is not as it is `known` to be, by READS, and in the `context`; its names.
 
-    The state of the process counts in the main thread only. In other threads, it may be what the
-    code of yet another one is using.
+    `found` is what it is now, or None if it cannot be read, as a directory that is gone.
     """
-
-    __slots__ = ("_context", "_known", "_parts", "_reads")
-
-    def __init__(self) -> None:
-        is_main = threading.current_thread() is threading.main_thread()
-        self._parts = [*_OF_THREAD, *_OF_PROCESS] if is_main else _OF_THREAD
-        self._reads = [part.read for part in self._parts]
-        self._known = [read() for read in self._reads]
-        self.enter()
-
-    def enter(self) -> None:
-        """Take the context variables as they are now; autorun sets some for each call."""
-        self._context = copy_context()
-
-    def put_back(self) -> Iterator[str]:
-        """Put back what is no longer as it was; the names of it."""
-        if self._context != copy_context():
-            yield from self._put_back_context()
-        found = [read() for read in self._reads]
-        if found == self._known:
-            return
-        for part, was, now in zip(self._parts, self._known, found, strict=True):
-            if was != now:
-                with suppress(Exception):  # such as a directory that is gone
-                    part.put_back(was)
-                yield part.name
-
-    def _put_back_context(self) -> Iterator[str]:
-        """Put back Django's language and time zone, which contexts hold."""
-        language = self._context.run(translation.get_language)
-        if translation.get_language() != language:
-            translation.activate(language) if language else translation.deactivate_all()
-            yield "language"
-        zone = self._context.run(timezone.get_current_timezone)
-        if timezone.get_current_timezone() != zone:
-            timezone.activate(zone)
-            yield "time zone"
-
-
-def _arithmetic() -> tuple[int, str]:
-    context = decimal.getcontext()
-    return context.prec, context.rounding
-
-
-def _directory() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109  a text, which takes less time
-    except OSError:  # it was removed
-        return ""
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    language = context.run(translation.get_language)
+    if translation.get_language() != language:
+        translation.activate(language) if language else translation.deactivate_all()
+        yield "language"
+    zone = context.run(timezone.get_current_timezone)
+    if timezone.get_current_timezone() != zone:
+        timezone.activate(zone)
+        yield "time zone"
+    arithmetic = context.run(decimal.getcontext)
+    if decimal.getcontext() is not arithmetic:
+        decimal.setcontext(arithmetic)
+        yield "decimal context"
+    for place, (part, was) in enumerate(zip(_PARTS, known, strict=False)):
+        if found is None or found[place] != was:
+            with suppress(Exception):  # such as a directory that is gone
+                part.put_back(was)
+            yield part.name
 
 
 def _set_local_time(_: object) -> None:
@@ -114,33 +74,40 @@ def _set_local_time(_: object) -> None:
     time.tzset()
 
 
-def _set_streams(before: Sequence[Any]) -> None:
-    sys.stdout, sys.stderr = before
-
-
-def _set_handlers(before: Sequence[Any]) -> None:
-    for number, handler in zip(_SIGNALS, before, strict=True):
-        signal.signal(number, handler)
+def _attribute(of: Any, name: str, title: str) -> _Part:
+    return _Part(title, partial(getattr, of, name), partial(setattr, of, name))
 
 
 _OF_THREAD = [
-    _Part("decimal context", _arithmetic, lambda was: decimal.setcontext(decimal.Context(*was))),
     # Django takes a thread with an event loop for asynchronous, and refuses its queries.
     _Part("event loop", asyncio._get_running_loop, asyncio._set_running_loop),
 ]
 _OF_PROCESS = [
-    _Part("working directory", _directory, os.chdir),
-    _Part("umask", _umask, os.umask),
-    _Part("standard output", lambda: (sys.stdout, sys.stderr), _set_streams),
-    _Part("locale", _get_locale, _set_locale),
+    _attribute(decimal.getcontext(), "prec", "decimal precision"),
+    _attribute(decimal.getcontext(), "rounding", "decimal rounding"),
+    _Part("working directory", os.getcwd, os.chdir),
+    _attribute(sys, "stdout", "standard output"),
+    _attribute(sys, "stderr", "standard error"),
+    _attribute(logging.root.manager, "disable", "logging.disable()"),
+    _Part("locale", _get_locale, partial(locale.setlocale, locale.LC_ALL)),
     _Part("garbage collection", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     _Part("timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
-    _Part("logging.disable()", lambda: logging.root.manager.disable, logging.disable),
-    _Part("signal handlers", lambda: [*map(_fast.getsignal, _SIGNALS)], _set_handlers),
+    *(
+        _Part(
+            f"handler of {name}", partial(_signal.getsignal, number), partial(signal.signal, number)
+        )
+        for name in _HANDLED
+        if (number := getattr(signal, name, None)) is not None
+    ),
 ]
 if hasattr(time, "tzset"):
-    _OF_PROCESS.append(_Part("local time", lambda: time.tzname, _set_local_time))
-if hasattr(_fast, "pthread_sigmask"):
-    _mask = partial(_fast.pthread_sigmask, signal.SIG_BLOCK, ())
-    _set_mask = partial(_fast.pthread_sigmask, signal.SIG_SETMASK)
+    _OF_PROCESS.append(_Part("local time", partial(getattr, time, "tzname"), _set_local_time))
+if hasattr(_signal, "pthread_sigmask"):
+    _mask = partial(_signal.pthread_sigmask, signal.SIG_BLOCK, ())
+    _set_mask = partial(_signal.pthread_sigmask, signal.SIG_SETMASK)
     _OF_PROCESS.append(_Part("blocked signals", _mask, _set_mask))
+_PARTS = [*_OF_THREAD, *_OF_PROCESS]
+READS_OF_THREAD = [part.read for part in _OF_THREAD]
+#: In the main thread, those of its process as well. In others, they may be what the code of yet
+#: another one is using.
+READS_OF_MAIN = [part.read for part in _PARTS]

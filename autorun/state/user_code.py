@@ -17,7 +17,9 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from contextvars import Context, copy_context
 from inspect import unwrap
+from operator import call
 from types import FrameType
 from typing import Any
 
@@ -26,7 +28,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
-from autorun.state.surroundings import Surroundings
+from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, put_back
 from autorun.state.waits import IS_BOUNDED, bound_statements
 
 logger = get_logger(__name__)
@@ -44,12 +46,6 @@ _CHANGES_SESSION = re.compile(
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
 #: Modules that ask a driver for cursors, and leave no session changed.
 _NOT_OF_USERS = ("django.", "autorun.")
-#: Attributes of a driver's connection that decide what its cursors return.
-_FACTORIES = {
-    "postgresql": ("row_factory", "cursor_factory"),
-    "mysql": ("cursorclass",),
-    "sqlite": ("row_factory", "text_factory"),
-}
 #: Django's function that opens a connection.
 _OPEN = unwrap(BaseDatabaseWrapper.connect).__code__
 #: Seconds for cancelling a query on the server.
@@ -61,6 +57,7 @@ _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 #: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
 _STEPS = 1_000_000
 
+_EMPTY = Context()
 _thread = threading.local()
 
 
@@ -72,15 +69,18 @@ class UserCode:
     """
 
     __slots__ = (
-        *("_before", "_connections", "_depth", "_pid", "_surroundings", "_touched", "_wrappers"),
-        "owner",
+        *("_before", "_connections", "_context", "_depth", "_known", "_pid", "_reads", "_touched"),
+        *("_wrappers", "owner"),
     )
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
-        self._surroundings: Surroundings | None = None  # as they are when the code is first called
+        #: How the surroundings of the code are read, and what they are when it is first called.
+        self._reads: Sequence[Callable[[], Any]] = ()
+        self._known: list[Any] = []
+        self._context = _EMPTY
         self._touched: set[BaseDatabaseWrapper] = set()
         #: The code around this one, which may be a body that plans rows.
         self._before: UserCode | None = None
@@ -99,10 +99,11 @@ class UserCode:
         self.mend()
 
     def __enter__(self) -> UserCode:
-        if self._surroundings is None:
-            self._surroundings = Surroundings()
-        else:
-            self._surroundings.enter()
+        if not self._reads:
+            is_main = threading.get_ident() == threading.main_thread().ident
+            self._reads = READS_OF_MAIN if is_main else READS_OF_THREAD
+            self._known = list(map(call, self._reads))
+        self._context = copy_context()  # autorun changes it between two calls
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
         self._wrappers = []
         for connection, _ in self._connections:
@@ -113,23 +114,26 @@ class UserCode:
     def __exit__(self, *_: object) -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # this is a forked child, and the connections are its parent's
+        if sys.getrecursionlimit() < self._depth:
+            sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
+        try:
+            found = list(map(call, self._reads))
+        except OSError:  # of a directory that is gone
+            found = None
+        if found != self._known or copy_context() != self._context:
+            for name in put_back(self._known, self._context, found):
+                logger.warning("%s left another %s. It is put back.", self.owner, name)
         _thread.user_code = self._before
-        for (connection, _), wrappers_before in zip(self._connections, self._wrappers, strict=True):
-            connection.execute_wrappers = wrappers_before
-            bound_statements(connection)  # it may have been opened meanwhile
+        for (connection, _), wrappers in zip(self._connections, self._wrappers, strict=True):
+            is_as_before = connection.execute_wrappers == [*wrappers, self._notice]
+            connection.execute_wrappers = wrappers
+            if not is_as_before:  # it may have been opened meanwhile
+                bound_statements(connection)
         self.mend()
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
-        if sys.getrecursionlimit() < self._depth:
-            sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
-        if self._surroundings is not None:
-            for name in self._surroundings.put_back():
-                logger.warning("%s left another %s. It is put back.", self.owner, name)
         for connection, of_project in self._connections:
-            if (other := connections[connection.alias]) is not connection:
-                discard(other)
-                connections[connection.alias] = connection
             if connection.settings_dict != of_project:
                 connection.settings_dict.clear()  # those of other threads' connections, too
                 connection.settings_dict.update(of_project)
@@ -261,21 +265,18 @@ def _is_idle(connection: BaseDatabaseWrapper) -> bool:
     if not connection.autocommit:
         return False
     try:
-        return _STATES[connection.vendor](raw) and _is_as_opened(connection, raw)
+        session: object
+        if connection.vendor == "sqlite":
+            session = None if raw.in_transaction else (raw.row_factory, raw.text_factory)
+        else:
+            session = _SESSIONS[connection.vendor](raw)
     except Exception:  # noqa: BLE001  it was closed behind Django's back
         return False
-
-
-def _is_as_opened(connection: BaseDatabaseWrapper, raw: Any) -> bool:
-    """Whether the driver reports of the session what it did when it was first seen."""
-    session = [getattr(raw, name, None) for name in _FACTORIES[connection.vendor]]
-    if (pgconn := getattr(raw, "pgconn", None)) is not None:
-        session += map(pgconn.parameter_status, _REPORTED)
     known = connection.__dict__.get("_autorun_session")
     if known is None or known[0] is not raw:
         known = connection.__dict__["_autorun_session"] = (raw, session)
         _watch(connection, raw)
-    return bool(session == known[1])
+    return session is not None and bool(session == known[1])
 
 
 def connect() -> None:
@@ -284,8 +285,7 @@ def connect() -> None:
 
 
 def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    if connection.vendor in _STATES:
-        _is_as_opened(connection, connection.connection)
+    _is_idle(connection)
 
 
 def _is_opening() -> bool:
@@ -296,26 +296,26 @@ def _is_opening() -> bool:
     return frame is not None
 
 
-def _is_idle_on_sqlite(raw: Any) -> bool:
-    return not raw.in_transaction
-
-
-def _is_idle_on_postgresql(raw: Any) -> bool:
+def _session_on_postgresql(raw: Any) -> object:
     pgconn = getattr(raw, "pgconn", None)
     if pgconn is None:  # psycopg2
-        return bool(raw.autocommit and raw.info.transaction_status == _IDLE and not raw.closed)
-    return bool(raw.autocommit and pgconn.transaction_status == _IDLE)
+        is_idle = raw.autocommit and raw.info.transaction_status == _IDLE and not raw.closed
+        return [raw.cursor_factory] if is_idle else None
+    if not raw.autocommit or pgconn.transaction_status != _IDLE:
+        return None
+    return [raw.row_factory, raw.cursor_factory, *map(pgconn.parameter_status, _REPORTED)]
 
 
-def _is_idle_on_mariadb(raw: Any) -> bool:
+def _session_on_mariadb(raw: Any) -> object:
     status = getattr(raw, "server_status", None)
     if status is None:  # mysqlclient: only statements would tell more
-        return bool(raw.get_autocommit())
-    return bool(raw.open) and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
+        return raw.get_autocommit() or None
+    is_idle = raw.open and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
+    return raw.cursorclass if is_idle else None
 
 
-_STATES: dict[str, Callable[[Any], bool]] = {
-    "sqlite": _is_idle_on_sqlite,
-    "postgresql": _is_idle_on_postgresql,
-    "mysql": _is_idle_on_mariadb,
+#: What the driver reports of a session, and of what its cursors return; None if it is not idle.
+_SESSIONS: dict[str, Callable[[Any], object]] = {
+    "postgresql": _session_on_postgresql,
+    "mysql": _session_on_mariadb,
 }

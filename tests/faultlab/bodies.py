@@ -3,6 +3,7 @@
 sleep:2        it takes so many seconds
 gate           it waits until the file `gate` is there, beside the ledger
 full           the disk is full until then
+threads        no thread can be started in its process any more
 raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
                interpreter's lock);
 to_sync:5      it waits so many seconds for a coroutine, by asgiref
@@ -30,6 +31,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -150,6 +152,15 @@ def _exhaust_memory(_: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def _use_up_threads(_: str) -> None:
+    """Other code of this process can start none any more, as if the body had leaked thousands."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = refuse  # type: ignore[method-assign]
+
+
 def _raise(message: str) -> None:
     raise ValueError(message or "as it was told")
 
@@ -192,6 +203,7 @@ _DOES = {
     "segfault": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
     "memory": _exhaust_memory,
     "hang": _hang,
+    "threads": _use_up_threads,
     "deaf": _sleep_in_c,
     "leave": leftovers.leave,
     "query": leftovers.query,

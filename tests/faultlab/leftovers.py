@@ -80,11 +80,6 @@ def _go_to_another_database() -> None:
     connection.close()
 
 
-def _put_another_in_its_place() -> None:
-    del connections["default"]
-    connections["default"].cursor().execute("BEGIN")
-
-
 def _have_rows_as_dicts() -> None:
     connection.ensure_connection()
     raw = connection.connection
@@ -125,7 +120,6 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "wrapper": lambda: connection.execute_wrappers.append(_refuse),
     "first_wrapper": lambda: connection.execute_wrappers.insert(0, _refuse),
     "other_database": _go_to_another_database,
-    "another": _put_another_in_its_place,
     "factory": _have_rows_as_dicts,
     "event_loop": lambda: asyncio._set_running_loop(object()),
     "language": lambda: translation.activate("ar"),

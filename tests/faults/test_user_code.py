@@ -333,3 +333,20 @@ def test_an_argument_that_can_never_fit_fails_its_row_at_once():
 
         assert runner().progress().failed == 1
     assert Failure.objects.get().exception_class == "autorun.exceptions.ConfigurationError"
+
+
+@pytest.mark.faults(11)
+@pytest.mark.slow
+def test_a_process_that_can_start_no_thread_gives_its_next_chunk_back_and_ends(lab: Lab):
+    """As after bodies that leaked threads; its lease could not be kept."""
+    lab.start_worker()
+    lab.save(1, does="threads")
+    lab.until_done(1)
+    lab.save(3, value="w")
+
+    lab.until_done(4)
+    lab.check()
+    assert not Failure.objects.exists()
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+    assert len({each.pid for each in lab.ledger.executions()}) == 2
+    assert set(lab.ledger.times().values()) == {1}
