@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun import tasks
 from autorun.control import interventions
 from autorun.declare.interruption import Termination
+from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.work import Work
@@ -175,6 +176,24 @@ def test_a_broken_filter_fails_the_batch_and_says_so(documents):
 
     failed = Batch.objects.exclude(pk=batch.pk).get()
     assert (failed.state, failed.reason) == (Batch.State.FAILED, "RuntimeError: disk full")
+
+
+@pytest.mark.parametrize("words", ["\0", "\ud800", "redis://:SECRET@host", "long" * 10_000])
+def test_a_batch_has_failed_whatever_a_hook_says(words, documents):
+    def filter_queryset(self, queryset, log_level=0):
+        raise ValueError(f"begin {words} end")
+
+    runner = declare(filter_queryset=filter_queryset)
+    with installed(runner), redirected(lambda messages: None):
+        batch = interventions.request_backfill(runner(), Scope(only="all"), requested_by="ada")
+        with pytest.raises(ImproperRunner):
+            tasks.backfill(runner.get_label(), batch=batch.pk)
+
+    batch.refresh_from_db()
+    assert batch.state == Batch.State.FAILED
+    assert "begin" in batch.reason
+    assert "SECRET" not in batch.reason
+    assert len(batch.reason) <= batches.MOST_REASON
 
 
 def test_a_sweep_finds_what_was_written_silently(documents):

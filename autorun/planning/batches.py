@@ -21,13 +21,17 @@ from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts, unstarted_runs
+from autorun.state.exception_text import clean_text
 from autorun.state.leases import PLANNING_LEASES, ends_at, new_token, planning_ends_at
 from autorun.state.managers import ChunkQuerySet
+from autorun.state.masking import masked
 from autorun.state.probes import crash_point
 from autorun.state.transactions import is_passing, once_committed, repeated_on_conflict
 
 #: A batch fails after so many processes have tried to plan it without advancing.
 MOST_TRIES = 5
+#: Bytes of the reason why a batch has failed.
+MOST_REASON = 4_000
 #: The most that one transaction cancels; a single chunk may have more runs.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
@@ -143,8 +147,9 @@ def put_off(batch: Batch) -> bool:
 
 def fail(batch: Batch, reason: str) -> None:
     """Record that planning failed; the runs it has planned continue."""
+    told = masked(clean_text(reason, max_bytes=MOST_REASON))
     _held(batch).update(
-        state=Batch.State.FAILED, reason=reason, expires_at=None, finished_at=DatabaseNow()
+        state=Batch.State.FAILED, reason=told, expires_at=None, finished_at=DatabaseNow()
     )
 
 
