@@ -1,12 +1,15 @@
 """The pages in a project with several admin sites, of which some lack models that they link to."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
+import autorun
 from autorun.models import Batch, Run
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
@@ -66,6 +69,21 @@ def test_links_stay_in_their_site(admin: Client) -> None:
         elsewhere = [link for link in links if not link.startswith(("/other/", "/static/"))]
         elsewhere = [link for link in elsewhere if link != "/"]  # "View site"
         assert elsewhere == [], address
+
+
+@pytest.mark.usefixtures("_scene")
+def test_pages_are_rendered_by_django_if_another_engine_takes_every_template(
+    admin: Client, settings: Any
+) -> None:
+    folders = [Path(autorun.__file__).parent / "templates"]
+    other = {"BACKEND": "django.template.backends.dummy.TemplateStrings", "DIRS": folders}
+    settings.TEMPLATES = [other, *settings.TEMPLATES]
+
+    for address in addresses("other"):
+        page = admin.get(address)
+
+        assert page.status_code == 200, address
+        assert "{%" not in page.text, address
 
 
 @pytest.mark.usefixtures("_scene")

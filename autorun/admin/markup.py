@@ -1,14 +1,27 @@
-"""Times, code and JSON as HTML."""
+"""Times, code, JSON and templates as HTML."""
 
 import datetime as dt
 import json
 from typing import Any
 
+from django.template import engines
+from django.template.backends.django import DjangoTemplates
+from django.template.loader import render_to_string
 from django.utils import formats, timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from autorun.state.words import ago
+
+
+def rendered(template: str, context: dict[str, Any]) -> SafeString:
+    """Return a template of autorun, rendered by Django's engine."""
+    return render_to_string(f"autorun/{template}.html", context, using=django_engine())
+
+
+def django_engine() -> str | None:
+    """Return the name of Django's template engine: TEMPLATES may have another one before it."""
+    return next((each.name for each in engines.all() if isinstance(each, DjangoTemplates)), None)
 
 
 def time_since(when: dt.datetime | None) -> SafeString:

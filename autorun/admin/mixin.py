@@ -15,7 +15,6 @@ from django.core.checks import CheckMessage
 from django.db.models import QuerySet
 from django.forms import Media
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.loader import render_to_string
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -23,7 +22,7 @@ from django.utils.translation import gettext_lazy
 
 from autorun.admin import outputs_shown, row_states
 from autorun.admin.cards import name_of_runner
-from autorun.admin.markup import as_json, prose, time_since
+from autorun.admin.markup import as_json, prose, rendered, time_since
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
@@ -169,7 +168,7 @@ class AutorunAdminMixin(ModelAdmin):
             "results": _results(known, self.admin_site) if shows_results else [],
             "most_shown": outputs_shown.MOST_SHOWN,
         }
-        return render_to_string("autorun/panel.html", context)
+        return rendered("panel", context)
 
     def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
         return obj is not None and _may_view(request) and bool(row_states.runners_of(self.model))

@@ -22,6 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 
+from autorun.admin.markup import django_engine
 from autorun.admin.permissions import Permission, message_for
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
@@ -112,7 +113,8 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """A template alone: a part of a page that the script fetches."""
         # `{% url %}` resolves by it if there are several admin sites.
         request.current_app = self.admin_site.name
-        return TemplateResponse(request, f"autorun/{template}.html", context)
+        name, engine = f"autorun/{template}.html", django_engine()
+        return TemplateResponse(request, name, context, using=engine)
 
     def url(self, name: str, *args: Any) -> str:
         return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)

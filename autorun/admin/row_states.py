@@ -11,12 +11,12 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest
-from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from autorun.admin.cards import name_of_runner
+from autorun.admin.markup import rendered
 from autorun.admin.selections import is_exact
 from autorun.declare import registry
 from autorun.declare.base import Runner
@@ -59,7 +59,7 @@ class StatusColumn:
         state, run = self.states.get(instance.pk, ("", None))
         url = "" if run is None else address_of(self._site, "run_change", run.pk)
         context = {"state": state, "url": url, "problem": self.problem}
-        return render_to_string("autorun/row_status.html", context)
+        return rendered("row_status", context)
 
 
 class MergedColumn:
@@ -84,7 +84,7 @@ class MergedColumn:
             for state in order
             if states[state]
         ]
-        return render_to_string("autorun/row_states.html", {"states": found})
+        return rendered("row_states", {"states": found})
 
 
 class StatusFilter(admin.SimpleListFilter):
