@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def running() -> Running:
-    """The run of the body that calls this: its progress, and whether it has been cancelled."""
+    """Return the run of the body that calls this, to report progress and to see a cancellation."""
     # Imported when it is called, because the package is imported before Django is set up.
     from autorun.execution.running import Running
 

@@ -20,7 +20,7 @@ from autorun.state.words import meant
 
 MAX_TITLE_LENGTH = 255
 MAX_VERSION_LENGTH = 64
-#: Rows that a call may take, or that may be worked on at once.
+#: The most rows that a call may take, or that may be processed at once.
 MOST_AT_ONCE = 10_000
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -37,8 +37,8 @@ def analysis(
 ) -> Callable[[Function], Function]:
     """Register the decorated function as one version of an analysis.
 
-    With `batch`, it takes a list of at most so many inputs and returns a list as long. With
-    `concurrency`, an async function is called for so many rows at once.
+    With `batch`, it takes a list of at most that many inputs and returns a list of the same length.
+    With `concurrency`, an async function is called for that many rows at once.
 
     The function itself is unchanged; its attribute `analysis` is the `Analysis`. Raises
     `ImproperAnalysis` if an argument is missing or malformed, and `AlreadyRegistered` if another
@@ -114,9 +114,10 @@ def temporarily_registered(*analyses: Analysis | Callable[..., Any]) -> Iterator
 
 @contextmanager
 def forgetting_declared() -> Iterator[None]:
-    """Restore the registry on exit, except for modules first imported inside the block.
+    """Restore the registry on exit.
 
-    Python does not import those again.
+    What modules first imported inside the block have registered stays, because Python does not
+    import them again.
     """
     before, imported = dict(_registry), set(sys.modules)
     try:
@@ -159,7 +160,7 @@ class Analysis:
 
     @cached_property
     def is_async(self) -> bool:
-        """Whether the function is async, or a decorator's that wraps an async one."""
+        """Whether the function is async, or wraps an async one."""
         return iscoroutinefunction(inspect.unwrap(self.function))
 
     @cached_property
@@ -194,7 +195,7 @@ class Analysis:
 
     @cached_property
     def check_outputs(self) -> Callable[[Any], None] | None:
-        """Raises OutputError for outputs that do not fit the annotation; None if there is none."""
+        """A check that raises OutputError for outputs that do not fit; None without annotation."""
         returned = self.return_annotation
         return None if returned in (Any, object) else partial(check_outputs, annotation=returned)
 

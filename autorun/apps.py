@@ -11,7 +11,7 @@ class AutorunConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        # Imported here: their models and Celery's app have to be there first.
+        # Imported here, after the models and Celery's app have been loaded.
         from autorun import broker, tasks
         from autorun.declare import nodes, registry
         from autorun.observe import checks

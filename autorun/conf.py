@@ -26,13 +26,13 @@ class Defaults:
     SCHEDULE: crontab | dt.timedelta | None = NIGHTLY
     #: The most runs of a node that are queued or running at once.
     WINDOW: int = 1_000
-    #: How long a worker holds a chunk without a heartbeat before it is rescued.
+    #: How long a worker keeps a chunk without a heartbeat before the chunk is rescued.
     LEASE: float = 60
     #: How often a worker extends its lease.
     HEARTBEAT: float = 15
     #: How long one run may take; None for no limit.
     TIMEOUT: float | None = 600
-    #: What runners may do at once and in a time, by the name that their LIMIT gives.
+    #: Limits that runners share, by the name that their LIMIT gives.
     LIMITS: Mapping[str, Limit] = MappingProxyType({})
     #: The time between two rounds of upkeep.
     UPKEEP_INTERVAL: float = 5
@@ -42,7 +42,7 @@ class Defaults:
     MAX_OUTPUT_BYTES: int | None = 1_000_000
     #: How much of an exception's message, and of its traceback, is kept.
     MAX_TRACEBACK_BYTES: int = 20_000
-    #: How long superseded and cancelled runs are kept; None for ever.
+    #: How long superseded and cancelled runs are kept; None to keep them forever.
     RETENTION: dt.timedelta | None = dt.timedelta(days=30)
     #: The Celery queue of autorun's own tasks; None for Celery's default.
     QUEUE: str | None = None
@@ -50,7 +50,7 @@ class Defaults:
     DATABASE: str = "default"
     #: A function that takes a FailureReport, or its dotted path; None for no reports.
     ON_FAILURE: str | Callable[[Any], Any] | None = None
-    #: The least time between two reports of a runner.
+    #: The minimum time between two reports of a runner.
     ON_FAILURE_EVERY: dt.timedelta = dt.timedelta(hours=1)
 
 
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {name: value for name, value in vars(Defaults).items(
 
 
 class Settings:
-    """The project's values of the settings, or their defaults; each is kept once it was read."""
+    """The project's settings or their defaults; each value is cached when first read."""
 
     def __getattr__(self, name: str) -> Any:
         try:

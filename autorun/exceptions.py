@@ -16,7 +16,7 @@ class AutorunError(Exception):
 
 
 def bare_message(error: Exception) -> str:
-    """The message of an error as far as it is autorun's own; else the error's class."""
+    """Return the error's message if its words are autorun's own, otherwise its class."""
     if isinstance(error, AutorunError) and (error.bare or _is_own(error)):
         return error.bare or str(error)
     return type(error).__name__
@@ -67,16 +67,15 @@ class OutputError(AutorunError, ValueError):
 class NotApplicable(AutorunError):
     """Raised by a body: the analysis is not applicable to the row, for the reason given.
 
-    The run ends as neither a success nor a failure, and the row is looked at again when its input
-    changes.
+    The run ends as neither a success nor a failure, and the row runs again when its input changes.
     """
 
 
 class RetryLater(AutorunError):
-    """Raised by a body: try the row again in so many seconds. It uses no attempt.
+    """Raised by a body: try the row again in `seconds`. It uses no attempt.
 
-    `seconds` is a number, or a Retry-After header, which may be a date; it is rounded up to whole
-    seconds, from a second to a day. With `limit`, the other rows of the chunk wait as long.
+    This is a number or the value of a Retry-After header, which may be a date. It is rounded up to
+    whole seconds, from one second to a day. With `limit`, the other rows of the chunk wait, too.
     """
 
     SHORTEST, LONGEST = 1, 24 * 3600
@@ -92,7 +91,7 @@ class SmallerBatch(AutorunError):
 
 
 def _seconds(given: float | str) -> int:
-    """The number of seconds, rounded up; raises ValueError for what is neither number nor date."""
+    """Return whole seconds. Raises ValueError unless `given` is a number or a date."""
     try:
         return math.ceil(float(given))
     except OverflowError:
@@ -122,11 +121,11 @@ class LeaseLost(AutorunError):
 
 
 class BrokerUnavailable(AutorunError):
-    """The broker did not take a message in time."""
+    """The broker did not accept a message in time."""
 
 
 class MessagesRefused(BrokerUnavailable):
-    """The broker took all messages except `messages`, whose queues refuse them."""
+    """The broker accepted all messages except `messages`, whose queues refuse them."""
 
     def __init__(self, reason: str, messages: Sequence[object]) -> None:
         super().__init__(reason)

@@ -17,10 +17,11 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)/([smhd])")
 
 @dataclass(frozen=True)
 class Limit:
-    """At most `parallel` runs at once, and calls of bodies at most at that `rate`.
+    """At most `parallel` runs at once, and at most `rate` calls of bodies.
 
-    Over all workers, and over all runners that name the limit. None for no such limit; a rate is a
-    number of calls in a second, minute, hour or day: "3000/m". Raises ValueError.
+    The limit covers all workers and all runners that name it. A rate is a number of calls per
+    second, minute, hour or day: "3000/m". None means no such limit. Raises ValueError for a wrong
+    value.
     """
 
     parallel: int | None = None

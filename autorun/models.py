@@ -1,7 +1,7 @@
 """Autorun's tables: five of one idea each, two of what made results, and four for upkeep.
 
-`Run` is the hot one: it is written twice in a run's life, once when planned and once when
-finished. Its `Chunk` keeps everything about being queued and running.
+`Run` is the largest: each run is written twice, once when planned and once when finished. Its
+`Chunk` keeps everything about being queued and running.
 """
 
 from typing import ClassVar, TypeAlias
@@ -39,7 +39,7 @@ __all__ = (
     "Written",
 )
 
-#: The fingerprint of rows that nothing makes pending again.
+#: The fingerprint of rows that never become pending again.
 UNCHANGING = "0" * 32
 #: The fingerprint of a row whose input could not be prepared.
 UNPREPARED = "f" * 32

@@ -54,7 +54,7 @@ def with_outputs(
     stale: bool = False,
     **runners: type[Runner] | str,
 ) -> OutputsQuerySet[Row]:
-    """The rows of `queryset` with the outputs of their current successes, None without one.
+    """Add the outputs of runners to `queryset`: those of each row's current success, or None.
 
     Each runner, a class or a label, is one subquery, under the name of its argument. With `stale`,
     a row whose run is pending, has failed or was cancelled has the outputs of its last success.

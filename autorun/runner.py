@@ -57,7 +57,7 @@ class QuerySetRunner(Runner):
         dry: bool = False,
         log_level: int = logging.INFO,
     ) -> Batch:
-        """Plan and dispatch what is pending of the default queryset, or of `queryset`.
+        """Plan and dispatch the pending rows of the base queryset, or of `queryset`.
 
         At most `max_total` runs are planned. With `dry` nothing is recorded or started, and the
         returned batch is not saved.
@@ -67,49 +67,50 @@ class QuerySetRunner(Runner):
     def query_progress(
         self, queryset: QuerySet[Any] | None = None
     ) -> tuple[QuerySet[Any], QuerySet[Any]]:
-        """The rows whose current input has a live or finished run, and the pending ones; lazy."""
+        """Return two lazy querysets: rows with a live or finished run, and pending rows."""
         return pending.existing(self, queryset), pending.pending(self, queryset)
 
     def pending(self, queryset: QuerySet[Any] | None = None) -> QuerySet[Any]:
-        """The rows whose current input has no live or finished run; lazy."""
+        """Return a lazy queryset of the rows whose current input has no live or finished run."""
         return pending.pending(self, queryset)
 
     def stale(self) -> QuerySet[Run]:
-        """The current successes on rows on which a DEPENDS_ON runner has no success now; lazy."""
+        """Return successes on rows that now lack one of a DEPENDS_ON runner; a lazy queryset."""
         return pending.stale(self)
 
     def has_run(self, instance: Any) -> bool:
-        """Whether the instance's current input has a live or finished run."""
+        """Return whether the instance's current input has a live or finished run."""
         return pending.existing(self, hooks.every_row(self).filter(pk=instance.pk)).exists()
 
     def progress(self) -> Progress:
-        """The number of runs of the node in each state; one query."""
+        """Count the runs of the node in each state, with one query."""
         return counts.progress(nodes.node_of(self))
 
     def explain(self, instance: Any) -> Explanation:
-        """Why the instance is pending or not."""
+        """Say why the instance is pending or not."""
         return explanation.explain(self, instance)
 
     def outputs_of(self, instance: Any, *, stale: bool = False) -> Any:
-        """The outputs of the instance's current success, or None.
+        """Return the outputs of the instance's current success, or None.
 
-        With `stale`, those of its last success while its run is pending, failed or was cancelled.
+        With `stale`, return those of its last success if its current run is pending, failed or
+        cancelled.
         """
         return records.outputs_of(self, instance, stale=stale)
 
     def records(
         self, queryset: QuerySet[Any] | None = None, *, stale: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Rows of the base queryset, or of `queryset`, with their results as flat dicts.
+        """Iterate over rows with their results as flat dicts: all, or those of `queryset`.
 
         Each has `key`, `name`, `state`, `finished_at`, `seconds`, and a key for each output, `a.b`
-        for one in another. They are read in pages, so that memory stays the same. `stale` is that
-        of `outputs_of()`.
+        if it is nested. They are read in pages, so memory use does not grow. `stale` is as for
+        `outputs_of()`.
         """
         return iter(Records(self, queryset, stale))
 
     def to_dataframe(self, queryset: QuerySet[Any] | None = None, *, stale: bool = False) -> Any:
-        """`records()` as a DataFrame of pandas. Raises ImportError without pandas."""
+        """Return `records()` as a pandas DataFrame. Raises ImportError without pandas."""
         pandas = required("pandas")
         return pandas.DataFrame(
             list(self.records(queryset, stale=stale)) or {name: [] for name in OWN}
@@ -118,10 +119,10 @@ class QuerySetRunner(Runner):
     def compare(
         self, before: str | None = None, after: str | None = None, *, tolerance: float = 0.0
     ) -> Comparison:
-        """Compare two versions on the rows that both have run on; by default with the candidate.
+        """Compare two versions on the rows that both have processed; by default with the candidate.
 
-        Numbers count as the same if they differ by at most `tolerance` times the larger one.
-        Raises ValueError for a version without results.
+        Numbers are the same if they differ by at most `tolerance` times the larger one. Raises
+        ValueError for a version without results.
         """
         return comparison.compare(self, before, after, tolerance=tolerance)
 
@@ -138,8 +139,8 @@ class QuerySetRunner(Runner):
     ) -> Batch:
         """Plan existing rows and start their runs, `window` at a time.
 
-        `filter` is a name from FILTERS. `only` is "missing", "changed", "failed" or "all" of
-        these; the default is pending rows. `force` includes rows that have succeeded.
+        `filter` is a name from FILTERS. `only` is "missing", "changed", "failed" or "all" of these;
+        the default is pending rows. `force` includes rows that have succeeded or are ignored.
         """
         scope = Scope(filter=filter, only=only, force=force)
         return on_demand.backfill_now(
@@ -151,16 +152,16 @@ class QuerySetRunner(Runner):
         return self.backfill(queryset, only="failed", requested_by=requested_by)
 
     def adopt(self, queryset: QuerySet[Any] | None = None, *, same_input: bool = False) -> int:
-        """Record the pending rows as up to date without running them; how many.
+        """Record the pending rows as up to date without running them. Return how many.
 
-        They keep the outputs of their last success. With `same_input`, only the successes of rows
-        are kept whose input is the same by an earlier definition, such as before a field was added
-        to INPUT_FIELDS.
+        They keep the outputs of their last success. With `same_input`, keep only successes whose
+        input has not changed by an earlier definition, such as INPUT_FIELDS before a field was
+        added.
         """
         return on_demand.adopt(self, queryset, same_input=same_input)
 
     def ignore(self, queryset: QuerySet[Any] | None = None) -> int:
-        """Leave the pending rows alone until their input changes; how many."""
+        """Ignore the pending rows until their input changes. Return how many."""
         return on_demand.ignore(self, queryset)
 
     # Each method above for async code
@@ -191,11 +192,11 @@ class QuerySetRunner(Runner):
         return nodes.configuration_of(self)
 
     def get_digest(self) -> str:
-        """SHA-256, in hex, of what runners of one node have in common."""
+        """Return the SHA-256, in hex, of what identifies the node."""
         return nodes.digest_of(self)
 
     def get_node(self) -> Node:
-        """The Node of this runner, made on first use."""
+        """Return the Node of this runner, creating it on first use."""
         return nodes.node_of(self)
 
     def get_dependencies(self) -> list[Runner]:
@@ -203,14 +204,14 @@ class QuerySetRunner(Runner):
         return registry.dependencies_of(self)
 
     def get_every_row(self) -> QuerySet[Any]:
-        """All rows of the model, whatever its default manager leaves out."""
+        """Return all rows of the model, including those that its default manager leaves out."""
         return hooks.every_row(self)
 
     def get_database(self) -> str:
         """The alias of the database the rows are in, read once for each instance of the runner.
 
         If a router spreads reads over replicas, return `.using(...)` the primary from
-        `get_base_queryset`: a replica that lags behind does not have the rows just saved.
+        `get_base_queryset`: a replica that lags behind lacks the rows just saved.
         """
         return hooks.database_of(self)
 

@@ -26,7 +26,7 @@ from autorun.state.transactions import is_passing
 from autorun.triggers import delivery
 
 # Acknowledged when received: the database knows about unfinished work, so a second delivery (by
-# Redis after its visibility timeout, by RabbitMQ after its consumer timeout) would be useless.
+# Redis after its visibility timeout, by RabbitMQ after its consumer timeout) is not needed.
 _options: dict[str, Any] = {"acks_late": False, "ignore_result": True, "serializer": "json"}
 #: For saved rows while the database is away: about a day of tries, at most so many seconds apart.
 MOST_TRIES = 1_000
@@ -41,12 +41,12 @@ def plan(
 ) -> None:
     """Plan the saved rows of a model for every runner that subscribes to them.
 
-    The runs of rows that were deleted, at the time `at`, are retired first: new rows may have their
-    keys. Related rows name those to be planned by a lookup.
+    If they were deleted, at the time `at`, their runs are retired first, because new rows may have
+    their keys. Related rows name those to be planned by a lookup.
 
     A single row is also executed if no limit forbids it. While the database is away the task is
     retried for a day: until the next sweep nothing else knows about the rows. Those that a runner
-    cannot plan are written down. If no runner subscribes, they wait for a worker with newer code,
+    cannot plan are stored. If no runner subscribes, they wait for a worker with newer code,
     as the process that saved them had. Arguments of a newer version are ignored, so that the rows
     need not wait for the next sweep.
     """
@@ -139,7 +139,7 @@ def upkeep() -> None:
 
 
 def make_round() -> bool:
-    """Make a round of upkeep, unless another process has just made one; whether it did."""
+    """Make a round of upkeep, unless another process has just made one. Return whether it did."""
     from autorun.observe.notifying import hand_over_reports
     from autorun.upkeep.rounds import upkeep
 

@@ -67,7 +67,7 @@ def run_inline() -> Iterator[None]:
 
 
 def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -> int:
-    """Plan saved rows, and execute all queued runs and those they release; return how many chunks.
+    """Plan saved rows, execute queued runs and those they release; return the number of chunks.
 
     Without `saved`, saved rows still wait for their commit. With `retry_now`, runs waiting for
     another attempt get it at once, so that all of them finish, and no limit is held back. The rate
@@ -105,8 +105,8 @@ def work_off(*, saved: bool = True, retry_now: bool = False, rounds: int = 50) -
 def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
     """Register runners, and analyses that they name by function, within a `with` block.
 
-    They replace runners of the same label, and analyses of the same title and version. Whatever is
-    declared inside the block is forgotten after it.
+    They replace runners of the same label, and analyses of the same title and version. What is
+    declared inside the block is removed after it.
     """
     classes = [_runner_class(each, "Give the class itself.") for each in runner_classes]
     named = [each.ANALYSIS for each in classes if not isinstance(each.ANALYSIS, str | None)]
@@ -115,7 +115,7 @@ def registered(*runner_classes: type[QuerySetRunner]) -> Iterator[None]:
 
 
 def assert_pending(runner: RunnerName, *instances: Any) -> None:
-    """Fail unless each of `instances` is pending; without any, unless some row is."""
+    """Fail unless each of `instances` is pending; without instances, unless any row is."""
     found = _runner(runner)
     _require(found, instances, are_pending=True)
     if not instances and not pending(found).exists():
@@ -123,7 +123,7 @@ def assert_pending(runner: RunnerName, *instances: Any) -> None:
 
 
 def assert_not_pending(runner: RunnerName, *instances: Any) -> None:
-    """Fail if one of `instances` is pending; without any, if any row is."""
+    """Fail if one of `instances` is pending; without instances, if any row is."""
     found = _runner(runner)
     _require(found, instances, are_pending=False)
     if not instances and (rows := list(pending(found)[:5])):
@@ -153,7 +153,7 @@ def assert_failed(
     """Fail unless the runner has failed on the current row, with no attempts left.
 
     `exception` is a class, or its name as `autorun failures` shows it. The name is recorded, so
-    only the very class counts, none of its bases. Returns the failure of the last attempt.
+    only this exact class counts, not a base class. Returns the failure of the last attempt.
     `work_off(retry_now=True)` uses the attempts up.
     """
     expected = None if exception is None else _exception_name(exception)
@@ -165,7 +165,7 @@ def assert_failed(
     if expected not in (None, failure.exception_class):
         raise _with_traceback(
             f"{found.label} raised {failure.exception_class}, not {expected}, on {instance!r}. "
-            "Only the very class counts, none of its bases.",
+            "Only the exact class counts, not a base class.",
             failure,
         )
     return failure
@@ -202,7 +202,7 @@ class Functions:
 class AutorunTestCase(Functions, unittest.TestCase):
     """A base for test cases, listed before one of Django's.
 
-    Analyses that a test declares are forgotten when it ends.
+    Analyses that a test declares are removed when it ends.
     """
 
     # Not in `setUp`, which test cases override without `super()`.

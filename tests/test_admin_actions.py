@@ -363,7 +363,7 @@ def test_the_log_has_the_ids_of_many_ticked_runs_in_one_entry(runner, set_consta
     client_with("cancel_run").post(reverse("admin:autorun_run_act"), form)
 
     (entry,) = LogEntry.objects.all()
-    assert entry.object_repr == "5 ticked runs"
+    assert entry.object_repr == "5 selected runs"
     for pk in failed:
         assert f" {pk}" in entry.change_message
 
@@ -689,7 +689,7 @@ def test_selected_scans_are_previewed_and_run(runner, django_capture_on_commit_c
             reverse("admin:autorun_batch_start", args=[LABEL]), {"selection": token, "only": "all"}
         )
 
-    assert "The 3 scans that you ticked." in page
+    assert "The 3 scans that you selected." in page
     assert "Start 2 runs" in page
     assert Batch.objects.order_by("-pk").first().planned == 2
 
@@ -988,7 +988,7 @@ def test_everything_selected_takes_the_permission_to_backfill(runner) -> None:
 
     response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
 
-    assert "takes the permission to backfill" in response.content.decode()
+    assert "requires the permission to backfill" in response.content.decode()
 
 
 @pytest.mark.parametrize(("most", "is_refused"), [(2, True), (3, False)])
@@ -1002,8 +1002,8 @@ def test_more_ticked_rows_than_are_kept_are_refused(
 
     response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
 
-    assert ("More than 2 rows are ticked" in response.text) == is_refused
-    assert ("The 3 scans that you ticked." in response.text) != is_refused
+    assert ("More than 2 rows are selected" in response.text) == is_refused
+    assert ("The 3 scans that you selected." in response.text) != is_refused
 
 
 @pytest.mark.parametrize("step", ["prepare", "count", "start"])

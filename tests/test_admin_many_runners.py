@@ -119,7 +119,7 @@ def test_one_action_leads_to_the_choice_of_a_runner(runners, client):
     preview = client.get(link.replace("&amp;", "&"))
 
     assert page.count('value="autorun_run') == 1
-    assert "The one row that you ticked." in preview.content.decode()
+    assert "The row that you selected." in preview.content.decode()
 
 
 def test_the_choice_of_a_runner_for_rows_that_are_forgotten_starts_over(runners, client):

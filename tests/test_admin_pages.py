@@ -803,7 +803,7 @@ def test_who_may_not_backfill_is_not_offered_to_run_everything_again(runner, sig
 
     assert 'value="failed"' in page
     assert 'value="again"' not in page
-    assert "The one row that you ticked." in page
+    assert "The row that you selected." in page
 
 
 def tabs(page: str) -> dict[str, str]:

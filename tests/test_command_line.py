@@ -507,7 +507,7 @@ def test_status_shows_parked_runs_and_who_knows_why(documents, runner):
     assert "6 parked" in printed
     assert "6 runs parked, since " in printed
     assert ": It is gone" in printed
-    assert "How to let them go on: manage.py autorun doctor" in printed
+    assert "Why rows are held up: manage.py autorun doctor" in printed
 
 
 def test_status_that_counts_no_rows_says_nothing_of_rows(documents, runner):
@@ -1052,7 +1052,7 @@ def test_a_queued_sweep_as_json_has_no_batch(runner, sent):
 
 @pytest.mark.parametrize("name", ["backfill", "retry"])
 def test_watching_is_for_people(name, documents, runner):
-    with pytest.raises(CommandError, match="--watch does not go with --format json"):
+    with pytest.raises(CommandError, match="--watch cannot be combined with --format json"):
         typed(name, LABEL, "--watch", "--format", "json")
     assert not Batch.objects.exists()
 
@@ -1472,7 +1472,7 @@ def test_failed_runs_of_one_cause_are_retried(various):
     assert f"{causes['ValueError']['runs']} failed run" in printed
     with pytest.raises(CommandError, match="has the cause 'nonsense'"):
         typed("retry", LABEL, "--cause", "nonsense")
-    with pytest.raises(CommandError, match="--cause goes with neither"):
+    with pytest.raises(CommandError, match="--cause cannot be combined"):
         typed("retry", LABEL, "--cause", key, "--exception", "ValueError")
 
 

@@ -196,7 +196,7 @@ def test_an_action_says_what_was_done_and_goes_on_with_what_was_left(
     monkeypatch.setattr(scan_admin, "has_view_permission", has_view_permission)
     form = {"action": "retry", "scope": "everything", "confirmed": "1", "state": "failed"}
     asked = []
-    for told in ("Only 2 runs were looked at", ""):
+    for told in ("Only 2 runs were checked", ""):
         began_at = time.monotonic()
         page = user.post(address("autorun_run_act"), form, follow=True).text
         assert time.monotonic() - began_at < 5 * LONG

@@ -202,7 +202,7 @@ def test_what_can_be_neither_published_nor_written_down_is_logged(stuck, caplog)
         delivery.submit({LABEL: {1, 2}})
         assert delivery.wait_until_idle()
 
-    assert f"{LABEL}: 2 saved rows could not be written down" in caplog.text
+    assert f"{LABEL}: 2 saved rows could not be stored" in caplog.text
 
 
 def test_the_thread_keeps_no_database_connection(stuck):

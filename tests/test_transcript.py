@@ -137,7 +137,7 @@ def test_what_is_on_its_way_is_not_called_up_to_date(runner, transcript):
     runner.run()
 
     assert transcript().splitlines()[-1] == (
-        "Nothing pending: all 5 Document instances are on their way."
+        "Nothing pending: all 5 Document instances are in progress."
     )
 
 
@@ -157,7 +157,7 @@ def test_what_is_done_failed_and_on_its_way_is_told_apart(transcript):
         runner().run()
 
     assert transcript().splitlines()[-1] == (
-        "Nothing pending: 1 of 5 Document instances are up to date, 3 on their way, 1 failed: "
+        "Nothing pending: 1 of 5 Document instances are up to date, 3 in progress, 1 failed: "
         "retry() runs these."
     )
 

@@ -46,7 +46,7 @@ ONLY = {
     "all": gettext_noop("All of these: pending and failed"),
     "again": gettext_noop("Re-run everything, including successes"),
 }
-LOST = gettext_noop("The chosen rows are no longer known: choose them again.")
+LOST = gettext_noop("The selected rows are no longer known. Select them again.")
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,15 @@ class BackfillRequest:
                 "filter": chosen.query or _("no filter"),
             }
         if len(chosen.keys) == 1:
-            return _("The one row that you ticked.")
-        return _("The %(number)s %(model)s that you ticked.") % {
+            return _("The row that you selected.")
+        return _("The %(number)s %(model)s that you selected.") % {
             "number": number(len(chosen.keys)),
             "model": names,
         }
 
     @property
     def needs(self) -> Permission:
-        """The permission to start it: a few ticked rows are not a backfill.
+        """The permission to start it: a few selected rows are not a backfill.
 
         Re-running successes is, and so are more runs at a time than usual.
         """
@@ -157,7 +157,7 @@ class BackfillRequest:
         )
 
     def left_out(self, batch: Batch) -> int:
-        """The number of ticked rows that are not in the batch, as the user may not see them."""
+        """The number of selected rows left out of the batch because the user may not see them."""
         ticked = () if self.chosen is None or self.chosen.keys is None else self.chosen.keys
         return len(ticked) - len(batch.scope["source"]["keys"]) if ticked else 0
 

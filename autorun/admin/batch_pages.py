@@ -141,7 +141,7 @@ class BatchAdmin(PageAdmin):
 
     @page("backfill/")
     def choose(self, request: HttpRequest) -> HttpResponse:
-        """The runners, or those of the rows that were ticked on their model's own page."""
+        """The runners, or those of the rows that were selected on their model's own page."""
         token = read_text(request.GET, "selection")
         require(request, Permission.START if token else Permission.BACKFILL)
         found, query = cards(), ""
@@ -183,8 +183,8 @@ class BatchAdmin(PageAdmin):
         self.note(request, _("Backfill of %(label)s started: %(rows)s.") % of, batch)
         if hidden := asked.left_out(batch):
             told = ngettext(
-                "You may not see %s ticked row: left out.",
-                "You may not see %s ticked rows: left out.",
+                "Left out %s selected row that you may not see.",
+                "Left out %s selected rows that you may not see.",
                 hidden,
             )
             messages.warning(request, told % number(hidden))
@@ -302,7 +302,7 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
         "%(batch)s cancelled: %(runs)s runs were not started.",
         runs,
     ) % {"batch": _name(batch), "runs": number(runs)}
-    then = _("Their rows have their last result for the same input back, or are pending.")
+    then = _("Each row gets its last result for the same input back, or is pending.")
     return f"{told} {then}"
 
 

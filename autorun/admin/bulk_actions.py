@@ -25,7 +25,7 @@ from autorun.observe.run_states import state_of
 from autorun.state.parameters import read_number
 from autorun.state.words import in_words, number
 
-#: Runs that are ticked on one page, at most.
+#: The most runs that can be selected on one page.
 MOST_TICKED = 1_000
 #: The names of filters on the page of confirmation.
 _FACTS = {
@@ -39,7 +39,7 @@ GONE = gettext_noop("of failures that no longer exist")
 WORDS = ("state", "trigger", "since", "group")
 #: Runs that are counted one by one before an action on them.
 MOST_COUNTED = 10_000
-#: Up to this number, each ticked run has an entry in the admin's log.
+#: Up to this number, each selected run has an entry in the admin's log.
 FEW = 20
 #: Failed runs that are retried while the user waits; workers find the others. As many as are
 #: checked, so that no run is checked twice.
@@ -59,7 +59,7 @@ class BulkAction:
     change: Callable[[Iterable[list[Run]]], int] | None = None
     #: The result, with the number of runs.
     done: Any = ""
-    #: States that it also accepts if a filter or a ticked run names them.
+    #: States that it also accepts if a filter names them or such a run is selected.
     named: tuple[str, ...] = ()
 
     @property
@@ -136,7 +136,7 @@ class Log:
 
 
 class ActingOnRuns(PageAdmin):
-    """The view that acts on ticked runs, or on all runs that match a filter."""
+    """The view that acts on selected runs, or on all runs that match a filter."""
 
     @action("act/", Permission.VIEW)
     def act(self, request: HttpRequest) -> HttpResponse:
@@ -243,7 +243,7 @@ class ActingOnRuns(PageAdmin):
             )
             messages.warning(request, outdated % number(len(retried.outdated)))
         if not (retried.runs or retried.outdated or retried.left):
-            messages.info(request, _("None of these runs is failed any more."))
+            messages.info(request, _("None of these runs is still failed."))
 
     def _act_on_all(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, reach: Reach
@@ -301,16 +301,16 @@ class ActingOnRuns(PageAdmin):
 
 
 def _tell_of_limits(request: HttpRequest, reach: Reach) -> None:
-    """Say which runs an action left out, and whether it looked at all of them."""
+    """Say which runs an action left out, and whether it checked all of them."""
     if reach.left_out:
         hidden = ngettext(
-            "You may not see the rows of %s run: left out.",
-            "You may not see the rows of %s runs: left out.",
+            "Left out %s run whose row you may not see.",
+            "Left out %s runs whose rows you may not see.",
             reach.left_out,
         )
         messages.warning(request, hidden % number(reach.left_out))
     if reach.is_cut:
-        told = _("Only %s runs were looked at: ask again for the next ones.")
+        told = _("Only %s runs were checked. Repeat the action for the next ones.")
         messages.warning(request, told % number(reach.examined))
         if reach.slow is not None:
             messages.warning(request, message_for(request, reach.slow))
@@ -330,7 +330,7 @@ def _log_of(runs: Sequence[Run]) -> Log:
     if len(runs) <= FEW:
         return Log(runs=runs)
     ids = ", ".join(str(run.pk) for run in runs)
-    return Log(about=f"{len(runs)} ticked runs", detail=f"Of the runs {ids}.")
+    return Log(about=f"{len(runs)} selected runs", detail=f"Of the runs {ids}.")
 
 
 def _log_of_filter(chosen: RunFilter) -> Log:

@@ -40,7 +40,7 @@ SEVERITY = ("error", "stuck", "failed", "parked", "paused", "running", "pending"
 
 @dataclass(frozen=True)
 class Counted:
-    """The rows of a runner when they were counted, without those planned since.
+    """The rows of a runner as last counted, without those planned since.
 
     `left_out` are rows excluded by its filter or waiting for another runner; `stale` are results
     of rows that wait.
@@ -90,7 +90,7 @@ class Card:
     activity: Activity = field(default_factory=Activity)
     batches: Sequence[Batch] = ()
     counted: Counted | None = None
-    #: A count that has not got through all rows yet.
+    #: A count that has not reached all rows yet.
     counting: Count | None = None
     #: The same as text, from which the user's next request continues.
     continued: str = ""
@@ -243,7 +243,7 @@ class Card:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the unfinished runs have finished; None while nothing is processed."""
+        """Seconds until the unfinished runs have finished; None while no run is processed."""
         return None if self.is_stuck else self.activity.seconds_left(self.progress.unfinished)
 
     @property

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from autorun.planning.counting import Count
 
 SALT = "autorun.admin.continued:"
-#: Seconds after which a count is begun anew.
+#: Seconds after which a count starts again.
 MOST_AGE = 600
 
 

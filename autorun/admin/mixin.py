@@ -208,15 +208,15 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
         most = row_states.MOST_KEYS
         is_everything = request.POST.get("select_across") == "1"
         if is_everything and not request.user.has_perm(Permission.BACKFILL):
-            messages.error(request, _("Running on all rows takes the permission to backfill."))
+            messages.error(request, _("Running on all rows requires the permission to backfill."))
             return None
         keys = None
         if not is_everything:
             keys = [str(pk) for pk in queryset.values_list("pk", flat=True)[: most + 1]]
             if len(keys) > most:
                 told = _(
-                    "More than %s rows are ticked, so none was run. Tick fewer, or narrow the list "
-                    "with a filter and select all that it shows."
+                    "More than %s rows are selected, so none was run. Select fewer, or narrow the "
+                    "list with a filter and select all that it shows."
                 )
                 messages.error(request, told % number(most))
                 return None

@@ -36,7 +36,7 @@ MOST_NARROWED = 10_000
 EXAMINED_AT_ONCE = 200
 #: The part of the time of an action, one of so many, that is left to act on those runs.
 KEPT_PART = 5
-#: Where a user's session keeps the place in each filter from which to go on, and of how many.
+#: Where a user's session keeps the place in each filter from which to continue, and of how many.
 PLACES, MOST_PLACES = "autorun_places", 20
 
 
@@ -243,7 +243,7 @@ def name_of(site: AdminSite, instance: Any) -> Name:
 
 
 def may_view(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
-    """Whether the user may see rows of the model, though perhaps not all of them."""
+    """Whether the user may see at least some rows of the model."""
     model_admin = _admin_of(site, model)
     if model_admin is not None:
         return bool(model_admin.has_view_permission(request))

@@ -38,7 +38,7 @@ LOOKING_SECONDS = 0.5
 MOST_COLUMNS = 3
 #: States in the order of the merged column, before all others.
 MERGED = ("failed", "parked", "running", "queued", "waiting", "succeeded")
-#: Keys that are stored: of ticked rows, and of rows found to be pending.
+#: The most keys that are stored: of selected rows, and of rows found to be pending.
 MOST_KEYS = 1_000
 
 

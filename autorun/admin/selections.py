@@ -1,6 +1,6 @@
 """Rows that a user chose on a model's own admin page, stored on the server until they are used.
 
-The session stores the ticked keys, or the filter of the page. When a backfill starts, the keys of
+The session stores the selected keys, or the filter of the page. When a backfill starts, the keys of
 the filtered rows are taken in the user's own request, because a project's hooks may narrow them by
 anything that a request carries, such as a tenant. Only if there are too many does the worker look
 for them again, and only through an admin that needs no more than the user: see `ChosenRows.source`.

@@ -2,7 +2,7 @@
 
     path("autorun/api/", include("autorun.contrib.api")),
 
-A user needs the permissions of autorun's pages in `django.contrib.admin.site`, which has to be
+A user needs the permissions of autorun's pages in `django.contrib.admin.site`, which must be
 installed. The answers are described in docs/openapi.json. Each has an ETag; a request that sends it
 back as If-None-Match gets 304 as long as nothing has changed.
 """
@@ -48,7 +48,7 @@ urlpatterns: list[URLPattern] = []
 
 
 def _answer(route: str, *parameters: str) -> Callable[[View], View]:
-    """Serve what a view returns at that route; it understands these query parameters."""
+    """Serve what a view returns at that route, and accept these query parameters."""
 
     def served(view: View) -> View:
         @require_safe
@@ -106,7 +106,7 @@ def runner(request: HttpRequest, label: str) -> dict[str, Any]:
 
 @_answer("runners/<str:label>/rows/<path:key>/")
 def row(request: HttpRequest, label: str, key: str) -> dict[str, Any]:
-    """The state of a row for a runner; with `view_payload`, its outputs and messages as well."""
+    """The state of a row for a runner; with `view_payload`, also its outputs and messages."""
     of = get_runner(label)
     instance = find_row(request, site, of, key)
     if instance is None:
@@ -191,7 +191,7 @@ def failures(request: HttpRequest) -> dict[str, Any]:
 
 @_answer("batches/<int:number>/")
 def batch(request: HttpRequest, number: int) -> dict[str, Any]:
-    """A batch and how far it has got; the reason of its end with `view_payload`."""
+    """A batch and its progress; with `view_payload`, the reason why it ended."""
     known = read_number(number)
     found = Batch.objects.defer("scope").filter(pk=known).first() if known else None
     if found is None:

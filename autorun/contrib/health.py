@@ -48,7 +48,7 @@ class Autorun(HealthCheck):  # type: ignore[misc]
 
 
 def _said(findings: list[Finding]) -> str:
-    # Nobody's permission to see payload has been asked for.
+    # The request has no user, so no permission to see payload.
     return " ".join(f"{each.subject}: {each.bare or each.message}" for each in findings)
 
 

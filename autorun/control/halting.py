@@ -52,7 +52,7 @@ def hold_runner(runner: Runner, *, by: str = "") -> bool:
 
 
 def lift_hold(runner: Runner) -> bool:
-    """Have sweeps and saves plan again; False if the runner's node was not held.
+    """Let sweeps and saves plan again. False if the runner's node was not held.
 
     The next sweep finds what was left pending.
     """
@@ -82,8 +82,8 @@ def change_all(
 def cancel_runner(label: str, *, reason: str = "") -> int:
     """Cancel the planned runs of the runner that have not started; returns how many.
 
-    The runner need not be registered. Its rows have their last result for the same input back, or
-    are pending.
+    The runner need not be registered. Each row gets its last result for the same input back, or is
+    pending.
     """
     unfinished = Batch.objects.unfinished().filter(runner=label).order_by("pk")
     chunks = Chunk.objects.filter(runner=label)

@@ -43,7 +43,7 @@ class Runner:
 
     #: The model: any concrete, proxy or child model with a primary key of one column.
     DATA_MODEL: ClassVar[type[Model] | None] = None
-    #: The title of a registered analysis, or the decorated function itself.
+    #: The title of a registered analysis, or the decorated function.
     ANALYSIS: ClassVar[Any] = None
     ANALYSIS_VERSION: ClassVar[str | None] = None
     #: Keyword arguments that all runs have in common.
@@ -67,16 +67,17 @@ class Runner:
     SCHEDULE: ClassVar[crontab | dt.timedelta | None] = BY_SETTING
     #: Runners (classes or labels) that must have succeeded on a row first, or on Each of a set.
     DEPENDS_ON: ClassVar[Sequence[type[Runner] | str | Each]] = ()
-    #: Runners that it depends on as well, by the arguments that receive their outputs on the row; a
+    #: Runners that it also depends on, by the arguments that receive their outputs on the row; a
     #: lone one for INPUT_KEY.
     INPUT_FROM: ClassVar[Mapping[str, type[Runner] | str] | type[Runner] | str | None] = None
-    #: Whether an edit of the function under the same version is reported, or runs all rows again.
+    #: Whether an edit of the function under the same version is reported (warn), or reruns all
+    #: rows.
     ON_CODE_CHANGE: ClassVar[Literal["warn", "rerun"]] = "warn"
     #: Attempts of a run, including the first.
     MAX_ATTEMPTS: ClassVar[int] = 3
     #: Seconds before the second attempt; doubled for every further one, jittered, at most an hour.
     RETRY_BACKOFF: ClassVar[float] = 10.0
-    #: Another version, or configuration, that runs on some of the rows as well.
+    #: Another version or configuration, which also runs on some of the rows.
     CANDIDATE: ClassVar[Candidate | None] = None
     #: How many failures pause the batch, or the runner if no batch was requested.
     STOP_AFTER: ClassVar[Failures | None] = None
@@ -121,7 +122,7 @@ class Runner:
     def filter_queryset(
         self, queryset: QuerySet[Any], log_level: int = logging.INFO
     ) -> QuerySet[Any]:
-        """Those rows of `queryset` that are to be processed. Chain `super()` when overriding."""
+        """The rows of `queryset` to process. Call `super()` when overriding."""
         return queryset
 
     def log_filter_start(self, log_level: int = logging.INFO) -> None:
@@ -324,5 +325,5 @@ class Runner:
 
     @classmethod
     def overrides(cls, name: str) -> bool:
-        """Whether the subclass has a hook of its own."""
+        """Whether the subclass overrides a hook."""
         return getattr(cls, name) is not getattr(Runner, name)

@@ -34,7 +34,7 @@ _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 def code_digest(function: Callable[..., Any]) -> str:
     """SHA-256, in hex, of the function's code and the project's that it uses; "" if unreadable.
 
-    Computed once a process, which runs the code that it has imported.
+    Computed once per process, which runs the code that it has imported.
     """
     with suppress(Exception):  # sources may be anything, and gone
         return _digest(inspect.unwrap(function))

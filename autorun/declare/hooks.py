@@ -144,7 +144,7 @@ def backoff_of(runner: Runner, attempt: int) -> float:
 def timeout_of(runner: Runner) -> float | None:
     """The seconds that `get_timeout()` returns, or None if a run may take any time.
 
-    AUTORUN["TIMEOUT"] takes the place of what is not a positive number.
+    AUTORUN["TIMEOUT"] replaces a value that is not a positive number.
     """
     try:
         given = call(runner, "get_timeout")

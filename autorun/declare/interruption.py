@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 #: Timers and clocks may differ by so much.
 NEARLY = 0.99
-#: Code that swallows the exception is interrupted again after so many seconds.
+#: Seconds after which code that swallows the exception is interrupted again.
 INSISTENCE = 1.0
 
 
@@ -46,7 +46,7 @@ def too_long(seconds: float, message: str = "") -> RunTimeout:
 def time_limit(
     seconds: float | None, *, message: str = "", stop: Sequence[Exception] = ()
 ) -> Iterator[None]:
-    """Raise RunTimeout in the block after so many seconds, with `message` if given.
+    """Raise RunTimeout in the block after that many seconds, with `message` if given.
 
     `interrupt()` raises the error in `stop` before that, if another thread has put one there. In C
     code that does not return to the interpreter, and in a thread without signals, the keeper of the
@@ -219,7 +219,7 @@ def soft_limit_ignored() -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """The process was told to stop in the middle of a body."""
+    """The process was told to stop during a body."""
 
 
 @dataclass
@@ -293,14 +293,14 @@ class Termination:
             coroutines.interrupt(Interrupted())
 
 
-#: `signal.signal` without its enumerations, which take longer than all else of an alarm.
+#: `signal.signal` without its enumerations, which take longer than the rest of an alarm.
 _set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
 
 
 def _set_alarm(
     stop: Callable[[int, FrameType | None], Any], seconds: float, *, every: float
 ) -> Callable[[], None]:
-    """Have `stop` called after `seconds`; return a function that restores the alarm of before."""
+    """Call `stop` after `seconds`. Return a function that restores the previous alarm."""
     handler = _set_handler(signal.SIGALRM, stop)
     began_at = time.monotonic()
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, every)

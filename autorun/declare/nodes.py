@@ -118,7 +118,7 @@ def nodes_over(model: type[Model]) -> QuerySet[Node]:
 
 
 def digest_of(runner: Runner) -> str:
-    """SHA-256, in hex, of what makes two runners share their runs.
+    """SHA-256, in hex, of what two runners have in common that share their runs.
 
     Computed once for a registered runner, until the registry or the settings change. Raises an
     AutorunError, and nothing else, if the runner is declared wrongly, so that a loop over all
@@ -197,7 +197,7 @@ def runners_by_node() -> RunnersByNode:
 
 
 def forget_nodes(**_: Any) -> None:
-    """Drop what the process remembers: the tables may have been emptied, or be a replica's now."""
+    """Drop what the process remembers: the tables may be empty now, or a replica's."""
     _known.clear()
     builds.clear()
 

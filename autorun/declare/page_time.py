@@ -59,7 +59,7 @@ def budget() -> Iterator[None]:
 
 @contextmanager
 def leaving(seconds: float) -> Iterator[None]:
-    """Have the blocks within end so many seconds before the page's time is spent."""
+    """Let the blocks within end that many seconds before the page's time is spent."""
     found = current.get() or _Budget(SECONDS)
     found.left -= seconds
     try:

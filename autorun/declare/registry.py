@@ -27,7 +27,7 @@ _listeners: list[Callable[[], object]] = []
 _instances: dict[str, Runner] = {}
 #: By the class of a runner, the runner of its candidate version.
 _trials: dict[type[Runner], Runner] = {}
-#: Classes that `register_module` has registered: others of their name were imported anew.
+#: Classes that `register_module` has registered: others of the same name were imported again.
 _registered_once: set[type[Runner]] = set()
 
 
@@ -65,7 +65,7 @@ def registered(*runner_classes: type[Runner], alone: bool = False) -> Iterator[N
 
 
 def on_change(listener: Callable[[], object]) -> None:
-    """Have `listener` called whenever other runners are registered."""
+    """Call `listener` whenever other runners are registered."""
     _listeners.append(listener)
 
 

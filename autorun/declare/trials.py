@@ -1,4 +1,4 @@
-"""Values of options for new versions: which rows try one, and how many failures stop it."""
+"""Values of options for new versions: which rows try one, and how many failures stop a batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Failures:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version that runs on some of the rows as well: on so many `rows`, or on a `share` of them.
+    """A version that also runs on some of the rows: on a number of `rows`, or on a `share` of them.
 
-    With a `configuration`, in place of the runner's own.
+    A `configuration` replaces the runner's own.
     """
 
     version: str

@@ -1,4 +1,4 @@
-"""Runners that are held up: an error hits all of their rows, so one chunk at a time tries again.
+"""Runners that are held up: an error affects all of their rows, so one chunk at a time tries again.
 
 Their parked chunks with a time are the mark. No other chunk of the runner is released until one
 that started later has a success. So an outage costs a few attempts, and no run fails because of it.
@@ -16,8 +16,8 @@ from autorun.state.clock import DatabaseNow, from_now
 
 #: Seconds until the next try: as long as the runner has been held up, within these.
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 60.0
-#: Seconds during which failing rows cannot hold the runner up again: after a success, and after
-#: tries in vain.
+#: Seconds during which failing rows cannot hold up the runner again: after a success, and after
+#: unsuccessful tries.
 EXEMPT_AFTER_SUCCESS, EXEMPT_IN_VAIN = 300.0, 3600.0
 
 
@@ -36,7 +36,7 @@ def pause_after(chunk: Chunk) -> float:
 def has_succeeded(node_id: int, label: str, *, since: Any) -> bool:
     """Whether a row that the runner executed after `since` has succeeded.
 
-    A chunk that started before may have met the error in its middle, unless it has only successes.
+    A chunk that started before may have met the error half-way, unless it has only successes.
     """
     is_later = Q(started_at__gte=since) | Q(finished_at__gte=since, moved=0, failed=0)
     of_runner = Chunk.objects.unfolded().of(node_id).filter(runner=label, succeeded__gt=0)
@@ -44,7 +44,7 @@ def has_succeeded(node_id: int, label: str, *, since: Any) -> bool:
 
 
 def exempt(label: str, seconds: float) -> None:
-    """Let the runner's failures count for so long, however many there are."""
+    """Count the runner's failures for that long, however many there are."""
     pulses.note(pulses.name_for("exempt", label), from_now(seconds))
 
 
@@ -60,7 +60,7 @@ def next_try(node_id: int, label: str, waiting: QuerySet[Any]) -> Chunk | None:
     node's lock.
     """
     held = Chunk.objects.held_up().of(node_id).filter(runner=label)
-    # Somebody may have paused the node since the chunk started whose end looks here.
+    # The node may have been paused since the chunk that has just ended was started.
     found = held.filter(node__paused_at=None).aggregate(
         since=Min("created_at"), reason=Max("reason")
     )

@@ -30,7 +30,7 @@ class Inbox:
         self._queue.add(messages)
 
     def execute(self, messages: Sequence[Message] = (), *, without: str | None = None) -> None:
-        """Execute all messages, and those that they lead to, except for the task `without`."""
+        """Execute all messages, and those that they cause, except those for the task `without`."""
         for message in self._queue.taken_with(messages):
             if message.task != without:
                 current_app.tasks[message.task](*message.args)
@@ -38,9 +38,9 @@ class Inbox:
 
 @contextmanager
 def committed_at_once(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
-    """Give messages to `sink` without waiting for a commit, within a `with` block.
+    """Within a `with` block, give messages to `sink` without waiting for a commit.
 
-    Only autorun's own hooks of `on_commit` run; all others are left alone.
+    Only autorun's own `on_commit` hooks run.
     """
     with ExitStack() as stack:
         stack.enter_context(redirected(sink))

@@ -19,7 +19,7 @@ BACKFILL = "autorun.backfill"
 
 
 def message_for(chunk: Chunk) -> Message:
-    """The message that has a worker execute `chunk`, by its id."""
+    """The message that tells a worker to execute `chunk`, by its id."""
     runner = registry.find(chunk.runner)
     return Message(
         task=EXECUTE,
@@ -31,7 +31,7 @@ def message_for(chunk: Chunk) -> Message:
 
 
 def message_to_plan_on(batch: Batch, *, expires: float | None = None) -> Message:
-    """The message that has a worker plan the rest of a batch."""
+    """The message that tells a worker to plan the rest of a batch."""
     return Message(
         task=BACKFILL,
         args=(batch.runner, None, None, None, False, None, None, batch.pk),

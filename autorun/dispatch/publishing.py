@@ -64,7 +64,8 @@ class Message:
 def time_limit_after(seconds: float | None) -> float | None:
     """The time limit of a message whose runs have all been stopped after so many seconds.
 
-    The last resort, for a body that holds the interpreter's lock, comes two leases after the rest.
+    It is the last resort, for a body that holds the interpreter's lock, and comes two leases after
+    the others.
     """
     return None if seconds is None else seconds + 2 * settings.LEASE
 
@@ -76,7 +77,7 @@ Refusal = tuple[Message, BaseException]
 def publish(messages: Sequence[Message]) -> None:
     """Send the messages, in order.
 
-    Raises BrokerUnavailable if the broker failed or was silent; it may still have taken some.
+    Raises BrokerUnavailable if the broker failed or was silent; it may still have accepted some.
     Raises MessagesRefused for those that it refused, after all others are sent.
     """
     if _sink is not None:
@@ -94,7 +95,7 @@ def is_immediate() -> bool:
 
 @contextmanager
 def redirected(sink: Callable[[Sequence[Message]], object]) -> Iterator[None]:
-    """Have `sink` take all messages in place of the broker within the block."""
+    """Within the block, give all messages to `sink` instead of the broker."""
     global _sink  # noqa: PLW0603
     before, _sink = _sink, sink
     try:
@@ -154,7 +155,7 @@ def urgent_priority() -> int | None:
 
 
 class MessageQueue:
-    """Messages to execute one after the other: those that a message leads to follow it.
+    """Messages to execute one after the other: those that a message causes follow it.
 
     Nested calls would go as deep as there are chunks, as each finished chunk releases another.
     """
@@ -280,8 +281,8 @@ def _is_about_a_message(cause: BaseException) -> bool:
 def _words_for(refused: Sequence[Refusal]) -> str:
     queues = {message.queue_name: error for message, error in refused}
     return " ".join(
-        f"The broker takes no message for the queue {queue}: {type(error).__name__}: {error}. "
-        "Is it full, or declared elsewhere with other arguments, or not at all?"
+        f"The broker accepts no message for the queue {queue}: {type(error).__name__}: {error}. "
+        "Is the queue full, missing, or declared elsewhere with other arguments?"
         for queue, error in queues.items()
     )
 
@@ -292,7 +293,7 @@ def open_connection() -> Connection:
         connect_timeout=TIMEOUT, transport_options=_impatient_options()
     )
     try:
-        # One attempt for each host; kombu's default is another after two seconds of sleep.
+        # One attempt for each host; by default kombu sleeps for two seconds and tries again.
         hosts = len(connection.alt) or 1
         connection.ensure_connection(max_retries=hosts - 1, interval_start=0, interval_step=0)
     except BaseException:
@@ -316,7 +317,7 @@ def _is_timeout(error: BaseException | None) -> bool:
 
 
 def close_connection(connection: Connection) -> None:
-    """Free the file descriptors without a goodbye to a broker that may not answer."""
+    """Free the file descriptors without a word to a broker that may not answer."""
     transport: Any = connection.transport
     connection.collect(socket_timeout=0.1)
     # Redis's transport keeps its epoll object until it is garbage-collected.

@@ -33,9 +33,9 @@ logger = get_logger(__name__)
 #: Nodes that upkeep releases in one transaction, and how many chunks of each.
 NODES_AT_ONCE = 200
 FIRST_OF_MANY = SPARE_CHUNKS
-#: Claims that a process makes on behalf of others before the next process has to.
+#: Claims that a process makes on behalf of others before the next process takes over.
 MOST_CLAIMS = 10
-#: Messages of a chunk are counted up to this number; a smallint ends a little above.
+#: Messages of a chunk are counted up to this number, the limit of a smallint.
 MOST_PUBLICATIONS = 30_000
 
 
@@ -59,7 +59,7 @@ def release(node_id: int, node_digest: str | None = None) -> Release:
     has_stopped = False
     if node_digest is None:
         is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
-        # Also one of a paused batch: many may precede the next one of another.
+        # This includes chunks of a paused batch: many of them may precede those of another batch.
         startable = Chunk.objects.of(node_id).filter(IS_DUE | is_held_up, node__paused_at=None)
         stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
         found = startable.order_by().values_list("node__digest", Exists(stopped)).first()
@@ -117,9 +117,9 @@ def release_after(chunk: Chunk) -> set[int | None]:
 
 
 def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
-    """Claim and send, and again for as long as others have left a note meanwhile.
+    """Claim and send, and repeat that while others leave notes.
 
-    A process that finds another one at it leaves a note, and waits for no lock.
+    A process that finds another one doing so leaves a note, and does not wait for the lock.
     """
     # Configurations come from user code: none is created in the transaction, under the lock.
     labels = set(nodes.runners_by_node().labels.get(node_digest, ()))
@@ -177,7 +177,8 @@ def send(chunks: Sequence[Chunk]) -> int:
             error,
         )
         crash_point("dispatch.refused")
-        # A silent broker may have taken a message: its worker finds a waiting chunk, does nothing.
+        # A silent broker may have accepted a message: its worker finds a waiting chunk and does
+        # nothing.
         Chunk.objects.queued().filter(pk__in=[chunk.pk for chunk in refused]).update(
             state=Chunk.State.WAITING, publications=Greatest(F("publications") - 1, 0)
         )

@@ -33,7 +33,8 @@ class InFlight(NamedTuple):
 class Room:
     """How many more chunks of one node may go out beside those `in_flight`, counted by kind.
 
-    A parked chunk among them has met an error that hits all rows of its runner: no other goes out.
+    A parked chunk among them has met an error that affects all rows of its runner: no other is
+    released.
 
     A chunk larger than a window goes out when nothing else in that window is in flight.
 
@@ -118,7 +119,7 @@ class Room:
             if bound.parallel and bound.parallel - self._in_flight(bound) < calls:
                 self._full_runners.add(chunk.runner)
             queued = sum(self._queued_runs[label] for label in bound.labels)
-            # With nothing in flight, no chunk's end but a round of upkeep releases the next one.
+            # If nothing is in flight, no chunk ends, so a round of upkeep releases the next one.
             ahead = AHEAD + (0 if self._in_flight(bound) else settings.UPKEEP_INTERVAL)
             if bound.seconds_ahead(chunk, queued) > ahead:
                 self._full_runners |= bound.labels

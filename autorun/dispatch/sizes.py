@@ -1,6 +1,7 @@
 """The number of runs in a chunk: about a second of work.
 
-That outweighs the cost of a message, yet a saved row waits little and a killed worker loses little.
+That outweighs the cost of a message, while a saved row waits briefly and a killed worker loses
+little.
 """
 
 from autorun.conf import settings

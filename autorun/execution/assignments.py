@@ -24,7 +24,7 @@ class Assignment(NamedTuple):
 def load_runs(chunk: Chunk) -> Sequence[Any]:
     """The chunk's pending runs; `has_older` if a superseded run of the row is still running.
 
-    As named tuples: making instances of Run takes as long as a quick body.
+    They are named tuples, because making instances of Run takes as long as a quick body.
     """
     older = Run.objects.pending().filter(
         node=OuterRef("node"),
@@ -43,7 +43,7 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
 
 
 def pending_in(chunk: Chunk) -> set[int]:
-    """The ids of the runs that are pending in the chunk, as the database has them now."""
+    """Read the ids of the chunk's pending runs anew."""
     pending = Run.objects.pending().filter(chunk=chunk).values_list("pk", flat=True)
     return repeated_on_conflict(lambda: set(pending.all()), is_idempotent=True)
 
@@ -51,8 +51,8 @@ def pending_in(chunk: Chunk) -> set[int]:
 def superseded(changed: Collection[Assignment]) -> set[int]:
     """The ids of the runs that planning has superseded, of those whose row had `changed`.
 
-    The others are noted as runs of the input that was read: a late message about the change would
-    otherwise plan a second run of the same input.
+    The other runs get the fingerprint of the input that was read. Otherwise a late message about
+    the change would plan a second run of the same input.
     """
     if not changed:
         return set()

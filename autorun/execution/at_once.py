@@ -1,4 +1,4 @@
-"""A lone saved row, planned and started by the process that was told of it.
+"""A single saved row, planned and started by the process that receives its message.
 
 Waiting in a chunk, being claimed, sent and fetched keeps many runs within their limits. A single
 row that was just saved gains nothing by it: if no limit is in the way, its run is started as it is
@@ -59,7 +59,9 @@ class _Standing:
 
 
 def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | None:
-    """Plan rows that were just saved. The run of a lone row is started; the caller executes it.
+    """Plan rows that were just saved.
+
+    If there is only one, start its run, which the caller executes.
 
     If the model has several runners, only the last one's run is started, so that the others do not
     wait for its body.
@@ -86,7 +88,10 @@ def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | No
 
 
 def _start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
-    """Start the row's run if it is pending; return it, and whether the row needs nothing more."""
+    """Start the row's run if the row is pending.
+
+    Return the run, and whether the row is dealt with.
+    """
     analysis = runner.get_analysis()
     if not analysis.is_executable:
         return None, False

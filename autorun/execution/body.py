@@ -42,19 +42,19 @@ MAX_REASON_BYTES = 1_000
 class Body:
     """Calls the body for the rows of a chunk.
 
-    `refused_by` is the last RetryLater with `limit`: the other rows are to wait as long.
+    `refused_by` is the last RetryLater with `limit`, which the other rows wait for, too.
     """
 
     def __init__(self, runner: Runner, analysis: Analysis, configuration: dict[str, Any]) -> None:
         self.runner = runner
         self.analysis = analysis
         self.timeout = timeout_of(runner)
-        #: The calls that go on at a time.
+        #: The calls that run at the same time.
         self.together = calls_at_once(runner.label) if analysis.is_concurrent else 1
         #: None if a call takes one row.
         self.portions = None if analysis.batch is None else Portions(analysis.batch)
         self.refused_by: RetryLater | None = None
-        #: The error that ends the call at work, if a run of it is cancelled.
+        #: The error that ends the present call if one of its runs is cancelled.
         self.stop: list[Exception] = []
         self._bind = partial(analysis.arguments.bind, configuration)
         self._encode = partial(
@@ -102,7 +102,7 @@ class Body:
     def begin(
         self, call: Call, together: Together, termination: interruption.Termination
     ) -> asyncio.Task[Any] | Result:
-        """Begin a call among others; its result if it cannot begin. Raises Interrupted."""
+        """Start a call beside others. Return its result if it cannot start. Raises Interrupted."""
         (assignment,) = call.assignments
         try:
             with self._user_code, termination.raised(), interruption.time_limit(self.timeout):
@@ -117,7 +117,7 @@ class Body:
 
     @contextmanager
     def going_on(self, termination: interruption.Termination) -> Iterator[None]:
-        """A block in which calls that have begun go on. Raises Interrupted."""
+        """A block in which started calls continue. Raises Interrupted."""
         try:
             with self._user_code, termination.raised(), interruption.blocking_limited():
                 yield
@@ -125,7 +125,7 @@ class Body:
             raise interruption.Interrupted from None
 
     def ended(self, call: Call, task: asyncio.Task[Any]) -> Result:
-        """The result of a call that was begun."""
+        """The result of a call that was started."""
         (assignment,) = call.assignments
         value, error = task.result()
         if call.is_stopped and isinstance(error, asyncio.CancelledError):
@@ -142,7 +142,7 @@ class Body:
     async def _traced(
         self, assignment: Assignment, arguments: dict[str, Any]
     ) -> tuple[Any, BaseException | None]:
-        """Call the body; return its value and the error that it raises, be it SystemExit."""
+        """Call the body. Return its value and the error that it raises, including SystemExit."""
         run = assignment.run
         with probes.span("autorun.run") as span:
             span.note(run=run.pk, key=assignment.row.key, attempt=run.attempts + 1)
@@ -221,7 +221,7 @@ class Body:
         error: BaseException,
         call: Call,
     ) -> list[Result]:
-        """The results of rows whose call has raised; none if they are to be called again."""
+        """The results of rows whose call raised; none if the rows are to be called again."""
         if self.stop:
             return [Result.moved(each.run) for each in rest]
         is_alone = len(rest) == 1
@@ -265,7 +265,7 @@ class Body:
         return Result(*ended, key=row.key, seconds=seconds)
 
     def result_of(self, assignment: Assignment, error: BaseException, call: Call) -> Result:
-        """How the run has ended with what its body raised, or returned in place of a value."""
+        """The result of a run whose body raised, or returned an exception in place of a value."""
         run, row = assignment.run, assignment.row
         if self.stop and error is self.stop[0]:
             return Result.moved(run)

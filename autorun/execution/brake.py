@@ -1,7 +1,7 @@
 """The brake: when many rows of a runner fail alike and none succeeds, the runner is held up.
 
-If a disk is full or a service is away, no row is at fault, but each would use up its attempts. With
-STOP_AFTER, so many failures also pause the batch or the runner.
+If a disk is full or a service is down, no row is at fault, but each would use up its attempts. With
+STOP_AFTER, too many failures also pause the batch or the runner.
 """
 
 import time
@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 #: This many consecutive rows whose first attempt fails with the same exception, within this time.
 FAILURES, WITHIN = 20, 600.0
-#: Seconds of tries in vain after which failures count.
+#: Seconds of unsuccessful tries after which failures count.
 PATIENCE = 900.0
 #: It is the row's fault, however many rows have it.
 _LASTING = name_exception(ConfigurationError)
@@ -34,8 +34,8 @@ _LASTING = name_exception(ConfigurationError)
 class Brake:
     """Counts the failures of one chunk; earlier ones of the runner are read from the database.
 
-    They are read after the chunk's last row, and after every FAILURES rows that fail alike. A kind
-    of failure that is followed by a success in the chunk concerns single rows, not the runner.
+    They are read after the chunk's last row, and after every FAILURES rows that fail alike. If a
+    success follows in the chunk, the failure concerns single rows, not the runner.
     """
 
     def __init__(self, runner: Runner, chunk: Chunk, *, succeeded: int) -> None:
@@ -73,7 +73,7 @@ class Brake:
         return is_time and self._hits_all() and not holding.is_exempt(self._chunk.runner)
 
     def parking_after(self, result: Result) -> dict[str, Any]:
-        """How the runs of the chunk that are left are parked because of the latest result."""
+        """Park the remaining runs of the chunk because of the latest result."""
         summed_up = summary(result.failure) if result.failure else ""
         alike = f"The last {FAILURES} rows have failed alike: {summed_up}"
         reason = self._chunk.reason or alike

@@ -1,4 +1,4 @@
-"""The code and environment that execute runs, noted once a process for each node."""
+"""The code and environment that execute runs, recorded once per process and node."""
 
 import hashlib
 
@@ -19,7 +19,7 @@ ID_DIGITS = 7
 
 
 def build_of(node: Node, analysis: Analysis) -> int | None:
-    """The id of this process's build; noted on first use. None if the database refuses it."""
+    """Return the id of this process's build, recording it on first use. None if that fails."""
     try:
         found = _noted(node, code_digest(analysis.function))
     except (DatabaseError, InterfaceError) as error:

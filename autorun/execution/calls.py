@@ -1,4 +1,4 @@
-"""The calls of a body: the rows that one takes, those of the next one, and what it returns."""
+"""The calls of a body: their rows, the choice of the next rows, and the values returned."""
 
 import asyncio
 import time
@@ -18,10 +18,10 @@ from autorun.state.coroutines import Together
 
 @dataclass(eq=False)
 class Call:
-    """The rows that one call of the body takes; it began at `since`, of the monotonic clock.
+    """The rows of one call of the body, which started at `since` by the monotonic clock.
 
-    `stop` ends a call that goes on beside others, from any thread. The `tail` is that of what it
-    has written, if that is anything.
+    `stop` ends a call that runs beside others, from any thread. `tail` is the end of what it has
+    written, if anything.
     """
 
     assignments: Sequence[Assignment]
@@ -31,7 +31,7 @@ class Call:
     tail: Tail | None = None
 
     def end(self) -> None:
-        """Have a call that goes on beside others end, once."""
+        """End a call that runs beside others, once."""
         if self.stop is not None and not self.is_stopped:
             self.is_stopped = True
             self.stop()
@@ -42,7 +42,7 @@ class Call:
 
     @property
     def seconds_a_row(self) -> float:
-        """How long it takes so far, shared by its rows."""
+        """Its duration so far, divided by its rows."""
         return (time.monotonic() - self.since) / len(self.assignments)
 
 
@@ -51,9 +51,9 @@ class Portions:
     """How many of the rows that are left the next call of a batch body takes: at most `most`.
 
     The first `suspects` of them hold one at fault, because a call that took them has raised. Halves
-    of them are tried until it stands alone; what is not under suspicion waits for a full call. So
-    one bad row among 64 costs at most 8 more calls. If the next full call raises as well, calls
-    become smaller, since many rows seem to be at fault.
+    of them are tried until it is alone. The other rows wait for a full call. So one bad row among
+    64 costs at most 8 more calls. If the next full call raises as well, calls become smaller, since
+    many rows seem to be at fault.
     """
 
     most: int
@@ -69,7 +69,7 @@ class Portions:
         return max(1, self.suspects // 2) if self.suspects else self._full
 
     def returned(self, rows: int) -> None:
-        """A call with so many rows has returned."""
+        """Note that a call with that many rows has returned."""
         if self.suspects:
             self.suspects -= rows
             return
@@ -77,23 +77,23 @@ class Portions:
         self._full = min(self.most, 2 * self._full)
 
     def raised(self, rows: int) -> None:
-        """A call with several rows has raised; they are the first again."""
+        """Note that a call with several rows has raised. They come first in the next call."""
         if not self.suspects and self._is_wary:
             self._full = max(1, self._full // 2)
         self.suspects = rows
 
     def blamed(self) -> None:
-        """A row that stood alone is at fault."""
+        """Note that a row that was alone is at fault."""
         self.suspects, self._is_wary = 0, True
 
     def too_many(self, rows: int) -> None:
-        """A call with so many rows is too large, whichever they are."""
+        """Note that a call with that many rows is too large, whichever they are."""
         self.most = self._full = max(1, rows // 2)
         self.suspects = 0
 
 
 def values_of(returned: Any, rows: int, analysis: Analysis) -> Sequence[Any]:
-    """The value for each of the rows that a batch body took; raises OutputError without them."""
+    """Return the value for each row of a batch call. Raises OutputError if there are none."""
     as_list = getattr(returned, "tolist", None)  # an array of numpy, a tensor of torch
     values = as_list() if as_list is not None else returned
     if not isinstance(values, (list, tuple)):
@@ -110,13 +110,13 @@ def values_of(returned: Any, rows: int, analysis: Analysis) -> Sequence[Any]:
 
 
 class NotAList(OutputError):
-    """A batch body returned something else, whatever the rows: no smaller call would help."""
+    """A batch body did not return a list, so a smaller call would not help."""
 
 
 def perform_together(work: Any, termination: Termination) -> None:
     """Execute the runs of a `Work` in one event loop, as many at a time as the analysis allows.
 
-    The loop stands still while results are written. Raises LeaseLost, or Interrupted.
+    The loop pauses while results are written. Raises LeaseLost, or Interrupted.
     """
     begun: dict[asyncio.Task[Any], Call] = {}
     body = work.body

@@ -1,4 +1,4 @@
-"""The keeper: a second thread that holds a chunk's lease and takes away runs that take too long."""
+"""The keeper: a second thread that extends a chunk's lease and ends runs that take too long."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 INTERVAL = 0.5
 #: Seconds after which a chunk gives its unstarted runs to other workers.
 HAND_OVER_AFTER = 2.0
-#: Seconds beyond its time limit after which a body that ignores it has failed.
+#: Seconds after its time limit at which a body that ignores it has failed.
 GRACE = 5.0
 #: Seconds before a chunk that a process cannot keep is sent again.
 PAUSE = 1.0
@@ -37,7 +37,7 @@ PAUSE = 1.0
 class Keeper:
     """Keeps the lease of `work` for the length of a `with` block.
 
-    `follow_up` does what follows a chunk if the working thread never gets there.
+    `follow_up` does what follows a chunk if the working thread does not get there.
     """
 
     work: Work
@@ -108,7 +108,10 @@ class Keeper:
             self._release()
 
     def _extend(self) -> bool:
-        """Extend the lease, and cancel the runs that are to be; whether it was still held."""
+        """Extend the lease, and cancel the runs that should be.
+
+        Return whether it was still held.
+        """
         work = self.work
         changes: dict[str, Any] = {} if work.doing is None else {"doing": work.doing}
         if extend_unasked(work.lease, **changes):
@@ -120,7 +123,7 @@ class Keeper:
         return True
 
     def _overdue(self, now: float) -> Call | None:
-        """A call that has ignored its time limit, or that it was cancelled."""
+        """A call that ignored its time limit or its cancellation."""
         with self.work.lock:
             if self.work.body.stop and now - self.work.stopped_at > GRACE:
                 return next(iter(self.work.calls), None)

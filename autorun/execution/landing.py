@@ -1,6 +1,6 @@
-"""Landing: a project's own rows are written in the transaction that records the success.
+"""Landing: writing a project's own rows in the transaction that records the success.
 
-So a success and its landed row exist together, or neither does. This is the one place where user
+So both the success and its landed row exist, or neither does. This is the one place where user
 code, `save_outputs()`, runs inside a transaction of autorun's; its time and its waits are bounded.
 """
 
@@ -82,8 +82,8 @@ class Landing:
         self.keeps_outputs = runner.STORE_OUTPUTS
 
     def land(self, results: Sequence[Result]) -> None:
-        """Write the project's rows for successes; raises NotLanded, but not for conflicts."""
-        # In one order in all processes, against deadlocks.
+        """Write the project's rows for successes. Raises NotLanded, except for conflicts."""
+        # In the same order in all processes, to avoid deadlocks.
         landed = sorted(map(self._landed, results), key=_order)
         connection = connections[settings.DATABASE]
         try:
@@ -95,7 +95,7 @@ class Landing:
                 if self._has_hook:
                     self._call(landed)
                 if connection.vendor == "postgresql":
-                    # A foreign key that leads nowhere would else fail the commit, for all.
+                    # Otherwise one dangling foreign key would fail the commit for all.
                     connection.check_constraints()
         except OperationalError as error:
             if has_waited(error):  # for a lock that the project holds on one of the rows

@@ -1,4 +1,4 @@
-"""Results that the database or their landing refuses, when many are recorded in halves."""
+"""Results that the database or their landing refuses, found by recording halves of many."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAIT_FOR_LOCK = 10.0
 
 @dataclass
 class Refusals:
-    """The results that could not be recorded; `recorded` are those that are, as a growing list.
+    """The results that could not be recorded; `recorded` is the growing list of the others.
 
     If no result can be landed, no row is at fault, and all are tried again later.
     """
@@ -33,13 +33,13 @@ class Refusals:
     _hits_all: BaseException | None = None
 
     def add(self, result: Result, error: Exception) -> None:
-        """Note a success that is refused alone. Raises the error of any other result."""
+        """Note a success that is refused on its own. Raises the error of any other result."""
         if not _is_success(result):
             raise error
         self._alone[result.run_id] = _cause(error)
 
     def is_hopeless_after(self, error: Exception) -> bool:
-        """Whether to try no more parts: nothing can be landed, or each try takes too long."""
+        """Whether to stop trying: nothing can be landed, or each try takes too long."""
         if isinstance(error, NotLanded):
             self._late += isinstance(error.__cause__, RunTimeout)
             is_vain = len(self._alone) >= FAILURES and not any(map(_is_success, self.recorded))
@@ -48,7 +48,7 @@ class Refusals:
         return self._hits_all is not None
 
     def ended(self, results: Sequence[Result], *, pause: float) -> list[Result]:
-        """How those of the results that are not recorded end."""
+        """The results to record in place of those that were refused."""
         recorded = {each.run_id for each in self.recorded}
         return [self._end(each, pause) for each in results if each.run_id not in recorded]
 

@@ -74,8 +74,8 @@ class Result(NamedTuple):
     ) -> Result:
         """The attempt failed: the run is retried after the backoff, or has no attempts left.
 
-        There is none if the reason `is_lasting`. Without a `runner` the run is always retried, at
-        once.
+        If the reason `is_lasting`, there is no retry. Without a `runner` the run is always retried,
+        at once.
         """
         attempts = run.attempts + 1
         failed = cls(run.pk, Run.Status.FAILED, attempts, fingerprint, failure=failure)
@@ -92,7 +92,7 @@ class Result(NamedTuple):
         return cls(run.pk, Run.Status.PENDING, run.attempts, run.fingerprint, **options)
 
     def kept_pending(self, *, again_in: float, reason: str) -> Result:
-        """The failure as one of a runner that is held up; a last attempt is given back."""
+        """The failure, counted as that of a runner that is held up: a last attempt is returned."""
         pending = self._replace(status=Run.Status.PENDING, again_in=again_in, reason=reason)
         if self.status == Run.Status.PENDING:
             return pending
@@ -169,10 +169,10 @@ def record(
     """Write the results, and the chunk's counts that follow from them and `tally`; those counts.
 
     `is_last` finishes the chunk. `build` made the attempts. Moved runs go to new chunks of at most
-    `size`. A result is skipped if an earlier call has recorded or moved its run: the answer to that
-    call's commit was lost. `landing` lands the outputs of the successes, or raises NotLanded.
-    If the database has forgotten earlier results, the chunk waits for a worker to repeat them.
-    Raises LeaseLost, with nothing written, if the chunk has another worker now.
+    `size`. A result is skipped if an earlier call, whose commit got no answer, has recorded or
+    moved its run. `landing` lands the outputs of the successes, or raises NotLanded. If the
+    database has forgotten earlier results, the chunk waits for a worker to repeat them. Raises
+    LeaseLost, with nothing written, if the chunk has another worker now.
     """
     is_moving = Run.Status.PENDING in map(_status_of, results)
     new_chunks = _new_chunks(lease.chunk, results, size=size) if is_moving else []
@@ -253,9 +253,10 @@ def endings(results: Sequence[Result]) -> Iterator[Ending]:
 
 
 def _recorded(lease: Lease, results: Sequence[Result]) -> Tally:
-    """The chunk's counts as they are, locked. Raises LeaseLost.
+    """Lock the chunk and return its counts.
 
-    Runs that have not succeeded, and that someone has asked to cancel, are cancelled first.
+    Raises LeaseLost. First cancel runs that have not succeeded and whose cancellation was
+    requested.
     """
     chunk = lease.held().select_for_update().first()
     if chunk is None:
@@ -348,7 +349,7 @@ def _counted(
 
 
 def _write_counts(chunk: QuerySet[Any], tally: Tally, *, is_last: bool) -> bool:
-    """Lock the chunk by writing it; whether it was there."""
+    """Lock the chunk by writing it. Return whether it exists."""
     values = asdict(tally)
     if is_last:
         values.update(state=Chunk.State.FINISHED, finished_at=DatabaseNow(), expires_at=None)
@@ -362,7 +363,7 @@ def _as_source(
     *,
     is_stored: bool,
 ) -> Fragment:
-    """The results as rows of a table, with the chunk that each run belongs to from now on."""
+    """The results as rows of a table, each with the new chunk of its run."""
     chunk_ids: dict[int, int] = {}
     for new, run_ids in new_chunks:
         chunk_ids.update(dict.fromkeys(run_ids, new.pk))

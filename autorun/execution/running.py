@@ -10,11 +10,11 @@ LONGEST_NOTE = 200
 
 
 class Running:
-    """The run of the body that asks for it.
+    """The run of the body that calls `running()`.
 
-    Outside of a run, as in a test, `run_id` and `key` are None, and nothing else happens.
-    A thread that a body starts itself has no run: give it this object. In a body that takes many
-    rows, `run_id`, `key` and `attempt` are those of the first one.
+    Outside of a run, as in a test, `run_id` and `key` are None, and the methods do nothing. Pass
+    this object to threads that the body starts itself. In a body that takes many rows, `run_id`,
+    `key` and `attempt` are those of the first one.
     """
 
     def __init__(self) -> None:
@@ -39,16 +39,17 @@ class Running:
         return 1 if self._assignment is None else self._assignment.run.attempts + 1
 
     def progress(self, done: float, note: str = "") -> None:
-        """Say how much is `done`, from 0 to 1, and what is being done.
+        """Report how much is `done`, from 0 to 1, and what is being done.
 
-        Pages and `explain()` show it once the worker extends its lease; this writes nothing.
+        Pages and `explain()` show it once the worker extends its lease. The call itself writes
+        nothing.
         """
         if self._work is not None and self._call in self._work.calls:
             share = min(max(float(done), 0.0), 1.0)
             self._work.doing = {"run": self.run_id, "done": share, "note": str(note)[:LONGEST_NOTE]}
 
     def is_cancelled(self) -> bool:
-        """Whether the run has been cancelled, or goes on elsewhere: nothing is recorded of it."""
+        """Whether the run was cancelled or continues elsewhere, so that nothing is recorded."""
         work, call = self._work, self._call
         if work is None or call is None:
             return False

@@ -29,7 +29,7 @@ from autorun.state.words import harmless
 
 #: Celery's logger of what is printed.
 REDIRECTED = "celery.redirected"
-#: Characters that are kept of a call as long as it goes on, at least.
+#: The least characters that are kept while a call runs.
 KEPT = 20_000
 #: The output of a call with several rows is kept for each that fails, and cut to this part.
 SHARED = 10
@@ -79,7 +79,7 @@ class Tail:
 
 
 def listen() -> None:
-    """Have this process note what calls write."""
+    """Begin to record what calls write in this process."""
     global _is_listening  # noqa: PLW0603
     if not _is_listening:
         _is_listening = True
@@ -217,7 +217,7 @@ def _written_by_children(error: BaseException | None) -> Iterator[str]:
 
 
 def _last(text: str, most: int, *, is_cut: bool = False) -> str:
-    """The end of a text, without a line of which a part is missing: it may have named a secret."""
+    """The end of a text, without an incomplete first line, which may have named a secret."""
     written = text.replace("\0", "").encode("utf-8", "ignore")
     if len(written) > most:
         written, is_cut = written[-most:], True

@@ -69,10 +69,10 @@ class Work:
         self.began_at = time.monotonic()
         #: The calls of the body that have not returned.
         self.calls: list[Call] = []
-        #: The runs that are to be cancelled, and since when a call is told to end because of it.
+        #: The runs to cancel, and since when a call has been told to end because of that.
         self.cancelled: set[int] = set()
         self.stopped_at = self._interrupted_at = 0.0
-        #: What a body says of itself; the next extension of the lease stores it.
+        #: The progress that a body reports; the next extension of the lease stores it.
         self.doing: dict[str, Any] | None = None
         self._thread_id = threading.get_ident()
         self.keys: list[Key] = []
@@ -133,7 +133,10 @@ class Work:
             self._drop_superseded(changed)
 
     def perform(self, termination: Termination) -> Tally:
-        """Execute the assigned runs; how they ended. Raises LeaseLost, or Interrupted."""
+        """Execute the assigned runs, and return how they ended.
+
+        Raises LeaseLost, or Interrupted.
+        """
         before = running.current.get()
         try:
             if self.lease.chunk.reason:
@@ -163,11 +166,11 @@ class Work:
     # For the keeper's thread
 
     def hand_over(self) -> int:
-        """Give the unstarted runs to other workers; how many."""
+        """Give the unstarted runs to other workers. Return how many."""
         with self.lock:
             rest = [Result.moved(each.run) for each in self._assignments]
             if rest:
-                # Until it returns, the database may have moved them and its answer been lost.
+                # If the answer is lost, the database may have moved them.
                 self._is_in_doubt = True
                 self._write(rest)
                 self._is_in_doubt = False
@@ -208,8 +211,8 @@ class Work:
     def fail_call(self, call: Call, error: BaseException) -> bool:
         """Fail the runs of a call before it returns, and end; False if it has returned.
 
-        A later return value is dropped. If the call has several rows, nothing tells which is at
-        fault: as after a death, each is retried alone.
+        A later return value is dropped. If the call has several rows, the one at fault is unknown:
+        as after a death, each is retried alone.
         """
         with self.lock:
             if call not in self.calls:
@@ -252,9 +255,9 @@ class Work:
     def next_call(
         self, termination: Termination, rest: Callable[[float], object] | None = None
     ) -> Call | None:
-        """The next call of the body, with the rows that it takes; None if none is left.
+        """The next call of the body, with its rows; None if no row is left.
 
-        It may have to wait for its turn; `rest` lets other calls go on meanwhile.
+        It may have to wait for its turn; `rest` lets other calls continue meanwhile.
         """
 
         if self._pace is not None:
@@ -277,7 +280,7 @@ class Work:
             return call
 
     def _move_rest(self, **options: Any) -> None:
-        """Have the runs that have not started go on in another chunk."""
+        """Move the runs that have not started to another chunk."""
         self._results += [Result.moved(each.run, **options) for each in self._assignments]
         self._assignments.clear()
 
@@ -307,16 +310,16 @@ class Work:
         self._is_in_doubt = False
 
     def _postpone_rest(self, error: RetryLater) -> None:
-        """Have the rest of the chunk, and of the limit, wait as long: all calls are refused."""
+        """Make the rest of the chunk and of the limit wait: the service refuses all calls."""
         hold_back(self.runner, error.seconds)
         self.body.refused_by = None
         with self.lock:
             self._move_rest(again_in=error.seconds, postponed_by=one_line(error))
 
     def settle(self, call: Call, results: Sequence[Result]) -> None:
-        """Note how the rows of a call have ended, and write it if it is time.
+        """Note how the rows of a call ended, and write the results if it is time.
 
-        Rows without a result are the next ones again.
+        Rows without a result come next again.
         """
         crash_point("finish.unwritten")
         with self.lock:
@@ -390,7 +393,7 @@ class Work:
         return LeaseLost(f"Chunk {self.lease.chunk.pk} is no longer this process's.")
 
     def _write(self, also: Sequence[Result] = (), *, is_last: bool = False, size: int = 0) -> Tally:
-        """Record the results so far and `also`; if this raises, nothing of them is dropped.
+        """Record the results so far and `also`. If this raises, all of them are kept.
 
         The keeper continues after an error. A chunk that then finished without these results would
         leave their runs pending for ever.
@@ -430,7 +433,7 @@ class Work:
             return self._tally
 
     def _record_refused(self, refusals: Refusals, results: Sequence[Result]) -> list[Result]:
-        """Record refused successes as failures, or as runs to be repeated; all that was left."""
+        """Record refused successes as failures, or as runs to be repeated."""
         rest = refusals.ended(results, pause=pause_after(self.lease.chunk))
         moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
         size = self._size_of_rest(moved) if moved else 1

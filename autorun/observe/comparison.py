@@ -1,4 +1,4 @@
-"""Two versions of a runner's analysis, compared on the rows that both have run on.
+"""Two versions of a runner's analysis, compared on the rows that both have processed.
 
 The database joins them, page by page, and says which outputs are equal. Only those that are not are
 compared here, and those of some rows for the medians: so memory does not grow with the rows, and it
@@ -32,7 +32,7 @@ PAGE = 5_000
 #: Rows shown of each output that differs, and outputs compared at most.
 MOST_ROWS = 5
 MOST_OUTPUTS = 20
-#: Rows that the medians are of; if there are more, about so many of them.
+#: The rows for the medians; if there are more, about this many of them.
 SAMPLED = 10_000
 #: Of the hash that chooses them.
 _PRIME, _FACTOR = 65_521, 40_503
@@ -238,7 +238,7 @@ class _Outputs:
         self._found: dict[tuple[str, ...], _Output] = {}
 
     def add(self, key: Key, before: str | None, after: str | None, *, is_sampled: bool) -> bool:
-        """Note the outputs of a row, as texts of JSON; whether they are the same."""
+        """Note the outputs of a row, as texts of JSON. Return whether they are the same."""
         a = dict(leaves(_python(before), ()))
         b = a if before == after else dict(leaves(_python(after), ()))
         is_same = True
@@ -301,7 +301,7 @@ def _is_same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _number(value: Any) -> float:
-    """A number of JSON; not a number for all else, or if it is too large."""
+    """A number of JSON; NaN for anything else, or if it is too large."""
     with suppress(OverflowError):
         return float(value) if type(value) in (int, float) else math.nan
     return math.nan

@@ -1,4 +1,4 @@
-"""Functions that were edited under the version that has made results."""
+"""Functions that were edited after their version had made results."""
 
 import datetime as dt
 from collections import defaultdict
@@ -54,7 +54,7 @@ def other_code(runner: Runner) -> QuerySet[Build]:
 
 
 def edits(runners: Iterable[Runner]) -> Iterator[Edit]:
-    """The edits of runners that do not run rows again because of them."""
+    """The edits of runners that do not rerun rows after an edit."""
     digests = {}
     for runner in runners:
         try:

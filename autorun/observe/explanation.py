@@ -32,7 +32,7 @@ from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
-#: Whether reasons quote people and the project's code, whose words may contain data of a row.
+#: Whether reasons quote people and the project's code, which may contain data of a row.
 _quotes: ContextVar[bool] = ContextVar("autorun_quotes", default=True)
 
 
@@ -213,13 +213,13 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
 
 
 def words_of(run: Any) -> str:
-    """How far the body of a running run has got, as it says; '' if it says nothing."""
+    """The progress that the body of a running run reports; '' if it reports none."""
     is_told = (run.chunk.doing or {}).get("run") == run.pk
     return words_of_chunk(run.chunk) if is_told else ""
 
 
 def words_of_chunk(chunk: Chunk) -> str:
-    """The same for whichever run of the chunk has said something last."""
+    """The same for the run of the chunk that reported last."""
     doing = chunk.doing
     if not doing or chunk.state != Chunk.State.RUNNING:
         return ""

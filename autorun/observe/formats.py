@@ -14,7 +14,7 @@ from autorun.state.keys import key_kind
 
 #: The formats that are text, with their media types.
 TEXTS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson; charset=utf-8"}
-#: What a spreadsheet takes for the beginning of a formula.
+#: What a spreadsheet reads as the start of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _RECORDS_AT_ONCE = 500
 

@@ -18,7 +18,7 @@ from autorun.state.clock import from_now
 from autorun.state.counts import STUCK_SECONDS, Progress, at_work, left_for_long
 from autorun.state.words import ago, number, number_in
 
-#: Rounds of upkeep, and at least so many seconds, that may be missing on a machine under load.
+#: Rounds of upkeep, and at least this many seconds, that may be missing on a machine under load.
 UPKEEP_TURNS = 10
 LEAST_UPKEEP_SILENCE = 60.0
 

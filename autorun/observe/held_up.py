@@ -1,4 +1,4 @@
-"""Runs and saved rows that wait for an error that hits all rows, for STOP_AFTER, or damped."""
+"""Runs and saved rows that wait because all rows fail, because of STOP_AFTER, or damped."""
 
 import datetime as dt
 from dataclasses import dataclass

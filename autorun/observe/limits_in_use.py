@@ -1,4 +1,4 @@
-"""The limits in LIMITS: who has a share of each now, and what waits for one."""
+"""The limits in LIMITS: which workers use each, and what waits for it."""
 
 import datetime as dt
 from collections import Counter
@@ -20,7 +20,8 @@ from autorun.state.words import moment, number, some_of
 
 #: Seconds over which calls are counted.
 MINUTE = 60.0
-#: Workers reserve no further ahead than so many seconds and one call: beyond that, it is held back.
+#: Workers reserve at most this many seconds and one call ahead. Beyond that, the limit is held
+#: back.
 AHEAD = 15.0
 CALLS = F("succeeded") + F("failed") + F("not_applicable")
 NOW = DatabaseNow()
@@ -57,7 +58,7 @@ class LimitInUse:
 
     @property
     def in_use(self) -> int:
-        """The calls that go on, and those of chunks in the queue, which are counted as well."""
+        """The calls in progress and those of queued chunks, which count as well."""
         return sum(holder.calls for holder in self.holders)
 
     @property

@@ -30,7 +30,7 @@ from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, rea
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 5_000
 ROUNDS = 3
-#: Runs among which the slowest are looked for.
+#: Runs among which the slowest are found.
 MOST_COMPARED = 20_000
 
 #: Batches that lists leave out: sweeps, and written rows, of which none was to be planned.
@@ -84,7 +84,7 @@ class RunFilter:
 
     @classmethod
     def not_understood(cls, given: Mapping[str, Any]) -> list[str]:
-        """Complaints about meaningless query parameters, which would otherwise match all runs."""
+        """Complaints about invalid query parameters, which would otherwise match all runs."""
         read = cls.read(given).written()
         found = []
         for each in fields(cls):
@@ -161,7 +161,7 @@ class RunFilter:
         return (runs for runs, _ in self.parts())
 
     def parts(self, after: Cursor | None = None) -> Iterator[tuple[list[Run], Cursor]]:
-        """The same from a place on, each with the place from which to go on later."""
+        """The same from a place on, each with the place from which to continue later."""
         for runs, end in self._parts(after):
             last = None
             while some := list(self._after(runs, last).only(*NAMES)[:RUNS_AT_ONCE]):

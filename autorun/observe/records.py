@@ -133,14 +133,14 @@ def _name(instance: Any) -> str:
 
 
 def _flat(outputs: Any) -> Iterator[tuple[str, Any]]:
-    """The columns of outputs: a key in a key is `a.b`; what is no dict is `outputs`."""
+    """The columns of outputs: a nested key is `a.b`; outputs that are not a dict are `outputs`."""
     for path, value in leaves(outputs, ()):
         name = ".".join(path)
         yield (f"outputs.{name}" if name in OWN else name or "outputs"), value
 
 
 def leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The paths in `value`, which is at `path`, to what is no dict, with what is there."""
+    """The paths in `value`, which is at `path`, to values that are not dicts, with these values."""
     if isinstance(value, dict) and value:
         for key, each in value.items():
             yield from leaves(each, (*path, key))

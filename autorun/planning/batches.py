@@ -133,12 +133,12 @@ def planned(batch: Batch) -> None:
 
 
 def hand_on(batch: Batch) -> None:
-    """Have upkeep plan the rest at once, after a passing error; its tries start from zero."""
+    """Let upkeep plan the rest at once, after a temporary error. Its tries start from zero."""
     _held(batch).filter(planned_at=None).update(expires_at=DatabaseNow(), tries=0)
 
 
 def put_off(batch: Batch) -> bool:
-    """Leave planning to a process with newer code, after a delay; False after MOST_TRIES."""
+    """Leave planning to a process with newer code, after a delay. Return False after MOST_TRIES."""
     if batch.tries >= MOST_TRIES:
         return False
     later = ends_at(min(2 ** (batch.tries - 1), PLANNING_LEASES))
@@ -154,7 +154,7 @@ def fail(batch: Batch, reason: str) -> None:
 
 
 def break_off(batch: Batch, error: Exception) -> None:
-    """Hand the batch to another process after a passing error; fail it after any other."""
+    """Hand the batch to another process after a temporary error; fail it after any other."""
     # After a database error a caller's transaction takes no more statements.
     with suppress(DatabaseError, InterfaceError):
         if is_passing(error):
@@ -210,10 +210,10 @@ def resume(batch: Batch) -> bool:
 
 
 def cancel(batch: Batch, *, reason: str = "") -> int:
-    """Cancel the batch's runs that have not started; how many. Running ones continue.
+    """Cancel the batch's runs that have not started, and return how many.
 
-    In short transactions; upkeep finishes if this process dies. A row has its last result for the
-    same input back, or is pending.
+    Running ones continue. This takes short transactions, and upkeep finishes it if this process
+    dies. Each row gets its last result for the same input back, or is pending.
     """
 
     def work() -> int:
@@ -232,7 +232,7 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
 
 
 def cancel_moved(batch_id: int) -> int:
-    """Cancel runs that moved to another chunk although their batch is cancelled; how many."""
+    """Cancel runs that moved to another chunk of a cancelled batch. Return how many."""
     cancelled = Batch.objects.filter(pk=batch_id).cancelled()
     return _cancel_rest(batch_id) if cancelled.exists() else 0
 
@@ -261,7 +261,7 @@ def _cancel_rest(batch_id: int) -> int:
 
 
 def cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
-    """Cancel the runs of the chunks that have not started; how many."""
+    """Cancel the runs of the chunks that have not started. Return how many."""
     number = 0
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
         some = partial(cancelling.cancel_unstarted, Chunk.objects.filter(pk__in=ids))

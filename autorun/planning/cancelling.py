@@ -1,8 +1,7 @@
 """Cancel runs that have not started, and give their rows' last results back their place.
 
-A run that is asked for again supersedes the row's last result. If it is cancelled, the last result
-of the row for the same input is current again, or the run that is still executed: asking again has
-cost nothing.
+A run that is requested again supersedes the row's last result. If it is cancelled, the row's last
+result for the same input, or the run that is still executing, is current again.
 """
 
 from collections import Counter, defaultdict
@@ -41,7 +40,7 @@ def finish_emptied(chunk_ids: Iterable[int]) -> None:
 
 
 def cancel_started(chunks: ChunkQuerySet[Chunk], *, run_ids: Collection[int]) -> int:
-    """Cancel runs of running chunks, whose workers do not execute them any more; how many."""
+    """Cancel runs of running chunks, whose workers no longer execute them. Return how many."""
     _, number = _cancel(chunks, run_ids)
     return number
 

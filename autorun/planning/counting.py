@@ -1,4 +1,4 @@
-"""Rows counted by reason, for as long as there is time.
+"""Rows counted by reason, within a time limit.
 
 A million rows take seconds to compare with their runs. They are counted window by window, and the
 next call continues where the last one stopped.

@@ -35,7 +35,7 @@ DAMPED = (
 def pauses(runner: Runner, node_id: int, redo: Sequence[Redo]) -> dict[Key, dt.datetime]:
     """The keys whose next run is to wait, and until when; the others need not.
 
-    The time counts from the last run, so that further changes do not put the next one off.
+    The time counts from the last run, so further changes do not delay the next one.
     """
     kind = key_kind(runner.get_model())
     is_executed = Q(finished_at__gt=from_now(-PERIOD), attempts__gt=0)

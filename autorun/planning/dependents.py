@@ -41,7 +41,7 @@ def plan_dependents(
             try:
                 named.leave_to_upkeep(dependent, keys, lookup=lookup, **named.hold_up(error))
             except Exception:
-                message = "%s: its sets could not be written down. The next sweep finds them."
+                message = "%s: its sets could not be stored. The next sweep finds them."
                 logger.exception(message, dependent.label)
 
 
@@ -83,8 +83,8 @@ def plan_related(
 ) -> None:
     """Plan and release, for each of `runners`, the rows whose `lookup` is one of `values`.
 
-    What one of them raises keeps no other from its rows. After a process has died, a suspect is
-    left to upkeep row by row. Raises the error of the database in the end if it was away.
+    An error of one runner does not stop the others. After a process has died, suspect rows are left
+    to upkeep one by one. In the end, raises the error of a database that was unreachable.
     """
     away: Exception | None = None
     for runner in runners:

@@ -60,7 +60,7 @@ def code_mark(runner: Runner) -> str:
 
 
 def has_subqueries(runner: Runner) -> bool:
-    """Whether the fingerprint of a row is made of other rows."""
+    """Whether the fingerprint of a row depends on other rows."""
     return bool(runner.depends_on) or any(isinstance(each, MembersInput) for each in runner.inputs)
 
 
@@ -138,7 +138,7 @@ class Fingerprint(Func):
     """MD5 over netstrings of the source expressions: `N` for NULL, else `length:text`.
 
     A bare concatenation would equate NULL with '', and ('ab', 'c') with ('a', 'bc'). Without
-    sources it is a constant, and nothing makes a row pending again.
+    sources it is a constant, so a row never becomes pending again.
     """
 
     output_field = FingerprintField()
@@ -171,9 +171,9 @@ class Fingerprint(Func):
 
 
 class _SetText(Subquery):
-    """A text for a set of rows, whatever their order: how many they are, and the sum of digests.
+    """A text for a set of rows, whatever their order: their number and the sum of their digests.
 
-    It ends with a semicolon, so that it can stand beside netstrings.
+    It ends with a semicolon, so that it can follow netstrings.
     """
 
     @classmethod

@@ -78,7 +78,7 @@ def _try_to_plan(trial: Runner, keys: Collection[Any], *, priority: int) -> None
 
 
 def fail_lethal(runner: Runner, key: Any, *, deaths: int) -> None:
-    """Record the row as failed without looking at it: a process has died of it so many times."""
+    """Record the row as failed without reading it, because too many processes have died of it."""
     planner = Planner(runner, node_id=node_of(runner).pk, priority=Chunk.Priority.LIVE)
     for pk in primary_keys(runner, [key]):
         planner.plan(unprepared(runner, pk, lethal(deaths)))
@@ -90,10 +90,10 @@ def plan_for_all(
     *,
     priority: int = Chunk.Priority.LIVE,
 ) -> None:
-    """`plan_keys` for several runners; what one of them raises keeps no other from its rows.
+    """`plan_keys` for several runners; an error of one does not stop the others.
 
-    Rows that a runner cannot plan are written down for upkeep. Raises the error of the database in
-    the end if it was away, or did not take these.
+    Rows that a runner cannot plan are left to upkeep. In the end, raises the error of a database
+    that was unreachable or did not store these.
     """
     away: Exception | None = None
     for runner in runners:
@@ -116,9 +116,9 @@ def plan_or_write_down(
     *,
     priority: int = Chunk.Priority.LIVE,
 ) -> None:
-    """`plan_keys` for several runners, of rows that no caller will pass again. Never raises.
+    """`plan_keys` for several runners, of rows that no caller will pass again.
 
-    Rows that are not planned are written down for upkeep.
+    Never raises. Rows that are not planned are left to upkeep.
     """
     if not keys:
         return
@@ -130,14 +130,14 @@ def plan_or_write_down(
             try:
                 _write_down(runner, keys, error)
             except Exception:
-                message = "%s: %d rows could not be written down. The next sweep finds them."
+                message = "%s: %d rows could not be stored. The next sweep finds them."
                 logger.exception(message, runner.label, len(keys))
 
 
 def hold_up(error: Exception) -> dict[str, Any]:
     """The columns of saved rows that could not be planned: why, and when to try again.
 
-    After a pause if the error hits all rows of a runner, so that it will do so again.
+    After a pause if the error affects all rows of a runner and will do so again.
     """
     if transactions.is_passing(error):
         return {"reason": "", "expires_at": None}
@@ -153,7 +153,7 @@ def _write_down(runner: Runner, keys: Collection[Any], error: Exception) -> None
 def leave_to_upkeep(
     runner: Runner, keys: Collection[Any], *, lookup: str = "", **columns: Any
 ) -> None:
-    """Leave the rows to upkeep, for that runner alone: it need not look at rows that are saved.
+    """Leave the rows to upkeep, for that runner alone: it need not process rows that are saved.
 
     With a `lookup`, `keys` are values of it.
     """

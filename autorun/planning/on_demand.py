@@ -99,7 +99,7 @@ class Swept:
 
 
 def sweep_now(runner: Runner) -> Batch | None:
-    """Plan and release everything pending; None if it is held or another sweep of it is running."""
+    """Plan and release all pending rows. None if the runner is held or another sweep is running."""
     swept = sweep_counting_undone(runner, counts_undone=False)
     return None if swept is None else swept.batch
 
@@ -191,10 +191,11 @@ def _try_out(
 
 
 def adopt(runner: Runner, queryset: QuerySet[Any] | None, *, same_input: bool = False) -> int:
-    """Record pending rows as succeeded without running them; how many.
+    """Record pending rows as succeeded without running them.
 
-    They keep the outputs of their last success, be it of an earlier version or configuration. With
-    `same_input`, only successes for an input that is the same by an earlier definition are kept.
+    Return how many. They keep the outputs of their last success, even of an earlier version or
+    configuration. With `same_input`, keep only successes whose input has not changed by an earlier
+    definition.
     """
     if same_input:
         return adopt_same_input(runner, queryset)
@@ -203,7 +204,7 @@ def adopt(runner: Runner, queryset: QuerySet[Any] | None, *, same_input: bool = 
 
 
 def ignore(runner: Runner, queryset: QuerySet[Any] | None) -> int:
-    """Record pending rows as not to be run until their input changes; how many."""
+    """Ignore pending rows until their input changes. Return how many."""
     return _recorded(runner, queryset, Run.Status.CANCELLED)
 
 

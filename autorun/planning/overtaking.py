@@ -1,4 +1,4 @@
-"""Runs that wait in chunks of a sweep or backfill overtake the others when their row is saved."""
+"""Waiting runs of a sweep or backfill, which go first when their row is saved."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from autorun.planning.cancelling import finish_emptied
 
 
 def move(run_ids: Sequence[int], *, first_chunk: int, size: int) -> int:
-    """Move waiting runs to chunks from `first_chunk` on, which the caller creates; how many.
+    """Move waiting runs to chunks from `first_chunk` on, which the caller creates.
 
-    Each takes `size` runs. A run stays if its chunk no longer waits, or is locked: another process
-    is sending or cancelling it.
+    Return how many. Each chunk takes `size` runs. A run stays if its chunk no longer waits, or is
+    locked: another process is sending or cancelling it.
     """
     skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
     pending = Run.objects.current().pending().filter(pk__in=run_ids)

@@ -72,7 +72,7 @@ class Pass:
     def executed(self, batch: Batch) -> Batch:
         """Plan and release window by window until the rows, the limit or the lease end.
 
-        In a transaction of the caller's they are counted, and planned once it commits.
+        In the caller's transaction they are only counted, and planned after the commit.
         """
         work, count = partial(self._executed, batch), partial(self._counted, batch)
         return once_committed(work, meanwhile=count)

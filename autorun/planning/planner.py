@@ -93,7 +93,7 @@ class Planner:
 
     @property
     def _is_automatic(self) -> bool:
-        """Whether no person and no call asks for these rows, so that a hold leaves them pending."""
+        """Whether no person and no call requested these rows: a hold leaves them pending."""
         is_asked = self.batch is not None and self.batch.trigger not in AUTOMATIC
         return self.status == Run.Status.PENDING and not is_asked
 
@@ -255,7 +255,7 @@ class Planner:
         """Record rows whose input could not be prepared as failed.
 
         A saved row always fails. In a pass over everything, a row that has a run keeps it: a file
-        system that is unavailable for a night must not turn all successes into failures. But a row
+        system that is unavailable for a night does not turn all successes into failures. But a row
         that processes die of always fails, so that no pass prepares it again.
         """
         first_chunk = new_chunk_id()

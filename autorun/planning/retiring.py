@@ -1,7 +1,7 @@
 """Retire the runs of deleted rows, so that a new row with the same key does not inherit them.
 
-A retired run is not current, and its fingerprint is RETIRED, which no input has. It is no row's
-result, and a new row with the same key is not given its outputs.
+A retired run is not current, and its fingerprint is RETIRED, which no input has. It is not the
+result of any row, and a new row with the same key does not get its outputs.
 """
 
 import datetime as dt
@@ -35,15 +35,15 @@ KEYS_AT_ONCE = 1_000
 #: Current runs that one statement compares with the rows, and keys that Python does.
 DATABASE_WINDOW = 50_000
 PYTHON_WINDOW = 2_000
-#: How far the clocks of two processes may differ. A run that was planned so long after a deletion
-#: is the new row's, however late or often the deletion is heard of.
+#: How far the clocks of two processes may differ. A run planned that long after a deletion is of
+#: the new row, however late or often the deletion is reported.
 TOLERANCE = dt.timedelta(minutes=5)
 
 
 def retire(
     runners: Sequence[Runner], keys: Collection[Any], *, using: str, deleted_at: dt.datetime
 ) -> int:
-    """Retire the runs of rows that were deleted in the database `using`; how many runs.
+    """Retire the runs of rows that were deleted in the database `using`. Return how many.
 
     `runners` are those of the rows' model, and `keys` the primary keys that they had.
     """
@@ -55,7 +55,7 @@ def retire(
 
 
 def retire_noted(runner: Runner, keys: Collection[Any], *, deleted_at: dt.datetime) -> int:
-    """Retire the runs of rows whose deletion a trigger noted at that time; how many runs.
+    """Retire the runs of rows whose deletion a trigger noted at that time. Return how many.
 
     If a row has the same key now, runs that were planned since are its own.
     """
@@ -68,7 +68,7 @@ def retire_noted(runner: Runner, keys: Collection[Any], *, deleted_at: dt.dateti
 
 
 def retire_all(runner: Runner, *, deleted_at: dt.datetime) -> int:
-    """Retire the runs of all rows that were there at that time, when the table was emptied."""
+    """Retire the runs of all rows that existed at that time, when the table was emptied."""
     kind = key_kind(runner.get_model())
     planned = _runs_over(runner).filter(chunk_id__lt=first_chunk_id_at(deleted_at))
     retired = 0
@@ -80,7 +80,7 @@ def retire_all(runner: Runner, *, deleted_at: dt.datetime) -> int:
 
 
 def retire_missing(runner: Runner, keys: Sequence[Key] | None = None) -> int:
-    """Retire the runs of rows that no longer exist, of `keys` or of all; how many runs.
+    """Retire the runs of rows that no longer exist, of `keys` or of all. Return how many.
 
     All are those with a current run of the runner's node, compared a window of keys at a time.
     """

@@ -35,12 +35,12 @@ def in_sample(trial: Runner, rows: QuerySet[Any]) -> QuerySet[Any]:
         return rows
     highest, _, last = bounds.partition(" ")
     found = hashed.filter(_autorun_hash__lte=highest)
-    # Rows that are created later are no part of it, if their keys tell.
+    # Rows that are created later are not part of it, if their keys tell.
     return found.filter(pk__lte=int(last)) if last else found
 
 
 def top_up(trial: Runner) -> None:
-    """Have the sample chosen anew if rows of it have gone."""
+    """Choose the sample again if some of its rows are gone."""
     if trial.sample is None or trial.sample.rows is None:
         return
     passed = hooks.filtered(trial, hooks.base_queryset(trial), log_level=SILENT)
@@ -60,7 +60,7 @@ def hash_of(runner: Runner) -> Any:
 def _bounds(trial: Runner, number: int) -> str:
     """The highest hash and the last key of `number` rows, as the node keeps them; "" for all rows.
 
-    They are kept once there are more rows than that, and chosen anew for another number.
+    They are stored once there are more rows than that, and chosen again for another number.
     """
     node = Node.objects.filter(pk=node_of(trial).pk)
     known = node.values_list("sample", flat=True).first() or ""

@@ -22,8 +22,8 @@ Rows = Callable[[Runner, Mapping[str, Any]], QuerySet[Any]]
 #: scopes registers one on import. It raises RowsGone if the rows can no longer be found.
 SOURCES: dict[str, Rows] = {}
 
-#: Functions that raise RowsGone unless those who asked for a scope may still do so, by the kind of
-#: `asked`; registered like a source.
+#: Functions that raise RowsGone if the user who requested a scope may no longer do so, by the kind
+#: of `asked`. They are registered like a source.
 GUARDS: dict[str, Callable[[Mapping[str, Any]], object]] = {}
 
 
@@ -54,8 +54,8 @@ class Scope:
     def queryset(self, runner: Runner) -> QuerySet[Any] | None:
         """The rows of the scope, unfiltered; None for the runner's base queryset.
 
-        Raises NotRegistered for an unknown filter, RowsGone for a source that is gone, or if
-        those who asked for it no longer may.
+        Raises NotRegistered for an unknown filter, and RowsGone if the source is gone or the user
+        may no longer request it.
         """
         if self.asked is not None:
             _known(GUARDS, self.asked)(self.asked)

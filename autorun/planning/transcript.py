@@ -1,4 +1,4 @@
-"""The transcript of a batch: what `run()` says, in the order of its stages."""
+"""The transcript of a batch: the lines that `run()` logs, in the order of its stages."""
 
 from typing import Any
 
@@ -61,14 +61,14 @@ class Transcript:
     def _nothing_pending(self, outcome: Outcome) -> None:
         number = outcome.candidates
         if outcome.under_way == number:
-            line = "Nothing pending: all %d %s instances are on their way."
+            line = "Nothing pending: all %d %s instances are in progress."
             self._say_apart(line, number, self.model_name)
             return
         up_to_date = number - outcome.failed - outcome.under_way
         share = "all" if up_to_date == number else f"{up_to_date} of"
         line = f"Nothing pending: {share} %d %s instances are up to date"
         if outcome.under_way:
-            line += f", {outcome.under_way} on their way"
+            line += f", {outcome.under_way} in progress"
         if outcome.failed:
             line += f", {outcome.failed} failed: retry() runs these"
         self._say_apart(f"{line}.", number, self.model_name)

@@ -124,7 +124,7 @@ def in_halves(
 ) -> None:
     """Call `work` with a window of `queryset`, and with halves of it if the database refuses that.
 
-    A row whose value it refuses, as in a cast or a function of the filter, ends up unprepared.
+    A row whose value it refuses, as in a cast or a function of the filter, becomes unprepared.
     """
     queryset = queryset if window.part is None else window.part
     try:
@@ -176,7 +176,7 @@ def _work_in_halves(
 
 
 def lethal(deaths: int) -> WorkerLost:
-    """The error of a row of which so many processes have died."""
+    """The error of a row of which too many processes have died."""
     return WorkerLost(
         f"{deaths} processes in turn died while they prepared the row's input: "
         "get_instance_representation() or the filter ends them, or takes all memory."

@@ -16,7 +16,7 @@ from autorun.state.managers import UNFINISHED, ChunkQuerySet
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 #: Work that no worker has started or continued for this long counts as stuck.
 STUCK_SECONDS = 25.0
-#: In place of a state of chunks: the row tells whether a worker is at a node's work.
+#: In place of a state of chunks: the row tells whether a worker is processing the node's chunks.
 WITH_WORK = -1
 
 

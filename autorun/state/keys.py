@@ -24,7 +24,7 @@ from autorun.state.parameters import LEAST, LONGEST_TEXT, MOST, read_number
 #: Raised for a value that cannot be a primary key.
 NOT_A_KEY = (ValidationError, ValueError, TypeError, ArithmeticError)
 
-#: A row's name: an int for integer primary keys, else the database's text of it.
+#: The name of a row: an int for integer primary keys, otherwise the database's text for the key.
 Key = int | str
 
 

@@ -104,18 +104,24 @@ def new_token() -> int:
 
 
 def extend(lease: Lease, **changes: Any) -> bool:
-    """Extend the lease to its full length from now, with `changes`; whether it was still held."""
+    """Extend the lease to its full length from now, with `changes`.
+
+    Return whether it was still held.
+    """
     return bool(lease.held().running().update(expires_at=ends_at(), **changes))
 
 
 def extend_unasked(lease: Lease, **changes: Any) -> bool:
-    """`extend` it unless runs of the chunk are to be cancelled; whether it did."""
+    """`extend` the lease unless runs of the chunk are to be cancelled. Return whether it did."""
     unasked = lease.held().running().filter(cancelling__isnull=True)
     return bool(unasked.update(expires_at=ends_at(), **changes))
 
 
 def requeue(chunk: Chunk) -> bool:
-    """Leave a queued chunk to another worker; whether it was unchanged. It needs a new message."""
+    """Leave a queued chunk to another worker.
+
+    Return whether it was unchanged. It needs a new message.
+    """
     again = {"publications": F("publications") + 1, "token": F("token") + 1}
     return bool(_as_read(chunk).update(published_at=DatabaseNow(), **again))
 
@@ -127,7 +133,7 @@ def give_back(chunk: Chunk) -> bool:
 
 
 def park(chunk: Chunk, reason: str) -> bool:
-    """Put a queued chunk aside until its runner is back; whether it was unchanged."""
+    """Set a queued chunk aside until its runner is back. Return whether it was unchanged."""
     parked = {"state": Chunk.State.PARKED, "reason": reason, "expires_at": None}
     return bool(_as_read(chunk).update(**parked, token=F("token") + 1))
 

@@ -51,7 +51,7 @@ class BatchQuerySet(QuerySet[Row]):
         return self.filter(Q(state=BatchState.PAUSED) | is_left)
 
     def lapsed(self) -> Self:
-        """Batches that no process is planning or cancelling any more."""
+        """Batches that no process is planning or cancelling now."""
         return self.filter(expires_at__lte=DatabaseNow())
 
 

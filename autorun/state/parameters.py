@@ -29,7 +29,7 @@ def read_number(given: object, *, least: int = 0, most: int = MOST) -> int | Non
     else:
         text = given.strip() if isinstance(given, str) else ""
         digits = text.removeprefix("-")
-        # Python reads a number of thousands of digits slowly, or refuses to.
+        # Python is slow to read a number with thousands of digits, or refuses to.
         if not (digits.isascii() and digits.isdecimal()) or len(text) > LONGEST_NUMBER:
             return None
         number = int(text)

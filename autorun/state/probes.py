@@ -1,4 +1,4 @@
-"""Probes: where tests and tracers watch the code. In production they do next to nothing.
+"""Probes: where tests and tracers watch the code. In production they do almost nothing.
 
 A crash point lies between two writes, or between a write and a message. Tests listen there, and
 crash the process or let another one act first. A span surrounds a step that takes time; see
@@ -98,7 +98,7 @@ _tracer: Tracer | None = None
 
 
 def install(tracer: Tracer | None) -> None:
-    """Have `tracer` make the spans from now on; None turns tracing off."""
+    """Let `tracer` make the spans from now on; None turns tracing off."""
     global _tracer  # noqa: PLW0603
     _tracer = tracer
 

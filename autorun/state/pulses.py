@@ -42,7 +42,7 @@ _MOVING_ON = {
 def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
     """Take the turn if no process has for `every` seconds, or the `early` part of them.
 
-    A turn that lies in the future was taken by a clock that was wrong, as of a former server.
+    A turn that lies in the future was taken by a wrong clock, such as that of a former server.
     """
     is_due = Q(beat_at__lte=from_now(-every * early)) | Q(beat_at__gt=from_now(every))
     pulses = Pulse.objects.filter(name=name)
@@ -112,7 +112,7 @@ def leave_note(name: str) -> None:
 
 
 def take_note(name: str) -> bool:
-    """Take the note of that name away; whether there was one."""
+    """Remove the note of that name. Return whether there was one."""
     return bool(Pulse.objects.filter(name=name)._raw_delete(settings.DATABASE))
 
 
@@ -152,7 +152,7 @@ def is_ahead(name: str) -> bool:
 
 
 def beat_of(name: str) -> dt.datetime | None:
-    """The time that was noted last, or the last turn taken."""
+    """The time of the last note or turn."""
     return Pulse.objects.values_list("beat_at", flat=True).filter(name=name).first()
 
 

@@ -59,7 +59,7 @@ def bounded_idleness(
     finally:
         vars(connection).pop(_WITH_LOCK, None)
         if is_mariadb and connection.connection is not None:
-            # Past Django, which sends nothing in a transaction that is to be rolled back.
+            # Not through Django, which sends nothing in a transaction that will be rolled back.
             with connection.wrap_database_errors, connection.connection.cursor() as cursor:
                 cursor.execute("SET SESSION idle_transaction_timeout = @autorun_idleness")
 

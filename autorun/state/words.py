@@ -74,7 +74,7 @@ def number(value: int | None) -> str:
 
 
 def some_of(some: int, most: float) -> str:
-    """`3 of 8`; `3` if there is no most."""
+    """`3 of 8`; `3` if there is no maximum."""
     if not most:
         return number(some)
     return _("%(some)s of %(all)s") % {"some": number(some), "all": number(int(most))}

@@ -116,7 +116,7 @@ def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
 
 
 def submit(saved: Saved) -> None:
-    """Have the rows planned soon; at once if `PUBLISH` is "inline" or Celery is eager.
+    """Let the rows be planned soon; at once if `PUBLISH` is "inline" or Celery is eager.
 
     The sets belong to the publisher from now on.
     """
@@ -153,7 +153,7 @@ def spill(saved: Mapping[str, set[Any]]) -> None:
     try:
         write_down(saved)
     except Exception:
-        line = "%s: %d saved rows could not be written down. The next sweep finds them."
+        line = "%s: %d saved rows could not be stored. The next sweep finds them."
         logger.exception(line, _labels(saved), _count(saved))
 
 
@@ -275,7 +275,7 @@ def _messages(saved: Mapping[str, set[Any]]) -> list[publishing.Message]:
 
 def _portions(saved: Mapping[str, set[Any]]) -> Iterator[tuple[str, list[int | str]]]:
     for label, pks in saved.items():
-        # A row that is created anew is planned with the deletion of its predecessor, and after it.
+        # A row that is created again is planned with the deletion of its predecessor, and after it.
         anew = saved.get(label_of_deleted(label)) if len(saved) > 1 else None
         keys = [pk if type(pk) is int else str(pk) for pk in (pks - anew if anew else pks)]
         for start in range(0, len(keys), KEYS_PER_MESSAGE):

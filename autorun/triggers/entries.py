@@ -1,4 +1,4 @@
-"""An entry of django-celery-beat: what autorun wants it to be, and what it has become."""
+"""An entry of django-celery-beat: as autorun wants it, and as it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WROTE = "As written by autorun:"
 SWITCHED_OFF = "Switched off by autorun, for there is no runner with such a schedule:"
 MARK = re.compile(f"^({re.escape(WROTE)}|{re.escape(SWITCHED_OFF)}) ([0-9a-f]+)\\s*$", re.MULTILINE)
 
-#: Columns in which only an edit can put something.
+#: Columns that only an edit can fill.
 NEVER_WRITTEN = (
     *("solar_id", "clocked_id", "exchange", "routing_key", "headers", "priority"),
     *("expires", "one_off", "start_time"),
@@ -47,7 +47,7 @@ class Timing:
 
     @classmethod
     def of(cls, schedule: Any) -> Timing:
-        """Raises ImproperRunner for what is neither a crontab nor a positive timedelta."""
+        """Raises ImproperRunner unless the schedule is a crontab or a positive timedelta."""
         if isinstance(schedule, crontab):
             return cls("crontab", _crontab_columns(schedule))
         if isinstance(schedule, dt.timedelta) and schedule > dt.timedelta(0):

@@ -35,7 +35,7 @@ ASK_ADMINISTRATOR = (
 )
 
 _EXISTING = {
-    # Of this schema's tables: another one may have an autorun of its own.
+    # For this schema's tables: another schema may have its own autorun.
     "postgresql": (
         "SELECT t.tgname, c.oid::regclass::text, t.tgenabled IN ('O', 'A'), c.relname "
         "FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
@@ -67,7 +67,7 @@ class Existing:
 
 @dataclass(frozen=True)
 class Status:
-    """How the triggers of one table are: "installed", or what is to be done about them."""
+    """The state of one table's triggers: "installed", or the reason why they need work."""
 
     table: str
     state: str
@@ -149,7 +149,7 @@ def install() -> list[str]:
 
 
 def remove(some: Sequence[Existing] | None = None) -> list[str]:
-    """Drop these triggers, or all of autorun's; the errors."""
+    """Drop these triggers, or all of autorun's. Return the errors."""
     connection, errors = connections[settings.DATABASE], []
     found = existing() if some is None else some
     for each in found:
@@ -225,7 +225,7 @@ def _drop(connection: BaseDatabaseWrapper) -> Any:
 
 
 def _drop_functions(connection: BaseDatabaseWrapper) -> None:
-    """Drop the functions that no trigger calls any more."""
+    """Drop the functions that no trigger calls."""
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Looks at rows as soon as they are saved.
+"""Collects rows as soon as they are saved.
 
 One receiver hears every save, and keeps the primary keys for models that runners process, or read
 as related rows. Django drops them with the savepoint or the transaction they were saved in, and

@@ -111,7 +111,7 @@ def entries_ahead() -> Any:
 
 
 def correct_times() -> int:
-    """Have beat send again what it was last said to send in the future; how many entries.
+    """Let beat send again the entries that it seems to have sent in the future. Return how many.
 
     Otherwise it would send nothing until then.
     """
@@ -126,7 +126,7 @@ def correct_times() -> int:
 
 
 def connect() -> None:
-    """Have beat sync the schedules when it starts."""
+    """Let beat sync the schedules when it starts."""
     signals.beat_init.connect(sync_at_start, weak=False, dispatch_uid="autorun.on_schedule")
 
 

@@ -1,4 +1,4 @@
-"""Tables whose writes are noted, whoever writes, and the runners that read them.
+"""Tables whose writes triggers note, and the runners that read these tables.
 
 Triggers in the database note the key of every row that is inserted, deleted or changed in a column
 that counts, in the writer's own transaction. Upkeep turns the notes into runs.

@@ -20,13 +20,13 @@ ANNOUNCE = "autorun.announce"
 
 
 def hand_over_failures(run_ids: Sequence[int]) -> None:
-    """Have a worker announce runs that have failed with no attempts left."""
+    """Let a worker announce runs that have failed with no attempts left."""
     if run_ids and signals.run_failed.receivers:
         _hand_over(list(run_ids), [])
 
 
 def hand_over_batches(batch_ids: Sequence[int]) -> None:
-    """Have a worker announce that batches have finished."""
+    """Let a worker announce that batches have finished."""
     if batch_ids and signals.batch_finished.receivers:
         _hand_over([], list(batch_ids))
 

@@ -26,12 +26,12 @@ from autorun.state.logs import get_logger
 
 logger = get_logger(__name__)
 
-#: Seconds between two looks of upkeep's process at whether the worker is alive.
+#: Seconds between two checks by upkeep's process whether the worker is alive.
 LOOK_EVERY = 0.5
 
-#: The most intervals between two looks of a worker that is one of many.
+#: The most intervals between two checks by a worker that is one of many.
 MOST_INTERVALS = 24
-#: The parts of a pause that it may take, so that workers started at once look at different times.
+#: The bounds of a pause as parts of it, so that workers started together check at different times.
 JITTER = (0.8, 1.2)
 
 _stop = threading.Event()
@@ -50,7 +50,7 @@ def next_pause(pause: float, *, is_made: bool) -> float:
 
 
 def add_to(worker: Any, make_round: Callable[[], bool]) -> None:
-    """Have a worker that is about to start make rounds of upkeep until it ends."""
+    """Let a worker that is about to start make rounds of upkeep until it ends."""
     global _make_round  # noqa: PLW0603
     _make_round = make_round
     if not isinstance(worker, Worker):  # a thread of a project's test
@@ -121,7 +121,7 @@ def _live_with(parent: int) -> None:
     for each in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(each, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    # In a thread, with connections of its own: those of this one are the parent's.
+    # In a thread with its own connections, because those of this thread are the parent's.
     rounds = _start_rounds()
     while os.getppid() == parent and rounds.is_alive():
         time.sleep(LOOK_EVERY)

@@ -1,8 +1,8 @@
 """Folding: the counts of old chunks are added to their node's and batch's totals, once.
 
-So progress() need not sum every chunk that ever was. A chunk that finished without a failure never
-changes again. Chunks with failures are not folded, as someone may ignore their runs: `gathering`
-moves these together.
+So progress() need not sum all chunks that ever existed. A chunk that finished without a failure
+never changes again. Chunks with failures are not folded, as someone may ignore their runs:
+`gathering` moves these together.
 """
 
 import datetime as dt
@@ -44,7 +44,7 @@ LOCK = "fold"
 
 
 def fold_everywhere(*, at_most: int = 20 * FOLDED_AT_ONCE) -> int:
-    """Fold the finished chunks of every node with more than a few; how many."""
+    """Fold the finished chunks of every node with more than a few. Return how many."""
     # Subqueries for each node: a join may read all chunks. The first one is empty at most nodes.
     each = Chunk.objects.of(OuterRef("pk"))
     settled = ended(each, quiet=SETTLED_AFTER).filter(failed=0).values("pk")
@@ -60,7 +60,7 @@ def fold_everywhere(*, at_most: int = 20 * FOLDED_AT_ONCE) -> int:
 
 
 def fold(*node_ids: int, at_most: int = 20 * FOLDED_AT_ONCE, quiet: float = SETTLED_AFTER) -> int:
-    """Add the counts of the nodes' finished chunks to their own; how many chunks."""
+    """Add the counts of the nodes' finished chunks to their own. Return how many chunks."""
     folded = 0
     while folded < at_most:
         some = partial(_fold_some, node_ids, quiet=quiet)
@@ -87,7 +87,7 @@ def hour_of(at: dt.datetime) -> int:
 
 
 def drop_empty(*, quiet: float) -> int:
-    """Fold and delete chunks whose runs have all been pruned or moved; how many.
+    """Fold and delete chunks whose runs have all been pruned or moved. Return how many.
 
     One with failures stays for as long as its batch: a batch does not sum up failures.
     """
@@ -123,7 +123,7 @@ def ended(chunks: ChunkQuerySet[Chunk], *, quiet: float) -> ChunkQuerySet[Chunk]
 
 def _fold_some(node_ids: Sequence[int], *, quiet: float) -> int:
     pulses.hold(LOCK)
-    # Not locked: no process writes to them any more, and no other one folds.
+    # Not locked, because no process writes to them and no other one folds.
     of_nodes = Chunk.objects.filter(node__in=node_ids)
     found = list(ended(of_nodes, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
     if not found:

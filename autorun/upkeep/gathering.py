@@ -1,4 +1,4 @@
-"""Gathering: the failed runs of many old chunks pass into few, so that the many can be folded.
+"""Gathering: the failed runs of many old chunks move to a few, so that the others can be folded.
 
 Only these runs may change after their chunk has ended: someone may ignore them. So a chunk that has
 some is not folded, and progress() would sum up all of them for ever.

@@ -1,4 +1,4 @@
-"""Orphans: runs that are pending although their chunk has ended, or is not there.
+"""Orphans: pending runs whose chunk has ended or is missing.
 
 No worker makes them. They are left when a database has forgotten commits under workers of an older
 version, or when its tables were restored from backups of different times. Runs are looked at in the
@@ -24,9 +24,9 @@ from autorun.state.leases import new_token
 from autorun.state.managers import RunQuerySet
 from autorun.state.transactions import repeated_on_conflict
 
-#: Runs that are looked at in one round.
+#: Runs that one round checks.
 PART = 20_000
-#: The pulse that keeps the time from which on chunks are looked at next.
+#: The pulse that keeps the time from which chunks are checked next.
 CURSOR = "orphans"
 BEGINNING = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 
@@ -39,7 +39,7 @@ def orphans(*, least: int = 0, below: int | None = None) -> RunQuerySet[Run]:
 
 
 def reopen_some() -> int:
-    """Have the orphans of the next part executed; how many runs."""
+    """Let the orphans of the next part be executed. Return how many runs."""
     begin = pulses.beat_of(CURSOR) or BEGINNING
     least = first_chunk_id_at(begin)
     runs = Run.objects.filter(chunk_id__gte=least).order_by("chunk_id")
@@ -95,7 +95,7 @@ def _make_again(chunk_id: int, size: int, labels: Mapping[str, Sequence[str]]) -
 
 
 def _uncount(chunk: Chunk, pending: int, found: Counter[int]) -> None:
-    """Take the pending runs out of the numbers of those that have ended."""
+    """Remove the pending runs from the counts of ended runs."""
     excess = pending - (chunk.size - chunk.succeeded - chunk.failed - chunk.cancelled - chunk.moved)
     chunk.not_applicable = min(chunk.not_applicable, found[Run.Status.NOT_APPLICABLE])
     found[Run.Status.CANCELLED] += found[Run.Status.NOT_APPLICABLE]

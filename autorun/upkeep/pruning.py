@@ -21,11 +21,11 @@ FEW_RUNS = 1_000
 
 
 def prune(*, at_most: int = MOST_RUNS) -> int:
-    """Delete runs that are older than RETENTION and no longer current; how many.
+    """Delete runs that are older than RETENTION and no longer current. Return how many.
 
     Current runs are the record of what is done, and stay at any age. So does the last success of a
-    row whose current run has not succeeded: it has the only outputs there are. Nothing stays of a
-    row that is deleted.
+    row whose current run has not succeeded, because it has the row's only outputs. Nothing stays of
+    a row that is deleted.
     """
     if settings.RETENTION is None:
         return 0

@@ -1,6 +1,6 @@
 """Rescue of the runs of a lost worker: each is retried in a chunk of its own.
 
-Nothing tells which run killed the worker, so each unfinished run uses one attempt. Only a run that
+It is unknown which run killed the worker, so each unfinished run uses one attempt. Only a run that
 was alone in its chunk can end as failed because of it. So a run that kills every worker fails after
 MAX_ATTEMPTS, and its neighbours succeed.
 """
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 
 
 def rescue_expired(*, at_most: int) -> int:
-    """Rescue the chunks whose lease has run out, the oldest first; how many."""
+    """Rescue the chunks whose lease has expired, the oldest first. Return how many."""
     lapsed = Chunk.objects.lapsed().order_by("expires_at")
     return sum_of_each(rescue, lapsed[:at_most], name="Rescue:")
 
@@ -63,7 +63,7 @@ def rescue(chunk: Chunk) -> bool:
 
 
 def _leave_dependents(chunk: Chunk) -> None:
-    """Have what depends on the successes that the lost worker had recorded planned by others."""
+    """Let others plan what depends on the successes that the lost worker had recorded."""
     runner = registry.find(chunk.runner)
     dependents = nodes.dependents(runner) if runner is not None else []
     if runner is None or not dependents:

@@ -103,9 +103,9 @@ def _steps(notify: Callable[[], int] | None) -> dict[str, Callable[[], int]]:
 
 
 def unpark() -> int:
-    """Requeue parked chunks whose runner and analysis are back; how many.
+    """Requeue parked chunks whose runner and analysis are back.
 
-    If the runner has another name now, the runner of their node takes them.
+    Return how many. If the runner has another name now, the runner of their node takes them over.
     """
     parked = Chunk.objects.parked().filter(not_before=None)
     unparked = 0
@@ -122,7 +122,7 @@ def unpark() -> int:
 
 
 def send_again() -> int:
-    """Send messages again for chunks that have been queued for long; how many."""
+    """Send messages again for chunks that have been queued for long. Return how many."""
     is_due = Q()
     for doublings in range(MOST_DOUBLINGS):
         lookup = "publications" if doublings < MOST_DOUBLINGS - 1 else "publications__gte"
@@ -138,7 +138,7 @@ def send_again() -> int:
 
 
 def hand_on_batches() -> int:
-    """Have other processes plan the batches whose own has gone silent; how many."""
+    """Let other processes plan the batches whose own process is silent. Return how many."""
     left = Batch.objects.unplanned().lapsed().order_by("pk")
     messages = [message_to_plan_on(batch, expires=settings.LEASE) for batch in left[:MOST_PER_STEP]]
     if messages:
@@ -147,7 +147,7 @@ def hand_on_batches() -> int:
 
 
 def finish_batches() -> int:
-    """Finish planned batches without unfinished chunks; how many."""
+    """Finish planned batches without unfinished chunks. Return how many."""
     left = Chunk.objects.unfinished().filter(batch_id=OuterRef("pk"))
     done = Batch.objects.planned().filter(~Exists(left))
     finished: list[int] = []
@@ -158,7 +158,7 @@ def finish_batches() -> int:
 
 
 def cancel_batches() -> int:
-    """Cancel what is left of cancelled batches; how many runs."""
+    """Cancel what is left of cancelled batches. Return how many runs."""
     left = Batch.objects.cancelled().lapsed()
     return sum_of_each(batches.continue_cancelling, left.values_list("pk", flat=True), name="Batch")
 

@@ -43,7 +43,7 @@ UNKNOWN_FOR = 24 * 3600.0
 
 
 def hand_out_spilled() -> int:
-    """Have workers plan the saved rows that wait in the database; how many triggers of them.
+    """Let workers plan the saved rows that wait in the database. Return the number of triggers.
 
     Rows of a model without a runner here are left to other workers for a day, as during a rollout.
     """
@@ -55,7 +55,10 @@ def hand_out_spilled() -> int:
 
 
 def drain(ids: Sequence[int], tries: int) -> int:
-    """Plan the saved rows of a portion, unless another process has begun to; how many rows."""
+    """Plan the saved rows of a portion, unless another process has started to.
+
+    Return how many rows.
+    """
     some = _begin(ids, tries)
     if not some:
         return 0

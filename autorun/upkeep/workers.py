@@ -102,7 +102,7 @@ def _outlive_thread() -> None:
 
 
 def _make_overdue_round(sender: Any = None, **_: Any) -> None:
-    """Make a round that nobody made in time, as without a worker's main process, or if it hangs."""
+    """Make an overdue round: a worker's main process is missing, or hangs."""
     global _look_at  # noqa: PLW0603
     now = time.monotonic()
     if now < _look_at or getattr(sender, "name", None) not in (EXECUTE, PLAN):
@@ -120,7 +120,7 @@ def _make_overdue_round(sender: Any = None, **_: Any) -> None:
 
 
 def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
-    """End the leases of a process that has died at once, and write down the rows it was to plan."""
+    """End the leases of a dead process at once, and store the rows it should have planned."""
     name = getattr(sender, "name", None)
     is_death = type(exception).__name__ in ("WorkerLostError", "TimeLimitExceeded", "Terminated")
     if name not in (EXECUTE, PLAN, DRAIN, BACKFILL, SWEEP) or not is_death:

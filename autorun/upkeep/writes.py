@@ -65,7 +65,7 @@ class Noted(NamedTuple):
 
 
 def hand_out_written() -> int:
-    """Have workers plan the rows that triggers have noted; how many notes.
+    """Let workers plan the rows that triggers have noted. Return how many notes.
 
     Notes of a table that no runner here reads are left to other workers, as during a rollout.
     """
@@ -86,7 +86,7 @@ def hand_out_written() -> int:
 
 
 def _unfold(sources: list[str]) -> None:
-    """Have a note for each row of those that stand for many, which PostgreSQL's triggers write."""
+    """Make a note for each row from the notes of many rows that PostgreSQL's triggers write."""
     connection = connections[settings.DATABASE]
     if connection.vendor != "postgresql":
         return
@@ -170,7 +170,7 @@ def _leave_to_workers(reader: Reader, noted: Noted, notes: QuerySet[Written]) ->
         if len(written_keys) > FEW:
             return False
     parts = {label_of_deleted(label, settings.DATABASE): deleted, WRITTEN + label: written_keys}
-    # The time of a deletion says which runs are of the row that has gone.
+    # The time of the deletion tells which runs are of the deleted row.
     at = {} if noted.deleted_at is None else {"created_at": noted.deleted_at}
     SpilledTrigger.objects.bulk_create(
         SpilledTrigger(model_label=name, runner=reader.runner.label, keys=sorted(keys), **at)

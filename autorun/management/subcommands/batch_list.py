@@ -163,7 +163,7 @@ class Pause(_OnTarget):
 class Hold(Subcommand):
     """Hold a runner's sweeps and saved rows: they stay pending until `resume`.
 
-    Backfills, retries and `run` plan rows all the same. Runners that share a node are held
+    Backfills, retries and `run` still plan rows. Runners that share a node are held
     together.
     """
 
@@ -181,7 +181,7 @@ class Hold(Subcommand):
 class Resume(_OnTarget):
     """Resume a paused or held runner, or a paused batch.
 
-    With --all, runners whose sweeps are held stay so.
+    With --all, held runners stay held.
     """
 
     change = staticmethod(halting.resume_runner)
@@ -201,9 +201,9 @@ class Resume(_OnTarget):
 class Cancel(_OnTarget):
     """Cancel the runs of a batch, or all of a runner, that have not started.
 
-    Runs in progress will finish, or are stopped with --running. A row whose run is cancelled has
-    its last result for the same input back, or is pending, so that the next sweep plans it: `pause`
-    or `ignore` prevents that.
+    Runs in progress will finish, or are stopped with --running. Each row gets its last result for
+    the same input back, or is pending, so that the next sweep plans it. To prevent that, use
+    `pause` or `ignore`.
     """
 
     arguments = (

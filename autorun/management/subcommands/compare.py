@@ -13,7 +13,7 @@ from autorun.state.words import counted
 
 
 class Compare(Subcommand):
-    """Compare the results of two versions on the rows that both have run on.
+    """Compare the results of two versions on the rows that both have processed.
 
     Without versions, the runner's own is compared with its candidate.
     """

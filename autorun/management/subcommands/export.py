@@ -19,9 +19,9 @@ from autorun.state.words import harmless
 
 
 class Export(Subcommand):
-    """Export the results of a runner's rows: a line a row, a column an output.
+    """Export the results of a runner's rows: one line per row, one column per output.
 
-    In CSV, an apostrophe is put before texts that a spreadsheet would take for a formula.
+    In CSV, texts that a spreadsheet would read as a formula get an apostrophe in front.
     """
 
     arguments = (

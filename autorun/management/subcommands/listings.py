@@ -78,7 +78,7 @@ class Runs(Subcommand):
         ),
         parsing.argument("--ended-from", metavar="TIME", help="2031-05-04T03:00, for example"),
         parsing.argument("--ended-until", metavar="TIME", help="exclusive"),
-        parsing.flag("--slowest", help="those of the newest runs whose last attempt took longest"),
+        parsing.flag("--slowest", help="the slowest of the newest runs"),
         parsing.number("--limit", default=20, help="default: 20"),
         parsing.FORMAT,
     )
@@ -111,7 +111,7 @@ class Runs(Subcommand):
             ],
         )
         if not is_all:
-            self.terminal.hint(f"Of the newest {MOST_COMPARED:,} runs or so.")
+            self.terminal.hint(f"Of about the newest {MOST_COMPARED:,} runs.")
 
 
 class Outputs(Subcommand):

@@ -184,7 +184,7 @@ class Retry(OnRows):
 def _has_choice(options: dict[str, Any]) -> bool:
     chosen = [options[name] is not None for name in ("cause", "exception", "within")]
     if chosen[0] and any(chosen[1:]):
-        raise CommandError("--cause goes with neither --exception nor --within.")
+        raise CommandError("--cause cannot be combined with --exception or --within.")
     return any(chosen)
 
 

@@ -98,7 +98,7 @@ KEYS = argument(
     "keys", metavar="PK", nargs="*", default=[], help="primary keys of rows (default: all rows)"
 )
 FILTER = argument("--filter", metavar="NAME", help="a name from the runner's FILTERS")
-QUEUE = flag("--queue", help="have a worker do the planning, in a Celery task")
+QUEUE = flag("--queue", help="let a worker do the planning, in a Celery task")
 FORMAT = argument(
     "--format",
     choices=("text", "json"),

@@ -143,9 +143,9 @@ class Sweep(Subcommand):
 
 
 class Touch(Subcommand):
-    """Run rows again whose input has changed outside of the database, as that of a rewritten file.
+    """Run rows again whose input has changed outside of the database, such as a rewritten file.
 
-    All runners of the model run them. A runner that depends on another one follows its new success.
+    All runners of the model run them. A runner that depends on another one follows after it.
     """
 
     arguments = (

@@ -99,7 +99,7 @@ class RunnerState:
 class Status(Subcommand):
     """Show how far each runner has got: runs done, failed and in progress, and pending rows.
 
-    Done results are stale if a runner that they depend on has no success on the row any more.
+    Done results are stale if a runner that they depend on no longer has a success on the row.
     """
 
     arguments = (
@@ -125,7 +125,7 @@ class Status(Subcommand):
         with_pending = options["with_pending"]
         if options["watch"]:
             if options["format"] == "json" or options["check"]:
-                raise CommandError("--watch goes with neither --format json nor --check.")
+                raise CommandError("--watch cannot be combined with --format json or --check.")
             self._watch(runners, with_pending=with_pending)
             return
         states = states_of(runners, with_pending=with_pending)
@@ -151,7 +151,7 @@ class Status(Subcommand):
         if any(state.progress.failed for state in states):
             self.terminal.hint("Why runs failed: manage.py autorun failures")
         if any(state.held_up for state in states):
-            self.terminal.hint("How to let them go on: manage.py autorun doctor")
+            self.terminal.hint("Why rows are held up: manage.py autorun doctor")
         if any(state.pending for state in states):
             self.terminal.hint("Start pending rows: manage.py autorun sweep RUNNER")
 

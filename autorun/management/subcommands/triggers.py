@@ -56,4 +56,4 @@ class Triggers(Subcommand):
         if errors:
             raise CommandError("\n".join(errors))
         if options["check"] and any(each.state != "installed" for each in found):
-            raise condition_not_met("The triggers are not as the runners need them.")
+            raise condition_not_met("The triggers do not match the runners.")

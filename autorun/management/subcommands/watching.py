@@ -38,7 +38,7 @@ WATCH = (
 def require_watchable(options: dict[str, Any]) -> None:
     """Raise CommandError if the arguments WATCH conflict with others."""
     if options["watch"] and options["format"] == "json":
-        raise CommandError("--watch does not go with --format json.")
+        raise CommandError("--watch cannot be combined with --format json.")
     if options["check"] and not options["watch"]:
         raise CommandError("--check needs the result of the runs: add --watch to wait for it.")
 

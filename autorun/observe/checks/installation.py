@@ -69,7 +69,7 @@ def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessa
                 f"Another character set than utf8mb4: {named}. Text beyond that set is refused, or "
                 "cannot be compared: rows are not planned, and results not recorded.",
                 "Run `ALTER DATABASE ... CHARACTER SET utf8mb4` before `manage.py migrate`, and "
-                "change columns that exist by ALTER TABLE: see docs/howto/deploy.md.",
+                "change existing columns with ALTER TABLE: see docs/howto/deploy.md.",
             )
 
 

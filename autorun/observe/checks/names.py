@@ -18,7 +18,7 @@ ALIKE = 0.8
 VERY_ALIKE = 0.85
 
 _REMOVE = "Remove it"
-_LINE = f"{_REMOVE}: run() words its own lines. FILTER_QUERYSET_START is the one to set"
+_LINE = f"{_REMOVE}: run() logs its own lines. FILTER_QUERYSET_START is the one to set"
 _LOGGING = f"{_REMOVE}: run() writes its own lines. log_filter_start() and log_filter_end() remain"
 _DATABASE = f"{_REMOVE}: the database compares inputs. pending(), has_run() and explain() ask it"
 _INPUT = "Return the input, without its key, from get_instance_representation()"

@@ -27,7 +27,7 @@ def check_neighbours(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
     if apps.is_installed("cachalot") and not _is_left_uncached():
         yield warning("settings.CACHALOT_UNCACHABLE_APPS", "W209")(
             "django-cachalot caches queries of autorun's tables. Every run changes those, and with "
-            "a cache that not all processes share, workers would decide by outdated states.",
+            "a cache that not all processes share, workers would read outdated states.",
             'Set CACHALOT_UNCACHABLE_APPS = ("autorun",).',
         )
     if _is_per_tenant(apps.get_app_config("autorun")):

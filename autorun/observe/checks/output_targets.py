@@ -70,7 +70,7 @@ def _inputs(runner: Runner) -> Iterator[CheckMessage]:
     for name in runner.output_fields.values():
         if name in read:
             yield error(runner, "E041")(
-                f"{name!r} is one of both OUTPUT_FIELDS and INPUT_FIELDS, so each result would "
+                f"{name!r} is in both OUTPUT_FIELDS and INPUT_FIELDS, so each result would "
                 "make its row pending again.",
                 f"Write the output of {place(runner)} to a field that it does not read.",
             )

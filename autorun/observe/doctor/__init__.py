@@ -12,7 +12,7 @@ __all__ = ("Finding", "examine", "examine_for_page")
 
 #: Seconds for which a page shows the same findings again.
 FRESH = 5.0
-#: Seconds that a page waits for an examination that another one has begun.
+#: Seconds that a page waits for an examination that another page has started.
 PATIENCE = 15.0
 
 _turn = threading.Lock()
@@ -55,7 +55,8 @@ def examine() -> list[Finding]:
 def examine_for_page() -> list[Finding]:
     """`examine()`, one at a time in this process, and again after some seconds only.
 
-    A broker or database that does not answer would else cost a thread and a connection a request.
+    Otherwise each request would take a thread and a connection if a broker or database does not
+    answer.
     """
     global _latest  # noqa: PLW0603
     if not _turn.acquire(timeout=PATIENCE):

@@ -37,7 +37,7 @@ def examine_leases() -> Iterator[Finding]:
         return
     yield error(
         f"{counted(overdue.count(), 'lease')} overdue; the oldest was held by {oldest.worker}.",
-        "Start a worker: its upkeep rescues the runs. If one is running, look in its log for why "
+        "Start a worker: its upkeep rescues the runs. If one is running, see its log for why "
         "upkeep fails.",
     )
 
@@ -54,7 +54,7 @@ def examine_orphans() -> Iterator[Finding]:
     yield error(
         f"{counted(number, 'run is', 'runs are')} pending, but their chunks have ended or are "
         "gone. The database has lost commits: a replica took over, or a backup was restored.",
-        "Start a worker: its upkeep has them executed. If one is running, wait a few minutes.",
+        "Start a worker: its upkeep runs them. If one is running, wait a few minutes.",
     )
 
 
@@ -94,7 +94,7 @@ def examine_held_up() -> Iterator[Finding]:
         if found.is_damped:
             yield warning(
                 f"{message}.",
-                "The body, or a runner that it sets off, seems to change a field in INPUT_FIELDS "
+                "The body, or a runner that it triggers, seems to change a field in INPUT_FIELDS "
                 "of its own row. Leave that field out, or write only if the value differs.",
                 bare=f"{bare}.",
             )
@@ -104,7 +104,7 @@ def examine_held_up() -> Iterator[Finding]:
             yield error(
                 message.rstrip(".") + then,
                 "Correct the error; if a column or table is missing, run `manage.py migrate`. The "
-                "rows are then processed, and the tries in vain use no attempt.",
+                "rows are then processed, and the unsuccessful tries use no attempt.",
                 bare=bare + then,
             )
             continue
@@ -165,7 +165,7 @@ def examine_written() -> Iterator[Finding]:
         if source in known:
             yield warning(
                 f"{message} are waiting for a round of upkeep.",
-                "Start a worker. If one is running, look in its log for why upkeep fails.",
+                "Start a worker. If one is running, see its log for why upkeep fails.",
             )
         else:
             yield warning(

@@ -106,7 +106,7 @@ def examine_visibility_timeout() -> Iterator[Finding]:
 
 def _listeners() -> dict[str, list[str]] | None:
     """Names of the workers that answer, by queue; None if workers cannot be asked."""
-    # With time limits of its own: the thread that waits for a silent broker ends soon.
+    # With its own time limits, so that a thread that waits for a silent broker ends soon.
     connection = open_connection()
     try:
         # Kombu's transports for some brokers, such as SQLAlchemy's, cannot send to all workers.

@@ -45,6 +45,6 @@ def examine_eagerness() -> Iterator[Finding]:
 
 @examination("code")
 def examine_code() -> Iterator[Finding]:
-    """Current successes that another code of the same version has made."""
+    """Current successes that other code of the same version has made."""
     found = [warning(str(each), each.advice) for each in edits(registry.runners())]
     yield from found or [ok("Unchanged since it made the current results.")]
