@@ -43,11 +43,10 @@ def about_version(
     next_sweep: dt.datetime | None = None,
 ) -> str:
     """The sentence about a version that is new, or held; `is_swept` if sweeps are scheduled."""
-    rows = _("its pending rows")
-    if pending is not None:
-        rows = ngettext("%s row", "%s rows", pending) % number(pending)
-    of = {"version": version, "rows": rows, "held": "", "time": ""}
     many = 2 if pending is None else pending
+    rows = ngettext("%s row", "%s rows", many) % number(pending)
+    rows = _("its pending rows") if pending is None else rows
+    of = {"version": version, "rows": rows, "held": "", "time": ""}
     if node is not None and node.held_at is not None:
         of["held"] = held(node)
         told = ngettext(
