@@ -1,7 +1,8 @@
 """Related rows: a row is looked at when one that it reads is saved, deleted, linked or unlinked."""
 
 import pytest
-from django.db import connection, transaction
+from django.apps import apps
+from django.db import connection, models, transaction
 from django.test.utils import CaptureQueriesContext
 
 from autorun import testing
@@ -20,6 +21,7 @@ from tests.library.models import (
     Consent,
     Document,
     Image,
+    Label,
     Patient,
     Reading,
     Site,
@@ -174,6 +176,49 @@ def test_links_of_a_watched_many_to_many_relation_are_seen_from_both_sides(by, s
         {f"{name}id": [document.pk]},
         {f"{name}id": [document.pk]},
         {f"{name}tags__pk": [tag.pk]},
+    ]
+
+
+class Labels(models.Field):
+    """Many to many, but not Django's field: its links name rows of any model."""
+
+    many_to_many = True
+    related_model = Tag
+
+    def __init__(self):
+        super().__init__(rel=models.ManyToManyRel(self, Tag, related_name="+", through=Label))
+
+    def get_attname_column(self):
+        return self.name, None
+
+    def related_query_name(self):
+        return "+"
+
+
+@pytest.fixture
+def labelled():
+    """Documents with a field `labels` as django-taggit has them."""
+    Labels().contribute_to_class(Document, "labels")
+    yield Document
+    Document._meta.local_many_to_many.remove(Document._meta.get_field("labels"))
+    apps.clear_cache()  # of tags, too
+
+
+def test_links_that_may_name_a_row_of_any_model_are_watched(labelled, sent):
+    tag = Tag.objects.create(name="t")
+    with installed(declare(WATCH=("labels",))):
+        document = labelled.objects.create(title="a")
+        sent.clear()
+
+        link = Label.objects.create(tag=tag, content_object=document)
+        link.delete()
+        tag.save()
+
+    name = "related:library.Document:"
+    assert [labels([each]) for each in sent] == [
+        {f"{name}pk": [document.pk]},
+        {f"{name}pk": [document.pk]},
+        {f"{name}labels__pk": [tag.pk]},
     ]
 
 

@@ -69,10 +69,9 @@ def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:
     if field.many_to_many:
         is_reverse = field.auto_created  # from Django 6.0 on, no such field is concrete
         declared = field.field if is_reverse else field
-        name = declared.m2m_reverse_field_name() if is_reverse else declared.m2m_field_name()
         through = declared.remote_field.through
-        link = through._meta.get_field(name)
-        yield Related(relation, through, link.attname, near(link.target_field.name))
+        attname, target = _link(declared, through, is_reverse=is_reverse)
+        yield Related(relation, through, attname, near(target))
     elif hasattr(field, "object_id_field_name"):  # a generic relation
         link = model._meta.get_field(field.object_id_field_name)
         yield Related(relation, model, link.attname, near())
@@ -82,3 +81,15 @@ def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:
         yield Related(relation, model, link.attname, near(link.target_field.name))
         return
     yield Related(relation, model, PK, f"{relation}__{PK}")
+
+
+def _link(declared: Any, through: type[Model], *, is_reverse: bool) -> tuple[str, str]:
+    """The column of a many-to-many row that names the runner's row, and the field it refers to."""
+    if is_reverse:
+        name = declared.m2m_reverse_field_name()
+    else:  # the tags of django-taggit always name it so
+        name = getattr(declared, "m2m_field_name", lambda: "content_object")()
+    link: Any = through._meta.get_field(name)
+    if hasattr(link, "fk_field"):  # it may be a row of any model
+        return through._meta.get_field(link.fk_field).attname, PK
+    return link.attname, link.target_field.name

@@ -2,11 +2,22 @@
 
 import uuid
 
+from django.contrib.contenttypes.fields import GenericForeignKey
+from django.contrib.contenttypes.models import ContentType
 from django.db import models
 
 
 class Tag(models.Model):
     name = models.CharField(max_length=50)
+
+
+class Label(models.Model):
+    """Names a row of any model, as a tagged item of django-taggit does."""
+
+    tag = models.ForeignKey(Tag, models.CASCADE)
+    content_type = models.ForeignKey(ContentType, models.CASCADE)
+    object_id = models.IntegerField()
+    content_object = GenericForeignKey()
 
 
 class Document(models.Model):
