@@ -154,9 +154,9 @@ def many(number: int = 1_000_000, *, run_seconds: float = 0.005) -> QuerySetRunn
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO sample_app_scan "
-            "(path, description, modality, size, checksum, created_at, updated_at) "
+            "(path, description, modality, size, checksum, thumbnail, created_at, updated_at) "
             "SELECT '/data/scans/scan-' || n || '.nii.gz', 'Anatomical T1', 'MR', n, "
-            "md5(n::text) || md5(n::text), now(), now() FROM generate_series(1, %s) AS n",
+            "md5(n::text) || md5(n::text), '', now(), now() FROM generate_series(1, %s) AS n",
             [number],
         )
     node = runner.get_node()
@@ -169,9 +169,9 @@ def many(number: int = 1_000_000, *, run_seconds: float = 0.005) -> QuerySetRunn
         cursor.execute(_FAIL, [TRACEBACK.replace("{message}", "ValueError: no pixel data")])
         cursor.execute(
             "INSERT INTO sample_app_scan "
-            "(path, description, modality, size, checksum, created_at, updated_at) "
+            "(path, description, modality, size, checksum, thumbnail, created_at, updated_at) "
             "SELECT '/data/new/scan-new-' || n || '.nii.gz', 'Resting state', 'MR', n, "
-            "md5(n::text) || md5(n::text), now(), now() FROM generate_series(1, 3000) AS n"
+            "md5(n::text) || md5(n::text), '', now(), now() FROM generate_series(1, 3000) AS n"
         )
     Node.objects.filter(pk=node.pk).update(paused_at=None)
     _settle()
