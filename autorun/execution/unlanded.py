@@ -27,7 +27,7 @@ from autorun.state.transactions import Halving, repeated_on_conflict
 logger = get_logger(__name__)
 
 #: Successes that one transaction lands.
-AT_ONCE = 500
+AT_ONCE = 100
 
 
 def land_unlanded(runner: Runner) -> None:
@@ -52,7 +52,7 @@ def land_unlanded(runner: Runner) -> None:
         is_done &= _land(runner, page)
     if is_done:
         Node.objects.filter(pk=own, unlanded_at__lte=until).update(unlanded_at=None)
-    logger.info("%s: %d earlier successes of %s landed.", runner.label, landed, until)
+    logger.info("%s: outputs of %d runs that ended by %s are landed.", runner.label, landed, until)
 
 
 def _land(runner: Runner, runs: Sequence[Run]) -> bool:
