@@ -340,6 +340,19 @@ def test_the_words_of_a_hook_are_payload_whatever_it_raises(
     assert not LogEntry.objects.filter(change_message__contains=WORDS)
 
 
+def test_a_name_and_an_input_that_no_encoding_has_are_shown(runner, monkeypatch) -> None:
+    strange = "scan-\udcff"
+    monkeypatch.setattr(Scan, "__str__", lambda self: strange)
+    hook = "get_instance_representation"
+    monkeypatch.setattr(ScanPreprocessingRunner, hook, lambda self, instance: [strange])
+    client = client_of(*CODENAMES, "view_scan")
+
+    pages = {name: text_of(client.get(url)) for name, (url, form) in addresses().items()}
+
+    for name in ("run/", "run/<run_id>/change/", "node/<label>/export/<form>/"):
+        assert "scan-\\udcff" in pages[name], name
+
+
 def pause_all() -> None:
     Node.objects.update(paused_at=timezone.now())
     Batch.objects.update(state=Batch.State.PAUSED)

@@ -11,7 +11,7 @@ from django.utils import formats, timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from autorun.state.words import ago
+from autorun.state.words import ago, encodable
 
 
 def rendered(template: str, context: dict[str, Any]) -> SafeString:
@@ -50,11 +50,11 @@ def as_json(value: Any, *, most: int | None = None) -> str:
     """
     encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=str)
     if most is None:
-        return encoder.encode(value)
+        return encodable(encoder.encode(value))
     parts, length = [], 0
     for part in encoder.iterencode(value):
         parts.append(part)
         length += len(part)
         if length >= most:
             break
-    return "".join(parts)[:most]
+    return encodable("".join(parts)[:most])

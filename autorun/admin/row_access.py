@@ -27,6 +27,7 @@ from autorun.models import Node, Run
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
 from autorun.state.keys import concrete, key_kind
+from autorun.state.words import encodable
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
@@ -235,7 +236,7 @@ def name_of(site: AdminSite, instance: Any) -> Name:
     """The name of a row that the user may see."""
     meta, text, url = instance._meta, "", ""
     with suppress(Exception), spent(what := f"{meta.object_name}.__str__()"):
-        text = page_time.limited(what, lambda: str(instance))
+        text = page_time.limited(what, lambda: encodable(str(instance)))
     with suppress(NoReverseMatch):
         page = f"admin:{meta.app_label}_{meta.model_name}_change"
         url = reverse(page, args=[instance.pk], current_app=site.name)

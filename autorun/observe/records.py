@@ -16,6 +16,7 @@ from autorun.models import Run
 from autorun.observe.run_states import state_of
 from autorun.planning.rows import key_of, pages
 from autorun.state.keys import Key, key_kind
+from autorun.state.words import encodable
 
 #: Rows that are read at once.
 PAGE = 500
@@ -128,7 +129,7 @@ def _record(instance: Any, run: Run | None, success: Run | None) -> dict[str, An
 
 def _name(instance: Any) -> str:
     with suppress(Exception):  # a project's own __str__
-        return str(instance)
+        return encodable(str(instance))
     return f"{instance._meta.verbose_name} {instance.pk}"
 
 

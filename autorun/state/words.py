@@ -68,6 +68,11 @@ def harmless(text: str) -> str:
     return text.translate(_ACTING)
 
 
+def encodable(text: str) -> str:
+    """The text with escapes in place of lone surrogates, as from the name of a file."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def number(value: int | None) -> str:
     """An integer with thousands separators, `98,765`; '' for None."""
     return "" if value is None else formats.number_format(value, force_grouping=True)
