@@ -52,12 +52,12 @@ class Host:
         self.address = address
         self.within = ("ip", "netns", "exec", name)
         self._bridge = bridge
+        self._plug = f"v{name.removeprefix('autorun')}"
         _ip("netns", "add", name)
 
     def plug_in(self) -> None:
-        plug = f"v{self.name.removeprefix('autorun')}"
-        _ip("link", "add", plug, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        _ip("link", "set", plug, "master", self._bridge, "up")
+        _ip("link", "add", self._plug, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        _ip("link", "set", self._plug, "master", self._bridge, "up")
         _ip("-netns", self.name, "address", "add", f"{self.address}/24", "dev", "eth0")
         _ip("-netns", self.name, "link", "set", "lo", "up")
         self.come_back()
@@ -77,7 +77,11 @@ class Host:
             pytest.skip("The kernel has no netem, which loses packets.")
 
     def remove(self) -> None:
-        _ip("netns", "delete", self.name)
+        """Delete its link as well: the kernel keeps that for as long as a process is left there."""
+        try:
+            _ip("link", "delete", self._plug)
+        finally:
+            _ip("netns", "delete", self.name)
 
 
 @cache
