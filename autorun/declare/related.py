@@ -83,13 +83,13 @@ def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:
     yield Related(relation, model, PK, f"{relation}__{PK}")
 
 
-def _link(declared: Any, through: type[Model], *, is_reverse: bool) -> tuple[str, str]:
+def _link(declared: Any, through: Any, *, is_reverse: bool) -> tuple[str, str]:
     """The column of a many-to-many row that names the runner's row, and the field it refers to."""
     if is_reverse:
         name = declared.m2m_reverse_field_name()
     else:  # the tags of django-taggit always name it so
         name = getattr(declared, "m2m_field_name", lambda: "content_object")()
-    link: Any = through._meta.get_field(name)
+    link = through._meta.get_field(name)
     if hasattr(link, "fk_field"):  # it may be a row of any model
         return through._meta.get_field(link.fk_field).attname, PK
     return link.attname, link.target_field.name
