@@ -91,5 +91,6 @@ def _link(declared: Any, through: Any, *, is_reverse: bool) -> tuple[str, str]:
         name = getattr(declared, "m2m_field_name", lambda: "content_object")()
     link = through._meta.get_field(name)
     if hasattr(link, "fk_field"):  # it may be a row of any model
-        return through._meta.get_field(link.fk_field).attname, PK
+        key: Any = through._meta.get_field(link.fk_field)
+        return key.attname, PK
     return link.attname, link.target_field.name
