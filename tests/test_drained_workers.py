@@ -52,7 +52,8 @@ def echo() -> Iterator[QuerySetRunner]:
 
 
 def states() -> list[str]:
-    return [Chunk.State(state).name for state in Chunk.objects.values_list("state", flat=True)]
+    found = Chunk.objects.order_by("pk").values_list("state", flat=True)
+    return [Chunk.State(state).name for state in found]
 
 
 @pytest.mark.usefixtures("this_worker")
