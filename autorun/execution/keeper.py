@@ -50,12 +50,12 @@ class Keeper:
         # In tests and in eager mode an open transaction hides the chunk from the keeper's
         # connection, and from other workers, too.
         if not connections[settings.DATABASE].in_atomic_block:
-            self._thread = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
             try:
-                self._thread.start()
+                keeper = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
+                keeper.start()
             except RuntimeError as error:  # there are too many threads
-                self._thread = None
                 self._give_up(error)
+            self._thread = keeper
         return self
 
     def __exit__(self, *_: object) -> None:

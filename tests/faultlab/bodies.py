@@ -3,7 +3,7 @@
 sleep:2        it takes so many seconds
 gate           it waits until the file `gate` is there, beside the ledger
 full           the disk is full until then
-threads        no thread can be started in its process any more
+threads:made   no thread can be made in its process any more, or else started
 raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
                interpreter's lock);
 to_sync:5      it waits so many seconds for a coroutine, by asgiref
@@ -152,13 +152,16 @@ def _exhaust_memory(_: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _use_up_threads(_: str) -> None:
+def _use_up_threads(how: str) -> None:
     """Other code of this process can start none any more, as if the body had leaked thousands."""
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    threading.Thread.start = refuse  # type: ignore[method-assign]
+    if how == "made":
+        sys.excepthook = None  # type: ignore[assignment]
+    else:
+        threading.Thread.start = refuse  # type: ignore[method-assign]
 
 
 def _raise(message: str) -> None:

@@ -337,10 +337,11 @@ def test_an_argument_that_can_never_fit_fails_its_row_at_once():
 
 @pytest.mark.faults(11)
 @pytest.mark.slow
-def test_a_process_that_can_start_no_thread_gives_its_next_chunk_back_and_ends(lab: Lab):
+@pytest.mark.parametrize("what", ["made", "started"])
+def test_a_process_that_can_start_no_thread_gives_its_next_chunk_back_and_ends(lab: Lab, what: str):
     """As after bodies that leaked threads; its lease could not be kept."""
     lab.start_worker()
-    lab.save(1, does="threads")
+    lab.save(1, does=f"threads:{what}")
     lab.until_done(1)
     lab.save(3, value="w")
 
