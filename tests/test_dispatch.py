@@ -626,7 +626,7 @@ def test_chunks_follow_their_runner_to_another_queue(documents, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_chunk_takes_eleven_statements_if_others_wait(sent):
+def test_a_chunk_takes_nine_to_thirteen_statements_if_others_wait(sent):
     Document.objects.bulk_create(Document(title=f"title {n}") for n in range(12))
     runner = declare(BATCH_SIZE=2)
     with installed(runner):
@@ -641,5 +641,7 @@ def test_a_chunk_takes_eleven_statements_if_others_wait(sent):
     counted = [
         sql for sql in statements if not re.search(r"^(BEGIN|COMMIT)|SET .run_seconds. =", sql)
     ]
-    # MariaDB has no UPDATE ... RETURNING, and is told apart how long a transaction may be idle.
-    assert len(counted) == (13 if connection.vendor == "mysql" else 11), counted
+    # SQLite has one writer at a time, and no lock of a node. MariaDB has no UPDATE ... RETURNING, and
+    # is told apart how long a transaction may be idle.
+    most = {"sqlite": 9, "postgresql": 11, "mysql": 13}
+    assert len(counted) == most[connection.vendor], counted

@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.db import OperationalError, transaction
-from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Sum
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Greatest, Least
 
 from autorun.conf import settings
@@ -27,6 +28,7 @@ from autorun.state import pulses, transactions
 from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
+from autorun.state.sql import Slot, prepared
 
 logger = get_logger(__name__)
 
@@ -134,7 +136,7 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
                 # Its reader reads it after it has given up the lock: if it already has, claim now.
                 some = transactions.repeated_on_conflict(claim, holds_node=True)
             claimed += some or ()
-            if some is None or not pulses.take_note(note):
+            if some is None or not pulses.locks_rows() or not pulses.take_note(note):
                 break
     except OperationalError as error:
         if not transactions.is_conflict(error):
@@ -194,12 +196,12 @@ def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Ch
     """
     if not nodes.lock_free([node_id]):
         return None
-    in_flight = _in_flight([node_id])
+    in_flight = _in_flight_of(node_id)
     claimed = []
     if held_up := {each.runner for each in in_flight if each.state == Chunk.State.PARKED}:
         tries = [next_try(node_id, label, due(node_id)) for label in sorted(held_up)]
         claimed = [chunk for chunk in tries if chunk is not None]
-        in_flight = _in_flight([node_id])
+        in_flight = _in_flight_of(node_id)
     room = Room(in_flight, node_id, labels)
     claimed += fitting(node_id, room, but=[chunk.pk for chunk in claimed], by_batch=by_batch)
     _mark_queued(claimed)
@@ -241,10 +243,23 @@ def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]
 
 def _in_flight(node_ids: Collection[int]) -> list[InFlight]:
     """The nodes' chunks that limit what goes out, counted by kind."""
-    limiting = Chunk.objects.limiting().filter(node__in=node_ids).order_by()
-    kinds = limiting.values_list("node_id", "state", "runner", "batch_id", "batch__window")
-    counted = kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT))
-    return [InFlight(*each) for each in counted]
+    limiting = Chunk.objects.limiting().filter(node__in=node_ids)
+    return [InFlight(*each) for each in _by_kind(limiting)]
+
+
+def _in_flight_of(node_id: int) -> list[InFlight]:
+    return [InFlight(*each) for each in _kinds_of_node(node_id=node_id)]
+
+
+@prepared
+def _kinds_of_node() -> QuerySet[Any]:
+    return _by_kind(Chunk.objects.limiting().of(Slot("node_id")))
+
+
+def _by_kind(chunks: QuerySet[Chunk]) -> QuerySet[Any]:
+    columns = ("node_id", "state", "runner", "batch_id", "batch__window")
+    kinds = chunks.order_by().values_list(*columns)
+    return kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT))
 
 
 def _mark_queued(claimed: Sequence[Chunk]) -> None:

@@ -5,12 +5,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connections
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Chunk, Run
 from autorun.planning.rows import Row
-from autorun.state.sql import Fragment, recordset, update_from
+from autorun.state.sql import Fragment, Slot, prepared, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
 
 
@@ -26,6 +26,11 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
 
     They are named tuples, because making instances of Run takes as long as a quick body.
     """
+    return _runs(chunk_id=chunk.pk)
+
+
+@prepared
+def _runs() -> QuerySet[Any]:
     older = Run.objects.pending().filter(
         node=OuterRef("node"),
         object_id=OuterRef("object_id"),
@@ -33,13 +38,11 @@ def load_runs(chunk: Chunk) -> Sequence[Any]:
         is_current=None,
         chunk__state=Chunk.State.RUNNING,
     )
+    chunk = Slot("chunk_id")
     runs: Any = Run.objects.pending().filter(chunk=chunk).order_by("pk")
     columns = ("pk", "object_id", "object_key", "fingerprint", "is_current", "attempts")
-    return list(
-        runs.annotate(has_older=Exists(older.exclude(chunk=chunk))).values_list(
-            *columns, "has_older", named=True
-        )
-    )
+    runs = runs.annotate(has_older=Exists(older.exclude(chunk=chunk)))
+    return runs.values_list(*columns, "has_older", named=True)  # type: ignore[no-any-return]
 
 
 def pending_in(chunk: Chunk) -> set[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -21,10 +22,10 @@ from autorun.signals import Ending
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now, new_chunk_id
 from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key, key_kind
-from autorun.state.leases import Lease, worker_name
+from autorun.state.leases import Lease, held, worker_name
 from autorun.state.managers import RETIRED, RunStatus
 from autorun.state.probes import crash_point
-from autorun.state.sql import Fragment, recordset, update_from
+from autorun.state.sql import Fragment, Slot, prepared_update, recordset, update_from
 from autorun.state.transactions import repeated_on_conflict
 
 
@@ -125,7 +126,9 @@ class Tally:
 
 _failure_of = attrgetter("failure")
 _status_of = attrgetter("status")
-_counts_of = attrgetter(*(each.name for each in fields(Tally)))
+_COUNTS = tuple(each.name for each in fields(Tally))
+_KNOWN = tuple(f"known_{name}" for name in _COUNTS)
+_counts_of = attrgetter(*_COUNTS)
 
 
 #: With a plus, since SQLite, by the index of the chunk, would read all results for each run of it.
@@ -182,9 +185,7 @@ def record(
     if build is not None:
         built_by = f"CASE WHEN s.new_seconds IS NULL THEN NULL ELSE {build:d} END"
     changes = f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}"
-    recording = _Recording(
-        lease, lease.held(), results, tally, new_chunks, source, changes, is_last, landing
-    )
+    recording = _Recording(lease, results, tally, new_chunks, source, changes, is_last, landing)
     return repeated_on_conflict(recording.attempt, is_idempotent=True)
 
 
@@ -193,7 +194,6 @@ class _Recording:
     """A transaction that records results; it may be repeated."""
 
     lease: Lease
-    held: QuerySet[Chunk]
     results: Sequence[Result]
     tally: Tally
     new_chunks: list[tuple[Chunk, list[int]]]
@@ -203,10 +203,13 @@ class _Recording:
     landing: Lands | None
 
     def attempt(self) -> Tally:
-        chunk, held, results = self.lease.chunk, self.held, self.results
+        chunk, results = self.lease.chunk, self.results
         known, expected = self.tally, _counted(self.tally, results)
-        as_known = held.filter(**asdict(known), cancelling__isnull=True)
-        if not (is_expected := _write_counts(as_known, expected, is_last=self.is_last)):
+        of_lease = {"chunk_id": chunk.pk, "token": self.lease.token}
+        as_known = dict(zip(_KNOWN, vars(known).values(), strict=True))
+        # This locks the chunk.
+        count = _WRITE_COUNTS[True, self.is_last]
+        if not (is_expected := count(**of_lease, **vars(expected), **as_known)):
             # An answer was lost, or runs of the chunk were cancelled or ignored, or are to be.
             known = _recorded(self.lease, results)
         crash_point("finish.counted")
@@ -224,10 +227,10 @@ class _Recording:
             _land(self.landing, results, written)
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
-            _write_counts(held, counted, is_last=self.is_last)
+            _WRITE_COUNTS[False, self.is_last](**of_lease, **vars(counted))
         ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
         if self.is_last and ended != chunk.size:
-            _reopen_if_pending(held)
+            _reopen_if_pending(self.lease.held())
         if any(map(_failure_of, results)):
             Failure.objects.bulk_create(_failures(self.lease, results, written))
         crash_point("finish.failures")
@@ -348,12 +351,24 @@ def _counted(
     )
 
 
-def _write_counts(chunk: QuerySet[Any], tally: Tally, *, is_last: bool) -> bool:
-    """Lock the chunk by writing it. Return whether it exists."""
-    values = asdict(tally)
+def _counting(*, as_known: bool, is_last: bool) -> tuple[QuerySet[Chunk], dict[str, Any]]:
+    """The chunk of a lease, and its changes."""
+    chunk = held(Slot("chunk_id"), Slot("token"))
+    changes: dict[str, Any] = {name: Slot(name) for name in _COUNTS}
+    if as_known:
+        known = zip(_COUNTS, map(Slot, _KNOWN), strict=True)
+        chunk = chunk.filter(**dict(known), cancelling__isnull=True)
     if is_last:
-        values.update(state=Chunk.State.FINISHED, finished_at=DatabaseNow(), expires_at=None)
-    return bool(chunk.update(**values))
+        changes |= {"state": Chunk.State.FINISHED, "finished_at": DatabaseNow(), "expires_at": None}
+    return chunk, changes
+
+
+#: By whether the counts are as known, and whether the chunk is finished.
+_WRITE_COUNTS = {
+    (as_known, is_last): prepared_update(partial(_counting, as_known=as_known, is_last=is_last))
+    for as_known in (True, False)
+    for is_last in (True, False)
+}
 
 
 def _as_source(

@@ -9,7 +9,7 @@ import hashlib
 import mmap
 from enum import IntEnum
 
-from django.db.models import BooleanField, Exists, ExpressionWrapper, Q
+from django.db.models import BooleanField, ExpressionWrapper, Q
 
 from autorun.models import Pulse
 from autorun.state.clock import DatabaseNow, from_now
@@ -75,10 +75,9 @@ def worker_of(pulse: str) -> str:
     return name if "@" in name else ""
 
 
-def is_refused() -> Exists:
-    """The condition that this process may start no chunk, for a query."""
-    name = "" if _shared[0] == _State.STARTING else own
-    return Exists(Pulse.objects.filter(name=name))
+def heeded() -> str:
+    """The name of the pulse that, if it is there, keeps this process from starting a chunk."""
+    return "" if _shared[0] == _State.STARTING else own
 
 
 def begin() -> None:

@@ -25,10 +25,11 @@ from django.db.models import (
 from django.db.models.functions import Greatest
 
 from autorun.conf import settings
-from autorun.models import Batch, Chunk
+from autorun.models import Batch, Chunk, Pulse
 from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
+from autorun.state.sql import Slot, prepared, prepared_update
 from autorun.state.transactions import is_conflict
 
 #: Of this process and those forked from it: two containers may have one host name and the same ids.
@@ -62,40 +63,54 @@ class Lease:
 
     def held(self) -> ChunkQuerySet[Chunk]:
         """The chunk, as a queryset that is empty once another worker has the lease."""
-        return Chunk.objects.filter(pk=self.chunk.pk, token=self.token)
+        return held(self.chunk.pk, self.token)
+
+
+def held(chunk_id: Any, token: Any) -> ChunkQuerySet[Chunk]:
+    return Chunk.objects.filter(pk=chunk_id, token=token)
 
 
 def queued(chunk_id: int) -> Chunk | None:
     """The chunk with its node and batch; None if its message came late or twice."""
+    return next(iter(_queued(chunk_id=chunk_id, note=draining.heeded())), None)
+
+
+@prepared
+def _queued() -> Any:
     # Asked here, these questions take no statement of their own.
     urgent = _urgent(OuterRef("queue"), OuterRef("priority"))
     waiting = Chunk.objects.waiting().of(OuterRef("node"))
     # Beside a stopped batch a release looks first which chunks could start.
     stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
     is_followed = ExpressionWrapper(Exists(waiting) & ~Exists(stopped), BooleanField())
-    chunk: Any = _with_node(_startable(Chunk.objects.filter(pk=chunk_id)))
-    found = chunk.annotate(
-        is_preceded=Exists(urgent), is_followed=is_followed, is_refused=draining.is_refused()
+    is_refused = Exists(Pulse.objects.filter(name=Slot("note")))
+    chunk: Any = _with_node(_startable(Chunk.objects.filter(pk=Slot("chunk_id"))))
+    return chunk.annotate(
+        is_preceded=Exists(urgent), is_followed=is_followed, is_refused=is_refused
     )
-    return found.first()  # type: ignore[no-any-return]
 
 
 def start(chunk: Chunk) -> Lease | None:
     """The lease of a queued chunk, or None if another process has it or locks it."""
     token = new_token()
     try:
-        started = _as_read(chunk).update(
-            state=Chunk.State.RUNNING,
-            token=token,
-            started_at=DatabaseNow(),
-            expires_at=ends_at(),
-            worker=worker_name(),
-        )
+        started = _start(chunk_id=chunk.pk, read=chunk.token, token=token, worker=worker_name())
     except OperationalError as error:
         if not is_conflict(error):
             raise
         return None  # upkeep sends its message again
     return Lease(chunk, token) if started else None
+
+
+@prepared_update
+def _start() -> tuple[QuerySet[Chunk], dict[str, Any]]:
+    return Chunk.objects.queued().filter(pk=Slot("chunk_id"), token=Slot("read")), {
+        "state": Chunk.State.RUNNING,
+        "token": Slot("token"),
+        "started_at": DatabaseNow(),
+        "expires_at": ends_at(),
+        "worker": Slot("worker"),
+    }
 
 
 def new_token() -> int:

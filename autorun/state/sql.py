@@ -1,13 +1,21 @@
-"""Pieces of SQL with their parameters, and the few words databases spell differently."""
+"""Pieces of SQL with their parameters, and the few words databases spell differently.
 
+Also queries that a process compiles once, since Django takes longer to write their SQL than to send
+it. They are written like any other, with a `Slot` in place of each value that differs from call to
+call. Whatever else they read, such as a setting, becomes part of the SQL.
+"""
+
+import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from django.db import connections, models
+from django.core.signals import setting_changed
+from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.sql import UpdateQuery
 
 from autorun.conf import settings
 
@@ -18,6 +26,86 @@ class Fragment:
 
     sql: str
     params: tuple[Any, ...] = ()
+
+
+class Slot(models.Expression):
+    """A value that is given when a prepared query is executed, as the argument `name`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def as_sql(self, *_: Any, **__: Any) -> tuple[str, list[Any]]:  # type: ignore[override]
+        return "%s", [self]
+
+
+def prepared(build: Callable[[], models.QuerySet[Any]]) -> Callable[..., list[Any]]:
+    """Return a function that reads the rows of the queryset that `build` makes."""
+
+    def read(**values: Any) -> list[Any]:
+        using = settings.DATABASE
+        if (key := (build, using)) not in _compiled:
+            template = build()
+            compiler = template.query.get_compiler(using)
+            _compiled[key] = (template, compiler, *_with_names(*compiler.as_sql()))
+        template, compiler, sql, names, constants = _compiled[key]
+        params = tuple(map((constants | values).__getitem__, names))
+        bound = copy.copy(compiler)
+        bound.connection = connections[using]
+        bound.as_sql = lambda *_, **__: (sql, params)
+        rows, rows._query = _alike(template), _alike(template.query)
+        rows.query.get_compiler = lambda *_, **__: bound
+        return list(rows._iterable_class(rows))
+
+    return read
+
+
+def prepared_update(
+    build: Callable[[], tuple[models.QuerySet[Any], Mapping[str, Any]]],
+) -> Callable[..., int]:
+    """Return a function that makes the changes `build` names to its queryset; how many rows."""
+
+    def update(**values: Any) -> int:
+        using = settings.DATABASE
+        if (key := (build, using)) not in _compiled:
+            rows, changes = build()
+            query: Any = rows.query.chain(UpdateQuery)
+            query.add_update_values(changes)
+            _compiled[key] = _with_names(*query.get_compiler(using).as_sql())
+        sql, names, constants = _compiled[key]
+        params = tuple(map((constants | values).__getitem__, names))
+        with (
+            transaction.mark_for_rollback_on_error(using=using),
+            connections[using].cursor() as cursor,
+        ):
+            cursor.execute(sql, params)
+            return int(cursor.rowcount)
+
+    return update
+
+
+#: What was compiled, by its function and the alias of the database.
+_compiled: dict[tuple[Any, str], Any] = {}
+
+
+def _with_names(sql: str, params: Sequence[Any]) -> tuple[str, list[Any], dict[Any, Any]]:
+    """The SQL, a name for each of its parameters, and the values of those that have no slot."""
+    names = [each.name if isinstance(each, Slot) else at for at, each in enumerate(params)]
+    return sql, names, dict(enumerate(params))
+
+
+def _alike(value: Any) -> Any:
+    """A copy that shares its attributes; `copy.copy` would evaluate a queryset."""
+    made = object.__new__(type(value))
+    made.__dict__.update(value.__dict__)
+    return made
+
+
+def _forget_compiled(**_: Any) -> None:
+    _compiled.clear()
+
+
+setting_changed.connect(_forget_compiled, dispatch_uid="autorun.state.sql")
 
 
 def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
