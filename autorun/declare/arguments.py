@@ -71,7 +71,10 @@ class Arguments:
 
         Raises `ConfigurationError` if they do not fit the signature.
         """
-        if not self._has_the_names(configuration, inputs):
+        # The usual case: every name is known, and none is missing.
+        names = configuration.keys() | inputs.keys()
+        is_usual = len(names) == len(configuration) + len(inputs)
+        if not (is_usual and self._required <= names <= self._named.keys()):
             problems = list(self._name_problems(configuration, inputs))
             if problems:
                 words = " ".join(f"{each.message} {each.hint}" for each in problems)
@@ -119,14 +122,6 @@ class Arguments:
     def _required(self) -> frozenset[str]:
         parameters = self.signature.parameters.values()
         return frozenset(each.name for each in parameters if each.default is Parameter.empty)
-
-    def _has_the_names(
-        self, configuration: Mapping[str, object], receivers: Collection[str]
-    ) -> bool:
-        """A quick test for the usual case: every name is known and none is missing."""
-        names = {*configuration, *receivers}
-        is_new = len(names) == len(configuration) + len(receivers)
-        return is_new and self._required <= names <= self._named.keys()
 
     def _accepts(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._named or self._variadic is not None)

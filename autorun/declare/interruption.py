@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -42,53 +43,56 @@ def too_long(seconds: float, message: str = "") -> RunTimeout:
     return RunTimeout(message or f"The run took longer than {seconds:g} s, the runner's TIMEOUT.")
 
 
-@contextmanager
 def time_limit(
     seconds: float | None, *, message: str = "", stop: Sequence[Exception] = ()
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Raise RunTimeout in the block after that many seconds, with `message` if given.
 
     `interrupt()` raises the error in `stop` before that, if another thread has put one there. In C
     code that does not return to the interpreter, and in a thread without signals, the keeper of the
     lease stops the run. A coroutine is cancelled in any thread.
     """
-    if not can_use_signals():
-        with _coroutine_limited(seconds, message):
-            yield
-        return
-    is_over, began_at = False, time.monotonic()
-    raised: Exception | None = None
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        nonlocal raised
-        is_late = seconds is not None and time.monotonic() - began_at >= NEARLY * seconds
-        if not is_over and (stop or is_late):
-            raised = stop[0] if stop else raised or too_long(seconds or 0.0, message)
-            coroutines.interrupt(raised)
-
-    restore = _set_alarm(end, seconds or 0.0, every=INSISTENCE)
-    try:
-        try:
-            yield
-        except Exception as error:
-            # A driver or a failed cleanup may have replaced it.
-            if raised is not None and error is not raised:
-                raise raised from error
-            raise
-        finally:
-            is_over = True
-            if getattr(coroutines.of_thread, "left", None):
-                coroutines.join_left()
-    finally:
-        # Nested: an exception raised by a signal as the block ends must not leave the timer on.
-        is_over = True
-        restore()
-
-
-def _coroutine_limited(seconds: float | None, message: str) -> AbstractContextManager[None]:
+    if can_use_signals():
+        return _Limit(seconds, message, stop)
     if seconds is None:
         return nullcontext()
     return coroutines.limited(seconds, too_long(seconds, message))
+
+
+@dataclass
+class _Limit:
+    """The block of a `time_limit()` that signals reach. Every run enters one: no generator."""
+
+    seconds: float | None
+    message: str
+    stop: Sequence[Exception]
+    _is_over: bool = False
+    _raised: Exception | None = None
+
+    def __enter__(self) -> None:
+        self._began_at = time.monotonic()
+        self._restore = _set_alarm(self._end, self.seconds or 0.0, every=INSISTENCE)
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        seconds, stop = self.seconds, self.stop
+        is_late = seconds is not None and time.monotonic() - self._began_at >= NEARLY * seconds
+        if not self._is_over and (stop or is_late):
+            late = self._raised or too_long(seconds or 0.0, self.message)
+            self._raised = stop[0] if stop else late
+            coroutines.interrupt(self._raised)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self._is_over = True
+            if getattr(coroutines.of_thread, "left", None):
+                coroutines.join_left()
+            # A driver or a failed cleanup may have replaced it.
+            if self._raised not in (None, error) and isinstance(error, Exception):
+                raise self._raised from error
+        finally:
+            # An exception raised by a signal as the block ends must not leave the timer on.
+            self._is_over = True
+            self._restore()
 
 
 def interrupt(thread_id: int, error: Exception) -> None:
@@ -294,7 +298,7 @@ class Termination:
 
 
 #: `signal.signal` without its enumerations, which take longer than the rest of an alarm.
-_set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
+_set_handler: Any = import_module("_signal").signal
 
 
 def _set_alarm(

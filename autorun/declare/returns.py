@@ -59,7 +59,8 @@ def of_one(annotation: Any) -> Any:
 
 
 def _check(value: Any, annotation: Any) -> None:
-    _check_of(unwrapped(annotation))(value)
+    is_plain = type(annotation) is type
+    _check_of(annotation if is_plain else unwrapped(annotation))(value)
 
 
 @cache
@@ -91,8 +92,8 @@ def _is_converted(annotation: Any) -> bool:
 def _check_scalar(annotation: Any, value: Any) -> None:
     if type(value) is annotation:
         return
-    with suppress(Mismatch):
-        if annotation is dt.date:  # a datetime is a date
+    if annotation is dt.date:  # a datetime is a date
+        with suppress(Mismatch):
             convert(value, dt.datetime)
             return
     convert(value, annotation)
