@@ -59,7 +59,7 @@ def of_one(annotation: Any) -> Any:
 
 
 def _check(value: Any, annotation: Any) -> None:
-    is_plain = type(annotation) is type
+    is_plain = type(annotation) in (type, types.GenericAlias)  # such as float, and dict[str, float]
     _check_of(annotation if is_plain else unwrapped(annotation))(value)
 
 

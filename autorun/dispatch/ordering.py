@@ -11,7 +11,7 @@ from autorun.conf import settings
 from autorun.dispatch.room import Room
 from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow
-from autorun.state.sql import table
+from autorun.state.sql import Slot, prepared, table
 
 #: Waiting chunks read first, then four times as many, and so on. Usually there is room for one.
 FIRST_PAGE = 8
@@ -33,11 +33,10 @@ def fitting(node_id: int, room: Room, *, but: Collection[int], by_batch: bool) -
     Each batch is read apart if one is paused or full: it may have very many chunks, and they may
     precede all others.
     """
-    chunks = due(node_id).exclude(pk__in=but)
     batches = _waiting_batches(node_id) if by_batch or room.full_batches else []
-    pages = [_pages(chunks, room)]
+    pages = [_pages(node_id, room, but)]
     if 0 < len(batches) <= MOST_BATCHES:
-        pages = [_pages(chunks.filter(batch=pk), room, batch_id=pk) for pk in batches]
+        pages = [_pages(node_id, room, but, batch=pk) for pk in batches]
     for chunk in heapq.merge(*pages, key=lambda each: (-each.priority, each.pk)):
         if room.takes(chunk):
             yield chunk
@@ -45,15 +44,17 @@ def fitting(node_id: int, room: Room, *, but: Collection[int], by_batch: bool) -
             return
 
 
-def _pages(due: QuerySet[Any], room: Room, *, batch_id: int | None = None) -> Iterator[Chunk]:
-    """The chunks, read a page at a time.
+def _pages(
+    node_id: int, room: Room, but: Collection[int], **of_batch: int | None
+) -> Iterator[Chunk]:
+    """The node's due chunks, or those of a batch, read a page at a time.
 
     Each page leaves out full batches and runners, which may have thousands of chunks.
     """
-    rows = due.annotate(window=F("batch__window"))
-    size = FIRST_PAGE
-    while not (room.is_full() or batch_id in room.full_batches):
-        page = list(room.open_to(rows)[:size])
+    rows, size = _with_window(due(node_id)).exclude(pk__in=but).filter(**of_batch), FIRST_PAGE
+    while not (room.is_full() or of_batch.get("batch") in room.full_batches):
+        is_usual = size == FIRST_PAGE and not (but or of_batch) and room.is_open_to_all()
+        page = _first_page(node_id=node_id) if is_usual else list(room.open_to(rows)[:size])
         yield from page
         if len(page) < size:
             return
@@ -62,6 +63,15 @@ def _pages(due: QuerySet[Any], room: Room, *, batch_id: int | None = None) -> It
             Q(priority__lt=last.priority) | Q(pk__gt=last.pk), priority__lte=last.priority
         )
         size *= 4
+
+
+def _with_window(chunks: QuerySet[Any]) -> QuerySet[Any]:
+    return chunks.annotate(window=F("batch__window"))  # type: ignore[no-any-return]
+
+
+@prepared
+def _first_page() -> QuerySet[Any]:
+    return _with_window(due(Slot("node_id")))[:FIRST_PAGE]
 
 
 def _waiting_batches(node_id: int) -> list[int | None]:

@@ -28,7 +28,7 @@ from autorun.state import pulses, transactions
 from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.sql import Slot, prepared
+from autorun.state.sql import Slot, prepared, prepared_update
 
 logger = get_logger(__name__)
 
@@ -262,13 +262,24 @@ def _by_kind(chunks: QuerySet[Chunk]) -> QuerySet[Any]:
     return kinds.annotate(n_chunks=Count("pk"), n_runs=Sum(Chunk.RUNS_LEFT))
 
 
+_QUEUED: dict[str, Any] = {
+    "state": Chunk.State.QUEUED,
+    "published_at": DatabaseNow(),
+    "publications": Least(F("publications") + 1, MOST_PUBLICATIONS),
+    "not_before": None,
+}
+
+
+@prepared_update
+def _mark_one() -> tuple[QuerySet[Chunk], dict[str, Any]]:
+    return Chunk.objects.waiting().filter(pk=Slot("chunk_id")), _QUEUED
+
+
 def _mark_queued(claimed: Sequence[Chunk]) -> None:
     # A chunk that was cancelled since it was read stays so; its message does nothing.
-    Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(
-        state=Chunk.State.QUEUED,
-        published_at=DatabaseNow(),
-        publications=Least(F("publications") + 1, MOST_PUBLICATIONS),
-        not_before=None,
-    )
+    if len(claimed) == 1:
+        _mark_one(chunk_id=claimed[0].pk)
+    else:
+        Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(**_QUEUED)
     follow_queues(claimed)
     crash_point("dispatch.claimed")

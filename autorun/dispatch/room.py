@@ -82,6 +82,11 @@ class Room:
         is_saved = chunk.priority == Chunk.Priority.LIVE
         return self.is_full() or (not is_saved and self._is_true_of_all(self._supplied()))
 
+    def is_open_to_all(self) -> bool:
+        """Whether `open_to` leaves all chunks as they are."""
+        is_closed = self._full_runners or self.full_batches or self._bounds()
+        return not (is_closed or self._supplied())
+
     def open_to(self, chunks: QuerySet[Chunk]) -> QuerySet[Chunk]:
         """The `chunks` whose batch and runner may take another one, with their limits' times."""
         supplied = self._supplied()
