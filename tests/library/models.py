@@ -15,7 +15,8 @@ class Label(models.Model):
     """Names a row of any model, as a tagged item of django-taggit does."""
 
     tag = models.ForeignKey(Tag, models.CASCADE)
-    content_type = models.ForeignKey(ContentType, models.CASCADE)
+    # Its table is made by a migration, after those of this app, which has none.
+    content_type = models.ForeignKey(ContentType, models.CASCADE, db_constraint=False)
     object_id = models.IntegerField()
     content_object = GenericForeignKey()
 
