@@ -110,8 +110,10 @@ def test_every_page_answers_in_few_statements(sign_in: Callable[..., Client]) ->
     scenes.few()
     client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
     statements = {}
+    row = Run.objects.failed().earliest("pk").object_id
+    why = f"{reverse('admin:autorun_node_why', args=[LABEL])}?row={row}"
 
-    for name, address in addresses().items():
+    for name, address in {**addresses(), "why": why}.items():
         client.get(address)  # what processes remember: nodes, content types
         with CaptureQueriesContext(connection) as captured:
             assert client.get(address).status_code == 200, name

@@ -181,6 +181,7 @@ class RunnerPages(ShowingResults):
             request,
             "why",
             _("%(version)s on %(row)s") % {"version": runner_name, "row": name},
+            tally=Tally(),
             runner=runner,
             runner_name=runner_name,
             runner_title=cards.title_of_runner(runner),
