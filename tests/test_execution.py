@@ -16,7 +16,7 @@ from django.db.models import F, Q
 
 from autorun import tasks
 from autorun.control import interventions
-from autorun.declare.interruption import Termination
+from autorun.declare.interruption import Interrupted, Termination
 from autorun.exceptions import LeaseLost
 from autorun.execution import keeper as keeping
 from autorun.execution import work as working
@@ -472,10 +472,13 @@ def test_sigterm_gives_the_chunk_back_without_using_up_an_attempt(documents):
     assert Failure.objects.count() == 0
 
 
-def test_a_keyboard_interrupt_that_nobody_asked_for_is_the_bodys_failure(documents):
+@pytest.mark.parametrize(
+    ("error", "recorded"), [(KeyboardInterrupt, "KeyboardInterrupt"), (Interrupted, "RuntimeError")]
+)
+def test_an_interrupt_that_nothing_asked_for_is_the_bodys_failure(documents, error, recorded):
     def body(value):
         if value == "title 1":
-            raise KeyboardInterrupt
+            raise error
 
     runner = declare(body, BATCH_SIZE=4, MAX_ATTEMPTS=2)
     with installed(runner):
@@ -483,7 +486,7 @@ def test_a_keyboard_interrupt_that_nobody_asked_for_is_the_bodys_failure(documen
         work_off(retry_now=True)
 
         assert (runner().progress().failed, runner().progress().succeeded) == (1, 3)
-    assert set(Failure.objects.values_list("exception_class", flat=True)) == {"KeyboardInterrupt"}
+    assert set(Failure.objects.values_list("exception_class", flat=True)) == {recorded}
 
 
 @pytest.fixture

@@ -273,9 +273,13 @@ class Termination:
             if self.was_requested:
                 raise Interrupted
             yield
-        except BaseException:
+        except BaseException as error:
             if self.was_requested:  # whatever the body made of it
                 raise Interrupted from None
+            if isinstance(error, Interrupted):  # given back, it would run again without end
+                raise RuntimeError(
+                    "The body raised Interrupted; no signal had asked for it."
+                ) from error
             raise
         finally:
             self._may_raise = False
