@@ -50,6 +50,7 @@ def connect(make_round: Callable[[], bool]) -> None:
     _make_round = make_round
     for celery_signal, listener in (
         (signals.worker_init, _prepare),
+        (signals.worker_ready, _listen),
         (signals.worker_process_init, _begin),
         (signals.task_failure, _child_died),
         (signals.task_postrun, _make_overdue_round),
@@ -66,7 +67,6 @@ def _prepare(sender: Any, **_: Any) -> None:
     import autorun.upkeep.rounds  # noqa: F401
     from autorun.upkeep import bootstep
 
-    tails.listen()  # in this process: the pool may be its threads
     environment_digest()
     for each in analysis.registered():
         code_digest(each.function)
@@ -79,6 +79,14 @@ def _prepare(sender: Any, **_: Any) -> None:
     _main_thread = threading.main_thread()
     draining.prepare(sender.hostname)
     bootstep.add_to(sender, _make_round)
+
+
+def _listen(**_: Any) -> None:
+    """Note what is written in this process, whose threads may be the pool.
+
+    Celery has replaced its standard output by now.
+    """
+    tails.listen()
 
 
 def _begin(**_: Any) -> None:
