@@ -287,6 +287,30 @@ def test_a_group_of_failures_is_retried_as_one(runner, django_capture_on_commit_
     assert runner.progress().failed == 2
 
 
+def test_a_retry_leads_to_the_page_of_its_batch_and_back(runner) -> None:
+    failures = reverse("admin:autorun_failure_changelist") + "?since=24h"
+    form = {"action": "retry", "confirmed": "1", "next": failures, **group_of("ValueError")}
+
+    response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    batch = Batch.objects.latest("pk")
+    address = reverse("admin:autorun_batch_change", args=[batch.pk])
+    assert response.redirect_chain == [(address, 302)]
+    assert f'3 failed runs queued for retry. <a href="{failures}">Go back</a>' in response.text
+
+
+def test_a_retry_in_several_batches_leads_back_to_the_list(runner) -> None:
+    interventions.ignore_runs(RunFilter(state="failed", exception="ValueError").each())
+    pks = list(Run.objects.current().exclude(finished_at=None).values_list("pk", flat=True))
+    failures = reverse("admin:autorun_failure_changelist")
+    form = {"action": "retry", "confirmed": "1", "ids": pks, "next": failures}
+
+    response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form, follow=True)
+
+    assert response.redirect_chain == [(failures, 302)]
+    assert "Watch" in response.text
+
+
 @pytest.mark.parametrize(("action", "codename"), [("retry", "retry_run"), ("ignore", "cancel_run")])
 def test_a_group_of_failures_is_asked_about_first(action, codename, runner) -> None:
     client = client_with(codename)
@@ -460,7 +484,8 @@ def test_very_many_failed_runs_are_found_by_a_worker(
         callback()
 
     address = reverse("admin:autorun_batch_change", args=[batch.pk])
-    assert f'retried in 1 batch. Watch <a href="{address}">batch {batch.pk}</a>.' in response.text
+    assert "retried in 1 batch." in response.text
+    assert response.redirect_chain == [(address, 302)]
     batch.refresh_from_db()
     assert (planned_in_the_request, batch.planned) == (0, again)
     assert set(Run.objects.filter(chunk__batch=batch).values_list("object_id", flat=True)) == (
@@ -508,6 +533,7 @@ def test_runs_of_an_earlier_version_are_not_retried(runner) -> None:
     response = client_with("retry_run").post(reverse("admin:autorun_run_act"), form, follow=True)
 
     assert "Skipped 5 runs of an earlier version" in response.content.decode()
+    assert "/run/" in response.redirect_chain[-1][0]
     assert Batch.objects.count() == 1
 
 

@@ -163,14 +163,14 @@ class ActingOnRuns(PageAdmin):
             return self._ask(request, chosen_action, chosen, [] if is_everything else ids)
         reach = Reach(request, self.admin_site)
         if is_everything:
-            self._act_on_all(request, chosen_action, chosen, reach)
+            following = self._act_on_all(request, chosen_action, chosen, reach)
         else:
             given = Run.objects.filter(pk__in=ids).select_related("chunk").defer("outputs")
             fit = [run for run in given.order_by("pk") if state_of(run) in chosen_action.accepts]
             runs = reach.among(fit)
-            self._do(request, chosen_action, [runs], _log_of(runs))
+            following = self._do(request, chosen_action, [runs], _log_of(runs), reach)
         _tell_of_limits(request, reach)
-        return self._back_to_list(request)
+        return following
 
     def _ask(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, ids: list[int]
@@ -202,22 +202,30 @@ class ActingOnRuns(PageAdmin):
         )
 
     def _do(
-        self, request: HttpRequest, chosen_action: BulkAction, found: Iterable[list[Run]], log: Log
-    ) -> None:
+        self,
+        request: HttpRequest,
+        chosen_action: BulkAction,
+        found: Iterable[list[Run]],
+        log: Log,
+        reach: Reach,
+    ) -> HttpResponse:
         if chosen_action.change is None:
-            self._retry(request, found, log)
-            return
+            return self._retry(request, found, log, reach)
         changed = chosen_action.change(found)
         what = chosen_action.done % {"count": changed, "n": number(changed)}
         if changed:
             self.note(request, what, *log.runs, about=log.about, detail=log.detail)
         else:
             messages.info(request, what)
+        return self._back_to_list(request)
 
-    def _retry(self, request: HttpRequest, found: Iterable[list[Run]], log: Log) -> None:
+    def _retry(
+        self, request: HttpRequest, found: Iterable[list[Run]], log: Log, reach: Reach
+    ) -> HttpResponse:
         retried = interventions.retry_runs(
             found, requested_by=who(request), asked=self._asked(request)
         )
+        following, links = self._following(request, retried, reach)
         if retried.runs:
             what = ngettext(
                 "%s failed run queued for retry.",
@@ -230,7 +238,6 @@ class ActingOnRuns(PageAdmin):
                 )
             what %= number(retried.runs)
             runs = [run for run in log.runs if run.pk not in retried.outdated]
-            links = self._links(retried.batches)
             self.note(request, what, *runs, *retried.batches, detail=log.detail, links=links)
         self._tell_of_left(request, retried)
         if retried.outdated:
@@ -244,20 +251,19 @@ class ActingOnRuns(PageAdmin):
             messages.warning(request, outdated % number(len(retried.outdated)))
         if not (retried.runs or retried.outdated or retried.left):
             messages.info(request, _("None of these runs is still failed."))
+        return following
 
     def _act_on_all(
         self, request: HttpRequest, chosen_action: BulkAction, chosen: RunFilter, reach: Reach
-    ) -> None:
+    ) -> HttpResponse:
         log = _log_of_filter(chosen)
         found = reach.matching(chosen_action.name, *chosen_action.narrowed(chosen))
         if chosen_action.change or chosen.group or chosen.state in chosen_action.named:
-            self._do(request, chosen_action, found, log)
-            return
+            return self._do(request, chosen_action, found, log, reach)
         # More than these would keep the user waiting.
         first = _at_most(MOST_AT_ONCE, found)
         if first is not None:
-            self._do(request, chosen_action, first, log)
-            return
+            return self._do(request, chosen_action, first, log, reach)
         # Too many for a request: workers find the failed runs and retry them.
         reach.start_over()
         retried = interventions.retry_matching(
@@ -266,6 +272,7 @@ class ActingOnRuns(PageAdmin):
             asked=self._asked(request),
             narrowing=reach.narrowing(chosen_action.name),
         )
+        following, links = self._following(request, retried, reach)
         begun = retried.batches
         what = ngettext(
             "All matching failed runs are retried in %s batch.",
@@ -273,9 +280,9 @@ class ActingOnRuns(PageAdmin):
             len(begun),
         ) % number(len(begun))
         if begun or not retried.left:
-            links = self._links(begun)
             self.note(request, what, *begun, about=log.about, detail=log.detail, links=links)
         self._tell_of_left(request, retried)
+        return following
 
     def _tell_of_left(self, request: HttpRequest, retried: interventions.Retried) -> None:
         for label, error in retried.left.items():
@@ -285,6 +292,20 @@ class ActingOnRuns(PageAdmin):
 
     def _asked(self, request: HttpRequest) -> dict[str, Any]:
         return asked_by(request, self.admin_site, Permission.RETRY)
+
+    def _following(
+        self, request: HttpRequest, retried: interventions.Retried, reach: Reach
+    ) -> tuple[HttpResponse, SafeString]:
+        """The page after a retry, and the links in its message.
+
+        It is that of the batch if there is one batch and no run was left out.
+        """
+        back = self._back_to_list(request)
+        has_left_some = retried.left or retried.outdated or reach.left_out or reach.is_cut
+        if len(retried.batches) != 1 or has_left_some:
+            return back, self._links(retried.batches)
+        link = format_html(' <a href="{}">{}</a>', back.url, _("Go back"))
+        return self.redirect("autorun_batch_change", retried.batches[0].pk), link
 
     def _links(self, batches: Sequence[Batch]) -> SafeString:
         """Links to the first few batches: ` Watch batch 5.`"""

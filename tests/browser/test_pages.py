@@ -547,9 +547,11 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     problems += look(page, "question", has_script=has_script)
     page.get_by_role("button", name=re.compile(r"Retry \d+ runs")).click()
     page.get_by_text("3 failed runs queued for retry.").wait_for()
+    is_of_batch = "/batch/" in page.url
+    page.get_by_role("link", name="Go back").click()
 
     assert problems == []
-    assert (number, is_kept) == (3, True)
+    assert (number, is_kept, is_of_batch) == (3, True, True)
     assert "/failure/" in page.url
 
 
