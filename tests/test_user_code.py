@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
 from autorun.state.surroundings import READS_OF_MAIN
 from autorun.state.user_code import UserCode
+from tests.faultlab import leftovers
 
 LEFT = {
     "language": lambda: translation.activate("ar"),
@@ -118,6 +119,24 @@ def test_only_a_second_statement_may_change_the_session(sql, is_replaced, caplog
         cursor.execute(sql)
 
     assert ("left the connection" in caplog.text) == is_replaced
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("leave", ["removed", "another", "another_open"])
+def test_a_connection_that_it_removes_or_replaces_is_put_back(leave, caplog):
+    connection.ensure_connection()
+    before = connections["default"]
+    code = UserCode("a.Runner")
+    with code:
+        leftovers.leave(leave)
+    with connection.cursor() as cursor:  # autorun's own statement
+        cursor.execute("SELECT 1")
+    with code:
+        is_before = connections["default"] is before
+
+    assert is_before
+    assert not before.in_atomic_block
+    assert "in the place of 'default'. It is put back." in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)

@@ -69,8 +69,8 @@ class UserCode:
     """
 
     __slots__ = (
-        *("_before", "_connections", "_context", "_depth", "_known", "_pid", "_reads", "_touched"),
-        *("_wrappers", "owner"),
+        *("_all", "_before", "_connections", "_context", "_depth", "_known", "_pid", "_reads"),
+        *("_touched", "_wrappers", "owner"),
     )
 
     def __init__(self, owner: object) -> None:
@@ -84,14 +84,15 @@ class UserCode:
         self._touched: set[BaseDatabaseWrapper] = set()
         #: The code around this one, which may be a body that plans rows.
         self._before: UserCode | None = None
-        #: With the project's settings of each.
+        self._all = all_connections()
+        #: Those that are not the caller's, with the project's settings of each.
         self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
         self._wrappers: list[list[Any]] = []
-        for connection in all_connections():
+        for connection in self._all:
             raw: Any = connection.connection
             is_managed = raw is not None and not connection.autocommit
             if connection.in_atomic_block or is_managed:
-                continue  # the caller's
+                continue
             self._connections.append((connection, dict(connection.settings_dict)))
             if connection.vendor == "sqlite" and raw is not None:
                 # 0 continues; an exception that a signal handler raises here ends the query.
@@ -103,6 +104,7 @@ class UserCode:
             is_main = threading.get_ident() == threading.main_thread().ident
             self._reads = READS_OF_MAIN if is_main else READS_OF_THREAD
             self._known = list(map(call, self._reads))
+        self._put_back()
         self._context = copy_context()  # autorun changes it between two calls
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
         self._wrappers = []
@@ -133,6 +135,7 @@ class UserCode:
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
+        self._put_back()
         for connection, of_project in self._connections:
             if connection.settings_dict != of_project:
                 connection.settings_dict.clear()  # those of other threads' connections, too
@@ -144,6 +147,20 @@ class UserCode:
                 self._replace(connection, "with other settings of its session")
             elif connection.errors_occurred:
                 connection.close_if_unusable_or_obsolete()
+
+    def _put_back(self) -> None:
+        """Put the connections back in their places, and close those found there instead."""
+        if getattr(_thread, "connections", self._all) is self._all:
+            return  # none has been opened in the place of another
+        _thread.connections = self._all
+        for connection in self._all:
+            if (other := connections[connection.alias]) is not connection:
+                connections[connection.alias] = connection
+                discard(other)
+                logger.warning(
+                    "%s left another connection in the place of %r. It is put back.",
+                    *(self.owner, connection.alias),
+                )
 
     def _replace(self, connection: BaseDatabaseWrapper, left: str) -> None:
         self._touched.discard(connection)
@@ -286,6 +303,9 @@ def connect() -> None:
 
 def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:
     _is_idle(connection)
+    known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
+    if known and connection not in known and connection in (now := connections.all()):
+        _thread.connections = now  # which every block around user code compares with its own
 
 
 def _is_opening() -> bool:

@@ -80,6 +80,15 @@ def _go_to_another_database() -> None:
     connection.close()
 
 
+def _put_another_in_its_place() -> None:
+    connections["default"] = connections["default"].copy()
+
+
+def _put_an_open_one_in_its_place() -> None:
+    _put_another_in_its_place()
+    _execute("BEGIN")
+
+
 def _have_rows_as_dicts() -> None:
     connection.ensure_connection()
     raw = connection.connection
@@ -120,6 +129,9 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "wrapper": lambda: connection.execute_wrappers.append(_refuse),
     "first_wrapper": lambda: connection.execute_wrappers.insert(0, _refuse),
     "other_database": _go_to_another_database,
+    "removed": lambda: connections.__delitem__("default"),
+    "another": _put_another_in_its_place,
+    "another_open": _put_an_open_one_in_its_place,
     "factory": _have_rows_as_dicts,
     "event_loop": lambda: asyncio._set_running_loop(object()),
     "language": lambda: translation.activate("ar"),
@@ -151,6 +163,7 @@ _STATEMENTS = {
     "sqlite": {
         "read_only": "PRAGMA query_only = ON",
         "lock": "BEGIN IMMEDIATE",
+        "exclusive": "PRAGMA locking_mode = EXCLUSIVE",
     },
 }
 
