@@ -107,6 +107,15 @@ def test_e046_a_list_that_names_something_else_than_a_runner_of_its_model(runner
     assert foreign.hint
 
 
+def test_e046_a_string_in_place_of_a_list(runners):
+    bases = (AutorunAdminMixin, admin.ModelAdmin)
+    scan_admin = type("ScanAdmin", bases, {"autorun_runners": "tests.Runner02"})(Scan, AdminSite())
+
+    (found,) = scan_admin.check()
+
+    assert (found.id, found.hint) == ("autorun.E046", "Write ['tests.Runner02'].")
+
+
 def test_one_action_leads_to_the_choice_of_a_runner(runners, client):
     client.force_login(add_user("ada", "view_scan", "change_scan", "view_run", "start_run"))
     address = reverse("admin:sample_app_scan_changelist")

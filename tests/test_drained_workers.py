@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.core.management.base import CommandError
 from django.db.models import F
 from django.test import Client
 from django.urls import reverse
@@ -158,6 +159,14 @@ def test_a_worker_is_draining_until_it_has_finished_its_chunks(echo) -> None:
     assert [each["state"] for each in (*draining_one, *drained_one)] == ["draining", "drained"]
     assert "takes chunks again." in undrained
     assert typed_json("workers")[0]["state"] == ""
+
+
+def test_a_name_that_no_worker_has_is_drained_with_a_hint(echo) -> None:
+    told = typed("workers", "--drain", "celery@lba-1")
+
+    assert "No worker of the last ten minutes has the name celery@lba-1." in told
+    with pytest.raises(CommandError, match=r"Choose one of --drain and --undrain\."):
+        typed("workers", "--drain", WORKER, "--undrain", WORKER)
 
 
 def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client: Client) -> None:

@@ -197,6 +197,22 @@ def test_the_entries_of_filters_that_are_data_stay_as_they_are(user: Client) -> 
 
 
 @pytest.mark.django_db
+def test_a_filter_may_have_an_entry_of_any_name(user: Client) -> None:
+    runs = user.get(reverse("admin:autorun_run_changelist"), {"exception": "items"}).text
+
+    assert '<option value="items" selected>items</option>' in runs
+
+
+def test_states_agree_with_the_number_before_them() -> None:
+    with translation.override("fr"):
+        words_of = [words.in_words("not_applicable", number) for number in (0, 1, 2)]
+        one, several = words.in_words("succeeded"), words.in_words("succeeded", 1_204)
+
+    assert words_of == ["non applicable", "non applicable", "non applicables"]
+    assert (one, several) == ("réussie", "réussies")
+
+
+@pytest.mark.django_db
 def test_the_reasons_and_formats_are_of_the_language() -> None:
     runner = scenes.few()
     scan = Scan.objects.latest("pk")

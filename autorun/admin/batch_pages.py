@@ -25,6 +25,7 @@ from autorun.admin.tables import (
     as_options,
     batch_lines,
     counts_of,
+    named_options,
     parts_of,
     state_of_batch,
 )
@@ -43,7 +44,7 @@ from autorun.planning.counting import count_rows
 from autorun.state.counts import BatchCounts
 from autorun.state.origins import name_of_batch, title_of_batch
 from autorun.state.parameters import read_number, read_one_of, read_text
-from autorun.state.words import duration, in_words, number, rate, some_of
+from autorun.state.words import duration, number, rate, some_of
 
 PAGE = 50
 NOT_COUNTED = gettext_noop(
@@ -92,8 +93,8 @@ class BatchAdmin(PageAdmin):
             lines=batch_lines(some[:PAGE], tally.stuck),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
-            states=BATCH_STATES,
-            triggers={each: in_words(each) for each in triggers},
+            states=list(BATCH_STATES.items()),
+            triggers=named_options(triggers),
             runners=as_options(runner.label for runner in registry.runners()),
         )
 

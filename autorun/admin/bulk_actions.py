@@ -191,10 +191,7 @@ class ActingOnRuns(PageAdmin):
             chosen=chosen,
             facts=[]
             if ids
-            else [
-                (_(_FACTS.get(name, name)), _(value) if name in WORDS else value)
-                for name, value in facts.items()
-            ],
+            else [(_(_FACTS.get(name, name)), _fact(name, value)) for name, value in facts.items()],
             ids=ids,
             verb=verb,
             refusal=_("Keep them") if chosen_action.name == "cancel" else _("Cancel"),
@@ -360,6 +357,12 @@ def _log_of_filter(chosen: RunFilter) -> Log:
     told = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
     detail = f"Of all runs: {told}" + (f"; {shape}" if shape else "")
     return Log(about=f"runs: {told}", detail=f"{detail}.")
+
+
+def _fact(name: str, value: str) -> str:
+    if name == "state":
+        return in_words(value)
+    return _(value) if name in WORDS else value
 
 
 def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:

@@ -163,7 +163,7 @@ class Card:
         return [
             Part(
                 state,
-                in_words(state),
+                in_words(state, value),
                 value,
                 urlencode({"runner": self.runner.label, "state": state}),
             )

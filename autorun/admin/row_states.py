@@ -78,7 +78,7 @@ class MergedColumn:
         order = [*MERGED, *sorted(states.keys() - set(MERGED))]
         without = _("%(number)s without a run")
         found = [
-            (state, f"{states[state]} {in_words(state)}")
+            (state, f"{states[state]} {in_words(state, states[state])}")
             if state != "no_run"
             else ("", without % {"number": states[state]})
             for state in order

@@ -20,7 +20,7 @@ from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import page
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
-from autorun.admin.tables import as_options
+from autorun.admin.tables import as_options, named_options
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
@@ -34,7 +34,7 @@ from autorun.state.managers import RETIRED
 from autorun.state.masking import without_secrets
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE
-from autorun.state.words import duration, in_words, number
+from autorun.state.words import duration, number
 
 PAGE = 50
 #: The order of the list that is not by time of planning.
@@ -135,9 +135,9 @@ class RunAdmin(ActingOnRuns):
             older=older,
             is_first=after is None and not is_by_time,
             runners=as_options(runner.label for runner in registry.runners()),
-            states={each: in_words(each) for each in STATES},
-            triggers={each: in_words(each) for each in ORIGINS},
-            since={each: in_words(each) for each in SINCE},
+            states=named_options(STATES),
+            triggers=named_options(ORIGINS),
+            since=named_options(SINCE),
             exceptions=as_options(sorted(exception_classes() | ({chosen.exception} - {""}))),
             has_more=not MORE.isdisjoint(written),
             actions=allowed(request),

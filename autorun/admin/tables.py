@@ -64,9 +64,14 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
     ]
 
 
-def as_options(values: Iterable[str]) -> dict[str, str]:
+def as_options(values: Iterable[str]) -> list[tuple[str, str]]:
     """The options of a list whose entries are data, and so are not translated."""
-    return {each: each for each in values}
+    return [(each, each) for each in values]
+
+
+def named_options(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The options of a list of states or the like, in words."""
+    return [(each, in_words(each)) for each in names]
 
 
 def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
@@ -90,7 +95,7 @@ def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
     parts = [
         Part(
             name,
-            in_words(name),
+            in_words(name, value),
             value,
             urlencode({"batch": batch.pk, "state": name}) if value else "",
         )

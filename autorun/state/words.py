@@ -99,9 +99,18 @@ def number_in(state: str, value: int) -> str:
     return told % number(value) if value else ""
 
 
-def in_words(name: str) -> str:
-    """The name of a state as pages show it: `not applicable`."""
-    return _(name.replace("_", " "))
+def in_words(name: str, number: int = 1) -> str:
+    """The name of a state as pages show it, for so many rows or runs: `not applicable`."""
+    agreeing = {
+        "succeeded": ngettext("succeeded", "succeeded", number),
+        "postponed": ngettext("postponed", "postponed", number),
+        "parked": ngettext("parked", "parked", number),
+        "not applicable": ngettext("not applicable", "not applicable", number),
+        "ignored": ngettext("ignored", "ignored", number),
+        "cancelled": ngettext("cancelled", "cancelled", number),
+    }
+    name = name.replace("_", " ")
+    return agreeing.get(name) or _(name)
 
 
 def short_number(value: int) -> str:

@@ -37,6 +37,8 @@ class Workers(Subcommand):
     )
 
     def handle(self, **options: Any) -> None:
+        if options["drain"] and options["undrain"]:
+            raise CommandError("Choose one of --drain and --undrain.")
         if worker := options["drain"]:
             outcome = " takes no more chunks." if drain(worker) else " was drained already."
             self.terminal.say((worker, "bold"), outcome)
@@ -44,6 +46,8 @@ class Workers(Subcommand):
             outcome = " takes chunks again." if undrain(worker) else " was not drained."
             self.terminal.say((worker, "bold"), outcome)
         found = workers_at_work()
+        if (worker := options["drain"]) and worker not in {each.name for each in found}:
+            self.terminal.hint(f"No worker of the last ten minutes has the name {worker}.")
         self.terminal.json([asdict(each) for each in found])
         if not found:
             self.terminal.say("No worker has run a chunk in the last ten minutes.")

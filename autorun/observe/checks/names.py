@@ -79,8 +79,15 @@ REPLACEMENTS: Mapping[str, str] = {
 def check_shown(model_admin: Any, runners: Iterable[Runner]) -> Iterator[CheckMessage]:
     """The names in a ModelAdmin's `autorun_runners` that its model's `runners` do not have."""
     labels = [runner.label for runner in runners]
-    for each in model_admin.autorun_runners or ():
-        label = each if isinstance(each, str) else each.get_label()
+    given = model_admin.autorun_runners or ()
+    if isinstance(given, str):  # its characters would be taken for names
+        yield error(model_admin, "E046")(
+            "autorun_runners is a string, not a list of them.", f"Write [{given!r}]."
+        )
+        return
+    for each in given:
+        named = each if isinstance(each, str) else getattr(each, "get_label", each.__repr__)()
+        label = str(named)
         if label in labels:
             continue
         model, close = model_admin.model._meta.label, meant(label, labels)
