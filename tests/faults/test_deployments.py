@@ -10,7 +10,6 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import tasks
-from autorun.control import halting
 from autorun.models import Batch, Chunk, Failure, Pulse, Run
 from autorun.observe.doctor import schedules
 from autorun.state.clock import from_now
@@ -20,6 +19,7 @@ from autorun.upkeep.rounds import unpark
 from tests.engine import declare, installed, offer, work_off
 from tests.faults.driver import Lab
 from tests.library.models import Document
+from tests.test_command_line import typed
 
 
 @pytest.mark.faults(23)
@@ -85,7 +85,7 @@ def test_runs_of_a_runner_that_was_renamed_say_so_and_make_room_when_they_are_ca
     with installed(new):
         work_off()
         assert "tests.OldRunner" in Chunk.objects.get(state=Chunk.State.PARKED).reason
-        assert halting.cancel_runner("tests.OldRunner") == 1
+        assert "1 run cancelled" in typed("cancel", "tests.OldRunner")
         new().run()
         work_off()
 

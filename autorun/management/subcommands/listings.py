@@ -27,12 +27,14 @@ LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 class Workers(Subcommand):
     """Show the workers of the last ten minutes: their chunks now, and the runs they finished.
 
-    A drained worker finishes the chunks it has and takes no others. Restarting it ends that.
+    A drained worker finishes the chunks it has and takes no others. A restart undoes the drain.
     """
 
     arguments = (
-        parsing.argument("--drain", metavar="NAME", help="have this worker take no more chunks"),
-        parsing.argument("--undrain", metavar="NAME", help="have it take chunks again"),
+        parsing.argument(
+            "--drain", metavar="NAME", help="drain this worker: it takes no more chunks"
+        ),
+        parsing.argument("--undrain", metavar="NAME", help="let it take chunks again"),
         parsing.FORMAT,
     )
 

@@ -74,7 +74,7 @@ def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckM
     if wrong:
         yield warning(f"settings.DATABASES[{settings.DATABASE!r}]", "W211")(
             f"Triggers of ON_WRITE do not match the runners: {', '.join(wrong)}. Until "
-            "then, only sweeps find what is written without a save.",
+            "they do, only sweeps find what is written without a save.",
             INSTALL + _privilege(connection),
         )
 
