@@ -15,7 +15,7 @@ from django.utils.html import format_html
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
-from autorun.admin.charts import Bar, Figure, Part, Rectangle, columns, stacked, time_left
+from autorun.admin.charts import Bar, Figure, Part, Shape, columns, stacked, time_left
 from autorun.admin.markup import time_since
 from autorun.admin.tables import BATCH_STATES
 from autorun.declare import hooks, registry
@@ -219,7 +219,7 @@ class Card:
         return _results(self.progress.succeeded, self.progress.failed)
 
     @property
-    def trend(self) -> list[Rectangle]:
+    def trend(self) -> list[Shape]:
         """The results of each of the last 24 hours as columns; none if no run finished."""
         hours = [(hour.succeeded, hour.failed) for hour in self.activity.hours]
         return columns(hours) if any(map(any, hours)) else []

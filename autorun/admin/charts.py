@@ -65,6 +65,14 @@ class Rectangle:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The columns of one colour, which `name` gives, as the outline of an SVG path."""
+
+    name: str
+    outline: str
+
+
+@dataclass(frozen=True)
 class Bar:
     """A stacked bar; its label says the same in words."""
 
@@ -87,21 +95,22 @@ def stacked(parts: Iterable[Part], *, empty: str = "") -> Bar:
     return Bar(", ".join(map(str, shown)) or empty or _("No runs yet"), rectangles)
 
 
-def columns(numbers: Sequence[tuple[int, int]]) -> list[Rectangle]:
+def columns(numbers: Sequence[tuple[int, int]]) -> list[Shape]:
     """A column for each (succeeded, failed), the second on top of the first."""
     highest = max((good + bad for good, bad in numbers), default=0) or 1
-    found = []
+    outlines: dict[str, str] = {}
+
+    def draw(name: str, index: int, y: float, height: float) -> None:
+        outline = f"M{index * 10} {y:.1f}h8v{height:.1f}h-8z"
+        outlines[name] = outlines.get(name, "") + outline
+
     for index, (good, bad) in enumerate(numbers):
         bottom: float = HEIGHT
         for name, value in (("succeeded", good), ("failed", bad)):
             if value:
                 height = max(4.0, HEIGHT * value / highest)
                 bottom -= height
-                found.append(_column(name, index, bottom, height))
+                draw(name, index, bottom, height)
         if not good and not bad:
-            found.append(_column("nothing", index, HEIGHT - 3, 3))
-    return found
-
-
-def _column(name: str, index: int, y: float, height: float) -> Rectangle:
-    return Rectangle(name, str(index * 10), f"{y:.1f}", "8", f"{height:.1f}")
+            draw("nothing", index, HEIGHT - 3, 3)
+    return [Shape(*each) for each in outlines.items()]

@@ -8,14 +8,14 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
-from autorun.admin.charts import Rectangle, columns
+from autorun.admin.charts import Shape, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
 from autorun.admin.tables import as_options
 from autorun.declare import registry
 from autorun.models import Failure
-from autorun.observe.failures import FailureGroup, RecentGroup, labels_of, recent_failures
+from autorun.observe.failures import FailureGroup, RecentGroup, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text
 from autorun.state.words import number
 
@@ -26,7 +26,7 @@ SPANS = {
     "7d": gettext_noop("7 days"),
     "30d": gettext_noop("30 days"),
 }
-MOST_GROUPS = 100
+MOST_GROUPS = 50
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GroupLine:
     is_open: bool
     first: str
     last: str
-    trend: list[Rectangle]
+    trend: list[Shape]
     attempts: str
     query: str
 
@@ -55,17 +55,14 @@ class FailureAdmin(PageAdmin):
         """The groups, those with most failed runs first."""
         since = read_one_of(SINCE, request.GET.get("since", "")) or DEFAULT_SINCE
         label = read_text(request.GET, "runner")
-        found = recent_failures(since, label=label)
-        runners = labels_of(each.group for each in found.groups)
         with_earlier = request.GET.get("versions") == "all"
-        present = [each for each in found.groups if each.group.node_id in runners]
-        chosen = found.groups if with_earlier else present
-        shown = chosen[:MOST_GROUPS]
+        found = recent_failures(since, label=label, with_earlier=with_earlier)
+        shown = found.groups[:MOST_GROUPS]
         may_read = open_runs(request, self.admin_site, [each.group.run_id for each in shown])
         lines = [
             _line(
                 each,
-                runner=runners.get(each.group.node_id, ""),
+                runner=found.labels.get(each.group.node_id, ""),
                 is_open=each.group.run_id in may_read,
                 query={"since": since, **({"runner": label} if label else {})},
             )
@@ -86,10 +83,10 @@ class FailureAdmin(PageAdmin):
             spans=[(key, _(words), key == since) for key, words in SPANS.items()],
             lines=lines,
             lead=_("%(failed)s in the last %(span)s") % of,
-            earlier=len(found.groups) - len(present),
+            earlier=_earlier(found.earlier),
             with_earlier=with_earlier,
             nothing=nothing % of,
-            more=max(0, len(chosen) - MOST_GROUPS),
+            more=max(0, len(found.groups) - MOST_GROUPS),
         )
 
     @page("<int:failure_id>/change/")
@@ -98,6 +95,17 @@ class FailureAdmin(PageAdmin):
         if failure is None:
             return self.redirect("autorun_failure_changelist")
         return self.redirect("autorun_run_change", failure.run_id)
+
+
+def _earlier(attempts: int) -> str:
+    if not attempts:
+        return ""
+    told = ngettext(
+        "Also %s failed attempt of earlier versions",
+        "Also %s failed attempts of earlier versions",
+        attempts,
+    )
+    return told % number(attempts)
 
 
 def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:

@@ -166,7 +166,7 @@ def failures(request: HttpRequest) -> dict[str, Any]:
     of = get_runner(label) if label else None
     groups = group_failures(of, within=SINCE.get(since))
     shown = groups[:MOST_GROUPS]
-    labels = labels_of(shown)
+    labels = labels_of(each.node_id for each in shown)
     readable = open_runs(request, site, [each.run_id for each in shown])
     logs = log_tails(readable)
     return {

@@ -103,10 +103,15 @@ class RecentGroup:
 
 @dataclass(frozen=True)
 class RecentFailures:
-    """Groups, the largest first, and the number of all failed attempts."""
+    """Groups, the largest first, and the number of all failed attempts, in groups or not.
+
+    `earlier` of them are of nodes that no registered runner has; `labels` has the runners' nodes.
+    """
 
     groups: Sequence[RecentGroup]
     attempts: int
+    earlier: int
+    labels: Mapping[int, str]
 
 
 def log_tails(run_ids: Iterable[int]) -> dict[int, str]:
@@ -147,24 +152,33 @@ def group_failures(
         failures = failures.filter(run__node_id=node_id_of(runner))
     if within is not None:
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
-    groups = [group for group, _ in _grouped(failures, counted=counted)]
+    groups = [group for group, _ in _grouped(failures, _numbers(failures), counted=counted)]
     return sorted(groups, key=_size)
 
 
-def recent_failures(since: str, *, label: str = "") -> RecentFailures:
-    """Failed attempts of all runners or the given one `since` then (a key of SINCE), in groups."""
+def recent_failures(since: str, *, label: str = "", with_earlier: bool = True) -> RecentFailures:
+    """Failed attempts of all runners or the given one `since` then (a key of SINCE), in groups.
+
+    Those of earlier versions are only counted unless `with_earlier`.
+    """
     now = timezone.now()
     span = SINCE[since]
     failures = Failure.objects.filter(failed_at__gte=now - span)
     if label:
         failures = failures.filter(run__chunk__runner=label)
+    classes = _numbers(failures)
+    labels = labels_of(node_id for node_id, _ in classes)
+    present = {each: number for each, number in classes.items() if each[0] in labels}
+    earlier = sum(classes.values()) - sum(present.values())
+    if earlier and not with_earlier:
+        failures, classes = _with_node(failures).filter(node__in=labels), present
     counted = LAST & Q(run__status=Run.Status.FAILED)
     found = [
         RecentGroup(group, len(alike), _times(alike, begin=now - span, span=span))
-        for group, alike in _grouped(failures, counted=counted)
+        for group, alike in _grouped(failures, classes, counted=counted)
     ]
     found.sort(key=lambda each: (-each.group.runs, -each.attempts, _size(each.group)))
-    return RecentFailures(found, runs_in(each.group for each in found))
+    return RecentFailures(found, sum(present.values()) + earlier, earlier, labels)
 
 
 def failed_runs(
@@ -201,10 +215,10 @@ def exception_classes() -> set[str]:
     return set(late.distinct()) or set(failures.order_by("-pk")[:FAILURES_AT_ONCE])
 
 
-def labels_of(groups: Iterable[FailureGroup]) -> dict[int, str]:
-    """The label of each group's first registered runner, by node, if there is one."""
+def labels_of(node_ids: Iterable[int]) -> dict[int, str]:
+    """The label of each node's first registered runner, if there is one."""
     labels = runners_by_node().labels
-    found = Node.objects.filter(pk__in={each.node_id for each in groups}, digest__in=labels)
+    found = Node.objects.filter(pk__in=set(node_ids), digest__in=labels)
     return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
 
 
@@ -229,23 +243,27 @@ def _from_the_newest(failures: QuerySet[Failure]) -> Iterator[list[tuple[Any, ..
         some = list(rows.filter(pk__lt=some[-1][0])[:FAILURES_AT_ONCE])
 
 
+def _with_node(failures: QuerySet[Failure]) -> Any:
+    # Looked up one by one: joined, PostgreSQL would read all runs there are.
+    node = Subquery(Run.objects.filter(pk=OuterRef("run_id")).values("node_id"))
+    return failures.annotate(node=node)
+
+
+def _numbers(failures: QuerySet[Failure]) -> dict[ClassOfNode, int]:
+    """The number of failures of each exception class of each node."""
+    by_class = _with_node(failures).values_list("node", "exception_class")
+    numbers = by_class.annotate(Count("pk")).order_by()
+    return {(node_id, name): number for node_id, name, number in numbers}
+
+
 def _grouped(
-    failures: QuerySet[Failure], *, counted: Q
+    failures: QuerySet[Failure], classes: Mapping[ClassOfNode, int], *, counted: Q
 ) -> list[tuple[FailureGroup, Sequence[Row]]]:
     """The groups of failures with their rows, the newest first; those `counted` are its runs.
 
-    Every exception class of every node is counted in full, and its newest failures are read, so
-    that a flood of one class hides no other.
+    `classes` has the number of failures of each class of each node. The newest of each class are
+    read, so that a flood of one hides no other.
     """
-    # Looked up one by one: joined, PostgreSQL would read all runs there are.
-    node = Subquery(Run.objects.filter(pk=OuterRef("run_id")).values("node_id"))
-    numbers: Any = (
-        failures.annotate(node=node)
-        .values_list("node", "exception_class")
-        .annotate(Count("pk"))
-        .order_by()
-    )
-    classes = {(node_id, name): number for node_id, name, number in numbers}
     by_class = _read_by_class(failures, classes, counted)
     found: list[tuple[FailureGroup, Sequence[Row]]] = []
     # Without classes that first failed since they were counted: a page loaded again has them.

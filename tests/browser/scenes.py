@@ -148,17 +148,24 @@ def lively() -> QuerySetRunner:
     return ScanPreprocessingRunner()
 
 
-def many(number: int = 1_000_000, *, run_seconds: float = 0.005) -> QuerySetRunner:
-    """A million scans, most of them done within the last day, some failed, some on their way."""
-    runner = ScanPreprocessingRunner()
+def add_many_scans(
+    number: int, *, folder: str = "scans", description: str = "Anatomical T1"
+) -> None:
+    """Scans made by SQL of PostgreSQL."""
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO sample_app_scan "
             "(path, description, modality, size, checksum, thumbnail, created_at, updated_at) "
-            "SELECT '/data/scans/scan-' || n || '.nii.gz', 'Anatomical T1', 'MR', n, "
+            "SELECT '/data/' || %s || '/scan-' || n || '.nii.gz', %s, 'MR', n, "
             "md5(n::text) || md5(n::text), '', now(), now() FROM generate_series(1, %s) AS n",
-            [number],
+            [folder, description, number],
         )
+
+
+def many(number: int = 1_000_000, *, run_seconds: float = 0.005) -> QuerySetRunner:
+    """A million scans, most of them done within the last day, some failed, some on their way."""
+    runner = ScanPreprocessingRunner()
+    add_many_scans(number)
     node = runner.get_node()
     # Paused, it is planned and not handed to any broker.
     Node.objects.filter(pk=node.pk).update(paused_at=timezone.now(), run_seconds=run_seconds)
@@ -166,17 +173,12 @@ def many(number: int = 1_000_000, *, run_seconds: float = 0.005) -> QuerySetRunn
     with connection.cursor() as cursor:
         cursor.execute(_FINISH_RUNS, [batch.pk])
         cursor.execute(_FINISH_CHUNKS)
-        cursor.execute(_FAIL, [TRACEBACK.replace("{message}", "ValueError: no pixel data")])
-        cursor.execute(
-            "INSERT INTO sample_app_scan "
-            "(path, description, modality, size, checksum, thumbnail, created_at, updated_at) "
-            "SELECT '/data/new/scan-new-' || n || '.nii.gz', 'Resting state', 'MR', n, "
-            "md5(n::text) || md5(n::text), '', now(), now() FROM generate_series(1, 3000) AS n"
-        )
+        cursor.execute(FAIL, [TRACEBACK.replace("{message}", "ValueError: no pixel data")])
+    add_many_scans(3_000, folder="new", description="Resting state")
     Node.objects.filter(pk=node.pk).update(paused_at=None)
-    _settle()
+    settle_tables()
     fold(node.pk, at_most=number)
-    _settle()
+    settle_tables()
     return runner
 
 
@@ -208,7 +210,7 @@ UPDATE autorun_chunk AS c SET state = 4, succeeded = good, failed = bad, worker 
     finished_at = s.finished_at
 FROM s WHERE s.chunk_id = c.id
 """
-_FAIL = """
+FAIL = """
 INSERT INTO autorun_failure
     (run_id, attempt, exception_class, message, traceback, worker, failed_at)
 SELECT id, 1, CASE WHEN id % 3 = 0 THEN 'OSError' ELSE 'ValueError' END,
@@ -219,7 +221,7 @@ FROM autorun_run WHERE status = 2
 """.replace("id % ", "id %% ")
 
 
-def _settle() -> None:
+def settle_tables() -> None:
     # VACUUM does not run in a transaction, and a table just written is not what pages meet.
     with connection.cursor() as cursor:
         cursor.execute("VACUUM ANALYZE")

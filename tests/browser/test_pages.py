@@ -1,19 +1,14 @@
 """Each page in a real browser: empty and full, dark, narrow, without JavaScript, by keyboard."""
 
 import datetime as dt
-import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
 from django.db.models import CharField, Value
 from django.db.models.functions import Cast, Concat
-from django.test import Client
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun.dispatch.publishing import Message
@@ -61,8 +56,6 @@ FOCUSED_UNSEEN = """() => {
     const isSeen = getComputedStyle(each).outlineStyle !== "none" || !each.closest(".ar");
     return isSeen ? [] : [each.outerHTML.slice(0, 200)];
 }"""
-#: Seconds and statements that a page may take with a million runs.
-LONGEST, MOST_STATEMENTS = 0.2, 12
 
 
 @pytest.fixture(autouse=True)
@@ -579,38 +572,6 @@ def test_buttons_are_there_for_those_who_may(codename: str, runner, open_as) -> 
     assert found == {codename} - {""}
 
 
-@pytest.mark.timeout(900)  # a million chunks are planned and folded first
-@pytest.mark.parametrize("scene", [scenes.many, scenes.many_alone])
-def test_a_million_runs_are_no_trouble(
-    scene: Callable, user, open_as, keep, record_property: Callable
-) -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("The million is made by SQL of PostgreSQL.")
-    scene()
-    client = Client()
-    client.force_login(user)
-    page = open_as(user)
-    taken = {}
-
-    for name, address in addresses():
-        client.get(address)
-        with CaptureQueriesContext(connection) as captured:
-            times = [_seconds(client, address) for _ in range(5)]
-        taken[name] = (len(captured) / len(times), min(times))
-        record_property(name, taken[name])
-        page.goto(address)
-        settle(page)
-        keep(page, f"{scene.__name__}-{name}-light")
-
-    for name, (statements, seconds) in taken.items():
-        print(f"{name:12} {statements:4.0f} statements {seconds * 1000:5.0f} ms")
-    # On a machine that is busy with other things, everything takes longer.
-    longest = LONGEST * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    slow = {name: each for name, each in taken.items() if each[1] > longest}
-    many = {name: each for name, each in taken.items() if each[0] > MOST_STATEMENTS}
-    assert (slow, many) == ({}, {})
-
-
 def go_to(page: Any, condition: str) -> None:
     """Press the tabulator until the condition on what has the focus holds."""
     for _ in range(80):
@@ -618,12 +579,6 @@ def go_to(page: Any, condition: str) -> None:
         if page.evaluate(condition):
             return
     raise AssertionError(f"The keyboard does not reach it: {condition}")
-
-
-def _seconds(client: Client, address: str) -> float:
-    began = time.perf_counter()
-    assert client.get(address).status_code == 200
-    return time.perf_counter() - began
 
 
 def _succeed_running() -> None:

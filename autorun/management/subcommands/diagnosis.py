@@ -133,7 +133,9 @@ class Failures(_WithLog):
         groups = group_failures(
             runner, within=options["within"], including_retried=options["including_retried"]
         )
-        labels = labels_of(groups) | ({node_of(runner).pk: runner.label} if runner else {})
+        labels = labels_of(each.node_id for each in groups) | (
+            {node_of(runner).pk: runner.label} if runner else {}
+        )
         logs = log_tails(group.run_id for group in groups)
         self.terminal.json(
             [
