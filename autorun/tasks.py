@@ -149,10 +149,10 @@ def make_round() -> bool:
 @shared_task(name="autorun.drain", **_options)
 def drain(ids: Sequence[int], tries: int) -> None:
     """Plan a portion of the saved rows that wait in the database."""
-    from autorun.upkeep.spilled import drain
+    from autorun.upkeep.spilled import plan_spilled
 
     with soft_limit_ignored():
-        drain(ids, tries)
+        plan_spilled(ids, tries)
 
 
 @shared_task(name="autorun.announce", **_options)

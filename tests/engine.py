@@ -15,7 +15,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state.leases import Lease, queued, start
 from autorun.testing import registered as installed
 from autorun.triggers.delivery import DRAIN
-from autorun.upkeep.spilled import drain, hand_out_spilled
+from autorun.upkeep.spilled import hand_out_spilled, plan_spilled
 from tests.library.models import Document
 
 __all__ = (
@@ -68,7 +68,7 @@ def drain_spilled() -> int:
     with redirected(messages.extend):
         hand_out_spilled()
     # A thread may send what a test before has saved.
-    return sum(drain(*message.args) for message in messages if message.task == DRAIN)
+    return sum(plan_spilled(*message.args) for message in messages if message.task == DRAIN)
 
 
 def offer(chunk_id: int) -> None:

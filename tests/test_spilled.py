@@ -14,7 +14,7 @@ from autorun.models import Run, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.upkeep import spilled, workers
 from autorun.upkeep.rounds import upkeep
-from autorun.upkeep.spilled import drain, hand_out_spilled
+from autorun.upkeep.spilled import hand_out_spilled, plan_spilled
 from tests.engine import declare, drain_spilled, installed
 from tests.library.models import Document
 
@@ -50,14 +50,14 @@ def test_of_two_messages_for_a_portion_the_second_does_nothing(documents, sent):
 
     def represent(self, document):
         prepared.append(document.pk)
-        drain(*sent[0].args)  # while the first is at it
+        plan_spilled(*sent[0].args)  # while the first is at it
         return document.title
 
     spill(*documents)
     with installed(declare(INPUT_FIELDS=None, get_instance_representation=represent)):
         hand_out_spilled()
-        assert drain(*sent[0].args) == 4
-        assert drain(*sent[0].args) == 0
+        assert plan_spilled(*sent[0].args) == 4
+        assert plan_spilled(*sent[0].args) == 0
 
     assert sorted(prepared) == [document.pk for document in documents]
 
@@ -88,7 +88,7 @@ def test_a_planned_portion_hands_out_the_next_one_without_a_round(
         hand_out_spilled()
         assert len(sent) == 2
         for message in sent:  # it grows meanwhile
-            assert drain(*message.args) == 1
+            assert plan_spilled(*message.args) == 1
 
     assert len(sent) == 4
     assert Run.objects.count() == 4
@@ -104,7 +104,7 @@ def test_a_portion_is_planned_although_no_broker_takes_the_next_one(documents, s
     with installed(declare()):
         hand_out_spilled()
         with redirected(refuse):
-            assert drain(*sent[0].args) == 1
+            assert plan_spilled(*sent[0].args) == 1
 
     assert Run.objects.count() == 1
     assert SpilledTrigger.objects.filter(expires_at=None).count() == 3
@@ -141,7 +141,7 @@ def test_the_lease_is_held_for_as_long_as_preparing_takes(documents, sent, setti
     spill(documents[0])
     with installed(declare(INPUT_FIELDS=None, get_instance_representation=represent)):
         hand_out_spilled()
-        assert drain(*sent[0].args) == 1
+        assert plan_spilled(*sent[0].args) == 1
 
     assert was_extended.is_set()
 
@@ -166,8 +166,8 @@ def test_a_portion_that_reaches_a_worker_of_older_code_is_left_to_others(documen
     spill(*documents)
     with installed(declare()):
         hand_out_spilled()
-    assert drain(*sent[0].args) == 0
+    assert plan_spilled(*sent[0].args) == 0
 
     with installed(declare()):
-        assert drain(*sent[0].args) == 4
+        assert plan_spilled(*sent[0].args) == 4
     assert Run.objects.count() == 4

@@ -54,7 +54,7 @@ def hand_out_spilled() -> int:
     return sum(len(portion) for part in parts for portion in _handed_out(part))
 
 
-def drain(ids: Sequence[int], tries: int) -> int:
+def plan_spilled(ids: Sequence[int], tries: int) -> int:
     """Plan the saved rows of a portion, unless another process has started to.
 
     Return how many rows.
@@ -195,7 +195,7 @@ def _kept(held: QuerySet[SpilledTrigger]) -> Iterator[None]:
             finally:
                 connections.close_all()
 
-    thread = threading.Thread(target=keep, name="autorun-drain", daemon=True)
+    thread = threading.Thread(target=keep, name="autorun-plan-spilled", daemon=True)
     thread.start()
     try:
         yield
