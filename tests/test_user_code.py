@@ -19,6 +19,7 @@ from django.db import connection, connections
 from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
+from autorun.state import user_code
 from autorun.state.surroundings import READS_OF_MAIN
 from autorun.state.user_code import UserCode
 from tests.faultlab import leftovers
@@ -68,6 +69,77 @@ def test_what_it_changes_in_its_process_is_put_back_and_logged(leave, caplog):
     assert sys.getrecursionlimit() == depth
     if leave is not LEFT["depth"]:
         assert "a.Runner left another" in caplog.text
+
+
+@pytest.mark.once
+def test_a_logger_that_was_used_while_logging_was_disabled_is_heard_again(caplog):
+    logger = logging.getLogger("of.a.project")
+    with UserCode("a.Runner"):
+        logging.disable(logging.CRITICAL)
+        logger.error("while it is disabled")
+
+    logger.error("afterwards")
+
+    assert "afterwards" in caplog.messages
+    assert "while it is disabled" not in caplog.messages
+
+
+@pytest.mark.once
+def test_it_runs_although_its_working_directory_is_gone(tmp_path, monkeypatch, caplog):
+    release = tmp_path / "release"
+    release.mkdir()
+    monkeypatch.chdir(release)
+    release.rmdir()
+
+    with UserCode("a.Runner"):
+        pass
+
+    assert not caplog.messages
+
+
+@pytest.mark.once
+def test_it_may_leave_values_that_cannot_be_compared(caplog):
+    class Array:
+        def __eq__(self, other):
+            raise ValueError("The truth value of an array is ambiguous.")
+
+        __hash__ = None
+
+    variable = contextvars.ContextVar("variable")
+    variable.set(Array())
+    with UserCode("a.Runner"):
+        variable.set(Array())
+
+    assert not caplog.messages
+
+
+@pytest.mark.once
+def test_a_handler_that_celery_has_set_stays():
+    def cold(*_):
+        pass
+
+    cold.__module__ = "celery.apps.worker"
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with UserCode("a.Runner"):
+            signal.signal(signal.SIGINT, cold)
+
+        assert signal.getsignal(signal.SIGINT) is cold
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.once
+def test_a_thread_that_computes_with_decimals_for_the_first_time_is_as_before(caplog):
+    def compute():
+        with UserCode("a.Runner"):
+            decimal.Decimal(1) / 3
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+
+    assert not caplog.messages
 
 
 @pytest.mark.once
@@ -180,3 +252,49 @@ def test_statements_for_the_driver_itself_may_change_the_session(caplog):
 
     assert "left the connection" in caplog.text
     assert connection.connection is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_receivers_that_are_connected_later_do_is_part_of_a_connection_in_a_worker(caplog):
+    def set_up(connection, **_):
+        FACTORIES[connection.vendor](connection.connection)
+
+    connection.close()
+    connection_created.connect(set_up)
+    try:
+        user_code.connect()
+        with UserCode("a.Runner"), connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    finally:
+        connection_created.disconnect(set_up)
+        connection.close()
+
+    assert not caplog.messages
+
+
+FACTORIES = {
+    "postgresql": lambda raw: setattr(
+        raw, "cursor_factory", type("Own", (raw.cursor_factory,), {})
+    ),
+    "mysql": lambda raw: setattr(raw, "cursorclass", type("Own", (raw.cursorclass,), {})),
+    "sqlite": lambda raw: setattr(raw, "text_factory", lambda text: text.decode()),
+}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_of_a_pool_is_watched_once_for_all_threads_that_have_it(caplog):
+    if connection.vendor == "sqlite":
+        pytest.skip("its driver's connections cannot be watched")
+    connection.close()
+    connection.ensure_connection()
+    raw, make = connection.connection, connection.connection.cursor
+    del connections[connection.alias].__dict__[
+        "_autorun_session"
+    ]  # as of another thread, which has got it now
+
+    with UserCode("a.Runner"):
+        assert connection.connection.cursor is make
+        with raw.cursor() as cursor:
+            cursor.execute(SET_UP[connection.vendor])
+
+    assert "left the connection" in caplog.text

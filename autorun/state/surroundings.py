@@ -16,14 +16,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from django.conf import settings
 from django.utils import timezone, translation
 
 #: SIGALRM is missing: time limits put its handler back themselves.
@@ -31,6 +30,12 @@ _HANDLED = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGCHLD")
 #: What `signal` and `locale` are made of, without what takes longer than all else.
 _signal: Any = import_module("_signal")
 _get_locale = partial(import_module("_locale").setlocale, locale.LC_ALL)
+
+
+#: The process's own, which is usually that of the project's settings.
+_TIME_ZONE = os.environ.get("TZ")
+#: Of Celery, which replaces handlers itself while a worker without child processes is shut down.
+_CELERYS = "celery."
 
 
 class _Part(NamedTuple):
@@ -41,10 +46,15 @@ class _Part(NamedTuple):
     put_back: Callable[[Any], object]
 
 
-def put_back(known: list[Any], context: Context, found: list[Any] | None) -> Iterator[str]:
+def read(reads: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each of them returns; 0 for the working directory, as it is gone."""
+    return [0 if each is os.getcwd else each() for each in reads]
+
+
+def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[str]:
     """Put back what is not as it is `known` to be, by READS, and in the `context`; its names.
 
-    `found` is what it is now, or None if it cannot be read, as a directory that is gone.
+    `found` is what it is now.
     """
     language = context.run(translation.get_language)
     if translation.get_language() != language:
@@ -58,19 +68,19 @@ def put_back(known: list[Any], context: Context, found: list[Any] | None) -> Ite
     if decimal.getcontext() is not arithmetic:
         decimal.setcontext(arithmetic)
         yield "decimal context"
-    for place, (part, was) in enumerate(zip(_PARTS, known, strict=False)):
-        if found is None or found[place] != was:
-            with suppress(Exception):  # such as a directory that is gone
-                part.put_back(was)
-            yield part.name
+    for part, was, now in zip(_PARTS, known, found, strict=False):
+        if now == was or getattr(now, "__module__", "").startswith(_CELERYS):
+            continue
+        with suppress(Exception):  # such as a directory that no longer exists
+            part.put_back(was)
+        yield part.name
 
 
 def _set_local_time(_: object) -> None:
-    """Put it back to the project's, as Django does when it starts."""
-    if settings.TIME_ZONE:
-        os.environ["TZ"] = settings.TIME_ZONE
-    else:
+    if _TIME_ZONE is None:
         os.environ.pop("TZ", None)
+    else:
+        os.environ["TZ"] = _TIME_ZONE
     time.tzset()
 
 
@@ -88,7 +98,10 @@ _OF_PROCESS = [
     _Part("working directory", os.getcwd, os.chdir),
     _attribute(sys, "stdout", "standard output"),
     _attribute(sys, "stderr", "standard error"),
-    _attribute(logging.root.manager, "disable", "logging.disable()"),
+    # The function also clears what loggers remember of whether they are enabled.
+    _attribute(logging.root.manager, "disable", "logging.disable()")._replace(
+        put_back=logging.disable
+    ),
     _Part("locale", _get_locale, partial(locale.setlocale, locale.LC_ALL)),
     _Part("garbage collection", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     _Part("timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),

@@ -11,6 +11,7 @@ around Django's cursors notices the statements of user code that change a sessio
 
 from __future__ import annotations
 
+import decimal
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
-from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, put_back
+from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, put_back, read
 from autorun.state.waits import IS_BOUNDED, bound_statements
 
 logger = get_logger(__name__)
@@ -77,15 +78,17 @@ class UserCode:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
+        is_main = threading.get_ident() == threading.main_thread().ident
         #: How the surroundings of the code are read, and what they are when it is first called.
-        self._reads: Sequence[Callable[[], Any]] = ()
+        self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
         self._known: list[Any] = []
         self._context = _EMPTY
         self._touched: set[BaseDatabaseWrapper] = set()
         #: The code around this one, which may be a body that plans rows.
         self._before: UserCode | None = None
         self._all = all_connections()
-        #: Those that are not the caller's, with the project's settings of each.
+        #: Those that are not the caller's, with the project's settings of each: in the main thread,
+        #: since another one may find settings that the code of a third thread has changed.
         self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
         self._wrappers: list[list[Any]] = []
         for connection in self._all:
@@ -93,18 +96,22 @@ class UserCode:
             is_managed = raw is not None and not connection.autocommit
             if connection.in_atomic_block or is_managed:
                 continue
-            self._connections.append((connection, dict(connection.settings_dict)))
+            of_project = dict(connection.settings_dict) if is_main else None
+            self._connections.append((connection, of_project))
             if connection.vendor == "sqlite" and raw is not None:
                 # 0 continues; an exception that a signal handler raises here ends the query.
                 raw.set_progress_handler(lambda: 0, _STEPS)
         self.mend()
 
     def __enter__(self) -> UserCode:
-        if not self._reads:
-            is_main = threading.get_ident() == threading.main_thread().ident
-            self._reads = READS_OF_MAIN if is_main else READS_OF_THREAD
-            self._known = list(map(call, self._reads))
-        self._put_back()
+        if not self._known:
+            try:
+                self._known = list(map(call, self._reads))
+            except OSError:  # the working directory is gone, as after a deployment
+                self._known = read(self._reads)
+        if getattr(_thread, "connections", self._all) is not self._all:
+            self._put_back()  # one may have been opened in the place of another
+        decimal.getcontext()  # made now, it is part of the copy
         self._context = copy_context()  # autorun changes it between two calls
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
         self._wrappers = []
@@ -120,9 +127,13 @@ class UserCode:
             sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
         try:
             found = list(map(call, self._reads))
-        except OSError:  # of a directory that is gone
-            found = None
-        if found != self._known or copy_context() != self._context:
+        except OSError:
+            found = read(self._reads)
+        try:
+            is_same = found == self._known and copy_context() == self._context
+        except Exception:  # noqa: BLE001  values that cannot be compared, such as arrays
+            is_same = False
+        if not is_same:
             for name in put_back(self._known, self._context, found):
                 logger.warning("%s left another %s. It is put back.", self.owner, name)
         _thread.user_code = self._before
@@ -135,9 +146,10 @@ class UserCode:
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
-        self._put_back()
+        if getattr(_thread, "connections", self._all) is not self._all:
+            self._put_back()
         for connection, of_project in self._connections:
-            if connection.settings_dict != of_project:
+            if of_project is not None and connection.settings_dict != of_project:
                 connection.settings_dict.clear()  # those of other threads' connections, too
                 connection.settings_dict.update(of_project)
                 self._replace(connection, "with other settings")
@@ -150,8 +162,6 @@ class UserCode:
 
     def _put_back(self) -> None:
         """Put the connections back in their places, and close those found there instead."""
-        if getattr(_thread, "connections", self._all) is self._all:
-            return  # none has been opened in the place of another
         _thread.connections = self._all
         for connection in self._all:
             if (other := connections[connection.alias]) is not connection:
@@ -185,15 +195,17 @@ class UserCode:
         return execute(sql, params, many, context)
 
 
-def _watch(connection: BaseDatabaseWrapper, raw: Any) -> None:
+def _watch(raw: Any) -> None:
     """Notice statements of user code for the driver itself, which Django's wrappers do not see."""
+    if "cursor" in getattr(raw, "__dict__", ()):
+        return  # a pool hands it to one thread after another
     make = raw.cursor
 
     def cursor(*args: Any, **options: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
         user_code: UserCode | None = getattr(_thread, "user_code", None)
         if user_code is not None and not (caller.startswith(_NOT_OF_USERS) or _is_opening()):
-            user_code._touched.add(connection)
+            user_code._touched.update(each for each in all_connections() if each.connection is raw)
         return make(*args, **options)
 
     with suppress(AttributeError):  # of drivers in C
@@ -292,13 +304,17 @@ def _is_idle(connection: BaseDatabaseWrapper) -> bool:
     known = connection.__dict__.get("_autorun_session")
     if known is None or known[0] is not raw:
         known = connection.__dict__["_autorun_session"] = (raw, session)
-        _watch(connection, raw)
+        _watch(raw)
     return session is not None and bool(session == known[1])
 
 
 def connect() -> None:
-    """Know of each new connection what it is like before user code uses it."""
-    connection_created.connect(_note_opened, dispatch_uid="autorun.state.user_code")
+    """Know of each new connection what it is like before user code uses it.
+
+    A worker calls this again: what the receivers of a project do comes before.
+    """
+    connection_created.disconnect(dispatch_uid=__name__)
+    connection_created.connect(_note_opened, dispatch_uid=__name__)
 
 
 def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:

@@ -19,7 +19,7 @@ from autorun.dispatch.messages import BACKFILL, EXECUTE, named_batch
 from autorun.exceptions import UnsuitablePool
 from autorun.execution import tails
 from autorun.models import Batch, Chunk, Pulse, SpilledTrigger
-from autorun.state import draining
+from autorun.state import draining, user_code
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.environment import environment_digest
 from autorun.state.leases import FAMILY
@@ -67,6 +67,7 @@ def _prepare(sender: Any, **_: Any) -> None:
     import autorun.upkeep.rounds  # noqa: F401
     from autorun.upkeep import bootstep
 
+    user_code.connect()
     environment_digest()
     for each in analysis.registered():
         code_digest(each.function)
