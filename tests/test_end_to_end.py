@@ -1,13 +1,18 @@
 """Real workers on real brokers: from a save to a recorded result."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from celery import current_app
 from django.db import transaction
 
 from autorun.models import Chunk, Failure, Run
+from autorun.observe.doctor import messaging
 from autorun.triggers.delivery import wait_until_idle
 from tests.conftest import StartWorker
 from tests.library.models import Photo
@@ -55,6 +60,22 @@ def test_saves_changes_silent_writes_and_dependents(broker, start_worker: StartW
     assert LengthRunner().progress().succeeded == 50
     assert CaptionRunner().pending().count() == 0
     wait_for(lambda: not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists())
+
+
+def test_the_doctor_waits_for_a_worker_that_is_slow_to_answer(broker, start_worker):
+    start_worker()
+    (stats,) = current_app.control.inspect(timeout=5, limit=1).stats().values()
+    os.kill(stats["pid"], signal.SIGSTOP)
+    thaw = threading.Timer(
+        2 * messaging.ANSWER_TIMEOUTS[0], os.kill, (stats["pid"], signal.SIGCONT)
+    )
+    thaw.start()
+
+    findings = list(messaging.examine_broker())
+    thaw.join()
+
+    assert {each.level for each in findings} == {"ok"}, findings
+    assert any("listening" in each.message for each in findings)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -1,7 +1,7 @@
 """Examines the broker and the workers that listen to it."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 from celery import current_app
 
@@ -14,9 +14,11 @@ from autorun.observe.celery_app import celery_command, setting_of
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.words import duration
 
-ANSWER_TIMEOUT = 1.5  # seconds
+#: Seconds to wait for workers' answers, and once more if a queue in use still has no worker. On a
+#: machine under load, or soon after its start, a worker takes longer.
+ANSWER_TIMEOUTS = (1.5, 3.0)
 #: Seconds to wait for a broker that accepts connections but never answers, whatever the transport.
-DEADLINE = 6.0
+DEADLINE = 8.0
 
 #: What kombu raises without the client library of a broker: it may have None in its place.
 UNUSABLE = (ImportError, AttributeError)
@@ -61,9 +63,9 @@ def examine_broker() -> Iterator[Finding]:
     yield from _examine_queues(listeners)
 
 
-def _examine_queues(listeners: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+def _examine_queues(listeners: Mapping[str, Collection[str]]) -> Iterator[Finding]:
     for queue in sorted(queues_in_use()):
-        workers = listeners.get(queue, [])
+        workers = listeners.get(queue)
         if workers:
             yield ok(f"{', '.join(sorted(workers))} listening.", subject=f"queue {queue}")
             continue
@@ -104,7 +106,7 @@ def examine_visibility_timeout() -> Iterator[Finding]:
     )
 
 
-def _listeners() -> dict[str, list[str]] | None:
+def _listeners() -> dict[str, set[str]] | None:
     """Names of the workers that answer, by queue; None if workers cannot be asked."""
     # With its own time limits, so that a thread that waits for a silent broker ends soon.
     connection = open_connection()
@@ -113,11 +115,14 @@ def _listeners() -> dict[str, list[str]] | None:
         can_reach_all = getattr(connection.default_channel, "supports_fanout", True)
         if not (can_reach_all and current_app.conf.worker_enable_remote_control):
             return None
-        inspection = current_app.control.inspect(timeout=ANSWER_TIMEOUT, connection=connection)
-        found = defaultdict(list)
-        for worker, queues in (inspection.active_queues() or {}).items():
-            for queue in queues:
-                found[queue["name"]].append(worker)
+        found: dict[str, set[str]] = defaultdict(set)
+        for seconds in ANSWER_TIMEOUTS:
+            inspection = current_app.control.inspect(timeout=seconds, connection=connection)
+            for worker, queues in (inspection.active_queues() or {}).items():
+                for queue in queues:
+                    found[queue["name"]].add(worker)
+            if queues_in_use() <= found.keys():
+                break
         return found
     finally:
         close_connection(connection)
