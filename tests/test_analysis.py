@@ -392,6 +392,19 @@ class TestBind:
 
         assert configuration == {"options": {"a": [1]}, "sizes": [1]}
 
+    def test_calls_share_the_values_that_no_function_can_change(self):
+        def body(input, folder: Path, sizes: list[int]): ...
+
+        arguments, kept = declared(body).arguments, {}
+        configuration = {"folder": "/a", "sizes": [1]}
+
+        first = arguments.bind(configuration, {"input": 1}, kept=kept)
+        second = arguments.bind(configuration, {"input": 2}, kept=kept)
+
+        assert second == {"input": 2, "folder": Path("/a"), "sizes": [1]}
+        assert second["folder"] is first["folder"]
+        assert second["sizes"] is not first["sizes"]
+
     def test_a_long_value_is_shortened(self, preprocess):
         with pytest.raises(ConfigurationError) as caught:
             preprocess.analysis.arguments.bind(

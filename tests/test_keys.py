@@ -8,7 +8,7 @@ from django.db import connection, models
 from autorun import tasks
 from autorun.declare.nodes import node_of
 from autorun.models import Batch, Run
-from autorun.state.keys import KeyKind
+from autorun.state.keys import KeyKind, key_kind
 from tests.engine import declare, installed, statuses, work_off
 from tests.library.models import Country, Document, Photo
 
@@ -25,6 +25,26 @@ def test_keys_of_a_collation_of_their_own_are_not_bounded(collation):
     field = models.CharField(primary_key=True, max_length=8, db_collation=collation)
 
     assert not KeyKind(field).is_ordered_alike(connection)
+
+
+@pytest.mark.django_db
+def test_many_keys_are_one_parameter_on_postgresql():
+    """Not one for each, which would take psycopg longer than the query takes the server."""
+    rows = [Document.objects.create() for _ in range(3)]
+    keys = [row.pk for row in rows[:2]]
+
+    named = Document.objects.filter(key_kind(Document).condition(keys, "default"))
+
+    assert set(named) == set(rows[:2])
+    _, params = named.query.sql_with_params()
+    assert len(params) == (1 if connection.vendor == "postgresql" else 2)
+
+
+@pytest.mark.parametrize("pks", [[1, 2.5], ["1", "2"], []])
+def test_other_keys_are_converted_by_their_field(pks):
+    kind = KeyKind(models.BigAutoField(primary_key=True))
+
+    assert kind.condition(pks, "default") == models.Q(pk__in=pks)
 
 
 @pytest.fixture(params=COLLATIONS[connection.vendor])

@@ -65,10 +65,15 @@ class Arguments:
         return [Problem(f"The configuration of {self.owner} is of type {kind}.", "Make it a dict.")]
 
     def bind(
-        self, configuration: Mapping[str, object], inputs: Mapping[str, object]
+        self,
+        configuration: Mapping[str, object],
+        inputs: Mapping[str, object],
+        *,
+        kept: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return keyword arguments for one call, converted to their annotations.
 
+        `kept` has what the configuration's immutable values were converted to, for the next call.
         Raises `ConfigurationError` if they do not fit the signature.
         """
         # The usual case: every name is known, and none is missing.
@@ -79,14 +84,17 @@ class Arguments:
             if problems:
                 words = " ".join(f"{each.message} {each.hint}" for each in problems)
                 raise ConfigurationError(words)
-        # A function may change a list of its configuration; the next run must not see that.
-        arguments: dict[str, Any] = {}
-        for name, value in configuration.items():
-            arguments[name] = value if type(value) in _IMMUTABLE else copy.deepcopy(value)
-        arguments.update(inputs)
+        kept = {} if kept is None else kept
+        arguments: dict[str, Any] = {**configuration, **kept, **inputs}
         try:
             for name, value in arguments.items():
-                arguments[name] = self.convert(name, value)
+                if name in inputs:
+                    arguments[name] = self.convert(name, value)
+                elif name not in kept and type(value) in _IMMUTABLE:
+                    arguments[name] = kept[name] = self.convert(name, value)
+                elif name not in kept:
+                    # A function may change it; the next run must not see that.
+                    arguments[name] = self.convert(name, copy.deepcopy(value))
             return arguments
         except Mismatch as error:
             raise ConfigurationError(f"{self.owner}: argument {error}.") from None

@@ -230,9 +230,9 @@ class Interrupted(BaseException):
 class Termination:
     """Holds back SIGTERM, the signal a pool sends in its place, and Ctrl-C until a body runs.
 
-    Within `raised()` the signal ends the body with Interrupted. Elsewhere, as while results are
-    written, it only sets `was_requested`. At the end of the block it has its usual effect: it ends
-    the process, or raises KeyboardInterrupt.
+    In an `Interruptible` block the signal ends the body with Interrupted. Elsewhere, as while
+    results are written, it only sets `was_requested`. At the end of the block it has its usual
+    effect: it ends the process, or raises KeyboardInterrupt.
     """
 
     was_requested: bool = False
@@ -265,28 +265,9 @@ class Termination:
         if self.was_requested:
             signal.raise_signal(self._received)
 
-    @contextmanager
-    def raised(self) -> Iterator[None]:
-        """Let the signal end the block."""
-        self._may_raise = True
-        try:
-            if self.was_requested:
-                raise Interrupted
-            yield
-        except BaseException as error:
-            if self.was_requested:  # whatever the body made of it
-                raise Interrupted from None
-            if isinstance(error, Interrupted):  # given back, it would run again without end
-                raise RuntimeError(
-                    "The body raised Interrupted; no signal had asked for it."
-                ) from error
-            raise
-        finally:
-            self._may_raise = False
-
     def sleep(self, seconds: float) -> None:
         """Sleep until the signal arrives; it raises Interrupted."""
-        with self.raised():
+        with Interruptible(self):
             time.sleep(seconds)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -299,6 +280,33 @@ class Termination:
         self._received = signal.Signals(number)
         if self._may_raise:
             coroutines.interrupt(Interrupted())
+
+
+@dataclass
+class Interruptible:
+    """A block that the signal of a `Termination` ends. Every run enters one: no generator."""
+
+    termination: Termination
+
+    def __enter__(self) -> None:
+        try:
+            self.termination._may_raise = True
+            if self.termination.was_requested:
+                raise Interrupted
+        except Interrupted:
+            self.termination._may_raise = False
+            raise
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if error is not None and self.termination.was_requested:
+                raise Interrupted from None  # whatever the body made of it
+            if isinstance(error, Interrupted):  # given back, it would run again without end
+                raise RuntimeError(
+                    "The body raised Interrupted; no signal had asked for it."
+                ) from error
+        finally:
+            self.termination._may_raise = False
 
 
 #: `signal.signal` without its enumerations, which take longer than the rest of an alarm.

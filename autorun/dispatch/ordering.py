@@ -51,17 +51,19 @@ def _pages(
 
     Each page leaves out full batches and runners, which may have thousands of chunks.
     """
-    rows, size = _with_window(due(node_id)).exclude(pk__in=but).filter(**of_batch), FIRST_PAGE
+    size, after = FIRST_PAGE, Q()
     while not (room.is_full() or of_batch.get("batch") in room.full_batches):
-        is_usual = size == FIRST_PAGE and not (but or of_batch) and room.is_open_to_all()
-        page = _first_page(node_id=node_id) if is_usual else list(room.open_to(rows)[:size])
+        if size == FIRST_PAGE and not (but or of_batch) and room.is_open_to_all():
+            page = _first_page(node_id=node_id)
+        else:
+            rows = _with_window(due(node_id)).exclude(pk__in=but).filter(after, **of_batch)
+            page = list(room.open_to(rows)[:size])
         yield from page
         if len(page) < size:
             return
         last = page[-1]
-        rows = rows.filter(
-            Q(priority__lt=last.priority) | Q(pk__gt=last.pk), priority__lte=last.priority
-        )
+        after = Q(priority__lt=last.priority) | Q(pk__gt=last.pk)
+        after &= Q(priority__lte=last.priority)
         size *= 4
 
 

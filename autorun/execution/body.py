@@ -56,7 +56,7 @@ class Body:
         self.refused_by: RetryLater | None = None
         #: The error that ends the present call if one of its runs is cancelled.
         self.stop: list[Exception] = []
-        self._bind = partial(analysis.arguments.bind, configuration)
+        self._bind = partial(analysis.arguments.bind, configuration, kept={})
         self._encode = partial(
             encode_outputs,
             max_bytes=settings.MAX_OUTPUT_BYTES,
@@ -77,7 +77,7 @@ class Body:
             try:
                 with (
                     self._user_code,
-                    termination.raised(),
+                    interruption.Interruptible(termination),
                     interruption.time_limit(self.timeout, stop=self.stop),
                 ):
                     arguments = self._bind(self._inputs(row))
@@ -105,7 +105,11 @@ class Body:
         """Start a call beside others. Return its result if it cannot start. Raises Interrupted."""
         (assignment,) = call.assignments
         try:
-            with self._user_code, termination.raised(), interruption.time_limit(self.timeout):
+            with (
+                self._user_code,
+                interruption.Interruptible(termination),
+                interruption.time_limit(self.timeout),
+            ):
                 arguments = self._bind(self._inputs(assignment.row))
         except interruption.Interrupted:
             raise interruption.Interrupted from None
@@ -119,7 +123,11 @@ class Body:
     def going_on(self, termination: interruption.Termination) -> Iterator[None]:
         """A block in which started calls continue. Raises Interrupted."""
         try:
-            with self._user_code, termination.raised(), interruption.blocking_limited():
+            with (
+                self._user_code,
+                interruption.Interruptible(termination),
+                interruption.blocking_limited(),
+            ):
                 yield
         except interruption.Interrupted:
             raise interruption.Interrupted from None
@@ -184,7 +192,7 @@ class Body:
             try:
                 with (
                     self._user_code,
-                    termination.raised(),
+                    interruption.Interruptible(termination),
                     interruption.time_limit(self.timeout, stop=self.stop),
                 ):
                     for each in call.assignments:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery, Value
@@ -25,7 +25,14 @@ from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run
 from autorun.state.column_texts import text_of
 from autorun.state.documents import SET_TEXT
-from autorun.state.encoding import JSON, Encoder, Unencodable, checked_text, in_words
+from autorun.state.encoding import (
+    JSON,
+    Encoder,
+    Unencodable,
+    checked_float,
+    checked_text,
+    in_words,
+)
 from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
 
@@ -129,9 +136,12 @@ def fingerprint_of(representation: object) -> str:
 _FINGERPRINT_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
+def _number(value: float) -> JSON:
+    return int(value) if value.is_integer() else checked_float(value)
+
+
 class _FingerprintEncoder(Encoder):
-    def encode_float(self, value: float) -> JSON:
-        return int(value) if value.is_integer() else super().encode_float(value)
+    scalars: ClassVar = {**Encoder.scalars, float: _number}
 
 
 class Fingerprint(Func):

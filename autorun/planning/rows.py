@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from django.db import connections, models
-from django.db.models import F
+from django.db.models import F, Q
 
 from autorun.conf import settings
 from autorun.declare import hooks
@@ -75,7 +75,9 @@ def eligible_named(
     with a queryset of the caller's own.
     """
     base = hooks.base_queryset(runner) if within_base else hooks.every_row(runner)
-    named = base.filter(pk__in=list(keys))
+    pks = list(keys)
+    is_one = len(pks) == 1
+    named = base.filter(Q(pk__in=pks) if is_one else key_kind(base.model).condition(pks, base.db))
     if is_probe:
         named = without_rows(named)  # before the filter, which may read them
     return _passing(runner, named, log_level=SILENT)

@@ -4,14 +4,15 @@ import dataclasses
 import datetime as dt
 import hashlib
 import json
+import json.encoder
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set, ValuesView
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from uuid import UUID
 
 import rfc8785
@@ -71,7 +72,7 @@ def encode_outputs(
         raise in_words(error, "outputs", OutputError) from error.__cause__
     if check is not None and type(plain) is not expected:
         check(plain)
-    text = _dumps(plain)
+    text = "".join(_write(plain, 0))
     # A character takes four bytes at most.
     if 4 * len(text) > limit and (size := byte_length(text)) > limit:
         raise OutputError(
@@ -124,21 +125,51 @@ class TooMany(Unencodable):
     """More elements than the encoder may take."""
 
 
+def checked_text(text: str) -> str:
+    """Return `text`, or raise `Unencodable` if PostgreSQL would refuse it."""
+    if "\0" in text:
+        raise Unencodable("holds a NUL character, which databases refuse. Remove or escape it")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Unencodable(
+                f"holds the lone surrogate U+{ord(text[error.start]):04X}, which databases refuse. "
+                "Decode the text with its real encoding, or replace the character"
+            ) from None
+    return text
+
+
+def checked_integer(value: int) -> int:
+    if value.bit_length() > MAX_INTEGER_DIGITS * 3 and abs(value) >= 10**MAX_INTEGER_DIGITS:
+        raise Unencodable(
+            f"is an integer of more than {MAX_INTEGER_DIGITS} digits. Make it a string"
+        )
+    return value
+
+
+def checked_float(value: float) -> float:
+    if math.isfinite(value):
+        return value
+    raise Unencodable(f"is {value}, which JSON cannot hold. Replace it by None or leave it out")
+
+
+@dataclasses.dataclass
 class Encoder:
     """Turns values into plain JSON values; raises only `Unencodable`.
 
     `max_items` bounds all elements together: an array of millions is refused before it is expanded.
     """
 
-    def __init__(self, *, max_items: int = sys.maxsize) -> None:
-        self.max_items = max_items
-        self.items = 0
-        # Every run encodes its outputs, and most values are of these types.
-        self._scalars: dict[type, Callable[[Any], JSON]] = {
-            str: checked_text,
-            int: self.encode_integer,
-            float: self.encode_float,
-        }
+    #: Every run encodes its outputs, and most values are of these types.
+    scalars: ClassVar[Mapping[type, Callable[[Any], JSON]]] = {
+        str: checked_text,
+        int: checked_integer,
+        float: checked_float,
+    }
+
+    max_items: int = sys.maxsize
+    items: int = 0
 
     def encode(self, value: object) -> JSON:
         try:
@@ -151,21 +182,9 @@ class Encoder:
             # A container class of the project may raise anything while it is read.
             raise Unencodable(f"could not be read: {type(error).__name__} was raised") from error
 
-    def encode_integer(self, value: int) -> JSON:
-        if value.bit_length() > MAX_INTEGER_DIGITS * 3 and abs(value) >= 10**MAX_INTEGER_DIGITS:
-            raise Unencodable(
-                f"is an integer of more than {MAX_INTEGER_DIGITS} digits. Make it a string"
-            )
-        return value
-
-    def encode_float(self, value: float) -> JSON:
-        if math.isfinite(value):
-            return value
-        raise Unencodable(f"is {value}, which JSON cannot hold. Replace it by None or leave it out")
-
     def _encode(self, value: Any, parents: tuple[int, ...]) -> JSON:
         kind = type(value)
-        if (encode := self._scalars.get(kind)) is not None:
+        if (encode := self.scalars.get(kind)) is not None:
             return encode(value)
         if value is None or kind is bool:
             return value  # type: ignore[no-any-return]
@@ -184,9 +203,9 @@ class Encoder:
             if isinstance(value, types):
                 return checked_text(write(value))
         if isinstance(value, int):
-            return self.encode_integer(int(value))
+            return self.scalars[int](int(value))
         if isinstance(value, float):
-            return self.encode_float(float(value))
+            return self.scalars[float](float(value))
         if isinstance(value, (bytes, bytearray, memoryview)):
             raise Unencodable(
                 f"is {type(value).__name__}, which JSON cannot hold. Decode it, or save it to a "
@@ -222,7 +241,7 @@ class Encoder:
                     raise Unencodable(
                         f"occurs twice: another key is {name!r} in JSON as well. Rename one"
                     )
-                encode = self._scalars.get(type(value))
+                encode = self.scalars.get(type(value))
                 result[name] = encode(value) if encode else self._encode(value, parents)
             except Unencodable as error:
                 error.keys.append(key)
@@ -281,14 +300,17 @@ class Encoder:
         return (*parents, id(container))
 
 
+def _safe_integer(value: int) -> int:
+    if abs(value) > MAX_SAFE_INTEGER:
+        raise Unencodable(
+            "is an integer beyond ±(2**53 - 1), which JSON readers round. Make it a string and "
+            "convert it in the analysis"
+        )
+    return value
+
+
 class _ConfigurationEncoder(Encoder):
-    def encode_integer(self, value: int) -> JSON:
-        if abs(value) > MAX_SAFE_INTEGER:
-            raise Unencodable(
-                "is an integer beyond ±(2**53 - 1), which JSON readers round. Make it a string and "
-                "convert it in the analysis"
-            )
-        return value
+    scalars: ClassVar = {**Encoder.scalars, int: _safe_integer}
 
 
 def byte_length(text: str) -> int:
@@ -303,21 +325,6 @@ def qualified_name(kind: type) -> str:
 
 def _too_many(container: object, size: int) -> TooMany:
     return TooMany(f"is a {qualified_name(type(container))} of {size:,} elements")
-
-
-def checked_text(text: str) -> str:
-    """Return `text`, or raise `Unencodable` if PostgreSQL would refuse it."""
-    if "\0" in text:
-        raise Unencodable("holds a NUL character, which databases refuse. Remove or escape it")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Unencodable(
-                f"holds the lone surrogate U+{ord(text[error.start]):04X}, which databases refuse. "
-                "Decode the text with its real encoding, or replace the character"
-            ) from None
-    return text
 
 
 def _sorted(items: list[JSON]) -> list[JSON]:
@@ -345,10 +352,22 @@ def in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> Autorun
     return kind(f"{error.path(root)} {error.reason}.")
 
 
-# Of plain values, which have no circles.
-_dumps = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
-).encode
+def _writer() -> Callable[[JSON, int], Iterable[str]]:
+    """A JSON encoder of plain values, which have no circles.
+
+    `JSONEncoder.encode` makes one for each value, which takes as long as writing a small one.
+    """
+    encoder = json.JSONEncoder(
+        ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+    )
+    in_c: Any = getattr(json.encoder, "c_make_encoder", None)
+    if in_c is None:  # as on PyPy
+        return lambda plain, _: encoder.iterencode(plain)
+    write: Any = json.encoder.encode_basestring
+    return in_c(None, encoder.default, write, None, ":", ",", False, False, False)  # type: ignore[no-any-return]
+
+
+_write = _writer()
 
 
 def _too_large(limit: int) -> str:
@@ -361,7 +380,7 @@ def _too_large(limit: int) -> str:
 def _largest_key(plain: JSON) -> str:
     if not isinstance(plain, dict) or not plain:
         return ""
-    size, key = max((byte_length(_dumps(value)), key) for key, value in plain.items())
+    size, key = max((byte_length("".join(_write(value, 0))), key) for key, value in plain.items())
     largest = Unencodable("")
     largest.keys.append(key)
     return f" ({size:,} of them in {largest.path('outputs')})"

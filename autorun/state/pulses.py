@@ -3,6 +3,7 @@
 import datetime as dt
 import hashlib
 from collections.abc import Collection
+from typing import Any
 
 from django.db import IntegrityError, connections, transaction
 from django.db.models import BooleanField, Expression, ExpressionWrapper, Q, QuerySet
@@ -11,7 +12,7 @@ from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
-from autorun.state.sql import table
+from autorun.state.sql import Slot, prepared, table
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8
@@ -97,15 +98,26 @@ def hold_free(names: Collection[str]) -> set[str]:
     """
     if not locks_rows():
         return set(names)
-    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
-    pulses = Pulse.objects.filter(name__in=names).order_by("name").values_list("pk", flat=True)
-    free = pulses.select_for_update(skip_locked=skip_locked)
-    held = set(free)
-    if len(held) < len(names) and (missing := set(names) - held - set(pulses)):
-        made = [Pulse(name=name, beat_at=DatabaseNow()) for name in sorted(missing)]
-        Pulse.objects.bulk_create(made, ignore_conflicts=True)
-        held |= set(free.filter(name__in=missing))
+    held = set(_free_one(name=next(iter(names))) if len(names) == 1 else _free(name__in=names))
+    if len(held) < len(names):
+        known = Pulse.objects.filter(name__in=names).values_list("pk", flat=True)
+        if missing := set(names) - held - set(known):
+            made = [Pulse(name=name, beat_at=DatabaseNow()) for name in sorted(missing)]
+            Pulse.objects.bulk_create(made, ignore_conflicts=True)
+            held |= set(_free(name__in=missing))
     return held
+
+
+def _free(**named: Any) -> QuerySet[Any, str]:
+    """The names of those pulses that no other process locks, which are locked then."""
+    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
+    pulses = Pulse.objects.filter(**named).order_by("name").values_list("pk", flat=True)
+    return pulses.select_for_update(skip_locked=skip_locked)
+
+
+@prepared
+def _free_one() -> QuerySet[Any, str]:
+    return _free(name=Slot("name"))
 
 
 def locks_rows() -> bool:
@@ -120,7 +132,10 @@ def leave_note(name: str) -> None:
 
 def take_note(name: str) -> bool:
     """Remove the note of that name. Return whether there was one."""
-    return bool(Pulse.objects.filter(name=name)._raw_delete(settings.DATABASE))
+    connection = connections[settings.DATABASE]
+    with connection.cursor() as cursor:
+        cursor.execute(f"DELETE FROM {table(Pulse, connection)} WHERE name = %s", [name])
+        return int(cursor.rowcount) > 0
 
 
 def note(name: str, beat_at: dt.datetime | Expression) -> None:

@@ -16,7 +16,7 @@ from django.db.models import F, Q, QuerySet
 from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.declare.interruption import Interrupted, Termination
+from autorun.declare.interruption import Interrupted, Interruptible, Termination
 from autorun.declare.related import RELATED
 from autorun.dispatch.publishing import Message, publish, urgent_priority
 from autorun.exceptions import BrokerUnavailable
@@ -65,7 +65,7 @@ def plan_spilled(ids: Sequence[int], tries: int) -> int:
     held = SpilledTrigger.objects.filter(pk__in=[each.pk for each in some], tries=tries + 1)
     keys = {key for trigger in some for key in trigger.keys}
     try:
-        with Termination() as termination, _kept(held), termination.raised():
+        with Termination() as termination, _kept(held), Interruptible(termination):
             _plan(some, keys)
     except Interrupted:
         held.update(tries=tries, expires_at=None)
