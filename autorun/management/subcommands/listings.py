@@ -56,7 +56,7 @@ class Workers(Subcommand):
             self.terminal.hint("Which workers are listening: manage.py autorun doctor")
             return
         self.terminal.table(
-            ("worker", "state", "queues", "at work on", "#chunks", "oldest", "#runs", "last seen"),
+            ("=worker", "state", "queues", "at work on", "#chunks", "oldest", "#runs", "last seen"),
             [
                 (
                     *(each.name, each.state, each.queues, each.runners, f"{each.chunks:,}"),

@@ -96,14 +96,13 @@ class Terminal:
         self.console.print(Text(text, style="dim"), soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-        """Print rows under headings; a heading that starts with # is that of numbers."""
+        """Print rows under headings: those of numbers start with #, of names to copy with =."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         for heading in headings:
-            is_number = heading.startswith("#")
             table.add_column(
-                heading.removeprefix("#"),
-                justify="right" if is_number else "left",
-                no_wrap=is_number,
+                heading.lstrip("#="),
+                justify="right" if heading.startswith("#") else "left",
+                no_wrap=heading.startswith(("#", "=")),
                 overflow="fold",
             )
         for row in rows:
