@@ -11,6 +11,7 @@ from django.core.management.base import CommandError
 from django.db.models import F
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Pulse, Run
@@ -120,24 +121,61 @@ def test_a_restart_takes_a_worker_out_of_drain(echo) -> None:
 
 @pytest.mark.usefixtures("this_worker")
 def test_a_drained_worker_is_listed_for_as_long_as_it_lives(echo) -> None:
-    draining.drain(WORKER)
+    draining.drain("celery@lab-2")
     before = typed("workers")  # it may have ended, or never have been
+    draining.drain(WORKER)
     draining.look()
     confirmed = typed_json("workers")
     Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(hours=1))
 
-    assert WORKER not in before
+    assert "celery@lab-2" not in before
     assert [(each["name"], each["state"]) for each in confirmed] == [(WORKER, "drained")]
     assert workers_at_work() == []
 
 
 def test_notes_about_workers_that_have_ended_are_deleted() -> None:
     draining.drain(WORKER)
+    Pulse.objects.create(name=draining.ALIVE + WORKER, beat_at=timezone.now())
     Pulse.objects.update(beat_at=from_now(-2 * draining.KEPT))
 
     upkeep(in_any_case=True)
 
-    assert not Pulse.objects.filter(name=draining.pulse_of(WORKER)).exists()
+    assert not Pulse.objects.filter(name__endswith=WORKER).exists()
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_an_idle_worker_is_listed_and_can_be_drained(admin_client: Client) -> None:
+    (worker,) = workers_at_work()
+    page = admin_client.get(reverse("admin:autorun_node_health")).text
+    drain = reverse("admin:autorun_node_drain")
+    admin_client.post(drain, {"worker": WORKER, "confirmed": "1"})
+    (drained,) = workers_at_work()
+
+    assert (worker.name, worker.state, worker.chunks) == (WORKER, "", 0)
+    assert worker.last_seen is not None
+    assert "Drain…<span" in page
+    assert drained.state == "drained"
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_worker_that_has_ended_is_not_offered_to_be_drained(echo, admin_client: Client) -> None:
+    echo.run()
+    work_off()
+    Chunk.objects.update(worker=f"{WORKER}:abcdef:1")
+    Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(minutes=3))
+
+    (ended,) = workers_at_work()
+    page = admin_client.get(reverse("admin:autorun_node_health")).text
+    asked = admin_client.post(reverse("admin:autorun_node_drain"), {"worker": WORKER}, follow=True)
+    Chunk.objects.update(state=Chunk.State.RUNNING, finished_at=None)
+    (frozen,) = workers_at_work()
+    draining.look()
+    (back,) = workers_at_work()
+
+    assert [each.state for each in (ended, frozen, back)] == ["ended", "not answering", ""]
+    assert WORKER in page
+    assert "Drain…" not in page
+    assert "No worker of this name is running that could be drained." in asked.text
 
 
 def test_a_worker_is_draining_until_it_has_finished_its_chunks(echo) -> None:
@@ -164,7 +202,7 @@ def test_a_worker_is_draining_until_it_has_finished_its_chunks(echo) -> None:
 def test_a_name_that_no_worker_has_is_drained_with_a_hint(echo) -> None:
     told = typed("workers", "--drain", "celery@lba-1")
 
-    assert "No worker of the last ten minutes has the name celery@lba-1." in told
+    assert "No running worker has the name celery@lba-1." in told
     with pytest.raises(CommandError, match=r"Choose one of --drain and --undrain\."):
         typed("workers", "--drain", WORKER, "--undrain", WORKER)
 
@@ -188,7 +226,7 @@ def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client:
     assert f"Drain {WORKER}?" in asked
     assert (state, "</span>drained</span>" in drained) == ("drained", True)
     assert f"Worker {WORKER} takes chunks again." in undrained
-    assert "This worker has had no chunk in the last ten minutes." in unknown
+    assert "No worker of this name is running that could be drained." in unknown
     entries = LogEntry.objects.order_by("pk").values_list("object_repr", "change_message")
     assert [name for name, _ in entries] == [WORKER] * 2
     assert entries[0][1] == f"Worker {WORKER} finishes the chunks it has and takes no others."

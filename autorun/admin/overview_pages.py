@@ -112,8 +112,8 @@ class NodeAdmin(RunnerPages):
         """Ask for confirmation, then have a worker take no more chunks."""
         name = request.POST.get("worker", "")
         worker = next((each for each in workers_at_work() if each.name == name), None)
-        if worker is None:
-            messages.error(request, _("This worker has had no chunk in the last ten minutes."))
+        if worker is None or not worker.may_be_drained:
+            messages.error(request, _("No worker of this name is running that could be drained."))
         elif "confirmed" not in request.POST:
             title = _("Drain %s?") % name
             return self.render(request, "drain", title, tab="health", worker=worker)

@@ -1,4 +1,4 @@
-"""The workers that have chunks now or had some lately, by their chunks, and those drained."""
+"""The workers that are alive, by their pulses, and those that had chunks lately, by these."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ class WorkerAtWork:
     """One worker: its columns. `runs` are those it finished in the last ten minutes.
 
     `since` is the start of the chunk that it has had for longest. `state` is "draining" until a
-    drained worker has finished its chunks, then "drained", and empty for any other worker.
+    drained worker has finished its chunks, then "drained"; "ended" for a worker that is no longer
+    alive, or "not answering" if it still has chunks; and empty for any other worker.
     """
 
     name: str
@@ -33,9 +34,17 @@ class WorkerAtWork:
     last_seen: dt.datetime | None
     state: str
 
+    @property
+    def may_be_drained(self) -> bool:
+        return not self.state
+
+    @property
+    def is_drained(self) -> bool:
+        return self.state in ("draining", "drained")
+
 
 def workers_at_work() -> list[WorkerAtWork]:
-    """The workers, by name; two queries. Without work for ten minutes, only drained ones stay."""
+    """The workers, by name: those alive, and those with work within ten minutes. Three queries."""
     is_running = Q(state=Chunk.State.RUNNING)
     ended = Q(state=Chunk.State.FINISHED, finished_at__gte=from_now(-RATE_SECONDS))
     chunks: Any = Chunk.objects.unfolded().filter(is_running | ended).exclude(worker="")
@@ -53,19 +62,35 @@ def workers_at_work() -> list[WorkerAtWork]:
     for worker, *row in found:
         # A process's name is its worker's, with two more parts.
         workers.setdefault(worker.rsplit(":", 2)[0], []).append(tuple(row))
-    drained = draining.drained()
-    for pulse, is_confirmed in drained.items():
-        if is_confirmed and (worker := draining.worker_of(pulse)):
+    drained, seen = draining.drained(), draining.seen()
+    alive = [pulse for pulse, (_, is_recent) in seen.items() if is_recent]
+    for pulse in (*alive, *(pulse for pulse, is_confirmed in drained.items() if is_confirmed)):
+        if worker := draining.worker_of(pulse):
             workers.setdefault(worker, [])
-    return [
-        _worker(name, rows, is_drained=draining.pulse_of(name) in drained)
-        for name, rows in sorted(workers.items())
-    ]
+    found = []
+    for name, rows in sorted(workers.items()):
+        pulse = draining.pulse_of(name)
+        at, is_alive = seen.get(pulse, (None, True))
+        found.append(_worker(name, rows, at, is_alive=is_alive, is_drained=pulse in drained))
+    return found
 
 
-def _worker(name: str, rows: list[tuple[Any, ...]], *, is_drained: bool) -> WorkerAtWork:
+def _worker(
+    name: str,
+    rows: list[tuple[Any, ...]],
+    seen_at: dt.datetime | None,
+    *,
+    is_alive: bool,
+    is_drained: bool,
+) -> WorkerAtWork:
     queues, runners, running, since, runs, last = zip(*rows, strict=True) if rows else [()] * 6
     starts = [each for each in since if each is not None]
+    times = [each for each in (*last, *starts, seen_at) if each is not None]
+    state = ""
+    if not is_alive:
+        state = _("not answering") if sum(running) else _("ended")
+    elif is_drained:
+        state = _("draining") if sum(running) else _("drained")
     return WorkerAtWork(
         name=name,
         queues=", ".join(sorted(set(map(queue_name, queues)))),
@@ -73,6 +98,6 @@ def _worker(name: str, rows: list[tuple[Any, ...]], *, is_drained: bool) -> Work
         chunks=sum(running),
         since=min(starts, default=None),
         runs=sum(runs),
-        last_seen=max([*(each for each in last if each is not None), *starts], default=None),
-        state="" if not is_drained else _("draining") if sum(running) else _("drained"),
+        last_seen=max(times, default=None),
+        state=state,
     )

@@ -1,26 +1,31 @@
-"""Drained workers: they finish the chunks they have, and start no others until they are restarted.
+"""Workers that are alive, and drained ones: these start no more chunks until they are restarted.
 
-A pulse notes that a worker is drained. The worker's processes read it when they are about to start
-a chunk, and its upkeep before every round. The main process uses no database: a byte of memory,
-which it shares with the processes it forks, tells it to stop consuming autorun's queues.
+A pulse of each worker notes when it was last seen. Another one notes that a worker is drained. The
+worker's processes read it when they are about to start a chunk, and its upkeep before every round.
+The main process uses no database: a byte of memory, which it shares with the processes it forks,
+tells it to stop consuming autorun's queues.
 """
 
+import datetime as dt
 import hashlib
 import mmap
 from enum import IntEnum
 
 from django.db.models import BooleanField, ExpressionWrapper, Q
 
+from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import DatabaseNow, from_now
 
-PREFIX = "drain:"
+PREFIX, ALIVE = "drain:", "alive:"
 #: The width of the column.
 LONGEST_NAME = 64
 #: Seconds until a worker that confirms its note no more is taken to have ended, and until the note
 #: is deleted.
 CONFIRMED_WITHIN = 600.0
 KEPT = 86_400.0
+#: Intervals of upkeep, and at least so many seconds, within which a worker shows that it lives.
+ALIVE_TURNS, LEAST_SILENCE = 30, 60.0
 
 
 class _State(IntEnum):
@@ -62,6 +67,15 @@ def drained() -> dict[str, bool]:
     return dict(noted.values_list("name", "is_confirmed"))
 
 
+def seen() -> dict[str, tuple[dt.datetime, bool]]:
+    """When each worker was last seen, and whether that is recent, by the name of its pulse."""
+    patience = max(LEAST_SILENCE, ALIVE_TURNS * settings.UPKEEP_INTERVAL)
+    is_recent = ExpressionWrapper(Q(beat_at__gt=from_now(-patience)), output_field=BooleanField())
+    noted = Pulse.objects.filter(name__startswith=ALIVE).annotate(is_recent=is_recent)
+    found = noted.values_list("name", "beat_at", "is_recent")
+    return {PREFIX + name.removeprefix(ALIVE): (at, is_new) for name, at, is_new in found}
+
+
 def pulse_of(worker: str) -> str:
     """The name of a worker's pulse; a digest stands for the worker's own if it is too long."""
     if len(PREFIX + worker) > LONGEST_NAME:
@@ -91,9 +105,15 @@ def has_begun() -> bool:
 
 
 def look() -> None:
-    """Read and confirm the note about this worker. One from before its start is taken away."""
+    """Note that this worker is alive, and read and confirm the note that drains it.
+
+    One from before its start is taken away.
+    """
     if not own:
         return
+    alive = Pulse(name=ALIVE + own.removeprefix(PREFIX), beat_at=DatabaseNow())
+    if not Pulse.objects.filter(name=alive.name).update(beat_at=DatabaseNow()):
+        Pulse.objects.bulk_create([alive], ignore_conflicts=True)
     if _shared[0] == _State.STARTING:
         Pulse.objects.filter(name=own).delete()
         _shared[0] = _State.OPEN
@@ -105,4 +125,5 @@ def look() -> None:
 
 def forget_ended() -> None:
     """Delete the notes about workers that have ended."""
-    Pulse.objects.filter(name__startswith=PREFIX, beat_at__lt=from_now(-KEPT)).delete()
+    is_noted = Q(name__startswith=PREFIX) | Q(name__startswith=ALIVE)
+    Pulse.objects.filter(is_noted, beat_at__lt=from_now(-KEPT)).delete()

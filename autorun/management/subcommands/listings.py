@@ -25,7 +25,7 @@ LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 
 
 class Workers(Subcommand):
-    """Show the workers of the last ten minutes: their chunks now, and the runs they finished.
+    """Show the workers: their chunks now, and the runs they finished within ten minutes.
 
     A drained worker finishes the chunks it has and takes no others. A restart undoes the drain.
     """
@@ -49,10 +49,10 @@ class Workers(Subcommand):
             self.terminal.say((worker, "bold"), outcome)
         found = workers_at_work()
         if (worker := options["drain"]) and worker not in {each.name for each in found}:
-            self.terminal.hint(f"No worker of the last ten minutes has the name {worker}.")
+            self.terminal.hint(f"No running worker has the name {worker}.")
         self.terminal.json([asdict(each) for each in found])
         if not found:
-            self.terminal.say("No worker has run a chunk in the last ten minutes.")
+            self.terminal.say("No worker is running.")
             self.terminal.hint("Which workers are listening: manage.py autorun doctor")
             return
         self.terminal.table(
