@@ -36,7 +36,8 @@ INSISTENCE = 1.0
 
 def can_use_signals() -> bool:
     """Whether this thread can be interrupted: the main one, of a process that has SIGALRM."""
-    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    is_main = threading.get_ident() == threading.main_thread().ident
+    return is_main and hasattr(signal, "setitimer")
 
 
 def too_long(seconds: float, message: str = "") -> RunTimeout:

@@ -124,7 +124,7 @@ def _check_members(annotation: Any, members: Mapping[str, Any], value: Any) -> N
     if unknown and not hasattr(annotation, "model_fields"):  # pydantic computes some
         raise OutputError(f"outputs of {annotation.__qualname__} have no key {unknown[0]!r}.")
     for key, member in members.items():
-        if key in value:
+        if key in value and type(value[key]) is not member:
             _check_element(value[key], member, key)
 
 
@@ -132,8 +132,10 @@ def _check_mapping(_: type, annotation: Any, arguments: tuple[Any, ...], value: 
     if not isinstance(value, dict):
         raise Mismatch(value, annotation)
     if len(arguments) == 2:
+        element = arguments[1]
         for key, each in value.items():
-            _check_element(each, arguments[1], key)
+            if type(each) is not element:
+                _check_element(each, element, key)
 
 
 def _check_list(kind: type, annotation: Any, arguments: tuple[Any, ...], value: Any) -> None:
@@ -148,12 +150,12 @@ def _check_list(kind: type, annotation: Any, arguments: tuple[Any, ...], value: 
     else:
         elements = (arguments[0] if arguments else Any,) * len(value)
     for index, (each, element) in enumerate(zip(value, elements, strict=True)):
-        _check_element(each, element, index)
+        if type(each) is not element:
+            _check_element(each, element, index)
 
 
 def _check_element(value: Any, annotation: Any, key: object) -> None:
-    if type(value) is annotation:  # the usual case
-        return
+    """Check a value that is not simply of the type `annotation`, as most are."""
     try:
         _check(value, annotation)
     except Mismatch as error:

@@ -37,6 +37,7 @@ from autorun.state.user_code import UserCode
 
 #: The reason why a row is not applicable is cut to this size.
 MAX_REASON_BYTES = 1_000
+_STATUS_NAMES = {status: status.name.lower() for status in Run.Status}
 
 
 class Body:
@@ -93,7 +94,7 @@ class Body:
                 run=result.run_id,
                 key=row.key,
                 attempt=result.attempts,
-                status=result.status.name.lower(),
+                status=_STATUS_NAMES[result.status],
             )
             if result.failure is not None:
                 span.fail(result.failure)

@@ -337,8 +337,8 @@ class Work:
                 self._output_bytes += len(outputs if outputs.isascii() else outputs.encode())
                 if result.seconds is not None:
                     self.seconds.append(result.seconds)
-                is_prepared = assignment.row.error is None
-                if is_prepared and result.fingerprint != assignment.run.fingerprint:
+                has_changed = result.fingerprint != assignment.run.fingerprint
+                if has_changed and assignment.row.error is None:
                     self.unexpected.append(assignment.row.key)
                 if result.status == Run.Status.SUCCEEDED:
                     self.succeeded.append(assignment.row.key)
