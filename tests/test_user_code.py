@@ -212,6 +212,17 @@ def test_a_connection_that_it_removes_or_replaces_is_put_back(leave, caplog):
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_connection_whose_driver_it_sets_up_otherwise_is_replaced():
+    connection.ensure_connection()
+    before = connection.connection
+
+    with UserCode("a.Runner"):
+        leftovers.leave("driver_attributes")
+
+    assert connection.connection is not before
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_session_that_is_set_up_as_its_connection_opens_is_as_the_project_has_it(is_ours, caplog):
     """In a connection that user code is the first to use, too."""

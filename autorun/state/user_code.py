@@ -296,7 +296,8 @@ def _is_idle(connection: BaseDatabaseWrapper) -> bool:
     try:
         session: object
         if connection.vendor == "sqlite":
-            session = None if raw.in_transaction else (raw.row_factory, raw.text_factory)
+            session = (raw.row_factory, raw.text_factory, raw.isolation_level)
+            session = None if raw.in_transaction else session
         else:
             session = _SESSIONS[connection.vendor](raw)
     except Exception:  # noqa: BLE001  it was closed behind Django's back
@@ -339,7 +340,8 @@ def _session_on_postgresql(raw: Any) -> object:
         return [raw.cursor_factory] if is_idle else None
     if not raw.autocommit or pgconn.transaction_status != _IDLE:
         return None
-    return [raw.row_factory, raw.cursor_factory, *map(pgconn.parameter_status, _REPORTED)]
+    of_driver = (raw.row_factory, raw.cursor_factory, raw.isolation_level, raw.read_only)
+    return [*of_driver, *map(pgconn.parameter_status, _REPORTED)]
 
 
 def _session_on_mariadb(raw: Any) -> object:
@@ -347,7 +349,7 @@ def _session_on_mariadb(raw: Any) -> object:
     if status is None:  # mysqlclient: only statements would tell more
         return raw.get_autocommit() or None
     is_idle = raw.open and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
-    return raw.cursorclass if is_idle else None
+    return (raw.cursorclass, raw.charset) if is_idle else None
 
 
 #: What the driver reports of a session, and of what its cursors return; None if it is not idle.

@@ -100,6 +100,18 @@ def _have_rows_as_dicts() -> None:
         raw.cursorclass = pymysql.cursors.DictCursor
 
 
+def _set_up_by_the_driver() -> None:
+    """Attributes of the driver's connection, for all transactions and texts from now on."""
+    connection.ensure_connection()
+    raw = connection.connection
+    if connection.vendor == "sqlite":
+        raw.isolation_level = "IMMEDIATE"
+    elif connection.vendor == "postgresql":
+        raw.read_only = True
+    else:
+        raw.set_character_set("latin1")
+
+
 def _hold_from_another_thread() -> None:
     """The connection of another thread stays open in a transaction."""
 
@@ -133,6 +145,7 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "another": _put_another_in_its_place,
     "another_open": _put_an_open_one_in_its_place,
     "factory": _have_rows_as_dicts,
+    "driver_attributes": _set_up_by_the_driver,
     "event_loop": lambda: asyncio._set_running_loop(object()),
     "language": lambda: translation.activate("ar"),
     "directory": lambda: os.chdir("/"),
