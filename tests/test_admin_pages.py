@@ -815,14 +815,16 @@ def tabs(page: str) -> dict[str, str]:
     return {name: " ".join(words) for name, *words in found}
 
 
-def test_tabs_have_counts(runner, admin_client) -> None:
+@pytest.mark.parametrize("name", ["batches", "run"])
+def test_tabs_have_counts(name, runner, admin_client) -> None:
+    address = addresses()[name]
     pulses.note("upkeep", timezone.now())
     Failure.objects.all().delete()
-    page = admin_client.get(reverse("admin:autorun_batch_changelist")).text
+    page = admin_client.get(address).text
     done = {"state": Chunk.State.FINISHED, "superseded_failed": F("failed")}
     Chunk.objects.update(**done, cancelled=F("size") - F("succeeded") - F("failed"))
     Batch.objects.update(state=Batch.State.FINISHED)
-    quiet = admin_client.get(reverse("admin:autorun_batch_changelist")).text
+    quiet = admin_client.get(address).text
 
     assert tabs(page) == {
         "Overview": "",

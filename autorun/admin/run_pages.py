@@ -25,8 +25,8 @@ from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
 from autorun.models import Run
+from autorun.observe.explanation import with_context
 from autorun.observe.failures import exception_classes
-from autorun.observe.glance import Tally
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
 from autorun.observe.run_states import STATES, stale_among, state_of
@@ -159,7 +159,6 @@ class RunAdmin(ActingOnRuns):
             request,
             "run",
             _("%(version)s on %(row)s") % {"version": run.node, "row": seen.name},
-            tally=Tally(),  # its own queries are as many as a page may have
             run=run,
             state=state_of(run),
             is_unfinished=run.status == Run.Status.PENDING,
@@ -197,8 +196,8 @@ class RunAdmin(ActingOnRuns):
         return HttpResponse(found or "", content_type="text/plain; charset=utf-8", headers=headers)
 
     def _get(self, run_id: int) -> Run:
-        found = Run.objects.select_related("node", "chunk", "chunk__batch")
-        run = found.defer("chunk__batch__scope").filter(pk=run_id).first()
+        found = with_context(Run.objects.filter(pk=run_id)).prefetch_related("failures")
+        run: Run | None = found.first()
         if run is None:
             raise Http404(f"There is no run {run_id}. Superseded runs are pruned with time.")
         return run

@@ -69,8 +69,11 @@ def story_of(
     shows_messages: bool,
     is_hidden: bool = False,
 ) -> Story:
-    """The story; `others` are the other runs of its row, `instance` is None if gone or hidden."""
-    failures = list(run.failures.order_by("attempt"))
+    """The story of a run `with_context`; `others` are the other runs of its row.
+
+    `instance` is None if the row is gone or hidden.
+    """
+    failures = sorted(run.failures.all(), key=lambda each: each.attempt)
     if is_hidden:
         now = _("You do not have permission to see this row, so its details are hidden.")
     else:
@@ -105,11 +108,13 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
     return list(runs.select_related("node", "chunk").defer("outputs").order_by("pk"))
 
 
-def explanation_of(runner: Runner, instance: Any, *, shows_messages: bool) -> Explanation:
+def explanation_of(
+    runner: Runner, instance: Any, *, shows_messages: bool, run: Run | None = None
+) -> Explanation:
     """Why the row is pending or not; the code is "unknown" if the project's own hooks raise."""
     try:
         with spent(f"The query for the row of {runner.label}"):
-            return explain(runner, instance, quotes=shows_messages)
+            return explain(runner, instance, quotes=shows_messages, run=run)
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return Explanation(False, "unknown", _("It cannot be explained: %s") % bare_message(error))
 
@@ -175,7 +180,7 @@ def _now(
     if node_id != run.node_id:
         told = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
         return told % {"runner": runner.label, "version": runner.get_analysis()}
-    return explanation_of(runner, instance, shows_messages=shows_messages).reason
+    return explanation_of(runner, instance, shows_messages=shows_messages, run=run).reason
 
 
 def _superseded(run: Run, others: Sequence[Run]) -> str:

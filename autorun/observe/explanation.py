@@ -56,19 +56,28 @@ class Explanation:
         return self.reason
 
 
-def explain(runner: Runner, instance: Any, *, quotes: bool = True) -> Explanation:
+def explain(
+    runner: Runner, instance: Any, *, quotes: bool = True, run: Run | None = None
+) -> Explanation:
     """Why `instance` is pending or not; without `quotes`, in autorun's own words alone.
 
-    Raises TypeError for an instance of another model.
+    `run` is its current run, of `with_context`, if the caller has it. Raises TypeError for an
+    instance of another model.
     """
     token = _quotes.set(quotes)
     try:
-        return _explained(runner, instance)
+        return _explained(runner, instance, run)
     finally:
         _quotes.reset(token)
 
 
-def _explained(runner: Runner, instance: Any) -> Explanation:
+def with_context(runs: Any) -> Any:
+    """The runs with all that an explanation says of them but their failures; one query."""
+    runs = runs.select_related("chunk", "chunk__batch", "node")
+    return runs.annotate(kept_at=_last_success_at()).defer("chunk__batch__scope")
+
+
+def _explained(runner: Runner, instance: Any, run: Any) -> Explanation:
     model = runner.get_model()
     if not isinstance(instance, concrete(runner.get_model())):
         raise TypeError(
@@ -85,9 +94,7 @@ def _explained(runner: Runner, instance: Any) -> Explanation:
         }
         code = "unsaved" if instance._state.adding else "deleted"
         return Explanation(False, code, told[code])
-    runs = _runs(runner, key).current().select_related("chunk", "chunk__batch", "node")
-    runs = runs.annotate(kept_at=_last_success_at())
-    run = runs.defer("chunk__batch__scope").first()
+    run = run or with_context(_runs(runner, key).current()).first()
     if run is None or run.status != Run.Status.PENDING:
         row = _loaded(runner, key, within_base=True)
     else:
@@ -352,8 +359,7 @@ def kept_result(run: Any) -> str:
 
 
 def last_failure(run: Run) -> Failure | None:
-    failure: Failure | None = Failure.objects.filter(run=run).order_by("-attempt").first()
-    return failure
+    return max(run.failures.all(), key=lambda each: each.attempt, default=None)
 
 
 def _runs(runner: Runner, key: Key) -> Any:
