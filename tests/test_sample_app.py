@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db.models.signals import post_save
+from django.test import Client
 
 from autorun.outputs import with_outputs
 from sample_app.analyses import preprocess, preprocess_foreground
@@ -251,3 +252,7 @@ def test_descriptions_are_embedded_by_batch_as_by_row(monkeypatch: pytest.Monkey
         "knee joint": ([13, 1], [13, 1]),
         "": (None, None),
     }
+
+
+def test_the_icon_that_browsers_ask_for_is_no_error_in_their_console(client: Client) -> None:
+    assert client.get("/favicon.ico").status_code == 204

@@ -110,5 +110,5 @@ def _with_policy(route: Any) -> None:
 
 
 def _note(page: Any, said: Any) -> None:
-    if said.type in ("error", "warning") and "favicon" not in said.location.get("url", ""):
+    if said.type in ("error", "warning"):
         page.complaints.append(said.text)
