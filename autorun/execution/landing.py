@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 from django.db import OperationalError, connections
-from django.db.models import Field, Model
+from django.db.models import Field, Model, QuerySet
 
 from autorun.conf import settings
 from autorun.declare.base import Runner
@@ -69,7 +69,14 @@ class Unlanded:
         self._node_id = node_id
 
     def land(self, results: Sequence[Result]) -> None:
-        Node.objects.filter(pk=self._node_id).update(unlanded_at=DatabaseNow())
+        note_unlanded(Node.objects.filter(pk=self._node_id))
+
+
+def note_unlanded(nodes: QuerySet[Node]) -> None:
+    """Note, within the caller's transaction, that the nodes' outputs until now are not landed."""
+    # The time of a statement that waits for the lock would be from before the wait.
+    list(nodes.select_for_update().order_by("pk").values_list("pk"))
+    nodes.update(unlanded_at=DatabaseNow())
 
 
 class Landing:
