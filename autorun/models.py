@@ -192,7 +192,7 @@ class Chunk(Table):
     State: TypeAlias = ChunkState
     #: Its unfinished runs, in a queryset of chunks.
     RUNS_LEFT: ClassVar = F("size") - F("succeeded") - F("failed") - F("cancelled") - F("moved")
-    #: When its worker read it: whether a more urgent one was queued, others of its node waited, and
+    #: Read with a queued chunk: whether a more urgent one is queued, others of its node wait, and
     #: the worker is drained.
     is_preceded = is_followed = is_refused = False
 
@@ -322,9 +322,9 @@ class Build(Table):
 class Run(Table):
     """One row, processed or to be processed once by one node.
 
-    At most one run of a node and row is *current*: that for the row's last input. Its `is_current`
-    is True; on the others it is NULL, which a unique constraint ignores. `object_id` names the row,
-    or `object_key` if its primary key is not an integer.
+    At most one run of a node and row is *current*: the one for the row's latest input. Its
+    `is_current` is True; on the others it is NULL, which a unique constraint ignores. `object_id`
+    names the row, or `object_key` if its primary key is not an integer.
     """
 
     Status: TypeAlias = RunStatus

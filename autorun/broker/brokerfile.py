@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autorun.broker import diskspace
-from autorun.broker.diskspace import draining
+from autorun.broker.diskspace import with_reserve
 from autorun.broker.sharedfile import SharedFile
 from autorun.state.logs import get_logger
 
@@ -140,7 +140,7 @@ class BrokerFile(SharedFile):
             self._stopped.set()
         super().__del__()
 
-    @draining
+    @with_reserve
     def open(self) -> None:
         super().open()
 
@@ -166,7 +166,7 @@ class BrokerFile(SharedFile):
         with self.writing() as handle:
             _put(handle, [queue], payload=payload, priority=priority, ttl=ttl)
 
-    @draining
+    @with_reserve
     def put_fanout(self, exchange: str, payload: str, *, priority: int, ttl: float | None) -> None:
         """Append the message to every queue bound to the exchange.
 
@@ -180,7 +180,7 @@ class BrokerFile(SharedFile):
             queues = [queue for (queue,) in bound.fetchall()]
             _put(handle, queues, payload=payload, priority=priority, ttl=ttl)
 
-    @draining
+    @with_reserve
     def lease(self, queue: str) -> LeasedMessage | None:
         """Lease the next message of the queue: highest priority first, oldest first."""
         parameters: dict[str, Any] = {"queue": queue, "now": time.time()}
@@ -215,7 +215,7 @@ class BrokerFile(SharedFile):
         """Count the messages that wait in the queue."""
         return int(self.rows(COUNT, {"queue": queue, "now": time.time()})[0][0])
 
-    @draining
+    @with_reserve
     def purge(self, queue: str) -> int:
         """Delete the messages that wait in the queue; return their number."""
         with self.writing() as handle:
@@ -225,7 +225,7 @@ class BrokerFile(SharedFile):
 
     # Queues and bindings
 
-    @draining
+    @with_reserve
     def declare(
         self, queue: str, *, message_ttl: float | None, idle_limit: float | None, idle: bool
     ) -> None:
@@ -239,13 +239,13 @@ class BrokerFile(SharedFile):
     def is_declared(self, queue: str) -> bool:
         return bool(self.rows("SELECT 1 FROM queue WHERE name = ?", (queue,)))
 
-    @draining
+    @with_reserve
     def drop(self, queue: str) -> None:
         """Delete the queue with its bindings and messages."""
         with self.writing() as handle:
             _drop(handle, queue)
 
-    @draining
+    @with_reserve
     def bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         with self.writing() as handle:
             handle.execute(
@@ -253,7 +253,7 @@ class BrokerFile(SharedFile):
                 (exchange, routing_key, pattern, queue),
             )
 
-    @draining
+    @with_reserve
     def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
         with self.writing() as handle:
             handle.execute(
@@ -267,7 +267,7 @@ class BrokerFile(SharedFile):
             "SELECT routing_key, pattern, queue FROM binding WHERE exchange = ?", (exchange,)
         )
 
-    @draining
+    @with_reserve
     def consume(self, queue: str) -> None:
         """Keep the queue from expiring while this consumer lives."""
         self.consumed.add(queue)
@@ -285,7 +285,7 @@ class BrokerFile(SharedFile):
                 f" {self.lease_seconds:g} s, or its queue or the file was replaced. Connect again."
             )
 
-    @draining
+    @with_reserve
     def beat(self) -> None:
         """Renew the lease and the consumed queues, and clean up after dead consumers."""
         with self._lock:
@@ -357,7 +357,7 @@ class BrokerFile(SharedFile):
             ).start()
         return int(self.owner or 0)
 
-    @draining
+    @with_reserve
     def _change_leased(self, message: int, *statements: str) -> None:
         with self._lock:
             if self.owner is not None:

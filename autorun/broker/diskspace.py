@@ -22,7 +22,7 @@ class DiskFull(sqlite3.OperationalError):
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def draining(method: Method) -> Method:
+def with_reserve(method: Method) -> Method:
     """If the disk is full, call the method again after `use_reserve()`."""
 
     @wraps(method)

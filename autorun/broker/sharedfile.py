@@ -123,7 +123,7 @@ class SharedFile:
                 return
 
     def _missing(self, handle: sqlite3.Connection) -> list[str]:
-        """Statements of the layout not yet in the file; ValueError if it is another's file."""
+        """Statements of the layout not yet in the file; ValueError if it is not a broker's file."""
         advice = f"Name another file for the broker, or delete {self.path} if it is not needed"
         try:
             # First: another process may be about to commit the whole layout with its marks.

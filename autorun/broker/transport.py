@@ -16,12 +16,12 @@ or by its consumer, is moved to the table `dead_letter`.
 A commit survives the death of any process. A power cut may lose the last commits, but does not
 damage the file.
 
-Transport options (Celery's `broker_transport_options`), in seconds but for the last:
+Transport options (Celery's `broker_transport_options`), in seconds except for the last:
 
 - `polling_interval` (0.1): how long a consumer that found nothing waits before it checks again. An
   acknowledgement makes it check at once. If tasks are acknowledged late (`acks_late`) and shorter
   than the interval, a `worker_prefetch_multiplier` of at least 4, the default, keeps the pool busy;
-- `lease` (30): how long after its last heartbeat a consumer counts as dead;
+- `lease` (30): how long a consumer may be without a heartbeat before it counts as dead;
 - `busy_timeout` (10): how long to wait for other writers before "database is locked", which Celery
   retries;
 - `max_message_bytes` (16 MiB): the sender of a larger message gets an error.
@@ -49,7 +49,7 @@ from autorun.state.masking import masked
 
 logger = get_logger("autorun.broker.transport")
 
-# In a URL; quotes and spaces in a password would end it.
+# Not escaped in a URL that is shown. Quotes and spaces are: they would end the masked password.
 _PLAIN = ":/@%?#[]=&+$,;!*()~"
 
 # Raised by JSON, by kombu's decoders of dates and bodies, and for a missing or misplaced key.
@@ -186,7 +186,7 @@ class Channel(virtual.Channel):
         try:
             callback(message, queue)
         except UNREADABLE as error:
-            # Celery's worker ends at a task message of another shape, and so would the next one.
+            # A malformed task message ends Celery's worker, and would end the next worker as well.
             virtual.QoS.ack(self.qos, tag)
             self._bury(tag, queue, error)
 

@@ -46,7 +46,7 @@ class Written(Table):
 
     On PostgreSQL one note stands for all rows of a statement whose keys are consecutive integers.
 
-    Its id tells nothing about the order of commits: a transaction that began early may end late.
+    Ids do not follow the order of commits: a transaction that began early may end late.
     """
 
     class Operation(models.TextChoices):
@@ -85,7 +85,7 @@ class BatchRow(Table):
 
 
 class Pulse(Table):
-    """The last time that something regular happened; also a lock by name."""
+    """The last time that a periodic job ran; also a lock or a note by name."""
 
     name = models.CharField(max_length=64, primary_key=True)
     beat_at = models.DateTimeField()
