@@ -11,6 +11,7 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.planning import batches
 from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
+from autorun.state import pulses
 from autorun.triggers import on_schedule
 from autorun.upkeep.folding import fold
 from sample_app.models import Scan
@@ -144,6 +145,7 @@ def lively() -> QuerySetRunner:
         if not is_busy:
             Batch.objects.filter(pk=batch.pk).delete()
     add_scans(14, first=2_000)
+    pulses.note("upkeep", timezone.now())  # a worker is running
     on_schedule.sync()
     return ScanPreprocessingRunner()
 
