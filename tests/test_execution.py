@@ -11,8 +11,9 @@ from contextlib import suppress
 from itertools import repeat
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.db.models import F, Q
+from django.test.utils import CaptureQueriesContext
 
 from autorun import tasks
 from autorun.control import interventions
@@ -788,4 +789,19 @@ def test_async_bodies_run(documents, async_body):
         runner().run()
         work_off()
 
+    assert statuses() == [Run.Status.SUCCEEDED] * 4
+
+
+def test_recording_successes_leaves_the_indexed_columns_of_runs_alone(documents):
+    """SQLite would write their indexes anew, although the values are the same."""
+    runner = declare(lambda value: None)
+
+    with installed(runner), CaptureQueriesContext(connection) as queries:
+        runner().run()
+        work_off()
+
+    changes = [each["sql"].partition(" SET ")[2].partition("build_id")[0] for each in queries]
+    [recorded] = [each for each in changes if "s.new_outputs" in each]
+    assert "chunk_id =" not in recorded
+    assert "is_current =" not in recorded
     assert statuses() == [Run.Status.SUCCEEDED] * 4

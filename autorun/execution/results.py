@@ -136,18 +136,20 @@ _PENDING_IN_CHUNK = f"+chunk_id = %s AND status = {Run.Status.PENDING:d}"
 #: Makes a run what its row `s` of the results says, by vendor.
 _CHANGES = {
     vendor: (
-        f"is_current = CASE WHEN s.new_status = {Run.Status.CANCELLED:d} THEN NULL "
-        "ELSE is_current END, "
         "status = s.new_status, attempts = s.new_attempts, "
         f"fingerprint = CASE WHEN fingerprint = '{RETIRED}' THEN fingerprint "
         "ELSE s.new_fingerprint END, "
-        "chunk_id = s.new_chunk, "
         f"outputs = s.new_outputs{'::jsonb' if vendor == 'postgresql' else ''}, "
         "seconds = s.new_seconds, "
         f"finished_at = CASE WHEN s.new_status = {Run.Status.PENDING:d} THEN NULL ELSE {now} END"
     )
     for vendor, now in NOW_SQL.items()
 }
+#: If a run is cancelled or moved. SQLite writes indexed columns anew even if they stay as they are.
+_CHANGES_OF_UNFINISHED = (
+    f", is_current = CASE WHEN s.new_status = {Run.Status.CANCELLED:d} THEN NULL "
+    "ELSE is_current END, chunk_id = s.new_chunk"
+)
 _COLUMNS = {
     "run_id": "bigint",
     "new_status": "smallint",
@@ -177,7 +179,8 @@ def record(
     database has forgotten earlier results, the chunk waits for a worker to repeat them. Raises
     LeaseLost, with nothing written, if the chunk has another worker now.
     """
-    is_moving = Run.Status.PENDING in map(_status_of, results)
+    statuses = set(map(_status_of, results))
+    is_moving = Run.Status.PENDING in statuses
     new_chunks = _new_chunks(lease.chunk, results, size=size) if is_moving else []
     is_stored = landing is None or landing.keeps_outputs
     source = _as_source(lease.chunk, results, new_chunks, is_stored=is_stored)
@@ -185,6 +188,8 @@ def record(
     if build is not None:
         built_by = f"CASE WHEN s.new_seconds IS NULL THEN NULL ELSE {build:d} END"
     changes = f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}"
+    if is_moving or Run.Status.CANCELLED in statuses:
+        changes += _CHANGES_OF_UNFINISHED
     recording = _Recording(lease, results, tally, new_chunks, source, changes, is_last, landing)
     return repeated_on_conflict(recording.attempt, is_idempotent=True)
 
