@@ -1,4 +1,4 @@
-"""The workers that are alive, by their pulses, and those that had chunks lately, by these."""
+"""The workers: those that are alive, by their pulses, and others by their recent chunks."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class WorkerAtWork:
 
 
 def workers_at_work() -> list[WorkerAtWork]:
-    """The workers, by name: those alive, and those with work within ten minutes. Three queries."""
+    """The workers that are alive or worked in the last ten minutes, by name; three queries."""
     is_running = Q(state=Chunk.State.RUNNING)
     ended = Q(state=Chunk.State.FINISHED, finished_at__gte=from_now(-RATE_SECONDS))
     chunks: Any = Chunk.objects.unfolded().filter(is_running | ended).exclude(worker="")

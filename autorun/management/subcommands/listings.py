@@ -25,7 +25,7 @@ LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 
 
 class Workers(Subcommand):
-    """Show the workers: their chunks now, and the runs they finished within ten minutes.
+    """Show the workers: their chunks now, and the runs they finished in the last ten minutes.
 
     A drained worker finishes the chunks it has and takes no others. A restart undoes the drain.
     """
