@@ -21,7 +21,7 @@ from django.utils import timezone, translation
 
 from autorun.state import user_code
 from autorun.state.surroundings import READS_OF_MAIN
-from autorun.state.user_code import UserCode
+from autorun.state.user_code import UserCode, _thread
 from tests.faultlab import leftovers
 
 LEFT = {
@@ -209,6 +209,29 @@ def test_a_connection_that_it_removes_or_replaces_is_put_back(leave, caplog):
     assert is_before
     assert not before.in_atomic_block
     assert "in the place of 'default'. It is put back." in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_made_anew", [True, False])
+def test_a_connection_that_a_project_makes_and_removes_is_not_put_back(is_made_anew, monkeypatch):
+    """As one for each tenant, under the same alias."""
+    monkeypatch.setattr(_thread, "connections", None, raising=False)
+    monkeypatch.setitem(connections.settings, "tenant", dict(connections.settings["default"]))
+    before = connections["tenant"]
+    code = UserCode("a.Runner")  # which knows of it
+    del connections["tenant"], connections.settings["tenant"]
+    if is_made_anew:
+        connections.settings["tenant"] = dict(connections.settings["default"])
+
+    with code:
+        leftovers.leave("another_open")
+        anew = connections["tenant"] if is_made_anew else None
+
+    assert not connection.in_atomic_block
+    assert before not in connections.all()
+    if is_made_anew:
+        assert connections["tenant"] is anew
+        del connections["tenant"]
 
 
 @pytest.mark.django_db(transaction=True)

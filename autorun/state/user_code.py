@@ -164,6 +164,9 @@ class UserCode:
         """Put the connections back in their places, and close those found there instead."""
         _thread.connections = self._all
         for connection in self._all:
+            of_alias = connections.settings.get(connection.alias)
+            if of_alias is not connection.settings_dict:
+                continue  # a project makes and removes it, as for each of its tenants
             if (other := connections[connection.alias]) is not connection:
                 connections[connection.alias] = connection
                 discard(other)
