@@ -201,9 +201,12 @@ class BrokerFile(SharedFile):
             message, "UPDATE message SET owner = NULL WHERE id = :id AND owner = :owner"
         )
 
-    def bury(self, message: int) -> None:
-        """Move a message that cannot be read to the dead letters if it is still leased here."""
-        self._change_leased(
+    def bury(self, message: int) -> bool:
+        """Move a message that cannot be read to the dead letters if it is still leased here.
+
+        Return whether it was.
+        """
+        return self._change_leased(
             message,
             BURY,
             "DELETE FROM message WHERE id = :id AND owner = :owner",
@@ -358,14 +361,16 @@ class BrokerFile(SharedFile):
         return int(self.owner or 0)
 
     @with_reserve
-    def _change_leased(self, message: int, *statements: str) -> None:
+    def _change_leased(self, message: int, *statements: str) -> bool:
+        """Execute the statements; return whether the first one has changed a row."""
+        changed: list[int] = []
         with self._lock:
             if self.owner is not None:
                 parameters = {"id": message, "owner": self.owner, "now": time.time()}
                 with self.writing() as handle:
-                    for statement in statements:
-                        handle.execute(statement, parameters)
+                    changed = [handle.execute(each, parameters).rowcount for each in statements]
         self.settled.set()
+        return any(changed[:1])
 
     def _check_size(self, payload: str, receiver: str) -> None:
         if len(payload) > self.max_message_bytes:  # JSON is ASCII

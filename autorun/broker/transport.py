@@ -188,7 +188,7 @@ class Channel(virtual.Channel):
         except UNREADABLE as error:
             # A malformed task message ends Celery's worker, and would end the next worker as well.
             virtual.QoS.ack(self.qos, tag)
-            self._bury(tag, queue, error)
+            self._bury(tag, queue, error, exc_info=error)  # it may be a fault of the consumer's
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         while (leased := self.file.lease(queue)) is not None:
@@ -198,10 +198,12 @@ class Channel(virtual.Channel):
                 self._bury(leased.id, queue, error)
         raise Empty
 
-    def _bury(self, tag: int, queue: str, error: Exception) -> None:
-        self.file.bury(tag)
-        told = "Message %d of queue %r cannot be read (%s): moved to the dead letters."
-        logger.error(told, tag, queue, type(error).__name__)
+    def _bury(
+        self, tag: int, queue: str, error: Exception, *, exc_info: Exception | None = None
+    ) -> None:
+        outcome = "moved to the dead letters" if self.file.bury(tag) else "it was acknowledged"
+        message = "Message %d of queue %r cannot be read (%s): %s."
+        logger.error(message, tag, queue, type(error).__name__, outcome, exc_info=exc_info)
 
     def _read(self, leased: LeasedMessage) -> dict[str, Any]:
         message: dict[str, Any] = loads(leased.payload)
