@@ -12,6 +12,7 @@ from autorun.dispatch.publishing import Message, redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Run, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.triggers.delivery import DELETED
 from autorun.upkeep import spilled, workers
 from autorun.upkeep.rounds import upkeep
 from autorun.upkeep.spilled import hand_out_spilled, plan_spilled
@@ -159,6 +160,17 @@ def test_a_portion_whose_process_has_died_is_handed_out_at_once(documents, sent,
 
     trigger.refresh_from_db()
     assert (trigger.tries, trigger.expires_at) == (1, None)
+
+
+@pytest.mark.django_db
+def test_deleted_rows_whose_message_dies_with_its_process_wait_in_the_database(monkeypatch):
+    monkeypatch.setattr(workers.connections, "close_all", lambda: None)
+    label = f"{DELETED}default:{Document._meta.label}"
+
+    lost = type("WorkerLostError", (Exception,), {})
+    workers._child_died(tasks.plan, exception=lost(), args=(label, [7], 1.0))
+
+    assert SpilledTrigger.objects.get().model_label == label
 
 
 @pytest.mark.django_db

@@ -141,7 +141,7 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
         # Another worker may have started the message's chunk meanwhile.
         _held_here().filter(pk__in=orphans).update(expires_at=DatabaseNow())
         if name == PLAN:  # only its message named these rows
-            model_label, pks = args
+            model_label, pks, *_ = args  # a message about deleted rows also has the time
             spill({model_label: set(pks)})
         if name == DRAIN:
             ids, tries = args
