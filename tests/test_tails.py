@@ -232,9 +232,10 @@ def test_what_celery_makes_records_of_is_noted_once_and_as_it_was_printed(monkey
     def fail(value):
         print("half", "way")
         print("to", value, file=sys.stderr)
+        sys.stdout.writelines(["one\n", "two\n"])
         raise ValueError(value)
 
-    assert failures(fail)["a"] == "half way\nto a"
+    assert failures(fail)["a"] == "half way\nto a\none\ntwo"
 
 
 @pytest.mark.django_db
