@@ -20,6 +20,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state import draining
 from autorun.state.clock import from_now
 from autorun.tasks import plan
+from autorun.upkeep.bootstep import LONGEST_DRAINED, next_pause
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -155,6 +156,18 @@ def test_an_idle_worker_is_listed_and_can_be_drained(admin_client: Client) -> No
     assert worker.last_seen is not None
     assert "Drain…<span" in page
     assert drained.state == "drained"
+
+
+@pytest.mark.usefixtures("this_worker")
+@pytest.mark.parametrize("is_made", [False, True])
+def test_a_drained_worker_looks_every_minute_whether_it_still_is(settings, is_made) -> None:
+    settings.AUTORUN = {**settings.AUTORUN, "UPKEEP_INTERVAL": 30.0}
+    draining.drain(WORKER)
+    before = next_pause(700.0, is_made=is_made)
+    draining.look()
+
+    assert before > LONGEST_DRAINED
+    assert next_pause(700.0, is_made=is_made) == LONGEST_DRAINED
 
 
 @pytest.mark.usefixtures("this_worker")

@@ -68,8 +68,8 @@ def execute(chunk_id: int) -> None:
             break
         _execute_one(urgent)
     if draining.has_begun():
-        give_back(chunk)
-        logger.info("%s: gave chunk %s back: the worker is drained.", chunk.runner, chunk.pk)
+        if give_back(chunk):
+            logger.info("%s: gave chunk %s back: the worker is drained.", chunk.runner, chunk.pk)
     elif _ends_before(deadline, chunk):
         _execute_one(chunk)
     else:

@@ -31,6 +31,8 @@ LOOK_EVERY = 0.5
 
 #: The most intervals between two checks by a worker that is one of many.
 MOST_INTERVALS = 24
+#: The most seconds between two by a drained one.
+LONGEST_DRAINED = 60.0
 #: The bounds of a pause as parts of it, so that workers started together check at different times.
 JITTER = (0.8, 1.2)
 
@@ -42,11 +44,13 @@ def next_pause(pause: float, *, is_made: bool) -> float:
     """The seconds until this process looks again whether a round is due; the last were `pause`.
 
     The more workers there are, the more often one finds that another has made the round. So all of
-    them together look about twice in an interval, and one that is alone in every interval.
+    them together look about twice in an interval, and one that is alone in every interval. A
+    drained worker soon notices that it is not any more.
     """
-    if is_made:
-        return max(pause / 2, settings.UPKEEP_INTERVAL)
-    return min(pause * 1.5, settings.UPKEEP_INTERVAL * MOST_INTERVALS)
+    longest = settings.UPKEEP_INTERVAL * MOST_INTERVALS
+    if draining.has_begun():
+        longest = min(longest, LONGEST_DRAINED)
+    return min(max(pause / 2, settings.UPKEEP_INTERVAL) if is_made else pause * 1.5, longest)
 
 
 def add_to(worker: Any, make_round: Callable[[], bool]) -> None:
@@ -105,11 +109,18 @@ class Upkeep(bootsteps.StartStopStep):
             return
         if not draining.has_begun():
             while self._left:
-                consumer.call_soon(consumer.add_task_queue, self._left.pop())
+                consumer.call_soon(_consume_again, consumer, self._left.pop())
             return
         for queue in filter(consumer.task_consumer.consuming_from, queues_in_use()):
             self._left.add(queue)
             consumer.call_soon(consumer.cancel_task_queue, queue)
+
+
+def _consume_again(consumer: Any, queue: str) -> None:
+    # Before 5.7, Celery consumes it now, and no longer after the next reconnection.
+    queues = consumer.app.amqp.queues
+    queues.select_add(queues[queue])
+    consumer.add_task_queue(queue)
 
 
 def _end(**_: Any) -> None:
