@@ -178,7 +178,10 @@ class Work:
         return len(rest)
 
     def give_back(self, **when: float) -> None:
-        """Give all unfinished runs to other workers, at no attempt, `again_in` seconds; end."""
+        """Give all unfinished runs to other workers, without using an attempt, and end.
+
+        With `again_in`, they start after that many seconds.
+        """
         with self.lock:
             unfinished = [*self._at_work(), *self._assignments]
             self._write([Result.moved(each.run, **when) for each in unfinished], is_last=True)

@@ -147,9 +147,9 @@ def put_off(batch: Batch) -> bool:
 
 def fail(batch: Batch, reason: str) -> None:
     """Record that planning failed; the runs it has planned continue."""
-    told = masked(clean_text(reason, max_bytes=MOST_REASON))
+    message = masked(clean_text(reason, max_bytes=MOST_REASON))
     _held(batch).update(
-        state=Batch.State.FAILED, reason=told, expires_at=None, finished_at=DatabaseNow()
+        state=Batch.State.FAILED, reason=message, expires_at=None, finished_at=DatabaseNow()
     )
 
 

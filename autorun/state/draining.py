@@ -20,8 +20,8 @@ from autorun.state.clock import DatabaseNow, from_now
 PREFIX, ALIVE = "drain:", "alive:"
 #: The width of the column.
 LONGEST_NAME = 64
-#: Seconds until a worker that confirms its note no more is taken to have ended, and until the note
-#: is deleted.
+#: Seconds after its last confirmation until a drained worker counts as ended, and until its note is
+#: deleted.
 CONFIRMED_WITHIN = 600.0
 KEPT = 86_400.0
 #: Intervals of upkeep, and at least so many seconds, within which a worker shows that it lives.
@@ -35,7 +35,7 @@ class _State(IntEnum):
 
 
 _shared = mmap.mmap(-1, 1)
-#: The pulse of the worker that this process belongs to; '' if it is no worker's.
+#: The pulse of the worker that this process belongs to; '' if it belongs to none.
 own = ""
 
 
@@ -46,7 +46,7 @@ def prepare(worker: str) -> None:
 
 
 def drain(worker: str) -> bool:
-    """Have the worker start no more chunks; False if it is drained already."""
+    """Stop the worker from starting more chunks; False if it is drained already."""
     # Not confirmed yet: there may be no such worker.
     beat_at = from_now(-CONFIRMED_WITHIN)
     _, is_new = Pulse.objects.get_or_create(name=pulse_of(worker), defaults={"beat_at": beat_at})
@@ -54,7 +54,7 @@ def drain(worker: str) -> bool:
 
 
 def undrain(worker: str) -> bool:
-    """Have the worker start chunks again; False if it was not drained."""
+    """Let the worker start chunks again; False if it was not drained."""
     return bool(Pulse.objects.filter(name=pulse_of(worker)).delete()[0])
 
 
@@ -95,7 +95,7 @@ def heeded() -> str:
 
 
 def begin() -> None:
-    """Have the main process stop consuming, now that a chunk was refused."""
+    """Tell the main process to stop consuming, now that a chunk was refused."""
     _shared[0] = _State.DRAINING
 
 

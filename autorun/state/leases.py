@@ -142,7 +142,10 @@ def requeue(chunk: Chunk) -> bool:
 
 
 def give_back(chunk: Chunk) -> bool:
-    """Have a queued chunk released again, as if it had not been sent; whether it was unchanged."""
+    """Let a queued chunk be released again, as if it had not been sent.
+
+    Return whether it was unchanged.
+    """
     before = Greatest(F("publications") - 1, 0)
     return bool(_as_read(chunk).update(state=Chunk.State.WAITING, publications=before))
 

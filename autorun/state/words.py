@@ -87,7 +87,7 @@ def some_of(some: int, most: float) -> str:
 
 def number_in(state: str, value: int) -> str:
     """So many runs or runners in a state: `3 failed`; '' for none."""
-    told = {
+    message = {
         "succeeded": ngettext("%s succeeded", "%s succeeded", value),
         "failed": ngettext("%s failed", "%s failed", value),
         "held up": ngettext("%s held up", "%s held up", value),
@@ -96,7 +96,7 @@ def number_in(state: str, value: int) -> str:
         "stale": ngettext("%s stale", "%s stale", value),
         "paused": ngettext("%s paused", "%s paused", value),
     }[state]
-    return told % number(value) if value else ""
+    return message % number(value) if value else ""
 
 
 def in_words(name: str, number: int = 1) -> str:

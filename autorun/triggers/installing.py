@@ -141,11 +141,12 @@ def install() -> list[str]:
             with _briefly(connection):
                 _execute(connection, [*statements, *map(_drop(connection), old)])
         except DatabaseError as error:
-            errors.setdefault(_said(error), []).append(table)
+            errors.setdefault(_message(error), []).append(table)
     tables = {each.table.model._meta.db_table for each in definitions}
     left = remove([known for known in there if known.table not in tables])
     _drop_functions(connection)
-    return [f"{', '.join(dict.fromkeys(tables))}: {said}" for said, tables in errors.items()] + left
+    refused = [f"{', '.join(dict.fromkeys(each))}: {message}" for message, each in errors.items()]
+    return refused + left
 
 
 def remove(some: Sequence[Existing] | None = None) -> list[str]:
@@ -157,7 +158,7 @@ def remove(some: Sequence[Existing] | None = None) -> list[str]:
             with _briefly(connection):
                 _execute(connection, [_drop(connection)(each)])
         except DatabaseError as error:
-            errors.append(f"{each.table}: {_said(error)}")
+            errors.append(f"{each.table}: {_message(error)}")
     if found:
         _drop_functions(connection)
     return errors
@@ -190,7 +191,7 @@ def _names(definitions: Sequence[Definition]) -> set[str]:
     return {name for each in definitions for name in each.names}
 
 
-def _said(error: DatabaseError) -> str:
+def _message(error: DatabaseError) -> str:
     """The words of the database, and what to do if its binary log forbids triggers."""
     if error.args and error.args[0] == BINARY_LOG_FORBIDS:
         return f"{error.args[1]}. {ASK_ADMINISTRATOR}"
