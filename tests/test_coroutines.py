@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections
 
-from autorun.declare.interruption import Interrupted, Termination, time_limit
+from autorun.declare.interruption import Interrupted, Interruptible, Termination, time_limit
 from autorun.exceptions import RunTimeout
 from autorun.state.coroutines import run
 from tests.library.models import Document
@@ -251,7 +251,11 @@ class TestEnd:
         timer = threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGTERM])
         timer.start()
         try:
-            with Termination() as termination, pytest.raises(Interrupted), termination.raised():
+            with (
+                Termination() as termination,
+                pytest.raises(Interrupted),
+                Interruptible(termination),
+            ):
                 run({"waits": waits, "blocks": blocks}[kind])
         finally:
             timer.join()
