@@ -3,6 +3,7 @@
 import signal
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -10,7 +11,13 @@ from billiard import pool
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from autorun.declare import interruption
-from autorun.declare.interruption import calls_limited, soft_limit_ignored, time_limit
+from autorun.declare.interruption import (
+    Interruptible,
+    Termination,
+    calls_limited,
+    soft_limit_ignored,
+    time_limit,
+)
 from autorun.exceptions import RunTimeout
 from autorun.state import user_code
 
@@ -68,6 +75,22 @@ def test_a_server_that_is_slow_to_cancel_a_query_does_not_hold_up_the_exception(
         hang()
 
     assert len(waits) == 1
+
+
+def test_a_signal_that_arrives_as_a_limit_ends_raises_nothing_there():
+    told = []
+    with Termination() as termination:
+        try:
+            with Interruptible(termination), (limit := time_limit(10)):
+                restore = limit._restore
+                # Python handles the signal in the frame that calls this: that of __exit__().
+                limit._restore = partial(signal.raise_signal, signal.SIGTERM)
+            told.append(termination.was_requested)
+        finally:
+            termination.was_requested = False  # it would end this process
+            restore()
+
+    assert told == [True]
 
 
 @pytest.mark.parametrize("inner", ["block", "calls"])

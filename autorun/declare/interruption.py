@@ -74,10 +74,10 @@ class _Limit:
         self._began_at = time.monotonic()
         self._restore = _set_alarm(self._end, self.seconds or 0.0, every=INSISTENCE)
 
-    def _end(self, _number: int, _frame: FrameType | None) -> None:
+    def _end(self, _number: int, frame: FrameType | None) -> None:
         seconds, stop = self.seconds, self.stop
         is_late = seconds is not None and time.monotonic() - self._began_at >= NEARLY * seconds
-        if not self._is_over and (stop or is_late):
+        if not self._is_over and (stop or is_late) and not _is_leaving(frame):
             late = self._raised or too_long(seconds or 0.0, self.message)
             self._raised = stop[0] if stop else late
             coroutines.interrupt(self._raised)
@@ -279,7 +279,7 @@ class Termination:
             self._before[signal.SIGINT](number, frame)  # pressed twice: end at once
         self.was_requested = True
         self._received = signal.Signals(number)
-        if self._may_raise:
+        if self._may_raise and not _is_leaving(frame):
             coroutines.interrupt(Interrupted())
 
 
@@ -312,6 +312,13 @@ class Interruptible:
 
 #: `signal.signal` without its enumerations, which take longer than the rest of an alarm.
 _set_handler: Any = import_module("_signal").signal
+
+
+def _is_leaving(frame: FrameType | None) -> bool:
+    """Whether a signal arrived as a time limit ends: an exception would leave its alarm on."""
+    if frame is None or frame.f_globals is not globals():
+        return False
+    return frame.f_code.co_name in ("__exit__", "restore")
 
 
 def _set_alarm(

@@ -131,7 +131,8 @@ _KNOWN = tuple(f"known_{name}" for name in _COUNTS)
 _counts_of = attrgetter(*_COUNTS)
 
 
-#: With a plus, since SQLite, by the index of the chunk, would read all results for each run of it.
+#: With a plus, so that SQLite and PostgreSQL look the runs up by their keys. By the index of the
+#: chunk, SQLite would read all results for each run of it.
 _PENDING_IN_CHUNK = f"+chunk_id = %s AND status = {Run.Status.PENDING:d}"
 #: Makes a run what its row `s` of the results says, by vendor.
 _CHANGES = {
