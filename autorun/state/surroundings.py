@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 
 
 def read(reads: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each of them returns; 0 for the working directory, as it is gone."""
+    """Call each of them; 0 stands for the working directory, as it is gone."""
     return [0 if each is os.getcwd else each() for each in reads]
 
 
