@@ -233,12 +233,15 @@ def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client:
     assert workers_at_work()[0].state == ""
     drained = client.post(drain, {"worker": WORKER, "confirmed": "1"}, follow=True).text
     state = workers_at_work()[0].state
-    undrained = client.post(undrain, {"worker": WORKER}, follow=True).text
+    again = client.post(drain, {"worker": WORKER, "confirmed": "1"}, follow=True).text
+    undrained, twice = (client.post(undrain, {"worker": WORKER}, follow=True).text for _ in "12")
     unknown = client.post(drain, {"worker": "celery@none"}, follow=True).text
 
     assert f"Drain {WORKER}?" in asked
     assert (state, "</span>drained</span>" in drained) == ("drained", True)
+    assert f"Worker {WORKER} was drained already." in again
     assert f"Worker {WORKER} takes chunks again." in undrained
+    assert f"Worker {WORKER} was not drained." in twice
     assert "No worker of this name is running that could be drained." in unknown
     entries = LogEntry.objects.order_by("pk").values_list("object_repr", "change_message")
     assert [name for name, _ in entries] == [WORKER] * 2

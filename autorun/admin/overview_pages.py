@@ -120,6 +120,8 @@ class NodeAdmin(RunnerPages):
         elif draining.drain(name):
             what = _("Worker %s finishes the chunks it has and takes no others.") % name
             self.note(request, what, about=name)
+        else:
+            messages.info(request, _("Worker %s was drained already.") % name)
         return self.redirect("autorun_node_health")
 
     @action("undrain/", Permission.PAUSE)
@@ -127,6 +129,8 @@ class NodeAdmin(RunnerPages):
         name = request.POST.get("worker", "")
         if draining.undrain(name):
             self.note(request, _("Worker %s takes chunks again.") % name, about=name)
+        else:
+            messages.info(request, _("Worker %s was not drained.") % name)
         return self.redirect("autorun_node_health")
 
     def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
