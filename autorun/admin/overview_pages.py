@@ -112,7 +112,9 @@ class NodeAdmin(RunnerPages):
         """Ask for confirmation, then have a worker take no more chunks."""
         name = request.POST.get("worker", "")
         worker = next((each for each in workers_at_work() if each.name == name), None)
-        if worker is None or not worker.may_be_drained:
+        if worker is not None and worker.is_drained:
+            messages.info(request, _("Worker %s was drained already.") % name)
+        elif worker is None or not worker.may_be_drained:
             messages.error(request, _("No worker of this name is running that could be drained."))
         elif "confirmed" not in request.POST:
             title = _("Drain %s?") % name
@@ -120,8 +122,6 @@ class NodeAdmin(RunnerPages):
         elif draining.drain(name):
             what = _("Worker %s finishes the chunks it has and takes no others.") % name
             self.note(request, what, about=name)
-        else:
-            messages.info(request, _("Worker %s was drained already.") % name)
         return self.redirect("autorun_node_health")
 
     @action("undrain/", Permission.PAUSE)
