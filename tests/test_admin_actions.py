@@ -867,6 +867,7 @@ def test_ticked_rows_are_looked_at_again_when_they_are_started_and_planned(
     assert ("can no longer view sample_app.Scan" in batch.reason) is (loss == "view")
 
 
+@pytest.mark.slow
 def test_a_filter_is_planned_by_a_worker_however_many_rows_it_shows(
     runner, django_capture_on_commit_callbacks, django_assert_max_num_queries
 ) -> None:

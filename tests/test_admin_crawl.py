@@ -64,6 +64,7 @@ def user(client: Client) -> Client:
 
 
 @pytest.mark.parametrize("site", [admin.site, other], ids=lambda site: site.name)
+@pytest.mark.slow
 def test_every_page_answers_and_links_to_pages_of_its_site(site, user: Client) -> None:
     found, linked = set(), set()
     row = Scan.objects.latest("pk").pk
@@ -88,6 +89,7 @@ def test_every_page_answers_and_links_to_pages_of_its_site(site, user: Client) -
 
 
 @pytest.mark.parametrize("site", [admin.site, other], ids=lambda site: site.name)
+@pytest.mark.slow
 def test_every_action_answers(site, user: Client) -> None:
     runs = list(Run.objects.values_list("pk", flat=True))
     everything = {"scope": "everything"}

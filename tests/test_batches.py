@@ -481,6 +481,7 @@ def test_no_chunk_loads_the_scope_of_its_batch(is_given, documents):
     assert "scope" not in "".join(each["sql"] for each in statements)
 
 
+@pytest.mark.slow
 def test_many_chunks_are_cancelled_in_few_statements():
     runner = declare()
     with installed(runner):

@@ -220,6 +220,7 @@ def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProc
         ("status", "--watch", "\udcff"),
     ],
 )
+@pytest.mark.slow
 def test_an_argument_that_is_not_utf_8_is_named(arguments):
     process = run_process(*arguments)
 
@@ -228,6 +229,7 @@ def test_an_argument_that_is_not_utf_8_is_named(arguments):
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_exit_codes_of_a_process(tmp_path):
     nowhere = {"AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3")}
     unknown = run_process("sweep", "library.CaptionRuner", **nowhere)
@@ -242,6 +244,7 @@ def test_exit_codes_of_a_process(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_an_ascii_terminal_gets_ascii(tmp_path):
     database = {"AUTORUN_DATABASE_NAME": str(tmp_path / "empty.sqlite3")}
 

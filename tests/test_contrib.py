@@ -271,6 +271,7 @@ class TestHealthCheck:
         assert list(told.values()) == ["Warning: beat: It is late."]
 
     @pytest.mark.django_db(transaction=True)
+    @pytest.mark.slow
     def test_it_asks_the_doctor(self):
         status, told = self.ask("autorun.contrib.health.Autorun")
 

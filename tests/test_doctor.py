@@ -180,6 +180,7 @@ class Slow:
         yield Finding("ok", "It is well.")
 
 
+@pytest.mark.slow
 def test_a_broker_without_workers(embedded_broker):
     with installed(declare(QUEUE="slow")):
         found = levels(messaging.examine_broker())
@@ -203,6 +204,7 @@ def _route_anew() -> None:
     celery_app.amqp.router = celery_app.amqp.Router()
 
 
+@pytest.mark.slow
 def test_queues_that_celery_routes_to(embedded_broker, routed):
     with installed(declare(NAME="Slow", QUEUE="slow"), declare()):
         found = levels(messaging.examine_broker())

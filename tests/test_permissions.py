@@ -287,6 +287,7 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
         assert (marker in pages) is (is_shown and needs), marker
 
 
+@pytest.mark.slow
 def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(set_constants) -> None:
     scenes.few()
     examined = (backlog.examine_held_up, backlog.examine_batches, backlog.examine_paused)
@@ -315,6 +316,7 @@ def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(set_constant
 
 @pytest.mark.parametrize("kind", [ValueError, ConfigurationError])
 @pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.slow
 def test_the_words_of_a_hook_are_payload_whatever_it_raises(
     hook, kind, runner, monkeypatch
 ) -> None:

@@ -279,6 +279,7 @@ def test_shutdown_of_a_worker_process_delivers_without_lingering(published, set_
     assert len(published) == 1
 
 
+@pytest.mark.slow
 def test_shutdown_with_a_silent_broker_writes_down_in_time(stuck):
     delivery.submit({LABEL: {1}})
     assert stuck.asked.wait(5)

@@ -67,6 +67,7 @@ def test_a_password_is_masked_wherever_a_url_is_shown(url, caplog):
 @pytest.mark.parametrize(
     "url", ["sqlite://u:SECRET@h/abs", "sqlite://u:S'ECRET \"x@[h/abs", "sqlite://SECRET@h/"]
 )
+@pytest.mark.slow
 def test_the_embedded_brokers_url_is_shown_without_its_password(url):
     with pytest.raises(ValueError, match="absolute path") as raised:
         path_of(url)

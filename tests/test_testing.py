@@ -595,6 +595,7 @@ PROJECT = {
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_a_project_of_its_own_uses_the_fixture(tmp_path):
     for name, text in PROJECT.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
