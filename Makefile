@@ -63,7 +63,7 @@ demo-embeddings: $(VENV)/.embeddings
 up: $(VENV)/.sample
 	@$(if $(DEMO),$(ON_THE_DEMO)) $(RUN) manage.py up $(ARGS)
 
-# Before every commit. What needs a server or more than five seconds is left to `make test`.
+# Before every commit. What needs a server or some seconds is left to `make test`.
 check: lint types
 	@AUTORUN_TEST_DATABASE=sqlite $(RUN) -m pytest -q -n 2 -m "not slow and not services" $(ARGS)
 

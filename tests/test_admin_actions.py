@@ -1036,6 +1036,7 @@ def test_more_ticked_rows_than_are_kept_are_refused(
 @pytest.mark.parametrize("step", ["prepare", "count", "start"])
 @pytest.mark.parametrize("loss", ["session", "age"])
 @pytest.mark.parametrize("codenames", [("start_run",), ("start_run", "backfill_run")])
+@pytest.mark.slow
 def test_rows_whose_choice_is_forgotten_do_not_become_all_rows(
     codenames, loss: str, step: str, runner
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
 @pytest.mark.parametrize(
     ("action", "most_at_once"), [("ignore", 5_000), ("retry", 5_000), ("retry", 0)]
 )
+@pytest.mark.slow
 def test_an_action_on_all_looks_at_so_many_rows_a_request_and_goes_on_from_there(
     action: str, most_at_once: int, narrowed: str, runner, client, set_constants
 ) -> None:

@@ -79,6 +79,7 @@ def pages(chosen: RunFilter, *, size: int) -> list[Run]:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 50])
 @pytest.mark.parametrize("state", ["", "succeeded", "failed", "superseded"])
+@pytest.mark.slow
 def test_pages_hold_every_run_once_and_newest_first(
     size: int, state: str, documents, set_constants
 ) -> None:
@@ -358,6 +359,7 @@ def test_failures_are_grouped_by_their_shape(documents) -> None:
 @pytest.mark.parametrize("size", [1, 3, 50])
 @pytest.mark.parametrize("messages_at_once", [2, 1_000])
 @pytest.mark.parametrize("ids_at_once", [4, 1_000])
+@pytest.mark.slow
 def test_the_runs_of_a_group_are_paged(
     ids_at_once: int, messages_at_once: int, size: int, documents, set_constants
 ) -> None:

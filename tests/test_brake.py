@@ -65,6 +65,7 @@ def try_again():
 
 @pytest.mark.parametrize("size", [None, 1, 7])
 @pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.slow
 def test_an_outage_fails_no_run_for_good(make, disk, size, attempts):
     with installed(runner := make(49, BATCH_SIZE=size, MAX_ATTEMPTS=attempts)):
         runner().run()
@@ -124,6 +125,7 @@ def test_rows_that_are_saved_meanwhile_wait_too(make, disk):
 
 @pytest.mark.parametrize("size", [10, 40, None])
 @pytest.mark.parametrize("bad", [slice(0, 40), slice(0, 80, 2), slice(20, 60)])
+@pytest.mark.slow
 def test_bad_rows_do_not_keep_good_ones_from_being_done(make, disk, size, bad):
     disk.is_full = False
     with installed(runner := make(80, BATCH_SIZE=size, MAX_ATTEMPTS=2)):

@@ -299,6 +299,7 @@ def test_colour(monkeypatch, environment, options, is_coloured):
 
 @pytest.mark.once
 @pytest.mark.parametrize(("environment", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+@pytest.mark.slow
 def test_colour_of_errors(tmp_path, environment, is_coloured):
     ours, theirs = os.openpty()
     variables = {each: value for each, value in os.environ.items() if each != "NO_COLOR"}

@@ -145,6 +145,7 @@ class TestCall:
 
 
 @pytest.mark.once
+@pytest.mark.slow
 class TestEnd:
     def ended(self, function, *, after=0.2):
         began = time.monotonic()

@@ -170,6 +170,7 @@ def test_a_document_is_found_whatever_the_order_of_its_keys(runner: QuerySetRunn
     assert letters(rows_of(runner).filter(size__parts=parts)) == {11}
 
 
+@pytest.mark.slow
 def test_rows_are_sorted_by_numbers_and_by_words(runner: QuerySetRunner) -> None:
     rows = rows_of(runner).filter(size__isnull=False)
 

@@ -152,6 +152,7 @@ def test_the_reference_has_every_page_and_every_action(runner) -> None:
 
 
 @pytest.mark.parametrize("codenames", USERS, ids=" ".join)
+@pytest.mark.slow
 def test_a_page_and_an_action_are_for_those_whom_the_reference_names(codenames, runner) -> None:
     client = client_of(*codenames, "view_scan")
     found = {}
@@ -257,6 +258,7 @@ def test_pages_of_a_runner_that_has_not_run_make_no_node(admin_client) -> None:
 
 @pytest.mark.parametrize("sees_rows", [True, False])
 @pytest.mark.parametrize("codenames", USERS, ids=" ".join)
+@pytest.mark.slow
 def test_names_and_payload_are_for_those_whom_the_reference_names(
     codenames, sees_rows, runner, set_constants
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_crate_describes_its_files_and_the_action_that_made_them(folder):
     assert (folder / "results.csv").read_text().count("succeeded") == 2
 
 
+@pytest.mark.slow
 def test_an_adopted_result_has_no_activity(tmp_path):
     pytest.importorskip("prov")
     pytest.importorskip("rocrate")

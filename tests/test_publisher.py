@@ -383,6 +383,7 @@ with override_settings(AUTORUN={"PUBLISH": "inline"}):
     ],
     ids=["exit", "fork", "multiprocessing", "thread"],
 )
+@pytest.mark.slow
 def test_what_a_process_saved_last_arrives(embedded_broker, body, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"{SCRIPT}\nfrom django.test import override_settings\n{body}")

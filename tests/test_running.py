@@ -134,6 +134,7 @@ def test_a_run_of_a_running_chunk_that_has_not_started_never_does():
         assert [*runner().pending()] == [documents[1]]
 
 
+@pytest.mark.slow
 def test_a_body_that_ignores_it_is_given_up(set_constants):
     set_constants(keeper, GRACE=0.5)
     document = Document.objects.create(title="a")

@@ -85,6 +85,7 @@ FASTER = {"runs": 6_000, "size": 1, "workers": 2, "before": 2.5, "after": 0.1}
 @pytest.mark.parametrize(
     "course", [STEADY, SLOWER, MUCH_SLOWER, FASTER], ids=["steady", "slower", "much", "faster"]
 )
+@pytest.mark.slow
 def test_the_time_left_is_right_a_minute_after_bodies_have_changed(
     course: dict[str, float], change_at: float, seconds: float, runner: QuerySetRunner
 ) -> None:

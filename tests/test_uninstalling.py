@@ -28,6 +28,7 @@ def _installed_again() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_installed_again")
+@pytest.mark.slow
 def test_uninstalling_leaves_nothing_behind():
     scenes.few()
     ScanPreprocessingRunner().run(Scan.objects.all()[:2])
