@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.db.models import Count
 
 from autorun import analysis
@@ -294,7 +295,11 @@ class Lab:
         self.check_counts()
 
     def check_counts(self) -> None:
-        """No orphan, and the counts chunks keep are those that counting gives."""
+        """No orphan, and the counts chunks keep are those that counting gives, at any moment."""
+        with snapshot():
+            self._compare_counts()
+
+    def _compare_counts(self) -> None:
         finished = Chunk.objects.filter(state=Chunk.State.FINISHED).values("pk")
         pending = Run.objects.filter(status=Run.Status.PENDING)
         assert not pending.filter(chunk_id__in=finished).exists(), "I3"
@@ -305,6 +310,18 @@ class Lab:
         assert progress.succeeded == current.filter(status=Run.Status.SUCCEEDED).count()
         assert progress.failed == current.filter(status=Run.Status.FAILED).count()
         assert progress.unfinished == pending.filter(node=node).count()
+
+
+@contextmanager
+def snapshot() -> Iterator[None]:
+    """Everything read in the block is of one moment."""
+    isolated = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+    if connection.vendor == "mysql":  # it means the next transaction there
+        connection.cursor().execute(isolated)
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            connection.cursor().execute(isolated)
+        yield
 
 
 @contextmanager

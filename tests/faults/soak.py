@@ -17,8 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,8 +351,7 @@ class Soak:
         """Counts are exact at any time; probes tell how long a fault is felt."""
         from autorun.models import Run
 
-        with snapshot():
-            self.lab.check_counts()
+        self.lab.check_counts()
         self.report.checks += 1
         done = Run.objects.filter(
             object_id__in=self.probes, is_current=True, status=Run.Status.SUCCEEDED
@@ -397,20 +396,6 @@ class Soak:
 
         succeeded = Run.objects.current().succeeded().values("object_id")
         assert not Specimen.objects.filter(pk__in=succeeded).exclude(landed=F("value")).exists()
-
-
-@contextmanager
-def snapshot() -> Iterator[None]:
-    """Everything read in the block is of one moment."""
-    from django.db import connection, transaction
-
-    isolated = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-    if connection.vendor == "mysql":  # it means the next transaction there
-        connection.cursor().execute(isolated)
-    with transaction.atomic():
-        if connection.vendor == "postgresql":
-            connection.cursor().execute(isolated)
-        yield
 
 
 def fill_in(report: Report, lab: "Lab", soak: Soak) -> None:
