@@ -146,8 +146,8 @@ def make_round() -> bool:
     return upkeep(notify=hand_over_reports) is not None
 
 
-@shared_task(name="autorun.drain", **_options)
-def drain(ids: Sequence[int], tries: int) -> None:
+@shared_task(name="autorun.plan_spilled", **_options)
+def plan_spilled(ids: Sequence[int], tries: int) -> None:
     """Plan a portion of the saved rows that wait in the database."""
     from autorun.upkeep.spilled import plan_spilled
 

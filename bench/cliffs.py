@@ -17,7 +17,7 @@ from autorun.models import UNCHANGING, Batch, Chunk, Node, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
 from autorun.state.clock import NOW_SQL, new_chunk_id
 from autorun.tasks import plan
-from autorun.upkeep import draining, folding, pruning
+from autorun.upkeep import folding, pruning, spilled
 from bench import competing, stage
 from bench.measuring import Line, Timings, in_turns
 from bench.planning_memory import peak
@@ -50,7 +50,7 @@ def measure(scale: Scale) -> Iterator[Line]:
     yield _prune_nothing(scale)
     yield _look_at_a_hot_row(scale)
     yield from _given_list(scale)
-    yield _drain(scale)
+    yield _spilled(scale)
     yield _large_rows(scale)
     if connection.vendor == "postgresql":
         yield _compete(scale)
@@ -224,7 +224,7 @@ def _given_list(scale: Scale) -> Iterator[Line]:
     stage.fill_items(0)
 
 
-def _drain(scale: Scale) -> Line:
+def _spilled(scale: Scale) -> Line:
     """Single saves that no broker took, planned by one process that takes portion after portion."""
     number = scale.rows // 20
     runner, label = TrivialRunner(), Item._meta.label
@@ -238,23 +238,23 @@ def _drain(scale: Scale) -> Line:
         SpilledTrigger.objects.bulk_create(some, batch_size=5_000)
         stage.settle()
 
-    def drain() -> None:
-        assert draining.hand_out_spilled() > 0
+    def plan_all() -> None:
+        assert spilled.hand_out_spilled() > 0
         while waiting:
-            draining.drain(*waiting.pop(0).args)
+            spilled.plan_spilled(*waiting.pop(0).args)
         assert not SpilledTrigger.objects.exists()
 
     with redirected(waiting.extend):
-        timings = in_turns({"drain": drain}, rounds=scale.rounds, before=prepare)
+        timings = in_turns({"spilled": plan_all}, rounds=scale.rounds, before=prepare)
     stage.let_go(runner)
     stage.empty_state()
     stage.fill_items(0)
     return Line(
-        key="cliff-drain",
+        key="cliff-spilled",
         database=connection.vendor,
         work=f"{number:,} single saves that no broker took: planned by one process",
         against="",
-        value=number / timings.medians()["drain"],
+        value=number / timings.medians()["spilled"],
         goal=20_000,
         at_least=True,
         unit="rows/s",

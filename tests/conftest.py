@@ -52,11 +52,11 @@ def _is_left_out(item: pytest.Item, asked_for: str) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown() -> None:
-    """Have the publisher's thread deliver what the test saved, before the tables are emptied.
+    """Have the delivery's thread send what the test saved, before the tables are emptied.
 
     Otherwise the next test would get those rows, or find them written down.
     """
-    delivery.drain()
+    delivery.deliver_waiting()
 
 
 @pytest.fixture(autouse=True)

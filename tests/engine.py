@@ -14,18 +14,18 @@ from autorun.models import Chunk, Run
 from autorun.runner import QuerySetRunner
 from autorun.state.leases import Lease, queued, start
 from autorun.testing import registered as installed
-from autorun.triggers.delivery import DRAIN
+from autorun.triggers.delivery import PLAN_SPILLED
 from autorun.upkeep.spilled import hand_out_spilled, plan_spilled
 from tests.library.models import Document
 
 __all__ = (
     "current_runs",
     "declare",
-    "drain_spilled",
     "echo",
     "installed",
     "leased",
     "offer",
+    "plan_all_spilled",
     "plan_at_once",
     "statuses",
     "work_off",
@@ -62,13 +62,13 @@ def plan_at_once(messages: Sequence[Message]) -> None:
             current_app.tasks[message.task].run(*message.args)
 
 
-def drain_spilled() -> int:
+def plan_all_spilled() -> int:
     """Hand out the saved rows that wait in the database, and plan them; how many rows."""
     messages: list[Message] = []
     with redirected(messages.extend):
         hand_out_spilled()
     # A thread may send what a test before has saved.
-    return sum(plan_spilled(*message.args) for message in messages if message.task == DRAIN)
+    return sum(plan_spilled(*message.args) for message in messages if message.task == PLAN_SPILLED)
 
 
 def offer(chunk_id: int) -> None:

@@ -15,7 +15,7 @@ from autorun.state.clock import from_now
 from autorun.tasks import plan
 from autorun.upkeep.rescue import rescue_expired
 from tests.crashes import AWAY, crashed_at, failing_at
-from tests.engine import declare, drain_spilled, installed, work_off
+from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db
@@ -107,7 +107,7 @@ def test_what_was_recorded_before_its_worker_died_is_passed_on(set_constants):
             execute(Chunk.objects.get().pk)
         Chunk.objects.update(expires_at=from_now(-1))
         rescue_expired(at_most=10)
-        drain_spilled()
+        plan_all_spilled()
 
         assert first().progress().succeeded == 2
         assert Run.objects.filter(node=second().get_node()).count() == 2
@@ -147,7 +147,7 @@ def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(set_c
         assert not Run.objects.filter(node=second().get_node()).exists()
         first().get_node().refresh_from_db()
         assert first().get_node().run_seconds is not None
-        drain_spilled()
+        plan_all_spilled()
 
         assert Run.objects.filter(node=second().get_node()).count() == 2
 
@@ -161,7 +161,7 @@ def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is
         Chunk.objects.update(state=Chunk.State.RUNNING, expires_at=from_now(-1))
         with failing_at("plan.booked", repeat(AWAY)):
             rescue_expired(at_most=10)
-        drain_spilled()
+        plan_all_spilled()
 
         assert Run.objects.filter(node=second().get_node()).count() == 2
 

@@ -14,7 +14,7 @@ from autorun.exceptions import NotApplicable
 from autorun.models import Batch, Run, SpilledTrigger
 from autorun.state.counts import Progress
 from autorun.triggers import installing
-from tests.engine import declare, drain_spilled, installed, statuses, work_off
+from tests.engine import declare, installed, plan_all_spilled, statuses, work_off
 from tests.library.models import Document
 
 NEWEST = "0019_unlanded"
@@ -46,7 +46,7 @@ def test_saved_rows_that_wait_are_planned_after_an_upgrade(before_tries: StateAp
 
     assert SpilledTrigger.objects.filter(tries=0, expires_at=None, reason="").count() == 2
     with installed(declare()):
-        assert drain_spilled() == 2
+        assert plan_all_spilled() == 2
         work_off()
         assert statuses() == [Run.Status.SUCCEEDED] * 2
     assert not SpilledTrigger.objects.exists()

@@ -1,4 +1,4 @@
-"""Which saves reach the publisher, with which primary keys, and when."""
+"""Which saves reach the delivery, with which primary keys, and when."""
 
 import logging
 from collections import defaultdict

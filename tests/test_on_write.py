@@ -28,7 +28,7 @@ from autorun.upkeep import writes
 from autorun.upkeep.rounds import hand_on_batches
 from autorun.upkeep.writes import hand_out_written
 from tests.crashes import crashed_at, listening
-from tests.engine import declare, drain_spilled, installed, plan_at_once, statuses, work_off
+from tests.engine import declare, installed, plan_all_spilled, plan_at_once, statuses, work_off
 from tests.library.models import Country, Document, Image, Patient, Photo, Report, Tag, Visit
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -68,7 +68,7 @@ def round_of_upkeep() -> None:
     with redirected(plan_at_once):
         hand_out_written()
         hand_on_batches()
-    drain_spilled()
+    plan_all_spilled()
 
 
 def insert(*titles: str) -> list[int]:

@@ -16,7 +16,7 @@ from autorun.state.origins import origin_of
 from autorun.tasks import plan
 from autorun.triggers import delivery
 from tests.crashes import crashed_at
-from tests.engine import declare, drain_spilled, installed, work_off
+from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import (
     Consent,
     Document,
@@ -307,7 +307,7 @@ def test_related_rows_that_wait_in_the_database_are_planned(sent):
     name = "related:library.Image:visit__patient__pk"
     with installed(images()):
         SpilledTrigger.objects.create(model_label=name, keys=[image.visit.patient.pk])
-        assert drain_spilled() == 1
+        assert plan_all_spilled() == 1
         work_off()
 
         assert Run.objects.get().object_id == image.pk
@@ -318,7 +318,7 @@ def test_rows_that_a_process_died_of_are_left_to_upkeep_one_by_one(sent):
     name = "related:library.Image:visit__patient__pk"
     with installed(images()):
         SpilledTrigger.objects.create(model_label=name, keys=[image.visit.patient.pk], tries=1)
-        drain_spilled()
+        plan_all_spilled()
 
         left = SpilledTrigger.objects.get()
         assert (left.model_label, left.runner, left.keys) == (

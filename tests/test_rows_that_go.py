@@ -29,10 +29,10 @@ from autorun.upkeep.rounds import unpark
 from tests.engine import (
     current_runs,
     declare,
-    drain_spilled,
     echo,
     installed,
     offer,
+    plan_all_spilled,
     work_off,
 )
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Tag
@@ -124,7 +124,7 @@ def test_deletions_that_no_broker_takes_wait_in_the_database(runner: QuerySetRun
     Document.objects.all().delete()
     delivery.spill({delivery.label_of_deleted(Document._meta.label): keys})
 
-    assert drain_spilled() == ROWS
+    assert plan_all_spilled() == ROWS
 
     assert runner.progress() == Progress()
     assert not SpilledTrigger.objects.exists()

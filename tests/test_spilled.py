@@ -16,7 +16,7 @@ from autorun.triggers.delivery import DELETED
 from autorun.upkeep import spilled, workers
 from autorun.upkeep.rounds import upkeep
 from autorun.upkeep.spilled import hand_out_spilled, plan_spilled
-from tests.engine import declare, drain_spilled, installed
+from tests.engine import declare, installed, plan_all_spilled
 from tests.library.models import Document
 
 
@@ -42,7 +42,7 @@ def test_a_portion_that_was_handed_out_is_left_alone_until_its_lease_ends(docume
         SpilledTrigger.objects.update(expires_at=from_now(-1))
         assert hand_out_spilled() == 4
 
-    assert [message.task for message in sent] == ["autorun.drain"] * 2
+    assert [message.task for message in sent] == ["autorun.plan_spilled"] * 2
 
 
 @pytest.mark.django_db
@@ -121,7 +121,7 @@ def test_a_portion_that_no_broker_takes_is_handed_out_in_the_next_round(document
         with redirected(refuse):
             assert upkeep(in_any_case=True).handed_out == 0
 
-        assert drain_spilled() == 4
+        assert plan_all_spilled() == 4
 
 
 @pytest.mark.django_db(transaction=True)
@@ -156,7 +156,7 @@ def test_a_portion_whose_process_has_died_is_handed_out_at_once(documents, sent,
     SpilledTrigger.objects.update(tries=1)  # the process has begun
 
     lost = type("WorkerLostError", (Exception,), {})
-    workers._child_died(tasks.drain, exception=lost(), args=sent[0].args)
+    workers._child_died(tasks.plan_spilled, exception=lost(), args=sent[0].args)
 
     trigger.refresh_from_db()
     assert (trigger.tries, trigger.expires_at) == (1, None)

@@ -15,7 +15,7 @@ from autorun.models import Run
 from autorun.triggers import delivery
 from tests.celery_settings import configured
 from tests.crashes import AWAY
-from tests.engine import declare, drain_spilled, installed, statuses, work_off
+from tests.engine import declare, installed, plan_all_spilled, statuses, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.once
@@ -107,7 +107,7 @@ def test_saved_rows_wait_for_a_worker_that_has_a_runner_of_them():
     tasks.plan("library.Document", [document.pk])
     runs = Run.objects.count()
     with installed(declare()):
-        drain_spilled()
+        plan_all_spilled()
         work_off()
 
     assert runs == 0

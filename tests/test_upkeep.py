@@ -29,7 +29,7 @@ from autorun.upkeep.pruning import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
 from autorun.upkeep.rounds import finish_batches, hand_on_batches, send_again, upkeep
 from tests.crashes import failing_at
-from tests.engine import declare, drain_spilled, installed, offer, statuses, work_off
+from tests.engine import declare, installed, offer, plan_all_spilled, statuses, work_off
 from tests.library.models import Document, Photo
 
 pytestmark = pytest.mark.django_db
@@ -184,7 +184,7 @@ def test_spilled_triggers_are_planned_and_then_deleted(documents):
     )
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[1].pk])
     with installed(runner):
-        assert drain_spilled() == 2
+        assert plan_all_spilled() == 2
         work_off()
 
     assert SpilledTrigger.objects.count() == 0
@@ -197,13 +197,13 @@ def test_spilled_triggers_of_a_model_without_a_runner_here_wait_for_another_work
     set_constants(spilled, FIRST=1, MOST_ROWS=1, MOST_PORTIONS=1)
     SpilledTrigger.objects.create(model_label="library.Gone", keys=[1])
     SpilledTrigger.objects.create(model_label="library.Document", keys=[documents[0].pk])
-    assert drain_spilled() == 0
+    assert plan_all_spilled() == 0
     with installed(declare()):
-        assert drain_spilled() == 1
+        assert plan_all_spilled() == 1
     (left,) = SpilledTrigger.objects.all()
     SpilledTrigger.objects.update(created_at=from_now(-25 * 3600))
 
-    assert (left.model_label, drain_spilled()) == ("library.Gone", 1)
+    assert (left.model_label, plan_all_spilled()) == ("library.Gone", 1)
     assert SpilledTrigger.objects.count() == 0
     assert "Saved library.Gone have had no runner for a day: 1 rows are dropped" in caplog.text
 
@@ -222,7 +222,7 @@ def test_spilled_triggers_of_one_model_hold_up_those_of_no_other(documents, capl
     SpilledTrigger.objects.create(model_label="library.Photo", keys=[str(photo.pk)])
 
     with installed(stuck, other):
-        drained = drain_spilled()
+        drained = plan_all_spilled()
         total = other().progress().total
 
     assert (drained, total) == (2, 1)
@@ -241,7 +241,7 @@ def test_more_spilled_rows_than_one_transaction_plans(documents, set_constants):
         model_label="library.Document", keys=[document.pk for document in documents]
     )
     with installed(declare(BATCH_SIZE=1)):
-        drain_spilled()
+        plan_all_spilled()
         work_off()
 
     assert statuses() == [Run.Status.SUCCEEDED] * 4
@@ -250,7 +250,7 @@ def test_more_spilled_rows_than_one_transaction_plans(documents, set_constants):
 def test_keys_that_are_none_are_passed_over(documents):
     SpilledTrigger.objects.create(model_label="library.Document", keys=["x", documents[0].pk])
     with installed(declare()):
-        drain_spilled()
+        plan_all_spilled()
 
     assert Run.objects.count() == 1
 

@@ -32,7 +32,7 @@ from autorun.state.probes import crash_point
 logger = get_logger(__name__)
 
 PLAN = "autorun.plan"
-DRAIN = "autorun.drain"
+PLAN_SPILLED = "autorun.plan_spilled"
 #: Begins the label of deleted rows.
 DELETED = "deleted:"
 #: Begins the label of rows that triggers in the database have noted.
@@ -53,7 +53,7 @@ Saved = dict[str, set[Any]]
 def connect() -> None:
     """Deliver the waiting rows before a Celery worker, or one of its pool's processes, ends."""
     for signal in (signals.worker_process_shutdown, signals.worker_shutdown):
-        signal.connect(_drain_at_shutdown, weak=False, dispatch_uid="autorun.publisher")
+        signal.connect(_deliver_at_shutdown, weak=False, dispatch_uid="autorun.delivery")
     # Otherwise only the thread that created the project's Celery app would know it: all others
     # would publish to Celery's default broker on localhost.
     current_app.set_default()
@@ -118,23 +118,23 @@ def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
 def submit(saved: Saved) -> None:
     """Let the rows be planned soon; at once if `PUBLISH` is "inline" or Celery is eager.
 
-    The sets belong to the publisher from now on.
+    The sets belong to the thread from now on.
     """
     crash_point("save.committed")
     if settings.PUBLISH == "inline" or publishing.is_immediate():
         deliver(saved)
     else:
-        _publisher.put(saved)
+        _deliverer.put(saved)
 
 
 def wait_until_idle(timeout: float = 5.0) -> bool:
     """Wait until this process has delivered all, for tests; False after `timeout` seconds."""
-    return _publisher.wait_until_idle(timeout)
+    return _deliverer.wait_until_idle(timeout)
 
 
-def drain(timeout: float = EXIT_DEADLINE) -> None:
+def deliver_waiting(timeout: float = EXIT_DEADLINE) -> None:
     """Deliver the waiting rows; write to the database those left after `timeout` seconds."""
-    _publisher.drain(timeout)
+    _deliverer.deliver_waiting(timeout)
 
 
 def deliver(saved: Mapping[str, set[Any]]) -> bool:
@@ -166,7 +166,7 @@ def write_down(saved: Mapping[str, set[Any]]) -> None:
     crash_point("spill.written")
 
 
-class _Publisher:
+class _Deliverer:
     """The thread of this process, started by its first save, and the rows that wait for it."""
 
     def __init__(self) -> None:
@@ -199,7 +199,7 @@ class _Publisher:
         with self._changed:
             return self._changed.wait_for(self._is_idle, timeout)
 
-    def drain(self, timeout: float) -> None:
+    def deliver_waiting(self, timeout: float) -> None:
         self._hurry.set()
         try:
             if self.wait_until_idle(timeout):
@@ -213,24 +213,24 @@ class _Publisher:
         finally:
             self._hurry.clear()
 
-    def drain_for_good(self) -> None:
-        """Drain, and rely on no thread from now on: the interpreter ends."""
+    def deliver_for_good(self) -> None:
+        """Deliver what waits, and rely on no thread from now on: the interpreter ends."""
         with self._changed:
             self._exiting = True
-        self.drain(EXIT_DEADLINE)
+        self.deliver_waiting(EXIT_DEADLINE)
 
     def _is_idle(self) -> bool:
         return not self._waiting and not self._in_flight
 
     def _is_running(self) -> bool:
         if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._work, name="autorun-publisher", daemon=True)
+            thread = threading.Thread(target=self._work, name="autorun-delivery", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the interpreter is ending, or there are too many threads
                 return False
             self._thread = thread
-            _drain_when_child_ends()
+            _deliver_when_child_ends()
         return True
 
     def _work(self) -> None:
@@ -299,26 +299,26 @@ def _warn(line: str, saved: Mapping[str, set[Any]], *args: object) -> None:
     logger.warning(line, _labels(saved), _count(saved), *args)
 
 
-def _drain_at_shutdown(**kwargs: Any) -> None:
-    drain()
+def _deliver_at_shutdown(**kwargs: Any) -> None:
+    deliver_waiting()
 
 
-def _drain_at_exit() -> None:
-    _publisher.drain_for_good()
+def _deliver_at_exit() -> None:
+    _deliverer.deliver_for_good()
 
 
-def _drain_when_child_ends() -> None:
+def _deliver_when_child_ends() -> None:
     """Children of `multiprocessing` run its finalizers where other processes run `atexit`'s."""
     if multiprocessing.parent_process() is not None:
-        multiprocessing.util.Finalize(None, _drain_at_exit, exitpriority=0)
+        multiprocessing.util.Finalize(None, _deliver_at_exit, exitpriority=0)
 
 
 def _reset() -> None:
     # The thread stays in the parent, and delivers the waiting rows there. Its lock may be held.
-    global _publisher  # noqa: PLW0603
-    _publisher = _Publisher()
+    global _deliverer  # noqa: PLW0603
+    _deliverer = _Deliverer()
 
 
-_publisher = _Publisher()
-atexit.register(_drain_at_exit)
+_deliverer = _Deliverer()
+atexit.register(_deliver_at_exit)
 os.register_at_fork(after_in_child=_reset)

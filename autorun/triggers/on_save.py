@@ -2,7 +2,7 @@
 
 One receiver hears every save, and keeps the primary keys for models that runners process, or read
 as related rows. Django drops them with the savepoint or the transaction they were saved in, and
-hands them to the publisher when that commits.
+hands them to the delivery when that commits.
 
 The next sweep finds what sends no `post_save` (`bulk_create`, `update()` of a queryset, SQL) and
 what is left out on purpose: fixtures (`raw`), saves of a data migration, and rows of a parent model

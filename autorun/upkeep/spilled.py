@@ -75,7 +75,7 @@ def plan_spilled(ids: Sequence[int], tries: int) -> int:
         logger.warning("Saved %s are not planned yet: %s", some[0].model_label, error)
         _give_back(some, error)
         return 0
-    crash_point("drain.planned")
+    crash_point("spilled.planned")
     # Last: after a crash they are planned again, which does nothing.
     held.delete()
     _hand_out_another(some[0])
@@ -132,10 +132,10 @@ def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[SpilledTrigger]
         portion = _lease(part)
         if not portion:
             return
-        crash_point("drain.leased")
+        crash_point("spilled.leased")
         ids, tries = [each.pk for each in portion], portion[0].tries
         message = Message(
-            delivery.DRAIN,
+            delivery.PLAN_SPILLED,
             (ids, tries),
             queue=settings.QUEUE,
             priority=urgent_priority(),

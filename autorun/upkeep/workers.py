@@ -24,7 +24,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.environment import environment_digest
 from autorun.state.leases import FAMILY
 from autorun.state.logs import get_logger
-from autorun.triggers.delivery import DRAIN, PLAN, spill
+from autorun.triggers.delivery import PLAN, PLAN_SPILLED, spill
 from autorun.triggers.on_schedule import SWEEP
 
 logger = get_logger(__name__)
@@ -132,7 +132,7 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
     """End the leases of a dead process at once, and store the rows it should have planned."""
     name = getattr(sender, "name", None)
     is_death = type(exception).__name__ in ("WorkerLostError", "TimeLimitExceeded", "Terminated")
-    if name not in (EXECUTE, PLAN, DRAIN, BACKFILL, SWEEP) or not is_death:
+    if name not in (EXECUTE, PLAN, PLAN_SPILLED, BACKFILL, SWEEP) or not is_death:
         return
     try:
         orphans = _orphans()
@@ -143,7 +143,7 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
         if name == PLAN:  # only its message named these rows
             model_label, pks, *_ = args  # a message about deleted rows also has the time
             spill({model_label: set(pks)})
-        if name == DRAIN:
+        if name == PLAN_SPILLED:
             ids, tries = args
             SpilledTrigger.objects.filter(pk__in=ids, tries=tries + 1).update(expires_at=None)
         if name == SWEEP:

@@ -15,7 +15,7 @@ from autorun.triggers import delivery
 from autorun.upkeep import rounds, writes
 from autorun.upkeep.rescue import rescue_expired
 from tests.celery_settings import configure
-from tests.engine import drain_spilled
+from tests.engine import plan_all_spilled
 from tests.faultlab.models import Specimen
 
 NOBODY = "redis://127.0.0.1:1/0"  # no broker listens there
@@ -53,8 +53,8 @@ def rescue() -> None:
     rescue_expired(at_most=10)
 
 
-def drain() -> None:
-    drain_spilled()
+def plan_spilled() -> None:
+    plan_all_spilled()
 
 
 def send_again() -> None:
@@ -117,7 +117,7 @@ def _receive(message: Message) -> None:
     doors: dict[str, Callable[..., None]] = {
         "autorun.execute": execute,
         "autorun.backfill": tasks.backfill,
-        "autorun.drain": tasks.drain,
+        "autorun.plan_spilled": tasks.plan_spilled,
     }
     doors[message.task](*message.args)
 

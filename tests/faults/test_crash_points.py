@@ -26,8 +26,8 @@ STEPS = {
     "dispatch.refused": "plan_without_broker",
     "rescue.taken": "rescue",
     "rescue.recorded": "rescue",
-    "drain.leased": "drain",
-    "drain.planned": "drain",
+    "spilled.leased": "plan_spilled",
+    "spilled.planned": "plan_spilled",
     "upkeep.counted": "send_again",
     "cancel.batch": "cancel",
     "cancel.runs": "cancel",
@@ -86,7 +86,7 @@ def prepare(lab: Lab, point: str) -> None:
         assert chunk is not None
         assert start(chunk) is not None
         Chunk.objects.filter(pk=chunk.pk).update(expires_at=from_now(-1))
-    elif point.startswith("drain."):
+    elif point.startswith("spilled."):
         keys = list(Specimen.objects.values_list("pk", flat=True))
         SpilledTrigger.objects.create(model_label="faultlab.Specimen", keys=keys)
     elif point.startswith(("upkeep.", "cancel.")):

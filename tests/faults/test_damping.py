@@ -21,7 +21,7 @@ from autorun.tasks import plan
 from autorun.triggers import installing
 from autorun.upkeep.rounds import hand_on_batches
 from autorun.upkeep.writes import hand_out_written
-from tests.engine import current_runs, declare, drain_spilled, installed, plan_at_once, work_off
+from tests.engine import current_runs, declare, installed, plan_all_spilled, plan_at_once, work_off
 from tests.library.models import Document
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -164,7 +164,7 @@ def test_a_body_that_changes_its_own_input_by_writes_is_damped():
                 with redirected(plan_at_once):
                     hand_out_written()
                     hand_on_batches()
-                drain_spilled()
+                plan_all_spilled()
                 work_off()
         finally:
             assert installing.remove() == []

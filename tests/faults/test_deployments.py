@@ -262,7 +262,7 @@ for child in range(3):
         threads = [threading.Thread(target=save, args=[f"{child}.{n}"]) for n in range(2)]
         [each.start() for each in threads]
         [each.join() for each in threads]
-        delivery.drain()
+        delivery.deliver_waiting()
         os._exit(0)
     children.append(pid)
 assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]

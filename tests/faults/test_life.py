@@ -417,12 +417,12 @@ class Life(RuleBasedStateMachine):
             running.update(expires_at=from_now(-1))
 
     @rule(
-        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time", "prune", "drain"]),
+        kind=st.sampled_from(["rescue", "release", "keep up", "time", "time", "prune", "spilled"]),
         point=st.sampled_from(
             [
                 None,
                 None,
-                *("rescue.taken", "rescue.recorded", "drain.planned", "upkeep.counted"),
+                *("rescue.taken", "rescue.recorded", "spilled.planned", "upkeep.counted"),
                 *("finish.counted", "finish.moved", "dispatch.claimed", "dispatch.unsent"),
             ]
         ),
@@ -434,7 +434,7 @@ class Life(RuleBasedStateMachine):
             "keep up": lambda: rounds.upkeep(in_any_case=True),
             "time": self.time_passes,
             "prune": self.prune,
-            "drain": self.drain,
+            "spilled": self.plan_spilled,
         }
         self.crashes(point, steps[kind])
 
@@ -706,7 +706,7 @@ class Life(RuleBasedStateMachine):
         for object_id, outputs in adopted.values_list("object_id", "outputs"):
             assert outputs == last.get(object_id)
 
-    def drain(self) -> None:
+    def plan_spilled(self) -> None:
         """Upkeep hands saved rows that wait in the database to workers, who plan them."""
         rounds.upkeep(in_any_case=True)
         handed_out = [each for each in self.messages if each.task != EXECUTE]

@@ -24,7 +24,7 @@ from autorun.planning.planner import Planner
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
-from tests.engine import declare, drain_spilled, installed, work_off
+from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import Document
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
@@ -296,15 +296,15 @@ def test_a_row_saved_while_a_column_is_not_there_yet_is_planned_without_a_sweep(
             tasks.plan("library.Document", [document.pk])
             trigger = SpilledTrigger.objects.get()
             SpilledTrigger.objects.update(expires_at=from_now(-1))
-            drain_spilled()
+            plan_all_spilled()
             assert (trigger.runner, trigger.tries) == ("tests.EchoRunner", 0)
             assert "title" in trigger.reason
             # Not again and again.
-            assert drain_spilled() == 0
+            assert plan_all_spilled() == 0
         finally:
             rename_column("gone", "title")
         SpilledTrigger.objects.update(expires_at=from_now(-1))
-        assert drain_spilled() == 1
+        assert plan_all_spilled() == 1
         work_off()
 
         assert runner().progress().succeeded == 1
@@ -319,7 +319,7 @@ def test_saved_rows_that_cannot_be_planned_for_a_day_are_left_to_the_sweep(docum
     with installed(declare(filter_queryset=filter_queryset)):
         tasks.plan("library.Document", [document.pk for document in documents])
         SpilledTrigger.objects.update(expires_at=from_now(-1), created_at=from_now(-25 * 3600))
-        drain_spilled()
+        plan_all_spilled()
 
     assert not SpilledTrigger.objects.exists()
     assert "could not be planned for a day" in caplog.text

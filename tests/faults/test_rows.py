@@ -240,7 +240,7 @@ def test_rows_that_come_and_go_around_the_cursor(monkeypatch, set_constants):
 @pytest.mark.faults(20)
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"MAX_ATTEMPTS": 2, "RETRY_BACKOFF": 0.1}])
-def test_half_the_rows_are_poison_and_the_others_drain(lab: Lab):
+def test_half_the_rows_are_poison_and_the_others_succeed(lab: Lab):
     # In turns: twenty failures in a row would hold the runner up.
     for _ in range(100):
         lab.write(1, does="raise:poison")

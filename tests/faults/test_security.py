@@ -13,7 +13,7 @@ from autorun.models import Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
 from autorun.triggers import delivery
 from settings import celery_app
-from tests.engine import declare, drain_spilled, installed, work_off
+from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import Document
 
 pytestmark = [pytest.mark.django_db, pytest.mark.faults]
@@ -88,7 +88,7 @@ def test_a_model_that_no_runner_is_about_plans_nothing():
     tasks.plan("auth.User", [1, 2, 3])
     tasks.plan("os.path", ["; DROP TABLE autorun_run"])
     SpilledTrigger.objects.update(created_at=from_now(-25 * 3600))
-    drain_spilled()
+    plan_all_spilled()
 
     assert not Run.objects.exists()
     assert not SpilledTrigger.objects.exists()

@@ -269,7 +269,7 @@ def test_a_round_of_upkeep_calls_no_user_code(sent: list[Message], settings):
                 signal.disconnect(hear)
 
     assert in_upkeep == []
-    handed_over = {"autorun.drain", "autorun.announce", "autorun.notify"}
+    handed_over = {"autorun.plan_spilled", "autorun.announce", "autorun.notify"}
     assert {message.task for message in sent} - {"autorun.execute"} == handed_over
     assert {"filter_queryset", "receiver", "ON_FAILURE"} <= set(called)
 

@@ -40,8 +40,8 @@ LABEL = "library.Document"
 
 
 @pytest.fixture(autouse=True)
-def fresh_publisher() -> Iterator[None]:
-    """A publisher and a connection of the test's own."""
+def fresh_delivery() -> Iterator[None]:
+    """The thread is idle, and the connection is the test's own."""
     assert delivery.wait_until_idle()
     publishing._reset()
     yield
@@ -115,7 +115,7 @@ class Mute:
 
 
 def test_saved_rows_arrive_as_one_plan_message(broker):
-    with delivery._publisher._changed:  # else the thread may have sent the first by then
+    with delivery._deliverer._changed:  # else the thread may have sent the first by then
         delivery.submit({LABEL: {1}})
         delivery.submit({LABEL: {1, 2}})
 
@@ -210,7 +210,7 @@ def test_the_thread_keeps_no_database_connection(stuck):
     stuck.release.set()
 
     def note_opened(**kwargs: Any) -> None:
-        if threading.current_thread().name == "autorun-publisher":
+        if threading.current_thread().name == "autorun-delivery":
             opened.append(kwargs["connection"])
 
     from django.db.backends.signals import connection_created
@@ -285,7 +285,7 @@ def test_shutdown_with_a_silent_broker_writes_down_in_time(stuck):
     assert stuck.asked.wait(5)
     delivery.submit({LABEL: {2}})
 
-    delivery.drain(0.1)
+    delivery.deliver_waiting(0.1)
 
     assert _spilled() == {1, 2}
 
