@@ -244,7 +244,7 @@ def test_the_panel_shows_results_as_results(client: Client) -> None:
         hidden = client.get(address).content.decode()
 
     assert f'<img class="ar-picture" src="{PICTURE}" alt="thumbnail">' in first
-    assert "<dt>mean</dt>" in first
+    assert "<dt><code>mean</code></dt>" in first
     assert "&quot;cortex&quot;" in first
     assert "data-autorun-copied" in first
     assert "kept until its re-run has succeeded" not in first

@@ -960,16 +960,16 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 @pytest.mark.parametrize(
     ("outputs", "shown", "hidden"),
     [
-        ({"mean": 2.5, "what": "<b>"}, ["<dt>mean</dt>", "<dd>2.5</dd>", "&lt;b&gt;"], ["<b>"]),
+        ({"mean": 2.5, "what": "<b>"}, ["<code>mean</code>", "<dd>2.5</dd>", "&lt;b&gt;"], ["<b>"]),
         ({"thumbnail": PIXEL}, [f'src="{PIXEL}" alt="thumbnail"'], []),
         (PIXEL, [f'src="{PIXEL}"'], []),
         ({"a": 'data:image/png;base64,x" onerror=alert(1)'}, [], ["<img class"]),
         ({"a": "data:text/html;base64,AAAA"}, [], ["<img class"]),
-        ({"a": {"b": 1}}, ["Outputs"], ["<dt>a</dt>"]),
+        ({"a": {"b": 1}, "c": PIXEL}, ["<dd>{&quot;b&quot;: 1}</dd>", f'src="{PIXEL}"'], []),
         ([1, 2], ["Outputs"], ["<img class"]),
     ],
 )
-def test_flat_outputs_are_a_table_and_pictures_are_shown(
+def test_outputs_are_under_their_names_and_pictures_are_shown(
     outputs, shown, hidden, runner, admin_client
 ) -> None:
     run = Run.objects.succeeded().first()

@@ -274,6 +274,18 @@ def test_the_page_compares_the_candidate_within_few_statements(make):
     assert '<span class="ar-tag">candidate</span>' in of_runner.content.decode()
 
 
+def test_the_page_shows_pictures_side_by_side_and_names_the_rows(make):
+    with installed(runner := make()):
+        compared(runner)
+        for run in Run.objects.succeeded():
+            outputs = {"slice": f"data:image/png;base64,AAA{run.pk % 10}"}
+            Run.objects.filter(pk=run.pk).update(outputs=outputs)
+        text = page_of(runner, "view_payload", "view_document")[0].text
+
+    assert text.count('<img class="ar-picture" src="data:image/png;base64,AAA') >= 2
+    assert f">{Document.objects.order_by('pk').first()}</a>" in text
+
+
 def test_the_page_shows_the_start_of_large_outputs(make):
     nested = "deep"
     for _ in range(8):

@@ -1,10 +1,14 @@
-"""Outputs as a page shows them: flat ones as a table, pictures as pictures."""
+"""Outputs as a page shows them: values under their names, pictures as pictures."""
+
+from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from autorun.state.words import encodable
 
 #: A picture that a browser shows without asking any server.
 PICTURE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=\s]+\Z")
@@ -17,25 +21,25 @@ MOST_SHOWN = 200_000
 
 @dataclass(frozen=True)
 class OutputLine:
-    """One value of flat outputs: its columns. `picture` is the address of an image, or ''."""
+    """One value of the outputs: its columns. `picture` is the address of an image, or ''."""
 
     name: str
     text: str
     picture: str = ""
 
+    @classmethod
+    def of(cls, name: str, value: Any) -> OutputLine:
+        if isinstance(value, str) and PICTURE.match(value):
+            return cls(name, "", value)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        cut = encodable(text[:MOST_CHARACTERS])
+        return cls(name, cut if len(text) <= MOST_CHARACTERS else f"{cut}…")
+
 
 def as_lines(outputs: Any) -> list[OutputLine]:
-    """The lines of a dict without nested values, or of a picture; none for other outputs."""
-    values = outputs if isinstance(outputs, Mapping) else {"": outputs}
-    if len(values) > MOST_VALUES or any(isinstance(each, dict | list) for each in values.values()):
-        return []
-    lines = [_line(name, value) for name, value in values.items()]
-    return lines if isinstance(outputs, Mapping) or lines[0].picture else []
-
-
-def _line(name: str, value: Any) -> OutputLine:
-    if isinstance(value, str) and PICTURE.match(value):
-        return OutputLine(name, "", value)
-    text = value if isinstance(value, str) else json.dumps(value)
-    cut = text[:MOST_CHARACTERS]
-    return OutputLine(name, cut if cut == text else f"{cut}…")
+    """The lines of a dict, nested values as JSON, or of a picture; none for other outputs."""
+    if isinstance(outputs, Mapping):
+        items = outputs.items() if len(outputs) <= MOST_VALUES else ()
+        return [OutputLine.of(name, value) for name, value in items]
+    line = OutputLine.of("", outputs)
+    return [line] if line.picture else []

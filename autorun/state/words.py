@@ -78,6 +78,14 @@ def number(value: int | None) -> str:
     return "" if value is None else formats.number_format(value, force_grouping=True)
 
 
+def approximate(value: float | None) -> str:
+    """A number with six significant digits; '' for None."""
+    if value is None:
+        return ""
+    rounded = float(f"{value:.6g}")
+    return formats.localize(int(rounded) if rounded.is_integer() else rounded)
+
+
 def some_of(some: int, most: float) -> str:
     """`3 of 8`; `3` if there is no maximum."""
     if not most:
