@@ -168,9 +168,6 @@ def test_one_row_that_violates_a_constraint_fails_alone_with_the_reason(document
 
     ended = executed(labelled, OUTPUT_MODEL=Summary, OUTPUT_KEY="document")
 
-    if connection.vendor == "mysql":  # where any unique key finds the row to update
-        assert ended == [SUCCEEDED] * 5
-        return
     assert ended == [SUCCEEDED, SUCCEEDED, FAILED, SUCCEEDED, SUCCEEDED]
     assert Failure.objects.get().exception_class == "django.db.utils.IntegrityError"
     assert "label" in Failure.objects.get().message
@@ -190,6 +187,37 @@ def test_a_value_that_does_not_fit_its_field_fails_its_row_alone(documents):
 
     assert ended == [SUCCEEDED, FAILED, *[SUCCEEDED] * 3]
     assert Summary.objects.filter(words=3).count() == 4
+
+
+@pytest.mark.faults(49)
+@pytest.mark.django_db
+def test_a_value_that_another_row_has_changes_neither(documents):
+    for n in (2, 4):
+        Summary.objects.create(document=documents[n], label=f"was {n}", words=n)
+
+    def labelled(value):
+        if value == "title 4":
+            raise ValueError
+        return {"label": "was 4" if value == "title 2" else value, "words": 7}
+
+    executed(labelled, OUTPUT_MODEL=Summary, OUTPUT_KEY="document", MAX_ATTEMPTS=1)
+
+    landed = dict(Summary.objects.values_list("document__title", "words"))
+    assert landed == {"title 0": 7, "title 1": 7, "title 2": 2, "title 3": 7, "title 4": 4}
+
+
+@pytest.mark.django_db
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="its columns have no length")
+@pytest.mark.parametrize("way", ["OUTPUT_FIELDS", "OUTPUT_MODEL"])
+def test_a_text_longer_than_its_column_fails_its_row_and_is_not_cut(documents, way):
+    options = {"OUTPUT_FIELDS": {"label": "state"}}
+    if way == "OUTPUT_MODEL":
+        options = {"OUTPUT_MODEL": Summary, "OUTPUT_KEY": "document"}
+
+    ended = executed(lambda value: {"label": value * (9 if value == "title 1" else 1)}, **options)
+
+    assert ended == [SUCCEEDED, FAILED, *[SUCCEEDED] * 3]
+    assert Failure.objects.get().exception_class == "django.db.utils.DataError"
 
 
 @pytest.mark.django_db

@@ -7,6 +7,7 @@ code, `save_outputs()`, runs inside a transaction of autorun's; its time and its
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
@@ -33,6 +34,9 @@ HOOK_SECONDS = 5.0
 IDLE_SECONDS = 10
 #: Parameters of one statement.
 MOST_PARAMETERS = 10_000
+
+#: The length or precision of a column's type.
+_MODIFIER = re.compile(r"\([\d, ]+\)")
 
 _AnyField: TypeAlias = "Field[Any, Any]"
 
@@ -142,7 +146,11 @@ class Landing:
             ]
             most = max(1, MOST_PARAMETERS // (len(fields) + 1))
             for begin in range(0, len(rows), most):
-                _update_rows(owner, [field for _, field in fields], rows[begin : begin + most])
+                _update_rows(
+                    owner,
+                    [owner._meta.pk, *(field for _, field in fields)],
+                    rows[begin : begin + most],
+                )
 
     def _upsert(self, landed: Sequence[Landed]) -> None:
         """Write a row of OUTPUT_MODEL for each success, found by OUTPUT_KEY."""
@@ -158,16 +166,10 @@ class Landing:
                 values = _fields_of(model, each.outputs)
                 written |= dict.fromkeys(values)
             rows.append(model(**{attname: each.key}, **_attributes(model, values)))
-        is_named = connections[settings.DATABASE].features.supports_update_conflicts_with_target
         stamps = [
             each.name for each in model._meta.concrete_fields if getattr(each, "auto_now", False)
         ]
-        model._base_manager.using(settings.DATABASE).bulk_create(
-            rows,
-            update_conflicts=True,
-            unique_fields=[key] if is_named else None,
-            update_fields=[*written, *stamps] or [key],
-        )
+        _write_rows(model, key, rows, [*written, *stamps] or [key])
 
 
 def value_at(outputs: Any, path: str) -> Any:
@@ -197,22 +199,36 @@ def _attributes(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _shown(value: Any) -> str:
-    return f"the keys {', '.join(value)}" if isinstance(value, dict) else repr(value)[:60]
+    return f"the keys {', '.join(value)}" if value and isinstance(value, dict) else repr(value)[:60]
 
 
 def _order(landed: Landed) -> Any:
     return landed.key if isinstance(landed.key, int) else str(landed.key)
 
 
-def _update_rows(
-    model: type[Model], fields: Sequence[_AnyField], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Set the fields of the rows whose key comes first; without signals."""
+def _write_rows(model: type[Model], key: str, rows: Sequence[Any], changed: Sequence[str]) -> None:
+    """Insert the rows, or change those fields of the rows that have the same key."""
+    manager = model._base_manager.using(settings.DATABASE)
+    if connections[settings.DATABASE].features.supports_update_conflicts_with_target:
+        manager.bulk_create(rows, update_conflicts=True, unique_fields=[key], update_fields=changed)
+        return
+    # MariaDB would also change a row that has another unique field in common.
+    fields: list[Any] = [model._meta.get_field(name) for name in (key, *changed)]
+    by_key = {str(getattr(row, fields[0].attname)): row for row in rows}
+    there = manager.select_for_update().filter(**{f"{key}__in": list(by_key)}).order_by("pk")
+    found = map(str, there.values_list(key, flat=True))
+    known = [by_key.pop(each) for each in found if each in by_key]
+    manager.bulk_create(by_key.values())
+    if known:
+        values = [[field.pre_save(row, False) for field in fields] for row in known]
+        _update_rows(model, fields, values)
+
+
+def _update_rows(model: type[Model], columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
+    """Set the columns of the rows that the first one finds; without signals."""
     connection = connections[settings.DATABASE]
     quote = connection.ops.quote_name
-    pk: Any = model._meta.pk
     is_mysql = connection.vendor == "mysql"
-    columns = [pk, *fields]
     params: list[Any] = []
     tuples: list[str] = []
     for row in rows:
@@ -230,7 +246,9 @@ def _update_rows(
     for number, field in enumerate(columns, 1):
         value = f"s.column{number}"
         if connection.vendor == "postgresql":
-            value = f"{value}::{field.rel_db_type(connection) if field is pk else _type(field)}"
+            kind = field.rel_db_type(connection) if field.primary_key else field.db_type(connection)
+            # A cast to varchar(10) would cut longer texts silently.
+            value = f"{value}::{_MODIFIER.sub('', kind)}"
         changes.append(f"{quote(field.column)} = {value}")
     (match, *changed) = changes
     table = quote(model._meta.db_table)
@@ -241,12 +259,6 @@ def _update_rows(
     )
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
-
-
-def _type(field: Any) -> str:
-    connection = connections[settings.DATABASE]
-    kind: str = field.db_type(connection)
-    return kind
 
 
 def _python(field: Any, value: Any) -> Any:
