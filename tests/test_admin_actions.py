@@ -899,7 +899,7 @@ def test_the_search_behind_a_batch_is_not_shown_and_the_reason_it_failed_is_payl
         batch = start(searcher, choose_everything(searcher, "?q=Mueller+HIV"))
     Batch.objects.filter(pk=batch.pk).update(state=Batch.State.FAILED, reason="no Jane Doe")
     reader = Client()
-    codenames = ("view_run", "view_payload") if may_see else ("view_run",)
+    codenames = ("view_run", *(["view_payload", "view_scan"] * may_see))
     reader.force_login(scenes.add_user("reader", *codenames))
 
     page = reader.get(reverse("admin:autorun_batch_change", args=[batch.pk])).text
@@ -948,7 +948,7 @@ def test_the_words_of_a_hook_that_raises_are_payload(may_see: bool, runner) -> N
 
     broken = declare(NAME="BrokenRunner", create_configuration=create_configuration)
     reader = Client()
-    codenames = ("view_run", "backfill_run", *(["view_payload"] if may_see else []))
+    codenames = ("view_run", "backfill_run", *(["view_payload", "view_document"] * may_see))
     reader.force_login(scenes.add_user("reader", *codenames))
     with installed(broken):
         label = broken.get_label()

@@ -8,6 +8,7 @@ from django.contrib.auth.models import Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
 from django.db import connection
+from django.db.models import Manager
 from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -50,7 +51,14 @@ def runner() -> QuerySetRunner:
     return runner
 
 
-@pytest.fixture(params=["get_queryset", "has_view_permission"])
+class OwnScans(Manager):
+    """The scans of the tenant that a middleware has noted."""
+
+    def get_queryset(self):
+        return super().get_queryset().filter(path__startswith=OWN)
+
+
+@pytest.fixture(params=["get_queryset", "has_view_permission", "manager"])
 def _hiding(request, monkeypatch) -> None:
     """A ScanAdmin that shows each user the scans of their own hospital."""
 
@@ -62,9 +70,14 @@ def _hiding(request, monkeypatch) -> None:
         allowed = admin.ModelAdmin.has_view_permission(self, request, obj)
         return allowed and (obj is None or obj.path.startswith(OWN))
 
+    cache.clear()
+    if request.param == "manager":
+        request.getfixturevalue("runner")
+        monkeypatch.setattr(Scan._meta, "default_manager", manager := OwnScans())
+        manager.model = Scan
+        return
     hook = {"get_queryset": get_queryset, "has_view_permission": has_view_permission}
     monkeypatch.setattr(ScanAdmin, request.param, hook[request.param], raising=False)
-    cache.clear()
 
 
 def own_rows():

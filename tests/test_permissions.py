@@ -35,6 +35,7 @@ from autorun.observe import doctor
 from autorun.observe.doctor import backlog
 from autorun.observe.doctor.finding import Finding, examination
 from autorun.runner import QuerySetRunner
+from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
 from sample_app.runners import ScanPreprocessingRunner
 from tests.browser import scenes
@@ -58,6 +59,8 @@ HOOKS = [
     *("get_instance_representation", "get_schedule", "get_timeout"),
 ]
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
+#: Those to view the models of all registered runners.
+VIEW_ROWS = ("view_scan", "view_subject", "view_photo", "view_specimen")
 NAME, PAYLOAD, WORDS = "marked-name", "marked-payload", "marked-words"
 
 
@@ -264,7 +267,7 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
 ) -> None:
     examined = (backlog.examine_held_up, backlog.examine_batches, examine_what_raises)
     set_constants(doctor, FIRST=(), THEN=examined, FRESH=0.0)
-    client = client_of(*codenames, *(["view_scan"] if sees_rows else []))
+    client = client_of(*codenames, *(VIEW_ROWS if sees_rows else ()))
     succeeded = Run.objects.filter(status=Run.Status.SUCCEEDED).first()
     urls = [url for url, form in addresses().values() if not form]
     urls += [reverse("admin:autorun_run_change", args=[succeeded.pk])]
@@ -280,7 +283,7 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
 
     shows = {NAME: sees_rows}
     for each in ("reason", "parked", "examined"):
-        shows[f"{PAYLOAD}-{each}"] = True
+        shows[f"{PAYLOAD}-{each}"] = sees_rows  # they may quote any row
     for each in ("output", "message", "traceback", "note"):
         shows[f"{PAYLOAD}-{each}"] = sees_rows
     is_open = "view_run" in codenames
@@ -289,14 +292,23 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
         assert (marker in pages) is (is_shown and needs), marker
 
 
+@pytest.mark.parametrize("may_hide", [False, True])
 @pytest.mark.slow
-def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(set_constants) -> None:
+def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(
+    may_hide, set_constants, monkeypatch
+) -> None:
+    """If the admin may hide rows, texts that may quote any row are shown to superusers only."""
+    if may_hide:
+        own = lambda self, request: admin.ModelAdmin.get_queryset(self, request)  # noqa: E731
+        monkeypatch.setattr(ScanAdmin, "get_queryset", own, raising=False)
     scenes.few()
     examined = (backlog.examine_held_up, backlog.examine_batches, backlog.examine_paused)
     set_constants(doctor, FIRST=(), THEN=examined, FRESH=0.0)
     markers = write_markers()
     others = [each for each in CODENAMES if each != "view_payload"]
-    clients = client_of(*others, "view_scan"), client_of(*CODENAMES, "view_scan")
+    root = Client()
+    root.force_login(scenes.add_user("root", is_superuser=True))
+    clients = client_of(*others, "view_scan"), client_of(*CODENAMES, "view_scan"), root
     urls = [url for url, form in addresses().values() if not form]
     urls += [f"{reverse('admin:autorun_node_health')}?now=1"]
     runs = {(run.status, run.chunk.state): run for run in Run.objects.current()}
@@ -306,14 +318,16 @@ def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(set_constant
         urls.append(reverse("autorun_api:row", args=[LABEL, run.object_id]))
         urls.append(reverse("admin:sample_app_scan_change", args=[run.object_id]))
 
-    shown = ["", ""]
+    shown = ["", "", ""]
     for change in (dict, pause_all, end_what_holds_up):
         change()
         for place, client in enumerate(clients):
             shown[place] += " ".join(text_of(client.get(url)) for url in urls)
 
     assert WORDS not in shown[0]
-    assert {each for each in markers if each not in shown[1]} == set()
+    of_rows = {each for each in markers if re.search("-(run|failure|inapplicable)", each)}
+    assert {each for each in markers if each in shown[1]} == (of_rows if may_hide else {*markers})
+    assert {each for each in markers if each not in shown[2]} == set()
 
 
 @pytest.mark.parametrize("kind", [ValueError, ConfigurationError])

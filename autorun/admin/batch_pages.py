@@ -16,8 +16,8 @@ from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
-from autorun.admin.permissions import Permission, message_for, sees_payload
-from autorun.admin.row_access import open_runs
+from autorun.admin.permissions import Permission
+from autorun.admin.row_access import message_for, open_runs, sees_texts
 from autorun.admin.row_states import runners_of
 from autorun.admin.selections import model_of
 from autorun.admin.tables import (
@@ -118,6 +118,7 @@ class BatchAdmin(PageAdmin):
                     otherwise=_("unknown"),
                 ),
             ]
+        shows = sees_texts(request, self.admin_site, batch.node)
         if batch.finished_at:
             figures.append(Figure(_("Finished"), time_since(batch.finished_at)))
         return self.render(
@@ -128,7 +129,7 @@ class BatchAdmin(PageAdmin):
             tally=tally,
             progress=_percent(counts) if batch.is_unfinished else "",
             state=state_of_batch(batch, counts, is_stuck=is_stuck),
-            reason=batch.reason if sees_payload(request) else batch.reason and _(HIDDEN),
+            reason=batch.reason if shows else batch.reason and _(HIDDEN),
             requested_by=batch.requested_by and " · " + _("requested by %s") % batch.requested_by,
             started=time_since(batch.created_at),
             is_held=is_held,
@@ -177,8 +178,8 @@ class BatchAdmin(PageAdmin):
             with spent(f"The query for the chosen rows of {label}"):
                 batch = asked.start(request, self.admin_site, card.runner)
         except (AutorunError, ValueError, TypeError) as error:
-            told = _("The backfill was not started: %s") % message_for(request, error)
-            messages.error(request, told)
+            reason = message_for(request, self.admin_site, error, card.runner)
+            messages.error(request, _("The backfill was not started: %s") % reason)
             return self.redirect("autorun_batch_prepare", label)
         of = {"label": label, "rows": _(batch.description)}
         self.note(request, _("Backfill of %(label)s started: %(rows)s.") % of, batch)
@@ -278,7 +279,7 @@ class BatchAdmin(PageAdmin):
                     samples=SAMPLES,
                 )
         except (AutorunError, ValueError, TypeError) as error:
-            return None, message_for(request, error)
+            return None, message_for(request, self.admin_site, error, card.runner)
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
     def _get(self, batch_id: int) -> Any:

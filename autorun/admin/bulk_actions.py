@@ -14,10 +14,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext, ngettext_lazy
 
 from autorun.admin.pages import PageAdmin, action, require, who
-from autorun.admin.permissions import Permission, message_for
-from autorun.admin.row_access import MOST_NARROWED, Reach
+from autorun.admin.permissions import Permission
+from autorun.admin.row_access import MOST_NARROWED, Reach, message_for
 from autorun.admin.selections import asked_by
 from autorun.control import interventions
+from autorun.declare import registry
+from autorun.exceptions import bare_message
 from autorun.models import Batch, Run
 from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
@@ -283,7 +285,8 @@ class ActingOnRuns(PageAdmin):
 
     def _tell_of_left(self, request: HttpRequest, retried: interventions.Retried) -> None:
         for label, error in retried.left.items():
-            of = {"label": label, "reason": message_for(request, error)}
+            reason = message_for(request, self.admin_site, error, registry.find(label))
+            of = {"label": label, "reason": reason}
             told = _("The runs of %(label)s were not retried: %(reason)s")
             messages.warning(request, told % of)
 
@@ -331,7 +334,7 @@ def _tell_of_limits(request: HttpRequest, reach: Reach) -> None:
         told = _("Only %s runs were checked. Repeat the action for the next ones.")
         messages.warning(request, told % number(reach.examined))
         if reach.slow is not None:
-            messages.warning(request, message_for(request, reach.slow))
+            messages.warning(request, bare_message(reach.slow))
 
 
 def _misfit(chosen_action: BulkAction, chosen: RunFilter) -> str:

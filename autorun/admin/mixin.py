@@ -31,6 +31,7 @@ from autorun.declare.nodes import runners_by_node
 from autorun.declare.page_time import budget
 from autorun.models import Node, Run
 from autorun.observe.checks.names import check_shown
+from autorun.observe.explanation import NONE
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.managers import RETIRED
@@ -157,7 +158,7 @@ class AutorunAdminMixin(ModelAdmin):
         runners = []
         with budget():
             for each in row_states.runners_of(self.model):
-                reason = prose(explanation_of(each, instance, shows_messages=False).reason)
+                reason = prose(explanation_of(each, instance, NONE).reason)
                 url = row_states.address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, name_of_runner(each), reason))
         shows_results = getattr(instance, SHOWS_RESULTS, False)

@@ -13,10 +13,12 @@ from django.utils.translation import gettext_noop, ngettext
 from autorun.admin.cards import Card, cards, worst_first
 from autorun.admin.markup import prose, time_since
 from autorun.admin.pages import action, is_fetched, page
-from autorun.admin.permissions import Permission, message_for, sees_payload
+from autorun.admin.permissions import Permission
+from autorun.admin.row_access import message_for, sees_texts
 from autorun.admin.runner_pages import RunnerPages
 from autorun.admin.tables import as_options
 from autorun.control import halting
+from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError
@@ -92,8 +94,8 @@ class NodeAdmin(RunnerPages):
     def health(self, request: HttpRequest) -> HttpResponse:
         """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
         if is_fetched(request) and "now" in request.GET:
-            return self.fragment(request, "findings", **_examined(request))
-        found = _examined(request) if "now" in request.GET else {}
+            return self.fragment(request, "findings", **_examined(request, self.admin_site))
+        found = _examined(request, self.admin_site) if "now" in request.GET else {}
         workers = [
             (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
         ]
@@ -156,7 +158,8 @@ class NodeAdmin(RunnerPages):
         if changed:
             self.note(request, told % number(len(changed)), *map(node_of, changed))
         for label, error in left.items():
-            of = {"label": label, "reason": message_for(request, error)}
+            reason = message_for(request, self.admin_site, error, registry.find(label))
+            of = {"label": label, "reason": reason}
             messages.warning(request, _("Runner %(label)s was not changed: %(reason)s") % of)
         return self.back(request, self.url("autorun_node_changelist"))
 
@@ -174,11 +177,13 @@ def _app_of(card: Card) -> str:
     return card.runner.label.partition(".")[0]
 
 
-def _examined(request: HttpRequest) -> dict[str, Any]:
+def _examined(request: HttpRequest, site: admin.AdminSite) -> dict[str, Any]:
     from autorun.observe.doctor import Finding, examine_for_page
 
+    shows = sees_texts(request, site)
+
     def told(finding: Finding) -> str:
-        return finding.message if sees_payload(request) else finding.bare or finding.message
+        return finding.message if shows else finding.bare or finding.message
 
     order = {"error": 0, "warning": 1}
     findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))

@@ -23,10 +23,10 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 
 from autorun.admin.markup import django_engine
-from autorun.admin.permissions import Permission, message_for
+from autorun.admin.permissions import Permission
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
-from autorun.exceptions import RunTimeout
+from autorun.exceptions import RunTimeout, bare_message
 from autorun.observe.glance import Tally, take_tally
 from autorun.state.words import number
 
@@ -168,7 +168,7 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
                 with page_time.budget():
                     return view(self, request, *args, **kwargs)
             except RunTimeout as error:
-                messages.error(request, message_for(request, error))
+                messages.error(request, bare_message(error))
                 response = self.render(request, "base", _("Too slow"))
                 response.status_code = 503
                 return response

@@ -4,8 +4,6 @@ from enum import StrEnum
 
 from django.http import HttpRequest
 
-from autorun.exceptions import bare_message
-
 
 class Permission(StrEnum):
     """The permissions that users and groups get in Django's admin."""
@@ -25,8 +23,3 @@ def sees_payload(request: HttpRequest) -> bool:
     That may contain data of a row: messages of errors, reasons, what a body says of its progress.
     """
     return bool(request.user.has_perm(Permission.SEE_PAYLOAD))
-
-
-def message_for(request: HttpRequest, error: Exception) -> str:
-    """The message of an error; autorun's own part of it for users who may not see payload."""
-    return str(error) if sees_payload(request) else bare_message(error)

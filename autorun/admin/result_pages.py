@@ -170,7 +170,7 @@ class ShowingResults(PageAdmin):
         try:
             first = next(lines, "")  # so that an error is a page, and no end of a file
         except AutorunError as error:
-            messages.error(request, message_for(request, error))
+            messages.error(request, message_for(request, self.admin_site, error, runner))
             return self.redirect("autorun_node_runner", label)
         headers = {
             "Content-Disposition": f'attachment; filename="{label}.{form}"',

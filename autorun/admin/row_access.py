@@ -12,7 +12,7 @@ from django.contrib.admin.sites import all_sites
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.db import router
-from django.db.models import Model, prefetch_related_objects
+from django.db.models import Manager, Model, prefetch_related_objects
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
@@ -22,8 +22,9 @@ from autorun.control.interventions import Matching
 from autorun.declare import hooks, page_time, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
-from autorun.exceptions import AutorunError, RunTimeout
+from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import Node, Run
+from autorun.observe.explanation import Quotes
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
 from autorun.state.keys import concrete, key_kind
@@ -104,6 +105,35 @@ def seen_rows(
     return seen
 
 
+def sees_texts(request: HttpRequest, site: AdminSite, about: Runner | Node | None = None) -> bool:
+    """Whether the user may see texts that may quote any row of a runner, of a node, or of all.
+
+    They are messages of hooks, and reasons why runs are held up and batches or runners paused.
+    """
+    if isinstance(about, Node):
+        models = [model_of(about)]
+    else:
+        models = []
+        for runner in registry.runners() if about is None else [about]:
+            with suppress(AutorunError):  # a system check says what is wrong with it
+                models.append(runner.get_model())
+    return sees_payload(request) and all(_sees_gone(request, site, each) for each in models)
+
+
+def quotes_for(
+    request: HttpRequest, site: AdminSite, about: Runner | Node, *, is_open: bool = True
+) -> Quotes:
+    """Which quotes the user may read in the explanation of a row, whose payload `is_open`."""
+    return Quotes(is_open and sees_payload(request), sees_texts(request, site, about))
+
+
+def message_for(
+    request: HttpRequest, site: AdminSite, error: Exception, about: Runner | None = None
+) -> str:
+    """The message of an error; autorun's own part of it for users who may not see such texts."""
+    return str(error) if sees_texts(request, site, about) else bare_message(error)
+
+
 def open_runs(request: HttpRequest, site: AdminSite, run_ids: Collection[int]) -> set[int]:
     """Those of the runs whose payload the user may see; a query or two a model."""
     if not sees_payload(request):
@@ -118,14 +148,15 @@ def visible(
     """The rows that the admin shows the user, by primary key; one query.
 
     The model's own admin decides by `get_queryset`, and by `has_view_permission` of each row.
-    Without one, the permission to view the model is enough.
+    Without one, the permission to view the model is enough for the rows of its default manager.
     """
     if not keys or not may_view(request, site, model):
         return {}
     model_admin = _admin_of(site, model)
     if model_admin is None:
-        rows = model._base_manager.using(database).filter(pk__in=set(keys))
-        return {row.pk: row for row in rows}
+        with spent(f"The default manager of {model._meta.label}"):
+            rows = model._default_manager.using(database).filter(pk__in=set(keys))
+            return {row.pk: row for row in rows}
     with spent(f"{type(model_admin).__name__}.get_queryset(), its query or has_view_permission()"):
         rows = model_admin.get_queryset(request).using(database).order_by()
         shown = rows.filter(pk__in=set(keys))
@@ -253,8 +284,8 @@ def may_view(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
 
 
 def sees_all(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
-    """Whether the user may see all rows of the model: its admin hides none."""
-    return may_view(request, site, model) and not _hides_rows(_admin_of(site, model))
+    """Whether the user may see all rows of the model: neither its admin nor a manager hides any."""
+    return may_view(request, site, model) and not _hides_rows(site, model)
 
 
 def _seen_of(
@@ -268,7 +299,7 @@ def _seen_of(
     unseen = set(keys.values()) - shown.keys()
     rows = model._base_manager.using(database).filter(pk__in=unseen)
     hidden = set(rows.values_list("pk", flat=True)) if unseen else set()
-    shows_gone = _shows_gone(request, site, model)
+    shows_gone = _sees_gone(request, site, model)
     seen = {}
     for run in runs:
         key = keys.get(run.pk)
@@ -293,20 +324,25 @@ def _content_type_of(node: Node) -> ContentType:
     return ContentType.objects.db_manager(settings.DATABASE).get_for_id(node.content_type_id)
 
 
-def _shows_gone(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
-    """Whether the user may see the payload of deleted rows.
+def _sees_gone(request: HttpRequest, site: AdminSite, model: type[Model] | None) -> bool:
+    """Whether the user may see what is about rows that nobody can name any more.
 
     If the model's admin hides rows, nothing tells whether it would have hidden those as well.
     """
-    is_superuser = bool(getattr(request.user, "is_superuser", False))
-    return is_superuser or not _hides_rows(_admin_of(site, model))
+    if bool(getattr(request.user, "is_superuser", False)):
+        return True
+    return model is not None and sees_all(request, site, model)
 
 
-def _hides_rows(model_admin: Any) -> bool:
-    own = type(model_admin)
-    return model_admin is not None and any(
-        getattr(own, name) is not getattr(ModelAdmin, name) for name in _HIDING
-    )
+def is_narrowed(model: type[Model]) -> bool:
+    """Whether the default manager may hide rows, and perhaps by what a middleware keeps."""
+    return type(model._default_manager).get_queryset is not Manager.get_queryset
+
+
+def _hides_rows(site: AdminSite, model: type[Model]) -> bool:
+    model_admin = _admin_of(site, model) or ModelAdmin
+    methods = ((getattr(model_admin, name), getattr(ModelAdmin, name)) for name in _HIDING)
+    return is_narrowed(model) or any(getattr(own, "__func__", own) is not at for own, at in methods)
 
 
 def _admin_of(site: AdminSite, model: type[Model]) -> Any:

@@ -18,7 +18,7 @@ from autorun.admin import outputs_shown, row_access
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import page
-from autorun.admin.permissions import Permission, sees_payload
+from autorun.admin.permissions import Permission
 from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
 from autorun.admin.tables import as_options, named_options
 from autorun.declare import hooks, registry
@@ -147,11 +147,10 @@ class RunAdmin(ActingOnRuns):
     def change(self, request: HttpRequest, run_id: int) -> HttpResponse:
         run = self._get(run_id)
         runner, seen, instance = self._row_of(request, run)
-        may_see = seen.is_open and sees_payload(request)
+        quotes = row_access.quotes_for(request, self.admin_site, run.node, is_open=seen.is_open)
+        may_see = quotes.messages
         others, is_hidden = other_runs(run), seen.is_hidden
-        story = story_of(
-            run, runner, instance, others=others, shows_messages=may_see, is_hidden=is_hidden
-        )
+        story = story_of(run, runner, instance, others=others, quotes=quotes, is_hidden=is_hidden)
         # The newest success, whose outputs stay while a re-run has none.
         of_row = (each for each in others if each.fingerprint != RETIRED)
         earlier = (each for each in of_row if each.status == Run.Status.SUCCEEDED)

@@ -25,9 +25,9 @@ from autorun.admin.pages import (
     require,
     who,
 )
-from autorun.admin.permissions import Permission, message_for, sees_payload
+from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
-from autorun.admin.row_access import find_row, name_of
+from autorun.admin.row_access import find_row, message_for, name_of, quotes_for, sees_texts
 from autorun.admin.selections import asked_by
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines
@@ -53,7 +53,7 @@ from autorun.planning.pending import keys_to_try
 from autorun.planning.scope import Scope
 from autorun.state.counts import Progress
 from autorun.state.keys import as_json as as_keys
-from autorun.state.masking import without_secrets
+from autorun.state.masking import masked, without_secrets
 from autorun.state.words import duration, number
 
 #: Seconds that one fragment of a page may count rows.
@@ -104,7 +104,7 @@ class RunnerPages(ShowingResults):
         runner = get_runner(label)
         versions = cards.progresses_of(versions_of(runner))
         card = cards.card_of(runner, versions)
-        now, shows = card.node, sees_payload(request)
+        now, shows = card.node, sees_texts(request, self.admin_site, runner)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         batches = Batch.objects.filter(runner=label).defer("scope").order_by("-pk")[:NEWEST_BATCHES]
         return self.render(
@@ -158,7 +158,7 @@ class RunnerPages(ShowingResults):
             with spent(f"The query for the rows of {label}"):
                 count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
         except AutorunError as error:
-            problem = message_for(request, error)
+            problem = message_for(request, self.admin_site, error, runner)
         card = replace(cards.card_of(runner), error=problem)
         if count is not None and count.is_complete:
             left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
@@ -176,7 +176,7 @@ class RunnerPages(ShowingResults):
         if instance is None:
             raise Http404("There is no such row, or you do not have permission to see it.")
         name, runner_name = name_of(self.admin_site, instance), cards.name_of_runner(runner)
-        found = explanation_of(runner, instance, shows_messages=sees_payload(request))
+        found = explanation_of(runner, instance, quotes_for(request, self.admin_site, runner))
         return self.render(
             request,
             "why",
@@ -231,8 +231,8 @@ class RunnerPages(ShowingResults):
             scope = Scope(pks=keys, asked=asked)
             batch = request_backfill(runner, scope, limit=TRIED, requested_by=by)
         except AutorunError as error:
-            told = _("Nothing was started: %s") % message_for(request, error)
-            messages.error(request, told)
+            reason = message_for(request, self.admin_site, error, runner)
+            messages.error(request, _("Nothing was started: %s") % reason)
             return self.redirect("autorun_node_runner", label)
         told = ngettext(
             "%(version)s is tried on %(rows)s row.",
@@ -283,10 +283,10 @@ class RunnerPages(ShowingResults):
         try:
             analysis = hooks.call(runner, "get_analysis")
         except Exception as error:  # noqa: BLE001  the page says so
-            return {"error": message_for(request, error)}
+            return {"error": message_for(request, self.admin_site, error, runner)}
         source = ""
         with suppress(OSError, TypeError):
-            source = inspect.getsource(analysis.function) if sees_payload(request) else ""
+            source = masked(inspect.getsource(analysis.function)) if sees_payload(request) else ""
         return {
             "title": analysis.title,
             "version": analysis.version,
@@ -302,7 +302,8 @@ class RunnerPages(ShowingResults):
         try:
             node = node_of(runner)
         except AutorunError as error:
-            of = {"label": label, "reason": message_for(request, error)}
+            reason = message_for(request, self.admin_site, error, runner)
+            of = {"label": label, "reason": reason}
             messages.error(request, _("Runner %(label)s cannot run: %(reason)s") % of)
         else:
             if change(runner):

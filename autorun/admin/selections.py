@@ -23,7 +23,7 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, QueryDict
 
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import database_of, may_view, visible
+from autorun.admin.row_access import database_of, is_narrowed, may_view, visible
 from autorun.declare.base import Runner
 from autorun.declare.hooks import base_queryset
 from autorun.exceptions import RowsGone
@@ -166,7 +166,7 @@ def _needs_only_the_user(model_admin: Any) -> bool:
     filters = (each[1] if isinstance(each, tuple) else each for each in model_admin.list_filter)
     given = [each for each in filters if not isinstance(each, str)]
     hooks = [getattr(model_admin, name) for name in _ASKING]
-    return all(map(_is_known, (*given, *hooks)))
+    return all(map(_is_known, (*given, *hooks))) and not is_narrowed(model_admin.model)
 
 
 def _is_known(code: Any) -> bool:

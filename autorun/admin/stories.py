@@ -19,6 +19,7 @@ from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import (
     WORKER_LOST,
     Explanation,
+    Quotes,
     explain,
 )
 from autorun.observe.run_states import state_of
@@ -66,7 +67,7 @@ def story_of(
     instance: Any,
     *,
     others: Sequence[Run],
-    shows_messages: bool,
+    quotes: Quotes,
     is_hidden: bool = False,
 ) -> Story:
     """The story of a run `with_context`; `others` are the other runs of its row.
@@ -77,7 +78,7 @@ def story_of(
     if is_hidden:
         now = _("You do not have permission to see this row, so its details are hidden.")
     else:
-        now = _now(run, runner, instance, others, shows_messages=shows_messages)
+        now = _now(run, runner, instance, others, quotes)
     return Story(_why(run, runner, others), now, _events(run, failures), failures)
 
 
@@ -109,12 +110,12 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
 
 
 def explanation_of(
-    runner: Runner, instance: Any, *, shows_messages: bool, run: Run | None = None
+    runner: Runner, instance: Any, quotes: Quotes, *, run: Run | None = None
 ) -> Explanation:
     """Why the row is pending or not; the code is "unknown" if the project's own hooks raise."""
     try:
         with spent(f"The query for the row of {runner.label}"):
-            return explain(runner, instance, quotes=shows_messages, run=run)
+            return explain(runner, instance, quotes=quotes, run=run)
     except Exception as error:  # noqa: BLE001  a project's own hooks
         return Explanation(False, "unknown", _("It cannot be explained: %s") % bare_message(error))
 
@@ -163,7 +164,7 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
 
 
 def _now(
-    run: Run, runner: Runner | None, instance: Any, others: Sequence[Run], *, shows_messages: bool
+    run: Run, runner: Runner | None, instance: Any, others: Sequence[Run], quotes: Quotes
 ) -> str:
     if runner is None:
         return _("The runner %s is no longer registered.") % run.chunk.runner
@@ -175,12 +176,12 @@ def _now(
     try:
         node_id = node_id_of(runner)
     except AutorunError as error:
-        reason = str(error) if shows_messages else bare_message(error)
+        reason = str(error) if quotes.reasons else bare_message(error)
         return _("%(label)s cannot run: %(reason)s") % {"label": runner.label, "reason": reason}
     if node_id != run.node_id:
         told = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
         return told % {"runner": runner.label, "version": runner.get_analysis()}
-    return explanation_of(runner, instance, shows_messages=shows_messages, run=run).reason
+    return explanation_of(runner, instance, quotes, run=run).reason
 
 
 def _superseded(run: Run, others: Sequence[Run]) -> str:

@@ -21,11 +21,11 @@ from django.views.decorators.http import conditional_page, require_safe
 
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import get_runner
-from autorun.admin.permissions import Permission, message_for, sees_payload
-from autorun.admin.row_access import find_row, open_runs
+from autorun.admin.permissions import Permission
+from autorun.admin.row_access import find_row, message_for, open_runs, quotes_for, sees_texts
 from autorun.admin.stories import explanation_of
 from autorun.declare import page_time, registry
-from autorun.exceptions import AutorunError, RunTimeout
+from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.management.subcommands import batch_list, listings
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.explanation import last_failure
@@ -67,9 +67,9 @@ def _answer(route: str, *parameters: str) -> Callable[[View], View]:
             except Http404 as error:
                 return _error(404, str(error))
             except RunTimeout as error:
-                return _error(503, f"{message_for(request, error)} Try again later.")
+                return _error(503, f"{bare_message(error)} Try again later.")
             except AutorunError as error:  # of a wrong declaration, and perhaps with its data
-                return _error(503, f"{message_for(request, error)} See: manage.py check")
+                return _error(503, f"{message_for(request, site, error)} See: manage.py check")
 
         urlpatterns.append(path(route, answered, name=view.__name__))
         return view
@@ -111,8 +111,8 @@ def row(request: HttpRequest, label: str, key: str) -> dict[str, Any]:
     instance = find_row(request, site, of, key)
     if instance is None:
         raise Http404(f"{label} has no row “{key[:40]}” that you may see. Check the primary key.")
-    shows = sees_payload(request)
-    found = explanation_of(of, instance, shows_messages=shows)
+    quotes = quotes_for(request, site, of)
+    shows, found = quotes.messages, explanation_of(of, instance, quotes)
     run = found.run
     is_success = run is not None and run.status == Run.Status.SUCCEEDED
     failure = None if run is None or is_success else last_failure(run)
@@ -193,11 +193,12 @@ def failures(request: HttpRequest) -> dict[str, Any]:
 def batch(request: HttpRequest, number: int) -> dict[str, Any]:
     """A batch and its progress; with `view_payload`, the reason why it ended."""
     known = read_number(number)
-    found = Batch.objects.defer("scope").filter(pk=known).first() if known else None
+    batches = Batch.objects.defer("scope").select_related("node")
+    found = batches.filter(pk=known).first() if known else None
     if found is None:
         raise Http404(f"There is no batch {str(number)[:20]}. See: manage.py autorun batches")
     answer = batch_list.as_json(found)
-    return answer if sees_payload(request) else _without(answer, "reason")
+    return answer if sees_texts(request, site, found.node) else _without(answer, "reason")
 
 
 def _refusal(request: HttpRequest) -> HttpResponse | None:
@@ -242,7 +243,7 @@ def _runner(request: HttpRequest, card: Card, held: Collection[HeldUp]) -> dict[
         "run_seconds": node and node.run_seconds,
         "held_up": of_runner,
     }
-    if sees_payload(request):
+    if sees_texts(request, site, card.runner):
         return {**answer, "paused_because": node.paused_because if node else ""}
     return {**answer, "held_up": [_without(each, "reason") for each in of_runner]}
 

@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models import Max, OuterRef, Q, Subquery
@@ -32,8 +32,20 @@ from autorun.triggers import on_write
 
 LONGEST_MESSAGE = 200
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
-#: Whether reasons quote people and the project's code, which may contain data of a row.
-_quotes: ContextVar[bool] = ContextVar("autorun_quotes", default=True)
+
+
+class Quotes(NamedTuple):
+    """Which words of people and of the project's code an explanation quotes.
+
+    `messages` are about the row; `reasons` are about many rows, and may contain data of any.
+    """
+
+    messages: bool
+    reasons: bool
+
+
+ALL, NONE = Quotes(messages=True, reasons=True), Quotes(messages=False, reasons=False)
+_quotes: ContextVar[Quotes] = ContextVar("autorun_quotes", default=ALL)
 
 
 @dataclass(frozen=True)
@@ -57,9 +69,9 @@ class Explanation:
 
 
 def explain(
-    runner: Runner, instance: Any, *, quotes: bool = True, run: Run | None = None
+    runner: Runner, instance: Any, *, quotes: Quotes = ALL, run: Run | None = None
 ) -> Explanation:
-    """Why `instance` is pending or not; without `quotes`, in autorun's own words alone.
+    """Why `instance` is pending or not; with those `quotes`.
 
     `run` is its current run, of `with_context`, if the caller has it. Raises TypeError for an
     instance of another model.
@@ -205,7 +217,7 @@ def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:
 def _stage(runner: Runner, run: Any) -> tuple[str, str]:
     chunk = run.chunk
     if chunk.state == Chunk.State.RUNNING:
-        said = words_of(run) if _quotes.get() else ""
+        said = words_of(run) if _quotes.get().messages else ""
         running = _("Running on worker %s") % chunk.worker + _since(chunk.started_at)
         return "running", f"{running}, {said}" if said else running
     if chunk.state == Chunk.State.QUEUED:
@@ -270,7 +282,8 @@ def _finished(runner: Runner, run: Any) -> Explanation:
         return Explanation(False, "ignored", told % at, run)
     if run.status == Run.Status.NOT_APPLICABLE:
         reason = _("Not applicable since %s, until the row changes") % at
-        return Explanation(False, "not_applicable", f"{reason}{_because(run.outputs or '')}.", run)
+        said = run.outputs if _quotes.get().messages else ""
+        return Explanation(False, "not_applicable", f"{reason}{because(said or '')}.", run)
     failure = last_failure(run)
     told = _("Failed (no attempts left) at %(at)s")
     if run.attempts:
@@ -391,7 +404,7 @@ def _paused(node: Node) -> str:
 
 
 def _because(words: str | None) -> str:
-    return because(words) if words and _quotes.get() else ""
+    return because(words) if words and _quotes.get().reasons else ""
 
 
 def _held(node: Node, runner: Runner) -> str:
@@ -413,7 +426,7 @@ def _cause(failure: Failure) -> str:
 
 
 def _short(name: str, message: str) -> str:
-    first = message.strip().partition("\n")[0] if _quotes.get() else ""
+    first = message.strip().partition("\n")[0] if _quotes.get().messages else ""
     if len(first) > LONGEST_MESSAGE:
         first = f"{first[:LONGEST_MESSAGE]}..."
     return f"{name}: {first.rstrip('.')}" if first else name
