@@ -5,6 +5,7 @@ import datetime as dt
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from autorun.declare import page_time
 from autorun.models import Run
 from autorun.observe import formats, records
 from autorun.observe.formats import as_text
 from autorun.observe.records import OWN, Records
 from autorun.runner import QuerySetRunner
+from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
@@ -321,6 +324,58 @@ class TestDownload:
 
         [line] = text.splitlines()
         assert json.loads(line)["said"] == "b"
+
+    @pytest.mark.parametrize("form", ["csv", "jsonl"])
+    def test_rows_are_hidden_by_the_request_until_the_last_one(
+        self, form: str, scans: QuerySetRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        noted = ["b"]  # by a middleware, until the response leaves it
+
+        def get_queryset(self: Any, request: HttpRequest) -> Any:
+            return Scan.objects.filter(description__in=noted)
+
+        monkeypatch.setattr(ScanAdmin, "get_queryset", get_queryset, raising=False)
+
+        response = self.get(self.client("view_payload", "view_scan"), form)
+        noted.append("a")
+
+        text = response.getvalue().decode()
+        assert len(text.splitlines()) == 1 + (form == "csv")
+        assert "/a" not in text
+
+    @pytest.mark.parametrize("asked", ["name", "admin"])
+    def test_code_of_the_project_has_the_time_of_a_page_for_each_page_of_rows(
+        self, asked: str, scans: QuerySetRunner, set_constants: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_constants(page_time, SECONDS=0.6)
+        monkeypatch.setattr(page_time, "_hung_until", {})
+        set_constants(records, PAGE=1)
+        pause = [0.4]
+
+        def sleeps(self: Scan) -> str:
+            time.sleep(pause[0])
+            return "x"
+
+        def get_queryset(self: Any, request: HttpRequest) -> Any:
+            time.sleep(pause[0])
+            return Scan.objects.all()
+
+        slow = {
+            "name": (Scan, "__str__", sleeps),
+            "admin": (ScanAdmin, "get_queryset", get_queryset),
+        }
+        monkeypatch.setattr(*slow[asked], raising=False)
+        client = self.client("view_payload", "view_scan")
+        if asked == "name":  # else it is streamed, and ends where it hangs
+            hides = lambda self, request, obj=None: True  # noqa: E731
+            monkeypatch.setattr(ScanAdmin, "has_view_permission", hides, raising=False)
+
+        rows = self.get(client, "csv").getvalue().decode().splitlines()
+        pause[0] = 30.0
+        page = client.get(reverse("admin:autorun_node_export", args=[LABEL, "csv"]), follow=True)
+
+        assert len(rows) == 3
+        assert "takes longer than 0.6 s" in page.text
 
 
 def test_an_export_reads_rows_that_came_after_its_columns(runner: QuerySetRunner) -> None:

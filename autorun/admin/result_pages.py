@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from tempfile import TemporaryFile
 from typing import Any
+from wsgiref.util import FileWrapper
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
@@ -18,11 +20,12 @@ from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 
 from autorun.admin import cards
-from autorun.admin.outputs_shown import OutputLine
+from autorun.admin.markup import as_json
+from autorun.admin.outputs_shown import MOST_CHARACTERS
 from autorun.admin.pages import PageAdmin, get_runner, page
-from autorun.admin.permissions import Permission, message_for, sees_payload
-from autorun.admin.row_access import database_of, may_view, name_of, sees_all, visible
-from autorun.declare import registry
+from autorun.admin.permissions import Permission, sees_payload
+from autorun.admin.row_access import database_of, may_view, message_for, sees_all, visible
+from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, nodes_over
 from autorun.declare.page_time import spent
@@ -35,11 +38,12 @@ from autorun.observe.new_versions import about_version, is_new
 from autorun.observe.records import Records
 from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
-from autorun.state.words import approximate, number
 
 #: The page compares versions if it has the time for it, and one of them at most so many successes;
 #: the command any.
 MOST_COMPARED = 5_000
+#: Bytes of a file that are sent at a time.
+PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -124,36 +128,33 @@ class ShowingResults(PageAdmin):
         to_pk = key_kind(model).to_pk
         keys = [to_pk(row.key) for change in found.outputs for row in change.rows]
         seen = visible(request, self.admin_site, model, keys, database)
-        names = {pk: str(name_of(self.admin_site, row)) for pk, row in seen.items()}
-        are_all_seen = sees_all(request, self.admin_site, model)
-        return [
+        lines: list[dict[str, Any]] = [
             {
-                "name": change.name,
-                "different": number(change.different),
-                "medians": [
-                    approximate(each if are_all_seen else None)
-                    for each in (change.median_before, change.median_after)
-                ],
-                "rows": rows,
-            }
-            for change in found.outputs
-            if (
-                rows := [
+                "change": change,
+                "rows": [
                     (
                         row.key,
-                        names[to_pk(row.key)],
-                        [OutputLine.of(change.name, each) for each in (row.before, row.after)],
+                        *(as_json(each, most=MOST_CHARACTERS) for each in (row.before, row.after)),
                     )
                     for row in change.rows
-                    if to_pk(row.key) in names
-                ]
-            )
-            or are_all_seen
+                    if to_pk(row.key) in seen
+                ],
+            }
+            for change in found.outputs
         ]
+        if sees_all(request, self.admin_site, model):
+            return lines
+        hidden = {"median_before": None, "median_after": None}
+        shown = [line for line in lines if line["rows"]]
+        return [{**line, "change": replace(line["change"], **hidden)} for line in shown]
 
     @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
     def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
-        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit."""
+        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit.
+
+        If some may be hidden, the file is made in the request, whose middleware may have noted by
+        what to hide them.
+        """
         runner = get_runner(label)
         if form not in TEXTS:
             raise Http404(f"There is no export as {form!r}. Choose {' or '.join(TEXTS)}.")
@@ -161,14 +162,23 @@ class ShowingResults(PageAdmin):
         if not may_view(request, self.admin_site, model):
             raise PermissionDenied
 
+        is_whole = sees_all(request, self.admin_site, model)
+
         def among(instances: list[Any]) -> list[Any]:
             keys = [each.pk for each in instances]
             seen = visible(request, self.admin_site, model, keys, database)
             return [each for each in instances if each.pk in seen]
 
-        lines = as_text(Records(runner, among=among), form)
+        def step(work: Callable[[], Any]) -> Any:
+            """Give the project's code the time of a page for each page of rows."""
+            with page_time.budget(), spent(f"A page of rows of {label}"):
+                return work()
+
+        lines = as_text(Records(runner, among=list if is_whole else among, step=step), form)
+        pieces: Iterator[str | bytes]
         try:
-            first = next(lines, "")  # so that an error is a page, and no end of a file
+            # So that an error is a page, and no end of a file.
+            pieces = chain([next(lines, "")], lines) if is_whole else _spooled(lines)
         except AutorunError as error:
             messages.error(request, message_for(request, self.admin_site, error, runner))
             return self.redirect("autorun_node_runner", label)
@@ -176,15 +186,30 @@ class ShowingResults(PageAdmin):
             "Content-Disposition": f'attachment; filename="{label}.{form}"',
             "X-Content-Type-Options": "nosniff",
         }
-        pieces = chain([first], lines)
         stream = _without_blocking(pieces) if isinstance(request, ASGIRequest) else pieces
         return StreamingHttpResponse(stream, content_type=TEXTS[form], headers=headers)
 
 
-async def _without_blocking(pieces: Iterator[str]) -> AsyncIterator[str]:
+def _spooled(lines: Iterable[str]) -> Iterator[bytes]:
+    """The lines, all made before the first is returned, in a file that ends with the response."""
+    file = TemporaryFile()  # noqa: SIM115  closed with its wrapper
+    try:
+        file.writelines(map(str.encode, lines))
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return FileWrapper(file, PIECE)
+
+
+async def _without_blocking(pieces: Iterator[str | bytes]) -> AsyncIterator[str | bytes]:
     """The pieces one by one: under ASGI, Django would collect them all before it sends any."""
-    while piece := await sync_to_async(lambda: next(pieces, ""))():
-        yield piece
+    try:
+        while piece := await sync_to_async(lambda: next(pieces, ""))():
+            yield piece
+    finally:
+        if isinstance(pieces, FileWrapper):
+            pieces.close()
 
 
 def versions_of(runner: Runner) -> list[Node]:

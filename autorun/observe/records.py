@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.db.models import F, QuerySet
 
-from autorun.declare import hooks
+from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
+from autorun.exceptions import RunTimeout
 from autorun.models import Run
 from autorun.observe.run_states import state_of
 from autorun.planning.rows import key_of, pages
@@ -49,24 +50,31 @@ def outputs_of(runner: Runner, instance: Any, *, stale: bool = False) -> Any:
     return next(iter(runs.values_list("outputs", flat=True)[:1]), None)
 
 
+def _call(work: Callable[[], Any]) -> Any:
+    return work()
+
+
 @dataclass(frozen=True)
 class Records:
     """Rows with their results as flat dicts, in the order of their keys; read in pages.
 
     They are the rows of `queryset`, or of the runner's base queryset; `among` may leave out some of
-    a page. With `stale`, a row without a current success has the outputs of its last one.
+    a page. With `stale`, a row without a current success has the outputs of its last one. `step`
+    makes the calls that run the project's code and queries, and may limit their time.
     """
 
     runner: Runner
     queryset: QuerySet[Any] | None = None
     stale: bool = False
     among: Callable[[list[Any]], Sequence[Any]] = list
+    step: Callable[[Callable[[], Any]], Any] = _call
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for instances, runs, successes in self.pages():
-            for instance in instances:
+            names = self.step(partial(_names, instances))
+            for instance, name in zip(instances, names, strict=True):
                 key = key_of(instance)
-                yield _record(instance, runs.get(key), successes.get(key))
+                yield _record(instance, name, runs.get(key), successes.get(key))
 
     def columns(self) -> dict[str, set[type]]:
         """The columns of all records, with the types that the values of each output have.
@@ -84,6 +92,11 @@ class Records:
 
     def pages(self) -> Iterator[tuple[Sequence[Any], dict[Key, Run], dict[Key, Run]]]:
         """Instances, with the current runs of their rows and other successes, by key."""
+        found = self._pages()
+        while (page := self.step(partial(next, found, None))) is not None:
+            yield page
+
+    def _pages(self) -> Iterator[tuple[Sequence[Any], dict[Key, Run], dict[Key, Run]]]:
         runner = self.runner
         if self.queryset is None:
             rows = hooks.base_queryset(runner)
@@ -113,11 +126,11 @@ def _successes(runner: Runner, keys: Collection[Key]) -> Any:
     return runs.of_rows(key_kind(runner.get_model()), keys)
 
 
-def _record(instance: Any, run: Run | None, success: Run | None) -> dict[str, Any]:
+def _record(instance: Any, name: str, run: Run | None, success: Run | None) -> dict[str, Any]:
     result = success or run
     record = {
         "key": instance.pk if isinstance(instance.pk, int) else str(instance.pk),
-        "name": _name(instance),
+        "name": name,
         "state": "missing" if run is None else state_of(run),
         "finished_at": None if result is None else result.finished_at,
         "seconds": None if result is None else result.seconds,
@@ -127,10 +140,20 @@ def _record(instance: Any, run: Run | None, success: Run | None) -> dict[str, An
     return record
 
 
-def _name(instance: Any) -> str:
-    with suppress(Exception):  # a project's own __str__
-        return encodable(str(instance))
-    return f"{instance._meta.verbose_name} {instance.pk}"
+def _names(instances: Sequence[Any]) -> list[str]:
+    names = [f"{each._meta.verbose_name} {each.pk}" for each in instances]
+
+    def ask() -> None:
+        for place, each in enumerate(instances):
+            try:
+                names[place] = encodable(str(each))
+            except Exception as error:  # a project's own __str__
+                if isinstance(error, RunTimeout):
+                    raise
+
+    if instances:
+        page_time.limited(f"{type(instances[0]).__name__}.__str__()", ask)
+    return names
 
 
 def _flat(outputs: Any) -> Iterator[tuple[str, Any]]:
