@@ -14,7 +14,7 @@ from autorun.state.clock import DatabaseNow
 from autorun.state.sql import Slot, prepared, table
 
 #: Waiting chunks read first, then four times as many, and so on. Usually there is room for one.
-FIRST_PAGE = 8
+FIRST_PAGE = 2
 #: With more batches than this, their chunks are read together.
 MOST_BATCHES = 20
 IS_DUE = Q(state=Chunk.State.WAITING) & (Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
