@@ -334,13 +334,11 @@ def _counted(
 
     The value of a written run says whether it was still current when it ended.
     """
-    ended: Counter[Run.Status] = Counter()
-    superseded: Counter[Run.Status] = Counter()
-    for result in results:
-        if written is None or result.run_id in written:
-            ended[result.status] += 1
-            if written is not None and not written[result.run_id]:
-                superseded[result.status] += 1
+    kept, late = results, []
+    if written is not None:
+        kept = [each for each in results if each.run_id in written]
+        late = [each for each in kept if not written[each.run_id]]
+    ended, superseded = Counter(map(_status_of, kept)), Counter(map(_status_of, late))
     cancelled, apart = ended[Run.Status.CANCELLED], ended[Run.Status.NOT_APPLICABLE]
     superseded_apart = superseded[Run.Status.NOT_APPLICABLE]
     return Tally(
