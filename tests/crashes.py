@@ -10,8 +10,8 @@ from django.db import OperationalError
 
 from autorun.state.probes import POINTS, Listener, listen
 
-#: Names the point at which a process that a test starts is killed: `finish.counted`, or
-#: `finish.counted:3` for the third time the process passes it.
+#: Names the point at which a process that a test starts is killed: `finish.updated`, or
+#: `finish.updated:3` for the third time the process passes it.
 ENVIRONMENT = "AUTORUN_CRASH_AT"
 
 

@@ -600,7 +600,7 @@ def test_a_hand_over_that_the_database_refuses_loses_no_run(documents):
 
     def body(value):
         if value == "title 1":
-            with failing_at("finish.counted", [AWAY]), pytest.raises(OperationalError):
+            with failing_at("finish.updated", [AWAY]), pytest.raises(OperationalError):
                 works[0].hand_over()
 
     runner = declare(body)

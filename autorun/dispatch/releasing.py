@@ -28,7 +28,7 @@ from autorun.state import pulses, transactions
 from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.sql import Slot, prepared, prepared_update
+from autorun.state.sql import Slot, changed_by, prepared, prepared_update
 
 logger = get_logger(__name__)
 
@@ -278,7 +278,7 @@ def _mark_one() -> tuple[QuerySet[Chunk], dict[str, Any]]:
 def _mark_queued(claimed: Sequence[Chunk]) -> None:
     # A chunk that was cancelled since it was read stays so; its message does nothing.
     if len(claimed) == 1:
-        _mark_one(chunk_id=claimed[0].pk)
+        changed_by(_mark_one(chunk_id=claimed[0].pk))
     else:
         Chunk.objects.waiting().filter(pk__in=[chunk.pk for chunk in claimed]).update(**_QUEUED)
     follow_queues(claimed)

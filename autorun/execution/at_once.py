@@ -2,7 +2,7 @@
 
 Waiting in a chunk, being claimed, sent and fetched keeps many runs within their limits. A single
 row that was just saved gains nothing by it: if no limit is in the way, its run is started as it is
-planned, with six statements instead of sixteen and without a second message.
+planned, with a third of the statements and without a second message.
 """
 
 from collections.abc import Collection, Sequence

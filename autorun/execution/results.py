@@ -25,7 +25,15 @@ from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, held, worker_name
 from autorun.state.managers import RETIRED, RunStatus
 from autorun.state.probes import crash_point
-from autorun.state.sql import Fragment, Slot, prepared_update, recordset, update_from
+from autorun.state.sql import (
+    Fragment,
+    Slot,
+    changed_by,
+    prepared_update,
+    recordset,
+    update_after,
+    update_from,
+)
 from autorun.state.transactions import repeated_on_conflict
 
 
@@ -214,26 +222,23 @@ class _Recording:
         of_lease = {"chunk_id": chunk.pk, "token": self.lease.token}
         as_known = dict(zip(_KNOWN, vars(known).values(), strict=True))
         # This locks the chunk.
-        count = _WRITE_COUNTS[True, self.is_last]
-        if not (is_expected := count(**of_lease, **vars(expected), **as_known)):
+        count = _WRITE_COUNTS[True, self.is_last](**of_lease, **vars(expected), **as_known)
+        # A commit whose confirmation was lost has recorded or moved its runs: they stay.
+        match = Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (chunk.pk,))
+        runs: dict[str, Any] = {"source": self.source, "match": match}
+        found = update_after(count, Run, self.changes, **runs, returning="id, is_current")
+        is_expected = found is not None
+        if found is None:
             # An answer was lost, or runs of the chunk were cancelled or ignored, or are to be.
             known = _recorded(self.lease, results)
-        crash_point("finish.counted")
-        written: dict[int, bool | None] = {}
-        if results:
-            # A commit whose confirmation was lost has recorded or moved its runs: they stay.
-            match = Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (chunk.pk,))
-            written = dict(
-                update_from(
-                    Run, self.changes, source=self.source, match=match, returning="id, is_current"
-                )
-            )
+            found = update_from(Run, self.changes, **runs, returning="id, is_current")
+        written: dict[int, bool | None] = dict(found)
         crash_point("finish.updated")
         if self.landing is not None:
             _land(self.landing, results, written)
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
-            _WRITE_COUNTS[False, self.is_last](**of_lease, **vars(counted))
+            changed_by(_WRITE_COUNTS[False, self.is_last](**of_lease, **vars(counted)))
         ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
         if self.is_last and ended != chunk.size:
             _reopen_if_pending(self.lease.held())

@@ -29,7 +29,7 @@ from autorun.models import Batch, Chunk, Pulse
 from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
-from autorun.state.sql import Slot, prepared, prepared_update
+from autorun.state.sql import Slot, changed_by, prepared, prepared_update
 from autorun.state.transactions import is_conflict
 
 #: Of this process and those forked from it: two containers may have one host name and the same ids.
@@ -94,7 +94,9 @@ def start(chunk: Chunk) -> Lease | None:
     """The lease of a queued chunk, or None if another process has it or locks it."""
     token = new_token()
     try:
-        started = _start(chunk_id=chunk.pk, read=chunk.token, token=token, worker=worker_name())
+        started = changed_by(
+            _start(chunk_id=chunk.pk, read=chunk.token, token=token, worker=worker_name())
+        )
     except OperationalError as error:
         if not is_conflict(error):
             raise

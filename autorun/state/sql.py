@@ -62,10 +62,10 @@ def prepared(build: Callable[[], models.QuerySet[Any]]) -> Callable[..., list[An
 
 def prepared_update(
     build: Callable[[], tuple[models.QuerySet[Any], Mapping[str, Any]]],
-) -> Callable[..., int]:
-    """Return a function that makes the changes `build` names to its queryset; how many rows."""
+) -> Callable[..., Fragment]:
+    """Return a function that makes the SQL of the changes that `build` names to its queryset."""
 
-    def update(**values: Any) -> int:
+    def bind(**values: Any) -> Fragment:
         using = settings.DATABASE
         if (key := (build, using)) not in _compiled:
             rows, changes = build()
@@ -73,15 +73,20 @@ def prepared_update(
             query.add_update_values(changes)
             _compiled[key] = _with_names(*query.get_compiler(using).as_sql())
         sql, names, constants = _compiled[key]
-        params = tuple(map((constants | values).__getitem__, names))
-        with (
-            transaction.mark_for_rollback_on_error(using=using),
-            connections[using].cursor() as cursor,
-        ):
-            cursor.execute(sql, params)
-            return int(cursor.rowcount)
+        return Fragment(sql, tuple(map((constants | values).__getitem__, names)))
 
-    return update
+    return bind
+
+
+def changed_by(statement: Fragment) -> int:
+    """Execute the statement; how many rows it has changed."""
+    using = settings.DATABASE
+    with (
+        transaction.mark_for_rollback_on_error(using=using),
+        connections[using].cursor() as cursor,
+    ):
+        cursor.execute(statement.sql, statement.params)
+        return int(cursor.rowcount)
 
 
 #: What was compiled, by its function and the alias of the database.
@@ -141,6 +146,37 @@ def update_from(
             params,
         )
         return list(cursor.fetchall())
+
+
+def update_after(
+    first: Fragment,
+    model: type[models.Model],
+    changes: str,
+    *,
+    source: Fragment,
+    match: Fragment,
+    returning: str,
+) -> list[tuple[Any, ...]] | None:
+    """`update_from` after the update `first`; None, with nothing changed, if that finds no row.
+
+    `first` takes its lock first. PostgreSQL gets both as one statement. The first column that is
+    returned is never NULL.
+    """
+    connection = connections[settings.DATABASE]
+    if connection.vendor != "postgresql":
+        options = {"source": source, "match": match}
+        found = changed_by(first)
+        return update_from(model, changes, **options, returning=returning) if found else None
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH first AS ({first.sql} RETURNING 1), changed AS ("
+            f"UPDATE {table(model, connection)} SET {changes} FROM first, ({source.sql}) AS s "
+            f"WHERE {match.sql} RETURNING {returning}) "
+            "SELECT changed.* FROM first LEFT JOIN changed ON TRUE",
+            [*first.params, *source.params, *match.params],
+        )
+        rows = cursor.fetchall()
+    return [row for row in rows if row[0] is not None] if rows else None
 
 
 def insert_ignoring_conflicts(connection: BaseDatabaseWrapper) -> tuple[str, str]:

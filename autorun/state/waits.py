@@ -23,9 +23,7 @@ IS_BOUNDED = "autorun_is_bounded"
 #: The attribute of a connection with the statement to be sent before the next one that locks.
 _WITH_LOCK = "_autorun_with_lock"
 
-_TAKES_LOCKS = re.compile(
-    r"\s*(INSERT|UPDATE|DELETE|SELECT\b.*\bFOR (NO KEY )?UPDATE)\b", re.DOTALL
-)
+_TAKES_LOCKS = re.compile(r"\s*(INSERT|UPDATE|DELETE|(WITH|SELECT)\b.*\bUPDATE)\b", re.DOTALL)
 
 
 def connect() -> None:

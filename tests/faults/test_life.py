@@ -428,7 +428,7 @@ class Life(RuleBasedStateMachine):
                 None,
                 None,
                 *("rescue.taken", "rescue.recorded", "spilled.planned", "upkeep.counted"),
-                *("finish.counted", "finish.moved", "dispatch.claimed", "dispatch.unsent"),
+                *("finish.updated", "finish.moved", "dispatch.claimed", "dispatch.unsent"),
             ]
         ),
     )

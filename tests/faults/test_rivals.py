@@ -113,7 +113,7 @@ def test_the_second_of_finish_and_rescue_does_nothing(first):
                 may_go_on.set()
 
         # The mark of a rescue is a statement of its own, and in the database by this point.
-        point = "rescue.taken" if first == "rescue" else "finish.counted"
+        point = "rescue.taken" if first == "rescue" else "finish.updated"
         with armed(point, act=stay):
             outcomes = at_once(steps[first], come_second)
         work_off()
