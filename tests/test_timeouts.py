@@ -57,6 +57,20 @@ def test_what_swallows_the_exception_is_told_again():
     assert len(told) == 2
 
 
+def test_an_error_in_the_place_of_the_exception_counts_as_the_exception():
+    def replace(_):
+        try:
+            hang()
+        except RunTimeout:
+            raise KeyError from None  # SQLite raises that it was interrupted
+
+    with calls_limited(replace, 0.05, message="too long") as limited:
+        with pytest.raises(RunTimeout, match="too long"):
+            limited(None)
+        with pytest.raises(TypeError):
+            limited()
+
+
 def test_a_server_that_is_slow_to_cancel_a_query_does_not_hold_up_the_exception(
     monkeypatch, set_constants
 ):

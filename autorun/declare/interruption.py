@@ -159,19 +159,26 @@ def calls_limited(
         return
 
     began_at: float | None = None
+    late: RunTimeout | None = None
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal late
         if began_at is not None and time.monotonic() - began_at >= seconds:
-            coroutines.interrupt(RunTimeout(message))
+            late = late or RunTimeout(message)
+            coroutines.interrupt(late)
 
     def call(argument: Argument) -> Result:
-        nonlocal began_at
-        began_at = time.monotonic()
+        nonlocal began_at, late
+        began_at, late = time.monotonic(), None
         try:
             try:
                 return function(argument)
             finally:
                 began_at = None
+        except Exception as error:
+            if late not in (None, error):
+                raise late from error  # SQLite has replaced it, as has a failed cleanup
+            raise
         finally:
             # Again: the signal may have come in between.
             began_at = None
