@@ -18,6 +18,7 @@ from autorun.runner import QuerySetRunner
 from sample_app.models import Scan
 from tests.browser import scenes
 from tests.engine import declare, installed
+from tests.library.models import Country
 
 pytestmark = pytest.mark.django_db
 
@@ -191,6 +192,19 @@ def test_a_row_that_the_admin_hides_is_not_found(client, monkeypatch) -> None:
     told = get(client, f"runners/{LABEL}/rows/{row.pk}/", 404)["error"]
 
     assert f"{LABEL} has no row “{row.pk}” that you may see" in told
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\n", "a/", "/", "\r\n", "\u2028", "%0A", "é ?#"])
+def test_a_row_of_any_text_key_is_found(key) -> None:
+    Country.objects.create(code=key, name="x")
+    runner, client = (
+        declare(DATA_MODEL=Country, INPUT_FIELDS=("name",)),
+        client_of("view_run", "view_country"),
+    )
+    with installed(runner):
+        answer = client.get(reverse("autorun_api:row", args=[runner.get_label(), key])).json()
+
+    assert (answer["row"], answer["code"]) == (key, "never_ran")
 
 
 def test_pages_of_runs_follow_each_other(client) -> None:

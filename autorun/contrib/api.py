@@ -15,7 +15,8 @@ from typing import Any
 from django.contrib.admin import site
 from django.core.exceptions import BadRequest
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, register_converter
+from django.urls.converters import StringConverter
 from django.views.decorators.cache import cache_control
 from django.views.decorators.http import conditional_page, require_safe
 
@@ -43,7 +44,15 @@ FILTERS = tuple(each.name for each in fields(RunFilter) if each.name != "at")
 
 View = Callable[..., dict[str, Any]]
 
+
+class _Key(StringConverter):
+    """Any primary key: `path` takes none with a line break."""
+
+    regex = "(?s:.+)"
+
+
 app_name = "autorun_api"
+register_converter(_Key, "autorun_key")
 urlpatterns: list[URLPattern] = []
 
 
@@ -104,7 +113,7 @@ def runner(request: HttpRequest, label: str) -> dict[str, Any]:
     return _runner(request, card_of(get_runner(label)), held_up(label))
 
 
-@_answer("runners/<str:label>/rows/<path:key>/")
+@_answer("runners/<str:label>/rows/<autorun_key:key>/")
 def row(request: HttpRequest, label: str, key: str) -> dict[str, Any]:
     """The state of a row for a runner; with `view_payload`, also its outputs and messages."""
     of = get_runner(label)
