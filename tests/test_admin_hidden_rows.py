@@ -15,7 +15,6 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from autorun.admin import bulk_actions, row_access
-from autorun.admin.backfills import BackfillRequest
 from autorun.admin.continued import signed
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, Failure, Node, Run
@@ -164,7 +163,7 @@ def test_a_preview_names_no_hidden_rows(runner, ada) -> None:
     count = Count({Reason.DONE: 4}, keys[-1], {Reason.DONE: keys})
     asked = HttpRequest()
     asked.user = User.objects.get(username="ada")
-    begun = signed(asked, count, BackfillRequest(only="again").subject(LABEL))
+    begun = signed(asked, count, runner, "only=again")
 
     page = ada.get(
         reverse("admin:autorun_batch_count", args=[LABEL]), {"only": "again", "begun": begun}

@@ -20,8 +20,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import strip_tags
 
-from autorun.admin import batch_pages, outputs_shown
-from autorun.admin.backfills import BackfillRequest
+from autorun.admin import batch_pages, continued, outputs_shown
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
 from autorun.declare import page_time
@@ -37,7 +36,7 @@ from autorun.state import clock, pulses
 from autorun.state.counts import STUCK_SECONDS
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
-from sample_app.runners import ScanPreprocessingRunner
+from sample_app.runners import AnatomicalPreprocessingRunner, ScanPreprocessingRunner
 from tests.browser import scenes
 from tests.engine import declare, installed, work_off
 from tests.library.models import Country, Document
@@ -439,7 +438,7 @@ def test_keys_of_text_that_no_row_can_have_are_passed_over(keys, client) -> None
     with installed(runner):
         page = reverse("admin:autorun_batch_count", args=[runner.get_label()])
         count = Count({}, keys[0], {Reason.MISSING: keys})
-        begun = signed(by(user), count, BackfillRequest().subject(runner.get_label()))
+        begun = signed(by(user), count, runner())
 
         assert client.get(page, {"begun": begun}).status_code == 200
 
@@ -449,15 +448,18 @@ def test_a_count_is_continued_only_from_what_was_counted_here(page, runner, clie
     ada = scenes.add_user("ada", "view_run", "backfill_run")
     client.force_login(ada)
     forged = Count({Reason.MISSING: 123_456_789}, "1")
-    subject = LABEL if page == "count" else BackfillRequest().subject(LABEL)
-    elsewhere = signed(by(ada), forged, "sample_app.OtherRunner")
-    of_another = signed(by(scenes.add_user("eve")), forged, subject)
+    elsewhere = signed(by(ada), forged, AnatomicalPreprocessingRunner())
+    of_other_rows = signed(by(ada), forged, runner, "filter=x")
+    of_another = signed(by(scenes.add_user("eve")), forged, runner)
     with patch("time.time", return_value=time.time() - 601):
-        old = signed(by(ada), forged, subject)
+        old = signed(by(ada), forged, runner)
+    with patch.object(continued, "digest_or_problem", return_value=("0" * 64, "")):
+        of_another_version = signed(by(ada), forged, runner)
 
-    genuine = client.get(addresses()[page], {"begun": signed(by(ada), forged, subject)}).text
+    genuine = client.get(addresses()[page], {"begun": signed(by(ada), forged, runner)}).text
     assert "123,456," in genuine
-    for begun in (forged.written(), elsewhere, of_another, old):
+    refused = (elsewhere, of_other_rows, of_another, old, of_another_version)
+    for begun in (forged.written(), *refused):
         text = client.get(addresses()[page], {"begun": begun}).text
         assert "123,456," not in text
     assert "123456" not in str(Node.objects.values_list("counted", flat=True))

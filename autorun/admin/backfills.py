@@ -89,10 +89,6 @@ class BackfillRequest:
         values = {name: value for name in known if (value := getattr(self, name))}
         return urlencode({**values, **more})
 
-    def subject(self, label: str) -> str:
-        """The rows that a preview counts, to tell its unfinished counts from those of others."""
-        return f"{label}?{self.query()}"
-
     @property
     def scope(self) -> Scope:
         if self.only == "again":
@@ -219,7 +215,7 @@ def preview_shown(
         button=button,
         is_complete=count.is_complete,
         keep=_keep(card.runner, count),
-        query=asked.query(begun=signed(request, count, asked.subject(card.runner.label))),
+        query=asked.query(begun=signed(request, count, card.runner, asked.query())),
     )
 
 

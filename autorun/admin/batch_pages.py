@@ -274,7 +274,7 @@ class BatchAdmin(PageAdmin):
                 count = count_rows(
                     card.runner,
                     asked.queryset(request, self.admin_site, card.runner),
-                    begun=begun(request, asked.subject(card.runner.label)),
+                    begun=begun(request, card.runner, asked.query()),
                     seconds=COUNTING_SECONDS,
                     samples=SAMPLES,
                 )

@@ -156,7 +156,7 @@ class RunnerPages(ShowingResults):
         count, problem = None, ""
         try:
             with spent(f"The query for the rows of {label}"):
-                count = count_rows(runner, begun=begun(request, label), seconds=COUNTING_SECONDS)
+                count = count_rows(runner, begun=begun(request, runner), seconds=COUNTING_SECONDS)
         except AutorunError as error:
             problem = message_for(request, self.admin_site, error, runner)
         card = replace(cards.card_of(runner), error=problem)
@@ -164,7 +164,7 @@ class RunnerPages(ShowingResults):
             left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
             card = cards.with_count(card, count, left_out=left_out, is_stored=is_stored)
         elif count is not None:
-            card = replace(card, counting=count, continued=signed(request, count, label))
+            card = replace(card, counting=count, continued=signed(request, count, runner))
         if is_fetched(request):
             return self.fragment(request, "coverage", card=card, problem=problem)
         return self.render(request, "count", _("Rows of %s") % card.name, card=card)
