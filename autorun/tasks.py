@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from celery import current_app, shared_task
+from celery import Task, current_app, shared_task
 from django.db import DatabaseError, InterfaceError, OperationalError
 
 from autorun.declare import registry
@@ -22,12 +22,27 @@ from autorun.planning.retiring import retire
 from autorun.planning.rows import primary_keys
 from autorun.planning.scope import Scope
 from autorun.state.keys import as_json
-from autorun.state.transactions import is_passing
+from autorun.state.transactions import is_passing, leave_broken_connections
 from autorun.triggers import delivery
+
+
+class _Task(Task):  # type: ignore[type-arg]
+    """A task that leaves no connection on which it has failed to the next task of its process."""
+
+    def on_failure(self, *_: Any, **__: Any) -> None:
+        leave_broken_connections()
+
+    on_retry = on_failure
+
 
 # Acknowledged when received: the database knows about unfinished work, so a second delivery (by
 # Redis after its visibility timeout, by RabbitMQ after its consumer timeout) is not needed.
-_options: dict[str, Any] = {"acks_late": False, "ignore_result": True, "serializer": "json"}
+_options: dict[str, Any] = {
+    "base": _Task,
+    "acks_late": False,
+    "ignore_result": True,
+    "serializer": "json",
+}
 #: For saved rows while the database is away: about a day of tries, at most so many seconds apart.
 MOST_TRIES = 1_000
 LONGEST_PAUSE = 120.0

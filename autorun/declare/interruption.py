@@ -151,40 +151,37 @@ def calls_limited(
 ) -> Iterator[Callable[[Argument], Result]]:
     """`function`, with each call ended by a RunTimeout after `seconds`, or a second later.
 
-    One alarm serves the whole block, as setting it takes longer than a quick call. In a thread
-    without signals, `function` is unlimited.
+    One alarm serves the whole block: it costs more than a quick call. Unlimited without signals.
     """
     if not can_use_signals():
         yield function
         return
 
     began_at: float | None = None
-    late: RunTimeout | None = None
+    raised: list[Exception] = []
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal late
         if began_at is not None and time.monotonic() - began_at >= seconds:
-            late = late or RunTimeout(message)
-            coroutines.interrupt(late)
+            raised.append(RunTimeout(message))
+            coroutines.interrupt(raised[-1])
 
     def call(argument: Argument) -> Result:
-        nonlocal began_at, late
-        began_at, late = time.monotonic(), None
+        nonlocal began_at
+        raised.clear()
+        began_at = time.monotonic()
         try:
             try:
                 return function(argument)
             finally:
                 began_at = None
         except Exception as error:
-            if late not in (None, error):
-                raise late from error  # SQLite has replaced it, as has a failed cleanup
+            if raised and error not in raised:
+                raise raised[-1] from error  # SQLite has replaced it, or a failed cleanup
             raise
         finally:
-            # Again: the signal may have come in between.
-            began_at = None
+            began_at = None  # again: the signal may have come in between
 
-    every = min(seconds, INSISTENCE)
-    restore = _set_alarm(stop, every, every=every)
+    restore = _set_alarm(stop, min(seconds, INSISTENCE), every=min(seconds, INSISTENCE))
     try:
         yield call
     finally:

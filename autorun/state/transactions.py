@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from django.db import (
     DatabaseError,
+    DataError,
     IntegrityError,
     InterfaceError,
     OperationalError,
@@ -75,10 +76,10 @@ def repeated_on_conflict(
     """`work()` in a transaction of its own, repeated after a conflict with another transaction.
 
     Work that `is_idempotent` is also repeated on a new connection if the old one broke, for at
-    least a lease: whether the server had committed is unknown then. Work that `holds_node` takes a
-    lock that many need: a frozen process does not keep it, and a wait that has reached its limit is
-    not repeated. Inside a transaction of the caller's, whose statements cannot be repeated, it runs
-    once. `on_conflict` is called before each repetition.
+    least a lease: whether the server had committed is unknown then. What is refused is tried once
+    more. Work that `holds_node` takes a lock that many need: a frozen process does not keep it, and
+    a wait that has reached its limit is not repeated. In a transaction of the caller's, whose
+    statements cannot be repeated, it runs once. `on_conflict` is called before each repetition.
     """
     connection = connections[settings.DATABASE]
     if connection.in_atomic_block:
@@ -95,15 +96,15 @@ def repeated_on_conflict(
         except (DatabaseError, InterfaceError) as error:
             is_over = attempt >= ATTEMPTS or (holds_node and has_waited(error))
             is_broken = is_idempotent and _is_broken(connection, used, error)
-            if is_broken:
+            is_refused = attempt == 1 and _is_refused(error)
+            if is_broken or is_refused:
                 connection.close()
                 is_over = is_over and time.monotonic() - began >= settings.LEASE
-            if is_over or not (is_broken or is_conflict(error)):
+            if is_over or not (is_broken or is_refused or is_conflict(error)):
                 raise
             logger.debug("A transaction is repeated after attempt %d: %s", attempt, error)
             on_conflict()
-            # A server needs longer to restart than a rival to commit.
-            _pause(FIRST_PAUSE * (8 if is_broken else 1), attempt)
+            _pause(FIRST_PAUSE * (8 if is_broken else 1), attempt)  # a server starts slowly
     raise AssertionError("unreachable")
 
 
@@ -214,10 +215,10 @@ class Halving(Generic[Item]):
 
 
 def leave_broken_connections() -> None:
-    """Close this thread's unusable connections, so that it opens new ones."""
+    """Close this thread's connections after an error, so that it opens new ones."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:  # then it is the caller's
-            connection.close_if_unusable_or_obsolete()
+            connection.close()
 
 
 def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:
@@ -227,6 +228,14 @@ def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) 
     # Leaving atomic() may have opened another one already.
     now: object = connection.connection
     return now is None or now is not used or not connection.is_usable()
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether a statement failed for neither its data nor the moment.
+
+    Code of the project may have changed the session unnoticed, as in a stored function.
+    """
+    return not (isinstance(error, (DataError, IntegrityError)) or is_passing(error))
 
 
 def is_passing(error: Exception) -> bool:

@@ -158,7 +158,7 @@ class UserCode:
             elif connection in self._touched:
                 self._replace(connection, "with other settings of its session")
             elif connection.errors_occurred:
-                connection.close_if_unusable_or_obsolete()
+                replace(connection)
 
     def _put_back(self) -> None:
         """Put the connections back in their places, and close those found there instead."""

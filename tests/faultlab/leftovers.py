@@ -198,7 +198,28 @@ def _execute_by_the_driver(sql: str) -> None:
         cursor.execute(sql)
 
 
-_WAYS = _ANYWHERE | {
+_FUNCTION = """CREATE FUNCTION faultlab_leave() RETURNS INT
+BEGIN SET SESSION max_statement_time = 0.000001; RETURN 1; END"""
+
+
+def _change_session_unnoticed() -> None:
+    """As neither Django nor the driver tell."""
+    connection.ensure_connection()
+    raw = connection.connection
+    if connection.vendor == "postgresql":
+        raw.pgconn.exec_(b"SET search_path TO nowhere")
+    elif connection.vendor == "sqlite":
+        raw.execute("PRAGMA query_only = ON")
+    else:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION IF EXISTS faultlab_leave")
+            cursor.execute(_FUNCTION)
+        connection.close()
+        _execute("SELECT faultlab_leave()")
+
+
+_WAYS = _ANYWHERE | {"unnoticed": _change_session_unnoticed}
+_WAYS |= {
     name: (lambda sql=sql: _execute(sql)) for name, sql in _STATEMENTS[connection.vendor].items()
 }
 _WAYS |= {

@@ -57,6 +57,22 @@ def test_what_hooks_leave_in_a_connection_befalls_neither_autorun_nor_other_rows
     assert not Failure.objects.exists()
 
 
+@pytest.mark.faults(32)
+@pytest.mark.parametrize("options", [BY_PYTHON])
+@pytest.mark.parametrize("does", ["leave:unnoticed", "represent:leave:unnoticed"])
+def test_a_session_that_is_changed_unnoticed_costs_a_connection_and_no_attempt(lab: Lab, does: str):
+    lab.start_worker(concurrency=1)
+
+    for number in range(3):
+        lab.save(2, does=does, value=f"{number} leaves ")
+        lab.save(2, value=f"{number} after ")
+        lab.until_done(4 * (number + 1))
+
+    lab.check()
+    assert not Failure.objects.exists()
+    assert len({each.pid for each in lab.ledger.executions()}) == 1
+
+
 @pytest.mark.faults(31)
 @pytest.mark.parametrize("options", [{"BATCH_SIZE": 3, "TIMEOUT": 1, "MAX_ATTEMPTS": 1}])
 @pytest.mark.parametrize("does", [f"query:{LONG}", f"atomic_query:{LONG}"])
