@@ -5,7 +5,7 @@ import traceback
 from typing import Any
 
 from autorun.state.masking import masked
-from autorun.state.words import harmless
+from autorun.state.words import harmless, in_one_line
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -22,7 +22,7 @@ class _Shown:
         self.value = value
 
     def __str__(self) -> str:
-        return harmless(masked(str(self.value))).replace("\n", "\u240a")
+        return in_one_line(masked(str(self.value)))
 
     def __repr__(self) -> str:
         return harmless(masked(repr(self.value)))

@@ -68,6 +68,11 @@ def harmless(text: str) -> str:
     return text.translate(_ACTING)
 
 
+def in_one_line(text: str) -> str:
+    """The text, as long as before and harmless, with a sign in place of each line break."""
+    return harmless(text).replace("\n", "\u240a")
+
+
 def encodable(text: str) -> str:
     """The text with escapes in place of lone surrogates, as from the name of a file."""
     return text.encode(errors="backslashreplace").decode()

@@ -19,7 +19,7 @@ from autorun.models import Run
 from autorun.observe.doctor import examine
 from autorun.observe.explanation import explain, explain_missing, last_failure
 from autorun.observe.failures import FailureGroup, group_failures, labels_of, log_tails, runs_in
-from autorun.state.words import counted, moment
+from autorun.state.words import counted, encodable, in_one_line, moment
 
 
 class Doctor(Subcommand):
@@ -104,7 +104,8 @@ class Explain(_WithLog):
             }
         )
         name = "(deleted)" if instance is None else str(instance)
-        self.terminal.say((f"{model._meta.verbose_name} {pk}: ", "bold"), name)
+        key = in_one_line(f"{model._meta.verbose_name} {pk}: ")
+        self.terminal.say((key, "bold"), in_one_line(encodable(name)))
         self.terminal.say(
             ("pending, " if found.is_pending else "", "yellow"),
             (found.code, CODE_STYLES.get(found.code, "yellow" if found.is_pending else "cyan")),
@@ -112,7 +113,7 @@ class Explain(_WithLog):
         )
         self._show_log(log_tail, "Its last failed attempt ended with:")
         if options["check"] and found.code != "succeeded":
-            raise condition_not_met(f"{model._meta.label} {pk}: {found.code}.")
+            raise condition_not_met(in_one_line(f"{model._meta.label} {pk}: {found.code}."))
 
 
 class Failures(_WithLog):
