@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, Required, TypedDict
 
 import pytest
 
@@ -23,6 +23,17 @@ from tests.library.models import Document
 class Size(TypedDict):
     mean: float
     unit: NotRequired[str | None]
+
+
+# As in a module with `from __future__ import annotations`.
+class Postponed(TypedDict):
+    mean: "float"
+    unit: "NotRequired[str]"
+
+
+class Partial(TypedDict, total=False):
+    mean: "Required[float]"
+    unit: "str"
 
 
 @dataclass
@@ -73,6 +84,8 @@ def checked(value: Any, annotation: Any) -> str:
         ({"a": [1.5]}, dict[str, list[float]]),
         ({"mean": 1}, Size),
         ({"mean": 1.5, "unit": None}, Size),
+        ({"mean": 1}, Postponed),
+        ({"mean": 1}, Partial),
         (Point(1, 2), Point),
         ([Point(1, 2)], list[Point]),
         ({"anything": 1}, dict),
@@ -97,6 +110,8 @@ def test_outputs_that_fit_are_recorded(value, annotation):
         ({"mean": "x"}, Size, "'outputs['mean']' must be float, not 'x' (str)"),
         ({"mean": "x"}, Size | None, "'outputs['mean']' must be float, not 'x' (str)"),
         ({"means": 1.0}, Size, "outputs of Size lack the key 'mean'"),
+        ({"unit": "mm"}, Postponed, "outputs of Postponed lack the key 'mean'"),
+        ({"unit": "mm"}, Partial, "outputs of Partial lack the key 'mean'"),
         ({"mean": 1.0, "more": 1}, Size, "outputs of Size have no key 'more'"),
         (Point("a", 2), Point, "'outputs['x']' must be int, not 'a' (str)"),
         ([1, "a"], list[int], "'outputs[1]' must be int, not 'a' (str)"),

@@ -7,7 +7,7 @@ import dataclasses
 import datetime as dt
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
@@ -71,6 +71,18 @@ def members_of(annotation: Any) -> Mapping[str, Any] | None:
         with suppress(Exception):  # a name that is imported for type checkers only
             return typing.get_type_hints(plain)
     return None
+
+
+def required_of(annotation: type, members: Mapping[str, Any]) -> Set[str]:
+    """The keys that outputs must have.
+
+    `__required_keys__` takes no notice of NotRequired and Required in postponed annotations.
+    """
+    hints = typing.get_type_hints(annotation, include_extras=True)
+    marks = {key: typing.get_origin(hints.get(key)) for key in members}
+    required = {key for key in members if marks[key] is typing.Required}
+    required |= getattr(annotation, "__required_keys__", members.keys())
+    return {key for key in required if marks.get(key) is not typing.NotRequired}
 
 
 def _member(plain: Any, key: str) -> Any:

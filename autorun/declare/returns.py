@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from autorun.declare.conversion import Mismatch, convert, unwrapped
-from autorun.declare.output_types import members_of
+from autorun.declare.output_types import members_of, required_of
 from autorun.exceptions import OutputError
 
 _SCALARS = {
@@ -72,7 +72,7 @@ def _check_of(annotation: Any) -> Callable[[Any], None]:
     if origin in (typing.Union, types.UnionType):
         return partial(_check_union, annotation, arguments)
     if isinstance(annotation, type) and (members := members_of(annotation)) is not None:
-        return partial(_check_members, annotation, members)
+        return partial(_check_members, annotation, members, required_of(annotation, members))
     if isinstance(kind := origin or annotation, type) and issubclass(kind, Collection):
         check = _check_mapping if issubclass(kind, Mapping) else _check_list
         return partial(check, kind, annotation, arguments)
@@ -114,10 +114,11 @@ def _check_union(annotation: Any, members: tuple[Any, ...], value: Any) -> None:
     raise next((each for each in errors if each.keys), None) or Mismatch(value, annotation)
 
 
-def _check_members(annotation: Any, members: Mapping[str, Any], value: Any) -> None:
+def _check_members(
+    annotation: Any, members: Mapping[str, Any], required: Set[str], value: Any
+) -> None:
     if not isinstance(value, dict):
         raise Mismatch(value, annotation)
-    required = getattr(annotation, "__required_keys__", members.keys())
     if missing := sorted(required - value.keys()):
         raise OutputError(f"outputs of {annotation.__qualname__} lack the key {missing[0]!r}.")
     unknown = sorted(value.keys() - members.keys())
