@@ -47,3 +47,8 @@ class Limit:
         """Calls a second; 0 for any number."""
         match = _RATE.fullmatch(self.rate) if isinstance(self.rate, str) else None
         return float(match[1]) / UNITS[match[2]] if match else 0.0
+
+    @property
+    def unit_seconds(self) -> float:
+        """The seconds within which the service counts calls: a minute for "3000/m"."""
+        return UNITS[self.rate[-1]] if self.rate else 0.0

@@ -19,6 +19,7 @@ from autorun.analysis import Analysis
 from autorun.declare import registry
 from autorun.declare.nodes import node_of
 from autorun.dispatch.limiting import (
+    Pace,
     calls_at_once,
     forget_clocks,
     hold_back,
@@ -257,6 +258,27 @@ def test_calls_start_as_far_apart_as_the_rate_says(limits, documents):
         assert runner().progress().succeeded == 10
     assert began[-1] - began[0] > 0.17
     assert reserve(shared("openai"), 0) < 0.1  # no more is reserved than was called
+
+
+@pytest.mark.parametrize(("rate", "most"), [("10/s", 11), ("300/s", 306), ("600/m", 612)])
+def test_no_more_calls_start_within_the_unit_of_a_rate_than_it_says(limits, rate, most):
+    limits(openai=Limit(rate=rate))
+    with installed(limited()):
+        bound = shared("openai")
+        pulses.note(bound.clock, pulses.from_now(-100))  # nobody has called for long
+        starts, latest = [], 0.0
+        for pace in (paces := [Pace(bound) for _ in range(4)]) * (most // 4 + 10):
+            asked_at = time.monotonic()
+            starts.append(pace.take_turn(1_000) + time.monotonic())
+            latest = max(
+                latest, time.monotonic() - asked_at
+            )  # by as much it may seem to start late
+            if pace is paces[0]:
+                pace.take_turn(0)  # it has reserved more than it needs
+
+    span = bound.unit_seconds - latest
+    within = [sum(first <= each < first + span for each in starts) for first in starts]
+    assert most // 2 < max(within) <= most < len(starts)
 
 
 def test_a_chunk_that_would_wait_long_in_a_worker_waits_in_the_database(limits, documents):

@@ -3,9 +3,9 @@
 Calls at once are counted by chunks in flight, so the share of a lost worker comes back with its
 lease. A chunk makes one at a time, or as many as the analysis's `concurrency`.
 
-A rate is one time in the database, up to which calls are reserved. A worker that starts a chunk
-moves it on by as long as the chunk's calls take at that rate, and makes them within the time that
-it has reserved. So no worker's clock matters. `RetryLater(limit=True)` moves it on as well.
+A rate is one time in the database, up to which calls are reserved. A worker moves it on by as long
+as some calls of its chunk take at that rate, and makes them within the time that it has reserved.
+So no worker's clock matters. `RetryLater(limit=True)` moves it on as well.
 
 The database keeps no limit: the settings of the process that releases or starts a chunk count.
 """
@@ -30,10 +30,11 @@ from autorun.state import pulses
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.transactions import repeated_while_away
 
-#: Seconds of a rate that a worker reserves at once, so that the others get their turn soon.
-SLICE = 1.0
-#: Seconds of a rate that are made up for if no worker was ready; less than a hundredth of a minute.
-SLACK = 0.5
+#: Seconds of a rate that a worker reserves at once, so that the others get their turn soon. They
+#: are at most this part of the rate's unit: a call that starts late falls into the next unit.
+SLICE, SLICE_OF_UNIT = 1.0, 1 / 60
+#: Seconds of a rate that are made up for if no worker was ready, and the part of the unit.
+SLACK, SLACK_OF_UNIT = 0.5, 0.01
 #: The kind of the pulses up to whose times calls are reserved.
 CLOCK = "rate"
 #: Seconds that a worker waits at most until the limit of a runner lets a run start.
@@ -50,6 +51,7 @@ class Bound:
     labels: frozenset[str]
     parallel: int = 0
     per_second: float = 0.0
+    unit_seconds: float = 0.0
 
     @property
     def lock(self) -> str:
@@ -72,8 +74,13 @@ class Bound:
 
     @property
     def most_calls(self) -> int | None:
-        """The most calls that a worker reserves at once; None for any number."""
+        """The most calls of a chunk; None for any number."""
         return max(1, round(self.per_second * SLICE)) if self.per_second else None
+
+    def reserved_at_once(self, calls: int) -> int:
+        """How many of so many calls a worker reserves at once."""
+        seconds = min(SLICE, self.unit_seconds * SLICE_OF_UNIT)
+        return min(calls, max(1, int(self.per_second * seconds))) if self.per_second else calls
 
     def seconds_ahead(self, chunk: Any, queued: int) -> float:
         """The seconds until the first call of a chunk that is started after `queued` calls."""
@@ -106,7 +113,7 @@ class Pace:
             self._give_back()
             return 0.0
         if not self._reserved:
-            self._reserved = min(calls, self._bound.most_calls or calls)
+            self._reserved = self._bound.reserved_at_once(calls)
             due_at = time.monotonic() + reserve(self._bound, self._reserved)
             self._next_at = max(self._next_at, due_at)
         self._reserved -= 1
@@ -160,7 +167,7 @@ def shared(name: str) -> Bound:
     limit = settings.LIMITS.get(name, Limit(parallel=1))
     per_second = limit.per_second if _is_paced else 0.0
     labels = frozenset(each.label for each in registry.runners() if name == each.LIMIT)
-    return Bound("limit", name, labels, limit.parallel or 0, per_second)
+    return Bound("limit", name, labels, limit.parallel or 0, per_second, limit.unit_seconds)
 
 
 @contextmanager
@@ -185,7 +192,8 @@ def reserve(bound: Bound, calls: int) -> float:
     Fewer than none give back what was reserved last.
     """
     seconds = bound.seconds_for(calls)
-    move_on = partial(pulses.move_on, bound.clock, seconds, slack=SLACK if seconds else 0.0)
+    slack = min(SLACK, bound.unit_seconds * SLACK_OF_UNIT) if seconds else 0.0
+    move_on = partial(pulses.move_on, bound.clock, seconds, slack=slack)
     return repeated_while_away(move_on) - seconds
 
 
