@@ -73,6 +73,35 @@ def test_a_sweep_that_can_land_nothing_tries_one_page_and_the_next_sweep_all(set
     assert Run.objects.count() == 140
 
 
+def test_rows_in_the_middle_that_cannot_be_landed_run_again_and_the_others_are_landed(
+    set_constants, caplog
+):
+    set_constants(unlanded, AT_ONCE=20)
+    landed = set()
+
+    def save_outputs(self, results):
+        if self.ANALYSIS_VERSION == "1.1" and {each.key for each in results} & bad:
+            raise ValueError("it has no place")
+        landed.update(each.key for each in results)
+
+    bad: set[int] = set()
+    keys = [each.pk for each in fill(70)]
+    for version in ("1.0", "1.1", "1.0"):
+        with installed(runner := make(None, ANALYSIS_VERSION=version, save_outputs=save_outputs)):
+            swept(runner)
+    bad.update(keys[20:40])
+    landed.clear()
+
+    with installed(runner := make(None, ANALYSIS_VERSION="1.1", save_outputs=save_outputs)):
+        with caplog.at_level("INFO", logger="autorun.execution.unlanded"):
+            sweep(runner.get_label())
+
+        assert landed == {*keys} - bad
+        assert runner().progress().unfinished == 20
+    assert "landed outputs of 50 runs" in caplog.text
+    assert not Node.objects.filter(version="1.1", unlanded_at__isnull=False)
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="it locks the whole database")
 def test_a_row_that_the_project_holds_locked_runs_again():

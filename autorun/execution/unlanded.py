@@ -50,10 +50,12 @@ def land_unlanded(runner: Runner) -> None:
     runs = Run.objects.of(own).current().succeeded().order_by("pk")
     runs = runs.filter(finished_at__lte=until, outputs__isnull=False)
     after, landed = 0, 0
+    latest: list[Result] = []
     try:
         while page := list(runs.filter(pk__gt=after)[:AT_ONCE]):
             after = page[-1].pk
-            landed += _land(runner, page)
+            latest = _land(runner, page, before=latest)
+            landed += len(latest)
     except NotLanded as error:
         message = "%s: landed outputs of %d runs; the next sweep tries again, because: %s"
         logger.warning(message, runner.label, landed, one_line(error.__cause__ or error))
@@ -72,10 +74,11 @@ def _others(runner: Runner) -> QuerySet[Node]:
     return Node.objects.filter(pk__in=nodes_of(runner)[1:]).exclude(digest__in=taken)
 
 
-def _land(runner: Runner, runs: Sequence[Run]) -> int:
-    """Land these successes, in halves if some are refused; how many.
+def _land(runner: Runner, runs: Sequence[Run], *, before: Sequence[Result]) -> list[Result]:
+    """Land these successes, in halves if some are refused; which.
 
-    Raises NotLanded if further ones would be refused, too.
+    Raises NotLanded if further ones would be refused, too: if none of these can be landed, and none
+    was landed `before`.
     """
     kind, landing = key_kind(runner.get_model()), Landing(runner)
     results = [
@@ -85,8 +88,8 @@ def _land(runner: Runner, runs: Sequence[Run]) -> int:
         )
         for run in runs
     ]
-    landed = 0
-    tried: list[Result] = []
+    landed: list[Result] = []
+    tried = [*before]
     refusals = Refusals(tried)
     halving = Halving(results, fail=refusals.add, probe=lambda: None, using=settings.DATABASE)
     for some in halving:
@@ -108,10 +111,10 @@ def _run_again(runner: Runner, keys: Sequence[Any]) -> None:
         backfill_now(runner, Scope(force=True), every_row(runner).filter(pk__in=keys))
 
 
-def _land_current(landing: Landing, results: Sequence[Result]) -> int:
-    """Land the results that are still current; how many."""
+def _land_current(landing: Landing, results: Sequence[Result]) -> list[Result]:
+    """Land the results that are still current; which."""
     runs = Run.objects.current().filter(pk__in=[each.run_id for each in results]).order_by("pk")
     current = set(runs.select_for_update().values_list("pk", flat=True))
     if still := [each for each in results if each.run_id in current]:
         landing.land(still)
-    return len(still)
+    return still
