@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.test.utils import CaptureQueriesContext
 
 from autorun import testing
@@ -16,7 +16,7 @@ from autorun.planning.counting import count_rows
 from autorun.planning.rows import load
 from autorun.runner import Each, Members
 from tests.engine import declare, installed, work_off
-from tests.library.models import Document, Image, Patient, Tag, Visit
+from tests.library.models import Country, Document, Image, Patient, Report, Tag, Visit
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -243,6 +243,34 @@ def test_a_saved_member_has_its_row_processed_again(change):
         }
         assert values == expected[change]
         assert patients()().pending().count() == (change == "move")
+
+
+def test_what_chooses_members_is_watched():
+    where = Q(visit__patient__age__gte=18) & ~Q(path=F("visit__patient__site__name"))
+    runner = declare(DATA_MODEL=Visit, INPUT_FIELDS=(Members("images", "path", where=where),))()
+    assert {each.relation for each in runner.related()} == {
+        "images",
+        "images__visit",
+        "images__visit__patient",
+        "images__visit__patient__site",
+    }
+    upstream = declare(NAME="PathRunner", DATA_MODEL=Image, INPUT_FIELDS=("path",))
+    named = Each(upstream, "images", where=where)
+    waiting = declare(DATA_MODEL=Visit, INPUT_FIELDS=(), DEPENDS_ON=(named,))()
+
+    assert set(waiting.related()) == set(runner.related())
+
+
+def test_the_parents_row_of_a_saved_member_is_watched():
+    runner = declare(DATA_MODEL=Country, INPUT_FIELDS=(Members("reports", "title"),))
+    with installed(runner):
+        report = Report.objects.create(title="a", country=Country.objects.create(code="se"))
+        runner().run()
+        work_off()
+        with testing.run_inline():
+            Document(pk=report.pk, title="b").save()
+
+    assert Run.objects.current().get().outputs == {"value": ["b"]}
 
 
 def test_many_members_of_one_row_plan_it_once():

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from types import ModuleType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -260,23 +261,18 @@ class Runner:
 
     def related(self) -> tuple[Related, ...]:
         """The rows of other tables that INPUT_FIELDS, WATCH and DEPENDS_ON read."""
-        model = self._model
-        found: list[Related] = []
-        for each in self.get_input_fields():
-            if isinstance(each, Members):
-                found += along(model, each.relation)
-                for field in each.fields:
-                    found += along(model, f"{each.relation}__{field}", is_input=True)
-            else:
-                found += along(model, each, is_input=True)
         # A check reports options that are no tuples.
         named, upstream = (
             each if isinstance(each, (tuple, list)) else ()
             for each in (self.WATCH, self.DEPENDS_ON)
         )
-        sets = (each.relation for each in upstream if isinstance(each, Each))
-        for relation in (*named, *sets):
-            found += along(model, relation)
+        inputs = self.get_input_fields()
+        sets = [each for each in (*inputs, *upstream) if isinstance(each, (Members, Each))]
+        read = [each for each in inputs if not isinstance(each, Members)]
+        read += [f"{each.relation}__{path}" for each in sets for path in each.paths()]
+        found = [*chain.from_iterable(along(self._model, path, is_input=True) for path in read)]
+        for relation in (*named, *(each.relation for each in sets)):
+            found += along(self._model, relation)
         return tuple(dict.fromkeys(found))
 
     def get_schedule(self) -> crontab | dt.timedelta | None:

@@ -79,7 +79,8 @@ def _of_relation(field: Any, passed: list[str]) -> Iterator[Related]:
     elif not field.concrete:
         link = field.field
         yield Related(relation, model, link.attname, near(link.target_field.name))
-        return
+        if not model._meta.all_parents:  # in whose tables some of its columns are
+            return
     yield Related(relation, model, PK, f"{relation}__{PK}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,10 @@ class Members:
     def __str__(self) -> str:
         return f"{self.relation} ({', '.join(self.fields)})"
 
+    def paths(self) -> Iterator[str]:
+        """The paths from a member to what is read of it."""
+        yield from (*self.fields, *_paths_in(self.where))
+
 
 @dataclass(frozen=True)
 class Each:
@@ -55,6 +59,19 @@ class Each:
     def __str__(self) -> str:
         label = self.runner if isinstance(self.runner, str) else self.runner.get_label()
         return f"{label} on each of {self.relation}"
+
+    def paths(self) -> Iterator[str]:
+        """The paths from a member to what is read of it."""
+        yield from _paths_in(self.where)
+
+
+def _paths_in(where: Q | None) -> Iterator[str]:
+    """The lookups of a condition, and the paths of the F() in it."""
+    for each in where.flatten() if where else ():
+        if isinstance(each, Q):
+            yield from (child[0] for child in each.children if isinstance(child, tuple))
+        elif isinstance(each, F):
+            yield each.name  # type: ignore[attr-defined]
 
 
 def rows_in(model: type[Model], named: Members | Each) -> QuerySet[Any]:

@@ -34,12 +34,6 @@ class DraftDocument(Document):
         proxy = True
 
 
-class Report(Document):
-    """A child of multi-table inheritance: its primary key is the document's."""
-
-    pages = models.IntegerField(default=1)
-
-
 class Photo(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     caption = models.CharField(max_length=200, blank=True)
@@ -48,6 +42,13 @@ class Photo(models.Model):
 class Country(models.Model):
     code = models.CharField(primary_key=True, max_length=8)
     name = models.CharField(max_length=100, blank=True)
+
+
+class Report(Document):
+    """A child of multi-table inheritance: its primary key is the document's."""
+
+    pages = models.IntegerField(default=1)
+    country = models.ForeignKey(Country, models.SET_NULL, null=True, related_name="reports")
 
 
 class Stamped(models.Model):
