@@ -1,6 +1,7 @@
 """ON_WRITE: triggers in the database note every write, and upkeep has what they note planned."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
 from django.db import OperationalError, connection, models, transaction
-from django.db.migrations import Migration
+from django.db.migrations import AlterField, Migration
 from django.test.utils import CaptureQueriesContext
 
 from autorun.dispatch.publishing import redirected
@@ -29,7 +30,7 @@ from autorun.upkeep.rounds import hand_on_batches
 from autorun.upkeep.writes import hand_out_written
 from tests.crashes import crashed_at, listening
 from tests.engine import declare, installed, plan_all_spilled, plan_at_once, statuses, work_off
-from tests.library.models import Country, Document, Image, Patient, Photo, Report, Tag, Visit
+from tests.library.models import Country, Document, Image, Label, Patient, Photo, Report, Tag, Visit
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -61,6 +62,11 @@ def noted() -> list[tuple[str, Any]]:
     notes = list(Written.objects.order_by("pk"))
     Written.objects.all().delete()
     return [(each.operation, each.object_key or each.object_id) for each in notes]
+
+
+def drop(trigger: installing.Existing) -> None:
+    place = f" ON {trigger.sql_table}" if connection.vendor == "postgresql" else ""
+    sql(f"DROP TRIGGER {trigger.name}{place}")
 
 
 def round_of_upkeep() -> None:
@@ -201,6 +207,35 @@ def test_any_column_is_watched_if_python_may_read_it(watch, options):
     assert noted() == [("u", pk)]
 
 
+def test_generated_columns_and_those_with_a_space_are_watched(watch):
+    class Sample(models.Model):
+        number = models.IntegerField()
+        double = models.GeneratedField(
+            expression=models.F("number") * 2, output_field=models.IntegerField(), db_persist=True
+        )
+        spaced = models.IntegerField(default=0, db_column="The Value")
+
+        class Meta:
+            app_label = "library"
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Sample)
+    try:
+        watch(DATA_MODEL=Sample, INPUT_FIELDS=("double", "spaced"))
+        pk = Sample.objects.create(number=1).pk
+        assert noted() == [("i", pk)]
+        for column in ("number", "spaced"):
+            Sample.objects.update(**{column: 5})
+            assert noted() == [("u", pk)]
+            Sample.objects.update(**{column: 5})
+            assert noted() == []
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Sample)
+        apps.all_models["library"].pop("sample")
+        apps.clear_cache()
+
+
 def test_a_changed_key_is_a_row_that_went_and_one_that_came(watch):
     watch()
     [pk] = insert("a")
@@ -241,6 +276,23 @@ def test_copy_and_truncate(watch):
     assert not Run.objects.current().exists()
     assert not Written.objects.exists()
     assert not BatchRow.objects.exists()
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="TRUNCATE is PostgreSQL's")
+def test_a_truncated_table_of_related_rows_may_concern_every_row(watch):
+    runner = watch(DATA_MODEL=Patient, INPUT_FIELDS=(Members("visits__images", "path"),))
+    visit = Visit.objects.create(patient=Patient.objects.create(code="a"))
+    Image.objects.create(visit=visit, path="a")
+    round_of_upkeep()
+    work_off()
+
+    sql("TRUNCATE library_image")
+    round_of_upkeep()
+    work_off()
+
+    assert Run.objects.current().get().outputs == {"value": []}
+    assert not Written.objects.exists()
+    assert not runner.pending().exists()
 
 
 @pytest.mark.parametrize(("model", "field"), [(Photo, "caption"), (Country, "name")])
@@ -523,6 +575,91 @@ def test_a_migration_may_change_and_remove_a_watched_column(watch):
 
 
 @pytest.mark.faults(48)
+def test_a_key_altered_in_another_app_removes_the_triggers_of_tables_that_refer_to_it(watch):
+    watch(DATA_MODEL=Label, INPUT_FIELDS=("object_id",))
+    before = installing.existing()
+    migration = Migration("0009_more", "contenttypes")
+
+    emit_pre_migrate_signal(0, False, "default", plan=[(migration, False)])
+    assert installing.existing() == before
+    migration.operations = [AlterField("ContentType", "id", models.BigAutoField(primary_key=True))]
+    emit_pre_migrate_signal(0, False, "default", plan=[(migration, False)])
+
+    assert installing.existing() == []
+
+
+@pytest.mark.faults(48)
+def test_a_column_that_is_not_there_is_named_and_writes_go_on(watch):
+    """As after the app has been migrated backwards, while the code is still the newer one."""
+    body = Document._meta.get_field("body")
+    with connection.schema_editor() as editor:
+        editor.remove_field(Document, body)
+    try:
+        with installed(declare(ON_WRITE=True, INPUT_FIELDS=("title", "body"))):
+            [error] = installing.install()
+            assert error.startswith("library_document: ")
+            assert "body" in error
+            assert [each.state for each in installing.statuses()] == ["missing"]
+        sql("UPDATE library_document SET title = 'b'")
+    finally:
+        with connection.schema_editor() as editor:
+            editor.add_field(Document, body)
+
+
+@pytest.mark.faults(48)
+@pytest.mark.skipif(connection.vendor != "mysql", reason="Only MariaDB's binary log forbids them")
+def test_where_triggers_cannot_be_dropped_a_migration_that_would_break_writes_is_refused(
+    watch, set_constants
+):
+    watch()
+    before = installing.existing()
+    sql("ALTER TABLE library_document ADD COLUMN formerly int")
+    sql(
+        "CREATE TRIGGER autorun_write_former_u AFTER UPDATE ON library_document FOR EACH ROW "
+        "BEGIN IF OLD.`formerly` <=> 1 THEN SET @seen = 1; END IF; END"
+    )
+    plan = [(Migration("0002_more", "library"), False)]
+    set_constants(installing, FORBIDS_TRIGGERS="SELECT 1")
+    try:
+        with pytest.raises(CommandError, match=r"DROP TRIGGER .*autorun_write_former_u") as said:
+            emit_pre_migrate_signal(0, False, "default", plan=plan)
+    finally:
+        sql("DROP TRIGGER autorun_write_former_u")
+        sql("ALTER TABLE library_document DROP COLUMN formerly")
+    assert before[0].name not in str(said.value)
+
+    emit_pre_migrate_signal(0, False, "default", plan=plan)
+
+    assert installing.existing() == before
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Schemas are PostgreSQL's")
+def test_a_table_in_another_schema(watch):
+    class Sample(models.Model):
+        number = models.IntegerField()
+
+        class Meta:
+            app_label = "library"
+            managed = False
+            db_table = 'lab"."sample'
+
+    sql("CREATE SCHEMA lab")
+    try:
+        sql("CREATE TABLE lab.sample (id bigserial PRIMARY KEY, number int)")
+        watch(DATA_MODEL=Sample, INPUT_FIELDS=("number",))
+        assert installing.install() == []
+        assert [(each.table, each.state) for each in installing.statuses()] == [
+            ("sample", "installed")
+        ]
+        assert noted() == []
+        assert [("i", Sample.objects.create(number=1).pk)] == noted()
+    finally:
+        sql("DROP SCHEMA lab CASCADE")
+        apps.all_models["library"].pop("sample")
+        apps.clear_cache()
+
+
+@pytest.mark.faults(48)
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="Only SQLite rebuilds tables")
 def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
     watch()
@@ -549,8 +686,7 @@ def test_a_trigger_that_is_gone_is_named_and_put_back_by_migrate(watch, befalls)
     if befalls == "disabled":
         sql(f"ALTER TABLE {gone.sql_table} DISABLE TRIGGER {gone.name}")
     else:
-        place = f" ON {gone.sql_table}" if connection.vendor == "postgresql" else ""
-        sql(f"DROP TRIGGER {gone.name}{place}")
+        drop(gone)
 
     [warning] = check_triggers(["default"])
     assert warning.id == "autorun.W211"
@@ -617,7 +753,7 @@ def test_a_database_that_forbids_triggers_is_told_once_and_keeps_the_outdated_on
     before = installing.existing()
 
     def forbid(execute, sql, params, many, context):
-        if "CREATE TRIGGER" in sql:
+        if re.search(r"\bCREATE (OR REPLACE )?TRIGGER", sql):
             raise OperationalError(installing.BINARY_LOG_FORBIDS, "You lack the privilege SUPER")
         return execute(sql, params, many, context)
 
@@ -632,6 +768,11 @@ def test_a_database_that_forbids_triggers_is_told_once_and_keeps_the_outdated_on
         assert said.startswith("You lack the privilege SUPER. Ask a database administrator")
         assert "log_bin_trust_function_creators = 1" in error
         assert installing.existing() == before
+
+    drop(before[0])
+    with connection.execute_wrapper(forbid):
+        assert len(installing.install()) == 1
+    assert installing.existing() == before[1:]
 
 
 @pytest.mark.parametrize("is_clean", [True, False])
@@ -706,6 +847,19 @@ def test_explain_says_that_a_written_row_is_about_to_be_planned(watch):
 
     assert explanation.is_pending
     assert "the next round of upkeep plans it" in explanation.reason
+
+
+def test_columns_of_members_in_a_parents_table_are_watched(watch):
+    watch(DATA_MODEL=Country, INPUT_FIELDS=(Members("reports", "title"),))
+    report = Report.objects.create(title="a", country=Country.objects.create(code="se"))
+    round_of_upkeep()
+    work_off()
+
+    Document.objects.filter(pk=report.pk).update(title="b")
+    round_of_upkeep()
+    work_off()
+
+    assert Run.objects.current().get().outputs == {"value": ["b"]}
 
 
 def test_written_members_have_their_rows_planned_the_old_parent_included(watch):

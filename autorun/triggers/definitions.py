@@ -31,17 +31,21 @@ class Definition:
     table: Table
     statements: tuple[str, ...]
     names: tuple[str, ...]
+    sql_table: str
+    sql_key: str
 
 
 def definition(table: Table, connection: BaseDatabaseWrapper, *, schema: str = "") -> Definition:
     """The triggers of `table`; on PostgreSQL `schema` is that of autorun's tables, quoted."""
     write = {"postgresql": _on_postgresql, "mysql": _on_mariadb, "sqlite": _on_sqlite}
     events = [*EVENTS, "t"] if connection.vendor == "postgresql" else [*EVENTS]
-    sql = write[connection.vendor](_Words(table, connection, schema))
+    words = _Words(table, connection, schema)
+    sql = write[connection.vendor](words)
     text = "\n".join(sql.values())
     name = PREFIX + hashlib.sha256(text.encode()).hexdigest()[:12]
     named = tuple(each.replace("$NAME", name) for each in sql.values())
-    return Definition(table, named, tuple(f"{name}_{event}" for event in events))
+    names = tuple(f"{name}_{event}" for event in events)
+    return Definition(table, named, names, words.table, words.key)
 
 
 class _Words:
@@ -60,6 +64,10 @@ class _Words:
         self.may_be_null = table.key.null
         columns = table.columns()
         self.columns = None if columns is None else sorted(map(self.quote, columns))
+        fields = table.model._meta.local_concrete_fields
+        self.has_generated = any(
+            each.generated and each.column in (columns or ()) for each in fields
+        )
 
     @property
     def of_columns(self) -> str:
@@ -108,7 +116,7 @@ def _on_postgresql(words: _Words) -> Mapping[str, str]:
     if words.columns is not None:
         old, new = (", ".join(f"{row}.{each}" for each in words.columns) for row in ("OLD", "NEW"))
         is_changed = f"pg_catalog.record_image_ne(ROW({old}), ROW({new}))"
-    create = 'CREATE TRIGGER "$NAME_{event}" {when} ON ' + words.table
+    create = 'CREATE OR REPLACE TRIGGER "$NAME_{event}" {when} ON ' + words.table
     by_statement = f"FOR EACH STATEMENT {call}"
     return {
         "function": _function_on_postgresql(words, function),
@@ -159,7 +167,7 @@ def _on_mariadb(words: _Words) -> Mapping[str, str]:
         "d": f"{words.note('d', 'OLD')};",
     }
     return {
-        event: f"CREATE TRIGGER `$NAME_{event}` AFTER {EVENTS[event]} ON {words.table} "
+        event: f"CREATE OR REPLACE TRIGGER `$NAME_{event}` AFTER {EVENTS[event]} ON {words.table} "
         f"FOR EACH ROW BEGIN {note} END"
         for event, note in notes.items()
     }
@@ -167,7 +175,8 @@ def _on_mariadb(words: _Words) -> Mapping[str, str]:
 
 def _on_sqlite(words: _Words) -> Mapping[str, str]:
     moved = words.note("d", "OLD", only=f"OLD.{words.key} IS NOT NEW.{words.key}")
-    updated = f"UPDATE{words.of_columns} ON {words.table}"
+    # SQLite does not take a generated column for updated if those change that it is made of.
+    updated = f"UPDATE{words.of_columns * (not words.has_generated)} ON {words.table}"
     if words.columns is not None:
         differs = "OLD.{column} COLLATE BINARY IS NOT NEW.{column} COLLATE BINARY"
         updated += f" WHEN {words.changed(differs)}"

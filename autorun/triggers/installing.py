@@ -6,14 +6,19 @@ and afterwards it installs those of all runners with ON_WRITE.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from django.apps import apps
+from django.core.management import CommandError
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import AlterField, Migration
+from django.db.models import Model
 from django.db.models.signals import post_migrate, pre_migrate
 
 from autorun.conf import settings
@@ -21,6 +26,7 @@ from autorun.models import Written
 from autorun.state.logs import get_logger
 from autorun.triggers import on_write
 from autorun.triggers.definitions import Definition, definition
+from autorun.triggers.on_write import table_name
 
 logger = get_logger(__name__)
 
@@ -44,8 +50,8 @@ _EXISTING = {
         "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written'))"
     ),
     "mysql": (
-        "SELECT TRIGGER_NAME, CONCAT('`', EVENT_OBJECT_TABLE, '`'), TRUE, EVENT_OBJECT_TABLE "
-        "FROM information_schema.TRIGGERS "
+        "SELECT TRIGGER_NAME, CONCAT('`', EVENT_OBJECT_TABLE, '`'), TRUE, EVENT_OBJECT_TABLE, "
+        "ACTION_STATEMENT FROM information_schema.TRIGGERS "
         "WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'autorun\\_write\\_%'"
     ),
     "sqlite": (
@@ -53,6 +59,13 @@ _EXISTING = {
         "WHERE type = 'trigger' AND name LIKE 'autorun\\_write\\_%' ESCAPE '\\'"
     ),
 }
+
+
+#: Whether MariaDB's binary log forbids this user to create and to drop triggers.
+FORBIDS_TRIGGERS = (
+    "SELECT @@log_bin AND NOT @@log_bin_trust_function_creators AND NOT EXISTS "
+    "(SELECT 1 FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'SUPER')"
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,11 @@ class Existing:
     sql_table: str
     is_enabled: bool
     table: str
+    body: str = ""  # known on MariaDB
+
+    @property
+    def columns(self) -> set[str]:
+        return set(re.findall(r"\b(?:OLD|NEW)\.`([^`]+)`", self.body))
 
 
 @dataclass(frozen=True)
@@ -96,8 +114,8 @@ def existing() -> list[Existing]:
     with connection.cursor() as cursor:
         cursor.execute(_EXISTING[connection.vendor])
         return [
-            Existing(name, table, bool(is_on), plain)
-            for name, table, is_on, plain in cursor.fetchall()
+            Existing(name, table, bool(is_on), *rest)
+            for name, table, is_on, *rest in cursor.fetchall()
         ]
 
 
@@ -109,7 +127,7 @@ def statuses() -> list[Status]:
     outdated = {each.table for each in there if each.name not in _names(definitions)}
     states: dict[str, str] = {}
     for each in definitions:
-        table, state = each.table.model._meta.db_table, "installed"
+        table, state = each.table.name, "installed"
         if not names.issuperset(each.names):
             state = "outdated" if table in outdated else "missing"
         elif off.intersection(each.names):
@@ -130,19 +148,24 @@ def install() -> list[str]:
     current = _names(definitions)
     errors: dict[str, list[str]] = {}
     for each in definitions:
-        table = each.table.model._meta.db_table
+        table = each.table.name
         broken = [known for known in there if known.name in each.names]
         # What is outdated goes last: on MariaDB it is all there is if no trigger can be created.
         old = [known for known in there if known.table == table and known.name not in current]
-        statements = [*map(_drop(connection), broken), *each.statements]
+        statements = [*each.statements]
         if names.issuperset(each.names):
             statements = []
+        elif connection.vendor == "sqlite":
+            # SQLite replaces no trigger, and finds a column that is not there only at an UPDATE,
+            # which would fail.
+            proof = f"EXPLAIN UPDATE {each.sql_table} SET {each.sql_key} = {each.sql_key}"
+            statements = [*map(_drop(connection), broken), *statements, proof]
         try:
             with _briefly(connection):
                 _execute(connection, [*statements, *map(_drop(connection), old)])
         except DatabaseError as error:
             errors.setdefault(_message(error), []).append(table)
-    tables = {each.table.model._meta.db_table for each in definitions}
+    tables = {each.table.name for each in definitions}
     left = remove([known for known in there if known.table not in tables])
     _drop_functions(connection)
     refused = [f"{', '.join(dict.fromkeys(each))}: {message}" for message, each in errors.items()]
@@ -164,16 +187,76 @@ def remove(some: Sequence[Existing] | None = None) -> list[str]:
     return errors
 
 
-def _before_migrations(plan: Collection[Any] = (), using: str = "", **_: Any) -> None:
-    """Remove the triggers of the apps whose migrations follow; of all if autorun's own do."""
+def _before_migrations(
+    plan: Sequence[tuple[Migration, bool]] = (), using: str = "", **_: Any
+) -> None:
+    """Remove the triggers of the tables that the migrations may change; all if autorun's own do."""
     if not plan or using != settings.DATABASE or not _is_ready(using):
         return
-    labels = {migration.app_label for migration, _ in plan}
-    models = {each._meta.db_table: each._meta.app_label for each in apps.get_models(True)}
-    is_all = "autorun" in labels
-    some = [each for each in existing() if is_all or models.get(each.table) in {None, *labels}]
-    for error in remove(some):
+    if is_forbidden():
+        _refuse_to_break_writes()
+        return
+    is_all = any(migration.app_label == "autorun" for migration, _ in plan)
+    known = set(map(table_name, apps.get_models(True)))
+    safe = known.difference(map(table_name, _touched(plan)))
+    for error in remove([each for each in existing() if is_all or each.table not in safe]):
         logger.error("A trigger was not removed before the migrations: %s", error)
+
+
+def _refuse_to_break_writes() -> None:
+    """Stop the migrations if a trigger reads a column that its table will not have.
+
+    On MariaDB every write of the table would then fail, and this user may not drop the trigger.
+    """
+    columns: dict[str, set[str]] = defaultdict(set)
+    for model in apps.get_models(True):
+        columns[table_name(model)].update(str(each.column) for each in model._meta.local_fields)
+    broken = [
+        each
+        for each in existing()
+        if each.table in columns and not columns[each.table].issuperset(each.columns)
+    ]
+    if broken:
+        tables = ", ".join(dict.fromkeys(each.table for each in broken))
+        drop = "; ".join(map(_drop(connections[settings.DATABASE]), broken))
+        raise CommandError(
+            f"{tables}: triggers of ON_WRITE read a column that the models no longer have. Once it "
+            "is removed, every write of the table fails, and the binary log forbids this user to "
+            f"drop triggers. Ask a database administrator to run `{drop}`, migrate again, and have "
+            "the administrator install what `manage.py autorun triggers --sql` prints then."
+        )
+
+
+def _touched(plan: Sequence[tuple[Migration, bool]]) -> set[type[Model]]:
+    """The models of these migrations, and those whose references follow an altered key."""
+    models, labels = set(apps.get_models(True)), {each.app_label for each, _ in plan}
+    altered = {
+        (migration.app_label, operation.model_name_lower)
+        for migration, _ in plan
+        for operation in migration.operations
+        if isinstance(operation, AlterField) and operation.field.unique
+    }
+    touched = {each for each in models if each._meta.app_label in labels}
+    new = {each for each in models if (each._meta.app_label, each._meta.model_name) in altered}
+    follow: set[type[Model]] = set()
+    while new:
+        follow |= new
+        new = {each for each in models - follow if not new.isdisjoint(_referred_to(each))}
+    return touched | follow
+
+
+def _referred_to(model: type[Model]) -> set[Any]:
+    return {each.related_model for each in model._meta.local_concrete_fields}
+
+
+def is_forbidden() -> bool:
+    """Whether the database's binary log forbids this user to create and to drop triggers."""
+    connection = connections[settings.DATABASE]
+    if connection.vendor != "mysql":
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(FORBIDS_TRIGGERS)
+        return bool(cursor.fetchone()[0])
 
 
 def _after_migrations(using: str = "", **sent: Any) -> None:

@@ -50,8 +50,15 @@ class Table:
     key: Field[Any, Any]
     readers: list[Reader] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        return table_name(self.model)
+
     def columns(self) -> set[str] | None:
-        """The columns whose change is noted; None for any, if one of the readers may read any."""
+        """The columns whose change is noted; None for any, if one of the readers may read any.
+
+        A column whose name is not one word is always noted.
+        """
         found = {str(self.key.column)}
         for reader in self.readers:
             read = columns_read(reader.runner)
@@ -60,9 +67,14 @@ class Table:
             found.update(
                 column
                 for each in self.model._meta.local_concrete_fields
-                if (column := str(each.column)).lower() in read
+                if (column := str(each.column)).lower() in read or not re.fullmatch(r"\w+", column)
             )
         return found
+
+
+def table_name(model: type[Model]) -> str:
+    """The name of the model's table, without a schema that `db_table` names by quotes."""
+    return re.split(r'"\."', model._meta.db_table.strip('"'))[-1]
 
 
 @cache

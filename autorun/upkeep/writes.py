@@ -63,6 +63,10 @@ class Noted(NamedTuple):
     def within(self, after: int, up_to: int) -> QuerySet[Written]:
         return Written.objects.filter(source=self.source, pk__gt=after, pk__lte=up_to)
 
+    def may_concern_all(self, reader: Reader) -> bool:
+        """Whether a table that the reader's rows refer to, or that refers to them, was emptied."""
+        return self.truncated > 0 and reader.path != PK
+
 
 def hand_out_written() -> int:
     """Let workers plan the rows that triggers have noted. Return how many notes.
@@ -150,7 +154,8 @@ def _take_portion(
             continue
         if reader not in batches_now:
             batches_now[reader] = _begin(reader, noted)
-        _copy(reader, noted.source, notes, batches_now[reader])
+        if not noted.may_concern_all(reader):
+            _copy(reader, noted.source, notes, batches_now[reader])
     crash_point("writes.copied")
     if notes._raw_delete(settings.DATABASE) != number:
         raise IntegrityError("Notes of a longer transaction arrived meanwhile.")
@@ -183,9 +188,8 @@ def _leave_to_workers(reader: Reader, noted: Noted, notes: QuerySet[Written]) ->
 def _begin(reader: Reader, noted: Noted) -> Batch:
     """A batch of rows yet to be copied, which no other process plans before it is handed on."""
     batch = batches.begin(reader.runner, Batch.Trigger.WRITE)
-    is_truncated = noted.truncated > 0 and reader.path == PK
-    source = written.source(batch, deleted_at=noted.deleted_at, is_truncated=is_truncated)
-    scope = Scope(source=source)
+    source = written.source(batch, deleted_at=noted.deleted_at, is_truncated=noted.truncated > 0)
+    scope = Scope(source=None if noted.may_concern_all(reader) else source)
     batch.scope, batch.description = scope.written(), str(scope)[:255]
     batch.save(update_fields=["scope", "description"], using=settings.DATABASE)
     return batch

@@ -18,7 +18,6 @@ from autorun.triggers import installing, on_write
 INSTALL = (
     "`manage.py migrate` installs them, and `manage.py autorun triggers --install` does so now."
 )
-_BINARY_LOG = "SELECT @@log_bin = 1 AND @@log_bin_trust_function_creators = 0"
 
 
 def check_database_of_writes(runner: Runner) -> Iterator[CheckMessage]:
@@ -55,7 +54,7 @@ def check_triggers(databases: Sequence[str] | None) -> Iterator[CheckMessage]:
 
 def _views(views: set[str]) -> Iterator[CheckMessage]:
     for table in on_write.tables().values():
-        name = table.model._meta.db_table
+        name = table.name
         if name in views:
             labels = ", ".join(dict.fromkeys(each.runner.label for each in table.readers))
             yield error(table.model, "E026")(
@@ -83,11 +82,9 @@ def _privilege(connection: BaseDatabaseWrapper) -> str:
     """Say which privilege a user of MariaDB needs to create triggers; '' elsewhere."""
     if connection.vendor != "mysql":
         return ""
-    with connection.cursor() as cursor:
-        cursor.execute(_BINARY_LOG)
-        (is_untrusted,) = cursor.fetchone()
-    needs = " The database's user needs the privilege TRIGGER on the tables."
-    return needs + (
-        " With its binary log on, the server also asks for SUPER, or for "
-        "`SET GLOBAL log_bin_trust_function_creators = 1`." * bool(is_untrusted)
+    return (
+        " The database's user needs the privilege TRIGGER on the tables; without it, the server "
+        "does not show the triggers that there are."
+        + f" {installing.ASK_ADMINISTRATOR}"
+        * installing.is_forbidden()
     )
