@@ -23,6 +23,7 @@ from django.utils.html import strip_tags
 from autorun.admin import batch_pages, continued, outputs_shown
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
+from autorun.admin.tables import runner_name
 from autorun.declare import page_time
 from autorun.declare.interruption import within
 from autorun.exceptions import RunTimeout
@@ -552,6 +553,37 @@ def test_batches_are_filtered_and_paged(runner, client, set_constants) -> None:
     assert found == failed[::-1]
     assert [line.pk for line in response.context["lines"]] == [made[6].pk]
     assert '<option value="running" selected>running' in response.text
+
+
+def test_a_batch_shows_the_causes_of_its_failures(runner, sign_in) -> None:
+    client = sign_in("view_run", "view_payload", "view_scan")
+
+    causes = client.get(addresses()["batch"]).context["causes"]
+    listed = client.get(f"{reverse('admin:autorun_run_changelist')}?{causes[0].query}")
+
+    assert causes[0].words == "<path> has no pixel data."
+    assert causes[0].exception_class == "ValueError"
+    assert len(listed.context["lines"]) == int(causes[0].runs) > 0
+
+
+def test_the_causes_of_a_batch_quote_no_message_to_those_who_may_see_none(runner, sign_in) -> None:
+    causes = sign_in("view_run").get(addresses()["batch"]).context["causes"]
+
+    assert {each.words for each in causes} == {"ValueError", "OSError"}
+
+
+def test_runners_of_one_name_are_told_apart_by_their_app(runner) -> None:
+    class ScanPreprocessingRunner(QuerySetRunner):
+        DATA_MODEL = Scan
+
+        @classmethod
+        def get_label(cls):
+            return "library.ScanPreprocessingRunner"
+
+    assert runner_name(LABEL) == "Scan Preprocessing"
+    assert runner_name("gone.HTTPProbeRunner") == "HTTP Probe"
+    with installed(ScanPreprocessingRunner):
+        assert runner_name(LABEL) == "Scan Preprocessing (sample_app)"
 
 
 def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None:

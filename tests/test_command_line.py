@@ -645,6 +645,7 @@ def test_failures_that_are_tried_again(documents):
     [
         ("No such file: '/a/b.nii'\nmore", "No such file: '...'"),
         ("cannot open /data/scans/7.nii", "cannot open <path>"),
+        ("the row's 'mean' isn't there", "the row's '...' isn't there"),
         ("[Errno 2] row 17 has 3.5e-3", "[Errno 2] row N has N"),
         ("id 6f1c3c52-1111-4222-8333-abcdefabcdef", "id <uuid>"),
         ("", ""),

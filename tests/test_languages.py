@@ -21,7 +21,8 @@ from django.utils.translation import trans_real
 
 import autorun
 from autorun.admin.bulk_actions import ACTIONS
-from autorun.admin.cards import name_of_runner, title_of_runner
+from autorun.admin.cards import title_of_runner
+from autorun.admin.tables import runner_name
 from autorun.declare import registry
 from autorun.models import Batch, Run
 from autorun.observe.explanation import explain
@@ -80,7 +81,7 @@ class Words(HTMLParser):
         self.silent = 0
         runners = registry.runners()
         self.names = [
-            each(runner) for runner in runners for each in (title_of_runner, name_of_runner)
+            told for each in runners for told in (title_of_runner(each), runner_name(each.label))
         ]
         self.found: list[str] = []
         self.feed(text)

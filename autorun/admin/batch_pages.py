@@ -1,5 +1,6 @@
 """Batches: their runs and progress, and new backfills."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -22,11 +23,12 @@ from autorun.admin.row_states import runners_of
 from autorun.admin.selections import model_of
 from autorun.admin.tables import (
     BATCH_STATES,
-    as_options,
     batch_lines,
     counts_of,
     named_options,
     parts_of,
+    runner_name,
+    runner_options,
     state_of_batch,
 )
 from autorun.conf import settings
@@ -37,6 +39,7 @@ from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk
 from autorun.observe.activity import activity_of
 from autorun.observe.explanation import words_of_chunk
+from autorun.observe.failures import FailureGroup, group_failures
 from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
@@ -53,6 +56,7 @@ NOT_COUNTED = gettext_noop(
 HIDDEN = gettext_noop("You do not have permission to see the reason.")
 SAMPLES = 3
 RUNNING_SHOWN = 10
+CAUSES = 5
 #: Seconds that counting a part of the preview may take.
 COUNTING_SECONDS = 0.8
 
@@ -95,7 +99,7 @@ class BatchAdmin(PageAdmin):
             chosen=chosen,
             states=list(BATCH_STATES.items()),
             triggers=named_options(triggers),
-            runners=as_options(runner.label for runner in registry.runners()),
+            runners=runner_options(),
         )
 
     @page("<int:batch_id>/change/")
@@ -106,6 +110,14 @@ class BatchAdmin(PageAdmin):
         tally = take_tally()
         is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None
+        chunks = _longest_running(batch)
+        has_causes = counts.failed and not batch.is_unfinished
+        groups = group_failures(batch_id=batch.pk)[:CAUSES] if has_causes else []
+        told = [
+            *(chunk.doing["run"] for chunk in chunks if chunk.doing),
+            *(g.run_id for g in groups),
+        ]
+        may_read = open_runs(request, self.admin_site, told)
         figures = _planning_figures(batch)
         if batch.is_unfinished:
             activity = activity_of(batch)
@@ -126,6 +138,8 @@ class BatchAdmin(PageAdmin):
             "batch",
             title_of_batch(batch),
             batch=batch,
+            runner=runner_name(batch.runner),
+            causes=[_cause(batch, each, each.run_id in may_read) for each in groups],
             tally=tally,
             progress=_percent(counts) if batch.is_unfinished else "",
             state=state_of_batch(batch, counts, is_stuck=is_stuck),
@@ -138,7 +152,7 @@ class BatchAdmin(PageAdmin):
             parts=parts,
             bar=stacked(parts, empty=_("Nothing planned yet")),
             figures=figures,
-            running=_running(request, self.admin_site, batch),
+            running=[_running(chunk, may_read) for chunk in chunks],
         )
 
     @page("backfill/")
@@ -318,20 +332,42 @@ class RunningChunk:
     told: str
 
 
-def _running(request: HttpRequest, site: admin.AdminSite, batch: Batch) -> list[RunningChunk]:
-    """The chunks that have been running for longest; bodies' own words are payload of a row."""
+def _longest_running(batch: Batch) -> list[Any]:
     running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
-    chunks = list(running.order_by("started_at")[:RUNNING_SHOWN])
-    may_read = open_runs(request, site, [chunk.doing["run"] for chunk in chunks if chunk.doing])
-    return [
-        RunningChunk(
-            worker=chunk.worker,
-            since=time_since(chunk.started_at),
-            done=some_of(chunk.size - chunk.left, chunk.size),
-            told=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
-        )
-        for chunk in chunks
-    ]
+    return list(running.order_by("started_at")[:RUNNING_SHOWN])
+
+
+def _running(chunk: Any, may_read: Collection[int]) -> RunningChunk:
+    """A chunk that a worker has; bodies' own words are payload of a row."""
+    return RunningChunk(
+        worker=chunk.worker,
+        since=time_since(chunk.started_at),
+        done=some_of(chunk.size - chunk.left, chunk.size),
+        told=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
+    )
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A group of a batch's failures: its columns. `query` leads to the list of its runs."""
+
+    words: str
+    exception_class: str
+    runs: str
+    query: str
+
+
+def _cause(batch: Batch, group: FailureGroup, is_open: bool) -> Cause:
+    """Messages are payload; without one, the exception stands for it."""
+    query = {"batch": batch.pk, "state": "failed", "group": group.key}
+    query["exception"] = group.exception_class
+    words = group.heading if is_open else ""
+    return Cause(
+        words or group.exception_class,
+        group.exception_class if words else "",
+        number(group.runs),
+        urlencode(query),
+    )
 
 
 def _percent(counts: BatchCounts) -> str:

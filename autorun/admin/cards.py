@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,7 @@ from django.utils.translation import gettext as _
 
 from autorun.admin.charts import Bar, Figure, Part, Shape, columns, stacked, time_left
 from autorun.admin.markup import time_since
-from autorun.admin.tables import BATCH_STATES
+from autorun.admin.tables import BATCH_STATES, runner_name
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, node_of
@@ -100,7 +99,7 @@ class Card:
 
     @property
     def name(self) -> str:
-        return name_of_runner(self.runner)
+        return runner_name(self.runner.label)
 
     @property
     def state(self) -> tuple[str, str]:
@@ -220,9 +219,9 @@ class Card:
 
     @property
     def trend(self) -> list[Shape]:
-        """The results of each of the last 24 hours as columns; none if no run finished."""
+        """The results of each of the last 24 hours as columns; none if all are of one hour."""
         hours = [(hour.succeeded, hour.failed) for hour in self.activity.hours]
-        return columns(hours) if any(map(any, hours)) else []
+        return columns(hours) if sum(map(any, hours)) > 1 else []
 
     @property
     def recent_batches(self) -> list[tuple[int, str, str]]:
@@ -272,12 +271,6 @@ def progresses_of(nodes: Iterable[Node]) -> dict[Node, Progress]:
     for node in found:
         node.is_stuck = node.pk in stuck  # type: ignore[attr-defined]
     return {node: progresses.get(node.pk, Progress()) for node in found}
-
-
-def name_of_runner(runner: Runner) -> str:
-    """The runner's class name in words: `ScanPreprocessingRunner` is "Scan Preprocessing"."""
-    name = type(runner).__name__.removesuffix("Runner") or type(runner).__name__
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
 
 
 def title_of_runner(runner: Runner) -> str:

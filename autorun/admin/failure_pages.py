@@ -12,8 +12,7 @@ from autorun.admin.charts import Shape, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
-from autorun.admin.tables import as_options
-from autorun.declare import registry
+from autorun.admin.tables import runner_options
 from autorun.models import Failure
 from autorun.observe.failures import FailureGroup, RecentGroup, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text
@@ -79,7 +78,7 @@ class FailureAdmin(PageAdmin):
             _("Failures"),
             since=since,
             label=label,
-            runners=as_options(runner.label for runner in registry.runners()),
+            runners=runner_options(),
             spans=[(key, _(words), key == since) for key, words in SPANS.items()],
             lines=lines,
             lead=_("%(failed)s in the last %(span)s") % of,

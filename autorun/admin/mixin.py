@@ -21,11 +21,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from autorun.admin import outputs_shown, row_states
-from autorun.admin.cards import name_of_runner
 from autorun.admin.markup import as_json, prose, rendered, time_since
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
+from autorun.admin.tables import runner_name
 from autorun.declare.base import Runner
 from autorun.declare.nodes import runners_by_node
 from autorun.declare.page_time import budget
@@ -95,7 +95,7 @@ class AutorunAdminMixin(ModelAdmin):
                 return actions
             for runner in runners:
                 name = f"autorun_run__{runner.label}"
-                title = _("Run %s on selected") % name_of_runner(runner)
+                title = _("Run %s on selected") % runner_name(runner.label)
                 actions[name] = (_run_on(runner.label), name, title)
         return actions
 
@@ -160,7 +160,7 @@ class AutorunAdminMixin(ModelAdmin):
             for each in row_states.runners_of(self.model):
                 reason = prose(explanation_of(each, instance, NONE).reason)
                 url = row_states.address_of(self.admin_site, "node_why", each.label)
-                runners.append((url, name_of_runner(each), reason))
+                runners.append((url, runner_name(each.label), reason))
         shows_results = getattr(instance, SHOWS_RESULTS, False)
         context = {
             "runs": runs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from tempfile import TemporaryFile
 from typing import Any
@@ -20,11 +20,18 @@ from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 
 from autorun.admin import cards
-from autorun.admin.markup import as_json
-from autorun.admin.outputs_shown import MOST_CHARACTERS
+from autorun.admin.outputs_shown import OutputLine
 from autorun.admin.pages import PageAdmin, get_runner, page
 from autorun.admin.permissions import Permission, sees_payload
-from autorun.admin.row_access import database_of, may_view, message_for, sees_all, visible
+from autorun.admin.row_access import (
+    database_of,
+    may_view,
+    message_for,
+    name_of,
+    sees_all,
+    visible,
+)
+from autorun.admin.tables import runner_name
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, nodes_over
@@ -38,6 +45,7 @@ from autorun.observe.new_versions import about_version, is_new
 from autorun.observe.records import Records
 from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
+from autorun.state.words import approximate, number
 
 #: The page compares versions if it has the time for it, and one of them at most so many successes;
 #: the command any.
@@ -87,7 +95,7 @@ class ShowingResults(PageAdmin):
         versions = cards.progresses_of(versions_of(runner))
         candidate, digest = candidate_of(runner, versions), cards.digest_or_problem(runner)[0]
         now = next((node for node in versions if node.digest == digest), None)
-        name = cards.name_of_runner(runner)
+        name = runner_name(runner.label)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         pair = (now, candidate) if candidate else (older[0] if older else None, now)
         before, after = pair
@@ -128,25 +136,32 @@ class ShowingResults(PageAdmin):
         to_pk = key_kind(model).to_pk
         keys = [to_pk(row.key) for change in found.outputs for row in change.rows]
         seen = visible(request, self.admin_site, model, keys, database)
-        lines: list[dict[str, Any]] = [
+        names = {pk: str(name_of(self.admin_site, row)) for pk, row in seen.items()}
+        are_all_seen = sees_all(request, self.admin_site, model)
+        return [
             {
-                "change": change,
-                "rows": [
-                    (
-                        row.key,
-                        *(as_json(each, most=MOST_CHARACTERS) for each in (row.before, row.after)),
-                    )
-                    for row in change.rows
-                    if to_pk(row.key) in seen
+                "name": change.name,
+                "different": number(change.different),
+                "medians": [
+                    approximate(each if are_all_seen else None)
+                    for each in (change.median_before, change.median_after)
                 ],
+                "rows": rows,
             }
             for change in found.outputs
+            if (
+                rows := [
+                    (
+                        row.key,
+                        names[to_pk(row.key)],
+                        [OutputLine.of(change.name, each) for each in (row.before, row.after)],
+                    )
+                    for row in change.rows
+                    if to_pk(row.key) in names
+                ]
+            )
+            or are_all_seen
         ]
-        if sees_all(request, self.admin_site, model):
-            return lines
-        hidden = {"median_before": None, "median_after": None}
-        shown = [line for line in lines if line["rows"]]
-        return [{**line, "change": replace(line["change"], **hidden)} for line in shown]
 
     @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
     def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:

@@ -15,9 +15,9 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from autorun.admin.cards import name_of_runner
 from autorun.admin.markup import rendered
 from autorun.admin.selections import is_exact
+from autorun.admin.tables import runner_name
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
@@ -52,7 +52,7 @@ class StatusColumn:
         self.problem = ""
         #: The state and the run of each row on the page, by primary key.
         self.states: Mapping[Any, tuple[str, Run]] = {}
-        self.short_description = name_of_runner(runner)
+        self.short_description = runner_name(runner.label)
         self.__name__ = f"autorun_{runner.label.replace('.', '_')}"
 
     def __call__(self, instance: Any) -> SafeString:
@@ -124,11 +124,11 @@ class StatusFilter(admin.SimpleListFilter):
             label = (self.value() or "").partition(":")[2]
             chosen = [runner for runner in runners if runner.label == label]
             if not chosen:  # first the runner, then the state
-                return [(f":{runner.label}", name_of_runner(runner)) for runner in runners]
+                return [(f":{runner.label}", runner_name(runner.label)) for runner in runners]
             runners, states = chosen, {"": _("all rows"), **states}
         return [
-            (f"{state}:{runner.label}", told % {"state": words, "runner": name_of_runner(runner)})
-            for runner in runners
+            (f"{state}:{runner.label}", told % {"state": words, "runner": name})
+            for runner, name in [(each, runner_name(each.label)) for each in runners]
             for state, words in states.items()
         ]
 

@@ -20,7 +20,7 @@ from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import page
 from autorun.admin.permissions import Permission
 from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
-from autorun.admin.tables import as_options, named_options
+from autorun.admin.tables import as_options, named_options, runner_name, runner_options
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
@@ -52,7 +52,7 @@ MORE = frozenset(
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run in the list: its columns. `runner` is '' if it is the filter's."""
+    """One run in the list: its columns. `analysis` is '' if it is named like the runner."""
 
     pk: int
     row: str
@@ -60,8 +60,8 @@ class RunLine:
     state: str
     state_words: str
     is_stale: bool
-    analysis: str
     runner: str
+    analysis: str
     trigger: str
     batch_id: int | None
     attempts: int
@@ -69,8 +69,9 @@ class RunLine:
     when: str
 
     @classmethod
-    def of(cls, run: Run, name: row_access.Name, chosen: RunFilter, *, is_stale: bool) -> RunLine:
+    def of(cls, run: Run, name: row_access.Name, *, is_stale: bool) -> RunLine:
         chunk, origin = run.chunk, origin_of(run.chunk)
+        runner = runner_name(chunk.runner)
         word = _(ORIGINS[origin].word) if origin else "—"
         if run.finished_at:
             when = time_since(run.finished_at)
@@ -85,8 +86,8 @@ class RunLine:
             state=state_of(run),
             state_words=state_in_words(run),
             is_stale=is_stale,
-            analysis=str(run.node),
-            runner="" if chunk.runner == chosen.runner else chunk.runner,
+            runner=f"{runner} v{run.node.version}",
+            analysis="" if run.node.title == runner else run.node.title,
             trigger=name_of_batch(chunk.batch) if chunk.batch else word,
             batch_id=chunk.batch_id,
             attempts=run.attempts,
@@ -122,8 +123,7 @@ class RunAdmin(ActingOnRuns):
             _("Runs"),
             chosen=chosen,
             lines=[
-                RunLine.of(run, seen[run.pk].name, chosen, is_stale=run.pk in stale)
-                for run in found.runs
+                RunLine.of(run, seen[run.pk].name, is_stale=run.pk in stale) for run in found.runs
             ],
             problems=problems,
             lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
@@ -134,7 +134,7 @@ class RunAdmin(ActingOnRuns):
             is_live=after is None and not is_by_time,
             older=older,
             is_first=after is None and not is_by_time,
-            runners=as_options(runner.label for runner in registry.runners()),
+            runners=runner_options(),
             states=named_options(STATES),
             triggers=named_options(ORIGINS),
             since=named_options(SINCE),
@@ -166,6 +166,7 @@ class RunAdmin(ActingOnRuns):
             seconds=duration(run.seconds),
             name=seen.name,
             key=run.key_text,
+            runner=runner_name(run.chunk.runner),
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
             story=story,
             now=prose(story.now),

@@ -30,7 +30,7 @@ from autorun.admin.result_pages import News, ShowingResults, candidate_of, versi
 from autorun.admin.row_access import find_row, message_for, name_of, quotes_for, sees_texts
 from autorun.admin.selections import asked_by
 from autorun.admin.stories import explanation_of, runs_behind
-from autorun.admin.tables import batch_lines
+from autorun.admin.tables import batch_lines, runner_name
 from autorun.conf import settings
 from autorun.control import halting
 from autorun.control.interventions import request_backfill
@@ -175,15 +175,15 @@ class RunnerPages(ShowingResults):
         instance = find_row(request, self.admin_site, runner, request.GET.get("row", ""))
         if instance is None:
             raise Http404("There is no such row, or you do not have permission to see it.")
-        name, runner_name = name_of(self.admin_site, instance), cards.name_of_runner(runner)
+        name, its_name = name_of(self.admin_site, instance), runner_name(runner.label)
         found = explanation_of(runner, instance, quotes_for(request, self.admin_site, runner))
         return self.render(
             request,
             "why",
-            _("%(version)s on %(row)s") % {"version": runner_name, "row": name},
+            _("%(version)s on %(row)s") % {"version": its_name, "row": name},
             tally=Tally(),
             runner=runner,
-            runner_name=runner_name,
+            runner_name=its_name,
             runner_title=cards.title_of_runner(runner),
             name=name,
             runs=[

@@ -1,5 +1,6 @@
-"""Batches as lists show them, with their progress from one query for all."""
+"""Runners and batches as lists show them."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from django.utils.translation import pgettext_lazy
 
 from autorun.admin.charts import Bar, Part, stacked
 from autorun.admin.markup import time_since
+from autorun.declare import registry
 from autorun.models import Batch
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.origins import name_of_batch
@@ -53,7 +55,7 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
             pk=batch.pk,
             name=capfirst(name_of_batch(batch)),
             description=_(batch.description),
-            runner=batch.runner,
+            runner=runner_name(batch.runner),
             state=state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in stuck),
             bar=stacked(parts_of(batch, counts[batch.pk])),
             runs=_runs(batch, counts[batch.pk]),
@@ -62,6 +64,20 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
         )
         for batch in found
     ]
+
+
+def runner_name(label: str) -> str:
+    """The runner's class in words, `Scan Preprocessing`, with its app if another has that name."""
+    app, _dot, name = label.rpartition(".")
+    alike = [each for each in registry.runners() if each.label.rpartition(".")[2] == name]
+    parts = re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    words = " ".join(parts).removesuffix(" Runner")
+    return f"{words} ({app})" if len(alike) > 1 else words
+
+
+def runner_options() -> list[tuple[str, str]]:
+    """The options of a list of the registered runners."""
+    return [(runner.label, runner_name(runner.label)) for runner in registry.runners()]
 
 
 def as_options(values: Iterable[str]) -> list[tuple[str, str]]:

@@ -39,7 +39,8 @@ LAST = Q(attempt=F("run__attempts"), run__is_current=True)
 DIGITS = "0123456789"
 #: Patterns that differ from row to row, their placeholders, and characters that every match has.
 _PLACEHOLDERS = (
-    (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "'...'", "'\"`"),
+    # An apostrophe within a word opens no quotation.
+    (re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"), "'...'", "'\"`"),
     (re.compile(r"(?<![\w.<])(?:[A-Za-z]:)?(?:[\w.~-]*[/\\])+[\w.~-]*"), "<path>", "/\\"),
     (re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"), "<uuid>", "-"),
     (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=\w*\d)[0-9a-fA-F]{12,}\b"), "<hex>", DIGITS),
@@ -55,10 +56,10 @@ _PLACEHOLDERS = (
 class FailureGroup:
     """Runs of one node whose last attempts failed with the same class and kind of message.
 
-    `shape` is the message without its varying parts; `message` is the newest of the messages, and
-    `run_ids` are the newest few runs, its run first. `of_class` counts all failures of the node and
-    class. If they are too many to read all messages, the group is of the `of_newest` newest
-    failures, else that is 0.
+    `shape` is the message without its varying parts; `heading` is the message that all have, or
+    that; `message` is the newest of the messages, and `run_ids` are the newest few runs, its run
+    first. `of_class` counts all failures of the node and class. If they are too many to read all
+    messages, the group is of the `of_newest` newest failures, else that is 0.
     """
 
     node_id: int
@@ -66,6 +67,7 @@ class FailureGroup:
     version: str
     exception_class: str
     shape: str
+    heading: str
     runs: int
     message: str
     run_ids: Sequence[int]
@@ -138,18 +140,22 @@ def group_key(node_id: int, exception_class: str, shape: str) -> str:
 def group_failures(
     runner: Runner | None = None,
     *,
+    batch_id: int | None = None,
     within: dt.timedelta | None = None,
     including_retried: bool = False,
 ) -> Sequence[FailureGroup]:
     """Current runs whose last attempt failed, the largest group first; two queries or three.
 
-    Runs of one runner's node, or of all; those with attempts left only if `including_retried`.
+    Runs of one runner's node, of one batch, or of all; those with attempts left only if
+    `including_retried`.
     """
     wanted = [Run.Status.FAILED, *([Run.Status.PENDING] if including_retried else [])]
     counted = LAST & Q(run__status__in=wanted)
     failures = Failure.objects.filter(counted)
     if runner is not None:
         failures = failures.filter(run__node_id=node_id_of(runner))
+    if batch_id is not None:
+        failures = failures.filter(run__chunk__batch=batch_id)
     if within is not None:
         failures = failures.filter(failed_at__gt=from_now(-within.total_seconds()))
     groups = [group for group, _ in _grouped(failures, _numbers(failures), counted=counted)]
@@ -329,12 +335,15 @@ def _class_of(row: Row) -> ClassOfNode:
 
 def _group(rows: Sequence[Row], shape: str, *, read: int, of_class: int) -> FailureGroup:
     newest = rows[0]
+    is_one_message = all(row["start"] == newest["start"] for row in rows)
+    first_line = newest["start"].strip().partition("\n")[0]
     return FailureGroup(
         node_id=newest["run__node_id"],
         title=newest["run__node__title"],
         version=newest["run__node__version"],
         exception_class=newest["exception_class"],
         shape=shape,
+        heading=first_line if is_one_message else shape,
         runs=sum(row["is_counted"] for row in rows),
         message=newest["start"],
         run_ids=list(dict.fromkeys(row["run_id"] for row in rows))[:EXAMPLES],

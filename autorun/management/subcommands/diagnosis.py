@@ -196,10 +196,9 @@ def _hint(earlier: FailureGroup) -> str:
 
 
 def _words(group: FailureGroup) -> str:
-    """The message of a single run, or the pattern that the group's messages share."""
-    text = group.message if group.runs == 1 else group.shape
-    first = text.strip().partition("\n")[0]
-    words = f"{group.exception_class}: {first}" if first else group.exception_class
+    """The message that all runs have, or the pattern that their messages share."""
+    told = group.heading
+    words = f"{group.exception_class}: {told}" if told else group.exception_class
     if not group.of_newest:
         return words
     return f"{words} (newest {group.of_newest:,} of {group.of_class:,} examined)"
