@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,7 @@ def addresses() -> dict[str, str]:
         "overview": reverse("admin:autorun_node_changelist"),
         "runner": reverse("admin:autorun_node_runner", args=[LABEL]),
         "count": reverse("admin:autorun_node_count", args=[LABEL]),
-        "health": reverse("admin:autorun_node_health"),
+        "health": reverse("admin:autorun_health_changelist"),
         "runs": reverse("admin:autorun_run_changelist"),
         "failed": reverse("admin:autorun_run_changelist") + "?state=failed&since=24h",
         "exception": reverse("admin:autorun_run_changelist") + "?exception=OSError",
@@ -557,6 +558,7 @@ def test_batches_are_filtered_and_paged(runner, client, set_constants) -> None:
 
 def test_a_batch_shows_the_causes_of_its_failures(runner, sign_in) -> None:
     client = sign_in("view_run", "view_payload", "view_scan")
+    Batch.objects.update(state=Batch.State.FINISHED)
 
     causes = client.get(addresses()["batch"]).context["causes"]
     listed = client.get(f"{reverse('admin:autorun_run_changelist')}?{causes[0].query}")
@@ -567,9 +569,21 @@ def test_a_batch_shows_the_causes_of_its_failures(runner, sign_in) -> None:
 
 
 def test_the_causes_of_a_batch_quote_no_message_to_those_who_may_see_none(runner, sign_in) -> None:
+    Batch.objects.update(state=Batch.State.FINISHED)
+
     causes = sign_in("view_run").get(addresses()["batch"]).context["causes"]
 
     assert {each.words for each in causes} == {"ValueError", "OSError"}
+
+
+def test_health_is_in_the_index_and_marked_in_the_sidebar(runner, admin_client) -> None:
+    health = reverse("admin:autorun_health_changelist")
+
+    index = admin_client.get(reverse("admin:index")).text
+    page = admin_client.get(health).text
+
+    assert f'<a href="{health}"' in index
+    assert re.findall(r'<tr class="model-(\w+) current-model">', page) == ["health"]
 
 
 def test_runners_of_one_name_are_told_apart_by_their_app(runner) -> None:
@@ -711,7 +725,7 @@ def test_what_nobody_works_on_is_said_to_be_so(runner, client) -> None:
 
     assert not any("no worker" in page for page in while_running)
     assert all("no worker is processing it" in page for page in afterwards)
-    assert all(reverse("admin:autorun_node_health") in page for page in afterwards)
+    assert all(reverse("admin:autorun_health_changelist") in page for page in afterwards)
     assert "no worker</span>" in client.get(batch_list).text
     assert [tabs(page)["Health"] for page in afterwards] == ["! no worker", "", "! no worker"]
 

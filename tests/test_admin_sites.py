@@ -37,7 +37,7 @@ def addresses(site: str) -> list[str]:
         "autorun_node_changelist": [],
         "autorun_node_runner": [LABEL],
         "autorun_node_count": [LABEL],
-        "autorun_node_health": [],
+        "autorun_health_changelist": [],
         "autorun_run_changelist": [],
         "autorun_run_change": [Run.objects.latest("pk").pk],
         "autorun_failure_changelist": [],

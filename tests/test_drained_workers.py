@@ -147,8 +147,8 @@ def test_notes_about_workers_that_have_ended_are_deleted() -> None:
 @pytest.mark.usefixtures("this_worker")
 def test_an_idle_worker_is_listed_and_can_be_drained(admin_client: Client) -> None:
     (worker,) = workers_at_work()
-    page = admin_client.get(reverse("admin:autorun_node_health")).text
-    drain = reverse("admin:autorun_node_drain")
+    page = admin_client.get(reverse("admin:autorun_health_changelist")).text
+    drain = reverse("admin:autorun_health_drain")
     admin_client.post(drain, {"worker": WORKER, "confirmed": "1"})
     (drained,) = workers_at_work()
 
@@ -178,8 +178,10 @@ def test_a_worker_that_has_ended_is_not_offered_to_be_drained(echo, admin_client
     Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(minutes=3))
 
     (ended,) = workers_at_work()
-    page = admin_client.get(reverse("admin:autorun_node_health")).text
-    asked = admin_client.post(reverse("admin:autorun_node_drain"), {"worker": WORKER}, follow=True)
+    page = admin_client.get(reverse("admin:autorun_health_changelist")).text
+    asked = admin_client.post(
+        reverse("admin:autorun_health_drain"), {"worker": WORKER}, follow=True
+    )
     Chunk.objects.update(state=Chunk.State.RUNNING, finished_at=None)
     (frozen,) = workers_at_work()
     draining.look()
@@ -227,7 +229,7 @@ def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client:
     user = User.objects.create_user("ada", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=["view_run", "pause_run"]))
     client.force_login(user)
-    drain, undrain = (reverse(f"admin:autorun_node_{name}") for name in ("drain", "undrain"))
+    drain, undrain = (reverse(f"admin:autorun_health_{name}") for name in ("drain", "undrain"))
 
     asked = client.post(drain, {"worker": WORKER}).text
     assert workers_at_work()[0].state == ""

@@ -316,7 +316,7 @@ def test_status_and_explain_say_what_a_limit_keeps_waiting(limits, documents, ca
         (found,) = limits_in_use()
         assert [str(each) for each in found.holders] == ["tests.EchoRunner on w@host: 1 run"]
         assert next(backlog.examine_limits()).level == "ok"
-        page = admin_client.get(reverse("admin:autorun_node_health")).text
+        page = admin_client.get(reverse("admin:autorun_health_changelist")).text
         assert "1 of 1" in page
         assert "0 of 3,000" in page
         assert "tests.EchoRunner on w@host: 1 run" in page

@@ -273,7 +273,7 @@ def test_names_and_payload_are_for_those_whom_the_reference_names(
     urls += [reverse("admin:autorun_run_change", args=[succeeded.pk])]
     urls += [reverse("admin:autorun_run_text", args=[succeeded.pk, "outputs"])]
     urls += [f"{reverse('admin:autorun_run_changelist')}?state=failed"]
-    urls += [f"{reverse('admin:autorun_node_health')}?now=1"]
+    urls += [f"{reverse('admin:autorun_health_changelist')}?now=1"]
     for state in (Chunk.State.RUNNING, Chunk.State.PARKED):
         run = Run.objects.filter(chunk__state=state).latest("pk")
         urls.append(reverse("admin:autorun_run_change", args=[run.pk]))
@@ -310,7 +310,7 @@ def test_what_people_and_code_wrote_is_payload_wherever_it_is_shown(
     root.force_login(scenes.add_user("root", is_superuser=True))
     clients = client_of(*others, "view_scan"), client_of(*CODENAMES, "view_scan"), root
     urls = [url for url, form in addresses().values() if not form]
-    urls += [f"{reverse('admin:autorun_node_health')}?now=1"]
+    urls += [f"{reverse('admin:autorun_health_changelist')}?now=1"]
     runs = {(run.status, run.chunk.state): run for run in Run.objects.current()}
     for run in runs.values():
         urls.append(reverse("admin:autorun_run_change", args=[run.pk]))

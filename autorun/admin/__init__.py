@@ -2,8 +2,16 @@
 
 from autorun.admin.batch_pages import BatchAdmin
 from autorun.admin.failure_pages import FailureAdmin
+from autorun.admin.health_pages import HealthAdmin
 from autorun.admin.mixin import AutorunAdminMixin
 from autorun.admin.overview_pages import NodeAdmin
 from autorun.admin.run_pages import RunAdmin
 
-__all__ = ("AutorunAdminMixin", "BatchAdmin", "FailureAdmin", "NodeAdmin", "RunAdmin")
+__all__ = (
+    "AutorunAdminMixin",
+    "BatchAdmin",
+    "FailureAdmin",
+    "HealthAdmin",
+    "NodeAdmin",
+    "RunAdmin",
+)

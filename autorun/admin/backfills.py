@@ -197,7 +197,7 @@ def preview_shown(
             [names[key] for key in count.samples.get(group.reason, ()) if key in names],
         )
         for group in groups
-        if group.rows or (group.is_planned and group.reason is not Reason.PREPARABLE)
+        if group.rows
     ]
     runs = number_planned(groups, limit=asked.limit)
     if not count.is_complete:

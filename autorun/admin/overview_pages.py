@@ -1,8 +1,6 @@
-"""The overview, its actions on all runners, and the page of the installation's health."""
+"""The overview, and its actions on all runners."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from django.contrib import admin, messages
 from django.http import HttpRequest, HttpResponse
@@ -11,10 +9,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.cards import Card, cards, worst_first
-from autorun.admin.markup import prose, time_since
-from autorun.admin.pages import action, is_fetched, page
+from autorun.admin.pages import action, page
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import message_for, sees_texts
+from autorun.admin.row_access import message_for
 from autorun.admin.runner_pages import RunnerPages
 from autorun.admin.tables import as_options
 from autorun.control import halting
@@ -23,10 +20,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError
 from autorun.models import Node
-from autorun.observe.at_work import workers_at_work
 from autorun.observe.glance import Tally, Topic, at_a_glance, take_tally
-from autorun.observe.limits_in_use import limits_in_use
-from autorun.state import draining
 from autorun.state.parameters import read_text
 from autorun.state.words import number
 
@@ -34,7 +28,7 @@ from autorun.state.words import number
 LONG = 10
 #: The page that tells more about each part of the line above the overview.
 FACT_PAGES: Mapping[Topic, tuple[str, dict[str, str]]] = {
-    "workers": ("node_health", {}),
+    "workers": ("health_changelist", {}),
     "runners": ("node_changelist", {"q": gettext_noop("cannot run")}),
     "failures": ("failure_changelist", {}),
     "held_up": ("run_changelist", {"state": "parked"}),
@@ -90,51 +84,6 @@ class NodeAdmin(RunnerPages):
         told = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
         return self._changed_all(request, changed, told, left)
 
-    @page("health/")
-    def health(self, request: HttpRequest) -> HttpResponse:
-        """The findings of `manage.py autorun doctor`; asking brokers and workers takes seconds."""
-        if is_fetched(request) and "now" in request.GET:
-            return self.fragment(request, "findings", **_examined(request, self.admin_site))
-        found = _examined(request, self.admin_site) if "now" in request.GET else {}
-        workers = [
-            (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
-        ]
-        return self.render(
-            request,
-            "health",
-            _("Health"),
-            tab="health",
-            workers=workers,
-            limits=limits_in_use(),
-            **found,
-        )
-
-    @action("drain/", Permission.PAUSE)
-    def drain(self, request: HttpRequest) -> HttpResponse:
-        """Ask for confirmation, then have a worker take no more chunks."""
-        name = request.POST.get("worker", "")
-        worker = next((each for each in workers_at_work() if each.name == name), None)
-        if worker is not None and worker.is_drained:
-            messages.info(request, _("Worker %s was drained already.") % name)
-        elif worker is None or not worker.may_be_drained:
-            messages.error(request, _("No worker of this name is running that could be drained."))
-        elif "confirmed" not in request.POST:
-            title = _("Drain %s?") % name
-            return self.render(request, "drain", title, tab="health", worker=worker)
-        elif draining.drain(name):
-            what = _("Worker %s finishes the chunks it has and takes no others.") % name
-            self.note(request, what, about=name)
-        return self.redirect("autorun_node_health")
-
-    @action("undrain/", Permission.PAUSE)
-    def undrain(self, request: HttpRequest) -> HttpResponse:
-        name = request.POST.get("worker", "")
-        if draining.undrain(name):
-            self.note(request, _("Worker %s takes chunks again.") % name, about=name)
-        else:
-            messages.info(request, _("Worker %s was not drained.") % name)
-        return self.redirect("autorun_node_health")
-
     def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
         """The level, the words and the address of each part of the line above the overview."""
         progresses = {card.node: card.progress for card in found if card.node is not None}
@@ -175,33 +124,3 @@ def _matches(card: Card, text: str, app: str) -> bool:
 
 def _app_of(card: Card) -> str:
     return card.runner.label.partition(".")[0]
-
-
-def _examined(request: HttpRequest, site: admin.AdminSite) -> dict[str, Any]:
-    from autorun.observe.doctor import Finding, examine_for_page
-
-    shows = sees_texts(request, site)
-
-    def told(finding: Finding) -> str:
-        return finding.message if shows else finding.bare or finding.message
-
-    order = {"error": 0, "warning": 1}
-    findings = sorted(examine_for_page(), key=lambda each: order.get(each.level, 2))
-    numbers: Counter[str] = Counter(each.level for each in findings)
-    words = {
-        "error": ngettext("%s error", "%s errors", numbers["error"]),
-        "warning": ngettext("%s warning", "%s warnings", numbers["warning"]),
-    }
-    problems = [words[level] % number(numbers[level]) for level in order if numbers[level]]
-    return {
-        "findings": [
-            (
-                each.level,
-                each.subject,
-                prose(told(each)),
-                prose(each.hint),
-            )
-            for each in findings
-        ],
-        "verdict": _(" and ").join(problems) or _("No problems"),
-    }

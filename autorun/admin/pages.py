@@ -40,7 +40,7 @@ TABS = (
     ("runs", gettext_lazy("Runs"), "autorun_run_changelist"),
     ("failures", gettext_lazy("Failures"), "autorun_failure_changelist"),
     ("batches", gettext_lazy("Batches"), "autorun_batch_changelist"),
-    ("health", gettext_lazy("Health"), "autorun_node_health"),
+    ("health", gettext_lazy("Health"), "autorun_health_changelist"),
 )
 
 

@@ -43,7 +43,7 @@ PAGES = {
     "batch": "batch/{batch}/change/",
     "choose": "batch/backfill/",
     "prepare": f"batch/backfill/{LABEL}/?only=all",
-    "health": "node/health/",
+    "health": "health/",
     "why": f"node/{LABEL}/why/?row={{row}}",
 }
 EVERYTHING = (
@@ -197,7 +197,7 @@ def test_versions_side_by_side_and_limits_are_sound(
     page = open_as(user, mode)
     problems = []
 
-    for name, address in {"compare": f"node/{LABEL}/compare/", "limits": "node/health/"}.items():
+    for name, address in {"compare": f"node/{LABEL}/compare/", "limits": "health/"}.items():
         page.goto(f"/admin/autorun/{address}")
         if mode != "without-script":
             settle(page)
