@@ -14,7 +14,7 @@ class SubjectAdmin(AutorunAdminMixin, admin.ModelAdmin):  # type: ignore[type-ar
 
 @admin.register(Scan)
 class ScanAdmin(AutorunAdminMixin, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("__str__", "modality", "mean")
+    list_display = ("__str__", "modality")
     list_filter = ("modality",)
     search_fields = ("path", "description")
     readonly_fields = ("created_at", "updated_at", "mean", "deviation", "middle_slice")

@@ -353,6 +353,23 @@ def test_a_command_is_never_wrapped(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("columns", ["60", "30"])
+def test_a_table_that_would_break_words_is_paragraphs(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    pipe = io.StringIO()
+    headings = ("#run", "state", "analysis", "", "#attempts")
+
+    Terminal(pipe).table(headings, [("347", "succeeded", "Subject Intensity v1.0", "", "1")])
+
+    printed = pipe.getvalue()
+    if columns == "60":
+        assert "347   succeeded   Subject Intensity" in printed
+    else:
+        told = "run 347 · state succeeded · analysis Subject Intensity v1.0 · attempts 1"
+        assert " ".join(printed.split()) == told
+        assert all(len(line) <= 30 for line in printed.splitlines())
+
+
 # Looking
 
 

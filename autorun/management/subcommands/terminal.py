@@ -22,6 +22,8 @@ UNLIMITED = 10_000
 #: Columns that a layout fills if the width is unlimited.
 DEFAULT_WIDTH = 80
 
+#: Columns between two of a table's, and those of a word that is not folded.
+BETWEEN, LONGEST_WORD = 3, 12
 #: The mark and the style of each level of a finding.
 SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "error": ("✘", "red")}
 #: A word, or a command in backticks, with what surrounds it.
@@ -96,17 +98,30 @@ class Terminal:
         self.console.print(Text(text, style="dim"), soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-        """Print rows under headings: those of numbers start with #, of names to copy with =."""
+        """Print rows under headings: those of numbers start with #, of names to copy with =.
+
+        If that breaks words, a row is a paragraph with a heading before each of its cells.
+        """
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        for heading in headings:
+        cells = [[each if isinstance(each, Text) else Text(each) for each in row] for row in rows]
+        names = [heading.lstrip("#=") for heading in headings]
+        for place, (heading, name) in enumerate(zip(headings, names, strict=True)):
+            is_whole = heading.startswith(("#", "="))
             table.add_column(
-                heading.lstrip("#="),
+                name,
                 justify="right" if heading.startswith("#") else "left",
-                no_wrap=heading.startswith(("#", "=")),
+                no_wrap=is_whole,
                 overflow="fold",
+                min_width=_least_width([Text(name), *(row[place] for row in cells)], is_whole),
             )
-        for row in rows:
-            table.add_row(*(each if isinstance(each, Text) else Text(each) for each in row))
+        least = sum(column.min_width or 0 for column in table.columns)
+        if least + BETWEEN * (len(names) - 1) > self.console.width:
+            for row in cells:
+                told = [Text.assemble(name, " ", row[n]) for n, name in enumerate(names) if row[n]]
+                self.say(Text(" · ").join(told))
+            return
+        for row in cells:
+            table.add_row(*row)
         self.console.print(table)
 
     def json(self, value: Any) -> None:
@@ -123,6 +138,14 @@ class Terminal:
         self.aside.write(f"{harmless(question)} [y/N] ")
         self.aside.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _least_width(cells: Iterable[Text], is_whole: bool) -> int:
+    """The width of the longest cell, or of the longest word, of which a part is enough."""
+    texts = [each.plain for each in cells]
+    if is_whole:
+        return max(map(cell_len, texts))
+    return min(LONGEST_WORD, max(cell_len(word) for text in texts for word in (*text.split(), "")))
 
 
 def _breaks(text: str, width: int) -> list[int]:
