@@ -33,6 +33,7 @@ from autorun.observe.glance import take_tally
 from autorun.planning import batches
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
+from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
 from autorun.state import clock, pulses
 from autorun.state.counts import STUCK_SECONDS
@@ -574,6 +575,18 @@ def test_the_causes_of_a_batch_quote_no_message_to_those_who_may_see_none(runner
     causes = sign_in("view_run").get(addresses()["batch"]).context["causes"]
 
     assert {each.words for each in causes} == {"ValueError", "OSError"}
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [
+        (Scope(only="failed", pks=[1, 2]), "retry of 2 rows"),
+        (Scope(only="failed", pks=[1]), "retry of 1 row"),
+        (Scope(pks=[1, 2]), "pending rows among 2 keys"),
+    ],
+)
+def test_a_batch_is_named_by_what_it_does(scope: Scope, words: str) -> None:
+    assert str(scope) == words
 
 
 def test_health_is_in_the_index_and_marked_in_the_sidebar(runner, admin_client) -> None:

@@ -4,12 +4,13 @@ from django.contrib import admin
 from django.contrib.auth.models import Group
 from django.urls import path
 
+from autorun.admin import Health
 from autorun.models import Batch, Failure, Node, Run
 from sample_app.models import Scan
 
 other = admin.AdminSite(name="other")
 bare = admin.AdminSite(name="bare")
-for model in (Batch, Failure, Node, Run, Scan):
+for model in (Batch, Failure, Health, Node, Run, Scan):
     other.register(model, type(admin.site._registry[model]))
 for model in (Scan, Group):
     bare.register(model, type(admin.site._registry[model]))

@@ -2,7 +2,7 @@
 
 from autorun.admin.batch_pages import BatchAdmin
 from autorun.admin.failure_pages import FailureAdmin
-from autorun.admin.health_pages import HealthAdmin
+from autorun.admin.health_pages import Health, HealthAdmin
 from autorun.admin.mixin import AutorunAdminMixin
 from autorun.admin.overview_pages import NodeAdmin
 from autorun.admin.run_pages import RunAdmin
@@ -11,6 +11,7 @@ __all__ = (
     "AutorunAdminMixin",
     "BatchAdmin",
     "FailureAdmin",
+    "Health",
     "HealthAdmin",
     "NodeAdmin",
     "RunAdmin",

@@ -110,14 +110,6 @@ class BatchAdmin(PageAdmin):
         tally = take_tally()
         is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None
-        chunks = _longest_running(batch)
-        has_causes = counts.failed and not batch.is_unfinished
-        groups = group_failures(batch_id=batch.pk)[:CAUSES] if has_causes else []
-        told = [
-            *(chunk.doing["run"] for chunk in chunks if chunk.doing),
-            *(g.run_id for g in groups),
-        ]
-        may_read = open_runs(request, self.admin_site, told)
         figures = _planning_figures(batch)
         if batch.is_unfinished:
             activity = activity_of(batch)
@@ -139,7 +131,6 @@ class BatchAdmin(PageAdmin):
             title_of_batch(batch),
             batch=batch,
             runner=runner_name(batch.runner),
-            causes=[_cause(batch, each, each.run_id in may_read) for each in groups],
             tally=tally,
             progress=_percent(counts) if batch.is_unfinished else "",
             state=state_of_batch(batch, counts, is_stuck=is_stuck),
@@ -152,7 +143,7 @@ class BatchAdmin(PageAdmin):
             parts=parts,
             bar=stacked(parts, empty=_("Nothing planned yet")),
             figures=figures,
-            running=[_running(chunk, may_read) for chunk in chunks],
+            **self._parts_of(request, batch, has_failed=counts.failed > 0),
         )
 
     @page("backfill/")
@@ -296,6 +287,21 @@ class BatchAdmin(PageAdmin):
             return None, message_for(request, self.admin_site, error, card.runner)
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
+    def _parts_of(
+        self, request: HttpRequest, batch: Batch, *, has_failed: bool
+    ) -> dict[str, list[Any]]:
+        """The chunks that are running and, once it has finished, the causes of its failures."""
+        running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
+        chunks: list[Any] = list(running.order_by("started_at")[:RUNNING_SHOWN])
+        has_causes = has_failed and not batch.is_unfinished
+        groups = group_failures(batch_id=batch.pk)[:CAUSES] if has_causes else []
+        told = [chunk.doing["run"] for chunk in chunks if chunk.doing]
+        may_read = open_runs(request, self.admin_site, [*told, *(each.run_id for each in groups)])
+        return {
+            "running": [_running(chunk, may_read) for chunk in chunks],
+            "causes": [_cause(batch, each, is_open=each.run_id in may_read) for each in groups],
+        }
+
     def _get(self, batch_id: int) -> Any:
         batch = Batch.objects.defer("scope").select_related("node").filter(pk=batch_id).first()
         if batch is None:
@@ -332,11 +338,6 @@ class RunningChunk:
     told: str
 
 
-def _longest_running(batch: Batch) -> list[Any]:
-    running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
-    return list(running.order_by("started_at")[:RUNNING_SHOWN])
-
-
 def _running(chunk: Any, may_read: Collection[int]) -> RunningChunk:
     """A chunk that a worker has; bodies' own words are payload of a row."""
     return RunningChunk(
@@ -357,7 +358,7 @@ class Cause:
     query: str
 
 
-def _cause(batch: Batch, group: FailureGroup, is_open: bool) -> Cause:
+def _cause(batch: Batch, group: FailureGroup, *, is_open: bool) -> Cause:
     """Messages are payload; without one, the exception stands for it."""
     query = {"batch": batch.pk, "state": "failed", "group": group.key}
     query["exception"] = group.exception_class

@@ -107,7 +107,7 @@ def state_of_batch(batch: Batch, counts: BatchCounts, *, is_stuck: bool) -> tupl
 
 
 def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
-    """The parts of the batch's bar; successes also if there are none yet."""
+    """The parts of the batch's bar; no successes only if nothing has finished."""
     parts = [
         Part(
             name,
@@ -116,7 +116,7 @@ def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
             urlencode({"batch": batch.pk, "state": name}) if value else "",
         )
         for name in ("succeeded", "failed", "not_applicable", "cancelled")
-        if (value := getattr(counts, name)) or name == "succeeded"
+        if (value := getattr(counts, name)) or (name == "succeeded" and not counts.finished)
     ]
     return parts + ([Part("waiting", _("remaining"), counts.left)] if counts.left else [])
 

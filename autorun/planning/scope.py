@@ -14,6 +14,7 @@ from autorun.declare.hooks import every_row
 from autorun.exceptions import NotRegistered
 from autorun.planning.selection import Selection, selection_for
 from autorun.state.keys import key_kind
+from autorun.state.words import counted
 
 Found = TypeVar("Found")
 Rows = Callable[[Runner, Mapping[str, Any]], QuerySet[Any]]
@@ -98,7 +99,9 @@ class Scope:
             words.append(str(self.source.get("words", "")))
         if self.filter is not None:
             words.append(f"in {self.filter!r}")
-        if self.pks is not None:
+        if self.pks is not None and self.only == "failed":
+            words = [f"retry of {counted(len(self.pks), 'row')}", *words[2:]]
+        elif self.pks is not None:
             words.append(f"among {len(self.pks):,} keys" if len(self.pks) != 1 else "of one key")
         return " ".join(words) + ", again" * self.force
 
