@@ -34,6 +34,8 @@ from tests import services
 from tests.celery_settings import configure
 
 StartWorker = Callable[..., Path]
+#: What the tools of a test may make in the checkout's root.
+_CACHES = {".hypothesis", ".pytest_cache", ".coverage", "__pycache__", "var"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,6 +66,16 @@ def _declared_runners() -> Iterator[None]:
     """Runner classes that a test declares are gone after it."""
     with patch.dict(declared):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_in_the_checkout() -> Iterator[None]:
+    """Tests leave no files in the checkout's root, such as a database that SQLite has made."""
+    root = Path(__file__).parent.parent
+    before = set(root.iterdir())
+    yield
+    left = {each.name for each in root.iterdir() if each not in before}
+    assert left <= _CACHES, f"The tests left {sorted(left - _CACHES)} in {root}."
 
 
 @pytest.fixture(autouse=True)

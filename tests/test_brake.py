@@ -10,8 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from autorun.dispatch.holding import next_try
-from autorun.execution import work
-from autorun.execution.brake import FAILURES, PATIENCE
+from autorun.execution.brake import FAILURES, PATIENCE, Brake
 from autorun.models import Chunk, Failure, Run
 from autorun.observe.doctor.backlog import examine_held_up
 from autorun.observe.held_up import held_up
@@ -173,7 +172,7 @@ def test_bad_rows_after_all_good_ones_fail_visibly_in_the_end(make, disk):
 def test_without_failures_the_brake_takes_no_statement(make, disk, monkeypatch):
     disk.is_full = False
     made = []
-    monkeypatch.setattr(work, "Brake", lambda *_, **__: made.append(1))
+    monkeypatch.setattr(Brake, "__init__", lambda *_, **__: made.append(1))
     with installed(runner := make(FAILURES)):
         runner().run()
         with CaptureQueriesContext(connection) as captured:

@@ -301,15 +301,17 @@ def test_the_page_shows_the_start_of_large_outputs(make):
     assert len(answer.content) < 300_000
 
 
-def test_the_page_names_the_command_if_a_comparison_takes_long(make, monkeypatch, set_constants):
-    def compare_nodes(*args, **options):
-        time.sleep(5)
+def test_the_page_names_the_command_if_a_comparison_takes_long(make, set_constants):
+    def execute_slowly(execute, sql, params, many, context):
+        if "a.outputs = b.outputs" in sql:
+            time.sleep(5)
+        return execute(sql, params, many, context)
 
-    monkeypatch.setattr(result_pages, "compare_nodes", compare_nodes)
     set_constants(page_time, SECONDS=0.05)
     with installed(runner := make()):
         compared(runner)
-        text = page_of(runner)[0].text
+        with connection.execute_wrapper(execute_slowly):
+            text = page_of(runner)[0].text
 
     assert f"manage.py autorun compare {runner.get_label()} 1.0 1.1" in text
 

@@ -76,7 +76,8 @@ def _close_in_atomic() -> None:
 
 
 def _go_to_another_database() -> None:
-    connection.settings_dict["NAME"] = "nowhere"
+    # No server has it, and SQLite cannot make it.
+    connection.settings_dict["NAME"] = "/nowhere/nowhere"
     connection.close()
 
 

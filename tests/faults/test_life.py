@@ -40,7 +40,6 @@ from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, redirected
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import BrokerUnavailable, NotApplicable, RetryLater
-from autorun.execution import at_once
 from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
@@ -142,14 +141,18 @@ class Worker(threading.Thread):
                 raise self.error
 
 
-class NotedWork(Work):
-    """Lets its worker know which chunk it is at."""
+@pytest.fixture
+def _noted_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers know which chunk they are at."""
+    assign = Work.assign
 
-    def assign(self) -> None:
+    def noted(work: Work) -> None:
         worker = threading.current_thread()
         assert isinstance(worker, Worker)
-        worker.chunk_id = self.lease.chunk.pk
-        super().assign()
+        worker.chunk_id = work.lease.chunk.pk
+        assign(work)
+
+    monkeypatch.setattr(Work, "assign", noted)
 
 
 def body(value: dict[str, Any]) -> Any:
@@ -794,10 +797,9 @@ class Life(RuleBasedStateMachine):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.django_db(transaction=True)
-def test_rows_live_through_anything(monkeypatch, settings):
+@pytest.mark.usefixtures("_noted_chunks")
+def test_rows_live_through_anything(settings):
     settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
-    for module in (at_once, execute_module):
-        monkeypatch.setattr(module, "Work", NotedWork)
     with installed(Runner):
         run_state_machine_as_test(Life, settings=_of_hypothesis())
 
@@ -846,14 +848,13 @@ def leave_nothing_current(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.once
 @pytest.mark.timeout(1800)
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("_noted_chunks")
 @pytest.mark.parametrize(
     "plant",
     [forget_what_changed_back, leave_nothing_current, start_again, miscount],
 )
 def test_lives_find_a_defect_that_is_planted(monkeypatch, settings, plant):
     settings.AUTORUN = {"WINDOW": WINDOW, "TIMEOUT": None}
-    for module in (at_once, execute_module):
-        monkeypatch.setattr(module, "Work", NotedWork)
     plant(monkeypatch)
     without_shrinking = _of_hypothesis(
         max_examples=300, phases=[Phase.generate], report_multiple_bugs=False
