@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from django.db import connection
 
@@ -14,7 +14,7 @@ from autorun.execution.execute import execute
 from autorun.models import Chunk
 from autorun.runner import QuerySetRunner
 from bench import stage
-from bench.measuring import Line, in_turns, timed
+from bench.measuring import Line, Timings, in_turns, timed
 from bench.scale import Scale
 from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner, WeightRunner
@@ -71,24 +71,15 @@ def measure(scale: Scale) -> Iterator[Line]:
 
 
 def _many(scale: Scale) -> Line:
-    runners: dict[str, QuerySetRunner] = {"by row": TrivialRunner(), "by batch": ManyRunner()}
-    stage.fill_items(scale.backfill)
-    timings = in_turns(
-        dict.fromkeys(runners, execute_all),
-        rounds=scale.rounds,
-        before=lambda name: plan_all(runners[name]),
-    )
-    medians = timings.medians()
-    return Line(
+    timings = executed({"by row": TrivialRunner(), "by batch": ManyRunner()}, scale)
+    return timings.line(
+        *("by row", "by batch"),
         key="body-batch",
-        database=connection.vendor,
         work=f"execute {scale.backfill:,} rows of a trivial body that takes {ROWS_A_CALL} a call",
         against="the same body by row",
-        value=timings.ratio("by row", "by batch"),
         goal=2,
         at_least=True,
         unit="times the rows a second",
-        seconds=medians,
         rows=scale.backfill,
     )
 
@@ -123,6 +114,16 @@ def _sleeps(scale: Scale) -> Line:
         value=sorted(seconds)[len(seconds) // 2],
         goal=0.5,
         unit="s",
+    )
+
+
+def executed(runners: Mapping[str, QuerySetRunner], scale: Scale) -> Timings:
+    """The seconds in which all rows are executed by each of the runners."""
+    stage.fill_items(scale.backfill)
+    return in_turns(
+        dict.fromkeys(runners, execute_all),
+        rounds=scale.rounds,
+        before=lambda name: plan_all(runners[name]),
     )
 
 

@@ -331,14 +331,7 @@ def megabytes(work: Callable[[], object]) -> float:
 
 
 def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> Callable[..., Line]:
-    return partial(
-        Line,
-        database=connection.vendor,
-        against=reference,
-        value=timings.ratio(contender, reference),
-        goal=goal,
-        seconds=timings.medians(),
-    )
+    return partial(timings.line, contender, reference, against=reference, goal=goal)
 
 
 def _add_nodes(number: int) -> range:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from django.db import connection
+
 Work = Callable[[], object]
 
 
@@ -52,6 +54,15 @@ class Timings:
 
     def medians(self) -> dict[str, float]:
         return {name: median(each) for name, each in self.seconds.items()}
+
+    def line(self, contender: str, reference: str, **columns: Any) -> Line:
+        """The line of the ratio of two contenders."""
+        return Line(
+            database=connection.vendor,
+            value=self.ratio(contender, reference),
+            seconds=self.medians(),
+            **columns,
+        )
 
 
 def in_turns(

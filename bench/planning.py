@@ -326,13 +326,5 @@ def _line(
     contender: str = "autorun",
     against: str = "",
 ) -> Line:
-    return Line(
-        key=key,
-        database=connection.vendor,
-        work=work,
-        against=against or reference,
-        value=timings.ratio(contender, reference),
-        goal=goal,
-        seconds=timings.medians(),
-        rows=rows,
-    )
+    columns = {"key": key, "work": work, "goal": goal, "rows": rows}
+    return timings.line(contender, reference, against=against or reference, **columns)

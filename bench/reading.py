@@ -18,9 +18,9 @@ from autorun.outputs import with_outputs
 from autorun.runner import Candidate, QuerySetRunner
 from autorun.state.clock import NOW_SQL
 from bench import stage
-from bench.bodies import execute_all, plan_all
+from bench.bodies import executed
 from bench.cliffs import megabytes
-from bench.measuring import Line, Timings, in_turns
+from bench.measuring import Line, in_turns
 from bench.scale import Scale
 from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner, WeightRunner
@@ -104,9 +104,8 @@ def _compared(runner: QuerySetRunner, scale: Scale) -> Line:
         )
 
     timings = in_turns({"compare()": runner.compare, "join": join}, rounds=min(3, scale.rounds))
-    return _line(
-        timings,
-        ("compare()", "join"),
+    return timings.line(
+        *("compare()", "join"),
         key="read-compare",
         work=f"compare two versions on {scale.rows:,} rows",
         against="one SQL join that counts the equal outputs",
@@ -133,9 +132,8 @@ def _read(scale: Scale) -> Iterator[Line]:
         {"with outputs": lambda: list(one.all()), "without": lambda: list(plain.all())},
         rounds=scale.rounds,
     )
-    yield _line(
-        timings,
-        ("with outputs", "without"),
+    yield timings.line(
+        *("with outputs", "without"),
         key="read-outputs",
         work=f"read {rows:,} rows with their outputs",
         against="without them",
@@ -144,16 +142,9 @@ def _read(scale: Scale) -> Iterator[Line]:
 
 
 def _landed(scale: Scale) -> Line:
-    stage.fill_items(scale.backfill)
-    runners: dict[str, QuerySetRunner] = {"landed": LandedRunner(), "kept": TrivialRunner()}
-    timings = in_turns(
-        dict.fromkeys(runners, execute_all),
-        rounds=scale.rounds,
-        before=lambda name: plan_all(runners[name]),
-    )
-    return _line(
-        timings,
-        ("landed", "kept"),
+    timings = executed({"landed": LandedRunner(), "kept": TrivialRunner()}, scale)
+    return timings.line(
+        *("landed", "kept"),
         key="read-landed",
         work=f"execute {scale.backfill:,} rows whose outputs are landed by OUTPUT_FIELDS",
         against="without landing",
@@ -175,18 +166,4 @@ def _exported(runner: QuerySetRunner, scale: Scale) -> Line:
         value=megabytes(lambda: export(scale.rows)),
         goal=30,
         unit="MB",
-    )
-
-
-def _line(
-    timings: Timings, pair: tuple[str, str], *, key: str, work: str, against: str, goal: float
-) -> Line:
-    return Line(
-        key=key,
-        database=connection.vendor,
-        work=work,
-        against=against,
-        value=timings.ratio(*pair),
-        goal=goal,
-        seconds=timings.medians(),
     )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from django.db import connection, connections, transaction
+from django.db import connections, transaction
 
 from autorun.triggers import delivery
 from bench import stage
@@ -42,22 +42,19 @@ def _compared(
         rounds=rounds,
         before=lambda _: delivery.wait_until_idle(30),
     )
-    yield Line(
+    yield timings.line(
+        *("autorun", "plain"),
         key=key,
-        database=connection.vendor,
         work=work,
         against="the same saves without autorun",
-        value=timings.ratio("autorun", "plain"),
         goal=1.05,
-        seconds=timings.medians(),
         rows=count,
     )
-    yield Line(
+    yield timings.line(
+        *("autorun", "on_commit(delay)"),
         key=f"{key}-by-hand",
-        database=connection.vendor,
         work=work,
         against="hand-written on_commit(lambda: task.delay(pk)), to a broker in memory",
-        value=timings.ratio("autorun", "on_commit(delay)"),
         goal=1,
         rows=count,
     )

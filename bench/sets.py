@@ -6,24 +6,20 @@ from collections.abc import Iterator
 
 from django.db import connection
 
-from autorun.runner import Members, QuerySetRunner
+from autorun.runner import Members
 from bench import stage
 from bench.measuring import Line, in_turns
 from bench.scale import Scale
 from bench.subject.models import Owner
+from bench.subject.runners import TitleRunner
 
 MEMBERS = 10
 
 
-class OwnerRunner(QuerySetRunner):
+class OwnerRunner(TitleRunner):
     DATA_MODEL = Owner
-    ANALYSIS = "Trivial"
-    ANALYSIS_VERSION = "1.0"
     ANALYSIS_CONFIGURATION = {"factor": 5}
-    INPUT_KEY = "title"
     INPUT_FIELDS = (Members("members", "title"),)
-    SCHEDULE = None
-    ON_SAVE = False
 
 
 def measure(scale: Scale) -> Iterator[Line]:
@@ -35,14 +31,12 @@ def measure(scale: Scale) -> Iterator[Line]:
     timings = in_turns(
         {"autorun": runner.backfill, "aggregate": lambda: _by_hand(node.pk)}, rounds=scale.rounds
     )
-    yield Line(
+    yield timings.line(
+        *("autorun", "aggregate"),
         key="sets-nothing",
-        database=connection.vendor,
         work=f"compare {scale.sets:,} sets of {MEMBERS}, nothing pending",
         against="a hand-written aggregate: MD5 of each set's values in order, joined with the runs",
-        value=timings.ratio("autorun", "aggregate"),
         goal=2.5,
-        seconds=timings.medians(),
         rows=scale.sets,
     )
     stage.empty_state()

@@ -8,12 +8,12 @@ from django.db import connection, transaction
 
 from autorun.declare import registry
 from autorun.models import Written
-from autorun.runner import QuerySetRunner
 from autorun.triggers import installing
 from bench import stage
 from bench.measuring import Line, in_turns
 from bench.scale import Scale
 from bench.subject.models import Item, PlainItem
+from bench.subject.runners import TitleRunner
 
 TABLES = {"with": Item._meta.db_table, "without": PlainItem._meta.db_table}
 INSERT = "INSERT INTO {table} (title, weight) SELECT 'A title of usual length', i FROM {rows}"
@@ -21,15 +21,9 @@ INSERT = "INSERT INTO {table} (title, weight) SELECT 'A title of usual length', 
 ALONE = 300
 
 
-class WatchingRunner(QuerySetRunner):
+class WatchingRunner(TitleRunner):
     DATA_MODEL = Item
-    ANALYSIS = "Trivial"
-    ANALYSIS_VERSION = "1.0"
     ANALYSIS_CONFIGURATION = {"factor": 7}
-    INPUT_KEY = "title"
-    INPUT_FIELDS = ("title",)
-    SCHEDULE = None
-    ON_SAVE = False
     ON_WRITE = True
 
 
@@ -67,14 +61,12 @@ def _compared(key: str, work: str, sql: str, number: int, scale: Scale, goal: fl
     timings = in_turns(
         {name: write(name) for name in TABLES}, rounds=2 * scale.rounds - 1, before=prepare
     )
-    return Line(
+    return timings.line(
+        *("with", "without"),
         key=key,
-        database=connection.vendor,
         work=f"ON_WRITE: {work}",
         against="the same statement on a table without triggers",
-        value=timings.ratio("with", "without"),
         goal=goal,
-        seconds=timings.medians(),
         rows=number,
     )
 

@@ -17,6 +17,17 @@ class TrivialRunner(QuerySetRunner):
         return str(instance.title)
 
 
+class TitleRunner(QuerySetRunner):
+    """Runs on the `title` of a row that only start on request."""
+
+    ANALYSIS = "Trivial"
+    ANALYSIS_VERSION = "1.0"
+    INPUT_KEY = "title"
+    INPUT_FIELDS: tuple[Any, ...] = ("title",)
+    SCHEDULE = None
+    ON_SAVE = False
+
+
 class WeightRunner(QuerySetRunner):
     """Runs on the `weight` of a row that only start on request."""
 
