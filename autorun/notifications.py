@@ -137,8 +137,8 @@ class FailureReport:
 
     def _examples(self, group: FailureGroup) -> list[str]:
         names = self.rows
-        told = {pk: _("run %s") % pk for pk in group.run_ids}
-        return [f"{told[pk]}: {names[pk]}" if pk in names else told[pk] for pk in told]
+        runs = {pk: _("run %s") % pk for pk in group.run_ids}
+        return [f"{run}: {names[pk]}" if pk in names else run for pk, run in runs.items()]
 
     def _rest(self) -> list[str]:
         rest = self.groups[MOST_GROUPS:]

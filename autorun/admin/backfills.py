@@ -201,16 +201,16 @@ def preview_shown(
     ]
     runs = number_planned(groups, limit=asked.limit)
     if not count.is_complete:
-        told = ngettext("%s run, still counting…", "%s runs, still counting…", runs) % number(runs)
+        line = ngettext("%s run, still counting…", "%s runs, still counting…", runs) % number(runs)
         button = _("Start without a full count")
     else:
-        told = ngettext("%s run would start", "%s runs would start", runs) % number(runs)
-        told = told if runs else _("Nothing would start")
+        line = ngettext("%s run would start", "%s runs would start", runs) % number(runs)
+        line = line if runs else _("Nothing would start")
         button = ngettext("Start %s run", "Start %s runs", runs) % number(runs)
     return PreviewShown(
         lines=lines,
         runs=runs,
-        words=told,
+        words=line,
         time=_time_of(card, runs) if runs else "",
         button=button,
         is_complete=count.is_complete,

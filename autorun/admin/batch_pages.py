@@ -189,26 +189,26 @@ class BatchAdmin(PageAdmin):
         of = {"label": label, "rows": _(batch.description)}
         self.note(request, _("Backfill of %(label)s started: %(rows)s.") % of, batch)
         if hidden := asked.left_out(batch):
-            told = ngettext(
+            message = ngettext(
                 "Left out %s selected row that you may not see.",
                 "Left out %s selected rows that you may not see.",
                 hidden,
             )
-            messages.warning(request, told % number(hidden))
+            messages.warning(request, message % number(hidden))
         return self.redirect("autorun_batch_change", batch.pk)
 
     @action("<int:batch_id>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
         is_paused = batches.pause(batch)
-        told = _("%s paused. Runs in progress will finish.") % _name(batch)
-        return self._changed(request, batch, told if is_paused else "")
+        message = _("%s paused. Runs in progress will finish.") % _name(batch)
+        return self._changed(request, batch, message if is_paused else "")
 
     @action("<int:batch_id>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
-        told = _("%s resumed.") % _name(batch)
-        return self._changed(request, batch, told if batches.resume(batch) else "")
+        message = _("%s resumed.") % _name(batch)
+        return self._changed(request, batch, message if batches.resume(batch) else "")
 
     @action("<int:batch_id>/cancel/", Permission.CANCEL)
     def cancel(self, request: HttpRequest, batch_id: int) -> HttpResponse:
@@ -219,19 +219,19 @@ class BatchAdmin(PageAdmin):
     def stop(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         """Cancel what is running, too."""
         batch = self._get(batch_id)
-        told = _cancel(request, batch)
+        message = _cancel(request, batch)
         if runs := stop_running(Chunk.objects.filter(batch=batch)):
             stopping = ngettext(
                 "%(runs)s run in progress will stop within %(time)s.",
                 "%(runs)s runs in progress will stop within %(time)s.",
                 runs,
             ) % {"runs": number(runs), "time": duration(settings.HEARTBEAT)}
-            told = f"{told} {stopping}".lstrip()
-        return self._changed(request, batch, told)
+            message = f"{message} {stopping}".lstrip()
+        return self._changed(request, batch, message)
 
-    def _changed(self, request: HttpRequest, batch: Batch, told: str) -> HttpResponse:
-        if told:
-            self.note(request, told, batch)
+    def _changed(self, request: HttpRequest, batch: Batch, message: str) -> HttpResponse:
+        if message:
+            self.note(request, message, batch)
         return self.back(request, self.url("autorun_batch_change", batch.pk))
 
     def _start_over(self, request: HttpRequest) -> HttpResponse:
@@ -319,13 +319,13 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
     if not batch.is_unfinished:
         return ""
     runs = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
-    told = ngettext(
+    cancelled = ngettext(
         "%(batch)s cancelled: %(runs)s run was not started.",
         "%(batch)s cancelled: %(runs)s runs were not started.",
         runs,
     ) % {"batch": _name(batch), "runs": number(runs)}
     then = _("Each row gets its last result for the same input back, or is pending.")
-    return f"{told} {then}"
+    return f"{cancelled} {then}"
 
 
 @dataclass(frozen=True)
@@ -335,7 +335,7 @@ class RunningChunk:
     worker: str
     since: str
     done: str
-    told: str
+    doing: str
 
 
 def _running(chunk: Any, may_read: Collection[int]) -> RunningChunk:
@@ -344,7 +344,7 @@ def _running(chunk: Any, may_read: Collection[int]) -> RunningChunk:
         worker=chunk.worker,
         since=time_since(chunk.started_at),
         done=some_of(chunk.size - chunk.left, chunk.size),
-        told=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
+        doing=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
     )
 
 

@@ -227,9 +227,7 @@ class ActingOnRuns(PageAdmin):
         following, links = self._following(request, retried, reach)
         if retried.runs:
             what = ngettext(
-                "%s failed run queued for retry.",
-                "%s failed runs queued for retry.",
-                retried.runs,
+                "%s failed run queued for retry.", "%s failed runs queued for retry.", retried.runs
             )
             if retried.ignored:
                 what = ngettext(
@@ -287,8 +285,8 @@ class ActingOnRuns(PageAdmin):
         for label, error in retried.left.items():
             reason = message_for(request, self.admin_site, error, registry.find(label))
             of = {"label": label, "reason": reason}
-            told = _("The runs of %(label)s were not retried: %(reason)s")
-            messages.warning(request, told % of)
+            message = _("The runs of %(label)s were not retried: %(reason)s")
+            messages.warning(request, message % of)
 
     def _asked(self, request: HttpRequest) -> dict[str, Any]:
         return asked_by(request, self.admin_site, Permission.RETRY)
@@ -331,8 +329,8 @@ def _tell_of_limits(request: HttpRequest, reach: Reach) -> None:
         )
         messages.warning(request, hidden % number(reach.left_out))
     if reach.is_cut:
-        told = _("Only %s runs were checked. Repeat the action for the next ones.")
-        messages.warning(request, told % number(reach.examined))
+        message = _("Only %s runs were checked. Repeat the action for the next ones.")
+        messages.warning(request, message % number(reach.examined))
         if reach.slow is not None:
             messages.warning(request, bare_message(reach.slow))
 
@@ -357,9 +355,9 @@ def _log_of(runs: Sequence[Run]) -> Log:
 def _log_of_filter(chosen: RunFilter) -> Log:
     """One entry with the filter; the message pattern appears in the log only."""
     words, shape = _words(chosen)
-    told = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
-    detail = f"Of all runs: {told}" + (f"; {shape}" if shape else "")
-    return Log(about=f"runs: {told}", detail=f"{detail}.")
+    filters = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
+    detail = f"Of all runs: {filters}" + (f"; {shape}" if shape else "")
+    return Log(about=f"runs: {filters}", detail=f"{detail}.")
 
 
 def _fact(name: str, value: str) -> str:

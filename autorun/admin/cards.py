@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,14 +19,14 @@ from autorun.admin.markup import time_since
 from autorun.admin.tables import BATCH_STATES, runner_name
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
-from autorun.declare.nodes import digest_of, node_of
+from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
-from autorun.observe.activity import Activity, activity_by_node
+from autorun.observe.standings import Standing, standings_of
 from autorun.planning.counting import Count
 from autorun.planning.pending import stale
 from autorun.state import words
-from autorun.state.counts import Progress, progress_and_stuck
+from autorun.state.counts import Progress
 from autorun.state.origins import name_of_batch
 from autorun.state.words import duration, in_words, number, number_in, rate
 from autorun.triggers.on_schedule import SWEEP_NAME
@@ -78,24 +78,17 @@ class NextSweep:
     is_off: bool = False
 
 
-@dataclass(frozen=True)
-class Card:
+@dataclass(frozen=True, kw_only=True)
+class Card(Standing):
     """One runner as the overview shows it."""
 
-    runner: Runner
     next_sweep: NextSweep
-    node: Node | None = None
-    progress: Progress = field(default_factory=Progress)
-    activity: Activity = field(default_factory=Activity)
     batches: Sequence[Batch] = ()
     counted: Counted | None = None
     #: A count that has not reached all rows yet.
     counting: Count | None = None
     #: The same as text, from which the user's next request continues.
     continued: str = ""
-    error: str = ""
-    #: Whether its tasks are in the queue and no worker is processing them.
-    is_stuck: bool = False
 
     @property
     def name(self) -> str:
@@ -105,7 +98,7 @@ class Card:
     def state(self) -> tuple[str, str]:
         """The mark, one of SEVERITY, and the words of what matters most about the runner."""
         found = self.progress
-        for mark, told in (
+        for mark, text in (
             ("error", _("cannot run") * bool(self.error)),
             ("stuck", _("no worker") * self.is_stuck),
             ("paused", _("paused") * bool(self.paused_since)),
@@ -116,8 +109,8 @@ class Card:
             ("pending", number_in("pending", self.counted.pending if self.counted else 0)),
             ("pending", number_in("stale", self.counted.stale if self.counted else 0)),
         ):
-            if told:
-                return mark, told
+            if text:
+                return mark, text
         return ("ok", _("up to date")) if self.counted else ("idle", _("idle"))
 
     @property
@@ -154,8 +147,8 @@ class Card:
         parts += self._parts_in("parked", "failed", "not_applicable", "ignored")
         if self.counted is not None and self.counted.left_out:
             waits = _("filtered out, or waiting for another runner")
-            told = waits if self.runner.depends_on else _("filtered out")
-            parts.append(Part("filtered", told, self.counted.left_out))
+            title = waits if self.runner.depends_on else _("filtered out")
+            parts.append(Part("filtered", title, self.counted.left_out))
         return parts
 
     def _parts_in(self, *states: str) -> list[Part]:
@@ -210,8 +203,8 @@ class Card:
     def day(self) -> str:
         good = sum(each.succeeded for each in self.activity.hours)
         bad = sum(each.failed for each in self.activity.hours)
-        told = _("Last 24 hours: %s") % _results(good, bad)
-        return told if good or bad else _("No runs finished in the last 24 hours")
+        sentence = _("Last 24 hours: %s") % _results(good, bad)
+        return sentence if good or bad else _("No runs finished in the last 24 hours")
 
     @property
     def results(self) -> str:
@@ -240,15 +233,6 @@ class Card:
         next_one = format_html(_("next {}"), time_since(sweep.at))
         return format_html("{}{}", schedule, next_one) if sweep.at else sweep.words
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the unfinished runs have finished; None while no run is processed."""
-        return None if self.is_stuck else self.activity.seconds_left(self.progress.unfinished)
-
-    @property
-    def run_seconds(self) -> float | None:
-        return None if self.node is None else self.activity.usual_seconds(self.node)
-
 
 def cards() -> list[Card]:
     """A card for each registered runner, by label, in six queries."""
@@ -262,15 +246,6 @@ def cards() -> list[Card]:
 def card_of(runner: Runner, progresses: Mapping[Node, Progress] | None = None) -> Card:
     """One runner's card, without its batches; `progresses` if they have been loaded already."""
     return _cards([runner], progresses)[0]
-
-
-def progresses_of(nodes: Iterable[Node]) -> dict[Node, Progress]:
-    """The progress of each node, in their order, which says whether it `is_stuck`; one query."""
-    found = list(nodes)
-    progresses, stuck = progress_and_stuck(found)
-    for node in found:
-        node.is_stuck = node.pk in stuck  # type: ignore[attr-defined]
-    return {node: progresses.get(node.pk, Progress()) for node in found}
 
 
 def title_of_runner(runner: Runner) -> str:
@@ -312,27 +287,15 @@ def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
 def _cards(
     runners: Sequence[Runner], progresses: Mapping[Node, Progress] | None = None
 ) -> list[Card]:
-    digests = [digest_or_problem(runner) for runner in runners]
-    if progresses is None:
-        known = [digest for digest, _ in digests if digest]
-        progresses = progresses_of(Node.objects.filter(digest__in=known))
-    nodes = {node.digest: node for node in progresses}
-    activities = activity_by_node(progresses)
     sweeps = next_sweeps(runners)
-    found = []
-    for runner, (digest, error) in zip(runners, digests, strict=True):
-        card = Card(runner, sweeps[runner.label], error=error)
-        if (node := nodes.get(digest)) is not None:
-            card = replace(
-                card,
-                node=node,
-                progress=progresses[node],
-                activity=activities[node.pk],
-                counted=Counted.read(node.counted, progresses[node]),
-                is_stuck=node.is_stuck,  # type: ignore[attr-defined]
-            )
-        found.append(card)
-    return found
+    return [
+        Card(
+            **vars(each),
+            next_sweep=sweeps[each.runner.label],
+            counted=Counted.read(each.node.counted, each.progress) if each.node else None,
+        )
+        for each in standings_of(runners, progresses)
+    ]
 
 
 def worst_first(found: Iterable[Card]) -> list[Card]:
@@ -341,16 +304,8 @@ def worst_first(found: Iterable[Card]) -> list[Card]:
 
 
 def _results(succeeded: int, failed: int) -> str:
-    told = number_in("succeeded", succeeded), number_in("failed", failed)
-    return ", ".join(filter(None, told))
-
-
-def digest_or_problem(runner: Runner) -> tuple[str, str]:
-    """The digest of the runner's node, or '' and the problem with its declaration."""
-    try:
-        return digest_of(runner), ""
-    except Exception as error:  # noqa: BLE001  any fault of a declaration
-        return "", bare_message(error)
+    counts = number_in("succeeded", succeeded), number_in("failed", failed)
+    return ", ".join(filter(None, counts))
 
 
 def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
@@ -360,13 +315,13 @@ def _next_sweep(runner: Runner, entry: Any) -> NextSweep:
         return NextSweep(words=_("switched off"), entry_id=entry.pk, is_off=True)
     try:
         schedule = entry.schedule
-        told = words.schedule(entry.solar or entry.clocked or schedule)
+        in_prose = words.schedule(entry.solar or entry.clocked or schedule)
         since = entry.last_run_at or schedule.now()
         left = schedule.remaining_estimate(schedule.maybe_make_aware(since))
     except Exception:  # noqa: BLE001  a schedule that was edited into nonsense
         return NextSweep(words=str(entry.schedule), entry_id=entry.pk)
     at = timezone.now() + max(left, dt.timedelta())
-    return NextSweep(at, entry_id=entry.pk, schedule=told)
+    return NextSweep(at, entry_id=entry.pk, schedule=in_prose)
 
 
 def _without_entry(runner: Runner) -> NextSweep:

@@ -9,8 +9,8 @@ up to so long ago, as does the count of a long table.
 from django.core import signing
 from django.http import HttpRequest
 
-from autorun.admin.cards import digest_or_problem
 from autorun.declare.base import Runner
+from autorun.observe.standings import digest_or_problem
 from autorun.planning.counting import Count
 
 SALT = "autorun.admin.continued:"

@@ -99,12 +99,12 @@ class FailureAdmin(PageAdmin):
 def _earlier(attempts: int) -> str:
     if not attempts:
         return ""
-    told = ngettext(
+    sentence = ngettext(
         "Also %s failed attempt of earlier versions",
         "Also %s failed attempts of earlier versions",
         attempts,
     )
-    return told % number(attempts)
+    return sentence % number(attempts)
 
 
 def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:

@@ -125,11 +125,11 @@ class AutorunAdminMixin(ModelAdmin):
         found = getattr(changelist, "autorun_found", None)
         if changelist is not None and found is not None and found.up_to:
             address = changelist.get_query_string({row_states.UP_TO: found.up_to}, ["p"])
-            told = _(
+            message = _(
                 "{} of the newest rows are pending. Not all rows have been checked yet: "
                 '<a href="{}">check the others</a>.'
             )
-            messages.info(request, format_html(told, len(found.keys), address))
+            messages.info(request, format_html(message, len(found.keys), address))
         return response
 
     @property
@@ -215,11 +215,11 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
         if not is_everything:
             keys = [str(pk) for pk in queryset.values_list("pk", flat=True)[: most + 1]]
             if len(keys) > most:
-                told = _(
+                message = _(
                     "More than %s rows are selected, so none was run. Select fewer, or narrow the "
                     "list with a filter and select all that it shows."
                 )
-                messages.error(request, told % number(most))
+                messages.error(request, message % number(most))
                 return None
         token = keep(request, ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys))
         page = ("batch_prepare", label) if label else ("batch_choose",)

@@ -71,18 +71,18 @@ class NodeAdmin(RunnerPages):
     @action("pause-all/", Permission.PAUSE)
     def pause_all(self, request: HttpRequest) -> HttpResponse:
         changed, left = halting.change_all(halting.pause_runner)
-        told = ngettext(
+        message = ngettext(
             "%s runner paused. Runs in progress will finish.",
             "%s runners paused. Runs in progress will finish.",
             len(changed),
         )
-        return self._changed_all(request, changed, told, left)
+        return self._changed_all(request, changed, message, left)
 
     @action("resume-all/", Permission.PAUSE)
     def resume_all(self, request: HttpRequest) -> HttpResponse:
         changed, left = halting.change_all(halting.resume_runner)
-        told = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
-        return self._changed_all(request, changed, told, left)
+        message = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
+        return self._changed_all(request, changed, message, left)
 
     def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
         """The level, the words and the address of each part of the line above the overview."""
@@ -101,11 +101,11 @@ class NodeAdmin(RunnerPages):
         self,
         request: HttpRequest,
         changed: Sequence[Runner],
-        told: str,
+        message: str,
         left: Mapping[str, AutorunError],
     ) -> HttpResponse:
         if changed:
-            self.note(request, told % number(len(changed)), *map(node_of, changed))
+            self.note(request, message % number(len(changed)), *map(node_of, changed))
         for label, error in left.items():
             reason = message_for(request, self.admin_site, error, registry.find(label))
             of = {"label": label, "reason": reason}
@@ -118,8 +118,8 @@ def _matches(card: Card, text: str, app: str) -> bool:
     names = (card.name, card.title, card.runner.label, card.model_name)
     # A card has one state, and may be held beside it.
     states = (card.state[1], _("sweeps held") * bool(card.held_since))
-    told = " ".join((*names, *states))
-    return text.lower() in told.lower() and app in ("", _app_of(card))
+    searched = " ".join((*names, *states))
+    return text.lower() in searched.lower() and app in ("", _app_of(card))
 
 
 def _app_of(card: Card) -> str:

@@ -43,6 +43,7 @@ from autorun.observe.edits import other_code
 from autorun.observe.formats import TEXTS, as_text
 from autorun.observe.new_versions import about_version, is_new
 from autorun.observe.records import Records
+from autorun.observe.standings import digest_or_problem, progresses_of
 from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
 from autorun.state.words import approximate, number
@@ -79,10 +80,10 @@ class News:
         if count is not None and not (count.pending or is_held):
             return cls("", is_held)
         version, pending = runner.get_analysis().version, None if count is None else count.pending
-        told = about_version(
+        sentence = about_version(
             version, now, pending, is_swept=not next_sweep.is_off, next_sweep=next_sweep.at
         )
-        return cls(told, is_held)
+        return cls(sentence, is_held)
 
 
 class ShowingResults(PageAdmin):
@@ -92,8 +93,8 @@ class ShowingResults(PageAdmin):
     def compare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The candidate beside the runner's version, or that beside the one before it."""
         runner = get_runner(label)
-        versions = cards.progresses_of(versions_of(runner))
-        candidate, digest = candidate_of(runner, versions), cards.digest_or_problem(runner)[0]
+        versions = progresses_of(versions_of(runner))
+        candidate, digest = candidate_of(runner, versions), digest_or_problem(runner)[0]
         now = next((node for node in versions if node.digest == digest), None)
         name = runner_name(runner.label)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
@@ -233,7 +234,7 @@ def versions_of(runner: Runner) -> list[Node]:
         title, own = runner.get_analysis().title, digest_of(runner)
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
-    others = {cards.digest_or_problem(other)[0] for other in registry.runners()}
+    others = {digest_or_problem(other)[0] for other in registry.runners()}
     nodes = nodes_over(runner.get_model()).filter(title=title)
     nodes = nodes.annotate(is_new=is_new(runner.label), has_other_code=Exists(other_code(runner)))
     return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])

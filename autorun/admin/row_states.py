@@ -118,7 +118,7 @@ class StatusFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         states = {"pending": _("pending"), "failed": _("failed"), "succeeded": _("up to date")}
-        told = _("%(state)s for %(runner)s")
+        title = _("%(state)s for %(runner)s")
         runners = runners_shown(model_admin)
         if len(runners) > MOST_COLUMNS:
             label = (self.value() or "").partition(":")[2]
@@ -127,7 +127,7 @@ class StatusFilter(admin.SimpleListFilter):
                 return [(f":{runner.label}", runner_name(runner.label)) for runner in runners]
             runners, states = chosen, {"": _("all rows"), **states}
         return [
-            (f"{state}:{runner.label}", told % {"state": words, "runner": name})
+            (f"{state}:{runner.label}", title % {"state": words, "runner": name})
             for runner, name in [(each, runner_name(each.label)) for each in runners]
             for state, words in states.items()
         ]

@@ -213,11 +213,6 @@ class RunAdmin(ActingOnRuns):
         return runner, seen, instance
 
 
-def _all_matching(total: int | None) -> str:
-    """The words for all runs of the filter; `total` is 0 if nobody knows how many there are."""
-    return _("All %s matching") % number(total) if total else _("All matching")
-
-
 def _page_of(chosen: RunFilter, after: Cursor | None, *, is_by_time: bool) -> tuple[Page, bool]:
     """A page of the list, and whether it has all runs that match."""
     if is_by_time:
@@ -236,6 +231,11 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool, is_by_time: b
     if chosen.written():
         words = ngettext("%s run matches, newest first.", "%s runs match, newest first.", total)
     return words % (number(total) if is_exact else _("About %s") % number(total))
+
+
+def _all_matching(total: int | None) -> str:
+    """The words for all runs of the filter; `total` is 0 if nobody knows how many there are."""
+    return _("All %s matching") % number(total) if total else _("All matching")
 
 
 def _attempts(count: int) -> str:

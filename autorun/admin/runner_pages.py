@@ -48,6 +48,7 @@ from autorun.observe.glance import Tally
 from autorun.observe.held_up import held_up
 from autorun.observe.new_versions import held
 from autorun.observe.run_states import state_of
+from autorun.observe.standings import digest_or_problem, progresses_of
 from autorun.planning.counting import count_rows
 from autorun.planning.pending import keys_to_try
 from autorun.planning.scope import Scope
@@ -102,7 +103,7 @@ class RunnerPages(ShowingResults):
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
         runner = get_runner(label)
-        versions = cards.progresses_of(versions_of(runner))
+        versions = progresses_of(versions_of(runner))
         card = cards.card_of(runner, versions)
         now, shows = card.node, sees_texts(request, self.admin_site, runner)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
@@ -142,7 +143,7 @@ class RunnerPages(ShowingResults):
         """The target of links in the admin's log: the runner of a node, or the overview."""
         node = Node.objects.filter(pk=node_id).first()
         for runner in registry.runners():
-            if node is not None and cards.digest_or_problem(runner)[0] == node.digest:
+            if node is not None and digest_or_problem(runner)[0] == node.digest:
                 return self.redirect("autorun_node_runner", runner.label)
         return self.redirect("autorun_node_changelist")
 
@@ -234,35 +235,35 @@ class RunnerPages(ShowingResults):
             reason = message_for(request, self.admin_site, error, runner)
             messages.error(request, _("Nothing was started: %s") % reason)
             return self.redirect("autorun_node_runner", label)
-        told = ngettext(
+        message = ngettext(
             "%(version)s is tried on %(rows)s row.",
             "%(version)s is tried on %(rows)s rows.",
             len(keys),
         )
         of = {"version": cards.title_of_runner(runner), "rows": number(len(keys))}
-        self.note(request, told % of, batch)
+        self.note(request, message % of, batch)
         return self.redirect("autorun_batch_change", batch.pk)
 
     @action("<str:label>/hold/", Permission.PAUSE)
     def hold(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = _("Sweeps and saves of %s are held: its rows stay pending.") % label
+        message = _("Sweeps and saves of %s are held: its rows stay pending.") % label
         hold = partial(halting.hold_runner, by=who(request))
-        return self._change(request, label, hold, told)
+        return self._change(request, label, hold, message)
 
     @action("<str:label>/lift/", Permission.PAUSE)
     def lift(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = _("Sweeps of %s resumed. The next one plans what is pending.") % label
-        return self._change(request, label, halting.lift_hold, told)
+        message = _("Sweeps of %s resumed. The next one plans what is pending.") % label
+        return self._change(request, label, halting.lift_hold, message)
 
     @action("<str:label>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = _("Runner %s paused. Runs in progress will finish.") % label
-        return self._change(request, label, halting.pause_runner, told)
+        message = _("Runner %s paused. Runs in progress will finish.") % label
+        return self._change(request, label, halting.pause_runner, message)
 
     @action("<str:label>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
-        told = _("Runner %s resumed.") % label
-        return self._change(request, label, halting.resume_runner, told)
+        message = _("Runner %s resumed.") % label
+        return self._change(request, label, halting.resume_runner, message)
 
     def _send_sweep(self, request: HttpRequest, runner: Runner) -> bool:
         """Send the sweep; False, with a message on the next page, if no broker takes it."""
@@ -270,11 +271,11 @@ class RunnerPages(ShowingResults):
         try:
             publish([Message("autorun.sweep", (label,), queue=settings.QUEUE)])
         except BrokerUnavailable as error:
-            told = _(
+            message = _(
                 "No broker took the sweep of %(label)s: %(error)s Try again in a moment, or "
                 "run `manage.py autorun sweep %(label)s`."
             )
-            messages.error(request, told % {"label": label, "error": error})
+            messages.error(request, message % {"label": label, "error": error})
             return False
         return True
 
@@ -296,7 +297,7 @@ class RunnerPages(ShowingResults):
         }
 
     def _change(
-        self, request: HttpRequest, label: str, change: Callable[[Runner], bool], told: str
+        self, request: HttpRequest, label: str, change: Callable[[Runner], bool], message: str
     ) -> HttpResponse:
         runner = get_runner(label)
         try:
@@ -307,7 +308,7 @@ class RunnerPages(ShowingResults):
             messages.error(request, _("Runner %(label)s cannot run: %(reason)s") % of)
         else:
             if change(runner):
-                self.note(request, told, node)
+                self.note(request, message, node)
         return self.back(request, self.url("autorun_node_runner", label))
 
 
@@ -346,16 +347,13 @@ def _label(named: type[Runner] | str | Each) -> str:
 def _facts(runner: Runner) -> list[tuple[str, str]]:
     timeout = hooks.timeout_of(runner)
     labels = [_label(each) for each in runner.depends_on]
-    told = _("%(name)s: outputs of %(runner)s")
+    title = _("%(name)s: outputs of %(runner)s")
     given = runner.input_from.items()
-    outputs = [told % {"name": name, "runner": _label(each)} for name, each in given]
+    outputs = [title % {"name": name, "runner": _label(each)} for name, each in given]
     facts = [
         (_("Rows"), str(runner.get_model()._meta.label)),
         (_("Input"), runner.INPUT_KEY or ""),
-        (
-            _("On save"),
-            _("planned at once") if runner.ON_SAVE else _("not planned"),
-        ),
+        (_("On save"), _("planned at once") if runner.ON_SAVE else _("not planned")),
         (_("Attempts"), str(runner.MAX_ATTEMPTS)),
         (_("Time limit of a run"), _("none") if timeout is None else duration(timeout)),
     ]

@@ -16,12 +16,7 @@ from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
-from autorun.observe.explanation import (
-    WORKER_LOST,
-    Explanation,
-    Quotes,
-    explain,
-)
+from autorun.observe.explanation import WORKER_LOST, Explanation, Quotes, explain
 from autorun.observe.run_states import state_of
 from autorun.state.keys import key_kind
 from autorun.state.origins import ORIGINS, origin_of
@@ -152,15 +147,15 @@ def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str
         return _("In run %s the input of the row could not be prepared.") % before.pk
     if before.fingerprint != run.fingerprint:
         is_alone = runner is not None and not runner.depends_on
-        told = _("The row, or a result that it depends on, had changed since run %s.")
-        return (_("The row had changed since run %s.") if is_alone else told) % before.pk
-    told = {
+        reason = _("The row, or a result that it depends on, had changed since run %s.")
+        return (_("The row had changed since run %s.") if is_alone else reason) % before.pk
+    sentence = {
         Run.Status.SUCCEEDED: _("It was forced: run %s had succeeded on the same input."),
         Run.Status.FAILED: _("It was retried: run %s had failed on the same input."),
         Run.Status.CANCELLED: _("Run %s on the same input had been cancelled."),
         Run.Status.NOT_APPLICABLE: _("Run %s on the same input was not applicable."),
     }.get(Run.Status(before.status), _("It replaced run %s."))
-    return told % before.pk
+    return sentence % before.pk
 
 
 def _now(
@@ -179,8 +174,8 @@ def _now(
         reason = str(error) if quotes.reasons else bare_message(error)
         return _("%(label)s cannot run: %(reason)s") % {"label": runner.label, "reason": reason}
     if node_id != run.node_id:
-        told = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
-        return told % {"runner": runner.label, "version": runner.get_analysis()}
+        sentence = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
+        return sentence % {"runner": runner.label, "version": runner.get_analysis()}
     return explanation_of(runner, instance, quotes, run=run).reason
 
 
@@ -193,10 +188,10 @@ def _superseded(run: Run, others: Sequence[Run]) -> str:
     current = next((each for each in others if each.is_current), None)
     if current is None:
         return f"{how}. {_('A later run has replaced it.')}"
-    told = _("Run %s on a newer input has replaced it.")
+    sentence = _("Run %s on a newer input has replaced it.")
     if current.fingerprint == run.fingerprint:
-        told = _("Run %s on the same input has replaced it.")
-    return f"{how}. {told % current.pk}"
+        sentence = _("Run %s on the same input has replaced it.")
+    return f"{how}. {sentence % current.pk}"
 
 
 def _upstream(runner: Runner | None) -> str:
@@ -245,12 +240,12 @@ def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
 def _how_it_failed(failure: Failure) -> str:
     # The loss of a worker is reported by another one.
     is_own = bool(failure.worker) and failure.exception_class != WORKER_LOST
-    told = _("before its first attempt it failed: %(error)s")
+    attempt = _("before its first attempt it failed: %(error)s")
     if failure.attempt and is_own:
-        told = _("attempt %(attempt)s failed on %(worker)s: %(error)s")
+        attempt = _("attempt %(attempt)s failed on %(worker)s: %(error)s")
     elif failure.attempt:
-        told = _("attempt %(attempt)s failed: %(error)s")
-    return told % {
+        attempt = _("attempt %(attempt)s failed: %(error)s")
+    return attempt % {
         "attempt": failure.attempt,
         "worker": failure.worker,
         "error": failure.exception_class,

@@ -220,8 +220,8 @@ def _refusal(request: HttpRequest) -> HttpResponse | None:
     return None
 
 
-def _error(code: int, told: str) -> HttpResponse:
-    return JsonResponse({"error": told}, status=code)
+def _error(code: int, message: str) -> HttpResponse:
+    return JsonResponse({"error": message}, status=code)
 
 
 def _check_names(given: Collection[str], known: Collection[str]) -> None:

@@ -100,12 +100,12 @@ def _explained(runner: Runner, instance: Any, run: Any) -> Explanation:
         return Explanation(False, "unsaved", _("The row has not been saved, so it has no key yet."))
     key = key_kind(model).values(every_row(runner).filter(pk=instance.pk)).first()
     if key is None:
-        told = {
+        sentences = {
             "unsaved": _("The row has not been saved."),
             "deleted": _("The row has been deleted."),
         }
         code = "unsaved" if instance._state.adding else "deleted"
-        return Explanation(False, code, told[code])
+        return Explanation(False, code, sentences[code])
     run = run or with_context(_runs(runner, key).current()).first()
     if run is None or run.status != Run.Status.PENDING:
         row = _loaded(runner, key, within_base=True)
@@ -157,9 +157,9 @@ def _pending(runner: Runner, row: Row, run: Any) -> Explanation:
         code, reason = "changed", _("The row has changed since its run in progress was planned")
     else:
         code = "changed"
-        told = _("The row or the code has changed since %s")
-        told = _("The row has changed since %s") if runner.ON_CODE_CHANGE == "warn" else told
-        reason = told % _outcome(_title(runner), run)
+        reason = _("The row or the code has changed since %s")
+        reason = _("The row has changed since %s") if runner.ON_CODE_CHANGE == "warn" else reason
+        reason = reason % _outcome(_title(runner), run)
     node_id = node_id_of(runner) if run is None else run.node_id
     node = Node.objects.filter(pk=node_id).first()
     then = (node and (_paused(node) or _held(node, runner))) or next_step(runner, row.key)
@@ -222,12 +222,12 @@ def _stage(runner: Runner, run: Any) -> tuple[str, str]:
         return "running", f"{running}, {said}" if said else running
     if chunk.state == Chunk.State.QUEUED:
         name = queue_name(queue_of(runner))
-        told = _("Waiting for a worker in queue %r") % name
-        return "queued", told + _since(chunk.published_at)
+        sentence = _("Waiting for a worker in queue %r") % name
+        return "queued", sentence + _since(chunk.published_at)
     if chunk.state == Chunk.State.PARKED:
-        told = _("Parked until %s") if chunk.not_before else _("Parked")
-        told = told % moment(chunk.not_before) if chunk.not_before else told
-        return "parked", told + _because(chunk.reason)
+        sentence = _("Parked until %s") if chunk.not_before else _("Parked")
+        sentence = sentence % moment(chunk.not_before) if chunk.not_before else sentence
+        return "parked", sentence + _because(chunk.reason)
     return _waiting(runner, run)
 
 
@@ -254,49 +254,49 @@ def _waiting(runner: Runner, run: Any) -> tuple[str, str]:
         return "paused", _("Its batch %s is paused") % batch.pk + _because(batch.reason)
     for found in held_up(runner.label):
         if found.next_try is not None and not found.is_damped:
-            told = _("Held up until %s") % moment(found.next_try)
-            return "waiting", told + _because(found.reason)
+            sentence = _("Held up until %s") % moment(found.next_try)
+            return "waiting", sentence + _because(found.reason)
     if not_before is not None:
         why = run.chunk.postponed_by
-        told = _("Waiting until %s") % moment(not_before)
-        return "postponed" if why else "retrying", told + _because(why)
+        sentence = _("Waiting until %s") % moment(not_before)
+        return "postponed" if why else "retrying", sentence + _because(why)
     if runner.LIMIT is not None:
         (limit,) = limits_in_use([runner.LIMIT])
         return "waiting", _("Waiting for the limit %s") % limit
-    told = _("Planned, and waiting until fewer runs of %s are in flight")
+    sentence = _("Planned, and waiting until fewer runs of %s are in flight")
     if run.chunk.priority == Chunk.Priority.LIVE:
-        told = _(
+        sentence = _(
             "Planned ahead of sweeps and backfills, "
             "and waiting until fewer runs of %s are in flight"
         )
-    return "waiting", told % _title(runner)
+    return "waiting", sentence % _title(runner)
 
 
 def _finished(runner: Runner, run: Any) -> Explanation:
     at = moment(run.finished_at)
     if run.status == Run.Status.SUCCEEDED:
-        told = _("Up to date: %s, and the row has not changed since.")
-        return Explanation(False, "succeeded", told % _outcome(_title(runner), run), run)
+        sentence = _("Up to date: %s, and the row has not changed since.")
+        return Explanation(False, "succeeded", sentence % _outcome(_title(runner), run), run)
     if run.status == Run.Status.CANCELLED:
-        told = _("Ignored since %s, until the row changes.")
-        return Explanation(False, "ignored", told % at, run)
+        sentence = _("Ignored since %s, until the row changes.")
+        return Explanation(False, "ignored", sentence % at, run)
     if run.status == Run.Status.NOT_APPLICABLE:
         reason = _("Not applicable since %s, until the row changes") % at
         said = run.outputs if _quotes.get().messages else ""
         return Explanation(False, "not_applicable", f"{reason}{because(said or '')}.", run)
     failure = last_failure(run)
-    told = _("Failed (no attempts left) at %(at)s")
+    sentence = _("Failed (no attempts left) at %(at)s")
     if run.attempts:
-        told = ngettext(
+        sentence = ngettext(
             "Failed after %(n)s attempt (no attempts left) at %(at)s",
             "Failed after %(n)s attempts (no attempts left) at %(at)s",
             run.attempts,
         )
-    told = told % {"n": number(run.attempts), "at": at}
+    sentence = sentence % {"n": number(run.attempts), "at": at}
     cause = "" if failure is None else _cause(failure)
     # The exception ends its sentence, so that nothing else reads as part of its message.
     then = _("To retry it, run `manage.py autorun retry %s` or change the row.") % runner.label
-    reason = f"{told}{cause}. {then}{kept_result(run)}"
+    reason = f"{sentence}{cause}. {then}{kept_result(run)}"
     return Explanation(False, "failed", reason, run)
 
 
@@ -307,8 +307,8 @@ def _not_eligible(runner: Runner, instance: Any, key: Key, run: Any) -> Explanat
     excluded = _excluding(runner, instance.pk)
     if excluded:
         code = "filtered_out" if excluded.startswith("filter") else "not_in_base_query"
-        told = _("The %(queryset)s of %(runner)s excludes the row")
-        reason = told % {"queryset": excluded, "runner": runner.label}
+        sentence = _("The %(queryset)s of %(runner)s excludes the row")
+        reason = sentence % {"queryset": excluded, "runner": runner.label}
     else:
         unmet = _(" and ").join(_unmet(runner, instance.pk, key)) or _("the runners in DEPENDS_ON")
         code, reason = "dependency", _("Waiting for %s") % unmet
@@ -342,21 +342,21 @@ def _unmet(runner: Runner, pk: Any, key: Key) -> Iterator[str]:
         if status == Run.Status.SUCCEEDED:
             continue
         if status is None and (excluded := _excluding(dependency, pk)):
-            told = _("%(runner)s, whose %(queryset)s excludes the row")
-            yield told % {"runner": dependency.label, "queryset": excluded}
+            phrase = _("%(runner)s, whose %(queryset)s excludes the row")
+            yield phrase % {"runner": dependency.label, "queryset": excluded}
         else:
             yield states[status] % dependency.label
     for each, upstream in sets_before(runner):
         members = members_of(runner, each, [key])[key]
         lacking = len(members - current_successes(upstream, members).keys())
         if lacking:
-            told = ngettext(
+            phrase = ngettext(
                 "%(runner)s: %(some)s %(rows)s still lacks a success",
                 "%(runner)s: %(some)s %(rows)s still lack a success",
                 lacking,
             )
             some, rows = some_of(lacking, len(members)), spoken(each.relation)
-            yield told % {"runner": upstream.label, "some": some, "rows": rows}
+            yield phrase % {"runner": upstream.label, "some": some, "rows": rows}
 
 
 def _last_success_at() -> Any:
@@ -386,21 +386,21 @@ def _title(runner: Runner) -> str:
 def _outcome(title: str, run: Run) -> str:
     if run.status == Run.Status.SUCCEEDED:
         adopted = _("%(version)s was adopted at %(at)s")
-        told = _("%(version)s succeeded at %(at)s") if run.attempts else adopted
+        phrase = _("%(version)s succeeded at %(at)s") if run.attempts else adopted
     else:
         others: dict[int, str] = {
             Run.Status.FAILED: _("%(version)s failed at %(at)s"),
             Run.Status.NOT_APPLICABLE: _("%(version)s was not applicable at %(at)s"),
         }
-        told = others.get(run.status, _("%(version)s was told to ignore it at %(at)s"))
-    return told % {"version": title, "at": moment(run.finished_at)}
+        phrase = others.get(run.status, _("%(version)s was told to ignore it at %(at)s"))
+    return phrase % {"version": title, "at": moment(run.finished_at)}
 
 
 def _paused(node: Node) -> str:
     if node.paused_at is None:
         return ""
-    told = _("the runner is paused")
-    return f"{told}{_since(node.paused_at)}{_because(node.paused_because)}"
+    phrase = _("the runner is paused")
+    return f"{phrase}{_since(node.paused_at)}{_because(node.paused_because)}"
 
 
 def _because(words: str | None) -> str:
@@ -410,8 +410,8 @@ def _because(words: str | None) -> str:
 def _held(node: Node, runner: Runner) -> str:
     if node.held_at is None:
         return ""
-    told = _("%(held)s, so run `manage.py autorun resume %(runner)s` to have it planned")
-    return told % {"held": held(node), "runner": runner.label}
+    phrase = _("%(held)s, so run `manage.py autorun resume %(runner)s` to have it planned")
+    return phrase % {"held": held(node), "runner": runner.label}
 
 
 def _since(time: dt.datetime | None) -> str:

@@ -140,8 +140,8 @@ def _of_workers(found: Tally) -> Iterator[Fact]:
 
 def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]:
     if broken:
-        told = ngettext("%s runner cannot run", "%s runners cannot run", broken)
-        yield Fact("runners", "error", told % number(broken))
+        words = ngettext("%s runner cannot run", "%s runners cannot run", broken)
+        yield Fact("runners", "error", words % number(broken))
     failed = sum(each.failed for each in progresses.values())
     if failed:
         yield Fact("failures", "error", number_in("failed", failed))

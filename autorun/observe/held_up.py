@@ -69,7 +69,7 @@ def held_up(label: str | None = None) -> list[HeldUp]:
 def _what(runs: int, batch: int, reason: str) -> str:
     if batch:
         return _("batch %s paused") % batch
-    told = ngettext("%s run parked", "%s runs parked", runs)
+    words = ngettext("%s run parked", "%s runs parked", runs)
     if reason == DAMPED:
-        told = ngettext("%s run damped", "%s runs damped", runs)
-    return told % number(runs) if runs else _("saved rows not planned")
+        words = ngettext("%s run damped", "%s runs damped", runs)
+    return words % number(runs) if runs else _("saved rows not planned")

@@ -98,17 +98,17 @@ class RunFilter:
                 of = {"name": each.name, "text": text, "known": known}
                 found.append(_("Unknown %(name)s “%(text)s”. Choose %(known)s.") % of)
             else:
-                told = _("“%s” is not a time. Write 2031-05-04T03:00, for example.")
-                found.append(told % text)
+                problem = _("“%s” is not a time. Write 2031-05-04T03:00, for example.")
+                found.append(problem % text)
         return found
 
     @classmethod
     def unknown(cls, given: Mapping[str, Any]) -> list[str]:
         """Complaints about query parameters of a page that are no filter."""
         names = [each.name for each in fields(cls) if each.name != "at"]
-        told = _("Unknown filter “%(name)s”. Choose %(known)s.")
+        problem = _("Unknown filter “%(name)s”. Choose %(known)s.")
         return [
-            told % {"name": other[:40], "known": ", ".join(names)}
+            problem % {"name": other[:40], "known": ", ".join(names)}
             for other in given
             if other not in (*names, *OTHER_PARAMETERS)
         ]

@@ -29,9 +29,9 @@ def used_before(labels: Collection[str]) -> set[tuple[str, str]]:
 
 def held(node: Node) -> str:
     """Since when, and by whom, a held node's sweeps and saves are held."""
-    told = _("sweeps and saves are held since %(at)s")
-    told = _("sweeps and saves are held since %(at)s by %(user)s") if node.held_by else told
-    return told % {"at": moment(node.held_at), "user": node.held_by}
+    phrase = _("sweeps and saves are held since %(at)s")
+    phrase = _("sweeps and saves are held since %(at)s by %(user)s") if node.held_by else phrase
+    return phrase % {"at": moment(node.held_at), "user": node.held_by}
 
 
 def about_version(
@@ -49,28 +49,28 @@ def about_version(
     of = {"version": version, "rows": rows, "held": "", "time": ""}
     if node is not None and node.held_at is not None:
         of["held"] = held(node)
-        told = ngettext(
+        sentence = ngettext(
             "v%(version)s: %(held)s; %(rows)s stays pending.",
             "v%(version)s: %(held)s; %(rows)s stay pending.",
             many,
         )
     elif not is_swept:
-        told = ngettext(
+        sentence = ngettext(
             "v%(version)s is new: %(rows)s will not start, as no sweep is scheduled.",
             "v%(version)s is new: %(rows)s will not start, as no sweep is scheduled.",
             many,
         )
     elif next_sweep is not None and next_sweep - timezone.now() < dt.timedelta(days=1):
         of["time"] = f"{timezone.localtime(next_sweep):%H:%M}"
-        told = ngettext(
+        sentence = ngettext(
             "v%(version)s is new: %(rows)s starts with the %(time)s sweep.",
             "v%(version)s is new: %(rows)s start with the %(time)s sweep.",
             many,
         )
     else:
-        told = ngettext(
+        sentence = ngettext(
             "v%(version)s is new: %(rows)s starts with the next sweep.",
             "v%(version)s is new: %(rows)s start with the next sweep.",
             many,
         )
-    return told % of
+    return sentence % of

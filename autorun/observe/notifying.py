@@ -85,17 +85,17 @@ def hand_over_reports() -> int:
 
 def _notify(runner: Runner) -> bool:
     interval: dt.timedelta = settings.ON_FAILURE_EVERY
-    reported, tried, told = _pulses(runner)
+    reported, tried, failing = _pulses(runner)
     now = timezone.now()
     reported_at = pulses.beat_of(reported)
     since = now - 2 * interval if reported_at is None else reported_at
     is_early = reported_at is not None and now - reported_at < interval
-    if is_early and pulses.beat_of(told) is None:
+    if is_early and pulses.beat_of(failing) is None:
         return False
     if not pulses.take_turn(tried, every=min(RETRY_EVERY, interval.total_seconds()), early=1.0):
         return False
     groups = () if is_early else tuple(group_failures(runner, within=now - since))
-    if not groups and not (pulses.beat_of(told) and _is_well_again(runner, since)):
+    if not groups and not (pulses.beat_of(failing) and _is_well_again(runner, since)):
         pulses.give_back_turn(tried)
         return False
     if groups:
@@ -108,11 +108,11 @@ def _notify(runner: Runner) -> bool:
         given: Any = settings.ON_FAILURE
         (import_string(given) if isinstance(given, str) else given)(report)
     if groups:
-        pulses.leave_note(told)
+        pulses.leave_note(failing)
         # Failures after the call started go into the next report.
         pulses.note(reported, pulses.beat_of(tried) or now)
     else:
-        pulses.take_note(told)
+        pulses.take_note(failing)
         pulses.give_back_turn(tried)
     return True
 
@@ -190,7 +190,7 @@ def _due() -> Iterator[str]:
     beats = dict(Pulse.objects.filter(name__startswith=PREFIX).values_list("name", "beat_at"))
     now = timezone.now()
     for runner in registry.runners():
-        reported, tried, told = map(beats.get, _pulses(runner))
+        reported, tried, failing = map(beats.get, _pulses(runner))
         if reported is None:
             is_due = runner.label in failed_at
         else:
@@ -199,7 +199,7 @@ def _due() -> Iterator[str]:
             is_new = runner.label in failed_at and failed_at[runner.label] > reported
             is_due = now - reported >= interval and (is_unreported or is_new)
         may_try = tried is None or now - tried >= retry
-        if may_try and (is_due or (reported and told and _is_well_again(runner, reported))):
+        if may_try and (is_due or (reported and failing and _is_well_again(runner, reported))):
             yield runner.label
 
 

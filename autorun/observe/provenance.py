@@ -70,8 +70,9 @@ class _Story:
             self._sections[name] = stack.enter_context(file)
 
     def write(self, path: Path) -> None:
-        title, configuration = f"{self.node.title} v{self.node.version}", self.node.configuration
-        plan = {"prov:label": title, "autorun:configuration": _written(configuration)}
+        title = f"{self.node.title} v{self.node.version}"
+        configuration = json.dumps(without_secrets(self.node.configuration), sort_keys=True)
+        plan = {"prov:label": title, "autorun:configuration": configuration}
         self._add("entity", self.plan, {"prov:type": _name("prov:Plan"), **plan})
         for instances, runs, successes in self.records.pages():
             for instance in instances:
@@ -174,7 +175,3 @@ def _describe(story: _Story, folder: Path, results: Path) -> None:
 
 def _name(name: str) -> dict[str, str]:
     return {"$": name, "type": "prov:QUALIFIED_NAME"}
-
-
-def _written(configuration: Any) -> str:
-    return json.dumps(without_secrets(configuration), sort_keys=True)

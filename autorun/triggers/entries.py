@@ -134,15 +134,15 @@ def digest_of(row: Any, **instead: Any) -> str:
 
 
 def _digest_of_values(timing: Timing | None, **values: Any) -> str:
-    told = {"kwargs": "{}", "enabled": True} | values
+    values = {"enabled": True} | values
     # Unset columns are left out, so that a column which beat adds one day changes no digest.
-    told = {
+    chosen = {
         name: value
-        for name, value in told.items()
+        for name, value in values.items()
         if not (value is None or value is False or value in ("", "{}"))
     }
     when = None if timing is None else [timing.kind, timing.columns]
-    text = json.dumps([when, told], sort_keys=True, default=str)
+    text = json.dumps([when, chosen], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -47,10 +47,13 @@ class Compare(Subcommand):
         self._say(found)
 
     def _say(self, found: Comparison) -> None:
-        words = ("same", "different", "newly failed", "newly fixed")
-        counts = (found.same, found.different, found.newly_failed, found.newly_fixed)
-        told = ", ".join(f"{n:,} {word}" for n, word in zip(counts, words, strict=True))
-        self.terminal.say((found.runner, "bold"), f": v{found.before} and v{found.after}: {told}.")
+        counts = (
+            f"{found.same:,} same, {found.different:,} different, "
+            f"{found.newly_failed:,} newly failed, {found.newly_fixed:,} newly fixed"
+        )
+        self.terminal.say(
+            (found.runner, "bold"), f": v{found.before} and v{found.after}: {counts}."
+        )
         if found.other_input:
             rows = counted(found.other_input, "row has", "rows have")
             self.terminal.say(f"{rows} changed in between and cannot be compared.")

@@ -156,10 +156,7 @@ class Failures(_WithLog):
             raise condition_not_met(f"{counted(runs_in(present), 'run')} failed.")
 
     def _show(
-        self,
-        groups: Sequence[FailureGroup],
-        labels: Mapping[int, str],
-        logs: Mapping[int, str],
+        self, groups: Sequence[FailureGroup], labels: Mapping[int, str], logs: Mapping[int, str]
     ) -> None:
         if not groups:
             self.terminal.say(("No failed runs.", "green"))

@@ -84,7 +84,10 @@ class Plan(Subcommand):
             return
         time = "" if found.seconds is None else f", {duration(found.seconds)} of work"
         self.terminal.say((f"{counted(found.planned, 'run')} to plan{time}.", "green"))
-        self.terminal.hint(f"Start them: manage.py autorun backfill {_as_typed(options)}")
+        names = [name for name in ("filter", "only", "limit") if options[name]]
+        words = [options["runner"], *(f"--{name} {options[name]}" for name in names)]
+        words += ["--force"] if options["force"] else []
+        self.terminal.hint(f"Start them: manage.py autorun backfill {' '.join(words)}")
         rows = {group.reason: group.rows for group in found.groups}
         # That no row at all is up to date is rarely a change of the data.
         keep = f"keep results: manage.py autorun adopt {options['runner']}"
@@ -110,13 +113,6 @@ def _row(group: Group, options: dict[str, Any]) -> tuple[str | Text, ...]:
     forced = ", forced" if group.reason == "done" and group.is_planned else ""
     row = (f"{group.rows:,}", f"{REASONS[group.reason]}{forced}", fate)
     return (*row, ", ".join(group.samples)) if options["sample"] else row
-
-
-def _as_typed(options: dict[str, Any]) -> str:
-    words = [options["runner"]]
-    words += [f"--{name} {options[name]}" for name in ("filter", "only", "limit") if options[name]]
-    words += ["--force"] if options["force"] else []
-    return " ".join(words)
 
 
 class Backfill(OnRows):

@@ -1,6 +1,6 @@
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -9,25 +9,24 @@ from typing import Any
 
 from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
-from django.db.models import Case, CharField, OuterRef, Value, When
+from django.db.models import Case, CharField, OuterRef, Q, Value, When
 from rich.live import Live
 from rich.text import Text
 
 from autorun.declare.base import Runner
-from autorun.declare.nodes import digest_of
 from autorun.exceptions import AutorunError
 from autorun.management.subcommands.parsing import FORMAT, argument, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
-from autorun.observe.activity import Activity, activity_by_node
 from autorun.observe.edits import edits
 from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import about_version, is_new, used_before
+from autorun.observe.standings import Standing, standings_of
 from autorun.planning.pending import pending, stale
-from autorun.state.counts import Progress, progress_by_node
+from autorun.state.counts import Progress
 from autorun.state.words import ago, because, duration, schedule, short_number
 
 BAR_WIDTH = 16
@@ -72,7 +71,6 @@ class RunnerState:
     limit: str | None = None
     error: str = ""
     node: Node | None = None
-    digest: str = ""
     version: str = ""
 
     @property
@@ -92,7 +90,7 @@ class RunnerState:
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(replace(self, node=None))
-        del values["node"], values["digest"], values["version"]
+        del values["node"], values["version"]
         return {**values, **values.pop("progress")}
 
 
@@ -189,53 +187,52 @@ def _watched(runners: list[Runner], *, with_pending: bool) -> Iterator[list[Runn
 
 def states_of(runners: list[Runner], *, with_pending: bool) -> list[RunnerState]:
     """The state of each runner, in their order; seven queries, and those that count rows."""
-    declared = [
-        _state(runner, _declared, RunnerState(runner.label, str(runner.ANALYSIS), "", ""))
-        for runner in runners
-    ]
-    nodes = _nodes(declared)
-    progresses, activities = progress_by_node(nodes.values()), activity_by_node(nodes.values())
-    stuck = take_tally().stuck
+    standings = standings_of(runners)
+    new = _with_new_version(standings)
     held = held_up(*(each.label for each in runners if len(runners) == 1))
-    without_node = [each.runner for each in declared if each.digest and each.digest not in nodes]
-    used = used_before(without_node) if without_node else set()
     states = []
-    for runner, known in zip(runners, declared, strict=True):
-        found = replace(known, held_up=[each for each in held if each.runner == runner.label])
-        if (node := nodes.get(known.digest)) is not None:
-            progress = progresses.get(node.pk, Progress())
-            found = _of_node(found, node, progress, activities[node.pk], stuck)
-        elif known.digest:
-            was_used = (known.runner, runner.get_analysis().title) in used
-            found = replace(found, is_new=was_used)
+    for each in standings:
+        runner, label = each.runner, each.runner.label
+        known = RunnerState(
+            *(label, str(runner.ANALYSIS), "", ""),
+            is_new=label in new,
+            held_up=[reason for reason in held if reason.runner == label],
+        )
+        found = _state(runner, _declared, known)
+        found = found if found.error else _of_node(found, each)
         states.append(_state(runner, _counted, found) if with_pending else found)
     return states
 
 
-def _nodes(declared: list[RunnerState]) -> dict[str, Any]:
-    """The nodes by digest; if runners share one, it is new if it is so to the first."""
-    labels = {each.digest: each.runner for each in reversed(declared) if each.digest}
-    cases = [When(digest=digest, then=Value(label)) for digest, label in labels.items()]
-    found = Node.objects.filter(digest__in=labels).annotate(
-        label=Case(*cases, output_field=CharField())
-    )
-    return {node.digest: node for node in found.annotate(is_new=is_new(OuterRef("label")))}
+def _with_new_version(standings: list[Standing]) -> set[str]:
+    """The labels of runners whose version is new; for those that share a node, the first counts."""
+    labels = {each.node.pk: each.runner.label for each in reversed(standings) if each.node}
+    cases = [When(pk=pk, then=Value(label)) for pk, label in labels.items()]
+    nodes = Node.objects.annotate(label=Case(*cases, output_field=CharField()))
+    is_found = Q(pk__in=labels) & is_new(OuterRef("label"))
+    new = set(nodes.filter(is_found).values_list("pk", flat=True))
+    known = {each.runner.label for each in standings if each.node and each.node.pk in new}
+    titles = {
+        each.runner.label: each.runner.get_analysis().title
+        for each in standings
+        if each.digest and not each.node
+    }
+    used = used_before(titles) if titles else set()
+    return known | {label for label, title in titles.items() if (label, title) in used}
 
 
-def _of_node(
-    known: RunnerState, node: Any, progress: Progress, activity: Activity, stuck: Collection[int]
-) -> RunnerState:
-    is_held = node.paused_at is not None or node.pk in stuck
+def _of_node(known: RunnerState, found: Standing) -> RunnerState:
+    if (node := found.node) is None:
+        return known
     return replace(
         known,
         node=node,
-        progress=progress,
+        progress=found.progress,
         paused_at=node.paused_at,
         held_at=node.held_at,
-        is_new=node.is_new,
-        run_seconds=activity.usual_seconds(node),
-        seconds_left=None if is_held else activity.seconds_left(progress.unfinished),
-        is_stuck=node.pk in stuck,
+        run_seconds=found.run_seconds,
+        seconds_left=found.seconds_left if node.paused_at is None else None,
+        is_stuck=found.is_stuck,
     )
 
 
@@ -260,7 +257,6 @@ def _declared(runner: Runner, known: RunnerState) -> RunnerState:
         model=runner.get_model()._meta.label,
         schedule=schedule(runner.get_schedule()),
         limit=runner.LIMIT,
-        digest=digest_of(runner),
         version=runner.get_analysis().version,
     )
 
@@ -293,8 +289,8 @@ def _at_a_glance(states: list[RunnerState]) -> Text:
     progresses = {state.node: state.progress for state in states if state.node is not None}
     broken = sum(bool(state.error) for state in states)
     facts = at_a_glance(progresses, take_tally(), broken=broken)
-    told = [(*SIGNS[each.level], each.words) for each in facts]
-    return Text(" · ").join(Text(f"{sign} {words}", style=style) for sign, style, words in told)
+    signed = [(*SIGNS[each.level], each.words) for each in facts]
+    return Text(" · ").join(Text(f"{sign} {words}", style=style) for sign, style, words in signed)
 
 
 def _heading(state: RunnerState, terminal: Terminal) -> Text:
@@ -339,9 +335,9 @@ def _new_or_held(state: RunnerState) -> list[Text]:
     if not (is_held or (state.is_new and state.pending != 0)):
         return []
     is_swept = state.schedule != schedule(None)
-    told = about_version(state.version, node, state.pending, is_swept=is_swept)
+    sentence = about_version(state.version, node, state.pending, is_swept=is_swept)
     command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner}"
-    return [Text(f"  {told}", style="magenta"), Text(f"  {command}", style="dim")]
+    return [Text(f"  {sentence}", style="magenta"), Text(f"  {command}", style="dim")]
 
 
 def _reason(found: HeldUp) -> Text:

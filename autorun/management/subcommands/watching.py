@@ -6,13 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import CommandError
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import condition_not_met
@@ -116,7 +110,8 @@ def _followed(batch: Batch, terminal: Terminal) -> Iterator[tuple[BatchCounts, s
     start_by = time.monotonic() + START_TIMEOUT
     announced = ""
     while True:
-        found = _refreshed_counts(batch)
+        batch.refresh_from_db()
+        found = counts(batch)
         state, reason, hint = _held_back(batch) if batch.is_unfinished else ("", "", "")
         if batch.is_unfinished and batch.planned_at is None and not hint:
             state = "planning"
@@ -159,8 +154,3 @@ def time_left_of(batch: Batch, found: BatchCounts) -> str:
     """`2 min left`; '' if it is not known."""
     seconds = activity_of(batch).seconds_left(found.left) if batch.is_unfinished else None
     return "" if seconds is None else f"{duration(seconds)} left"
-
-
-def _refreshed_counts(batch: Batch) -> BatchCounts:
-    batch.refresh_from_db()
-    return counts(batch)

@@ -117,10 +117,7 @@ def _content() -> Iterator[CheckMessage]:
             "Celery does not accept JSON: workers would discard every message of autorun.",
             f'Add "json" to {setting_of("accept_content")}.',
         )
-    accepted = {
-        *by_workers,
-        *(getattr(django_settings, "CELERY_ACCEPT_CONTENT", None) or ()),
-    }
+    accepted = {*by_workers, *(getattr(django_settings, "CELERY_ACCEPT_CONTENT", None) or ())}
     if accepted & PICKLE:
         yield warning("settings.CELERY_ACCEPT_CONTENT", "W201")(
             "Celery accepts pickle: write access to the broker lets anyone run code in workers.",

@@ -73,8 +73,7 @@ def _signature(runner: Runner, name: str) -> CheckMessage | None:
         else:
             return None
     return error(runner, "E012")(
-        f"{name}() {problem}",
-        f"Declare it in {place(runner)} as `def {name}({arguments}):`.",
+        f"{name}() {problem}", f"Declare it in {place(runner)} as `def {name}({arguments}):`."
     )
 
 

@@ -25,8 +25,8 @@ def warning(where: object, number: str) -> Callable[..., checks.Warning]:
 
 def _made(kind: Any, where: object, number: str, msg: str, hint: str | None = None) -> Any:
     # Django prints it as it is, and it may quote what a hook raises.
-    told = [text and harmless(masked(text)) for text in (msg, hint)]
-    return kind(*told, obj=place(where), id=f"autorun.{number}")
+    texts = [text and harmless(masked(text)) for text in (msg, hint)]
+    return kind(*texts, obj=place(where), id=f"autorun.{number}")
 
 
 def place(where: object) -> str | None:

@@ -60,8 +60,9 @@ def examine_for_page() -> list[Finding]:
     """
     global _latest  # noqa: PLW0603
     if not _turn.acquire(timeout=PATIENCE):
-        told = f"Another request has been examining autorun for {PATIENCE:g} s."
-        return [error(told, "Ask again in a minute, or run `manage.py autorun doctor`.", "doctor")]
+        message = f"Another request has been examining autorun for {PATIENCE:g} s."
+        hint = "Ask again in a minute, or run `manage.py autorun doctor`."
+        return [error(message, hint, "doctor")]
     try:
         at, findings = _latest
         if time.monotonic() - at >= FRESH:

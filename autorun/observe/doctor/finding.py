@@ -42,8 +42,8 @@ def examination(subject: str) -> Callable[[Examination], Examination]:
                 hint = "Fix the other findings, and check again."
                 findings = [error(f"{bare}: {problem}", hint, bare=f"{bare}.")]
             for each in findings:
-                told = masked(each.message)
-                yield replace(each, message=told, subject=each.subject or subject)
+                message = masked(each.message)
+                yield replace(each, message=message, subject=each.subject or subject)
 
         return examine_safely
 

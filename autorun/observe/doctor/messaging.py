@@ -57,8 +57,8 @@ def examine_broker() -> Iterator[Finding]:
         return
     yield ok(f"{url} answers.")
     if listeners is None:
-        told = "They cannot be asked which queues they listen on: remote control is off."
-        yield ok(told, subject="workers")
+        message = "They cannot be asked which queues they listen on: remote control is off."
+        yield ok(message, subject="workers")
         return
     yield from _examine_queues(listeners)
 
