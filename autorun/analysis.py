@@ -29,11 +29,7 @@ _registry: dict[tuple[str, str], Analysis] = {}
 
 
 def analysis(
-    title: str = "",
-    *,
-    version: str = "",
-    batch: int | None = None,
-    concurrency: int | None = None,
+    title: str = "", *, version: str = "", batch: int | None = None, concurrency: int | None = None
 ) -> Callable[[Function], Function]:
     """Register the decorated function as one version of an analysis.
 

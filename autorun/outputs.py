@@ -49,10 +49,7 @@ class OutputsQuerySet(QuerySet[Row]):
 
 
 def with_outputs(
-    queryset: QuerySet[Row] | Manager[Row],
-    *,
-    stale: bool = False,
-    **runners: type[Runner] | str,
+    queryset: QuerySet[Row] | Manager[Row], *, stale: bool = False, **runners: type[Runner] | str
 ) -> OutputsQuerySet[Row]:
     """Add the outputs of runners to `queryset`: those of each row's current success, or None.
 

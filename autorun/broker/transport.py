@@ -139,11 +139,7 @@ class Channel(virtual.Channel):
         self.file.unbind(exchange or "amq.direct", routing_key or "", queue)
 
     def queue_delete(
-        self,
-        queue: str,
-        if_unused: bool = False,
-        if_empty: bool = False,
-        **kwargs: Any,
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
         if not (if_empty and self._size(queue)):
             self.file.drop(queue)

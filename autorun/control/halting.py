@@ -11,7 +11,7 @@ from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
 from autorun.state.counts import unstarted_runs
-from autorun.state.transactions import once_committed
+from autorun.state.transactions import once_committed, update_once_committed
 
 
 def pause_runner(runner: Runner) -> bool:
@@ -20,10 +20,7 @@ def pause_runner(runner: Runner) -> bool:
     Runs in progress finish, and rows are still planned. Runners that share the node are paused too.
     """
     running = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
-    return once_committed(
-        lambda: bool(running.update(paused_at=DatabaseNow(), paused_because="")),
-        meanwhile=running.exists,
-    )
+    return update_once_committed(running, paused_at=DatabaseNow(), paused_because="")
 
 
 def resume_runner(runner: Runner) -> bool:
@@ -46,9 +43,7 @@ def hold_runner(runner: Runner, *, by: str = "") -> bool:
     Written and related rows and DEPENDS_ON plan nothing either; backfills, retries and `run()` do.
     """
     free = Node.objects.filter(pk=node_of(runner).pk, held_at=None)
-    return once_committed(
-        lambda: bool(free.update(held_at=DatabaseNow(), held_by=by[:255])), meanwhile=free.exists
-    )
+    return update_once_committed(free, held_at=DatabaseNow(), held_by=by[:255])
 
 
 def lift_hold(runner: Runner) -> bool:
@@ -57,14 +52,10 @@ def lift_hold(runner: Runner) -> bool:
     The next sweep finds what was left pending.
     """
     held = Node.objects.filter(pk=node_of(runner).pk).exclude(held_at=None)
-    return once_committed(
-        lambda: bool(held.update(held_at=None, held_by="")), meanwhile=held.exists
-    )
+    return update_once_committed(held, held_at=None, held_by="")
 
 
-def change_all(
-    change: Callable[[Runner], bool],
-) -> tuple[list[Runner], dict[str, AutorunError]]:
+def change_all(change: Callable[[Runner], bool]) -> tuple[list[Runner], dict[str, AutorunError]]:
     """Apply `pause_runner` or `resume_runner` to all runners.
 
     Returns those that it changed, and the errors of those that it left as they were, by label.

@@ -91,10 +91,7 @@ def request_backfill(
 
 
 def retry_runs(
-    found: Iterable[Sequence[Run]],
-    *,
-    requested_by: str = "",
-    asked: dict[str, Any] | None = None,
+    found: Iterable[Sequence[Run]], *, requested_by: str = "", asked: dict[str, Any] | None = None
 ) -> Retried:
     """Retry the failed runs without attempts left, and those left alone, among those found.
 
@@ -279,7 +276,8 @@ def _node_id(label: str) -> int | None:
 
 
 def _ignore(runs: Sequence[Run]) -> int:
-    failed = _ignorable(runs).filter(chunk_id__in=_locked(_chunks_of(runs)))
+    chunks = _chunks_of(runs).select_for_update().order_by("pk")
+    failed = _ignorable(runs).filter(chunk_id__in=list(chunks.values_list("pk", flat=True)))
     counts = count_by_chunk(failed)
     number = failed.update(status=Run.Status.CANCELLED)
     for amount, chunk_ids in counts.items():
@@ -300,7 +298,3 @@ def _cancel(runs: Sequence[Run]) -> int:
 
 def _chunks_of(runs: Sequence[Run]) -> ChunkQuerySet[Chunk]:
     return Chunk.objects.filter(pk__in={run.chunk_id for run in runs})
-
-
-def _locked(chunks: QuerySet[Chunk]) -> list[int]:
-    return list(chunks.select_for_update().order_by("pk").values_list("pk", flat=True))

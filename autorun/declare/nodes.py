@@ -131,7 +131,9 @@ def digest_of(runner: Runner) -> str:
         raise known[0].with_traceback(None)
     is_kept = registry.is_registered(runner)
     try:
-        found = _digest(runner)
+        analysis = hooks.call(runner, "get_analysis")
+        configuration = configuration_of(runner)
+        found = digest(analysis.title, analysis.version, configuration, _label(runner))
     except AutorunError as error:
         if is_kept:
             _digests[type(runner)] = (error, time.monotonic() + TRY_AGAIN_AFTER)
@@ -220,11 +222,6 @@ def _remembered(runner: Runner, node: Node) -> Node:
 
 def _has_noted(node: Node, runner: Runner) -> bool:
     return runner.input_definition in (node.inputs or ())
-
-
-def _digest(runner: Runner) -> str:
-    analysis = hooks.call(runner, "get_analysis")
-    return digest(analysis.title, analysis.version, configuration_of(runner), _label(runner))
 
 
 def _label(runner: Runner) -> str:

@@ -132,11 +132,8 @@ class MembersInput:
             columns = {each.annotation: each.expression(each.column) for each in self.inputs}
             rows = rows.annotate(**columns).filter(**{f"{OWNER}__in": list(by_key)})
             for owner, *values in rows.order_by("pk").values_list(OWNER, *columns):
-                sets[owner].append(self._member(values))
+                read = zip(self.inputs, values, strict=True)
+                member = {each.path: each.converted(value, None) for each, value in read}
+                sets[owner].append(member if len(member) > 1 else next(iter(member.values())))
         for key, instance in by_key.items():
             setattr(instance, self._attribute, sets[key])
-
-    def _member(self, values: list[Any]) -> Any:
-        read = zip(self.inputs, values, strict=True)
-        member = {each.path: each.converted(value, None) for each, value in read}
-        return member if len(member) > 1 else next(iter(member.values()))

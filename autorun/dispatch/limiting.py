@@ -110,7 +110,9 @@ class Pace:
         If none is left, what was reserved for more is left to others.
         """
         if not calls:
-            self._give_back()
+            if self._reserved and self._interval:
+                reserve(self._bound, -self._reserved)
+            self._reserved = 0
             return 0.0
         if not self._reserved:
             self._reserved = self._bound.reserved_at_once(calls)
@@ -120,11 +122,6 @@ class Pace:
         seconds = max(0.0, self._next_at - time.monotonic())
         self._next_at = time.monotonic() + seconds + self._interval
         return seconds
-
-    def _give_back(self) -> None:
-        if self._reserved and self._interval:
-            reserve(self._bound, -self._reserved)
-        self._reserved = 0
 
 
 def bounds_of(label: str) -> list[Bound]:

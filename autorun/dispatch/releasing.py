@@ -217,7 +217,9 @@ def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]
     free = nodes.lock_free(set(labels).difference(stopped))
     in_flight: dict[int, list[InFlight]] = defaultdict(list)
     first: dict[int, list[Chunk]] = defaultdict(list)
-    for kind in _in_flight(free):
+    limiting = Chunk.objects.limiting().filter(node__in=free)
+    for each in _by_kind(limiting):
+        kind = InFlight(*each)
         in_flight[kind.node_id].append(kind)
     of_each = due(OuterRef("pk")).values("pk")
     firsts = {f"due_{at}": Subquery(of_each[at : at + 1]) for at in range(FIRST_OF_MANY)}
@@ -239,12 +241,6 @@ def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]
             left.add(node_id)
     _mark_queued(claimed)
     return claimed, sorted(left)
-
-
-def _in_flight(node_ids: Collection[int]) -> list[InFlight]:
-    """The nodes' chunks that limit what goes out, counted by kind."""
-    limiting = Chunk.objects.limiting().filter(node__in=node_ids)
-    return [InFlight(*each) for each in _by_kind(limiting)]
 
 
 def _in_flight_of(node_id: int) -> list[InFlight]:

@@ -43,12 +43,7 @@ class Room:
     of the node are full or supplied, no waiting chunk is read.
     """
 
-    def __init__(
-        self,
-        in_flight: Iterable[InFlight],
-        node_id: int,
-        labels: Set[str],
-    ) -> None:
+    def __init__(self, in_flight: Iterable[InFlight], node_id: int, labels: Set[str]) -> None:
         self.full_batches: set[int] = set()
         self._node_id = node_id
         self._labels = labels  # of the node's runners that this process knows

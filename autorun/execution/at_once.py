@@ -168,43 +168,37 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
 
 def _record(runner: Runner, node: Node, standing: _Standing) -> Run | None:
     """Plan the run in a started chunk of its own; None if another process planned the row first."""
+    booked: dict[str, int] = {}
     try:
         with transaction.atomic(using=settings.DATABASE):
-            run = _insert(runner, node, standing)
+            if standing.run_id is not None:
+                booked = supersede([Redo(standing.run_id, standing.key, standing.fingerprint)])
+                crash_point("plan.superseded")
+            chunk = Chunk(
+                pk=new_chunk_id(),
+                node=node,
+                runner=runner.label,
+                state=Chunk.State.RUNNING,
+                priority=Chunk.Priority.LIVE,
+                queue=settings.QUEUE or "",
+                size=1,
+                token=1,
+                started_at=DatabaseNow(),
+                expires_at=ends_at(),
+                worker=worker_name(),
+                **booked,
+            )
+            row = key_kind(runner.get_model()).lookup(standing.key)
+            run = Run(node=node, chunk=chunk, fingerprint=standing.fingerprint, **row)
+            run.save(force_insert=True, using=settings.DATABASE)
+            crash_point("plan.inserted")
+            chunk.save(force_insert=True, using=settings.DATABASE)
+            crash_point("plan.chunked")
             crash_point("plan.booked")
     except DatabaseError as error:
         if not is_conflict(error):
             raise
         return None
     crash_point("plan.committed")
-    return run
-
-
-def _insert(runner: Runner, node: Node, standing: _Standing) -> Run:
-    booked: dict[str, int] = {}
-    if standing.run_id is not None:
-        redo = Redo(standing.run_id, standing.key, standing.fingerprint)
-        booked = supersede([redo])
-        crash_point("plan.superseded")
-    chunk = Chunk(
-        pk=new_chunk_id(),
-        node=node,
-        runner=runner.label,
-        state=Chunk.State.RUNNING,
-        priority=Chunk.Priority.LIVE,
-        queue=settings.QUEUE or "",
-        size=1,
-        token=1,
-        started_at=DatabaseNow(),
-        expires_at=ends_at(),
-        worker=worker_name(),
-        **booked,
-    )
-    kind = key_kind(runner.get_model())
-    run = Run(node=node, chunk=chunk, fingerprint=standing.fingerprint, **kind.lookup(standing.key))
-    run.save(force_insert=True, using=settings.DATABASE)
-    crash_point("plan.inserted")
-    chunk.save(force_insert=True, using=settings.DATABASE)
-    crash_point("plan.chunked")
     run.has_older = False  # type: ignore[attr-defined]  # what a chunk's own query says
     return run

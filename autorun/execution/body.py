@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -100,7 +100,39 @@ class Body:
                 span.fail(result.failure)
         return [result]
 
-    def begin(
+    def call_together(
+        self,
+        next_call: Callable[[Callable[[float], object]], Call | None],
+        settle: Callable[[Call, Sequence[Result]], object],
+        termination: interruption.Termination,
+    ) -> None:
+        """Execute calls in one event loop, as many at a time as the analysis allows.
+
+        The loop pauses while results are written. Raises LeaseLost, or Interrupted.
+        """
+        begun: dict[asyncio.Task[Any], Call] = {}
+        with Together() as together:
+
+            def rest(seconds: float) -> None:
+                with self._going_on(termination):
+                    together.rest(seconds)
+
+            while True:
+                while len(begun) < self.together and (call := next_call(rest)):
+                    task = self._begin(call, together, termination)
+                    if isinstance(task, Result):
+                        settle(call, [task])
+                    else:
+                        begun[task] = call
+                if not begun:
+                    return
+                with self._going_on(termination):
+                    done = together.step()
+                for each in done:
+                    call = begun.pop(each)
+                    settle(call, [self._result_of_task(call, each)])
+
+    def _begin(
         self, call: Call, together: Together, termination: interruption.Termination
     ) -> asyncio.Task[Any] | Result:
         """Start a call beside others. Return its result if it cannot start. Raises Interrupted."""
@@ -121,7 +153,7 @@ class Body:
         return task
 
     @contextmanager
-    def going_on(self, termination: interruption.Termination) -> Iterator[None]:
+    def _going_on(self, termination: interruption.Termination) -> Iterator[None]:
         """A block in which started calls continue. Raises Interrupted."""
         try:
             with (
@@ -133,7 +165,7 @@ class Body:
         except interruption.Interrupted:
             raise interruption.Interrupted from None
 
-    def ended(self, call: Call, task: asyncio.Task[Any]) -> Result:
+    def _result_of_task(self, call: Call, task: asyncio.Task[Any]) -> Result:
         """The result of a call that was started."""
         (assignment,) = call.assignments
         value, error = task.result()
@@ -211,7 +243,7 @@ class Body:
                         )
                         returned = self.analysis.call(**arguments)
                         values = values_of(returned, len(ready), self.analysis)
-                        ended = partial(self._ended, call=call)
+                        ended = partial(self._result_of_value, call=call)
                         results += map(ended, ready, values)
             except interruption.Interrupted:
                 raise interruption.Interrupted from None
@@ -224,11 +256,7 @@ class Body:
         return results
 
     def _after_raise(
-        self,
-        portions: Portions,
-        rest: Sequence[Assignment],
-        error: BaseException,
-        call: Call,
+        self, portions: Portions, rest: Sequence[Assignment], error: BaseException, call: Call
     ) -> list[Result]:
         """The results of rows whose call raised; none if the rows are to be called again."""
         if self.stop:
@@ -247,7 +275,7 @@ class Body:
         portions.raised(len(rest))
         return []
 
-    def _ended(self, assignment: Assignment, value: Any, *, call: Call) -> Result:
+    def _result_of_value(self, assignment: Assignment, value: Any, *, call: Call) -> Result:
         """The result of one row of a batch, from its place in the list."""
         if isinstance(value, BaseException):
             return self.result_of(assignment, value, call)

@@ -56,7 +56,9 @@ class Brake:
     def is_on_after(self, result: Result, *, is_last: bool) -> bool:
         """Whether the runner is held up because of the latest result."""
         if result.failure is None:
-            self._note_success()
+            self._has_succeeded, self._is_try = True, False
+            self._kinds_of_rows.add(self._kind)
+            self._alike.clear()
             return False
         kind = result.failure.exception_class
         if self._is_try and kind != _LASTING:
@@ -94,11 +96,6 @@ class Brake:
     def _is_alike(self, result: Result) -> bool:
         """Whether the result is a failure of the kind that the runner is held up for."""
         return result.failure is not None and result.failure.exception_class == self._kind
-
-    def _note_success(self) -> None:
-        self._has_succeeded, self._is_try = True, False
-        self._kinds_of_rows.add(self._kind)
-        self._alike.clear()
 
     def _is_to_be_tried_again(self) -> bool:
         if holding.seconds_held_up(self._chunk) < PATIENCE:

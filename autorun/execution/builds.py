@@ -33,7 +33,10 @@ def build_of(node: Node, analysis: Analysis) -> int | None:
 
 
 def _noted(node: Node, code: str) -> int:
-    named = {"node": node, "code": code, "environment_id": _environment_id()}
+    known_environment, _ = Environment.objects.get_or_create(
+        digest=environment_digest(), defaults={"facts": environment()}
+    )
+    named = {"node": node, "code": code, "environment_id": known_environment.pk}
     known = Build.objects.filter(**named).values_list("pk", flat=True)
     found = known.first()
     if found is not None:
@@ -48,10 +51,3 @@ def _noted(node: Node, code: str) -> int:
             if found is not None:
                 return found
     raise DatabaseError(f"Both numbers of the build {digest} are another's.")
-
-
-def _environment_id() -> int:
-    found, _ = Environment.objects.get_or_create(
-        digest=environment_digest(), defaults={"facts": environment()}
-    )
-    return found.pk

@@ -1,19 +1,14 @@
 """The calls of a body: their rows, the choice of the next rows, and the values returned."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autorun.analysis import Analysis
-from autorun.declare.interruption import Termination
 from autorun.exceptions import OutputError
-from autorun.execution import running
 from autorun.execution.assignments import Assignment
-from autorun.execution.results import Result
 from autorun.execution.tails import Tail
-from autorun.state.coroutines import Together
 
 
 @dataclass(eq=False)
@@ -111,33 +106,3 @@ def values_of(returned: Any, rows: int, analysis: Analysis) -> Sequence[Any]:
 
 class NotAList(OutputError):
     """A batch body did not return a list, so a smaller call would not help."""
-
-
-def perform_together(work: Any, termination: Termination) -> None:
-    """Execute the runs of a `Work` in one event loop, as many at a time as the analysis allows.
-
-    The loop pauses while results are written. Raises LeaseLost, or Interrupted.
-    """
-    begun: dict[asyncio.Task[Any], Call] = {}
-    body = work.body
-    with Together() as together:
-
-        def rest(seconds: float) -> None:
-            with body.going_on(termination):
-                together.rest(seconds)
-
-        while True:
-            while len(begun) < body.together and (call := work.next_call(termination, rest)):
-                running.current.set((work, call))
-                task = body.begin(call, together, termination)
-                if isinstance(task, Result):
-                    work.settle(call, [task])
-                else:
-                    begun[task] = call
-            if not begun:
-                return
-            with body.going_on(termination):
-                done = together.step()
-            for each in done:
-                call = begun.pop(each)
-                work.settle(call, [body.ended(call, each)])

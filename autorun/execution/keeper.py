@@ -54,7 +54,12 @@ class Keeper:
                 keeper = threading.Thread(target=self._keep, name="autorun-keeper", daemon=True)
                 keeper.start()
             except RuntimeError as error:  # there are too many threads
-                self._give_up(error)
+                name = self._name()
+                logger.error("%s: its lease cannot be kept: %s. It is given back.", name, error)
+                self.work.assign()
+                self.work.give_back(again_in=PAUSE)
+                _end_pool_process()
+                raise LeaseLost(str(error)) from error
             self._thread = keeper
         return self
 
@@ -62,14 +67,6 @@ class Keeper:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-
-    def _give_up(self, error: RuntimeError) -> None:
-        """Leave the chunk to another process, without using an attempt. Raises LeaseLost."""
-        logger.error("%s: its lease cannot be kept: %s. It is given back.", self._name(), error)
-        self.work.assign()
-        self.work.give_back(again_in=PAUSE)
-        _end_pool_process()
-        raise LeaseLost(str(error))
 
     def _keep(self) -> None:
         interval = min(INTERVAL, settings.HEARTBEAT)

@@ -241,7 +241,10 @@ class _Recording:
             changed_by(_WRITE_COUNTS[False, self.is_last](**of_lease, **vars(counted)))
         ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
         if self.is_last and ended != chunk.size:
-            _reopen_if_pending(self.lease.held())
+            # One that was finished waits again if it still has pending runs.
+            pending = Run.objects.pending().filter(chunk_id=OuterRef("pk"))
+            unended = self.lease.held().filter(Exists(pending))
+            unended.update(state=Chunk.State.WAITING, finished_at=None)
         if any(map(_failure_of, results)):
             Failure.objects.bulk_create(_failures(self.lease, results, written))
         crash_point("finish.failures")
@@ -251,19 +254,19 @@ class _Recording:
         return counted
 
 
+def endings(results: Sequence[Result]) -> Iterator[Ending]:
+    """The signals' values for the runs that have succeeded or have no attempts left."""
+    for result in results:
+        if result.status in (Run.Status.SUCCEEDED, Run.Status.FAILED):
+            yield Ending(result.run_id, result.key, result.attempts, result.outputs, result.failure)
+
+
 def _land(landing: Lands, results: Sequence[Result], written: Mapping[int, bool | None]) -> None:
     # The row of a superseded run gets the outputs of the next one.
     current = (each for each in results if written.get(each.run_id))
     if done := [each for each in current if each.status == Run.Status.SUCCEEDED]:
         landing.land(done)
         crash_point("finish.landed")
-
-
-def endings(results: Sequence[Result]) -> Iterator[Ending]:
-    """The signals' values for the runs that have succeeded or have no attempts left."""
-    for result in results:
-        if result.status in (Run.Status.SUCCEEDED, Run.Status.FAILED):
-            yield Ending(result.run_id, result.key, result.attempts, result.outputs, result.failure)
 
 
 def _recorded(lease: Lease, results: Sequence[Result]) -> Tally:
@@ -281,12 +284,6 @@ def _recorded(lease: Lease, results: Sequence[Result]) -> Tally:
         crash_point("cancel.started")
         chunk = lease.held().get()
     return Tally.of(chunk)
-
-
-def _reopen_if_pending(held: QuerySet[Chunk]) -> None:
-    """Let a chunk that was finished wait again if it still has pending runs."""
-    pending = Run.objects.pending().filter(chunk_id=OuterRef("pk"))
-    held.filter(Exists(pending)).update(state=Chunk.State.WAITING, finished_at=None)
 
 
 def _new_chunks(

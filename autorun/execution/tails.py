@@ -40,11 +40,7 @@ PATIENCE = 0.5
 #: The parameters of Popen before `stderr`.
 _BEFORE_STDERR = 5
 #: The parameters of Popen, and their values, with which a child's stderr is noted.
-_INHERITED = {
-    "stderr": (None,),
-    "start_new_session": (None, False),
-    "process_group": (None, -1),
-}
+_INHERITED = {"stderr": (None,), "start_new_session": (None, False), "process_group": (None, -1)}
 
 _is_listening = False
 

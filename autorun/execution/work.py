@@ -18,13 +18,13 @@ from autorun.declare.interruption import INSISTENCE, Interrupted, Termination, i
 from autorun.dispatch.holding import pause_after
 from autorun.dispatch.limiting import LONGEST_WAIT, Pace, hold_back, shared
 from autorun.dispatch.sizes import size_of_rest
-from autorun.exceptions import LeaseLost, RetryLater, RunCancelled
+from autorun.exceptions import LeaseLost, RunCancelled
 from autorun.execution import running
 from autorun.execution.assignments import Assignment, load_runs, pending_in, superseded
 from autorun.execution.body import Body, each_alone
 from autorun.execution.brake import Brake
 from autorun.execution.builds import build_of
-from autorun.execution.calls import Call, perform_together
+from autorun.execution.calls import Call
 from autorun.execution.landing import landing_of
 from autorun.execution.refusals import Refusals
 from autorun.execution.results import Result, Tally, endings, record
@@ -129,8 +129,11 @@ class Work:
                 self._assignments.append(Assignment(run, row))
                 if row.fingerprint != run.fingerprint:
                     changed.append(self._assignments[-1])
-        if changed:
-            self._drop_superseded(changed)
+        if not changed:
+            return
+        dropped = superseded(changed)  # planning has made newer runs for them meanwhile
+        self._results += [Result.cancelled(each.run) for each in changed if each.run.pk in dropped]
+        self._assignments = deque(each for each in self._assignments if each.run.pk not in dropped)
 
     def perform(self, termination: Termination) -> Tally:
         """Execute the assigned runs, and return how they ended.
@@ -142,7 +145,13 @@ class Work:
             if self.lease.chunk.reason:
                 self._go_on_elsewhere()
             if self.body.together > 1 and not is_in_transaction():
-                perform_together(self, termination)
+
+                def start(wait: Callable[[float], object]) -> Call | None:
+                    call = self.next_call(termination, wait)
+                    running.current.set((self, call))
+                    return call
+
+                self.body.call_together(start, self.settle, termination)
             while (call := self.next_call(termination)) is not None:
                 running.current.set((self, call))
                 self.settle(call, self.body.call(call, termination))
@@ -269,7 +278,10 @@ class Work:
             if self._is_abandoned:
                 raise self._abandoned()
             if self._is_in_doubt:
-                self._drop_moved()
+                # They may have been handed over although the answer was lost.
+                ours = pending_in(self.lease.chunk)
+                self._assignments = deque(each for each in self._assignments if each.run.pk in ours)
+                self._is_in_doubt = False
             portions = self.body.portions
             most = 1 if portions is None else portions.next
             taken: list[Assignment] = []
@@ -300,25 +312,6 @@ class Work:
             moved = {"again_in": pause_after(self.lease.chunk), "reason": one_line(error)}
         self._results += [Result.moved(run, **moved) for run in due]
 
-    def _drop_superseded(self, changed: Sequence[Assignment]) -> None:
-        """Leave changed rows to the newer runs that planning has made for them meanwhile."""
-        dropped = superseded(changed)
-        self._results += [Result.cancelled(each.run) for each in changed if each.run.pk in dropped]
-        self._assignments = deque(each for each in self._assignments if each.run.pk not in dropped)
-
-    def _drop_moved(self) -> None:
-        """Drop the runs that were handed over although the answer was lost."""
-        ours = pending_in(self.lease.chunk)
-        self._assignments = deque(each for each in self._assignments if each.run.pk in ours)
-        self._is_in_doubt = False
-
-    def _postpone_rest(self, error: RetryLater) -> None:
-        """Make the rest of the chunk and of the limit wait: the service refuses all calls."""
-        hold_back(self.runner, error.seconds)
-        self.body.refused_by = None
-        with self.lock:
-            self._move_rest(again_in=error.seconds, postponed_by=one_line(error))
-
     def settle(self, call: Call, results: Sequence[Result]) -> None:
         """Note how the rows of a call ended, and write the results if it is time.
 
@@ -345,8 +338,12 @@ class Work:
                     self.unexpected.append(assignment.row.key)
                 if result.status == Run.Status.SUCCEEDED:
                     self.succeeded.append(assignment.row.key)
-        if self.body.refused_by is not None:
-            self._postpone_rest(self.body.refused_by)
+        if (refusal := self.body.refused_by) is not None:
+            # The service refuses all calls: the rest of the chunk and of the limit waits.
+            hold_back(self.runner, refusal.seconds)
+            self.body.refused_by = None
+            with self.lock:
+                self._move_rest(again_in=refusal.seconds, postponed_by=one_line(refusal))
         if self._brake is not None or any(map(_failure_of, results)):
             self._brake_after_each(results)
         is_late = time.monotonic() - self._written_at >= WRITE_EVERY

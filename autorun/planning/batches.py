@@ -26,7 +26,12 @@ from autorun.state.leases import PLANNING_LEASES, ends_at, new_token, planning_e
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.masking import masked
 from autorun.state.probes import crash_point
-from autorun.state.transactions import is_passing, once_committed, repeated_on_conflict
+from autorun.state.transactions import (
+    is_passing,
+    once_committed,
+    repeated_on_conflict,
+    update_once_committed,
+)
 
 #: A batch fails after so many processes have tried to plan it without advancing.
 MOST_TRIES = 5
@@ -188,10 +193,7 @@ def pause(batch: Batch, *, reason: str = "") -> bool:
     A caller's own queryset is planned to its end: no other process could continue it later.
     """
     running = Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING)
-    return once_committed(
-        lambda: bool(running.update(state=Batch.State.PAUSED, reason=reason)),
-        meanwhile=running.exists,
-    )
+    return update_once_committed(running, state=Batch.State.PAUSED, reason=reason)
 
 
 def resume(batch: Batch) -> bool:

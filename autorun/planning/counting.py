@@ -93,7 +93,10 @@ def count_rows(
     after = begun.after
 
     def add(window: Window) -> None:
-        for reason, number in _reasons(window).items():
+        numbers = {Reason.UNPREPARED: len(window.unprepared)}
+        if window.candidates is not None:
+            numbers |= count_by_reason(window.candidates)
+        for reason, number in numbers.items():
             counts[reason] += number
             if number and len(shown[reason]) < samples:
                 shown[reason] += map(str, _keys(window, reason, limit=samples - len(shown[reason])))
@@ -159,13 +162,6 @@ def _key_below(runner: Runner, up_to: str, span: int) -> str:
         rows = rows.filter(pk__lte=kind.to_pk(up_to))
     found = list(kind.values(rows)[span : span + 1])
     return str(found[0]) if found else ""
-
-
-def _reasons(window: Window) -> dict[Reason, int]:
-    found = {Reason.UNPREPARED: len(window.unprepared)}
-    if window.candidates is not None:
-        found |= count_by_reason(window.candidates)
-    return found
 
 
 def _keys(window: Window, reason: Reason, *, limit: int) -> list[Key]:

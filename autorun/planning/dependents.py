@@ -107,20 +107,15 @@ def _plan(
     rows = hooks.every_row(runner).filter(**{f"{lookup}__in": values}).order_by()
     keys = list(rows.values_list("pk", flat=True)[: MOST_ROWS + 1])
     if len(keys) > MOST_ROWS:
+        known = [each.relation for each in runner.related() if each.lookup == lookup]
+        related = " or ".join(map(spoken, dict.fromkeys(known or [lookup.rpartition("__")[0]])))
         source = {"kind": KIND, "lookup": lookup, "values": as_json(values)}
-        scope = Scope(source={**source, "words": f"whose {_relations(runner, lookup)} changed"})
+        scope = Scope(source={**source, "words": f"whose {related} changed"})
         backfill_now(runner, scope, trigger=Batch.Trigger.RELATED)
     elif keys and is_suspect:
         named.leave_to_upkeep(runner, set(keys))
     elif keys:
         named.plan_for_all([runner], set(keys), priority=priority)
-
-
-def _relations(runner: Runner, lookup: str) -> str:
-    """The related rows that lead to rows of the runner by `lookup`, in words."""
-    known = [each.relation for each in runner.related() if each.lookup == lookup]
-    names = dict.fromkeys(known or [lookup.rpartition("__")[0]])
-    return " or ".join(map(spoken, names))
 
 
 def _rows_of(runner: Runner, source: Mapping[str, Any]) -> QuerySet[Any]:

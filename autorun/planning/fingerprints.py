@@ -25,14 +25,7 @@ from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run
 from autorun.state.column_texts import text_of
 from autorun.state.documents import SET_TEXT
-from autorun.state.encoding import (
-    JSON,
-    Encoder,
-    Unencodable,
-    checked_float,
-    checked_text,
-    in_words,
-)
+from autorun.state.encoding import JSON, Encoder, Unencodable, checked_float, checked_text, in_words
 from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind
 

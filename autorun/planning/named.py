@@ -85,10 +85,7 @@ def fail_lethal(runner: Runner, key: Any, *, deaths: int) -> None:
 
 
 def plan_for_all(
-    runners: Iterable[Runner],
-    keys: Collection[Any],
-    *,
-    priority: int = Chunk.Priority.LIVE,
+    runners: Iterable[Runner], keys: Collection[Any], *, priority: int = Chunk.Priority.LIVE
 ) -> None:
     """`plan_keys` for several runners; an error of one does not stop the others.
 
@@ -111,10 +108,7 @@ def plan_for_all(
 
 
 def plan_or_write_down(
-    runners: Iterable[Runner],
-    keys: Collection[Key],
-    *,
-    priority: int = Chunk.Priority.LIVE,
+    runners: Iterable[Runner], keys: Collection[Key], *, priority: int = Chunk.Priority.LIVE
 ) -> None:
     """`plan_keys` for several runners, of rows that no caller will pass again.
 

@@ -142,7 +142,11 @@ def go_on(batch: Batch) -> Batch:
         runner = registry.get(batch.runner)
         if is_tried(runner, batch.node_id):
             runner = trial_of(runner) or runner
-        _require_node(runner, batch)
+        if node_of(runner).pk != batch.node_id:
+            raise NotRegistered(
+                f"{runner.label} has another version or configuration here than {batch.node}, "
+                "which the batch is about. Request it again for the version that is deployed."
+            )
         written.retire_deleted(runner, batch)
         queryset = scope.queryset(runner)
         rows = eligible(runner, queryset, log_level=logging.DEBUG)
@@ -226,14 +230,6 @@ def require_valid(runner: Runner) -> None:
     if problems:
         raise ConfigurationError(
             f"{runner.label}: " + " ".join(f"{each.message} {each.hint}" for each in problems)
-        )
-
-
-def _require_node(runner: Runner, batch: Batch) -> None:
-    if node_of(runner).pk != batch.node_id:
-        raise NotRegistered(
-            f"{runner.label} has another version or configuration here than {batch.node}, which "
-            "the batch is about. Request it again for the version that is deployed."
         )
 
 

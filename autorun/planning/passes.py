@@ -120,7 +120,10 @@ class Pass:
             crash_point("backfill.unfinished")
             batches.planned(batch)
             if not self.is_given and batch.trigger != Batch.Trigger.BACKFILL:
-                self._retire_missing(batch)
+                # Unless the rows account for all current runs, some are of deleted rows.
+                is_whole = batch.limit is None
+                if not is_whole or progress(batch.node).total != self.outcome.candidates:
+                    retire_missing(self.runner)
         with suppress(Batch.DoesNotExist):  # the database has forgotten it
             batch.refresh_from_db()
         numbers = (self.outcome.candidates, self.outcome.planned)
@@ -153,12 +156,6 @@ class Pass:
             self._unbooked += outcome
         if outcome.planned and not self.was_refused:
             self.was_refused = release(batch.node_id).was_refused
-
-    def _retire_missing(self, batch: Batch) -> None:
-        """Retire the runs of deleted rows, unless the rows account for all current runs."""
-        is_whole = batch.limit is None
-        if not is_whole or progress(batch.node).total != self.outcome.candidates:
-            retire_missing(self.runner)
 
     def _left(self, batch: Batch) -> int | None:
         """How many runs the batch may still plan; `batch.planned` is what earlier processes did."""

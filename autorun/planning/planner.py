@@ -118,19 +118,15 @@ class Planner:
         planned = 0
         if window.candidates is not None:
             if found.behind:
-                planned = self._overtake(window.candidates, found)
+                first_chunk, size = new_chunk_id(), self._size(found)
+                run_ids = statements.behind(window.candidates, self.priority)
+                planned = overtaking.move(run_ids, first_chunk=first_chunk, size=size)
+                if planned:
+                    self._create_chunks(first_chunk, {}, is_empty=False)
             planned += self._insert(window.candidates, found, new_chunk_id(), limit=limit)
         if window.unprepared:
             self._fail(window.unprepared)
         return planned
-
-    def _overtake(self, candidates: Candidates, found: Counts) -> int:
-        first_chunk = new_chunk_id()
-        run_ids = statements.behind(candidates, self.priority)
-        moved = overtaking.move(run_ids, first_chunk=first_chunk, size=self._size(found))
-        if moved:
-            self._create_chunks(first_chunk, {}, is_empty=False)
-        return moved
 
     def _insert(
         self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
@@ -268,9 +264,7 @@ class Planner:
             return
         crash_point("plan.unprepared")
         runs = Run.objects.of(self.node_id).filter(
-            chunk_id__gte=first_chunk,
-            chunk_id__lte=first_chunk + len(rows),
-            fingerprint=UNPREPARED,
+            chunk_id__gte=first_chunk, chunk_id__lte=first_chunk + len(rows), fingerprint=UNPREPARED
         )
         self._note_failures(runs, {row.key: row.error for row in rows if row.error is not None})
 

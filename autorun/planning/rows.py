@@ -229,10 +229,7 @@ def examined(runner: Runner, instances: Sequence[Any]) -> Iterator[Row]:
 
 
 def one_by_one(
-    runner: Runner,
-    instances: Sequence[Any],
-    *,
-    represent: Callable[[Any], object] | None = None,
+    runner: Runner, instances: Sequence[Any], *, represent: Callable[[Any], object] | None = None
 ) -> Iterator[Row | None]:
     """Instances from `fingerprinted` as rows, None for those with unmet dependencies.
 

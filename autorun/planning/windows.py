@@ -227,7 +227,9 @@ def _database_windows(
     cut = every_row(runner) if among is None else among
     reached = False
     while not reached:
-        end = _end_of_window(kind, cut, after=after, up_to=up_to)
+        rows = kind.values(_between(kind, cut, after=after, up_to=up_to).order_by("pk"))
+        # The last key of a full window.
+        end = "".join(map(str, rows[DATABASE_WINDOW - 1 : DATABASE_WINDOW]))
         reached = not end
         last = end or up_to
         bounded = _between(kind, queryset, after=after, up_to=last)
@@ -334,13 +336,6 @@ def _longest_check(runner: Runner) -> float:
     most = PART_OF_LEASE * settings.LEASE * PLANNING_LEASES
     left = page_time.seconds_left()
     return min(most, timeout or most, most if left is None else max(left, 0.001))
-
-
-def _end_of_window(kind: KeyKind, among: QuerySet[Any], *, after: str, up_to: str) -> str:
-    """The last key of a full window; '' if fewer rows are left."""
-    rows = _between(kind, among, after=after, up_to=up_to).order_by("pk")
-    found = list(kind.values(rows)[DATABASE_WINDOW - 1 : DATABASE_WINDOW])
-    return str(found[0]) if found else ""
 
 
 def _between(kind: KeyKind, queryset: QuerySet[Any], *, after: str, up_to: str) -> QuerySet[Any]:

@@ -5,15 +5,7 @@ from functools import reduce
 from operator import or_
 from typing import Any, Self, TypeVar
 
-from django.db.models import (
-    Exists,
-    IntegerChoices,
-    Model,
-    OuterRef,
-    Q,
-    QuerySet,
-    TextChoices,
-)
+from django.db.models import Exists, IntegerChoices, Model, OuterRef, Q, QuerySet, TextChoices
 
 from autorun.state.clock import DatabaseNow
 from autorun.state.keys import Key, KeyKind

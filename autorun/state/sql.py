@@ -119,12 +119,7 @@ def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
 
 
 def update_from(
-    model: type[models.Model],
-    changes: str,
-    *,
-    source: Fragment,
-    match: Fragment,
-    returning: str,
+    model: type[models.Model], changes: str, *, source: Fragment, match: Fragment, returning: str
 ) -> list[tuple[Any, ...]]:
     """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
 

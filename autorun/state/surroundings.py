@@ -1,6 +1,6 @@
-"""The settings of a thread or process that user code may leave changed, and are put back.
+"""Settings of the thread and the process that user code may change; they are put back after it.
 
-All of it is quick to read, and would affect the code of the next row: a language that is left on,
+Each is quick to read, and would affect the code of the next row: a language that is left active,
 for example, may change the representation of that row, so that it runs again.
 """
 
@@ -25,21 +25,19 @@ from typing import Any, NamedTuple
 
 from django.utils import timezone, translation
 
-#: SIGALRM is missing: time limits put its handler back themselves.
+#: Without SIGALRM, whose handler the time limits put back themselves.
 _HANDLED = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGCHLD")
-#: What `signal` and `locale` are made of, without what takes longer than all else.
+#: The C functions under `signal` and `locale`, whose wrappers take longer than all other reads.
 _signal: Any = import_module("_signal")
 _get_locale = partial(import_module("_locale").setlocale, locale.LC_ALL)
-
-
-#: The process's own, which is usually that of the project's settings.
+#: The time zone of the process, which Django sets to that of the project's settings.
 _TIME_ZONE = os.environ.get("TZ")
-#: Of Celery, which replaces handlers itself while a worker without child processes is shut down.
+#: Modules whose handlers stay: Celery sets some while a worker without child processes shuts down.
 _CELERYS = "celery."
 
 
 class _Part(NamedTuple):
-    """`read` is a function in C: all of them are called after each call of user code."""
+    """One setting. `read` is a function in C, as it is called after every call of user code."""
 
     name: str
     read: Callable[[], Any]
@@ -47,14 +45,14 @@ class _Part(NamedTuple):
 
 
 def read(reads: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Call each of them; 0 stands for the working directory, as it is gone."""
+    """The results of `reads`, with 0 for the working directory, which no longer exists."""
     return [0 if each is os.getcwd else each() for each in reads]
 
 
 def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[str]:
-    """Put back what is not as it is `known` to be, by READS, and in the `context`; its names.
+    """Put back the settings of `context`, and those whose `known` value is not the one `found` now.
 
-    `found` is what it is now.
+    Yields the names of those that are put back.
     """
     language = context.run(translation.get_language)
     if translation.get_language() != language:
@@ -90,7 +88,7 @@ def _attribute(of: Any, name: str, title: str) -> _Part:
 
 _OF_THREAD = [
     # Django takes a thread with an event loop for asynchronous, and refuses its queries.
-    _Part("event loop", asyncio._get_running_loop, asyncio._set_running_loop),
+    _Part("event loop", asyncio._get_running_loop, asyncio._set_running_loop)
 ]
 _OF_PROCESS = [
     _attribute(decimal.getcontext(), "prec", "decimal precision"),
@@ -121,6 +119,6 @@ if hasattr(_signal, "pthread_sigmask"):
     _OF_PROCESS.append(_Part("blocked signals", _mask, _set_mask))
 _PARTS = [*_OF_THREAD, *_OF_PROCESS]
 READS_OF_THREAD = [part.read for part in _OF_THREAD]
-#: In the main thread, those of its process as well. In others, they may be what the code of yet
-#: another one is using.
+#: The main thread reads those of the process as well. In any other thread, they may be as the code
+#: of a third one has set them.
 READS_OF_MAIN = [part.read for part in _PARTS]

@@ -147,6 +147,11 @@ def once_committed(work: Callable[[], Result], *, meanwhile: Callable[[], Result
     return meanwhile()
 
 
+def update_once_committed(rows: QuerySet[Any], **columns: Any) -> bool:
+    """Update the rows `once_committed`; whether there are any."""
+    return once_committed(lambda: bool(rows.update(**columns)), meanwhile=rows.exists)
+
+
 def sum_of_each(work: Callable[[Item], int], items: Iterable[Item], *, name: str) -> int:
     """The sum of `work` over items that do not depend on each other.
 

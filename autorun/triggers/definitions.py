@@ -161,11 +161,7 @@ def _on_mariadb(words: _Words) -> Mapping[str, str]:
         # As bytes: most collations take "a", "A" and "a " for one.
         differs = "NOT (CAST(OLD.{column} AS BINARY) <=> CAST(NEW.{column} AS BINARY))"
         updated = f"IF {words.changed(differs)} THEN {updated} END IF;"
-    notes = {
-        "i": f"{words.note('i', 'NEW')};",
-        "u": updated,
-        "d": f"{words.note('d', 'OLD')};",
-    }
+    notes = {"i": f"{words.note('i', 'NEW')};", "u": updated, "d": f"{words.note('d', 'OLD')};"}
     return {
         event: f"CREATE OR REPLACE TRIGGER `$NAME_{event}` AFTER {EVENTS[event]} ON {words.table} "
         f"FOR EACH ROW BEGIN {note} END"

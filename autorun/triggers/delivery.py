@@ -197,7 +197,7 @@ class _Deliverer:
 
     def wait_until_idle(self, timeout: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(self._is_idle, timeout)
+            return self._changed.wait_for(lambda: not (self._waiting or self._in_flight), timeout)
 
     def deliver_waiting(self, timeout: float) -> None:
         self._hurry.set()
@@ -218,9 +218,6 @@ class _Deliverer:
         with self._changed:
             self._exiting = True
         self.deliver_waiting(EXIT_DEADLINE)
-
-    def _is_idle(self) -> bool:
-        return not self._waiting and not self._in_flight
 
     def _is_running(self) -> bool:
         if self._thread is None or not self._thread.is_alive():

@@ -104,11 +104,7 @@ def note_linked(
         elif reverse is (attname == source.attname):
             keys = pk_set or set()
         for key in keys:
-            note_saved(sender, key, using=using, watches=(Watch(label, _itself),))
-
-
-def _itself(key: Any) -> Any:
-    return key
+            note_saved(sender, key, using=using, watches=(Watch(label, lambda key: key),))
 
 
 def listen_to_deletions() -> None:

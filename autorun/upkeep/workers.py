@@ -135,7 +135,9 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
     if name not in (EXECUTE, PLAN, PLAN_SPILLED, BACKFILL, SWEEP) or not is_death:
         return
     try:
-        orphans = _orphans()
+        # Held by a process of this worker that no longer exists.
+        running = _held_here().values_list("pk", "worker")
+        orphans = [pk for pk, worker in running if not _is_alive(int(worker.rpartition(":")[2]))]
         if name == EXECUTE:  # a process that exceeded its time may still be dying
             orphans.append(args[0])
         # Another worker may have started the message's chunk meanwhile.
@@ -156,12 +158,6 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
     finally:
         # The next child would inherit an open connection of the parent process.
         connections.close_all()
-
-
-def _orphans() -> list[int]:
-    """Chunks held by a process of this worker that no longer exists."""
-    running = _held_here().values_list("pk", "worker")
-    return [pk for pk, worker in running if not _is_alive(int(worker.rpartition(":")[2]))]
 
 
 def _held_here() -> QuerySet[Chunk]:
