@@ -105,9 +105,8 @@ class BatchAdmin(PageAdmin):
     @page("<int:batch_id>/change/")
     def change(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
-        counts = counts_of([batch])[batch.pk]
+        counts, tally = counts_of([batch])[batch.pk], take_tally()
         parts = parts_of(batch, counts)
-        tally = take_tally()
         is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None
         figures = _planning_figures(batch)

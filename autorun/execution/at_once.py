@@ -44,8 +44,8 @@ _EXECUTED = ", ".join(f"{status:d}" for status in _STATUSES)
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """A row with its fingerprint and its current run, if it has one.
+class _Eligible:
+    """An eligible row with its fingerprint, and its current run if it has one.
 
     `is_free`: a new run can start, as the row has no pending run and need not be asked about
     damping, its node is neither paused nor held (up), and the worker is not drained.
@@ -98,11 +98,11 @@ def _start(runner: Runner, keys: Collection[Any]) -> tuple[Work | None, bool]:
     with probes.span("autorun.plan") as span:
         node = node_of(runner)
         candidates = _candidates(runner, keys, node_id=node.pk)
-        standing = None if candidates is None else _standing_of(candidates)
-        is_settled = candidates is not None and (standing is None or standing.is_done)
+        row = None if candidates is None else _eligible_among(candidates)
+        is_settled = candidates is not None and (row is None or row.is_done)
         run = None
-        if standing is not None and standing.is_free and not standing.is_done:
-            run = _record(runner, node, standing)
+        if row is not None and row.is_free and not row.is_done:
+            run = _record(runner, node, row)
         # A row that is planned the usual way is a candidate there.
         span.note(
             runner=runner.label,
@@ -127,8 +127,8 @@ def _candidates(runner: Runner, keys: Collection[Any], *, node_id: int) -> Candi
     return None if window.unprepared else window.candidates
 
 
-def _standing_of(candidates: Candidates) -> _Standing | None:
-    """The standing of the only candidate; None if there is none."""
+def _eligible_among(candidates: Candidates) -> _Eligible | None:
+    """The row that is the only candidate; None if there is none."""
     connection = connections[settings.DATABASE]
     current = current_run_of_candidate(connection, candidates)
     name, runs = row_of_candidate("p", candidates.kind), table(Run, connection)
@@ -163,16 +163,16 @@ def _standing_of(candidates: Candidates) -> _Standing | None:
         return None
     key, fingerprint, run_id, is_done, *obstacles = found
     seen = getattr(fingerprint, "hex", fingerprint)
-    return _Standing(key, seen, run_id, is_done=bool(is_done), is_free=not any(obstacles))
+    return _Eligible(key, seen, run_id, is_done=bool(is_done), is_free=not any(obstacles))
 
 
-def _record(runner: Runner, node: Node, standing: _Standing) -> Run | None:
+def _record(runner: Runner, node: Node, row: _Eligible) -> Run | None:
     """Plan the run in a started chunk of its own; None if another process planned the row first."""
     booked: dict[str, int] = {}
     try:
         with transaction.atomic(using=settings.DATABASE):
-            if standing.run_id is not None:
-                booked = supersede([Redo(standing.run_id, standing.key, standing.fingerprint)])
+            if row.run_id is not None:
+                booked = supersede([Redo(row.run_id, row.key, row.fingerprint)])
                 crash_point("plan.superseded")
             chunk = Chunk(
                 pk=new_chunk_id(),
@@ -188,8 +188,8 @@ def _record(runner: Runner, node: Node, standing: _Standing) -> Run | None:
                 worker=worker_name(),
                 **booked,
             )
-            row = key_kind(runner.get_model()).lookup(standing.key)
-            run = Run(node=node, chunk=chunk, fingerprint=standing.fingerprint, **row)
+            key = key_kind(runner.get_model()).lookup(row.key)
+            run = Run(node=node, chunk=chunk, fingerprint=row.fingerprint, **key)
             run.save(force_insert=True, using=settings.DATABASE)
             crash_point("plan.inserted")
             chunk.save(force_insert=True, using=settings.DATABASE)

@@ -169,7 +169,7 @@ def break_off(batch: Batch, error: Exception) -> None:
 
 
 def finish_if_done(batch_id: int, *, announce: Callable[[int], object] = announce_batch) -> bool:
-    """Finish the batch if it is planned and no chunk is unfinished; whether it was finished now.
+    """Finish the batch if it is planned and no chunk is unfinished. Return whether it did so.
 
     `announce` is called with its id before the commit.
     """
@@ -188,7 +188,7 @@ def finish_if_done(batch_id: int, *, announce: Callable[[int], object] = announc
 
 
 def pause(batch: Batch, *, reason: str = "") -> bool:
-    """Stop planning and releasing the batch; whether it was running. Runs in flight continue.
+    """Stop planning and releasing the batch. Return whether it was running; its runs continue.
 
     A caller's own queryset is planned to its end: no other process could continue it later.
     """
@@ -240,7 +240,7 @@ def cancel_moved(batch_id: int) -> int:
 
 
 def continue_cancelling(batch_id: int) -> int:
-    """Cancel what is left of a cancelled batch, if no process is doing so; how many runs."""
+    """Cancel what is left of a cancelled batch, if no process is doing so. Return how many runs."""
     silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()
     return _cancel_rest(batch_id) if silent.update(expires_at=ends_at()) else 0
 

@@ -143,7 +143,7 @@ def _without_row(runner: Runner, keys: Sequence[Key]) -> list[Key]:
 
 
 def _retire_all(runs: RunQuerySet[Run], kind: KeyKind, keys: Sequence[Key]) -> int:
-    """Retire those of the runs that are of these rows, in short transactions; how many."""
+    """Retire those of the runs that are of these rows, in short transactions. Return how many."""
     retired = 0
     for begin in range(0, len(keys), KEYS_AT_ONCE):
         some = runs.of_rows(kind, keys[begin : begin + KEYS_AT_ONCE]).unretired()

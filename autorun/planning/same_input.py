@@ -35,7 +35,7 @@ _COLUMNS = {"run_id": "bigint", "seen": "fingerprint", "wanted": "fingerprint"}
 
 
 def adopt_same_input(runner: Runner, queryset: QuerySet[Any] | None) -> int:
-    """Keep the successes of rows whose input is the same by an earlier definition; how many.
+    """Keep the successes of rows whose input is the same by an earlier definition. Return how many.
 
     The run itself stays, so that runners that depend on it have nothing to do again.
     """

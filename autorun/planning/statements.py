@@ -197,7 +197,7 @@ def insert(
     are_all_missing: bool = False,
     outputs_from: Sequence[int] = (),
 ) -> int:
-    """Insert a run for every candidate without a current one, `size` to a chunk; how many.
+    """Insert a run for every candidate without a current one, `size` to a chunk. Return how many.
 
     In the order of their keys, so that two transactions cannot deadlock; a candidate that another
     process plans meanwhile is skipped. If many are `expected`, PostgreSQL first inserts them

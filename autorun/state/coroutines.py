@@ -209,7 +209,7 @@ class Together(_Call):
             self.loop.call_soon_threadsafe(task.cancel)
 
     def step(self) -> Sequence[asyncio.Task[Any]]:
-        """Wait until one of the coroutines has ended; those that have."""
+        """Wait until one of the coroutines has ended. Return those that have."""
         waited = asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         done, self._tasks = self.advance(waited)
         return list(done)

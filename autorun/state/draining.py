@@ -59,7 +59,7 @@ def undrain(worker: str) -> bool:
 
 
 def drained() -> dict[str, bool]:
-    """The pulses of drained workers; whether the worker has confirmed it lately."""
+    """The pulses of drained workers, each with whether its worker has confirmed it lately."""
     is_confirmed = ExpressionWrapper(
         Q(beat_at__gt=from_now(-CONFIRMED_WITHIN)), output_field=BooleanField()
     )

@@ -148,7 +148,7 @@ def once_committed(work: Callable[[], Result], *, meanwhile: Callable[[], Result
 
 
 def update_once_committed(rows: QuerySet[Any], **columns: Any) -> bool:
-    """Update the rows `once_committed`; whether there are any."""
+    """Update the rows `once_committed`. Return whether there are any."""
     return once_committed(lambda: bool(rows.update(**columns)), meanwhile=rows.exists)
 
 
