@@ -248,3 +248,11 @@ def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client:
     entries = LogEntry.objects.order_by("pk").values_list("object_repr", "change_message")
     assert [name for name, _ in entries] == [WORKER] * 2
     assert entries[0][1] == f"Worker {WORKER} finishes the chunks it has and takes no others."
+
+
+def test_a_name_that_the_database_refuses_is_that_of_no_drained_worker(admin_client) -> None:
+    page = admin_client.post(
+        reverse("admin:autorun_health_undrain"), {"worker": "a\0b"}, follow=True
+    )
+
+    assert "Worker ab was not drained" in page.text

@@ -17,6 +17,7 @@ from autorun.models import Node
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.state import draining
+from autorun.state.parameters import read_text
 from autorun.state.words import number
 
 
@@ -60,7 +61,7 @@ class HealthAdmin(PageAdmin):
     @action("drain/", Permission.PAUSE)
     def drain(self, request: HttpRequest) -> HttpResponse:
         """Ask for confirmation, then have a worker take no more chunks."""
-        name = request.POST.get("worker", "")
+        name = read_text(request.POST, "worker")
         worker = next((each for each in workers_at_work() if each.name == name), None)
         if worker is not None and worker.is_drained:
             messages.info(request, _("Worker %s was drained already.") % name)
@@ -76,7 +77,7 @@ class HealthAdmin(PageAdmin):
 
     @action("undrain/", Permission.PAUSE)
     def undrain(self, request: HttpRequest) -> HttpResponse:
-        name = request.POST.get("worker", "")
+        name = read_text(request.POST, "worker")
         if draining.undrain(name):
             self.note(request, _("Worker %s takes chunks again.") % name, about=name)
         else:
