@@ -28,10 +28,10 @@ from autorun.state.probes import crash_point
 from autorun.state.sql import (
     Fragment,
     Slot,
+    Unmatched,
     changed_by,
     prepared_update,
     recordset,
-    update_after,
     update_from,
 )
 from autorun.state.transactions import repeated_on_conflict
@@ -226,12 +226,14 @@ class _Recording:
         # A commit whose confirmation was lost has recorded or moved its runs: they stay.
         match = Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (chunk.pk,))
         runs: dict[str, Any] = {"source": self.source, "match": match}
-        found = update_after(count, Run, self.changes, **runs, returning="id, is_current")
-        is_expected = found is not None
-        if found is None:
+        runs["returning"] = "id, is_current"
+        try:
+            found = update_from(Run, self.changes, **runs, after=count)
+            is_expected = True
+        except Unmatched:
             # An answer was lost, or runs of the chunk were cancelled or ignored, or are to be.
-            known = _recorded(self.lease, results)
-            found = update_from(Run, self.changes, **runs, returning="id, is_current")
+            is_expected, known = False, _recorded(self.lease, results)
+            found = update_from(Run, self.changes, **runs)
         written: dict[int, bool | None] = dict(found)
         crash_point("finish.updated")
         if self.landing is not None:
@@ -336,11 +338,13 @@ def _counted(
 
     The value of a written run says whether it was still current when it ended.
     """
-    kept, late = results, []
-    if written is not None:
-        kept = [each for each in results if each.run_id in written]
-        late = [each for each in kept if not written[each.run_id]]
-    ended, superseded = Counter(map(_status_of, kept)), Counter(map(_status_of, late))
+    ended: Counter[Run.Status] = Counter()
+    superseded: Counter[Run.Status] = Counter()
+    for result in results:
+        if written is None or result.run_id in written:
+            ended[result.status] += 1
+            if written is not None and not written[result.run_id]:
+                superseded[result.status] += 1
     cancelled, apart = ended[Run.Status.CANCELLED], ended[Run.Status.NOT_APPLICABLE]
     superseded_apart = superseded[Run.Status.NOT_APPLICABLE]
     return Tally(

@@ -118,60 +118,53 @@ def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
     return connection.ops.quote_name(model._meta.db_table)
 
 
+class Unmatched(Exception):
+    """The update that was to come first found no row."""
+
+
 def update_from(
-    model: type[models.Model], changes: str, *, source: Fragment, match: Fragment, returning: str
-) -> list[tuple[Any, ...]]:
-    """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
-
-    MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change.
-    """
-    connection = connections[settings.DATABASE]
-    updated = connection.ops.quote_name(model._meta.db_table)
-    params = [*source.params, *match.params]
-    with connection.cursor() as cursor:
-        if connection.vendor == "mysql":
-            joined = f"{updated} JOIN ({source.sql}) AS s ON {match.sql}"
-            cursor.execute(f"SELECT {returning} FROM {joined} FOR UPDATE", params)
-            found = cursor.fetchall()
-            cursor.execute(f"UPDATE {joined} SET {changes}", params)
-            return list(found)
-        cursor.execute(
-            f"UPDATE {updated} SET {changes} FROM ({source.sql}) AS s "
-            f"WHERE {match.sql} RETURNING {returning}",
-            params,
-        )
-        return list(cursor.fetchall())
-
-
-def update_after(
-    first: Fragment,
     model: type[models.Model],
     changes: str,
     *,
     source: Fragment,
     match: Fragment,
     returning: str,
-) -> list[tuple[Any, ...]] | None:
-    """`update_from` after the update `first`; None, with nothing changed, if that finds no row.
+    after: Fragment | None = None,
+) -> list[tuple[Any, ...]]:
+    """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
 
-    `first` takes its lock first. PostgreSQL gets both as one statement. The first column that is
-    returned is never NULL.
+    MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change. The
+    first of them is never NULL. The update `after` which this one comes locks its row before.
+    PostgreSQL gets both as one statement. Raises Unmatched, with nothing changed, if that finds no
+    row.
     """
     connection = connections[settings.DATABASE]
-    if connection.vendor != "postgresql":
-        options = {"source": source, "match": match}
-        found = changed_by(first)
-        return update_from(model, changes, **options, returning=returning) if found else None
+    updated = connection.ops.quote_name(model._meta.db_table)
+    params = [*source.params, *match.params]
+    sql = f"({source.sql}) AS s WHERE {match.sql} RETURNING {returning}"
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"WITH first AS ({first.sql} RETURNING 1), changed AS ("
-            f"UPDATE {table(model, connection)} SET {changes} FROM first, ({source.sql}) AS s "
-            f"WHERE {match.sql} RETURNING {returning}) "
-            "SELECT changed.* FROM first LEFT JOIN changed ON TRUE",
-            [*first.params, *source.params, *match.params],
-        )
-        rows = cursor.fetchall()
-    return [row for row in rows if row[0] is not None] if rows else None
+        if connection.vendor == "postgresql" and after is not None:
+            cursor.execute(
+                f"WITH first AS ({after.sql} RETURNING 1), changed AS ("
+                f"UPDATE {updated} SET {changes} FROM first, {sql}) "
+                "SELECT changed.* FROM first LEFT JOIN changed ON TRUE",
+                [*after.params, *params],
+            )
+            if not (rows := cursor.fetchall()):
+                raise Unmatched
+            return [] if rows[0][0] is None else list(rows)
+        if after is not None:
+            cursor.execute(after.sql, after.params)
+            if not cursor.rowcount:
+                raise Unmatched
+        if connection.vendor == "mysql":
+            joined = f"{updated} JOIN ({source.sql}) AS s ON {match.sql}"
+            cursor.execute(f"SELECT {returning} FROM {joined} FOR UPDATE", params)
+            found = cursor.fetchall()
+            cursor.execute(f"UPDATE {joined} SET {changes}", params)
+            return list(found)
+        cursor.execute(f"UPDATE {updated} SET {changes} FROM {sql}", params)
+        return list(cursor.fetchall())
 
 
 def insert_ignoring_conflicts(connection: BaseDatabaseWrapper) -> tuple[str, str]:
