@@ -109,21 +109,7 @@ class BatchAdmin(PageAdmin):
         parts = parts_of(batch, counts)
         is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None
-        figures = _planning_figures(batch)
-        if batch.is_unfinished:
-            activity = activity_of(batch)
-            figures += [
-                Figure(_("Rate"), rate(activity.per_second), otherwise=_("idle")),
-                time_left(
-                    activity.seconds_left(counts.left),
-                    is_paused=is_held or batch.state == Batch.State.PAUSED,
-                    is_stuck=is_stuck,
-                    otherwise=_("unknown"),
-                ),
-            ]
         shows = sees_texts(request, self.admin_site, batch.node)
-        if batch.finished_at:
-            figures.append(Figure(_("Finished"), time_since(batch.finished_at)))
         return self.render(
             request,
             "batch",
@@ -141,7 +127,7 @@ class BatchAdmin(PageAdmin):
             is_registered=registry.find(batch.runner) is not None,
             parts=parts,
             bar=stacked(parts, empty=_("Nothing planned yet")),
-            figures=figures,
+            figures=_figures(batch, counts.left, is_held=is_held, is_stuck=is_stuck),
             **self._parts_of(request, batch, has_failed=counts.failed > 0),
         )
 
@@ -374,7 +360,7 @@ def _percent(counts: BatchCounts) -> str:
     return f"{100 * counts.finished // counts.total} %" if counts.total else ""
 
 
-def _planning_figures(batch: Batch) -> list[Figure]:
+def _figures(batch: Batch, left: int, *, is_held: bool, is_stuck: bool) -> list[Figure]:
     if batch.planned_at:
         planning = _("complete")
     elif batch.is_unfinished:
@@ -390,4 +376,17 @@ def _planning_figures(batch: Batch) -> list[Figure]:
     ]
     if batch.unprepared:
         figures.append(Figure(_("Input not prepared"), number(batch.unprepared)))
+    if batch.is_unfinished:
+        activity = activity_of(batch)
+        figures += [
+            Figure(_("Rate"), rate(activity.per_second), otherwise=_("idle")),
+            time_left(
+                activity.seconds_left(left),
+                is_paused=is_held or batch.state == Batch.State.PAUSED,
+                is_stuck=is_stuck,
+                otherwise=_("unknown"),
+            ),
+        ]
+    if batch.finished_at:
+        figures.append(Figure(_("Finished"), time_since(batch.finished_at)))
     return figures

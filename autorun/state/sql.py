@@ -118,6 +118,13 @@ def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
     return connection.ops.quote_name(model._meta.db_table)
 
 
+#: Two updates in one statement: the second is joined to what the first has changed.
+_IN_ORDER = (
+    "WITH first AS ({} RETURNING 1), changed AS ({}) "
+    "SELECT changed.* FROM first LEFT JOIN changed ON TRUE"
+)
+
+
 class Unmatched(Exception):
     """The update that was to come first found no row."""
 
@@ -134,9 +141,8 @@ def update_from(
     """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
 
     MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change. The
-    first of them is never NULL. The update `after` which this one comes locks its row before.
-    PostgreSQL gets both as one statement. Raises Unmatched, with nothing changed, if that finds no
-    row.
+    first of them is never NULL. The update `after` is made first and locks its row; PostgreSQL gets
+    both as one statement. If it finds no row, Unmatched is raised and nothing is changed.
     """
     connection = connections[settings.DATABASE]
     updated = connection.ops.quote_name(model._meta.db_table)
@@ -144,12 +150,8 @@ def update_from(
     sql = f"({source.sql}) AS s WHERE {match.sql} RETURNING {returning}"
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql" and after is not None:
-            cursor.execute(
-                f"WITH first AS ({after.sql} RETURNING 1), changed AS ("
-                f"UPDATE {updated} SET {changes} FROM first, {sql}) "
-                "SELECT changed.* FROM first LEFT JOIN changed ON TRUE",
-                [*after.params, *params],
-            )
+            second = f"UPDATE {updated} SET {changes} FROM first, {sql}"
+            cursor.execute(_IN_ORDER.format(after.sql, second), [*after.params, *params])
             if not (rows := cursor.fetchall()):
                 raise Unmatched
             return [] if rows[0][0] is None else list(rows)
