@@ -190,6 +190,24 @@ def test_e003_a_composite_primary_key():
     assert "UniqueConstraint" in only("E003", declare(DATA_MODEL=Page)).hint
 
 
+@isolate_apps("tests.library")
+def test_e032_members_of_a_composite_primary_key():
+    class Book(models.Model):
+        class Meta:
+            app_label = "library"
+
+    class Page(models.Model):
+        pk = models.CompositePrimaryKey("book", "number")
+        book = models.ForeignKey(Book, models.CASCADE, related_name="pages")
+        number = models.IntegerField()
+
+        class Meta:
+            app_label = "library"
+
+    hint = only("E032", declare(DATA_MODEL=Book, INPUT_FIELDS=(Members("pages"),))).hint
+    assert "Name them instead: 'book', 'number'." in hint
+
+
 @pytest.mark.parametrize(
     ("key", "is_long"),
     [

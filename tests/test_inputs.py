@@ -3,6 +3,7 @@
 import copy
 import datetime as dt
 import ipaddress
+import json
 import uuid
 from contextlib import contextmanager
 from decimal import Decimal
@@ -40,6 +41,42 @@ class MoneyField(models.CharField):
 
     def get_prep_value(self, value):
         return value.text if isinstance(value, Money) else value
+
+
+class Place:
+    """A value without a text."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __eq__(self, other):
+        return isinstance(other, Place) and other.name == self.name
+
+    def __hash__(self):
+        return hash(self.name)
+
+
+class PlaceField(models.CharField):
+    """A field that makes its text for the database alone."""
+
+    def from_db_value(self, value, expression, connection):
+        return None if value is None else Place(value)
+
+    def get_prep_value(self, value):
+        return value
+
+    def get_db_prep_value(self, value, connection, prepared=False):
+        return value.name if isinstance(value, Place) else value
+
+
+class PlaceDecoder(json.JSONDecoder):
+    def __init__(self):
+        super().__init__(object_hook=lambda read: Place(**read) if "name" in read else read)
+
+
+class PlaceEncoder(json.JSONEncoder):
+    def default(self, value):
+        return vars(value)
 
 
 class ShapeField(models.Field):
@@ -100,6 +137,12 @@ FIELDS = {
     "url": (models.URLField(null=True), "https://a.de", "https://a.dk"),
     "uuid": (models.UUIDField(null=True), uuid.UUID(int=1), uuid.UUID(int=2)),
     "money": (MoneyField(max_length=20, null=True), Money("10 EUR"), Money("10 USD")),
+    "place": (PlaceField(max_length=20, null=True), Place("a"), Place("b")),
+    "places": (
+        models.JSONField(encoder=PlaceEncoder, decoder=PlaceDecoder, null=True),
+        [Place("a"), {"at": Place("b")}],
+        [Place("a"), {"at": Place("c")}],
+    ),
     "shape": (ShapeField(null=True), shape("(0,0),(1,2)"), shape("(0,0),(2,1)")),
 }
 IS_POSTGRESQL = project.DATABASES["default"]["ENGINE"].endswith("postgresql")
@@ -120,6 +163,11 @@ if IS_POSTGRESQL:
             postgres.ArrayField(postgres.DateRangeField(), null=True),
             [days],
             [DateRange(DAY, None)],
+        ),
+        "money_array": (
+            postgres.ArrayField(MoneyField(max_length=20), null=True),
+            [Money("10 EUR")],
+            [Money("10 USD")],
         ),
         "hstore": (postgres.HStoreField(null=True), {"b": "1", "a": None}, {"b": "1", "a": ""}),
         "search": (SearchVectorField(null=True), "a b", "a c"),
@@ -145,6 +193,7 @@ if IS_POSTGRESQL:
 #: The values that a body is given as another one.
 GIVEN = {
     "money": "10 EUR",
+    "money_array": ["10 EUR"],
     "integers": "[1,5)",
     "bigs": "[1,5)",
     "decimals": "[1.5,)",

@@ -89,18 +89,24 @@ class Input:
 
 
 def given(value: Any, field: Any) -> Any:
-    """Return `value` of `field` as a plain Python value, or else as the text that stores it."""
+    """Return `value` of `field` as a plain Python value, or else as the text that stores it.
+
+    An object without a text is returned itself, as is one that a JSON decoder has made.
+    """
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, memoryview):
-        return bytes(value)
-    if isinstance(value, list):
-        return [given(each, field) for each in value]
+    if isinstance(value, list | memoryview):
+        return [given(each, field) for each in value] if isinstance(value, list) else bytes(value)
     if isinstance(value, FieldFile):
         return None if value.name is None else StoredText(value.name, value)
     if hasattr(value, "isempty"):
         return StoredText(_range_text(value), value)
+    field = getattr(field, "base_field", field)  # of an array
     stored = field.get_prep_value(value)
+    kind: Any = type(value)
+    is_made = isinstance(field, models.JSONField) or kind.__str__ is object.__str__
+    if is_made and not isinstance(stored, _PLAIN):
+        return value
     return StoredText(stored if isinstance(stored, _PLAIN) else value, value)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage
 from django.core.exceptions import FieldDoesNotExist
-from django.db.models import Model, Q
+from django.db.models import CompositePrimaryKey, Model, Q
 
 from autorun.conf import settings
 from autorun.declare.base import BY_SETTING, Runner
@@ -82,17 +82,26 @@ def field_problem(model: type[Model], path: Any) -> tuple[str, str] | None:
             field = current._meta.pk if name == "pk" else current._meta.get_field(name)
         except FieldDoesNotExist:
             return _unknown_field(current, path, name)
-        if field.many_to_many or field.one_to_many:
-            return (
-                f"{name} gives several values per row.",
-                f"Write Members({name!r}, ...), or read it in get_instance_representation().",
-            )
+        if problem := _no_single_value(field, path):
+            return problem
         current = field.related_model if field.is_relation else None
-        if field.is_relation and current is None:
-            return (
-                f"{name} is a generic relation, which has no column.",
-                f"Name its columns instead: {field.ct_field!r} and {field.fk_field!r}.",
-            )
+    return None
+
+
+def _no_single_value(field: Any, path: str) -> tuple[str, str] | None:
+    if isinstance(field, CompositePrimaryKey):
+        columns = ", ".join(map(repr, field.field_names))
+        return f"{path} has several columns.", f"Name them instead: {columns}."
+    if field.many_to_many or field.one_to_many:
+        return (
+            f"{field.name} gives several values per row.",
+            f"Write Members({field.name!r}, ...), or read it in get_instance_representation().",
+        )
+    if field.is_relation and field.related_model is None:
+        return (
+            f"{field.name} is a generic relation, which has no column.",
+            f"Name its columns instead: {field.ct_field!r} and {field.fk_field!r}.",
+        )
     return None
 
 
