@@ -1615,7 +1615,7 @@ def test_prune(documents, runner, settings, set_constants, at_once):
 #: Sets the window's title, fills the clipboard, moves up and erases; turns the line around.
 HOSTILE = "\x1b]0;x\x07\x1b]52;c;eA==\x07\x1b[1A\x1b[2K\x9b2J\u202eevil\u2066\x7f"
 
-HOSTILE_KEY = "k\x1b\nforged"
+HOSTILE_KEY = "k\x1b\nforge"
 
 
 def fails_with_hostility(value: str) -> None:
@@ -1673,7 +1673,7 @@ def test_no_text_of_a_row_acts_on_the_terminal(arguments, colour):
     plain = own_colours.sub("", said)
     assert plain == harmless(plain)
     if arguments[0] != "export":
-        assert "forged" not in [line[:6] for line in plain.splitlines()]
+        assert "forge" not in [line[:5] for line in plain.splitlines()]
 
 
 def test_no_text_of_a_row_acts_on_a_reader_of_mail_or_of_logs():
