@@ -280,8 +280,8 @@ class BatchAdmin(PageAdmin):
         chunks: list[Any] = list(running.order_by("started_at")[:RUNNING_SHOWN])
         has_causes = has_failed and not batch.is_unfinished
         groups = group_failures(batch_id=batch.pk)[:CAUSES] if has_causes else []
-        told = [chunk.doing["run"] for chunk in chunks if chunk.doing]
-        may_read = open_runs(request, self.admin_site, [*told, *(each.run_id for each in groups)])
+        runs = [chunk.doing["run"] for chunk in chunks if chunk.doing]
+        may_read = open_runs(request, self.admin_site, [*runs, *(each.run_id for each in groups)])
         return {
             "running": [_running(chunk, may_read) for chunk in chunks],
             "causes": [_cause(batch, each, is_open=each.run_id in may_read) for each in groups],

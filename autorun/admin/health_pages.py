@@ -90,7 +90,7 @@ def _examined(request: HttpRequest, site: admin.AdminSite) -> dict[str, Any]:
 
     shows = sees_texts(request, site)
 
-    def told(finding: Finding) -> str:
+    def sentence_of(finding: Finding) -> str:
         return finding.message if shows else finding.bare or finding.message
 
     order = {"error": 0, "warning": 1}
@@ -106,7 +106,7 @@ def _examined(request: HttpRequest, site: admin.AdminSite) -> dict[str, Any]:
             (
                 each.level,
                 each.subject,
-                prose(told(each)),
+                prose(sentence_of(each)),
                 prose(each.hint),
             )
             for each in findings

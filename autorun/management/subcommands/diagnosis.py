@@ -194,8 +194,8 @@ def _hint(earlier: FailureGroup) -> str:
 
 def _words(group: FailureGroup) -> str:
     """The message that all runs have, or the pattern that their messages share."""
-    told = group.heading
-    words = f"{group.exception_class}: {told}" if told else group.exception_class
+    name, message = group.exception_class, group.heading
+    words = f"{name}: {message}" if message else name
     if not group.of_newest:
         return words
     return f"{words} (newest {group.of_newest:,} of {group.of_class:,} examined)"

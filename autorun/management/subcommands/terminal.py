@@ -117,8 +117,8 @@ class Terminal:
         least = sum(column.min_width or 0 for column in table.columns)
         if least + BETWEEN * (len(names) - 1) > self.console.width:
             for row in cells:
-                told = [Text.assemble(name, " ", row[n]) for n, name in enumerate(names) if row[n]]
-                self.say(Text(" · ").join(told))
+                said = [Text.assemble(name, " ", row[n]) for n, name in enumerate(names) if row[n]]
+                self.say(Text(" · ").join(said))
             return
         for row in cells:
             table.add_row(*row)
