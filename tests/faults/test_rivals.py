@@ -356,10 +356,14 @@ def test_a_process_that_is_frozen_as_it_claims_loses_its_lock(set_constants):
             with at_most(PROMPTLY):
                 until(lambda: release_everywhere() == 1)
             may_go_on.set()
-            assert isinstance(frozen.exception(30), DatabaseError)
+            error = frozen.exception(30)
         work_off()
 
-        assert runner().progress().succeeded == 1
+        if connection.vendor == "postgresql":  # which says why, so the release began again
+            assert error is None
+        else:
+            assert isinstance(error, DatabaseError)
+        assert Run.objects.get().attempts == runner().progress().succeeded == 1
     with connection.cursor() as cursor:
         variable = {"mysql": "@@SESSION.idle_transaction_timeout"}.get(
             connection.vendor, "current_setting('idle_in_transaction_session_timeout')"
