@@ -6,9 +6,9 @@ from django.core.checks import run_checks
 from django.db import connection
 
 from autorun.exceptions import ImproperRunner
-from autorun.management.subcommands.watching import _refreshed_counts
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.observe.doctor.system_checks import examine_checks
+from autorun.planning.batches import counts
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
@@ -126,7 +126,8 @@ def test_a_router_does_not_lead_to_a_replica_of_autoruns_tables(settings):
     with installed(runner):
         document = here.create(title="a")
         batch = runner().run()
-        assert (batch.planned, _refreshed_counts(batch).left) == (1, 1)
+        batch.refresh_from_db()
+        assert (batch.planned, counts(batch).left) == (1, 1)
         chunk = Chunk.objects.get()
         start(queued(chunk.pk))
         Chunk.objects.update(expires_at=from_now(-1))
