@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from django.apps import apps
 from django.apps.registry import Apps
 from django.contrib import admin, messages
 from django.http import HttpRequest, HttpResponse
@@ -21,6 +22,10 @@ from autorun.state.parameters import read_text
 from autorun.state.words import number
 
 
+_own = Apps()
+_own.app_configs = apps.app_configs  # other admin looks ask a model for its app
+
+
 class Health(Node):
     """An entry in the admin's index and sidebar.
 
@@ -29,7 +34,7 @@ class Health(Node):
 
     class Meta:
         app_label = "autorun"
-        apps = Apps()
+        apps = _own
         proxy = True
         verbose_name_plural = gettext_lazy("Health")
 
