@@ -21,7 +21,6 @@ from autorun.state import draining
 from autorun.state.parameters import read_text
 from autorun.state.words import number
 
-
 _own = Apps()
 _own.app_configs = apps.app_configs  # other admin looks ask a model for its app
 
