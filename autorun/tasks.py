@@ -22,7 +22,7 @@ from autorun.planning.retiring import retire
 from autorun.planning.rows import primary_keys
 from autorun.planning.scope import Scope
 from autorun.state.keys import as_json
-from autorun.state.transactions import is_passing, leave_broken_connections
+from autorun.state.transactions import is_passing, leave_connections
 from autorun.triggers import delivery
 
 
@@ -30,7 +30,7 @@ class _Task(Task):  # type: ignore[type-arg]
     """A task that leaves no connection on which it has failed to the next task of its process."""
 
     def on_failure(self, *_: Any, **__: Any) -> None:
-        leave_broken_connections()
+        leave_connections()
 
     on_retry = on_failure
 

@@ -139,30 +139,25 @@ class ShowingResults(PageAdmin):
         seen = visible(request, self.admin_site, model, keys, database)
         names = {pk: str(name_of(self.admin_site, row)) for pk, row in seen.items()}
         are_all_seen = sees_all(request, self.admin_site, model)
-        return [
-            {
-                "name": change.name,
-                "different": number(change.different),
-                "medians": [
-                    approximate(each if are_all_seen else None)
-                    for each in (change.median_before, change.median_after)
-                ],
-                "rows": rows,
-            }
-            for change in found.outputs
-            if (
-                rows := [
-                    (
-                        row.key,
-                        names[to_pk(row.key)],
-                        [OutputLine.of(change.name, each) for each in (row.before, row.after)],
-                    )
-                    for row in change.rows
-                    if to_pk(row.key) in names
-                ]
-            )
-            or are_all_seen
-        ]
+        lines: list[dict[str, Any]] = []
+        for change in found.outputs:
+            rows = [
+                (
+                    row.key,
+                    names[to_pk(row.key)],
+                    [OutputLine.of(change.name, each) for each in (row.before, row.after)],
+                )
+                for row in change.rows
+                if to_pk(row.key) in names
+            ]
+            if rows or are_all_seen:
+                both = (change.median_before, change.median_after)
+                medians = [approximate(each if are_all_seen else None) for each in both]
+                different = number(change.different)
+                lines.append(
+                    {"name": change.name, "different": different, "medians": medians, "rows": rows}
+                )
+        return lines
 
     @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
     def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:

@@ -95,8 +95,10 @@ def given(value: Any, field: Any) -> Any:
     """
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, list | memoryview):
-        return [given(each, field) for each in value] if isinstance(value, list) else bytes(value)
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, list):
+        return [given(each, field) for each in value]
     if isinstance(value, FieldFile):
         return None if value.name is None else StoredText(value.name, value)
     if hasattr(value, "isempty"):
@@ -105,9 +107,8 @@ def given(value: Any, field: Any) -> Any:
     stored = field.get_prep_value(value)
     kind: Any = type(value)
     is_made = isinstance(field, models.JSONField) or kind.__str__ is object.__str__
-    if is_made and not isinstance(stored, _PLAIN):
-        return value
-    return StoredText(stored if isinstance(stored, _PLAIN) else value, value)
+    text = stored if isinstance(stored, _PLAIN) else value
+    return value if is_made and text is value else StoredText(text, value)
 
 
 def _range_text(value: Any) -> str:

@@ -26,7 +26,7 @@ from autorun.state import draining, probes
 from autorun.state.leases import give_back, next_urgent, park, queued, requeue, start
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import leave_broken_connections
+from autorun.state.transactions import leave_connections
 
 logger = get_logger(__name__)
 
@@ -182,7 +182,7 @@ def _guarded(runner: Runner, step: str) -> Iterator[None]:
         yield
     except Exception:
         logger.exception("%s: %s failed after a chunk.", runner.label, step)
-        leave_broken_connections()
+        leave_connections()
 
 
 def _measure(node: Node, seconds: list[float]) -> None:

@@ -119,7 +119,7 @@ def repeated_while_away(work: Callable[[], Result]) -> Result:
                 return work()
             except (OperationalError, InterfaceError) as error:
                 logger.debug("Tried again after attempt %d: %s", attempt, error)
-            leave_broken_connections()
+            leave_connections()
             _pause(PAUSE_WHILE_AWAY, attempt)
     return work()
 
@@ -219,7 +219,7 @@ class Halving(Generic[Item]):
                 parts += [some[middle:], some[:middle]]
 
 
-def leave_broken_connections() -> None:
+def leave_connections() -> None:
     """Close this thread's connections after an error, so that it opens new ones."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:  # then it is the caller's
