@@ -2,7 +2,7 @@
 
 import pytest
 from django.db import connection
-from django.db.models import Count, Exists, F, Max, OuterRef, Subquery, Window
+from django.db.models import Count, Exists, F, Max, Min, OuterRef, Subquery, Window
 from django.db.models.functions import RowNumber
 
 from autorun.planning.named import plan_keys
@@ -38,11 +38,33 @@ def by_distinct_on(rows):
     return rows.order_by("state", "pk").distinct("state")
 
 
+def by_aggregate(rows):
+    return rows.filter(pk=rows.aggregate(least=Min("pk"))["least"])
+
+
+def by_first(rows):
+    return rows.filter(pk__lt=rows.order_by("pk").first().pk + 1)  # of no rows, first() is None
+
+
+def by_earliest_value(rows):
+    return rows.filter(pk=rows.values_list("pk", flat=True).order_by("pk")[0])
+
+
 def by_union(rows):
     return by_absence(rows).union(by_absence(rows).filter(title="none"))
 
 
-CHOICES = [by_window, by_slice_of_given, by_subquery, by_absence, by_distinct_on, by_union]
+CHOICES = [
+    by_window,
+    by_slice_of_given,
+    by_subquery,
+    by_absence,
+    by_distinct_on,
+    by_union,
+    by_aggregate,
+    by_first,
+    by_earliest_value,
+]
 
 
 def filtering(choose, **options):
@@ -116,3 +138,60 @@ def test_related_rows_choose_each_row_alone(choose):
         work_off()
         assert set(current_runs()) == {tagged.pk}
         assert runner_class().pending().count() == 0
+
+
+def of_the_manager(rows):
+    return Document.objects.filter(state="a")
+
+
+def of_either_side(rows):
+    return Document.objects.filter(state="a") & rows
+
+
+def of_python(rows):
+    return Document.objects.filter(pk__in=[row.pk for row in rows if row.state == "a"])
+
+
+def of_more(rows):
+    return rows | Document.objects.filter(state="a")
+
+
+@pytest.mark.parametrize("options", [{}, BY_PYTHON], ids=["fields", "representation"])
+@pytest.mark.parametrize("choose", [of_the_manager, of_either_side, of_python])
+def test_a_filter_that_starts_from_the_manager_keeps_only_rows_that_it_is_given(choose, options):
+    first, second = (Document.objects.create(title=str(n), state="a") for n in range(2))
+    other = Document.objects.create(title="other", state="b")
+    with installed(runner_class := filtering(choose, **options)):
+        runner = runner_class()
+        plan_keys(runner, [second.pk, other.pk])
+        assert set(current_runs()) == {second.pk}
+        work_off()
+        assert runner.explain(second).code == "succeeded"
+        assert runner.explain(other).code == "filtered_out"
+        assert [row.pk for row in runner.pending()] == [first.pk]
+        assert runner.run(Document.objects.filter(pk=other.pk)).planned == 0
+        assert runner.run().planned == 1
+        work_off()
+        assert runner.pending().count() == 0
+
+
+@pytest.mark.parametrize("choose", [of_more, by_union])
+def test_a_filter_that_adds_rows_adds_none(choose):
+    first, _ = (Document.objects.create(title=str(n), state="a") for n in range(2))
+    with installed(runner_class := filtering(choose)):
+        plan_keys(runner_class(), [first.pk])
+        assert set(current_runs()) == {first.pk}
+
+
+def test_a_count_and_going_through_all_rows_compare_none():
+    asked = []
+
+    def choose(rows):
+        asked.append(rows.count())
+        return rows.filter(pk__in=[row.pk for row in rows])
+
+    documents = [Document.objects.create(title=str(n)) for n in range(2)]
+    with installed(runner_class := filtering(choose)):
+        plan_keys(runner_class(), [documents[0].pk])
+
+    assert asked == [1]

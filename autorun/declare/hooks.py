@@ -11,7 +11,7 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections
-from django.db.models import Manager, Model, Q, QuerySet, Value
+from django.db.models import Manager, Model, Q, QuerySet
 from django.db.models.sql import Query
 
 from autorun.conf import settings
@@ -34,8 +34,6 @@ MOST_BACKOFF = 30 * 24 * 3600.0
 MOST_TIMEOUT = 1e8
 #: Hooks that are called for all runners: one that hangs must not hold up the others.
 LIMITED = ("create_configuration", "get_analysis", "get_schedule", "get_timeout")
-#: An alias that marks the rows given to a filter, wherever it uses them.
-_GIVEN = "_autorun_given"
 
 
 def base_queryset(runner: Runner) -> QuerySet[Any]:
@@ -54,11 +52,18 @@ def filtered(runner: Runner, queryset: QuerySet[Any], *, log_level: int) -> Quer
     """
     if not runner.overrides("filter_queryset"):
         return queryset
-    given = queryset.alias(**{_GIVEN: Value(1)})
-    passed = call(runner, "filter_queryset", given, log_level=log_level)
-    rows = _plain_result(runner, "filter_queryset", passed)
-    if not (isinstance(passed, QuerySet) and _compares_rows(passed.query)):
-        return rows
+    given, read = _marked(queryset)
+    try:
+        passed = call(runner, "filter_queryset", given, log_level=log_level)
+        rows = _plain_result(runner, "filter_queryset", passed)
+    except ImproperRunner:
+        if not read:  # a value that it reads of no rows is None
+            raise
+    else:
+        query = getattr(passed, "query", None)
+        if not (read or (query and _compares_rows(query))):
+            is_of_given = query and getattr(query, "read", None) is read and not query.combinator
+            return rows if is_of_given else rows.filter(pk__in=_keys(queryset))
     base = base_queryset(runner)
     base = every_row(runner).filter(Q(pk__in=_keys(base)) | Q(pk__in=_keys(queryset)))
     passed = call(runner, "filter_queryset", base, log_level=SILENT)
@@ -233,11 +238,46 @@ def _compares_rows(query: Any) -> bool:
     while parts:
         part = parts.pop()
         if isinstance(part, Query):
-            if _GIVEN in part.annotations or _compares_rows(part):
+            if getattr(part, "read", None) is not None or _compares_rows(part):
                 return True
         elif hasattr(part, "get_source_expressions"):
             parts += part.get_source_expressions()
     return False
+
+
+def _marked(queryset: QuerySet[Any]) -> tuple[QuerySet[Any], list[bool]]:
+    """`queryset` for a filter, and a list that is empty until it reads a value of several rows."""
+    read: list[bool] = []
+    given: Any = queryset.all()
+    kind = type(given.query)
+    is_plain = kind is Query
+    given.query = given.query.chain(_Reading if is_plain else type("_", (_Reading, kind), {}))
+    given.query.read = read
+    return given, read
+
+
+class _Reading(Query):
+    """A query that notes in `read`, as its clones do, that it is executed for a value.
+
+    A count and all rows are not such values: filters log the one, and go through the others.
+    """
+
+    read: list[bool] | None = None
+
+    def get_aggregation(self, using: Any, aggregate_exprs: Any) -> Any:
+        if self.read == [] and "__count" not in aggregate_exprs:
+            self.read.append(True)
+        return super().get_aggregation(using, aggregate_exprs)
+
+    def get_compiler(self, *args: Any, **options: Any) -> Any:
+        if self.read == [] and self.is_sliced:
+            self.read.append(True)
+        return super().get_compiler(*args, **options)
+
+    def combine(self, rhs: Query, connector: str) -> None:
+        super().combine(rhs, connector)
+        if connector != Q.AND and getattr(rhs, "read", None) is not self.read:
+            self.read = None  # the other's rows need not be given ones
 
 
 def _may_repeat_rows(query: Any) -> bool:
