@@ -982,13 +982,14 @@ def test_w005_is_not_for_names_of_ones_own():
 
 
 @pytest.mark.parametrize("declares", ["ANALYSIS_CONFIGURATION", "create_configuration"])
-def test_w006_what_looks_like_a_secret(declares):
-    configuration = {"unit": "https://user:SECRET@host/"}
-    value = configuration if declares.isupper() else lambda self: configuration
+def test_w006_all_that_looks_like_a_secret(declares):
+    unit = ["https://user:SECRET@host/", {"apiKey": "SECRET", "page": 1}]
+    value = {"unit": unit} if declares.isupper() else lambda self: {"unit": unit}
 
-    found = only("W006", declare(**{declares: value}))
+    with temporarily_registered(Analysis("Any unit", "1.0", lambda text, *, unit: {})):
+        found = only("W006", declare(ANALYSIS="Any unit", **{declares: value}))
 
-    assert "secret: unit." in found.msg
+    assert "secrets: unit[0], unit[1].apiKey." in found.msg
     assert "SECRET" not in found.msg + found.hint
 
 

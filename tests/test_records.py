@@ -387,3 +387,27 @@ def test_an_export_reads_rows_that_came_after_its_columns(runner: QuerySetRunner
 
     assert "new" not in rows[0]
     assert {row["mean"] for row in rows} == {"2", ""}
+
+
+@pytest.mark.parametrize("first", list("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"))
+def test_a_text_is_no_formula_whatever_it_begins_with(first: str, runner: QuerySetRunner) -> None:
+    Run.objects.succeeded().update(outputs={f"{first}name": f"{first}1+cmd|' /C calc'!A0"})
+
+    header, *rows = csv.reader(io.StringIO("".join(as_text(Records(runner), "csv"))))
+
+    assert f"'{first}name" in header
+    cells = [cell for row in rows for cell in row if "cmd" in cell]
+    assert {cell[:2] for cell in cells} == {f"'{first}"}
+
+
+@pytest.mark.parametrize("line_break", ["\r", "\n", "\r\n"])
+def test_a_line_break_in_a_text_does_not_begin_a_row(
+    line_break: str, runner: QuerySetRunner
+) -> None:
+    Run.objects.succeeded().update(outputs={"name": f"a{line_break}=1+1"})
+
+    text = "".join(as_text(Records(runner), "csv"))
+
+    assert f'"a{line_break}=1+1"' in text
+    assert text.endswith("\n")
+    assert not text.endswith("\r\n")

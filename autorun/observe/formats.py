@@ -5,7 +5,6 @@ import datetime as dt
 import json
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from io import StringIO
 from itertools import islice
 from typing import Any
 
@@ -14,8 +13,8 @@ from autorun.state.keys import key_kind
 
 #: The formats that are text, with their media types.
 TEXTS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson; charset=utf-8"}
-#: What a spreadsheet reads as the start of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: What a spreadsheet reads as the start of a formula, or skips before one; the last are full-width.
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 _RECORDS_AT_ONCE = 500
 
 
@@ -60,10 +59,19 @@ def required(package: str, extra: str = "") -> Any:
         raise ImportError(f"{package} is not installed. Install it: pip install {named}") from error
 
 
+class _Lines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
+
+
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
-    buffer = StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([_cell(each) for each in row] for row in rows)
-    return buffer.getvalue()
+    lines = _Lines()
+    # A text with a character of the terminator is quoted. With "\n", one with a carriage return was
+    # not before Python 3.13, and what followed it was a row of its own.
+    csv.writer(lines, lineterminator="\r\n").writerows(
+        [_cell(each) for each in row] for row in rows
+    )
+    return "".join(lines)
 
 
 def _cell(value: Any) -> Any:

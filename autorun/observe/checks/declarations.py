@@ -227,11 +227,11 @@ def _configuration(runner: Runner) -> Iterator[CheckMessage]:
             f"{advice}: use strings, numbers, True, False, None, lists and dicts.",
         )
         return
-    if secret := next(secrets_in(configuration), None):
+    if secrets := ", ".join(secrets_in(configuration)):
         yield warning(runner, "W006")(
-            f"The configuration has what looks like a secret: {secret}. It is stored with every "
-            "version of the runner.",
-            f"{advice}: leave it out, and read it from the environment in the analysis.",
+            f"These values of the configuration look like secrets: {secrets}. They are stored with "
+            "every version of the runner.",
+            f"{advice}: leave them out, and read them from the environment in the analysis.",
         )
     analysis = analysis_of(runner)
     if analysis is not None and _is_name(runner.INPUT_KEY):
