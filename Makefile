@@ -2,7 +2,6 @@
 
 VENV ?= .venv
 PYTHON ?=
-DJANGO ?= Django
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
 MINUTES ?= 2
@@ -12,16 +11,18 @@ DEMO ?=
 
 RUN := $(VENV)/bin/python
 ON_THE_DEMO := AUTORUN_VAR=var/demo DJANGO_SETTINGS_MODULE=settings.sqlite SCAN_PREPROCESSING_VERSION=1.1
-EXTRAS := redis,postgres,mariadb,prometheus,otel
-# One resolution for every Python and platform; it names versions, and no registry.
-LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" --annotation-style line \
-	--all-extras $(addprefix --group ,test lint docs browser bench lock) pyproject.toml $(ARGS)
+# One resolution for every Python and platform, with hashes; it names no registry.
+LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" --generate-hashes \
+	--all-extras $(addprefix --group ,sample test lint docs browser bench lock build) pyproject.toml $(ARGS)
+PIP = PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check
 
-# $(call install,WHAT): installs into the environment, and remembers by the target's file.
+# $(call install,GROUPS): installs autorun and what the groups need, and remembers by the target's file. pip takes
+# nothing whose hash the lock file does not have; to build an editable package it would fetch setuptools without one.
 define install
 	@echo "Installing into $(VENV); the first time this takes a minute or two."
-	@$(RUN) -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
-	@PYTHONWARNINGS=ignore $(RUN) -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=-c %) "$(DJANGO)" $(1)
+	@$(RUN) .ci/locked $(CONSTRAINTS) build $(1) > $@.txt
+	@$(PIP) --require-hashes --only-binary :all: -r $@.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 endef
 
@@ -138,25 +139,26 @@ $(RUN):
 	@python=$$(PYTHON="$(PYTHON)" .ci/python) && "$$python" -m venv $(VENV)
 
 $(VENV)/.sample: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--editable . --group sample)
+	$(call install,sample)
 
-$(VENV)/.embeddings: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--editable . --group embeddings)
+$(VENV)/.embeddings: $(VENV)/.sample
+	@$(PIP) -c $(CONSTRAINTS) --group embeddings
+	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--editable ".[$(EXTRAS)]" --group test)
+	$(call install,test)
 
 $(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--editable ".[$(EXTRAS)]" --group browser)
+	$(call install,browser)
 
 $(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--editable ".[$(EXTRAS)]" --group bench)
+	$(call install,bench)
 
 $(VENV)/.lint: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--editable ".[$(EXTRAS)]" --group test --group lint)
+	$(call install,test lint)
 
 $(VENV)/.lock: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--group lock)
+	$(call install,lock)
 
 $(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(RUN)
-	$(call install,--group docs)
+	$(call install,docs)

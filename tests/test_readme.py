@@ -1,6 +1,7 @@
 """The README's examples do what it says."""
 
 import re
+import subprocess
 import sys
 import tomllib
 import types
@@ -79,6 +80,26 @@ def test_dependencies_end_before_the_next_major_version_and_their_versions_are_l
         locked = (ROOT / path).read_text()
         assert names <= set(re.findall(r"^([\w-]+)(?:\[\w+\])?==", locked, re.MULTILINE))
         assert "://" not in locked
+
+
+@pytest.mark.parametrize("path", ["constraints.txt", ".ci/oldest-constraints.txt"])
+def test_what_is_installed_has_a_hash(path):
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    groups.pop("embeddings")
+    every_entry = locked(path, *groups)
+
+    assert len(every_entry) > 150
+    assert all("--hash=sha256:" in entry for entry in every_entry)
+    assert every_entry == re.findall(r"^\w.*(?:\n +.*)*", (ROOT / path).read_text(), re.MULTILINE)
+    names = {entry.partition("==")[0] for entry in locked(path, "sample")}
+    assert {"celery", "vine", "numpy"} <= names
+    assert not names & {"pytest", "mypy", "sphinx"}
+
+
+def locked(path, *groups):
+    command = [sys.executable, ".ci/locked", path, *groups]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^\w.*(?:\n +.*)*", printed, re.MULTILINE)
 
 
 def test_the_settings_exist():
