@@ -11,7 +11,8 @@ from django.contrib.auth.models import Permission, User
 from django.db.models import Q
 from django.test import Client
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
+from django.utils.html import escape
 
 from autorun.admin import bulk_actions, row_states, selections
 from autorun.admin.selections import MOST_KEPT
@@ -320,10 +321,43 @@ def test_a_group_of_failures_is_asked_about_first(action, codename, runner) -> N
     question = client.post(reverse("admin:autorun_run_act"), form)
 
     assert f"{action.capitalize()} 3 runs?" in question.text
-    assert f"ValueError of {LABEL} (Scan Preprocessing v1.0)" in question.text
+    assert "ValueError · Scan Preprocessing v1.0" in question.text
     assert f'href="{failures}">Cancel' in question.text
     assert runner.progress().failed == 5
     assert LogEntry.objects.count() == 0
+
+
+@pytest.mark.parametrize("may_see", [False, True])
+def test_the_question_has_the_pattern_of_the_messages_for_those_who_may_see_them(
+    may_see: bool, runner
+) -> None:
+    client = client_with("retry_run", *(["view_payload"] if may_see else []))
+    (shape,) = {
+        each.group.shape
+        for each in recent_failures("24h").groups
+        if each.group.exception_class == "ValueError"
+    }
+
+    form = {"action": "retry", **group_of("ValueError")}
+    question = client.post(reverse("admin:autorun_run_act"), form)
+
+    assert (escape(shape) in question.text) is may_see
+    assert ("Message pattern" in question.text) is may_see
+
+
+def test_the_question_names_its_filters_as_the_list_does(runner) -> None:
+    form = {
+        "action": "cancel",
+        "scope": "everything",
+        "runner": LABEL,
+        "ended_until": "2031-05-04T03:00",
+    }
+
+    with translation.override("de"):
+        question = client_with("cancel_run").post(reverse("admin:autorun_run_act"), form)
+
+    assert "<dd>Scan Preprocessing</dd>" in question.text
+    assert "<dt>Beendet bis</dt>" in question.text
 
 
 def test_the_question_leads_back_to_no_other_site(runner) -> None:
@@ -345,7 +379,7 @@ def test_the_log_tells_which_failures_were_meant(runner) -> None:
         for each in recent_failures("24h").groups
         if each.group.exception_class == "ValueError"
     )
-    for words in ("ValueError", LABEL, "Scan Preprocessing v1.0", "24h", shape):
+    for words in ("ValueError", "Scan Preprocessing v1.0", "24h", shape):
         assert words in entry.change_message
     assert "ValueError" in entry.object_repr
     assert "Nonsense" not in entry.object_repr + entry.change_message

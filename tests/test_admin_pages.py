@@ -276,6 +276,33 @@ def test_what_a_body_throws_and_returns_is_escaped(client) -> None:
     assert SCRIPT not in shown
 
 
+def test_failures_of_two_runners_of_one_analysis_tell_them_apart(client) -> None:
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+
+    def throw(value, is_long=False):
+        raise ValueError("no pixel data")
+
+    Document.objects.create(title="a")
+    short, long, former = (
+        declare(throw, MAX_ATTEMPTS=1, NAME=name, **options)
+        for name, options in {
+            "ShortTextsRunner": {},
+            "LongTextsRunner": {"ANALYSIS_CONFIGURATION": {"is_long": True}},
+            "FormerRunner": {"VERSION": "0.9"},
+        }.items()
+    )
+    with installed(short, long, former):
+        for runner in (short, long, former):
+            runner().run()
+        work_off()
+    address = reverse("admin:autorun_failure_changelist")
+    with installed(short, long):
+        page = client.get(address, {"versions": "all"})
+
+    lines = {line.runner: line.is_earlier for line in page.context["lines"]}
+    assert lines == {"Short Texts v1.0": False, "Long Texts v1.0": False, "Former v0.9": True}
+
+
 def test_pages_hold_no_script_or_style_of_their_own(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
 
@@ -740,7 +767,7 @@ def test_what_nobody_works_on_is_said_to_be_so(runner, client) -> None:
     assert all("no worker is processing it" in page for page in afterwards)
     assert all(reverse("admin:autorun_health_changelist") in page for page in afterwards)
     assert "no worker</span>" in client.get(batch_list).text
-    assert [tabs(page)["Health"] for page in afterwards] == ["! no worker", "", "! no worker"]
+    assert [tabs(page)["Health"] for page in afterwards] == ["! no worker"] * 3
 
 
 def test_messages_that_have_just_been_sent_are_not_stuck(runner) -> None:

@@ -42,7 +42,7 @@ def test_the_first_run_of_a_row(document):
         echo().run()
 
         assert why(echo()) == (
-            "A call of run() found the row pending. First recorded run of this row."
+            "A run() call found the row pending. First recorded run of this row."
         )
 
 
@@ -172,7 +172,7 @@ def test_a_row_whose_input_could_not_be_prepared_before(document):
     ("settle", "words"),
     [
         ("adopt", "The row was adopted: recorded as done without running it."),
-        ("ignore", "The row was ignored, until its input changes."),
+        ("ignore", "The row is ignored until its input changes."),
     ],
 )
 def test_a_row_that_was_adopted_or_ignored(document, settle, words):

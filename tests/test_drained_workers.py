@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery.signals import worker_shutdown
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management.base import CommandError
@@ -52,6 +53,12 @@ def echo() -> Iterator[QuerySetRunner]:
     runner = declare()
     with installed(runner):
         yield runner()
+
+
+def show_life(worker: str = WORKER) -> None:
+    """Leave the note that a worker's upkeep leaves."""
+    name = draining.ALIVE + draining.pulse_of(worker).removeprefix(draining.PREFIX)
+    Pulse.objects.create(name=name, beat_at=timezone.now())
 
 
 def states() -> list[str]:
@@ -136,7 +143,7 @@ def test_a_drained_worker_is_listed_for_as_long_as_it_lives(echo) -> None:
 
 def test_notes_about_workers_that_have_ended_are_deleted() -> None:
     draining.drain(WORKER)
-    Pulse.objects.create(name=draining.ALIVE + WORKER, beat_at=timezone.now())
+    show_life()
     Pulse.objects.update(beat_at=from_now(-2 * draining.KEPT))
 
     upkeep(in_any_case=True)
@@ -190,12 +197,26 @@ def test_a_worker_that_has_ended_is_not_offered_to_be_drained(echo, admin_client
     assert [each.state for each in (ended, frozen, back)] == ["ended", "not answering", ""]
     assert WORKER in page
     assert "Drain…" not in page
-    assert "No worker of this name is running that could be drained." in asked.text
+    assert "No running worker with this name can be drained." in asked.text
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_a_worker_that_was_shut_down_has_ended_at_once(echo) -> None:
+    echo.run()
+    work_off()
+    Chunk.objects.update(worker=f"{WORKER}:abcdef:1")
+    before = workers_at_work()[0].state
+
+    worker_shutdown.send(sender=None)
+
+    (ended,) = workers_at_work()
+    assert (before, ended.state, ended.may_be_drained) == ("", "ended", False)
 
 
 def test_a_worker_is_draining_until_it_has_finished_its_chunks(echo) -> None:
     echo.run()
     long_name = f"celery@{'a' * 60}.example.org"
+    show_life(long_name)
     Chunk.objects.update(
         state=Chunk.State.RUNNING, worker=f"{long_name}:abcdef:1", started_at=from_now(-9)
     )
@@ -226,6 +247,7 @@ def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client:
     echo.run()
     work_off()
     Chunk.objects.update(worker=f"{WORKER}:abcdef:1")
+    show_life()
     user = User.objects.create_user("ada", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=["view_run", "pause_run"]))
     client.force_login(user)
@@ -244,7 +266,7 @@ def test_the_page_of_health_drains_a_worker_once_that_is_confirmed(echo, client:
     assert f"Worker {WORKER} was drained already." in again
     assert f"Worker {WORKER} takes chunks again." in undrained
     assert f"Worker {WORKER} was not drained." in twice
-    assert "No worker of this name is running that could be drained." in unknown
+    assert "No running worker with this name can be drained." in unknown
     entries = LogEntry.objects.order_by("pk").values_list("object_repr", "change_message")
     assert [name for name, _ in entries] == [WORKER] * 2
     assert entries[0][1] == f"Worker {WORKER} finishes the chunks it has and takes no others."

@@ -24,6 +24,18 @@ def test_a_duration(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
+    [
+        (None, ""), (0.0, "1 s"), (0.405, "1 s"), (7.3, "7 s"), (9.9, "10 s"), (28.6, "30 s"),
+        (58, "1 min"), (203, "3 min 30 s"), (1_234, "21 min"), (7_700, "2 h 10 min"),
+        (40_000, "11 h"), (180_000, "2 d 2 h"),
+    ],
+)  # fmt: skip
+def test_an_estimate_is_not_more_precise_than_a_guess(value, text):
+    assert words.estimate(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
     [(0, ""), (19, "19 runs/s"), (1.5, "1.5 runs/s"), (0.5, "30 runs/min"), (0.001, "3.6 runs/h")],
 )
 def test_a_rate(value, text):

@@ -32,7 +32,7 @@ from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
 from autorun.state.parameters import no_number, read_number, read_text
-from autorun.state.words import REASONS, duration, number
+from autorun.state.words import REASONS, estimate, number
 
 #: The largest number in a column of 32 bits.
 MOST_RUNS = (1 << 31) - 1
@@ -232,8 +232,8 @@ def _time_of(card: Card, runs: int) -> str:
     if seconds is None:
         return _("No estimate: this version has not run yet.")
     if card.activity.per_second_at_work:
-        return _("About %s at the recent rate.") % duration(seconds)
-    return _("About %s of work, one run after the other.") % duration(seconds)
+        return _("About %s at the recent rate.") % estimate(seconds)
+    return _("About %s of work, one run after the other.") % estimate(seconds)
 
 
 def _names(request: HttpRequest, site: AdminSite, runner: Runner, count: Count) -> dict[str, Name]:

@@ -15,13 +15,14 @@ from django.utils.translation import gettext_lazy, gettext_noop, ngettext, ngett
 
 from autorun.admin.pages import PageAdmin, action, require, who
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import MOST_NARROWED, Reach, message_for
+from autorun.admin.row_access import MOST_NARROWED, Reach, message_for, open_runs
 from autorun.admin.selections import asked_by
+from autorun.admin.tables import runner_name
 from autorun.control import interventions
 from autorun.declare import registry
 from autorun.exceptions import bare_message
 from autorun.models import Batch, Run
-from autorun.observe.group_runs import members_of
+from autorun.observe.group_runs import Member, members_of
 from autorun.observe.listing import RunFilter
 from autorun.observe.run_states import state_of
 from autorun.state.parameters import read_number
@@ -31,9 +32,20 @@ from autorun.state.words import in_words, number
 MOST_TICKED = 1_000
 #: The names of filters on the page of confirmation.
 _FACTS = {
-    "since": gettext_noop("finished within"),
-    "planned_from": gettext_noop("planned from"),
-    "planned_until": gettext_noop("planned until"),
+    "runner": gettext_noop("Runner"),
+    "state": gettext_noop("State"),
+    "trigger": gettext_noop("Trigger"),
+    "exception": gettext_noop("Error"),
+    "since": gettext_noop("Finished within"),
+    "planned_from": gettext_noop("Planned from"),
+    "planned_until": gettext_noop("Planned until"),
+    "ended_from": gettext_noop("Finished from"),
+    "ended_until": gettext_noop("Finished until"),
+    "row": gettext_noop("Row key"),
+    "batch": gettext_noop("Batch"),
+    "worker": gettext_noop("Worker"),
+    "group": gettext_noop("Failures"),
+    "message": gettext_noop("Message pattern"),
 }
 #: The group of failures in words if there are none any more.
 GONE = gettext_noop("of failures that no longer exist")
@@ -184,7 +196,9 @@ class ActingOnRuns(PageAdmin):
             what = ngettext("%s run", "%s runs", total) % number(total)
             what = what if ids or total <= MOST_COUNTED else _("about %s") % what
         verb = _("%(verb)s %(runs)s") % {"verb": chosen_action.verb, "runs": what}
-        facts = _words(chosen)[0]
+        facts, member = _words(chosen)
+        if member is not None and open_runs(request, self.admin_site, [member.run_id]):
+            facts["message"] = member.shape
         return self.render(
             request,
             "confirm",
@@ -193,7 +207,7 @@ class ActingOnRuns(PageAdmin):
             chosen=chosen,
             facts=[]
             if ids
-            else [(_(_FACTS.get(name, name)), _fact(name, value)) for name, value in facts.items()],
+            else [(_(_FACTS[name]), _fact(name, value)) for name, value in facts.items()],
             ids=ids,
             verb=verb,
             refusal=_("Keep them") if chosen_action.name == "cancel" else _("Cancel"),
@@ -354,7 +368,8 @@ def _log_of(runs: Sequence[Run]) -> Log:
 
 def _log_of_filter(chosen: RunFilter) -> Log:
     """One entry with the filter; the message pattern appears in the log only."""
-    words, shape = _words(chosen)
+    words, member = _words(chosen)
+    shape = "" if member is None else member.shape
     filters = ", ".join(f"{name} {value}" for name, value in words.items()) or "no filter"
     detail = f"Of all runs: {filters}" + (f"; {shape}" if shape else "")
     return Log(about=f"runs: {filters}", detail=f"{detail}.")
@@ -363,12 +378,14 @@ def _log_of_filter(chosen: RunFilter) -> Log:
 def _fact(name: str, value: str) -> str:
     if name == "state":
         return in_words(value)
+    if name == "runner":
+        return runner_name(value)
     return _(value) if name in WORDS else value
 
 
-def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
-    """The filter in words, and the message pattern of its failure group, if it has one."""
-    words, shape = chosen.written(), ""
+def _words(chosen: RunFilter) -> tuple[dict[str, str], Member | None]:
+    """The filter in words, and the newest run of its failure group, if it has one."""
+    words, member = chosen.written(), None
     if chosen.group:
         words.pop("exception", None)
         words["group"] = GONE
@@ -376,9 +393,9 @@ def _words(chosen: RunFilter) -> tuple[dict[str, str], str]:
         member = next(chain.from_iterable(members for members, _ in rounds), None)
         if member is not None:
             run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
-            shape = member.shape
-            words["group"] = f"{member.exception_class} of {run.chunk.runner} ({run.node})"
-    return words, shape
+            runner = f"{runner_name(run.chunk.runner)} v{run.node.version}"
+            words["group"] = f"{member.exception_class} · {runner}"
+    return words, member
 
 
 def _number(chosen: RunFilter) -> int | None:

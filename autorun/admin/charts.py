@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
 
-from autorun.state.words import duration, number
+from autorun.state.words import estimate, number
 
 WIDTH = 1000
 #: Any part that exists can be seen.
@@ -32,7 +32,7 @@ def time_left(seconds: float | None, *, is_paused: bool, is_stuck: bool, otherwi
     if is_paused or is_stuck:
         otherwise = _("paused") if is_paused else _("no worker is processing it")
         return Figure(_("Time left"), otherwise=otherwise)
-    return Figure(_("Time left"), duration(seconds), otherwise=otherwise)
+    return Figure(_("Time left"), estimate(seconds), otherwise=otherwise)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,14 @@ from autorun.admin.charts import Shape, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
-from autorun.admin.tables import runner_options
+from autorun.admin.tables import runner_name, runner_options
 from autorun.models import Failure
-from autorun.observe.failures import FailureGroup, RecentGroup, recent_failures
+from autorun.observe.failures import (
+    FailureGroup,
+    RecentFailures,
+    RecentGroup,
+    recent_failures,
+)
 from autorun.state.parameters import SINCE, read_one_of, read_text
 from autorun.state.words import number
 
@@ -34,6 +39,7 @@ class GroupLine:
 
     group: FailureGroup
     runner: str
+    is_earlier: bool
     #: Whether the user may see its messages.
     is_open: bool
     first: str
@@ -59,12 +65,7 @@ class FailureAdmin(PageAdmin):
         shown = found.groups[:MOST_GROUPS]
         may_read = open_runs(request, self.admin_site, [each.group.run_id for each in shown])
         lines = [
-            _line(
-                each,
-                runner=found.labels.get(each.group.node_id, ""),
-                is_open=each.group.run_id in may_read,
-                query={"since": since, **({"runner": label} if label else {})},
-            )
+            _line(found, each, label=label, since=since, is_open=each.group.run_id in may_read)
             for each in shown
         ]
         span = _(SPANS[since])
@@ -107,20 +108,26 @@ def _earlier(attempts: int) -> str:
     return sentence % number(attempts)
 
 
-def _line(found: RecentGroup, *, runner: str, is_open: bool, query: dict[str, str]) -> GroupLine:
-    group = found.group
-    attempts = ngettext("%s attempt", "%s attempts", found.attempts) % number(found.attempts)
+def _line(
+    found: RecentFailures, recent: RecentGroup, *, label: str, since: str, is_open: bool
+) -> GroupLine:
+    group, runners = recent.group, {**found.labels, **found.former}
+    runner = runner_name(label or runners.get(group.node_id, "")) or group.title
+    attempts = ngettext("%s attempt", "%s attempts", recent.attempts) % number(recent.attempts)
     if group.of_newest:
         of = {"newest": number(group.of_newest), "all": number(group.of_class)}
         attempts += ", " + _("newest %(newest)s of %(all)s examined") % of
-    runs = {"group": group.key, "exception": group.exception_class, **query}
+    runs = {"group": group.key, "exception": group.exception_class, "since": since}
+    runs |= {"runner": label} if label else {}
+    runs |= {"state": "failed"} if group.runs else {}
     return GroupLine(
         group=group,
-        runner=runner,
+        runner=f"{runner} v{group.version}",
+        is_earlier=group.node_id not in found.labels,
         is_open=is_open,
         first=time_since(group.first_at),
         last=time_since(group.last_at),
-        trend=columns([(0, each) for each in found.times]),
+        trend=columns([(0, each) for each in recent.times]),
         attempts=attempts,
-        query=urlencode({**runs, **({"state": "failed"} if group.runs else {})}),
+        query=urlencode(runs),
     )

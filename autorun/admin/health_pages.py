@@ -70,7 +70,7 @@ class HealthAdmin(PageAdmin):
         if worker is not None and worker.is_drained:
             messages.info(request, _("Worker %s was drained already.") % name)
         elif worker is None or not worker.may_be_drained:
-            messages.error(request, _("No worker of this name is running that could be drained."))
+            messages.error(request, _("No running worker with this name can be drained."))
         elif "confirmed" not in request.POST:
             title = _("Drain %s?") % name
             return self.render(request, "drain", title, worker=worker)

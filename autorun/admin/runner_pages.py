@@ -44,11 +44,11 @@ from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.edits import edits
-from autorun.observe.glance import Tally
+from autorun.observe.glance import Tally, progresses_and_tally
 from autorun.observe.held_up import held_up
 from autorun.observe.new_versions import held
 from autorun.observe.run_states import state_of
-from autorun.observe.standings import digest_or_problem, progresses_of
+from autorun.observe.standings import digest_or_problem
 from autorun.planning.counting import count_rows
 from autorun.planning.pending import keys_to_try
 from autorun.planning.scope import Scope
@@ -103,7 +103,7 @@ class RunnerPages(ShowingResults):
     @page("<str:label>/")
     def runner(self, request: HttpRequest, label: str) -> HttpResponse:
         runner = get_runner(label)
-        versions = progresses_of(versions_of(runner))
+        versions, tally = progresses_and_tally(versions_of(runner))
         card = cards.card_of(runner, versions)
         now, shows = card.node, sees_texts(request, self.admin_site, runner)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
@@ -112,8 +112,7 @@ class RunnerPages(ShowingResults):
             request,
             "runner",
             card.name,
-            # Its own queries are as many as a page may have.
-            tally=Tally(),
+            tally=tally,
             refresh_seconds=LIVELY_SECONDS if card.progress.unfinished else IDLE_SECONDS,
             card=card,
             runner=runner,

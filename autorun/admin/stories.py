@@ -123,7 +123,7 @@ def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
         if run.status == Run.Status.SUCCEEDED:
             return _("The row was adopted: recorded as done without running it.")
         if run.status == Run.Status.CANCELLED:
-            return _("The row was ignored, until its input changes.")
+            return _("The row is ignored until its input changes.")
     sentence = _(ORIGINS[origin or "dependency"].sentence).format(
         batch=batch and batch.pk,
         rows=batch and _(batch.description),

@@ -30,7 +30,7 @@ from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.management.subcommands import batch_list, listings
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.explanation import last_failure
-from autorun.observe.failures import FailureGroup, group_failures, labels_of, log_tails
+from autorun.observe.failures import FailureGroup, group_failures, log_tails, runners_of
 from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.listing import RunFilter
@@ -175,7 +175,7 @@ def failures(request: HttpRequest) -> dict[str, Any]:
     of = get_runner(label) if label else None
     groups = group_failures(of, within=SINCE.get(since))
     shown = groups[:MOST_GROUPS]
-    labels = labels_of(each.node_id for each in shown)
+    labels, _former = runners_of(each.node_id for each in shown)
     readable = open_runs(request, site, [each.run_id for each in shown])
     logs = log_tails(readable)
     return {

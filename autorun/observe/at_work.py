@@ -70,7 +70,8 @@ def workers_at_work() -> list[WorkerAtWork]:
     found = []
     for name, rows in sorted(workers.items()):
         pulse = draining.pulse_of(name)
-        at, is_alive = seen.get(pulse, (None, True))
+        # Without a pulse it has ended, unless it is one of an earlier release that still runs.
+        at, is_alive = seen.get(pulse, (None, any(number for _, _, number, *_ in rows)))
         found.append(_worker(name, rows, at, is_alive=is_alive, is_drained=pulse in drained))
     return found
 

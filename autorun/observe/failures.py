@@ -13,7 +13,7 @@ from django.utils.crypto import salted_hmac
 
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of, nodes_of, runners_by_node
-from autorun.models import Failure, Node, Run
+from autorun.models import Chunk, Failure, Node, Run
 from autorun.observe.paging import NAMES
 from autorun.state.clock import from_now
 from autorun.state.parameters import SINCE
@@ -107,13 +107,15 @@ class RecentGroup:
 class RecentFailures:
     """Groups, the largest first, and the number of all failed attempts, in groups or not.
 
-    `earlier` of them are of nodes that no registered runner has; `labels` has the runners' nodes.
+    `earlier` of them are of nodes that no registered runner has; `labels` has the runners' nodes,
+    and `former` the others, with the runners that had them.
     """
 
     groups: Sequence[RecentGroup]
     attempts: int
     earlier: int
     labels: Mapping[int, str]
+    former: Mapping[int, str]
 
 
 def log_tails(run_ids: Iterable[int]) -> dict[int, str]:
@@ -173,7 +175,7 @@ def recent_failures(since: str, *, label: str = "", with_earlier: bool = True) -
     if label:
         failures = failures.filter(run__chunk__runner=label)
     classes = _numbers(failures)
-    labels = labels_of(node_id for node_id, _ in classes)
+    labels, former = runners_of(node_id for node_id, _ in classes)
     present = {each: number for each, number in classes.items() if each[0] in labels}
     earlier = sum(classes.values()) - sum(present.values())
     if earlier and not with_earlier:
@@ -184,7 +186,7 @@ def recent_failures(since: str, *, label: str = "", with_earlier: bool = True) -
         for group, alike in _grouped(failures, classes, counted=counted)
     ]
     found.sort(key=lambda each: (-each.group.runs, -each.attempts, _size(each.group)))
-    return RecentFailures(found, sum(present.values()) + earlier, earlier, labels)
+    return RecentFailures(found, sum(present.values()) + earlier, earlier, labels, former)
 
 
 def failed_runs(
@@ -221,11 +223,19 @@ def exception_classes() -> set[str]:
     return set(late.distinct()) or set(failures.order_by("-pk")[:FAILURES_AT_ONCE])
 
 
-def labels_of(node_ids: Iterable[int]) -> dict[int, str]:
-    """The label of each node's first registered runner, if there is one."""
-    labels = runners_by_node().labels
-    found = Node.objects.filter(pk__in=set(node_ids), digest__in=labels)
-    return {pk: labels[digest][0] for pk, digest in found.values_list("pk", "digest")}
+def runners_of(node_ids: Iterable[int]) -> tuple[dict[int, str], dict[int, str]]:
+    """The label of each node's first registered runner, or of the one that had the node before."""
+    of_chunks = Chunk.objects.filter(node=OuterRef("pk")).values("runner")[:1]
+    found = Node.objects.filter(pk__in=set(node_ids)).values_list(
+        "pk", "digest", Subquery(of_chunks)
+    )
+    labels, present, former = runners_by_node().labels, {}, {}
+    for pk, digest, label in found:
+        if digest in labels:
+            present[pk] = labels[digest][0]
+        else:
+            former[pk] = label or ""
+    return present, former
 
 
 def _for_good(node_ids: Collection[int]) -> QuerySet[Failure]:

@@ -1,7 +1,7 @@
 """One line that says whether all is well, for the overview and for `status`."""
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Any, Literal
@@ -14,8 +14,9 @@ from django.utils.translation import ngettext
 from autorun.conf import settings
 from autorun.declare.nodes import runners_by_node
 from autorun.models import Batch, Chunk, Node, Pulse
+from autorun.observe.standings import progresses_of
 from autorun.state.clock import from_now
-from autorun.state.counts import STUCK_SECONDS, Progress, at_work, left_for_long
+from autorun.state.counts import ANOTHER_SUM, STUCK_SECONDS, Progress, at_work, left_for_long
 from autorun.state.words import ago, number, number_in
 
 #: Rounds of upkeep, and at least this many seconds, that may be missing on a machine under load.
@@ -61,8 +62,20 @@ class Tally:
 
 def take_tally() -> Tally:
     """Count what the tabs of every page show; one query."""
+    first, *others = _numbers_by_node()
+    return _tally((pk, numbers) for pk, _, *numbers in first.union(*others, all=True))
+
+
+def progresses_and_tally(nodes: Iterable[Node]) -> tuple[dict[Node, Progress], Tally]:
+    """`progresses_of` the nodes and `take_tally()`; one query for both."""
+    rows: list[tuple[int, Sequence[int]]] = []
+    progresses = progresses_of(nodes, _numbers_by_node(), lambda *row: rows.append(row))
+    return progresses, _tally(rows)
+
+
+def _tally(rows: Iterable[tuple[int, Sequence[int]]]) -> Tally:
     sums: dict[int, list[int]] = {}
-    for pk, *numbers in _numbers_by_node():
+    for pk, numbers in rows:
         sums[pk] = [*map(add, sums.get(pk, (0,) * 6), map(int, numbers))]
     # No node has the id 0: that row is the recent round of upkeep.
     *_, rounds = sums.pop(0, (0,))
@@ -75,33 +88,33 @@ def take_tally() -> Tally:
     return Tally(failed, left, unfinished, stuck, is_upkeep_silent=not rounds)
 
 
-def _numbers_by_node() -> Any:
-    """Rows of a node's id, its failed and unfinished runs, late and held chunks, and batches."""
-    none, one, long_ago = Value(0, IntegerField()), Value(1, IntegerField()), -STUCK_SECONDS
+def _numbers_by_node() -> list[Any]:
+    """Rows of a node's id, its failed and unfinished runs, late and held chunks, and batches.
+
+    Their columns are as many as those of `progress_and_stuck`.
+    """
+    none, one, mark = (Value(each, IntegerField()) for each in (0, 1, ANOTHER_SUM))
     is_unplanned = Q(state=Batch.State.RUNNING, planned_at=None)
-    is_unplanned &= Q(expires_at__lte=from_now(long_ago))
+    is_unplanned &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
     nodes = Node.objects.filter(digest__in=list(runners_by_node().labels)).order_by()
     open_chunks: Any = Chunk.objects.filter(node__in=nodes).unfolded().order_by()
     batches: Any = Batch.objects.unfinished().order_by()
-    return (
-        open_chunks.values_list("node_id")
-        .annotate(
+    started = ("node_id", mark)
+    return [
+        open_chunks.values_list(*started).annotate(
             a=Sum(F("failed") - F("superseded_failed")),
             b=Sum(Chunk.RUNS_LEFT),
             c=Count("pk", filter=left_for_long()),
             d=Count("pk", filter=at_work()),
             e=none,
             f=none,
-        )
-        .union(
-            nodes.values_list("pk", "folded_failed", *[none] * 5),
-            batches.values_list("node_id").annotate(
-                a=none, b=none, c=none, d=none, e=Count("pk"), f=Count("pk", filter=is_unplanned)
-            ),
-            _recent_upkeep().values_list(*[none] * 6, one),
-            all=True,
-        )
-    )
+        ),
+        nodes.values_list("pk", mark, "folded_failed", *[none] * 5),
+        batches.values_list(*started).annotate(
+            a=none, b=none, c=none, d=none, e=Count("pk"), f=Count("pk", filter=is_unplanned)
+        ),
+        _recent_upkeep().values_list(none, mark, *[none] * 5, one),
+    ]
 
 
 def at_a_glance(progresses: Mapping[Node, Progress], found: Tally, *, broken: int) -> list[Fact]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
@@ -61,10 +62,13 @@ def standings_of(
     return standings
 
 
-def progresses_of(nodes: Iterable[Node]) -> dict[Node, Progress]:
-    """The progress of each node, in their order, which says whether it `is_stuck`; one query."""
+def progresses_of(nodes: Iterable[Node], *others: Any) -> dict[Node, Progress]:
+    """The progress of each node, in their order, which says whether it `is_stuck`; one query.
+
+    `others` are further arguments of `progress_and_stuck`.
+    """
     found = list(nodes)
-    progresses, stuck = progress_and_stuck(found)
+    progresses, stuck = progress_and_stuck(found, *others)
     for node in found:
         node.is_stuck = node.pk in stuck  # type: ignore[attr-defined]
     return {node: progresses.get(node.pk, Progress()) for node in found}

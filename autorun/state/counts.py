@@ -1,7 +1,7 @@
 """How many runs of a node or a batch are in which state, from the counts that chunks keep."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Any
@@ -16,8 +16,9 @@ from autorun.state.managers import UNFINISHED, ChunkQuerySet
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 #: Work that no worker has started or continued for this long counts as stuck.
 STUCK_SECONDS = 25.0
-#: In place of a state of chunks: the row tells whether a worker is processing the node's chunks.
-WITH_WORK = -1
+#: In place of a state of chunks: the row tells whether a worker is processing the node's chunks,
+#: or is another sum of the caller's.
+WITH_WORK, ANOTHER_SUM = -1, -2
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,15 @@ def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
     )
 
 
-def progress_and_stuck(nodes: Iterable[Node]) -> tuple[dict[int, Progress], set[int]]:
+def progress_and_stuck(
+    nodes: Iterable[Node],
+    others: Iterable[Any] = (),
+    add_other: Callable[[int, Sequence[int]], object] = lambda _pk, _numbers: None,
+) -> tuple[dict[int, Progress], set[int]]:
     """`progress_by_node`, and the nodes whose tasks have been queued for long; one query.
 
-    That is, no worker runs a chunk of theirs, or none goes on planning a batch.
+    That is, no worker runs a chunk of theirs, or none goes on planning a batch. `add_other` gets
+    the rows of `others` of the same columns, which have ANOTHER_SUM as their state.
     """
     ids = [node.pk for node in nodes]
     chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()
@@ -132,10 +138,13 @@ def progress_and_stuck(nodes: Iterable[Node]) -> tuple[dict[int, Progress], set[
     )
     sums: dict[int, Counter[str]] = {}
     stuck: set[int] = set()
-    more = (folded_counts.order_by(), *_with_work(ids))
+    more = (folded_counts.order_by(), *_with_work(ids), *others)
     for pk, state, *numbers in open_counts.order_by().union(*more, all=True):
         if state == WITH_WORK:
             stuck |= set() if numbers[0] else {pk}
+            continue
+        if state == ANOTHER_SUM:
+            add_other(pk, numbers)
             continue
         good, bad, cancelled, apart, postponed, left = map(int, numbers)
         found = {"succeeded": good, "failed": bad, "ignored": cancelled - apart}

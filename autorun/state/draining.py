@@ -11,7 +11,7 @@ import hashlib
 import mmap
 from enum import IntEnum
 
-from django.db.models import BooleanField, ExpressionWrapper, Q
+from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.models import Pulse
@@ -111,8 +111,8 @@ def look() -> None:
     """
     if not own:
         return
-    alive = Pulse(name=ALIVE + own.removeprefix(PREFIX), beat_at=DatabaseNow())
-    if not Pulse.objects.filter(name=alive.name).update(beat_at=DatabaseNow()):
+    if not _sign_of_life().update(beat_at=DatabaseNow()):
+        alive = Pulse(name=ALIVE + own.removeprefix(PREFIX), beat_at=DatabaseNow())
         Pulse.objects.bulk_create([alive], ignore_conflicts=True)
     if _shared[0] == _State.STARTING:
         Pulse.objects.filter(name=own).delete()
@@ -121,6 +121,16 @@ def look() -> None:
     noted = Pulse.objects.filter(name=own)
     is_noted = noted.exists() and noted.update(beat_at=DatabaseNow())
     _shared[0] = _State.DRAINING if is_noted else _State.OPEN
+
+
+def end() -> None:
+    """Delete the note that this worker is alive."""
+    if own:
+        _sign_of_life().delete()
+
+
+def _sign_of_life() -> QuerySet[Pulse]:
+    return Pulse.objects.filter(name=ALIVE + own.removeprefix(PREFIX))
 
 
 def forget_ended() -> None:

@@ -67,7 +67,7 @@ ORIGINS: Mapping[str, Origin] = _Origins(
         "code": Origin(
             "run()",
             Chunk.Priority.SWEEP,
-            gettext_noop("A call of run() found the row pending."),
+            gettext_noop("A run() call found the row pending."),
             Q(batch__trigger=Batch.Trigger.CODE),
         ),
         "related": Origin(

@@ -27,6 +27,8 @@ REASONS: Mapping[str, str] = {
 }
 
 _UNITS = ((gettext_noop("d"), 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+#: An estimate below each limit is rounded to so many seconds.
+_STEPS = ((10, 1), (60, 5), (600, 30), (3_600, 60), (36_000, 600))
 _DAYS = gettext_noop("Sundays,Mondays,Tuesdays,Wednesdays,Thursdays,Fridays,Saturdays")
 #: States and entries of filters, for the catalogues: the pages translate them by their names.
 NAMES = (
@@ -158,6 +160,15 @@ def duration(seconds: float | None) -> str:
     whole, rest = divmod(int(seconds), size)
     part = rest // smaller_size
     return f"{whole} {_(unit)} {part} {_(smaller)}" if part else f"{whole} {_(unit)}"
+
+
+def estimate(seconds: float | None) -> str:
+    """The same of a guess, rounded by less than a tenth: `25 s`, `3 min 30 s`, `2 h 10 min`."""
+    if seconds is None:
+        return ""
+    step = next((step for limit, step in _STEPS if seconds < limit), 3_600)
+    rounded = max(1, round(seconds / step) * step)
+    return f"{rounded} s" if rounded < 60 else duration(rounded)
 
 
 def rate(per_second: float) -> str:

@@ -29,6 +29,9 @@ logger = get_logger(__name__)
 #: Seconds between two checks by upkeep's process whether the worker is alive.
 LOOK_EVERY = 0.5
 
+#: The most seconds in which it notes that the worker was killed.
+LONGEST_ENDING = 5.0
+
 #: The most intervals between two checks by a worker that is one of many.
 MOST_INTERVALS = 24
 #: The most seconds between two by a drained one.
@@ -136,6 +139,10 @@ def _live_with(parent: int) -> None:
     rounds = _start_rounds()
     while os.getppid() == parent and rounds.is_alive():
         time.sleep(LOOK_EVERY)
+    if os.getppid() != parent:
+        ending = threading.Thread(target=draining.end, daemon=True)
+        ending.start()
+        ending.join(LONGEST_ENDING)
     os._exit(0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from billiard.util import set_pdeathsig  # type: ignore[attr-defined]
 from celery import signals
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.db.models import QuerySet
 
 from autorun import analysis
@@ -51,6 +51,7 @@ def connect(make_round: Callable[[], bool]) -> None:
     for celery_signal, listener in (
         (signals.worker_init, _prepare),
         (signals.worker_ready, _listen),
+        (signals.worker_shutdown, _end),
         (signals.worker_process_init, _begin),
         (signals.task_failure, _child_died),
         (signals.task_postrun, _make_overdue_round),
@@ -94,6 +95,13 @@ def _begin(**_: Any) -> None:
     """Prepare a pool process."""
     tails.listen()
     _outlive_thread()
+
+
+def _end(**_: Any) -> None:
+    """Note that the worker has ended; its pool is gone, so no child inherits the connection."""
+    with suppress(DatabaseError, InterfaceError):  # a few minutes of silence say the same
+        draining.end()
+    connections.close_all()
 
 
 def _outlive_thread() -> None:

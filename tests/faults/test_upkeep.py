@@ -81,11 +81,13 @@ def test_upkeep_ends_with_its_worker(lab: Lab, number: int):
     worker = lab.start_worker()
     processes = worker.children()
     assert upkeep_of(lab, worker) in processes
+    lab.until(draining.seen)
 
     worker.signal(number)  # to the main process alone
 
     worker.wait()
     lab.until(lambda: not any(map(is_alive, processes)))
+    assert draining.seen() == {}
 
 
 @pytest.mark.faults(38)

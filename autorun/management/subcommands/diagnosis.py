@@ -18,7 +18,7 @@ from autorun.management.subcommands.terminal import SIGNS
 from autorun.models import Run
 from autorun.observe.doctor import examine
 from autorun.observe.explanation import explain, explain_missing, last_failure
-from autorun.observe.failures import FailureGroup, group_failures, labels_of, log_tails, runs_in
+from autorun.observe.failures import FailureGroup, group_failures, log_tails, runners_of, runs_in
 from autorun.state.words import counted, encodable, in_one_line, moment
 
 
@@ -134,9 +134,8 @@ class Failures(_WithLog):
         groups = group_failures(
             runner, within=options["within"], including_retried=options["including_retried"]
         )
-        labels = labels_of(each.node_id for each in groups) | (
-            {node_of(runner).pk: runner.label} if runner else {}
-        )
+        labels, former = runners_of(each.node_id for each in groups)
+        labels |= {node_of(runner).pk: runner.label} if runner else {}
         logs = log_tails(group.run_id for group in groups)
         self.terminal.json(
             [
@@ -149,14 +148,18 @@ class Failures(_WithLog):
                 for group in groups
             ]
         )
-        self._show(groups, labels, logs)
+        self._show(groups, labels, former, logs)
         # No runner has the others' version now, so nothing would ever make them succeed.
         present = [group for group in groups if group.node_id in labels]
         if options["check"] and present:
             raise condition_not_met(f"{counted(runs_in(present), 'run')} failed.")
 
     def _show(
-        self, groups: Sequence[FailureGroup], labels: Mapping[int, str], logs: Mapping[int, str]
+        self,
+        groups: Sequence[FailureGroup],
+        labels: Mapping[int, str],
+        former: Mapping[int, str],
+        logs: Mapping[int, str],
     ) -> None:
         if not groups:
             self.terminal.say(("No failed runs.", "green"))
@@ -178,15 +181,12 @@ class Failures(_WithLog):
             for each in of_node:
                 heading = f"The newest run of {each.cause} ended with:"
                 self._show_log(logs.get(each.run_id, ""), heading, lines=3)
-            self.terminal.hint(
-                f"Retry them: manage.py autorun retry {label}" if label else _hint(of_node[0])
-            )
+            hint = "" if label else _hint(former.get(node_id, ""))
+            self.terminal.hint(hint or f"Retry them: manage.py autorun retry {label}")
 
 
-def _hint(earlier: FailureGroup) -> str:
-    """The next step for failures of a version or configuration that no runner has now."""
-    labels = Run.objects.filter(pk=earlier.run_id).values_list("chunk__runner", flat=True)
-    label = labels.first() or ""
+def _hint(label: str) -> str:
+    """The next step for failures of a version or configuration that the runner has no longer."""
     if registry.find(label) is None:
         return "No runner has this version now, so they cannot be retried."
     return f"{label} no longer has this version. Clear: manage.py autorun ignore {label} --failed"

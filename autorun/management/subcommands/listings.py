@@ -106,11 +106,11 @@ class Runs(Subcommand):
             self.terminal.say("No runs match.")
             return
         self.terminal.table(
-            ("#run", "row", "state", "analysis", "#attempts", "#took", "finished"),
+            ("#run", "row", "state", "runner", "#attempts", "#took", "finished"),
             [
                 (
                     *(str(run.pk), run.key_text, f"{state_of(run)}{stale.get(run.pk, '')}"),
-                    str(run.node),
+                    f"{run.chunk.runner} v{run.node.version}",
                     *(str(run.attempts), duration(run.seconds), moment(run.finished_at)[5:16]),
                 )
                 for run in runs

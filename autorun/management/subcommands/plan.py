@@ -27,7 +27,7 @@ from autorun.planning.scope import Scope
 from autorun.planning.selection import SELECTIONS
 from autorun.state.counts import progress
 from autorun.state.keys import as_json as as_keys
-from autorun.state.words import REASONS, counted, duration
+from autorun.state.words import REASONS, counted, estimate
 
 #: Arguments that choose rows, and the reasons to plan them.
 SCOPE = (
@@ -82,7 +82,7 @@ class Plan(Subcommand):
         if not found.planned:
             self.terminal.say("Nothing to plan.")
             return
-        time = "" if found.seconds is None else f", {duration(found.seconds)} of work"
+        time = "" if found.seconds is None else f", about {estimate(found.seconds)} of work"
         self.terminal.say((f"{counted(found.planned, 'run')} to plan{time}.", "green"))
         names = [name for name in ("filter", "only", "limit") if options[name]]
         words = [options["runner"], *(f"--{name} {options[name]}" for name in names)]

@@ -27,7 +27,7 @@ from autorun.observe.new_versions import about_version, is_new, used_before
 from autorun.observe.standings import Standing, standings_of
 from autorun.planning.pending import pending, stale
 from autorun.state.counts import Progress
-from autorun.state.words import ago, because, duration, schedule, short_number
+from autorun.state.words import ago, because, duration, estimate, schedule, short_number
 
 BAR_WIDTH = 16
 REFRESH_EVERY = 1.0  # seconds
@@ -321,7 +321,7 @@ def _counts(state: RunnerState, terminal: Terminal) -> Text:
     elif state.run_seconds is not None and state.progress.unfinished:
         line.append(f", {duration(state.run_seconds)} each", style="dim")
         if state.seconds_left is not None:
-            line.append(f", {duration(state.seconds_left)} left", style="dim")
+            line.append(f", {estimate(state.seconds_left)} left", style="dim")
     return terminal.fitting(line)
 
 

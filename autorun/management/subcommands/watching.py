@@ -16,7 +16,7 @@ from autorun.observe.activity import activity_of
 from autorun.observe.glance import take_tally
 from autorun.planning.batches import counts
 from autorun.state.counts import BatchCounts
-from autorun.state.words import because, counted, duration
+from autorun.state.words import because, counted, estimate
 
 INTERVAL = 0.5  # seconds
 LINE_INTERVAL = 5.0  # seconds between lines, if the terminal cannot redraw one
@@ -153,4 +153,4 @@ def _held_back(batch: Batch) -> tuple[str, str, str]:
 def time_left_of(batch: Batch, found: BatchCounts) -> str:
     """`2 min left`; '' if it is not known."""
     seconds = activity_of(batch).seconds_left(found.left) if batch.is_unfinished else None
-    return "" if seconds is None else f"{duration(seconds)} left"
+    return "" if seconds is None else f"{estimate(seconds)} left"
