@@ -294,6 +294,17 @@ def test_a_chunk_that_would_wait_long_in_a_worker_waits_in_the_database(limits, 
         assert set(Run.objects.values_list("attempts", flat=True)) == {0}
 
 
+def test_a_call_that_is_put_off_leaves_its_turn_to_others(limits, documents):
+    limits(openai=Limit(rate="2/m"))
+    with installed(runner := limited()):
+        runner().run()
+        reserve(bound := shared("openai"), 1)
+        execute(Chunk.objects.queued().first().pk)
+
+        assert runner().progress().waiting == 10
+        assert 29 < reserve(bound, 0) < 31
+
+
 def test_a_test_does_not_wait_for_a_rate(limits, documents):
     limits(openai=Limit(rate="1/h"))
     with installed(runner := limited()):

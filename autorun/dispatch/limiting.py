@@ -110,9 +110,7 @@ class Pace:
         If none is left, what was reserved for more is left to others.
         """
         if not calls:
-            if self._reserved and self._interval:
-                reserve(self._bound, -self._reserved)
-            self._reserved = 0
+            self.leave()
             return 0.0
         if not self._reserved:
             self._reserved = self._bound.reserved_at_once(calls)
@@ -122,6 +120,12 @@ class Pace:
         seconds = max(0.0, self._next_at - time.monotonic())
         self._next_at = time.monotonic() + seconds + self._interval
         return seconds
+
+    def leave(self, taken: int = 0) -> None:
+        """Leave to others what was reserved, and so many turns that were taken in vain."""
+        if (calls := self._reserved + taken) and self._interval:
+            reserve(self._bound, -calls)
+        self._reserved = 0
 
 
 def bounds_of(label: str) -> list[Bound]:

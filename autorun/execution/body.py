@@ -68,6 +68,10 @@ class Body:
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 
+    @property
+    def rows_a_call(self) -> int:
+        return 1 if self.portions is None else self.portions.next
+
     def call(self, call: Call, termination: interruption.Termination) -> list[Result]:
         """The results of a call; rows without one are to be called again. Raises Interrupted."""
         if self.portions is not None:

@@ -252,9 +252,9 @@ class Work:
 
         Results do not wait to be recorded, and the keeper does not take the chunk for a slow one.
         """
-        portions = self.body.portions
-        calls = -(-len(self._assignments) // (1 if portions is None else portions.next))
+        calls = -(-len(self._assignments) // self.body.rows_a_call)
         if (seconds := pace.take_turn(calls)) > LONGEST_WAIT:
+            pace.leave(1)
             with self.lock:
                 self._move_rest(again_in=seconds)
         elif seconds:
