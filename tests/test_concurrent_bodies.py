@@ -13,6 +13,8 @@ from asgiref.sync import sync_to_async
 from django.db import connection
 
 from autorun.analysis import Analysis
+from autorun.declare.nodes import node_of
+from autorun.dispatch.sizes import chunk_size, size_of_rest
 from autorun.exceptions import NotApplicable, RetryLater
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run
@@ -46,6 +48,10 @@ def concurrent(body, at_once=10, **options):
     return declare(ANALYSIS=analysis, **{"BATCH_SIZE": 100, "MAX_ATTEMPTS": 1, **options})
 
 
+async def sleep(value):
+    await asyncio.sleep(0)
+
+
 def run(runner_class):
     with installed(runner_class):
         runner_class().run()
@@ -70,6 +76,23 @@ def test_rows_are_worked_on_at_the_same_time_but_no_more_than_allowed():
     assert most == 10
     runs = current_runs()
     assert [runs[each.pk].outputs for each in documents] == [str(n) for n in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "parallel", "size", "of_rest"),
+    [(0.5, 0, 40, 40), (8, 0, 20, 20), (0.5, 5, 10, 10), (0.01, 0, 240, 60)],
+)
+def test_a_chunk_has_work_for_all_calls_at_once(seconds, parallel, size, of_rest):
+    make(1)
+    runner_class = concurrent(sleep, at_once=20, BATCH_SIZE=None, MAX_PARALLEL=parallel)
+    with installed(runner_class):
+        runner = runner_class()
+        node = node_of(runner)
+        node.run_seconds = seconds
+        node.save()
+
+        assert chunk_size(runner, node.pk) == size
+        assert size_of_rest(runner, node, 500, seconds=1) == of_rest
 
 
 def test_a_hundred_waits_take_little_more_than_one():
