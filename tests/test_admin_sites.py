@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.admin import AdminSite, site
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
 import autorun
-from autorun.models import Batch, Run
+from autorun.admin import Health
+from autorun.models import Batch, Failure, Node, Run
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
 from tests.browser import scenes
@@ -94,3 +96,18 @@ def test_a_site_without_autoruns_pages_shows_states_without_links(admin: Client)
         assert page.status_code == 200
         assert "/autorun/" not in page.text.replace("/static/autorun/", "")
         assert "autorun_run__" not in page.text  # no action leads to a page that is not there
+
+
+def test_e047_a_site_with_some_of_the_pages():
+    whole, none, older = (AdminSite(name=name) for name in ("whole", "none", "older"))
+    for model in (Node, Run, Failure, Batch):
+        older.register(model, type(site._registry[model]))
+    for model in (Batch, Health, Failure, Run, Node):
+        whole.register(model, type(site._registry[model]))
+    none.register(Scan)
+
+    (found,) = older.check(None)
+
+    assert found.id == "autorun.E047"
+    assert "'older' lacks autorun's Health," in found.msg
+    assert whole.check(None) == none.check(None) == []

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
+from django.core.checks import CheckMessage
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponseRedirect
@@ -27,6 +28,7 @@ from autorun.admin.permissions import Permission
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.exceptions import RunTimeout, bare_message
+from autorun.observe.checks.names import check_site
 from autorun.observe.glance import Tally, take_tally
 from autorun.state.words import number
 
@@ -61,6 +63,11 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     #: The tab the pages belong to.
     tab = ""
+
+    def check(self, **options: Any) -> list[CheckMessage]:
+        """Also that the site has the pages of all tabs."""
+        names = [address.split("_")[1] for _, _, address in TABS]
+        return [*super().check(**options), *check_site(self, names)]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm(Permission.VIEW)

@@ -1,7 +1,7 @@
 """Checks of the names in a runner's class, because a misspelt option or hook does nothing."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.core.checks import CheckMessage
@@ -94,6 +94,21 @@ def check_shown(model_admin: Any, runners: Iterable[Runner]) -> Iterator[CheckMe
         yield error(model_admin, "E046")(
             f"autorun_runners names {label!r}, which is not a runner of {model}.",
             f"Did you mean {close!r}?" if close else f"Its runners: {', '.join(labels) or 'none'}.",
+        )
+
+
+def check_site(model_admin: Any, names: Sequence[str]) -> Iterator[CheckMessage]:
+    """E047, once a site: which of the models `names` it lacks, though their pages are linked."""
+    site = model_admin.admin_site
+    there = {each._meta.model_name for each in site._registry if each._meta.app_label == "autorun"}
+    missing = ", ".join(name.capitalize() for name in names if name not in there)
+    is_first = next(filter(there.__contains__, names), None) == model_admin.opts.model_name
+    if missing and is_first:
+        yield error(model_admin, "E047")(
+            f"The admin site {site.name!r} lacks autorun's {missing}, to which its other pages "
+            "lead, so these fail.",
+            "Register all of Node, Run, Failure, Batch and Health there, each with its ModelAdmin "
+            "in autorun.admin, or none of them.",
         )
 
 
