@@ -169,7 +169,7 @@ def test_the_page_of_a_new_version_offers_what_to_do(versions, client):  # noqa:
         assert "Resume sweeps" in shown
         assert "Sweep now" not in shown
         overview = client.get(reverse("admin:autorun_node_changelist")).content.decode()
-        assert "sweeps of 1 held" in overview
+        assert "sweeps of 1 runner held" in overview
 
         response = client.post(url("try_some"))
         batch = Batch.objects.get(node__version="1.1")

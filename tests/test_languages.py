@@ -187,6 +187,20 @@ def test_each_page_answers_in_a_language(language: str, user: Client) -> None:
 
 
 @pytest.mark.django_db
+def test_the_index_and_the_titles_are_in_the_active_language(user: Client) -> None:
+    scenes.few()
+    batch = Batch.objects.latest("pk")
+
+    with translation.override("fr"):
+        index = user.get(reverse("admin:index")).text
+        title = user.get(reverse("admin:autorun_batch_change", args=[batch.pk])).context["title"]
+
+    for name in ("Exécutions", "Échecs", "Lots", "Santé"):
+        assert f">{name}</a>" in index
+    assert title == f"Rattrapage {batch.pk} : lignes à traiter"
+
+
+@pytest.mark.django_db
 def test_the_entries_of_filters_that_are_data_stay_as_they_are(user: Client) -> None:
     with translation.override("fr"):
         runs = user.get(reverse("admin:autorun_run_changelist"), {"exception": "error"}).text

@@ -371,9 +371,11 @@ def _figures(batch: Batch, left: int, *, is_held: bool, is_stuck: bool) -> list[
     figures = [
         Figure(_("Planning"), planning),
         Figure(_("Rows checked"), number(batch.candidates)),
-        Figure(_("Skipped"), number(batch.existing), _("(up to date or already queued)")),
         Figure(_("Runs planned"), number(batch.planned), limit),
     ]
+    if batch.existing:
+        note = _("(up to date or already queued)")
+        figures.append(Figure(_("Skipped"), number(batch.existing), note))
     if batch.unprepared:
         figures.append(Figure(_("Input not prepared"), number(batch.unprepared)))
     if batch.is_unfinished:

@@ -17,7 +17,7 @@ from autorun.admin.pages import PageAdmin, action, require, who
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import MOST_NARROWED, Reach, message_for, open_runs
 from autorun.admin.selections import asked_by
-from autorun.admin.tables import runner_name
+from autorun.admin.tables import name_of_run, runner_name
 from autorun.control import interventions
 from autorun.declare import registry
 from autorun.exceptions import bare_message
@@ -393,8 +393,7 @@ def _words(chosen: RunFilter) -> tuple[dict[str, str], Member | None]:
         member = next(chain.from_iterable(members for members, _ in rounds), None)
         if member is not None:
             run = Run.objects.select_related("node", "chunk").get(pk=member.run_id)
-            runner = f"{runner_name(run.chunk.runner)} v{run.node.version}"
-            words["group"] = f"{member.exception_class} · {runner}"
+            words["group"] = f"{member.exception_class} · {name_of_run(run)}"
     return words, member
 
 

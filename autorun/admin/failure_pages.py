@@ -45,6 +45,7 @@ class GroupLine:
     first: str
     last: str
     trend: list[Shape]
+    runs: str
     attempts: str
     query: str
 
@@ -128,6 +129,7 @@ def _line(
         first=time_since(group.first_at),
         last=time_since(group.last_at),
         trend=columns([(0, each) for each in recent.times]),
+        runs=number(group.runs),
         attempts=attempts,
         query=urlencode(runs),
     )

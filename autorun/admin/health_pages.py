@@ -8,7 +8,7 @@ from django.apps.registry import Apps
 from django.contrib import admin, messages
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import ngettext
 
 from autorun.admin.markup import prose, time_since
 from autorun.admin.pages import PageAdmin, action, is_fetched, page
@@ -35,7 +35,6 @@ class Health(Node):
         app_label = "autorun"
         apps = _own
         proxy = True
-        verbose_name_plural = gettext_lazy("Health")
 
 
 @admin.register(Health)
@@ -51,7 +50,8 @@ class HealthAdmin(PageAdmin):
             return self.fragment(request, "findings", **_examined(request, self.admin_site))
         found = _examined(request, self.admin_site) if "now" in request.GET else {}
         workers = [
-            (each, time_since(each.since), time_since(each.last_seen)) for each in workers_at_work()
+            (each, time_since(each.since), number(each.runs), time_since(each.last_seen))
+            for each in workers_at_work()
         ]
         return self.render(
             request,

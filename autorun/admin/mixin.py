@@ -25,7 +25,7 @@ from autorun.admin.markup import as_json, prose, rendered, time_since
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
-from autorun.admin.tables import runner_name
+from autorun.admin.tables import name_of_run, runner_name
 from autorun.declare.base import Runner
 from autorun.declare.nodes import runners_by_node
 from autorun.declare.page_time import budget
@@ -154,7 +154,7 @@ class AutorunAdminMixin(ModelAdmin):
             when = time_since(run.finished_at or run.chunk.created_at)
             url = row_states.address_of(self.admin_site, "run_change", run.pk)
             state = state_of(run), state_in_words(run)
-            runs.append((url, str(run.node), *state, run.attempts, when))
+            runs.append((url, name_of_run(run), *state, run.attempts, when))
         runners = []
         with budget():
             for each in row_states.runners_of(self.model):
@@ -188,7 +188,7 @@ def _results(runs: Sequence[Run], site: admin.AdminSite) -> list[dict[str, Any]]
     return [
         {
             "run": run,
-            "node": run.node,
+            "node": name_of_run(run),
             "finished": time_since(run.finished_at),
             "outputs": as_json(outputs[run.pk], most=outputs_shown.MOST_SHOWN),
             "output_lines": outputs_shown.as_lines(outputs[run.pk]),

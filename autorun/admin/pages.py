@@ -64,6 +64,12 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     #: The tab the pages belong to.
     tab = ""
 
+    def __init__(self, model: type[Model], admin_site: admin.AdminSite) -> None:
+        super().__init__(model, admin_site)
+        # The name in the admin's index and sidebar: in the model, it would need a migration.
+        names = {key: name for key, name, _url in TABS}
+        self.opts.verbose_name_plural = names.get(self.tab, self.opts.verbose_name_plural)
+
     def check(self, **options: Any) -> list[CheckMessage]:
         """Also that the site has the pages of all tabs."""
         names = [address.split("_")[1] for _, _, address in TABS]

@@ -20,7 +20,13 @@ from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import page
 from autorun.admin.permissions import Permission
 from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
-from autorun.admin.tables import as_options, named_options, runner_name, runner_options
+from autorun.admin.tables import (
+    as_options,
+    name_of_run,
+    named_options,
+    runner_name,
+    runner_options,
+)
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent
@@ -71,7 +77,6 @@ class RunLine:
     @classmethod
     def of(cls, run: Run, name: row_access.Name, *, is_stale: bool) -> RunLine:
         chunk, origin = run.chunk, origin_of(run.chunk)
-        runner = runner_name(chunk.runner)
         word = _(ORIGINS[origin].word) if origin else "—"
         if run.finished_at:
             when = time_since(run.finished_at)
@@ -86,8 +91,8 @@ class RunLine:
             state=state_of(run),
             state_words=state_in_words(run),
             is_stale=is_stale,
-            runner=f"{runner} v{run.node.version}",
-            analysis="" if run.node.title == runner else run.node.title,
+            runner=name_of_run(run),
+            analysis="" if run.node.title == runner_name(chunk.runner) else run.node.title,
             trigger=name_of_batch(chunk.batch) if chunk.batch else word,
             batch_id=chunk.batch_id,
             attempts=run.attempts,
@@ -157,13 +162,12 @@ class RunAdmin(ActingOnRuns):
         return self.render(
             request,
             "run",
-            _("%(version)s on %(row)s") % {"version": run.node, "row": seen.name},
+            _("%(version)s on %(row)s") % {"version": name_of_run(run), "row": seen.name},
             run=run,
             state=state_of(run),
             is_unfinished=run.status == Run.Status.PENDING,
             outcome=outcome_of(run),
-            attempts=_attempts(run.attempts) if run.attempts else "",
-            seconds=duration(run.seconds),
+            attempts=_attempts(run.attempts, run.seconds),
             name=seen.name,
             key=run.key_text,
             runner=runner_name(run.chunk.runner),
@@ -238,8 +242,12 @@ def _all_matching(total: int | None) -> str:
     return _("All %s matching") % number(total) if total else _("All matching")
 
 
-def _attempts(count: int) -> str:
-    return ngettext("%s attempt", "%s attempts", count) % number(count)
+def _attempts(count: int, seconds: float | None) -> str:
+    words = ngettext("%s attempt", "%s attempts", count) % number(count) if count else ""
+    if not words or seconds is None:
+        return words
+    took = ngettext("took %s", "the last took %s", count) % duration(seconds)
+    return f"{words}, {took}"
 
 
 def _payload(run: Run, runner: Runner | None, instance: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from django.utils.translation import pgettext_lazy
 from autorun.admin.charts import Bar, Part, stacked
 from autorun.admin.markup import time_since
 from autorun.declare import registry
-from autorun.models import Batch
+from autorun.models import Batch, Run
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.origins import name_of_batch
 from autorun.state.words import in_words, number_in, some_of
@@ -73,6 +73,11 @@ def runner_name(label: str) -> str:
     parts = re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
     words = " ".join(parts).removesuffix(" Runner")
     return f"{words} ({app})" if len(alike) > 1 else words
+
+
+def name_of_run(run: Run) -> str:
+    """The name of the runner, and the version: `Scan Preprocessing v1.0`."""
+    return f"{runner_name(run.chunk.runner)} v{run.node.version}"
 
 
 def runner_options() -> list[tuple[str, str]]:

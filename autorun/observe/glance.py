@@ -163,7 +163,8 @@ def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]
     if paused := sum(node.paused_at is not None for node in progresses):
         yield Fact("paused", "warning", number_in("paused", paused))
     if held := sum(node.held_at is not None for node in progresses):
-        yield Fact("held", "warning", _("sweeps of %s held") % number(held))
+        words = ngettext("sweeps of %s runner held", "sweeps of %s runners held", held)
+        yield Fact("held", "warning", words % number(held))
 
 
 def _of_sweeps() -> Iterator[Fact]:

@@ -69,12 +69,17 @@ class LimitInUse:
     def calls_in_words(self) -> str:
         return some_of(self.calls, self.calls_a_minute and max(1, round(self.calls_a_minute)))
 
+    @property
+    def waiting_in_words(self) -> str:
+        return number(self.waiting)
+
     def __str__(self) -> str:
         parts = [_("%s in use") % self.in_use_in_words]
         if self.calls_a_minute:
             parts.append(_("%s calls this minute") % self.calls_in_words)
-        waiting = ngettext("%s run waits", "%s runs wait", self.waiting)
-        parts.append(waiting % number(self.waiting))
+        if self.waiting:
+            waiting = ngettext("%s run waits", "%s runs wait", self.waiting)
+            parts.append(waiting % number(self.waiting))
         if self.held_back_until is not None:
             parts.append(_("held back until %s") % moment(self.held_back_until))
         return f"{self.name}: {', '.join(parts)}"

@@ -120,7 +120,7 @@ def progress_and_stuck(
     """`progress_by_node`, and the nodes whose tasks have been queued for long; one query.
 
     That is, no worker runs a chunk of theirs, or none goes on planning a batch. `add_other` gets
-    the rows of `others` of the same columns, which have ANOTHER_SUM as their state.
+    the rows of `others`, which have the same columns and ANOTHER_SUM as their state.
     """
     ids = [node.pk for node in nodes]
     chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.db.models import Q
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
@@ -105,8 +106,10 @@ def origin_of(chunk: Chunk) -> str:
 
 def title_of_batch(batch: Batch) -> str:
     """The batch by what it does: "Backfill 5: failed rows"."""
-    name = name_of_batch(batch)
-    return f"{name[:1].upper()}{name[1:]}" + f": {_(batch.description)}" * bool(batch.description)
+    name = capfirst(name_of_batch(batch))
+    if not batch.description:
+        return name
+    return _("%(batch)s: %(rows)s") % {"batch": name, "rows": _(batch.description)}
 
 
 def name_of_batch(batch: Batch) -> str:
