@@ -63,8 +63,6 @@ COUNTING_SECONDS = 0.8
 
 @admin.register(Batch)
 class BatchAdmin(PageAdmin):
-    """Batches, newest first."""
-
     tab = "batches"
 
     @page("")
@@ -315,8 +313,6 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
 
 @dataclass(frozen=True)
 class RunningChunk:
-    """A chunk of a batch that a worker has: its columns."""
-
     worker: str
     since: str
     done: str

@@ -136,7 +136,6 @@ ACTIONS: Mapping[str, BulkAction] = {
 
 
 def allowed(request: HttpRequest) -> list[BulkAction]:
-    """The actions for which the user has the permission."""
     return [each for each in ACTIONS.values() if request.user.has_perm(each.permission)]
 
 

@@ -299,7 +299,6 @@ def _cards(
 
 
 def worst_first(found: Iterable[Card]) -> list[Card]:
-    """The cards in the order of SEVERITY, and of their labels."""
     return sorted(found, key=lambda each: SEVERITY.index(each.state[0]))
 
 

@@ -58,7 +58,6 @@ class FailureAdmin(PageAdmin):
 
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
-        """The groups, those with most failed runs first."""
         since = read_one_of(SINCE, request.GET.get("since", "")) or DEFAULT_SINCE
         label = read_text(request.GET, "runner")
         with_earlier = request.GET.get("versions") == "all"

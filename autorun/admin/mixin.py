@@ -57,7 +57,6 @@ class AutorunAdminMixin(ModelAdmin):
     autorun_runners: ClassVar[Sequence[type[Runner] | str] | None] = None
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Also that `autorun_runners` are runners of the model."""
         shown = check_shown(self, row_states.runners_of(self.model))
         return [*super().check(**kwargs), *shown]
 

@@ -113,7 +113,6 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return self.fragment(request, template, **(frame | context))
 
     def _tabs(self, tally: Tally) -> list[Tab]:
-        """The tabs with their counts; zero is not shown."""
         counts = {
             "runs": (number(tally.unfinished or None), _("in progress"), "running"),
             "failures": (number(tally.failed or None), _("failed"), "failed"),

@@ -87,8 +87,6 @@ class News:
 
 
 class ShowingResults(PageAdmin):
-    """The pages of a runner's results."""
-
     @page("<str:label>/compare/")
     def compare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The candidate beside the runner's version, or that beside the one before it."""

@@ -103,8 +103,6 @@ class RunLine:
 
 @admin.register(Run)
 class RunAdmin(ActingOnRuns):
-    """Runs, the newest first."""
-
     tab = "runs"
 
     @page("")

@@ -72,8 +72,6 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class VersionLine:
-    """One version of a runner's analysis: its columns."""
-
     version: str
     is_current: bool
     is_candidate: bool
@@ -86,8 +84,6 @@ class VersionLine:
 
 @dataclass(frozen=True)
 class ConfigurationLine:
-    """One argument, and how it differs from the previous version."""
-
     key: str
     value: str
     change: str
@@ -96,8 +92,6 @@ class ConfigurationLine:
 
 
 class RunnerPages(ShowingResults):
-    """The page of each runner, and the actions on it."""
-
     tab = "overview"
 
     @page("<str:label>/")

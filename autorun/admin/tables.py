@@ -30,8 +30,6 @@ BATCH_STATES: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class BatchLine:
-    """One batch in a list: its columns."""
-
     pk: int
     name: str
     description: str
@@ -81,7 +79,6 @@ def name_of_run(run: Run) -> str:
 
 
 def runner_options() -> list[tuple[str, str]]:
-    """The options of a list of the registered runners."""
     return [(runner.label, runner_name(runner.label)) for runner in registry.runners()]
 
 
@@ -96,7 +93,6 @@ def named_options(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
-    """The results of each batch's runs, by its id."""
     counts = batch_counts(batch.pk for batch in batches)
     return {batch.pk: counts.get(batch.pk, BatchCounts()) for batch in batches}
 

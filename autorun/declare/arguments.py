@@ -14,7 +14,7 @@ from typing import Any
 
 from autorun.declare.conversion import Mismatch, convert
 from autorun.exceptions import ConfigurationError
-from autorun.state.words import meant
+from autorun.state.words import suggestion
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,10 @@ class Arguments:
                 )
 
     def _suggestion(self, name: object) -> str:
-        close = meant(str(name), self._named)
-        if close:
-            return f"Did you mean {close!r}?"
-        if not self._named:
-            return f"{self.location} has no arguments that can be passed by name."
-        return f"Arguments of {self.location}: {', '.join(map(repr, self._named))}."
+        known = f"{self.location} has no arguments that can be passed by name."
+        if self._named:
+            known = f"Arguments of {self.location}: {', '.join(map(repr, self._named))}."
+        return suggestion(str(name), self._named, otherwise=known)
 
 
 _IMMUTABLE = {type(None), bool, int, float, str}

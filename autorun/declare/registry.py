@@ -16,7 +16,7 @@ from autorun.declare.trials import Candidate
 from autorun.exceptions import AlreadyRegistered, NotRegistered
 from autorun.state.encoding import qualified_name
 from autorun.state.logs import get_logger
-from autorun.state.words import meant
+from autorun.state.words import suggestion
 
 logger = get_logger(__name__)
 
@@ -91,10 +91,10 @@ def get(label: str) -> Runner:
     runner = find(label)
     if runner is not None:
         return runner
-    close = meant(label, _runners, cutoff=0.7, plain=_stem)
-    hint = f" Did you mean {close!r}?" if close else ""
-    known = ", ".join(sorted(_runners)) or "none"
-    raise NotRegistered(f"No runner is registered as {label!r}.{hint} Registered: {known}.")
+    hint = suggestion(label, _runners, cutoff=0.7, plain=_stem)
+    known = f"Registered: {', '.join(sorted(_runners)) or 'none'}."
+    problem = f"No runner is registered as {label!r}."
+    raise NotRegistered(" ".join(filter(None, (problem, hint, known))))
 
 
 def can_run(label: str, title: str, version: str) -> bool:

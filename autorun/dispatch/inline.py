@@ -26,7 +26,6 @@ class Inbox:
         self._queue = MessageQueue()
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Keep the messages for `execute`."""
         self._queue.add(messages)
 
     def execute(self, messages: Sequence[Message] = (), *, without: str | None = None) -> None:

@@ -19,7 +19,6 @@ BACKFILL = "autorun.backfill"
 
 
 def message_for(chunk: Chunk) -> Message:
-    """The message that tells a worker to execute `chunk`, by its id."""
     runner = registry.find(chunk.runner)
     return Message(
         task=EXECUTE,

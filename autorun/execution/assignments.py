@@ -15,8 +15,6 @@ from autorun.state.transactions import repeated_on_conflict
 
 
 class Assignment(NamedTuple):
-    """A run of the chunk with its row."""
-
     run: Any
     row: Row
 

@@ -170,7 +170,6 @@ class Body:
             raise interruption.Interrupted from None
 
     def _result_of_task(self, call: Call, task: asyncio.Task[Any]) -> Result:
-        """The result of a call that was started."""
         (assignment,) = call.assignments
         value, error = task.result()
         if call.is_stopped and isinstance(error, asyncio.CancelledError):
@@ -289,7 +288,6 @@ class Body:
             return self.result_of(assignment, misfit, call)
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
-        """The inputs of a call for the row, by argument."""
         if row.error is not None:
             raise row.error
         key = self.runner.get_input_key()

@@ -128,7 +128,6 @@ class Tally:
 
     @classmethod
     def of(cls, chunk: Chunk) -> Tally:
-        """The counts in the chunk's columns."""
         return cls(*_counts_of(chunk))
 
 
@@ -362,7 +361,6 @@ def _counted(
 
 
 def _counting(*, as_known: bool, is_last: bool) -> tuple[QuerySet[Chunk], dict[str, Any]]:
-    """The chunk of a lease, and its changes."""
     chunk = held(Slot("chunk_id"), Slot("token"))
     changes: dict[str, Any] = {name: Slot(name) for name in _COUNTS}
     if as_known:

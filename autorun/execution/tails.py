@@ -180,7 +180,6 @@ def _pass_on(reading: int) -> None:
 
 
 def _tail() -> Tail | None:
-    """The tail of the call in this context."""
     found = running.current.get()
     if found is None:
         return None

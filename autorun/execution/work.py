@@ -295,7 +295,6 @@ class Work:
             return call
 
     def _move_rest(self, **options: Any) -> None:
-        """Move the runs that have not started to another chunk."""
         self._results += [Result.moved(each.run, **options) for each in self._assignments]
         self._assignments.clear()
 
@@ -446,7 +445,6 @@ class Work:
         return rest
 
     def _size_of_rest(self, moved: int) -> int:
-        """The size of the new chunks for so many moved runs."""
         started = len(self.seconds) + len(self._at_work())
         so_far = time.monotonic() - self.began_at
         seconds = so_far / started if started else None

@@ -44,8 +44,6 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """A row whose output differs: its key, and both values."""
-
     key: Key
     before: Any
     after: Any

@@ -21,8 +21,6 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Member:
-    """A run of a group, with its last failure."""
-
     failure_id: int
     run_id: int
     exception_class: str

@@ -27,7 +27,7 @@ from autorun.state.encoding import Encoder
 from autorun.state.keys import key_kind
 from autorun.state.managers import RETIRED
 from autorun.state.sql import table
-from autorun.state.words import meant
+from autorun.state.words import suggestion
 
 #: The chunks and the runs in them whose outputs tell the type of one that is not annotated.
 SAMPLED_CHUNKS = 3
@@ -131,8 +131,7 @@ class OutputValue(Expression):
         """The value at a key of this one. Raises FieldError if the annotation has no such key."""
         members = members_of(self._annotation)
         if members is not None and name not in members:
-            close = meant(name, members)
-            advice = f"Did you mean {close!r}?" if close else f"Keys: {', '.join(members)}."
+            advice = suggestion(name, members, otherwise=f"Keys: {', '.join(members)}.")
             raise FieldError(f"Outputs of {self._runner.label} have no key {name!r}. {advice}")
         if kind_of(self._annotation) not in (None, Kind.JSON):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import call
 from typing import Any
 
 from django.db.models import F, QuerySet
@@ -50,10 +51,6 @@ def outputs_of(runner: Runner, instance: Any, *, stale: bool = False) -> Any:
     return next(iter(runs.values_list("outputs", flat=True)[:1]), None)
 
 
-def _call(work: Callable[[], Any]) -> Any:
-    return work()
-
-
 @dataclass(frozen=True)
 class Records:
     """Rows with their results as flat dicts, in the order of their keys; read in pages.
@@ -67,7 +64,7 @@ class Records:
     queryset: QuerySet[Any] | None = None
     stale: bool = False
     among: Callable[[list[Any]], Sequence[Any]] = list
-    step: Callable[[Callable[[], Any]], Any] = _call
+    step: Callable[[Callable[[], Any]], Any] = call
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for instances, runs, successes in self.pages():

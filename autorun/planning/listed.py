@@ -60,11 +60,8 @@ def parts(runner: Runner, queryset: QuerySet[Any], *, after: str, up_to: str) ->
     every = every_row(runner).filter(pk__in=[])
     conditions, place = _conditions(queryset)
     keys = conditions[place].rhs
-    kind, least, most = key_kind(runner.get_model()), None, None
-    if after:
-        least = kind.to_pk(after)
-    if up_to:
-        most = kind.to_pk(up_to)
+    kind = key_kind(runner.get_model())
+    least, most = (kind.to_pk(bound) if bound else None for bound in (after, up_to))
     if kind.is_integer:
         found = sorted(key for key in keys if key is not None)
         found = found[0 if least is None else bisect_right(found, least) :]

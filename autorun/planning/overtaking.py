@@ -3,12 +3,11 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from django.db import connections
 from django.db.models import F
 
-from autorun.conf import settings
 from autorun.models import Chunk, Run
 from autorun.planning.cancelling import finish_emptied
+from autorun.state.transactions import unlocked
 
 
 def move(run_ids: Sequence[int], *, first_chunk: int, size: int) -> int:
@@ -17,11 +16,10 @@ def move(run_ids: Sequence[int], *, first_chunk: int, size: int) -> int:
     Return how many. Each chunk takes `size` runs. A run stays if its chunk no longer waits, or is
     locked: another process is sending or cancelling it.
     """
-    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
     pending = Run.objects.current().pending().filter(pk__in=run_ids)
     waiting = Chunk.objects.waiting().filter(pk__in=pending.values("chunk_id")).order_by("pk")
     # Locked before their runs, as a worker does that finishes one.
-    locked = waiting.select_for_update(skip_locked=skip_locked).values_list("pk", flat=True)
+    locked = unlocked(waiting).values_list("pk", flat=True)
     runs = pending.filter(chunk_id__in=list(locked)).select_for_update().order_by("pk")
     found = list(runs.values_list("pk", "chunk_id", "attempts"))
     if any(attempts for *_, attempts in found):

@@ -36,8 +36,6 @@ BOOK_EVERY = 1.0
 
 
 class Pass:
-    """One pass over eligible rows of a runner."""
-
     def __init__(
         self,
         runner: Runner,

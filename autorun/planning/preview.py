@@ -75,6 +75,5 @@ def groups_of(runner: Runner, count: Count, selection: Selection) -> list[Group]
 
 
 def number_planned(groups: Sequence[Group], *, limit: int | None) -> int:
-    """The number of runs that would be planned, at most `limit`."""
     planned = sum(group.rows for group in groups if group.is_planned)
     return planned if limit is None else min(limit, planned)

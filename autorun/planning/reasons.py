@@ -68,6 +68,5 @@ def count_by_reason(candidates: Candidates) -> dict[Reason, int]:
 
 
 def keys_of(candidates: Candidates, reason: Reason, *, limit: int) -> list[Key]:
-    """The keys of at most `limit` candidates of that reason."""
     found = select(candidates, "d.k", f"WHERE {CONDITIONS[reason]} LIMIT {limit:d}")
     return [key for (key,) in found]

@@ -109,7 +109,6 @@ def _windows(runs: RunQuerySet[Run], kind: KeyKind, size: int) -> Iterator[RunQu
 
 
 def _runs_over(runner: Runner) -> RunQuerySet[Run]:
-    """The runs of all nodes over the runner's model."""
     # Named one by one, the nodes let the index find the rows.
     return Run.objects.filter(node__in=list(nodes_over(runner.get_model())))
 
@@ -128,7 +127,6 @@ def _is_joined(runner: Runner) -> bool:
 
 
 def _missing(runner: Runner, runs: RunQuerySet[Run]) -> list[Key]:
-    """The keys of the runs whose row is gone."""
     column = key_kind(runner.get_model()).column
     if _is_joined(runner):
         runs = runs.filter(~Exists(every_row(runner).filter(pk=OuterRef(column))))

@@ -149,7 +149,10 @@ def _with_outputs(runner: Runner, rows: Sequence[Row]) -> Iterator[Row]:
     It is read after the fingerprints: what is newer than a row's fingerprint is found by planning.
     """
     keys = [row.key for row in rows]
-    found = {name: _outputs(each, keys) for name, each in inputs_from(runner).items()}
+    found = {
+        name: current_successes(each, keys, column="outputs")
+        for name, each in inputs_from(runner).items()
+    }
     for row in rows:
         if all(row.key in outputs for outputs in found.values()):
             upstream = {name: outputs[row.key] for name, outputs in found.items()}
@@ -283,7 +286,7 @@ def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int 
     for dependency in dependencies_of(runner):
         marks: Mapping[Key, int | str]
         if dependency.label in read:
-            outputs = _outputs(dependency, list(found))
+            outputs = current_successes(dependency, list(found), column="outputs")
             marks = {key: fingerprints.fingerprint_of(each) for key, each in outputs.items()}
         else:
             marks = current_successes(dependency, list(found))
@@ -314,16 +317,10 @@ def members_of(runner: Runner, each: Each, keys: Sequence[Key]) -> dict[Key, set
     return found
 
 
-def current_successes(runner: Runner, keys: Collection[Key]) -> dict[Key, int]:
-    """The ids of the current successes of `runner` on these rows, by key."""
-    return _of_successes(runner, keys, "pk")
-
-
-def _outputs(runner: Runner, keys: Collection[Key]) -> dict[Key, Any]:
-    return _of_successes(runner, keys, "outputs")
-
-
-def _of_successes(runner: Runner, keys: Collection[Key], column: str) -> dict[Key, Any]:
+def current_successes(
+    runner: Runner, keys: Collection[Key], *, column: str = "pk"
+) -> dict[Key, Any]:
+    """The ids, or another column, of the current successes of `runner` on these rows, by key."""
     kind = key_kind(runner.get_model())
     runs = Run.objects.current().succeeded().of(node_id_of(runner))
     return dict(runs.of_rows(kind, list(keys)).values_list(kind.column, column))

@@ -27,7 +27,6 @@ def environment() -> dict[str, Any]:
 
 @cache
 def environment_digest() -> str:
-    """SHA-256, in hex, of the environment."""
     return hashlib.sha256(json.dumps(environment(), sort_keys=True).encode()).hexdigest()
 
 

@@ -13,8 +13,6 @@ class FingerprintField(models.Field):  # type: ignore[type-arg]
     MariaDB's own uuid type is not used: `CAST(... AS uuid)` gives NULL for a quarter of digests.
     """
 
-    description = "MD5 digest of a run's input"
-
     def db_type(self, connection: BaseDatabaseWrapper) -> str:
         return "uuid" if connection.vendor == "postgresql" else "char(32)"
 
@@ -28,16 +26,12 @@ class FingerprintField(models.Field):  # type: ignore[type-arg]
 class RealField(models.FloatField):  # type: ignore[type-arg]
     """A number of four bytes and seven digits."""
 
-    description = "Single-precision number"
-
     def db_type(self, connection: BaseDatabaseWrapper) -> str:
         return "float" if connection.vendor == "mysql" else "real"
 
 
 class ObjectKeyField(models.CharField):  # type: ignore[type-arg]
     """Text compared byte by byte, so that its order and its equality are the same everywhere."""
-
-    description = "Primary key of a row, as text"
 
     COLLATIONS = {"postgresql": "C", "sqlite": "BINARY"}
 

@@ -9,7 +9,6 @@ from autorun.state.words import harmless, in_one_line
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module of autorun."""
     logger = logging.getLogger(name)
     logger.addFilter(_shown)
     return logger

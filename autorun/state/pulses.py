@@ -13,6 +13,7 @@ from autorun.models import Pulse
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.sql import Slot, prepared, table
+from autorun.state.transactions import unlocked
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8
@@ -110,9 +111,7 @@ def hold_free(names: Collection[str]) -> set[str]:
 
 def _free(**named: Any) -> QuerySet[Any, str]:
     """The names of those pulses that no other process locks, which are locked then."""
-    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
-    pulses = Pulse.objects.filter(**named).order_by("name").values_list("pk", flat=True)
-    return pulses.select_for_update(skip_locked=skip_locked)
+    return unlocked(Pulse.objects.filter(**named)).order_by("name").values_list("pk", flat=True)
 
 
 @prepared

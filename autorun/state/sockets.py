@@ -16,7 +16,6 @@ _LOST_AFTER = {"TCP_USER_TIMEOUT": 25_000}  # milliseconds
 
 
 def connect() -> None:
-    """Limit the sockets of new connections."""
     connection_created.connect(_limit, dispatch_uid="autorun.state.sockets")
 
 

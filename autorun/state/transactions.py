@@ -147,6 +147,12 @@ def once_committed(work: Callable[[], Result], *, meanwhile: Callable[[], Result
     return meanwhile()
 
 
+def unlocked(rows: QuerySet[TableRow]) -> QuerySet[TableRow]:
+    """Lock those of the rows that no other transaction locks; all, if none can be skipped."""
+    features = connections[settings.DATABASE].features
+    return rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+
+
 def update_once_committed(rows: QuerySet[Any], **columns: Any) -> bool:
     """Update the rows `once_committed`. Return whether there are any."""
     return once_committed(lambda: bool(rows.update(**columns)), meanwhile=rows.exists)

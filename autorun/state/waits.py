@@ -27,7 +27,6 @@ _TAKES_LOCKS = re.compile(r"\s*(INSERT|UPDATE|DELETE|(WITH|SELECT)\b.*\bUPDATE)\
 
 
 def connect() -> None:
-    """Bound the statements of every connection from now on."""
     connection_created.connect(bound_statements, dispatch_uid="autorun.state.waits")
 
 

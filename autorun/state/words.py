@@ -237,6 +237,12 @@ def meant(
     return best if best is not None and likeness(best)[0] >= cutoff else None
 
 
+def suggestion(word: str, among: Iterable[str], *, otherwise: str = "", **how: Any) -> str:
+    """`Did you mean 'scan'?`, about the one of `among` that is `meant`; `otherwise` if none is."""
+    close = meant(word, among, **how)
+    return f"Did you mean {close!r}?" if close else otherwise
+
+
 def _crontab(value: Any) -> str:
     names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
     minute, hour, *days = parts = [str(getattr(value, f"_orig_{name}")) for name in names]

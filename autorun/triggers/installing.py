@@ -109,7 +109,6 @@ def wanted() -> list[Definition]:
 
 
 def existing() -> list[Existing]:
-    """The triggers of autorun's in the database."""
     connection = connections[settings.DATABASE]
     with connection.cursor() as cursor:
         cursor.execute(_EXISTING[connection.vendor])
@@ -309,7 +308,6 @@ def _drop(connection: BaseDatabaseWrapper) -> Any:
 
 
 def _drop_functions(connection: BaseDatabaseWrapper) -> None:
-    """Drop the functions that no trigger calls."""
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:

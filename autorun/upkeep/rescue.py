@@ -5,7 +5,7 @@ was alone in its chunk can end as failed because of it. So a run that kills ever
 MAX_ATTEMPTS, and its neighbours succeed.
 """
 
-from django.db import connections, transaction
+from django.db import transaction
 
 from autorun.conf import settings
 from autorun.declare import nodes, registry
@@ -20,7 +20,7 @@ from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import sum_of_each
+from autorun.state.transactions import sum_of_each, unlocked
 from autorun.upkeep.announcing import hand_over_failures
 
 logger = get_logger(__name__)
@@ -81,11 +81,9 @@ def _take(chunk: Chunk) -> bool:
     If the rescuer dies half-way, another one finds its lease lapsed. A locked chunk is skipped: its
     worker may be writing, or may have been frozen while it wrote.
     """
-    features = connections[settings.DATABASE].features
     lapsed = Chunk.objects.lapsed().filter(pk=chunk.pk, token=chunk.token)
     with transaction.atomic(using=settings.DATABASE):
-        unlocked = lapsed.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-        if unlocked.values_list("pk").first() is None:
+        if unlocked(lapsed).values_list("pk").first() is None:
             return False
         taken = lapsed.update(token=new_token(), expires_at=ends_at())
     return bool(taken)

@@ -29,6 +29,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
+from autorun.state.transactions import unlocked
 from autorun.triggers import delivery
 
 logger = get_logger(__name__)
@@ -177,8 +178,7 @@ def _begin(ids: Sequence[int], tries: int) -> list[SpilledTrigger]:
 
 
 def _locked(triggers: QuerySet[SpilledTrigger], number: int) -> list[SpilledTrigger]:
-    skip_locked = connections[settings.DATABASE].features.has_select_for_update_skip_locked
-    return list(triggers.order_by("pk").select_for_update(skip_locked=skip_locked)[:number])
+    return list(unlocked(triggers.order_by("pk"))[:number])
 
 
 @contextmanager

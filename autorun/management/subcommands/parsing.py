@@ -76,7 +76,6 @@ def count(text: str) -> int:
 
 
 def time_span(text: str) -> dt.timedelta:
-    """Parse `30m`, `24h` or `7d`."""
     found = re.fullmatch(r"([0-9]+)([mhd])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time span: write 30m, 24h or 7d")

@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage
 from autorun.declare.base import ALIASES, Runner
 from autorun.observe.checks.overrides import CALLS
 from autorun.observe.checks.problems import error, place, warning
-from autorun.state.words import meant
+from autorun.state.words import meant, suggestion
 
 OPTIONS = frozenset(name for name in vars(Runner) if name.isupper())
 #: How alike a name and an option must be for the name to count as a misspelling.
@@ -90,10 +90,11 @@ def check_shown(model_admin: Any, runners: Iterable[Runner]) -> Iterator[CheckMe
         label = str(named)
         if label in labels:
             continue
-        model, close = model_admin.model._meta.label, meant(label, labels)
+        known = f"Its runners: {', '.join(labels) or 'none'}."
         yield error(model_admin, "E046")(
-            f"autorun_runners names {label!r}, which is not a runner of {model}.",
-            f"Did you mean {close!r}?" if close else f"Its runners: {', '.join(labels) or 'none'}.",
+            f"autorun_runners names {label!r}, which is not a runner of "
+            f"{model_admin.model._meta.label}.",
+            suggestion(label, labels, otherwise=known),
         )
 
 

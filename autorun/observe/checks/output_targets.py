@@ -14,7 +14,7 @@ from autorun.declare.output_types import members_of
 from autorun.observe.checks.declarations import analysis_of, model_of
 from autorun.observe.checks.problems import error, place, shown
 from autorun.state.keys import concrete
-from autorun.state.words import meant
+from autorun.state.words import suggestion
 
 
 def check_landing(runner: Runner) -> Iterator[CheckMessage]:
@@ -49,10 +49,8 @@ def _fields(runner: Runner, model: type[Model]) -> Iterator[CheckMessage]:
             field: Any = model._meta.get_field(name)
         except (FieldDoesNotExist, TypeError):
             known = [each.name for each in model._meta.concrete_fields]
-            close = meant(str(name), known)
-            problem = f"{model._meta.label} has no field {name!r}." + (
-                f" Did you mean {close!r}?" if close else ""
-            )
+            question = suggestion(str(name), known)
+            problem = f"{model._meta.label} has no field {name!r}. {question}".rstrip()
         else:
             if not getattr(field, "concrete", False) or field.many_to_many:
                 problem = f"{name} has no column."
@@ -130,9 +128,8 @@ def _keys(runner: Runner) -> Iterator[CheckMessage]:
     for path in runner.output_fields:
         key = path.partition("__")[0]
         if known is not None and path and key not in known:
-            close = meant(key, known)
             yield error(runner, "E044")(
                 f"OUTPUT_FIELDS has {path!r}, which {analysis} does not return: its annotation has "
                 f"{', '.join(map(repr, known))}.",
-                f"Did you mean {close!r}?" if close else f"Edit OUTPUT_FIELDS in {place(runner)}.",
+                suggestion(key, known, otherwise=f"Edit OUTPUT_FIELDS in {place(runner)}."),
             )

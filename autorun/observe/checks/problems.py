@@ -19,7 +19,6 @@ def error(where: object, number: str) -> Callable[..., checks.Error]:
 
 
 def warning(where: object, number: str) -> Callable[..., checks.Warning]:
-    """A warning, in the same way."""
     return partial(_made, checks.Warning, where, number)
 
 

@@ -13,7 +13,7 @@ from autorun.declare.sets import Members
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES, advice
 from autorun.observe.checks.problems import error, place, shown
-from autorun.state.words import meant
+from autorun.state.words import meant, suggestion
 
 
 def check_values(runner: Runner) -> Iterator[CheckMessage]:
@@ -37,10 +37,9 @@ def _limit(runner: Runner) -> Iterator[CheckMessage]:
     name: Any = runner.LIMIT
     if not name or not isinstance(name, str) or not isinstance(limits, Mapping) or name in limits:
         return
-    close = meant(name, limits)
-    question = f" Did you mean {close!r}?" if close else ""
     yield error(runner, "E024")(
-        f"LIMIT is {name!r}, and AUTORUN['LIMITS'] has no such limit.{question}",
+        f"LIMIT is {name!r}, and AUTORUN['LIMITS'] has no such limit. "
+        f"{suggestion(name, limits)}".rstrip(),
         f'Edit {place(runner)}, or the settings: AUTORUN = {{"LIMITS": {{"{name}": '
         "Limit(parallel=20)}}, with `from autorun.limits import Limit`.",
     )

@@ -93,7 +93,6 @@ def examine_beat() -> Iterator[Finding]:
 
 @examination("upkeep")
 def examine_upkeep() -> Iterator[Finding]:
-    """Whether upkeep runs."""
     if not is_upkeep_silent():
         yield ok(f"Last round less than {duration(upkeep_patience())} ago.")
         return
