@@ -16,7 +16,7 @@ class AutorunConfig(AppConfig):
         from autorun.declare import nodes, registry
         from autorun.observe import checks
         from autorun.state import documents, sockets, user_code, waits
-        from autorun.triggers import delivery, installing, on_save, on_schedule
+        from autorun.triggers import delivery, migrating, on_save, on_schedule
         from autorun.upkeep import workers
 
         checks.connect()
@@ -28,7 +28,7 @@ class AutorunConfig(AppConfig):
         on_save.connect()
         delivery.connect()
         on_schedule.connect()
-        installing.connect()
+        migrating.connect()
         workers.connect(tasks.make_round)
         sockets.connect()
         for signal in (post_migrate, connection_created):

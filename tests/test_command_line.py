@@ -741,11 +741,11 @@ def test_doctor(configured_eagerly):
         (("error", "ok"), (), 3),
     ],
 )
-def test_doctor_ends_with_3_where_something_is_wrong(monkeypatch, levels, options, code):
-    from autorun.observe.doctor import Finding
+def test_doctor_ends_with_3_where_something_is_wrong(set_constants, levels, options, code):
+    from autorun.observe import doctor
 
-    findings = [Finding(level, "It says so.", subject="broker") for level in levels]
-    monkeypatch.setattr("autorun.management.subcommands.diagnosis.examine", lambda: findings)
+    findings = [doctor.Finding(level, "It says so.", subject="broker") for level in levels]
+    set_constants(doctor, FIRST=(), THEN=(lambda: findings,))
     try:
         typed("doctor", *options)
         ended = 0

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from autorun.contrib import health, otel, prometheus
 from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.observe import doctor
 from autorun.observe.doctor import Finding
 from autorun.state import probes
 from autorun.testing import run_inline
@@ -245,24 +246,24 @@ class TestOpenTelemetry:
 
 
 class TestHealthCheck:
-    def test_errors_make_it_unavailable(self, monkeypatch):
-        self.answer(monkeypatch, Finding("error", "It is away.", "Start it.", "broker"))
+    def test_errors_make_it_unavailable(self, set_constants):
+        self.answer(set_constants, Finding("error", "It is away.", "Start it.", "broker"))
 
         status, told = self.ask("autorun.contrib.health.Autorun")
 
         assert status == 500
         assert list(told.values()) == ["Unavailable: broker: It is away."]
 
-    def test_what_an_error_of_the_project_says_is_not_told(self, monkeypatch):
+    def test_what_an_error_of_the_project_says_is_not_told(self, set_constants):
         finding = Finding("error", "It raises: payload", "", "hook", bare="It raises.")
-        self.answer(monkeypatch, finding)
+        self.answer(set_constants, finding)
 
         _, told = self.ask("autorun.contrib.health.Autorun")
 
         assert list(told.values()) == ["Unavailable: hook: It raises."]
 
-    def test_warnings_do_where_asked_for(self, monkeypatch):
-        self.answer(monkeypatch, Finding("warning", "It is late.", "Look.", "beat"))
+    def test_warnings_do_where_asked_for(self, set_constants):
+        self.answer(set_constants, Finding("warning", "It is late.", "Look.", "beat"))
 
         assert self.ask("autorun.contrib.health.Autorun")[0] == 200
         status, told = self.ask((health.Autorun, {"warnings": True}))
@@ -278,9 +279,8 @@ class TestHealthCheck:
         assert status == 500
         assert "listening on" in str(told)  # no worker does
 
-    def answer(self, monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
-        monkeypatch.setattr(health, "examine_for_page", lambda: list(findings))
-        monkeypatch.setattr(health, "_close_connections", lambda: None)
+    def answer(self, set_constants: Callable[..., None], *findings: Finding) -> None:
+        set_constants(doctor, FIRST=(), THEN=(lambda: findings,))
 
     def ask(self, check: Any) -> tuple[int, dict[str, str]]:
         view = HealthCheckView.as_view(checks=[check])

@@ -13,7 +13,7 @@ from autorun.control.interventions import cancel_runs
 from autorun.exceptions import NotApplicable
 from autorun.models import Batch, Run, SpilledTrigger
 from autorun.state.counts import Progress
-from autorun.triggers import installing
+from autorun.triggers import installing, migrating
 from tests.engine import declare, installed, plan_all_spilled, statuses, work_off
 from tests.library.models import Document
 
@@ -90,7 +90,7 @@ def test_an_upgrade_keeps_batches_and_allows_triggers(before_notes: StateApps):
 
     with installed(declare(ON_WRITE=True)):
         # Nothing to write notes to.
-        installing.connect()
+        migrating.connect()
         migrate("0007_facts")
         migrate(NEWEST)
         assert installing.install() == []

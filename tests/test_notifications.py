@@ -5,14 +5,14 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from contextlib import contextmanager
 
 import django
 import pytest
 from django.core import mail
 from django.db import connection, connections
 from django.db.models import F
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, modify_settings, override_settings
 
 from autorun.dispatch.publishing import redirected
 from autorun.models import Chunk, Failure, Node, Pulse, Run
@@ -326,11 +326,24 @@ def test_names_of_rows_are_masked(told, monkeypatch):
     assert "ftp://ada:********@host/a" in str(told[0])
 
 
-def test_a_project_that_names_its_site_has_links(told, monkeypatch):
-    site = SimpleNamespace(domain="scans.example.org")
-    monkeypatch.setattr(notifying, "get_current_site", lambda _: site)
+@contextmanager
+def site(domain):
+    """Have the project name its site, as django.contrib.sites keeps it in memory."""
+    number = 1_000
+    with modify_settings(INSTALLED_APPS={"append": "django.contrib.sites"}):
+        from django.contrib.sites.models import SITE_CACHE, Site
+
+        SITE_CACHE[number] = Site(pk=number, domain=domain)
+        try:
+            with override_settings(SITE_ID=number):
+                yield
+        finally:
+            del SITE_CACHE[number]
+
+
+def test_a_project_that_names_its_site_has_links(told):
     runner = declare(broken, MAX_ATTEMPTS=1)
-    with installed(runner):
+    with installed(runner), site("scans.example.org"):
         fail(runner, "a")
         catch_up()
 
@@ -340,11 +353,9 @@ def test_a_project_that_names_its_site_has_links(told, monkeypatch):
     assert f'<a href="{url}">' in told[0].html
 
 
-def test_a_site_that_was_never_edited_is_not_linked_to(told, monkeypatch):
-    site = SimpleNamespace(domain="example.com")
-    monkeypatch.setattr(notifying, "get_current_site", lambda _: site)
+def test_a_site_that_was_never_edited_is_not_linked_to(told):
     runner = declare(broken, MAX_ATTEMPTS=1)
-    with installed(runner):
+    with installed(runner), site("example.com"):
         fail(runner, "a")
         catch_up()
 

@@ -1,34 +1,19 @@
-"""Triggers in the database: installed, replaced and removed, and compared with the runners.
-
-`migrate` does so: before it changes tables it removes their triggers, some of which would stop it,
-and afterwards it installs those of all runners with ON_WRITE.
-"""
+"""Triggers in the database: installed, replaced and removed, and compared with the runners."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from django.apps import apps
-from django.core.management import CommandError
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import AlterField, Migration
-from django.db.models import Model
-from django.db.models.signals import post_migrate, pre_migrate
 
 from autorun.conf import settings
-from autorun.models import Written
-from autorun.state.logs import get_logger
 from autorun.triggers import on_write
 from autorun.triggers.definitions import Definition, definition
-from autorun.triggers.on_write import table_name
-
-logger = get_logger(__name__)
 
 #: Seconds that creating or dropping a trigger waits for writers of its table.
 LONGEST_WAIT = 10
@@ -91,13 +76,6 @@ class Status:
     state: str
 
 
-def connect() -> None:
-    """Keep the triggers up to date with every `migrate` from now on."""
-    config = apps.get_app_config("autorun")
-    pre_migrate.connect(_before_migrations, sender=config, dispatch_uid="autorun.on_write")
-    post_migrate.connect(_after_migrations, sender=config, dispatch_uid="autorun.on_write")
-
-
 def wanted() -> list[Definition]:
     """The definitions of all tables that runners with ON_WRITE read, if the table exists."""
     tables = on_write.tables()
@@ -158,10 +136,10 @@ def install() -> list[str]:
             # SQLite replaces no trigger, and finds a column that is not there only at an UPDATE,
             # which would fail.
             proof = f"EXPLAIN UPDATE {each.sql_table} SET {each.sql_key} = {each.sql_key}"
-            statements = [*map(_drop(connection), broken), *statements, proof]
+            statements = [*map(drop_statement, broken), *statements, proof]
         try:
             with _briefly(connection):
-                _execute(connection, [*statements, *map(_drop(connection), old)])
+                _execute(connection, [*statements, *map(drop_statement, old)])
         except DatabaseError as error:
             errors.setdefault(_message(error), []).append(table)
     tables = {each.table.name for each in definitions}
@@ -178,74 +156,12 @@ def remove(some: Sequence[Existing] | None = None) -> list[str]:
     for each in found:
         try:
             with _briefly(connection):
-                _execute(connection, [_drop(connection)(each)])
+                _execute(connection, [drop_statement(each)])
         except DatabaseError as error:
             errors.append(f"{each.table}: {_message(error)}")
     if found:
         _drop_functions(connection)
     return errors
-
-
-def _before_migrations(
-    plan: Sequence[tuple[Migration, bool]] = (), using: str = "", **_: Any
-) -> None:
-    """Remove the triggers of the tables that the migrations may change; all if autorun's own do."""
-    if not plan or using != settings.DATABASE or not _is_ready(using):
-        return
-    if is_forbidden():
-        _refuse_to_break_writes()
-        return
-    is_all = any(migration.app_label == "autorun" for migration, _ in plan)
-    known = set(map(table_name, apps.get_models(True)))
-    safe = known.difference(map(table_name, _touched(plan)))
-    for error in remove([each for each in existing() if is_all or each.table not in safe]):
-        logger.error("A trigger was not removed before the migrations: %s", error)
-
-
-def _refuse_to_break_writes() -> None:
-    """Stop the migrations if a trigger reads a column that its table will not have.
-
-    On MariaDB every write of the table would then fail, and this user may not drop the trigger.
-    """
-    columns: dict[str, set[str]] = defaultdict(set)
-    for model in apps.get_models(True):
-        columns[table_name(model)].update(str(each.column) for each in model._meta.local_fields)
-    broken = [
-        each
-        for each in existing()
-        if each.table in columns and not columns[each.table].issuperset(each.columns)
-    ]
-    if broken:
-        tables = ", ".join(dict.fromkeys(each.table for each in broken))
-        drop = "; ".join(map(_drop(connections[settings.DATABASE]), broken))
-        raise CommandError(
-            f"{tables}: triggers of ON_WRITE read a column that the models no longer have. Once it "
-            "is removed, every write of the table fails, and the binary log forbids this user to "
-            f"drop triggers. Ask a database administrator to run `{drop}`, migrate again, and have "
-            "the administrator install what `manage.py autorun triggers --sql` prints then."
-        )
-
-
-def _touched(plan: Sequence[tuple[Migration, bool]]) -> set[type[Model]]:
-    """The models of these migrations, and those whose references follow an altered key."""
-    models, labels = set(apps.get_models(True)), {each.app_label for each, _ in plan}
-    altered = {
-        (migration.app_label, operation.model_name_lower)
-        for migration, _ in plan
-        for operation in migration.operations
-        if isinstance(operation, AlterField) and operation.field.unique
-    }
-    touched = {each for each in models if each._meta.app_label in labels}
-    new = {each for each in models if (each._meta.app_label, each._meta.model_name) in altered}
-    follow: set[type[Model]] = set()
-    while new:
-        follow |= new
-        new = {each for each in models - follow if not new.isdisjoint(_referred_to(each))}
-    return touched | follow
-
-
-def _referred_to(model: type[Model]) -> set[Any]:
-    return {each.related_model for each in model._meta.local_concrete_fields}
 
 
 def is_forbidden() -> bool:
@@ -258,15 +174,10 @@ def is_forbidden() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def _after_migrations(using: str = "", **sent: Any) -> None:
-    if using != settings.DATABASE or not _is_ready(using):
-        return
-    if "plan" not in sent:
-        # By `flush`, which may have emptied the table of notes before the tables that note.
-        Written.objects.all()._raw_delete(using)
-    on_write.forget()
-    for error in install():
-        logger.error("The triggers of ON_WRITE are not installed: %s", error)
+def drop_statement(trigger: Existing) -> str:
+    connection = connections[settings.DATABASE]
+    of_table = f" ON {trigger.sql_table}" if connection.vendor == "postgresql" else ""
+    return f"DROP TRIGGER IF EXISTS {connection.ops.quote_name(trigger.name)}{of_table}"
 
 
 def _names(definitions: Sequence[Definition]) -> set[str]:
@@ -280,13 +191,6 @@ def _message(error: DatabaseError) -> str:
     return str(error).strip()
 
 
-def _is_ready(using: str) -> bool:
-    """Whether the table of notes is there: not before autorun's migrations, nor after they go."""
-    connection = connections[using]
-    with connection.cursor() as cursor:
-        return Written._meta.db_table in connection.introspection.table_names(cursor)
-
-
 def _schema(connection: BaseDatabaseWrapper) -> str:
     """The schema of autorun's tables, quoted; '' where databases have none."""
     if connection.vendor != "postgresql":
@@ -298,13 +202,6 @@ def _schema(connection: BaseDatabaseWrapper) -> str:
         )
         (found,) = cursor.fetchone() or ("",)
         return str(found)
-
-
-def _drop(connection: BaseDatabaseWrapper) -> Any:
-    quote = connection.ops.quote_name
-    if connection.vendor == "postgresql":
-        return lambda each: f"DROP TRIGGER IF EXISTS {quote(each.name)} ON {each.sql_table}"
-    return lambda each: f"DROP TRIGGER IF EXISTS {quote(each.name)}"
 
 
 def _drop_functions(connection: BaseDatabaseWrapper) -> None:

@@ -44,12 +44,12 @@ from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
-from autorun.planning import batches, cancelling, on_demand, overtaking
+from autorun.planning import batches, on_demand, overtaking
 from autorun.planning.selection import SELECTIONS, Selection
 from autorun.runner import QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.counts import IS_POSTPONED, Progress
-from autorun.state.managers import RETIRED
+from autorun.state.managers import RETIRED, ChunkQuerySet, RunQuerySet
 from autorun.state.probes import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
@@ -835,12 +835,24 @@ def start_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def miscount(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results that are current again are still counted as superseded."""
-    monkeypatch.setattr(cancelling, "superseded", lambda statuses: {})
+    changed = ChunkQuerySet.update
+
+    def update(self: Any, **columns: Any) -> int:
+        is_again = columns and all(name.startswith("superseded_") for name in columns)
+        return 0 if is_again else changed(self, **columns)
+
+    monkeypatch.setattr(ChunkQuerySet, "update", update)
 
 
 def leave_nothing_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled run does not give its place back."""
-    monkeypatch.setattr(cancelling, "earlier_results", lambda runs: [])
+    miscount(monkeypatch)
+    changed = RunQuerySet.update
+
+    def update(self: Any, **columns: Any) -> int:
+        return 0 if columns == {"is_current": True} else changed(self, **columns)
+
+    monkeypatch.setattr(RunQuerySet, "update", update)
 
 
 @pytest.mark.faults(15, 45)

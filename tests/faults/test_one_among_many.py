@@ -12,7 +12,6 @@ from django.db import DataError, connection
 from django.urls import reverse
 
 from autorun import tasks
-from autorun.execution import work
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.observe.doctor.backlog import examine_held_up
 from autorun.observe.held_up import held_up
@@ -24,6 +23,7 @@ from autorun.planning.planner import Planner
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
 from autorun.upkeep import rounds
+from tests.crashes import listening
 from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import Document
 
@@ -168,17 +168,13 @@ def keys_in(candidates):
 
 
 @pytest.mark.faults(33)
-def test_a_result_that_the_database_refuses_fails_alone(documents, monkeypatch):
-    record = work.record
-
-    def refuse(lease, results, *args, **options):
-        if any(result.outputs == '"title 4"' for result in results):
+def test_a_result_that_the_database_refuses_fails_alone(documents):
+    def refuse(point):
+        if point == "finish.updated" and Run.objects.filter(outputs="title 4").exists():
             raise DataError("a text that the database refuses")
-        return record(lease, results, *args, **options)
 
-    monkeypatch.setattr(work, "record", refuse)
     runner = declare(lambda value: value, BATCH_SIZE=100)
-    with installed(runner):
+    with installed(runner), listening(refuse):
         runner().run()
         work_off()
 
