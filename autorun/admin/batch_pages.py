@@ -67,7 +67,7 @@ class BatchAdmin(PageAdmin):
 
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
-        """Batches by id, so that no page has to count those before it."""
+        """List batches by id, so that no page counts those before it."""
         given = request.GET
         states, triggers = Batch.State.values, Batch.Trigger.values
         chosen = {
@@ -131,7 +131,7 @@ class BatchAdmin(PageAdmin):
 
     @page("backfill/")
     def choose(self, request: HttpRequest) -> HttpResponse:
-        """The runners, or those of the rows that were selected on their model's own page."""
+        """List all runners, or those of the rows that were selected on their model's own page."""
         token = read_text(request.GET, "selection")
         require(request, Permission.START if token else Permission.BACKFILL)
         found, query = cards(), ""
@@ -145,12 +145,12 @@ class BatchAdmin(PageAdmin):
 
     @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The scope of a backfill; the page's script fetches what it would do."""
+        """Show the scope of a backfill; the page's script fetches the preview."""
         return self._prepared(request, label)
 
     @page("backfill/<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
-        """The same with more rows counted; the script fetches the preview alone."""
+        """Show the same with more rows counted; the script fetches the preview alone."""
         return self._prepared(request, label, is_counting=True)
 
     @action("backfill/<str:label>/start/", Permission.VIEW)
@@ -298,7 +298,7 @@ def _name(batch: Batch) -> str:
 
 
 def _cancel(request: HttpRequest, batch: Batch) -> str:
-    """Cancel what the batch has not started; the message for the user."""
+    """Cancel the runs that have not started. Return the message for the user."""
     if not batch.is_unfinished:
         return ""
     runs = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
@@ -320,7 +320,7 @@ class RunningChunk:
 
 
 def _running(chunk: Any, may_read: Collection[int]) -> RunningChunk:
-    """A chunk that a worker has; bodies' own words are payload of a row."""
+    """The columns of a chunk that a worker has; its body's words are payload of the row."""
     return RunningChunk(
         worker=chunk.worker,
         since=time_since(chunk.started_at),
@@ -340,7 +340,7 @@ class Cause:
 
 
 def _cause(batch: Batch, group: FailureGroup, *, is_open: bool) -> Cause:
-    """Messages are payload; without one, the exception stands for it."""
+    """The columns of a group; the exception stands for a message that the user may not see."""
     query = {"batch": batch.pk, "state": "failed", "group": group.key}
     query["exception"] = group.exception_class
     words = group.heading if is_open else ""

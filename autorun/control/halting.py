@@ -71,7 +71,7 @@ def change_all(change: Callable[[Runner], bool]) -> tuple[list[Runner], dict[str
 
 
 def cancel_runner(label: str, *, reason: str = "") -> int:
-    """Cancel the planned runs of the runner that have not started; returns how many.
+    """Cancel the planned runs of the runner that have not started. Return how many.
 
     The runner need not be registered. Each row gets its last result for the same input back, or is
     pending.

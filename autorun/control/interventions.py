@@ -220,7 +220,7 @@ def ignore_runs(found: Iterable[Sequence[Run]]) -> int:
 
 
 def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
-    """Cancel the unfinished runs among those found; returns how many.
+    """Cancel the unfinished runs among those found. Return how many.
 
     The worker of one that is running ends its body when it next extends its lease, and then it is
     cancelled. A row has its last result for the same input back, or is pending, so a later sweep

@@ -91,7 +91,7 @@ class Input:
 def given(value: Any, field: Any) -> Any:
     """Return `value` of `field` as a plain Python value, or else as the text that stores it.
 
-    An object without a text is returned itself, as is one that a JSON decoder has made.
+    An object that has no text, or that a JSON decoder has made, is returned unchanged.
     """
     if isinstance(value, _PLAIN):
         return value

@@ -1,4 +1,4 @@
-"""Processing saved rows in a test's own transaction, without a commit and without a worker.
+"""Process saved rows in a test's own transaction, without a commit and without a worker.
 
 A TestCase never commits, so hooks of `on_commit` would never run in it. Here a transaction counts
 as committed when every `atomic()` that was entered within the `with` block has been left.

@@ -107,7 +107,7 @@ class Pace:
     def take_turn(self, calls: int) -> float:
         """The seconds until the next call may start; `calls` are left, with this one.
 
-        If none is left, what was reserved for more is left to others.
+        If none is left, the time that was reserved for more is given back.
         """
         if not calls:
             self.leave()
@@ -173,7 +173,7 @@ def shared(name: str) -> Bound:
 
 @contextmanager
 def unpaced() -> Iterator[None]:
-    """Let rates limit nothing, in a test."""
+    """Ignore rates, in a test."""
     global _is_paced  # noqa: PLW0603
     before, _is_paced = _is_paced, False
     try:
@@ -183,7 +183,7 @@ def unpaced() -> Iterator[None]:
 
 
 def forget_clocks() -> None:
-    """Let nothing be reserved or held back any more."""
+    """Forget what is reserved and held back."""
     Pulse.objects.filter(name__startswith=f"{CLOCK}:").delete()
 
 
@@ -199,7 +199,7 @@ def reserve(bound: Bound, calls: int) -> float:
 
 
 def hold_back(runner: Runner, seconds: float) -> None:
-    """Start no call of a runner that shares this one's limit for so many seconds."""
+    """For so many seconds, start no call of a runner that shares this one's limit."""
     if runner.LIMIT is not None:
         clock = shared(runner.LIMIT).clock
         repeated_while_away(lambda: pulses.note_at_least(clock, from_now(seconds)))

@@ -150,7 +150,7 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
 
 
 def _send_on_commit(claimed: Sequence[Chunk]) -> list[bool]:
-    """Send the chunks' messages; the list gets an item if the broker refuses one."""
+    """Send the chunks' messages on commit; the list then has an item if the broker refused one."""
     refused: list[bool] = []
 
     def send_claimed() -> None:
@@ -190,10 +190,7 @@ def send(chunks: Sequence[Chunk]) -> int:
 
 
 def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Chunk] | None:
-    """Mark as queued what fits beside the runs in flight; None if another process holds the lock.
-
-    It is the lock of the node.
-    """
+    """Mark as queued what fits beside the runs in flight. Return None if the node is locked."""
     if not nodes.lock_free([node_id]):
         return None
     in_flight = _in_flight_of(node_id)
@@ -209,9 +206,9 @@ def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Ch
 
 
 def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]]:
-    """Mark as queued the first chunks of many nodes; these, and the nodes that may take more.
+    """Mark as queued the first chunks of many nodes. Return them, and the nodes to release alone.
 
-    These have more waiting chunks, a paused batch or a runner with a limit, are held up, or locked.
+    Such a node is locked or held up, or has more waiting chunks, a paused batch or a limit.
     """
     stopped = Batch.objects.stopped().filter(node__in=labels).values_list("node_id", flat=True)
     free = nodes.lock_free(set(labels).difference(stopped))

@@ -50,7 +50,7 @@ def size_of_rest(runner: Runner, node: Node, moved: int, *, seconds: float | Non
 
 
 def in_full_calls(runner: Runner, size: int) -> int:
-    """`size` as a multiple of the rows that a worker's process works on at once, but no less."""
+    """`size`, rounded down to what a worker's process works on at once, or that if it is more."""
     rows = max(rows_a_call(runner), calls_at_once(runner.label))
     return max(1, size // rows) * rows
 

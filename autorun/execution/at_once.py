@@ -59,9 +59,7 @@ class _Eligible:
 
 
 def plan_or_start(runners: Sequence[Runner], keys: Collection[Any]) -> Work | None:
-    """Plan rows that were just saved.
-
-    If there is only one, start its run, which the caller executes.
+    """Plan rows that were just saved; start the run of a single one, for the caller to execute.
 
     If the model has several runners, only the last one's run is started, so that the others do not
     wait for its body.

@@ -73,7 +73,7 @@ class Body:
         return 1 if self.portions is None else self.portions.next
 
     def call(self, call: Call, termination: interruption.Termination) -> list[Result]:
-        """The results of a call; rows without one are to be called again. Raises Interrupted."""
+        """Call the body. Rows without a result have to be called again. Raises Interrupted."""
         if self.portions is not None:
             return self._of_many(self.portions, call, termination)
         (assignment,) = call.assignments

@@ -75,7 +75,7 @@ class Brake:
         return is_time and self._hits_all() and not holding.is_exempt(self._chunk.runner)
 
     def parking_after(self, result: Result) -> dict[str, Any]:
-        """Park the remaining runs of the chunk because of the latest result."""
+        """The options that park the remaining runs of the chunk because of the latest result."""
         summed_up = summary(result.failure) if result.failure else ""
         alike = f"The last {FAILURES} rows have failed alike: {summed_up}"
         reason = self._chunk.reason or alike
@@ -85,7 +85,7 @@ class Brake:
     def held_up(
         self, results: Sequence[Result], latest: Sequence[Result], **parked: Any
     ) -> list[Result]:
-        """The results, with those pending that failed alike and are the `latest` or end a run."""
+        """The results; those that failed alike are pending if `latest` or if they ended a run."""
         return [
             each.kept_pending(**parked)
             if self._is_alike(each) and (each.status == Run.Status.FAILED or each in latest)

@@ -54,7 +54,7 @@ class NotLanded(Exception):
 
 
 def landing_of(runner: Runner, chunk: Chunk) -> Lands:
-    """Return what lands the chunk's outputs for a runner with landings.
+    """The object that lands the chunk's outputs, for a runner with landings.
 
     Those of another version or configuration are not landed: a candidate's are only compared.
     """
@@ -193,7 +193,7 @@ def _fields_of(model: type[Model], outputs: Any) -> dict[str, Any]:
 
 
 def _attributes(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values as attributes of an instance, for a foreign key the key it holds."""
+    """JSON values as attributes of an instance; for a foreign key, the key that it holds."""
     fields: list[Any] = [model._meta.get_field(name) for name in values]
     return {each.attname: _python(each, values[each.name]) for each in fields}
 

@@ -179,13 +179,13 @@ def record(
     build: int | None = None,
     landing: Lands | None = None,
 ) -> Tally:
-    """Write the results, and the chunk's counts that follow from them and `tally`; those counts.
+    """Write the results and the counts of the chunk that follow from them. Return those counts.
 
-    `is_last` finishes the chunk. `build` made the attempts. Moved runs go to new chunks of at most
-    `size`. A result is skipped if an earlier call, whose commit got no answer, has recorded or
-    moved its run. `landing` lands the outputs of the successes, or raises NotLanded. If the
-    database has forgotten earlier results, the chunk waits for a worker to repeat them. Raises
-    LeaseLost, with nothing written, if the chunk has another worker now.
+    `tally` has the counts so far. `is_last` finishes the chunk. `build` made the attempts. Moved
+    runs go to new chunks of at most `size`. A result is skipped if an earlier call, whose commit
+    got no answer, has recorded or moved its run. `landing` lands the outputs of the successes, or
+    raises NotLanded. If the database has forgotten earlier results, the chunk waits for a worker to
+    repeat them. Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
     statuses = set(map(_status_of, results))
     is_moving = Run.Status.PENDING in statuses
@@ -227,7 +227,7 @@ class _Recording:
         runs: dict[str, Any] = {"source": self.source, "match": match}
         runs["returning"] = "id, is_current"
         try:
-            found = update_from(Run, self.changes, **runs, after=count)
+            found = update_from(Run, self.changes, **runs, first=count)
             is_expected = True
         except Unmatched:
             # An answer was lost, or runs of the chunk were cancelled or ignored, or are to be.

@@ -29,7 +29,7 @@ from autorun.state.words import harmless
 
 #: Celery's logger of what is printed.
 REDIRECTED = "celery.redirected"
-#: The least characters that are kept while a call runs.
+#: At least so many characters are kept while a call runs.
 KEPT = 20_000
 #: The output of a call with several rows is kept for each that fails, and cut to this part.
 SHARED = 10

@@ -75,7 +75,7 @@ def _others(runner: Runner) -> QuerySet[Node]:
 
 
 def _land(runner: Runner, runs: Sequence[Run], *, before: Sequence[Result]) -> list[Result]:
-    """Land these successes, in halves if some are refused; which.
+    """Land these successes, in halves if some are refused. Return those that were landed.
 
     Raises NotLanded if further ones would be refused, too: if none of these can be landed, and none
     was landed `before`.
@@ -112,7 +112,7 @@ def _run_again(runner: Runner, keys: Sequence[Any]) -> None:
 
 
 def _land_current(landing: Landing, results: Sequence[Result]) -> list[Result]:
-    """Land the results that are still current; which."""
+    """Land the results that are still current. Return them."""
     runs = Run.objects.current().filter(pk__in=[each.run_id for each in results]).order_by("pk")
     current = set(runs.select_for_update().values_list("pk", flat=True))
     if still := [each for each in results if each.run_id in current]:

@@ -133,7 +133,7 @@ class RunFilter:
         return Page(found, None)
 
     def slowest(self, *, size: int = 50) -> tuple[list[Run], bool]:
-        """The `size` slowest of the matching runs in the newest chunks; whether those are all.
+        """The `size` slowest of the matching runs in the newest chunks, and whether it read all.
 
         No index is in the order of seconds, so MOST_COMPARED runs or so are read at most.
         """

@@ -197,7 +197,7 @@ def pause(batch: Batch, *, reason: str = "") -> bool:
 
 
 def resume(batch: Batch) -> bool:
-    """Resume a paused batch, whether it was paused; upkeep continues its planning."""
+    """Resume a paused batch; upkeep continues its planning. Return whether it was paused."""
     planner = {} if batch.is_given else {"expires_at": DatabaseNow(), "tries": 0}
     paused = Batch.objects.filter(pk=batch.pk, state=Batch.State.PAUSED)
 

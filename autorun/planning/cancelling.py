@@ -67,7 +67,7 @@ def ask_running(chunks: ChunkQuerySet[Chunk], *, run_ids: Collection[int] | None
 def _cancel(
     chunks: ChunkQuerySet[Chunk], run_ids: Collection[int] | None
 ) -> tuple[Mapping[int, int], int]:
-    """Cancel pending runs of the chunks; the chunks with their nodes, and how many runs."""
+    """Cancel pending runs of the chunks. Return the chunks with their nodes, and how many runs."""
     # Locked in order, and before their runs, as a worker does that finishes one.
     locked = chunks.select_for_update().order_by("pk")
     node_of = dict(locked.values_list("pk", "node_id"))
@@ -121,7 +121,7 @@ def earlier_results(runs: QuerySet[Run]) -> list[int]:
 
 
 def make_current(run_ids: Collection[int]) -> Mapping[int, Mapping[str, int]]:
-    """Make superseded runs current again; by node, how many a chunk counted in which column."""
+    """Make superseded runs current again. Return how many were counted, by node and column."""
     if not run_ids:
         return {}
     runs = Run.objects.filter(pk__in=run_ids, is_current=None).unretired()
@@ -136,7 +136,7 @@ def make_current(run_ids: Collection[int]) -> Mapping[int, Mapping[str, int]]:
 
 
 def count_by_chunk(runs: QuerySet[Run]) -> dict[int, list[int]]:
-    """Lock the runs; returns their chunks by the number of these runs in each."""
+    """Lock the runs. Return their chunks by the number of these runs in each."""
     locked = runs.select_for_update().order_by("pk").values_list("chunk_id", flat=True)
     found: dict[int, list[int]] = defaultdict(list)
     for chunk_id, number in Counter(locked).items():

@@ -33,7 +33,7 @@ DAMPED = (
 
 
 def pauses(runner: Runner, node_id: int, redo: Sequence[Redo]) -> dict[Key, dt.datetime]:
-    """The keys whose next run is to wait, and until when; the others need not.
+    """The keys whose next run has to wait, and until when.
 
     The time counts from the last run, so further changes do not delay the next one.
     """

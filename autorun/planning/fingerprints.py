@@ -191,8 +191,8 @@ class _SumOfDigests(Fingerprint):
 
     A sum counts equal members, where XOR would cancel two of them out; it needs neither an order
     nor a text as long as the set, which GROUP_CONCAT cuts off. Two states of one set have the same
-    sum by chance once in 2^64 changes. Nothing worse follows than a change that is not noticed, and
-    whoever could forge it may as well write the row's runs.
+    sum by chance once in 2^64 changes. The worst that follows is a change that goes unnoticed;
+    anyone who could forge one may write the row's runs anyway.
     """
 
     output_field = models.TextField()  # type: ignore[assignment]

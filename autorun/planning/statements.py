@@ -169,7 +169,7 @@ def redone(candidates: Candidates, selection: Selection, *, limit: int | None) -
 
 
 def supersede(redo: Sequence[Redo]) -> dict[str, int]:
-    """Make the runs no longer current; how many, by the columns of the chunk that counts them.
+    """Supersede the runs. Return how many, by the columns of the chunk that counts them.
 
     Runs that another process has superseded, finished or ignored since they were read are skipped.
     """

@@ -185,7 +185,7 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
 
 
 def superseded(statuses: Iterable[int]) -> Counter[str]:
-    """The columns of a chunk that count runs with these statuses as superseded, and how many.
+    """How many superseded runs with these statuses there are, by the column that counts them.
 
     A pending run is counted when its own chunk cancels it. A worker of a newer version may have
     recorded a status that is not known here.

@@ -93,7 +93,7 @@ def hold(name: str) -> None:
 
 
 def hold_free(names: Collection[str]) -> set[str]:
-    """Hold those of the locks that no other process holds, until the transaction ends; which.
+    """Hold those of the locks that no other process holds until the transaction ends; their names.
 
     A database that cannot skip locked rows waits for all of them. SQLite has one writer at a time.
     """

@@ -79,7 +79,7 @@ def prepared_update(
 
 
 def changed_by(statement: Fragment) -> int:
-    """Execute the statement; how many rows it has changed."""
+    """Execute the statement. Return how many rows it has changed."""
     using = settings.DATABASE
     with (
         transaction.mark_for_rollback_on_error(using=using),
@@ -136,27 +136,28 @@ def update_from(
     source: Fragment,
     match: Fragment,
     returning: str,
-    after: Fragment | None = None,
+    first: Fragment | None = None,
 ) -> list[tuple[Any, ...]]:
     """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
 
     MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change. The
-    first of them is never NULL. The update `after` is made first and locks its row; PostgreSQL gets
-    both as one statement. If it finds no row, Unmatched is raised and nothing is changed.
+    first column must never be NULL. The update `first` comes before this one, and locks its row; on
+    PostgreSQL both are one statement. If `first` finds no row, this raises Unmatched and changes
+    nothing.
     """
     connection = connections[settings.DATABASE]
     updated = connection.ops.quote_name(model._meta.db_table)
     params = [*source.params, *match.params]
     sql = f"({source.sql}) AS s WHERE {match.sql} RETURNING {returning}"
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql" and after is not None:
+        if connection.vendor == "postgresql" and first is not None:
             second = f"UPDATE {updated} SET {changes} FROM first, {sql}"
-            cursor.execute(_IN_ORDER.format(after.sql, second), [*after.params, *params])
+            cursor.execute(_IN_ORDER.format(first.sql, second), [*first.params, *params])
             if not (rows := cursor.fetchall()):
                 raise Unmatched
             return [] if rows[0][0] is None else list(rows)
-        if after is not None:
-            cursor.execute(after.sql, after.params)
+        if first is not None:
+            cursor.execute(first.sql, first.params)
             if not cursor.rowcount:
                 raise Unmatched
         if connection.vendor == "mysql":

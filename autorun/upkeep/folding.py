@@ -134,7 +134,7 @@ def _fold_some(node_ids: Sequence[int], *, quiet: float) -> int:
 
 
 def _count_in(found: Sequence[Chunk]) -> ChunkQuerySet[Chunk]:
-    """Add the chunks' counts to their nodes' and batches'; returns the chunks."""
+    """Add the chunks' counts to those of their nodes and batches. Return the chunks."""
     chunks = Chunk.objects.filter(pk__in=[chunk.pk for chunk in found])
     if chunks.unfolded().update(is_folded=True) != len(found):
         raise IntegrityError("Another process folds them: an old worker, which locks otherwise.")

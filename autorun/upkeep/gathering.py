@@ -57,7 +57,7 @@ def _gather(node_id: int) -> int:
 
 
 def _merge(chunks: Sequence[Chunk]) -> int:
-    """Move the failed runs of `chunks` into the first ones of them; how many have none left."""
+    """Move the failed runs of `chunks` into the first of these. Return how many are now empty."""
     kept, moved, total = chunks[0], list[Chunk](), 0
     for chunk in chunks[1:]:
         if kept.failed + chunk.failed > MOST_FAILURES:

@@ -57,7 +57,7 @@ def reopen_some() -> int:
 
 
 def _reopen(chunk_id: int, labels: Mapping[str, Sequence[str]]) -> int:
-    """Let the chunk wait again, with its pending runs alone unfinished; how many they are."""
+    """Let the chunk wait again. Return how many runs it has: only those that are pending."""
     chunk = Chunk.objects.select_for_update().filter(pk=chunk_id).first()
     statuses = Run.objects.filter(chunk_id=chunk_id).order_by().values_list("status")
     found = Counter(dict(statuses.annotate(Count("pk"))))

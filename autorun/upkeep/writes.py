@@ -143,7 +143,7 @@ def _planned(readers: Iterable[Reader]) -> Iterable[Reader]:
 def _take_portion(
     noted: Noted, after: int, up_to: int, *, readers: Sequence[Reader], begun: dict[Reader, Batch]
 ) -> tuple[int, dict[Reader, Batch]]:
-    """Take the notes with ids in (after, up_to]; how many, and the batches begun until then."""
+    """Take the notes with ids in (after, up_to]. Return how many, and the batches begun so far."""
     pulses.hold(LOCK)
     notes = noted.within(after, up_to)
     number = notes.count()
