@@ -63,12 +63,11 @@ class AutorunAdminMixin(ModelAdmin):
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         columns: list[Any] = list(super().get_list_display(request))
         if _may_view(request):
-            columns += self._columns(row_states.runners_shown(self))
+            shown = row_states.runners_shown(self)
+            found = [row_states.StatusColumn(runner, self.admin_site) for runner in shown]
+            is_merged = len(found) > row_states.MOST_COLUMNS
+            columns += [row_states.MergedColumn(found)] if is_merged else found
         return columns
-
-    def _columns(self, runners: Sequence[Runner]) -> list[Any]:
-        found = [row_states.StatusColumn(runner, self.admin_site) for runner in runners]
-        return found if len(found) <= row_states.MOST_COLUMNS else [row_states.MergedColumn(found)]
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
         filters = list(super().get_list_filter(request))

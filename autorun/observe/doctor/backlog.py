@@ -98,8 +98,7 @@ def examine_held_up() -> Iterator[Finding]:
                 "of its own row. Leave that field out, or write only if the value differs.",
                 bare=f"{bare}.",
             )
-            continue
-        if found.next_try is not None:
+        elif found.next_try is not None:
             then = f". Next try at {moment(found.next_try)}."
             yield error(
                 message.rstrip(".") + then,
@@ -107,21 +106,21 @@ def examine_held_up() -> Iterator[Finding]:
                 "rows are then processed, and the unsuccessful tries use no attempt.",
                 bare=bare + then,
             )
-            continue
-        if found.batch is not None:
+        elif found.batch is not None:
             yield warning(
                 message,
                 f"See `manage.py autorun failures {found.runner}`. To resume it, run `manage.py "
                 f"autorun resume {found.batch}`.",
                 bare=f"{bare}.",
             )
-            continue
-        yield error(
-            message,
-            "Restore the runner and the analysis, and restart the workers: the runs then continue. "
-            f"If they were removed on purpose, run `manage.py autorun cancel {found.runner}`.",
-            bare=f"{bare}.",
-        )
+        else:
+            yield error(
+                message,
+                "Restore the runner and the analysis, and restart the workers: the runs then "
+                "continue. If they were removed on purpose, run `manage.py autorun cancel "
+                f"{found.runner}`.",
+                bare=f"{bare}.",
+            )
 
 
 @examination("saved rows not yet planned")
