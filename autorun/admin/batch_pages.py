@@ -24,7 +24,6 @@ from autorun.admin.selections import model_of
 from autorun.admin.tables import (
     BATCH_STATES,
     batch_lines,
-    counts_of,
     named_options,
     parts_of,
     runner_name,
@@ -103,7 +102,7 @@ class BatchAdmin(PageAdmin):
     @page("<int:batch_id>/change/")
     def change(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
-        counts, tally = counts_of([batch])[batch.pk], take_tally()
+        counts, tally = batches.counts(batch), take_tally()
         parts = parts_of(batch, counts)
         is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None

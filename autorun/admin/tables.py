@@ -1,7 +1,7 @@
 """Runners and batches as lists show them."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -47,7 +47,7 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
     `stuck` are the ids of nodes whose tasks no worker is picking up.
     """
     found = list(batches)
-    counts = counts_of(found)
+    counts = batch_counts(batch.pk for batch in found)
     return [
         BatchLine(
             pk=batch.pk,
@@ -90,11 +90,6 @@ def as_options(values: Iterable[str]) -> list[tuple[str, str]]:
 def named_options(names: Iterable[str]) -> list[tuple[str, str]]:
     """The options of a list of states or the like, in words."""
     return [(each, in_words(each)) for each in names]
-
-
-def counts_of(batches: Sequence[Batch]) -> dict[int, BatchCounts]:
-    counts = batch_counts(batch.pk for batch in batches)
-    return {batch.pk: counts.get(batch.pk, BatchCounts()) for batch in batches}
 
 
 def state_of_batch(batch: Batch, counts: BatchCounts, *, is_stuck: bool) -> tuple[str, str]:

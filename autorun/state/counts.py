@@ -175,9 +175,9 @@ def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
     )
     folded = ("folded_succeeded", Value(0), "folded_cancelled", "folded_not_applicable", Value(0))
     folded_counts = Batch.objects.filter(pk__in=ids).values_list("pk", *folded)
-    sums: dict[int, Sequence[int]] = {}
+    sums: dict[int, Sequence[int]] = dict.fromkeys(ids, (0,) * 5)
     for pk, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
-        sums[pk] = [*map(add, sums.get(pk, (0,) * 5), map(int, counts))]
+        sums[pk] = [*map(add, sums[pk], map(int, counts))]
     return {
         pk: BatchCounts(good, bad, cancelled - apart, left, apart)
         for pk, (good, bad, cancelled, apart, left) in sums.items()

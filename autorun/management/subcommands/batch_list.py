@@ -237,7 +237,7 @@ class Cancel(_OnTarget):
 
 def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
     """The batch for scripts; its counts are looked up unless they are given."""
-    counts = counts or batch_counts([batch.pk]).get(batch.pk, BatchCounts())
+    counts = counts or batches.counts(batch)
     return {
         "id": batch.pk,
         **{name: getattr(batch, name) for name in JSON_FIELDS},
