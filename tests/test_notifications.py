@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import django
 import pytest
+from django.contrib import admin
 from django.core import mail
 from django.db import connection, connections
 from django.db.models import F
@@ -339,6 +340,8 @@ def site(domain):
                 yield
         finally:
             del SITE_CACHE[number]
+            if admin.site.is_registered(Site):
+                admin.site.unregister(Site)
 
 
 def test_a_project_that_names_its_site_has_links(told):
