@@ -142,21 +142,26 @@ def progress_and_stuck(
     for pk, state, *numbers in open_counts.order_by().union(*more, all=True):
         if state == WITH_WORK:
             stuck |= set() if numbers[0] else {pk}
-            continue
-        if state == ANOTHER_SUM:
+        elif state == ANOTHER_SUM:
             add_other(pk, numbers)
-            continue
-        good, bad, cancelled, apart, postponed, left = map(int, numbers)
-        found = {"succeeded": good, "failed": bad, "ignored": cancelled - apart}
-        found |= {"not_applicable": apart, "postponed": postponed}
-        if state in _UNFINISHED:
-            found[_UNFINISHED[state]] = left - postponed
-        sums.setdefault(pk, Counter()).update(found)
+        else:
+            sums.setdefault(pk, Counter()).update(_by_state(state, *map(int, numbers)))
     return {pk: Progress(**counts) for pk, counts in sums.items()}, stuck
 
 
+def _by_state(
+    state: int, good: int, bad: int, cancelled: int, apart: int, postponed: int, left: int
+) -> dict[str, int]:
+    """The runs of a node's chunks in that state, by their own states."""
+    found = {"succeeded": good, "failed": bad, "ignored": cancelled - apart}
+    found |= {"not_applicable": apart, "postponed": postponed}
+    if state in _UNFINISHED:
+        found[_UNFINISHED[state]] = left - postponed
+    return found
+
+
 #: The state of a chunk's unfinished runs, by the state of the chunk.
-_UNFINISHED = {state: state.name.lower() for state in UNFINISHED}
+_UNFINISHED: dict[int, str] = {state: state.name.lower() for state in UNFINISHED}
 
 
 def unstarted_runs(chunks: ChunkQuerySet[Chunk]) -> int:
