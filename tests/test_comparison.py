@@ -3,7 +3,9 @@
 import json
 import statistics
 import time
+from decimal import Decimal
 from io import StringIO
+from typing import TypedDict
 
 import pytest
 from django.contrib import admin
@@ -130,6 +132,23 @@ def test_a_lone_number_is_an_output(make, number):
     assert output.median_after == statistics.median(after.values())
 
 
+class Price(TypedDict):
+    price: Decimal
+
+
+def test_declared_decimals_are_numbers(make, monkeypatch):
+    before = {"000": {"price": "9.50"}, "001": {"price": "10"}}
+    after = {"000": {"price": "9.5"}, "001": {"price": "-10"}}
+    with installed(runner := make(before, after)):
+        monkeypatch.setattr(Analysis, "return_annotation", Price)
+        found = compared(runner, titles=before)
+    (output,) = found.outputs
+
+    assert (found.same, found.different) == (1, 1)
+    assert (output.median_before, output.median_after) == (9.75, -0.25)
+    assert [(each.before, each.after) for each in output.rows] == [("10", "-10")]
+
+
 def test_rows_that_have_changed_in_between_are_not_compared(make):
     with installed(runner := make(CANDIDATE=None)):
         compared(runner, "1.0", "1.0")
@@ -168,6 +187,7 @@ def test_all_pages_are_compared_and_the_smaller_version_leads(make, monkeypatch,
 
 
 def test_medians_of_many_rows_are_those_of_a_sample(make, monkeypatch):
+    monkeypatch.setattr(comparison, "MOST_EXACT", 199)
     monkeypatch.setattr(comparison, "SAMPLED", 20)
     numbers = {f"{n:03}": n for n in range(200)}
     with installed(runner := make(numbers, {title: n + 1 for title, n in numbers.items()})):

@@ -164,6 +164,17 @@ class TestOutputs:
     def test_nan_in_an_array_is_found(self):
         assert refusal({"a": np.array([0.0, np.nan])}).startswith('outputs["a"][1] is nan')
 
+    @pytest.mark.parametrize("number", ["NaN", "sNaN", "Infinity", "-Infinity"])
+    def test_decimals_that_are_no_numbers_are_refused(self, number):
+        assert refusal({"a": Decimal(number)}).startswith(f'outputs["a"] is {number}, which JSON')
+
+    def test_a_date_that_is_none_is_refused(self):
+        class NaT(dt.datetime):
+            def isoformat(self):
+                return "NaT"
+
+        assert refusal([NaT(1, 1, 1)]).startswith("outputs[0] is NaT, which JSON cannot hold.")
+
     def test_nat_is_refused(self):
         assert "NaT" in refusal(np.array(["NaT"], dtype="datetime64[ns]"))
 

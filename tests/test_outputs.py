@@ -393,6 +393,92 @@ class TestTyped:
             rows_of(runner).filter(size__mean__gtt=2)
 
 
+class Prices(TypedDict):
+    price: Decimal
+    number: int
+
+
+def priced(value: str) -> Prices:
+    price, number = value.split()
+    return {"price": Decimal(price), "number": int(number)}
+
+
+class TestExact:
+    """Declared Decimals and large integers, whose texts sort otherwise than they do."""
+
+    PRICES = ("9.50", "10.25", "-0.1", "1E+3", "12345678901234567.5")
+    LARGE = (2**63, 2**64 + 2**20, -(2**70), 7, 10**30)
+
+    @pytest.fixture
+    def runner(self) -> Iterator[QuerySetRunner]:
+        for price, number in zip(self.PRICES, self.LARGE, strict=True):
+            Document.objects.create(title=f"{price} {number}")
+        runner_class = declare(priced, TITLE="Priced")
+        with installed(runner_class):
+            runner_class().run()
+            work_off()
+            yield runner_class()
+
+    def test_a_decimal_is_a_number(self, runner: QuerySetRunner) -> None:
+        rows = rows_of(runner).filter(size__price__lt=10**6)
+
+        def prices(**condition: Any) -> list[Decimal]:
+            found = rows.filter(**condition).order_by("size__price")
+            return list(found.values_list("size__price", flat=True))
+
+        assert prices() == [Decimal(each) for each in ("-0.1", "9.5", "10.25", "1000")]
+        assert prices(size__price__gt=9.5) == prices(size__price__gt=Decimal("9.50"))
+        assert prices(size__price__gt=9) == prices(size__price__range=(9, Decimal(10**4)))
+        assert prices(size__price__in=[Decimal("9.5"), 1000]) == [Decimal("9.5"), 1000]
+        assert prices(size__price=-0.1) == prices(size__price__lt=0) == [Decimal("-0.1")]
+        assert prices(size__price="9.50") == prices(size__price__startswith="9") == [Decimal("9.5")]
+        assert rows.aggregate(Avg("size__price"), Max("size__price"), Sum("size__price")) == {
+            "size__price__avg": pytest.approx(Decimal("254.9125")),
+            "size__price__max": 1000,
+            "size__price__sum": Decimal("1019.65"),
+        }
+        twice = rows.annotate(twice=F("size__price") * 2).order_by("-twice")
+        assert twice[0].twice == 2000
+        assert type(twice[0].twice) is Decimal
+
+    def test_a_decimal_is_exact_where_the_database_has_them(self, runner: QuerySetRunner) -> None:
+        large = Decimal("12345678901234567.5")
+        row = rows_of(runner).annotate(price=F("size__price")).get(size__price__gt=10**6)
+
+        assert row.size["price"] == str(large)
+        assert abs(row.price - large) <= (100 if connection.vendor == "sqlite" else 0)
+
+    def test_a_value_that_is_no_number_is_null(self, runner: QuerySetRunner) -> None:
+        for wrong in ("NaN", "1E+5000", "-", "1.1.1", "", True, None, [1]):
+            Run.objects.filter(outputs__price="9.50").update(outputs={"price": wrong})
+            assert rows_of(runner).aggregate(number=Count("size__price"))["number"] == 4, wrong
+            Run.objects.exclude(outputs__has_key="number").update(outputs={"price": "9.50"})
+
+    def test_integers_have_any_size(self, runner: QuerySetRunner) -> None:
+        rows = rows_of(runner)
+        exactly = {round(each) for each in map(float, self.LARGE)}
+        if connection.vendor != "sqlite":
+            exactly = set(self.LARGE)
+
+        assert set(rows.values_list("size__number", flat=True)) == exactly
+        assert rows.get(size__number=2**63).size["number"] == 2**63
+        assert rows.get(size__number__lt=-(2**63)).size["number"] == -(2**70)
+        assert rows.filter(size__number__in=[7, 10**30]).count() == 2
+        assert rows.filter(size__number__gte=2**63).count() == 3
+        largest = rows.order_by("-size__number").values_list("size__number", flat=True)[0]
+        assert largest == pytest.approx(10**30)
+        assert type(largest) is int
+
+
+def test_a_decimal_that_is_not_declared_is_found_by_a_decimal(runner: QuerySetRunner) -> None:
+    for run in Run.objects.succeeded():
+        price = str(Decimal(run.outputs["letters"]) / 10)
+        Run.objects.filter(pk=run.pk).update(outputs={**run.outputs, "price": price})
+
+    assert letters(rows_of(runner).filter(size__price__gt=Decimal("0.9"))) == {11}
+    assert letters(rows_of(runner).filter(size__price="0.9")) == {9}
+
+
 def test_a_runner_of_another_model_is_named(runner: QuerySetRunner) -> None:
     other = Document if runner.get_model() is not Document else Photo
     model = runner.get_model()._meta.label
@@ -498,6 +584,7 @@ class Several(TypedDict):
         (Several, ("size", "2"), None),
         (Several, ("mode",), Kind.TEXT),
         (Several, ("extra",), Kind.TEXT),
+        (Decimal | int, (), Kind.DECIMAL),
         (int | str, (), None),
     ],
 )

@@ -210,6 +210,14 @@ class TestCommand:
         assert dt.datetime.fromisoformat(found["Grüße"]["finished_at"])
         assert [row["state"] for row in rows].count("missing") == 1
 
+    @pytest.mark.once
+    @pytest.mark.parametrize(
+        ("text", "is_marked"),
+        [("-1.10", False), ("+1E-7", False), ("-", True), ("-1+1", True), ("-1.1\n", True)],
+    )
+    def test_only_a_text_that_is_computed_is_marked(self, text: str, is_marked: bool) -> None:
+        assert formats._cell(text) == "'" * is_marked + text
+
     def test_json_lines_have_the_values(self, runner: QuerySetRunner) -> None:
         lines = [json.loads(line) for line in self.export("--format", "jsonl").splitlines()]
 

@@ -23,17 +23,21 @@ class Kind(Enum):
 
     INTEGER = "integer"
     NUMBER = "number"
+    DECIMAL = "decimal"
     TEXT = "text"
     BOOLEAN = "boolean"
     JSON = "JSON"
 
 
+#: Each of them can hold those before it.
+NUMBERS = (Kind.INTEGER, Kind.NUMBER, Kind.DECIMAL)
 #: In this order: a bool is an int as well.
 _KINDS: tuple[tuple[tuple[type, ...], Kind], ...] = (
     ((bool,), Kind.BOOLEAN),
     ((int,), Kind.INTEGER),
     ((float,), Kind.NUMBER),
-    ((str, Decimal, UUID, PurePath, dt.date, dt.time, dt.timedelta), Kind.TEXT),
+    ((Decimal,), Kind.DECIMAL),
+    ((str, UUID, PurePath, dt.date, dt.time, dt.timedelta), Kind.TEXT),
     ((Mapping, list, tuple, set, frozenset), Kind.JSON),
 )
 
@@ -43,17 +47,25 @@ def kind_of(annotation: Any) -> Kind | None:
     plain = _plain(annotation)
     origin = typing.get_origin(plain)
     if origin is typing.Literal:
-        return _common(map(kind_of, map(type, typing.get_args(plain))))
+        return common(map(kind_of, map(type, typing.get_args(plain))))
     if origin in (typing.Union, types.UnionType):
-        return _common(map(kind_of, typing.get_args(plain)))
+        return common(map(kind_of, typing.get_args(plain)))
     declared = origin or plain
     if not isinstance(declared, type):
         return None
     if issubclass(declared, Enum):
-        return _common(kind_of(type(each.value)) for each in declared)
+        return common(kind_of(type(each.value)) for each in declared)
     if members_of(declared) is not None:
         return Kind.JSON
     return next((kind for kinds, kind in _KINDS if issubclass(declared, kinds)), None)
+
+
+def common(kinds: Iterable[Kind | None]) -> Kind | None:
+    """The kind that can hold all of these; None if there is none."""
+    found = set(kinds)
+    if found and found.issubset(NUMBERS):
+        return max(found, key=NUMBERS.index)
+    return found.pop() if len(found) == 1 else None
 
 
 def type_at(annotation: Any, path: Iterable[str]) -> Any:
@@ -106,10 +118,3 @@ def _plain(annotation: Any) -> Any:
     if type(None) not in arguments or len(arguments) < 2:
         return plain
     return _plain(typing.Union[tuple(each for each in arguments if each is not type(None))])  # noqa: UP007
-
-
-def _common(kinds: Iterable[Kind | None]) -> Kind | None:
-    found = set(kinds)
-    if found == {Kind.INTEGER, Kind.NUMBER}:
-        return Kind.NUMBER
-    return found.pop() if len(found) == 1 else None

@@ -5,12 +5,15 @@ compared here, and those of some rows for the medians: so memory does not grow w
 takes little longer than the join.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from statistics import median
 from typing import Any
 
@@ -20,6 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of, nodes_of
+from autorun.declare.output_types import Kind, kind_of, type_at
 from autorun.declare.registry import trial_of
 from autorun.models import Node, Run
 from autorun.observe.records import leaves
@@ -32,12 +36,13 @@ PAGE = 5_000
 #: Rows shown of each output that differs, and outputs compared at most.
 MOST_ROWS = 5
 MOST_OUTPUTS = 20
-#: The rows for the medians; if there are more, about this many of them.
-SAMPLED = 10_000
+#: The medians are those of all rows up to MOST_EXACT, and otherwise of about SAMPLED of them.
+MOST_EXACT, SAMPLED = 10_000, 2_500
 #: Of the hash that chooses them.
 _PRIME, _FACTOR = 65_521, 40_503
 _SUCCEEDED, _FAILED = int(Run.Status.SUCCEEDED), int(Run.Status.FAILED)
 _ENDED = f"{_SUCCEEDED}, {_FAILED}"
+_NUMBERS = {int, float, Decimal}
 #: In place of a value that is missing.
 _MISSING = object()
 
@@ -54,7 +59,7 @@ class OutputChange:
     """One output: how many rows differ in it, those that differ most, and of a number both medians.
 
     A name is that of a column of `records()`. The medians of more than 10,000 rows are those of
-    about 10,000, the same ones for both versions and each time.
+    about 2,500, the same ones for both versions and each time.
     """
 
     name: str
@@ -151,23 +156,22 @@ class _Pair:
             f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}"
         )
         # By a hash of the runs' ids: the same ones each time, at no regular distance.
-        sampled = max(1, round(_PRIME * min(1.0, SAMPLED / max(1, min(sizes)))))
+        rows = min(sizes)
+        sampled = _PRIME if rows <= MOST_EXACT else max(1, round(_PRIME * SAMPLED / rows))
         self._is_sampled = f"(a.id %% {_PRIME}) * {_FACTOR} %% {_PRIME} < {sampled}"
-        self._outputs = _Outputs(tolerance)
+        self._outputs = _Outputs(runner.get_analysis().return_annotation, tolerance)
 
     def compared(self) -> Comparison:
-        equal, newly_failed, newly_fixed, other_input = self._counts()
-        counts = {True: equal, False: 0}
-        for key, is_sampled, is_equal, a, b in self._rows():
-            is_same = self._outputs.add(key, a, b, is_sampled=bool(is_sampled))
-            if not is_equal:
-                counts[is_same] += 1
+        compared, newly_failed, newly_fixed, other_input = self._counts()
+        different = 0
+        for key, is_sampled, a, b in self._rows():
+            different += not self._outputs.add(key, a, b, is_sampled=bool(is_sampled))
         return Comparison(
             self._runner.label,
             self._before.version,
             self._after.version,
-            same=counts[True],
-            different=counts[False],
+            same=compared - different,
+            different=different,
             newly_failed=newly_failed,
             newly_fixed=newly_fixed,
             other_input=other_input,
@@ -176,7 +180,7 @@ class _Pair:
 
     def _counts(self) -> list[int]:
         conditions = (
-            f"{self._is_compared} AND a.outputs = b.outputs",
+            self._is_compared,
             f"a.status = {_SUCCEEDED} AND b.status = {_FAILED} AND {self._is_same_input}",
             f"a.status = {_FAILED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}",
             f"NOT ({self._is_same_input}) AND a.status IN ({_ENDED}) AND b.status IN ({_ENDED})",
@@ -207,7 +211,7 @@ class _Pair:
         if not self._kind.is_integer:
             within += [" AND a.object_id = 0 AND b.object_id = 0"]
         return self._fetch(
-            f"a.{column}, {self._is_sampled}, a.outputs = b.outputs, a.outputs, b.outputs",
+            f"a.{column}, {self._is_sampled}, a.outputs, b.outputs",
             f" AND {self._is_compared} AND ({self._is_sampled} "
             f"OR NOT COALESCE(a.outputs = b.outputs, 1 = 0)){''.join(within)} ORDER BY a.{column}",
             2 * [bound for _, bound in bounds],
@@ -231,26 +235,35 @@ class _Pair:
 class _Outputs:
     """The outputs of rows that have succeeded in both versions, in the order of their keys."""
 
-    def __init__(self, tolerance: float) -> None:
-        self._tolerance = tolerance
+    def __init__(self, annotation: Any, tolerance: float) -> None:
+        self._annotation, self._tolerance = annotation, tolerance
         self._found: dict[tuple[str, ...], _Output] = {}
 
     def add(self, key: Key, before: str | None, after: str | None, *, is_sampled: bool) -> bool:
         """Note the outputs of a row, as texts of JSON. Return whether they are the same."""
-        a = dict(leaves(_python(before), ()))
-        b = a if before == after else dict(leaves(_python(after), ()))
+        if before == after:
+            for path, value in leaves(_python(before), ()) if is_sampled else ():
+                self._of(path).sample(value, value)
+            return True
+        a, b = (dict(leaves(_python(each), ())) for each in (before, after))
         is_same = True
         for path in a | b:
-            if path not in self._found and len(self._found) < MOST_OUTPUTS:
-                self._found[path] = _Output()
-            values = a.get(path, _MISSING), b.get(path, _MISSING)
+            output = self._of(path)
+            values = output.read(a.get(path, _MISSING)), output.read(b.get(path, _MISSING))
             if not _is_same(*values, self._tolerance):
                 is_same = False
-                if path in self._found:
-                    self._found[path].differ(key, *values)
-            if is_sampled and path in self._found:
-                self._found[path].sample(*values)
+                output.differ(key, *values)
+            if is_sampled:
+                output.sample(*values)
         return is_same
+
+    def _of(self, path: tuple[str, ...]) -> _Output:
+        output = self._found.get(path)
+        if output is None:
+            output = _Output(kind_of(type_at(self._annotation, path)))
+            if len(self._found) < MOST_OUTPUTS:
+                self._found[path] = output
+        return output
 
     def changes(self) -> tuple[OutputChange, ...]:
         found = sorted(self._found.items())
@@ -260,30 +273,45 @@ class _Outputs:
 class _Output:
     """One output: the number of rows that differ, those that differ most, and numbers sampled."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind | None) -> None:
+        self._is_decimal = kind is Kind.DECIMAL
         self._different = 0
         self._most: list[tuple[float, Difference]] = []
         self._sampled = array("d"), array("d")
+
+    def read(self, value: Any) -> Any:
+        """The value, of the text that a declared Decimal is."""
+        if self._is_decimal and isinstance(value, str):
+            with suppress(InvalidOperation):
+                return Decimal(value)
+        return value
 
     def differ(self, key: Key, before: Any, after: Any) -> None:
         self._different += 1
         gap = abs(_number(before) - _number(after))
         gap = 0.0 if math.isnan(gap) else gap
         if len(self._most) < MOST_ROWS or gap > self._most[-1][0]:
-            shown = (None if each is _MISSING else each for each in (before, after))
-            self._most.append((gap, Difference(key, *shown)))
+            self._most.append((gap, Difference(key, _shown(before), _shown(after))))
             self._most.sort(key=lambda each: -each[0])  # stable, so by key within one gap
             del self._most[MOST_ROWS:]
 
     def sample(self, *values: Any) -> None:
-        for numbers, value in zip(self._sampled, map(_number, values), strict=True):
-            if not math.isnan(value):
-                numbers.append(value)
+        for numbers, value in zip(self._sampled, values, strict=True):
+            number = _number(self.read(value))
+            if number == number:  # noqa: PLR0124 - not NaN
+                numbers.append(number)
 
     def change(self, name: str) -> OutputChange:
         before, after = (median(each) if each else None for each in self._sampled)
         rows = tuple(row for _, row in self._most)
         return OutputChange(name, self._different, before, after, rows)
+
+
+def _shown(value: Any) -> Any:
+    """The value as it is in JSON."""
+    if isinstance(value, Decimal):
+        return str(value)
+    return None if value is _MISSING else value
 
 
 def _is_same(a: Any, b: Any, tolerance: float) -> bool:
@@ -292,23 +320,23 @@ def _is_same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         pairs = zip(a, b, strict=False)
         return len(a) == len(b) and all(_is_same(*pair, tolerance) for pair in pairs)
-    if {type(a), type(b)} <= {int, float}:
+    if {type(a), type(b)} <= _NUMBERS:
         x, y = _number(a), _number(b)
         return abs(x - y) <= tolerance * max(abs(x), abs(y))
     return False
 
 
 def _number(value: Any) -> float:
-    """A number of JSON; NaN for anything else, or if it is too large."""
-    with suppress(OverflowError):
-        return float(value) if type(value) in (int, float) else math.nan
-    return math.nan
+    """A number as a float; NaN for anything else, or if it is too large."""
+    try:
+        return float(value) if type(value) in _NUMBERS else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _python(text: str | None) -> Any:
     """A value as it is in JSON, of the text that the database gives."""
-    if text is None:
-        return None
-    with suppress(ValueError):
-        return json.loads(text)
-    return text
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text

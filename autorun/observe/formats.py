@@ -3,6 +3,7 @@
 import csv
 import datetime as dt
 import json
+import re
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from itertools import islice
@@ -15,6 +16,8 @@ from autorun.state.keys import key_kind
 TEXTS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson; charset=utf-8"}
 #: What a spreadsheet reads as the start of a formula, or skips before one; the last are full-width.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+#: A number is no formula, such as the text of a negative Decimal.
+_NUMBER = re.compile(r"[+-][0-9.]+(?:[eE][+-]?[0-9]+)?\Z")
 _RECORDS_AT_ONCE = 500
 
 
@@ -77,7 +80,8 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 def _cell(value: Any) -> Any:
     """A value for CSV; a text that a spreadsheet would compute gets an apostrophe before it."""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        is_computed = value.startswith(_FORMULA) and not _NUMBER.match(value)
+        return f"'{value}" if is_computed else value
     if isinstance(value, (bool, list, dict)):
         return _json(value)
     return value.isoformat() if isinstance(value, dt.datetime) else value

@@ -19,8 +19,9 @@ from django.db.models.lookups import Exact
 
 from autorun.declare import nodes, registry
 from autorun.declare.base import Runner
-from autorun.declare.output_types import Kind, kind_of, members_of, type_at
+from autorun.declare.output_types import NUMBERS, Kind, common, kind_of, members_of, type_at
 from autorun.models import Chunk, Run
+from autorun.observe.records import LARGE
 from autorun.state.column_texts import text_of
 from autorun.state.documents import NORMALIZED, found_at
 from autorun.state.encoding import Encoder
@@ -36,6 +37,7 @@ SAMPLED_RUNS = 20
 _FIELDS: dict[Kind, models.Field[Any, Any]] = {
     Kind.INTEGER: models.BigIntegerField(),
     Kind.NUMBER: models.FloatField(),
+    Kind.DECIMAL: models.DecimalField(),
     Kind.TEXT: models.TextField(),
     Kind.BOOLEAN: models.BooleanField(),
     Kind.JSON: models.JSONField(),
@@ -44,6 +46,8 @@ _FIELDS: dict[Kind, models.Field[Any, Any]] = {
 _OF_TEXT = ("startswith", "endswith", "regex")
 _OF_ANY_CASE = ("iexact", "icontains", "istartswith", "iendswith", "iregex")
 _OF_JSON = ("exact", "in")
+#: A number, or the text of a Decimal; `(?!.)` is its end. No database takes any exponent.
+_DECIMAL = "'^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]{1,3})?(?!.)'"
 #: SQL for a value by vendor and kind; `$` is the outputs and their path. A value of another kind is
 #: NULL.
 _EXTRACTED = "JSON_EXTRACT($)"
@@ -51,15 +55,18 @@ _SQL = {
     "postgresql": {
         Kind.INTEGER: "CASE JSONB_TYPEOF($) WHEN 'number' THEN ($)::numeric END",
         Kind.NUMBER: "CASE JSONB_TYPEOF($) WHEN 'number' THEN ($)::numeric END",
+        Kind.DECIMAL: f"CASE WHEN ($) #>> '{{}}' ~ {_DECIMAL} THEN (($) #>> '{{}}')::numeric END",
         Kind.TEXT: "CASE JSONB_TYPEOF($) WHEN 'string' THEN ($) #>> '{}' END",
         Kind.BOOLEAN: "CASE JSONB_TYPEOF($) WHEN 'boolean' THEN ($)::boolean END",
         Kind.JSON: "$",
     },
     "mysql": {
         Kind.INTEGER: f"CASE WHEN JSON_TYPE({_EXTRACTED}) IN ('INTEGER', 'DOUBLE') "
-        f"THEN CAST({_EXTRACTED} AS SIGNED) END",
+        f"THEN CAST({_EXTRACTED} AS DECIMAL(65)) END",
         Kind.NUMBER: f"CASE WHEN JSON_TYPE({_EXTRACTED}) IN ('INTEGER', 'DOUBLE') "
         f"THEN CAST({_EXTRACTED} AS DOUBLE) END",
+        Kind.DECIMAL: f"CASE WHEN JSON_UNQUOTE({_EXTRACTED}) RLIKE {_DECIMAL} "
+        f"THEN CAST(JSON_UNQUOTE({_EXTRACTED}) AS DECIMAL(65, 30)) END",
         Kind.TEXT: f"CASE JSON_TYPE({_EXTRACTED}) WHEN 'STRING' "
         f"THEN JSON_UNQUOTE({_EXTRACTED}) END",
         Kind.BOOLEAN: f"CASE JSON_TYPE({_EXTRACTED}) WHEN 'BOOLEAN' "
@@ -69,6 +76,8 @@ _SQL = {
     "sqlite": {
         Kind.INTEGER: f"CASE WHEN JSON_TYPE($) IN ('integer', 'real') THEN {_EXTRACTED} END",
         Kind.NUMBER: f"CASE WHEN JSON_TYPE($) IN ('integer', 'real') THEN {_EXTRACTED} END",
+        Kind.DECIMAL: "CAST(CASE WHEN JSON_TYPE($) IN ('integer', 'real', 'text') "
+        f"AND {_EXTRACTED} REGEXP {_DECIMAL} THEN {_EXTRACTED} END AS REAL)",
         Kind.TEXT: f"CASE JSON_TYPE($) WHEN 'text' THEN {_EXTRACTED} END",
         Kind.BOOLEAN: "CASE JSON_TYPE($) WHEN 'true' THEN 1 WHEN 'false' THEN 0 END",
         Kind.JSON: "CASE WHEN JSON_TYPE($) IN ('true', 'false', 'null') THEN JSON_TYPE($) "
@@ -157,7 +166,7 @@ class OutputValue(Expression):
         lookup: Any = _FIELDS[kind].get_lookup(name)
         if lookup is None:
             raise FieldError(f"An output that is compared with {rhs!r} has no lookup {name!r}.")
-        return lookup(typed, rhs if kind is Kind.JSON or name == "isnull" else _plain(rhs))
+        return lookup(typed, rhs if kind is Kind.JSON or name == "isnull" else _plain(rhs, kind))
 
     def _kind_for(self, name: str, rhs: Any) -> Kind:
         if name in (*_OF_TEXT, *_OF_ANY_CASE) and rhs is not None:
@@ -165,19 +174,26 @@ class OutputValue(Expression):
         if name == "isnull" or _FIELDS[Kind.TEXT].get_lookup(name) is None:  # such as `has_key`
             return Kind.JSON
         if hasattr(rhs, "resolve_expression"):
-            return _kind_of_field(getattr(rhs, "output_field", None)) or self.kind
+            return self._kind_beside(_kind_of_field(getattr(rhs, "output_field", None)))
         if name == "contains":  # of a text, or of a list
             return self.kind if self.kind is Kind.TEXT else Kind.JSON
         return self._kind_among(rhs if name in ("in", "range") else [rhs])
 
     def _kind_among(self, values: Collection[Any]) -> Kind:
         """The kind that all of the values have; JSON if they differ."""
-        if all(isinstance(each, Decimal) for each in values) and self.kind is not Kind.TEXT:
-            return Kind.NUMBER  # though a recorded Decimal is a text
-        found = {kind_of_value(each) for each in values}
-        kind = found.pop() if len(found) == 1 else Kind.JSON
-        is_declared = kind_of(self._annotation) is Kind.INTEGER
-        return Kind.NUMBER if kind is Kind.INTEGER and not is_declared else kind
+        kind = common(map(kind_of_value, values)) or Kind.JSON
+        if kind is Kind.INTEGER and any(abs(each) >= LARGE for each in values):
+            return self._kind_beside(Kind.DECIMAL)
+        return self._kind_beside(kind)
+
+    def _kind_beside(self, other: Kind | None) -> Kind:
+        """The kind in which the value is compared with one of the kind `other`."""
+        if other not in NUMBERS:
+            return other or self.kind
+        declared = kind_of(self._annotation)
+        if declared is Kind.NUMBER:
+            return declared
+        return common((other, declared if declared in NUMBERS else Kind.NUMBER)) or other
 
     # SQL
 
@@ -256,11 +272,8 @@ def _recorded_kind(runner: Runner, path: tuple[str, ...]) -> Kind:
         values = [] if node is None else _sample(node.pk, path)
         if not values:
             return Kind.NUMBER  # nothing is recorded, so nothing is lost by it
-        found = {kind_of_value(each) for each in values if each is not None}
-        if found <= {Kind.INTEGER, Kind.NUMBER} and found:
-            known[path] = Kind.NUMBER
-        else:
-            known[path] = found.pop() if len(found) == 1 else Kind.JSON
+        found = common(kind_of_value(each) for each in values if each is not None)
+        known[path] = Kind.NUMBER if found in NUMBERS else found or Kind.JSON
     return known[path]
 
 
@@ -278,17 +291,23 @@ def kind_of_value(value: Any) -> Kind:
 def _kind_of_field(field: Any) -> Kind | None:
     if isinstance(field, models.BooleanField):
         return Kind.BOOLEAN
-    if isinstance(field, (models.IntegerField, models.FloatField, models.DecimalField)):
+    if isinstance(field, models.IntegerField):
+        return Kind.INTEGER
+    if isinstance(field, models.FloatField):
         return Kind.NUMBER
+    if isinstance(field, models.DecimalField):
+        return Kind.DECIMAL
     if isinstance(field, (models.CharField, models.TextField)):
         return Kind.TEXT
     return None
 
 
-def _plain(rhs: Any) -> Any:
+def _plain(rhs: Any, kind: Kind) -> Any:
     """Return a value, or each of several, as JSON has it: a date is a text there."""
-    if hasattr(rhs, "resolve_expression") or isinstance(rhs, (str, int, float)):
+    if isinstance(rhs, float) and kind is Kind.DECIMAL:
+        return Decimal(repr(rhs))  # 0.1 itself, and not its 55 digits
+    if hasattr(rhs, "resolve_expression") or isinstance(rhs, (str, int, float, Decimal)):
         return rhs
     if isinstance(rhs, Collection):
-        return [_plain(each) for each in rhs]
+        return [_plain(each, kind) for each in rhs]
     return Encoder().encode(rhs)

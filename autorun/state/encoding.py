@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 from uuid import UUID
 
 import rfc8785
@@ -31,12 +31,12 @@ MAX_INTEGER_DIGITS = 4300
 
 _SHOWN_KEY_CHARACTERS = 60
 
-# In this order: a datetime is a date as well.
 _WRITERS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str]], ...] = (
     (str, str.__str__),
-    ((dt.datetime, dt.date, dt.time), lambda value: str(value.isoformat())),
+    ((dt.date, dt.time), lambda value: _written_time(value)),
     (dt.timedelta, duration_iso_string),
-    ((Decimal, UUID, PurePath, Promise), str),
+    (Decimal, lambda value: str(value) if value.is_finite() else _refuse(value)),
+    ((UUID, PurePath, Promise), str),
 )
 
 # RFC 8785 writes numbers as JavaScript reads them: exact up to here only.
@@ -149,8 +149,15 @@ def checked_integer(value: int) -> int:
 
 
 def checked_float(value: float) -> float:
-    if math.isfinite(value):
-        return value
+    return value if math.isfinite(value) else _refuse(value)
+
+
+def _written_time(value: dt.date | dt.time) -> str:
+    text = value.isoformat()
+    return _refuse(text) if text == "NaT" else text  # pandas has a date that is none
+
+
+def _refuse(value: object) -> NoReturn:
     raise Unencodable(f"is {value}, which JSON cannot hold. Replace it by None or leave it out")
 
 
