@@ -21,6 +21,7 @@ from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
 from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
 from autorun.observe.explanation import next_step
+from autorun.planning.batches import cancel
 from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.origins import origin_of
@@ -380,6 +381,52 @@ def test_many_written_rows_become_one_batch(watch, set_constants, options):
     assert statuses() == [Run.Status.SUCCEEDED] * 7
     assert not Written.objects.exists()
     assert not BatchRow.objects.exists()
+
+
+def test_rows_that_several_rounds_take_become_one_batch(watch, set_constants):
+    set_constants(writes, FEW=3, PORTION=2, MOST_SECONDS=0)
+    watch()
+    insert(*"abcdefg")
+
+    hand_out_written()
+    later = insert("h", "i")
+    for _ in range(3):
+        round_of_upkeep()
+    batch = Batch.objects.get()
+    assert (batch.planned, batch.candidates) == (7, 7)
+    round_of_upkeep()
+    work_off()
+
+    assert statuses() == [Run.Status.SUCCEEDED] * 9
+    assert set(Run.objects.filter(chunk__batch=None).values_list("object_id", flat=True)) == set(
+        later
+    )
+    assert not Written.objects.exists()
+    assert not BatchRow.objects.exists()
+
+
+@pytest.mark.parametrize("befalls", ["cancelled", "planned"])
+def test_a_batch_that_ends_between_two_rounds(watch, set_constants, befalls):
+    """One that is cancelled leaves its rows pending; rows after one's plan are another batch's."""
+    set_constants(writes, FEW=2, PORTION=4, MOST_SECONDS=0)
+    runner = watch()
+    insert(*"abcdefg")
+    hand_out_written()
+    batch = Batch.objects.get()
+
+    if befalls == "cancelled":
+        cancel(batch)
+    else:
+        Batch.objects.update(expires_at=from_now(-1))
+        with redirected(plan_at_once):
+            hand_on_batches()
+    for _ in range(2):
+        round_of_upkeep()
+    work_off()
+
+    assert not Written.objects.exists()
+    assert Batch.objects.count() == (1 if befalls == "cancelled" else 2)
+    assert runner.pending().count() == (7 if befalls == "cancelled" else 0)
 
 
 def test_many_deleted_rows_are_retired_by_the_batch(watch, set_constants):

@@ -16,6 +16,8 @@ from autorun.planning.scope import SOURCES
 from autorun.state.keys import Key, key_kind
 
 KIND = "written"
+#: In the source of a batch to which rows are being added: the last note that is for it.
+UP_TO = "up_to"
 #: Keys of deleted rows that are read at once.
 KEYS_AT_ONCE = 2_000
 #: Rows of a batch that one statement deletes.
@@ -33,11 +35,27 @@ def source(batch: Batch, *, deleted_at: dt.datetime | None, is_truncated: bool) 
     }
 
 
+def is_incomplete(batch: Batch) -> bool:
+    """Whether rows may be added to the batch until this transaction ends; note its state."""
+    incomplete = Batch.objects.filter(pk=batch.pk, scope__source__has_key=UP_TO)
+    state = incomplete.select_for_update().values_list("state", flat=True).first()
+    batch.state = state or batch.state
+    return state is not None
+
+
+def complete(batch: Batch) -> None:
+    """Add no more rows to the batch, since it is about to be planned."""
+    if UP_TO in (batch.scope.get("source") or ()):
+        del batch.scope["source"][UP_TO]
+        Batch.objects.filter(pk=batch.pk).update(scope=batch.scope)
+
+
 def retire_deleted(runner: Runner, batch: Batch) -> None:
     """Retire the runs of the batch's deleted rows; a row with such a key now is a new one."""
     given: Mapping[str, Any] = batch.scope.get("source") or {}
     if given.get("kind") != KIND:
         return
+    complete(batch)
     deleted_at = batch.created_at
     if given["deleted_at"] is not None:
         deleted_at = dt.datetime.fromtimestamp(given["deleted_at"], tz=dt.UTC)

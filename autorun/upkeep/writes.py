@@ -114,18 +114,35 @@ def drop_unknown() -> None:
 
 def _take(noted: Noted) -> int:
     readers = list(_planned(on_write.tables()[noted.source].readers))
-    begun: dict[Reader, Batch] = {}
+    begun = {reader: batch for reader in readers if (batch := _begun_before(reader, noted))}
+    up_to = min(
+        (batch.scope["source"][written.UP_TO] for batch in begun.values()), default=noted.last
+    )
+    noted = noted._replace(last=min(up_to, noted.last))
     taken, after = 0, noted.first - 1
     ends_at = time.monotonic() + MOST_SECONDS
-    while after < noted.last and time.monotonic() < ends_at:
+    while after < noted.last and (not taken or time.monotonic() < ends_at):
         up_to = noted.last if noted.number <= FEW else min(after + PORTION, noted.last)
         portion = partial(_take_portion, noted, after, up_to, readers=readers, begun=begun)
         number, begun = repeated_on_conflict(portion)
         taken, after = taken + number, up_to
         crash_point("writes.taken")
-    for batch in begun.values():
+    for batch in begun.values() if after >= noted.last else ():
+        written.complete(batch)
         batches.hand_on(batch)
     return taken
+
+
+def _begun_before(reader: Reader, noted: Noted) -> Batch | None:
+    """The batch whose notes earlier rounds had no time for."""
+    return Batch.objects.filter(
+        runner=reader.runner.label,
+        node=node_of(reader.runner),
+        trigger=Batch.Trigger.WRITE,
+        planned_at=None,
+        scope__source__table=noted.source,
+        scope__source__up_to__gte=noted.first,
+    ).last()
 
 
 def _planned(readers: Iterable[Reader]) -> Iterable[Reader]:
@@ -149,13 +166,15 @@ def _take_portion(
     number = notes.count()
     batches_now = dict(begun)
     for reader in readers:
-        is_few = noted.number <= FEW and not noted.truncated
+        batch = batches_now.get(reader)
+        is_few = batch is None and noted.number <= FEW and not noted.truncated
         if is_few and _leave_to_workers(reader, noted, notes):
             continue
-        if reader not in batches_now:
-            batches_now[reader] = _begin(reader, noted)
-        if not noted.may_concern_all(reader):
-            _copy(reader, noted.source, notes, batches_now[reader])
+        is_for_all = noted.may_concern_all(reader)
+        if batch is None or not (is_for_all or written.is_incomplete(batch)):
+            batch = batches_now[reader] = _begin(reader, noted)
+        if batch.is_unfinished and not is_for_all:
+            _copy(reader, noted.source, notes, batch)
     crash_point("writes.copied")
     if notes._raw_delete(settings.DATABASE) != number:
         raise IntegrityError("Notes of a longer transaction arrived meanwhile.")
@@ -189,6 +208,7 @@ def _begin(reader: Reader, noted: Noted) -> Batch:
     """A batch of rows yet to be copied, which no other process plans before it is handed on."""
     batch = batches.begin(reader.runner, Batch.Trigger.WRITE)
     source = written.source(batch, deleted_at=noted.deleted_at, is_truncated=noted.truncated > 0)
+    source |= {"table": noted.source, written.UP_TO: noted.last}
     scope = Scope(source=None if noted.may_concern_all(reader) else source)
     batch.scope, batch.description = scope.written(), str(scope)[:255]
     batch.save(update_fields=["scope", "description"], using=settings.DATABASE)
