@@ -1445,6 +1445,37 @@ def test_w206_a_celery_app_that_is_not_imported(tmp_path):
     assert "in mysite/__init__.py: `from mysite.celery import app as celery_app`" in printed
 
 
+SWEPT = """
+from django.contrib.contenttypes.models import ContentType
+
+from autorun.analysis import analysis
+from autorun.runner import QuerySetRunner
+
+@analysis("Length", version="1.0")
+def length(text: str) -> int:
+    return len(text)
+
+class LengthRunner(QuerySetRunner):
+    DATA_MODEL, ANALYSIS, ANALYSIS_VERSION = ContentType, "Length", "1.0"
+    INPUT_KEY, INPUT_FIELDS = "text", ("model",)
+"""
+
+
+def test_an_app_that_is_not_imported_says_nothing_about_beats_scheduler(tmp_path):
+    settings = SETTINGS.replace('"shop"', '"django_celery_beat", "shop"').replace(
+        "AUTORUN =", "_ ="
+    )
+    files = {"mysite/settings": settings, "shop/runners": SWEPT}
+
+    printed = checked_in_a_project(tmp_path, **files, **{"mysite/celery": CELERY_APP})
+    imported = "from mysite.celery import app\n"
+    with_app = checked_in_a_project(tmp_path, **files, **{"mysite/__init__": imported})
+
+    assert "W206" in printed
+    assert "W208" not in printed
+    assert "W208" in with_app
+
+
 @pytest.mark.parametrize("reads_settings", [False, True])
 def test_w206_a_celery_app_that_does_not_read_the_settings(tmp_path, reads_settings):
     reading = 'app.config_from_object("django.conf:settings", namespace="CELERY")\n'

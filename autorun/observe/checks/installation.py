@@ -224,7 +224,7 @@ def _celery_app() -> Iterator[CheckMessage]:
                 "This process has not imported the project's Celery app, so messages would go to "
                 "a broker at amqp://localhost.",
                 f"Import it in {project}/__init__.py: `from {project}.celery import app as "
-                "celery_app`.",
+                f"celery_app`. If there is no {project}/celery.py yet, docs/tutorial.md shows one.",
             )
     elif options := unread_settings():
         names, read = map(setting_of, options), (f"CELERY_{each.upper()}" for each in options)

@@ -57,6 +57,8 @@ def _beat() -> Iterator[CheckMessage]:
             "Add 'django_celery_beat' to INSTALLED_APPS and run `manage.py migrate`, or set "
             "AUTORUN = {'SCHEDULE': None}.",
         )
+    elif current_app.main == "default":
+        pass  # it reads no settings, and W206 reports it
     elif not _is_database_scheduler(name := str(current_app.conf.beat_scheduler)):
         yield warning(f"settings.{setting_of('beat_scheduler')}", "W208")(
             f"Unless its --scheduler names another one, beat uses {name}, "
