@@ -68,7 +68,7 @@ class Counted:
 class NextSweep:
     """The time of a runner's next sweep; without one, `words` says why.
 
-    `is_off`: there will be none until somebody schedules it.
+    `is_off`: there is none until it is scheduled.
     """
 
     at: dt.datetime | None = None

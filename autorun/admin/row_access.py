@@ -325,7 +325,7 @@ def _content_type_of(node: Node) -> ContentType:
 
 
 def _sees_gone(request: HttpRequest, site: AdminSite, model: type[Model] | None) -> bool:
-    """Whether the user may see what is about rows that nobody can name any more.
+    """Whether the user may see texts about rows that no longer exist.
 
     If the model's admin hides rows, nothing tells whether it would have hidden those as well.
     """

@@ -236,7 +236,7 @@ def _lead(chosen: RunFilter, total: int | None, *, is_exact: bool, is_by_time: b
 
 
 def _all_matching(total: int | None) -> str:
-    """The words for all runs of the filter; `total` is 0 if nobody knows how many there are."""
+    """The words for all runs of the filter; `total` is 0 if their number is not known."""
     return _("All %s matching") % number(total) if total else _("All matching")
 
 

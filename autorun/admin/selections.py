@@ -187,7 +187,7 @@ def _listing(model_admin: Any, request: HttpRequest) -> ChangeList:
 
 
 def keep(request: HttpRequest, chosen: ChosenRows) -> str:
-    """Store the chosen rows in the user's session; returns the token that finds them again."""
+    """Store the chosen rows in the user's session. Return the token that finds them again."""
     token = secrets.token_urlsafe(12)
     kept = dict(request.session.get(SESSION_KEY, {}))
     for oldest in list(kept)[: max(0, len(kept) - MOST_KEPT + 1)]:

@@ -81,6 +81,6 @@ def cancel_runner(label: str, *, reason: str = "") -> int:
 
     def cancel() -> int:
         number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)
-        return number + batches.cancel_unstarted(chunks)
+        return number + batches.cancel_in_passes(chunks)
 
     return once_committed(cancel, meanwhile=lambda: unstarted_runs(chunks))

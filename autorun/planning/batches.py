@@ -256,13 +256,13 @@ def _held(batch: Batch) -> Any:
 
 def _cancel_rest(batch_id: int) -> int:
     chunks = Chunk.objects.filter(batch_id=batch_id)
-    number = cancel_unstarted(chunks)
+    number = cancel_in_passes(chunks)
     cancelled = Batch.objects.filter(pk=batch_id).cancelled()
     cancelled.filter(~Exists(chunks.unfinished())).update(expires_at=None)
     return number
 
 
-def cancel_unstarted(chunks: ChunkQuerySet[Chunk]) -> int:
+def cancel_in_passes(chunks: ChunkQuerySet[Chunk]) -> int:
     """Cancel the runs of the chunks that have not started. Return how many."""
     number = 0
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
