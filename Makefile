@@ -142,7 +142,8 @@ $(VENV)/.sample: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(call install,sample)
 
 $(VENV)/.embeddings: $(VENV)/.sample
-	@$(PIP) -c $(CONSTRAINTS) --group embeddings
+	@sed -n '/==/s/ \\$$//p' $(CONSTRAINTS) > $@.txt
+	@$(PIP) -c $@.txt --group embeddings
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(RUN)
