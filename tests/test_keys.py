@@ -1,9 +1,11 @@
 """How rows are named."""
 
 from collections.abc import Iterator
+from io import StringIO
 
 import pytest
-from django.db import connection, models
+from django.core.management import call_command
+from django.db import connection, connections, models
 
 from autorun import tasks
 from autorun.declare.nodes import node_of
@@ -152,3 +154,38 @@ def test_control_characters_in_keys_tell_rows_apart(options, by_saves):
     assert {key: found["value"] for key, found in outputs.items()} == {
         key: f"name of {key!r}" for key in keys
     }
+
+
+@pytest.mark.django_db(databases=["default", "archive"])
+@pytest.mark.parametrize("options", [{"INPUT_FIELDS": ("name",)}, BY_HOOK], ids=["sql", "python"])
+@pytest.mark.parametrize("alias", ["default", "archive"])
+def test_a_row_whose_key_cannot_be_named_costs_only_itself(alias, options, caplog):
+    if alias == "default" and connection.vendor != "sqlite":
+        pytest.skip("This database refuses such keys itself.")
+    hostile = {b"b\xff", b"z\xff"}
+    if connection.vendor == "postgresql":
+        hostile |= {b"nul\0x", b"zz\0"}
+    rows = Country.objects.using(alias)
+    runner = declare(DATA_MODEL=Country, get_base_queryset=lambda self: rows.all(), **options)
+    with installed(runner):
+        for key in ("a", "ok"):
+            rows.create(code=key, name="name")
+        with connections[alias].cursor() as cursor:
+            for key in hostile:
+                cursor.execute("INSERT INTO library_country VALUES (CAST(%s AS TEXT), 'x')", [key])
+        tasks.plan("library.Country", ["nul\0x", "zz\0", "ok"])
+        tasks.sweep(runner().label)
+        runner().backfill(force=True)
+        work_off()
+
+        assert runner().progress().succeeded == 2
+        assert runner().pending().count() == 0
+        assert {each["key"] for each in runner().records()} == {"a", "ok"}
+        assert runner().ignore(rows.all()) == 0
+        call_command("autorun", "runs", stdout=StringIO())
+        if connection.vendor == "postgresql":
+            unnamed = rows.get(code__startswith="nul")
+            assert not runner().has_run(unnamed)
+            unnamed.delete()
+    [warning] = [each for each in caplog.messages if "are skipped" in each]
+    assert all(repr(key) in warning for key in hostile)

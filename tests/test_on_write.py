@@ -929,3 +929,18 @@ def test_written_members_have_their_rows_planned_the_old_parent_included(watch):
     Written.objects.all().delete()
     Image.objects.filter(pk=image.pk).update(modality="CT")
     assert noted() == []
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="Other databases refuse such a key.")
+def test_a_key_that_cannot_be_read_keeps_no_other_from_being_planned(watch):
+    runner = watch(DATA_MODEL=Country, INPUT_FIELDS=("name",))
+    for key in ("X'62'", "X'62FF'", "X'7A'"):
+        sql(f"INSERT INTO library_country VALUES (CAST({key} AS TEXT), 'x')")
+    round_of_upkeep()
+    work_off()
+
+    assert runner.progress().succeeded == 2
+    assert not Written.objects.exists()
+    sql("DELETE FROM library_country")
+    round_of_upkeep()
+    assert not Written.objects.exists()

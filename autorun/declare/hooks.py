@@ -21,7 +21,7 @@ from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.exceptions import AutorunError, ImproperRunner, bare_message
 from autorun.state.encoding import qualified_name
-from autorun.state.keys import concrete
+from autorun.state.keys import concrete, key_kind
 from autorun.state.logs import get_logger
 from autorun.state.transactions import is_passing
 from autorun.state.user_code import UserCode
@@ -82,8 +82,10 @@ def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
 
 
 def every_row(runner: Runner) -> QuerySet[Any]:
-    """All rows of the runner's model, whatever its default manager leaves out."""
-    return runner.get_model()._base_manager.using(database_of(runner))
+    """All rows of the model with usable keys, whatever its default manager leaves out."""
+    model = runner.get_model()
+    rows: QuerySet[Any] = model._base_manager.using(database_of(runner))
+    return rows if (kind := key_kind(model)).is_integer else kind.nameable(rows)
 
 
 def database_of(runner: Runner) -> str:
@@ -224,8 +226,8 @@ def _plain(model: type[Model], rows: QuerySet[Any]) -> QuerySet[Any]:
         or query.where.contains_over_clause
         or (len(query.alias_map) > 1 and _may_repeat_rows(query))
     ):
-        return _narrowed(model, rows)
-    return rows
+        rows = _narrowed(model, rows)
+    return rows if (kind := key_kind(model)).is_integer else kind.nameable(rows)
 
 
 def _compares_rows(query: Any) -> bool:

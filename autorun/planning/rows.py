@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections, models
 from django.db.models import F, Q
+from django.db.models.functions import Cast
 
 from autorun.conf import settings
 from autorun.declare import hooks
@@ -31,6 +32,8 @@ from autorun.state.user_code import UserCode
 logger = get_logger(__name__)
 
 NOT_REPRESENTED = object()
+#: Keys that a line of the log names.
+SOME_KEYS = 5
 
 
 class Row(NamedTuple):
@@ -99,14 +102,27 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
     for key in keys:
         try:
             pk = kind.to_pk(key)
-            has_nul = isinstance(pk, str) and "\0" in pk
-            if has_nul and connections[database_of(runner)].vendor == "postgresql":
-                raise ValueError("PostgreSQL has no NUL in a text.")
+            if isinstance(pk, str) and "\0" in pk:
+                here, there = connections[settings.DATABASE], connections[database_of(runner)]
+                if "postgresql" in (here.vendor, there.vendor):
+                    raise ValueError("PostgreSQL has no NUL in a text.")
         except NOT_A_KEY:
             logger.warning("%s: %.100r is not a primary key.", runner.label, key)
         else:
             found.append(pk)
     return found
+
+
+def warn_of_unnameable(runner: Runner) -> None:
+    """Log the keys of rows that autorun leaves out because it cannot store or read them."""
+    named = hooks.every_row(runner)
+    if key_kind(named.model).is_integer or not named.query.where:
+        return
+    every = named.model._base_manager.using(named.db).exclude(pk__in=named.values("pk"))
+    keys = list(every.values_list(Cast("pk", models.BinaryField()), flat=True)[:SOME_KEYS])
+    if keys:
+        message = "%s: rows are skipped because their keys cannot be stored or read, such as %s."
+        logger.warning(message, runner.label, ", ".join(map(repr, map(bytes, keys))))
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:

@@ -1,6 +1,6 @@
 """JSON documents: the value that a path of keys leads to, and one text for equal documents.
 
-Also one text for sets of equal rows, on SQLite.
+Also, on SQLite, one text for sets of equal rows, and whether a text can be read.
 """
 
 import hashlib
@@ -14,10 +14,12 @@ from django.db.backends.signals import connection_created
 NORMALIZED = "AUTORUN_JSON"
 #: An aggregate of SQL on SQLite: the number of texts, and the sum of 64 bits of a digest of each.
 SET_TEXT = "AUTORUN_SET"
+#: A function of SQL on SQLite: whether bytes are a text that Python can read.
+READABLE = "AUTORUN_READABLE"
 
 
 def connect() -> None:
-    """Give each connection to SQLite the functions NORMALIZED and SET_TEXT."""
+    """Give each connection to SQLite the functions NORMALIZED, SET_TEXT and READABLE."""
     connection_created.connect(_add_function, dispatch_uid=__name__)
 
 
@@ -37,6 +39,7 @@ def _add_function(connection: Any, **kwargs: Any) -> None:
     if connection.vendor == "sqlite":
         connection.connection.create_function(NORMALIZED, 2, _normalized, deterministic=True)
         connection.connection.create_aggregate(SET_TEXT, 1, _SetText)
+        connection.connection.create_function(READABLE, 1, _is_readable, deterministic=True)
 
 
 class _SetText:
@@ -58,3 +61,11 @@ def _normalized(text: str | None, keys: str) -> str | None:
     found = found_at(json.loads(keys), json.loads(text))
     # Without keys a null is a document; SQL's NULL is the lack of one.
     return None if found is None and keys != "[]" else json.dumps(found, sort_keys=True)
+
+
+def _is_readable(text: bytes | None) -> bool:
+    try:
+        (text or b"").decode()  # SQLite also asks about what a column is compared with
+    except UnicodeDecodeError:
+        return False
+    return True

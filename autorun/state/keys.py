@@ -15,10 +15,12 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import CharField, Expression, F, TextField, UUIDField
+from django.db.models import BooleanField, CharField, Expression, F, Func, TextField, UUIDField
 from django.db.models.functions import Cast
 from django.db.models.sql.compiler import SQLCompiler
 
+from autorun.conf import settings
+from autorun.state.documents import READABLE
 from autorun.state.parameters import LEAST, LONGEST_TEXT, MOST, read_number
 
 #: Raised for a value that cannot be a primary key.
@@ -39,6 +41,27 @@ class KeyText(Cast):
     ) -> Any:
         sql, params = super().as_postgresql(compiler, connection, **extra)
         return f'({sql} COLLATE "C")', params
+
+
+class IsNameable(Func):
+    """Whether autorun's tables can hold a text as a key, and the driver can read it.
+
+    PostgreSQL holds no NUL, and SQLite may hold bytes that are not UTF-8.
+    """
+
+    output_field = BooleanField()
+
+    def as_sql(  # type: ignore[override]
+        self, compiler: Any, connection: Any, **_: Any
+    ) -> tuple[str, list[Any]]:
+        key, params = compiler.compile(self.source_expressions[0])
+        conditions = []
+        if connection.vendor == "sqlite":
+            key = f"CAST({key} AS BLOB)"
+            conditions.append(f"{READABLE}({key})")
+        if connections[settings.DATABASE].vendor == "postgresql":
+            conditions.append(f"INSTR({key}, x'00') = 0")
+        return " AND ".join(conditions), [*params] * len(conditions)
 
 
 @dataclass(frozen=True)
@@ -85,6 +108,13 @@ class KeyKind:
         """The primary keys that rows of autorun's name, as a subquery for `pk__in`."""
         column = F("object_id") if self.is_integer else Cast("object_key", self.field)
         return named.order_by().annotate(_autorun_pk=column).values("_autorun_pk")
+
+    def nameable(self, rows: models.QuerySet[Any], key: str = "pk") -> models.QuerySet[Any]:
+        """Those of the rows that autorun can name by that column; it sees no other rows."""
+        is_text = not self.is_integer and not isinstance(self.field, UUIDField)
+        from_to = connections[rows.db].vendor, connections[settings.DATABASE].vendor
+        is_limited = from_to[0] == "sqlite" or from_to == ("mysql", "postgresql")
+        return rows.filter(IsNameable(F(key))) if is_text and is_limited else rows
 
     def values(self, queryset: models.QuerySet[Any]) -> models.QuerySet[Any, Key]:
         keyed: Any = queryset.annotate(_autorun_key=self.expression())

@@ -165,16 +165,18 @@ def _take_portion(
     notes = noted.within(after, up_to)
     number = notes.count()
     batches_now = dict(begun)
+    of_row = kind_of(on_write.tables()[noted.source].key)
+    named = of_row.nameable(notes, of_row.column)
     for reader in readers:
         batch = batches_now.get(reader)
         is_few = batch is None and noted.number <= FEW and not noted.truncated
-        if is_few and _leave_to_workers(reader, noted, notes):
+        if is_few and _leave_to_workers(reader, noted, named):
             continue
         is_for_all = noted.may_concern_all(reader)
         if batch is None or not (is_for_all or written.is_incomplete(batch)):
             batch = batches_now[reader] = _begin(reader, noted)
         if batch.is_unfinished and not is_for_all:
-            _copy(reader, noted.source, notes, batch)
+            _copy(reader, noted.source, named, batch)
     crash_point("writes.copied")
     if notes._raw_delete(settings.DATABASE) != number:
         raise IntegrityError("Notes of a longer transaction arrived meanwhile.")
