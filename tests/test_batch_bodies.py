@@ -141,6 +141,22 @@ def test_an_exception_in_the_list_is_of_its_row_alone():
     assert current_runs()[documents[2].pk].outputs == "no pixels"
 
 
+def test_an_exception_class_in_the_list_means_the_same_as_if_raised():
+    make(4)
+    answers = [NotApplicable, KeyError, RetryLater, "good"]
+
+    run(batched(lambda value: answers[: len(value)], MAX_ATTEMPTS=1))
+
+    assert statuses() == [
+        Run.Status.NOT_APPLICABLE,
+        Run.Status.FAILED,
+        Run.Status.FAILED,
+        Run.Status.SUCCEEDED,
+    ]
+    kinds = Failure.objects.order_by("run__object_id").values_list("exception_class", flat=True)
+    assert list(kinds) == ["KeyError", "autorun.exceptions.OutputError"]  # RetryLater needs seconds
+
+
 def test_outputs_that_cannot_be_stored_fail_their_row_alone():
     make(3)
 
@@ -191,7 +207,7 @@ def test_a_list_of_the_wrong_length_fails_the_rows_at_fault():
     progress = run(batched(lambda value: [each for each in value if each != "3"], MAX_ATTEMPTS=1))
 
     assert progress == Progress(succeeded=7, failed=1)
-    assert Failure.objects.get().message.startswith("Batched v1.0 returned 0 values for 1 rows.")
+    assert Failure.objects.get().message.startswith("Batched v1.0 returned 0 values for 1 row.")
 
 
 def test_smaller_batch_halves_at_once_and_blames_nobody():

@@ -235,8 +235,8 @@ def test_a_run_whose_worker_dies_before_it_learns_of_it_is_cancelled():
         assert not runner().progress().total
 
 
-def test_the_command_cancels_what_is_running():
-    Document.objects.create(title="a")
+def test_the_command_cancels_what_is_running(capsys):
+    Document.objects.bulk_create([Document(title="a"), Document(title="b")])
 
     def body(value: str) -> None:
         call_command("autorun", "cancel", "tests.EchoRunner", "--running")
@@ -246,7 +246,10 @@ def test_the_command_cancels_what_is_running():
         runner().run()
         execute_all()
 
-    assert statuses() == [Run.Status.CANCELLED]
+    assert statuses() == [Run.Status.CANCELLED] * 2
+    assert "0 runs cancelled, 2 runs in progress will stop within " in capsys.readouterr().out
+    call_command("autorun", "cancel", "tests.EchoRunner", "--running")
+    assert capsys.readouterr().out.endswith(": 0 runs cancelled.\n")
 
 
 def test_a_body_says_how_far_it_has_got():

@@ -200,7 +200,10 @@ def _to_union(value: Any, _: object, annotation: Any) -> Any:
 def _to_collection(value: Any, kind: Any, annotation: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         element, *_ = typing.get_args(annotation) or (Any,)
-        items = [_element(item, element, index) for index, item in enumerate(value)]
+        items = [
+            item if type(item) is element else _element(item, element, index)
+            for index, item in enumerate(value)
+        ]
         return (_COLLECTIONS[kind] or (tuple if isinstance(value, tuple) else list))(items)
     # A string is a sequence of strings only by accident.
     if isinstance(value, (str, bytes, Mapping)) and kind is not collections.abc.Iterable:

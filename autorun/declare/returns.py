@@ -90,7 +90,7 @@ def _is_converted(annotation: Any) -> bool:
 
 
 def _check_scalar(annotation: Any, value: Any) -> None:
-    if type(value) is annotation:
+    if type(value) is annotation or (annotation is float and type(value) is int):
         return
     if annotation is dt.date:  # a datetime is a date
         with suppress(Mismatch):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -246,7 +246,7 @@ class Body:
                         )
                         returned = self.analysis.call(**arguments)
                         values = values_of(returned, len(ready), self.analysis)
-                        ended = partial(self._result_of_value, call=call)
+                        ended = partial(self._result_of_value, call, call.seconds_a_row)
                         results += map(ended, ready, values)
             except interruption.Interrupted:
                 raise interruption.Interrupted from None
@@ -278,14 +278,20 @@ class Body:
         portions.raised(len(rest))
         return []
 
-    def _result_of_value(self, assignment: Assignment, value: Any, *, call: Call) -> Result:
+    def _result_of_value(
+        self, call: Call, seconds: float, assignment: Assignment, value: Any
+    ) -> Result:
         """The result of one row of a batch, from its place in the list."""
         if isinstance(value, BaseException):
             return self.result_of(assignment, value, call)
         try:
-            return self._success(assignment, self._encode(value), seconds=call.seconds_a_row)
+            return self._success(assignment, self._encode(value), seconds=seconds)
         except OutputError as misfit:
-            return self.result_of(assignment, misfit, call)
+            error: BaseException = misfit
+            if isinstance(value, type) and issubclass(value, BaseException):
+                with suppress(TypeError):  # it takes arguments
+                    error = value()  # as `raise` makes one of a class
+            return self.result_of(assignment, error, call)
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
         if row.error is not None:

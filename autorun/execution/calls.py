@@ -9,6 +9,7 @@ from autorun.analysis import Analysis
 from autorun.exceptions import OutputError
 from autorun.execution.assignments import Assignment
 from autorun.execution.tails import Tail
+from autorun.state.words import counted
 
 
 @dataclass(eq=False)
@@ -98,8 +99,8 @@ def values_of(returned: Any, rows: int, analysis: Analysis) -> Sequence[Any]:
         )
     if len(values) != rows:
         raise OutputError(
-            f"{analysis} returned {len(values)} values for {rows} rows. Return one for each, in "
-            "their order; put an exception in the place of a row that fails."
+            f"{analysis} returned {counted(len(values), 'value')} for {counted(rows, 'row')}. "
+            "Return one for each, in their order; put an exception in the place of one that fails."
         )
     return values
 

@@ -229,8 +229,8 @@ class Cancel(_OnTarget):
 
     def _say(self, name: str, number: int, chunks: ChunkQuerySet[Chunk]) -> None:
         words = f"{counted(number, 'run')} cancelled"
-        if self.with_running:
-            running = counted(interventions.stop_running(chunks), "run in progress")
+        if self.with_running and (number := interventions.stop_running(chunks)):
+            running = counted(number, "run in progress", "runs in progress")
             words += f", {running} will stop within {duration(settings.HEARTBEAT)}"
         self.terminal.say((name, "bold"), f": {words}.")
 
