@@ -612,9 +612,21 @@ def test_failures_of_a_runner_that_is_gone(documents):
 
     printed = typed("failures")
 
-    assert "Echo v1.0: 3 failed runs" in printed
+    assert f"Echo v1.0 ({LABEL}): 3 failed runs" in printed
     assert "autorun retry" not in printed
     assert typed_json("failures")[0]["runner"] is None
+
+
+def test_failures_of_the_present_version_come_first(documents):
+    for version in ("1.0", "1.1"):
+        runner = declare(fails_for_odd_titles, MAX_ATTEMPTS=1, VERSION=version)
+        with installed(runner):
+            runner().run()
+            work_off()
+            printed = typed("failures")
+
+    places = [printed.index(f"Echo v{version} ({LABEL}): 3") for version in ("1.1", "1.0")]
+    assert places == sorted(places)
 
 
 def test_failures_of_an_earlier_version_are_cleared(documents):

@@ -117,10 +117,9 @@ def progress_and_stuck(
     others: Iterable[Any] = (),
     add_other: Callable[[int, Sequence[int]], object] = lambda _pk, _numbers: None,
 ) -> tuple[dict[int, Progress], set[int]]:
-    """`progress_by_node`, and the nodes whose tasks have been queued for long; one query.
+    """`progress_by_node`, and the nodes with work that no worker has been at for long; one query.
 
-    That is, no worker runs a chunk of theirs, or none goes on planning a batch. `add_other` gets
-    the rows of `others`, which have the same columns and ANOTHER_SUM as their state.
+    `add_other` gets the rows of `others`, which have the same columns and ANOTHER_SUM as state.
     """
     ids = [node.pk for node in nodes]
     chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()

@@ -165,12 +165,13 @@ class Failures(_WithLog):
             self.terminal.say(("No failed runs.", "green"))
             return
         zone = f" ({timezone.localtime():%Z})" if settings.USE_TZ else ""
-        for node_id in dict.fromkeys(each.node_id for each in groups):
+        in_order = sorted(groups, key=lambda each: each.node_id not in labels)
+        for node_id in dict.fromkeys(each.node_id for each in in_order):
             of_node = [each for each in groups if each.node_id == node_id]
             runs = counted(runs_in(of_node), "failed run")
-            label = labels.get(node_id)
-            title = f"{of_node[0].title} v{of_node[0].version}"
-            self.terminal.say((f"{title} ({label})" if label else title, "bold"), f": {runs}")
+            label, earlier = labels.get(node_id), former.get(node_id, "")
+            title, name = f"{of_node[0].title} v{of_node[0].version}", label or earlier
+            self.terminal.say((f"{title} ({name})" if name else title, "bold"), f": {runs}")
             self.terminal.table(
                 ("#runs", "error", f"last{zone}", "cause"),
                 [
@@ -181,8 +182,8 @@ class Failures(_WithLog):
             for each in of_node:
                 heading = f"The newest run of {each.cause} ended with:"
                 self._show_log(logs.get(each.run_id, ""), heading, lines=3)
-            hint = "" if label else _hint(former.get(node_id, ""))
-            self.terminal.hint(hint or f"Retry them: manage.py autorun retry {label}")
+            retry = f"Retry them: manage.py autorun retry {label}"
+            self.terminal.hint(retry if label else _hint(earlier))
 
 
 def _hint(label: str) -> str:
