@@ -217,6 +217,19 @@ class Body:
         )
         return failed._replace(seconds=call.seconds_a_row)
 
+    def failures(self, call: Call, error: BaseException) -> list[Result]:
+        """The runs of a call as failed with `error`.
+
+        Any of several may be at fault: they use an attempt, and are always retried.
+        """
+        if len(call.assignments) == 1:
+            return [self.failure(call.assignments[0], error, call)]
+        failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
+        return [
+            Result.failed(each.run, failure, None, fingerprint=each.row.fingerprint)
+            for each in call.assignments
+        ]
+
     def _of_many(
         self, portions: Portions, call: Call, termination: interruption.Termination
     ) -> list[Result]:
@@ -323,12 +336,3 @@ class Body:
             ended = (run.pk, Run.Status.NOT_APPLICABLE, run.attempts + 1, row.fingerprint)
             return Result(*ended, json.dumps(reason), key=row.key, seconds=call.seconds_a_row)
         return self.failure(assignment, error, call)
-
-
-def each_alone(call: Call, error: BaseException) -> list[Result]:
-    """The rows of a call that may each be at fault: they use an attempt, and are always retried."""
-    failure = describe_exception(error, max_bytes=settings.MAX_TRACEBACK_BYTES)
-    return [
-        Result.failed(each.run, failure, None, fingerprint=each.row.fingerprint)
-        for each in call.assignments
-    ]

@@ -21,13 +21,14 @@ from autorun.dispatch.sizes import size_of_rest
 from autorun.exceptions import LeaseLost, RunCancelled
 from autorun.execution import running
 from autorun.execution.assignments import Assignment, load_runs, pending_in, superseded
-from autorun.execution.body import Body, each_alone
+from autorun.execution.body import Body
 from autorun.execution.brake import Brake
 from autorun.execution.builds import build_of
 from autorun.execution.calls import Call
 from autorun.execution.landing import landing_of
 from autorun.execution.refusals import Refusals
 from autorun.execution.results import Result, Tally, endings, record
+from autorun.execution.stopped import stopped, stops_before
 from autorun.models import Run
 from autorun.planning.rows import load
 from autorun.signals import run_failed, run_succeeded
@@ -157,7 +158,10 @@ class Work:
                 self.settle(call, self.body.call(call, termination))
             return self._write(is_last=True)
         except Interrupted:
-            self.give_back()
+            with self.lock:
+                self._results += stopped(self.lease.chunk, self.calls, self.body)
+                self.calls.clear()
+                self.give_back(size=int(stops_before(self.lease.chunk) > 0))
             raise
         finally:
             running.current.set(before)
@@ -186,14 +190,14 @@ class Work:
             self._assignments.clear()
         return len(rest)
 
-    def give_back(self, **when: float) -> None:
+    def give_back(self, *, size: int = 0, **when: float) -> None:
         """Give all unfinished runs to other workers, without using an attempt, and end.
 
-        With `again_in`, they start after that many seconds.
+        With `again_in`, they start after that many seconds; `size` as in `_write()`.
         """
         with self.lock:
-            unfinished = [*self._at_work(), *self._assignments]
-            self._write([Result.moved(each.run, **when) for each in unfinished], is_last=True)
+            rest = [*self._at_work(), *self._assignments]
+            self._write([Result.moved(each.run, **when) for each in rest], is_last=True, size=size)
             self._assignments.clear()
             self._is_abandoned = True
 
@@ -232,11 +236,8 @@ class Work:
             self.calls.remove(call)
             if self.body.stop:
                 self._results += [Result.moved(each.run) for each in call.assignments]
-            elif len(call.assignments) == 1:
-                (one,) = call.assignments
-                self._results.append(self.body.failure(one, error, call))
             else:
-                self._write(each_alone(call, error), size=1)
+                self._write(self.body.failures(call, error), size=1)
             self.give_back()
             return True
 
@@ -271,7 +272,6 @@ class Work:
 
         It may have to wait for its turn; `rest` lets other calls continue meanwhile.
         """
-
         if self._pace is not None:
             self._wait_for_turn(self._pace, rest or termination.sleep)
         with self.lock:
@@ -446,6 +446,5 @@ class Work:
 
     def _size_of_rest(self, moved: int) -> int:
         started = len(self.seconds) + len(self._at_work())
-        so_far = time.monotonic() - self.began_at
-        seconds = so_far / started if started else None
+        seconds = (time.monotonic() - self.began_at) / started if started else None
         return size_of_rest(self.runner, self.lease.chunk.node, moved, seconds=seconds)

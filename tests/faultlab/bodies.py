@@ -6,6 +6,7 @@ full           the disk is full until then
 threads:made   no thread can be made in its process any more, or else started
 raise, exit, os_exit, kill, segfault, memory (there is no more), hang, deaf (holds the
                interpreter's lock);
+term:self, term:child   its process is told to end, by itself or by a program that it starts
 to_sync:5      it waits so many seconds for a coroutine, by asgiref
 to_sync_block:5  and the coroutine keeps its loop from running
 loop:5         it does so in an event loop of its own
@@ -30,6 +31,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -164,6 +166,15 @@ def _use_up_threads(how: str) -> None:
         threading.Thread.start = refuse  # type: ignore[method-assign]
 
 
+def _tell_to_end(who: str) -> None:
+    """SIGTERM for this process, as a careless clean-up sends it."""
+    if who == "child":
+        subprocess.run(["/bin/sh", "-c", "kill -TERM $PPID"], check=True)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+
 def _raise(message: str) -> None:
     raise ValueError(message or "as it was told")
 
@@ -208,6 +219,7 @@ _DOES = {
     "hang": _hang,
     "threads": _use_up_threads,
     "deaf": _sleep_in_c,
+    "term": _tell_to_end,
     "leave": leftovers.leave,
     "query": leftovers.query,
     "atomic_query": leftovers.query_in_a_transaction,

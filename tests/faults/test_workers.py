@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from autorun.models import Failure, Run, SpilledTrigger
+from autorun.models import Chunk, Failure, Run, SpilledTrigger
+from autorun.state.clock import from_now
 from tests.crashes import ENVIRONMENT
 from tests.faults.driver import Lab
 
@@ -155,6 +156,65 @@ def test_a_worker_that_is_told_to_end_loses_no_attempt(lab_of_each_broker: Lab, 
     lab.check()
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
     assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(8, 31)
+@pytest.mark.parametrize("options", [{"MAX_ATTEMPTS": 1}])
+def test_a_run_during_which_several_workers_in_turn_are_told_to_end_loses_no_attempt(lab: Lab):
+    lab.environment |= {"REMAP_SIGTERM": "SIGQUIT"}
+    lab.write(1, does="gate")
+    lab.runner.run()
+    for number in range(5):
+        worker = lab.start_worker()
+        lab.until(lambda begun=number: len(lab.ledger.executions()) > begun)
+        worker.signal(signal.SIGTERM)
+        worker.wait(60)
+    lab.open_gate()
+    lab.start_worker()
+    lab.until_done(1)
+
+    lab.check()
+    assert Run.objects.get().attempts == 1
+    assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(11, 31)
+@pytest.mark.parametrize(
+    ("options", "does"),
+    [
+        ({"BATCH_SIZE": 5, "MAX_ATTEMPTS": 2}, "term:self"),
+        ({"BATCH_SIZE": 5, "MAX_ATTEMPTS": 1}, "term:child"),
+        ({"BATCH_SIZE": 5, "MAX_ATTEMPTS": 1, "CALL": 5}, "term:self"),
+    ],
+)
+def test_a_body_that_has_its_process_told_to_end_fails_and_its_neighbours_do_not_wait(
+    lab: Lab, does: str
+):
+    lab.write(2)
+    (poison,) = lab.write(1, does=does)
+    lab.write(2, value="w")
+    lab.start_worker()
+    attempts = lab.runner.MAX_ATTEMPTS
+
+    lab.runner.run()
+    lab.save(1, value="saved")
+    lab.until(lambda: lab.runner.progress().succeeded == 5)
+    has_waited_for = len(lab.ledger.began(poison.pk))
+    lab.until(lambda: pauses_have_passed() and lab.runner.progress().failed == 1, seconds=300)
+
+    lab.check()
+    assert has_waited_for < 9
+    assert Run.objects.get(object_id=poison.pk).attempts == attempts
+    assert len(lab.ledger.began(poison.pk)) == 9 * attempts
+    failures = Failure.objects.filter(run__object_id=poison.pk)
+    assert {failure.exception_class for failure in failures} == {"autorun.exceptions.WorkerLost"}
+    assert "sends SIGTERM" in failures.first().message
+    assert Failure.objects.count() == attempts
+
+
+def pauses_have_passed() -> bool:
+    Chunk.objects.waiting().filter(not_before__gt=from_now(0)).update(not_before=from_now(0))
+    return True
 
 
 @pytest.mark.faults(8)
