@@ -55,7 +55,7 @@ def test_a_run_keeps_how_long_its_last_attempt_took(documents, monkeypatch):
 
     first, slow, failed = executed(measure, MAX_ATTEMPTS=1)
 
-    assert 0 < first.seconds < 50 < slow.seconds < 100
+    assert 0 < first.seconds < 50 <= slow.seconds < 100  # MariaDB rounds it
     assert failed.status == Run.Status.FAILED
     assert failed.seconds > 0
     assert Run.objects.slowest().first() == slow
