@@ -12,7 +12,7 @@ from autorun.declare.nodes import node_of
 from autorun.models import Batch, Run
 from autorun.state.keys import KeyKind, key_kind
 from tests.engine import declare, installed, statuses, work_off
-from tests.library.models import Country, Document, Photo
+from tests.library.models import Country, Document, Meter, Photo
 
 COLLATIONS = {
     "postgresql": ("en-x-icu", "POSIX"),
@@ -189,3 +189,27 @@ def test_a_row_whose_key_cannot_be_named_costs_only_itself(alias, options, caplo
             unnamed.delete()
     [warning] = [each for each in caplog.messages if "are skipped" in each]
     assert all(repr(key) in warning for key in hostile)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("options", [{"INPUT_FIELDS": ("name",)}, BY_HOOK], ids=["sql", "python"])
+def test_a_row_whose_number_is_too_great_costs_only_itself(options, caplog):
+    """MariaDB's BIGINT UNSIGNED goes further than the other databases' greatest integer."""
+    most = (1 << 63) - 1
+    is_unsigned = connection.vendor == "mysql"
+    runner = declare(DATA_MODEL=Meter, **options)
+    with installed(runner):
+        Meter.objects.bulk_create(Meter(number=each, name="name") for each in (1, most))
+        if is_unsigned:
+            great = Meter.objects.create(number=most + 1, name="name")
+            tasks.plan("library.Meter", [most + 1, 1])
+        tasks.sweep(runner().label)
+        runner().backfill(force=True)
+        runner().backfill(Meter.objects.filter(name="name"))
+        work_off()
+
+        assert runner().progress().succeeded == 2
+        assert runner().pending().count() == 0
+        assert not (is_unsigned and runner().has_run(great))
+    warnings = [each for each in caplog.messages if "are skipped" in each]
+    assert [str(most + 1) in each for each in warnings] == [True] * is_unsigned

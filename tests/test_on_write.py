@@ -31,7 +31,18 @@ from autorun.upkeep.rounds import hand_on_batches
 from autorun.upkeep.writes import hand_out_written
 from tests.crashes import crashed_at, listening
 from tests.engine import declare, installed, plan_all_spilled, plan_at_once, statuses, work_off
-from tests.library.models import Country, Document, Image, Label, Patient, Photo, Report, Tag, Visit
+from tests.library.models import (
+    Country,
+    Document,
+    Image,
+    Label,
+    Meter,
+    Patient,
+    Photo,
+    Report,
+    Tag,
+    Visit,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -944,3 +955,15 @@ def test_a_key_that_cannot_be_read_keeps_no_other_from_being_planned(watch):
     sql("DELETE FROM library_country")
     round_of_upkeep()
     assert not Written.objects.exists()
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="Others have no such integers")
+def test_a_number_that_is_too_great_for_a_note_fails_no_write(watch):
+    watch(DATA_MODEL=Meter, INPUT_FIELDS=("name",))
+
+    sql("INSERT INTO library_meter VALUES (1, 'a'), (%s, 'b')", 1 << 63)
+    sql("UPDATE library_meter SET name = 'c'")
+    sql("UPDATE library_meter SET number = %s WHERE number = 1", (1 << 63) + 1)
+    sql("DELETE FROM library_meter")
+
+    assert noted() == [("i", 1), ("u", 1), ("d", 1)]

@@ -85,7 +85,7 @@ def every_row(runner: Runner) -> QuerySet[Any]:
     """All rows of the model with usable keys, whatever its default manager leaves out."""
     model = runner.get_model()
     rows: QuerySet[Any] = model._base_manager.using(database_of(runner))
-    return rows if (kind := key_kind(model)).is_integer else kind.nameable(rows)
+    return rows if (kind := key_kind(model)).is_bigint else kind.nameable(rows)
 
 
 def database_of(runner: Runner) -> str:
@@ -227,7 +227,7 @@ def _plain(model: type[Model], rows: QuerySet[Any]) -> QuerySet[Any]:
         or (len(query.alias_map) > 1 and _may_repeat_rows(query))
     ):
         rows = _narrowed(model, rows)
-    return rows if (kind := key_kind(model)).is_integer else kind.nameable(rows)
+    return rows if (kind := key_kind(model)).is_bigint else kind.nameable(rows)
 
 
 def _compares_rows(query: Any) -> bool:

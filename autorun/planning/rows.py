@@ -116,13 +116,14 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
 def warn_of_unnameable(runner: Runner) -> None:
     """Log the keys of rows that autorun leaves out because it cannot store or read them."""
     named = hooks.every_row(runner)
-    if key_kind(named.model).is_integer or not named.query.where:
+    if not named.query.where:
         return
     every = named.model._base_manager.using(named.db).exclude(pk__in=named.values("pk"))
-    keys = list(every.values_list(Cast("pk", models.BinaryField()), flat=True)[:SOME_KEYS])
-    if keys:
+    is_on_sqlite = connections[named.db].vendor == "sqlite"
+    column: Any = Cast("pk", models.BinaryField()) if is_on_sqlite else F("pk")
+    if keys := list(every.values_list(column, flat=True)[:SOME_KEYS]):
         message = "%s: rows are skipped because their keys cannot be stored or read, such as %s."
-        logger.warning(message, runner.label, ", ".join(map(repr, map(bytes, keys))))
+        logger.warning(message, runner.label, ", ".join(map(repr, keys)))
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:

@@ -72,6 +72,11 @@ class KeyKind:
     def is_integer(self) -> bool:
         return isinstance(self.field, models.IntegerField)
 
+    @cached_property
+    def is_bigint(self) -> bool:
+        """Whether every key is a signed number of 64 bits; MariaDB also has a BIGINT UNSIGNED."""
+        return self.is_integer and not isinstance(self.field, models.PositiveBigIntegerField)
+
     @property
     def column(self) -> str:
         """The column of Run that holds such a key."""
@@ -111,9 +116,12 @@ class KeyKind:
 
     def nameable(self, rows: models.QuerySet[Any], key: str = "pk") -> models.QuerySet[Any]:
         """Those of the rows that autorun can name by that column; it sees no other rows."""
-        is_text = not self.is_integer and not isinstance(self.field, UUIDField)
         from_to = connections[rows.db].vendor, connections[settings.DATABASE].vendor
+        if self.is_integer:
+            is_limited = not self.is_bigint and from_to[0] == "mysql"
+            return rows.filter(**{f"{key}__lte": MOST}) if is_limited else rows
         is_limited = from_to[0] == "sqlite" or from_to == ("mysql", "postgresql")
+        is_text = not isinstance(self.field, UUIDField)
         return rows.filter(IsNameable(F(key))) if is_text and is_limited else rows
 
     def values(self, queryset: models.QuerySet[Any]) -> models.QuerySet[Any, Key]:

@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.models import Written
 from autorun.state.keys import kind_of
+from autorun.state.parameters import MOST
 from autorun.triggers.on_write import Table
 
 #: Begins the names of triggers and of their functions; a digest of the definition follows.
@@ -59,7 +60,8 @@ class _Words:
         self.notes = self.schema + self.quote(Written._meta.db_table)
         self.source = table.source.replace("'", "''")
         self.key = self.quote(str(table.key.column))
-        self.is_integer = kind_of(table.key).is_integer
+        self.is_integer = (kind := kind_of(table.key)).is_integer
+        self.is_bigint = kind.is_bigint or self.vendor != "mysql"
         self.is_unique = table.key.primary_key
         self.may_be_null = table.key.null
         columns = table.columns()
@@ -80,6 +82,8 @@ class _Words:
         text = f"CAST({key} AS {types[self.vendor]})"
         keys = f"{key}, ''" if self.is_integer else f"0, {text}"
         conditions = [only] * bool(only) + [f"{key} IS NOT NULL"] * self.may_be_null
+        if self.is_integer and not self.is_bigint:
+            conditions.append(f"{key} <= {MOST}")
         rows = f" FROM {rows} AS {row}" if rows else ""
         if conditions and not rows and self.vendor == "mysql":
             rows = " FROM DUAL"

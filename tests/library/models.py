@@ -71,6 +71,11 @@ class Measurement(models.Model):
     value = models.FloatField()
 
 
+class Meter(models.Model):
+    number = models.PositiveBigIntegerField(primary_key=True)
+    name = models.CharField(max_length=20)
+
+
 class Site(models.Model):
     name = models.CharField(max_length=50)
 

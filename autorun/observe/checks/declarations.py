@@ -123,7 +123,7 @@ def _keys(runner: Runner) -> Iterator[CheckMessage]:
     if is_on_mariadb and isinstance(field, PositiveBigIntegerField):  # BIGINT UNSIGNED
         yield warning(runner, "W004")(
             f"DATA_MODEL is {model._meta.label}, whose primary key {field.name!r} may be greater "
-            "than 2^63 - 1, the most that autorun stores. Rows with greater keys never run.",
+            "than 2^63 - 1, the most that autorun stores. Rows with greater keys are skipped.",
             f"Make {field.name!r} a BigIntegerField or a BigAutoField. If no key is that great in "
             "practice, add 'autorun.W004' to SILENCED_SYSTEM_CHECKS.",
         )
