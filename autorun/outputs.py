@@ -64,6 +64,8 @@ def with_outputs(
     rows.__class__ = _class_of(rows.__class__)
     values = {}
     for name, named in runners.items():
+        if not isinstance(named, (type, str)):
+            raise TypeError(f"with_outputs() takes the class or label of a runner, not {named!r}.")
         runner = registry.instance_of(named)
         _require_rows_of(runner, rows)
         key = key_kind(runner.get_model()).expression()

@@ -266,6 +266,32 @@ def test_outputs_are_compared_with_each_other_and_with_columns(runner: QuerySetR
     assert not rows_of(runner).filter(~Q(size__word=F(field)), size__isnull=False).exists()
 
 
+def test_outputs_are_compared_with_several_expressions(runner: QuerySetRunner) -> None:
+    field = runner.get_input_fields()[0]
+
+    def found(**condition: Any) -> set[int]:
+        return letters(rows_of(runner).filter(**condition))
+
+    assert found(size__letters__range=(F("size__mean"), 9)) == {2, 9}
+    assert found(size__letters__range=(9, F("size__mean") * 4)) == {9, 11}
+    assert found(size__letters__in=[F("size__mean") * 4, 11]) == {2, 9, 11}
+    assert found(size__mixed__range=(F("size__mean") * 4, 11)) == {9, 11}
+    assert found(size__word__in=[F(field), "absent"]) == {2, 9, 11}
+    assert found(size__word__in=[F("size__on"), F("size__word")]) == {2, 9, 11}
+    with pytest.raises(FieldError, match="several types, some of them of other fields"):
+        found(size__letters__in=[F("size__word"), 2])
+
+
+def test_outputs_are_compared_with_the_values_of_an_iterator(runner: QuerySetRunner) -> None:
+    def found(**condition: Any) -> set[int]:
+        return letters(rows_of(runner).filter(**condition))
+
+    assert found(size__letters__in=(number for number in (2, 9))) == {2, 9}
+    assert found(size__letters__range=map(int, "39")) == {9}
+    assert found(size__parts__in=iter([])) == set()
+    assert found(size__mean__in={0.5: 1}.keys()) == {2}
+
+
 def test_two_runners_are_compared_in_one_query(runner: QuerySetRunner) -> None:
     model, field = runner.get_model(), runner.get_input_fields()
     counting = declare(
@@ -487,6 +513,9 @@ def test_a_runner_of_another_model_is_named(runner: QuerySetRunner) -> None:
         with_outputs(other.objects.all(), size=type(runner))
     with pytest.raises(TypeError, match=f"has outputs of {model}, not of {other._meta.label}"):
         runner.outputs_of(other())
+    instance: Any = runner
+    with pytest.raises(TypeError, match="takes the class or label of a runner, not <"):
+        with_outputs(runner.get_model().objects.all(), size=instance)
     with pytest.raises(TypeError, match="needs a runner"):
         with_outputs(other.objects.all())
     with pytest.raises(ValueError, match="conflicts with a field"):

@@ -46,6 +46,7 @@ _FIELDS: dict[Kind, models.Field[Any, Any]] = {
 _OF_TEXT = ("startswith", "endswith", "regex")
 _OF_ANY_CASE = ("iexact", "icontains", "istartswith", "iendswith", "iregex")
 _OF_JSON = ("exact", "in")
+_OF_SEVERAL = ("in", "range")
 #: A number, or the text of a Decimal; `(?!.)` is its end. No database takes any exponent.
 _DECIMAL = "'^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]{1,3})?(?!.)'"
 #: SQL for a value by vendor and kind; `$` is the outputs and their path. A value of another kind is
@@ -157,6 +158,8 @@ class OutputValue(Expression):
     @staticmethod
     def _lookup(name: str, value: OutputValue, rhs: Any) -> Any:
         """The lookup over the value as what it is compared with: a number, a text, ..."""
+        if name in _OF_SEVERAL and not hasattr(rhs, "resolve_expression"):
+            rhs = list(rhs)
         kind = value._kind_for(name, rhs)
         typed: Any = value.as_kind(kind)
         if kind is Kind.JSON and name in _OF_JSON and not hasattr(rhs, "resolve_expression"):
@@ -177,13 +180,23 @@ class OutputValue(Expression):
             return self._kind_beside(_kind_of_field(getattr(rhs, "output_field", None)))
         if name == "contains":  # of a text, or of a list
             return self.kind if self.kind is Kind.TEXT else Kind.JSON
-        return self._kind_among(rhs if name in ("in", "range") else [rhs])
+        return self._kind_among(rhs if name in _OF_SEVERAL else [rhs])
 
     def _kind_among(self, values: Collection[Any]) -> Kind:
         """The kind that all of the values have; JSON if they differ."""
-        kind = common(map(kind_of_value, values)) or Kind.JSON
-        if kind is Kind.INTEGER and any(abs(each) >= LARGE for each in values):
-            return self._kind_beside(Kind.DECIMAL)
+        plain = [each for each in values if not hasattr(each, "resolve_expression")]
+        kinds = {kind_of_value(each) for each in plain}
+        for each in values:
+            if hasattr(each, "resolve_expression"):
+                kinds.add(_kind_of_field(getattr(each, "output_field", None)) or self.kind)
+        kind = common(kinds) or Kind.JSON
+        if kind is Kind.JSON and len(plain) < len(values):
+            raise FieldError(
+                f"An output of {self._runner.label} is compared with values of several types, some "
+                "of them of other fields. Cast them to one type."
+            )
+        if kind is Kind.INTEGER and any(abs(each) >= LARGE for each in plain):
+            kind = Kind.DECIMAL
         return self._kind_beside(kind)
 
     def _kind_beside(self, other: Kind | None) -> Kind:
