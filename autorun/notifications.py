@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from autorun.observe.failures import FailureGroup, runs_in
-from autorun.state.words import harmless, moment, number, some_of
+from autorun.state.words import harmless, in_one_line, moment, number, some_of
 
 #: Groups that a message lists, and those that its subject names; the rest are counted.
 MOST_GROUPS = 20
@@ -61,7 +61,7 @@ class FailureReport:
 
     @property
     def subject(self) -> str:
-        return harmless(f"{self.runner}: {self.summary}")
+        return in_one_line(f"{self.runner}: {self.summary}")
 
     @property
     def summary(self) -> str:
@@ -84,9 +84,9 @@ class FailureReport:
 
     def __str__(self) -> str:
         """The body of a message, as plain text."""
-        lines = [f"{self.summary}.", "", self._about, ""]
+        lines = [f"{in_one_line(self.summary)}.", "", self._about, ""]
         if self.paused:
-            lines += [f"{_('Paused:')} {self.paused}", ""]
+            lines += [f"{_('Paused:')} {in_one_line(self.paused)}", ""]
         for group in self.groups[:MOST_GROUPS]:
             lines.append(f"{group.runs} x {_text_of(group)}")
             lines += [f"    {example}" for example in self._examples(group)]
@@ -166,7 +166,7 @@ def mail_admins(report: FailureReport) -> None:
 def _text_of(group: FailureGroup) -> str:
     some = " " + _("(newest %s examined)") % number(group.of_newest) if group.of_newest else ""
     first = group.message.strip().partition("\n")[0]
-    return f"{group.exception_class}{some}: {first}"
+    return in_one_line(f"{group.exception_class}{some}: {first}")
 
 
 def _cause_of(group: FailureGroup) -> str:

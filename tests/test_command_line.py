@@ -1688,6 +1688,23 @@ def test_no_text_of_a_row_acts_on_the_terminal(arguments, colour):
         assert "forge" not in [line[:5] for line in plain.splitlines()]
 
 
+def test_a_key_of_several_lines_is_one_line_of_a_table():
+    options = {"NAME": "HostileRunner", "DATA_MODEL": Country, "INPUT_FIELDS": ("name",)}
+    Country.objects.create(code=HOSTILE_KEY)
+    with installed(first := declare(lambda value: {"of": 1}, **options)):
+        first().run()
+        work_off()
+    with installed(second := declare(lambda value: {"of": 2}, VERSION="2.0", **options)):
+        second().run()
+        work_off()
+
+        listed = typed("outputs", "tests.HostileRunner")
+        compared = typed("compare", "tests.HostileRunner", "1.0", "2.0")
+
+    assert "k\u241b\u240aforge" in listed
+    assert "k\u241b\u240aforge: 1 -> 2" in compared
+
+
 def test_no_text_of_a_row_acts_on_a_reader_of_mail_or_of_logs():
     assert harmless(HOSTILE) == "␛]0;x␇␛]52;c;eA==␇␛[1A␛[2K�2J�evil�␡"
     assert harmless("two\nlines\tand é") == "two\nlines\tand é"

@@ -179,7 +179,16 @@ def test_a_mail_acts_on_no_terminal(settings):
         runner().run()
         work_off()
         groups = group_failures(runner())
-        report = FailureReport("tests.EchoRunner", "Echo", groups[0].last_at, groups)
+        report = FailureReport(
+            *("tests.EchoRunner", "Echo", groups[0].last_at, groups),
+            paused=HOSTILE,
+            failed=1,
+            finished=2,
+            new_version=f"1.1{HOSTILE}",
+        )
         mail_admins(report)
 
-    assert is_harmless(mail.outbox[0].body + mail.outbox[0].subject + str(report))
+    (message,) = mail.outbox
+    assert is_harmless(message.body + message.subject + str(report) + report.html)
+    assert not any(line.startswith("ERROR forged") for line in message.body.splitlines())
+    assert "\n" not in message.subject

@@ -4,12 +4,13 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import CommandError
+from rich.text import Text
 
 from autorun.declare import registry
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.observe.comparison import Comparison, OutputChange, compare
-from autorun.state.words import counted
+from autorun.state.words import counted, in_one_line
 
 
 class Compare(Subcommand):
@@ -62,9 +63,9 @@ class Compare(Subcommand):
             self.terminal.table(headings, map(_line, found.outputs))
 
 
-def _line(change: OutputChange) -> tuple[str, ...]:
+def _line(change: OutputChange) -> tuple[str | Text, ...]:
     medians = (
         "" if each is None else f"{each:g}" for each in (change.median_before, change.median_after)
     )
-    rows = (f"{each.key}: {each.before!r} -> {each.after!r}" for each in change.rows)
-    return change.name, f"{change.different:,}", *medians, "\n".join(rows)
+    rows = (in_one_line(f"{each.key}: {each.before!r} -> {each.after!r}") for each in change.rows)
+    return change.name, f"{change.different:,}", *medians, Text("\n".join(rows))

@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from autorun.state.words import harmless
+from autorun.state.words import harmless, in_one_line
 
 #: Width of a pipe or a file: programs that read it expect unbroken lines.
 UNLIMITED = 10_000
@@ -103,7 +103,11 @@ class Terminal:
         If that breaks words, a row is a paragraph with a heading before each of its cells.
         """
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        cells = [[each if isinstance(each, Text) else Text(each) for each in row] for row in rows]
+        # Only a Text may have several lines: data could otherwise pass for a row of its own.
+        cells = [
+            [each if isinstance(each, Text) else Text(in_one_line(each)) for each in row]
+            for row in rows
+        ]
         names = [heading.lstrip("#=") for heading in headings]
         for place, (heading, name) in enumerate(zip(headings, names, strict=True)):
             is_whole = heading.startswith(("#", "="))
