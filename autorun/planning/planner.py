@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+from django.db import DatabaseError
+
 from autorun import signals
 from autorun.conf import settings
 from autorun.declare import nodes
@@ -25,7 +27,7 @@ from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import repeated_on_conflict
+from autorun.state.transactions import renew_connections_after, repeated_on_conflict
 
 logger = get_logger(__name__)
 
@@ -68,7 +70,12 @@ class Planner:
         Without a batch, runs that wait with a lower priority get this one and count as planned. If
         there are any, `also` is called with the outcome in the transaction that records them.
         """
-        found = self._count(window.candidates)
+        try:
+            found = self._count(window.candidates)
+        except DatabaseError as error:
+            # A hook may have changed the session unnoticed.
+            renew_connections_after(error)
+            found = self._count(window.candidates)
         expected = _expected(found, window)
         is_held = found.is_held and self._is_automatic
         is_nothing = not (expected.planned or expected.unprepared or found.behind)

@@ -232,6 +232,13 @@ def leave_connections() -> None:
             connection.close()
 
 
+def renew_connections_after(error: Exception) -> None:
+    """`leave_connections` if a statement that may be repeated was refused; else raise the error."""
+    if not _is_refused(error) or connections[settings.DATABASE].in_atomic_block:
+        raise error
+    leave_connections()
+
+
 def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:
     """Whether `used`, the transaction's connection to the server, is gone."""
     if not isinstance(error, (OperationalError, InterfaceError)):

@@ -29,7 +29,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import unlocked
+from autorun.state.transactions import leave_connections, unlocked
 from autorun.triggers import delivery
 
 logger = get_logger(__name__)
@@ -106,6 +106,7 @@ def _suspects(number: int) -> list[QuerySet[SpilledTrigger]]:
 
 def _give_back(some: Sequence[SpilledTrigger], error: Exception) -> None:
     """Leave the triggers to a later round; after a day, to the next sweep."""
+    leave_connections()
     ours = SpilledTrigger.objects.filter(pk__in=[each.pk for each in some])
     ours.update(tries=some[0].tries, **hold_up(error))
     given_up, _ = ours.filter(_is_old()).delete()
