@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 from django.db import DataError, connection, transaction
 from django.db.models import Count
+from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -105,6 +106,18 @@ def test_max_parallel_limits_the_chunks_at_work(documents):
         assert Chunk.objects.filter(state=Chunk.State.QUEUED).count() == 2
         work_off()
         assert runner().progress().succeeded == 10
+
+
+def test_a_look_that_finds_no_chunk_to_start_compiles_its_query_once() -> None:
+    release(1)
+
+    with (
+        mock.patch.object(SQLCompiler, "as_sql", side_effect=AssertionError) as compiled,
+        CaptureQueriesContext(connection) as looks,
+    ):
+        release(1)
+
+    assert (len(looks), compiled.call_count) == (1, 0)
 
 
 def test_a_second_dispatcher_releases_nothing_beyond_the_limits(documents, settings):

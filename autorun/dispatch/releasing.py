@@ -60,16 +60,22 @@ def release(node_id: int, node_digest: str | None = None) -> Release:
     """
     has_stopped = False
     if node_digest is None:
-        is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
-        # This includes chunks of a paused batch: many of them may precede those of another batch.
-        startable = Chunk.objects.of(node_id).filter(IS_DUE | is_held_up, node__paused_at=None)
-        stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
-        found = startable.order_by().values_list("node__digest", Exists(stopped)).first()
-        node_digest, has_stopped = found or (None, False)
-    if node_digest is None:
-        return Release()
+        found = _look(node_id=node_id)
+        if not found:
+            return Release()
+        node_digest, has_stopped = found[0]
     work = partial(_release, node_id, node_digest, has_stopped)
     return transactions.once_committed(work, meanwhile=Release)
+
+
+@prepared
+def _look() -> QuerySet[Any]:
+    """The digest of a node with a chunk that could start, and whether it has a stopped batch."""
+    is_held_up = Q(state=Chunk.State.PARKED, not_before__isnull=False)
+    # This includes chunks of a paused batch: many of them may precede those of another batch.
+    startable = Chunk.objects.of(Slot("node_id")).filter(IS_DUE | is_held_up, node__paused_at=None)
+    stopped = Batch.objects.stopped().filter(node=OuterRef("node"))
+    return startable.order_by().values_list("node__digest", Exists(stopped))[:1]
 
 
 def release_everywhere() -> int:
