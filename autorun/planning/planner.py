@@ -27,7 +27,7 @@ from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import renew_connections_after, repeated_on_conflict
+from autorun.state.transactions import has_left_connections, repeated_on_conflict
 
 logger = get_logger(__name__)
 
@@ -73,8 +73,8 @@ class Planner:
         try:
             found = self._count(window.candidates)
         except DatabaseError as error:
-            # A hook may have changed the session unnoticed.
-            renew_connections_after(error)
+            if not has_left_connections(error):  # a hook may have changed the session unnoticed
+                raise
             found = self._count(window.candidates)
         expected = _expected(found, window)
         is_held = found.is_held and self._is_automatic

@@ -31,7 +31,7 @@ from autorun.planning.rows import (
 )
 from autorun.state.keys import KeyKind, key_kind
 from autorun.state.leases import PLANNING_LEASES
-from autorun.state.transactions import Halving, is_passing, leave_connections
+from autorun.state.transactions import Halving, has_left_connections, is_passing
 
 #: Keys in a window that the database plans, and in one whose rows Python checks.
 DATABASE_WINDOW = 50_000
@@ -288,15 +288,15 @@ def _first_of(
 
     If the first one cannot be read even alone, a window of it as unprepared.
     """
-    is_repeated = connections[rows.db].in_atomic_block
+    is_repeated = False
     while True:
         try:
             return next(in_pages(runner, rows, size=size)), size
         except Exception as error:
             if page_time.is_over() or is_passing(error):
                 raise
-            if not is_repeated:  # a hook may have changed the session unnoticed
-                leave_connections()
+            # A hook may have changed the session unnoticed.
+            if not is_repeated and has_left_connections(error):
                 is_repeated = True
                 continue
             list(without_rows(fingerprinted(runner, rows)))  # raises what hits every row

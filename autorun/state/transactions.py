@@ -232,11 +232,13 @@ def leave_connections() -> None:
             connection.close()
 
 
-def renew_connections_after(error: Exception) -> None:
-    """`leave_connections` if a statement that may be repeated was refused; else raise the error."""
-    if not _is_refused(error) or connections[settings.DATABASE].in_atomic_block:
-        raise error
+def has_left_connections(error: Exception) -> bool:
+    """Whether a statement was refused that may be repeated: then `leave_connections` first."""
+    is_refused = isinstance(error, DatabaseError) and _is_refused(error)
+    if not is_refused or connections[settings.DATABASE].in_atomic_block:
+        return False
     leave_connections()
+    return True
 
 
 def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) -> bool:
