@@ -6,11 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from django.db import connection, transaction
 
+from autorun.declare import nodes
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, redirected
 from autorun.models import UNCHANGING, Batch, Chunk, Node, Run, SpilledTrigger
@@ -20,7 +20,7 @@ from autorun.tasks import plan
 from autorun.upkeep import folding, pruning, spilled
 from bench import competing, stage
 from bench.measuring import Line, Timings, in_turns
-from bench.planning_memory import peak
+from bench.memory import megabytes
 from bench.scale import Scale
 from bench.subject.models import Item, LongText
 from bench.subject.runners import TrivialRunner
@@ -72,6 +72,10 @@ def _claim_beside(scale: Scale, many: int, *, is_paused: bool, **line: Any) -> L
             state, batch = Chunk.State.WAITING, Batch.objects.create(node=node, **paused)
         _add_chunks(node, number, state=state, first=1, batch=batch)
         _add_chunks(node, 1, state=Chunk.State.WAITING, first=1 + number)
+        with transaction.atomic():
+            nodes.lock_free(
+                [runner.get_node().pk]
+            )  # makes the lock, which is there after the first release
         stage.settle()
         claim()
 
@@ -201,9 +205,8 @@ def _given_list(scale: Scale) -> Iterator[Line]:
     runner = TrivialRunner()
     stage.fill_items(number)
     stage.hold(runner)
-    keys = list(range(1, number + 1))
     contenders: dict[str, Callable[[], object]] = {
-        "list": lambda: runner.backfill(Item.objects.filter(pk__in=keys)),
+        "list": backfill_of_list(number),
         "queryset": lambda: runner.backfill(Item.objects.filter(pk__gt=0)),
     }
     timings = in_turns(contenders, rounds=scale.rounds, before=lambda _: stage.empty_state())
@@ -215,13 +218,19 @@ def _given_list(scale: Scale) -> Iterator[Line]:
         database=connection.vendor,
         work=work,
         against="memory before it",
-        value=megabytes(contenders["list"]),
+        value=megabytes("bench.cliffs:backfill_of_list", number),
         goal=60,
         unit="MB more",
     )
     stage.let_go(runner)
     stage.empty_state()
     stage.fill_items(0)
+
+
+def backfill_of_list(number: int | str) -> Callable[[], object]:
+    keys = list(range(1, int(number) + 1))
+    TrivialRunner().backfill(Item.objects.filter(pk__in=keys[:10]))
+    return lambda: TrivialRunner().backfill(Item.objects.filter(pk__in=keys))
 
 
 def _spilled(scale: Scale) -> Line:
@@ -277,13 +286,11 @@ class LongTextRunner(QuerySetRunner):
 
 def _large_rows(scale: Scale) -> Line:
     """Rows of half a megabyte, which Python reads to plan them."""
-    runner, number = LongTextRunner(), scale.saves // 2
+    number = scale.saves // 2
     LongText.objects.bulk_create(
         (LongText(text=f"{each:8}" * 65_536) for each in range(number)), batch_size=10
     )
-    stage.hold(runner)
-    runner.backfill(LongText.objects.all()[:2])
-    used = megabytes(lambda: runner.backfill(force=True))
+    used = megabytes("bench.cliffs:backfill_of_large_rows")
     stage.empty_state()
     stage.empty(LongText._meta.db_table)
     return Line(
@@ -295,6 +302,13 @@ def _large_rows(scale: Scale) -> Line:
         goal=150,
         unit="MB more",
     )
+
+
+def backfill_of_large_rows() -> Callable[[], object]:
+    runner = LongTextRunner()
+    stage.hold(runner)
+    runner.backfill(LongText.objects.all()[:2])
+    return partial(runner.backfill, force=True)
 
 
 def _compete(scale: Scale) -> Line:
@@ -320,14 +334,6 @@ def _compete(scale: Scale) -> Line:
         unit="a second",
         note=f"by one process {float(printed.split()[0]):.0f} a second",
     )
-
-
-def megabytes(work: Callable[[], object]) -> float:
-    """By how much `work` raises the peak of this process."""
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = peak()
-    work()
-    return peak() - before
 
 
 def _line(timings: Timings, contender: str, reference: str, *, goal: float) -> Callable[..., Line]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.db import connection
@@ -13,6 +11,7 @@ from autorun.planning.windows import PYTHON_WINDOW
 from autorun.runner import QuerySetRunner
 from bench import stage
 from bench.measuring import Line, Timings, growth_exponent, in_turns
+from bench.memory import megabytes
 from bench.scale import Scale
 from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner
@@ -293,13 +292,7 @@ def _memory(scale: Scale) -> Iterator[Line]:
         for rows in sizes:
             stage.empty_state()
             stage.fill_items(rows)
-            output = subprocess.run(
-                [sys.executable, "-m", "bench.planning_memory", runner],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-            points.append((rows, float(output)))
+            points.append((rows, megabytes("bench.planning:planned_by", runner)))
         yield Line(
             key=key,
             database=connection.vendor,
@@ -313,6 +306,13 @@ def _memory(scale: Scale) -> Iterator[Line]:
             points={"autorun": points},
         )
     stage.empty_state()
+
+
+def planned_by(name: str) -> Callable[[], object]:
+    runner = globals()[name]()
+    stage.hold(runner)
+    runner.backfill(Item.objects.filter(pk__lte=10))
+    return runner.backfill  # type: ignore[no-any-return]
 
 
 def _line(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from django.db import connection
@@ -19,8 +19,8 @@ from autorun.runner import Candidate, QuerySetRunner
 from autorun.state.clock import NOW_SQL
 from bench import stage
 from bench.bodies import executed
-from bench.cliffs import megabytes
 from bench.measuring import Line, in_turns
+from bench.memory import megabytes
 from bench.scale import Scale
 from bench.subject.models import Item
 from bench.subject.runners import TrivialRunner, WeightRunner
@@ -71,7 +71,7 @@ def measure(scale: Scale) -> Iterator[Line]:
         stage.settle()
         yield _compared(runner, scale)
         yield from _read(scale)
-        yield _exported(runner, scale)
+        yield _exported(scale)
     stage.empty_state()
 
 
@@ -152,18 +152,22 @@ def _landed(scale: Scale) -> Line:
     )
 
 
-def _exported(runner: QuerySetRunner, scale: Scale) -> Line:
-    def export(rows: int) -> None:
-        queryset = Item._default_manager.filter(pk__lte=rows)
-        deque(as_text(Records(runner, queryset), "csv"), maxlen=0)
-
-    export(PAGE)  # load what does not depend on the number of rows
+def _exported(scale: Scale) -> Line:
     return Line(
         key="read-export",
         database=connection.vendor,
         work=f"memory of exporting {scale.rows:,} rows as CSV",
         against="before it",
-        value=megabytes(lambda: export(scale.rows)),
+        value=megabytes("bench.reading:export_of", scale.rows),
         goal=30,
         unit="MB",
     )
+
+
+def export_of(rows: str) -> Callable[[], object]:
+    def export(most: int) -> None:
+        queryset = Item._default_manager.filter(pk__lte=most)
+        deque(as_text(Records(MeasuredRunner(), queryset), "csv"), maxlen=0)
+
+    export(PAGE)
+    return lambda: export(int(rows))
