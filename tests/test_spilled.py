@@ -12,7 +12,7 @@ from autorun.dispatch.publishing import Message, redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Run, SpilledTrigger
 from autorun.state.clock import DatabaseNow, from_now
-from autorun.triggers.delivery import DELETED
+from autorun.triggers.delivery import DELETED, label_of_deleted
 from autorun.upkeep import spilled, workers
 from autorun.upkeep.rounds import upkeep
 from autorun.upkeep.spilled import hand_out_spilled, plan_spilled
@@ -37,10 +37,10 @@ def spill(*documents: Document) -> list[SpilledTrigger]:
 def test_a_portion_that_was_handed_out_is_left_alone_until_its_lease_ends(documents, sent):
     spill(*documents)
     with installed(declare()):
-        assert hand_out_spilled() == 4
+        assert hand_out_spilled() == 1
         assert hand_out_spilled() == 0
         SpilledTrigger.objects.update(expires_at=from_now(-1))
-        assert hand_out_spilled() == 4
+        assert hand_out_spilled() == 1
 
     assert [message.task for message in sent] == ["autorun.plan_spilled"] * 2
 
@@ -74,7 +74,41 @@ def test_a_portion_has_so_many_rows_and_a_large_trigger_is_one_of_its_own(
     with installed(declare()):
         hand_out_spilled()
 
-    assert [len(message.args[0]) for message in sent] == [1, 2, 1]
+    portions = [SpilledTrigger.objects.get(pk__in=message.args[0]).keys for message in sent]
+    assert portions == [keys[:3], keys[:2], keys[2:3]]
+    assert SpilledTrigger.objects.count() == 3
+
+
+@pytest.mark.django_db
+def test_triggers_of_a_portion_become_one_unless_a_try_has_failed(documents, sent):
+    first, second, failed, _ = spill(*documents)
+    SpilledTrigger.objects.filter(pk=failed.pk).update(reason="no such column")
+    SpilledTrigger.objects.filter(pk=second.pk).update(keys=[documents[1].pk, documents[0].pk])
+    with installed(declare()):
+        hand_out_spilled()
+
+        keys = {each.pk: each.keys for each in SpilledTrigger.objects.all()}
+        assert keys == {
+            first.pk: [documents[at].pk for at in (0, 1, 3)],
+            failed.pk: [documents[2].pk],
+        }
+        assert plan_spilled(*sent[0].args) == 4
+
+    assert not SpilledTrigger.objects.exists()
+
+
+@pytest.mark.django_db
+def test_deletions_that_become_one_trigger_are_as_late_as_the_last(documents, sent):
+    label = label_of_deleted(Document._meta.label)
+    for at, document in enumerate(documents[:2]):
+        SpilledTrigger.objects.create(
+            model_label=label, keys=[document.pk], created_at=from_now(60 * at)
+        )
+    latest = SpilledTrigger.objects.latest("created_at").created_at
+    with installed(declare()):
+        hand_out_spilled()
+
+    assert SpilledTrigger.objects.get().created_at == latest
 
 
 @pytest.mark.django_db

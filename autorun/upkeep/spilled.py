@@ -8,10 +8,11 @@ out another portion like it. So a long queue is worked off without waiting for r
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain
+from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections, transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Max, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import registry
@@ -26,6 +27,7 @@ from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
 from autorun.planning.retiring import retire, retire_noted
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.keys import key_kind
 from autorun.state.leases import ends_at
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
@@ -128,7 +130,7 @@ def _is_old() -> Q:
     return Q(created_at__lte=from_now(-UNKNOWN_FOR))
 
 
-def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[SpilledTrigger]]:
+def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[Any]]:
     """Portions of `part`, each leased and sent."""
     for _ in range(MOST_PORTIONS):
         portion = _lease(part)
@@ -151,18 +153,38 @@ def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[SpilledTrigger]
         yield portion
 
 
-def _lease(part: QuerySet[SpilledTrigger]) -> list[SpilledTrigger]:
-    """The first triggers of `part`, for one worker to plan."""
+def _lease(part: QuerySet[SpilledTrigger]) -> list[Any]:
+    """The first triggers of `part`, for one worker to plan.
+
+    Saves one by one leave thousands of triggers, each of which would be read and written four
+    times. So those that no try has failed to plan become one. They are named tuples, because making
+    instances takes as long as planning the rows.
+    """
+    named = part.values_list("pk", "model_label", "keys", "tries", "reason", named=True)
     with transaction.atomic(using=settings.DATABASE):
-        found = _locked(part, FIRST)
+        found = _locked(named, FIRST)
         if sum(len(trigger.keys) for trigger in found) < MOST_ROWS and len(found) == FIRST:
-            found = _locked(part, MOST_ROWS)
+            found = _locked(named, MOST_ROWS)
         rows = accumulate(len(trigger.keys) for trigger in found)
         some = [each for each, total in zip(found, rows, strict=True) if total <= MOST_ROWS]
         portion = some or found[:1]
+        if len(fresh := [each for each in portion if not each.reason]) > 1:
+            _merge(fresh)
+            portion = [fresh[0], *(each for each in portion if each.reason)]
         ids = [trigger.pk for trigger in portion]
         SpilledTrigger.objects.filter(pk__in=ids).update(expires_at=ends_at())
     return portion
+
+
+def _merge(some: Sequence[Any]) -> None:
+    """Give the first of the triggers the keys of all, and delete the others."""
+    named = key_kind(SpilledTrigger).condition([each.pk for each in some], settings.DATABASE)
+    every = SpilledTrigger.objects.filter(named)
+    changes: dict[str, Any] = {"keys": list(dict.fromkeys(chain(*(each.keys for each in some))))}
+    if some[0].model_label.startswith(delivery.DELETED):  # runs until then are of the deleted rows
+        changes |= every.aggregate(created_at=Max("created_at"))
+    SpilledTrigger.objects.filter(pk=some[0].pk).update(**changes)
+    every.exclude(pk=some[0].pk)._raw_delete(settings.DATABASE)
 
 
 def _begin(ids: Sequence[int], tries: int) -> list[SpilledTrigger]:
@@ -178,7 +200,7 @@ def _begin(ids: Sequence[int], tries: int) -> list[SpilledTrigger]:
     return some
 
 
-def _locked(triggers: QuerySet[SpilledTrigger], number: int) -> list[SpilledTrigger]:
+def _locked(triggers: QuerySet[Any, Any], number: int) -> list[Any]:
     return list(unlocked(triggers.order_by("pk"))[:number])
 
 
