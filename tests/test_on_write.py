@@ -150,6 +150,13 @@ def test_many_consecutive_rows_of_a_statement_are_one_note(watch):
     assert [operation for operation, _ in noted()] == ["d"]
 
 
+def test_a_row_that_is_written_alone_is_one_note_and_no_range(watch):
+    watch()
+    [key] = insert("alone")
+
+    assert Written.objects.values_list("object_id", "last_id").get() == (key, None)
+
+
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="by statement on PostgreSQL only")
 def test_many_rows_with_a_gap_have_a_note_each(watch):
     watch()

@@ -94,15 +94,18 @@ class _Words:
         )
 
     def note_all(self, operation: str, rows: str) -> str:
-        """Statements that note the keys of `rows`, consecutive integers as one range."""
+        """Statements that note the keys of `rows`, consecutive integers as one range.
+
+        A single key is noted without reading `rows` again: that takes as long as the note itself.
+        """
         each = self.note(operation, "r", rows=rows)
         if not (self.is_integer and self.is_unique):
             return f"{each};"
         return f"""
     SELECT min(r.{self.key}), max(r.{self.key}), count(*) INTO low, high, number FROM {rows} AS r;
-    IF number > {MANY} AND high - low = number - 1 THEN
+    IF number = 1 OR number > {MANY} AND high - low = number - 1 THEN
       INSERT INTO {self.notes} (source, operation, object_id, object_key, last_id)
-      VALUES ('{self.source}', '{operation}', low, '', high);
+      VALUES ('{self.source}', '{operation}', low, '', NULLIF(high, low));
     ELSE
       {each};
     END IF;"""
