@@ -16,6 +16,7 @@ from django.utils import timezone
 from autorun.declare import nodes, registry
 from autorun.dispatch import releasing, sizes
 from autorun.dispatch.messages import message_for
+from autorun.dispatch.ordering import FIRST_PAGE
 from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import MOST_PUBLICATIONS, release, release_everywhere
 from autorun.dispatch.room import SPARE_CHUNKS, Room
@@ -139,7 +140,7 @@ def test_a_batch_behind_thousands_of_a_full_ones_chunks_goes_out(chunks_read):
         assert len(chunks_read) < 50
         chunks_read.clear()
         assert release(full.node_id).chunks == 0
-        assert chunks_read == []
+        assert len(chunks_read) <= FIRST_PAGE
 
 
 def test_what_waits_for_a_runner_at_its_max_parallel_is_not_read(chunks_read):
@@ -297,9 +298,13 @@ def test_who_finds_another_at_a_release_leaves_a_note_and_goes_on():
             late = a_batch_waiting(1)
 
             assert release(late.node_id).chunks == 0
+            with CaptureQueriesContext(connection) as captured:
+                assert release(late.node_id).chunks == 0
             has_left.set()
             assert first.result() == 2
 
+        # The second one finds the note of the first, and relies on it.
+        assert len([each for each in captured if "SKIP LOCKED" in each["sql"]]) == 1
         assert not Chunk.objects.waiting().exists()
         assert release(batch.node_id).chunks == 0
         assert not Pulse.objects.filter(name__startswith="again:").exists()
@@ -334,7 +339,7 @@ def test_a_broker_is_given_few_chunks_beyond_those_at_work(chunks_read):
         assert len(chunks_read) < 100
         chunks_read.clear()
         assert release(batch.node_id).chunks == 0
-        assert chunks_read == []
+        assert len(chunks_read) <= FIRST_PAGE
 
 
 def test_what_was_just_saved_goes_past_chunks_that_are_with_the_broker(documents):
@@ -639,7 +644,7 @@ def test_chunks_follow_their_runner_to_another_queue(documents, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_chunk_takes_nine_to_thirteen_statements_if_others_wait(sent):
+def test_a_chunk_takes_eight_to_twelve_statements_if_others_wait(sent):
     Document.objects.bulk_create(Document(title=f"title {n}") for n in range(12))
     runner = declare(BATCH_SIZE=2)
     with installed(runner):
@@ -656,5 +661,5 @@ def test_a_chunk_takes_nine_to_thirteen_statements_if_others_wait(sent):
     ]
     # SQLite has one writer at a time, and no lock of a node. MariaDB has no UPDATE ... RETURNING,
     # and is told apart how long a transaction may be idle.
-    most = {"sqlite": 9, "postgresql": 10, "mysql": 13}
+    most = {"sqlite": 8, "postgresql": 9, "mysql": 12}
     assert len(counted) == most[connection.vendor], counted

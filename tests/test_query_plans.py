@@ -177,10 +177,9 @@ def test_a_claim_gets_the_chunks_in_flight_as_numbers_by_the_index() -> None:
     Chunk.objects.filter(pk__lte=400).update(state=Chunk.State.QUEUED)
     settle()
 
-    with explained('SELECT "autorun_chunk"."node_id"') as plans:
+    with explained('SELECT "autorun_chunk"."id"') as plans:
         releasing.release(node.pk)
 
-    assert len(plans) == 1
     assert re.search(r"autorun_chunk_(order|folded|lease|by_batch)", plans[0])
     assert "Seq Scan on autorun_chunk" not in plans[0]
     assert "Aggregate" in plans[0] or "GROUP BY" in plans[0]

@@ -1,7 +1,7 @@
 """The waiting chunks of a node in the order of their release."""
 
 import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from django.db import connections
@@ -11,7 +11,7 @@ from autorun.conf import settings
 from autorun.dispatch.room import Room
 from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow
-from autorun.state.sql import Slot, prepared, table
+from autorun.state.sql import table
 
 #: Waiting chunks read first, then four times as many, and so on. Usually there is room for one.
 FIRST_PAGE = 2
@@ -27,16 +27,18 @@ def due(node: Any) -> QuerySet[Any]:
     return chunks.exclude(batch__state__in=paused).order_by("-priority", "pk")
 
 
-def fitting(node_id: int, room: Room, *, but: Collection[int], by_batch: bool) -> Iterator[Chunk]:
-    """The chunks that fit, in their order, but none of `but`.
+def fitting(
+    node_id: int, room: Room, *, first: Sequence[Chunk], but: Collection[int], by_batch: bool
+) -> Iterator[Chunk]:
+    """The chunks that fit, in their order, but none of `but`; `first` is the first page, if known.
 
     Each batch is read apart if one is paused or full: it may have very many chunks, and they may
     precede all others.
     """
     batches = _waiting_batches(node_id) if by_batch or room.full_batches else []
-    pages = [_pages(node_id, room, but)]
+    pages = [_pages(node_id, room, but, first)]
     if 0 < len(batches) <= MOST_BATCHES:
-        pages = [_pages(node_id, room, but, batch=pk) for pk in batches]
+        pages = [_pages(node_id, room, but, (), batch=pk) for pk in batches]
     for chunk in heapq.merge(*pages, key=lambda each: (-each.priority, each.pk)):
         if room.takes(chunk):
             yield chunk
@@ -45,7 +47,7 @@ def fitting(node_id: int, room: Room, *, but: Collection[int], by_batch: bool) -
 
 
 def _pages(
-    node_id: int, room: Room, but: Collection[int], **of_batch: int | None
+    node_id: int, room: Room, but: Collection[int], first: Sequence[Chunk], **of_batch: int | None
 ) -> Iterator[Chunk]:
     """The node's due chunks, or those of a batch, read a page at a time.
 
@@ -53,10 +55,10 @@ def _pages(
     """
     size, after = FIRST_PAGE, Q()
     while not (room.is_full() or of_batch.get("batch") in room.full_batches):
-        if size == FIRST_PAGE and not (but or of_batch) and room.is_open_to_all():
-            page = _first_page(node_id=node_id)
+        if size == FIRST_PAGE and first and room.is_open_to_all():
+            page = list(first)
         else:
-            rows = _with_window(due(node_id)).exclude(pk__in=but).filter(after, **of_batch)
+            rows = with_window(due(node_id)).exclude(pk__in=but).filter(after, **of_batch)
             page = list(room.open_to(rows)[:size])
         yield from page
         if len(page) < size:
@@ -67,13 +69,8 @@ def _pages(
         size *= 4
 
 
-def _with_window(chunks: QuerySet[Any]) -> QuerySet[Any]:
+def with_window(chunks: QuerySet[Any]) -> QuerySet[Any]:
     return chunks.annotate(window=F("batch__window"))  # type: ignore[no-any-return]
-
-
-@prepared
-def _first_page() -> QuerySet[Any]:
-    return _with_window(due(Slot("node_id")))[:FIRST_PAGE]
 
 
 def _waiting_batches(node_id: int) -> list[int | None]:

@@ -19,7 +19,7 @@ from autorun.declare import nodes
 from autorun.dispatch.holding import next_try
 from autorun.dispatch.limiting import bounds_of, nodes_sharing
 from autorun.dispatch.messages import follow_queues, message_for
-from autorun.dispatch.ordering import IS_DUE, due, fitting
+from autorun.dispatch.ordering import FIRST_PAGE, IS_DUE, due, fitting, with_window
 from autorun.dispatch.publishing import publish
 from autorun.dispatch.room import SPARE_CHUNKS, InFlight, Room
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
@@ -28,7 +28,7 @@ from autorun.state import pulses, transactions
 from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.sql import Slot, changed_by, prepared, prepared_update
+from autorun.state.sql import RowsAsJSON, Slot, changed_by, prepared, prepared_update
 
 logger = get_logger(__name__)
 
@@ -135,15 +135,17 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
     note = f"again:{node_id}"
     claimed: list[Chunk] = []
     try:
-        for _ in range(MOST_CLAIMS):
-            some = transactions.repeated_on_conflict(claim, holds_node=True)
-            if some is None:
-                pulses.leave_note(note)
-                # Its reader reads it after it has given up the lock: if it already has, claim now.
-                some = transactions.repeated_on_conflict(claim, holds_node=True)
-            claimed += some or ()
-            if some is None or not pulses.locks_rows() or not pulses.take_note(note):
+        for turn in range(MOST_CLAIMS if pulses.locks_rows() else 1):
+            if turn and not pulses.take_note(note):
                 break
+            some = transactions.repeated_on_conflict(claim, holds_node=True)
+            # The note is taken after the lock is given up: whoever leaves it looks once more. If
+            # there is one already, it will be taken, and what has ended by now be seen.
+            if some is None and pulses.leave_note(note):
+                some = transactions.repeated_on_conflict(claim, holds_node=True)
+            if some is None:
+                break
+            claimed += some
     except OperationalError as error:
         if not transactions.is_conflict(error):
             raise
@@ -199,14 +201,17 @@ def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Ch
     """Mark as queued what fits beside the runs in flight. Return None if the node is locked."""
     if not nodes.lock_free([node_id]):
         return None
-    in_flight = _in_flight_of(node_id)
+    # A stopped batch may have very many chunks: beside one, they are not read in their order.
+    first = [] if by_batch else _first_page(node_id=node_id)
+    kinds = (first[0].kinds or ()) if first else _kinds_of_node(node_id=node_id)
     claimed = []
-    if held_up := {each.runner for each in in_flight if each.state == Chunk.State.PARKED}:
+    if held_up := {runner for _, state, runner, *_ in kinds if state == Chunk.State.PARKED}:
         tries = [next_try(node_id, label, due(node_id)) for label in sorted(held_up)]
         claimed = [chunk for chunk in tries if chunk is not None]
-        in_flight = _in_flight_of(node_id)
-    room = Room(in_flight, node_id, labels)
-    claimed += fitting(node_id, room, but=[chunk.pk for chunk in claimed], by_batch=by_batch)
+        kinds, first = _kinds_of_node(node_id=node_id), []
+    room = Room(map(InFlight._make, kinds), node_id, labels)
+    known = [chunk.pk for chunk in claimed]
+    claimed += fitting(node_id, room, first=first, but=known, by_batch=by_batch)
     _mark_queued(claimed)
     return claimed
 
@@ -246,13 +251,17 @@ def _claim_first(labels: Mapping[int, Set[str]]) -> tuple[list[Chunk], list[int]
     return claimed, sorted(left)
 
 
-def _in_flight_of(node_id: int) -> list[InFlight]:
-    return [InFlight(*each) for each in _kinds_of_node(node_id=node_id)]
-
-
 @prepared
 def _kinds_of_node() -> QuerySet[Any]:
     return _by_kind(Chunk.objects.limiting().of(Slot("node_id")))
+
+
+@prepared
+def _first_page() -> QuerySet[Any]:
+    """The node's first due chunks, each with all `kinds` in flight: one statement."""
+    limiting = _by_kind(Chunk.objects.limiting().of(Slot("node_id")))
+    kinds = RowsAsJSON(limiting, width=len(InFlight._fields))
+    return with_window(due(Slot("node_id")).annotate(kinds=kinds))[:FIRST_PAGE]
 
 
 def _by_kind(chunks: QuerySet[Chunk]) -> QuerySet[Any]:

@@ -40,7 +40,7 @@ class Room:
 
     A runner is *supplied* once its workers' next chunks are in the broker, or if the next share of
     its limit is for a saved row of another node; then only its saved rows go out. When all runners
-    of the node are full or supplied, no waiting chunk is read.
+    of the node are full or supplied, no waiting chunk is read beyond the first page.
     """
 
     def __init__(self, in_flight: Iterable[InFlight], node_id: int, labels: Set[str]) -> None:

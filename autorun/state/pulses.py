@@ -12,7 +12,7 @@ from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
-from autorun.state.sql import Slot, prepared, table
+from autorun.state.sql import Fragment, Slot, changed_by, insert_ignoring_conflicts, prepared, table
 from autorun.state.transactions import unlocked
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
@@ -124,17 +124,18 @@ def locks_rows() -> bool:
     return connections[settings.DATABASE].features.has_select_for_update
 
 
-def leave_note(name: str) -> None:
-    """Leave a note for another process, unless there is one already."""
-    Pulse.objects.bulk_create([Pulse(name=name, beat_at=DatabaseNow())], ignore_conflicts=True)
+def leave_note(name: str) -> bool:
+    """Leave a note for another process. Return whether there was none."""
+    connection = connections[settings.DATABASE]
+    begin, end = insert_ignoring_conflicts(connection)
+    values = f"{table(Pulse, connection)} (name, beat_at) VALUES (%s, {NOW_SQL[connection.vendor]})"
+    return changed_by(Fragment(f"{begin} {values} {end}", (name,))) > 0
 
 
 def take_note(name: str) -> bool:
     """Remove the note of that name. Return whether there was one."""
-    connection = connections[settings.DATABASE]
-    with connection.cursor() as cursor:
-        cursor.execute(f"DELETE FROM {table(Pulse, connection)} WHERE name = %s", [name])
-        return int(cursor.rowcount) > 0
+    pulses = table(Pulse, connections[settings.DATABASE])
+    return changed_by(Fragment(f"DELETE FROM {pulses} WHERE name = %s", (name,))) > 0
 
 
 def note(name: str, beat_at: dt.datetime | Expression) -> None:

@@ -113,6 +113,29 @@ def _forget_compiled(**_: Any) -> None:
 setting_changed.connect(_forget_compiled, dispatch_uid="autorun.state.sql")
 
 
+#: By vendor: an aggregate of rows, and a row of values, as JSON.
+JSON_ROWS = {
+    "postgresql": ("jsonb_agg", "jsonb_build_array"),
+    "sqlite": ("json_group_array", "json_array"),
+    "mysql": ("JSON_ARRAYAGG", "JSON_ARRAY"),
+}
+
+
+class RowsAsJSON(models.Subquery):
+    """All rows of a queryset of `width` columns as one value: a list of lists, or None."""
+
+    def __init__(self, queryset: models.QuerySet[Any], *, width: int) -> None:
+        super().__init__(queryset, models.JSONField())
+        self.columns = ", ".join(f"c{at}" for at in range(width))
+
+    def as_sql(self, compiler: Any, connection: Any, *_: Any, **__: Any) -> Any:
+        gather, row = JSON_ROWS[connection.vendor]
+        rows = f"{gather}({row}({self.columns}))"
+        return super().as_sql(
+            compiler, connection, f"(WITH k({self.columns}) AS (%(subquery)s) SELECT {rows} FROM k)"
+        )
+
+
 def table(model: type[models.Model], connection: BaseDatabaseWrapper) -> str:
     """The quoted name of a model's table."""
     return connection.ops.quote_name(model._meta.db_table)
