@@ -11,6 +11,7 @@ from autorun.models import Chunk, Pulse
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.leases import FAMILY
 from autorun.upkeep import workers
+from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed
 from tests.library.models import Document
 
@@ -49,6 +50,24 @@ def test_the_death_of_a_process_ends_no_lease_of_another_worker(monkeypatch, wor
     workers._child_died(sender, exception=WorkerLostError(), args=(chunk.pk,))
 
     assert Chunk.objects.filter(expires_at__lte=DatabaseNow()).exists() == is_ended
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chunk_whose_message_is_lost_with_its_process_is_sent_again_at_once_but_once(
+    monkeypatch, sent
+):
+    Document.objects.create(title="a")
+    monkeypatch.setattr(workers.connections, "close_all", lambda: None)
+    runner = declare()
+    sender = type("Task", (), {"name": EXECUTE})
+    with installed(runner):
+        runner().run()
+        for publications in (1, 2, 2):
+            assert len(sent) == publications
+            workers._child_died(sender, exception=WorkerLostError(), args=sent[0].args)
+            upkeep(in_any_case=True)
+
+    assert len(sent) == 2
 
 
 @pytest.fixture

@@ -148,6 +148,9 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
         orphans = [pk for pk, worker in running if not _is_alive(int(worker.rpartition(":")[2]))]
         if name == EXECUTE:  # a process that exceeded its time may still be dying
             orphans.append(args[0])
+            # Of one that has not started, only the first message is sent again without a pause.
+            lost = Chunk.objects.queued().filter(pk=args[0], publications=1)
+            lost.update(state=Chunk.State.WAITING)
         # Another worker may have started the message's chunk meanwhile.
         _held_here().filter(pk__in=orphans).update(expires_at=DatabaseNow())
         if name == PLAN:  # only its message named these rows
