@@ -23,11 +23,16 @@ from autorun.planning.rows import primary_keys
 from autorun.planning.scope import Scope
 from autorun.state.keys import as_json
 from autorun.state.transactions import is_passing, leave_connections
+from autorun.state.user_code import replace_left
 from autorun.triggers import delivery
 
 
 class _Task(Task):  # type: ignore[type-arg]
-    """A task that leaves no connection on which it has failed to the next task of its process."""
+    """A task that uses no connection as another has left it, and leaves none on which it failed."""
+
+    def before_start(self, *_: Any) -> None:
+        if not self.request.is_eager:  # else the transaction is the caller's
+            replace_left()
 
     def on_failure(self, *_: Any, **__: Any) -> None:
         leave_connections()

@@ -7,6 +7,7 @@ import gc
 import locale
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,8 +21,8 @@ from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
 from autorun.state import user_code
-from autorun.state.surroundings import READS_OF_MAIN
-from autorun.state.user_code import UserCode, _thread
+from autorun.state.surroundings import READS_OF_MAIN, SELDOM_READS
+from autorun.state.user_code import SELDOM, UserCode, _thread
 from tests.faultlab import leftovers
 
 LEFT = {
@@ -44,6 +45,22 @@ LEFT = {
     "clock": lambda: set_time_zone("Asia/Tokyo"),
     "depth": lambda: sys.setrecursionlimit(200),
 }
+
+
+SELDOM_LEFT = {
+    "timer of processor time": lambda: signal.setitimer(signal.ITIMER_PROF, 1000),
+    "timer of its own time": lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
+    "files": lambda: limit(resource.RLIMIT_NOFILE, 100),
+    "sizes": lambda: limit(resource.RLIMIT_FSIZE, 10**9),
+    "memory": lambda: limit(resource.RLIMIT_AS, 10**11),
+    "priority": lambda: os.nice(3),
+    "user": lambda: os.seteuid(65534),
+}
+OF_ROOT = ("priority", "user")
+
+
+def limit(kind, number):
+    resource.setrlimit(kind, (number, resource.getrlimit(kind)[1]))
 
 
 def set_time_zone(name):
@@ -69,6 +86,55 @@ def test_what_it_changes_in_its_process_is_put_back_and_logged(leave, caplog):
     assert sys.getrecursionlimit() == depth
     if leave is not LEFT["depth"]:
         assert "a.Runner left another" in caplog.text
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", SELDOM_LEFT)
+def test_what_takes_longer_to_read_is_put_back_after_longer_calls(name, caplog):
+    if name in OF_ROOT and os.geteuid() != 0:
+        pytest.skip("only root can")
+    before = [read() for read in SELDOM_READS]
+    code = UserCode("a.Runner", is_body=True)
+    for _ in range(2):
+        caplog.clear()
+        with code:
+            SELDOM_LEFT[name]()
+            time.sleep(2 * SELDOM)
+
+        assert [read() for read in SELDOM_READS] == before
+        assert len(caplog.messages) == 1
+        assert "a.Runner left another" in caplog.text
+
+
+@pytest.mark.once
+def test_a_limit_that_a_body_raises_stays(caplog):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        limit(resource.RLIMIT_NOFILE, 100)
+        code = UserCode("a.Runner", is_body=True)
+        for _ in range(2):
+            with code:
+                limit(resource.RLIMIT_NOFILE, 200)
+                time.sleep(2 * SELDOM)
+
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200
+        assert not caplog.messages
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.once
+def test_what_cannot_be_put_back_is_not_said_to_be(tmp_path, monkeypatch, caplog):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    code = UserCode("a.Runner")
+    for _ in range(3):
+        with code:
+            os.chdir(tmp_path)
+            gone.rmdir() if gone.exists() else None
+
+    assert not caplog.messages
 
 
 @pytest.mark.once

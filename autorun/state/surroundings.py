@@ -27,6 +27,7 @@ from django.utils import timezone, translation
 
 #: Without SIGALRM, whose handler the time limits put back themselves.
 _HANDLED = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGCHLD")
+_LIMITS = {f"RLIMIT_{name}" for name in ("AS", "CPU", "FSIZE", "NOFILE")}
 #: The C functions under `signal` and `locale`, whose wrappers take longer than all other reads.
 _signal: Any = import_module("_signal")
 _get_locale = partial(import_module("_locale").setlocale, locale.LC_ALL)
@@ -52,7 +53,8 @@ def read(reads: Sequence[Callable[[], Any]]) -> list[Any]:
 def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[str]:
     """Put back the settings of `context`, and those whose `known` value is not the one `found` now.
 
-    Yields the names of those that are put back.
+    Yields the names of those that are put back. Any other, such as a raised limit, is known as it
+    is from now on.
     """
     language = context.run(translation.get_language)
     if translation.get_language() != language:
@@ -66,12 +68,15 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
     if decimal.getcontext() is not arithmetic:
         decimal.setcontext(arithmetic)
         yield "decimal context"
-    for part, was, now in zip(_PARTS, known, found, strict=False):
-        if now == was or getattr(now, "__module__", "").startswith(_CELERYS):
+    for at, (part, now) in enumerate(zip([*_PARTS, *_SELDOM], found, strict=False)):
+        if now == known[at] or getattr(now, "__module__", "").startswith(_CELERYS):
             continue
+        was, known[at] = known[at], now
         with suppress(Exception):  # such as a directory that no longer exists
             part.put_back(was)
-        yield part.name
+            known[at] = part.read()
+        if known[at] == was:
+            yield part.name
 
 
 def _set_local_time(_: object) -> None:
@@ -80,6 +85,17 @@ def _set_local_time(_: object) -> None:
     else:
         os.environ["TZ"] = _TIME_ZONE
     time.tzset()
+
+
+def _raise_limit(number: int, was: tuple[int, int]) -> None:
+    # A higher one harms no other code; as an unsigned number, an infinite one is the highest.
+    if resource.getrlimit(number)[0] % 2**64 < was[0] % 2**64:
+        resource.setrlimit(number, was)
+
+
+def _end_timer(number: int, was: tuple[float, float]) -> None:
+    if not any(was):  # else it is a profiler's, and what is left of it is never the same
+        signal.setitimer(number, 0)
 
 
 def _attribute(of: Any, name: str, title: str) -> _Part:
@@ -118,7 +134,27 @@ if hasattr(_signal, "pthread_sigmask"):
     _set_mask = partial(_signal.pthread_sigmask, signal.SIG_SETMASK)
     _OF_PROCESS.append(_Part("blocked signals", _mask, _set_mask))
 _PARTS = [*_OF_THREAD, *_OF_PROCESS]
+_SELDOM: list[_Part] = []
+if sys.platform != "win32":
+    import resource
+
+    _OWN = (os.PRIO_PROCESS, 0)
+    _SELDOM = [
+        _Part("priority", partial(os.getpriority, *_OWN), partial(os.setpriority, *_OWN)),
+        _Part("effective user", os.geteuid, os.seteuid),
+        *(
+            _Part(name, partial(resource.getrlimit, number), partial(_raise_limit, number))
+            for name, number in vars(resource).items()
+            if name in _LIMITS
+        ),
+        *(
+            _Part("timer", partial(_signal.getitimer, each), partial(_end_timer, each))
+            for each in (signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+        ),
+    ]
 READS_OF_THREAD = [part.read for part in _OF_THREAD]
 #: The main thread reads those of the process as well. In any other thread, they may be as the code
 #: of a third one has set them.
 READS_OF_MAIN = [part.read for part in _PARTS]
+#: Those that take longer than a short call of user code should.
+SELDOM_READS = [part.read for part in _SELDOM]

@@ -12,13 +12,16 @@ around Django's cursors notices the statements of user code that change a sessio
 from __future__ import annotations
 
 import decimal
+import math
 import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from contextvars import Context, copy_context
+from functools import partial
 from inspect import unwrap
 from operator import call
 from types import FrameType
@@ -29,7 +32,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
-from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, put_back, read
+from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, SELDOM_READS, put_back, read
 from autorun.state.waits import IS_BOUNDED, bound_statements
 
 logger = get_logger(__name__)
@@ -45,8 +48,10 @@ _CHANGES_SESSION = re.compile(
 ).search
 #: Settings of a session whose changes PostgreSQL reports to the driver.
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
-#: Modules that ask a driver for cursors, and leave no session changed.
-_NOT_OF_USERS = ("django.", "autorun.")
+#: Modules that call methods of a driver's connections, and leave no session changed.
+_NOT_OF_USERS = ("django.", "autorun.", "pymysql.cursors", "MySQLdb.cursors")
+#: Those methods through which statements are given to it.
+_ENTRANCES = ("cursor", "query", "select_db", "change_user", "set_character_set")
 #: Django's function that opens a connection.
 _OPEN = unwrap(BaseDatabaseWrapper.connect).__code__
 #: Seconds for cancelling a query on the server.
@@ -58,6 +63,9 @@ _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 #: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
 _STEPS = 1_000_000
 
+#: Seconds between two looks at what takes longer to read.
+SELDOM = 0.0002
+
 _EMPTY = Context()
 _thread = threading.local()
 
@@ -66,21 +74,24 @@ class UserCode:
     """A `with` block around one or several calls of user code by this thread.
 
     At the end of the block, and at each `mend()`, all connections are usable again. A connection
-    in a transaction of the caller's is left alone. `owner` names the code in log records.
+    in a transaction of the caller's is left alone. `owner` names the code in log records. If it
+    `is_body`, what takes longer to read is looked at as well, every SELDOM seconds at most.
     """
 
     __slots__ = (
-        *("_all", "_before", "_connections", "_context", "_depth", "_known", "_pid", "_reads"),
-        *("_touched", "_wrappers", "owner"),
+        *("_all", "_before", "_connections", "_context", "_depth", "_due", "_known", "_pid"),
+        *("_reads", "_seldom", "_touched", "_wrappers", "owner"),
     )
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, *, is_body: bool = False) -> None:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
         is_main = is_main_thread()
         #: How the surroundings of the code are read, and what they are when it is first called.
         self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
+        self._seldom: Sequence[Callable[[], Any]] = SELDOM_READS if is_main and is_body else ()
+        self._due = math.inf
         self._known: list[Any] = []
         self._context = _EMPTY
         self._touched: set[BaseDatabaseWrapper] = set()
@@ -96,7 +107,8 @@ class UserCode:
             is_managed = raw is not None and not connection.autocommit
             if connection.in_atomic_block or is_managed:
                 continue
-            of_project = dict(connection.settings_dict) if is_main else None
+            own: Any = connection.settings_dict
+            of_project = {**own, "OPTIONS": {**own["OPTIONS"]}} if is_main else None
             self._connections.append((connection, of_project))
             if connection.vendor == "sqlite" and raw is not None:
                 # 0 continues; an exception that a signal handler raises here ends the query.
@@ -109,6 +121,9 @@ class UserCode:
                 self._known = list(map(call, self._reads))
             except OSError:  # the working directory is gone, as after a deployment
                 self._known = read(self._reads)
+            if self._seldom:
+                self._known += map(call, self._seldom)
+                self._due = time.monotonic() + SELDOM
         if getattr(_thread, "connections", self._all) is not self._all:
             self._put_back()  # one may have been opened in the place of another
         decimal.getcontext()  # made now, it is part of the copy
@@ -129,8 +144,11 @@ class UserCode:
             found = list(map(call, self._reads))
         except OSError:
             found = read(self._reads)
+        if time.monotonic() >= self._due:
+            found += map(call, self._seldom)
+            self._due = time.monotonic() + SELDOM
         try:
-            is_same = found == self._known and copy_context() == self._context
+            is_same = found == self._known[: len(found)] and copy_context() == self._context
         except Exception:  # noqa: BLE001  values that cannot be compared, such as arrays
             is_same = False
         if not is_same:
@@ -151,7 +169,7 @@ class UserCode:
         for connection, of_project in self._connections:
             if of_project is not None and connection.settings_dict != of_project:
                 connection.settings_dict.clear()  # those of other threads' connections, too
-                connection.settings_dict.update(of_project)
+                connection.settings_dict.update(of_project, OPTIONS={**of_project["OPTIONS"]})
                 self._replace(connection, "with other settings")
             elif not _is_idle(connection):
                 self._replace(connection, "in a transaction or broken: what it wrote is undone")
@@ -202,17 +220,17 @@ def _watch(raw: Any) -> None:
     """Notice statements of user code for the driver itself, which Django's wrappers do not see."""
     if "cursor" in getattr(raw, "__dict__", ()):
         return  # a pool hands it to one thread after another
-    make = raw.cursor
+    for name in _ENTRANCES:
+        with suppress(AttributeError):  # it has no such method, or the driver is in C
+            setattr(raw, name, partial(_watched, raw, getattr(raw, name)))
 
-    def cursor(*args: Any, **options: Any) -> Any:
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        user_code: UserCode | None = getattr(_thread, "user_code", None)
-        if user_code is not None and not (caller.startswith(_NOT_OF_USERS) or _is_opening()):
-            user_code._touched.update(each for each in all_connections() if each.connection is raw)
-        return make(*args, **options)
 
-    with suppress(AttributeError):  # of drivers in C
-        raw.cursor = cursor
+def _watched(raw: Any, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    user_code: UserCode | None = getattr(_thread, "user_code", None)
+    if user_code is not None and not (caller.startswith(_NOT_OF_USERS) or _is_opening()):
+        user_code._touched.update(each for each in all_connections() if each.connection is raw)
+    return method(*args, **options)
 
 
 def replace(connection: BaseDatabaseWrapper) -> None:
@@ -245,7 +263,15 @@ def discard(connection: BaseDatabaseWrapper) -> None:
 def _reset(connection: BaseDatabaseWrapper) -> None:
     connection.in_atomic_block = connection.closed_in_transaction = False
     connection.needs_rollback = connection.errors_occurred = False
-    connection.run_on_commit = []
+    connection.run_on_commit, connection.savepoint_ids, connection.atomic_blocks = [], [], []
+
+
+def replace_left() -> None:
+    """Replace the connections that another task of this process has left in a transaction."""
+    for connection in all_connections():
+        if not _is_idle(connection):
+            logger.warning("A task left the connection %r in use.", connection.alias)
+            replace(connection)
 
 
 def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
@@ -295,7 +321,9 @@ def all_connections() -> list[BaseDatabaseWrapper]:
 def _is_idle(connection: BaseDatabaseWrapper) -> bool:
     """Whether the connection is closed, or open in autocommit and outside of any transaction."""
     raw: Any = connection.connection
-    if connection.in_atomic_block or connection.needs_rollback:
+    if connection.in_atomic_block or connection.needs_rollback or connection.closed_in_transaction:
+        return False
+    if connection.atomic_blocks or connection.savepoint_ids:  # Django would not commit the next one
         return False
     if raw is None:
         return True
@@ -357,7 +385,8 @@ def _session_on_mariadb(raw: Any) -> object:
     if status is None:  # mysqlclient: only statements would tell more
         return raw.get_autocommit() or None
     is_idle = raw.open and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
-    return (raw.cursorclass, raw.charset) if is_idle else None
+    # It is another session if user code has connected it anew.
+    return (raw.cursorclass, raw.charset, raw.thread_id()) if is_idle else None
 
 
 #: What the driver reports of a session, and of what its cursors return; None if it is not idle.

@@ -7,6 +7,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import psycopg
 import pymysql
@@ -81,6 +83,11 @@ def _go_to_another_database() -> None:
     connection.close()
 
 
+def _change_an_option() -> None:
+    connection.settings_dict["OPTIONS"]["of_no_driver"] = 1
+    connection.close()
+
+
 def _put_another_in_its_place() -> None:
     connections["default"] = connections["default"].copy()
 
@@ -136,6 +143,8 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "closed_outside": _close_from_outside,
     "all_closed": lambda: connections.close_all(),
     "rollback_needed": lambda: setattr(connection, "needs_rollback", True),
+    "option": _change_an_option,
+    "savepoints": lambda: connection.savepoint_ids.append("of no transaction"),
     "other_alias": lambda: connections["archive"].cursor().execute("BEGIN"),
     "thread": _hold_from_another_thread,
     "depth": lambda: sys.setrecursionlimit(len(inspect.stack(0)) + 20),
@@ -186,17 +195,26 @@ def _refuse(*_: object) -> None:
     raise RuntimeError("a wrapper that was left behind")
 
 
-_OF_THE_DRIVER = {
-    "postgresql": {"driver_path": "SET search_path TO nowhere"},
-    "mysql": {"driver_database": "USE information_schema"},
-    "sqlite": {},
+_OF_THE_DRIVER: dict[str, dict[str, Callable[[Any], object]]] = {
+    "postgresql": {
+        "driver_path": lambda raw: raw.execute("SET search_path TO nowhere"),
+    },
+    "mysql": {
+        "driver_database": lambda raw: raw.cursor().execute("USE information_schema"),
+        "driver_query": lambda raw: raw.query("USE information_schema"),
+        "driver_selected": lambda raw: raw.select_db("information_schema"),
+        "driver_began": lambda raw: raw.query("BEGIN"),
+        "driver_connected": lambda raw: (raw.close(), raw.ping(reconnect=True)),
+    },
+    "sqlite": {
+        "driver_began": lambda raw: raw.execute("BEGIN IMMEDIATE"),
+    },
 }
 
 
-def _execute_by_the_driver(sql: str) -> None:
+def _leave_by_the_driver(act: Callable[[Any], object]) -> None:
     connection.ensure_connection()
-    with connection.connection.cursor() as cursor:
-        cursor.execute(sql)
+    act(connection.connection)
 
 
 _FUNCTION = """CREATE FUNCTION faultlab_leave() RETURNS INT
@@ -224,6 +242,6 @@ _WAYS |= {
     name: (lambda sql=sql: _execute(sql)) for name, sql in _STATEMENTS[connection.vendor].items()
 }
 _WAYS |= {
-    name: (lambda sql=sql: _execute_by_the_driver(sql))
-    for name, sql in _OF_THE_DRIVER[connection.vendor].items()
+    name: partial(_leave_by_the_driver, act)
+    for name, act in _OF_THE_DRIVER[connection.vendor].items()
 }

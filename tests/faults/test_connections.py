@@ -6,7 +6,7 @@ import pytest
 from django.db import connection
 
 from autorun.models import Failure, Run
-from tests.faultlab import leftovers
+from tests.faultlab import leftovers, tasks
 from tests.faults.driver import Lab
 
 pytestmark = [pytest.mark.slow]
@@ -55,6 +55,29 @@ def test_what_hooks_leave_in_a_connection_befalls_neither_autorun_nor_other_rows
     lab.until_done(3 * len(names))
     lab.check()
     assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(32)
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 100}])
+def test_what_a_task_of_the_project_leaves_in_a_connection_befalls_no_row(lab: Lab):
+    """What is done in its transaction would never be committed."""
+    worker = lab.start_worker(concurrency=1)
+    names = ["begin", "broken", "driver", "closed_outside", "savepoints"]
+    if connection.vendor != "sqlite":  # where these lock out every writer
+        names += ["atomic", "autocommit"]
+    for number, name in enumerate(names, 1):
+        tasks.leave.delay(name)
+        lab.save(1, value=f"saved after {name}")
+        lab.until_done(2 * number - 1, seconds=20)
+        lab.write(1, value=f"after {name}")
+        tasks.leave.delay(name)
+        lab.runner.run()
+        lab.until_done(2 * number, seconds=20)
+
+    lab.check()
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+    assert len({each.pid for each in lab.ledger.executions()}) == 1
+    assert "A task left the connection 'default' in use" in worker.log.read_text()
 
 
 @pytest.mark.faults(32)
