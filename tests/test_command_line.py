@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -393,7 +394,13 @@ def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
     from autorun.state.counts import Progress
 
     progress = Progress(*[12_345_678] * 7)
-    state = status.RunnerState("x" * 70, "y" * 70, "m", "daily 03:00", progress, pending=123_456)
+    state = status.RunnerState(
+        runner=SimpleNamespace(label="x" * 70, LIMIT=None),
+        analysis="y" * 70,
+        schedule="daily 03:00",
+        progress=progress,
+        pending=123_456,
+    )
     monkeypatch.setattr(status, "states_of", lambda runners, **_: [state])
 
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -27,8 +27,8 @@ from autorun.admin.row_access import find_row, message_for, open_runs, quotes_fo
 from autorun.admin.stories import explanation_of
 from autorun.declare import page_time, registry
 from autorun.exceptions import AutorunError, RunTimeout, bare_message
-from autorun.management.subcommands import batch_list, listings
 from autorun.models import Batch, Chunk, Run
+from autorun.observe.described import describe_batch, describe_run
 from autorun.observe.explanation import last_failure
 from autorun.observe.failures import FailureGroup, group_failures, log_tails, runners_of
 from autorun.observe.glance import at_a_glance, take_tally
@@ -132,7 +132,7 @@ def row(request: HttpRequest, label: str, key: str) -> dict[str, Any]:
         "is_pending": found.is_pending,
         "code": found.code,
         "reason": found.reason,
-        "run": run and listings.as_json(run),
+        "run": run and describe_run(run),
         "failure": failure
         and {
             "attempt": failure.attempt,
@@ -161,7 +161,7 @@ def runs(request: HttpRequest) -> dict[str, Any]:
         raise Http404(f"There is no runner “{label[:40]}”. See runners/ for all.")
     found = chosen.page(after, size=read_number(given.get("limit"), least=1) or PAGE)
     return {
-        "runs": [listings.as_json(run) for run in found.runs],
+        "runs": [describe_run(run) for run in found.runs],
         "next": None if found.after is None else str(found.after),
     }
 
@@ -206,7 +206,7 @@ def batch(request: HttpRequest, number: int) -> dict[str, Any]:
     found = batches.filter(pk=known).first() if known else None
     if found is None:
         raise Http404(f"There is no batch {str(number)[:20]}. See: manage.py autorun batches")
-    answer = batch_list.as_json(found)
+    answer = describe_batch(found)
     return answer if sees_texts(request, site, found.node) else _without(answer, "reason")
 
 

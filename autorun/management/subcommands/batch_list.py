@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
@@ -23,6 +22,7 @@ from autorun.management.subcommands.parsing import (
 )
 from autorun.management.subcommands.subcommand import Subcommand, requested_by
 from autorun.models import Batch, Chunk
+from autorun.observe.described import describe_batch
 from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
@@ -33,10 +33,6 @@ from autorun.state.words import counted, duration, moment
 
 STATE_STYLES = {"running": "cyan", "paused": "yellow", "finished": "green"} | dict.fromkeys(
     ("failed", "no worker"), "red"
-)
-JSON_FIELDS = (
-    *("runner", "trigger", "state", "reason", "description", "requested_by"),
-    *("candidates", "existing", "planned", "unprepared"),
 )
 
 
@@ -60,7 +56,7 @@ class Batches(Subcommand):
         shown = found if options["with_empty"] else found.exclude(EMPTY_SWEEP)
         recent = list(shown[: options["limit"]])
         counts = batch_counts(batch.pk for batch in recent)
-        self.terminal.json([as_json(batch, counts[batch.pk]) for batch in recent])
+        self.terminal.json([describe_batch(batch, counts[batch.pk]) for batch in recent])
         if not recent:
             self.terminal.say("No batches.")
         stuck = take_tally().stuck
@@ -233,17 +229,3 @@ class Cancel(_OnTarget):
             running = counted(number, "run in progress", "runs in progress")
             words += f", {running} will stop within {duration(settings.HEARTBEAT)}"
         self.terminal.say((name, "bold"), f": {words}.")
-
-
-def as_json(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
-    """The batch for scripts; its counts are looked up unless they are given."""
-    counts = counts or batches.counts(batch)
-    return {
-        "id": batch.pk,
-        **{name: getattr(batch, name) for name in JSON_FIELDS},
-        **asdict(counts),
-        # The database sets the time, so an unsaved batch has none.
-        "created_at": None if batch._state.adding else batch.created_at,
-        "planned_at": batch.planned_at,
-        "finished_at": batch.finished_at,
-    }

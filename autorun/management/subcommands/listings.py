@@ -12,6 +12,7 @@ from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.models import Run
 from autorun.observe.at_work import workers_at_work
+from autorun.observe.described import describe_run
 from autorun.observe.listing import MOST_COMPARED, RunFilter
 from autorun.observe.run_states import STATES, stale_among, state_of
 from autorun.state.draining import drain, undrain
@@ -101,7 +102,7 @@ class Runs(Subcommand):
         else:
             runs = chosen.page(size=limit).runs
         stale = dict.fromkeys(stale_among(runs), ", stale")
-        self.terminal.json([{**as_json(run), "stale": run.pk in stale} for run in runs])
+        self.terminal.json([{**describe_run(run), "stale": run.pk in stale} for run in runs])
         if not runs:
             self.terminal.say("No runs match.")
             return
@@ -137,7 +138,7 @@ class Outputs(Subcommand):
         outputs = dict(
             Run.objects.filter(pk__in=[run.pk for run in runs]).values_list("pk", "outputs")
         )
-        self.terminal.json([{**as_json(run), "outputs": outputs.get(run.pk)} for run in runs])
+        self.terminal.json([{**describe_run(run), "outputs": outputs.get(run.pk)} for run in runs])
         if not runs:
             self.terminal.say("No outputs yet.")
             return
@@ -152,20 +153,3 @@ class Outputs(Subcommand):
             ],
         )
         self.terminal.hint(f"All of them: manage.py autorun export {label} --output results.csv")
-
-
-def as_json(run: Run) -> dict[str, Any]:
-    """The run for scripts, without its outputs."""
-    return {
-        "id": run.pk,
-        "runner": run.chunk.runner,
-        "row": run.key_text,
-        "state": state_of(run),
-        "analysis": run.node.title,
-        "version": run.node.version,
-        "worker": run.chunk.worker,
-        "batch": run.chunk.batch_id,
-        "attempts": run.attempts,
-        "seconds": run.seconds,
-        "finished_at": run.finished_at,
-    }

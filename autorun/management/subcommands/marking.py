@@ -16,10 +16,10 @@ from autorun.declare.base import Runner
 from autorun.declare.hooks import as_plain
 from autorun.declare.nodes import node_of
 from autorun.management.subcommands import parsing
-from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import OnRows, requested_by
 from autorun.management.subcommands.watching import WATCH, require_watchable, watch
 from autorun.models import Run
+from autorun.observe.described import describe_batch
 from autorun.observe.failures import classes_of, failed_runs, group_failures
 from autorun.observe.listing import RunFilter
 from autorun.planning.on_demand import adopt, backfill_now, ignore
@@ -151,14 +151,14 @@ class Retry(OnRows):
             for error in retried.left.values():
                 raise error
             batches = list(retried.batches)
-            self.terminal.json([as_json(batch) for batch in batches])
+            self.terminal.json([describe_batch(batch) for batch in batches])
             self._show_queued(runner, retried, options["exception"])
         else:
             batch = backfill_now(
                 runner, Scope(only="failed"), queryset, requested_by=requested_by()
             )
             batches = [batch]
-            self.terminal.json(as_json(batch))
+            self.terminal.json(describe_batch(batch))
             runs = counted(batch.planned, "failed run")
             self.terminal.say((runner.label, "bold"), f": batch {batch.pk}, {runs} to retry.")
         if options["watch"]:

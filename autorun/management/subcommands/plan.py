@@ -11,7 +11,6 @@ from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.management.subcommands import parsing, watching
-from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (
     OnRows,
     Subcommand,
@@ -19,6 +18,7 @@ from autorun.management.subcommands.subcommand import (
     requested_by,
 )
 from autorun.models import Batch
+from autorun.observe.described import describe_batch
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.pending import keys_to_try
 from autorun.planning.preview import Group, Preview, preview
@@ -145,7 +145,7 @@ class Backfill(OnRows):
         begin = request_backfill if options["queue"] else backfill_now
         limits = {name: options[name] for name in ("limit", "window")}
         batch = begin(runner, scope, **limits, requested_by=requested_by())
-        self.terminal.json(as_json(batch))
+        self.terminal.json(describe_batch(batch))
         if options["queue"]:
             self.terminal.say((runner.label, "bold"), ": backfill queued.")
         else:

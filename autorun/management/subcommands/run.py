@@ -17,7 +17,6 @@ from autorun.declare.nodes import find_node, node_of
 from autorun.dispatch.publishing import Message, publish
 from autorun.execution.unlanded import land_unlanded
 from autorun.management.subcommands import parsing
-from autorun.management.subcommands.batch_list import as_json
 from autorun.management.subcommands.subcommand import (
     KEYS_PER_QUERY,
     OnRows,
@@ -26,6 +25,7 @@ from autorun.management.subcommands.subcommand import (
     requested_by,
 )
 from autorun.management.subcommands.terminal import Terminal
+from autorun.observe.described import describe_batch
 from autorun.observe.new_versions import held
 from autorun.planning.on_demand import Swept, backfill_now, run_now, sweep_counting_undone
 from autorun.planning.scope import Scope
@@ -53,7 +53,7 @@ class RunPending(OnRows):
                 dry=options["dry"],
                 log_level=logging.DEBUG if self.terminal.as_json else logging.INFO,
             )
-        self.terminal.json(as_json(batch))
+        self.terminal.json(describe_batch(batch))
         if options["dry"]:
             return
         if batch.planned:
@@ -115,7 +115,7 @@ class Sweep(Subcommand):
                     "queued": is_queued,
                     "failed_for_good": swept and swept.failed,
                     "under_way": swept and swept.under_way,
-                    "batch": swept and as_json(swept.batch),
+                    "batch": swept and describe_batch(swept.batch),
                 }
             )
             why = held(node) if is_held else ""
@@ -172,7 +172,7 @@ class Touch(Subcommand):
             if keys:
                 scope = Scope(pks=tuple(keys), force=True)
                 batch = backfill_now(runner, scope, requested_by=requested_by())
-                batches.append(as_json(batch))
+                batches.append(describe_batch(batch))
                 planned = f"batch {batch.pk}, {counted(batch.planned, 'run')} planned."
                 self.terminal.say((runner.label, "bold"), f": {planned}")
         self.terminal.json(batches)

@@ -26,7 +26,6 @@ from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import about_version, is_new, used_before
 from autorun.observe.standings import Standing, standings_of
 from autorun.planning.pending import pending, stale
-from autorun.state.counts import Progress
 from autorun.state.words import ago, because, duration, estimate, schedule, short_number
 
 BAR_WIDTH = 16
@@ -48,30 +47,36 @@ COUNTS = (
     ("not_applicable", "not applicable", "dim"),
     ("ignored", "ignored", "dim"),
 )
+JSON_FIELDS = (
+    *("analysis", "model", "schedule", "pending", "stale", "paused_at", "held_at", "is_new"),
+    *("run_seconds", "seconds_left", "is_stuck", "error"),
+)
 
 
-@dataclass(frozen=True)
-class RunnerState:
-    """How far one runner has got; `error` says why nothing more is known."""
+@dataclass(frozen=True, kw_only=True)
+class RunnerState(Standing):
+    """How far a runner has got, what it declares, and its rows that are pending, if counted."""
 
-    runner: str
     analysis: str
-    model: str
-    schedule: str
-    progress: Progress = field(default_factory=Progress)
+    model: str = ""
+    schedule: str = ""
+    version: str = ""
     pending: int | None = None
     stale: int | None = None
-    paused_at: dt.datetime | None = None
-    held_at: dt.datetime | None = None
     is_new: bool = False
-    run_seconds: float | None = None
-    seconds_left: float | None = None
-    is_stuck: bool = False
     held_up: list[HeldUp] = field(default_factory=list)
-    limit: str | None = None
-    error: str = ""
-    node: Node | None = None
-    version: str = ""
+
+    @property
+    def paused_at(self) -> dt.datetime | None:
+        return None if self.node is None else self.node.paused_at
+
+    @property
+    def held_at(self) -> dt.datetime | None:
+        return None if self.node is None else self.node.held_at
+
+    @property
+    def seconds_left(self) -> float | None:
+        return super().seconds_left if self.paused_at is None else None
 
     @property
     def is_done(self) -> bool:
@@ -89,9 +94,13 @@ class RunnerState:
         return next(index for index, each in enumerate(marks) if each)
 
     def as_json(self) -> dict[str, Any]:
-        values = asdict(replace(self, node=None))
-        del values["node"], values["version"]
-        return {**values, **values.pop("progress")}
+        return {
+            "runner": self.runner.label,
+            "limit": self.runner.LIMIT,
+            **{name: getattr(self, name) for name in JSON_FIELDS},
+            "held_up": [asdict(reason) for reason in self.held_up],
+            **asdict(self.progress),
+        }
 
 
 class Status(Subcommand):
@@ -129,7 +138,7 @@ class Status(Subcommand):
         states = states_of(runners, with_pending=with_pending)
         self.terminal.json([state.as_json() for state in states])
         self._show(states, runners)
-        undone = [state.runner for state in states if not state.is_done]
+        undone = [state.runner.label for state in states if not state.is_done]
         if options["check"] and undone:
             raise condition_not_met(f"Not done: {', '.join(undone)}.")
 
@@ -141,7 +150,7 @@ class Status(Subcommand):
             )
             return
         self.terminal.console.print(drawn(states, self.terminal), soft_wrap=True)
-        for limit in limits_in_use({each.limit for each in states if each.limit}):
+        for limit in limits_in_use({each.LIMIT for each in runners if each.LIMIT}):
             self.terminal.say(str(limit))
         for edit in edits(runners):
             self.terminal.say((str(edit), "yellow"))
@@ -175,10 +184,10 @@ def _watched(runners: list[Runner], *, with_pending: bool) -> Iterator[list[Runn
         counts = with_pending and started >= count_at
         states = states_of(runners, with_pending=counts)
         if counts:
-            counted = {state.runner: state for state in states}
+            counted = {state.runner.label: state for state in states}
             now = time.monotonic()
             count_at = now + (now - started) / COUNTING_SHARE
-        last = [counted.get(state.runner, state) for state in states]
+        last = [counted.get(state.runner.label, state) for state in states]
         yield [
             replace(state, pending=known.pending, stale=known.stale)
             for state, known in zip(states, last, strict=True)
@@ -192,15 +201,15 @@ def states_of(runners: list[Runner], *, with_pending: bool) -> list[RunnerState]
     held = held_up(*(each.label for each in runners if len(runners) == 1))
     states = []
     for each in standings:
-        runner, label = each.runner, each.runner.label
+        label = each.runner.label
         known = RunnerState(
-            *(label, str(runner.ANALYSIS), "", ""),
+            **{**vars(each), "error": ""},
+            analysis=str(each.runner.ANALYSIS),
             is_new=label in new,
             held_up=[reason for reason in held if reason.runner == label],
         )
-        found = _state(runner, _declared, known)
-        found = found if found.error else _of_node(found, each)
-        states.append(_state(runner, _counted, found) if with_pending else found)
+        found = _state(_declared, known)
+        states.append(_state(_counted, found) if with_pending else found)
     return states
 
 
@@ -221,27 +230,10 @@ def _with_new_version(standings: list[Standing]) -> set[str]:
     return known | {label for label, title in titles.items() if (label, title) in used}
 
 
-def _of_node(known: RunnerState, found: Standing) -> RunnerState:
-    if (node := found.node) is None:
-        return known
-    return replace(
-        known,
-        node=node,
-        progress=found.progress,
-        paused_at=node.paused_at,
-        held_at=node.held_at,
-        run_seconds=found.run_seconds,
-        seconds_left=found.seconds_left if node.paused_at is None else None,
-        is_stuck=found.is_stuck,
-    )
-
-
-def _state(
-    runner: Runner, find: Callable[[Runner, RunnerState], RunnerState], known: RunnerState
-) -> RunnerState:
+def _state(find: Callable[[RunnerState], RunnerState], known: RunnerState) -> RunnerState:
     """The result of `find`, or `known` with the error that it raises."""
     try:
-        return find(runner, known)
+        return find(known)
     except AutorunError as error:
         return replace(known, error=str(error))
     except DatabaseError:
@@ -250,20 +242,21 @@ def _state(
         return replace(known, error=f"{type(error).__name__}: {error}")
 
 
-def _declared(runner: Runner, known: RunnerState) -> RunnerState:
+def _declared(known: RunnerState) -> RunnerState:
+    runner = known.runner
     return replace(
         known,
         analysis=str(runner.get_analysis()),
         model=runner.get_model()._meta.label,
         schedule=schedule(runner.get_schedule()),
-        limit=runner.LIMIT,
         version=runner.get_analysis().version,
     )
 
 
-def _counted(runner: Runner, known: RunnerState) -> RunnerState:
+def _counted(known: RunnerState) -> RunnerState:
     if known.error:
         return known
+    runner = known.runner
     return replace(known, pending=pending(runner).count(), stale=stale(runner).count())
 
 
@@ -294,9 +287,10 @@ def _at_a_glance(states: list[RunnerState]) -> Text:
 
 
 def _heading(state: RunnerState, terminal: Terminal) -> Text:
-    line = Text().append(state.runner, style="bold")
+    label = state.runner.label
+    line = Text().append(label, style="bold")
     details = " · ".join(filter(None, (state.analysis, state.schedule)))
-    room = terminal.layout_width - len(state.runner) - len(details)
+    room = terminal.layout_width - len(label) - len(details)
     line.append(" " * max(2, room)).append(details, style="dim")
     return terminal.fitting(line)
 
@@ -336,7 +330,7 @@ def _new_or_held(state: RunnerState) -> list[Text]:
         return []
     is_swept = state.schedule != schedule(None)
     sentence = about_version(state.version, node, state.pending, is_swept=is_swept)
-    command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner}"
+    command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner.label}"
     return [Text(f"  {sentence}", style="magenta"), Text(f"  {command}", style="dim")]
 
 
