@@ -724,6 +724,48 @@ def test_a_table_in_another_schema(watch):
         apps.clear_cache()
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Only PostgreSQL moves rows")
+def test_rows_of_a_partitioned_table_are_noted_wherever_they_are_written(watch):
+    class Shard(models.Model):
+        region = models.CharField(max_length=1)
+        title = models.CharField(max_length=200)
+
+        class Meta:
+            app_label = "library"
+            managed = False
+            db_table = "library_shard"
+
+    sql(
+        "CREATE TABLE library_shard (id bigint, region text, title text, PRIMARY KEY (id, region)) "
+        "PARTITION BY LIST (region)"
+    )
+    try:
+        for name in "ab":
+            sql(f"CREATE TABLE shard_{name} PARTITION OF library_shard FOR VALUES IN ('{name}')")
+        watch(DATA_MODEL=Shard, INPUT_FIELDS=("title",))
+        sql("INSERT INTO library_shard VALUES (1, 'a', 'one'), (2, 'a', 'two')")
+        sql("INSERT INTO shard_b VALUES (3, 'b', 'three')")
+        round_of_upkeep()
+        work_off()
+        assert set(Run.objects.values_list("object_id", flat=True)) == {1, 2, 3}
+
+        sql("UPDATE library_shard SET region = 'b', title = 'new' WHERE id = 1")
+        sql("UPDATE library_shard SET region = 'b' WHERE id = 2")
+        round_of_upkeep()
+        work_off()
+        assert list(Run.objects.order_by("pk").values_list("object_id", flat=True)[3:]) == [1]
+
+        sql("CREATE TABLE shard_c (LIKE library_shard INCLUDING INDEXES)")
+        sql("ALTER TABLE library_shard ATTACH PARTITION shard_c FOR VALUES IN ('c')")
+        sql("INSERT INTO shard_c VALUES (4, 'c', 'four')")
+        sql("DELETE FROM library_shard WHERE id = 3")
+        assert noted() == [("i", 4), ("d", 3)]
+    finally:
+        sql("DROP TABLE library_shard")
+        apps.all_models["library"].pop("shard")
+        apps.clear_cache()
+
+
 @pytest.mark.faults(48)
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="Only SQLite rebuilds tables")
 def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
@@ -938,6 +980,8 @@ def test_written_members_have_their_rows_planned_the_old_parent_included(watch):
     work_off()
 
     Image.objects.filter(pk=image.pk).update(visit=visits[1])
+    for patient in Patient.objects.all():
+        assert "the next round of upkeep plans it" in runner.explain(patient).reason
     round_of_upkeep()
     work_off()
 

@@ -29,6 +29,7 @@ from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
 from autorun.state.words import because, moment, number, some_of, spoken
 from autorun.triggers import on_write
+from autorun.upkeep.writes import rows_reading
 
 LONGEST_MESSAGE = 200
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
@@ -182,7 +183,7 @@ def _without_run(runner: Runner, row: Row) -> str:
 def next_step(runner: Runner, key: Key | None = None) -> str:
     """The next step to get a pending row planned, unless the runner is paused."""
     if key is not None and runner.ON_WRITE and _is_noted(runner, key):
-        return _("it was written in the database, and the next round of upkeep plans it")
+        return _("it, or a row that it reads, was written, and the next round of upkeep plans it")
     command = f"`manage.py autorun sweep {runner.label}`"
     if not is_scheduled(runner):
         return _("the runner has no schedule, so run %s to plan it") % command
@@ -190,16 +191,22 @@ def next_step(runner: Runner, key: Key | None = None) -> str:
 
 
 def _is_noted(runner: Runner, key: Key) -> bool:
+    """Whether the row, or one that it reads, has been written and waits for upkeep."""
     kind = key_kind(runner.get_model())
     is_noted = Q(**kind.lookup(key))
     if kind.is_integer:
         is_noted |= Q(object_id__lte=key, last_id__gte=key)
-    sources = [
-        table.source
-        for table in on_write.tables().values()
-        if any(each.runner.label == runner.label and each.path == PK for each in table.readers)
-    ]
-    return Written.objects.filter(is_noted, source__in=sources).exists()
+    for table in on_write.tables().values():
+        notes = Written.objects.filter(source=table.source)
+        for reader in table.readers if notes.exists() else ():
+            if reader.runner.label != runner.label:
+                continue
+            found: Any = notes.filter(is_noted)
+            if reader.path != PK:
+                found = rows_reading(reader, table.source, notes).filter(pk=kind.to_pk(key))
+            if found.exists():
+                return True
+    return False
 
 
 def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:

@@ -36,11 +36,13 @@ class Definition:
     sql_key: str
 
 
-def definition(table: Table, connection: BaseDatabaseWrapper, *, schema: str = "") -> Definition:
+def definition(
+    table: Table, connection: BaseDatabaseWrapper, *, schema: str = "", is_partitioned: bool = False
+) -> Definition:
     """The triggers of `table`; on PostgreSQL `schema` is that of autorun's tables, quoted."""
     write = {"postgresql": _on_postgresql, "mysql": _on_mariadb, "sqlite": _on_sqlite}
     events = [*EVENTS, "t"] if connection.vendor == "postgresql" else [*EVENTS]
-    words = _Words(table, connection, schema)
+    words = _Words(table, connection, schema, is_partitioned)
     sql = write[connection.vendor](words)
     text = "\n".join(sql.values())
     name = PREFIX + hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -52,7 +54,10 @@ def definition(table: Table, connection: BaseDatabaseWrapper, *, schema: str = "
 class _Words:
     """The words of a table's triggers: names, conditions and notes."""
 
-    def __init__(self, table: Table, connection: BaseDatabaseWrapper, schema: str) -> None:
+    def __init__(
+        self, table: Table, connection: BaseDatabaseWrapper, schema: str, is_partitioned: bool
+    ) -> None:
+        self.is_partitioned = is_partitioned
         self.quote = connection.ops.quote_name
         self.vendor = connection.vendor
         self.table = self.quote(table.model._meta.db_table)
@@ -125,10 +130,13 @@ def _on_postgresql(words: _Words) -> Mapping[str, str]:
         is_changed = f"pg_catalog.record_image_ne(ROW({old}), ROW({new}))"
     create = 'CREATE OR REPLACE TRIGGER "$NAME_{event}" {when} ON ' + words.table
     by_statement = f"FOR EACH STATEMENT {call}"
+    inserted = f"REFERENCING NEW TABLE AS new_rows {by_statement}"
+    if words.is_partitioned:
+        # Only by row are those inserted that an UPDATE moves here, or that name their partition.
+        inserted = f"FOR EACH ROW {call}"
     return {
         "function": _function_on_postgresql(words, function),
-        "i": f"{create.format(event='i', when='AFTER INSERT')} "
-        f"REFERENCING NEW TABLE AS new_rows {by_statement}",
+        "i": f"{create.format(event='i', when='AFTER INSERT')} {inserted}",
         "u": f"{create.format(event='u', when='AFTER UPDATE' + words.of_columns)} "
         f"FOR EACH ROW WHEN ({is_changed}) {call}",
         "d": f"{create.format(event='d', when='AFTER DELETE')} "
@@ -140,13 +148,16 @@ def _on_postgresql(words: _Words) -> Mapping[str, str]:
 
 def _function_on_postgresql(words: _Words, function: str) -> str:
     truncated = f"VALUES ('{words.source}', 't', 0, '')"
+    inserted = words.note_all("i", "new_rows")
+    if words.is_partitioned:
+        inserted = f"{words.note('i', 'NEW')};"
     return f"""
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET jit = off AS $autorun$
 DECLARE low bigint; high bigint; number bigint;
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    {words.note_all("i", "new_rows")}
+    {inserted}
   ELSIF TG_OP = 'DELETE' THEN
     {words.note_all("d", "old_rows")}
   ELSIF TG_OP = 'TRUNCATE' THEN

@@ -82,8 +82,11 @@ def wanted() -> list[Definition]:
     if not tables:
         return []
     connection = connections[settings.DATABASE]
-    schema = _schema(connection)
-    return [definition(table, connection, schema=schema) for table in tables.values()]
+    schema, partitioned = _schema(connection)
+    return [
+        definition(table, connection, schema=schema, is_partitioned=table.name in partitioned)
+        for table in tables.values()
+    ]
 
 
 def existing() -> list[Existing]:
@@ -191,17 +194,18 @@ def _message(error: DatabaseError) -> str:
     return str(error).strip()
 
 
-def _schema(connection: BaseDatabaseWrapper) -> str:
-    """The schema of autorun's tables, quoted; '' where databases have none."""
+def _schema(connection: BaseDatabaseWrapper) -> tuple[str, Sequence[str]]:
+    """On PostgreSQL, the schema of autorun's tables, quoted, and the partitioned tables."""
     if connection.vendor != "postgresql":
-        return ""
+        return "", ()
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT quote_ident(n.nspname) FROM pg_class AS c JOIN pg_namespace AS n "
+            "SELECT quote_ident(n.nspname), "
+            "ARRAY(SELECT relname::text FROM pg_class WHERE relkind = 'p') "
+            "FROM pg_class AS c JOIN pg_namespace AS n "
             "ON n.oid = c.relnamespace WHERE c.oid = to_regclass('autorun_written')"
         )
-        (found,) = cursor.fetchone() or ("",)
-        return str(found)
+        return cursor.fetchone() or ("", ())
 
 
 def _drop_functions(connection: BaseDatabaseWrapper) -> None:

@@ -192,7 +192,7 @@ def _leave_to_workers(reader: Reader, noted: Noted, notes: QuerySet[Written]) ->
         deleted = set(notes.filter(_DELETED).values_list(column, flat=True))
         written_keys = set(notes.values_list(column, flat=True)) - deleted
     else:
-        written_keys = set(_reading(reader, noted.source, notes)[: FEW + 1])
+        written_keys = set(rows_reading(reader, noted.source, notes)[: FEW + 1])
         if len(written_keys) > FEW:
             return False
     parts = {label_of_deleted(label, settings.DATABASE): deleted, WRITTEN + label: written_keys}
@@ -224,7 +224,7 @@ def _copy(reader: Reader, source: str, notes: QuerySet[Written], batch: Batch) -
     if reader.path == PK:
         rows: Any = notes.exclude(_TRUNCATED).values_list(column, "operation")
     else:
-        rows = _reading(reader, source, notes)
+        rows = rows_reading(reader, source, notes)
     sql, params = rows.order_by().query.get_compiler(using=settings.DATABASE).as_sql()
     names, is_deleted = "k", "FALSE"
     if reader.path == PK:
@@ -239,7 +239,7 @@ def _copy(reader: Reader, source: str, notes: QuerySet[Written], batch: Batch) -
         )
 
 
-def _reading(reader: Reader, source: str, notes: QuerySet[Written]) -> QuerySet[Any, Key]:
+def rows_reading(reader: Reader, source: str, notes: QuerySet[Written]) -> QuerySet[Any, Key]:
     """The keys of the rows whose path leads to a noted row."""
     model = reader.runner.get_model()
     of_note = kind_of(on_write.tables()[source].key)
