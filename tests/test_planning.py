@@ -17,7 +17,7 @@ from django.db.models import Count, Q
 from django.test.utils import CaptureQueriesContext
 
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import statements, windows
+from autorun.planning import named, statements, windows
 from autorun.planning.named import plan_keys
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
@@ -636,3 +636,15 @@ def test_rows_that_others_plan_again_and_again_are_left_pending(documents, monke
         assert runner_class().run().planned == 0
 
     assert "some rows change too fast" in caplog.text
+
+
+def test_given_keys_in_any_order_are_planned_once(documents, set_constants):
+    set_constants(named, KEYS_AT_ONCE=3)
+    keys = [document.pk for document in documents]
+    with installed(runner := declare()):
+        assert plan_keys(runner(), keys[::-1] + keys[:1]).planned == len(keys)
+        assert plan_keys(runner(), keys[::-1]).planned == 0
+
+        # What is compared ends with the keys that are given.
+        Document.objects.update(title="new")
+        assert plan_keys(runner(), keys[1:-1]).planned == len(keys) - 2

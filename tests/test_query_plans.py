@@ -17,6 +17,7 @@ from autorun.dispatch.ordering import due
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.planning import batches
 from autorun.planning import windows as planning_windows
+from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
 from autorun.tasks import plan
 from autorun.upkeep import folding
@@ -96,6 +97,32 @@ def test_a_window_is_counted_with_bounds_on_both_sides_by_the_index_alone(
     assert "Index Only Scan using autorun_run_one_current" in middle
     of_runs = middle[middle.index("autorun_run_one_current") :]
     assert re.search(r"Index Cond: .*object_id > .*object_id <= ", of_runs)
+
+
+@on_postgresql
+def test_given_keys_are_counted_with_the_bounds_of_their_runs(runner: QuerySetRunner) -> None:
+    keys = list(Document.objects.order_by("pk").values_list("pk", flat=True)[100:200])
+
+    with explained("SELECT COUNT(*), COUNT(*) - COUNT(r.object_id)") as plans:
+        plan_keys(runner, keys[::-1])
+
+    (plan,) = plans
+    assert re.search(rf"object_id > '?{keys[0] - 1}\b.*object_id <= '?{keys[-1]}\b", plan)
+
+
+@on_postgresql
+def test_the_chunk_of_a_run_is_found_by_its_id_when_many_wait_since_the_last_statistics(
+    runner: QuerySetRunner,
+) -> None:
+    Chunk.objects.all().delete()
+    settle()
+    like = {"node": runner.get_node(), "runner": runner.label, "size": 1}
+    Chunk.objects.bulk_create(Chunk(pk=number, **like) for number in range(1, 401))
+
+    with explained("SELECT COUNT(*), COUNT(*) - COUNT(r.object_id)") as plans:
+        plan_keys(runner, list(Document.objects.values_list("pk", flat=True)[:100]))
+
+    assert "using autorun_chunk_pkey" in plans[0]
 
 
 @on_postgresql

@@ -21,8 +21,9 @@ from autorun.planning.windows import Window, lethal, unprepared, whole
 from autorun.state import probes, transactions
 from autorun.state.clock import from_now
 from autorun.state.exception_text import one_line
-from autorun.state.keys import Key, as_json
+from autorun.state.keys import Key, as_json, key_kind
 from autorun.state.logs import get_logger
+from autorun.state.parameters import LEAST
 
 logger = get_logger(__name__)
 
@@ -163,7 +164,16 @@ def leave_to_upkeep(
 
 
 def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:
-    """The eligible rows of these primary keys, so many at once as one short transaction plans."""
+    """The eligible rows of these primary keys, so many at once as one short transaction plans.
+
+    Keys that are numbers are in their order, and bound the runs that are compared with them: else a
+    database whose statistics are old would read all runs of the node for each window.
+    """
+    are_numbers = key_kind(runner.get_model()).is_integer and set(map(type, keys)) == {int}
+    ordered = sorted(keys) if are_numbers else keys
     for begin in range(0, len(keys), KEYS_AT_ONCE):
-        rows = eligible_named(runner, keys[begin : begin + KEYS_AT_ONCE])
-        yield from whole(runner, rows, node_id=node_id)
+        some = ordered[begin : begin + KEYS_AT_ONCE]
+        bounds = {}
+        if are_numbers and LEAST < some[0] < some[-1]:
+            bounds = {"above": some[0] - 1, "up_to": some[-1]}
+        yield from whole(runner, eligible_named(runner, some), node_id=node_id, **bounds)

@@ -37,10 +37,10 @@ from autorun.state.sql import (
 )
 
 #: Run `r` waits, and may start now, in a chunk of a lower priority. Looked up for each run, as the
-#: set of all waiting chunks may be large.
+#: set of all waiting chunks may be large; with a plus, so that it is found by its id alone.
 IS_BEHIND = (
     f"r.status = {Run.Status.PENDING:d} AND (SELECT c.priority FROM {{chunks}} AS c "
-    f"WHERE c.id = r.chunk_id AND c.state = {Chunk.State.WAITING:d} "
+    f"WHERE c.id = r.chunk_id AND +c.state = {Chunk.State.WAITING:d} "
     "AND (c.not_before IS NULL OR c.not_before <= {now})) < {priority:d}"
 )
 #: From so many rows on, a savepoint costs less than handling a possible conflict at every row.

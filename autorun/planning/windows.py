@@ -111,12 +111,17 @@ def fits_in_one(queryset: QuerySet[Any]) -> bool:
         return False
 
 
-def whole(runner: Runner, queryset: QuerySet[Any], *, node_id: int) -> Iterator[Window]:
-    """An eligible `queryset` of few rows, in one window if the database plans it."""
+def whole(
+    runner: Runner, queryset: QuerySet[Any], *, node_id: int, **bounds: Any
+) -> Iterator[Window]:
+    """An eligible `queryset` of few rows, in one window if the database plans it.
+
+    The `bounds` are those of its keys, if they are known.
+    """
     if not planned_by_database(runner):
         yield from _python_windows(runner, queryset, node_id=node_id)
         return
-    yield Window(candidates_in(runner, queryset, node_id=node_id), "")
+    yield Window(candidates_in(runner, queryset, node_id=node_id, **bounds), "")
 
 
 def in_halves(
