@@ -126,6 +126,17 @@ def test_the_chunk_of_a_run_is_found_by_its_id_when_many_wait_since_the_last_sta
 
 
 @on_postgresql
+def test_no_chunk_is_looked_up_for_rows_without_a_run(runner: QuerySetRunner) -> None:
+    keys = list(Document.objects.order_by("-pk").values_list("pk", flat=True)[:10])
+
+    analyze = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF)"
+    with explained("SELECT COUNT(*), COUNT(*) - COUNT(r.object_id)", words=analyze) as plans:
+        assert plan_keys(runner, keys).planned == 10
+
+    assert re.search(r"autorun_chunk.*\(never executed\)", plans[0])
+
+
+@on_postgresql
 def test_an_insert_looks_up_its_window_alone(runner: QuerySetRunner) -> None:
     with explained('INSERT INTO "autorun_run"') as plans:
         runner.run()

@@ -37,11 +37,12 @@ from autorun.state.sql import (
 )
 
 #: Run `r` waits, and may start now, in a chunk of a lower priority. Looked up for each run, as the
-#: set of all waiting chunks may be large; with a plus, so that it is found by its id alone.
+#: set of all waiting chunks may be large; with a plus, so that it is found by its id alone. An AND
+#: would look it up for candidates without a run, too.
 IS_BEHIND = (
-    f"r.status = {Run.Status.PENDING:d} AND (SELECT c.priority FROM {{chunks}} AS c "
+    f"CASE WHEN r.status = {Run.Status.PENDING:d} THEN (SELECT c.priority FROM {{chunks}} AS c "
     f"WHERE c.id = r.chunk_id AND +c.state = {Chunk.State.WAITING:d} "
-    "AND (c.not_before IS NULL OR c.not_before <= {now})) < {priority:d}"
+    "AND (c.not_before IS NULL OR c.not_before <= {now})) < {priority:d} END"
 )
 #: From so many rows on, a savepoint costs less than handling a possible conflict at every row.
 WORTH_A_SAVEPOINT = 1_000
