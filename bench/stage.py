@@ -113,9 +113,12 @@ def series(count: int) -> str:
 def fill_items(count: int) -> None:
     """Create items 1 to `count`, without runs."""
     empty("subject_item")
+    title = "'A title of usual length, number ' || i"
+    if connection.vendor == "mysql":  # there || is OR
+        title = "CONCAT('A title of usual length, number ', i)"
     execute(
         "INSERT INTO subject_item (id, title, weight) "
-        f"SELECT i, 'A title of usual length, number ' || i, i % 1000 FROM {series(count)}"
+        f"SELECT i, {title}, i % 1000 FROM {series(count)}"
     )
     settle()
 

@@ -401,3 +401,14 @@ def test_the_page_of_many_runs_names_the_command(make, monkeypatch):
         text = page_of(runner)[0].content.decode()
 
     assert f"manage.py autorun compare {runner.get_label()} 1.0 1.1" in text
+
+
+def test_the_results_of_both_versions_are_read_once(make):
+    with installed(runner := make()):
+        compared(runner)
+        with CaptureQueriesContext(connection) as queries:
+            found = runner().compare()
+    joins = [each["sql"] for each in queries if " b ON " in each["sql"]]
+
+    assert (found.same, found.different) == (1, 3)
+    assert ["status" in each for each in joins] == [True, False]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,7 +42,13 @@ MOST_EXACT, SAMPLED = 10_000, 2_500
 #: Of the hash that chooses them.
 _PRIME, _FACTOR = 65_521, 40_503
 _SUCCEEDED, _FAILED = int(Run.Status.SUCCEEDED), int(Run.Status.FAILED)
-_ENDED = f"{_SUCCEEDED}, {_FAILED}"
+_ENDED = {_SUCCEEDED, _FAILED}
+#: What has become of a row with the same input, by both statuses; "same" until outputs differ.
+_OUTCOMES = {
+    (_SUCCEEDED, _SUCCEEDED): "same",
+    (_SUCCEEDED, _FAILED): "newly_failed",
+    (_FAILED, _SUCCEEDED): "newly_fixed",
+}
 _NUMBERS = {int, float, Decimal}
 #: In place of a value that is missing.
 _MISSING = object()
@@ -152,42 +159,38 @@ class _Pair:
         self._is_same_input = "a.fingerprint = b.fingerprint"
         if runner.ON_CODE_CHANGE == "rerun":  # then it tells of the code as well
             self._is_same_input = "TRUE"
-        self._is_compared = (
-            f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}"
-        )
         # By a hash of the runs' ids: the same ones each time, at no regular distance.
         rows = min(sizes)
         sampled = _PRIME if rows <= MOST_EXACT else max(1, round(_PRIME * SAMPLED / rows))
         self._is_sampled = f"(a.id %% {_PRIME}) * {_FACTOR} %% {_PRIME} < {sampled}"
+        self._is_compared = (
+            f"a.status = {_SUCCEEDED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}"
+        )
         self._outputs = _Outputs(runner.get_analysis().return_annotation, tolerance)
 
     def compared(self) -> Comparison:
-        compared, newly_failed, newly_fixed, other_input = self._counts()
-        different = 0
-        for key, is_sampled, a, b in self._rows():
-            different += not self._outputs.add(key, a, b, is_sampled=bool(is_sampled))
+        found: Counter[str] = Counter()
+        for key, was, now, is_same_input, is_sampled, a, b in self._rows():
+            outcome = _OUTCOMES.get((was, now), "") if is_same_input else ""
+            if outcome == "same":
+                row = self._kind.spelled(key)
+                is_same = self._outputs.add(row, a, b, is_sampled=bool(is_sampled))
+                outcome = "same" if is_same else "different"
+            elif not is_same_input and _ENDED.issuperset((was, now)):
+                outcome = "other_input"
+            found["same"] -= 1
+            found[outcome] += 1
+        del found[""]
+        # Counted by the index alone, and last: rows that finish meanwhile only add to them.
+        [[pairs]] = self._fetch("COUNT(*)")
+        found["same"] += pairs
         return Comparison(
             self._runner.label,
             self._before.version,
             self._after.version,
-            same=compared - different,
-            different=different,
-            newly_failed=newly_failed,
-            newly_fixed=newly_fixed,
-            other_input=other_input,
+            **found,
             outputs=self._outputs.changes(),
         )
-
-    def _counts(self) -> list[int]:
-        conditions = (
-            self._is_compared,
-            f"a.status = {_SUCCEEDED} AND b.status = {_FAILED} AND {self._is_same_input}",
-            f"a.status = {_FAILED} AND b.status = {_SUCCEEDED} AND {self._is_same_input}",
-            f"NOT ({self._is_same_input}) AND a.status IN ({_ENDED}) AND b.status IN ({_ENDED})",
-        )
-        sums = (f"SUM(CASE WHEN {each} THEN 1 ELSE 0 END)" for each in conditions)
-        [found] = self._fetch(", ".join(sums))
-        return [int(each or 0) for each in found]
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         """The rows that differ or are sampled, in pages of the smaller node's keys."""
@@ -210,10 +213,12 @@ class _Pair:
         within = [f" AND {side}.{column} {sign} %s" for side in "ab" for sign, _ in bounds]
         if not self._kind.is_integer:
             within += [" AND a.object_id = 0 AND b.object_id = 0"]
+        outputs = (f"CASE WHEN {self._is_compared} THEN {each}.outputs END" for each in "ab")
         return self._fetch(
-            f"a.{column}, {self._is_sampled}, a.outputs, b.outputs",
-            f" AND {self._is_compared} AND ({self._is_sampled} "
-            f"OR NOT COALESCE(a.outputs = b.outputs, 1 = 0)){''.join(within)} ORDER BY a.{column}",
+            f"a.{column}, a.status, b.status, {self._is_same_input}, {self._is_sampled}, "
+            + ", ".join(outputs),
+            f" AND NOT ({self._is_compared} AND COALESCE(a.outputs = b.outputs, 1 = 0) "
+            f"AND NOT ({self._is_sampled})){''.join(within)} ORDER BY a.{column}",
             2 * [bound for _, bound in bounds],
         )
 

@@ -164,6 +164,13 @@ class KeyKind:
         key: Key = run.object_id if self.is_integer else run.object_key
         return key
 
+    def spelled(self, key: Key) -> Key:
+        """The key as Python writes the primary key: SQLite stores a UUID without dashes."""
+        try:
+            return key if self.is_integer else str(self.to_pk(key))
+        except NOT_A_KEY:
+            return key
+
     def is_ordered_alike(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether the database orders these primary keys as it orders the keys in Run.
 
