@@ -12,6 +12,7 @@ from django.db.models import F, Q
 
 from autorun.state.clock import DatabaseNow, new_chunk_id
 from autorun.state.fields import FingerprintField, ObjectKeyField, RealField
+from autorun.state.keys import key_kind
 from autorun.state.managers import (
     BatchQuerySet,
     BatchState,
@@ -108,6 +109,14 @@ class Node(Table):
 
     def __str__(self) -> str:
         return f"{self.title} v{self.version}"
+
+    def get_content_type(self) -> ContentType:
+        """The content type of its rows, from Django's cache of them."""
+        return ContentType.objects.db_manager(self._state.db).get_for_id(self.content_type_id)
+
+    def get_model(self) -> type[models.Model] | None:
+        """The model of its rows; None if it is gone from the code."""
+        return self.get_content_type().model_class()
 
 
 class Batch(Table):
@@ -384,7 +393,9 @@ class Run(Table):
     @property
     def key_text(self) -> str:
         """The primary key of the row, as text."""
-        return self.object_key or str(self.object_id)
+        model = self.node.get_model() if self.object_key else None
+        key = self.object_key or self.object_id
+        return str(key_kind(model).spelled(key) if model else key)
 
 
 class Failure(Table):

@@ -25,13 +25,17 @@ from autorun.observe.doctor import Finding
 from autorun.state import probes
 from autorun.testing import run_inline
 from tests.engine import declare, installed, work_off
-from tests.library.models import Document
+from tests.library.models import Country, Document
 
 
 def failing(value):
     if value == "bad":
         raise ValueError(f"No good: {value}")
     return value
+
+
+def failing_with_its_value(value):
+    raise ValueError(value)
 
 
 def without_its_address(self):
@@ -208,6 +212,23 @@ class TestOpenTelemetry:
         assert good.status.status_code == StatusCode.UNSET
         assert bad.attributes["autorun.status"] == "failed"
         assert bad.status.status_code == StatusCode.ERROR
+
+    @pytest.mark.django_db
+    def test_a_key_and_a_message_act_on_no_terminal(self, spans):
+        Country.objects.create(code="\x1b[2J\u202e\nx", name="bad\x1b]52;c;eA==\x07")
+        runner = declare(
+            failing_with_its_value, DATA_MODEL=Country, INPUT_FIELDS=("name",), MAX_ATTEMPTS=1
+        )
+        otel.enable(self.provider, messages=True)
+        with installed(runner):
+            runner().run()
+            work_off()
+
+        (span,) = spans()["autorun.run"]
+        told = str(dict(span.attributes)) + str(dict(span.events[0].attributes))
+        assert span.attributes["autorun.key"] == "\u241b[2J\ufffd\u240ax"
+        assert "bad\u241b]52;c;eA==\u2407" in told
+        assert not {"\x1b", "\x07", "\u202e"} & {*told}
 
     @pytest.mark.django_db
     def test_messages_of_exceptions_are_left_out_unless_asked_for(self, spans):

@@ -239,8 +239,9 @@ class TestCommand:
         assert told.split() == f"{LABEL}: results written to {path}.".split()
         assert "Grüße" in path.read_text(encoding="utf-8")
         assert [each.name for each in tmp_path.iterdir()] == ["results.csv"]
-        with pytest.raises(CommandError, match="No such file or directory"):
-            self.export("--output", str(tmp_path / "missing" / "results.csv"))
+        missing = tmp_path / "missing" / "results.csv"
+        with pytest.raises(CommandError, match=f"No such file or directory: '{missing}'"):
+            self.export("--output", str(missing))
 
     def test_parquet_is_a_file(self, runner: QuerySetRunner, tmp_path: Path) -> None:
         with pytest.raises(CommandError, match="add --output FILE"):

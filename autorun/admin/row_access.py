@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.sites import all_sites
-from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.db import router
 from django.db.models import Manager, Model, prefetch_related_objects
@@ -17,7 +16,6 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
 from autorun.admin.permissions import sees_payload
-from autorun.conf import settings
 from autorun.control.interventions import Matching
 from autorun.declare import hooks, page_time, registry
 from autorun.declare.base import Runner
@@ -68,14 +66,9 @@ class Seen:
     instance: Any = None
 
 
-def model_of(node: Node) -> type[Model] | None:
-    """The model of the node's rows; None if it is gone from the code."""
-    return _content_type_of(node).model_class()
-
-
 def instance_of(run: Run, database: str | None = None) -> Any:
     """The row of a run, without regard to permissions, or None."""
-    model = model_of(run.node)
+    model = run.node.get_model()
     if model is None:
         return None
     keys = _primary_keys(model, [run])
@@ -95,7 +88,7 @@ def seen_rows(
         by_model[run.node.content_type_id].append(run)
     seen: dict[int, Seen] = {}
     for of_model in by_model.values():
-        model = model_of(of_model[0].node)
+        model = of_model[0].node.get_model()
         if model is None:
             is_open = _could_view(request, of_model[0].node)
             for run in of_model:
@@ -111,7 +104,7 @@ def sees_texts(request: HttpRequest, site: AdminSite, about: Runner | Node | Non
     They are messages of hooks, and reasons why runs are held up and batches or runners paused.
     """
     if isinstance(about, Node):
-        models = [model_of(about)]
+        models = [about.get_model()]
     else:
         models = []
         for runner in registry.runners() if about is None else [about]:
@@ -188,7 +181,7 @@ class Reach:
         """Those of the runs that the user may act on; a query or two a model."""
         prefetch_related_objects(runs, "node")
         nodes = {run.node_id: run.node for run in runs}
-        whole = {pk for pk, node in nodes.items() if self._is_whole(model_of(node))}
+        whole = {pk for pk, node in nodes.items() if self._is_whole(node.get_model())}
         found: list[Run] = []
         for begin in range(0, len(runs), EXAMINED_AT_ONCE):
             some = runs[begin : begin + EXAMINED_AT_ONCE]
@@ -314,14 +307,9 @@ def _seen_of(
 
 def _could_view(request: HttpRequest, node: Node) -> bool:
     """Whether the user has the permission to view a model that is gone from the code."""
-    content_type = _content_type_of(node)
+    content_type = node.get_content_type()
     permission = f"{content_type.app_label}.view_{content_type.model}"
     return bool(request.user.has_perm(permission))
-
-
-def _content_type_of(node: Node) -> ContentType:
-    """The node's content type, from Django's cache of them."""
-    return ContentType.objects.db_manager(settings.DATABASE).get_for_id(node.content_type_id)
 
 
 def _sees_gone(request: HttpRequest, site: AdminSite, model: type[Model] | None) -> bool:

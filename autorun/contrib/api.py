@@ -25,7 +25,7 @@ from autorun.admin.pages import get_runner
 from autorun.admin.permissions import Permission
 from autorun.admin.row_access import find_row, message_for, open_runs, quotes_for, sees_texts
 from autorun.admin.stories import explanation_of
-from autorun.declare import page_time, registry
+from autorun.declare import page_time
 from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import Batch, Chunk, Run
 from autorun.observe.described import describe_batch, describe_run
@@ -157,8 +157,8 @@ def runs(request: HttpRequest) -> dict[str, Any]:
         raise BadRequest(f"after: “{given['after'][:40]}” is not the `next` of a page. Omit it.")
     chosen = RunFilter.read(given)
     label = chosen.runner
-    if label and registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
-        raise Http404(f"There is no runner “{label[:40]}”. See runners/ for all.")
+    if label and not Chunk.objects.filter(runner=label).exists():
+        get_runner(label)
     found = chosen.page(after, size=read_number(given.get("limit"), least=1) or PAGE)
     return {
         "runs": [describe_run(run) for run in found.runs],
@@ -208,6 +208,13 @@ def batch(request: HttpRequest, number: int) -> dict[str, Any]:
         raise Http404(f"There is no batch {str(number)[:20]}. See: manage.py autorun batches")
     answer = describe_batch(found)
     return answer if sees_texts(request, site, found.node) else _without(answer, "reason")
+
+
+@_answer("")
+@_answer("<autorun_key:address>/")
+def unknown(_request: HttpRequest, address: str = "") -> dict[str, Any]:
+    """Any other address: an error in JSON as well."""
+    raise Http404(f"There is nothing at “{address[:40]}”. All addresses: docs/howto/api.md")
 
 
 def _refusal(request: HttpRequest) -> HttpResponse | None:

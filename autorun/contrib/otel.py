@@ -13,7 +13,9 @@ cost. There are three kinds of spans. Their attributes all start with "autorun."
 - autorun.run, one run, inside its chunk's span: run, key, attempt, status.
 
 Spans contain neither inputs nor outputs, and only the class of an exception unless `messages` is
-given, because messages of exceptions often contain data.
+given, because messages of exceptions often contain data. If keys of rows are personal data, too,
+have your exporter leave out `autorun.key`: `autorun.run` leads to the row as well. Characters that
+act on a terminal are replaced, as in the log.
 """
 
 from typing import Any, Self
@@ -21,6 +23,7 @@ from typing import Any, Self
 from autorun import __version__
 from autorun.state import probes
 from autorun.state.exception_text import ExceptionText
+from autorun.state.words import harmless, in_one_line
 
 try:
     from opentelemetry import trace
@@ -63,13 +66,19 @@ class _Span(probes.Span):
         self._context.__exit__(kind, *error)
 
     def note(self, **attributes: str | int | float) -> None:
-        self._span.set_attributes({f"autorun.{name}": each for name, each in attributes.items()})
+        self._span.set_attributes(
+            {f"autorun.{name}": _shown(each) for name, each in attributes.items()}
+        )
 
     def fail(self, failure: ExceptionText) -> None:
         # These names are OpenTelemetry's semantic conventions for exceptions.
         described = {"exception.type": failure.exception_class}
         if self._messages:
-            described["exception.message"] = failure.message
-            described["exception.stacktrace"] = failure.traceback
+            described["exception.message"] = harmless(failure.message)
+            described["exception.stacktrace"] = harmless(failure.traceback)
         self._span.add_event("exception", described)
         self._span.set_status(Status(StatusCode.ERROR, failure.exception_class))
+
+
+def _shown(value: str | int | float) -> str | int | float:
+    return in_one_line(value) if isinstance(value, str) else value

@@ -7,10 +7,13 @@ that can hold matching runs are found first, and only their runs are read.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
 from django.utils import timezone
@@ -40,7 +43,8 @@ EMPTY_SWEEP = Q(trigger__in=_OF_ITSELF, state=Batch.State.FINISHED, planned=0, u
 #: How each value of a filter is read, but for the number of a batch: one of some words, as a text
 #: or as a time.
 _WORDS: Mapping[str, Mapping[str, Any]] = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
-_TEXTS = ("runner", "exception", "row", "group", "worker")
+_TEXTS = ("runner", "exception", "row", "worker")
+_GROUP = re.compile(r"\d+-[0-9a-f]{16}")
 _TIMES = ("planned_from", "planned_until", "ended_from", "ended_until")
 #: Parameters of a page beside the filter's.
 OTHER_PARAMETERS = ("after", "order")
@@ -80,6 +84,8 @@ class RunFilter:
             **{name: read_text(given, name) for name in _TEXTS},
             **{name: _minute(read_time(given.get(name, ""))) for name in _TIMES},
         }
+        group = read_text(given, "group")
+        known["group"] = group if _GROUP.fullmatch(group) else ""
         return cls(batch=read_number(given.get("batch")), **known)  # type: ignore[arg-type]
 
     @classmethod
@@ -93,6 +99,9 @@ class RunFilter:
                 continue
             if each.name == "batch":
                 found.append(_("“%s” is not the number of a batch.") % text)
+            elif each.name == "group":
+                problem = _("“%s” is not a group of failures. Open one on the page of failures.")
+                found.append(problem % text)
             elif each.name in _WORDS:
                 known = ", ".join(_WORDS[each.name])
                 of = {"name": each.name, "text": text, "known": known}
@@ -355,7 +364,10 @@ class RunFilter:
         if (self.row or self.exception) and self._chunk_condition:
             runs = runs.filter(chunk__in=self._chunks)
         if self.row:
-            key = Q(object_id=0, object_key=self.row)
+            texts = [self.row]
+            with suppress(ValueError):  # of a UUID, whatever the database's spelling
+                texts += [str(UUID(self.row)), UUID(self.row).hex]
+            key = Q(object_id=0, object_key__in=texts)
             if (number := read_number(self.row, least=LEAST)) is not None:
                 key |= Q(object_id=number, object_key="")
             # Named one by one, the nodes let the index find the row.

@@ -143,7 +143,7 @@ def _names(runner: Runner, groups: Sequence[FailureGroup]) -> dict[int, str]:
     runs = Run.objects.filter(pk__in=ids).only("object_id", "object_key")
     model = runner.get_model()
     kind = key_kind(model)
-    names = {run.pk: f"{model._meta.verbose_name} {run.key_text}" for run in runs}
+    names = {run.pk: f"{model._meta.verbose_name} {kind.spelled(kind.of(run))}" for run in runs}
     with suppress(Exception), UserCode(f"{model.__name__}.__str__()"), time_limit(NAMING_TIMEOUT):
         pks = {run.pk: kind.to_pk(kind.of(run)) for run in runs}
         rows = model._base_manager.using(database_of(runner)).in_bulk(set(pks.values()))

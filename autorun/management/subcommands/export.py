@@ -63,7 +63,7 @@ class Export(Subcommand):
                 write_parquet(records, str(part))
             part.replace(output)
         except (OSError, ImportError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(str(error).replace(str(part), output)) from error
         finally:
             part.unlink(missing_ok=True)
         self.terminal.say((runner.label, "bold"), f": results written to {output}.")
