@@ -1,5 +1,6 @@
 """The pages in a project with several admin sites, of which some lack models that they link to."""
 
+import datetime as dt
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from django.contrib.admin import AdminSite, site
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 import autorun
 from autorun.admin import Health
-from autorun.models import Batch, Failure, Node, Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.state.counts import STUCK_SECONDS
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
 from tests.browser import scenes
@@ -50,6 +53,8 @@ def addresses(site: str) -> list[str]:
         "autorun_batch_count": [LABEL],
         **rows(),
     }
+    if site == "brief":
+        del pages["autorun_health_changelist"]
     return [reverse(f"admin:{name}", args=args, current_app=site) for name, args in pages.items()]
 
 
@@ -98,16 +103,34 @@ def test_a_site_without_autoruns_pages_shows_states_without_links(admin: Client)
         assert "autorun_run__" not in page.text  # no action leads to a page that is not there
 
 
+@pytest.mark.usefixtures("_scene")
+def test_a_site_without_health_has_no_link_to_it(admin: Client) -> None:
+    at = timezone.now() - dt.timedelta(seconds=2 * STUCK_SECONDS)
+    busy = Chunk.objects.filter(state__in=[Chunk.State.RUNNING, Chunk.State.QUEUED])
+    busy.update(state=Chunk.State.QUEUED, published_at=at)
+
+    texts = {}
+    for name in ("other", "brief"):
+        pages = [admin.get(address) for address in addresses(name)]
+        assert {page.status_code for page in pages} == {200}
+        texts[name] = "".join(page.text for page in pages)
+
+    assert "no worker is picking them up. See <a" in texts["other"]
+    assert "no worker is picking them up.\n" in texts["brief"]
+    assert "/brief/autorun/health/" not in texts["brief"]
+    assert 'href=""' not in texts["brief"]
+
+
 def test_e047_a_site_with_some_of_the_pages():
     whole, none, older = (AdminSite(name=name) for name in ("whole", "none", "older"))
-    for model in (Node, Run, Failure, Batch):
+    for model in (Node, Run, Health, Batch):
         older.register(model, type(site._registry[model]))
-    for model in (Batch, Health, Failure, Run, Node):
+    for model in (Batch, Failure, Run, Node):
         whole.register(model, type(site._registry[model]))
     none.register(Scan)
 
     (found,) = older.check(None)
 
     assert found.id == "autorun.E047"
-    assert "'older' lacks autorun's Health," in found.msg
+    assert "'older' lacks autorun's Failure," in found.msg
     assert whole.check(None) == none.check(None) == []

@@ -1,4 +1,4 @@
-"""URLs of a project with several admin sites: one has all of autorun, one only its columns."""
+"""URLs of a project with several admin sites: all pages of autorun, all but one, only columns."""
 
 from django.contrib import admin
 from django.contrib.auth.models import Group
@@ -9,14 +9,18 @@ from autorun.models import Batch, Failure, Node, Run
 from sample_app.models import Scan
 
 other = admin.AdminSite(name="other")
+brief = admin.AdminSite(name="brief")
 bare = admin.AdminSite(name="bare")
 for model in (Batch, Failure, Health, Node, Run, Scan):
     other.register(model, type(admin.site._registry[model]))
+    if model is not Health:
+        brief.register(model, type(admin.site._registry[model]))
 for model in (Scan, Group):
     bare.register(model, type(admin.site._registry[model]))
 
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("other/", other.urls),
+    path("brief/", brief.urls),
     path("bare/", bare.urls),
 ]

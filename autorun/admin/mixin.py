@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy
 
 from autorun.admin import outputs_shown, row_states
 from autorun.admin.markup import as_json, prose, rendered, time_since
+from autorun.admin.pages import address_of
 from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
@@ -85,7 +86,7 @@ class AutorunAdminMixin(ModelAdmin):
             runners = [
                 runner
                 for runner in row_states.runners_shown(self)
-                if row_states.address_of(self.admin_site, "batch_prepare", runner.label)
+                if address_of(self.admin_site, "batch_prepare", runner.label)
             ]
             if len(runners) > row_states.MOST_COLUMNS:
                 title = _("Run one of autorun's runners on selected")
@@ -150,14 +151,14 @@ class AutorunAdminMixin(ModelAdmin):
         runs, known = [], list(newest.defer("outputs")[:MOST_RUNS])
         for run in known:
             when = time_since(run.finished_at or run.chunk.created_at)
-            url = row_states.address_of(self.admin_site, "run_change", run.pk)
+            url = address_of(self.admin_site, "run_change", run.pk)
             state = state_of(run), state_in_words(run)
             runs.append((url, name_of_run(run), *state, run.attempts, when))
         runners = []
         with budget():
             for each in row_states.runners_of(self.model):
                 reason = prose(explanation_of(each, instance, NONE).reason)
-                url = row_states.address_of(self.admin_site, "node_why", each.label)
+                url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, runner_name(each.label), reason))
         shows_results = getattr(instance, SHOWS_RESULTS, False)
         context = {
@@ -190,7 +191,7 @@ def _results(runs: Sequence[Run], site: admin.AdminSite) -> list[dict[str, Any]]
             "finished": time_since(run.finished_at),
             "outputs": as_json(outputs[run.pk], most=outputs_shown.MOST_SHOWN),
             "output_lines": outputs_shown.as_lines(outputs[run.pk]),
-            "text_url": row_states.address_of(site, "run_text", run.pk, "outputs"),
+            "text_url": address_of(site, "run_text", run.pk, "outputs"),
             "is_kept": not run.is_current,
         }
         for run in found.values()
@@ -221,7 +222,7 @@ def _run_on(label: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], HttpRespo
                 return None
         token = keep(request, ChosenRows(meta.label, query=request.GET.urlencode(), keys=keys))
         page = ("batch_prepare", label) if label else ("batch_choose",)
-        address = row_states.address_of(model_admin.admin_site, *page)
+        address = address_of(model_admin.admin_site, *page)
         return HttpResponseRedirect(f"{address}?selection={token}&only=all")
 
     return run_on_selected

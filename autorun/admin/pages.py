@@ -1,6 +1,7 @@
 """The frame of all pages, the permission to see them, and the views that change something."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -14,7 +15,7 @@ from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -71,8 +72,8 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         self.opts.verbose_name_plural = names.get(self.tab, self.opts.verbose_name_plural)
 
     def check(self, **options: Any) -> list[CheckMessage]:
-        """Also that the site has the pages of all tabs."""
-        names = [address.split("_")[1] for _, _, address in TABS]
+        """Also that the site has the pages of all tabs that others need."""
+        names = [address.split("_")[1] for key, _, address in TABS if key != "health"]
         return [*super().check(**options), *check_site(self, names)]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -119,7 +120,8 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "batches": (number(tally.batches or None), _("unfinished"), "running"),
             "health": ("!" * tally.has_no_worker, _("no worker"), "failed"),
         }
-        return [Tab(key, str(name), self.url(url), *counts.get(key, ())) for key, name, url in TABS]
+        tabs = [(key, str(name), self.url(url)) for key, name, url in TABS]
+        return [Tab(*each, *counts.get(each[0], ())) for each in tabs if each[2]]
 
     def fragment(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
         """A template alone: a part of a page that the script fetches."""
@@ -129,7 +131,7 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, name, context, using=engine)
 
     def url(self, name: str, *args: Any) -> str:
-        return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
+        return address_of(self.admin_site, name.removeprefix("autorun_"), *args)
 
     def redirect(self, name: str, *args: Any) -> HttpResponseRedirect:
         return HttpResponseRedirect(self.url(name, *args))
@@ -194,6 +196,13 @@ def page(route: str, *permissions: Permission) -> Callable[[View], View]:
 def action(route: str, permission: Permission) -> Callable[[View], View]:
     """A view that changes something: by POST only, for users who have the permission."""
     return lambda view: page(route, permission)(method_decorator(require_POST)(view))
+
+
+def address_of(site: admin.AdminSite, page: str, *args: Any) -> str:
+    """The address of one of autorun's pages; '' if the site does not have it."""
+    with suppress(NoReverseMatch):
+        return reverse(f"admin:autorun_{page}", args=args, current_app=site.name)
+    return ""
 
 
 def require(request: HttpRequest, *permissions: Permission) -> None:

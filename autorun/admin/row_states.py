@@ -11,11 +11,11 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest
-from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from autorun.admin.markup import rendered
+from autorun.admin.pages import address_of
 from autorun.admin.selections import is_exact
 from autorun.admin.tables import runner_name
 from autorun.declare import registry
@@ -227,13 +227,6 @@ def runners_shown(model_admin: Any) -> list[Runner]:
     for label in labels:
         registry.get(label)
     return [by_label[label] for label in labels if label in by_label]
-
-
-def address_of(site: admin.AdminSite, page: str, *args: Any) -> str:
-    """The address of one of autorun's pages; '' if the site has none of them."""
-    with suppress(NoReverseMatch):
-        return reverse(f"admin:autorun_{page}", args=args, current_app=site.name)
-    return ""
 
 
 def _none_for(request: HttpRequest, rows: QuerySet[Any], error: AutorunError) -> QuerySet[Any]:
