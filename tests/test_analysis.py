@@ -488,6 +488,8 @@ UNFITTING = [
     (10**400, float),
     (1, str),
     (Path("a"), str),
+    ("", Path),
+    ("", PurePosixPath),
     (None, str),
     (1, Path),
     (1, None),

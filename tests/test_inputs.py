@@ -17,7 +17,7 @@ from django.db.backends.signals import connection_created
 from django.db.models import F
 from django.test.utils import isolate_apps
 
-from autorun.models import Run
+from autorun.models import Failure, Run
 from tests.engine import declare, installed, statuses, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -391,17 +391,25 @@ def test_a_body_may_ask_for_the_object_and_for_no_file(every):
     def receive_file(value: Path | None):
         received.append(value)
 
+    def receive_path(value: Path):
+        received.append(value)
+
     every.objects.create(money=Money("10 EUR"), file="")
     money = declare(receive, DATA_MODEL=every, INPUT_FIELDS=("money",))
     file = declare(
         receive_file, DATA_MODEL=every, INPUT_FIELDS=("file",), TITLE="File", NAME="File"
     )
-    with installed(money, file):
+    path = declare(
+        receive_path, DATA_MODEL=every, INPUT_FIELDS=("file",), TITLE="Path", NAME="Path"
+    )
+    with installed(money, file, path):
         money().run()
         file().run()
+        path().run()
         work_off()
 
-    assert received == ["10 EUR", None]
+        assert received == ["10 EUR", None]
+        assert "'value' must be Path, not '' (" in Failure.objects.get().message
 
 
 @pytest.fixture

@@ -158,7 +158,8 @@ def _instance(value: Any, kind: Any, _: object = None) -> Any:
 
 
 def _path(kind: Any, value: Any) -> object:
-    return kind(getattr(value, "path", value))
+    # An empty text is a refusal: Path("") is the working directory.
+    return kind(found) if (found := getattr(value, "path", value)) else None
 
 
 def _to_none(value: Any, *_: object) -> None:
