@@ -1417,7 +1417,7 @@ CELERY_BROKER_URL = "redis://127.0.0.1/9"
 CHECK = ("-m", "django", "check", "--tag", "autorun")
 
 
-def checked_in_a_project(folder, command=CHECK, **files):
+def checked_in_a_project(folder, command=CHECK, module="mysite.settings", **files):
     """Return what the checks, or another command, print in a new project with these files."""
     for name, text in {"mysite/settings": SETTINGS, "shop/__init__": "", **files}.items():
         path = folder / f"{name}.py"
@@ -1425,8 +1425,7 @@ def checked_in_a_project(folder, command=CHECK, **files):
         path.write_text(text)
     process = subprocess.run(
         [sys.executable, *command],
-        env=os.environ
-        | {"DJANGO_SETTINGS_MODULE": "mysite.settings", "PYTHONPATH": f"{folder}:{Path.cwd()}"},
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": module, "PYTHONPATH": f"{folder}:{Path.cwd()}"},
         capture_output=True,
         text=True,
         check=False,
@@ -1443,6 +1442,14 @@ def test_w206_a_celery_app_that_is_not_imported(tmp_path):
 
     assert "(autorun.W206) This process has not imported the project's Celery app" in printed
     assert "in mysite/__init__.py: `from mysite.celery import app as celery_app`" in printed
+
+
+def test_w206_settings_that_are_in_no_package(tmp_path):
+    printed = checked_in_a_project(tmp_path, module="flat", flat=SETTINGS)
+
+    assert "autorun.W206" in printed
+    assert "Import it in the __init__.py of an app in INSTALLED_APPS." in printed
+    assert "flat" not in printed.partition("autorun.W206")[2]
 
 
 SWEPT = """

@@ -217,14 +217,17 @@ def _others(connection: BaseDatabaseWrapper) -> list[str]:
 
 def _celery_app() -> Iterator[CheckMessage]:
     conf = current_app.conf
-    project = str(django_settings.SETTINGS_MODULE).partition(".")[0]
+    project, is_in_package, _ = str(django_settings.SETTINGS_MODULE).partition(".")
     if current_app.main == "default":  # Celery's own, for want of another
         if not (conf.broker_write_url or conf.task_always_eager):
             yield warning("celery.current_app", "W206")(
                 "This process has not imported the project's Celery app, so messages would go to "
                 "a broker at amqp://localhost.",
                 f"Import it in {project}/__init__.py: `from {project}.celery import app as "
-                f"celery_app`. If there is no {project}/celery.py yet, docs/tutorial.md shows one.",
+                f"celery_app`. If there is no {project}/celery.py yet, docs/tutorial.md shows one."
+                if is_in_package
+                else "Import it in the __init__.py of an app in INSTALLED_APPS. If there is none "
+                "yet, docs/tutorial.md shows one; call its module celery_app.py.",
             )
     elif options := unread_settings():
         names, read = map(setting_of, options), (f"CELERY_{each.upper()}" for each in options)
