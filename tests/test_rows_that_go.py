@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.core.management.sql import emit_post_migrate_signal
+from django.db import DatabaseError, connection, transaction
+from django.db.migrations import Migration, RenameModel
 from django.db.models import F, Model, signals
+from django.test.utils import isolate_apps
 from django.utils import timezone
 
 from autorun import tasks
@@ -20,6 +23,7 @@ from autorun.planning import batches, retiring
 from autorun.planning.on_demand import sweep_now
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import Progress
+from autorun.state.encoding import digest
 from autorun.state.managers import RETIRED
 from autorun.testing import run_inline
 from autorun.triggers import delivery
@@ -332,6 +336,39 @@ def test_a_renamed_model_keeps_its_node(runner: QuerySetRunner) -> None:
     assert runner.run().planned == 0
 
 
+def renaming(former: str, name: str) -> None:
+    """What Django tells after a migration that renames a model."""
+    migration = Migration("0009_rename", "library")
+    migration.operations = [RenameModel(former, name)]
+    emit_post_migrate_signal(0, False, "default", plan=[(migration, False)])
+
+
+@pytest.mark.faults(44)
+def test_the_node_of_a_renamed_model_is_known_before_a_row_is_planned(
+    runner: QuerySetRunner,
+) -> None:
+    node = runner.get_node()
+    former = digest(node.title, node.version, node.configuration, "library.former")
+    Node.objects.update(digest=former)
+
+    renaming("Former", "Document")
+
+    assert runner.progress() == Progress(succeeded=ROWS)
+    assert not runner.pending().exists()
+    assert Node.objects.get().digest == runner.get_digest()
+
+
+@pytest.mark.faults(44)
+def test_before_migrate_no_content_type_takes_the_new_name_of_a_model() -> None:
+    with isolate_apps("tests.library"):
+        later = type("Later", (Model,), {"__module__": "tests.library.models"})
+    unmigrated = declare(DATA_MODEL=later)
+    with installed(unmigrated), pytest.raises(DatabaseError), transaction.atomic():
+        unmigrated().get_node()
+
+    assert not ContentType.objects.filter(model="later").exists()
+
+
 @pytest.mark.faults(44)
 def test_another_configuration_does_not_take_the_node_of_a_renamed_model(
     runner: QuerySetRunner,
@@ -362,9 +399,9 @@ def test_a_configuration_that_is_only_equal_in_python_has_a_node_of_its_own() ->
 @pytest.mark.faults(44)
 def test_a_new_model_of_the_former_name_has_a_node_of_its_own(runner: QuerySetRunner) -> None:
     node = runner.get_node()
-    of_other = ContentType.objects.get_for_model(Tag)
-    Node.objects.update(digest="of the new name", content_type=of_other)
-    nodes.forget_nodes()
+    Node.objects.update(content_type=ContentType.objects.get_for_model(Tag))
+
+    renaming("Document", "Tag")
 
     assert runner.get_node() != node
     assert runner.run().planned == ROWS

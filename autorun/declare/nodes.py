@@ -230,6 +230,8 @@ def _label(runner: Runner) -> str:
 
 def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
     analysis = hooks.call(runner, "get_analysis")
+    # Fails before `migrate`: a content type made now would keep a renamed model's from its name.
+    hooks.every_row(runner).exists()
     content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
         runner.get_model()
     )

@@ -1,6 +1,7 @@
 """Triggers around `migrate`: removed from the tables it changes, and installed afterwards.
 
 Some of them would stop the migrations. Afterwards it installs those of all runners with ON_WRITE.
+The nodes of renamed models get the digests of the new names.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import Any
 from django.apps import apps
 from django.core.management import CommandError
 from django.db import connections
-from django.db.migrations import AlterField, Migration
-from django.db.models import Model
+from django.db.migrations import AlterField, Migration, RenameModel
+from django.db.models import CharField, Model
+from django.db.models.functions import Cast
 from django.db.models.signals import post_migrate, pre_migrate
 
 from autorun.conf import settings
-from autorun.models import Written
+from autorun.declare.nodes import forget_nodes
+from autorun.models import Node, Written
+from autorun.state.encoding import digest
 from autorun.state.logs import get_logger
 from autorun.triggers import on_write
 from autorun.triggers.installing import (
@@ -107,9 +111,35 @@ def _after_migrations(using: str = "", **sent: Any) -> None:
     if "plan" not in sent:
         # By `flush`, which may have emptied the table of notes before the tables that note.
         Written.objects.all()._raw_delete(using)
+    _follow_renames(sent.get("plan", ()))
     on_write.forget()
     for error in install():
         logger.error("The triggers of ON_WRITE are not installed: %s", error)
+
+
+def _follow_renames(plan: Sequence[tuple[Migration, bool]]) -> None:
+    """Give the nodes of models that these migrations have renamed the digests of the new names."""
+    labels = {
+        f"{migration.app_label}.{name}"
+        for migration, _ in plan
+        for operation in migration.operations
+        if isinstance(operation, RenameModel)
+        for name in (operation.old_name_lower, operation.new_name_lower)
+    }
+    # Only columns of the first migration: the others may be missing yet.
+    columns = ("pk", "title", "version", "configuration", "digest")
+    model = ("content_type__app_label", "content_type__model")
+    renamed: dict[int, str] = {}
+    for pk, *identity, known, app, name in Node.objects.values_list(*columns, *model):
+        digests = {label: digest(*identity, label) for label in labels}
+        if known in digests.values() and known != digests.get(label := f"{app}.{name}", known):
+            renamed[pk] = digests[label]
+    nodes = Node.objects.filter(pk__in=renamed)
+    if not Node.objects.filter(digest__in=renamed.values()).exclude(pk__in=renamed).exists():
+        nodes.update(digest=Cast("pk", CharField()))  # two models may have swapped their names
+        for pk, found in renamed.items():
+            nodes.filter(pk=pk).update(digest=found)
+    forget_nodes()
 
 
 def _is_ready(using: str) -> bool:
