@@ -370,6 +370,26 @@ def test_before_migrate_no_content_type_takes_the_new_name_of_a_model() -> None:
 
 
 @pytest.mark.faults(44)
+def test_the_node_of_a_model_whose_content_type_is_about_to_be_renamed_is_waited_for(
+    runner: QuerySetRunner,
+) -> None:
+    """MariaDB renames the table first, while a worker of the new code may be running."""
+    node = runner.get_node()
+    former = digest(node.title, node.version, node.configuration, "library.former")
+    Node.objects.update(digest=former)
+    ContentType.objects.filter(pk=node.content_type_id).update(model="former")
+    ContentType.objects.clear_cache()
+    nodes.forget_nodes()
+
+    with pytest.raises(DatabaseError, match="has no content type"):
+        runner.get_node()
+    ContentType.objects.filter(pk=node.content_type_id).update(model="document")
+
+    assert runner.get_node() == node
+    assert runner.run().planned == 0
+
+
+@pytest.mark.faults(44)
 def test_another_configuration_does_not_take_the_node_of_a_renamed_model(
     runner: QuerySetRunner,
 ) -> None:

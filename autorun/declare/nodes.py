@@ -230,11 +230,7 @@ def _label(runner: Runner) -> str:
 
 def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
     analysis = hooks.call(runner, "get_analysis")
-    # Fails before `migrate`: a content type made now would keep a renamed model's from its name.
-    hooks.every_row(runner).exists()
-    content_type = ContentType.objects.db_manager(settings.DATABASE).get_for_model(
-        runner.get_model()
-    )
+    content_type = _content_type(runner, analysis.title)
     configuration = configuration_of(runner)  # the project's code, so outside the transaction
     of_model = Node.objects.filter(content_type=content_type)
     alike = of_model.filter(title=analysis.title, version=analysis.version)
@@ -260,6 +256,22 @@ def _create(runner: Runner, node_digest: str, *, pk: int | None = None) -> Node:
             )
     except IntegrityError:  # another process made it meanwhile
         return Node.objects.get(digest=node_digest)
+
+
+def _content_type(runner: Runner, title: str) -> ContentType:
+    """The content type of the runner's model, made if it is missing.
+
+    Raises DatabaseError before and during `migrate`, which may be about to rename another one: a
+    new one would keep that from its name, and its nodes with it.
+    """
+    hooks.every_row(runner).exists()  # the table is renamed first
+    app_label, name = _label(runner).split(".")
+    types = ContentType.objects.db_manager(settings.DATABASE)
+    of_app = types.filter(app_label=app_label)
+    alike = of_app.filter(pk__in=Node.objects.filter(title=title).values("content_type"))
+    if any(each.model_class() is None for each in alike) and not of_app.filter(model=name):
+        raise DatabaseError(f"{_label(runner)} has no content type: run `manage.py migrate`.")
+    return types.get_for_model(runner.get_model())
 
 
 def _free_id(node_digest: str) -> int:
