@@ -130,9 +130,9 @@ def _follow_renames(plan: Sequence[tuple[Migration, bool]]) -> None:
     columns = ("pk", "title", "version", "configuration", "digest")
     model = ("content_type__app_label", "content_type__model")
     renamed: dict[int, str] = {}
-    for pk, *identity, known, app, name in Node.objects.values_list(*columns, *model):
-        digests = {label: digest(*identity, label) for label in labels}
-        if known in digests.values() and known != digests.get(label := f"{app}.{name}", known):
+    for pk, title, version, configuration, known, *of in Node.objects.values_list(*columns, *model):
+        digests = {label: digest(title, version, configuration, label) for label in labels}
+        if known in digests.values() and known != digests.get(label := ".".join(of), known):
             renamed[pk] = digests[label]
     nodes = Node.objects.filter(pk__in=renamed)
     if not Node.objects.filter(digest__in=renamed.values()).exclude(pk__in=renamed).exists():
