@@ -196,8 +196,10 @@ def test_what_is_not_a_list_is_named_after_one_call(returned, kind):
 
     assert progress == Progress(failed=2)
     assert len(calls) == 1
-    message = Failure.objects.first().message
-    assert message.startswith(f"Batched v1.0 returned {kind}, not a list. It takes 64 rows at once")
+    failure = Failure.objects.first()
+    assert failure.exception_class == "autorun.exceptions.OutputError"
+    expected = f"Batched v1.0 returned {kind}, not a list. It takes 64 rows at once"
+    assert failure.message.startswith(expected)
 
 
 @pytest.mark.faults(50)

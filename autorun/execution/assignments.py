@@ -64,7 +64,8 @@ def superseded(changed: Collection[Assignment]) -> set[int]:
         Run,
         "fingerprint = s.new_fingerprint",
         source=recordset(connections[settings.DATABASE], columns, inputs),
-        match=Fragment(f"id = s.run_id AND is_current AND status = {Run.Status.PENDING:d}"),
+        key="run_id",
+        only=Fragment(f"is_current AND status = {Run.Status.PENDING:d}"),
         returning="id",
     )
     noted = repeated_on_conflict(note)

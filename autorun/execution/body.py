@@ -24,7 +24,7 @@ from autorun.exceptions import (
     SmallerBatch,
 )
 from autorun.execution.assignments import Assignment
-from autorun.execution.calls import Call, NotAList, Portions, values_of
+from autorun.execution.calls import Call, Portions, values_of
 from autorun.execution.results import Result
 from autorun.execution.tails import log_tail
 from autorun.models import Run
@@ -285,7 +285,7 @@ class Body:
             error = OutputError(
                 f"{self.analysis} raised SmallerBatch for a single row, which cannot be halved."
             )
-        if is_alone or isinstance(error, RetryLater | NotAList):
+        if is_alone or isinstance(error, RetryLater):
             portions.blamed()
             return [self.result_of(each, error, call) for each in rest]
         portions.raised(len(rest))

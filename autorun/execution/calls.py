@@ -89,21 +89,22 @@ class Portions:
 
 
 def values_of(returned: Any, rows: int, analysis: Analysis) -> Sequence[Any]:
-    """Return the value for each row of a batch call. Raises OutputError if there are none."""
+    """Return the value for each row of a batch call.
+
+    If it is not a list, an error for each row: a smaller call would not help. Raises OutputError if
+    it has another length.
+    """
     as_list = getattr(returned, "tolist", None)  # an array of numpy, a tensor of torch
     values = as_list() if as_list is not None else returned
     if not isinstance(values, (list, tuple)):
-        raise NotAList(
+        error = OutputError(
             f"{analysis} returned {type(returned).__name__}, not a list. It takes {analysis.batch} "
             "rows at once: return a list with one value for each, in their order."
         )
+        return [error] * rows
     if len(values) != rows:
         raise OutputError(
             f"{analysis} returned {counted(len(values), 'value')} for {counted(rows, 'row')}. "
             "Return one for each, in their order; put an exception in the place of one that fails."
         )
     return values
-
-
-class NotAList(OutputError):
-    """A batch body did not return a list, so a smaller call would not help."""

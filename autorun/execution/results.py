@@ -138,9 +138,6 @@ _KNOWN = tuple(f"known_{name}" for name in _COUNTS)
 _counts_of = attrgetter(*_COUNTS)
 
 
-#: With a plus, so that SQLite and PostgreSQL look the runs up by their keys. By the index of the
-#: chunk, SQLite would read all results for each run of it.
-_PENDING_IN_CHUNK = f"+chunk_id = %s AND status = {Run.Status.PENDING:d}"
 #: Makes a run what its row `s` of the results says, by vendor.
 _CHANGES = {
     vendor: (
@@ -223,8 +220,8 @@ class _Recording:
         # This locks the chunk.
         count = _WRITE_COUNTS[True, self.is_last](**of_lease, **vars(expected), **as_known)
         # A commit whose confirmation was lost has recorded or moved its runs: they stay.
-        match = Fragment(f"id = s.run_id AND {_PENDING_IN_CHUNK}", (chunk.pk,))
-        runs: dict[str, Any] = {"source": self.source, "match": match}
+        only = Fragment(f"chunk_id = %s AND status = {Run.Status.PENDING:d}", (chunk.pk,))
+        runs: dict[str, Any] = {"source": self.source, "key": "run_id", "only": only}
         runs["returning"] = "id, is_current"
         try:
             found = update_from(Run, self.changes, **runs, first=count)

@@ -55,10 +55,8 @@ def _keep(found: Collection[Kept]) -> int:
         Run,
         "fingerprint = s.wanted, attempts = 0",
         source=recordset(connections[settings.DATABASE], _COLUMNS, found),
-        match=Fragment(
-            f"id = s.run_id AND is_current AND status = {Run.Status.SUCCEEDED:d} "
-            "AND fingerprint = s.seen"
-        ),
+        key="run_id",
+        only=Fragment(f"is_current AND status = {Run.Status.SUCCEEDED:d} AND fingerprint = s.seen"),
         returning="id",
     )
     return len(kept)

@@ -176,12 +176,13 @@ def supersede(redo: Sequence[Redo]) -> dict[str, int]:
     """
     columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
     rows = ((each.run_id, each.fingerprint, each.seen) for each in redo)
-    match = "id = s.run_id AND is_current AND (fingerprint <> s.wanted OR status = s.seen)"
+    only = "is_current AND (fingerprint <> s.wanted OR status = s.seen)"
     changed = update_from(
         Run,
         "is_current = NULL",
         source=recordset(connections[settings.DATABASE], columns, rows),
-        match=Fragment(match),
+        key="run_id",
+        only=Fragment(only),
         returning="status",
     )
     return counts.superseded(status for (status,) in changed)

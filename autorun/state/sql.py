@@ -157,11 +157,14 @@ def update_from(
     changes: str,
     *,
     source: Fragment,
-    match: Fragment,
+    key: str,
     returning: str,
+    only: Fragment = Fragment("TRUE"),
     first: Fragment | None = None,
 ) -> list[tuple[Any, ...]]:
-    """Update the rows of `model` that `match` joins to `source`, named `s`; columns of each.
+    """Update the rows that `source`, named `s`, names in its column `key`; columns of each.
+
+    Only those that pass `only`.
 
     MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change. The
     first column must never be NULL. The update `first` comes before this one, and locks its row; on
@@ -170,8 +173,11 @@ def update_from(
     """
     connection = connections[settings.DATABASE]
     updated = connection.ops.quote_name(model._meta.db_table)
-    params = [*source.params, *match.params]
-    sql = f"({source.sql}) AS s WHERE {match.sql} RETURNING {returning}"
+    params = [*source.params, *only.params]
+    # In one piece, which PostgreSQL expects half of the rows to pass. If its guesses multiply to
+    # one row, it compares each row of `source` with each that passes.
+    match = f"id = s.{key} AND CASE WHEN {only.sql} THEN TRUE ELSE FALSE END"
+    sql = f"({source.sql}) AS s WHERE {match} RETURNING {returning}"
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql" and first is not None:
             second = f"UPDATE {updated} SET {changes} FROM first, {sql}"
@@ -184,7 +190,7 @@ def update_from(
             if not cursor.rowcount:
                 raise Unmatched
         if connection.vendor == "mysql":
-            joined = f"{updated} JOIN ({source.sql}) AS s ON {match.sql}"
+            joined = f"{updated} JOIN ({source.sql}) AS s ON {match}"
             cursor.execute(f"SELECT {returning} FROM {joined} FOR UPDATE", params)
             found = cursor.fetchall()
             cursor.execute(f"UPDATE {joined} SET {changes}", params)

@@ -21,7 +21,7 @@ from autorun.state import pulses
 from autorun.state.clock import from_now
 from autorun.state.logs import get_logger
 from autorun.state.managers import ChunkQuerySet
-from autorun.state.sql import Fragment, recordset, table, update_from
+from autorun.state.sql import recordset, table, update_from
 from autorun.state.transactions import is_passing, repeated_on_conflict, sum_of_each
 
 logger = get_logger(__name__)
@@ -169,7 +169,7 @@ def _count_in_nodes(chunks: Iterable[Chunk]) -> None:
         Node,
         f"{added}, folded_hours = s.hours{cast}",
         source=recordset(connection, columns, rows),
-        match=Fragment("id = s.node_id"),
+        key="node_id",
         returning="id",
     )
 
