@@ -404,6 +404,20 @@ def test_an_annotation_is_compared_with_a_list_of_the_input():
     with installed(misfit := batched(bad, INPUT_FIELDS=("updated_at",))):
         (found,) = check_input_types(misfit())
     assert found.id == "autorun.E023"
+    assert "'value[0]' must be int, but the DateTimeField" in found.msg
+
+
+@pytest.mark.parametrize("options", [{}, {"INPUT_FIELDS": None}])
+def test_an_annotation_that_is_no_list_is_told_so(options):
+    def body(value: int) -> list[int]:
+        return [value]
+
+    with installed(misfit := batched(body, **options)):
+        (found,) = check_input_types(misfit())
+    assert (
+        found.msg == "Batched v1.0: argument 'value' must be int, but with batch=64 it is a list."
+    )
+    assert found.hint.startswith("Annotate it as a list, such as list[str], in ")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, "64", 2.5, 10_001])

@@ -61,10 +61,11 @@ def _misfit(runner: Runner, analysis: Analysis) -> tuple[str, str] | None:
         hint = f"Change INPUT_FIELDS in {place(runner)}"
     if refusal is None:
         return None
-    return (
-        f"{arguments.owner}: argument {refusal.claim}, but {what}.",
-        f"{hint}, or change the annotation in {arguments.location}.",
-    )
+    hint = f"{hint}, or change the annotation in {arguments.location}."
+    if analysis.batch is not None and not refusal.keys:
+        what = f"with batch={analysis.batch} it is a list"
+        hint = f"Annotate it as a list, such as list[str], in {arguments.location}."
+    return f"{arguments.owner}: argument {refusal.claim}, but {what}.", hint
 
 
 def _refusal(arguments: Arguments, key: str, value: object) -> Mismatch | None:
