@@ -232,7 +232,7 @@ def _runner(given: RunnerName) -> Runner:
         return registry.get(given)
     if isinstance(given, QuerySetRunner):
         return given
-    labels = ", ".join(each.label for each in registry.runners()) or "none"
+    labels = ", ".join(registry.labels()) or "none"
     advice = f"Give a runner's class, instance or label. Registered: {labels}."
     return _runner_class(given, advice)()
 

@@ -27,6 +27,7 @@ from autorun.admin.continued import signed
 from autorun.admin.tables import runner_name
 from autorun.declare import page_time
 from autorun.declare.interruption import within
+from autorun.declare.nodes import forget_nodes
 from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
 from autorun.observe.glance import take_tally
@@ -1006,6 +1007,7 @@ def test_failures_are_those_of_present_versions_unless_others_are_asked_for(
     runner, admin_client
 ) -> None:
     Node.objects.filter(pk=runner.get_node().pk).update(digest="1" * 64)
+    forget_nodes()
     failures = addresses()["failures"]
 
     present = admin_client.get(failures).text
@@ -1138,3 +1140,18 @@ def test_a_thread_that_no_signal_reaches_waits_no_longer_either() -> None:
         with pytest.raises(RunTimeout, match=r"longer than 0\.05 s"):
             slow.result()
         assert quick.result() == "done"
+
+
+def test_rows_are_asked_for_their_names_only_if_these_are_shown(
+    runner, admin_client, monkeypatch
+) -> None:
+    named: list[Scan] = []
+    monkeypatch.setattr(Scan, "__str__", lambda scan: named.append(scan) or "a name")
+
+    causes = admin_client.get(addresses()["failures"]).text
+    asked_for_causes = len(named)
+    runs = admin_client.get(addresses()["runs"]).text
+
+    assert "has no pixel data" in causes
+    assert asked_for_causes == 0
+    assert "a name" in runs

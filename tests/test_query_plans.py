@@ -15,6 +15,7 @@ from autorun.declare import registry
 from autorun.dispatch import releasing
 from autorun.dispatch.ordering import due
 from autorun.models import Batch, Chunk, Node, Run
+from autorun.observe import glance
 from autorun.planning import batches
 from autorun.planning import windows as planning_windows
 from autorun.planning.named import plan_keys
@@ -225,6 +226,33 @@ def test_progress_reads_no_folded_chunk(
         runner.progress()
 
     assert "autorun_chunk_folded" in plans[0]
+
+
+@on_postgresql
+def test_the_tabs_of_pages_read_no_chunk_of_former_versions() -> None:
+    number = 40
+    current = [declare(NAME=f"Runner{n}", TITLE=f"Title {n}") for n in range(number)]
+    with installed(*current):
+        nodes = [runner().get_node() for runner in current]
+        for n in range(4 * number):
+            former = {"title": "Former", "version": str(n), "digest": str(n)}
+            nodes.append(Node.objects.create(content_type=nodes[0].content_type, **former))
+        finished = {"state": Chunk.State.FINISHED, "size": 17, "failed": 1}
+        Chunk.objects.bulk_create(
+            Chunk(pk=n, node=nodes[n % len(nodes)], runner="tests.Runner", **finished)
+            for n in range(1, 20_000)
+        )
+        Chunk.objects.filter(pk__lt=16_000).update(is_folded=True)
+        settle()
+        first = glance.take_tally()
+
+        with explained("(SELECT ") as plans:
+            again = glance.take_tally()
+
+    assert first == again
+    assert first.failed == sum(n % len(nodes) < number for n in range(16_000, 20_000))
+    assert "autorun_chunk_folded" in plans[0]
+    assert "Seq Scan on autorun_chunk" not in plans[0]
 
 
 @pytest.mark.skipif(connection.vendor == "mysql", reason="reads plans of PostgreSQL and SQLite")

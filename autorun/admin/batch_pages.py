@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
-from autorun.admin.cards import Card, card_of, cards
+from autorun.admin.cards import Card, card_of, cards_of
 from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
@@ -39,7 +39,7 @@ from autorun.models import Batch, Chunk
 from autorun.observe.activity import activity_of
 from autorun.observe.explanation import words_of_chunk
 from autorun.observe.failures import FailureGroup, group_failures
-from autorun.observe.glance import take_tally
+from autorun.observe.glance import progresses_and_tally, take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
@@ -133,14 +133,15 @@ class BatchAdmin(PageAdmin):
         """List all runners, or those of the rows that were selected on their model's own page."""
         token = read_text(request.GET, "selection")
         require(request, Permission.START if token else Permission.BACKFILL)
-        found, query = cards(), ""
+        runners, query = registry.runners(), ""
         if token:
             if (model := model_of(request, token)) is None:
                 return self._start_over(request)
-            labels = {runner.label for runner in runners_of(model)}
-            found = [card for card in found if card.runner.label in labels]
+            runners = runners_of(model)
             query = "?" + urlencode({"selection": token, "only": "all"})
-        return self.render(request, "choose", _("New backfill"), cards=found, query=query)
+        progresses, tally = progresses_and_tally()
+        found, title = cards_of(runners, progresses, is_brief=True), _("New backfill")
+        return self.render(request, "choose", title, tally=tally, cards=found, query=query)
 
     @page("backfill/<str:label>/")
     def prepare(self, request: HttpRequest, label: str) -> HttpResponse:

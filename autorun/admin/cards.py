@@ -234,18 +234,18 @@ class Card(Standing):
         return format_html("{}{}", schedule, next_one) if sweep.at else sweep.words
 
 
-def cards() -> list[Card]:
-    """A card for each registered runner, by label, in six queries."""
+def cards(progresses: Mapping[Node, Progress] | None = None) -> list[Card]:
+    """A card for each registered runner, by label; six queries, or four with `progresses`."""
     batches: dict[str, list[Batch]] = {}
     for batch in Batch.objects.unfinished().defer("scope").order_by("-pk")[:100]:
         batches.setdefault(batch.runner, []).append(batch)
-    found = _cards(registry.runners())
+    found = cards_of(registry.runners(), progresses)
     return [replace(card, batches=batches.get(card.runner.label, ())) for card in found]
 
 
 def card_of(runner: Runner, progresses: Mapping[Node, Progress] | None = None) -> Card:
     """One runner's card, without its batches; `progresses` if they have been loaded already."""
-    return _cards([runner], progresses)[0]
+    return cards_of([runner], progresses)[0]
 
 
 def title_of_runner(runner: Runner) -> str:
@@ -284,17 +284,21 @@ def next_sweeps(runners: Sequence[Runner]) -> dict[str, NextSweep]:
     return {runner.label: _next_sweep(runner, entries.get(runner.label)) for runner in runners}
 
 
-def _cards(
-    runners: Sequence[Runner], progresses: Mapping[Node, Progress] | None = None
+def cards_of(
+    runners: Sequence[Runner],
+    progresses: Mapping[Node, Progress] | None = None,
+    *,
+    is_brief: bool = False,
 ) -> list[Card]:
-    sweeps = next_sweeps(runners)
+    """Cards without batches; if it `is_brief`, also without activity and the next sweep."""
+    sweeps = {} if is_brief else next_sweeps(runners)
     return [
         Card(
             **vars(each),
-            next_sweep=sweeps[each.runner.label],
+            next_sweep=sweeps.get(each.runner.label, NextSweep()),
             counted=Counted.read(each.node.counted, each.progress) if each.node else None,
         )
-        for each in standings_of(runners, progresses)
+        for each in standings_of(runners, progresses, is_brief=is_brief)
     ]
 
 

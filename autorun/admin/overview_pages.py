@@ -20,7 +20,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError
 from autorun.models import Node
-from autorun.observe.glance import Tally, Topic, at_a_glance, take_tally
+from autorun.observe.glance import Tally, Topic, at_a_glance, progresses_and_tally
 from autorun.state.parameters import read_text
 from autorun.state.words import number
 
@@ -48,8 +48,8 @@ class NodeAdmin(RunnerPages):
     @page("")
     def changelist(self, request: HttpRequest) -> HttpResponse:
         """A card for each runner; in a table, the troubled ones first, if there are many."""
-        tally = take_tally()
-        found = cards()
+        progresses, tally = progresses_and_tally()
+        found = cards(progresses)
         text, app = read_text(request.GET, "q"), read_text(request.GET, "app")
         shown = [card for card in found if _matches(card, text, app)]
         is_long = len(found) >= LONG

@@ -77,11 +77,17 @@ def instance_of(run: Run, database: str | None = None) -> Any:
 
 
 def seen_rows(
-    request: HttpRequest, site: AdminSite, runs: Iterable[Run], database: str | None = None
+    request: HttpRequest,
+    site: AdminSite,
+    runs: Iterable[Run],
+    database: str | None = None,
+    *,
+    is_named: bool = True,
 ) -> dict[int, Seen]:
     """The part of each run's row that the user may see, by run id; a query or two a model.
 
-    Rows that the admin does not show are named by their key, and have no payload.
+    Rows that the admin does not show are named by their key, and have no payload. Unless
+    `is_named`, those that it shows get no name, which may be slow.
     """
     by_model: dict[int, list[Run]] = defaultdict(list)
     for run in runs:
@@ -94,7 +100,8 @@ def seen_rows(
             for run in of_model:
                 seen[run.pk] = Seen(Name(run.key_text, is_gone=True), is_open=is_open)
         else:
-            seen.update(_seen_of(request, site, model, of_model, database or _database_of(model)))
+            found = _seen_of(request, site, model, of_model, database, is_named=is_named)
+            seen.update(found)
     return seen
 
 
@@ -132,7 +139,8 @@ def open_runs(request: HttpRequest, site: AdminSite, run_ids: Collection[int]) -
     if not sees_payload(request):
         return set()
     runs = Run.objects.filter(pk__in=run_ids).select_related("node").defer("outputs")
-    return {pk for pk, each in seen_rows(request, site, runs).items() if each.is_open}
+    seen = seen_rows(request, site, runs, is_named=False)
+    return {pk for pk, each in seen.items() if each.is_open}
 
 
 def visible(
@@ -188,7 +196,7 @@ class Reach:
             others = [run for run in some if run.node_id not in whole]
             try:
                 with page_time.leaving(page_time.SECONDS / KEPT_PART):
-                    seen = seen_rows(self.request, self.site, others)
+                    seen = seen_rows(self.request, self.site, others, is_named=False)
             except RunTimeout as error:
                 self.slow, self.not_reached = error, len(runs) - begin
                 break
@@ -282,9 +290,15 @@ def sees_all(request: HttpRequest, site: AdminSite, model: type[Model]) -> bool:
 
 
 def _seen_of(
-    request: HttpRequest, site: AdminSite, model: type[Model], runs: Collection[Run], database: str
+    request: HttpRequest,
+    site: AdminSite,
+    model: type[Model],
+    runs: Collection[Run],
+    database: str | None,
+    *,
+    is_named: bool,
 ) -> dict[int, Seen]:
-    verbose = str(model._meta.verbose_name)
+    verbose, database = str(model._meta.verbose_name), database or _database_of(model)
     if not may_view(request, site, model):
         return {run.pk: Seen(Name(f"{verbose} {run.key_text}"), is_open=False) for run in runs}
     keys = _primary_keys(model, runs)
@@ -297,7 +311,8 @@ def _seen_of(
     for run in runs:
         key = keys.get(run.pk)
         if key in shown:
-            seen[run.pk] = Seen(name_of(site, shown[key]), is_open=True, instance=shown[key])
+            name = name_of(site, shown[key]) if is_named else Name("")
+            seen[run.pk] = Seen(name, is_open=True, instance=shown[key])
             continue
         is_hidden = key in hidden
         name = Name(f"{verbose} {run.key_text}", is_gone=not is_hidden)

@@ -153,7 +153,7 @@ class RunnerPages(ShowingResults):
                 count = count_rows(runner, begun=begun(request, runner), seconds=COUNTING_SECONDS)
         except AutorunError as error:
             problem = message_for(request, self.admin_site, error, runner)
-        card = replace(cards.card_of(runner), error=problem)
+        card = replace(*cards.cards_of([runner], is_brief=True), error=problem)
         if count is not None and count.is_complete:
             left_out, is_stored = every_row(runner).count() - count.total, request.method == "POST"
             card = cards.with_count(card, count, left_out=left_out, is_stored=is_stored)

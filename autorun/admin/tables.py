@@ -67,7 +67,7 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
 def runner_name(label: str) -> str:
     """The runner's class in words, `Scan Preprocessing`, with its app if another has that name."""
     app, _dot, name = label.rpartition(".")
-    alike = [each for each in registry.runners() if each.label.rpartition(".")[2] == name]
+    alike = [label for label in registry.labels() if label.endswith(f".{name}")]
     parts = re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
     words = " ".join(parts).removesuffix(" Runner")
     return f"{words} ({app})" if len(alike) > 1 else words
@@ -79,7 +79,7 @@ def name_of_run(run: Run) -> str:
 
 
 def runner_options() -> list[tuple[str, str]]:
-    return [(runner.label, runner_name(runner.label)) for runner in registry.runners()]
+    return [(label, runner_name(label)) for label in registry.labels()]
 
 
 def as_options(values: Iterable[str]) -> list[tuple[str, str]]:

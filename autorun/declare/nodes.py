@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib.contenttypes.models import ContentType
 from django.core.signals import setting_changed
 from django.db import DatabaseError, IntegrityError, connections, transaction
-from django.db.models import Exists, Model, OuterRef, QuerySet
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import hooks, registry
@@ -32,6 +32,8 @@ ID_DIGITS = 13
 MOST_DEFINITIONS = 10
 
 _known: dict[tuple[str, str], Node] = {}
+#: The ids of nodes by digest, those that they will have included.
+_ids: dict[str, int] = {}
 #: The digest of each runner, or the error in its place and when to try again.
 _digests: dict[type[Runner], str | tuple[Exception, float]] = {}
 #: By database and node, the number of the build that this process executes it with.
@@ -198,10 +200,24 @@ def runners_by_node() -> RunnersByNode:
     return found
 
 
+def labels_by_id() -> dict[int, list[str]]:
+    """The labels of the registered runners by the id that their node has or will have.
+
+    No query, once the ids are known.
+    """
+    labels = runners_by_node().labels
+    if not labels.keys() <= _ids.keys():
+        ids = {int(each[:ID_DIGITS], 16): each for each in labels}
+        found = Node.objects.filter(Q(pk__in=ids) | Q(digest__in=list(labels)))
+        ids |= found.values_list("pk", "digest")  # a node of a renamed model may have such an id
+        _ids.update({each: pk for pk, each in ids.items()})
+    return {_ids[each]: of for each, of in labels.items() if each in _ids}
+
+
 def forget_nodes(**_: Any) -> None:
     """Drop what the process remembers: the tables may be empty now, or a replica's."""
-    _known.clear()
-    builds.clear()
+    for each in (_known, _ids, builds):
+        each.clear()
 
 
 def _lock_name(node_id: int) -> str:
@@ -284,6 +300,7 @@ def _forget_runners(**_: Any) -> None:
     global _runners_by_node  # noqa: PLW0603
     _runners_by_node = None
     _digests.clear()
+    _ids.clear()
 
 
 registry.on_change(_forget_runners)

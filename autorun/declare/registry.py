@@ -74,6 +74,10 @@ def runners() -> list[Runner]:
     return [get(label) for label in sorted(_runners)]
 
 
+def labels() -> list[str]:
+    return sorted(_runners)
+
+
 def find(label: str) -> Runner | None:
     known = _instances.get(label)
     if known is None and (runner_class := _runners.get(label)) is not None:

@@ -10,9 +10,10 @@ from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Wh
 from django.db.models.functions import Left, RowNumber
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
+from django.utils.functional import cached_property
 
 from autorun.declare.base import Runner
-from autorun.declare.nodes import node_id_of, nodes_of, runners_by_node
+from autorun.declare.nodes import labels_by_id, node_id_of, nodes_of
 from autorun.models import Chunk, Failure, Node, Run
 from autorun.observe.paging import NAMES
 from autorun.state.clock import from_now
@@ -80,7 +81,7 @@ class FailureGroup:
     def run_id(self) -> int:
         return self.run_ids[0]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A short name of the group, for addresses."""
         return group_key(self.node_id, self.exception_class, self.shape)
@@ -127,8 +128,9 @@ def log_tails(run_ids: Iterable[int]) -> dict[int, str]:
 def message_shape(message: str) -> str:
     """The first line of `message` without names, numbers and the like, which vary by row."""
     shape = message.strip().partition("\n")[0]
+    characters = set(shape)
     for pattern, placeholder, signs in _PLACEHOLDERS:
-        if any(sign in shape for sign in signs):
+        if not characters.isdisjoint(signs):
             shape = pattern.sub(placeholder, shape)
     return " ".join(shape.split())[:SHAPED]
 
@@ -175,11 +177,12 @@ def recent_failures(since: str, *, label: str = "", with_earlier: bool = True) -
     if label:
         failures = failures.filter(run__chunk__runner=label)
     classes = _numbers(failures)
-    labels, former = runners_of(node_id for node_id, _ in classes)
-    present = {each: number for each, number in classes.items() if each[0] in labels}
+    current = labels_by_id()
+    present = {each: number for each, number in classes.items() if each[0] in current}
     earlier = sum(classes.values()) - sum(present.values())
     if earlier and not with_earlier:
-        failures, classes = _with_node(failures).filter(node__in=labels), present
+        failures, classes = _with_node(failures).filter(node__in=current), present
+    labels, former = runners_of(node_id for node_id, _ in classes)
     counted = LAST & Q(run__status=Run.Status.FAILED)
     found = [
         RecentGroup(group, len(alike), _times(alike, begin=now - span, span=span))
@@ -225,17 +228,11 @@ def exception_classes() -> set[str]:
 
 def runners_of(node_ids: Iterable[int]) -> tuple[dict[int, str], dict[int, str]]:
     """The label of each node's first registered runner, or of the one that had the node before."""
+    ids, current = set(node_ids), labels_by_id()
     of_chunks = Chunk.objects.filter(node=OuterRef("pk")).values("runner")[:1]
-    found = Node.objects.filter(pk__in=set(node_ids)).values_list(
-        "pk", "digest", Subquery(of_chunks)
-    )
-    labels, present, former = runners_by_node().labels, {}, {}
-    for pk, digest, label in found:
-        if digest in labels:
-            present[pk] = labels[digest][0]
-        else:
-            former[pk] = label or ""
-    return present, former
+    others = Node.objects.filter(pk__in=ids - current.keys())
+    former = {pk: label or "" for pk, label in others.values_list("pk", Subquery(of_chunks))}
+    return {pk: current[pk][0] for pk in ids & current.keys()}, former
 
 
 def _for_good(node_ids: Collection[int]) -> QuerySet[Failure]:

@@ -1,7 +1,7 @@
 """One line that says whether all is well, for the overview and for `status`."""
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from autorun.conf import settings
-from autorun.declare.nodes import runners_by_node
+from autorun.declare.nodes import labels_by_id
 from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.observe.standings import progresses_of
 from autorun.state.clock import from_now
@@ -62,14 +62,21 @@ class Tally:
 
 def take_tally() -> Tally:
     """Count what the tabs of every page show; one query."""
-    first, *others = _numbers_by_node()
+    first, *others = _numbers_by_node(labels_by_id())
     return _tally((pk, numbers) for pk, _, *numbers in first.union(*others, all=True))
 
 
-def progresses_and_tally(nodes: Iterable[Node]) -> tuple[dict[Node, Progress], Tally]:
-    """`progresses_of` the nodes and `take_tally()`; one query for both."""
+def progresses_and_tally(nodes: Iterable[Node] | None = None) -> tuple[dict[Node, Progress], Tally]:
+    """`progresses_of` the nodes, or of all current ones, and `take_tally()`; one query for both."""
+    current = labels_by_id().keys()
+    found = list(Node.objects.filter(pk__in=current) if nodes is None else nodes)
     rows: list[tuple[int, Sequence[int]]] = []
-    progresses = progresses_of(nodes, _numbers_by_node(), lambda *row: rows.append(row))
+    others = _numbers_by_node(current - {node.pk for node in found})
+    progresses = progresses_of(found, others, lambda *row: rows.append(row))
+    for node, of in progresses.items():
+        if node.pk in current:
+            late = int(node.is_stuck)  # type: ignore[attr-defined]
+            rows.append((node.pk, (of.failed, of.unfinished, late, 0, 0, 0)))
     return progresses, _tally(rows)
 
 
@@ -88,7 +95,7 @@ def _tally(rows: Iterable[tuple[int, Sequence[int]]]) -> Tally:
     return Tally(failed, left, unfinished, stuck, is_upkeep_silent=not rounds)
 
 
-def _numbers_by_node() -> list[Any]:
+def _numbers_by_node(node_ids: Collection[int]) -> list[Any]:
     """Rows of a node's id, its failed and unfinished runs, late and held chunks, and batches.
 
     Their columns are as many as those of `progress_and_stuck`.
@@ -96,8 +103,9 @@ def _numbers_by_node() -> list[Any]:
     none, one, mark = (Value(each, IntegerField()) for each in (0, 1, ANOTHER_SUM))
     is_unplanned = Q(state=Batch.State.RUNNING, planned_at=None)
     is_unplanned &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
-    nodes = Node.objects.filter(digest__in=list(runners_by_node().labels)).order_by()
-    open_chunks: Any = Chunk.objects.filter(node__in=nodes).unfolded().order_by()
+    # Named one by one, the nodes let the index find the chunks.
+    nodes = Node.objects.filter(pk__in=node_ids).order_by()
+    open_chunks: Any = Chunk.objects.filter(node__in=list(node_ids)).unfolded().order_by()
     batches: Any = Batch.objects.unfinished().order_by()
     started = ("node_id", mark)
     return [

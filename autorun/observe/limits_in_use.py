@@ -11,9 +11,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from autorun.conf import settings
-from autorun.declare.nodes import runners_by_node
+from autorun.declare.nodes import labels_by_id
 from autorun.dispatch.limiting import Bound, calls_of, shared
-from autorun.models import Chunk, Node, Pulse
+from autorun.models import Chunk, Pulse
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.words import moment, number, some_of
@@ -91,8 +91,7 @@ def limits_in_use(names: Iterable[str] | None = None) -> list[LimitInUse]:
     labels = {label for bound in bounds for label in bound.labels}
     if not bounds:
         return []
-    digests = [digest for digest, of in runners_by_node().labels.items() if labels & {*of}]
-    ids = list(Node.objects.filter(digest__in=digests).values_list("pk", flat=True))
+    ids = [node_id for node_id, of in labels_by_id().items() if labels & {*of}]
     chunks: ChunkQuerySet[Chunk] = Chunk.objects.filter(runner__in=labels)
     of_nodes = chunks.filter(node__in=ids)
     ended = of_nodes.unfolded().filter(finished_at__gt=from_now(-MINUTE))

@@ -36,18 +36,21 @@ class Standing:
 
 
 def standings_of(
-    runners: Sequence[Runner], progresses: Mapping[Node, Progress] | None = None
+    runners: Sequence[Runner],
+    progresses: Mapping[Node, Progress] | None = None,
+    *,
+    is_brief: bool = False,
 ) -> list[Standing]:
     """The standing of each runner, in their order; `progresses` if they have been loaded already.
 
-    Four queries, or two.
+    Four queries, or two; if it `is_brief`, without activities, two or none.
     """
     digests = [digest_or_problem(runner) for runner in runners]
     if progresses is None:
         known = [digest for digest, _ in digests if digest]
         progresses = progresses_of(Node.objects.filter(digest__in=known))
     nodes = {node.digest: node for node in progresses}
-    activities = activity_by_node(progresses)
+    activities = {} if is_brief else activity_by_node(progresses)
     standings = []
     for runner, (digest, error) in zip(runners, digests, strict=True):
         of_node = {}
@@ -55,7 +58,7 @@ def standings_of(
             of_node = {
                 "node": node,
                 "progress": progresses[node],
-                "activity": activities[node.pk],
+                "activity": activities.get(node.pk, Activity()),
                 "is_stuck": node.is_stuck,  # type: ignore[attr-defined]
             }
         standings.append(Standing(runner=runner, digest=digest, error=error, **of_node))

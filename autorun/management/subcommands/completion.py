@@ -50,7 +50,7 @@ class Completion(Subcommand):
     subcommands: ClassVar[tuple[type[Subcommand], ...]] = ()
 
     def handle(self, **options: Any) -> None:
-        runners = " ".join(runner.label for runner in registry.runners())
+        runners = " ".join(registry.labels())
         cases = _in_fish if options["shell"] == "fish" else _in_bash
         script = FISH if options["shell"] == "fish" else BASH
         script = script.replace("CASES", "\n".join(cases(self.subcommands, runners)))

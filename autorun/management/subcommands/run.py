@@ -95,7 +95,7 @@ class Sweep(Subcommand):
 
     def handle(self, **options: Any) -> None:
         if not options["runners"] and not options["everything"]:
-            known = ", ".join(runner.label for runner in registry.runners()) or "none"
+            known = ", ".join(registry.labels()) or "none"
             raise CommandError(f"Which runner? Name one, or --all. Registered: {known}.")
         if options["runners"] and options["everything"]:
             raise CommandError("Name runners or give --all, not both.")
