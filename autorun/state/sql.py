@@ -162,20 +162,15 @@ def update_from(
     only: Fragment = Fragment("TRUE"),
     first: Fragment | None = None,
 ) -> list[tuple[Any, ...]]:
-    """Update the rows that `source`, named `s`, names in its column `key`; columns of each.
+    """Update the rows that pass `only` and that the `key` of `source`, named `s`, names.
 
-    Only those that pass `only`.
-
-    MariaDB has no UPDATE ... RETURNING: there, `returning` names columns as before the change. The
-    first column must never be NULL. The update `first` comes before this one, and locks its row; on
-    PostgreSQL both are one statement. If `first` finds no row, this raises Unmatched and changes
-    nothing.
+    Returns columns of each; on MariaDB, which has no UPDATE ... RETURNING, as before the change.
+    The first one must never be NULL. The update `first` locks its row before; on PostgreSQL both
+    are one statement. If it finds no row, this raises Unmatched and changes nothing.
     """
     connection = connections[settings.DATABASE]
-    updated = connection.ops.quote_name(model._meta.db_table)
-    params = [*source.params, *only.params]
-    # In one piece, which PostgreSQL expects half of the rows to pass. If its guesses multiply to
-    # one row, it compares each row of `source` with each that passes.
+    updated, params = table(model, connection), [*source.params, *only.params]
+    # PostgreSQL expects half of the rows to pass a CASE, and so joins by hash or by the key.
     match = f"id = s.{key} AND CASE WHEN {only.sql} THEN TRUE ELSE FALSE END"
     sql = f"({source.sql}) AS s WHERE {match} RETURNING {returning}"
     with connection.cursor() as cursor:
