@@ -754,6 +754,16 @@ def test_selected_scans_are_previewed_and_run(runner, django_capture_on_commit_c
     assert Batch.objects.order_by("-pk").first().planned == 2
 
 
+def test_a_window_that_selects_a_related_row_offers_no_action(runner) -> None:
+    client = client_with("start_run", "view_scan", "change_scan")
+    address = reverse("admin:sample_app_scan_changelist")
+
+    offered, in_popup = (client.get(f"{address}{query}") for query in ("", "?_popup=1"))
+
+    assert f"autorun_run__{LABEL}" in offered.content.decode()
+    assert "autorun_run__" not in in_popup.content.decode()
+
+
 def test_all_scans_a_filter_shows_are_backfilled(
     runner, django_capture_on_commit_callbacks
 ) -> None:

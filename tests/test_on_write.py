@@ -17,6 +17,7 @@ from django.db import OperationalError, connection, models, transaction
 from django.db.migrations import AlterField, Migration
 from django.test.utils import CaptureQueriesContext
 
+from autorun.dispatch.ordering import due
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
 from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
@@ -399,6 +400,27 @@ def test_many_written_rows_become_one_batch(watch, set_constants, options):
     assert statuses() == [Run.Status.SUCCEEDED] * 7
     assert not Written.objects.exists()
     assert not BatchRow.objects.exists()
+
+
+def test_rows_written_alone_go_before_a_batch_of_written_rows(watch, set_constants, settings):
+    set_constants(writes, FEW=3)
+    settings.AUTORUN = {"WINDOW": 4}
+    runner = watch()
+    *_, last = insert(*"abcdefgh")
+    round_of_upkeep()
+
+    (new,) = insert("i")
+    sql("UPDATE library_document SET title = 'z' WHERE id = %s", last)
+    round_of_upkeep()
+
+    first = [chunk.pk for chunk in due(runner.get_node().pk)[:2]]
+    assert set(
+        Run.objects.current().filter(chunk__in=first).values_list("object_id", flat=True)
+    ) == {
+        new,
+        last,
+    }
+    assert {origin_of(chunk) for chunk in Chunk.objects.all()} == {"write"}
 
 
 def test_rows_that_several_rounds_take_become_one_batch(watch, set_constants):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.utils import flatten_fieldsets
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.views.main import IS_POPUP_VAR, ChangeList
 from django.core.checks import CheckMessage
 from django.db.models import QuerySet
 from django.forms import Media
@@ -82,7 +82,8 @@ class AutorunAdminMixin(ModelAdmin):
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         actions: dict[str, Any] = super().get_actions(request)
-        if request.user.has_perm(Permission.START) and _may_view(request):
+        has_actions = self.actions is not None and IS_POPUP_VAR not in request.GET
+        if has_actions and request.user.has_perm(Permission.START) and _may_view(request):
             runners = [
                 runner
                 for runner in row_states.runners_shown(self)

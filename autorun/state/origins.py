@@ -49,7 +49,7 @@ ORIGINS: Mapping[str, Origin] = _Origins(
         "save": Origin("save", Chunk.Priority.LIVE, gettext_noop("The row was saved."), _SAVED),
         "write": Origin(
             "write",
-            Chunk.Priority.WRITE,
+            Chunk.Priority.RELATED,  # of a batch: rows that are written alone go first
             gettext_noop("The row, or one that it reads, was written in the database."),
             Q(batch__trigger=Batch.Trigger.WRITE) | _WRITTEN,
         ),
