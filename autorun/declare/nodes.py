@@ -280,13 +280,14 @@ def _content_type(runner: Runner, title: str) -> ContentType:
     Raises DatabaseError before and during `migrate`, which may be about to rename another one: a
     new one would keep that from its name, and its nodes with it.
     """
-    hooks.every_row(runner).exists()  # the table is renamed first
     app_label, name = _label(runner).split(".")
     types = ContentType.objects.db_manager(settings.DATABASE)
     of_app = types.filter(app_label=app_label)
-    alike = of_app.filter(pk__in=Node.objects.filter(title=title).values("content_type"))
-    if any(each.model_class() is None for each in alike) and not of_app.filter(model=name):
-        raise DatabaseError(f"{_label(runner)} has no content type: run `manage.py migrate`.")
+    if not of_app.filter(model=name).exists():
+        hooks.every_row(runner).exists()  # the table is renamed first
+        alike = of_app.filter(pk__in=Node.objects.filter(title=title).values("content_type"))
+        if any(each.model_class() is None for each in alike):
+            raise DatabaseError(f"{_label(runner)} has no content type: run `manage.py migrate`.")
     return types.get_for_model(runner.get_model())
 
 
