@@ -18,6 +18,7 @@ from django.db.models import F
 from django.test.utils import isolate_apps
 
 from autorun.models import Failure, Run
+from autorun.state.documents import found_at
 from tests.engine import declare, installed, statuses, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -417,7 +418,8 @@ def related():
     """Models of owners, of their profiles and things; a thing's owner may be missing."""
     options = {"__module__": "tests.library.models"}
     with isolate_apps("tests.library"):
-        owner = type("Owner", (models.Model,), {"name": models.CharField(max_length=9), **options})
+        fields = {"name": models.CharField(max_length=9), "facts": models.JSONField(default=dict)}
+        owner = type("Owner", (models.Model,), {**fields, **options})
         link = models.OneToOneField(owner, models.CASCADE, related_name="profile")
         profile = type("Profile", (models.Model,), {"owner": link, **options})
         dangling = models.ForeignKey(owner, models.DO_NOTHING, db_constraint=False)
@@ -431,6 +433,34 @@ def related():
         with connection.schema_editor() as editor:
             for model in reversed(every):
                 editor.delete_model(model)
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("owner__facts__a", [1, "x", None, [1], {"b": 1}]),
+        ("owner__facts__a__b__0", [{"b": [1]}, {"b": ["1"]}, {"b": []}]),
+    ],
+)
+def test_a_key_of_a_related_document_is_an_input_whatever_its_value(related, path, values):
+    owner, _, thing = related
+    owners = [owner.objects.create(name=str(at)) for at in range(len(values))]
+    for each, value in zip(owners, values, strict=True):
+        owner.objects.filter(pk=each.pk).update(facts={"a": value, "other": 1})
+        thing.objects.create(owner=each)
+    thing.objects.create(owner_id=99)
+    expected = [found_at(path.split("__")[2:], {"a": value}) for value in values]
+    received = []
+    runner = runner_of(thing, path, received=received)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        assert received == [*expected, None]
+        owner.objects.filter(pk=owners[0].pk).update(facts={"a": values[0], "other": 2})
+        assert runner().pending().count() == 0
+        owner.objects.filter(pk=owners[0].pk).update(facts={"a": values[1]})
+        assert runner().pending().count() == 1
 
 
 @pytest.mark.faults(47)

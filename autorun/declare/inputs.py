@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from operator import attrgetter
 from pathlib import PurePath
 from typing import Any
@@ -19,6 +19,7 @@ from uuid import UUID
 from django.db import models
 from django.db.models import F, OuterRef, Subquery
 from django.db.models.fields.files import FieldFile
+from django.db.models.fields.json import KeyTransform
 
 from autorun.declare.conversion import StoredText
 from autorun.state.documents import found_at
@@ -60,7 +61,7 @@ class Input:
     @cached_property
     def source(self) -> Any:
         """The expression that the fingerprint is made of."""
-        return self.expression(self.path)
+        return reduce(_at_key, self.keys, self.expression(self.column))
 
     @cached_property
     def read(self) -> Callable[[Any], Any]:
@@ -86,6 +87,10 @@ class Input:
         if isinstance(self.field, models.FileField) and isinstance(value, str):
             value = self.field.attr_class(instance, self.field, value)
         return given(found_at(self.keys, value), self.field)
+
+
+def _at_key(document: Any, key: str) -> KeyTransform:
+    return KeyTransform(key, document)
 
 
 def given(value: Any, field: Any) -> Any:
