@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.utils import flatten_fieldsets
-from django.contrib.admin.views.main import IS_POPUP_VAR, ChangeList
+from django.contrib.admin.views.main import ChangeList
 from django.core.checks import CheckMessage
 from django.db.models import QuerySet
 from django.forms import Media
