@@ -164,12 +164,12 @@ def update_from(
 ) -> list[tuple[Any, ...]]:
     """Update the rows that pass `only` and that the `key` of `source`, named `s`, names.
 
-    Returns columns of each; on MariaDB, which has no UPDATE ... RETURNING, as before the change.
-    The first one must never be NULL. The update `first` locks its row before; on PostgreSQL both
-    are one statement. If it finds no row, this raises Unmatched and changes nothing.
+    Returns columns of each, as before the change on MariaDB; the first must never be NULL. `first`
+    locks its row before, on PostgreSQL in one statement, and raises Unmatched if there is none.
     """
     connection = connections[settings.DATABASE]
-    updated, params = table(model, connection), [*source.params, *only.params]
+    updated = connection.ops.quote_name(model._meta.db_table)
+    params = [*source.params, *only.params]
     # PostgreSQL expects half of the rows to pass a CASE, and so joins by hash or by the key.
     match = f"id = s.{key} AND CASE WHEN {only.sql} THEN TRUE ELSE FALSE END"
     sql = f"({source.sql}) AS s WHERE {match} RETURNING {returning}"
