@@ -28,7 +28,12 @@ def due(node: Any) -> QuerySet[Any]:
 
 
 def fitting(
-    node_id: int, room: Room, *, first: Sequence[Chunk], but: Collection[int], by_batch: bool
+    node_id: int,
+    room: Room,
+    *,
+    first: Sequence[Chunk] | None,
+    but: Collection[int],
+    by_batch: bool,
 ) -> Iterator[Chunk]:
     """The chunks that fit, in their order, but none of `but`; `first` is the first page, if known.
 
@@ -38,7 +43,7 @@ def fitting(
     batches = _waiting_batches(node_id) if by_batch or room.full_batches else []
     pages = [_pages(node_id, room, but, first)]
     if 0 < len(batches) <= MOST_BATCHES:
-        pages = [_pages(node_id, room, but, (), batch=pk) for pk in batches]
+        pages = [_pages(node_id, room, but, None, batch=pk) for pk in batches]
     for chunk in heapq.merge(*pages, key=lambda each: (-each.priority, each.pk)):
         if room.takes(chunk):
             yield chunk
@@ -47,7 +52,11 @@ def fitting(
 
 
 def _pages(
-    node_id: int, room: Room, but: Collection[int], first: Sequence[Chunk], **of_batch: int | None
+    node_id: int,
+    room: Room,
+    but: Collection[int],
+    first: Sequence[Chunk] | None,
+    **of_batch: int | None,
 ) -> Iterator[Chunk]:
     """The node's due chunks, or those of a batch, read a page at a time.
 
@@ -55,7 +64,7 @@ def _pages(
     """
     size, after = FIRST_PAGE, Q()
     while not (room.is_full() or of_batch.get("batch") in room.full_batches):
-        if size == FIRST_PAGE and first and room.is_open_to_all():
+        if size == FIRST_PAGE and first is not None and room.is_open_to_all():
             page = list(first)
         else:
             rows = with_window(due(node_id)).exclude(pk__in=but).filter(after, **of_batch)

@@ -202,13 +202,13 @@ def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Ch
     if not nodes.lock_free([node_id]):
         return None
     # A stopped batch may have very many chunks: beside one, they are not read in their order.
-    first = [] if by_batch else _first_page(node_id=node_id)
+    first = None if by_batch else _first_page(node_id=node_id)
     kinds = (first[0].kinds or ()) if first else _kinds_of_node(node_id=node_id)
     claimed = []
     if held_up := {runner for _, state, runner, *_ in kinds if state == Chunk.State.PARKED}:
         tries = [next_try(node_id, label, due(node_id)) for label in sorted(held_up)]
         claimed = [chunk for chunk in tries if chunk is not None]
-        kinds, first = _kinds_of_node(node_id=node_id), []
+        kinds, first = _kinds_of_node(node_id=node_id), None
     room = Room(map(InFlight._make, kinds), node_id, labels)
     known = [chunk.pk for chunk in claimed]
     claimed += fitting(node_id, room, first=first, but=known, by_batch=by_batch)
