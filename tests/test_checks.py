@@ -36,7 +36,7 @@ from autorun.declare import registry
 from autorun.declare.base import declared
 from autorun.limits import Limit
 from autorun.observe.checks import autorun_setting, installation, names, values
-from autorun.runner import Each, Members, QuerySetRunner
+from autorun.runner import Candidate, Each, Members, QuerySetRunner
 from tests.celery_settings import configured
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped, Tag
 
@@ -954,6 +954,30 @@ def test_e021_is_not_for_runners_of_one_node_that_are_alike():
     second = declare("Second", ANALYSIS_CONFIGURATION={"depth": 2.0}, INPUT_FIELDS=["title"])
 
     assert ids(first, second) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"OUTPUT_FIELDS": {"value": "body"}},
+        {"STORE_OUTPUTS": False},
+        {"save_outputs": lambda self, results: None},
+        {"CANDIDATE": Candidate("1.1", rows=20)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_w008_two_runners_of_one_node_with_results_of_their_own(options):
+    (name,) = options
+    candidate = Candidate("1.1", rows=10) if name == "CANDIDATE" else None
+    with temporarily_registered(Analysis("Measuring", "1.1", measure)):
+        first, second = declare("First", CANDIDATE=candidate), declare("Second", **options)
+        found = only("W008", first, second)
+
+    assert name in found.msg
+
+
+def test_w008_is_not_for_what_is_executed_as_the_runner_says_that_planned_it():
+    assert ids(declare("First"), declare("Second", TIMEOUT=9, QUEUE="slow", MAX_PARALLEL=2)) == []
 
 
 @pytest.mark.parametrize("name", sorted(names.REPLACEMENTS))

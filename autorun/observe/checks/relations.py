@@ -20,9 +20,12 @@ from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, shown, warning
 from autorun.observe.checks.relation_paths import set_problem
 
+#: Options that say what becomes of a result.
+_OF_RESULTS = ("OUTPUT_FIELDS", "OUTPUT_MODEL", "OUTPUT_KEY", "STORE_OUTPUTS")
+
 
 def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
-    """E018-E021, E033, E035, E036, W002: runners before this one, and those of one node."""
+    """E018-E021, E033, E035, E036, W002, W008: runners before this one, and those of one node."""
     errors: dict[str, list[CheckMessage]] = defaultdict(list)
     upstream = {
         each.label: list(_upstream(each, errors[each.label])) for each in registry.runners()
@@ -44,6 +47,7 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
     for sharing in _by_node():
         if chosen & {runner.label for runner in sharing}:
             yield from _conflicts(sharing)
+            yield from _results_told_apart(sharing)
 
 
 def _upstream(runner: Runner, errors: list[CheckMessage]) -> Iterator[Runner]:
@@ -225,7 +229,7 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
                 f"Make {differing} of {places} alike, or give one of them another "
                 "ANALYSIS_CONFIGURATION or DATA_MODEL.",
             )
-        elif not _represent_alike(type(first), type(other)):
+        elif not _has_same_hook(first, other, "get_instance_representation"):
             yield warning(other, "W002")(
                 f"{claim} get_instance_representation(): if they differ, each would treat the "
                 "other's rows as changed.",
@@ -234,9 +238,31 @@ def _conflicts(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
             )
 
 
-def _represent_alike(one: type[Runner], other: type[Runner]) -> bool:
-    """Whether `get_instance_representation` is one function, or two of one text and one meaning."""
-    hooks = one.get_instance_representation, other.get_instance_representation
+def _results_told_apart(sharing: Sequence[Runner]) -> Iterator[CheckMessage]:
+    """W008: options that decide for a result of either runner which of the two has planned it."""
+    first, *others = sharing
+    for other in others:
+        names = [name for name in _OF_RESULTS if getattr(first, name) != getattr(other, name)]
+        if not _has_same_hook(first, other, "save_outputs"):
+            names.append("save_outputs()")
+        versions = [getattr(each.CANDIDATE, "version", None) for each in (first, other)]
+        if versions[0] == versions[1] and first.CANDIDATE != other.CANDIDATE:
+            names.append("CANDIDATE")
+        if names:
+            differing = " and ".join(names)
+            yield warning(other, "W008")(
+                f"{first.label} and {other.label} have the same analysis, version, configuration "
+                f"and model, so they share their runs, but not {differing}: for a row that both "
+                "process, those of the runner count that plans it first.",
+                f"Make {differing} of {place(other)} and {place(first)} alike, or give one of them "
+                "another ANALYSIS_CONFIGURATION. If no row passes both filters, silence this "
+                "check: SILENCED_SYSTEM_CHECKS.",
+            )
+
+
+def _has_same_hook(one: Runner, other: Runner, name: str) -> bool:
+    """Whether the runners have one function as a hook, or two of one text and one meaning."""
+    hooks = [getattr(type(each), name) for each in (one, other)]
     if hooks[0] is hooks[1]:
         return True
     try:
