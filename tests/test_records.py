@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -262,6 +263,28 @@ class TestCommand:
         assert str(table.schema.field("is_long").type) == "bool"
         assert str(table.schema.field("finished_at").type) == "timestamp[us, tz=UTC]"
         assert sorted(filter(None, table["parts.first"].to_pylist())) == ["=", "G"]
+
+    def test_declared_decimals_are_decimals_of_parquet(self, tmp_path: Path) -> None:
+        parquet = pytest.importorskip("pyarrow.parquet")
+
+        def price(value: str) -> dict[str, Decimal]:
+            return {"price": Decimal(value), "long": Decimal(value).scaleb(30)}
+
+        titles = ["9.50", "-0.125", "1e2"]
+        Document.objects.bulk_create(Document(title=title) for title in titles)
+        path = tmp_path / "results.parquet"
+        with installed(runner_class := declare(price)):
+            runner_class().run()
+            work_off()
+            Run.objects.filter(object_id=Document.objects.first().pk).update(
+                outputs={"price": "9.50", "long": "1e-30"}
+            )
+            self.export("--format", "parquet", "--output", str(path))
+
+        table = parquet.read_table(path)
+        assert str(table.schema.field("price").type) == "decimal128(38, 3)"
+        assert table["price"].to_pylist() == [*map(Decimal, titles)]
+        assert table["long"].to_pylist() == ["1e-30", "-1.25E+29", "1E+32"]
 
 
 class TestDownload:

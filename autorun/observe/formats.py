@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import re
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from importlib import import_module
 from itertools import islice
 from typing import Any
@@ -19,6 +20,8 @@ _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 #: A number is no formula, such as the text of a negative Decimal.
 _NUMBER = re.compile(r"[+-][0-9.]+(?:[eE][+-]?[0-9]+)?\Z")
 _RECORDS_AT_ONCE = 500
+#: Digits of a Decimal in Parquet.
+_MOST_DIGITS = 38
 
 
 def as_text(records: Records, form: str) -> Iterator[str]:
@@ -45,8 +48,10 @@ def write_parquet(records: Records, path: str) -> None:
         "finished_at": pyarrow.timestamp("us", tz="UTC"),
         "seconds": pyarrow.float64(),
     }
-    texts = {name for name, each in types.items() if each == pyarrow.string()}
-    rows = ({name: _in_column(each.get(name), name in texts) for name in types} for each in records)
+    rows = (
+        {name: _in_column(pyarrow, each.get(name), kind) for name, kind in types.items()}
+        for each in records
+    )
     schema = pyarrow.schema(types)
     with parquet.ParquetWriter(path, schema) as writer:
         while some := list(islice(rows, _RECORDS_AT_ONCE)):
@@ -91,9 +96,16 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=lambda each: each.isoformat())
 
 
-def _type(pyarrow: Any, kinds: set[type]) -> Any:
-    """The type of a column with values of these types; a text for those that differ."""
+def _type(pyarrow: Any, kinds: set[Any]) -> Any:
+    """The type of a column with values of these types; a text for those that differ.
+
+    Decimals have one number of places, unless they have more digits then than Parquet stores.
+    """
     kinds = kinds - {type(None)}
+    if kinds and all(isinstance(each, tuple) for each in kinds):
+        before, after = map(max, zip(*kinds, strict=True))
+        is_short = before + after <= _MOST_DIGITS
+        return pyarrow.decimal128(_MOST_DIGITS, after) if is_short else pyarrow.string()
     if kinds == {bool}:
         return pyarrow.bool_()
     if kinds == {int}:
@@ -101,5 +113,8 @@ def _type(pyarrow: Any, kinds: set[type]) -> Any:
     return pyarrow.float64() if kinds in ({float}, {int, float}) else pyarrow.string()
 
 
-def _in_column(value: Any, is_text: bool) -> Any:
-    return _json(value) if is_text and value is not None and not isinstance(value, str) else value
+def _in_column(pyarrow: Any, value: Any, kind: Any) -> Any:
+    if pyarrow.types.is_decimal(kind) and value is not None:
+        return Decimal(value)
+    is_text = kind == pyarrow.string() and not isinstance(value, str)
+    return _json(value) if is_text and value is not None else value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from operator import call
 from typing import Any
@@ -13,6 +15,7 @@ from django.db.models import F, QuerySet
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
+from autorun.declare.output_types import Kind, kind_of, type_at
 from autorun.exceptions import RunTimeout
 from autorun.models import Run
 from autorun.observe.run_states import state_of
@@ -73,18 +76,24 @@ class Records:
                 key = key_of(instance)
                 yield _record(instance, name, runs.get(key), successes.get(key))
 
-    def columns(self) -> dict[str, set[type]]:
+    def columns(self) -> dict[str, set[Any]]:
         """The columns of all records, with the types that the values of each output have.
 
-        An integer of more than 64 bits counts as a text.
+        An integer of more than 64 bits counts as a text. Instead of a type, a declared Decimal has
+        the numbers of its digits before and after the point.
         """
-        found: dict[str, set[type]] = {name: set() for name in OWN}
+        found: dict[str, set[Any]] = {name: set() for name in OWN}
+        annotation = self.runner.get_analysis().return_annotation
+        is_decimal: dict[tuple[str, ...], bool] = {}
         for _, runs, successes in self.pages():
             for run in {**runs, **successes}.values():
-                if run.status == Run.Status.SUCCEEDED:
-                    for name, value in _flat(run.outputs):
-                        is_large = isinstance(value, int) and abs(value) >= LARGE
-                        found.setdefault(name, set()).add(str if is_large else type(value))
+                if run.status != Run.Status.SUCCEEDED:
+                    continue
+                for path, value in leaves(run.outputs, ()):
+                    if path not in is_decimal:
+                        is_decimal[path] = kind_of(type_at(annotation, path)) is Kind.DECIMAL
+                    kind = _type(value, is_decimal=is_decimal[path])
+                    found.setdefault(_column(path), set()).add(kind)
         return found
 
     def pages(self) -> Iterator[tuple[Sequence[Any], dict[Key, Run], dict[Key, Run]]]:
@@ -133,8 +142,19 @@ def _record(instance: Any, name: str, run: Run | None, success: Run | None) -> d
         "seconds": None if result is None else result.seconds,
     }
     if result is not None and result.status == Run.Status.SUCCEEDED:
-        record.update(_flat(result.outputs))
+        found = leaves(result.outputs, ())
+        record.update((_column(path), each) for path, each in found)
     return record
+
+
+def _type(value: Any, *, is_decimal: bool) -> Any:
+    if is_decimal and isinstance(value, str):
+        with suppress(InvalidOperation):
+            _, digits, exponent = Decimal(value).as_tuple()
+            if isinstance(exponent, int):
+                return max(0, len(digits) + exponent), max(0, -exponent)
+    is_large = isinstance(value, int) and abs(value) >= LARGE
+    return str if is_large else type(value)
 
 
 def _names(instances: Sequence[Any]) -> list[str]:
@@ -153,11 +173,10 @@ def _names(instances: Sequence[Any]) -> list[str]:
     return names
 
 
-def _flat(outputs: Any) -> Iterator[tuple[str, Any]]:
-    """The columns of outputs: a nested key is `a.b`; outputs that are not a dict are `outputs`."""
-    for path, value in leaves(outputs, ()):
-        name = ".".join(path)
-        yield (f"outputs.{name}" if name in OWN else name or "outputs"), value
+def _column(path: tuple[str, ...]) -> str:
+    """The column of an output: a nested key is `a.b`; one that is not a dict is `outputs`."""
+    name = ".".join(path)
+    return f"outputs.{name}" if name in OWN else name or "outputs"
 
 
 def leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
