@@ -19,7 +19,7 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
 from autorun.contrib import health, otel, prometheus
-from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger
+from autorun.models import Batch, Chunk, Node, Pulse, SpilledTrigger, Written
 from autorun.observe import doctor
 from autorun.observe.doctor import Finding
 from autorun.state import probes
@@ -107,6 +107,17 @@ class TestPrometheus:
             assert value("autorun_oldest_spilled_seconds") < 60
             assert value("autorun_upkeep_age_seconds") > 10**8
             assert value("autorun_up") == 1
+
+    @pytest.mark.django_db
+    def test_written_rows_are_told_by_table(self, metrics):
+        Written.objects.create(source="library.document", operation="u", object_id=1)
+        with installed(declare(ON_WRITE=True, WATCH=("tags",))):
+            value = metrics.get_sample_value
+            document, tag = ({"table": f"library.{each}"} for each in ("document", "tag"))
+
+            assert value("autorun_written_rows", document) == 1
+            assert value("autorun_oldest_written_seconds", document) < 60
+            assert value("autorun_written_rows", tag) == 0
 
     @pytest.mark.django_db
     def test_a_scrape_takes_seven_statements_however_many_runners_there_are(self, metrics):

@@ -17,11 +17,13 @@ from django.db import OperationalError, connection, models, transaction
 from django.db.migrations import AlterField, Migration
 from django.test.utils import CaptureQueriesContext
 
+from autorun.admin.stories import other_runs, story_of
 from autorun.dispatch.ordering import due
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
 from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
-from autorun.observe.explanation import next_step
+from autorun.observe.explanation import ALL, next_step
+from autorun.observe.listing import RunFilter
 from autorun.planning.batches import cancel
 from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
@@ -88,6 +90,12 @@ def round_of_upkeep() -> None:
         hand_out_written()
         hand_on_batches()
     plan_all_spilled()
+
+
+def origins() -> list[str]:
+    """The origins of all runs, in the order of planning."""
+    runs = Run.objects.order_by("pk").select_related("chunk__batch")
+    return [origin_of(run.chunk) for run in runs]
 
 
 def insert(*titles: str) -> list[int]:
@@ -511,6 +519,7 @@ def test_written_related_rows_have_the_rows_that_read_them_planned(watch):
     work_off()
 
     assert [run.outputs["value"]["path"] for run in Run.objects.order_by("pk")] == [*"ab", *"ab"]
+    assert origins() == ["write", "write", "related_write", "write"]
 
 
 def test_written_links_have_the_rows_that_read_them_planned(watch):
@@ -528,7 +537,38 @@ def test_written_links_have_the_rows_that_read_them_planned(watch):
     round_of_upkeep()
     work_off()
 
-    assert len(statuses()) == 3
+    assert origins() == ["write", "added", "removed"]
+
+
+def test_a_run_and_an_explanation_tell_a_member_from_the_row(watch):
+    runner = watch(DATA_MODEL=Patient, INPUT_FIELDS=("code", Members("visits", "pk")))
+    Patient.objects.bulk_create([Patient(code="a")])
+    found = []
+
+    def told(write: Callable[[], Any]) -> None:
+        write()
+        found.append(runner.explain(Patient.objects.get()).reason.partition("; ")[2])
+        round_of_upkeep()
+        work_off()
+        run = Run.objects.current().select_related("node", "chunk__batch").get()
+        story = story_of(run, runner, None, others=other_runs(run), quotes=ALL)
+        found.append(story.why.partition(". ")[0])
+
+    told(lambda: Patient.objects.update(code="b"))
+    told(lambda: Visit.objects.bulk_create([Visit(patient_id="b")]))
+    told(lambda: Visit.objects.all()._raw_delete("default"))
+
+    then = ", and the next round of upkeep plans it."
+    assert found == [
+        f"it was written{then}",
+        "The row was written in the database",
+        f"a row that it reads was added (visits){then}",
+        "A row was added to a relation that the runner reads (visits)",
+        f"a row that it read was removed (visits){then}",
+        "A row was removed from a relation that the runner reads (visits)",
+    ]
+    for trigger in ("write", "added", "removed"):
+        assert [each.chunk.runner for each in RunFilter(trigger=trigger).runs()] == [runner.label]
 
 
 @pytest.mark.faults(48)
@@ -544,7 +584,12 @@ def test_many_rows_that_read_a_written_one_become_a_batch(watch, set_constants):
     Patient.objects.update(age=31)
     round_of_upkeep()
 
-    assert Batch.objects.get().planned == 5
+    batch = Batch.objects.get()
+    assert (batch.planned, batch.description) == (5, "pending rows whose visit patient changed")
+    run = Run.objects.current().select_related("node", "chunk__batch").last()
+    assert story_of(run, None, None, others=[], quotes=ALL).why.startswith(
+        f"Started by batch {batch.pk} of written rows (pending rows whose visit patient changed)."
+    )
 
 
 @pytest.mark.faults(48)

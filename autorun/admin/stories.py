@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_noop, ngettext
 
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
 from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
+from autorun.declare.related import PK
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import WORKER_LOST, Explanation, Quotes, explain
@@ -43,6 +44,15 @@ class Story:
 
 
 MOST_OTHERS = 20
+#: By origin: dependents of a row that was saved or written are planned with its priority.
+_OR_DEPENDENT = {
+    "save": gettext_noop(
+        "The row was saved, or a runner that this one depends on succeeded on it."
+    ),
+    "write": gettext_noop(
+        "The row was written, or a runner that this one depends on succeeded on it."
+    ),
+}
 
 
 def other_runs(run: Run) -> list[Run]:
@@ -124,14 +134,17 @@ def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
             return _("The row was adopted: recorded as done without running it.")
         if run.status == Run.Status.CANCELLED:
             return _("The row is ignored until its input changes.")
-    sentence = _(ORIGINS[origin or "dependency"].sentence).format(
+    sentence = ORIGINS[origin or "dependency"].sentence
+    if origin == "write" and batch is not None:
+        sentence = gettext_noop("Started by batch {batch} of written rows ({rows}).")
+    elif runner is None or runner.depends_on:
+        sentence = _OR_DEPENDENT.get(origin, sentence)
+    sentence = _(sentence).format(
         batch=batch and batch.pk,
         rows=batch and _(batch.description),
         upstream=_upstream(runner),
-        related=_related(runner),
+        related=_related(runner, of_many=origin in ("added", "removed")),
     )
-    if origin == "save" and (runner is None or runner.depends_on):
-        sentence = _("The row was saved, or a runner that this one depends on succeeded on it.")
     return f"{sentence} {_what_was_new(run, runner, others)}".rstrip()
 
 
@@ -201,10 +214,12 @@ def _upstream(runner: Runner | None) -> str:
     return _(" and ").join(labels) or _("another runner")
 
 
-def _related(runner: Runner | None) -> str:
+def _related(runner: Runner | None, *, of_many: bool) -> str:
+    """The relations that the runner reads; `of_many`, those of which rows refer to its rows."""
     names: list[str] = []
     with suppress(AutorunError):
-        names = [each.relation for each in runner.related()] if runner else []
+        every = runner.related() if runner else ()
+        names = [each.relation for each in every if not of_many or each.attname != PK]
     return ", ".join(dict.fromkeys(names)) or _("by one of its relations")
 
 

@@ -33,6 +33,7 @@ from autorun.planning.pending import stale
 from autorun.state.counts import progress_by_node
 from autorun.state.logs import get_logger
 from autorun.state.pulses import beat_of
+from autorun.triggers import on_write
 
 try:
     from prometheus_client.core import REGISTRY, GaugeMetricFamily
@@ -73,8 +74,8 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "autorun_limit_waiting_runs": (("limit",), "Runs waiting for that limit."),
     "autorun_spilled_triggers": ((), "Messages about saved rows that the broker did not accept."),
     "autorun_oldest_spilled_seconds": ((), "Age of the oldest of them."),
-    "autorun_written_rows": ((), "Notes of written rows that upkeep has not taken yet."),
-    "autorun_oldest_written_seconds": ((), "Age of the oldest of them."),
+    "autorun_written_rows": (("table",), "Notes of written rows that upkeep has not taken yet."),
+    "autorun_oldest_written_seconds": (("table",), "Age of the oldest of them."),
     "autorun_upkeep_age_seconds": ((), "Time since the last round of upkeep."),
 }
 
@@ -129,9 +130,7 @@ class AutorunCollector:
         spilled = SpilledTrigger.objects.aggregate(number=Count("pk"), oldest=Min("created_at"))
         yield "autorun_spilled_triggers", spilled["number"]
         yield "autorun_oldest_spilled_seconds", _age(now, spilled["oldest"])
-        written = Written.objects.aggregate(number=Count("pk"), oldest=Min("written_at"))
-        yield "autorun_written_rows", written["number"]
-        yield "autorun_oldest_written_seconds", _age(now, written["oldest"])
+        yield from _of_writes(now)
         if (beat_at := beat_of("upkeep")) is not None:
             yield "autorun_upkeep_age_seconds", _age(now, beat_at)
         if self.pending:
@@ -207,6 +206,15 @@ def _of_batches() -> Iterator[Sample]:
     counted = Batch.objects.values_list("runner", "state").annotate(Count("pk")).order_by()
     for runner, state, batches in counted:
         yield "autorun_batches", batches, runner, state
+
+
+def _of_writes(now: dt.datetime) -> Iterator[Sample]:
+    notes = Written.objects.values_list("source").annotate(Count("pk"), Min("written_at"))
+    found = {source: (number, oldest) for source, number, oldest in notes.order_by()}
+    for source in sorted({*on_write.tables(), *found}):
+        number, oldest = found.get(source, (0, None))
+        yield "autorun_written_rows", number, source
+        yield "autorun_oldest_written_seconds", _age(now, oldest), source
 
 
 def _age(now: dt.datetime, then: dt.datetime | None) -> float:

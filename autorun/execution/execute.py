@@ -25,6 +25,7 @@ from autorun.planning.retiring import retire_missing
 from autorun.state import draining, probes
 from autorun.state.leases import give_back, next_urgent, park, queued, requeue, start
 from autorun.state.logs import get_logger
+from autorun.state.origins import WRITTEN
 from autorun.state.probes import crash_point
 from autorun.state.transactions import leave_connections
 
@@ -149,9 +150,11 @@ def _follow_up(work: Work) -> None:
     Each step is guarded, because no other process would repeat one that this worker left out.
     """
     runner, chunk = work.runner, work.lease.chunk
-    # Related rows are the runner's own concern.
-    is_related = chunk.priority == Chunk.Priority.RELATED
-    priority = Chunk.Priority.SWEEP if is_related else chunk.priority
+    priority = chunk.priority
+    if priority == Chunk.Priority.RELATED:  # related rows are the runner's own concern
+        priority = Chunk.Priority.SWEEP
+    elif priority in WRITTEN.values():
+        priority = Chunk.Priority.WRITE
     if work.unexpected:
         with _guarded(runner, "retiring the runs of deleted rows"):
             retire_missing(runner, work.unexpected)

@@ -11,6 +11,7 @@ from django.db.models import Max, OuterRef, Q, Subquery
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
+from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
@@ -29,9 +30,16 @@ from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind
 from autorun.state.words import because, moment, number, some_of, spoken
 from autorun.triggers import on_write
-from autorun.upkeep.writes import rows_reading
+from autorun.upkeep.writes import by_origin, rows_reading
 
 LONGEST_MESSAGE = 200
+#: By the origin of the runs that it leads to, a write that upkeep has yet to take.
+_NOTED = {
+    "write": gettext_noop("it was written"),
+    "related_write": gettext_noop("a row that it reads was written (%(relation)s)"),
+    "added": gettext_noop("a row that it reads was added (%(relation)s)"),
+    "removed": gettext_noop("a row that it read was removed (%(relation)s)"),
+}
 WORKER_LOST = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
 
 
@@ -182,16 +190,16 @@ def _without_run(runner: Runner, row: Row) -> str:
 
 def next_step(runner: Runner, key: Key | None = None) -> str:
     """The next step to get a pending row planned, unless the runner is paused."""
-    if key is not None and runner.ON_WRITE and _is_noted(runner, key):
-        return _("it, or a row that it reads, was written, and the next round of upkeep plans it")
+    if key is not None and runner.ON_WRITE and (noted := _noted(runner, key)):
+        return _("%s, and the next round of upkeep plans it") % noted
     command = f"`manage.py autorun sweep {runner.label}`"
     if not is_scheduled(runner):
         return _("the runner has no schedule, so run %s to plan it") % command
     return _("the next sweep will plan it, or run %s now") % command
 
 
-def _is_noted(runner: Runner, key: Key) -> bool:
-    """Whether the row, or one that it reads, has been written and waits for upkeep."""
+def _noted(runner: Runner, key: Key) -> str:
+    """That the row, or one that it reads, was written, if upkeep has yet to plan it; else ''."""
     kind = key_kind(runner.get_model())
     is_noted = Q(**kind.lookup(key))
     if kind.is_integer:
@@ -201,12 +209,13 @@ def _is_noted(runner: Runner, key: Key) -> bool:
         for reader in table.readers if notes.exists() else ():
             if reader.runner.label != runner.label:
                 continue
-            found: Any = notes.filter(is_noted)
-            if reader.path != PK:
-                found = rows_reading(reader, table.source, notes).filter(pk=kind.to_pk(key))
-            if found.exists():
-                return True
-    return False
+            for origin, some in by_origin(reader, notes):
+                found: Any = some.filter(is_noted)
+                if reader.path != PK:
+                    found = rows_reading(reader, table.source, some).filter(pk=kind.to_pk(key))
+                if found.exists():
+                    return _(_NOTED[origin]) % {"relation": spoken(reader.relation)}
+    return ""
 
 
 def _unfinished(runner: Runner, run: Any, *, is_eligible: bool) -> Explanation:

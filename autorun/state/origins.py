@@ -20,17 +20,30 @@ class Origin:
     """
 
     word: str
-    priority: Chunk.Priority
+    priority: int
     sentence: str
     chunks: Q
 
 
+#: The priorities of rows that were written alone, by origin: their chunks have no other note of it.
+WRITTEN = {"write": int(Chunk.Priority.WRITE), "related_write": 17, "added": 18, "removed": 19}
+
 _SAVED = Q(batch=None, priority=Chunk.Priority.LIVE)
 _RELATED = Q(batch=None, priority=Chunk.Priority.RELATED)
-_WRITTEN = Q(batch=None, priority=Chunk.Priority.WRITE)
 _DEPENDENT = Q(batch=None, priority__lt=Chunk.Priority.RELATED)
 #: Runs that were adopted or ignored were never sent.
 _SENT = ~Q(state=Chunk.State.FINISHED) | Q(published_at__isnull=False)
+
+
+_BY_PRIORITY: Mapping[int, str] = {
+    Chunk.Priority.LIVE: "save",
+    Chunk.Priority.RELATED: "related",
+    **{priority: name for name, priority in WRITTEN.items()},
+}
+
+
+def _written(name: str) -> Q:
+    return Q(batch=None, priority=WRITTEN[name])
 
 
 class _Origins(dict[str, Origin]):
@@ -50,8 +63,26 @@ ORIGINS: Mapping[str, Origin] = _Origins(
         "write": Origin(
             "write",
             Chunk.Priority.RELATED,  # of a batch: rows that are written alone go first
-            gettext_noop("The row, or one that it reads, was written in the database."),
-            Q(batch__trigger=Batch.Trigger.WRITE) | _WRITTEN,
+            gettext_noop("The row was written in the database."),
+            Q(batch__trigger=Batch.Trigger.WRITE) | _written("write"),
+        ),
+        "related_write": Origin(
+            "related write",
+            WRITTEN["related_write"],
+            gettext_noop("A related row that the runner reads ({related}) was written."),
+            _written("related_write"),
+        ),
+        "added": Origin(
+            "row added",
+            WRITTEN["added"],
+            gettext_noop("A row was added to a relation that the runner reads ({related})."),
+            _written("added"),
+        ),
+        "removed": Origin(
+            "row removed",
+            WRITTEN["removed"],
+            gettext_noop("A row was removed from a relation that the runner reads ({related})."),
+            _written("removed"),
         ),
         "sweep": Origin(
             "sweep",
@@ -94,12 +125,8 @@ def origin_of(chunk: Chunk) -> str:
     """
     if chunk.batch is not None:
         return chunk.batch.trigger
-    if chunk.priority == Chunk.Priority.LIVE:
-        return "save"
-    if chunk.priority == Chunk.Priority.RELATED:
-        return "related"
-    if chunk.priority == Chunk.Priority.WRITE:
-        return "write"
+    if chunk.priority in _BY_PRIORITY:
+        return _BY_PRIORITY[chunk.priority]
     is_sent = chunk.state != Chunk.State.FINISHED or chunk.published_at is not None
     return "dependency" if is_sent else ""
 

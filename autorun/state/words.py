@@ -40,6 +40,8 @@ NAMES = (
     gettext_noop("warning"), gettext_noop("error"), gettext_noop("idle"), gettext_noop("save"),
     gettext_noop("write"), gettext_noop("sweep"), gettext_noop("backfill"), gettext_noop("code"),
     gettext_noop("related"), gettext_noop("dependency"), gettext_noop("related row"),
+    gettext_noop("related write"), gettext_noop("added"), gettext_noop("row added"),
+    gettext_noop("removed"), gettext_noop("row removed"),
     gettext_noop("1h"), gettext_noop("24h"), gettext_noop("7d"), gettext_noop("30d"),
     gettext_noop("pending rows"), gettext_noop("missing rows"), gettext_noop("changed rows"),
     gettext_noop("failed rows"), gettext_noop("not_applicable rows"), gettext_noop("all rows"),

@@ -35,10 +35,15 @@ logger = get_logger(__name__)
 
 
 class Reader(NamedTuple):
-    """A runner that reads a table; `path` leads from the runner's rows to the keys of the table."""
+    """A runner that reads a table; `path` leads from the runner's rows to the keys of the table.
+
+    It follows `relation`, which leads to many rows of the table, or to one.
+    """
 
     runner: Runner
     path: str = PK
+    relation: str = ""
+    is_of_many: bool = False
 
 
 @dataclass
@@ -85,12 +90,13 @@ def tables() -> dict[str, Table]:
         if not runner.ON_WRITE:
             continue
         with suppress(AutorunError):  # a system check says what is wrong with it
-            for key, path in dict.fromkeys(_keys_read(runner)):
+            of_many = {each.relation for each in call(runner, "related") if each.attname != PK}
+            for key, path, relation in dict.fromkeys(_keys_read(runner)):
                 source = key.model._meta.label_lower
                 if not key.primary_key:
                     source += f".{key.attname}"
                 table = found.setdefault(source, Table(source, key.model, key))
-                table.readers.append(Reader(runner, path))
+                table.readers.append(Reader(runner, path, relation, relation in of_many))
     return found
 
 
@@ -131,17 +137,17 @@ def forget() -> None:
 registry.on_change(forget)
 
 
-def _keys_read(runner: Runner) -> Iterator[tuple[Any, str]]:
-    """A key of each table that the runner reads, and how its rows lead to it."""
+def _keys_read(runner: Runner) -> Iterator[tuple[Any, str, str]]:
+    """A key of each table that the runner reads, how its rows lead to it, and the relation."""
     for parent, path in _tables_of(call(runner, "get_model")):
-        yield parent._meta.pk, path
+        yield parent._meta.pk, path, ""
     for each in call(runner, "related"):
         if each.attname != PK:
-            yield each.model._meta.get_field(each.attname), each.lookup
+            yield each.model._meta.get_field(each.attname), each.lookup, each.relation
             continue
         for parent, path in _tables_of(each.model):
             # The lookup ends in the primary key of the related row.
-            yield parent._meta.pk, each.lookup.removesuffix(PK) + path
+            yield parent._meta.pk, each.lookup.removesuffix(PK) + path, each.relation
 
 
 def _tables_of(model: type[Model]) -> Iterator[tuple[type[Model], str]]:

@@ -30,6 +30,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.keys import key_kind
 from autorun.state.leases import ends_at
 from autorun.state.logs import get_logger
+from autorun.state.origins import WRITTEN
 from autorun.state.probes import crash_point
 from autorun.state.transactions import leave_connections, unlocked
 from autorun.triggers import delivery
@@ -252,8 +253,9 @@ def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:
         fail_lethal(runners[0], *keys, deaths=first.tries)
     elif first.runner and runners:
         is_noted = first.model_label.startswith((delivery.DELETED, delivery.WRITTEN))
-        priority = Chunk.Priority.WRITE if is_noted else Chunk.Priority.LIVE
-        plan_keys(runners[0], keys, priority=priority)
+        # The label ends in the origin, unless it is that of the model.
+        written = WRITTEN.get(first.model_label.rpartition(":")[2], Chunk.Priority.WRITE)
+        plan_keys(runners[0], keys, priority=written if is_noted else Chunk.Priority.LIVE)
     else:
         plan_for_all(runners, keys)
 

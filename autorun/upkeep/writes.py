@@ -7,7 +7,7 @@ again. So no note is lost, in whatever order transactions commit.
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import insert_ignoring_conflicts, table
 from autorun.state.transactions import repeated_on_conflict, sum_of_each
+from autorun.state.words import spoken
 from autorun.triggers import on_write
 from autorun.triggers.delivery import WRITTEN, label_of_deleted
 from autorun.triggers.on_write import Reader
@@ -186,16 +187,20 @@ def _take_portion(
 def _leave_to_workers(reader: Reader, noted: Noted, notes: QuerySet[Written]) -> bool:
     """Leave the rows to workers, as saved rows that wait; False if they are too many."""
     label = reader.runner.get_model()._meta.label
-    deleted: set[Key] = set()
+    parts: dict[str, set[Key]] = {}
     if reader.path == PK:
         column = key_kind(reader.runner.get_model()).column
         deleted = set(notes.filter(_DELETED).values_list(column, flat=True))
-        written_keys = set(notes.values_list(column, flat=True)) - deleted
+        parts[label_of_deleted(label, settings.DATABASE)] = deleted
+        parts[WRITTEN + label] = set(notes.values_list(column, flat=True)) - deleted
     else:
-        written_keys = set(rows_reading(reader, noted.source, notes)[: FEW + 1])
-        if len(written_keys) > FEW:
+        known: set[Key] = set()
+        for origin, some in by_origin(reader, notes):
+            found = set(rows_reading(reader, noted.source, some)[: FEW + 1])
+            parts[f"{WRITTEN}{label}:{origin}"] = found - known
+            known |= found
+        if len(known) > FEW:
             return False
-    parts = {label_of_deleted(label, settings.DATABASE): deleted, WRITTEN + label: written_keys}
     # The time of the deletion tells which runs are of the deleted row.
     at = {} if noted.deleted_at is None else {"created_at": noted.deleted_at}
     SpilledTrigger.objects.bulk_create(
@@ -210,6 +215,8 @@ def _begin(reader: Reader, noted: Noted) -> Batch:
     """A batch of rows yet to be copied, which no other process plans before it is handed on."""
     batch = batches.begin(reader.runner, Batch.Trigger.WRITE)
     source = written.source(batch, deleted_at=noted.deleted_at, is_truncated=noted.truncated > 0)
+    if reader.path != PK:
+        source["words"] = f"whose {spoken(reader.relation)} changed"
     source |= {"table": noted.source, written.UP_TO: noted.last}
     scope = Scope(source=None if noted.may_concern_all(reader) else source)
     batch.scope, batch.description = scope.written(), str(scope)[:255]
@@ -237,6 +244,18 @@ def _copy(reader: Reader, source: str, notes: QuerySet[Written], batch: Batch) -
             f"(WITH c({names}) AS ({sql}) SELECT * FROM c) AS d WHERE 1 = 1 {end}",
             params,
         )
+
+
+def by_origin(reader: Reader, notes: QuerySet[Written]) -> Iterator[tuple[str, QuerySet[Written]]]:
+    """The notes of a table, by the origin of runs that each of them leads to."""
+    if reader.path == PK:
+        yield "write", notes
+        return
+    if reader.is_of_many:
+        yield "added", notes.filter(operation=Written.Operation.INSERT)
+        yield "removed", notes.filter(_DELETED)
+        notes = notes.filter(operation=Written.Operation.UPDATE)
+    yield "related_write", notes
 
 
 def rows_reading(reader: Reader, source: str, notes: QuerySet[Written]) -> QuerySet[Any, Key]:
