@@ -55,7 +55,13 @@ LONGEST_PAUSE = 120.0
 MOST_REFUSALS = 12
 
 
-@shared_task(name="autorun.plan", bind=True, max_retries=MOST_TRIES, **_options)
+@shared_task(
+    name="autorun.plan",
+    bind=True,
+    max_retries=MOST_TRIES,
+    Request="autorun.execution.giving_way:SavedRows",
+    **_options,
+)
 def plan(
     self: Any, model_label: str, pks: Sequence[Any], at: float = 0.0, *_: Any, **__: Any
 ) -> None:

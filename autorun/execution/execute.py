@@ -15,6 +15,7 @@ from autorun.dispatch.messages import longest
 from autorun.dispatch.releasing import release_after, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
+from autorun.execution.giving_way import are_rows_waiting
 from autorun.execution.keeper import Keeper
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node
@@ -46,8 +47,8 @@ def execute(chunk_id: int) -> None:
     """Execute the chunk, and more urgent ones before it, unless another worker has started them.
 
     Celery ends the process after the message's time limit, so a chunk that may take longer than the
-    time left is not started: an urgent one has its own message, and this one is sent again. A
-    drained worker starts none.
+    time left is not started: an urgent one has its own message, and this one is sent again, as it
+    is if saved rows wait behind it. A drained worker starts none.
     """
     chunk = queued(chunk_id)
     if chunk is None:
@@ -71,7 +72,7 @@ def execute(chunk_id: int) -> None:
     if draining.has_begun():
         if give_back(chunk):
             logger.info("%s: gave chunk %s back: the worker is drained.", chunk.runner, chunk.pk)
-    elif _ends_before(deadline, chunk):
+    elif _ends_before(deadline, chunk) and not are_rows_waiting(chunk):
         _execute_one(chunk)
     else:
         send([chunk])

@@ -17,6 +17,7 @@ from autorun.conf import settings
 from autorun.dispatch.releasing import release_after
 from autorun.exceptions import LeaseLost, RunTimeout
 from autorun.execution.calls import Call
+from autorun.execution.giving_way import gives_way
 from autorun.execution.work import Work
 from autorun.state.leases import extend, extend_unasked
 from autorun.state.logs import get_logger
@@ -25,6 +26,8 @@ logger = get_logger(__name__)
 
 #: Seconds between two checks.
 INTERVAL = 0.5
+#: Seconds between two while the chunk may give way to saved rows.
+LOOK_EVERY = 0.05
 #: Seconds after which a chunk gives its unstarted runs to other workers.
 HAND_OVER_AFTER = 2.0
 #: Seconds after its time limit at which a body that ignores it has failed.
@@ -44,6 +47,7 @@ class Keeper:
     follow_up: Callable[[], object]
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _may_give_way: bool = False
     _extended_at: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> Keeper:
@@ -69,9 +73,10 @@ class Keeper:
             self._thread.join()
 
     def _keep(self) -> None:
-        interval = min(INTERVAL, settings.HEARTBEAT)
+        chunk = self.work.lease.chunk
+        self._may_give_way = chunk.size > 1 and chunk.priority < chunk.Priority.LIVE
         try:
-            while not self._stop.wait(interval):
+            while not self._stop.wait(self._interval()):
                 try:
                     self._check()
                 except LeaseLost:
@@ -87,6 +92,9 @@ class Keeper:
         finally:
             connections.close_all()
 
+    def _interval(self) -> float:
+        return min(LOOK_EVERY if self._may_give_way else INTERVAL, settings.HEARTBEAT)
+
     def _check(self) -> None:
         now = time.monotonic()
         if now - self._extended_at >= settings.HEARTBEAT:
@@ -98,11 +106,18 @@ class Keeper:
             self.work.cancel()  # once more: code may have swallowed the exception
         if (overdue := self._overdue(now)) is not None and self._fail(overdue):
             raise LeaseLost
-        is_slow = now - self.work.began_at >= HAND_OVER_AFTER
-        is_adaptive = self.work.runner.BATCH_SIZE is None
-        if is_slow and is_adaptive and (number := self.work.hand_over()):
-            logger.info("%s: handed %d runs over.", self._name(), number)
-            self._release()
+        if self.work.runner.BATCH_SIZE is not None:
+            return
+        if now - self.work.began_at >= HAND_OVER_AFTER:
+            self._may_give_way = False
+            if number := self.work.hand_over():
+                logger.info("%s: handed %d runs over.", self._name(), number)
+                self._release()
+        elif self._may_give_way and gives_way(self.work.lease.chunk, self.work.began_at):
+            self._may_give_way = False
+            # Its end, which is near, releases the next chunks.
+            number = self.work.hand_over(in_one_chunk=True)
+            logger.info("%s: %d runs give way to saved rows.", self._name(), number)
 
     def _extend(self) -> bool:
         """Extend the lease, and cancel the runs that should be.

@@ -178,14 +178,14 @@ class Work:
 
     # For the keeper's thread
 
-    def hand_over(self) -> int:
+    def hand_over(self, *, in_one_chunk: bool = False) -> int:
         """Give the unstarted runs to other workers. Return how many."""
         with self.lock:
             rest = [Result.moved(each.run) for each in self._assignments]
             if rest:
                 # If the answer is lost, the database may have moved them.
                 self._is_in_doubt = True
-                self._write(rest)
+                self._write(rest, size=len(rest) if in_one_chunk else 0)
                 self._is_in_doubt = False
             self._assignments.clear()
         return len(rest)

@@ -62,9 +62,11 @@ def connect(make_round: Callable[[], bool]) -> None:
 def _prepare(sender: Any, **_: Any) -> None:
     """Import what tasks need before the pool forks; name what it cannot run; add upkeep.
 
-    The digests are those of the code that the worker has imported, so they are computed now.
+    The memory by which saved rows interrupt backfills is shared from then on. The digests are those
+    of the code that the worker has imported, so they are computed now.
     """
     import autorun.execution.at_once
+    import autorun.execution.execute
     import autorun.upkeep.rounds  # noqa: F401
     from autorun.upkeep import bootstep
 
