@@ -283,7 +283,8 @@ class Body:
                 portions.too_many(len(rest))
                 return []
             error = OutputError(
-                f"{self.analysis} raised SmallerBatch for a single row, which cannot be halved."
+                f"{self.analysis} raised SmallerBatch for a single row. If a row is too large even "
+                "alone, shorten its input in the body, or raise NotApplicable."
             )
         if is_alone or isinstance(error, RetryLater):
             portions.blamed()
