@@ -10,12 +10,15 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
@@ -275,6 +278,60 @@ def test_a_connection_that_it_removes_or_replaces_is_put_back(leave, caplog):
     assert is_before
     assert not before.in_atomic_block
     assert "in the place of 'default'. It is put back." in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("way", ["rows_left", "rows_left_begun", "rows_left_closed"])
+def test_a_cursor_with_rows_left_ends_with_its_connection(way, file_of_its_own, caplog):
+    """Otherwise it would keep its snapshot, and a lock, as long as the process refers to it."""
+    code = UserCode("a.Runner")
+    for _ in range(2):
+        with code:
+            leftovers.leave(way)
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            next(leftovers._kept.pop())
+
+        write_from_elsewhere(file_of_its_own)
+    assert ("left the connection" in caplog.text) == (way != "rows_left_closed")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cursor_that_has_been_read_or_is_the_callers_costs_no_connection(file_of_its_own, caplog):
+    with UserCode("a.Runner"):
+        read = connection.cursor().execute("SELECT 1")
+        read.fetchall()
+    of_caller = ContentType.objects.iterator(chunk_size=1)
+    next(of_caller)
+    with UserCode("a.Runner"):
+        leftovers.leave("begin")
+
+    next(of_caller)
+    assert read.fetchone() is None
+    assert not caplog.messages
+
+
+@pytest.fixture
+def file_of_its_own(tmp_path, monkeypatch):
+    """The file of a database on disk, to which the default connection leads."""
+    if connection.vendor != "sqlite":
+        pytest.skip("the cursors of other databases do not outlive their connection")
+    path = tmp_path / "database"
+    for name, value in (("NAME", path), ("OPTIONS", {})):
+        monkeypatch.setitem(connection.settings_dict, name, value)
+    connection.close()
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA journal_mode = DELETE")
+        raw.execute("CREATE TABLE django_content_type (id, app_label, model)")
+        raw.executemany("INSERT INTO django_content_type VALUES (?, 'a', 'b')", [[1], [2], [3]])
+        raw.commit()
+    yield path
+    connection.close()
+
+
+def write_from_elsewhere(path):
+    with closing(sqlite3.connect(path, timeout=0)) as raw:
+        raw.execute("DELETE FROM django_content_type WHERE id = 4")
+        raw.commit()
 
 
 @pytest.mark.django_db(transaction=True)

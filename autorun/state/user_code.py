@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
-from operator import call
+from operator import attrgetter, call
 from types import FrameType
 from typing import Any
 
@@ -32,6 +33,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
+from autorun.state.sqlite_sessions import end_cursors, has_rows_left, has_temporary, prepare
 from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, SELDOM_READS, put_back, read
 from autorun.state.waits import IS_BOUNDED, bound_statements
 
@@ -60,6 +62,12 @@ _BOUNDS = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE}  # PyMySQL's
 _IDLE, _ACTIVE = 0, 1  # libpq's states of a transaction
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 
+#: How a connection is left.
+_IN_USE = "in a transaction or broken: what it wrote is undone"
+_CHANGED = "with other settings of its session"
+_READING = "with a cursor that has rows left"
+#: What refers to a connection that is closed, and of which no cursor is left.
+_FIELD_AND_ARGUMENT = 2
 #: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
 _STEPS = 1_000_000
 
@@ -87,7 +95,7 @@ class UserCode:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
-        is_main = is_main_thread()
+        is_main = threading.get_ident() == threading.main_thread().ident
         #: How the surroundings of the code are read, and what they are when it is first called.
         self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
         self._seldom: Sequence[Callable[[], Any]] = SELDOM_READS if is_main and is_body else ()
@@ -103,16 +111,17 @@ class UserCode:
         self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
         self._wrappers: list[list[Any]] = []
         for connection in self._all:
-            raw: Any = connection.connection
-            is_managed = raw is not None and not connection.autocommit
-            if connection.in_atomic_block or is_managed:
+            is_sqlite = connection.vendor == "sqlite"
+            if connection.in_atomic_block or (is_sqlite and _left(connection) is _READING):
+                continue
+            if connection.connection is not None and not connection.autocommit:
                 continue
             own: Any = connection.settings_dict
             of_project = {**own, "OPTIONS": {**own["OPTIONS"]}} if is_main else None
             self._connections.append((connection, of_project))
-            if connection.vendor == "sqlite" and raw is not None:
+            if is_sqlite and connection.connection is not None:
                 # 0 continues; an exception that a signal handler raises here ends the query.
-                raw.set_progress_handler(lambda: 0, _STEPS)
+                connection.connection.set_progress_handler(lambda: 0, _STEPS)
         self.mend()
 
     def __enter__(self) -> UserCode:
@@ -171,10 +180,10 @@ class UserCode:
                 connection.settings_dict.clear()  # those of other threads' connections, too
                 connection.settings_dict.update(of_project, OPTIONS={**of_project["OPTIONS"]})
                 self._replace(connection, "with other settings")
-            elif not _is_idle(connection):
-                self._replace(connection, "in a transaction or broken: what it wrote is undone")
+            elif left := _left(connection):
+                self._replace(connection, left)
             elif connection in self._touched:
-                self._replace(connection, "with other settings of its session")
+                self._replace(connection, _CHANGED)
             elif connection.errors_occurred:
                 replace(connection)
 
@@ -261,6 +270,9 @@ def discard(connection: BaseDatabaseWrapper) -> None:
 
 
 def _reset(connection: BaseDatabaseWrapper) -> None:
+    raw: Any = connection.connection
+    if connection.vendor == "sqlite" and raw is not None and has_rows_left(raw):
+        end_cursors(raw)
     connection.in_atomic_block = connection.closed_in_transaction = False
     connection.needs_rollback = connection.errors_occurred = False
     connection.run_on_commit, connection.savepoint_ids, connection.atomic_blocks = [], [], []
@@ -269,7 +281,7 @@ def _reset(connection: BaseDatabaseWrapper) -> None:
 def replace_left() -> None:
     """Replace the connections that another task of this process has left in a transaction."""
     for connection in all_connections():
-        if not _is_idle(connection):
+        if _left(connection):
             logger.warning("A task left the connection %r in use.", connection.alias)
             replace(connection)
 
@@ -305,11 +317,6 @@ def _cancel_query(raw: Any) -> None:
             raw.cancel_safe(timeout=_PATIENCE)
 
 
-def is_main_thread() -> bool:
-    # Not current_thread(), which makes an object for a thread that it does not know.
-    return threading.get_ident() == threading.main_thread().ident
-
-
 def all_connections() -> list[BaseDatabaseWrapper]:
     """This thread's connections, kept: asking Django for them takes longer than checking them."""
     known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
@@ -318,31 +325,72 @@ def all_connections() -> list[BaseDatabaseWrapper]:
     return known
 
 
-def _is_idle(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the connection is closed, or open in autocommit and outside of any transaction."""
+@dataclass(slots=True)
+class _Known:
+    """What a connection was like when it was opened."""
+
+    raw: Any
+    session: object
+    references: float = math.inf
+    has_temporary: bool = False
+
+
+def _left(connection: BaseDatabaseWrapper) -> str:
+    """How the connection is left; empty if it is closed, or idle in autocommit as it was before."""
     raw: Any = connection.connection
-    if connection.in_atomic_block or connection.needs_rollback or connection.closed_in_transaction:
-        return False
-    if connection.atomic_blocks or connection.savepoint_ids:  # Django would not commit the next one
-        return False
+    is_sqlite = connection.vendor == "sqlite"
+    if (
+        connection.in_atomic_block
+        or connection.needs_rollback
+        or connection.closed_in_transaction
+        # Django would not commit the next transaction.
+        or connection.atomic_blocks
+        or connection.savepoint_ids
+    ):
+        return _IN_USE
+    known: _Known | None = connection.__dict__.get("_autorun_session")
+    if known is not None and known.raw is not raw:
+        _forget(connection, known)
+        known = None
     if raw is None:
-        return True
-    if not connection.autocommit:
-        return False
+        return ""
     try:
-        session: object
-        if connection.vendor == "sqlite":
-            session = (raw.row_factory, raw.text_factory, raw.isolation_level)
-            session = None if raw.in_transaction else session
-        else:
-            session = _SESSIONS[connection.vendor](raw)
+        session = _SESSIONS[connection.vendor](raw)
     except Exception:  # noqa: BLE001  it was closed behind Django's back
-        return False
-    known = connection.__dict__.get("_autorun_session")
-    if known is None or known[0] is not raw:
-        known = connection.__dict__["_autorun_session"] = (raw, session)
-        _watch(raw)
-    return session is not None and bool(session == known[1])
+        session = None
+    if known is None:
+        known = _note(connection, session)
+        known.references = sys.getrefcount(raw)
+    if session is None or session != known.session or not connection.autocommit:
+        return _IN_USE
+    # Each cursor refers to its connection.
+    if is_sqlite and sys.getrefcount(raw) > known.references and has_rows_left(raw):
+        return _READING
+    is_changed = is_sqlite and not known.has_temporary and _has_made_temporary(known)
+    return _CHANGED if is_changed else ""
+
+
+def _note(connection: BaseDatabaseWrapper, session: Any) -> _Known:
+    raw: Any = connection.connection
+    if connection.vendor == "sqlite":
+        prepare(raw)
+        session = session and (False, *session[1:])
+    known = connection.__dict__["_autorun_session"] = _Known(raw, session)
+    known.has_temporary = connection.vendor == "sqlite" and has_temporary(raw) is not None
+    _watch(raw)
+    return known
+
+
+def _forget(connection: BaseDatabaseWrapper, known: _Known) -> None:
+    del connection.__dict__["_autorun_session"]
+    if connection.vendor == "sqlite" and sys.getrefcount(known.raw) > _FIELD_AND_ARGUMENT:
+        end_cursors(known.raw)
+
+
+def _has_made_temporary(known: _Known) -> bool:
+    found = has_temporary(known.raw)
+    known.has_temporary = found is not None
+    return bool(found)
 
 
 def connect() -> None:
@@ -355,7 +403,7 @@ def connect() -> None:
 
 
 def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    _is_idle(connection)
+    _left(connection)
     known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
     if known and connection not in known and connection in (now := connections.all()):
         _thread.connections = now  # which every block around user code compares with its own
@@ -390,7 +438,8 @@ def _session_on_mariadb(raw: Any) -> object:
 
 
 #: What the driver reports of a session, and of what its cursors return; None if it is not idle.
-_SESSIONS: dict[str, Callable[[Any], object]] = {
+_SESSIONS: dict[str, Callable[[Any], Any]] = {
+    "sqlite": attrgetter("in_transaction", "row_factory", "text_factory", "isolation_level"),
     "postgresql": _session_on_postgresql,
     "mysql": _session_on_mariadb,
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pymysql
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection, connections, transaction
 from django.utils import translation
 
@@ -120,6 +121,35 @@ def _set_up_by_the_driver() -> None:
         raw.set_character_set("latin1")
 
 
+#: What a module of a project keeps for ever.
+_kept: list[object] = []
+
+
+def _keep_rows_left() -> None:
+    """The rest of a query's rows is never read, and the process refers to it for ever."""
+    table = ContentType.objects.all()
+    rows = table.iterator(chunk_size=1)
+    next(rows)
+    _kept.append(rows)
+
+
+def _keep_rows_left_in_a_transaction() -> None:
+    _execute("BEGIN")
+    _keep_rows_left()
+
+
+def _keep_rows_left_and_close() -> None:
+    _keep_rows_left()
+    connection.close()
+
+
+def _keep_rows_left_in_the_driver(raw: Any, **options: Any) -> None:
+    cursor = raw.cursor(**options)
+    cursor.execute("SELECT id FROM django_content_type")
+    cursor.fetchone()
+    _kept.append(cursor)
+
+
 def _hold_from_another_thread() -> None:
     """The connection of another thread stays open in a transaction."""
 
@@ -140,6 +170,9 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "atomic_closed": _close_in_atomic,
     "autocommit": lambda: connection.set_autocommit(False),
     "closed": lambda: connection.close(),
+    "rows_left": _keep_rows_left,
+    "rows_left_begun": _keep_rows_left_in_a_transaction,
+    "rows_left_closed": _keep_rows_left_and_close,
     "closed_outside": _close_from_outside,
     "all_closed": lambda: connections.close_all(),
     "rollback_needed": lambda: setattr(connection, "needs_rollback", True),
@@ -182,11 +215,13 @@ _STATEMENTS = {
         "mode": "SET SESSION sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'",
         "no_autocommit": "SET autocommit = 0",
         "used": "USE information_schema",
+        "temporary": "CREATE TEMPORARY TABLE autorun_run (id INT)",
     },
     "sqlite": {
         "read_only": "PRAGMA query_only = ON",
         "lock": "BEGIN IMMEDIATE",
         "exclusive": "PRAGMA locking_mode = EXCLUSIVE",
+        "temporary": "CREATE TEMP TABLE autorun_run (id)",
     },
 }
 
@@ -198,6 +233,7 @@ def _refuse(*_: object) -> None:
 _OF_THE_DRIVER: dict[str, dict[str, Callable[[Any], object]]] = {
     "postgresql": {
         "driver_path": lambda raw: raw.execute("SET search_path TO nowhere"),
+        "driver_rows_left": partial(_keep_rows_left_in_the_driver, name="faultlab", withhold=True),
     },
     "mysql": {
         "driver_database": lambda raw: raw.cursor().execute("USE information_schema"),
@@ -205,9 +241,15 @@ _OF_THE_DRIVER: dict[str, dict[str, Callable[[Any], object]]] = {
         "driver_selected": lambda raw: raw.select_db("information_schema"),
         "driver_began": lambda raw: raw.query("BEGIN"),
         "driver_connected": lambda raw: (raw.close(), raw.ping(reconnect=True)),
+        "driver_rows_left": partial(_keep_rows_left_in_the_driver, cursor=pymysql.cursors.SSCursor),
     },
     "sqlite": {
         "driver_began": lambda raw: raw.execute("BEGIN IMMEDIATE"),
+        "driver_rows_left": _keep_rows_left_in_the_driver,
+        "driver_table": lambda raw: raw.execute("CREATE TEMP TABLE autorun_run (id)"),
+        "driver_view": lambda raw: raw.executescript(
+            "CREATE TEMP VIEW autorun_chunk AS SELECT 1 AS id"
+        ),
     },
 }
 
