@@ -40,7 +40,6 @@ from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, redirected
 from autorun.dispatch.releasing import release_everywhere
 from autorun.exceptions import BrokerUnavailable, NotApplicable, RetryLater
-from autorun.execution import execute as execute_module
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
@@ -823,14 +822,15 @@ def forget_what_changed_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that is delivered again starts its chunk again."""
+    receive = Life.receive
 
-    def queued(chunk_id: int) -> Chunk | None:
-        running = Chunk.objects.filter(pk=chunk_id, state=Chunk.State.RUNNING)
-        running.update(state=Chunk.State.QUEUED)
-        return sound(chunk_id)
+    def restart(life: Life, message: Message) -> None:
+        if message.task == EXECUTE:
+            running = Chunk.objects.filter(pk=message.args[0], state=Chunk.State.RUNNING)
+            running.update(state=Chunk.State.QUEUED)
+        receive(life, message)
 
-    sound = execute_module.queued
-    monkeypatch.setattr(execute_module, "queued", queued)
+    monkeypatch.setattr(Life, "receive", restart)
 
 
 def miscount(monkeypatch: pytest.MonkeyPatch) -> None:
