@@ -53,7 +53,9 @@ def addresses(site: str) -> list[str]:
         "autorun_batch_count": [LABEL],
         **rows(),
     }
-    if site == "brief":
+    lacking = "health" if site == "brief" else site.removeprefix("no_")
+    pages = {name: args for name, args in pages.items() if f"autorun_{lacking}_" not in name}
+    if site.startswith("no_"):
         del pages["autorun_health_changelist"]
     return [reverse(f"admin:{name}", args=args, current_app=site) for name, args in pages.items()]
 
@@ -119,6 +121,20 @@ def test_a_site_without_health_has_no_link_to_it(admin: Client) -> None:
     assert "no worker is picking them up.\n" in texts["brief"]
     assert "/brief/autorun/health/" not in texts["brief"]
     assert 'href=""' not in texts["brief"]
+
+
+@pytest.mark.usefixtures("_scene")
+@pytest.mark.parametrize("name", ["batch", "failure", "node", "run"])
+def test_a_site_that_lacks_a_page_has_no_broken_one(admin: Client, name: str) -> None:
+    pages = [admin.get(each) for each in addresses(f"no_{name}")]
+
+    assert {page.status_code for page in pages} == {200}
+    said = [page for page in pages if "that this admin site does not have" in page.text]
+    assert bool(said) == (name != "failure")
+    assert 'href=""' not in "".join(page.text for page in pages)
+    if name != "node":
+        address = reverse("admin:autorun_node_sweep", args=[LABEL], current_app=f"no_{name}")
+        assert admin.get(admin.post(address)["Location"]).status_code == 200
 
 
 def test_e047_a_site_with_some_of_the_pages():

@@ -59,6 +59,20 @@ class Tab:
     mark: str = ""
 
 
+class PageResponse(TemplateResponse):
+    """A page; if its site lacks one that it leads to, a page that says so (`autorun.E047`)."""
+
+    @property
+    def rendered_content(self) -> str:
+        try:
+            return super().rendered_content
+        except NoReverseMatch as error:
+            if "autorun_" not in str(error):
+                raise
+            self.template_name = "autorun/lacking.html"
+            return super().rendered_content
+
+
 class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """A ModelAdmin with pages of its own: nothing is added, changed or deleted."""
 
@@ -128,13 +142,14 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         # `{% url %}` resolves by it if there are several admin sites.
         request.current_app = self.admin_site.name
         name, engine = f"autorun/{template}.html", django_engine()
-        return TemplateResponse(request, name, context, using=engine)
+        return PageResponse(request, name, context, using=engine)
 
     def url(self, name: str, *args: Any) -> str:
         return address_of(self.admin_site, name.removeprefix("autorun_"), *args)
 
     def redirect(self, name: str, *args: Any) -> HttpResponseRedirect:
-        return HttpResponseRedirect(self.url(name, *args))
+        index = reverse("admin:index", current_app=self.admin_site.name)
+        return HttpResponseRedirect(self.url(name, *args) or index)
 
     def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:
         """Redirect to the page the form names as its own, if it is on this site."""

@@ -107,7 +107,7 @@ def check_site(model_admin: Any, names: Sequence[str]) -> Iterator[CheckMessage]
     if missing and is_first:
         yield error(model_admin, "E047")(
             f"The admin site {site.name!r} lacks autorun's {missing}, to which its other pages "
-            "lead, so these fail.",
+            "lead, so these cannot be shown.",
             "Register all of Node, Run, Failure and Batch there, each with its ModelAdmin in "
             "autorun.admin, or none of them. Health may be left out.",
         )
