@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.test import override_settings
 from django.utils import timezone
@@ -30,6 +31,7 @@ from autorun.triggers import on_schedule
 from settings import celery_app
 from tests import celery_settings
 from tests.engine import declare, installed
+from tests.library.models import Country
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db
@@ -371,6 +373,20 @@ def test_spilled_triggers():
     assert "no runner here" in only(backlog.examine_spilled(), "warning").message
     with installed(declare()):
         assert "Fix the broker" in only(backlog.examine_spilled(), "warning").hint
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="Other databases refuse such a key.")
+def test_keys_that_cannot_be_stored_are_named_also_by_status(capsys):
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO library_country VALUES (CAST(X'62FF' AS TEXT), 'x')")
+    with installed(declare(DATA_MODEL=Country, INPUT_FIELDS=("name",))):
+        found = only(backlog.examine_keys(), "warning")
+        call_command("autorun", "status")
+
+        sentence = "tests.EchoRunner: rows are skipped because their keys cannot be stored or read"
+        assert found.message == f"{sentence}, such as b'b\\xff'."
+        assert found.bare == f"{sentence}."
+        assert found.message in capsys.readouterr().out
 
 
 def test_paused_nodes():

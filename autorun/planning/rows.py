@@ -113,17 +113,20 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
     return found
 
 
-def warn_of_unnameable(runner: Runner) -> None:
-    """Log the keys of rows that autorun leaves out because it cannot store or read them."""
+def about_unnameable(runner: Runner) -> str:
+    """That autorun leaves rows out because it cannot store or read their keys; '' if it does not.
+
+    It reads all keys of a model that may have such.
+    """
     named = hooks.every_row(runner)
     if not named.query.where:
-        return
+        return ""
     every = named.model._base_manager.using(named.db).exclude(pk__in=named.values("pk"))
     is_on_sqlite = connections[named.db].vendor == "sqlite"
     column: Any = Cast("pk", models.BinaryField()) if is_on_sqlite else F("pk")
-    if keys := list(every.values_list(column, flat=True)[:SOME_KEYS]):
-        message = "%s: rows are skipped because their keys cannot be stored or read, such as %s."
-        logger.warning(message, runner.label, ", ".join(map(repr, keys)))
+    keys = ", ".join(map(repr, every.values_list(column, flat=True)[:SOME_KEYS]))
+    reason = f"rows are skipped because their keys cannot be stored or read, such as {keys}"
+    return f"{runner.label}: {reason}." if keys else ""
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:

@@ -26,6 +26,7 @@ from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import about_version, is_new, used_before
 from autorun.observe.standings import Standing, standings_of
 from autorun.planning.pending import pending, stale
+from autorun.planning.rows import about_unnameable
 from autorun.state.words import ago, because, duration, estimate, schedule, short_number
 
 BAR_WIDTH = 16
@@ -49,7 +50,7 @@ COUNTS = (
 )
 JSON_FIELDS = (
     *("analysis", "model", "schedule", "pending", "stale", "paused_at", "held_at", "is_new"),
-    *("run_seconds", "seconds_left", "is_stuck", "error"),
+    *("run_seconds", "seconds_left", "is_stuck", "skipped", "error"),
 )
 
 
@@ -63,6 +64,8 @@ class RunnerState(Standing):
     version: str = ""
     pending: int | None = None
     stale: int | None = None
+    #: That rows are skipped because of their keys.
+    skipped: str = ""
     is_new: bool = False
     held_up: list[HeldUp] = field(default_factory=list)
 
@@ -152,6 +155,9 @@ class Status(Subcommand):
         self.terminal.console.print(drawn(states, self.terminal), soft_wrap=True)
         for limit in limits_in_use({each.LIMIT for each in runners if each.LIMIT}):
             self.terminal.say(str(limit))
+        for state in states:
+            if state.skipped:
+                self.terminal.say((state.skipped, "yellow"))
         for edit in edits(runners):
             self.terminal.say((str(edit), "yellow"))
             self.terminal.hint(edit.advice)
@@ -257,7 +263,8 @@ def _counted(known: RunnerState) -> RunnerState:
     if known.error:
         return known
     runner = known.runner
-    return replace(known, pending=pending(runner).count(), stale=stale(runner).count())
+    found = replace(known, pending=pending(runner).count(), stale=stale(runner).count())
+    return replace(found, skipped=about_unnameable(runner))
 
 
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:

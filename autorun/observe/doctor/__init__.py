@@ -38,6 +38,7 @@ THEN = (
     backlog.examine_held_up,
     backlog.examine_spilled,
     backlog.examine_written,
+    backlog.examine_keys,
     backlog.examine_paused,
     backlog.examine_batches,
     system_checks.examine_code,

@@ -1,10 +1,12 @@
 """Examines chunks, saved rows, nodes and batches that got stuck."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from django.db.models import Count, Min, QuerySet, Sum
 
 from autorun.conf import settings
+from autorun.declare import registry
 from autorun.declare.nodes import runners_by_node
 from autorun.dispatch.messages import queue_name
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
@@ -12,6 +14,7 @@ from autorun.observe.doctor.finding import Finding, error, examination, ok, warn
 from autorun.observe.held_up import held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import held
+from autorun.planning.rows import about_unnameable
 from autorun.state.clock import from_now
 from autorun.state.words import because, counted, moment
 from autorun.triggers import on_write
@@ -175,6 +178,20 @@ def examine_written() -> Iterator[Finding]:
             )
     if not sources:
         yield ok("None overdue.")
+
+
+@examination("keys")
+def examine_keys() -> Iterator[Finding]:
+    """Rows that no runner processes because of their keys."""
+    for runner in registry.runners():
+        with suppress(Exception):  # the checks report what is wrong with it
+            if skipped := about_unnameable(runner):
+                yield warning(
+                    skipped,
+                    "Give these rows other keys: texts of valid UTF-8, and without NUL if autorun's"
+                    " tables are in PostgreSQL, or numbers below 2^63.",
+                    bare=f"{skipped.rpartition(', such as')[0]}.",
+                )
 
 
 @examination("paused")
