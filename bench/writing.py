@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from celery import current_app
 from django.db import connection, transaction
 
 from autorun.declare import registry
-from autorun.models import Written
+from autorun.dispatch.publishing import Message, redirected
+from autorun.models import Batch, Written
 from autorun.triggers import installing
+from autorun.upkeep.rounds import hand_on_batches
+from autorun.upkeep.writes import hand_out_written
 from bench import stage
 from bench.measuring import Line, in_turns
 from bench.scale import Scale
@@ -41,6 +45,7 @@ def measure(scale: Scale) -> Iterator[Line]:
             for name, (work, sql) in statements.items():
                 yield _compared(f"write-{name}", work, sql, number, scale, goal.get(name))
             yield _one_row(scale)
+            yield _planned(scale)
     finally:
         assert installing.remove() == []
         stage.empty(*TABLES.values())
@@ -69,6 +74,48 @@ def _compared(key: str, work: str, sql: str, number: int, scale: Scale, goal: fl
         goal=goal,
         rows=number,
     )
+
+
+def _planned(scale: Scale) -> Line:
+    runner = WatchingRunner()
+    stage.hold(runner)
+
+    def prepare(name: str) -> None:
+        stage.empty_state()
+        stage.fill_items(scale.rows)
+        stage.empty(Written._meta.db_table)
+        stage.execute("UPDATE subject_item SET title = 'another title of usual length'")
+        if name == "backfill":
+            stage.empty(Written._meta.db_table)
+        stage.settle()
+
+    timings = in_turns(
+        {"rounds": _plan_written, "backfill": runner.backfill},
+        rounds=scale.rounds,
+        before=prepare,
+    )
+    return timings.line(
+        *("rounds", "backfill"),
+        key="write-planned",
+        work=f"ON_WRITE: plan {scale.rows:,} rows that one UPDATE has changed",
+        against="a backfill of the same rows, without notes",
+        goal=2,
+        rows=scale.rows,
+    )
+
+
+def _plan_written() -> None:
+    """Make rounds, and do at once what workers would be told, until all notes are planned."""
+
+    def plan(messages: Sequence[Message]) -> None:
+        for message in messages:
+            if message.task == "autorun.backfill":
+                current_app.tasks[message.task].run(*message.args)
+
+    with redirected(plan):
+        while Written.objects.exists() or Batch.objects.filter(planned_at=None).exists():
+            hand_out_written()
+            hand_on_batches()
 
 
 def _one_row(scale: Scale) -> Line:
