@@ -112,6 +112,22 @@ def test_given_keys_are_counted_with_the_bounds_of_their_runs(runner: QuerySetRu
 
 
 @on_postgresql
+def test_given_keys_that_python_reads_are_counted_with_the_bounds_of_their_runs() -> None:
+    Document.objects.bulk_create(Document(title=str(number)) for number in range(100))
+    keys = list(Document.objects.order_by("pk").values_list("pk", flat=True)[10:20])
+    runner_class = declare(INPUT_FIELDS=None, INPUT_KEY="value")
+
+    with installed(runner_class):
+        runner_class().adopt()
+        settle()
+        with explained("SELECT COUNT(*), COUNT(*) - COUNT(r.object_id)") as plans:
+            plan_keys(runner_class(), keys)
+
+    (plan,) = plans
+    assert re.search(rf"object_id > '?{keys[0] - 1}\b.*object_id <= '?{keys[-1]}\b", plan)
+
+
+@on_postgresql
 def test_the_chunk_of_a_run_is_found_by_its_id_when_many_wait_since_the_last_statistics(
     runner: QuerySetRunner,
 ) -> None:

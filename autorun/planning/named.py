@@ -28,7 +28,7 @@ from autorun.state.parameters import LEAST
 logger = get_logger(__name__)
 
 #: Upkeep may pass 500,000 at once, saved while no broker answered.
-KEYS_AT_ONCE = 2_000
+KEYS_AT_ONCE = 10_000
 
 
 def plan_keys(

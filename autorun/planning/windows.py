@@ -118,10 +118,11 @@ def whole(
 
     The `bounds` are those of its keys, if they are known.
     """
-    if not planned_by_database(runner):
-        yield from _python_windows(runner, queryset, node_id=node_id)
+    if planned_by_database(runner):
+        yield Window(candidates_in(runner, queryset, node_id=node_id, **bounds), "")
         return
-    yield Window(candidates_in(runner, queryset, node_id=node_id, **bounds), "")
+    after, up_to = (str(bounds.get(name, "")) for name in ("above", "up_to"))
+    yield from _python_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
 
 
 def in_halves(

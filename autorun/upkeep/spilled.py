@@ -5,14 +5,16 @@ portion and sends its message; the worker that receives it counts a try, plans t
 out another portion like it. So a long queue is worked off without waiting for rounds.
 """
 
+import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections, transaction
-from django.db.models import F, Max, Q, QuerySet
+from django.db.models import F, Max, Q, QuerySet, TextField
+from django.db.models.functions import Cast
 
 from autorun.conf import settings
 from autorun.declare import registry
@@ -38,7 +40,7 @@ from autorun.triggers import delivery
 logger = get_logger(__name__)
 
 #: About so many rows are planned for one message; so many triggers are read first.
-MOST_ROWS = 2_000
+MOST_ROWS = 10_000
 FIRST = 100
 #: Portions of one model, and suspects, that are handed out at once.
 MOST_PORTIONS = 5
@@ -161,27 +163,34 @@ def _lease(part: QuerySet[SpilledTrigger]) -> list[Any]:
     times. So those that no try has failed to plan become one. They are named tuples, because making
     instances takes as long as planning the rows.
     """
-    named = part.values_list("pk", "model_label", "keys", "tries", "reason", named=True)
+    named = part.annotate(text=Cast("keys", TextField()))
+    named = named.values_list("pk", "model_label", "text", "tries", "reason", named=True)
     with transaction.atomic(using=settings.DATABASE):
-        found = _locked(named, FIRST)
-        if sum(len(trigger.keys) for trigger in found) < MOST_ROWS and len(found) == FIRST:
-            found = _locked(named, MOST_ROWS)
-        rows = accumulate(len(trigger.keys) for trigger in found)
+        found, keys = _with_keys(_locked(named, FIRST))
+        if sum(map(len, keys)) < MOST_ROWS and len(found) == FIRST:
+            found, keys = _with_keys(_locked(named, MOST_ROWS))
+        rows = accumulate(map(len, keys))
         some = [each for each, total in zip(found, rows, strict=True) if total <= MOST_ROWS]
         portion = some or found[:1]
         if len(fresh := [each for each in portion if not each.reason]) > 1:
-            _merge(fresh)
+            of_each = zip(portion, keys, strict=False)
+            _merge(fresh, chain(*(some for each, some in of_each if not each.reason)))
             portion = [fresh[0], *(each for each in portion if each.reason)]
         ids = [trigger.pk for trigger in portion]
         SpilledTrigger.objects.filter(pk__in=ids).update(expires_at=ends_at())
     return portion
 
 
-def _merge(some: Sequence[Any]) -> None:
+def _with_keys(found: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The triggers, and the keys of each, read from their texts at once."""
+    return found, json.loads(f"[{','.join(each.text for each in found)}]")
+
+
+def _merge(some: Sequence[Any], keys: Iterable[Any]) -> None:
     """Give the first of the triggers the keys of all, and delete the others."""
     named = key_kind(SpilledTrigger).condition([each.pk for each in some], settings.DATABASE)
     every = SpilledTrigger.objects.filter(named)
-    changes: dict[str, Any] = {"keys": list(dict.fromkeys(chain(*(each.keys for each in some))))}
+    changes: dict[str, Any] = {"keys": list(dict.fromkeys(keys))}
     if some[0].model_label.startswith(delivery.DELETED):  # runs until then are of the deleted rows
         changes |= every.aggregate(created_at=Max("created_at"))
     SpilledTrigger.objects.filter(pk=some[0].pk).update(**changes)
