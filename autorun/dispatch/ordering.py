@@ -17,6 +17,7 @@ from autorun.state.sql import table
 FIRST_PAGE = 2
 #: With more batches than this, their chunks are read together.
 MOST_BATCHES = 20
+COLUMNS = ("node", "runner", "batch", "priority", "queue", "size")
 IS_DUE = Q(state=Chunk.State.WAITING) & (Q(not_before=None) | Q(not_before__lte=DatabaseNow()))
 
 
@@ -79,7 +80,9 @@ def _pages(
 
 
 def with_window(chunks: QuerySet[Any]) -> QuerySet[Any]:
-    return chunks.annotate(window=F("batch__window"))  # type: ignore[no-any-return]
+    """The chunks, with the window of their batch and the columns that a release reads."""
+    found: QuerySet[Any] = chunks.annotate(window=F("batch__window")).only(*COLUMNS)
+    return found
 
 
 def _waiting_batches(node_id: int) -> list[int | None]:

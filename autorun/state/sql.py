@@ -5,7 +5,6 @@ it. They are written like any other, with a `Slot` in place of each value that d
 call. Whatever else they read, such as a setting, becomes part of the SQL.
 """
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,10 +46,13 @@ def prepared(build: Callable[[], models.QuerySet[Any]]) -> Callable[..., list[An
         if (key := (build, using)) not in _compiled:
             template = build()
             compiler = template.query.get_compiler(using)
-            _compiled[key] = (template, compiler, *_with_names(*compiler.as_sql()))
+            compiled = _with_names(*compiler.as_sql())
+            converters = compiler.get_converters([each for each, *_ in compiler.select])
+            compiler.get_converters = lambda _: converters
+            _compiled[key] = (template, compiler, *compiled)
         template, compiler, sql, names, constants = _compiled[key]
         params = tuple(map((constants | values).__getitem__, names))
-        bound = copy.copy(compiler)
+        bound = _alike(compiler)
         bound.connection = connections[using]
         bound.as_sql = lambda *_, **__: (sql, params)
         rows, rows._query = _alike(template), _alike(template.query)

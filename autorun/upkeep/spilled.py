@@ -163,8 +163,8 @@ def _lease(part: QuerySet[SpilledTrigger]) -> list[Any]:
     times. So those that no try has failed to plan become one. They are named tuples, because making
     instances takes as long as planning the rows.
     """
-    named = part.annotate(text=Cast("keys", TextField()))
-    named = named.values_list("pk", "model_label", "text", "tries", "reason", named=True)
+    columns = ("pk", "model_label", "text", "tries", "reason")
+    named: Any = part.annotate(text=Cast("keys", TextField())).values_list(*columns, named=True)
     with transaction.atomic(using=settings.DATABASE):
         found, keys = _with_keys(_locked(named, FIRST))
         if sum(map(len, keys)) < MOST_ROWS and len(found) == FIRST:
