@@ -410,6 +410,20 @@ def test_many_written_rows_become_one_batch(watch, set_constants, options):
     assert not BatchRow.objects.exists()
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Others count rows themselves")
+def test_the_rows_of_a_batch_are_counted_before_it_is_planned(watch, set_constants):
+    set_constants(writes, FEW=3)
+    watch()
+
+    def analyses(*titles: str) -> int:
+        insert(*titles)
+        with CaptureQueriesContext(connection) as queries:
+            round_of_upkeep()
+        return sum(each["sql"].startswith("ANALYZE") for each in queries)
+
+    assert [analyses("a"), analyses(*"bcdefgh")] == [0, 1]
+
+
 def test_rows_written_alone_go_before_a_batch_of_written_rows(watch, set_constants, settings):
     set_constants(writes, FEW=3)
     settings.AUTORUN = {"WINDOW": 4}

@@ -8,10 +8,11 @@ again. So no note is lost, in whatever order transactions commit.
 import datetime as dt
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from django.db import IntegrityError, connections
+from django.db import DatabaseError, IntegrityError, connections
 from django.db.models import Count, F, Max, Min, Q, QuerySet, TextField
 
 from autorun.conf import settings
@@ -128,10 +129,24 @@ def _take(noted: Noted) -> int:
         number, begun = repeated_on_conflict(portion)
         taken, after = taken + number, up_to
         crash_point("writes.taken")
-    for batch in begun.values() if after >= noted.last else ():
+    complete = begun.values() if after >= noted.last else ()
+    if complete:
+        _estimate_rows()
+    for batch in complete:
         written.complete(batch)
         batches.hand_on(batch)
     return taken
+
+
+def _estimate_rows() -> None:
+    """Have PostgreSQL count the rows of the new batches.
+
+    It would expect a few, and compare each of them with all runs of a window.
+    """
+    connection = connections[settings.DATABASE]
+    if connection.vendor == "postgresql":
+        with suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute(f"ANALYZE (SKIP_LOCKED) {table(BatchRow, connection)}")
 
 
 def _begun_before(reader: Reader, noted: Noted) -> Batch | None:
