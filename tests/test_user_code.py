@@ -14,12 +14,12 @@ import sqlite3
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 from django.contrib.contenttypes.models import ContentType
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
@@ -332,6 +332,37 @@ def write_from_elsewhere(path):
     with closing(sqlite3.connect(path, timeout=0)) as raw:
         raw.execute("DELETE FROM django_content_type WHERE id = 4")
         raw.commit()
+
+
+@pytest.mark.faults(39)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("block", [nullcontext, transaction.atomic])
+def test_a_child_that_it_forks_has_connections_of_its_own(block, caplog):
+    """It would read the answers to its parent's queries."""
+    connection.ensure_connection()
+    if connection.vendor == "sqlite" and connection.is_in_memory_db():
+        pytest.skip("another connection would find no tables")
+    before = connection.connection
+    with UserCode("a.Runner"), block():
+        has_failed = True
+        pid = os.fork()
+        try:
+            for number in range(50):
+                assert answer(number + pid) == number + pid
+            has_failed = False
+        finally:
+            if not pid:
+                os._exit(has_failed)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    assert connection.connection is before
+    assert not caplog.messages
+
+
+def answer(number):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT %s", [number])
+        return int(cursor.fetchone()[0])
 
 
 @pytest.mark.django_db(transaction=True)

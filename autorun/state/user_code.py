@@ -24,7 +24,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
-from operator import attrgetter, call
+from operator import call
 from types import FrameType
 from typing import Any
 
@@ -33,7 +33,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
-from autorun.state.sqlite_sessions import end_cursors, has_rows_left, has_temporary, prepare
+from autorun.state.sessions import SESSIONS, end_cursors, has_rows_left, has_temporary, prepare
 from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, SELDOM_READS, put_back, read
 from autorun.state.waits import IS_BOUNDED, bound_statements
 
@@ -48,8 +48,6 @@ _ORDINARY = (
 _CHANGES_SESSION = re.compile(
     r"advisory_lock|get_lock|set_config|\binto\s+(?:local\s+|global\s+)?temp|@\w+\s*:=|\binto\s*@|;\s*\S"
 ).search
-#: Settings of a session whose changes PostgreSQL reports to the driver.
-_REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
 #: Modules that call methods of a driver's connections, and leave no session changed.
 _NOT_OF_USERS = ("django.", "autorun.", "pymysql.cursors", "MySQLdb.cursors")
 #: Those methods through which statements are given to it.
@@ -58,9 +56,8 @@ _ENTRANCES = ("cursor", "query", "select_db", "change_user", "set_character_set"
 _OPEN = unwrap(BaseDatabaseWrapper.connect).__code__
 #: Seconds for cancelling a query on the server.
 _PATIENCE = 2.0
+_ACTIVE = 1  # libpq's state of a transaction with a query
 _BOUNDS = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE}  # PyMySQL's
-_IDLE, _ACTIVE = 0, 1  # libpq's states of a transaction
-_IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 
 #: How a connection is left.
 _IN_USE = "in a transaction or broken: what it wrote is undone"
@@ -75,6 +72,8 @@ _STEPS = 1_000_000
 SELDOM = 0.0002
 
 _EMPTY = Context()
+#: Connections that a child keeps from being closed.
+_of_parent: list[Any] = []
 _thread = threading.local()
 
 
@@ -286,6 +285,23 @@ def replace_left() -> None:
             replace(connection)
 
 
+def _leave_to_parent() -> None:
+    """In a child that user code has forked: have it open connections of its own.
+
+    It would read the answers to its parent's queries, and end its parent's session.
+    """
+    if getattr(_thread, "user_code", None) is not None:
+        for connection in all_connections():
+            if connection.vendor != "sqlite" or not connection.is_in_memory_db():  # type: ignore[attr-defined]
+                _of_parent.append(connection.connection)
+                connection.connection = None
+                _reset(connection)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
     """Cancel the queries that this thread waits for, before an exception ends the wait.
 
@@ -355,7 +371,7 @@ def _left(connection: BaseDatabaseWrapper) -> str:
     if raw is None:
         return ""
     try:
-        session = _SESSIONS[connection.vendor](raw)
+        session = SESSIONS[connection.vendor](raw)
     except Exception:  # noqa: BLE001  it was closed behind Django's back
         session = None
     if known is None:
@@ -415,31 +431,3 @@ def _is_opening() -> bool:
     while frame is not None and frame.f_code is not _OPEN:
         frame = frame.f_back
     return frame is not None
-
-
-def _session_on_postgresql(raw: Any) -> object:
-    pgconn = getattr(raw, "pgconn", None)
-    if pgconn is None:  # psycopg2
-        is_idle = raw.autocommit and raw.info.transaction_status == _IDLE and not raw.closed
-        return [raw.cursor_factory] if is_idle else None
-    if not raw.autocommit or pgconn.transaction_status != _IDLE:
-        return None
-    of_driver = (raw.row_factory, raw.cursor_factory, raw.isolation_level, raw.read_only)
-    return [*of_driver, *map(pgconn.parameter_status, _REPORTED)]
-
-
-def _session_on_mariadb(raw: Any) -> object:
-    status = getattr(raw, "server_status", None)
-    if status is None:  # mysqlclient: only statements would tell more
-        return raw.get_autocommit() or None
-    is_idle = raw.open and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
-    # It is another session if user code has connected it anew.
-    return (raw.cursorclass, raw.charset, raw.thread_id()) if is_idle else None
-
-
-#: What the driver reports of a session, and of what its cursors return; None if it is not idle.
-_SESSIONS: dict[str, Callable[[Any], Any]] = {
-    "sqlite": attrgetter("in_transaction", "row_factory", "text_factory", "isolation_level"),
-    "postgresql": _session_on_postgresql,
-    "mysql": _session_on_mariadb,
-}
