@@ -44,6 +44,7 @@ def this_worker() -> Iterator[None]:
     draining.look()
     yield
     draining.prepare("")
+    draining.consume_from([])
     draining.own = ""
 
 
@@ -163,6 +164,24 @@ def test_an_idle_worker_is_listed_and_can_be_drained(admin_client: Client) -> No
     assert worker.last_seen is not None
     assert "Drain…<span" in page
     assert drained.state == "drained"
+
+
+@pytest.mark.usefixtures("this_worker")
+def test_an_idle_worker_is_listed_with_its_queues_until_it_ends() -> None:
+    long = "projects." + 60 * "q"
+    draining.consume_from(["gpu", "celery", long])
+    draining.look()
+    (working,) = workers_at_work()
+    # Started anew under its name, with fewer queues.
+    Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(minutes=3))
+    draining.consume_from(["celery"])
+    draining.look()
+    (fewer,) = workers_at_work()
+    draining.end()
+
+    assert working.queues.startswith("celery, gpu, projects.qqqq")
+    assert fewer.queues == "celery"
+    assert workers_at_work() == []
 
 
 @pytest.mark.usefixtures("this_worker")

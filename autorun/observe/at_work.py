@@ -20,6 +20,7 @@ from autorun.state.clock import from_now
 class WorkerAtWork:
     """One worker: its columns. `runs` are those it finished in the last ten minutes.
 
+    `queues` are those that it consumes from, or those of its recent chunks if they are not known.
     `since` is the start of the chunk that it has had for longest. `state` is "draining" until a
     drained worker has finished its chunks, then "drained"; "ended" for a worker that is no longer
     alive, or "not answering" if it still has chunks; and empty for any other worker.
@@ -44,7 +45,7 @@ class WorkerAtWork:
 
 
 def workers_at_work() -> list[WorkerAtWork]:
-    """The workers that are alive or worked in the last ten minutes, by name; three queries."""
+    """The workers that are alive or worked in the last ten minutes, by name; four queries."""
     is_running = Q(state=Chunk.State.RUNNING)
     ended = Q(state=Chunk.State.FINISHED, finished_at__gte=from_now(-RATE_SECONDS))
     chunks: Any = Chunk.objects.unfolded().filter(is_running | ended).exclude(worker="")
@@ -62,7 +63,7 @@ def workers_at_work() -> list[WorkerAtWork]:
     for worker, *row in found:
         # A process's name is its worker's, with two more parts.
         workers.setdefault(worker.rsplit(":", 2)[0], []).append(tuple(row))
-    drained, seen = draining.drained(), draining.seen()
+    drained, seen, queues = draining.drained(), draining.seen(), draining.queues_of_workers()
     alive = [pulse for pulse, (_, is_recent) in seen.items() if is_recent]
     for pulse in (*alive, *(pulse for pulse, is_confirmed in drained.items() if is_confirmed)):
         if worker := draining.worker_of(pulse):
@@ -72,13 +73,15 @@ def workers_at_work() -> list[WorkerAtWork]:
         pulse = draining.pulse_of(name)
         # Without a pulse it has ended, unless it is one of an earlier release that still runs.
         at, is_alive = seen.get(pulse, (None, any(number for _, _, number, *_ in rows)))
-        found.append(_worker(name, rows, at, is_alive=is_alive, is_drained=pulse in drained))
+        own = queues.get(draining.code_of(pulse), [])
+        found.append(_worker(name, rows, own, at, is_alive=is_alive, is_drained=pulse in drained))
     return found
 
 
 def _worker(
     name: str,
     rows: list[tuple[Any, ...]],
+    own_queues: list[str],
     seen_at: dt.datetime | None,
     *,
     is_alive: bool,
@@ -94,7 +97,7 @@ def _worker(
         state = _("draining") if sum(running) else _("drained")
     return WorkerAtWork(
         name=name,
-        queues=", ".join(sorted(set(map(queue_name, queues)))),
+        queues=", ".join(own_queues or sorted(set(map(queue_name, queues)))),
         runners=", ".join(sorted({each for each, n in zip(runners, running, strict=True) if n})),
         chunks=sum(running),
         since=min(starts, default=None),

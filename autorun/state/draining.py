@@ -1,6 +1,7 @@
 """Workers that are alive, and drained ones: these start no more chunks until they are restarted.
 
-A pulse of each worker notes when it was last seen. Another one notes that a worker is drained. The
+A pulse of each worker notes when it was last seen, and one for each of its queues that it consumes
+from that. Another one notes that a worker is drained. The
 worker's processes read it when they are about to start a chunk, and its upkeep before every round.
 The main process uses no database: a byte of memory, which it shares with the processes it forks,
 tells it to stop consuming autorun's queues.
@@ -9,15 +10,19 @@ tells it to stop consuming autorun's queues.
 import datetime as dt
 import hashlib
 import mmap
+from collections import defaultdict
+from collections.abc import Iterable
 from enum import IntEnum
+from functools import reduce
+from operator import or_
 
-from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
+from django.db.models import BooleanField, ExpressionWrapper, Q
 
 from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import DatabaseNow, from_now
 
-PREFIX, ALIVE = "drain:", "alive:"
+PREFIX, ALIVE, QUEUE = "drain:", "alive:", "queue:"
 #: The width of the column.
 LONGEST_NAME = 64
 #: Seconds after its last confirmation until a drained worker counts as ended, and until its note is
@@ -37,12 +42,19 @@ class _State(IntEnum):
 _shared = mmap.mmap(-1, 1)
 #: The pulse of the worker that this process belongs to; '' if it belongs to none.
 own = ""
+_queues: tuple[str, ...] = ()
 
 
 def prepare(worker: str) -> None:
     """Name the worker that starts in this process, before it forks."""
     global own
     own, _shared[0] = pulse_of(worker), _State.STARTING
+
+
+def consume_from(queues: Iterable[str]) -> None:
+    """Name the queues that the worker consumes from, before it forks."""
+    global _queues
+    _queues = tuple(queues)
 
 
 def drain(worker: str) -> bool:
@@ -69,11 +81,25 @@ def drained() -> dict[str, bool]:
 
 def seen() -> dict[str, tuple[dt.datetime, bool]]:
     """When each worker was last seen, and whether that is recent, by the name of its pulse."""
-    patience = max(LEAST_SILENCE, ALIVE_TURNS * settings.UPKEEP_INTERVAL)
-    is_recent = ExpressionWrapper(Q(beat_at__gt=from_now(-patience)), output_field=BooleanField())
+    is_recent = ExpressionWrapper(_is_recent(), output_field=BooleanField())
     noted = Pulse.objects.filter(name__startswith=ALIVE).annotate(is_recent=is_recent)
     found = noted.values_list("name", "beat_at", "is_recent")
     return {PREFIX + name.removeprefix(ALIVE): (at, is_new) for name, at, is_new in found}
+
+
+def queues_of_workers() -> dict[str, list[str]]:
+    """The queues that each worker consumes from, by the `code_of` its pulse."""
+    found = defaultdict(list)
+    noted = Pulse.objects.filter(_is_recent(), name__startswith=QUEUE).order_by("name")
+    for name in noted.values_list("name", flat=True):
+        _, code, queue = name.split(":", 2)
+        found[code].append(queue)
+    return found
+
+
+def code_of(pulse: str) -> str:
+    """A short name of a worker, to be followed by that of a queue."""
+    return hashlib.sha256(pulse.encode()).hexdigest()[:12]
 
 
 def pulse_of(worker: str) -> str:
@@ -111,9 +137,10 @@ def look() -> None:
     """
     if not own:
         return
-    if not _sign_of_life().update(beat_at=DatabaseNow()):
-        alive = Pulse(name=ALIVE + own.removeprefix(PREFIX), beat_at=DatabaseNow())
-        Pulse.objects.bulk_create([alive], ignore_conflicts=True)
+    names = _signs_of_life()
+    if Pulse.objects.filter(name__in=names).update(beat_at=DatabaseNow()) < len(names):
+        signs = [Pulse(name=name, beat_at=DatabaseNow()) for name in names]
+        Pulse.objects.bulk_create(signs, ignore_conflicts=True)
     if _shared[0] == _State.STARTING:
         Pulse.objects.filter(name=own).delete()
         _shared[0] = _State.OPEN
@@ -126,14 +153,21 @@ def look() -> None:
 def end() -> None:
     """Delete the note that this worker is alive."""
     if own:
-        _sign_of_life().delete()
+        Pulse.objects.filter(name__in=_signs_of_life()).delete()
 
 
-def _sign_of_life() -> QuerySet[Pulse]:
-    return Pulse.objects.filter(name=ALIVE + own.removeprefix(PREFIX))
+def _signs_of_life() -> list[str]:
+    """The names of the pulses that say that this worker is alive, and which queues it has."""
+    queues = (f"{QUEUE}{code_of(own)}:{each}"[:LONGEST_NAME] for each in _queues)
+    return [ALIVE + own.removeprefix(PREFIX), *queues]
+
+
+def _is_recent() -> Q:
+    patience = max(LEAST_SILENCE, ALIVE_TURNS * settings.UPKEEP_INTERVAL)
+    return Q(beat_at__gt=from_now(-patience))
 
 
 def forget_ended() -> None:
     """Delete the notes about workers that have ended."""
-    is_noted = Q(name__startswith=PREFIX) | Q(name__startswith=ALIVE)
-    Pulse.objects.filter(is_noted, beat_at__lt=from_now(-KEPT)).delete()
+    is_noted = [Q(name__startswith=prefix) for prefix in (PREFIX, ALIVE, QUEUE)]
+    Pulse.objects.filter(reduce(or_, is_noted), beat_at__lt=from_now(-KEPT)).delete()

@@ -77,6 +77,7 @@ class Upkeep(bootsteps.StartStopStep):
         self._left: set[str] = set()  # the queues that it consumed until it was drained
         self._process: Process | None = None
         self._forks = issubclass(consumer.controller.pool_cls, TaskPool)
+        draining.consume_from(consumer.app.amqp.queues.consume_from)
         if self._forks:
             self._ensure_alive()
         else:
