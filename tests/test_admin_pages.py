@@ -25,7 +25,7 @@ from autorun.admin import batch_pages, continued, outputs_shown
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
 from autorun.admin.tables import runner_name
-from autorun.declare import page_time
+from autorun.declare import page_time, registry
 from autorun.declare.interruption import within
 from autorun.declare.nodes import forget_nodes
 from autorun.exceptions import RunTimeout
@@ -366,6 +366,23 @@ def test_the_runner_page_compares_the_configuration_with_the_version_before(runn
     assert "changed from" in page
     assert "<strong>added</strong>" in page
     assert "removed" in page
+
+
+def test_versions_of_another_runner_of_the_analysis_are_not_its_own(client) -> None:
+    Document.objects.create(title="a")
+    client.force_login(scenes.add_user("admin", is_superuser=True))
+    for version in ("1.0", "1.1"):
+        own = declare(NAME="OwnRunner", VERSION=version)
+        louder = {"ANALYSIS_CONFIGURATION": {"loudness": 11}}
+        other = declare(NAME="OtherRunner", VERSION=version, **louder)
+        with registry.registered(own, other, alone=True):
+            own().run()
+            other().run()
+            page = client.get(f"/admin/autorun/node/{own.get_label()}/").text
+
+    coverage = page.partition("Coverage by version")[2].partition("</table>")[0]
+    assert coverage.count("<tr") == 3  # with the header
+    assert "loudness" not in coverage
 
 
 @pytest.mark.parametrize(

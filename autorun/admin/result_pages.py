@@ -14,7 +14,8 @@ from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
-from django.db.models import Exists
+from django.db.models import Exists, OuterRef, Q, Subquery, Value
+from django.db.models.functions import Coalesce
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
@@ -37,7 +38,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, nodes_over
 from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError, RunTimeout
-from autorun.models import Node
+from autorun.models import Chunk, Node
 from autorun.observe.comparison import Comparison, compare_nodes
 from autorun.observe.edits import other_code
 from autorun.observe.formats import TEXTS, as_text
@@ -227,10 +228,18 @@ def versions_of(runner: Runner) -> list[Node]:
         title, own = runner.get_analysis().title, digest_of(runner)
     except Exception:  # noqa: BLE001  the card says what is wrong
         return []
-    others = {digest_or_problem(other)[0] for other in registry.runners()}
+    others = [other for other in registry.runners() if other.label != runner.label]
+    planned_by = Chunk.objects.filter(node=OuterRef("pk")).values("runner")[:1]
+    is_others = Q(digest__in=[digest_or_problem(other)[0] for other in others])
+    is_others |= Q(planned_by__in=[other.label for other in others])
     nodes = nodes_over(runner.get_model()).filter(title=title)
-    nodes = nodes.annotate(is_new=is_new(runner.label), has_other_code=Exists(other_code(runner)))
-    return list(nodes.exclude(digest__in=others - {own}).order_by("-created_at", "-pk")[:20])
+    nodes = nodes.annotate(
+        is_new=is_new(runner.label),
+        has_other_code=Exists(other_code(runner)),
+        planned_by=Coalesce(Subquery(planned_by), Value("")),
+    )
+    found = nodes.filter(Q(digest=own) | ~is_others)
+    return list(found.order_by("-created_at", "-pk")[:20])
 
 
 def candidate_of(runner: Runner, versions: Iterable[Node]) -> Node | None:

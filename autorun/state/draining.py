@@ -53,7 +53,7 @@ def prepare(worker: str) -> None:
 
 def consume_from(queues: Iterable[str]) -> None:
     """Name the queues that the worker consumes from, before it forks."""
-    global _queues
+    global _queues  # noqa: PLW0603
     _queues = tuple(queues)
 
 
