@@ -276,6 +276,21 @@ def test_a_catalogue_is_complete_and_compiled(language: str) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_message_has_another_translation_in_the_admin(language: str) -> None:
+    """The catalogues of apps that are installed before come first; a context tells them apart."""
+    with (LOCALES / language / "LC_MESSAGES" / "django.mo").open("rb") as file:
+        own = gettext.GNUTranslations(file)._catalog
+
+    with translation.override(language):
+        shown = {key: translation.gettext(key) for key in own if isinstance(key, str) and key}
+
+    assert {key: own[key] for key in shown if "\x04" not in key} == {
+        key: text for key, text in shown.items() if "\x04" not in key
+    }
+
+
+@pytest.mark.once
 @pytest.mark.slow
 def test_the_catalogues_have_the_messages_of_the_code(tmp_path: Path) -> None:
     if shutil.which("xgettext") is None:
