@@ -24,8 +24,8 @@ from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
 from autorun.state import user_code
-from autorun.state.surroundings import READS_OF_MAIN, SELDOM_READS
-from autorun.state.user_code import SELDOM, UserCode, _thread
+from autorun.state.surroundings import READS_OF_MAIN
+from autorun.state.user_code import UserCode, _thread
 from tests.faultlab import leftovers
 
 LEFT = {
@@ -47,10 +47,6 @@ LEFT = {
     "blocked": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}),
     "clock": lambda: set_time_zone("Asia/Tokyo"),
     "depth": lambda: sys.setrecursionlimit(200),
-}
-
-
-SELDOM_LEFT = {
     "timer of processor time": lambda: signal.setitimer(signal.ITIMER_PROF, 1000),
     "timer of its own time": lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
     "files": lambda: limit(resource.RLIMIT_NOFILE, 100),
@@ -78,35 +74,22 @@ def surroundings():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("leave", LEFT.values(), ids=LEFT)
-def test_what_it_changes_in_its_process_is_put_back_and_logged(leave, caplog):
-    locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    before, depth = surroundings(), sys.getrecursionlimit()
-    with UserCode("a.Runner"):
-        leave()
-
-    assert surroundings() == before
-    assert sys.getrecursionlimit() == depth
-    if leave is not LEFT["depth"]:
-        assert "a.Runner left another" in caplog.text
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("name", SELDOM_LEFT)
-def test_what_takes_longer_to_read_is_put_back_after_longer_calls(name, caplog):
+@pytest.mark.parametrize("name", LEFT)
+def test_what_it_changes_in_its_process_is_put_back_and_logged(name, caplog):
     if name in OF_ROOT and os.geteuid() != 0:
         pytest.skip("only root can")
-    before = [read() for read in SELDOM_READS]
-    code = UserCode("a.Runner", is_body=True)
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    before, depth = surroundings(), sys.getrecursionlimit()
+    code = UserCode("a.Runner")
     for _ in range(2):
         caplog.clear()
         with code:
-            SELDOM_LEFT[name]()
-            time.sleep(2 * SELDOM)
+            LEFT[name]()
 
-        assert [read() for read in SELDOM_READS] == before
-        assert len(caplog.messages) == 1
-        assert "a.Runner left another" in caplog.text
+        assert surroundings() == before
+        assert sys.getrecursionlimit() == depth
+        if name != "depth":
+            assert "a.Runner left another" in caplog.text
 
 
 @pytest.mark.once
@@ -114,11 +97,10 @@ def test_a_limit_that_a_body_raises_stays(caplog):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         limit(resource.RLIMIT_NOFILE, 100)
-        code = UserCode("a.Runner", is_body=True)
+        code = UserCode("a.Runner")
         for _ in range(2):
             with code:
                 limit(resource.RLIMIT_NOFILE, 200)
-                time.sleep(2 * SELDOM)
 
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200
         assert not caplog.messages

@@ -64,7 +64,7 @@ class Body:
             check=analysis.check_outputs,
             expected=analysis.return_annotation,
         )
-        self._user_code = UserCode(runner.label, is_body=True)
+        self._user_code = UserCode(runner.label)
         # One value for each number of attempts, so that the runs are retried in one chunk.
         self._backoff = cache(backoff_of)
 

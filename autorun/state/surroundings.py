@@ -68,7 +68,7 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
     if decimal.getcontext() is not arithmetic:
         decimal.setcontext(arithmetic)
         yield "decimal context"
-    for at, (part, now) in enumerate(zip([*_PARTS, *_SELDOM], found, strict=False)):
+    for at, (part, now) in enumerate(zip(_PARTS, found, strict=False)):
         if now == known[at] or getattr(now, "__module__", "").startswith(_CELERYS):
             continue
         was, known[at] = known[at], now
@@ -133,13 +133,11 @@ if hasattr(_signal, "pthread_sigmask"):
     _mask = partial(_signal.pthread_sigmask, signal.SIG_BLOCK, ())
     _set_mask = partial(_signal.pthread_sigmask, signal.SIG_SETMASK)
     _OF_PROCESS.append(_Part("blocked signals", _mask, _set_mask))
-_PARTS = [*_OF_THREAD, *_OF_PROCESS]
-_SELDOM: list[_Part] = []
 if sys.platform != "win32":
     import resource
 
     _OWN = (os.PRIO_PROCESS, 0)
-    _SELDOM = [
+    _OF_PROCESS += [
         _Part("priority", partial(os.getpriority, *_OWN), partial(os.setpriority, *_OWN)),
         _Part("effective user", os.geteuid, os.seteuid),
         *(
@@ -152,9 +150,8 @@ if sys.platform != "win32":
             for each in (signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
         ),
     ]
+_PARTS = [*_OF_THREAD, *_OF_PROCESS]
 READS_OF_THREAD = [part.read for part in _OF_THREAD]
 #: The main thread reads those of the process as well. In any other thread, they may be as the code
 #: of a third one has set them.
 READS_OF_MAIN = [part.read for part in _PARTS]
-#: Those that take longer than a short call of user code should.
-SELDOM_READS = [part.read for part in _SELDOM]

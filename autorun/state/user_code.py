@@ -17,7 +17,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from contextvars import Context, copy_context
@@ -34,7 +33,7 @@ from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
 from autorun.state.sessions import SESSIONS, end_cursors, has_rows_left, has_temporary, prepare
-from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, SELDOM_READS, put_back, read
+from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, put_back, read
 from autorun.state.waits import IS_BOUNDED, bound_statements
 
 logger = get_logger(__name__)
@@ -68,9 +67,6 @@ _FIELD_AND_ARGUMENT = 2
 #: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
 _STEPS = 1_000_000
 
-#: Seconds between two looks at what takes longer to read.
-SELDOM = 0.0002
-
 _EMPTY = Context()
 #: Connections that a child keeps from being closed.
 _of_parent: list[Any] = []
@@ -81,24 +77,21 @@ class UserCode:
     """A `with` block around one or several calls of user code by this thread.
 
     At the end of the block, and at each `mend()`, all connections are usable again. A connection
-    in a transaction of the caller's is left alone. `owner` names the code in log records. If it
-    `is_body`, what takes longer to read is looked at as well, every SELDOM seconds at most.
+    in a transaction of the caller's is left alone. `owner` names the code in log records.
     """
 
     __slots__ = (
-        *("_all", "_before", "_connections", "_context", "_depth", "_due", "_known", "_pid"),
-        *("_reads", "_seldom", "_touched", "_wrappers", "owner"),
+        *("_all", "_before", "_connections", "_context", "_depth", "_known", "_pid"),
+        *("_reads", "_touched", "_wrappers", "owner"),
     )
 
-    def __init__(self, owner: object, *, is_body: bool = False) -> None:
+    def __init__(self, owner: object) -> None:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
         is_main = threading.get_ident() == threading.main_thread().ident
         #: How the surroundings of the code are read, and what they are when it is first called.
         self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
-        self._seldom: Sequence[Callable[[], Any]] = SELDOM_READS if is_main and is_body else ()
-        self._due = math.inf
         self._known: list[Any] = []
         self._context = _EMPTY
         self._touched: set[BaseDatabaseWrapper] = set()
@@ -129,9 +122,6 @@ class UserCode:
                 self._known = list(map(call, self._reads))
             except OSError:  # the working directory is gone, as after a deployment
                 self._known = read(self._reads)
-            if self._seldom:
-                self._known += map(call, self._seldom)
-                self._due = time.monotonic() + SELDOM
         if getattr(_thread, "connections", self._all) is not self._all:
             self._put_back()  # one may have been opened in the place of another
         decimal.getcontext()  # made now, it is part of the copy
@@ -152,11 +142,8 @@ class UserCode:
             found = list(map(call, self._reads))
         except OSError:
             found = read(self._reads)
-        if time.monotonic() >= self._due:
-            found += map(call, self._seldom)
-            self._due = time.monotonic() + SELDOM
         try:
-            is_same = found == self._known[: len(found)] and copy_context() == self._context
+            is_same = found == self._known and copy_context() == self._context
         except Exception:  # noqa: BLE001  values that cannot be compared, such as arrays
             is_same = False
         if not is_same:
