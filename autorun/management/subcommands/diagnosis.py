@@ -126,7 +126,7 @@ class Failures(_WithLog):
             "--all", dest="including_retried", help="include failed runs that will be retried"
         ),
         parsing.FORMAT,
-        parsing.check("if there are any of the present versions"),
+        parsing.check("if a run of a present version has failed"),
     )
 
     def handle(self, **options: Any) -> None:

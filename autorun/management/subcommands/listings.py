@@ -26,7 +26,7 @@ LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 
 
 class Workers(Subcommand):
-    """Show the workers: their chunks now, and the runs they finished in the last ten minutes.
+    """Show the workers: their queues and chunks, and their runs of the last ten minutes.
 
     A drained worker finishes the chunks it has and takes no others. A restart undoes the drain.
     """
@@ -78,13 +78,19 @@ class Runs(Subcommand):
         parsing.argument(
             "--worker", metavar="NAME", help="a worker's name, as `workers` prints it"
         ),
-        parsing.argument("--batch", metavar="NUMBER"),
+        parsing.argument("--batch", metavar="NUMBER", help="the number of a batch"),
         parsing.argument("--row", metavar="PK", help="a row's primary key"),
         parsing.argument(
-            "--since", choices=tuple(SINCE), help="only runs that finished since then"
+            "--since", choices=tuple(SINCE), help="only runs that finished within that time"
         ),
-        parsing.argument("--ended-from", metavar="TIME", help="2031-05-04T03:00, for example"),
-        parsing.argument("--ended-until", metavar="TIME", help="exclusive"),
+        parsing.argument(
+            "--ended-from",
+            metavar="TIME",
+            help="only runs that finished then or later: 2031-05-04T03:00",
+        ),
+        parsing.argument(
+            "--ended-until", metavar="TIME", help="only runs that finished before that"
+        ),
         parsing.flag("--slowest", help="the slowest of the newest runs"),
         parsing.number("--limit", default=20, help="default: 20"),
         parsing.FORMAT,

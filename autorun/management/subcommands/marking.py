@@ -92,7 +92,7 @@ class Adopt(_Marking):
     mark_pending = staticmethod(adopt)
     arguments = (
         parsing.FILTER,
-        parsing.flag("--same-input", help="only rows that changed only by INPUT_FIELDS"),
+        parsing.flag("--same-input", help="only rows unchanged by an earlier INPUT_FIELDS"),
         *CONFIRMED,
     )
 
@@ -106,7 +106,7 @@ class Adopt(_Marking):
 class Ignore(_Marking):
     """Ignore pending rows, or failed rows with no attempts left, until their input changes.
 
-    Failed rows are those of the runner's earlier versions as well.
+    Failed rows include those of the runner's earlier versions.
     """
 
     question = "ignore {things} until the input changes"
@@ -137,7 +137,7 @@ class Ignore(_Marking):
 class Retry(OnRows):
     """Retry failed runs that have no attempts left: all, or those of a cause or a time span.
 
-    With --cause, --exception or --within a worker plans the batch, as for the admin's pages.
+    With --cause, --exception or --within, a worker plans the batch.
     """
 
     arguments = (*parsing.FAILURES, *WATCH, parsing.FORMAT)

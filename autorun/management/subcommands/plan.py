@@ -43,7 +43,7 @@ SCOPE = (
 class Plan(Subcommand):
     """Preview a backfill: count its rows by reason, and change nothing.
 
-    Takes the arguments of `backfill`: without --only and --force it plans pending rows.
+    Takes the arguments of `backfill`: without --only and --force it counts pending rows.
     """
 
     arguments = (

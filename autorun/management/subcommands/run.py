@@ -145,7 +145,7 @@ class Sweep(Subcommand):
 class Touch(Subcommand):
     """Run rows again whose input has changed outside of the database, such as a rewritten file.
 
-    All runners of the model run them. A runner that depends on another one follows after it.
+    All runners of the model run them. A runner that depends on another one runs after it.
     """
 
     arguments = (
@@ -154,7 +154,7 @@ class Touch(Subcommand):
             "values",
             metavar="PK",
             nargs="+",
-            help="rows; - reads them from standard input, by line",
+            help="keys of rows; - reads them from standard input, one a line",
         ),
         parsing.argument("--field", default="pk", help="name rows by this field instead"),
         parsing.FORMAT,

@@ -109,7 +109,7 @@ class RunnerState(Standing):
 class Status(Subcommand):
     """Show how far each runner has got: runs done, failed and in progress, and pending rows.
 
-    Done results are stale if a runner that they depend on no longer has a success on the row.
+    A result is stale once a runner that it depends on has no success on the row any more.
     """
 
     arguments = (
