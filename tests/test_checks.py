@@ -1476,6 +1476,39 @@ def test_w206_settings_that_are_in_no_package(tmp_path):
     assert "flat" not in printed.partition("autorun.W206")[2]
 
 
+IN_READY = """
+from django.apps import AppConfig
+
+class ShopConfig(AppConfig):
+    name = "shop"
+
+    def ready(self):
+        {before}
+        from mysite.celery import app
+"""
+THREAD = """
+import threading, django; django.setup()
+from celery import current_app
+threading.Thread(target=lambda: print("found", current_app.main)).start()
+"""
+
+
+def test_an_app_that_is_created_late_is_found_by_all_threads(tmp_path):
+    late = {"mysite/celery": CELERY_APP, "shop/apps": IN_READY.format(before="")}
+
+    assert "found mysite" in checked_in_a_project(tmp_path, ("-c", THREAD), **late)
+
+
+def test_w206_a_celery_app_that_other_threads_do_not_find(tmp_path):
+    before = "from celery import current_app; current_app.conf"
+    late = {"mysite/celery": CELERY_APP, "shop/apps": IN_READY.format(before=before)}
+
+    told = "(autorun.W206) Only the thread that created the Celery app 'mysite' finds it."
+    assert told in checked_in_a_project(tmp_path, **late)
+    late["mysite/celery"] += "app.set_default()"
+    assert told not in checked_in_a_project(tmp_path, **late)
+
+
 SWEPT = """
 from django.contrib.contenttypes.models import ContentType
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-from celery import current_app, signals
+from celery import _state, current_app, signals
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from autorun.conf import settings
@@ -55,8 +55,10 @@ def connect() -> None:
     for signal in (signals.worker_process_shutdown, signals.worker_shutdown):
         signal.connect(_deliver_at_shutdown, weak=False, dispatch_uid="autorun.delivery")
     # Otherwise only the thread that created the project's Celery app would know it: all others
-    # would publish to Celery's default broker on localhost.
-    current_app.set_default()
+    # would publish to Celery's default broker on localhost. If it is created later, Celery sees to
+    # that, unless asking for the app has made one in its place.
+    if _state._tls.current_app is not None:  # type: ignore[attr-defined]
+        current_app.set_default()
 
 
 @cache

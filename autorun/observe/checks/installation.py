@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from celery import current_app
+from celery import _state, current_app
 from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
@@ -216,7 +216,7 @@ def _others(connection: BaseDatabaseWrapper) -> list[str]:
 
 
 def _celery_app() -> Iterator[CheckMessage]:
-    conf = current_app.conf
+    conf, app = current_app.conf, _state.get_current_app()
     project, is_in_package, _ = str(django_settings.SETTINGS_MODULE).partition(".")
     if current_app.main == "default":  # Celery's own, for want of another
         if not (conf.broker_write_url or conf.task_always_eager):
@@ -229,7 +229,15 @@ def _celery_app() -> Iterator[CheckMessage]:
                 else "Import it in the __init__.py of an app in INSTALLED_APPS. If there is none "
                 "yet, docs/tutorial.md shows one; call its module celery_app.py.",
             )
-    elif options := unread_settings():
+        return
+    if _state.default_app is not app:  # type: ignore[attr-defined]
+        yield warning("celery.current_app", "W206")(
+            f"Only the thread that created the Celery app {current_app.main!r} finds it. What other "
+            "threads send goes to the broker of another app.",
+            "Create it earlier, in an __init__.py as docs/tutorial.md shows, or call "
+            "`app.set_default()` when it has been created.",
+        )
+    if options := unread_settings():
         names, read = map(setting_of, options), (f"CELERY_{each.upper()}" for each in options)
         yield warning("celery.current_app", "W206")(
             f"The Celery app {current_app.main!r} does not read {', '.join(read)}.",
