@@ -72,7 +72,8 @@ def explained(beginning: str, *, words: str = "") -> Iterator[list[str]]:
         if sql.startswith(beginning):
             plans.append(plan_of(sql, params, words))
         elif is_bounded:
-            plans.append(plan_of(beginning + rest.partition("; SET")[0], params))
+            own = beginning + rest.partition("; SET")[0]
+            plans.append(plan_of(own, params[len(params) - own.count("%s") :]))
         return execute(sql, params, many, context)
 
     with connection.execute_wrapper(explain):

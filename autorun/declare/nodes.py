@@ -21,6 +21,7 @@ from autorun.state import pulses
 from autorun.state.encoding import digest, encode_configuration
 from autorun.state.keys import concrete
 from autorun.state.logs import get_logger
+from autorun.state.sql import Fragment
 
 logger = get_logger(__name__)
 
@@ -161,9 +162,18 @@ def lock(node_id: int) -> None:
     pulses.hold(_lock_name(node_id))
 
 
-def lock_free(node_ids: Collection[int]) -> list[int]:
-    """Hold the locks of those nodes whose lock is free; the ids of these nodes, in order."""
-    held = pulses.hold_free([_lock_name(node_id) for node_id in node_ids])
+def to_lock_free(node_id: int) -> Fragment | None:
+    """A statement that finds and holds the node's lock if it is free; None if none is needed."""
+    return pulses.to_hold_free(_lock_name(node_id))
+
+
+def lock_free(node_ids: Collection[int], *, has_tried: bool = False) -> list[int]:
+    """Hold the locks of those nodes whose lock is free; the ids of these nodes, in order.
+
+    The caller `has_tried` to, in vain: then only a lock that is new can be held.
+    """
+    names = [_lock_name(node_id) for node_id in node_ids]
+    held = pulses.hold_free(names, has_tried=has_tried)
     return sorted(node_id for node_id in node_ids if _lock_name(node_id) in held)
 
 

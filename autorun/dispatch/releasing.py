@@ -199,10 +199,14 @@ def send(chunks: Sequence[Chunk]) -> int:
 
 def _claim(node_id: int, labels: Set[str], *, by_batch: bool = False) -> list[Chunk] | None:
     """Mark as queued what fits beside the runs in flight. Return None if the node is locked."""
-    if not nodes.lock_free([node_id]):
-        return None
+    first = None
     # A stopped batch may have very many chunks: beside one, they are not read in their order.
-    first = None if by_batch else _first_page(node_id=node_id)
+    if not by_batch:
+        first = _first_page(after=nodes.to_lock_free(node_id), node_id=node_id)
+    if first is None:
+        if not nodes.lock_free([node_id], has_tried=not by_batch):
+            return None
+        first = None if by_batch else _first_page(node_id=node_id)
     kinds = (first[0].kinds or ()) if first else _kinds_of_node(node_id=node_id)
     claimed = []
     if held_up := {runner for _, state, runner, *_ in kinds if state == Chunk.State.PARKED}:

@@ -1,6 +1,6 @@
 """The unfinished runs of a chunk, and their rows."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,16 +19,12 @@ class Assignment(NamedTuple):
     row: Row
 
 
-def load_runs(chunk: Chunk) -> Sequence[Any]:
+@prepared
+def load_runs() -> QuerySet[Any]:
     """The chunk's pending runs; `has_older` if a superseded run of the row is still running.
 
     They are named tuples, because making instances of Run takes as long as a quick body.
     """
-    return _runs(chunk_id=chunk.pk)
-
-
-@prepared
-def _runs() -> QuerySet[Any]:
     older = Run.objects.pending().filter(
         node=OuterRef("node"),
         object_id=OuterRef("object_id"),

@@ -15,6 +15,7 @@ from autorun.dispatch.messages import longest
 from autorun.dispatch.releasing import release_after, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
 from autorun.exceptions import LeaseLost, NotRegistered
+from autorun.execution.assignments import load_runs
 from autorun.execution.giving_way import are_rows_waiting
 from autorun.execution.keeper import Keeper
 from autorun.execution.work import Work
@@ -90,11 +91,11 @@ def _execute_one(chunk: Chunk) -> None:
     except NotRegistered as missing:
         _requeue_or_park(chunk, str(missing))
         return
-    lease = start(chunk)
+    lease = start(chunk, read_runs=load_runs)
     if lease is None:
         return
     crash_point("start.leased")
-    work_off(Work(lease, runner, analysis))
+    work_off(Work(lease, runner, analysis, runs=lease.runs))
 
 
 def _requeue_or_park(chunk: Chunk, reason: str) -> None:

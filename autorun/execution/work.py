@@ -101,7 +101,7 @@ class Work:
         chunk = self.lease.chunk
         known = nodes.builds.get((settings.DATABASE, chunk.node_id))
         self.build = build_of(chunk.node, self.body.analysis) if known is None else known
-        runs = load_runs(chunk) if self._runs is None else self._runs
+        runs = load_runs(chunk_id=chunk.pk) if self._runs is None else self._runs
         kind = key_kind(self.runner.get_model())
         due: list[Run] = []
         for run in runs:

@@ -7,7 +7,7 @@ starts it once. Later writes require the same token, so a worker that lost its l
 import os
 import secrets
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,14 @@ def planning_ends_at() -> Expression:
 class Lease:
     """The right to execute a chunk and to record its results.
 
-    `worker` is the name of the worker that failed, if another process rescues the chunk.
+    `worker` is the name of the worker that failed, if another process rescues the chunk. `runs` are
+    the chunk's pending runs, if they were read as it was started.
     """
 
     chunk: Chunk
     token: int
     worker: str = ""
+    runs: Sequence[Any] | None = None
 
     def held(self) -> ChunkQuerySet[Chunk]:
         """The chunk, as a queryset that is empty once another worker has the lease."""
@@ -90,18 +92,22 @@ def _queued() -> Any:
     )
 
 
-def start(chunk: Chunk) -> Lease | None:
-    """The lease of a queued chunk, or None if another process has it or locks it."""
+def start(chunk: Chunk, *, read_runs: Callable[..., Any] | None = None) -> Lease | None:
+    """The lease of a queued chunk, or None if another process has it or locks it.
+
+    `read_runs` is a prepared read of the runs of a chunk.
+    """
     token = new_token()
+    starts = _start(chunk_id=chunk.pk, read=chunk.token, token=token, worker=worker_name())
     try:
-        started = changed_by(
-            _start(chunk_id=chunk.pk, read=chunk.token, token=token, worker=worker_name())
-        )
+        if read_runs is None:
+            return Lease(chunk, token) if changed_by(starts) else None
+        runs = read_runs(after=starts, chunk_id=chunk.pk)
     except OperationalError as error:
         if not is_conflict(error):
             raise
         return None  # upkeep sends its message again
-    return Lease(chunk, token) if started else None
+    return None if runs is None else Lease(chunk, token, runs=runs)
 
 
 @prepared_update

@@ -12,7 +12,7 @@ from autorun.conf import settings
 from autorun.models import Pulse
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
-from autorun.state.sql import Fragment, Slot, changed_by, insert_ignoring_conflicts, prepared, table
+from autorun.state.sql import Fragment, changed_by, insert_ignoring_conflicts, table
 from autorun.state.transactions import unlocked
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
@@ -92,14 +92,15 @@ def hold(name: str) -> None:
         list(locked.all())
 
 
-def hold_free(names: Collection[str]) -> set[str]:
+def hold_free(names: Collection[str], *, has_tried: bool = False) -> set[str]:
     """Hold those of the locks that no other process holds until the transaction ends; their names.
 
     A database that cannot skip locked rows waits for all of them. SQLite has one writer at a time.
+    The caller `has_tried` to hold them by the statement `to_hold_free`, in vain.
     """
     if not locks_rows():
         return set(names)
-    held = set(_free_one(name=next(iter(names))) if len(names) == 1 else _free(name__in=names))
+    held = set() if has_tried else set(_free(name__in=names))
     if len(held) < len(names):
         known = Pulse.objects.filter(name__in=names).values_list("pk", flat=True)
         if missing := set(names) - held - set(known):
@@ -114,9 +115,14 @@ def _free(**named: Any) -> QuerySet[Any, str]:
     return unlocked(Pulse.objects.filter(**named)).order_by("name").values_list("pk", flat=True)
 
 
-@prepared
-def _free_one() -> QuerySet[Any, str]:
-    return _free(name=Slot("name"))
+def to_hold_free(name: str) -> Fragment | None:
+    """A statement that finds and holds the lock if it is free; None if no lock is needed."""
+    connection = connections[settings.DATABASE]
+    if not locks_rows():
+        return None
+    skip = connection.features.has_select_for_update_skip_locked
+    words = connection.ops.for_update_sql(skip_locked=skip)
+    return Fragment(f"SELECT 1 FROM {table(Pulse, connection)} WHERE name = %s {words}", (name,))
 
 
 def locks_rows() -> bool:

@@ -17,6 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.sql import UpdateQuery
 
 from autorun.conf import settings
+from autorun.state.waits import takes_several
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class Slot(models.Expression):
         return "%s", [self]
 
 
-def prepared(build: Callable[[], models.QuerySet[Any]]) -> Callable[..., list[Any]]:
-    """Return a function that reads the rows of the queryset that `build` makes."""
+def prepared(build: Callable[[], models.QuerySet[Any]]) -> Callable[..., Any]:
+    """Return a function that reads the rows of the queryset that `build` makes.
 
-    def read(**values: Any) -> list[Any]:
+    With a statement to execute before, `after`, it returns None if that finds no row.
+    """
+
+    def read(*, after: Fragment | None = None, **values: Any) -> list[Any] | None:
         using = settings.DATABASE
         if (key := (build, using)) not in _compiled:
             template = build()
@@ -55,6 +59,10 @@ def prepared(build: Callable[[], models.QuerySet[Any]]) -> Callable[..., list[An
         bound = _alike(compiler)
         bound.connection = connections[using]
         bound.as_sql = lambda *_, **__: (sql, params)
+        if after is not None:
+            if (found := _rows_after(after, Fragment(sql, params))) is None:
+                return None
+            bound.execute_sql = lambda *_, **__: [found]
         rows, rows._query = _alike(template), _alike(template.query)
         rows.query.get_compiler = lambda *_, **__: bound
         return list(rows._iterable_class(rows))
@@ -89,6 +97,28 @@ def changed_by(statement: Fragment) -> int:
     ):
         cursor.execute(statement.sql, statement.params)
         return int(cursor.rowcount)
+
+
+def _rows_after(first: Fragment, second: Fragment) -> list[Any] | None:
+    """The rows of the second statement, or None if the first finds none.
+
+    PostgreSQL gets both in one message, and executes them one after the other: the second sees what
+    others had committed when the first had its locks.
+    """
+    using = settings.DATABASE
+    connection = connections[using]
+    with transaction.mark_for_rollback_on_error(using=using), connection.cursor() as cursor:
+        if not takes_several(connection):
+            cursor.execute(first.sql, first.params)
+            if not cursor.rowcount:
+                return None
+            cursor.execute(second.sql, second.params)
+            return list(cursor.fetchall())
+        cursor.execute(f"{first.sql}; {second.sql}", (*first.params, *second.params))
+        if not cursor.rowcount:
+            return None
+        cursor.cursor.nextset()
+        return list(cursor.fetchall())
 
 
 #: What was compiled, by its function and the alias of the database.

@@ -47,7 +47,7 @@ def bounded_idleness(
             )
         elif connection.vendor == "postgresql":
             limit = f"idle_in_transaction_session_timeout = '{seconds:d}s'"
-            if from_lock and _takes_several(connection):
+            if from_lock and takes_several(connection):
                 vars(connection)[_WITH_LOCK] = f"SET LOCAL {limit}; "
             else:
                 cursor.execute(f"SET LOCAL {limit}")
@@ -99,7 +99,7 @@ def _on_postgresql(
     execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
 ) -> Any:
     connection = context["connection"]
-    if not _takes_several(connection) or not _takes_locks(sql, many=many):
+    if not takes_several(connection) or not _takes_locks(sql, many=many):
         return execute(sql, params, many, context)
     idleness = vars(connection).pop(_WITH_LOCK, "")
     limits = f"{idleness}SET LOCAL lock_timeout = '{LONGEST_WAIT}s'"
@@ -110,7 +110,7 @@ def _on_postgresql(
     return result
 
 
-def _takes_several(connection: Any) -> bool:
+def takes_several(connection: Any) -> bool:
     """Whether several statements can be sent at once, as nothing binds parameters on the server."""
     is_psycopg = hasattr(connection.connection, "pgconn")
     return is_psycopg and not connection.features.uses_server_side_binding
