@@ -232,7 +232,7 @@ def _celery_app() -> Iterator[CheckMessage]:
         return
     if _state.default_app is not app:  # type: ignore[attr-defined]
         yield warning("celery.current_app", "W206")(
-            f"Only the thread that created the Celery app {current_app.main!r} finds it. What other "
+            f"Only the thread that created the Celery app {app.main!r} finds it. What other "
             "threads send goes to the broker of another app.",
             "Create it earlier, in an __init__.py as docs/tutorial.md shows, or call "
             "`app.set_default()` when it has been created.",
