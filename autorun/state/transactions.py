@@ -189,8 +189,8 @@ class Halving(Generic[Item]):
             halving.errors.append(error)
 
     `fail` is called with an item that fails alone, and its error. `probe` does the work for no
-    items at all: what it raises hits every item, is no item's fault, and is raised by the loop. So
-    is the error of a database that is away.
+    items at all: what it raises on a new connection, too, hits every item, is no item's fault, and
+    is raised by the loop. So is the error of a database that is away.
     """
 
     items: Sequence[Item]
@@ -216,13 +216,30 @@ class Halving(Generic[Item]):
             if is_passing(error):
                 raise error
             if not is_probed:
-                self.probe()
                 is_probed = True
+                if self._is_of_connection():
+                    parts.append(some)
+                    continue
             if len(some) == 1:
                 self.fail(some[0], error)
             else:
                 middle = len(some) // 2
                 parts += [some[middle:], some[:middle]]
+
+    def _is_of_connection(self) -> bool:
+        """Whether the probe is refused on this connection, and succeeds on a new one.
+
+        Code of the project may have changed the connection unnoticed. Raises what hits every item.
+        """
+        try:
+            self.probe()
+        except DatabaseError as error:
+            if is_passing(error) or connections[self.using].in_atomic_block:
+                raise
+            leave_connections()
+            self.probe()
+            return True
+        return False
 
 
 def leave_connections() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import time
 from io import StringIO
 
@@ -341,6 +342,24 @@ def test_a_row_on_which_the_filter_raises_fails_alone(documents, stage, position
 
         assert_one_failed(bad, runner)
     assert "ZeroDivisionError" in Failure.objects.get().message
+
+
+@pytest.mark.faults(32)
+def test_a_connection_that_refuses_every_statement_costs_no_attempt(documents):
+    if connection.vendor != "sqlite":
+        pytest.skip("servers have no limit of the driver's")
+
+    def limit(value):
+        connection.connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10)
+        return value
+
+    runner = declare(limit, BATCH_SIZE=100)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        assert runner().progress().succeeded == len(documents)
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
 
 
 def rename_column(old, new):
