@@ -577,7 +577,7 @@ def test_a_day_is_the_same_before_and_after_folding(set_constants) -> None:
     assert sum(hour.succeeded for hour in before) == 4
 
 
-def test_no_statement_looks_at_what_is_folded(set_constants) -> None:
+def test_no_statement_looks_at_what_is_folded(set_constants, django_assert_num_queries) -> None:
     """Pages are not the slower, the more chunks there ever were."""
     set_constants(folding, FEW=1)
     for n in range(6):
@@ -594,7 +594,8 @@ def test_no_statement_looks_at_what_is_folded(set_constants) -> None:
     assert progress_by_node([node])[node.pk].succeeded == 6
     assert sum(hour.succeeded for hour in activity_by_node([node])[node.pk].hours) == 6
     assert batch_counts([batch.pk])[batch.pk].succeeded == 6
-    assert RunFilter().number() == 6
+    with django_assert_num_queries(2):
+        assert RunFilter().number() == 6
 
 
 def test_activity_has_hours_a_rate_and_a_median(runner) -> None:

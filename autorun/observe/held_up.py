@@ -14,6 +14,8 @@ from autorun.state.clock import first_chunk_id_at
 from autorun.state.words import number
 
 MOST_SHOWN = 20
+#: The age of the chunks among which damped ones are found.
+DAMPED_WITHIN = dt.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def held_up(label: str | None = None) -> list[HeldUp]:
     never = Value(None, output_field=DateTimeField())
     found = parked.annotate(number=Sum("size"), since=since, next_try=Max("not_before"), **none)
     # A damped row waits for a minute: the older ones of very many chunks are not read.
-    recent = Q(pk__gte=first_chunk_id_at(timezone.now() - dt.timedelta(days=1)))
+    recent = Q(pk__gte=first_chunk_id_at(timezone.now() - DAMPED_WITHIN))
     damped = Chunk.objects.unfinished().filter(recent, postponed_by=DAMPED, **of_runner)
     found = found.union(
         damped.values_list("runner", "postponed_by").annotate(

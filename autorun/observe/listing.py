@@ -190,9 +190,10 @@ class RunFilter:
         """
         if self.exception or self.row or self.group:
             return None
+        folded, unfolded = FOLDED.get(self.state, (Value(0), Value(0)))
+        in_nodes = dict(Node.objects.values_list("pk", folded))
         # Named one by one, the nodes let the index find the chunks.
-        nodes = list(Node.objects.values_list("pk", flat=True))
-        open_chunks = self._chunks.filter(node__in=nodes).unfolded()
+        open_chunks = self._chunks.filter(node__in=list(in_nodes)).unfolded()
         if self.state in UNFOLDED:
             return open_chunks.aggregate(n=Sum(STATES[self.state].number))["n"] or 0
         is_narrowed = self.since or self.trigger or self.worker or any(self._times)
@@ -202,9 +203,7 @@ class RunFilter:
             return self._number_in_batch(self.batch)
         if self.state not in FOLDED:
             return None
-        folded, unfolded = FOLDED[self.state]
-        in_nodes = Node.objects.aggregate(n=Sum(folded))["n"] or 0
-        return in_nodes + (open_chunks.aggregate(n=Sum(unfolded))["n"] or 0)
+        return sum(in_nodes.values()) + (open_chunks.aggregate(n=Sum(unfolded))["n"] or 0)
 
     def _number_in_batch(self, batch_id: int) -> int | None:
         found = Batch.objects.filter(pk=batch_id)
