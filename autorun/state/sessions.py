@@ -1,4 +1,4 @@
-"""What drivers tell of a session without a statement, and what SQLite's has to be asked for."""
+"""Reads what drivers know of a session without a statement, and asks SQLite for the rest."""
 
 from __future__ import annotations
 

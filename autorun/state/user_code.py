@@ -330,7 +330,7 @@ def all_connections() -> list[BaseDatabaseWrapper]:
 
 @dataclass(slots=True)
 class _Known:
-    """What a connection was like when it was opened."""
+    """A connection as it was when it was opened."""
 
     raw: Any
     session: object
