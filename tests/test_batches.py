@@ -514,6 +514,20 @@ def test_one_transaction_cancels_no_more_runs_than_it_may(documents, set_constan
         assert [len(ids) for ids in batches._in_passes(chunks)] == [1, 2, 2, 1]
 
 
+def test_what_a_page_has_no_time_to_cancel_is_left_to_upkeep(documents, set_constants):
+    set_constants(batches, RUNS_AT_ONCE=2, CANCEL_WITHIN=0.0)
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        batch = runner().backfill()
+
+        assert batches.cancel(batch, within=0.0) == 6
+        assert batches.counts(batch) == batches.BatchCounts(0, 0, cancelled=2, left=4)
+        assert release(batch.node_id).chunks == 0
+        assert [cancel_batches() for _ in range(4)] == [2, 2, 0, 0]
+    batch.refresh_from_db()
+    assert (batch.state, batch.expires_at) == (Batch.State.CANCELLED, None)
+
+
 def test_runs_that_were_cancelled_one_by_one_are_counted_once(documents):
     runner = declare()
     with installed(runner):

@@ -301,7 +301,8 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
     """Cancel the runs that have not started. Return the message for the user."""
     if not batch.is_unfinished:
         return ""
-    runs = batches.cancel(batch, reason=f"Cancelled by {who(request)}.")
+    reason = f"Cancelled by {who(request)}."
+    runs = batches.cancel(batch, reason=reason, within=batches.CANCEL_WITHIN)
     cancelled = ngettext(
         "%(batch)s cancelled: %(runs)s run was not started.",
         "%(batch)s cancelled: %(runs)s runs were not started.",

@@ -1,5 +1,7 @@
 """Batches: started, planned a window at a time, paused, cancelled and finished."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -40,6 +42,8 @@ MOST_REASON = 4_000
 #: The most that one transaction cancels; a single chunk may have more runs.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
+#: Seconds after which a page or a round of upkeep leaves the rest of a cancelled batch to the next.
+CANCEL_WITHIN = 3.0
 
 
 def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
@@ -211,11 +215,12 @@ def resume(batch: Batch) -> bool:
     return once_committed(work, meanwhile=paused.exists)
 
 
-def cancel(batch: Batch, *, reason: str = "") -> int:
+def cancel(batch: Batch, *, reason: str = "", within: float = math.inf) -> int:
     """Cancel the batch's runs that have not started, and return how many.
 
-    Running ones continue. This takes short transactions, and upkeep finishes it if this process
-    dies. Each row gets its last result for the same input back, or is pending.
+    Running ones continue. This takes short transactions, and upkeep finishes it after `within`
+    seconds, or if this process dies; no run starts meanwhile. Each row gets its last result for the
+    same input back, or is pending.
     """
 
     def work() -> int:
@@ -227,7 +232,8 @@ def cancel(batch: Batch, *, reason: str = "") -> int:
             finished_at=DatabaseNow(),
         )
         crash_point("cancel.batch")
-        return _cancel_rest(batch.pk)
+        number = _cancel_rest(batch.pk, within=within)
+        return number if within == math.inf else number + unstarted_runs(chunks)
 
     chunks = Chunk.objects.filter(batch_id=batch.pk)
     return once_committed(work, meanwhile=lambda: unstarted_runs(chunks))
@@ -242,7 +248,8 @@ def cancel_moved(batch_id: int) -> int:
 def continue_cancelling(batch_id: int) -> int:
     """Cancel what is left of a cancelled batch, if no process is doing so. Return how many runs."""
     silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()
-    return _cancel_rest(batch_id) if silent.update(expires_at=ends_at()) else 0
+    is_ours = silent.update(expires_at=ends_at())
+    return _cancel_rest(batch_id, within=CANCEL_WITHIN) if is_ours else 0
 
 
 def counts(batch: Batch) -> BatchCounts:
@@ -254,20 +261,28 @@ def _held(batch: Batch) -> Any:
     return held.unfinished() if batch.is_given else held.filter(state=Batch.State.RUNNING)
 
 
-def _cancel_rest(batch_id: int) -> int:
+def _cancel_rest(batch_id: int, *, within: float = math.inf) -> int:
     chunks = Chunk.objects.filter(batch_id=batch_id)
-    number = cancel_in_passes(chunks)
+    until = time.monotonic() + within
+    number = cancel_in_passes(chunks, until=until)
     cancelled = Batch.objects.filter(pk=batch_id).cancelled()
     cancelled.filter(~Exists(chunks.unfinished())).update(expires_at=None)
+    if time.monotonic() >= until:  # the next round of upkeep goes on
+        cancelled.filter(expires_at__isnull=False).update(expires_at=DatabaseNow())
     return number
 
 
-def cancel_in_passes(chunks: ChunkQuerySet[Chunk]) -> int:
-    """Cancel the runs of the chunks that have not started. Return how many."""
+def cancel_in_passes(chunks: ChunkQuerySet[Chunk], *, until: float = math.inf) -> int:
+    """Cancel the runs of the chunks that have not started. Return how many.
+
+    No pass begins after `until`, by the monotonic clock, except the first.
+    """
     number = 0
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
         some = partial(cancelling.cancel_unstarted, Chunk.objects.filter(pk__in=ids))
         number += repeated_on_conflict(some)
+        if time.monotonic() >= until:
+            break
     return number
 
 
