@@ -1,8 +1,8 @@
 """Workers that are alive, and drained ones: these start no more chunks until they are restarted.
 
-A pulse of each worker notes when it was last seen, and one for each of its queues that it consumes
-from that. Another one notes that a worker is drained. The
-worker's processes read it when they are about to start a chunk, and its upkeep before every round.
+A pulse of each worker notes when it was last seen, and others which queues it consumes from.
+Another one notes that a worker is drained: the worker's processes read it when they are about to
+start a chunk, and its upkeep before every round.
 The main process uses no database: a byte of memory, which it shares with the processes it forks,
 tells it to stop consuming autorun's queues.
 """
