@@ -103,7 +103,7 @@ def _live_save(scale: Scale) -> Line:
         f"{BROKER}",
         against="the longest of all waits, if a chunk is a second of work",
         value=max(waits),
-        goal=2,
+        goal=1,
         unit="s",
         note=f"median {median(waits):.2f} s of {len(waits)} saves",
     )

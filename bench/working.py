@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import current_app
+from celery.utils.nodenames import host_format
 from django.conf import settings
 from django.db import connections
 
@@ -31,7 +32,7 @@ def real_worker() -> Iterator[None]:
         processes.start(
             "worker",
             *("-m", "celery", "-A", "settings", "worker", "--concurrency", "2"),
-            *("-n", f"bench-{os.getpid()}@%h", "--loglevel", "ERROR"),
+            *("-n", _name(), "--loglevel", "ERROR"),
         )
         stage.wait_until(lambda: _answers(processes), seconds=60, every=0.2)
         yield
@@ -43,7 +44,11 @@ def real_worker() -> Iterator[None]:
 def _answers(processes: Processes) -> bool:
     if processes.ended():
         raise RuntimeError("The worker ended before it was ready.")
-    return bool(current_app.control.ping(timeout=0.5))
+    return bool(current_app.control.ping(destination=[_name()], timeout=0.5))
+
+
+def _name() -> str:
+    return host_format(f"bench-{os.getpid()}@%h")
 
 
 def _purge() -> None:
