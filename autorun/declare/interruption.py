@@ -23,7 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.exceptions import RunTimeout
 from autorun.state import coroutines
-from autorun.state.user_code import all_connections, cancel_queries
+from autorun.state.user_code import all_connections, cancel_queries, is_main_thread
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -36,9 +36,7 @@ INSISTENCE = 1.0
 
 def can_use_signals() -> bool:
     """Whether this thread can be interrupted: the main one, of a process that has SIGALRM."""
-    # Not current_thread(), which makes an object for a thread that it does not know.
-    is_main = threading.get_ident() == threading.main_thread().ident
-    return is_main and hasattr(signal, "setitimer")
+    return is_main_thread() and hasattr(signal, "setitimer")
 
 
 def too_long(seconds: float, message: str = "") -> RunTimeout:

@@ -89,7 +89,7 @@ class UserCode:
         self.owner = owner
         self._pid = os.getpid()
         self._depth = sys.getrecursionlimit()
-        is_main = threading.get_ident() == threading.main_thread().ident
+        is_main = is_main_thread()
         #: How the surroundings of the code are read, and what they are when it is first called.
         self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
         self._known: list[Any] = []
@@ -318,6 +318,11 @@ def _cancel_query(raw: Any) -> None:
     if pgconn is not None and pgconn.transaction_status == _ACTIVE:
         with suppress(Exception):
             raw.cancel_safe(timeout=_PATIENCE)
+
+
+def is_main_thread() -> bool:
+    # Not current_thread(), which makes an object for a thread that it does not know.
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def all_connections() -> list[BaseDatabaseWrapper]:
