@@ -73,8 +73,9 @@ class Keeper:
             self._thread.join()
 
     def _keep(self) -> None:
-        chunk = self.work.lease.chunk
-        self._may_give_way = chunk.size > 1 and chunk.priority < chunk.Priority.LIVE
+        chunk, is_adaptive = self.work.lease.chunk, self.work.runner.BATCH_SIZE is None
+        is_urgent = chunk.priority >= chunk.Priority.LIVE
+        self._may_give_way = is_adaptive and chunk.size > 1 and not is_urgent
         try:
             while not self._stop.wait(self._interval()):
                 try:
