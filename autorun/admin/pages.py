@@ -148,8 +148,10 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return address_of(self.admin_site, name.removeprefix("autorun_"), *args)
 
     def redirect(self, name: str, *args: Any) -> HttpResponseRedirect:
-        index = reverse("admin:index", current_app=self.admin_site.name)
-        return HttpResponseRedirect(self.url(name, *args) or index)
+        address = self.url(name, *args)
+        return HttpResponseRedirect(
+            address or reverse("admin:index", current_app=self.admin_site.name)
+        )
 
     def back(self, request: HttpRequest, otherwise: str) -> HttpResponseRedirect:
         """Redirect to the page the form names as its own, if it is on this site."""

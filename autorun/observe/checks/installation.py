@@ -216,10 +216,10 @@ def _others(connection: BaseDatabaseWrapper) -> list[str]:
 
 
 def _celery_app() -> Iterator[CheckMessage]:
-    conf, app = current_app.conf, _state.get_current_app()
+    app = _state.get_current_app()
     project, is_in_package, _ = str(django_settings.SETTINGS_MODULE).partition(".")
-    if current_app.main == "default":  # Celery's own, for want of another
-        if not (conf.broker_write_url or conf.task_always_eager):
+    if app.main == "default":  # Celery's own, for want of another
+        if not (app.conf.broker_write_url or app.conf.task_always_eager):
             yield warning("celery.current_app", "W206")(
                 "This process has not imported the project's Celery app, so messages would go to "
                 "a broker at amqp://localhost.",
@@ -240,7 +240,7 @@ def _celery_app() -> Iterator[CheckMessage]:
     if options := unread_settings():
         names, read = map(setting_of, options), (f"CELERY_{each.upper()}" for each in options)
         yield warning("celery.current_app", "W206")(
-            f"The Celery app {current_app.main!r} does not read {', '.join(read)}.",
+            f"The Celery app {app.main!r} does not read {', '.join(read)}.",
             'Call `app.config_from_object("django.conf:settings", namespace="CELERY")`. An app '
             f"that reads the settings otherwise may call them {', '.join(names)}.",
         )
