@@ -1,10 +1,8 @@
 """A backfill before it starts: its scope and its preview."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from django.contrib.admin import AdminSite
@@ -63,7 +61,7 @@ class BackfillRequest:
     chosen: ChosenRows | None = None
 
     @classmethod
-    def read(cls, request: HttpRequest, runner: Runner) -> BackfillRequest:
+    def read(cls, request: HttpRequest, runner: Runner) -> Self:
         """The form of a backfill of `runner`.
 
         Raises Http404 if rows of another model were chosen.

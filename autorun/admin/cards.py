@@ -1,11 +1,9 @@
 """The card of each runner on the overview, gathered for all of them at once."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from django.apps import apps
@@ -52,7 +50,7 @@ class Counted:
     stale: int = 0
 
     @classmethod
-    def read(cls, known: dict[str, Any], progress: Progress) -> Counted | None:
+    def read(cls, known: dict[str, Any], progress: Progress) -> Self | None:
         """The count that `with_count` stored with a node, unless there is none or it is old."""
         if not known or timezone.now() - (at := dt.datetime.fromisoformat(known["at"])) > COUNT_AGE:
             return None

@@ -1,12 +1,10 @@
 """Outputs as a page shows them: values under their names, pictures as pictures."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from autorun.state.words import encodable
 
@@ -28,7 +26,7 @@ class OutputLine:
     picture: str = ""
 
     @classmethod
-    def of(cls, name: str, value: Any) -> OutputLine:
+    def of(cls, name: str, value: Any) -> Self:
         if isinstance(value, str) and PICTURE.match(value):
             return cls(name, "", value)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,13 +1,11 @@
 """Pages of a runner's results: a comparison of versions, and downloads."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Self
 from wsgiref.util import FileWrapper
 
 from asgiref.sync import sync_to_async
@@ -70,7 +68,7 @@ class News:
         now: Node | None,
         versions: Mapping[Node, Progress],
         next_sweep: cards.NextSweep,
-    ) -> News:
+    ) -> Self:
         """The news of the runner's node `now` among the `versions_of` the runner."""
         is_held = now is not None and now.held_at is not None
         # `versions_of` has annotated it.

@@ -4,8 +4,6 @@ The JSON that is recorded is compared: a NumPy integer is an int, and a date may
 annotation leaves the JSON open, as a class of another package does, nothing is compared.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import types
 import typing

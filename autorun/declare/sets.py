@@ -1,7 +1,5 @@
 """Sets of rows: the members of a relation as an input, and a runner's successes on each of them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass

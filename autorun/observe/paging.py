@@ -1,8 +1,7 @@
 """Pages of runs: a place in the list, and the runs from there."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 from autorun.models import Run
 from autorun.state.parameters import read_number
@@ -27,13 +26,13 @@ class Cursor:
         return f"{self.chunk_id}-{self.run_id}"
 
     @classmethod
-    def read(cls, text: str) -> Cursor | None:
+    def read(cls, text: str) -> Self | None:
         """The cursor in `text`, or None if it is not one."""
         chunk_id, run_id = map(read_number, text.partition("-")[::2])
         return None if chunk_id is None or run_id is None else cls(chunk_id, run_id)
 
     @classmethod
-    def of(cls, run: Run) -> Cursor:
+    def of(cls, run: Run) -> Self:
         return cls(run.chunk_id, run.pk)
 
 

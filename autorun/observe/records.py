@@ -1,7 +1,5 @@
 """Outputs of rows, outside of querysets: of one row, and of all rows as flat dicts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

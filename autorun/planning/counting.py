@@ -4,8 +4,6 @@ A million rows take seconds to compare with their runs. They are counted window 
 next call continues where the last one stopped.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -13,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from django.db.models import QuerySet
 
@@ -56,7 +54,7 @@ class Count:
         return json.dumps([dict(self.rows), self.after, samples], separators=(",", ":"))
 
     @classmethod
-    def read(cls, text: str) -> Count | None:
+    def read(cls, text: str) -> Self | None:
         """The count in `text`, or None if it is not one."""
         try:
             rows, after, samples = json.loads(text)

@@ -4,8 +4,6 @@ A node notes each definition of the input that its fingerprints were made with. 
 for its present input if the result's fingerprint is the row's by an earlier definition.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import suppress

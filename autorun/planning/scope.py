@@ -1,10 +1,8 @@
 """The scope of a batch: its rows, and the reasons to plan them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from django.db.models import Q, QuerySet
 
@@ -79,7 +77,7 @@ class Scope:
         return written
 
     @classmethod
-    def read(cls, written: dict[str, Any]) -> Scope:
+    def read(cls, written: dict[str, Any]) -> Self:
         """The scope that another process wrote. Raises NotRegistered if a newer version did."""
         pks = written.get("pks")
         try:

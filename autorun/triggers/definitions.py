@@ -5,8 +5,6 @@ rows one by one: for a statement that changes other columns, a trigger by row co
 rows with consecutive keys are one note: a note for each would double the time of their INSERT.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

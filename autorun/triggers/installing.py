@@ -1,7 +1,5 @@
 """Triggers in the database: installed, replaced and removed, and compared with the runners."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Some of them would stop the migrations. Afterwards it installs those of all runn
 The nodes of renamed models get the digests of the new names.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any

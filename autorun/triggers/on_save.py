@@ -9,8 +9,6 @@ what is left out on purpose: fixtures (`raw`), saves of a data migration, and ro
 whose child is tied to it by another column than its primary key.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
