@@ -54,12 +54,7 @@ class HealthAdmin(PageAdmin):
             for each in workers_at_work()
         ]
         return self.render(
-            request,
-            "health",
-            _("Health"),
-            workers=workers,
-            limits=limits_in_use(),
-            **found,
+            request, "health", _("Health"), workers=workers, limits=limits_in_use(), **found
         )
 
     @action("drain/", Permission.PAUSE)
@@ -107,12 +102,7 @@ def _examined(request: HttpRequest, site: admin.AdminSite) -> dict[str, Any]:
     problems = [words[level] % number(numbers[level]) for level in order if numbers[level]]
     return {
         "findings": [
-            (
-                each.level,
-                each.subject,
-                prose(sentence_of(each)),
-                prose(each.hint),
-            )
+            (each.level, each.subject, prose(sentence_of(each)), prose(each.hint))
             for each in findings
         ],
         "verdict": _(" and ").join(problems) or _("No problems"),

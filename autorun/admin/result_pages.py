@@ -22,14 +22,7 @@ from autorun.admin import cards
 from autorun.admin.outputs_shown import OutputLine
 from autorun.admin.pages import PageAdmin, get_runner, page
 from autorun.admin.permissions import Permission, sees_payload
-from autorun.admin.row_access import (
-    database_of,
-    may_view,
-    message_for,
-    name_of,
-    sees_all,
-    visible,
-)
+from autorun.admin.row_access import database_of, may_view, message_for, name_of, sees_all, visible
 from autorun.admin.tables import runner_name
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner

@@ -29,12 +29,7 @@ def due(node: Any) -> QuerySet[Any]:
 
 
 def fitting(
-    node_id: int,
-    room: Room,
-    *,
-    first: Sequence[Chunk] | None,
-    but: Collection[int],
-    by_batch: bool,
+    node_id: int, room: Room, *, first: Sequence[Chunk] | None, but: Collection[int], by_batch: bool
 ) -> Iterator[Chunk]:
     """The chunks that fit, in their order, but none of `but`; `first` is the first page, if known.
 

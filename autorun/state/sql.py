@@ -91,10 +91,7 @@ def prepared_update(
 def changed_by(statement: Fragment) -> int:
     """Execute the statement. Return how many rows it has changed."""
     using = settings.DATABASE
-    with (
-        transaction.mark_for_rollback_on_error(using=using),
-        connections[using].cursor() as cursor,
-    ):
+    with transaction.mark_for_rollback_on_error(using=using), connections[using].cursor() as cursor:
         cursor.execute(statement.sql, statement.params)
         return int(cursor.rowcount)
 

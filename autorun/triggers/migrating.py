@@ -22,13 +22,7 @@ from autorun.models import Node, Written
 from autorun.state.encoding import digest
 from autorun.state.logs import get_logger
 from autorun.triggers import on_write
-from autorun.triggers.installing import (
-    drop_statement,
-    existing,
-    install,
-    is_forbidden,
-    remove,
-)
+from autorun.triggers.installing import drop_statement, existing, install, is_forbidden, remove
 from autorun.triggers.on_write import table_name
 
 logger = get_logger(__name__)
