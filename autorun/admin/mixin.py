@@ -29,9 +29,9 @@ from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
 from autorun.admin.tables import name_of_run, runner_name
 from autorun.declare.base import Runner
-from autorun.declare.nodes import runners_by_node
+from autorun.declare.nodes import nodes_over, runners_by_node
 from autorun.declare.page_time import budget
-from autorun.models import Node, Run
+from autorun.models import Run
 from autorun.observe.checks.names import check_shown
 from autorun.observe.explanation import NONE
 from autorun.observe.run_states import state_of
@@ -144,11 +144,7 @@ class AutorunAdminMixin(ModelAdmin):
         if not kind.is_integer:
             # The key as the database writes it.
             key = kind.values(self.model._base_manager.filter(pk=key)).first() or ""
-        meta = self.model._meta.concrete_model._meta
-        nodes = Node.objects.filter(
-            content_type__app_label=meta.app_label, content_type__model=meta.model_name
-        )
-        found = Run.objects.filter(node__in=list(nodes.values_list("pk", flat=True)))
+        found = Run.objects.filter(node__in=list(nodes_over(self.model)))
         newest = found.of_row(kind, key).select_related("node", "chunk").order_by("-pk")
         runs, known = [], list(newest.defer("outputs")[:MOST_RUNS])
         for run in known:

@@ -141,7 +141,7 @@ def trial_of(runner: Runner) -> Runner | None:
     It has the label of `runner`, which executes its chunks: these name their version themselves.
     """
     candidate, kind = runner.CANDIDATE, type(runner)
-    if not isinstance(candidate, Candidate) or candidate.problem():  # a check reports it
+    if not isinstance(candidate, Candidate) or not candidate.is_proper:  # a check reports it
         return None
     if kind not in _trials:
         namespace: dict[str, Any] = {

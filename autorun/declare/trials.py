@@ -25,19 +25,14 @@ class Candidate:
     share: float | None = None
     configuration: Mapping[str, Any] | None = None
 
-    def problem(self) -> str:
-        """The reason why these values name no rows; or ""."""
-        given: Any = self  # a project may give anything
+    @property
+    def is_proper(self) -> bool:
+        """Whether these values, which a project may have given, name a version and rows."""
+        given: Any = self
         version, rows, share = given.version, given.rows, given.share
-        configuration = given.configuration
-        if not isinstance(version, str) or not version:
-            return f"its version is {version!r}, not a string"
-        if (rows is None) == (share is None):
-            return "it needs either rows=100 or share=0.01"
-        if rows is not None and not (type(rows) is int and rows > 0):
-            return f"rows is {rows!r}, not a whole number from 1 on"
-        if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 1):
-            return f"share is {share!r}, not a number above 0 and up to 1"
-        if not isinstance(configuration, (Mapping, type(None))):
-            return f"its configuration is {configuration!r}, not a dict"
-        return ""
+        if share is None:
+            names_rows = type(rows) is int and rows > 0
+        else:
+            names_rows = rows is None and isinstance(share, (int, float)) and 0 < share <= 1
+        is_named = isinstance(version, str) and bool(version)
+        return is_named and names_rows and isinstance(given.configuration, Mapping | None)

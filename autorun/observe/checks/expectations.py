@@ -53,6 +53,14 @@ def integer(least: int, most: int | None = None, *, example: int) -> Expectation
     return Expectation(words, holds, str(example))
 
 
+def one_of(*known: bool | str) -> Expectation:
+    kind = type(known[0])  # 1 equals True, and is another value
+    words = " or ".join(map(repr, known))
+    return Expectation(
+        words, lambda value: isinstance(value, kind) and value in known, repr(known[0])
+    )
+
+
 def positive(*, example: float) -> Expectation:
     return Expectation(
         "a number above 0", lambda value: is_number(value) and value > 0, f"{example:g}"
@@ -88,16 +96,12 @@ SCHEDULE = CRONTAB | DURATION | NONE
 
 
 OPTION_VALUES: Mapping[str, Expectation] = {
-    "ON_SAVE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
-    "ON_WRITE": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
-    "STORE_OUTPUTS": Expectation("True or False", lambda value: isinstance(value, bool), "True"),
-    "ON_CODE_CHANGE": Expectation(
-        "'warn' or 'rerun'", lambda value: value in ("warn", "rerun"), "'warn'"
-    ),
+    **dict.fromkeys(("ON_SAVE", "ON_WRITE", "STORE_OUTPUTS"), one_of(True, False)),
+    "ON_CODE_CHANGE": one_of("warn", "rerun"),
     "MAX_ATTEMPTS": integer(1, 32_000, example=3),
     "CANDIDATE": Expectation(
         "an autorun.runner.Candidate of a version, with so many rows or a share of them",
-        lambda value: isinstance(value, Candidate) and not value.problem(),
+        lambda value: isinstance(value, Candidate) and value.is_proper,
         'Candidate("1.1", rows=100)',
     )
     | NONE,
@@ -141,9 +145,7 @@ SETTINGS: Mapping[str, Expectation] = {
     "HEARTBEAT": positive(example=15),
     "TIMEOUT": positive(example=600) | NONE,
     "UPKEEP_INTERVAL": positive(example=5),
-    "PUBLISH": Expectation(
-        "'thread' or 'inline'", lambda value: value in ("thread", "inline"), "'thread'"
-    ),
+    "PUBLISH": one_of("thread", "inline"),
     "MAX_OUTPUT_BYTES": integer(2, example=1_000_000) | NONE,
     "MAX_TRACEBACK_BYTES": integer(200, example=20_000),
     "RETENTION": DURATION | NONE,

@@ -23,6 +23,18 @@ _LOGGING = f"{_REMOVE}: run() writes its own lines. log_filter_start() and log_f
 _DATABASE = f"{_REMOVE}: the database compares inputs. pending(), has_run() and explain() ask it"
 _INPUT = "Return the input, without its key, from get_instance_representation()"
 
+#: The lines that a runner of django_analyses prints, and the methods that print them.
+_LINES = (
+    *("BASE_QUERY_START", "BASE_QUERY_END", "BATCH_RUN_START", "DEFAULT_QUERYSET_QUERY"),
+    *("EXECUTION_STARTED", "FILTER_QUERYSET_END", "INPUT_GENERATION", "INPUT_GENERATION_FINISHED"),
+    *("INPUT_QUERY_START", "INPUT_QUERY_END", "INPUT_QUERYSET_VALIDATION", "NONE_PENDING"),
+    *("NONE_PENDING_IN_QUERYSET", "NO_CANDIDATES", "PENDING_FOUND", "PENDING_QUERY_START"),
+    *("PREPROCESSING_FAILURE", "PREPROCESSING_FAILURE_REPORT"),
+)
+_METHODS = (
+    *("log_base_query_start", "log_base_query_end", "log_execution_start", "log_none_pending"),
+    *("log_pending", "log_progress_query_start", "log_progress_query_end", "log_run_start"),
+)
 #: What to do about each name that only runners of django_analyses override.
 REPLACEMENTS: Mapping[str, str] = {
     "ANALYSIS_TITLE": "Rename it to ANALYSIS",
@@ -37,42 +49,8 @@ REPLACEMENTS: Mapping[str, str] = {
     "get_or_create_node": f"{_REMOVE}: get_node() returns the node",
     "INPUT_GENERATION_PROGRESSBAR_KWARGS": f"{_REMOVE}: `autorun status` shows progress",
     "STATUS_QUERY_PROGRESSBAR_KWARGS": f"{_REMOVE}: `autorun status` shows progress",
-    **dict.fromkeys(
-        (
-            "BASE_QUERY_START",
-            "BASE_QUERY_END",
-            "BATCH_RUN_START",
-            "DEFAULT_QUERYSET_QUERY",
-            "EXECUTION_STARTED",
-            "FILTER_QUERYSET_END",
-            "INPUT_GENERATION",
-            "INPUT_GENERATION_FINISHED",
-            "INPUT_QUERY_START",
-            "INPUT_QUERY_END",
-            "INPUT_QUERYSET_VALIDATION",
-            "NONE_PENDING",
-            "NONE_PENDING_IN_QUERYSET",
-            "NO_CANDIDATES",
-            "PENDING_FOUND",
-            "PENDING_QUERY_START",
-            "PREPROCESSING_FAILURE",
-            "PREPROCESSING_FAILURE_REPORT",
-        ),
-        _LINE,
-    ),
-    **dict.fromkeys(
-        (
-            "log_base_query_start",
-            "log_base_query_end",
-            "log_execution_start",
-            "log_none_pending",
-            "log_pending",
-            "log_progress_query_start",
-            "log_progress_query_end",
-            "log_run_start",
-        ),
-        _LOGGING,
-    ),
+    **dict.fromkeys(_LINES, _LINE),
+    **dict.fromkeys(_METHODS, _LOGGING),
 }
 
 
