@@ -1,18 +1,16 @@
 """The subcommands of `manage.py autorun`, in the order its help lists them."""
 
 from autorun.management.subcommands.batch_list import Batches, Cancel, Hold, Pause, Resume
-from autorun.management.subcommands.compare import Compare
 from autorun.management.subcommands.completion import Completion
 from autorun.management.subcommands.diagnosis import Doctor, Explain, Failures
-from autorun.management.subcommands.export import Export
-from autorun.management.subcommands.listings import Outputs, Runs, Workers
+from autorun.management.subcommands.listings import Runs, Workers
+from autorun.management.subcommands.maintenance import Prune, Sync, Triggers
 from autorun.management.subcommands.marking import Adopt, Ignore, Retry
 from autorun.management.subcommands.plan import Backfill, Plan
+from autorun.management.subcommands.results import Compare, Export, Outputs
 from autorun.management.subcommands.run import RunPending, Sweep, Touch
 from autorun.management.subcommands.status import Status
 from autorun.management.subcommands.subcommand import Subcommand
-from autorun.management.subcommands.sync import Prune, Sync
-from autorun.management.subcommands.triggers import Triggers
 
 SUBCOMMANDS: tuple[type[Subcommand], ...] = (
     *(Status, Explain, Failures, Runs, Outputs, Batches, Workers, Export, Compare, Doctor),

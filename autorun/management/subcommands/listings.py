@@ -1,7 +1,5 @@
-"""workers, runs and outputs: what the pages list, for a terminal or a script."""
+"""workers and runs: what the pages list, for a terminal or a script."""
 
-import json
-import re
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +8,6 @@ from django.core.management.base import CommandError
 from autorun.declare import registry
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
-from autorun.models import Run
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.described import describe_run
 from autorun.observe.listing import MOST_COMPARED, RunFilter
@@ -20,9 +17,6 @@ from autorun.state.parameters import SINCE
 from autorun.state.words import ago, duration, moment
 
 FILTERS = (*("runner", "state", "worker", "batch", "row", "since", "ended_from", "ended_until"),)
-
-#: A text in JSON that is too long for a line, such as a picture; the start of it is shown.
-LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
 
 
 class Workers(Subcommand):
@@ -125,37 +119,3 @@ class Runs(Subcommand):
         )
         if not is_all:
             self.terminal.hint(f"Of about the newest {MOST_COMPARED:,} runs.")
-
-
-class Outputs(Subcommand):
-    """List the outputs of a runner's newest successes, or of one row; `export` writes them all."""
-
-    arguments = (
-        parsing.RUNNER,
-        parsing.argument("--row", metavar="PK", help="a row's primary key"),
-        parsing.number("--limit", default=20, help="default: 20"),
-        parsing.FORMAT,
-    )
-
-    def handle(self, **options: Any) -> None:
-        label = registry.get(options["runner"]).label
-        chosen = RunFilter(runner=label, state="succeeded", row=options["row"] or "")
-        runs = chosen.page(size=options["limit"]).runs
-        outputs = dict(
-            Run.objects.filter(pk__in=[run.pk for run in runs]).values_list("pk", "outputs")
-        )
-        self.terminal.json([{**describe_run(run), "outputs": outputs.get(run.pk)} for run in runs])
-        if not runs:
-            self.terminal.say("No outputs yet.")
-            return
-        self.terminal.table(
-            ("row", "finished", "outputs"),
-            [
-                (
-                    *(run.key_text, moment(run.finished_at)[5:16]),
-                    LONG_TEXT.sub(r'\1…"', json.dumps(outputs.get(run.pk), ensure_ascii=False)),
-                )
-                for run in runs
-            ],
-        )
-        self.terminal.hint(f"All of them: manage.py autorun export {label} --output results.csv")
