@@ -641,7 +641,7 @@ def test_a_number_that_is_none_starts_nothing(runner, field, typed) -> None:
         ("batch", "abc", "“abc” is not the number of a batch."),
         ("state", "foo", "Unknown state “foo”. Choose waiting, postponed,"),
         ("since", "9y", "Unknown since “9y”. Choose 1h,"),
-        ("planned_from", "soon", "“soon” is not a time. Write 2031-05-04T03:00, for example."),
+        ("ended_from", "soon", "“soon” is not a time. Write 2031-05-04T03:00, for example."),
     ],
 )
 def test_a_filter_that_means_nothing_is_not_taken_for_all(runner, name, typed, told) -> None:

@@ -2,11 +2,8 @@
 
 import datetime as dt
 from collections.abc import Iterator
-from zoneinfo import ZoneInfo
 
 import pytest
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from autorun.control import interventions
@@ -27,7 +24,6 @@ from autorun.observe.run_states import STATES, state_of
 from autorun.planning import windows
 from autorun.planning.counting import Count, count_rows
 from autorun.runner import QuerySetRunner
-from autorun.state.clock import first_chunk_id_at
 from autorun.state.counts import batch_counts, progress_by_node
 from autorun.upkeep import folding
 from autorun.upkeep.folding import fold
@@ -144,34 +140,6 @@ def test_filters_narrow(runner) -> None:
         assert RunFilter.read(chosen.written()) == chosen
 
 
-def test_runs_are_found_by_when_they_were_planned(documents, settings) -> None:
-    settings.TIME_ZONE = "Asia/Jerusalem"
-    noon = dt.datetime(2026, 3, 5, 12, tzinfo=ZoneInfo(settings.TIME_ZONE))
-    hours = [noon + dt.timedelta(hours=n) for n in range(3)]
-    chunks = list(Chunk.objects.order_by("pk")[:3])
-    runs = [list(chunk.runs.values_list("pk", flat=True)) for chunk in chunks]
-    for chunk, hour in zip(chunks, hours, strict=True):
-        new_id = first_chunk_id_at(hour) + 7
-        Chunk.objects.filter(pk=chunk.pk).update(id=new_id)
-        Run.objects.filter(chunk_id=chunk.pk).update(chunk_id=new_id)
-    others = Run.objects.count() - sum(map(len, runs))
-    expected = {
-        RunFilter(planned_until="2026-03-05T12:00"): 0,
-        RunFilter(planned_from="2026-03-05T12:00", planned_until="2026-03-05T13:00"): len(runs[0]),
-        RunFilter(planned_until="2026-03-05T14:00"): len(runs[0]) + len(runs[1]),
-        RunFilter(planned_from="2026-03-05T14:00"): len(runs[2]) + others,
-        RunFilter(planned_from="2026-03-05T13:00", planned_until="2026-03-05T13:00"): 0,
-        RunFilter(planned_from="2026-03-05T14:00", row=str(Document.objects.last().pk)): 1,
-        RunFilter(planned_from="9999-12-31T00:00"): 0,
-        RunFilter(planned_until="0001-01-02T00:00"): 0,
-    }
-
-    assert {chosen: len(pages(chosen, size=50)) for chosen in expected} == expected
-    for chosen, number in expected.items():
-        assert chosen.number() in (number, None)
-        assert RunFilter.read(chosen.written()) == chosen
-
-
 @pytest.mark.parametrize(
     ("given", "read"),
     [
@@ -188,17 +156,7 @@ def test_runs_are_found_by_when_they_were_planned(documents, settings) -> None:
     ],
 )
 def test_times_are_read_as_browsers_write_them(given: str, read: str) -> None:
-    assert RunFilter.read({"planned_from": given}).planned_from == read
-
-
-@pytest.mark.parametrize("name", ["planned_from", "planned_until"])
-def test_when_runs_were_planned_is_told_by_ids_of_chunks(name: str) -> None:
-    chosen = RunFilter(**{name: "2026-03-05T12:00"}, state="failed")
-
-    with CaptureQueriesContext(connection) as captured:
-        chosen.page()
-
-    assert "_at" not in captured.captured_queries[0]["sql"].partition("WHERE")[2]
+    assert RunFilter.read({"ended_from": given}).ended_from == read
 
 
 def test_runs_of_rows_with_other_keys_are_found_by_the_key() -> None:

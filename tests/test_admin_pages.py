@@ -154,7 +154,7 @@ def test_every_page_answers_without_use_tz(sign_in: Callable[..., Client], setti
     scenes.few()
     client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
     named = addresses()
-    named["planned"] = f"{named['runs']}?planned_from=2020-01-01T00:00"
+    named["ended"] = f"{named['runs']}?ended_from=2020-01-01T00:00"
 
     for name, address in named.items():
         assert client.get(address).status_code == 200, name
@@ -425,8 +425,8 @@ NESTED = "[" * 100_000
         ("runs", {"row": HUGE_NUMBER}),
         ("runs", {"row": "²"}),
         ("runs", {"row": LONG_NUMBER, "batch": LONG_NUMBER, "after": f"{LONG_NUMBER}-1"}),
-        ("runs", {"planned_from": "\0", "planned_until": LONG_NUMBER, "group": "\0"}),
-        ("runs", {"planned_from": "9999-12-31T23:59", "planned_until": "0001-01-01"}),
+        ("runs", {"ended_from": "\0", "ended_until": LONG_NUMBER, "group": "\0"}),
+        ("runs", {"ended_from": "9999-12-31T23:59", "ended_until": "0001-01-01"}),
         ("runs", {"after": f"{HUGE_NUMBER}-{HUGE_NUMBER}", "batch": HUGE_NUMBER}),
         ("batches", {"runner": "\0", "before": LONG_NUMBER}),
         ("batches", {"before": HUGE_NUMBER, "state": "\0", "trigger": HUGE_NUMBER}),

@@ -37,8 +37,6 @@ _FACTS = {
     "trigger": gettext_noop("Trigger"),
     "exception": gettext_noop("Error"),
     "since": gettext_noop("Finished within"),
-    "planned_from": gettext_noop("Planned from"),
-    "planned_until": gettext_noop("Planned until"),
     "ended_from": gettext_noop("Finished from"),
     "ended_until": gettext_noop("Finished until"),
     "row": gettext_noop("Row key"),

@@ -48,12 +48,7 @@ SLOWEST = "slowest"
 #: Characters of JSON that are shown without a click.
 FOLDED = 3_000
 #: The filters that are folded away until one of them is in use.
-MORE = frozenset(
-    [
-        *("trigger", "exception", "batch", "worker"),
-        *("planned_from", "planned_until", "ended_from", "ended_until"),
-    ]
-)
+MORE = frozenset(["trigger", "exception", "batch", "worker", "ended_from", "ended_until"])
 
 
 @dataclass(frozen=True)

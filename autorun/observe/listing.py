@@ -23,7 +23,6 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.group_runs import GroupRuns
 from autorun.observe.paging import LONG, NAMES, Cursor, Page
 from autorun.observe.run_states import FOLDED, STATES, UNFOLDED
-from autorun.state.clock import first_chunk_id_at
 from autorun.state.counts import batch_counts
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.origins import ORIGINS
@@ -45,7 +44,7 @@ EMPTY_SWEEP = Q(trigger__in=_OF_ITSELF, state=Batch.State.FINISHED, planned=0, u
 _WORDS: Mapping[str, Mapping[str, Any]] = {"state": STATES, "trigger": ORIGINS, "since": SINCE}
 _TEXTS = ("runner", "exception", "row", "worker")
 _GROUP = re.compile(r"\d+-[0-9a-f]{16}")
-_TIMES = ("planned_from", "planned_until", "ended_from", "ended_until")
+_TIMES = ("ended_from", "ended_until")
 #: Parameters of a page beside the filter's.
 OTHER_PARAMETERS = ("after", "order")
 
@@ -55,10 +54,9 @@ class RunFilter:
     """A filter by runner label, state, origin, exception class, batch, worker, time and row key.
 
     `since` says how long before `at`, or before now, a run may have finished; unfinished runs
-    always match. The other times are in the project's zone, those "until" exclusive; `planned_from`
-    counts from the last time a run was planned. `worker` is a worker's name, or that of one of its
-    processes. `group` is the key of a group of failures:
-    the current runs whose last attempt failed that way.
+    always match. The other times are in the project's zone, that "until" exclusive. `worker` is a
+    worker's name, or that of one of its processes. `group` is the key of a group of failures: the
+    current runs whose last attempt failed that way.
     """
 
     runner: str = ""
@@ -69,8 +67,6 @@ class RunFilter:
     since: str = ""
     row: str = ""
     group: str = ""
-    planned_from: str = ""
-    planned_until: str = ""
     ended_from: str = ""
     ended_until: str = ""
     worker: str = ""
@@ -196,7 +192,8 @@ class RunFilter:
         open_chunks = self._chunks.filter(node__in=list(in_nodes)).unfolded()
         if self.state in UNFOLDED:
             return open_chunks.aggregate(n=Sum(STATES[self.state].number))["n"] or 0
-        is_narrowed = self.since or self.trigger or self.worker or any(self._times)
+        times = (self.since, self.ended_from, self.ended_until)
+        is_narrowed = self.trigger or self.worker or any(times)
         if is_narrowed or (self.runner and self.batch is None):
             return None
         if self.batch is not None:
@@ -299,10 +296,6 @@ class RunFilter:
         same_chunk = Q(chunk_id=after.chunk_id, pk__lt=after.run_id)
         return runs.filter(Q(chunk_id__lt=after.chunk_id) | same_chunk)
 
-    @property
-    def _times(self) -> list[str]:
-        return [getattr(self, name) for name in _TIMES]
-
     @cached_property
     def _now(self) -> dt.datetime:
         return self.at or timezone.now()
@@ -322,11 +315,6 @@ class RunFilter:
             condition &= ORIGINS[self.trigger].chunks
         if self.state:
             condition &= STATES[self.state].chunks
-        # Chunks are made in the order of their ids, which spares an index of the time.
-        if when := read_time(self.planned_from):
-            condition &= Q(pk__gte=first_chunk_id_at(when))
-        if when := read_time(self.planned_until):
-            condition &= Q(pk__lt=first_chunk_id_at(when))
         if self.since:
             since = self._now - SINCE[self.since]
             condition &= Q(finished_at__gte=since) | ~Q(state=Chunk.State.FINISHED)
