@@ -13,6 +13,7 @@ from autorun.declare import registry
 from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_of
 from autorun.management.subcommands import parsing
+from autorun.management.subcommands.parsing import CONDITION_NOT_MET
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met, primary_key
 from autorun.management.subcommands.terminal import SIGNS
 from autorun.models import Run
@@ -31,9 +32,7 @@ class Doctor(Subcommand):
     runs_despite_check_errors = True
     arguments = (
         parsing.FORMAT,
-        parsing.flag(
-            "--strict", help=f"exit with code {parsing.CONDITION_NOT_MET} for a warning, too"
-        ),
+        parsing.flag("--strict", help=f"exit with code {CONDITION_NOT_MET} for a warning, too"),
     )
 
     def handle(self, **options: Any) -> None:
@@ -122,9 +121,7 @@ class Failures(_WithLog):
     arguments = (
         parsing.RUNNER_OR_ALL,
         parsing.within("only the last 30m, 24h or 7d"),
-        parsing.flag(
-            "--all", dest="including_retried", help="include failed runs that will be retried"
-        ),
+        parsing.flag("--all", dest="including_retried", help="include runs that will be retried"),
         parsing.FORMAT,
         parsing.check("if a run of a present version has failed"),
     )

@@ -26,9 +26,7 @@ class Workers(Subcommand):
     """
 
     arguments = (
-        parsing.argument(
-            "--drain", metavar="NAME", help="drain this worker: it takes no more chunks"
-        ),
+        parsing.argument("--drain", metavar="NAME", help="let this worker take no more chunks"),
         parsing.argument("--undrain", metavar="NAME", help="let it take chunks again"),
         parsing.FORMAT,
     )
@@ -69,22 +67,12 @@ class Runs(Subcommand):
     arguments = (
         parsing.RUNNER_OR_ALL,
         parsing.argument("--state", choices=list(STATES)),
-        parsing.argument(
-            "--worker", metavar="NAME", help="a worker's name, as `workers` prints it"
-        ),
+        parsing.argument("--worker", metavar="NAME", help="a name that `workers` prints"),
         parsing.argument("--batch", metavar="NUMBER", help="the number of a batch"),
         parsing.argument("--row", metavar="PK", help="a row's primary key"),
-        parsing.argument(
-            "--since", choices=tuple(SINCE), help="only runs that finished within that time"
-        ),
-        parsing.argument(
-            "--ended-from",
-            metavar="TIME",
-            help="only runs that finished then or later: 2031-05-04T03:00",
-        ),
-        parsing.argument(
-            "--ended-until", metavar="TIME", help="only runs that finished before that"
-        ),
+        parsing.argument("--since", choices=tuple(SINCE), help="finished within that time"),
+        parsing.argument("--ended-from", metavar="TIME", help="finished from 2031-05-04T03:00 on"),
+        parsing.argument("--ended-until", metavar="TIME", help="finished before that"),
         parsing.flag("--slowest", help="the slowest of the newest runs"),
         parsing.number("--limit", default=20, help="default: 20"),
         parsing.FORMAT,

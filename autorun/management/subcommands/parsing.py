@@ -93,9 +93,7 @@ def time_span(text: str) -> dt.timedelta:
 RUNNER = argument("runner", metavar="RUNNER", help="runner label: app_label.ClassName")
 RUNNER_OR_ALL = argument("runner", metavar="RUNNER", nargs="?", help="runner label (default: all)")
 # Without a default, argparse takes them for required.
-KEYS = argument(
-    "keys", metavar="PK", nargs="*", default=[], help="primary keys of rows (default: all rows)"
-)
+KEYS = argument("keys", metavar="PK", nargs="*", default=[], help="keys of rows (default: all)")
 FILTER = argument("--filter", metavar="NAME", help="a name from the runner's FILTERS")
 QUEUE = flag("--queue", help="let a worker do the planning, in a Celery task")
 FORMAT = argument(

@@ -76,12 +76,11 @@ class Export(Subcommand):
             "--format", choices=(*TEXTS, "parquet"), default="csv", help="default: csv"
         ),
         parsing.flag(
-            "--provenance",
-            help="write a folder with the results, W3C PROV-JSON of their runs and an RO-Crate",
+            "--provenance", help="write an RO-Crate: a folder, with PROV-JSON of the runs"
         ),
         parsing.flag("--stale", help="for rows without a current success, take their last one"),
         parsing.argument(
-            "--output", metavar="FILE", help="the file, or the folder (default: standard output)"
+            "--output", metavar="FILE", help="file or folder (default: standard output)"
         ),
     )
 
@@ -150,9 +149,7 @@ class Compare(Subcommand):
     arguments = (
         parsing.RUNNER,
         parsing.argument("before", nargs="?", metavar="BEFORE", help="the version to compare"),
-        parsing.argument(
-            "after", nargs="?", metavar="AFTER", help="the version to compare it with"
-        ),
+        parsing.argument("after", nargs="?", metavar="AFTER", help="the one to compare it with"),
         parsing.argument(
             "--tolerance",
             type=float,

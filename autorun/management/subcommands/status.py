@@ -113,12 +113,7 @@ class Status(Subcommand):
     """
 
     arguments = (
-        argument(
-            "runners",
-            metavar="RUNNER",
-            nargs="*",
-            help="runner labels: app_label.ClassName (default: all)",
-        ),
+        argument("runners", metavar="RUNNER", nargs="*", help="runner labels (default: all)"),
         flag(
             "--no-pending",
             action="store_false",
