@@ -11,15 +11,7 @@ from autorun.conf import settings
 from autorun.control import halting, interventions
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.management.subcommands.parsing import (
-    FORMAT,
-    RUNNER,
-    RUNNER_OR_ALL,
-    Argument,
-    argument,
-    flag,
-    number,
-)
+from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand, requested_by
 from autorun.models import Batch, Chunk
 from autorun.observe.described import describe_batch
@@ -40,11 +32,11 @@ class Batches(Subcommand):
     """Show recent batches: what sweeps, backfills and run() planned, and the results so far."""
 
     arguments = (
-        RUNNER_OR_ALL,
-        argument("--state", choices=Batch.State.values),
-        flag("--all", dest="with_empty", help="include sweeps that found nothing"),
-        number("--limit", default=20, help="default: 20"),
-        FORMAT,
+        parsing.RUNNER_OR_ALL,
+        parsing.argument("--state", choices=Batch.State.values),
+        parsing.flag("--all", dest="with_empty", help="include sweeps that found nothing"),
+        parsing.number("--limit", default=20, help="default: 20"),
+        parsing.FORMAT,
     )
 
     def handle(self, **options: Any) -> None:
@@ -94,15 +86,15 @@ class Batches(Subcommand):
             self.terminal.hint(f"  {batch.reason}")
 
 
-TARGET = argument("target", metavar="RUNNER|BATCH", help="runner label, or number of a batch")
+TARGET = parsing.argument("target", metavar="RUNNER|BATCH", help="runner label or batch number")
 TARGET_OR_ALL = (
-    argument(*TARGET[0], nargs="?", **TARGET[1]),
-    flag("--all", dest="is_all", help="all runners"),
+    parsing.argument(*TARGET[0], nargs="?", **TARGET[1]),
+    parsing.flag("--all", dest="is_all", help="all runners"),
 )
 
 
 class _OnTarget(Subcommand):
-    arguments: ClassVar[tuple[Argument, ...]] = TARGET_OR_ALL
+    arguments: ClassVar[tuple[parsing.Argument, ...]] = TARGET_OR_ALL
     #: What --all does to each runner.
     change: ClassVar[staticmethod[[Runner], bool]]
     outcome: ClassVar[str]
@@ -163,7 +155,7 @@ class Hold(Subcommand):
     together.
     """
 
-    arguments = (RUNNER,)
+    arguments = (parsing.RUNNER,)
 
     def handle(self, **options: Any) -> None:
         label = options["runner"]
@@ -204,7 +196,7 @@ class Cancel(_OnTarget):
 
     arguments = (
         TARGET,
-        flag("--running", dest="with_running", help="stop runs in progress as well"),
+        parsing.flag("--running", dest="with_running", help="stop runs in progress as well"),
     )
 
     def handle(self, **options: Any) -> None:

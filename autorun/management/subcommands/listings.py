@@ -16,7 +16,7 @@ from autorun.state.draining import drain, undrain
 from autorun.state.parameters import SINCE
 from autorun.state.words import ago, duration, moment
 
-FILTERS = (*("runner", "state", "worker", "batch", "row", "since", "ended_from", "ended_until"),)
+FILTERS = ("runner", "state", "worker", "batch", "row", "since", "ended_from", "ended_until")
 
 
 class Workers(Subcommand):
