@@ -50,7 +50,7 @@ def connect(make_round: Callable[[], bool]) -> None:
     _make_round = make_round
     for celery_signal, listener in (
         (signals.worker_init, _prepare),
-        (signals.worker_ready, _listen),
+        (signals.worker_ready, _begin),
         (signals.worker_shutdown, _end),
         (signals.worker_process_init, _begin),
         (signals.task_failure, _child_died),
@@ -85,16 +85,11 @@ def _prepare(sender: Any, **_: Any) -> None:
     bootstep.add_to(sender, _make_round)
 
 
-def _listen(**_: Any) -> None:
-    """Note what is written in this process, whose threads may be the pool.
+def _begin(**_: Any) -> None:
+    """Prepare a pool process, or the main process, whose threads may be the pool.
 
     Celery has replaced its standard output by now.
     """
-    tails.listen()
-
-
-def _begin(**_: Any) -> None:
-    """Prepare a pool process."""
     tails.listen()
     _outlive_thread()
 
