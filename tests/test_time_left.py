@@ -102,6 +102,20 @@ def test_the_time_left_is_right_a_minute_after_bodies_have_changed(
     assert of_node == pytest.approx(told, rel=0.05)
 
 
+@pytest.mark.parametrize("course", [STEADY, SLOWER, FASTER], ids=["steady", "slower", "faster"])
+def test_the_time_left_is_right_some_seconds_after_bodies_have_changed(
+    course: dict[str, float], runner: QuerySetRunner
+) -> None:
+    chunks = executed(**course, change_at=90.4)  # type: ignore[arg-type]
+    at = 90.4 + 12
+    takes = max(end for _, end, _ in chunks) - at
+    batch, left = record(runner, chunks, at=at)
+
+    told = activity_of(batch).seconds_left(left)
+
+    assert takes / 2 < told < takes * 2
+
+
 def test_the_page_the_command_and_watch_tell_one_time_left(
     runner: QuerySetRunner, admin_client: Client
 ) -> None:

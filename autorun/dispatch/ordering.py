@@ -8,6 +8,7 @@ from django.db import connections
 from django.db.models import F, Q, QuerySet
 
 from autorun.conf import settings
+from autorun.dispatch.joining import join_small
 from autorun.dispatch.room import Room
 from autorun.models import Batch, Chunk
 from autorun.state.clock import DatabaseNow
@@ -65,8 +66,9 @@ def _pages(
         else:
             rows = with_window(due(node_id)).exclude(pk__in=but).filter(after, **of_batch)
             page = list(room.open_to(rows)[:size])
-        yield from page
-        if len(page) < size:
+        is_last = len(page) < size
+        yield from (page := join_small(page))
+        if is_last:
             return
         last = page[-1]
         after = Q(priority__lt=last.priority) | Q(pk__gt=last.pk)
@@ -75,8 +77,9 @@ def _pages(
 
 
 def with_window(chunks: QuerySet[Any]) -> QuerySet[Any]:
-    """The chunks, with the window of their batch and the columns that a release reads."""
-    found: QuerySet[Any] = chunks.annotate(window=F("batch__window")).only(*COLUMNS)
+    """The chunks, with their batch's window, their node's run time and what a release reads."""
+    known = {"window": F("batch__window"), "run_seconds": F("node__run_seconds")}
+    found: QuerySet[Any] = chunks.annotate(**known).only(*COLUMNS)
     return found
 
 

@@ -15,12 +15,15 @@ from autorun.upkeep.folding import hour_of
 
 HOURS = 24
 STARTED = (Chunk.State.RUNNING, Chunk.State.FINISHED)
-#: The rate is measured over the last minute, or over more time if there was less to do; the time
-#: of a run over at most so many chunks.
+#: The time of a run is measured over the last seconds, so that it is that of bodies that have just
+#: changed, and the rate over the last minute; both over more time if there was less to do, and over
+#: at most so many chunks.
+LATEST_SECONDS = 10.0
 LAST_SECONDS = 60.0
 RATE_SECONDS = 600.0
 RECENT_CHUNKS = 1_000
-#: The last minute counts if half of it was spent at work, or if so many runs finished in it.
+#: A period counts if so many runs finished in it; the last minute also if half of it was spent at
+#: work.
 ENOUGH_RUNS = 10
 SHORTEST = 0.001
 
@@ -134,18 +137,25 @@ def _recent(chunks: QuerySet[Chunk], now: dt.datetime, *, by: str) -> dict[int, 
 
 
 def _measured(stretches: Sequence[Stretch], *, now: dt.datetime) -> dict[str, float]:
-    """The median of a run and the rates: of the last minute, if enough was done in it."""
+    """The median of a run and the rates, over the shortest period in which enough was done."""
     done = [each for each in stretches if each[2]]
-    for seconds in (LAST_SECONDS, RATE_SECONDS):
-        recent = _clipped(stretches, since=now - dt.timedelta(seconds=seconds))
-        runs, is_last = sum(number for *_, number in recent), seconds == LAST_SECONDS
-        at_work = _seconds_at_work(recent)
-        is_enough = not is_last or at_work >= LAST_SECONDS / 2 or runs >= ENOUGH_RUNS
-        if runs and is_enough:
-            finished = [each for each in recent if each[2]]
-            median = _median(finished if is_last else done)
-            return {"median_seconds": median, **_rates(recent, at_work, now=now)}
-    return {"median_seconds": _median(done)} if done else {}
+    latest, minute, all_recent = (
+        _clipped(stretches, since=now - dt.timedelta(seconds=seconds))
+        for seconds in (LATEST_SECONDS, LAST_SECONDS, RATE_SECONDS)
+    )
+    is_busy = _seconds_at_work(minute) >= LAST_SECONDS / 2 or _runs(minute) >= ENOUGH_RUNS
+    parts = minute if is_busy and _runs(minute) else all_recent
+    if not _runs(parts):
+        return {"median_seconds": _median(done)} if done else {}
+    recent = latest if _runs(latest) >= ENOUGH_RUNS else parts
+    finished = done if recent is all_recent else [each for each in recent if each[2]]
+    run_seconds = _seconds(each for each in recent if each[2]) / _runs(recent)
+    unfinished = [each for each in latest if not each[2]]
+    if 2 * _seconds(unfinished) > _seconds(latest):
+        # Bodies may just have become slower: a run now takes at least that long.
+        longer = [each for each in parts if not each[2]]
+        run_seconds = max(run_seconds, _seconds(longer) / len(longer))
+    return {"median_seconds": _median(finished), **_rates(parts, recent, run_seconds, now=now)}
 
 
 def _clipped(stretches: Iterable[Stretch], *, since: dt.datetime) -> list[Stretch]:
@@ -159,25 +169,21 @@ def _clipped(stretches: Iterable[Stretch], *, since: dt.datetime) -> list[Stretc
     return found
 
 
-def _rates(stretches: Sequence[Stretch], at_work: float, *, now: dt.datetime) -> dict[str, float]:
+def _rates(
+    parts: Sequence[Stretch], recent: Sequence[Stretch], run_seconds: float, *, now: dt.datetime
+) -> dict[str, float]:
     """Runs per second, over all the time and over the time that at least one chunk was running."""
-    runs = sum(number for *_, number in stretches)
-    done, unfinished = (
-        [each for each in stretches if bool(each[2]) is is_done] for is_done in (True, False)
-    )
-    run_seconds = _seconds(done) / runs
-    if _seconds(unfinished) > _seconds(done):
-        # Bodies may just have become slower: a run now takes at least that long.
-        run_seconds = max(run_seconds, *(_seconds([each]) for each in unfinished))
     # If the oldest chunk started later, measure over the shorter time.
-    recent = _clipped(stretches, since=now - dt.timedelta(seconds=LAST_SECONDS))
-    parts = recent if _seconds_at_work(recent) >= LAST_SECONDS / 2 else stretches
     covered = (now - min(started for started, *_ in parts)).total_seconds()
     return {
         "per_second": _seconds(parts) / max(1.0, covered) / max(SHORTEST, run_seconds),
         # Clocks are not exact below a millisecond.
-        "per_second_at_work": runs / max(SHORTEST, at_work),
+        "per_second_at_work": _runs(recent) / max(SHORTEST, _seconds_at_work(recent)),
     }
+
+
+def _runs(stretches: Iterable[Stretch]) -> float:
+    return sum(number for *_, number in stretches)
 
 
 def _seconds(stretches: Iterable[Stretch]) -> float:
