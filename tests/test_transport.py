@@ -20,6 +20,7 @@ from typing import Any
 import celery
 import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.asynchronous import Hub
 from kombu.transport import TRANSPORT_ALIASES
 
 from autorun.broker.brokerfile import (
@@ -232,6 +233,27 @@ def test_acknowledgement_from_another_thread_makes_room_at_once(connect: Any) ->
             connection.drain_events(timeout=10)
 
     assert received == list(range(50))
+
+
+def test_an_event_loop_delivers_at_once_and_nothing_is_left_in_it(connect: Any) -> None:
+    connection, loop = connect(polling_interval=30), Hub()
+    publish(connection, *range(50))
+    received: list[Any] = []
+
+    def acknowledge_elsewhere(body: Any, message: Any) -> None:
+        received.append(body)
+        threading.Thread(target=message.ack).start()
+
+    with contextlib.closing(loop):
+        connection.transport.register_with_event_loop(connection.connection, loop)
+        with Consumer(connection, [TASKS], callbacks=[acknowledge_elsewhere], prefetch_count=1):
+            while len(received) < 50:
+                loop.run_once()
+        connection.release()
+
+        assert received == list(range(50))
+        assert not loop.readers
+        assert all(each.entry.canceled for each in loop.timer.queue)
 
 
 UNREADABLE = [

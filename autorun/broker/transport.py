@@ -31,9 +31,12 @@ and `expires` and `message_ttl` of queues work as in RabbitMQ; a queue that expi
 `lease` seconds at least.
 """
 
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -265,14 +268,17 @@ class Transport(virtual.Transport):
     driver_type = driver_name = "sqlite"
     polling_interval: float = 0.1
     connection_errors = (*virtual.Transport.connection_errors, sqlite3.OperationalError)
+    # With an event loop, each process of Celery's prefork pool has pipes of its own. Otherwise all
+    # read from one pipe, whose lock is never released if a process is killed while it waits there.
     implements = virtual.Transport.implements.extend(
-        exchange_type=frozenset({"direct", "topic", "fanout"})
+        asynchronous=True, exchange_type=frozenset({"direct", "topic", "fanout"})
     )
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         options = client.transport_options
         self.polling_interval = _number(options, "polling_interval", 0.1, at_least=0)
+        self._leave_loop: Callable[[], None] = lambda: None
         self.file = BrokerFile(
             path_of(client.hostname),
             lease=_number(options, "lease", 30, at_least=1),
@@ -290,6 +296,7 @@ class Transport(virtual.Transport):
         return super().establish_connection()
 
     def close_connection(self, connection: Any) -> None:
+        self._leave_loop()
         try:
             super().close_connection(connection)
         finally:
@@ -313,6 +320,56 @@ class Transport(virtual.Transport):
                 if pause <= 0:
                     raise TimeoutError
             self.file.settled.wait(pause)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let the loop of a worker deliver messages, one at each of its turns."""
+        self._leave_loop()
+        bell = self.file.settled = _Bell()
+        bell.set()
+        loop.add_reader(bell, self._deliver_in_loop)
+        timer = loop.call_repeatedly(self.polling_interval, bell.set)
+
+        def leave() -> None:
+            timer.cancel()
+            loop.remove_reader(bell)
+            bell.close()
+
+        self._leave_loop = leave
+
+    def _deliver_in_loop(self) -> None:
+        self.file.check_lease()
+        self.file.settled.clear()
+        cycle: Any = self.cycle
+        with suppress(Empty):
+            cycle.get(self._deliver)
+            self.file.settled.set()  # there may be more
+
+
+class _Bell(threading.Event):
+    """An event that an event loop sees: while it is set, its descriptor can be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._reader.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def set(self) -> None:
+        super().set()
+        with suppress(OSError):  # it is full, or closed
+            self._writer.send(b".")
+
+    def clear(self) -> None:
+        super().clear()
+        with suppress(OSError):
+            self._reader.recv(65_536)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
 
 
 def _number(

@@ -1,13 +1,11 @@
 """Signals of a Celery worker: overdue upkeep, and the rescue after a process's death."""
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from billiard.util import set_pdeathsig  # type: ignore[attr-defined]
 from celery import signals
 from django.db import DatabaseError, InterfaceError, connections
 from django.db.models import QuerySet
@@ -36,8 +34,6 @@ OVERDUE = 3
 
 #: Celery's name of this worker.
 _node_name: str | None = None
-#: The thread that the worker's main process ends with.
-_main_thread: threading.Thread | None = None
 #: Makes a round, unless another process has.
 _make_round: Callable[[], bool]
 #: When this process looks whether a round is overdue.
@@ -78,9 +74,8 @@ def _prepare(sender: Any, **_: Any) -> None:
             analysis.get_executable(each.title, each.version)
         except UnsuitablePool as error:
             logger.error("%s Until then its runs wait.", error)
-    global _node_name, _main_thread  # noqa: PLW0603
+    global _node_name  # noqa: PLW0603
     _node_name = sender.hostname
-    _main_thread = threading.main_thread()
     draining.prepare(sender.hostname)
     bootstep.add_to(sender, _make_round)
 
@@ -91,7 +86,6 @@ def _begin(**_: Any) -> None:
     Celery has replaced its standard output by now.
     """
     tails.listen()
-    _outlive_thread()
 
 
 def _end(**_: Any) -> None:
@@ -99,20 +93,6 @@ def _end(**_: Any) -> None:
     with suppress(DatabaseError, InterfaceError):  # a few minutes of silence say the same
         draining.end()
     connections.close_all()
-
-
-def _outlive_thread() -> None:
-    """Let a replaced pool process finish its task in a warm shutdown.
-
-    Celery has Linux kill it when its parent dies, which for Linux is the thread that forked it.
-    With brokers that Celery does not poll in its event loop, such as the embedded one, a thread
-    replaces processes, and ends as soon as the pool closes. Without that signal the process still
-    ends: its task pipe closes with the worker.
-    """
-    # After a fork, the thread that forked is the child's main thread.
-    if _main_thread is not None and threading.main_thread() is not _main_thread:
-        with suppress(OSError):  # not on Linux, where there is no such signal
-            set_pdeathsig(0)
 
 
 def _make_overdue_round(sender: Any = None, **_: Any) -> None:

@@ -85,6 +85,24 @@ def test_a_row_that_kills_its_worker_in_a_call_of_many_fails_alone(lab: Lab):
 
 
 @pytest.mark.faults(7)
+def test_a_pool_goes_on_when_its_idle_processes_are_killed(lab_of_each_broker: Lab):
+    lab = lab_of_each_broker
+    worker = lab.start_worker(concurrency=2)
+    for number in range(1, 11):
+        # Some of them or all, that of upkeep included.
+        killed = worker.children()[: 1 + number % 3]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        lab.until(lambda before=killed: len({*worker.children()} - {*before}) == 3)
+
+        lab.save(2, value=f"v{number}-")
+        lab.until_done(2 * number)
+
+    lab.check()
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+@pytest.mark.faults(7)
 def test_saved_rows_whose_planner_is_killed_are_planned_by_another(lab_of_each_broker: Lab):
     lab = lab_of_each_broker
     lab.environment |= PATIENCE
