@@ -20,9 +20,10 @@ from autorun.control import interventions
 from autorun.dispatch.publishing import redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Batch, Chunk, Failure, Node, Run
+from autorun.observe import listing
 from autorun.observe.failures import recent_failures
 from autorun.observe.listing import RunFilter
-from autorun.planning import windows
+from autorun.planning import batches, windows
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
 from autorun.upkeep import rounds
@@ -229,6 +230,22 @@ def test_all_that_match_the_filter_are_ignored(runner) -> None:
     assert runner.progress().ignored == 3
     assert runner.progress().failed == 2
     assert Run.objects.filter(status=Run.Status.CANCELLED, is_current=True).count() == 3
+
+
+def test_an_action_on_all_ends_in_time_and_the_next_one_goes_on_from_there(
+    runner, set_constants
+) -> None:
+    set_constants(batches, CANCEL_WITHIN=0.0)
+    set_constants(listing, RUNS_AT_ONCE=1, CHUNKS_AT_ONCE=1)
+    form = {"action": "ignore", "scope": "everything", "exception": "ValueError", "confirmed": "1"}
+    client, ignored = client_with("cancel_run"), []
+
+    for _ in range(3):
+        page = client.post(reverse("admin:autorun_run_act"), form, follow=True).text
+        ignored.append(runner.progress().ignored)
+        assert "Only 1 runs were checked. Repeat the action for the next ones." in page
+
+    assert ignored == [1, 2, 3]
 
 
 def test_what_has_not_been_started_is_cancelled(runner) -> None:

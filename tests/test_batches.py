@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from autorun import tasks
-from autorun.control import interventions
+from autorun.control import halting, interventions
 from autorun.declare.interruption import Termination
 from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import release
@@ -557,6 +557,25 @@ def test_of_a_cancelled_batch_nothing_starts_although_its_chunks_are_not_given_u
         assert runner().pending().count() == 6
     batch.refresh_from_db()
     assert (batch.state, batch.expires_at) == (Batch.State.CANCELLED, None)
+
+
+def test_of_no_batch_of_a_cancelled_runner_does_a_run_start(documents):
+    runner = declare(BATCH_SIZE=2)
+    with installed(runner):
+        keys = sorted(each.pk for each in documents)
+        for some in (keys[:2], keys[2:]):
+            batch = runner().backfill(Document.objects.filter(pk__in=some), window=1)
+
+        with crashed_at("cancel.batch"):
+            halting.cancel_runner(runner().label)
+
+        assert [queued(chunk.pk) for chunk in Chunk.objects.queued()] == [None, None]
+        assert release(batch.node_id).chunks == 0
+        assert halting.cancel_runner(runner().label) == len(keys)
+        assert runner().pending().count() == len(keys)
+        Batch.objects.update(expires_at=from_now(-1))
+        assert cancel_batches() == 0
+    assert set(Batch.objects.values_list("state", "expires_at")) == {(Batch.State.CANCELLED, None)}
 
 
 def test_a_chunk_that_is_started_while_its_batch_is_cancelled_goes_on(documents):

@@ -1,5 +1,6 @@
 """The rows of runs, as the admin shows them to one user."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from autorun.models import Node, Run
 from autorun.observe.explanation import Quotes
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
+from autorun.planning import batches
 from autorun.state.keys import concrete, key_kind
 from autorun.state.words import encodable
 
@@ -170,8 +172,8 @@ class Reach:
 
     `left_out` is the number of runs that it has kept from them so far. `not_reached` is the number
     of runs for which there was no time, and `slow` the error that says what took it. `is_cut` says
-    that there may be more than it looks at in one request: the session knows where the next one
-    goes on.
+    that there may be more than one request acts on, within `batches.CANCEL_WITHIN`: the session
+    knows where the next one goes on.
     """
 
     request: HttpRequest
@@ -180,10 +182,12 @@ class Reach:
     not_reached: int = 0
     slow: RunTimeout | None = None
     examined: int = 0
+    asked: int = 0  # runs among those examined whose rows the admin was asked about
+    is_late: bool = False
 
     @property
     def is_cut(self) -> bool:
-        return self.slow is not None or self.examined >= MOST_NARROWED
+        return self.slow is not None or self.is_late or self.asked >= MOST_NARROWED
 
     def among(self, runs: Sequence[Run]) -> list[Run]:
         """Those of the runs that the user may act on; a query or two a model."""
@@ -201,7 +205,7 @@ class Reach:
                 self.slow, self.not_reached = error, len(runs) - begin
                 break
             allowed = [run for run in some if run.node_id in whole or seen[run.pk].is_open]
-            self.examined += len(others)
+            self.examined, self.asked = self.examined + len(some), self.asked + len(others)
             self.left_out += len(some) - len(allowed)
             found += allowed
         return found
@@ -214,11 +218,13 @@ class Reach:
         for ever.
         """
         places = dict(self.request.session.get(PLACES, {}))
+        until = time.monotonic() + batches.CANCEL_WITHIN
         for each in chosen:
             name = f"{action}?{urlencode(each.written())}"
             place = Cursor.read(places.pop(name, ""))
             for runs, end in each.parts(place):
                 yield self.among(runs)
+                self.is_late = time.monotonic() >= until
                 reached = len(runs) - self.not_reached
                 if not self.not_reached:
                     place = end
@@ -232,7 +238,8 @@ class Reach:
         self.request.session[PLACES] = dict(list(places.items())[-MOST_PLACES:])
 
     def start_over(self) -> None:
-        self.left_out, self.not_reached, self.slow, self.examined = 0, 0, None, 0
+        self.left_out, self.not_reached, self.slow = 0, 0, None
+        self.examined, self.asked, self.is_late = 0, 0, False
 
     def narrowing(self, action: str) -> Callable[[Runner, RunFilter], Matching | None]:
         """`matching` for the runs of one runner; None if the user may see all rows of its model."""

@@ -10,7 +10,6 @@ from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node
 from autorun.planning import batches
 from autorun.state.clock import DatabaseNow
-from autorun.state.counts import unstarted_runs
 from autorun.state.transactions import once_committed, update_once_committed
 
 
@@ -71,16 +70,9 @@ def change_all(change: Callable[[Runner], bool]) -> tuple[list[Runner], dict[str
 
 
 def cancel_runner(label: str, *, reason: str = "") -> int:
-    """Cancel the planned runs of the runner that have not started. Return how many.
+    """Cancel the planned runs of the runner that have not started, as `batches.cancel_all`.
 
-    The runner need not be registered. Each row gets its last result for the same input back, or is
-    pending.
+    The runner need not be registered.
     """
-    unfinished = Batch.objects.unfinished().filter(runner=label).order_by("pk")
-    chunks = Chunk.objects.filter(runner=label)
-
-    def cancel() -> int:
-        number = sum(batches.cancel(batch, reason=reason) for batch in unfinished)
-        return number + batches.cancel_in_passes(chunks)
-
-    return once_committed(cancel, meanwhile=lambda: unstarted_runs(chunks))
+    unfinished = Batch.objects.unfinished().filter(runner=label)
+    return batches.cancel_all(unfinished, Chunk.objects.filter(runner=label), reason=reason)

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, transaction
-from django.db.models import Exists, F, QuerySet
+from django.db.models import Exists, F, OuterRef, QuerySet
 
 from autorun.conf import settings
 from autorun.declare import nodes
@@ -25,7 +25,7 @@ from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts, unstarted_runs
 from autorun.state.exception_text import clean_text
 from autorun.state.leases import PLANNING_LEASES, ends_at, new_token, planning_ends_at
-from autorun.state.managers import ChunkQuerySet
+from autorun.state.managers import BatchQuerySet, ChunkQuerySet
 from autorun.state.masking import masked
 from autorun.state.probes import crash_point
 from autorun.state.transactions import (
@@ -216,15 +216,29 @@ def resume(batch: Batch) -> bool:
 
 
 def cancel(batch: Batch, *, reason: str = "", within: float = math.inf) -> int:
-    """Cancel the batch's runs that have not started, and return how many.
+    """Cancel the batch's runs that have not started, and return how many; see `cancel_all`."""
+    chunks = Chunk.objects.filter(batch_id=batch.pk)
+    return cancel_all(Batch.objects.filter(pk=batch.pk), chunks, reason=reason, within=within)
 
-    Running ones continue. This takes short transactions, and upkeep finishes it after `within`
-    seconds, or if this process dies; no run starts meanwhile. Each row gets its last result for the
-    same input back, or is pending.
+
+def cancel_all(
+    chosen: BatchQuerySet[Batch],
+    chunks: ChunkQuerySet[Chunk],
+    *,
+    reason: str = "",
+    within: float = math.inf,
+) -> int:
+    """Cancel the chosen batches, and the runs of the chunks that have not started; how many runs.
+
+    Running ones continue. This takes short transactions. Of the batches no run starts meanwhile,
+    and upkeep cancels what is left of them after `within` seconds, or if this process dies. Each
+    row gets its last result for the same input back, or is pending.
     """
 
     def work() -> int:
-        Batch.objects.unfinished().filter(pk=batch.pk).update(
+        # By their ids: on MariaDB any other condition waits for batches that views have just begun.
+        batches = Batch.objects.filter(pk__in=list(chosen.values_list("pk", flat=True)))
+        batches.unfinished().update(
             state=Batch.State.CANCELLED,
             reason=reason,
             # None once nothing of it is left.
@@ -232,24 +246,25 @@ def cancel(batch: Batch, *, reason: str = "", within: float = math.inf) -> int:
             finished_at=DatabaseNow(),
         )
         crash_point("cancel.batch")
-        number = _cancel_rest(batch.pk, within=within)
+        number = _cancel_rest(batches, chunks, within=within)
         return number if within == math.inf else number + unstarted_runs(chunks)
 
-    chunks = Chunk.objects.filter(batch_id=batch.pk)
     return once_committed(work, meanwhile=lambda: unstarted_runs(chunks))
 
 
 def cancel_moved(batch_id: int) -> int:
     """Cancel runs that moved to another chunk of a cancelled batch. Return how many."""
     cancelled = Batch.objects.filter(pk=batch_id).cancelled()
-    return _cancel_rest(batch_id) if cancelled.exists() else 0
+    chunks = Chunk.objects.filter(batch_id=batch_id)
+    return _cancel_rest(cancelled, chunks) if cancelled.exists() else 0
 
 
 def continue_cancelling(batch_id: int) -> int:
     """Cancel what is left of a cancelled batch, if no process is doing so. Return how many runs."""
-    silent = Batch.objects.filter(pk=batch_id).cancelled().lapsed()
-    is_ours = silent.update(expires_at=ends_at())
-    return _cancel_rest(batch_id, within=CANCEL_WITHIN) if is_ours else 0
+    cancelled = Batch.objects.filter(pk=batch_id).cancelled()
+    is_ours = cancelled.lapsed().update(expires_at=ends_at())
+    chunks = Chunk.objects.filter(batch_id=batch_id)
+    return _cancel_rest(cancelled, chunks, within=CANCEL_WITHIN) if is_ours else 0
 
 
 def counts(batch: Batch) -> BatchCounts:
@@ -261,28 +276,20 @@ def _held(batch: Batch) -> Any:
     return held.unfinished() if batch.is_given else held.filter(state=Batch.State.RUNNING)
 
 
-def _cancel_rest(batch_id: int, *, within: float = math.inf) -> int:
-    chunks = Chunk.objects.filter(batch_id=batch_id)
-    until = time.monotonic() + within
-    number = cancel_in_passes(chunks, until=until)
-    cancelled = Batch.objects.filter(pk=batch_id).cancelled()
-    cancelled.filter(~Exists(chunks.unfinished())).update(expires_at=None)
-    if time.monotonic() >= until:  # the next round of upkeep goes on
-        cancelled.filter(expires_at__isnull=False).update(expires_at=DatabaseNow())
-    return number
-
-
-def cancel_in_passes(chunks: ChunkQuerySet[Chunk], *, until: float = math.inf) -> int:
-    """Cancel the runs of the chunks that have not started. Return how many.
-
-    No pass begins after `until`, by the monotonic clock, except the first.
-    """
-    number = 0
+def _cancel_rest(
+    batches: BatchQuerySet[Batch], chunks: ChunkQuerySet[Chunk], *, within: float = math.inf
+) -> int:
+    number, until = 0, time.monotonic() + within
     for ids in _in_passes(chunks.unstarted().order_by("pk")):
         some = partial(cancelling.cancel_unstarted, Chunk.objects.filter(pk__in=ids))
         number += repeated_on_conflict(some)
         if time.monotonic() >= until:
             break
+    left = Chunk.objects.filter(batch=OuterRef("pk")).unfinished()
+    unfinished = batches.cancelled().filter(expires_at__isnull=False)
+    unfinished.filter(~Exists(left)).update(expires_at=None)
+    if time.monotonic() >= until:  # the next round of upkeep goes on
+        unfinished.update(expires_at=DatabaseNow())
     return number
 
 
