@@ -30,7 +30,7 @@ from autorun.declare.interruption import within
 from autorun.declare.nodes import forget_nodes
 from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
-from autorun.observe.glance import take_tally
+from autorun.observe.glance import progresses_and_tally, take_tally
 from autorun.planning import batches
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
@@ -803,6 +803,35 @@ def test_messages_that_have_just_been_sent_are_not_stuck(runner) -> None:
     assert stuck == [set(), set(), {node.pk}]
 
 
+def test_tasks_that_wait_for_a_busy_worker_are_not_stuck(runner) -> None:
+    node = runner.get_node()
+    other = Node.objects.get(pk=node.pk)
+    other.pk, other.digest = None, "f" * len(node.digest)
+    other.save()
+    long_ago = timezone.now() - dt.timedelta(minutes=1)
+    Chunk.objects.filter(state=Chunk.State.RUNNING).delete()
+    Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=long_ago)
+    batch = batches.begin(runner, Batch.Trigger.SWEEP)
+    busy = Chunk.objects.create(
+        node=other, runner="lab.Other", size=1, state=Chunk.State.RUNNING, worker="w@host:1:a"
+    )
+
+    def stuck(**chunk: Any) -> bool:
+        Chunk.objects.filter(pk=busy.pk).update(**chunk)
+        found = take_tally().stuck
+        assert progresses_and_tally()[1].stuck == found <= {node.pk}
+        return bool(found)
+
+    beside_planning = stuck(expires_at=clock.from_now(-1))
+    Batch.objects.filter(pk=batch.pk).update(expires_at=clock.from_now(-60))
+    beside_none = stuck()
+    beside_another_queue = stuck(expires_at=clock.from_now(60), queue="another")
+    beside_a_chunk = stuck(queue="")
+
+    assert (beside_planning, beside_a_chunk) == (False, False)
+    assert (beside_none, beside_another_queue) == (True, True)
+
+
 def test_a_batch_whose_planning_nobody_takes_up(runner, client) -> None:
     pulses.note("upkeep", timezone.now())
     client.force_login(scenes.add_user("admin", is_superuser=True))
@@ -811,6 +840,7 @@ def test_a_batch_whose_planning_nobody_takes_up(runner, client) -> None:
     planned = client.get(address).content.decode()
     long_ago = timezone.now() - dt.timedelta(minutes=5)
     Batch.objects.filter(pk=batch.pk).update(expires_at=long_ago)
+    Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=clock.from_now(0))
 
     left = client.get(address).content.decode()
 
@@ -966,6 +996,7 @@ def test_the_overview_begins_with_what_an_operator_has_to_know(runner, admin_cli
     batch = batches.begin(runner, Batch.Trigger.SWEEP, description="pending rows")
     then = at_a_glance(admin_client)
     Batch.objects.filter(pk=batch.pk).update(expires_at=clock.from_now(-60))
+    Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=clock.from_now(0))
     at_last = at_a_glance(admin_client)
 
     assert at_first[:2] == ["No worker is running", "5 failed"]

@@ -7,7 +7,7 @@ from operator import add
 from typing import Any, Literal
 
 from celery import current_app
-from django.db.models import Count, F, IntegerField, Q, QuerySet, Sum, Value
+from django.db.models import Count, F, IntegerField, QuerySet, Sum, Value
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -16,7 +16,7 @@ from autorun.declare.nodes import labels_by_id
 from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.observe.standings import progresses_of
 from autorun.state.clock import from_now
-from autorun.state.counts import ANOTHER_SUM, STUCK_SECONDS, Progress, at_work, left_for_long
+from autorun.state.counts import ANOTHER_SUM, Progress, left_for_long, unplanned_for_long
 from autorun.state.words import ago, number, number_in
 
 #: Rounds of upkeep, and at least this many seconds, that may be missing on a machine under load.
@@ -44,8 +44,8 @@ class Fact:
 class Tally:
     """The failed and unfinished runs of all current nodes, and the unfinished batches.
 
-    `stuck` are the nodes whose tasks have been queued for long while no worker is at work on them:
-    none runs a chunk of theirs, and none goes on planning a batch.
+    `stuck` are the nodes whose tasks have been queued for long while no worker of that queue is
+    busy: none runs a chunk, and none plans a batch.
     """
 
     failed: int = 0
@@ -86,23 +86,17 @@ def _tally(rows: Iterable[tuple[int, Sequence[int]]]) -> Tally:
         sums[pk] = [*map(add, sums.get(pk, (0,) * 6), map(int, numbers))]
     # No node has the id 0: that row is the recent round of upkeep.
     *_, rounds = sums.pop(0, (0,))
-    failed, left, _, _, unfinished, _ = map(sum, zip((0,) * 6, *sums.values(), strict=True))
-    stuck = frozenset(
-        pk
-        for pk, (*_, late, held, _, unplanned) in sums.items()
-        if unplanned or (late and not held)
-    )
+    failed, left, _, unfinished, *_ = map(sum, zip((0,) * 6, *sums.values(), strict=True))
+    stuck = frozenset(pk for pk, (_, _, late, _, unplanned, _) in sums.items() if late or unplanned)
     return Tally(failed, left, unfinished, stuck, is_upkeep_silent=not rounds)
 
 
 def _numbers_by_node(node_ids: Collection[int]) -> list[Any]:
-    """Rows of a node's id, its failed and unfinished runs, late and held chunks, and batches.
+    """Rows of a node's id, its failed and unfinished runs, late chunks, batches and late ones.
 
     Their columns are as many as those of `progress_and_stuck`.
     """
     none, one, mark = (Value(each, IntegerField()) for each in (0, 1, ANOTHER_SUM))
-    is_unplanned = Q(state=Batch.State.RUNNING, planned_at=None)
-    is_unplanned &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
     # Named one by one, the nodes let the index find the chunks.
     nodes = Node.objects.filter(pk__in=node_ids).order_by()
     open_chunks: Any = Chunk.objects.filter(node__in=list(node_ids)).unfolded().order_by()
@@ -113,13 +107,18 @@ def _numbers_by_node(node_ids: Collection[int]) -> list[Any]:
             a=Sum(F("failed") - F("superseded_failed")),
             b=Sum(Chunk.RUNS_LEFT),
             c=Count("pk", filter=left_for_long()),
-            d=Count("pk", filter=at_work()),
+            d=none,
             e=none,
             f=none,
         ),
         nodes.values_list("pk", mark, "folded_failed", *[none] * 5),
         batches.values_list(*started).annotate(
-            a=none, b=none, c=none, d=none, e=Count("pk"), f=Count("pk", filter=is_unplanned)
+            a=none,
+            b=none,
+            c=none,
+            d=Count("pk"),
+            e=Count("pk", filter=unplanned_for_long()),
+            f=none,
         ),
         _recent_upkeep().values_list(none, mark, *[none] * 5, one),
     ]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any
 
-from django.db.models import Case, Count, F, Q, Sum, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
 
+from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import UNFINISHED, ChunkQuerySet
@@ -16,8 +17,8 @@ from autorun.state.managers import UNFINISHED, ChunkQuerySet
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 #: Work that no worker has started or continued for this long counts as stuck.
 STUCK_SECONDS = 25.0
-#: In place of a state of chunks: the row tells whether a worker is processing the node's chunks,
-#: or is another sum of the caller's.
+#: In place of a state of chunks: the row says that no worker is at the node's work, or is another
+#: sum of the caller's.
 WITH_WORK, ANOTHER_SUM = -1, -2
 
 
@@ -83,32 +84,47 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     return progress_and_stuck(nodes)[0]
 
 
-def at_work() -> Q:
-    """The condition on chunks that a worker runs one and has kept its lease."""
-    return Q(state=Chunk.State.RUNNING, expires_at__gt=DatabaseNow())
-
-
 def left_for_long() -> Q:
-    """The condition on chunks that no worker has taken one, or kept its lease, for long."""
+    """The condition on chunks that no worker has taken one, or kept its lease, for long.
+
+    Those that wait because all workers of their queue are busy do not count.
+    """
     long_ago = from_now(-STUCK_SECONDS)
     is_queued = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
-    return is_queued | Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
+    is_left = is_queued | Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
+    is_planning = Q(_planning(), queue=settings.QUEUE or "")
+    return is_left & ~is_planning & ~Q(_executing(OuterRef("queue")))
+
+
+def unplanned_for_long() -> Q:
+    """The condition on batches that no worker has gone on planning one for long, nor is busy."""
+    is_left = Q(state=Batch.State.RUNNING, planned_at=None)
+    is_left &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
+    return is_left & ~Q(_planning()) & ~Q(_executing(Value(settings.QUEUE or "")))
+
+
+def _executing(queue: Any) -> Exists:
+    """Whether a worker executes a chunk of that queue."""
+    return Exists(Chunk.objects.running().filter(queue=queue, expires_at__gt=DatabaseNow()))
+
+
+def _planning() -> Exists:
+    """Whether a worker plans a batch."""
+    return Exists(Batch.objects.unplanned().filter(expires_at__gt=DatabaseNow()))
 
 
 def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
-    """Each node with work, from its chunks and its batches: whether a worker is at it.
+    """Each node with work that no worker is at, from its chunks and its batches.
 
     The columns are as many as those of `progress_and_stuck`, with WITH_WORK as the state.
     """
-    long_ago = from_now(-STUCK_SECONDS)
-    is_held, is_left = at_work(), left_for_long()
-    chunks: Any = Chunk.objects.filter(is_held | is_left, node__in=node_ids).order_by()
-    batches: Any = Batch.objects.unplanned().filter(expires_at__lte=long_ago, node__in=node_ids)
+    chunks: Any = Chunk.objects.filter(left_for_long(), node__in=node_ids).order_by()
+    batches: Any = Batch.objects.filter(unplanned_for_long(), node__in=node_ids).order_by()
     zeros = {f"zero_{place}": Value(0) for place in range(5)}
     started = ("node_id", Value(WITH_WORK))
     return (
-        chunks.values_list(*started).annotate(held=Count("pk", filter=is_held), **zeros),
-        batches.values_list(*started, Value(0), *zeros.values()).order_by(),
+        chunks.values_list(*started).annotate(number=Count("pk"), **zeros),
+        batches.values_list(*started, Value(0), *zeros.values()),
     )
 
 
@@ -140,7 +156,7 @@ def progress_and_stuck(
     more = (folded_counts.order_by(), *_with_work(ids), *others)
     for pk, state, *numbers in open_counts.order_by().union(*more, all=True):
         if state == WITH_WORK:
-            stuck |= set() if numbers[0] else {pk}
+            stuck.add(pk)
         elif state == ANOTHER_SUM:
             add_other(pk, numbers)
         else:
