@@ -13,9 +13,12 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun.exceptions import RunTimeout
 from autorun.execution import landing
+from autorun.execution.brake import FAILURES
 from autorun.execution.execute import execute
 from autorun.models import Chunk, Failure, Run
 from autorun.observe.checks import check_all
+from autorun.state.clock import from_now
+from autorun.upkeep import rounds
 from tests.crashes import Crash, armed
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import Country, Document, Photo, Report, Site, Summary
@@ -281,6 +284,34 @@ def test_a_hook_that_raises_for_all_rows_fails_none_of_them():
     assert all("the table is gone" in each.reason for each in parked)
     assert set(Run.objects.values_list("attempts", flat=True)) == {0}
     assert not Failure.objects.exists()
+
+
+@pytest.mark.faults(49)
+@pytest.mark.django_db
+def test_landings_that_all_fail_alike_hold_the_runner_up_whatever_the_size_of_its_chunks():
+    """As those of a JSON encoder that is broken."""
+    for number in range(40):
+        Document.objects.create(title=f"title {number}")
+    is_broken = True
+
+    def save(results):
+        if results and is_broken:
+            raise TypeError("not serializable")
+
+    runner = declare(shouted, BATCH_SIZE=3, **saving(save))
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        failed = statuses().count(FAILED)
+        assert 0 < failed < FAILURES
+        assert "not serializable" in Chunk.objects.parked().first().reason
+        is_broken = False
+        Chunk.objects.parked().update(not_before=from_now(-1))
+        rounds.upkeep(in_any_case=True)
+        work_off()
+
+        assert statuses().count(SUCCEEDED) == 40 - failed
 
 
 @pytest.mark.faults(49)

@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import threading
 import time
+import warnings
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 from django.utils import timezone, translation
 
+from autorun.models import Chunk
 from autorun.state import user_code
-from autorun.state.surroundings import READS_OF_MAIN
+from autorun.state.surroundings import READS_OF_MAIN, kept
 from autorun.state.user_code import UserCode, _thread
 from tests.faultlab import leftovers
 
@@ -46,6 +48,11 @@ LEFT = {
     "ended": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
     "blocked": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}),
     "clock": lambda: set_time_zone("Asia/Tokyo"),
+    "umask": lambda: os.umask(0o777),
+    "warnings": lambda: warnings.filterwarnings("error", "of a body"),
+    "threads": lambda: sys.setswitchinterval(100),
+    "environment": lambda: os.environ.pop("PATH"),
+    "variable": lambda: os.environ.update(PATH="/nowhere"),
     "depth": lambda: sys.setrecursionlimit(200),
     "timer of processor time": lambda: signal.setitimer(signal.ITIMER_PROF, 1000),
     "timer of its own time": lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
@@ -68,7 +75,7 @@ def set_time_zone(name):
 
 
 def surroundings():
-    now = [read() for read in READS_OF_MAIN]
+    now = kept(read() for read in READS_OF_MAIN)
     here = (translation.get_language(), timezone.get_current_timezone_name())
     return [*now, *here, decimal.getcontext().prec]
 
@@ -106,6 +113,25 @@ def test_a_limit_that_a_body_raises_stays(caplog):
         assert not caplog.messages
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.once
+def test_what_a_module_adds_as_a_body_imports_it_stays(caplog, monkeypatch):
+    before = os.environ["PATH"]
+    monkeypatch.setenv("PATH", before)
+    monkeypatch.delenv("AUTORUN_OF_A_MODULE", raising=False)
+    code = UserCode("a.Runner")
+    with warnings.catch_warnings():
+        for _ in range(2):
+            with code:
+                os.environ["PATH"] = f"/of/a/module:{before}"
+                os.environ["AUTORUN_OF_A_MODULE"] = "1"
+                warnings.filterwarnings("ignore", "of a module")
+
+            assert os.environ["PATH"] == f"/of/a/module:{before}"
+            assert os.environ["AUTORUN_OF_A_MODULE"] == "1"
+            assert warnings.filters[0][0] == "ignore"
+    assert not caplog.messages
 
 
 @pytest.mark.once
@@ -345,6 +371,113 @@ def answer(number):
     with connection.cursor() as cursor:
         cursor.execute("SELECT %s", [number])
         return int(cursor.fetchone()[0])
+
+
+OF_CONNECTIONS = [
+    *("cursor", "chunked_cursor", "commit", "settings", "thread_ident", "operations", "features"),
+    *("on_commit", "databases"),
+]
+OF_DRIVERS = {
+    "postgresql": [
+        *("driver_cursor", "driver_procedure", "driver_loader", "driver_dumper"),
+        *("driver_factory", "driver_method"),
+    ],
+    "mysql": [
+        *("driver_cursor", "driver_decoders", "driver_encoders", "driver_time", "driver_method"),
+    ],
+    "sqlite": ["driver_progress"],
+}[connection.vendor]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("name", [*OF_CONNECTIONS, *OF_DRIVERS])
+def test_what_it_leaves_on_a_connection_reaches_neither_autorun_nor_the_next_call(
+    name, is_open, caplog
+):
+    code = UserCode("a.Runner")
+    for _ in range(2):
+        caplog.clear()
+        if is_open or connection.vendor == "sqlite":  # one in memory would be another one
+            connection.ensure_connection()
+        else:
+            connection.close()
+        with code:
+            leftovers.leave(name)
+        with transaction.atomic():
+            assert Chunk.objects.count() == 0
+            assert not list(Chunk.objects.filter(runner="a"))
+        with code:
+            assert Chunk.objects.count() == 0
+
+        assert ("a.Runner" in caplog.text) == (name != "driver_progress")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_the_project_has_patched_before_stays(monkeypatch, caplog):
+    """As profilers do."""
+    of = connections["default"]
+    calls = []
+
+    def cursor():
+        calls.append(1)
+        return type(of).cursor(of)
+
+    monkeypatch.setattr(of, "cursor", cursor)
+    code = UserCode("a.Runner")
+    for _ in range(2):
+        with code:
+            ContentType.objects.count()
+            connection.chunked_cursor().close()
+
+    assert vars(of)["cursor"] is cursor
+    assert calls
+    assert not caplog.messages
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ordinary_statements_for_the_driver_cost_no_connection(caplog):
+    connection.ensure_connection()
+    before = connection.connection
+    with UserCode("a.Runner"):
+        connection.is_usable()
+        with connection.cursor() as cursor:
+            cursor.cursor.execute("SELECT 1")
+            cursor.cursor.fetchall()
+            if connection.vendor == "postgresql":
+                with cursor.copy("COPY (SELECT 1) TO STDOUT") as copy:
+                    list(copy)
+        with connection.chunked_cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+
+    assert connection.connection is before
+    assert not caplog.messages
+
+
+@pytest.mark.django_db(transaction=True)
+def test_outside_of_workers_a_receiver_may_set_a_connection_up_after_autorun(caplog):
+    """As that of `django.contrib.postgres`, if it comes later in INSTALLED_APPS."""
+
+    def set_up(connection, **_):
+        FACTORIES[connection.vendor](connection.connection)
+
+    if connection.vendor == "sqlite":
+        pytest.skip("a row's factory is what the project has chosen, or is not")
+    connection.close()
+    connection_created.connect(set_up)
+    try:
+        connection.ensure_connection()
+        before = connection.connection
+        for _ in range(2):
+            with UserCode("a.Runner"):
+                ContentType.objects.count()
+    finally:
+        connection_created.disconnect(set_up)
+
+    assert connection.connection is before
+    assert not caplog.messages
+    connection.close()
 
 
 @pytest.mark.django_db(transaction=True)

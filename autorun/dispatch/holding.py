@@ -69,6 +69,8 @@ def next_try(node_id: int, label: str, waiting: QuerySet[Any]) -> Chunk | None:
         return None
     if has_succeeded(node_id, label, since=since):
         exempt(label, EXEMPT_AFTER_SUCCESS)
+    elif is_exempt(label):  # an error that no row's failure is waits all the same
+        held = held.filter(not_before__lte=DatabaseNow())
     if is_exempt(label):
         held.update(state=Chunk.State.WAITING, reason="", not_before=None, publications=0)
         return None

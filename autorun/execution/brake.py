@@ -82,6 +82,14 @@ class Brake:
         logger.error("%s: held up. %s", self._chunk.runner, reason)
         return {"again_in": holding.pause_after(self._chunk), "reason": reason}
 
+    def after_refused(self, results: list[Result]) -> list[Result]:
+        """The results; those that could not be recorded are pending if all are refused alike."""
+        failed = [each for each in results if each.failure is not None]
+        for number, each in enumerate(failed, 1):
+            if self.is_on_after(each, is_last=number == len(failed)):
+                return self.held_up(results, failed, **self.parking_after(each))
+        return results
+
     def held_up(
         self, results: Sequence[Result], latest: Sequence[Result], **parked: Any
     ) -> list[Result]:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import mean
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import nodes, registry
 from autorun.declare.base import Runner
 from autorun.declare.interruption import Interrupted, Termination
+from autorun.dispatch.holding import pause_after
 from autorun.dispatch.messages import longest
 from autorun.dispatch.releasing import release_after, send
 from autorun.dispatch.sizes import LARGEST, TARGET_SECONDS
@@ -18,18 +21,20 @@ from autorun.exceptions import LeaseLost, NotRegistered
 from autorun.execution.assignments import load_runs
 from autorun.execution.giving_way import are_rows_waiting
 from autorun.execution.keeper import Keeper
+from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
-from autorun.models import Chunk, Node
+from autorun.models import Chunk, Node, Run
 from autorun.planning import batches
 from autorun.planning.dependents import plan_dependents
 from autorun.planning.named import plan_or_write_down
 from autorun.planning.retiring import retire_missing
 from autorun.state import draining, probes
-from autorun.state.leases import give_back, next_urgent, park, queued, requeue, start
+from autorun.state.exception_text import one_line
+from autorun.state.leases import give_back, next_urgent, park, queued, requeue, set_aside, start
 from autorun.state.logs import get_logger
 from autorun.state.origins import WRITTEN
 from autorun.state.probes import crash_point
-from autorun.state.transactions import leave_connections
+from autorun.state.transactions import is_passing, leave_connections
 
 logger = get_logger(__name__)
 
@@ -127,6 +132,12 @@ def work_off(work: Work) -> None:
             work.unexpected = [] if work.body.stop else work.keys
         except Interrupted:
             logger.info("%s: returned chunk %s: the worker is stopping.", runner.label, chunk.pk)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            # Nothing can be recorded, which is no row's fault. A death would use up attempts.
+            if is_passing(error) or not _set_aside(work, error):
+                raise
         else:
             crash_point("finish.committed")
             span.note(succeeded=tally.succeeded, failed=tally.failed)
@@ -144,6 +155,24 @@ def work_off(work: Work) -> None:
             )
         # However the chunk ended, some results may have been recorded.
         _follow_up(work)
+
+
+def _set_aside(work: Work, error: Exception) -> bool:
+    """Park what is left of the chunk. Return whether its lease was still held."""
+    chunk, seconds, reason = work.lease.chunk, pause_after(work.lease.chunk), one_line(error)
+    message = "%s: chunk %s cannot be recorded; tried again later."
+    logger.error(message, chunk.runner, chunk.pk, exc_info=error)
+    leave_connections()
+    try:
+        left = Run.objects.pending().filter(chunk=chunk)
+        moved = [Result.moved(run, again_in=seconds, reason=reason) for run in left]
+        record(work.lease, moved, Tally.of(chunk), size=chunk.size, is_last=True)
+        work.has_moved = True
+    except LeaseLost:
+        return False
+    except Exception:  # noqa: BLE001  no run can be moved, either
+        return set_aside(work.lease, reason, seconds=seconds)
+    return True
 
 
 def _follow_up(work: Work) -> None:

@@ -94,10 +94,10 @@ class Landing:
 
     def land(self, results: Sequence[Result]) -> None:
         """Write the project's rows for successes. Raises NotLanded, except for conflicts."""
-        # In the same order in all processes, to avoid deadlocks.
-        landed = sorted(map(self._landed, results), key=_order)
         connection = connections[settings.DATABASE]
         try:
+            # In the same order in all processes, to avoid deadlocks.
+            landed = sorted(map(self._landed, results), key=_order)
             with bounded_waits(connection):
                 if self._runner.OUTPUT_MODEL is not None:
                     self._upsert(landed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from django.db import DatabaseError
+
 from autorun.conf import settings
 from autorun.exceptions import RunTimeout
 from autorun.execution.brake import FAILURES
@@ -24,23 +26,29 @@ WAIT_FOR_LOCK = 10.0
 class Refusals:
     """The results that could not be recorded; `recorded` is the growing list of the others.
 
-    If no result can be landed, no row is at fault, and all are tried again later.
+    If no success can be recorded, no row is at fault, and all are tried again later.
+
+    `unrecordable` are those that cannot even be recorded as failures; `error` is the last one's.
     """
 
     recorded: Sequence[Result]
+    unrecordable: list[Result] = field(default_factory=list)
+    error: Exception | None = None
     _alone: dict[int, BaseException] = field(default_factory=dict)
     _late: int = 0
     _hits_all: BaseException | None = None
 
     def add(self, result: Result, error: Exception) -> None:
-        """Note a success that is refused on its own. Raises the error of any other result."""
-        if not _is_success(result):
-            raise error
-        self._alone[result.run_id] = _cause(error)
+        """Note a result that is refused on its own."""
+        if _is_success(result):
+            self._alone[result.run_id] = _cause(error)
+        else:
+            self.error = error
+            self.unrecordable.append(result)
 
     def is_hopeless_after(self, error: Exception) -> bool:
-        """Whether to stop trying: nothing can be landed, or each try takes too long."""
-        if isinstance(error, NotLanded):
+        """Whether to stop trying: no success can be recorded, or each try takes too long."""
+        if not isinstance(error, DatabaseError):
             self._late += isinstance(error.__cause__, RunTimeout)
             is_vain = len(self._alone) >= FAILURES and not any(map(_is_success, self.recorded))
             if is_vain or self._late >= MOST_LATE:
@@ -49,8 +57,8 @@ class Refusals:
 
     def ended(self, results: Sequence[Result], *, pause: float) -> list[Result]:
         """The results to record in place of those that were refused."""
-        recorded = {each.run_id for each in self.recorded}
-        return [self._end(each, pause) for each in results if each.run_id not in recorded]
+        done = {each.run_id for each in (*self.recorded, *self.unrecordable)}
+        return [self._end(each, pause) for each in results if each.run_id not in done]
 
     def _end(self, result: Result, pause: float) -> Result:
         if self._hits_all is not None and _is_success(result):

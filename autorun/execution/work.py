@@ -392,7 +392,7 @@ class Work:
         return LeaseLost(f"Chunk {self.lease.chunk.pk} is no longer this process's.")
 
     def _write(self, also: Sequence[Result] = (), *, is_last: bool = False, size: int = 0) -> Tally:
-        """Record the results so far and `also`. If this raises, all of them are kept.
+        """Record the results so far and `also`. If this raises, those not recorded are kept.
 
         The keeper continues after an error. A chunk that then finished without these results would
         leave their runs pending for ever.
@@ -402,16 +402,11 @@ class Work:
             moved = [*map(_status_of, results)].count(Run.Status.PENDING)
             size = size or (self._size_of_rest(moved) if moved else 1)
             self.has_moved = self.has_moved or moved > 0
-            is_finished = False
             recorded: list[Result] = []
             refusals = Refusals(recorded)
             put = partial(record, self.lease, size=size, build=self.build, landing=self._landing)
-            halving = Halving(
-                results,
-                fail=refusals.add,
-                probe=lambda: put([], self._tally, is_last=False),
-                using=settings.DATABASE,
-            )
+            probe = partial(put, [], self._tally, is_last=False)
+            halving = Halving(results, refusals.add, probe, using=settings.DATABASE)
             for some in halving:
                 is_finished = is_last and len(some) == len(results)
                 try:
@@ -424,24 +419,29 @@ class Work:
                         break
             if len(recorded) < len(results):
                 results = [*recorded, *self._record_refused(refusals, results)]
-            if is_last and not is_finished:
-                self._tally = put([], self._tally, is_last=True)
-            self._results, self._output_bytes, self._written_at = [], 0, time.monotonic()
             if run_succeeded.receivers or run_failed.receivers:
                 self._unannounced += results
+            self._results = [each for each in self._results if each in refusals.unrecordable]
+            self._output_bytes, self._written_at = 0, time.monotonic()
+            if refusals.error is not None:
+                raise refusals.error
+            if is_last and not is_finished:
+                self._tally = put([], self._tally, is_last=True)
             return self._tally
 
     def _record_refused(self, refusals: Refusals, results: Sequence[Result]) -> list[Result]:
         """Record refused successes as failures, or as runs to be repeated."""
         rest = refusals.ended(results, pause=pause_after(self.lease.chunk))
+        keys = {each.key for each in rest}
+        self.succeeded = [key for key in self.succeeded if key not in keys]
+        brake = self._brake or Brake(self.runner, self.lease.chunk, succeeded=len(self.succeeded))
+        rest = brake.after_refused(rest)
         moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
         size = self._size_of_rest(moved) if moved else 1
         self.has_moved = self.has_moved or moved > 0
         self._tally = record(
             self.lease, rest, self._tally, size=size, is_last=False, build=self.build
         )
-        keys = {each.key for each in rest}
-        self.succeeded = [key for key in self.succeeded if key not in keys]
         return rest
 
     def _size_of_rest(self, moved: int) -> int:

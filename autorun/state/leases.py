@@ -164,6 +164,17 @@ def park(chunk: Chunk, reason: str) -> bool:
     return bool(_as_read(chunk).update(**parked, token=F("token") + 1))
 
 
+def set_aside(lease: Lease, reason: str, *, seconds: float) -> bool:
+    """Park a started chunk with what is left of it until a later try.
+
+    Return whether the lease was still held.
+    """
+    parked = {"state": Chunk.State.PARKED, "reason": reason, "expires_at": None, "publications": 0}
+    since = {} if lease.chunk.reason else {"created_at": DatabaseNow()}
+    chunk = lease.held().running()
+    return bool(chunk.update(**parked, **since, not_before=from_now(seconds)))
+
+
 def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
     """The most urgent queued chunk of the same queue that precedes `chunk`, but none of `but`.
 

@@ -9,18 +9,90 @@ from contextlib import closing, suppress
 from operator import attrgetter, is_
 from typing import Any
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 #: Settings of a session whose changes PostgreSQL reports to the driver.
 _REPORTED = (b"default_transaction_read_only", b"session_authorization", b"is_superuser")
 _IDLE = 0  # libpq's state of a transaction
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # bits of MariaDB's server status
 #: A collation that nothing uses; SQLite refuses to replace it while a cursor has rows left.
 _COLLATION = "autorun"
+#: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
+_STEPS = 1_000_000
+#: What Django's connection consists of. It changes its other attributes itself.
+_PARTS = frozenset(
+    [
+        *("alias", "client", "creation", "features", "introspection", "ops", "validation"),
+        *("settings_dict", "timezone", "timezone_name", "force_debug_cursor"),
+        *("_thread_ident", "_thread_sharing_count"),
+    ]
+)
+_NONE = object()
+#: psycopg's maps from types to what adapts them. A map copies those that it changes.
+_ADAPTERS = ("_dumpers", "_dumpers_by_oid", "_loaders")
+_OF_PYMYSQL = (
+    *("cursorclass", "charset", "encoding", "use_unicode", "decoders", "encoders"),
+    *("max_allowed_packet", "_read_timeout", "_write_timeout", "cursor", "query"),
+)
 
 
 def prepare(raw: Any) -> None:
-    """Prepare a new connection for `has_rows_left()`."""
-    with suppress(sqlite3.Error):  # it is closed already
-        raw.create_collation(_COLLATION, is_)
+    """Prepare a new connection for `has_rows_left()`, and for comparing its session."""
+    if hasattr(raw, "create_collation"):
+        with suppress(sqlite3.Error):  # it is closed already
+            raw.create_collation(_COLLATION, is_)
+    if (adapters := getattr(raw, "adapters", None)) is not None:
+        type(adapters)(adapters)  # the connection's own copy what they change from now on
+
+
+def be_interruptible(raw: Any) -> None:
+    """Let signals end a query of SQLite."""
+    # 0 continues; an exception that a signal handler raises here ends the query.
+    raw.set_progress_handler(_continue, _STEPS)
+
+
+def _continue() -> int:
+    return 0
+
+
+def attributes_of(connection: BaseDatabaseWrapper) -> tuple[dict[str, Any], ...]:
+    """The attributes of Django's connection, of its operations and of its features."""
+    operations, features = vars(connection.ops), vars(connection.features)
+    return vars(connection).copy(), operations.copy(), features.copy()
+
+
+def put_back_attributes(
+    connection: BaseDatabaseWrapper, before: tuple[dict[str, Any], ...]
+) -> list[str]:
+    """Put back methods and parts that are not those of `before`, which a project may have patched.
+
+    Returns their names.
+    """
+    of, operations, features = before
+    try:
+        is_same = vars(connection) == of and vars(connection.ops) == operations
+        if is_same and vars(connection.features) == features:
+            return []
+    except Exception:  # noqa: BLE001, S110  they cannot be compared
+        pass
+    names = _put_back(connection, of)
+    names += _put_back(connection.ops, operations)
+    return names + _put_back(connection.features, features, kinds=(bool,))
+
+
+def _put_back(of: Any, before: dict[str, Any], *, kinds: tuple[type, ...] = ()) -> list[str]:
+    now, names = vars(of), []
+    for name in {**before, **now}:
+        if name == "connection" or now.get(name, _NONE) is before.get(name, _NONE):
+            continue
+        was = before.get(name, getattr(type(of), name, None))
+        if callable(was) or isinstance(was, kinds) or (name in _PARTS and name in before):
+            names.append(name)
+            if name in before:
+                now[name] = was
+            else:
+                del now[name]
+    return names
 
 
 def has_rows_left(raw: Any) -> bool:
@@ -59,17 +131,24 @@ def _session_on_postgresql(raw: Any) -> object:
         return [raw.cursor_factory] if is_idle else None
     if not raw.autocommit or pgconn.transaction_status != _IDLE:
         return None
-    of_driver = (raw.row_factory, raw.cursor_factory, raw.isolation_level, raw.read_only)
-    return [*of_driver, *map(pgconn.parameter_status, _REPORTED)]
+    own = vars(raw)
+    return [
+        *(raw.row_factory, raw.cursor_factory, raw.server_cursor_factory, raw.prepare_threshold),
+        *(raw.isolation_level, raw.read_only, raw.deferrable),
+        *map(pgconn.parameter_status, _REPORTED),
+        *map(vars(raw.adapters).get, _ADAPTERS),
+        *(own.get("cursor"), own.get("wait"), len(own)),
+    ]
 
 
 def _session_on_mariadb(raw: Any) -> object:
     status = getattr(raw, "server_status", None)
     if status is None:  # mysqlclient: only statements would tell more
-        return raw.get_autocommit() or None
+        return [True] if raw.get_autocommit() else None
     is_idle = raw.open and status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
     # It is another session if user code has connected it anew.
-    return (raw.cursorclass, raw.charset, raw.thread_id()) if is_idle else None
+    own = vars(raw)
+    return [*map(own.get, _OF_PYMYSQL), raw.thread_id(), len(own)] if is_idle else None
 
 
 #: What the driver reports of a session, and of what its cursors return; None if it is not idle.

@@ -16,7 +16,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -38,7 +39,10 @@ _CELERYS = "celery."
 
 
 class _Part(NamedTuple):
-    """One setting. `read` is a function in C, as it is called after every call of user code."""
+    """One setting. `read` is a function in C, as it is called after every call of user code.
+
+    A dict or a list is compared with its copy.
+    """
 
     name: str
     read: Callable[[], Any]
@@ -71,12 +75,48 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
     for at, (part, now) in enumerate(zip(_PARTS, found, strict=False)):
         if now == known[at] or getattr(now, "__module__", "").startswith(_CELERYS):
             continue
-        was, known[at] = known[at], now
+        was, (known[at],) = known[at], kept([now])
         with suppress(Exception):  # such as a directory that no longer exists
             part.put_back(was)
-            known[at] = part.read()
+            (known[at],) = kept([part.read()])
         if known[at] == was:
             yield part.name
+
+
+def kept(found: Iterable[Any]) -> list[Any]:
+    """What has been read, to be compared with what is read later: lists and dicts as copies."""
+    return [each.copy() if isinstance(each, (dict, list)) else each for each in found]
+
+
+def _put_back_environment(was: dict[bytes, bytes]) -> None:
+    """Put back what was removed or replaced. What was added or extended, such as PATH, stays.
+
+    A module does so when it is imported, which may be in a body, and does not do it again.
+    """
+    for name, value in was.items():
+        if (now := os.environb.get(name)) is None or value not in now:
+            os.environb[name] = value
+
+
+def _put_back_filters(was: list[Any]) -> None:
+    """Remove the filters that have been added and make errors of the warnings of other code."""
+    warnings.filters[:] = [  # type: ignore[index]
+        each for each in warnings.filters if each[0] != "error" or each in was
+    ]
+    with warnings.catch_warnings():  # which also clears what modules remember
+        pass
+
+
+def _read_umask() -> int:
+    was = os.umask(0o077)
+    os.umask(was)
+    return was
+
+
+def quicker(reads: Sequence[Callable[[], Any]], known: Sequence[Any]) -> list[Callable[[], Any]]:
+    """The reads, of which that of the umask sets the one that is known: there is no other way."""
+    both = zip(reads, known, strict=True)
+    return [partial(os.umask, was) if each is _read_umask else each for each, was in both]
 
 
 def _set_local_time(_: object) -> None:
@@ -119,6 +159,9 @@ _OF_PROCESS = [
     _Part("locale", _get_locale, partial(locale.setlocale, locale.LC_ALL)),
     _Part("garbage collection", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     _Part("timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
+    _Part("interval of threads", sys.getswitchinterval, sys.setswitchinterval),
+    _Part("filter of warnings", partial(getattr, warnings, "filters"), _put_back_filters),
+    _Part("umask", _read_umask, os.umask),
     *(
         _Part(
             f"handler of {name}", partial(_signal.getsignal, number), partial(signal.signal, number)
@@ -129,6 +172,9 @@ _OF_PROCESS = [
 ]
 if hasattr(time, "tzset"):
     _OF_PROCESS.append(_Part("local time", partial(getattr, time, "tzname"), _set_local_time))
+if hasattr(os, "environb"):  # after the local time, which belongs to it
+    _data: Any = vars(os.environ)["_data"]
+    _OF_PROCESS.append(_Part("environment", lambda: _data, _put_back_environment))
 if hasattr(_signal, "pthread_sigmask"):
     _mask = partial(_signal.pthread_sigmask, signal.SIG_BLOCK, ())
     _set_mask = partial(_signal.pthread_sigmask, signal.SIG_SETMASK)

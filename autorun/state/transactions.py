@@ -233,7 +233,7 @@ class Halving(Generic[Item]):
         """
         try:
             self.probe()
-        except DatabaseError as error:
+        except Exception as error:
             if is_passing(error) or connections[self.using].in_atomic_block:
                 raise
             leave_connections()

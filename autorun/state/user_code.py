@@ -14,17 +14,13 @@ from __future__ import annotations
 import decimal
 import math
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import partial
-from inspect import unwrap
 from operator import call
-from types import FrameType
 from typing import Any
 
 from django.db import connections
@@ -32,27 +28,22 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
-from autorun.state.sessions import SESSIONS, end_cursors, has_rows_left, has_temporary, prepare
-from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, put_back, read
+from autorun.state.sessions import (
+    SESSIONS,
+    attributes_of,
+    be_interruptible,
+    end_cursors,
+    has_rows_left,
+    has_temporary,
+    prepare,
+    put_back_attributes,
+)
+from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, kept, put_back, quicker, read
 from autorun.state.waits import IS_BOUNDED, bound_statements
+from autorun.state.watching import changes_session, is_opening, watch
 
 logger = get_logger(__name__)
 
-#: The beginnings of statements that do not change a session.
-_ORDINARY = (
-    *("select", "insert", "update", "delete", "with", "values", "table ", "replace", "merge"),
-    *("savepoint", "release", "rollback to", "explain", "show", "truncate", "analyze", "refresh"),
-)
-#: What makes such a statement change it after all. Anything may follow a semicolon.
-_CHANGES_SESSION = re.compile(
-    r"advisory_lock|get_lock|set_config|\binto\s+(?:local\s+|global\s+)?temp|@\w+\s*:=|\binto\s*@|;\s*\S"
-).search
-#: Modules that call methods of a driver's connections, and leave no session changed.
-_NOT_OF_USERS = ("django.", "autorun.", "pymysql.cursors", "MySQLdb.cursors")
-#: Those methods through which statements are given to it.
-_ENTRANCES = ("cursor", "query", "select_db", "change_user", "set_character_set")
-#: Django's function that opens a connection.
-_OPEN = unwrap(BaseDatabaseWrapper.connect).__code__
 #: Seconds for cancelling a query on the server.
 _PATIENCE = 2.0
 _ACTIVE = 1  # libpq's state of a transaction with a query
@@ -64,10 +55,11 @@ _CHANGED = "with other settings of its session"
 _READING = "with a cursor that has rows left"
 #: What refers to a connection that is closed, and of which no cursor is left.
 _FIELD_AND_ARGUMENT = 2
-#: Steps of an SQLite query, some hundredths of a second, after which Python can handle signals.
-_STEPS = 1_000_000
 
 _EMPTY = Context()
+_pid = os.getpid()
+#: The databases of the project, without those that it adds and removes, as for each tenant.
+_of_project: dict[str, Any] = {}
 #: Connections that a child keeps from being closed.
 _of_parent: list[Any] = []
 _thread = threading.local()
@@ -81,13 +73,13 @@ class UserCode:
     """
 
     __slots__ = (
-        *("_all", "_before", "_connections", "_context", "_depth", "_known", "_pid"),
-        *("_reads", "_touched", "_wrappers", "owner"),
+        *("_all", "_attributes", "_before", "_connections", "_context", "_depth", "_known"),
+        *("_pid", "_reads", "_touched", "owner"),
     )
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
-        self._pid = os.getpid()
+        self._pid = _pid
         self._depth = sys.getrecursionlimit()
         is_main = is_main_thread()
         #: How the surroundings of the code are read, and what they are when it is first called.
@@ -101,40 +93,42 @@ class UserCode:
         #: Those that are not the caller's, with the project's settings of each: in the main thread,
         #: since another one may find settings that the code of a third thread has changed.
         self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
-        self._wrappers: list[list[Any]] = []
+        #: Their attributes, and those of what is part of them, before the code is called.
+        self._attributes: list[tuple[dict[str, Any], ...]] = []
+        is_first = not _is_called()
         for connection in self._all:
-            is_sqlite = connection.vendor == "sqlite"
-            if connection.in_atomic_block or (is_sqlite and _left(connection) is _READING):
+            if is_first:
+                _know_again(connection)
+            is_reading = connection.vendor == "sqlite" and _left(connection) is _READING
+            if connection.in_atomic_block or is_reading:
                 continue
             if connection.connection is not None and not connection.autocommit:
                 continue
             own: Any = connection.settings_dict
             of_project = {**own, "OPTIONS": {**own["OPTIONS"]}} if is_main else None
             self._connections.append((connection, of_project))
-            if is_sqlite and connection.connection is not None:
-                # 0 continues; an exception that a signal handler raises here ends the query.
-                connection.connection.set_progress_handler(lambda: 0, _STEPS)
         self.mend()
 
     def __enter__(self) -> UserCode:
         if not self._known:
             try:
-                self._known = list(map(call, self._reads))
+                self._known = kept(map(call, self._reads))
             except OSError:  # the working directory is gone, as after a deployment
-                self._known = read(self._reads)
+                self._known = kept(read(self._reads))
+            self._reads = quicker(self._reads, self._known)
         if getattr(_thread, "connections", self._all) is not self._all:
             self._put_back()  # one may have been opened in the place of another
         decimal.getcontext()  # made now, it is part of the copy
         self._context = copy_context()  # autorun changes it between two calls
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
-        self._wrappers = []
+        self._attributes = []
         for connection, _ in self._connections:
-            self._wrappers.append(connection.execute_wrappers)
+            self._attributes.append(attributes_of(connection))
             connection.execute_wrappers = [*connection.execute_wrappers, self._notice]
         return self
 
     def __exit__(self, *_: object) -> None:
-        if os.getpid() != self._pid:
+        if _pid != self._pid:
             os._exit(0)  # this is a forked child, and the connections are its parent's
         if sys.getrecursionlimit() < self._depth:
             sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
@@ -150,15 +144,22 @@ class UserCode:
             for name in put_back(self._known, self._context, found):
                 logger.warning("%s left another %s. It is put back.", self.owner, name)
         _thread.user_code = self._before
-        for (connection, _), wrappers in zip(self._connections, self._wrappers, strict=True):
+        for (connection, _), before in zip(self._connections, self._attributes, strict=True):
+            wrappers = before[0]["execute_wrappers"]
             is_as_before = connection.execute_wrappers == [*wrappers, self._notice]
             connection.execute_wrappers = wrappers
             if not is_as_before:  # it may have been opened meanwhile
                 bound_statements(connection)
+            if names := put_back_attributes(connection, before):
+                self._replace(connection, f"with another {', '.join(names)}")
         self.mend()
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
+        is_as_before = len(connections.settings) == len(self._all)
+        if not (is_as_before or _of_project.keys() <= connections.settings.keys()):
+            connections.settings.update({**_of_project, **connections.settings})
+            logger.warning("%s has removed databases. They are put back.", self.owner)
         if getattr(_thread, "connections", self._all) is not self._all:
             self._put_back()
         for connection, of_project in self._connections:
@@ -201,31 +202,18 @@ class UserCode:
         if IS_BOUNDED in context:  # autorun's own, as of a body that calls run()
             return execute(sql, params, many, context)
         connection: BaseDatabaseWrapper = context["connection"]
-        text = sql.lower() if isinstance(sql, str) else ""
-        is_ordinary = text.lstrip("( \n\t\r").startswith(_ORDINARY) or (
-            # Django's own, on SQLite alone.
-            connection.vendor == "sqlite" and text.startswith("begin")
-        )
-        if (not is_ordinary or _CHANGES_SESSION(text)) and not _is_opening():
+        if changes_session(sql, connection.vendor) and not is_opening():
             self._touched.add(connection)
         return execute(sql, params, many, context)
 
 
-def _watch(raw: Any) -> None:
-    """Notice statements of user code for the driver itself, which Django's wrappers do not see."""
-    if "cursor" in getattr(raw, "__dict__", ()):
-        return  # a pool hands it to one thread after another
-    for name in _ENTRANCES:
-        with suppress(AttributeError):  # it has no such method, or the driver is in C
-            setattr(raw, name, partial(_watched, raw, getattr(raw, name)))
+def _is_called() -> bool:
+    """Whether this thread calls user code at the moment."""
+    return getattr(_thread, "user_code", None) is not None
 
 
-def _watched(raw: Any, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    caller = sys._getframe(1).f_globals.get("__name__", "")
-    user_code: UserCode | None = getattr(_thread, "user_code", None)
-    if user_code is not None and not (caller.startswith(_NOT_OF_USERS) or _is_opening()):
-        user_code._touched.update(each for each in all_connections() if each.connection is raw)
-    return method(*args, **options)
+def _note_changed(raw: Any) -> None:
+    _thread.user_code._touched.update(each for each in all_connections() if each.connection is raw)
 
 
 def replace(connection: BaseDatabaseWrapper) -> None:
@@ -272,12 +260,18 @@ def replace_left() -> None:
             replace(connection)
 
 
+def _know_child() -> None:
+    global _pid  # noqa: PLW0603  asking for it takes a system call
+    _pid = os.getpid()
+    _leave_to_parent()
+
+
 def _leave_to_parent() -> None:
     """In a child that user code has forked: have it open connections of its own.
 
     It would read the answers to its parent's queries, and end its parent's session.
     """
-    if getattr(_thread, "user_code", None) is not None:
+    if _is_called():
         for connection in all_connections():
             if connection.vendor != "sqlite" or not connection.is_in_memory_db():  # type: ignore[attr-defined]
                 _of_parent.append(connection.connection)
@@ -286,7 +280,7 @@ def _leave_to_parent() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_know_child)
 
 
 def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
@@ -351,9 +345,10 @@ def _left(connection: BaseDatabaseWrapper) -> str:
         connection.in_atomic_block
         or connection.needs_rollback
         or connection.closed_in_transaction
-        # Django would not commit the next transaction.
+        # Django would not commit the next transaction, or would call them after it.
         or connection.atomic_blocks
         or connection.savepoint_ids
+        or connection.run_on_commit
     ):
         return _IN_USE
     known: _Known | None = connection.__dict__.get("_autorun_session")
@@ -369,24 +364,41 @@ def _left(connection: BaseDatabaseWrapper) -> str:
     if known is None:
         known = _note(connection, session)
         known.references = sys.getrefcount(raw)
+        session = session if is_sqlite else known.session
     if session is None or session != known.session or not connection.autocommit:
         return _IN_USE
+    if not is_sqlite:
+        return ""
+    be_interruptible(raw)
     # Each cursor refers to its connection.
-    if is_sqlite and sys.getrefcount(raw) > known.references and has_rows_left(raw):
+    if sys.getrefcount(raw) > known.references and has_rows_left(raw):
         return _READING
-    is_changed = is_sqlite and not known.has_temporary and _has_made_temporary(known)
-    return _CHANGED if is_changed else ""
+    return _CHANGED if not known.has_temporary and _has_made_temporary(known) else ""
 
 
 def _note(connection: BaseDatabaseWrapper, session: Any) -> _Known:
     raw: Any = connection.connection
+    prepare(raw)
+    watch(raw, is_of_users=_is_called, note=_note_changed)
     if connection.vendor == "sqlite":
-        prepare(raw)
         session = session and (False, *session[1:])
+    elif session is not None:
+        session = kept(SESSIONS[connection.vendor](raw))
     known = connection.__dict__["_autorun_session"] = _Known(raw, session)
     known.has_temporary = connection.vendor == "sqlite" and has_temporary(raw) is not None
-    _watch(raw)
     return known
+
+
+def _know_again(connection: BaseDatabaseWrapper) -> None:
+    """Take what the session is like for the project's choice: no user code is called now.
+
+    Outside of workers, other receivers may set it up after `_note_opened`.
+    """
+    known: _Known | None = connection.__dict__.get("_autorun_session")
+    if known is not None and known.raw is connection.connection and connection.vendor != "sqlite":
+        with suppress(Exception):  # it was closed
+            if session := SESSIONS[connection.vendor](known.raw):
+                known.session = kept(session)
 
 
 def _forget(connection: BaseDatabaseWrapper, known: _Known) -> None:
@@ -406,20 +418,15 @@ def connect() -> None:
 
     A worker calls this again: what the receivers of a project do comes before.
     """
+    _of_project.update(connections.settings)
     connection_created.disconnect(dispatch_uid=__name__)
     connection_created.connect(_note_opened, dispatch_uid=__name__)
 
 
 def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:
     _left(connection)
+    if _is_called() and connection.vendor == "sqlite":
+        be_interruptible(connection.connection)
     known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
     if known and connection not in known and connection in (now := connections.all()):
         _thread.connections = now  # which every block around user code compares with its own
-
-
-def _is_opening() -> bool:
-    """Whether a connection is being opened: what a project does then is part of it."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code is not _OPEN:
-        frame = frame.f_back
-    return frame is not None

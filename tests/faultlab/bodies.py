@@ -11,6 +11,7 @@ to_sync:5      it waits so many seconds for a coroutine, by asgiref
 to_sync_block:5  and the coroutine keeps its loop from running
 loop:5         it does so in an event loop of its own
 leave:begin    it leaves its connection so: see `tests.faultlab.leftovers`
+unrecorded     no failure can be made in its process any more, until the file `gate` is there
 query:5, atomic_query:5  it waits for the database, in autocommit or in a transaction
 represent:WORD nothing: that befalls what makes its representation
                `raise_once` and so on: the first time only
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
+from django.db.models.signals import pre_init
 
 from tests.faultlab import ledger, leftovers
 
@@ -127,6 +129,17 @@ def _find_the_disk_full(_: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def _refuse_failures(_: str) -> None:
+    from autorun.models import Failure
+
+    pre_init.connect(_refuse, sender=Failure)
+
+
+def _refuse(**_: object) -> None:
+    if not (_path().parent / "gate").exists():
+        raise TypeError("a receiver for every model")
+
+
 def _hang(_: str) -> None:
     """Catches whatever is meant to stop it."""
     while True:
@@ -210,6 +223,7 @@ _DOES = {
     "loop": lambda seconds: asyncio.run(_slowly(float(seconds))),
     "gate": _wait_at_gate,
     "full": _find_the_disk_full,
+    "unrecorded": _refuse_failures,
     "raise": _raise,
     "exit": lambda _: sys.exit(3),
     "os_exit": lambda _: os._exit(3),

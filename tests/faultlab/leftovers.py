@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -121,6 +122,20 @@ def _set_up_by_the_driver() -> None:
         raw.set_character_set("latin1")
 
 
+def _of_connection(name: str, value: object = None, *, part: str = "") -> Callable[[], object]:
+    """An attribute of Django's connection, or of a part of it, is another one for ever."""
+
+    def replace() -> None:
+        of = connections["default"]
+        setattr(getattr(of, part) if part else of, name, _refuse if value is None else value)
+
+    return replace
+
+
+def _on_commit() -> None:
+    connection.run_on_commit.append((set(), _refuse, False))
+
+
 #: What a module of a project keeps for ever.
 _kept: list[object] = []
 
@@ -189,6 +204,17 @@ _ANYWHERE: dict[str, Callable[[], object]] = {
     "another_open": _put_an_open_one_in_its_place,
     "factory": _have_rows_as_dicts,
     "driver_attributes": _set_up_by_the_driver,
+    "cursor": _of_connection("cursor"),
+    "chunked_cursor": _of_connection("chunked_cursor"),
+    "commit": _of_connection("_commit"),
+    "settings": _of_connection("settings_dict", {}),
+    "thread_ident": _of_connection("_thread_ident", 1),
+    "operations": _of_connection("quote_name", part="ops"),
+    "features": _of_connection("interprets_empty_strings_as_nulls", True, part="features"),
+    "on_commit": _on_commit,
+    "databases": lambda: connections.databases.clear(),
+    "warnings": lambda: warnings.simplefilter("error"),
+    "umask": lambda: os.umask(0o777),
     "event_loop": lambda: asyncio._set_running_loop(object()),
     "language": lambda: translation.activate("ar"),
     "directory": lambda: os.chdir("/"),
@@ -230,10 +256,33 @@ def _refuse(*_: object) -> None:
     raise RuntimeError("a wrapper that was left behind")
 
 
+def _execute_around_django(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.cursor.execute(sql)
+
+
+class _Broken(psycopg.types.numeric.IntLoader):
+    def load(self, data: Any) -> Any:
+        raise ValueError("a loader that was left behind")
+
+
+class _BrokenDumper(psycopg.types.string.StrDumper):
+    def dump(self, obj: Any) -> Any:
+        raise ValueError("a dumper that was left behind")
+
+
 _OF_THE_DRIVER: dict[str, dict[str, Callable[[Any], object]]] = {
     "postgresql": {
         "driver_path": lambda raw: raw.execute("SET search_path TO nowhere"),
         "driver_rows_left": partial(_keep_rows_left_in_the_driver, name="faultlab", withhold=True),
+        "driver_cursor": lambda _: _execute_around_django("CREATE TEMP TABLE autorun_run (id int)"),
+        "driver_procedure": lambda _: connection.cursor().callproc(
+            "set_config", ["search_path", "nowhere", "false"]
+        ),
+        "driver_loader": lambda raw: raw.adapters.register_loader("int8", _Broken),
+        "driver_dumper": lambda raw: raw.adapters.register_dumper(str, _BrokenDumper),
+        "driver_factory": lambda raw: setattr(raw, "server_cursor_factory", None),
+        "driver_method": lambda raw: setattr(raw, "cursor", _refuse),
     },
     "mysql": {
         "driver_database": lambda raw: raw.cursor().execute("USE information_schema"),
@@ -242,10 +291,18 @@ _OF_THE_DRIVER: dict[str, dict[str, Callable[[Any], object]]] = {
         "driver_began": lambda raw: raw.query("BEGIN"),
         "driver_connected": lambda raw: (raw.close(), raw.ping(reconnect=True)),
         "driver_rows_left": partial(_keep_rows_left_in_the_driver, cursor=pymysql.cursors.SSCursor),
+        "driver_cursor": lambda _: _execute_around_django(
+            "CREATE TEMPORARY TABLE autorun_run (id INT)"
+        ),
+        "driver_decoders": lambda raw: raw.decoders.clear(),
+        "driver_encoders": lambda raw: raw.encoders.clear(),
+        "driver_time": lambda raw: setattr(raw, "_read_timeout", 1e-6),
+        "driver_method": lambda raw: setattr(raw, "query", _refuse),
     },
     "sqlite": {
         "driver_began": lambda raw: raw.execute("BEGIN IMMEDIATE"),
         "driver_rows_left": _keep_rows_left_in_the_driver,
+        "driver_progress": lambda raw: raw.set_progress_handler(lambda: 1, 1),
         "driver_table": lambda raw: raw.execute("CREATE TEMP TABLE autorun_run (id)"),
         "driver_view": lambda raw: raw.executescript(
             "CREATE TEMP VIEW autorun_chunk AS SELECT 1 AS id"

@@ -4,12 +4,14 @@ import os
 import signal
 import sqlite3
 import time
+from collections import Counter
 from io import StringIO
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import DataError, connection
+from django.db.models.signals import pre_init
 from django.urls import reverse
 
 from autorun import tasks
@@ -184,6 +186,91 @@ def test_a_result_that_the_database_refuses_fails_alone(documents):
     assert not Chunk.objects.exclude(state=Chunk.State.FINISHED).exists()
 
 
+@pytest.mark.faults(34)
+@pytest.mark.parametrize("point", ["finish.updated", "finish.failures"])
+def test_an_error_of_no_database_that_recording_meets_for_all_uses_no_attempt(documents, point):
+    """As of a receiver, or of code of autorun's that a project has patched."""
+
+    def refuse(name):
+        if name == point:
+            raise TypeError("not serializable")
+
+    runner = declare(lambda value: value, BATCH_SIZE=100, MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        with listening(refuse):
+            work_off()
+        chunk = Chunk.objects.get()
+        (finding,) = examine_held_up()
+
+        assert (chunk.state, chunk.reason) == (Chunk.State.PARKED, "TypeError: not serializable")
+        assert "10 runs parked" in finding.message
+        assert set(Run.objects.values_list("status", "attempts")) == {(Run.Status.PENDING, 0)}
+        try_again()
+
+        assert runner().progress().succeeded == len(documents)
+    assert not held_up()
+    assert set(Run.objects.values_list("attempts", flat=True)) == {1}
+
+
+def try_again():
+    Chunk.objects.parked().update(not_before=from_now(-1))
+    rounds.upkeep(in_any_case=True)
+    work_off()
+
+
+@pytest.mark.faults(33)
+def test_failures_that_cannot_be_recorded_cost_their_neighbours_nothing(documents):
+    calls = []
+
+    def body(value):
+        calls.append(value)
+        if value in ("title 2", "title 7"):
+            raise ValueError("as it was told")
+        return value
+
+    def refuse(*_, **__):
+        raise TypeError("a receiver for every model")
+
+    runner = declare(body, BATCH_SIZE=100, MAX_ATTEMPTS=1)
+    with installed(runner):
+        runner().run()
+        pre_init.connect(refuse, sender=Failure)
+        try:
+            work_off()
+            try_again()
+        finally:
+            pre_init.disconnect(refuse, sender=Failure)
+        assert runner().progress().succeeded == len(documents) - 2
+        assert runner().progress().parked == 2
+        assert [each.reason for each in held_up()] == ["TypeError: a receiver for every model"]
+        assert set(Run.objects.pending().values_list("attempts", flat=True)) == {0}
+        Document.objects.create(title="another")
+        runner().run()
+        try_again()
+
+        assert runner().progress().failed == 2
+    assert Counter(calls).most_common()[2:] == [
+        (title, 1) for title in calls if title not in ("title 2", "title 7")
+    ]
+    assert set(Failure.objects.values_list("message", flat=True)) == {"as it was told"}
+
+
+@pytest.mark.faults(33)
+def test_a_success_that_cannot_be_recorded_fails_alone_whatever_is_raised(documents):
+    def refuse(point):
+        if point == "finish.updated" and Run.objects.filter(outputs="title 4").exists():
+            raise TypeError("not serializable")
+
+    runner = declare(lambda value: value, BATCH_SIZE=100)
+    with installed(runner), listening(refuse):
+        runner().run()
+        work_off()
+
+        assert_one_failed(documents[4], runner)
+    assert "not serializable" in Failure.objects.get().message
+
+
 @pytest.mark.faults(33)
 def test_large_results_of_text_beyond_ascii_are_recorded():
     documents = [Document.objects.create(title=f"title {n}") for n in range(14)]
@@ -236,9 +323,7 @@ def test_a_column_that_is_not_there_yet_fails_no_row(documents):
         finally:
             rename_column("gone", "body")
         assert runner().progress().parked == len(documents)
-        Chunk.objects.parked().update(not_before=from_now(-1))
-        rounds.upkeep(in_any_case=True)
-        work_off()
+        try_again()
 
         assert runner().progress().succeeded == len(documents)
     assert set(Run.objects.values_list("attempts", flat=True)) == {1}
@@ -275,9 +360,7 @@ def test_an_error_that_hits_all_rows_is_met_by_few_chunks_and_shown(documents, c
             assert f"{number} runs parked" in text
             assert "filter_queryset() raises FieldError" in text
             assert "ext try" in text
-        Chunk.objects.parked().update(not_before=from_now(-1))
-        rounds.upkeep(in_any_case=True)
-        work_off()
+        try_again()
 
         assert runner().progress().succeeded == len(documents) + 1
     assert not held_up()

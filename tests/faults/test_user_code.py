@@ -335,6 +335,31 @@ def test_an_argument_that_can_never_fit_fails_its_row_at_once():
     assert Failure.objects.get().exception_class == "autorun.exceptions.ConfigurationError"
 
 
+@pytest.mark.faults(33)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"BATCH_SIZE": 5, "MAX_ATTEMPTS": 1}])
+def test_a_process_in_which_no_failure_can_be_recorded_costs_no_row_an_attempt(lab: Lab):
+    lab.write(2)
+    (bad,) = lab.write(1, does="unrecorded,raise", value="bad")
+    lab.write(2, value="w")
+    worker = lab.start_worker()
+    lab.runner.run()
+
+    lab.until(lambda: Chunk.objects.parked().exists() and lab.runner.progress().succeeded == 4)
+    chunk = Chunk.objects.parked().get()
+    assert chunk.reason == "TypeError: a receiver for every model"
+    assert "cannot be recorded; tried again later" in worker.log.read_text()
+    assert Run.objects.get(object_id=bad.pk).attempts == 0
+    lab.open_gate()
+    lab.save(1, value="another")
+    Chunk.objects.update(not_before=from_now(-1))
+    lab.until(lambda: lab.runner.progress().failed == 1 and lab.is_done(5))
+
+    lab.check()
+    assert Failure.objects.get().exception_class == "ValueError"
+    assert [*lab.ledger.times().values()].count(1) == 5
+
+
 @pytest.mark.faults(11)
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["made", "started"])
