@@ -421,7 +421,7 @@ class Work:
                 results = [*recorded, *self._record_refused(refusals, results)]
             if run_succeeded.receivers or run_failed.receivers:
                 self._unannounced += results
-            self._results = [each for each in self._results if each in refusals.unrecordable]
+            self._results = [*filter(refusals.unrecordable.__contains__, self._results)]
             self._output_bytes, self._written_at = 0, time.monotonic()
             if refusals.error is not None:
                 raise refusals.error
@@ -438,7 +438,7 @@ class Work:
         rest = brake.after_refused(rest)
         moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
         size = self._size_of_rest(moved) if moved else 1
-        self.has_moved = self.has_moved or moved > 0
+        self.has_moved |= moved > 0
         self._tally = record(
             self.lease, rest, self._tally, size=size, is_last=False, build=self.build
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from operator import attrgetter, is_
+from operator import attrgetter, is_, methodcaller
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -27,6 +27,9 @@ _PARTS = frozenset(
         *("_thread_ident", "_thread_sharing_count"),
     ]
 )
+#: Lets signals end a query of an SQLite connection: 0 continues, but an exception that a signal
+#: handler raises here ends it.
+be_interruptible = methodcaller("set_progress_handler", lambda: 0, _STEPS)
 _NONE = object()
 #: psycopg's maps from types to what adapts them. A map copies those that it changes.
 _ADAPTERS = ("_dumpers", "_dumpers_by_oid", "_loaders")
@@ -45,36 +48,15 @@ def prepare(raw: Any) -> None:
         type(adapters)(adapters)  # the connection's own copy what they change from now on
 
 
-def be_interruptible(raw: Any) -> None:
-    """Let signals end a query of SQLite."""
-    # 0 continues; an exception that a signal handler raises here ends the query.
-    raw.set_progress_handler(_continue, _STEPS)
-
-
-def _continue() -> int:
-    return 0
-
-
-def attributes_of(connection: BaseDatabaseWrapper) -> tuple[dict[str, Any], ...]:
-    """The attributes of Django's connection, of its operations and of its features."""
-    operations, features = vars(connection.ops), vars(connection.features)
-    return vars(connection).copy(), operations.copy(), features.copy()
-
-
 def put_back_attributes(
-    connection: BaseDatabaseWrapper, before: tuple[dict[str, Any], ...]
+    connection: BaseDatabaseWrapper, before: Sequence[dict[str, Any]]
 ) -> list[str]:
     """Put back methods and parts that are not those of `before`, which a project may have patched.
 
+    `before` are the attributes of Django's connection, of its operations and of its features.
     Returns their names.
     """
     of, operations, features = before
-    try:
-        is_same = vars(connection) == of and vars(connection.ops) == operations
-        if is_same and vars(connection.features) == features:
-            return []
-    except Exception:  # noqa: BLE001, S110  they cannot be compared
-        pass
     names = _put_back(connection, of)
     names += _put_back(connection.ops, operations)
     return names + _put_back(connection.features, features, kinds=(bool,))

@@ -39,10 +39,7 @@ _CELERYS = "celery."
 
 
 class _Part(NamedTuple):
-    """One setting. `read` is a function in C, as it is called after every call of user code.
-
-    A dict or a list is compared with its copy.
-    """
+    """One setting. `read` is a function in C, as it is called after every call of user code."""
 
     name: str
     read: Callable[[], Any]
@@ -84,7 +81,7 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
 
 
 def kept(found: Iterable[Any]) -> list[Any]:
-    """What has been read, to be compared with what is read later: lists and dicts as copies."""
+    """What has been read, to be compared with what is read later: lists as copies."""
     return [each.copy() if isinstance(each, (dict, list)) else each for each in found]
 
 
@@ -105,18 +102,6 @@ def _put_back_filters(was: list[Any]) -> None:
     ]
     with warnings.catch_warnings():  # which also clears what modules remember
         pass
-
-
-def _read_umask() -> int:
-    was = os.umask(0o077)
-    os.umask(was)
-    return was
-
-
-def quicker(reads: Sequence[Callable[[], Any]], known: Sequence[Any]) -> list[Callable[[], Any]]:
-    """The reads, of which that of the umask sets the one that is known: there is no other way."""
-    both = zip(reads, known, strict=True)
-    return [partial(os.umask, was) if each is _read_umask else each for each, was in both]
 
 
 def _set_local_time(_: object) -> None:
@@ -146,7 +131,10 @@ _OF_THREAD = [
     # Django takes a thread with an event loop for asynchronous, and refuses its queries.
     _Part("event loop", asyncio._get_running_loop, asyncio._set_running_loop)
 ]
+#: The place of a list that is changed, and so is kept as a copy.
+FILTERS = len(_OF_THREAD)
 _OF_PROCESS = [
+    _Part("filter of warnings", partial(getattr, warnings, "filters"), _put_back_filters),
     _attribute(decimal.getcontext(), "prec", "decimal precision"),
     _attribute(decimal.getcontext(), "rounding", "decimal rounding"),
     _Part("working directory", os.getcwd, os.chdir),
@@ -160,8 +148,6 @@ _OF_PROCESS = [
     _Part("garbage collection", gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
     _Part("timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
     _Part("interval of threads", sys.getswitchinterval, sys.setswitchinterval),
-    _Part("filter of warnings", partial(getattr, warnings, "filters"), _put_back_filters),
-    _Part("umask", _read_umask, os.umask),
     *(
         _Part(
             f"handler of {name}", partial(_signal.getsignal, number), partial(signal.signal, number)
@@ -174,7 +160,7 @@ if hasattr(time, "tzset"):
     _OF_PROCESS.append(_Part("local time", partial(getattr, time, "tzname"), _set_local_time))
 if hasattr(os, "environb"):  # after the local time, which belongs to it
     _data: Any = vars(os.environ)["_data"]
-    _OF_PROCESS.append(_Part("environment", lambda: _data, _put_back_environment))
+    _OF_PROCESS.append(_Part("environment", _data.copy, _put_back_environment))
 if hasattr(_signal, "pthread_sigmask"):
     _mask = partial(_signal.pthread_sigmask, signal.SIG_BLOCK, ())
     _set_mask = partial(_signal.pthread_sigmask, signal.SIG_SETMASK)

@@ -30,7 +30,6 @@ from django.db.backends.signals import connection_created
 from autorun.state.logs import get_logger
 from autorun.state.sessions import (
     SESSIONS,
-    attributes_of,
     be_interruptible,
     end_cursors,
     has_rows_left,
@@ -38,7 +37,14 @@ from autorun.state.sessions import (
     prepare,
     put_back_attributes,
 )
-from autorun.state.surroundings import READS_OF_MAIN, READS_OF_THREAD, kept, put_back, quicker, read
+from autorun.state.surroundings import (
+    FILTERS,
+    READS_OF_MAIN,
+    READS_OF_THREAD,
+    kept,
+    put_back,
+    read,
+)
 from autorun.state.waits import IS_BOUNDED, bound_statements
 from autorun.state.watching import changes_session, is_opening, watch
 
@@ -74,7 +80,7 @@ class UserCode:
 
     __slots__ = (
         *("_all", "_attributes", "_before", "_connections", "_context", "_depth", "_known"),
-        *("_pid", "_reads", "_touched", "owner"),
+        *("_pid", "_reads", "_touched", "_umask", "owner"),
     )
 
     def __init__(self, owner: object) -> None:
@@ -83,21 +89,21 @@ class UserCode:
         self._depth = sys.getrecursionlimit()
         is_main = is_main_thread()
         #: How the surroundings of the code are read, and what they are when it is first called.
+        self._umask: int | None = None
         self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
         self._known: list[Any] = []
         self._context = _EMPTY
         self._touched: set[BaseDatabaseWrapper] = set()
-        #: The code around this one, which may be a body that plans rows.
-        self._before: UserCode | None = None
+        self._before: UserCode | None = None  # a body, for example, that plans rows
         self._all = all_connections()
         #: Those that are not the caller's, with the project's settings of each: in the main thread,
         #: since another one may find settings that the code of a third thread has changed.
         self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
         #: Their attributes, and those of what is part of them, before the code is called.
-        self._attributes: list[tuple[dict[str, Any], ...]] = []
-        is_first = not _is_called()
+        self._attributes: list[list[dict[Any, Any]]] = []
+        is_first = getattr(_thread, "user_code", None) is None
         for connection in self._all:
-            if is_first:
+            if is_first and connection.vendor != "sqlite":
                 _know_again(connection)
             is_reading = connection.vendor == "sqlite" and _left(connection) is _READING
             if connection.in_atomic_block or is_reading:
@@ -112,10 +118,13 @@ class UserCode:
     def __enter__(self) -> UserCode:
         if not self._known:
             try:
-                self._known = kept(map(call, self._reads))
+                self._known = list(map(call, self._reads))
             except OSError:  # the working directory is gone, as after a deployment
-                self._known = kept(read(self._reads))
-            self._reads = quicker(self._reads, self._known)
+                self._known = read(self._reads)
+            if self._reads is READS_OF_MAIN:
+                self._known[FILTERS] = [*self._known[FILTERS]]
+                self._umask = os.umask(0o077)  # it cannot be read otherwise
+                os.umask(self._umask)
         if getattr(_thread, "connections", self._all) is not self._all:
             self._put_back()  # one may have been opened in the place of another
         decimal.getcontext()  # made now, it is part of the copy
@@ -123,15 +132,16 @@ class UserCode:
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
         self._attributes = []
         for connection, _ in self._connections:
-            self._attributes.append(attributes_of(connection))
+            operations, features = vars(connection.ops), vars(connection.features)
+            self._attributes.append([vars(connection).copy(), operations.copy(), features.copy()])
             connection.execute_wrappers = [*connection.execute_wrappers, self._notice]
         return self
 
     def __exit__(self, *_: object) -> None:
         if _pid != self._pid:
             os._exit(0)  # this is a forked child, and the connections are its parent's
-        if sys.getrecursionlimit() < self._depth:
-            sys.setrecursionlimit(self._depth)  # else what follows would raise, dependents or all
+        # With a lower limit, what follows would raise, dependents or all.
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), self._depth))
         try:
             found = list(map(call, self._reads))
         except OSError:
@@ -150,12 +160,20 @@ class UserCode:
             connection.execute_wrappers = wrappers
             if not is_as_before:  # it may have been opened meanwhile
                 bound_statements(connection)
-            if names := put_back_attributes(connection, before):
+            operations, features = vars(connection.ops), vars(connection.features)
+            try:
+                is_same = [vars(connection), operations, features] == before
+            except Exception:  # noqa: BLE001  they cannot be compared
+                is_same = False
+            if not is_same and (names := put_back_attributes(connection, before)):
                 self._replace(connection, f"with another {', '.join(names)}")
+            before.clear()  # it refers to the driver's connection
         self.mend()
 
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
+        if self._umask is not None and os.umask(self._umask) != self._umask:
+            logger.warning("%s left another umask. It is put back.", self.owner)
         is_as_before = len(connections.settings) == len(self._all)
         if not (is_as_before or _of_project.keys() <= connections.settings.keys()):
             connections.settings.update({**_of_project, **connections.settings})
@@ -395,7 +413,7 @@ def _know_again(connection: BaseDatabaseWrapper) -> None:
     Outside of workers, other receivers may set it up after `_note_opened`.
     """
     known: _Known | None = connection.__dict__.get("_autorun_session")
-    if known is not None and known.raw is connection.connection and connection.vendor != "sqlite":
+    if known is not None and known.raw is connection.connection:
         with suppress(Exception):  # it was closed
             if session := SESSIONS[connection.vendor](known.raw):
                 known.session = kept(session)
