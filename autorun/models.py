@@ -59,15 +59,15 @@ class Node(Table):
     configuration = models.JSONField(default=dict)
     content_type = models.ForeignKey(ContentType, on_delete=models.CASCADE, related_name="+")
     inputs = models.JSONField(
-        null=True, blank=True, help_text="The definitions of the input that its runs have had."
+        null=True, blank=True, help_text="Definitions of the input that its runs were given."
     )
     digest = models.CharField(max_length=64, unique=True)
     run_seconds = models.FloatField(
-        null=True, blank=True, help_text="A run's time in seconds, as a moving average."
+        null=True, blank=True, help_text="Duration of a run in seconds, as a moving average."
     )
     paused_at = models.DateTimeField(null=True, blank=True)
     paused_because = models.TextField(
-        blank=True, default="", db_default="", help_text="Why STOP_AFTER has paused it."
+        blank=True, default="", db_default="", help_text="Why STOP_AFTER paused it."
     )
     held_at = models.DateTimeField(null=True, blank=True)
     held_by = models.CharField(
@@ -75,19 +75,19 @@ class Node(Table):
         blank=True,
         default="",
         db_default="",
-        help_text="Who holds its sweeps and saved rows.",
+        help_text="Who put its sweeps and saved rows on hold.",
     )
     sample = models.CharField(
         max_length=100,
         blank=True,
         default="",
         db_default="",
-        help_text="The rows of a candidate version: their number, highest hash and last key.",
+        help_text="Rows of a candidate version: their number, highest hash and last key.",
     )
     unlanded_at = models.DateTimeField(
         null=True,
         blank=True,
-        help_text="Until when its successes are not landed: another version was in use.",
+        help_text="Successes before this are not landed: another version was in use.",
     )
     created_at = models.DateTimeField(db_default=DatabaseNow())
 
@@ -97,10 +97,10 @@ class Node(Table):
     folded_ignored = models.BigIntegerField(default=0)
     folded_not_applicable = models.BigIntegerField(default=0, db_default=0)
     folded_hours = models.JSONField(
-        default=dict, help_text="How many of them succeeded in each hour of late."
+        default=dict, help_text="How many of them succeeded in each recent hour."
     )
     counted = models.JSONField(
-        default=dict, help_text="The rows of its model, as they were counted last for a page."
+        default=dict, help_text="The latest count of its model's rows, made for a page."
     )
 
     class Meta(Table.Meta):
@@ -138,18 +138,18 @@ class Batch(Table):
     )
     trigger = models.CharField(max_length=16, choices=Trigger)
     requested_by = models.CharField(max_length=255, blank=True)
-    scope = models.JSONField(default=dict, help_text="What another process needs to go on with it.")
+    scope = models.JSONField(default=dict, help_text="What another process needs to continue it.")
     # Separate from the scope, which may hold thousands of keys: every chunk's start reads them.
     is_given = models.BooleanField(
-        default=False, help_text="Whether only the process that began it has its queryset."
+        default=False, help_text="Whether only the process that started it has its queryset."
     )
     is_beyond_base = models.BooleanField(
-        default=False, help_text="Whether its rows may lie outside of the runner's base queryset."
+        default=False, help_text="Whether its rows may lie outside the runner's base queryset."
     )
     description = models.CharField(max_length=255, blank=True)
     state = models.CharField(max_length=16, choices=State, default=State.RUNNING)
     reason = models.TextField(
-        blank=True, help_text="Why it was cancelled or failed, or STOP_AFTER paused it."
+        blank=True, help_text="Why it was cancelled, failed or was paused by STOP_AFTER."
     )
 
     cursor = models.CharField(max_length=255, blank=True, help_text="The last key planned.")
@@ -167,9 +167,11 @@ class Batch(Table):
     folded_cancelled = models.BigIntegerField(default=0)
     folded_not_applicable = models.BigIntegerField(default=0, db_default=0)
 
-    token = models.IntegerField(default=0, help_text="Raised whenever a process takes it over.")
+    token = models.IntegerField(
+        default=0, help_text="Incremented whenever a process takes it over."
+    )
     tries = models.PositiveSmallIntegerField(
-        default=0, help_text="Processes that have begun to plan it since it last got any further."
+        default=0, help_text="Processes that have started to plan it since it last made progress."
     )
     expires_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=DatabaseNow())
@@ -244,18 +246,20 @@ class Chunk(Table):
     expires_at = models.DateTimeField(null=True, blank=True, help_text="When the lease ends.")
     finished_at = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=255, blank=True, default="")
-    token = models.IntegerField(default=0, help_text="Raised whenever the chunk changes hands.")
+    token = models.IntegerField(
+        default=0, help_text="Incremented whenever the chunk changes hands."
+    )
     cancelling = models.JSONField(
-        null=True, blank=True, help_text="The ids of runs that its worker is to cancel."
+        null=True, blank=True, help_text="Ids of runs that its worker should cancel."
     )
     doing = models.JSONField(
-        null=True, blank=True, help_text="How far the body that is running has got, as it says."
+        null=True, blank=True, help_text="Progress that the running body has reported."
     )
 
     succeeded = models.IntegerField(default=0)
     failed = models.IntegerField(default=0)
     cancelled = models.IntegerField(default=0)
-    moved = models.IntegerField(default=0, help_text="Runs that went on in another chunk.")
+    moved = models.IntegerField(default=0, help_text="Runs that continued in another chunk.")
     superseded_succeeded = models.IntegerField(default=0)
     superseded_failed = models.IntegerField(default=0)
     superseded_cancelled = models.IntegerField(default=0)
@@ -263,7 +267,7 @@ class Chunk(Table):
     not_applicable = models.IntegerField(default=0, db_default=0)
     superseded_not_applicable = models.IntegerField(default=0, db_default=0)
     is_folded = models.BooleanField(
-        default=False, help_text="Whether its node and its batch have counted it in."
+        default=False, help_text="Whether its counts are part of its node's and batch's totals."
     )
 
     objects = ChunkManager()  # type: ignore[misc]

@@ -17,7 +17,7 @@ from autorun.triggers import installing, migrating
 from tests.engine import declare, installed, plan_all_spilled, statuses, work_off
 from tests.library.models import Document
 
-NEWEST = "0019_unlanded"
+NEWEST = "0020_help_texts"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
