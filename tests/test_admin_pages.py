@@ -36,7 +36,7 @@ from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
 from autorun.planning.scope import Scope
 from autorun.runner import QuerySetRunner
-from autorun.state import clock, pulses
+from autorun.state import clock, counts, pulses
 from autorun.state.counts import STUCK_SECONDS
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
@@ -109,8 +109,11 @@ NAMES = [
 
 
 @pytest.mark.django_db(transaction=True)  # in a transaction processes remember no nodes
-def test_every_page_answers_in_few_statements(sign_in: Callable[..., Client]) -> None:
+def test_every_page_answers_in_few_statements(
+    sign_in: Callable[..., Client], set_constants: Callable[..., None]
+) -> None:
     scenes.few()
+    set_constants(counts, CROWD_FRESH=600.0)
     client = sign_in("view_run", "backfill_run", "retry_run", "view_payload", "view_scan")
     statements = {}
     row = Run.objects.failed().earliest("pk").object_id
@@ -344,6 +347,8 @@ def test_a_row_that_has_no_text_is_called_by_its_key(runner, client, monkeypatch
     page = client.get(reverse("admin:autorun_node_why", args=[LABEL]), {"row": pk})
 
     assert f"Scan Preprocessing on scan {pk}" in page.text
+    # Its tabs have the counts of every page.
+    assert [tab.key for tab in page.context["tabs"] if tab.count][:2] == ["runs", "failures"]
 
 
 def test_a_runner_that_is_declared_wrongly_has_a_card_that_says_so(client) -> None:

@@ -12,7 +12,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 from django.test import override_settings
-from django.utils import timezone
+from django.utils import timezone, translation
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from autorun.dispatch import publishing
@@ -145,7 +145,7 @@ def test_asking_a_silent_broker_leaves_no_thread_and_no_socket(silent_broker, se
 
 
 def test_pages_that_ask_at_once_share_one_examination(monkeypatch, set_constants):
-    monkeypatch.setattr(doctor, "_latest", (float("-inf"), []))
+    monkeypatch.setattr(doctor, "_latest", {})
     set_constants(doctor, FRESH=60.0, FIRST=(examine_slowly := Slow(),), THEN=())
 
     with ThreadPoolExecutor(8) as pool:
@@ -153,6 +153,19 @@ def test_pages_that_ask_at_once_share_one_examination(monkeypatch, set_constants
 
     assert examine_slowly.calls == 1
     assert findings == [findings[0]] * 8
+
+
+def test_pages_show_findings_in_their_own_language(monkeypatch, set_constants):
+    monkeypatch.setattr(doctor, "_latest", {})
+    set_constants(doctor, FRESH=60.0, FIRST=(), THEN=(backlog.examine_leases,))
+
+    found = []
+    for language in ("en", "de", "en"):
+        with translation.override(language):
+            found += [(each.subject, each.message) for each in doctor.examine_for_page()]
+
+    english, german = ("leases", "None overdue."), ("Fristen", "Nichts überfällig.")
+    assert found == [english, german, english]
 
 
 def test_a_page_does_not_wait_for_an_examination_that_hangs(set_constants):

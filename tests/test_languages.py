@@ -26,7 +26,7 @@ from autorun.admin.tables import runner_name
 from autorun.declare import registry
 from autorun.models import Batch, Run
 from autorun.observe.explanation import explain
-from autorun.state import words
+from autorun.state import origins, words
 from sample_app.models import Scan
 from tests import admin_walk, services
 from tests.browser import scenes
@@ -40,7 +40,8 @@ KEPT = re.compile(r"(%\(\w+\)[sr]|%[sr]|\{\w*\}|<[^>]+>)")
 DATA = re.compile(
     r"""
     sample_app[\w.]* | library\.\w+ | faultlab\.\w+ | [\w./-]*scans?[\w./-]* | celery@\S+
-    | (?:\w+\.)?\w+Error | django_celery_beat\S* | Cancelled\ by\ root
+    | (?:\w+\.)?\w+Error | django_celery_beat\S*
+    | 'default' | autorun:\ sweep | \w+:/{2,}\S+
     | input_file | path | checksum | caption | text | photos | subjects | ^no$
     | has\ no\ pixel\ data | \[Errno\ 5\]\ Cannot\ read | autorun-tests-\w+
     | \b(?:Autorun|CSV|JSON|Lines|UTC|MR|ada|root|ms|min)\b
@@ -48,9 +49,11 @@ DATA = re.compile(
     """,
     re.VERBOSE,
 )
-#: Elements whose words are code or data; those of the doctor are the command line's.
+#: Elements whose words are code or data.
 SILENT = ("script", "style", "code", "pre")
 NO_PAGES = ("autorun_node_export", "autorun_run_text", "autorun_failure_change")
+#: Parameters with which a page shows more.
+GIVEN = {"autorun_health_changelist": {"now": 1}}
 SHOWN = ("aria-label", "title", "alt", "placeholder", "data-name", "data-autorun-stale")
 
 
@@ -136,7 +139,7 @@ def pages(user: Client) -> Iterator[tuple[str, Any]]:
         label = re.search(r"sample_app\.(\w+)", address)
         if name in NO_PAGES or (label and label[1] != "ScanPreprocessingRunner"):
             continue
-        given = {"row": row} if name == "autorun_node_why" else {}
+        given = GIVEN.get(name, {}) | ({"row": row} if name == "autorun_node_why" else {})
         page = user.get(address, given)
         if page.status_code == 200 and not page.streaming and '<div class="ar">' in page.text:
             yield address, page
@@ -241,6 +244,17 @@ def test_the_reasons_and_formats_are_of_the_language() -> None:
         assert words.number(98_765) == "98\xa0765"
 
     assert german.startswith("Scan Preprocessing v1.0 ist für diese Zeile nicht gelaufen")
+
+
+def test_the_user_of_the_command_line_is_named_in_the_language() -> None:
+    with translation.override("de"):
+        named = [*map(origins.requester, ("ada", "root (command line)", "command line"))]
+        cancelled = origins.reason_in_words("Cancelled by root (command line).")
+        other = origins.reason_in_words("ValueError: no pixel data")
+
+    assert named == ["ada", "root (Befehlszeile)", "Befehlszeile"]
+    assert cancelled == "Abgebrochen von root (Befehlszeile)."
+    assert other == "ValueError: no pixel data"
 
 
 @pytest.mark.django_db

@@ -44,7 +44,13 @@ from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.counts import BatchCounts
-from autorun.state.origins import name_of_batch, title_of_batch
+from autorun.state.origins import (
+    CANCELLED,
+    name_of_batch,
+    reason_in_words,
+    requester,
+    title_of_batch,
+)
 from autorun.state.parameters import read_number, read_one_of, read_text
 from autorun.state.words import duration, number, rate, some_of
 
@@ -116,8 +122,9 @@ class BatchAdmin(PageAdmin):
             tally=tally,
             progress=_percent(counts) if batch.is_unfinished else "",
             state=state_of_batch(batch, counts, is_stuck=is_stuck),
-            reason=batch.reason if shows else batch.reason and _(HIDDEN),
-            requested_by=batch.requested_by and " · " + _("requested by %s") % batch.requested_by,
+            reason=reason_in_words(batch.reason) if shows else batch.reason and _(HIDDEN),
+            requested_by=batch.requested_by
+            and " · " + _("requested by %s") % requester(batch.requested_by),
             started=time_since(batch.created_at),
             is_held=is_held,
             is_stuck=is_stuck,
@@ -301,7 +308,7 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
     """Cancel the runs that have not started. Return the message for the user."""
     if not batch.is_unfinished:
         return ""
-    reason = f"Cancelled by {who(request)}."
+    reason = CANCELLED % who(request)
     runs = batches.cancel(batch, reason=reason, within=batches.CANCEL_WITHIN)
     cancelled = ngettext(
         "%(batch)s cancelled: %(runs)s run was not started.",

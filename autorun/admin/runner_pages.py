@@ -44,7 +44,7 @@ from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
 from autorun.observe.edits import edits
-from autorun.observe.glance import Tally, progresses_and_tally
+from autorun.observe.glance import progresses_and_tally
 from autorun.observe.held_up import held_up
 from autorun.observe.new_versions import held
 from autorun.observe.run_states import state_of
@@ -175,7 +175,6 @@ class RunnerPages(ShowingResults):
             request,
             "why",
             _("%(version)s on %(row)s") % {"version": its_name, "row": name},
-            tally=Tally(),
             runner=runner,
             runner_name=its_name,
             runner_title=cards.title_of_runner(runner),

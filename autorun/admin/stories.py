@@ -104,13 +104,14 @@ def runs_behind(runner: Runner, instance: Any) -> list[Run]:
     kind = key_kind(runner.get_model())
     try:
         nodes = [node_id_of(each) for each in (*dependencies_of(runner), runner)]
-        rows = every_row(runner).filter(pk=instance.pk)
-        key = rows.annotate(_autorun_key=kind.expression()).values_list("_autorun_key").first()
+        key = instance.pk
+        if not kind.is_integer:  # the key as the database writes it
+            key = kind.values(every_row(runner).filter(pk=key)).first()
     except AutorunError:  # the explanation says what is wrong
         return []
     if key is None:
         return []
-    runs = Run.objects.current().filter(node_id__in=nodes).of_row(kind, key[0])
+    runs = Run.objects.current().filter(node_id__in=nodes).of_row(kind, key)
     return list(runs.select_related("node", "chunk").defer("outputs").order_by("pk"))
 
 

@@ -15,7 +15,7 @@ from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.models import Batch, Run
 from autorun.state.counts import BatchCounts, batch_counts
-from autorun.state.origins import name_of_batch
+from autorun.state.origins import name_of_batch, requester
 from autorun.state.words import in_words, number_in, some_of
 
 #: The states of batches in words, which agree with "batch" and not with "run".
@@ -57,7 +57,7 @@ def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchL
             state=state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in stuck),
             bar=stacked(parts_of(batch, counts[batch.pk])),
             runs=_runs(batch, counts[batch.pk]),
-            requested_by=batch.requested_by or "—",
+            requested_by=requester(batch.requested_by) or "—",
             started=time_since(batch.created_at),
         )
         for batch in found

@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from autorun.models import Batch, Chunk, Node
+from autorun.state.origins import requester
 from autorun.state.words import moment, number
 
 
@@ -31,7 +32,7 @@ def held(node: Node) -> str:
     """Since when, and by whom, a held node's sweeps and saves are held."""
     phrase = _("sweeps and saves are held since %(at)s")
     phrase = _("sweeps and saves are held since %(at)s by %(user)s") if node.held_by else phrase
-    return phrase % {"at": moment(node.held_at), "user": node.held_by}
+    return phrase % {"at": moment(node.held_at), "user": requester(node.held_by)}
 
 
 def about_version(

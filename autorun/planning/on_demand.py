@@ -19,7 +19,7 @@ from autorun.planning import batches, written
 from autorun.planning.outcome import Outcome
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
-from autorun.planning.rows import about_unnameable, eligible
+from autorun.planning.rows import eligible, unnameable
 from autorun.planning.same_input import adopt_same_input
 from autorun.planning.samples import top_up
 from autorun.planning.scope import Scope
@@ -123,8 +123,9 @@ def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swep
     )
     if batch is None:
         return None
-    if skipped := about_unnameable(runner):
-        logger.warning("%s", skipped)
+    if keys := unnameable(runner):
+        words = "%s: rows are skipped because their keys cannot be stored or read, such as %s."
+        logger.warning(words, runner.label, keys)
     pass_ = Pass(runner, rows, counts_undone=counts_undone)
     pass_.executed(batch)
     _try_out(runner, batch, Scope(), None)

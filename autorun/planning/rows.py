@@ -113,8 +113,8 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
     return found
 
 
-def about_unnameable(runner: Runner) -> str:
-    """That autorun leaves rows out because it cannot store or read their keys; '' if it does not.
+def unnameable(runner: Runner) -> str:
+    """Some keys of rows that autorun leaves out, as it cannot store or read these; '' for none.
 
     It reads all keys of a model that may have such.
     """
@@ -124,9 +124,7 @@ def about_unnameable(runner: Runner) -> str:
     every = named.model._base_manager.using(named.db).exclude(pk__in=named.values("pk"))
     is_on_sqlite = connections[named.db].vendor == "sqlite"
     column: Any = Cast("pk", models.BinaryField()) if is_on_sqlite else F("pk")
-    keys = ", ".join(map(repr, every.values_list(column, flat=True)[:SOME_KEYS]))
-    reason = f"rows are skipped because their keys cannot be stored or read, such as {keys}"
-    return f"{runner.label}: {reason}." if keys else ""
+    return ", ".join(map(repr, every.values_list(column, flat=True)[:SOME_KEYS]))
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:

@@ -42,6 +42,10 @@ _BY_PRIORITY: Mapping[int, str] = {
 }
 
 
+#: Who requested or cancelled a batch, without a name, and why it was cancelled, as they are stored.
+COMMAND_LINE, CANCELLED = gettext_noop("command line"), gettext_noop("Cancelled by %s.")
+
+
 def _written(name: str) -> Q:
     return Q(batch=None, priority=WRITTEN[name])
 
@@ -141,3 +145,17 @@ def title_of_batch(batch: Batch) -> str:
 
 def name_of_batch(batch: Batch) -> str:
     return f"{_(ORIGINS[batch.trigger].word)} {batch.pk}"
+
+
+def requester(name: str) -> str:
+    """The stored name of whoever requested a batch, in the active language."""
+    user, ends_so, _rest = name.rpartition(f"({COMMAND_LINE})")
+    return f"{user}({_(COMMAND_LINE)})" if ends_so else name.replace(COMMAND_LINE, _(COMMAND_LINE))
+
+
+def reason_in_words(reason: str) -> str:
+    """Why a batch was cancelled, in the active language; any other reason as it is stored."""
+    before, after = CANCELLED.split("%s")
+    if not reason.startswith(before):
+        return reason
+    return _(CANCELLED) % requester(reason.removeprefix(before).removesuffix(after))

@@ -20,6 +20,7 @@ from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.managers import ChunkQuerySet
+from autorun.state.origins import CANCELLED
 from autorun.state.parameters import read_number
 from autorun.state.words import counted, duration, moment
 
@@ -206,13 +207,13 @@ class Cancel(_OnTarget):
     def on_batch(self, batch: Batch) -> None:
         if not batch.is_unfinished:
             raise CommandError(f"Batch {batch.pk} is {batch.state} already.")
-        number = batches.cancel(batch, reason=f"Cancelled by {requested_by()}.")
+        number = batches.cancel(batch, reason=CANCELLED % requested_by())
         self._say(f"Batch {batch.pk}", number, Chunk.objects.filter(batch=batch))
 
     def on_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, and lists the known labels
-        number = halting.cancel_runner(label, reason=f"Cancelled by {requested_by()}.")
+        number = halting.cancel_runner(label, reason=CANCELLED % requested_by())
         self._say(label, number, Chunk.objects.filter(runner=label))
 
     def _say(self, name: str, number: int, chunks: ChunkQuerySet[Chunk]) -> None:

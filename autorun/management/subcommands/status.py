@@ -26,7 +26,7 @@ from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import about_version, is_new, used_before
 from autorun.observe.standings import Standing, standings_of
 from autorun.planning.pending import pending, stale
-from autorun.planning.rows import about_unnameable
+from autorun.planning.rows import unnameable
 from autorun.state.words import ago, because, duration, estimate, schedule, short_number
 
 BAR_WIDTH = 16
@@ -259,7 +259,10 @@ def _counted(known: RunnerState) -> RunnerState:
         return known
     runner = known.runner
     found = replace(known, pending=pending(runner).count(), stale=stale(runner).count())
-    return replace(found, skipped=about_unnameable(runner))
+    if keys := unnameable(runner):
+        words = f"{runner.label}: rows are skipped because their keys cannot be stored or read"
+        found = replace(found, skipped=f"{words}, such as {keys}.")
+    return found
 
 
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:

@@ -16,6 +16,7 @@ from autorun.management.subcommands.parsing import CONDITION_NOT_MET, KEYS, RUNN
 from autorun.management.subcommands.terminal import Terminal
 from autorun.planning.scope import Scope
 from autorun.state.keys import key_kind
+from autorun.state.origins import COMMAND_LINE
 
 KEYS_PER_QUERY = 10_000
 
@@ -107,9 +108,9 @@ def chosen_runners(labels: list[str]) -> list[Runner]:
 def requested_by() -> str:
     """The user's name, for the record of who requested a batch."""
     try:
-        return f"{getpass.getuser()} (command line)"
+        return f"{getpass.getuser()} ({COMMAND_LINE})"
     except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
-        return "command line"
+        return COMMAND_LINE
 
 
 def _absent_keys(runner: Runner, keys: list[str]) -> list[str]:

@@ -3,10 +3,12 @@
 import threading
 import time
 
-from django.utils import translation
+from django.utils.translation import get_language
+from django.utils.translation import gettext as _
 
 from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
 from autorun.observe.doctor.finding import Finding, error
+from autorun.state.words import duration
 
 __all__ = ("Finding", "examine", "examine_for_page")
 
@@ -16,7 +18,8 @@ FRESH = 5.0
 PATIENCE = 15.0
 
 _turn = threading.Lock()
-_latest: tuple[float, list[Finding]] = (float("-inf"), [])
+#: The time and the findings of the latest examination, by language.
+_latest: dict[str | None, tuple[float, list[Finding]]] = {}
 
 #: These need no tables.
 FIRST = (
@@ -48,7 +51,8 @@ THEN = (
 def examine() -> list[Finding]:
     """One or more findings for each thing that can be wrong; takes at most a few seconds."""
     findings = [found for examine_one in FIRST for found in examine_one()]
-    if any(each.level == "error" and each.subject in database.SUBJECTS for each in findings):
+    subjects = [*map(_, database.SUBJECTS)]
+    if any(each.level == "error" and each.subject in subjects for each in findings):
         return findings  # the other examinations would report the same error
     return findings + [found for examine_one in THEN for found in examine_one()]
 
@@ -59,17 +63,15 @@ def examine_for_page() -> list[Finding]:
     Otherwise each request would take a thread and a connection if a broker or database does not
     answer.
     """
-    global _latest  # noqa: PLW0603
     if not _turn.acquire(timeout=PATIENCE):
-        message = f"Another request has been examining autorun for {PATIENCE:g} s."
-        hint = "Ask again in a minute, or run `manage.py autorun doctor`."
-        return [error(message, hint, "doctor")]
+        message = _("Another request has been examining autorun for %s.") % duration(PATIENCE)
+        hint = _("Ask again in a minute, or run `manage.py autorun doctor`.")
+        return [error(message, hint, _("doctor"))]
     try:
-        at, findings = _latest
+        at, findings = _latest.get(get_language(), (float("-inf"), []))
         if time.monotonic() - at >= FRESH:
-            with translation.override("en"):  # kept for all users, and the words are the command's
-                findings = examine()
-            _latest = (time.monotonic(), findings)
+            findings = examine()
+            _latest[get_language()] = (time.monotonic(), findings)
         return findings
     finally:
         _turn.release()

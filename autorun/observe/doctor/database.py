@@ -8,19 +8,22 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import DatabaseError, connections, router
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation.trans_null import gettext_noop
 
 from autorun.conf import settings
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.state.clock import DatabaseNow
+from autorun.state.words import duration
 
 #: With an error in one of these, the tables cannot be examined.
-SUBJECTS = ("database", "migrations")
+SUBJECTS = (gettext_noop("database"), gettext_noop("migrations"))
 
 SKEW_TO_MENTION = 2.0  # seconds
 SKEW_THAT_HARMS = 30.0
 
 
-@examination("database")
+@examination(gettext_noop("database"))
 def examine_database() -> Iterator[Finding]:
     """Whether the database answers and is migrated."""
     alias = settings.DATABASE
@@ -28,18 +31,19 @@ def examine_database() -> Iterator[Finding]:
         connections[alias].ensure_connection()
     except DatabaseError as problem:
         yield error(
-            f"{alias!r} does not answer: {str(problem).strip()}",
-            f"Start it, or correct DATABASES[{alias!r}] in the settings.",
+            _("%(what)s does not answer: %(error)s")
+            % {"what": repr(alias), "error": str(problem).strip()},
+            _("Start it, or correct %s in the settings.") % f"DATABASES[{alias!r}]",
         )
         return
     names = ", ".join([*_unapplied("autorun"), *_unapplied("django_celery_beat")])
     if names:
-        yield error(f"Not applied: {names}.", "Run `manage.py migrate`.", "migrations")
+        yield error(_("Not applied: %s.") % names, _("Run `manage.py migrate`."), _("migrations"))
     else:
-        yield ok(f"{alias!r} answers and is migrated.")
+        yield ok(_("%s answers and is migrated.") % repr(alias))
 
 
-@examination("clock")
+@examination(gettext_noop("clock"))
 def examine_clock() -> Iterator[Finding]:
     """Whether this machine and the database agree on the time."""
     before = timezone.now()
@@ -51,14 +55,17 @@ def examine_clock() -> Iterator[Finding]:
     here = before + (after - before) / 2
     skew = (here - there).total_seconds()
     if abs(skew) < SKEW_TO_MENTION:
-        yield ok("This machine and the database agree on the time.")
+        yield ok(_("This machine and the database agree on the time."))
         return
-    direction = "ahead of" if skew > 0 else "behind"
+    ahead = _("This machine's clock is %s ahead of the database's.")
+    behind = _("This machine's clock is %s behind the database's.")
     found = error if abs(skew) >= SKEW_THAT_HARMS else warning
     yield found(
-        f"This machine's clock is {abs(skew):.0f} s {direction} the database's.",
-        "Synchronise both by NTP. Leases follow the database's clock, but Celery's messages expire "
-        "and beat sends by the machines' clocks.",
+        (ahead if skew > 0 else behind) % duration(abs(skew)),
+        _(
+            "Synchronise both by NTP. Leases follow the database's clock, but Celery's messages "
+            "expire and beat sends by the machines' clocks."
+        ),
     )
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Literal
 
+from django.utils.translation import gettext as _
+
 from autorun.state.masking import masked
 
 
@@ -38,12 +40,12 @@ def examination(subject: str) -> Callable[[Examination], Examination]:
             try:
                 findings = list(examine())
             except Exception as problem:  # noqa: BLE001
-                bare = f"It could not be examined: {type(problem).__name__}"
-                hint = "Fix the other findings, and check again."
+                bare = _("It could not be examined: %s") % type(problem).__name__
+                hint = _("Fix the other findings, and check again.")
                 findings = [error(f"{bare}: {problem}", hint, bare=f"{bare}.")]
             for each in findings:
                 message = masked(each.message)
-                yield replace(each, message=message, subject=each.subject or subject)
+                yield replace(each, message=message, subject=each.subject or _(subject))
 
         return examine_safely
 

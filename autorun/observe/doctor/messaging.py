@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 
 from celery import current_app
+from django.utils.translation import gettext as _
+from django.utils.translation.trans_null import gettext_noop
 
 from autorun.declare import registry
 from autorun.declare.hooks import timeout_of
@@ -25,7 +27,7 @@ UNUSABLE = (ImportError, AttributeError)
 VISIBILITY_TIMEOUTS = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "sqs": 1800}
 
 
-@examination("broker")
+@examination(gettext_noop("broker"))
 def examine_broker() -> Iterator[Finding]:
     """Whether the broker answers, and a worker listens on each queue in use."""
     if current_app.conf.task_always_eager:
@@ -34,57 +36,63 @@ def examine_broker() -> Iterator[Finding]:
         url = _shown_url()
     except ValueError:  # its message may quote a part of the password
         yield error(
-            "The broker's URL cannot be parsed.",
-            f"Correct {setting_of('broker_url')}. In a password write / as %2F, : as %3A and @ as "
-            "%40.",
+            _("The broker's URL cannot be parsed."),
+            _("Correct %(setting)s. In a password write %(characters)s.")
+            % {"setting": setting_of("broker_url"), "characters": "/ = %2F, : = %3A, @ = %40"},
         )
         return
     except UNUSABLE as problem:
         yield _without_client(problem)
         return
     try:
-        silence = f"It accepted the connection but did not answer for {DEADLINE:g} s."
+        silence = _("It accepted the connection but did not answer for %s.") % duration(DEADLINE)
         listeners = in_thread(_listeners, seconds=DEADLINE, late=TimeoutError(silence))
     except UNUSABLE as problem:
         yield _without_client(problem)
         return
     except Exception as problem:  # noqa: BLE001
         yield error(
-            f"{url} does not answer: {type(problem).__name__}: {problem}",
-            f"Start it, or correct {setting_of('broker_url')}. Until then saved rows are kept; "
-            "none is lost.",
+            _("%(what)s does not answer: %(error)s")
+            % {"what": url, "error": f"{type(problem).__name__}: {problem}"},
+            _("Start it, or correct %s. Until then saved rows are kept; none is lost.")
+            % setting_of("broker_url"),
         )
         return
-    yield ok(f"{url} answers.")
+    yield ok(_("%s answers.") % url)
     if listeners is None:
-        message = "They cannot be asked which queues they listen on: remote control is off."
-        yield ok(message, subject="workers")
+        message = _("They cannot be asked which queues they listen on: remote control is off.")
+        yield ok(message, subject=_("workers"))
         return
     yield from _examine_queues(listeners)
 
 
 def _examine_queues(listeners: Mapping[str, Collection[str]]) -> Iterator[Finding]:
     for queue in sorted(queues_in_use()):
+        subject = _("queue %s") % queue
         workers = listeners.get(queue)
         if workers:
-            yield ok(f"{', '.join(sorted(workers))} listening.", subject=f"queue {queue}")
+            yield ok(_("Listening: %s.") % ", ".join(sorted(workers)), subject=subject)
             continue
         yield error(
-            f"No worker is listening on {queue!r}.",
-            f"Start one: {celery_command('worker -n worker@%h -Q', queue)}. If one is running but "
-            "does not answer `celery inspect ping`, restart it.",
-            f"queue {queue}",
+            _("No worker is listening on %s.") % repr(queue),
+            _(
+                "Start one: %s. If one is running but does not answer `celery inspect ping`, "
+                "restart it."
+            )
+            % celery_command("worker -n worker@%h -Q", queue),
+            subject,
         )
 
 
 def _without_client(problem: Exception) -> Finding:
     return error(
-        f"The broker's client library cannot be used: {type(problem).__name__}: {problem}",
-        "Install it, for Redis by `pip install django-autorun[redis]`.",
+        _("The broker's client library cannot be used: %s")
+        % f"{type(problem).__name__}: {problem}",
+        _("Install it, for Redis by `pip install django-autorun[redis]`."),
     )
 
 
-@examination("visibility timeout")
+@examination(gettext_noop("visibility timeout"))
 def examine_visibility_timeout() -> Iterator[Finding]:
     """Whether the broker waits long enough before it delivers a message again."""
     url: str = current_app.conf.broker_write_url or "amqp://"
@@ -96,13 +104,16 @@ def examine_visibility_timeout() -> Iterator[Finding]:
     timeouts = {runner.label: timeout_of(runner) for runner in registry.runners()}
     slow = [name for name, seconds in timeouts.items() if seconds is None or seconds > redelivery]
     if not slow:
-        yield ok(f"{duration(redelivery)}, longer than any TIMEOUT.")
+        yield ok(_("%s, longer than any TIMEOUT.") % duration(redelivery))
         return
     yield warning(
-        f"The broker delivers messages again after {redelivery:g} s, but runs of {', '.join(slow)} "
-        "may take longer. No run is repeated, but the extra messages are wasted.",
-        f'Set {setting_of("broker_transport_options")} = {{"visibility_timeout": ...}} above the '
-        "longest TIMEOUT, or lower TIMEOUT.",
+        _(
+            "The broker delivers messages again after %(time)s, but runs of %(runners)s may take "
+            "longer. No run is repeated, but the extra messages are wasted."
+        )
+        % {"time": duration(redelivery), "runners": ", ".join(slow)},
+        _("Set %s above the longest TIMEOUT, or lower TIMEOUT.")
+        % f'{setting_of("broker_transport_options")} = {{"visibility_timeout": ...}}',
     )
 
 
