@@ -279,17 +279,19 @@ class BatchAdmin(PageAdmin):
 
     def _parts_of(
         self, request: HttpRequest, batch: Batch, *, has_failed: bool
-    ) -> dict[str, list[Any]]:
+    ) -> dict[str, Any]:
         """The chunks that are running and, once it has finished, the causes of its failures."""
         running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
         chunks: list[Any] = list(running.order_by("started_at")[:RUNNING_SHOWN])
         has_causes = has_failed and not batch.is_unfinished
-        groups = group_failures(batch_id=batch.pk)[:CAUSES] if has_causes else []
+        every = group_failures(batch_id=batch.pk) if has_causes else []
+        groups = every[:CAUSES]
         runs = [chunk.doing["run"] for chunk in chunks if chunk.doing]
         may_read = open_runs(request, self.admin_site, [*runs, *(each.run_id for each in groups)])
         return {
             "running": [_running(chunk, may_read) for chunk in chunks],
             "causes": [_cause(batch, each, is_open=each.run_id in may_read) for each in groups],
+            "more": len(every) - len(groups),
         }
 
     def _get(self, batch_id: int) -> Any:
