@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,15 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from autorun.admin.tables import counts_of
 from autorun.control import interventions
+from autorun.execution.execute import execute
 from autorun.models import Batch, Chunk, Node, Run
+from autorun.observe.glance import progresses_and_tally, take_tally
 from autorun.observe.listing import RunFilter
 from autorun.planning import batches
 from autorun.runner import QuerySetRunner
+from autorun.state import counts
 from autorun.state.clock import new_chunk_id
 from autorun.state.counts import Progress, progress
 from autorun.upkeep import folding, gathering
@@ -298,3 +303,30 @@ class TestFailuresAreGathered:
 
         assert runner.progress() == Progress(succeeded=10, failed=8)
         assert Run.objects.failed().count() == 9
+
+
+@pytest.mark.usefixtures("sent")
+def test_pages_take_the_number_of_very_many_waiting_runs_from_their_batches(
+    set_constants: Callable[..., None],
+) -> None:
+    make(12)
+    options = {"BATCH_SIZE": 1, "MAX_ATTEMPTS": 1, "MAX_PARALLEL": 4}
+    with installed(runner_class := declare(fail_on_odd, **options)):
+        runner = runner_class()
+        begun = [runner.backfill(Document.objects.filter(pk__lte=8)), runner.backfill()]
+        for chunk in list(Chunk.objects.queued())[:3]:
+            execute(chunk.pk)
+        fold_all(runner)
+        node = runner.get_node()
+        before = progress(node), take_tally(), [batches.counts(each) for each in begun]
+        set_constants(counts, MOST_SUMMED=2)
+
+        found, tally = progresses_and_tally()
+
+        exact, exactly, of_batches = before
+        assert exact.waiting > 2
+        assert found[node] == exact
+        assert (exactly.crowd, tally.crowd) == (set(), {node.pk})
+        assert replace(tally, crowd=frozenset()) == exactly
+        assert take_tally() == tally
+        assert list(counts_of(begun, tally).values()) == of_batches

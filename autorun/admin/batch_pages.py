@@ -24,6 +24,7 @@ from autorun.admin.selections import model_of
 from autorun.admin.tables import (
     BATCH_STATES,
     batch_lines,
+    counts_of,
     named_options,
     parts_of,
     runner_name,
@@ -35,12 +36,13 @@ from autorun.control.interventions import stop_running
 from autorun.declare import registry
 from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError
-from autorun.models import Batch, Chunk
+from autorun.models import Batch, Chunk, Node
 from autorun.observe.activity import activity_of
 from autorun.observe.explanation import words_of_chunk
 from autorun.observe.failures import FailureGroup, group_failures
 from autorun.observe.glance import progresses_and_tally, take_tally
 from autorun.observe.listing import EMPTY_SWEEP
+from autorun.observe.standings import digest_or_problem
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.counts import BatchCounts
@@ -97,7 +99,7 @@ class BatchAdmin(PageAdmin):
             _("Batches"),
             tally=tally,
             is_live=before is None,
-            lines=batch_lines(some[:PAGE], tally.stuck),
+            lines=batch_lines(some[:PAGE], tally),
             older="" if is_last else urlencode({**narrowed, "before": some[PAGE - 1].pk}),
             chosen=chosen,
             states=list(BATCH_STATES.items()),
@@ -108,8 +110,9 @@ class BatchAdmin(PageAdmin):
     @page("<int:batch_id>/change/")
     def change(self, request: HttpRequest, batch_id: int) -> HttpResponse:
         batch = self._get(batch_id)
-        counts, tally = batches.counts(batch), take_tally()
-        parts = parts_of(batch, counts)
+        tally = take_tally()
+        counts = counts_of([batch], tally)[batch.pk]
+        parts = parts_of(batch, counts, tally)
         is_stuck = batch.is_unfinished and batch.node_id in tally.stuck
         is_held = batch.is_unfinished and batch.node.paused_at is not None
         shows = sees_texts(request, self.admin_site, batch.node)
@@ -162,8 +165,8 @@ class BatchAdmin(PageAdmin):
 
     @action("backfill/<str:label>/start/", Permission.VIEW)
     def start(self, request: HttpRequest, label: str) -> HttpResponse:
-        card = card_of(get_runner(label))
-        asked = BackfillRequest.read(request, card.runner)
+        runner = get_runner(label)
+        asked = BackfillRequest.read(request, runner)
         if asked.is_lost:
             return self._start_over(request)
         require(request, asked.needs)
@@ -171,9 +174,9 @@ class BatchAdmin(PageAdmin):
             if asked.problems:
                 raise AutorunError(" ".join(asked.problems.values()))
             with spent(f"The query for the chosen rows of {label}"):
-                batch = asked.start(request, self.admin_site, card.runner)
+                batch = asked.start(request, self.admin_site, runner)
         except (AutorunError, ValueError, TypeError) as error:
-            reason = message_for(request, self.admin_site, error, card.runner)
+            reason = message_for(request, self.admin_site, error, runner)
             messages.error(request, _("The backfill was not started: %s") % reason)
             return self.redirect("autorun_batch_prepare", label)
         of = {"label": label, "rows": _(batch.description)}
@@ -232,8 +235,11 @@ class BatchAdmin(PageAdmin):
     def _prepared(
         self, request: HttpRequest, label: str, *, is_counting: bool = False
     ) -> HttpResponse:
-        card = card_of(get_runner(label))
-        asked = BackfillRequest.read(request, card.runner)
+        runner = get_runner(label)
+        nodes = Node.objects.filter(digest=digest_or_problem(runner)[0])
+        progresses, tally = progresses_and_tally(nodes)
+        card = card_of(runner, progresses)
+        asked = BackfillRequest.read(request, runner)
         is_part = is_counting and is_fetched(request)
         if asked.is_lost:
             if is_part:
@@ -252,6 +258,7 @@ class BatchAdmin(PageAdmin):
             request,
             "prepare",
             _("Backfill %s") % card.name,
+            tally=tally,
             **context,
             rows=asked.rows_in_words(card.model_name),
             choices={name: _(ONLY[name]) for name in ONLY if name != "again" or may_backfill},
@@ -277,9 +284,7 @@ class BatchAdmin(PageAdmin):
             return None, message_for(request, self.admin_site, error, card.runner)
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
-    def _parts_of(
-        self, request: HttpRequest, batch: Batch, *, has_failed: bool
-    ) -> dict[str, Any]:
+    def _parts_of(self, request: HttpRequest, batch: Batch, *, has_failed: bool) -> dict[str, Any]:
         """The chunks that are running and, once it has finished, the causes of its failures."""
         running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
         chunks: list[Any] = list(running.order_by("started_at")[:RUNNING_SHOWN])

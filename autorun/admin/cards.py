@@ -156,6 +156,7 @@ class Card(Standing):
                 in_words(state, value),
                 value,
                 urlencode({"runner": self.runner.label, "state": state}),
+                is_about=state == "waiting" and getattr(self.node, "is_crowded", False),
             )
             for state in states
             if (value := getattr(self.progress, state))

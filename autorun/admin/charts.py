@@ -43,10 +43,11 @@ class Part:
     words: str
     number: int
     query: str = ""
+    is_about: bool = False
 
     @property
     def count(self) -> str:
-        return number(self.number)
+        return _("About %s") % number(self.number) if self.is_about else number(self.number)
 
     def __str__(self) -> str:
         return f"{self.count} {self.words}"

@@ -128,8 +128,10 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return self.fragment(request, template, **(frame | context))
 
     def _tabs(self, tally: Tally) -> list[Tab]:
+        unfinished = number(tally.unfinished or None)
+        unfinished = _("About %s") % unfinished if tally.crowd else unfinished
         counts = {
-            "runs": (number(tally.unfinished or None), _("in progress"), "running"),
+            "runs": (unfinished, _("in progress"), "running"),
             "failures": (number(tally.failed or None), _("failed"), "failed"),
             "batches": (number(tally.batches or None), _("unfinished"), "running"),
             "health": ("!" * tally.has_no_worker, _("no worker"), "failed"),

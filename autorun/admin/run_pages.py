@@ -33,6 +33,7 @@ from autorun.declare.page_time import spent
 from autorun.models import Run
 from autorun.observe.explanation import with_context
 from autorun.observe.failures import exception_classes
+from autorun.observe.glance import take_tally
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor, Page
 from autorun.observe.run_states import STATES, stale_among, state_of
@@ -112,13 +113,16 @@ class RunAdmin(ActingOnRuns):
         written = chosen.written()
         seen = row_access.seen_rows(request, self.admin_site, found.runs)
         stale = stale_among(found.runs)
-        total = len(found.runs) if is_all else chosen.number()
+        tally = take_tally()
+        is_crowded = bool(tally.crowd)
+        total = len(found.runs) if is_all else chosen.number(is_crowded=is_crowded)
         is_exact = is_all or not written
         older = None if found.after is None else urlencode({**written, "after": str(found.after)})
         return self.render(
             request,
             "runs",
             _("Runs"),
+            tally=tally,
             chosen=chosen,
             lines=[
                 RunLine.of(run, seen[run.pk].name, is_stale=run.pk in stale) for run in found.runs

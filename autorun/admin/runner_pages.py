@@ -117,7 +117,7 @@ class RunnerPages(ShowingResults):
                 _version(*version, card, candidate=candidate_of(runner, versions))
                 for version in versions.items()
             ],
-            batches=batch_lines(batches, [now.pk] if now and card.is_stuck else []),
+            batches=batch_lines(batches, tally),
             facts=_facts(runner),
             news=News.of(runner, now, versions, card.next_sweep),
             edits=edits([runner] if now and now.has_other_code else []),  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Runners and batches as lists show them."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -14,6 +14,7 @@ from autorun.admin.charts import Bar, Part, stacked
 from autorun.admin.markup import time_since
 from autorun.declare import registry
 from autorun.models import Batch, Run
+from autorun.observe.glance import Tally
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.origins import name_of_batch, requester
 from autorun.state.words import in_words, number_in, some_of
@@ -41,21 +42,24 @@ class BatchLine:
     started: str
 
 
-def batch_lines(batches: Iterable[Batch], stuck: Collection[int]) -> list[BatchLine]:
-    """A line for each batch; one query for all, and that of the batches.
+def counts_of(batches: Iterable[Batch], tally: Tally) -> dict[int, BatchCounts]:
+    """The counts of each batch by its id, as far as pages take them; one query for all."""
+    about = {batch.pk: batch.node_id in tally.crowd for batch in batches}
+    return batch_counts(about, [pk for pk, is_about in about.items() if is_about])
 
-    `stuck` are the ids of nodes whose tasks no worker is picking up.
-    """
+
+def batch_lines(batches: Iterable[Batch], tally: Tally) -> list[BatchLine]:
+    """A line for each batch; one query for all, and that of the batches."""
     found = list(batches)
-    counts = batch_counts(batch.pk for batch in found)
+    counts = counts_of(found, tally)
     return [
         BatchLine(
             pk=batch.pk,
             name=capfirst(name_of_batch(batch)),
             description=_(batch.description),
             runner=runner_name(batch.runner),
-            state=state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in stuck),
-            bar=stacked(parts_of(batch, counts[batch.pk])),
+            state=state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in tally.stuck),
+            bar=stacked(parts_of(batch, counts[batch.pk], tally)),
             runs=_runs(batch, counts[batch.pk]),
             requested_by=requester(batch.requested_by) or "—",
             started=time_since(batch.created_at),
@@ -102,7 +106,7 @@ def state_of_batch(batch: Batch, counts: BatchCounts, *, is_stuck: bool) -> tupl
     return mark, f"{BATCH_STATES[batch.state]}, {number_in('failed', counts.failed)}"
 
 
-def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
+def parts_of(batch: Batch, counts: BatchCounts, tally: Tally) -> list[Part]:
     """The parts of the batch's bar; no successes only if nothing has finished."""
     parts = [
         Part(
@@ -114,7 +118,8 @@ def parts_of(batch: Batch, counts: BatchCounts) -> list[Part]:
         for name in ("succeeded", "failed", "not_applicable", "cancelled")
         if (value := getattr(counts, name)) or (name == "succeeded" and not counts.finished)
     ]
-    return parts + ([Part("waiting", _("remaining"), counts.left)] if counts.left else [])
+    left = Part("waiting", _("remaining"), counts.left, is_about=batch.node_id in tally.crowd)
+    return parts + ([left] if counts.left else [])
 
 
 def _runs(batch: Batch, counts: BatchCounts) -> str:

@@ -16,7 +16,15 @@ from autorun.declare.nodes import labels_by_id
 from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.observe.standings import progresses_of
 from autorun.state.clock import from_now
-from autorun.state.counts import ANOTHER_SUM, Progress, left_for_long, unplanned_for_long
+from autorun.state.counts import (
+    ANOTHER_SUM,
+    Progress,
+    crowded,
+    left_for_long,
+    unfolded_chunks,
+    unplanned_for_long,
+    waiting_by_batch,
+)
 from autorun.state.words import ago, number, number_in
 
 #: Rounds of upkeep, and at least this many seconds, that may be missing on a machine under load.
@@ -45,7 +53,8 @@ class Tally:
     """The failed and unfinished runs of all current nodes, and the unfinished batches.
 
     `stuck` are the nodes whose tasks have been queued for long while no worker of that queue is
-    busy: none runs a chunk, and none plans a batch.
+    busy: none runs a chunk, and none plans a batch. So many runs of the nodes in
+    `crowd` wait that only about how many is known.
     """
 
     failed: int = 0
@@ -53,6 +62,7 @@ class Tally:
     batches: int = 0
     stuck: frozenset[int] = frozenset()
     is_upkeep_silent: bool = False
+    crowd: frozenset[int] = frozenset()
 
     @property
     def has_no_worker(self) -> bool:
@@ -61,56 +71,66 @@ class Tally:
 
 
 def take_tally() -> Tally:
-    """Count what the tabs of every page show; one query."""
-    first, *others = _numbers_by_node(labels_by_id())
-    return _tally((pk, numbers) for pk, _, *numbers in first.union(*others, all=True))
+    """Count what the tabs of every page show; one query, and that of `crowded` now and then."""
+    ids = labels_by_id().keys()
+    crowd = crowded(ids)
+    first, *others = _numbers_by_node(ids, crowd)
+    return _tally(((pk, numbers) for pk, _, *numbers in first.union(*others, all=True)), crowd)
 
 
 def progresses_and_tally(nodes: Iterable[Node] | None = None) -> tuple[dict[Node, Progress], Tally]:
-    """`progresses_of` the nodes, or of all current ones, and `take_tally()`; one query for both."""
+    """`progresses_of` the nodes, or of all current ones, and `take_tally()`; no more queries."""
     current = labels_by_id().keys()
     found = list(Node.objects.filter(pk__in=current) if nodes is None else nodes)
     rows: list[tuple[int, Sequence[int]]] = []
-    others = _numbers_by_node(current - {node.pk for node in found})
-    progresses = progresses_of(found, others, lambda *row: rows.append(row))
+    ids = {node.pk for node in found}
+    crowd = crowded(current | ids)
+    others = _numbers_by_node(current - ids, crowd)
+    progresses = progresses_of(found, others, lambda *row: rows.append(row), crowd)
     for node, of in progresses.items():
         if node.pk in current:
             late = int(node.is_stuck)  # type: ignore[attr-defined]
             rows.append((node.pk, (of.failed, of.unfinished, late, 0, 0, 0)))
-    return progresses, _tally(rows)
+        node.is_crowded = node.pk in crowd  # type: ignore[attr-defined]
+    return progresses, _tally(rows, crowd)
 
 
-def _tally(rows: Iterable[tuple[int, Sequence[int]]]) -> Tally:
+def _tally(rows: Iterable[tuple[int, Sequence[int]]], crowd: Iterable[int]) -> Tally:
     sums: dict[int, list[int]] = {}
     for pk, numbers in rows:
-        sums[pk] = [*map(add, sums.get(pk, (0,) * 6), map(int, numbers))]
+        sums[pk] = [*map(add, sums.get(pk, (0,) * 6), (int(each or 0) for each in numbers))]
     # No node has the id 0: that row is the recent round of upkeep.
     *_, rounds = sums.pop(0, (0,))
     failed, left, _, unfinished, *_ = map(sum, zip((0,) * 6, *sums.values(), strict=True))
     stuck = frozenset(pk for pk, (_, _, late, _, unplanned, _) in sums.items() if late or unplanned)
-    return Tally(failed, left, unfinished, stuck, is_upkeep_silent=not rounds)
+    silent = not rounds
+    return Tally(failed, left, unfinished, stuck, is_upkeep_silent=silent, crowd=frozenset(crowd))
 
 
-def _numbers_by_node(node_ids: Collection[int]) -> list[Any]:
+def _numbers_by_node(node_ids: Collection[int], crowd: Collection[int]) -> list[Any]:
     """Rows of a node's id, its failed and unfinished runs, late chunks, batches and late ones.
 
     Their columns are as many as those of `progress_and_stuck`.
     """
     none, one, mark = (Value(each, IntegerField()) for each in (0, 1, ANOTHER_SUM))
-    # Named one by one, the nodes let the index find the chunks.
     nodes = Node.objects.filter(pk__in=node_ids).order_by()
-    open_chunks: Any = Chunk.objects.filter(node__in=list(node_ids)).unfolded().order_by()
+    crowd = [pk for pk in node_ids if pk in crowd]
     batches: Any = Batch.objects.unfinished().order_by()
     started = ("node_id", mark)
-    return [
-        open_chunks.values_list(*started).annotate(
+    open_counts = [
+        chunks.values_list(*started).annotate(
             a=Sum(F("failed") - F("superseded_failed")),
             b=Sum(Chunk.RUNS_LEFT),
             c=Count("pk", filter=left_for_long()),
             d=none,
             e=none,
             f=none,
-        ),
+        )
+        for chunks in unfolded_chunks(node_ids, crowd)
+    ]
+    return [
+        *open_counts,
+        *waiting_by_batch(crowd, ANOTHER_SUM, place=1),
         nodes.values_list("pk", mark, "folded_failed", *[none] * 5),
         batches.values_list(*started).annotate(
             a=none,

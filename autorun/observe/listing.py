@@ -178,13 +178,15 @@ class RunFilter:
         is_joined = (self.row or self.exception) or not self._chunk_condition
         return self._runs if is_joined else self._runs.filter(chunk__in=self._chunks)
 
-    def number(self) -> int | None:
+    def number(self, *, is_crowded: bool = False) -> int | None:
         """The approximate number of matching runs; None if it takes reading every chunk.
 
-        Without any filter, it is the exact number of current runs. The counts of batches include
-        superseded runs, which may have been pruned.
+        Without any filter, it is the exact number of current runs, or None if it `is_crowded`: some
+        nodes have very many waiting chunks. The counts of batches include superseded runs, which
+        may have been pruned.
         """
-        if self.exception or self.row or self.group:
+        is_of_waiting = is_crowded and self.batch is None and self.state in ("", "waiting")
+        if self.exception or self.row or self.group or is_of_waiting:
             return None
         folded, unfolded = FOLDED.get(self.state, (Value(0), Value(0)))
         in_nodes = dict(Node.objects.values_list("pk", folded))

@@ -1,25 +1,33 @@
 """How many runs of a node or a batch are in which state, from the counts that chunks keep."""
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Any
 
-from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
+from django.db import connections
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Sum, Value, When
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.state.clock import DatabaseNow, from_now
-from autorun.state.managers import UNFINISHED, ChunkQuerySet
+from autorun.state.managers import NOT_WAITING, UNFINISHED, ChunkQuerySet
 
 #: Chunks whose runs wait because their body has raised RetryLater.
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 #: Work that no worker has started or continued for this long counts as stuck.
 STUCK_SECONDS = 25.0
-#: In place of a state of chunks: the row says that no worker is at the node's work, or is another
-#: sum of the caller's.
-WITH_WORK, ANOTHER_SUM = -1, -2
+#: In place of a state of chunks: the row says that no worker is at the node's work, is another sum
+#: of the caller's, or says about how many runs wait.
+WITH_WORK, ANOTHER_SUM, ABOUT = -1, -2, -3
+#: Waiting chunks of a node, beyond which pages take the counts of its batches instead.
+MOST_SUMMED = 20_000
+#: Seconds for which a process remembers the nodes that have more.
+CROWD_FRESH = 10.0
+
+_crowd: dict[int, tuple[float, bool]] = {}
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,53 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
     return progress_and_stuck(nodes)[0]
 
 
+def crowded(node_ids: Iterable[int]) -> set[int]:
+    """Those of the nodes that have more waiting chunks than a page can sum; a query now and then.
+
+    A process remembers for CROWD_FRESH which they are, but not what it has read in a transaction.
+    """
+    ids, now = set(node_ids), time.monotonic()
+    known = {pk: is_crowded for pk, (until, is_crowded) in _crowd.items() if until > now}
+    if ids <= known.keys():
+        return {pk for pk in ids if known[pk]}
+    waiting = Chunk.objects.of(OuterRef("pk")).waiting().order_by().values("pk")
+    beyond = Subquery(waiting[MOST_SUMMED : MOST_SUMMED + 1])
+    nodes = Node.objects.filter(pk__in=ids).annotate(beyond=beyond).exclude(beyond=None)
+    found = set(nodes.values_list("pk", flat=True))
+    if not connections[nodes.db].in_atomic_block:
+        _crowd.update({pk: (now + CROWD_FRESH, pk in found) for pk in ids})
+    return found
+
+
+def unfolded_chunks(node_ids: Collection[int], crowd: Collection[int]) -> list[Any]:
+    """The unfolded chunks of the nodes, without the waiting ones of the crowded nodes."""
+    # Named one by one, the nodes let the index find the chunks.
+    some = Chunk.objects.filter(node__in=[pk for pk in node_ids if pk not in crowd])
+    many = Chunk.objects.filter(node__in=crowd, state__in=NOT_WAITING)
+    return [each.unfolded().order_by() for each in ([some, many] if crowd else [some])]
+
+
+def waiting_by_batch(crowd: Collection[int], mark: int, *, place: int) -> list[Any]:
+    """About how many runs of crowded nodes wait, as their batches have counted what they planned.
+
+    Rows of the node's id, the mark, and numbers that add up; `place` is that of the number.
+    """
+    if not crowd:
+        return []
+    batches = Batch.objects.unfinished().filter(node__in=crowd)
+    begun = Chunk.objects.filter(
+        node__in=crowd, state__in=NOT_WAITING, batch__in=batches.values("pk")
+    )
+    planned = F("planned") - F("folded_succeeded") - F("folded_cancelled")
+    rows = ((batches, Sum(planned)), (begun.unfolded(), Sum(F("moved") - F("size"))))
+    return [
+        each.order_by()
+        .values_list("node_id", Value(mark))
+        .annotate(**{f"n_{at}": number if at == place else Value(0) for at in range(6)})
+        for each, number in rows
+    ]
+
+
 def left_for_long() -> Q:
     """The condition on chunks that no worker has taken one, or kept its lease, for long.
 
@@ -132,21 +187,26 @@ def progress_and_stuck(
     nodes: Iterable[Node],
     others: Iterable[Any] = (),
     add_other: Callable[[int, Sequence[int]], object] = lambda _pk, _numbers: None,
+    crowd: Collection[int] = (),
 ) -> tuple[dict[int, Progress], set[int]]:
     """`progress_by_node`, and the nodes with work that no worker has been at for long; one query.
 
     `add_other` gets the rows of `others`, which have the same columns and ANOTHER_SUM as state.
+    How many runs of the nodes in `crowd` wait is only known about.
     """
     ids = [node.pk for node in nodes]
-    chunks: Any = Chunk.objects.filter(node_id__in=ids).unfolded()
-    open_counts = chunks.values_list("node_id", "state").annotate(
-        n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
-        n_failed=Sum(F("failed") - F("superseded_failed")),
-        n_cancelled=Sum(F("cancelled") - F("superseded_cancelled")),
-        n_not_applicable=Sum(F("not_applicable") - F("superseded_not_applicable")),
-        n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.RUNS_LEFT), default=0)),
-        n_left=Sum(Chunk.RUNS_LEFT),
-    )
+    crowd = [pk for pk in ids if pk in crowd]
+    open_counts = [
+        chunks.values_list("node_id", "state").annotate(
+            n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
+            n_failed=Sum(F("failed") - F("superseded_failed")),
+            n_cancelled=Sum(F("cancelled") - F("superseded_cancelled")),
+            n_not_applicable=Sum(F("not_applicable") - F("superseded_not_applicable")),
+            n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.RUNS_LEFT), default=0)),
+            n_left=Sum(Chunk.RUNS_LEFT),
+        )
+        for chunks in unfolded_chunks(ids, crowd)
+    ]
     folded = ("folded_succeeded", "folded_failed", "folded_ignored", "folded_not_applicable")
     folded_counts = Node.objects.filter(pk__in=ids).values_list(
         "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0), Value(0)
@@ -154,13 +214,19 @@ def progress_and_stuck(
     sums: dict[int, Counter[str]] = {}
     stuck: set[int] = set()
     more = (folded_counts.order_by(), *_with_work(ids), *others)
-    for pk, state, *numbers in open_counts.order_by().union(*more, all=True):
+    about = waiting_by_batch(crowd, ABOUT, place=5)
+    first, *rest = open_counts
+    for pk, state, *numbers in first.union(*rest, *about, *more, all=True):
         if state == WITH_WORK:
             stuck.add(pk)
         elif state == ANOTHER_SUM:
             add_other(pk, numbers)
+        elif state == ABOUT:
+            sums.setdefault(pk, Counter())["waiting"] += int(numbers[-1] or 0)
         else:
             sums.setdefault(pk, Counter()).update(_by_state(state, *map(int, numbers)))
+    for pk in crowd:
+        sums[pk]["waiting"] = max(MOST_SUMMED, sums[pk]["waiting"])
     return {pk: Progress(**counts) for pk, counts in sums.items()}, stuck
 
 
@@ -184,22 +250,42 @@ def unstarted_runs(chunks: ChunkQuerySet[Chunk]) -> int:
     return chunks.unstarted().aggregate(left=Sum(Chunk.RUNS_LEFT))["left"] or 0
 
 
-def batch_counts(batch_ids: Iterable[int]) -> dict[int, BatchCounts]:
-    """The runs of each batch by state; one query, so that no chunk is folded in between."""
+def batch_counts(batch_ids: Iterable[int], about: Collection[int] = ()) -> dict[int, BatchCounts]:
+    """The runs of each batch by state; one query, so that no chunk is folded in between.
+
+    Those left of the batches in `about` are what has been planned without what has finished.
+    """
     ids = list(batch_ids)
     # No join: so PostgreSQL sums a million chunks in parallel.
-    chunks: Any = Chunk.objects.filter(batch_id__in=ids).unfolded()
-    open_counts = chunks.values_list("batch_id").annotate(
-        *map(Sum, ("succeeded", "failed", "cancelled", "not_applicable")),
-        n_left=Sum(Chunk.RUNS_LEFT),
-    )
-    folded = ("folded_succeeded", Value(0), "folded_cancelled", "folded_not_applicable", Value(0))
-    folded_counts = Batch.objects.filter(pk__in=ids).values_list("pk", *folded)
+    exact: Any = Chunk.objects.filter(batch_id__in=[pk for pk in ids if pk not in about])
+    nodes = Batch.objects.filter(pk__in=about).values("node")
+    begun: Any = Chunk.objects.filter(node__in=nodes, batch__in=about, state__in=NOT_WAITING)
+    columns = ("succeeded", "failed", "cancelled", "not_applicable")
+    folded = ("folded_succeeded", Value(0), "folded_cancelled", "folded_not_applicable")
+    planned = Case(When(pk__in=about, then="planned"), default=0)
+    counted = [
+        Batch.objects.filter(pk__in=ids).order_by().values_list("pk", *folded, planned),
+        exact.unfolded()
+        .order_by()
+        .values_list("batch_id")
+        .annotate(*map(Sum, columns), n_left=Sum(Chunk.RUNS_LEFT)),
+        begun.unfolded()
+        .order_by()
+        .values_list("batch_id")
+        .annotate(*map(Sum, columns), n_left=Value(0)),
+    ]
+    first, *others = counted if about else counted[:2]
     sums: dict[int, Sequence[int]] = dict.fromkeys(ids, (0,) * 5)
-    for pk, *counts in open_counts.order_by().union(folded_counts.order_by(), all=True):
+    for pk, *counts in first.union(*others, all=True):
         sums[pk] = [*map(add, sums[pk], map(int, counts))]
     return {
-        pk: BatchCounts(good, bad, cancelled - apart, left, apart)
+        pk: BatchCounts(
+            good,
+            bad,
+            cancelled - apart,
+            max(0, left - good - bad - cancelled) if pk in about else left,
+            apart,
+        )
         for pk, (good, bad, cancelled, apart, left) in sums.items()
     }
 

@@ -59,6 +59,7 @@ class ChunkState(IntegerChoices):
 IN_FLIGHT = (ChunkState.QUEUED, ChunkState.RUNNING)
 UNSTARTED = (ChunkState.WAITING, ChunkState.QUEUED, ChunkState.PARKED)
 UNFINISHED = (*UNSTARTED, ChunkState.RUNNING)
+NOT_WAITING = (*IN_FLIGHT, ChunkState.PARKED, ChunkState.FINISHED)
 
 
 class ChunkQuerySet(QuerySet[Row]):

@@ -11,6 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from autorun.dispatch.publishing import Message
+from autorun.state import counts
 from tests.browser import scenes
 from tests.browser.laboratory import laboratory
 from tests.browser.test_pages import EVERYTHING, addresses, settle
@@ -30,8 +31,9 @@ FETCHED = {"X-Requested-With": "autorun"}
 
 
 @pytest.fixture(autouse=True)
-def by_sql(sent: list[Message]) -> None:
-    """No worker gets a message."""
+def by_sql(sent: list[Message], set_constants: Callable[..., None]) -> None:
+    """No worker gets a message, and what processes remember is not read anew in between."""
+    set_constants(counts, CROWD_FRESH=3_600.0)
     if connection.vendor != "postgresql":
         pytest.skip("The million is made by SQL of PostgreSQL.")
 
