@@ -644,7 +644,7 @@ def test_chunks_follow_their_runner_to_another_queue(documents, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_chunk_takes_seven_to_twelve_statements_if_others_wait(sent):
+def test_a_chunk_takes_seven_or_eight_statements_if_others_wait(sent):
     Document.objects.bulk_create(Document(title=f"title {n}") for n in range(12))
     runner = declare(BATCH_SIZE=2)
     with installed(runner):
@@ -657,9 +657,11 @@ def test_a_chunk_takes_seven_to_twelve_statements_if_others_wait(sent):
 
     statements = [each["sql"] for each in captured]
     counted = [
-        sql for sql in statements if not re.search(r"^(BEGIN|COMMIT)|SET .run_seconds. =", sql)
+        sql
+        for sql in statements
+        if not re.search(r"^(BEGIN|COMMIT)\b(?! NOT)|SET .run_seconds. =", sql)
     ]
-    # SQLite has one writer at a time, and no lock of a node. PostgreSQL gets two pairs at once.
-    # MariaDB has no UPDATE ... RETURNING, and is told apart how long a transaction may be idle.
-    most = {"sqlite": 8, "postgresql": 7, "mysql": 12}
+    # SQLite has one writer at a time, and no lock of a node. The others get three pairs at once.
+    # MariaDB is also told, past Django, how long other transactions may be idle.
+    most = {"sqlite": 8, "postgresql": 7, "mysql": 7}
     assert len(counted) == most[connection.vendor], counted

@@ -6,6 +6,7 @@ planned, with a third of the statements and without a second message.
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +29,19 @@ from autorun.planning.rows import eligible_named, planned_by_database, primary_k
 from autorun.planning.statements import IS_BEHIND, Redo, supersede
 from autorun.planning.windows import whole
 from autorun.state import draining, probes
-from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL, DatabaseNow, new_chunk_id
+from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL, DatabaseNow
+from autorun.state.counts import superseded
 from autorun.state.keys import Key, key_kind
 from autorun.state.leases import Lease, ends_at, worker_name
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.sql import table
+from autorun.state.sql import Slot, insert_both, prepared_insert, table
 from autorun.state.transactions import is_conflict
 
 logger = get_logger(__name__)
 
+#: The columns of a chunk that count the run that its own supersedes.
+BOOKED = tuple(superseded(Run.Status))
 _STATUSES = (Run.Status.SUCCEEDED, Run.Status.FAILED, Run.Status.NOT_APPLICABLE)
 #: The statuses of runs that have been executed, for SQL.
 _EXECUTED = ", ".join(f"{status:d}" for status in _STATUSES)
@@ -164,33 +168,47 @@ def _eligible_among(candidates: Candidates) -> _Eligible | None:
     return _Eligible(key, seen, run_id, is_done=bool(is_done), is_free=not any(obstacles))
 
 
+@prepared_insert
+def _insert_chunk() -> Chunk:
+    return Chunk(
+        **{name: Slot(name) for name in ("id", "node_id", "runner", "queue", "worker", *BOOKED)},
+        state=Chunk.State.RUNNING,
+        priority=Chunk.Priority.LIVE,
+        size=1,
+        token=1,
+        started_at=DatabaseNow(),
+        expires_at=ends_at(),
+    )
+
+
+@prepared_insert
+def _insert_run() -> Run:
+    names = ("node_id", "chunk_id", "fingerprint", "object_id", "object_key")
+    return Run(**{name: Slot(name) for name in names})
+
+
 def _record(runner: Runner, node: Node, row: _Eligible) -> Run | None:
     """Plan the run in a started chunk of its own; None if another process planned the row first."""
-    booked: dict[str, int] = {}
+    chunk = Chunk(
+        node=node,
+        runner=runner.label,
+        state=Chunk.State.RUNNING,
+        priority=Chunk.Priority.LIVE,
+        size=1,
+        token=1,
+        queue=settings.QUEUE or "",
+        worker=worker_name(),
+    )
+    key = key_kind(runner.get_model()).lookup(row.key)
+    run = Run(node=node, chunk=chunk, fingerprint=row.fingerprint, **key)
     try:
-        with transaction.atomic(using=settings.DATABASE):
+        with transaction.atomic(using=settings.DATABASE) if row.run_id else nullcontext():
             if row.run_id is not None:
-                booked = supersede([Redo(row.run_id, row.key, row.fingerprint)])
+                redo = Redo(row.run_id, row.key, row.fingerprint)
+                vars(chunk).update(supersede([redo]))
                 crash_point("plan.superseded")
-            chunk = Chunk(
-                pk=new_chunk_id(),
-                node=node,
-                runner=runner.label,
-                state=Chunk.State.RUNNING,
-                priority=Chunk.Priority.LIVE,
-                queue=settings.QUEUE or "",
-                size=1,
-                token=1,
-                started_at=DatabaseNow(),
-                expires_at=ends_at(),
-                worker=worker_name(),
-                **booked,
-            )
-            key = key_kind(runner.get_model()).lookup(row.key)
-            run = Run(node=node, chunk=chunk, fingerprint=row.fingerprint, **key)
-            run.save(force_insert=True, using=settings.DATABASE)
+            run.pk = insert_both(_insert_run(**vars(run)), _insert_chunk(**vars(chunk)))
             crash_point("plan.inserted")
-            chunk.save(force_insert=True, using=settings.DATABASE)
             crash_point("plan.chunked")
             crash_point("plan.booked")
     except DatabaseError as error:

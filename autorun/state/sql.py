@@ -14,10 +14,10 @@ from typing import Any
 from django.core.signals import setting_changed
 from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models.sql import UpdateQuery
+from django.db.models.sql import InsertQuery, UpdateQuery
 
 from autorun.conf import settings
-from autorun.state.waits import takes_several
+from autorun.state.waits import bounded, in_order, takes_several
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,42 @@ def prepared_update(
 ) -> Callable[..., Fragment]:
     """Return a function that makes the SQL of the changes that `build` names to its queryset."""
 
+    def compiled(using: str) -> tuple[str, Sequence[Any]]:
+        rows, changes = build()
+        query: Any = rows.query.chain(UpdateQuery)
+        query.add_update_values(changes)
+        return query.get_compiler(using).as_sql()  # type: ignore[no-any-return]
+
+    return _prepared_statement(build, compiled)
+
+
+def prepared_insert(build: Callable[[], models.Model]) -> Callable[..., Fragment]:
+    """Return a function that makes the SQL to insert the row that `build` makes.
+
+    If the database gives it a primary key, the statement returns that.
+    """
+
+    def compiled(using: str) -> tuple[str, Sequence[Any]]:
+        row = build()
+        fields = list(row._meta.local_concrete_fields)
+        if row.pk is None:
+            fields.remove(row._meta.pk)
+        query = InsertQuery(type(row))
+        query.insert_values(fields, [row])
+        compiler = query.get_compiler(using)
+        compiler.returning_fields = [row._meta.pk] if row.pk is None else None
+        return compiler.as_sql()[0]  # type: ignore[no-any-return]
+
+    return _prepared_statement(build, compiled)
+
+
+def _prepared_statement(
+    build: Callable[[], Any], compiled: Callable[[str], tuple[str, Sequence[Any]]]
+) -> Callable[..., Fragment]:
     def bind(**values: Any) -> Fragment:
         using = settings.DATABASE
         if (key := (build, using)) not in _compiled:
-            rows, changes = build()
-            query: Any = rows.query.chain(UpdateQuery)
-            query.add_update_values(changes)
-            _compiled[key] = _with_names(*query.get_compiler(using).as_sql())
+            _compiled[key] = _with_names(*compiled(using))
         sql, names, constants = _compiled[key]
         return Fragment(sql, tuple(map((constants | values).__getitem__, names)))
 
@@ -96,26 +125,68 @@ def changed_by(statement: Fragment) -> int:
         return int(cursor.rowcount)
 
 
-def _rows_after(first: Fragment, second: Fragment) -> list[Any] | None:
-    """The rows of the second statement, or None if the first finds none.
+def insert_both(one: Fragment, another: Fragment) -> int:
+    """Insert two rows in one transaction. Return the key that the database gives to the first.
 
-    PostgreSQL gets both in one message, and executes them one after the other: the second sees what
-    others had committed when the first had its locks.
+    PostgreSQL gets both in one message, which is a transaction.
     """
     using = settings.DATABASE
     connection = connections[using]
+    is_one = connection.vendor == "postgresql" and takes_several(connection)
+    with (
+        transaction.mark_for_rollback_on_error(using=using)
+        if is_one
+        else transaction.atomic(using),
+        connection.cursor() as cursor,
+    ):
+        if is_one:
+            cursor.execute(f"{one.sql}; {another.sql}", (*one.params, *another.params))
+            return int(cursor.fetchone()[0])
+        cursor.execute(one.sql, one.params)
+        key = int(cursor.fetchone()[0])
+        cursor.execute(another.sql, another.params)
+        return key
+
+
+def _rows_after(first: Fragment, second: Fragment) -> list[Any] | None:
+    """The rows of the second statement, or None if the first finds none.
+
+    PostgreSQL and MariaDB get both in one message, and execute them one after the other: the second
+    sees what others had committed when the first had its locks.
+    """
+    using = settings.DATABASE
+    connection = connections[using]
+    params = (*first.params, *second.params)
     with transaction.mark_for_rollback_on_error(using=using), connection.cursor() as cursor:
-        if not takes_several(connection):
+        if connection.vendor == "mysql":
+            is_read = first.sql.startswith("SELECT")
+            has_found = "FOUND_ROWS()" if is_read else "ROW_COUNT()"
+            then = f"IF {has_found} > 0 THEN {second.sql}; END IF"
+            cursor.execute(in_order(bounded(first.sql), then), params)
+            if is_read and cursor.rowcount:
+                cursor.nextset()
+            elif is_read or cursor.description is None:
+                return None
+            return _fetched(cursor)
+        if takes_several(connection):
+            cursor.execute(f"{first.sql}; {second.sql}", params)
+            if not cursor.rowcount:
+                return None
+            cursor.cursor.nextset()
+        else:
             cursor.execute(first.sql, first.params)
             if not cursor.rowcount:
                 return None
             cursor.execute(second.sql, second.params)
-            return list(cursor.fetchall())
-        cursor.execute(f"{first.sql}; {second.sql}", (*first.params, *second.params))
-        if not cursor.rowcount:
-            return None
-        cursor.cursor.nextset()
         return list(cursor.fetchall())
+
+
+def _fetched(cursor: Any) -> list[Any]:
+    """The rows, once the statements after theirs have succeeded as well."""
+    rows = list(cursor.fetchall())
+    while cursor.nextset():
+        pass
+    return rows
 
 
 #: What was compiled, by its function and the alias of the database.
@@ -209,18 +280,39 @@ def update_from(
             if not (rows := cursor.fetchall()):
                 raise Unmatched
             return [] if rows[0][0] is None else list(rows)
+        if connection.vendor == "mysql":
+            joined = f"{updated} JOIN ({source.sql.replace('%s', 'autorun_rows')}) AS s ON {match}"
+            both = f"SELECT {returning} FROM {joined} FOR UPDATE", f"UPDATE {joined} SET {changes}"
+            return _read_and_change(cursor, *both, source.params, only.params, first)
         if first is not None:
             cursor.execute(first.sql, first.params)
             if not cursor.rowcount:
                 raise Unmatched
-        if connection.vendor == "mysql":
-            joined = f"{updated} JOIN ({source.sql}) AS s ON {match}"
-            cursor.execute(f"SELECT {returning} FROM {joined} FOR UPDATE", params)
-            found = cursor.fetchall()
-            cursor.execute(f"UPDATE {joined} SET {changes}", params)
-            return list(found)
         cursor.execute(f"UPDATE {updated} SET {changes} FROM {sql}", params)
         return list(cursor.fetchall())
+
+
+def _read_and_change(
+    cursor: Any,
+    read: str,
+    change: str,
+    document: tuple[Any, ...],
+    params: tuple[Any, ...],
+    first: Fragment | None,
+) -> list[tuple[Any, ...]]:
+    """The rows that MariaDB reads and then changes, if `first` has found its own.
+
+    The JSON document of the source may be long, and is sent once, as `autorun_rows`.
+    """
+    steps = [bounded(read), bounded(change)]
+    if first is not None:
+        steps = [bounded(first.sql), f"IF ROW_COUNT() > 0 THEN {steps[0]}", steps[1], "END IF"]
+        document = (*document, *first.params)
+    begin = "DECLARE autorun_rows LONGTEXT CHARACTER SET utf8mb4 DEFAULT %s"
+    cursor.execute(in_order(begin, *steps), (*document, *params, *params))
+    if cursor.description is None:
+        raise Unmatched
+    return _fetched(cursor)
 
 
 def insert_ignoring_conflicts(connection: BaseDatabaseWrapper) -> tuple[str, str]:

@@ -23,6 +23,8 @@ IS_BOUNDED = "autorun_is_bounded"
 #: The attribute of a connection with the statement to be sent before the next one that locks.
 _WITH_LOCK = "_autorun_with_lock"
 
+#: The beginning of a compound statement of MariaDB.
+_COMPOUND = "BEGIN NOT ATOMIC "
 _TAKES_LOCKS = re.compile(r"\s*(INSERT|UPDATE|DELETE|(WITH|SELECT)\b.*\bUPDATE)\b", re.DOTALL)
 
 
@@ -39,23 +41,22 @@ def bounded_idleness(
     `from_lock` saves a statement if the server can be told by the first one that takes a lock.
     """
     is_mariadb = connection.vendor == "mysql"
-    with connection.cursor() as cursor:
-        if is_mariadb:
-            cursor.execute(
-                "SET @autorun_idleness = @@SESSION.idle_transaction_timeout, "
-                f"SESSION idle_transaction_timeout = {seconds:d}"
-            )
-        elif connection.vendor == "postgresql":
-            limit = f"idle_in_transaction_session_timeout = '{seconds:d}s'"
-            if from_lock and takes_several(connection):
-                vars(connection)[_WITH_LOCK] = f"SET LOCAL {limit}; "
-            else:
-                cursor.execute(f"SET LOCAL {limit}")
+    limit = f"SET LOCAL idle_in_transaction_session_timeout = '{seconds:d}s'; "
+    if is_mariadb:
+        limit = (
+            "SET @autorun_idleness = @@SESSION.idle_transaction_timeout, "
+            f"SESSION idle_transaction_timeout = {seconds:d}; "
+        )
+    if from_lock and (is_mariadb or takes_several(connection)):
+        vars(connection)[_WITH_LOCK] = limit
+    elif is_mariadb or connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(limit)
     try:
         yield
     finally:
-        vars(connection).pop(_WITH_LOCK, None)
-        if is_mariadb and connection.connection is not None:
+        is_unsent = vars(connection).pop(_WITH_LOCK, None) is not None
+        if is_mariadb and not is_unsent and connection.connection is not None:
             # Not through Django, which sends nothing in a transaction that will be rolled back.
             with connection.wrap_database_errors, connection.connection.cursor() as cursor:
                 cursor.execute("SET SESSION idle_transaction_timeout = @autorun_idleness")
@@ -119,10 +120,28 @@ def takes_several(connection: Any) -> bool:
 def _on_mariadb(
     execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
 ) -> Any:
-    if context["connection"].mysql_is_mariadb and _takes_locks(sql, many=many):
-        limits = f"innodb_lock_wait_timeout = {LONGEST_WAIT}, lock_wait_timeout = {LONGEST_WAIT}"
-        sql, context = f"SET STATEMENT {limits} FOR {sql}", {**context, IS_BOUNDED: True}
-    return execute(sql, params, many, context)
+    connection = context["connection"]
+    is_compound = isinstance(sql, str) and sql.startswith(_COMPOUND) and "autorun_" in sql
+    if not connection.mysql_is_mariadb or not (is_compound or _takes_locks(sql, many=many)):
+        return execute(sql, params, many, context)
+    context = {**context, IS_BOUNDED: True}
+    idleness = vars(connection).pop(_WITH_LOCK, "")
+    if is_compound:
+        sql = sql.replace(_COMPOUND, f"{_COMPOUND}{idleness}", 1)
+    elif idleness:
+        execute(idleness, None, False, context)
+    return execute(sql if is_compound else bounded(sql), params, many, context)
+
+
+def in_order(*parts: str) -> str:
+    """A compound statement of MariaDB, whose parts the server executes one after the other."""
+    return f"{_COMPOUND}{'; '.join(parts)}; END"
+
+
+def bounded(sql: str) -> str:
+    """A statement of MariaDB that takes locks, and waits for them a limited time."""
+    limits = f"innodb_lock_wait_timeout = {LONGEST_WAIT}, lock_wait_timeout = {LONGEST_WAIT}"
+    return f"SET STATEMENT {limits} FOR {sql}"
 
 
 _WRAPPERS = {"postgresql": _on_postgresql, "mysql": _on_mariadb}
