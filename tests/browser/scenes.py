@@ -119,9 +119,9 @@ def lively() -> QuerySetRunner:
                 runner, part, at=now - ago, batch=nightly if begin < old else batch, failed=failed
             )
         if last < len(runs):
-            _move(runner, runs[last : last + 8], Chunk.State.RUNNING, batch=batch)
-            _move(runner, runs[last + 8 : last + 40], Chunk.State.QUEUED, batch=batch)
-            _move(runner, runs[last + 40 :], Chunk.State.WAITING, batch=batch)
+            _move(runner, runs[last : last + 38], Chunk.State.RUNNING, batch=batch, done=30)
+            _move(runner, runs[last + 38 : last + 70], Chunk.State.QUEUED, batch=batch)
+            _move(runner, runs[last + 70 :], Chunk.State.WAITING, batch=batch)
         Chunk.objects.filter(node=node).exclude(pk__in=Run.objects.values("chunk_id")).delete()
         Node.objects.filter(pk=node.pk).update(paused_at=None)
         night = now - dt.timedelta(hours=23.5)
@@ -277,16 +277,23 @@ def _finish(
             )
 
 
-def _move(runner: QuerySetRunner, runs: list[Run], state: Chunk.State, *, batch: Batch) -> None:
+def _move(
+    runner: QuerySetRunner, runs: list[Run], state: Chunk.State, *, batch: Batch, done: int = 0
+) -> None:
+    """The runs are in a chunk of that state; the first ones are `done`, each in SECONDS."""
     now = timezone.now()
+    counts = {"size": len(runs), "succeeded": done}
     chunk = Chunk.objects.create(
-        node=runner.get_node(), runner=runner.label, batch=batch, size=len(runs), state=state
+        node=runner.get_node(), runner=runner.label, batch=batch, state=state, **counts
     )
+    ended = Run.objects.filter(pk__in=[run.pk for run in runs[:done]])
+    ended.update(status=Run.Status.SUCCEEDED, attempts=1, finished_at=now, seconds=SECONDS)
     times = {"created_at": now - dt.timedelta(seconds=25)}
     if state != Chunk.State.WAITING:
         times["published_at"] = now - dt.timedelta(seconds=20)
     if state == Chunk.State.RUNNING:
         lease = {"expires_at": now + dt.timedelta(minutes=30), "worker": "celery@workstation:4242"}
-        times |= {"started_at": now - dt.timedelta(seconds=3), **lease}
+        began = now - dt.timedelta(seconds=max(3, done * SECONDS))
+        times |= {"started_at": began, **lease}
     Chunk.objects.filter(pk=chunk.pk).update(**times)
     Run.objects.filter(pk__in=[run.pk for run in runs]).update(chunk=chunk)
