@@ -24,14 +24,17 @@ WITHOUT_BROKER = (
     *("planning", "counting", "statements", "starting", "saving", "writing", "bodies", "cliffs"),
     *("sets", "reading"),
 )
+WITH_BROKER = ("flowing", "sizes")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--scale", choices=("quick", "medium", "full"), default="full")
-    parser.add_argument("--databases", nargs="+", default=DATABASES)
-    parser.add_argument("--brokers", nargs="+", default=BROKERS)
-    parser.add_argument("--topics", nargs="+", default=None)
+    every = (*DATABASES, "mariadb")
+    parser.add_argument("--databases", nargs="+", choices=every, default=DATABASES)
+    parser.add_argument("--brokers", nargs="+", choices=BROKERS, default=BROKERS)
+    topics = WITHOUT_BROKER + WITH_BROKER
+    parser.add_argument("--topics", nargs="+", choices=topics, default=topics)
     parser.add_argument("--keep", action="store_true", help="change no file of the checkout")
     parser.add_argument("--add", action="store_true", help="keep what is not measured this time")
     options = parser.parse_args()
@@ -73,10 +76,9 @@ def main() -> int:
 
 
 def _rounds(options: argparse.Namespace) -> list[tuple[str, str | None, list[str]]]:
-    chosen = options.topics
     rounds: list[tuple[str, str | None, list[str]]] = []
     for database in options.databases:
-        alone = [topic for topic in WITHOUT_BROKER if chosen is None or topic in chosen]
+        alone = [topic for topic in WITHOUT_BROKER if topic in options.topics]
         if alone:
             rounds.append((database, None, alone))
         is_first = database == options.databases[0]
@@ -85,8 +87,8 @@ def _rounds(options: argparse.Namespace) -> list[tuple[str, str | None, list[str
         for broker in options.brokers[:1] if is_brief else options.brokers:
             # The size of chunks depends on neither.
             measures_sizes = is_first and broker == options.brokers[0]
-            with_broker = ["flowing", *(["sizes"] if measures_sizes else [])]
-            topics = [topic for topic in with_broker if chosen is None or topic in chosen]
+            with_broker = WITH_BROKER if measures_sizes else WITH_BROKER[:1]
+            topics = [topic for topic in with_broker if topic in options.topics]
             if topics:
                 rounds.append((database, broker, topics))
     return rounds

@@ -43,6 +43,7 @@ LABEL = "library.Document"
 def fresh_delivery() -> Iterator[None]:
     """The thread is idle, and the connection is the test's own."""
     assert delivery.wait_until_idle()
+    publishing._courier._drop()  # whatever connection an earlier test has left open
     publishing._reset()
     yield
     assert delivery.wait_until_idle(10)
