@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import os
 import re
 import secrets
 import time
@@ -9,15 +10,17 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.db.models import Count, Q
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import named, statements, windows
+from autorun.planning import named, rows, statements, windows
 from autorun.planning.named import plan_keys
 from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
@@ -386,6 +389,30 @@ def test_a_row_whose_input_cannot_be_prepared_is_a_visible_failure(documents):
         work_off()
         assert runner().progress().failed == 0
         assert runner().progress().succeeded == 6
+
+
+@pytest.mark.parametrize("together", [10.0, 0.0])
+def test_rows_represented_together_read_nothing_that_one_of_them_has_left(
+    documents, set_constants, together
+):
+    set_constants(rows, MOMENT=together)
+
+    def represented(self, instance):
+        found = [instance.title, timezone.get_current_timezone_name(), str(Path.cwd())]
+        if instance.title == "title 1":
+            timezone.activate("Asia/Tokyo")
+            os.chdir("/")
+            raise RuntimeError("no such file")
+        return found
+
+    runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
+    with installed(runner):
+        found = list(rows.examined(runner(), list(Document.objects.order_by("pk"))))
+
+    assert [row.representation for row in found if row.error is None] == [
+        [f"title {number}", "UTC", str(Path.cwd())] for number in (0, 2, 3, 4, 5)
+    ]
+    assert [str(row.error) for row in found if row.error is not None] == ["no such file"]
 
 
 def test_a_file_system_that_is_away_for_a_night_costs_no_success(documents):

@@ -1,8 +1,8 @@
 """Rows of a runner: which are eligible, and their current input."""
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from operator import attrgetter
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ logger = get_logger(__name__)
 NOT_REPRESENTED = object()
 #: Keys that a line of the log names.
 SOME_KEYS = 5
+#: Seconds of representing rows in one block around user code.
+MOMENT = 0.01
 
 
 class Row(NamedTuple):
@@ -215,14 +217,10 @@ def fingerprinted(runner: Runner, queryset: models.QuerySet[Any]) -> models.Quer
 
 def key_of(instance: Any) -> Key:
     """The key of an instance from `fingerprinted`, or of one annotated with `_autorun_key`."""
-    key: Key = _key_getter(instance)(instance)
-    return key
-
-
-def _key_getter(instance: Any) -> Callable[[Any], Key]:
-    """A getter for the keys of such instances: the `pk` property asks the model each time."""
     is_annotated = hasattr(instance, "_autorun_key")
-    return attrgetter("_autorun_key" if is_annotated else instance._meta.pk.attname)
+    # The `pk` property asks the model each time.
+    key: Key = getattr(instance, "_autorun_key" if is_annotated else instance._meta.pk.attname)
+    return key
 
 
 def in_pages(runner: Runner, queryset: models.QuerySet[Any], *, size: int) -> Iterator[list[Any]]:
@@ -256,34 +254,53 @@ def one_by_one(
 
     `represent` replaces the runner's own `get_instance_representation`.
     """
-    is_computed = runner.is_fingerprinted_by_database
-    represent = represent or runner.get_instance_representation
     successes = None
+    met = instances
     if runner.depends_on and not planned_by_database(runner):
-        successes = _upstream_runs(runner, [key_of(instance) for instance in instances])
-    get_key = _key_getter(instances[0]) if instances else key_of
-    hook = f"{runner.label}.get_instance_representation()"
-    user_code = nullcontext() if is_computed else UserCode(hook)
-    has_mark = not is_computed and runner.ON_CODE_CHANGE != "warn"
-    marks = [fingerprints.code_mark(runner)] if has_mark else []
+        successes = _upstream_runs(runner, list(map(key_of, instances)))
+        met = [instance for instance in instances if key_of(instance) in successes]
+    represented = None
+    if not runner.is_fingerprinted_by_database:
+        represented = _represented(runner, met, represent or runner.get_instance_representation)
     for instance in instances:
-        key = get_key(instance)
+        key = key_of(instance)
         if successes is not None and key not in successes:
             yield None
             continue
-        if is_computed:
-            row = Row(key, instance, instance._autorun_print)
-        else:
-            with user_code:
-                row = _represented(key, instance, represent, marks)
+        row = next(represented) if represented else Row(key, instance, instance._autorun_print)
         if successes is not None:
             row = row._replace(fingerprint=fingerprints.combined(row.fingerprint, successes[key]))
         yield row
 
 
 def _represented(
-    key: Key, instance: Any, represent: Callable[[Any], object], marks: Sequence[str]
-) -> Row:
+    runner: Runner, instances: Sequence[Any], represent: Callable[[Any], object]
+) -> Iterator[Row]:
+    """The instances as rows; those of a MOMENT are represented in one block around user code.
+
+    If something had to be mended after a block, its rows are represented again, each in a block of
+    its own: one of them may have changed what the others read.
+    """
+    user_code = UserCode(f"{runner.label}.get_instance_representation()")
+    marks = [] if runner.ON_CODE_CHANGE == "warn" else [fingerprints.code_mark(runner)]
+    done = alone_up_to = 0
+    while done < len(instances):
+        rows: list[Row] = []
+        ends_at = time.monotonic() + MOMENT
+        with user_code:
+            for instance in islice(instances, done, None):
+                rows.append(_row_of(instance, represent, marks))
+                if done < alone_up_to or time.monotonic() >= ends_at:
+                    break
+        if user_code.has_mended and len(rows) > 1:
+            alone_up_to = done + len(rows)
+        else:
+            yield from rows
+            done += len(rows)
+
+
+def _row_of(instance: Any, represent: Callable[[Any], object], marks: Sequence[str]) -> Row:
+    key = key_of(instance)
     try:
         representation = represent(instance)
         fingerprint = fingerprints.fingerprint_of(representation)

@@ -80,7 +80,7 @@ class UserCode:
 
     __slots__ = (
         *("_all", "_attributes", "_before", "_connections", "_context", "_depth", "_known"),
-        *("_pid", "_reads", "_touched", "_umask", "owner"),
+        *("_pid", "_reads", "_touched", "_umask", "has_mended", "owner"),
     )
 
     def __init__(self, owner: object) -> None:
@@ -101,6 +101,8 @@ class UserCode:
         self._connections: list[tuple[BaseDatabaseWrapper, Any]] = []
         #: Their attributes, and those of what is part of them, before the code is called.
         self._attributes: list[list[dict[Any, Any]]] = []
+        #: Whether the last block has left anything that was mended.
+        self.has_mended = False
         is_first = getattr(_thread, "user_code", None) is None
         for connection in self._all:
             if is_first and connection.vendor != "sqlite":
@@ -131,6 +133,7 @@ class UserCode:
         self._context = copy_context()  # autorun changes it between two calls
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
         self._attributes = []
+        self.has_mended = False
         for connection, _ in self._connections:
             operations, features = vars(connection.ops), vars(connection.features)
             self._attributes.append([vars(connection).copy(), operations.copy(), features.copy()])
@@ -152,7 +155,7 @@ class UserCode:
             is_same = False
         if not is_same:
             for name in put_back(self._known, self._context, found):
-                logger.warning("%s left another %s. It is put back.", self.owner, name)
+                self._warn("%s left another %s. It is put back.", name)
         _thread.user_code = self._before
         for (connection, _), before in zip(self._connections, self._attributes, strict=True):
             wrappers = before[0]["execute_wrappers"]
@@ -173,11 +176,11 @@ class UserCode:
     def mend(self) -> None:
         """Replace the connections that are not idle, or whose session was changed."""
         if self._umask is not None and os.umask(self._umask) != self._umask:
-            logger.warning("%s left another umask. It is put back.", self.owner)
+            self._warn("%s left another umask. It is put back.")
         is_as_before = len(connections.settings) == len(self._all)
         if not (is_as_before or _of_project.keys() <= connections.settings.keys()):
             connections.settings.update({**_of_project, **connections.settings})
-            logger.warning("%s has removed databases. They are put back.", self.owner)
+            self._warn("%s has removed databases. They are put back.")
         if getattr(_thread, "connections", self._all) is not self._all:
             self._put_back()
         for connection, of_project in self._connections:
@@ -190,6 +193,7 @@ class UserCode:
             elif connection in self._touched:
                 self._replace(connection, _CHANGED)
             elif connection.errors_occurred:
+                self.has_mended = True
                 replace(connection)
 
     def _put_back(self) -> None:
@@ -202,17 +206,17 @@ class UserCode:
             if (other := connections[connection.alias]) is not connection:
                 connections[connection.alias] = connection
                 discard(other)
-                logger.warning(
-                    "%s left another connection in the place of %r. It is put back.",
-                    *(self.owner, connection.alias),
-                )
+                message = "%s left another connection in the place of %r. It is put back."
+                self._warn(message, connection.alias)
 
     def _replace(self, connection: BaseDatabaseWrapper, left: str) -> None:
         self._touched.discard(connection)
         replace(connection)
-        logger.warning(
-            "%s left the connection %r %s. It is replaced.", self.owner, connection.alias, left
-        )
+        self._warn("%s left the connection %r %s. It is replaced.", connection.alias, left)
+
+    def _warn(self, message: str, *args: object) -> None:
+        self.has_mended = True
+        logger.warning(message, self.owner, *args)
 
     def _notice(
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
@@ -278,17 +282,13 @@ def replace_left() -> None:
             replace(connection)
 
 
-def _know_child() -> None:
-    global _pid  # noqa: PLW0603  asking for it takes a system call
-    _pid = os.getpid()
-    _leave_to_parent()
-
-
 def _leave_to_parent() -> None:
     """In a child that user code has forked: have it open connections of its own.
 
     It would read the answers to its parent's queries, and end its parent's session.
     """
+    global _pid  # noqa: PLW0603  asking for it takes a system call
+    _pid = os.getpid()
     if _is_called():
         for connection in all_connections():
             if connection.vendor != "sqlite" or not connection.is_in_memory_db():  # type: ignore[attr-defined]
@@ -298,7 +298,7 @@ def _leave_to_parent() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_know_child)
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
