@@ -159,12 +159,28 @@ class BrokerFile(SharedFile):
 
     # Messages
 
-    def put(self, queue: str, payload: str, *, priority: int, ttl: float | None) -> None:
-        """Append the message to a queue; raises `MessageTooLarge` and `DiskFull`."""
+    def put(
+        self,
+        queue: str,
+        payload: str,
+        *,
+        priority: int,
+        ttl: float | None,
+        is_transient: bool = False,
+    ) -> None:
+        """Append the message to a queue; raises `MessageTooLarge` and `DiskFull`.
+
+        A full disk does not refuse transient ones: workers answer a ping by them.
+        """
         self._check_size(payload, f"queue {queue!r}")
-        diskspace.check_room(self.path)
+        if not is_transient:
+            diskspace.check_room(self.path)
+        self._append(queue, payload=payload, priority=priority, ttl=ttl)
+
+    @with_reserve
+    def _append(self, queue: str, **terms: Any) -> None:
         with self.writing() as handle:
-            _put(handle, [queue], payload=payload, priority=priority, ttl=ttl)
+            _put(handle, [queue], **terms)
 
     @with_reserve
     def put_fanout(self, exchange: str, payload: str, *, priority: int, ttl: float | None) -> None:

@@ -42,6 +42,7 @@ from queue import Empty
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from kombu.entity import TRANSIENT_DELIVERY_MODE  # type: ignore[attr-defined]
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments  # type: ignore[attr-defined]
 from kombu.utils.json import dumps, loads
@@ -215,7 +216,8 @@ class Channel(virtual.Channel):
         return message
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        self.file.put(queue, dumps(message), **self._terms(message))
+        is_transient = message["properties"].get("delivery_mode") == TRANSIENT_DELIVERY_MODE
+        self.file.put(queue, dumps(message), is_transient=is_transient, **self._terms(message))
 
     def _put_fanout(
         self, exchange: str, message: dict[str, Any], *args: Any, **kwargs: Any
