@@ -5,15 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from autorun.declare import nodes
+from autorun.execution import at_once
 from autorun.execution.at_once import _start
 from autorun.models import Chunk, Node, Run
 from autorun.runner import QuerySetRunner
 from autorun.state import probes
 from autorun.state.counts import Progress
+from autorun.state.sql import insert_both
 from autorun.tasks import plan
 from tests.crashes import armed
 from tests.engine import declare, installed, statuses, work_off
@@ -50,6 +52,20 @@ def test_a_new_row_succeeds_without_a_message(published: list[Any]) -> None:
     run = Run.objects.get()
     assert (run.status, run.outputs) == (SUCCEEDED, {"value": "a"})
     assert published == []
+
+
+def test_a_run_whose_start_is_not_answered_is_executed(monkeypatch) -> None:
+    def insert_unanswered(*rows: Any) -> int:
+        insert_both(*rows)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(at_once, "insert_both", insert_unanswered)
+    document = Document.objects.create(title="a")
+    with installed(declare(MAX_ATTEMPTS=1)):
+        plan_saved(document)
+
+    assert statuses() == [SUCCEEDED]
+    assert Chunk.objects.get().state == Chunk.State.FINISHED
 
 
 def test_it_takes_four_to_six_statements() -> None:

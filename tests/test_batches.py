@@ -20,6 +20,7 @@ from autorun.planning.on_demand import go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now, new_chunk_id
 from autorun.state.leases import queued, start
+from autorun.state.sql import changed_by
 from autorun.state.transactions import is_passing
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import cancel_batches, upkeep
@@ -588,6 +589,23 @@ def test_a_chunk_that_is_started_while_its_batch_is_cancelled_goes_on(documents)
             assert batches.cancel(batch) == 4
         one.refresh_from_db()
         assert (one.state, one.cancelled) == (Chunk.State.RUNNING, 0)
+
+
+def test_a_chunk_whose_start_is_not_answered_has_started(documents):
+    def start_unanswered(*, after, chunk_id):
+        assert changed_by(after)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    runner = declare()
+    with installed(runner):
+        runner().run()
+        chunk = queued(Chunk.objects.get().pk)
+        lease = start(chunk, read_runs=start_unanswered)
+
+        work = Work(lease, runner(), runner().get_analysis(), runs=lease.runs)
+        work.assign()
+        work.perform(Termination())
+    assert statuses() == [Run.Status.SUCCEEDED] * 6
 
 
 def test_what_a_running_chunk_of_a_cancelled_batch_hands_over_is_given_up(documents):

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 
 from autorun.conf import settings
 from autorun.declare.base import Runner
@@ -36,7 +36,7 @@ from autorun.state.leases import Lease, ends_at, worker_name
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import Slot, insert_both, prepared_insert, table
-from autorun.state.transactions import is_conflict
+from autorun.state.transactions import is_conflict, repeated_while_away
 
 logger = get_logger(__name__)
 
@@ -211,10 +211,14 @@ def _record(runner: Runner, node: Node, row: _Eligible) -> Run | None:
             crash_point("plan.inserted")
             crash_point("plan.chunked")
             crash_point("plan.booked")
-    except DatabaseError as error:
-        if not is_conflict(error):
+    except (DatabaseError, InterfaceError) as error:
+        if is_conflict(error):
+            return None
+        # If only the answer was lost, the run has started, and nobody else would execute it.
+        started = Run.objects.filter(chunk_id=chunk.pk).values_list("pk", flat=True)
+        run.pk = repeated_while_away(started.first)
+        if run.pk is None:
             raise
-        return None
     crash_point("plan.committed")
     run.has_older = False  # type: ignore[attr-defined]  # what a chunk's own query says
     return run

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import current_task
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError
 from django.db.models import (
     BooleanField,
     Exists,
@@ -30,7 +30,7 @@ from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.sql import Slot, changed_by, prepared, prepared_update
-from autorun.state.transactions import is_conflict
+from autorun.state.transactions import is_conflict, repeated_while_away
 
 #: Of this process and those forked from it: two containers may have one host name and the same ids.
 FAMILY = secrets.token_hex(3)
@@ -103,10 +103,13 @@ def start(chunk: Chunk, *, read_runs: Callable[..., Any] | None = None) -> Lease
         if read_runs is None:
             return Lease(chunk, token) if changed_by(starts) else None
         runs = read_runs(after=starts, chunk_id=chunk.pk)
-    except OperationalError as error:
-        if not is_conflict(error):
+    except (OperationalError, InterfaceError) as error:
+        if is_conflict(error):
+            return None  # upkeep sends its message again
+        # If only the answer was lost, the chunk has started, and nobody else would execute it.
+        if not repeated_while_away(held(chunk.pk, token).exists):
             raise
-        return None  # upkeep sends its message again
+        return Lease(chunk, token)
     return None if runs is None else Lease(chunk, token, runs=runs)
 
 
