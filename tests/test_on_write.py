@@ -271,7 +271,7 @@ def test_a_changed_key_is_a_row_that_went_and_one_that_came(watch):
 
     sql("UPDATE library_document SET id = %s WHERE id = %s", pk + 1000, pk)
 
-    assert noted() == [("d", pk), ("u", pk + 1000)]
+    assert noted() == [("d", pk), ("i", pk + 1000)]
 
 
 @pytest.mark.faults(48)
@@ -1074,6 +1074,26 @@ def test_written_members_have_their_rows_planned_the_old_parent_included(watch):
     assert noted() == []
 
 
+def test_a_moved_member_is_removed_from_one_row_and_added_to_another(watch):
+    runner = watch(DATA_MODEL=Patient, INPUT_FIELDS=("code", Members("visits", "pk")))
+    a, b = (Patient.objects.create(code=code) for code in "ab")
+    Visit.objects.create(patient=a)
+    round_of_upkeep()
+
+    def told(number: int) -> list[str]:
+        reasons = [runner.explain(each).reason for each in (a, b)[:number]]
+        round_of_upkeep()
+        work_off()
+        now = [re.search(r"was (added|removed|written)", reason) for reason in reasons]
+        return [each[1] for each in now if each] + sorted(origins()[2:])
+
+    assert told(0) == []
+    Visit.objects.update(patient=b)
+    assert told(2) == ["removed", "added", "added", "removed"]
+    Visit.objects.update(patient=b)
+    assert told(2) == ["added", "removed"]
+
+
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="Other databases refuse such a key.")
 def test_a_key_that_cannot_be_read_keeps_no_other_from_being_planned(watch):
     runner = watch(DATA_MODEL=Country, INPUT_FIELDS=("name",))
@@ -1099,3 +1119,81 @@ def test_a_number_that_is_too_great_for_a_note_fails_no_write(watch):
     sql("DELETE FROM library_meter")
 
     assert noted() == [("i", 1), ("u", 1), ("d", 1)]
+
+
+def test_a_table_that_is_not_there_is_named_and_the_others_have_their_triggers(watch):
+    class Elsewhere(models.Model):
+        class Meta:
+            app_label, managed = "library", False
+
+    absent = declare(NAME="AbsentRunner", ON_WRITE=True, DATA_MODEL=Elsewhere, INPUT_FIELDS=("id",))
+    try:
+        with installed(absent, declare(ON_WRITE=True)):
+            [error] = installing.install()
+            states = {each.table: each.state for each in installing.statuses()}
+            [found] = check_triggers([connection.alias])
+            out = StringIO()
+            call_command("autorun", "triggers", stdout=out, skip_checks=True)
+    finally:
+        apps.all_models["library"].pop("elsewhere")
+        apps.clear_cache()
+
+    assert error.startswith("library_elsewhere: There is no such table. ")
+    assert states == {"library_elsewhere": "no such table", "library_document": "installed"}
+    assert found.id == "autorun.W211"
+    assert "library_elsewhere (no such table)" in found.msg
+    assert "managed = False" in found.hint
+    assert "library_elsewhere: no such table\n" in out.getvalue()
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Owners are PostgreSQL's")
+@pytest.mark.parametrize("may_create", [False, True])
+def test_a_table_of_another_owner_is_named_with_the_statement_for_the_owner(watch, may_create):
+    role = f"autorun_owner_{os.getpid()}"
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_user")
+        user = cursor.fetchone()[0]
+    migrator = f"autorun_migrator_{os.getpid()}"
+    sql(f"CREATE ROLE {role}")
+    sql(f"CREATE ROLE {migrator}")
+    watch(NAME="FirstRunner")
+    try:
+        sql(f"GRANT {role}, {migrator} TO CURRENT_USER")
+        sql(f"GRANT ALL ON SCHEMA public TO {role}, {migrator}")
+        sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {migrator}")
+        if not may_create:
+            sql(f"REVOKE TRIGGER ON library_document FROM {migrator}")
+        sql(f"ALTER TABLE library_document OWNER TO {role}")
+        wide = declare(ON_WRITE=True, INPUT_FIELDS=("title", "body"))
+        other = declare(
+            NAME="OtherRunner", ON_WRITE=True, DATA_MODEL=Patient, INPUT_FIELDS=("code",)
+        )
+        sql(f"ALTER TABLE library_patient OWNER TO {migrator}")
+        with installed(wide, other):
+            sql(f"SET ROLE {migrator}")
+            errors = installing.install()
+            states = {each.table: each.state for each in installing.statuses()}
+            found = [each.hint for each in check_triggers([connection.alias])]
+            sql("RESET ROLE")
+            kept = {each.table for each in installing.existing()}
+    finally:
+        sql("RESET ROLE")
+        sql(f"REASSIGN OWNED BY {role}, {migrator} TO {user}")
+        sql(f"DROP OWNED BY {role}, {migrator}")
+        sql(f"DROP ROLE {role}, {migrator}")
+        installing.remove()
+
+    assert kept == {"library_document", "library_patient"}
+    assert states["library_patient"] == "installed"
+    if may_create:
+        assert states["library_document"] == "installed"
+        assert all("run `DROP " in each for each in errors)
+        assert errors
+        assert found == []
+    else:
+        grant = f'`GRANT TRIGGER ON "library_document" TO {migrator}`'
+        [error] = errors
+        assert error.startswith("library_document: ")
+        assert states["library_document"] == "outdated"
+        assert grant in error
+        assert grant in found[0]

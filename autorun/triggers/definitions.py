@@ -1,7 +1,8 @@
 """The SQL of the triggers that note written rows, for each database.
 
 On PostgreSQL inserted and deleted rows are noted by statement, from a transition table, and updated
-rows one by one: for a statement that changes other columns, a trigger by row costs nothing. Many
+rows one by one: for a statement that changes other columns, a trigger by row costs nothing. A row
+whose key changes is noted as deleted under the old key, and as inserted under the new one. Many
 rows with consecutive keys are one note: a note for each would double the time of their INSERT.
 """
 
@@ -162,17 +163,19 @@ BEGIN
     INSERT INTO {words.notes} (source, operation, object_id, object_key) {truncated};
   ELSE
     IF OLD.{words.key} IS DISTINCT FROM NEW.{words.key} THEN
-      {words.note("d", "OLD")};
+      {words.note("d", "OLD")}; {words.note("i", "NEW")};
+    ELSE
+      {words.note("u", "NEW")};
     END IF;
-    {words.note("u", "NEW")};
   END IF;
   RETURN NULL;
 END $autorun$""".strip()
 
 
 def _on_mariadb(words: _Words) -> Mapping[str, str]:
-    moved = words.note("d", "OLD", only=f"NOT (OLD.{words.key} <=> NEW.{words.key})")
-    updated = f"{moved}; {words.note('u', 'NEW')};"
+    moved = f"{words.note('d', 'OLD')}; {words.note('i', 'NEW')};"
+    updated = f"IF OLD.{words.key} <=> NEW.{words.key} THEN {words.note('u', 'NEW')}; "
+    updated += f"ELSE {moved} END IF;"
     if words.columns is not None:
         # As bytes: most collations take "a", "A" and "a " for one.
         differs = "NOT (CAST(OLD.{column} AS BINARY) <=> CAST(NEW.{column} AS BINARY))"
@@ -186,7 +189,11 @@ def _on_mariadb(words: _Words) -> Mapping[str, str]:
 
 
 def _on_sqlite(words: _Words) -> Mapping[str, str]:
-    moved = words.note("d", "OLD", only=f"OLD.{words.key} IS NOT NEW.{words.key}")
+    is_same = f"OLD.{words.key} IS NEW.{words.key}"
+    moved = [
+        words.note(event, row, only=f"NOT {is_same}") for event, row in (("d", "OLD"), ("i", "NEW"))
+    ]
+    changed = "; ".join([*moved, words.note("u", "NEW", only=is_same)])
     # SQLite does not take a generated column for updated if those change that it is made of.
     updated = f"UPDATE{words.of_columns * (not words.has_generated)} ON {words.table}"
     if words.columns is not None:
@@ -194,7 +201,7 @@ def _on_sqlite(words: _Words) -> Mapping[str, str]:
         updated += f" WHEN {words.changed(differs)}"
     notes = {
         f"INSERT ON {words.table}": ("i", words.note("i", "NEW")),
-        updated: ("u", f"{moved}; {words.note('u', 'NEW')}"),
+        updated: ("u", changed),
         f"DELETE ON {words.table}": ("d", words.note("d", "OLD")),
     }
     return {

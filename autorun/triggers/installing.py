@@ -23,6 +23,19 @@ ASK_ADMINISTRATOR = (
     "`manage.py autorun triggers --sql` prints."
 )
 
+#: The state of a table that is not there.
+NO_TABLE = "no such table"
+ADD_TABLE = (
+    "There is no such table. `manage.py migrate` creates it and its triggers. If its model has "
+    "managed = False, create it, and then run `manage.py autorun triggers --install`."
+)
+#: SQLSTATE of PostgreSQL, and errors of MariaDB, if the user lacks a privilege.
+NO_PRIVILEGE = {"42501", 1142, 1227}
+_USER = {
+    "postgresql": "SELECT quote_ident(current_user)",
+    "mysql": "SELECT CONCAT('`', REPLACE(CURRENT_USER(), '@', '`@`'), '`')",
+}
+
 _EXISTING = {
     # For this schema's tables: another schema may have its own autorun.
     "postgresql": (
@@ -75,7 +88,7 @@ class Status:
 
 
 def wanted() -> list[Definition]:
-    """The definitions of all tables that runners with ON_WRITE read, if the table exists."""
+    """The definitions of all tables that runners with ON_WRITE read."""
     tables = on_write.tables()
     if not tables:
         return []
@@ -100,13 +113,16 @@ def existing() -> list[Existing]:
 def statuses() -> list[Status]:
     """The state of every table that has triggers or should have some."""
     there, definitions = existing(), wanted()
+    lacking = _lacking(definitions)
     names = {each.name for each in there}
     off = {each.name for each in there if not each.is_enabled}
     outdated = {each.table for each in there if each.name not in _names(definitions)}
     states: dict[str, str] = {}
     for each in definitions:
         table, state = each.table.name, "installed"
-        if not names.issuperset(each.names):
+        if table in lacking:
+            state = NO_TABLE
+        elif not names.issuperset(each.names):
             state = "outdated" if table in outdated else "missing"
         elif off.intersection(each.names):
             state = "disabled"
@@ -123,46 +139,37 @@ def install() -> list[str]:
     there = existing()
     names = {each.name for each in there if each.is_enabled}
     definitions = wanted()
-    current = _names(definitions)
-    errors: dict[str, list[str]] = {}
+    current, lacking = _names(definitions), _lacking(definitions)
+    errors: dict[str, list[str]] = {ADD_TABLE: lacking} if lacking else {}
+    tables = {each.table.name for each in definitions}
+    unwanted = [known for known in there if known.table not in tables]
     for each in definitions:
         table = each.table.name
-        broken = [known for known in there if known.name in each.names]
-        # What is outdated goes last: on MariaDB it is all there is if no trigger can be created.
-        old = [known for known in there if known.table == table and known.name not in current]
+        if table in lacking:
+            continue
         statements = [*each.statements]
         if names.issuperset(each.names):
             statements = []
         elif connection.vendor == "sqlite":
             # SQLite replaces no trigger, and finds a column that is not there only at an UPDATE,
             # which would fail.
+            broken = [known for known in there if known.name in each.names]
             proof = f"EXPLAIN UPDATE {each.sql_table} SET {each.sql_key} = {each.sql_key}"
             statements = [*map(drop_statement, broken), *statements, proof]
-        try:
-            with _briefly(connection):
-                _execute(connection, [*statements, *map(drop_statement, old)])
-        except DatabaseError as error:
-            errors.setdefault(_message(error), []).append(table)
-    tables = {each.table.name for each in definitions}
-    left = remove([known for known in there if known.table not in tables])
-    _drop_functions(connection)
+        if statements and (error := _attempt(statements, grant_statement(each.sql_table))):
+            errors.setdefault(error, []).append(table)
+            continue  # what is outdated is all there is
+        unwanted += [known for known in there if known.table == table and known.name not in current]
     refused = [f"{', '.join(dict.fromkeys(each))}: {message}" for message, each in errors.items()]
-    return refused + left
+    return refused + remove(unwanted)
 
 
 def remove(some: Sequence[Existing] | None = None) -> list[str]:
-    """Drop these triggers, or all of autorun's. Return the errors."""
-    connection, errors = connections[settings.DATABASE], []
-    found = existing() if some is None else some
-    for each in found:
-        try:
-            with _briefly(connection):
-                _execute(connection, [drop_statement(each)])
-        except DatabaseError as error:
-            errors.append(f"{each.table}: {_message(error)}")
-    if found:
-        _drop_functions(connection)
-    return errors
+    """Drop these triggers, or all of autorun's, and functions without a trigger; the errors."""
+    found = existing() if some is None else dict.fromkeys(some)
+    drops = [(each.table, drop_statement(each)) for each in found]
+    errors = [f"{table}: {error}" for table, drop in drops if (error := _attempt([drop], drop))]
+    return errors + [error for each in _unused() if (error := _attempt([each], each))]
 
 
 def is_forbidden() -> bool:
@@ -185,11 +192,70 @@ def _names(definitions: Sequence[Definition]) -> set[str]:
     return {name for each in definitions for name in each.names}
 
 
-def _message(error: DatabaseError) -> str:
-    """The words of the database, and what to do if its binary log forbids triggers."""
-    if error.args and error.args[0] == BINARY_LOG_FORBIDS:
-        return f"{error.args[1]}. {ASK_ADMINISTRATOR}"
-    return str(error).strip()
+def grant_statement(sql_table: str) -> str:
+    """The statement by which the owner of a table allows this user to create its triggers."""
+    connection = connections[settings.DATABASE]
+    if connection.vendor not in _USER:
+        return ""
+    with connection.cursor() as cursor:
+        cursor.execute(_USER[connection.vendor])
+        return f"GRANT TRIGGER ON {sql_table} TO {cursor.fetchone()[0]}"
+
+
+def grants_needed() -> list[str]:
+    """Such statements for the tables on which PostgreSQL refuses triggers of this user."""
+    if connections[settings.DATABASE].vendor != "postgresql":
+        return []
+    tables = dict.fromkeys(each.sql_table for each in wanted())
+    with connections[settings.DATABASE].cursor() as cursor:
+        cursor.execute(
+            "SELECT t FROM unnest(%s::text[]) AS t "
+            "WHERE NOT has_table_privilege(to_regclass(t), 'TRIGGER')",
+            [[*tables]],
+        )
+        return [grant_statement(table) for (table,) in cursor.fetchall()]
+
+
+def ask_owner(statement: str) -> str:
+    return (
+        f"Ask the owner of the table, or a database administrator, to run `{statement}`, and then "
+        "run `manage.py autorun triggers --install`."
+    )
+
+
+def _lacking(definitions: Sequence[Definition]) -> list[str]:
+    """The tables of these definitions that the database does not have."""
+    connection = connections[settings.DATABASE]
+    tables = {each.sql_table: each.table.name for each in definitions}
+    if not tables:
+        return []
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":  # they may be in any schema
+            cursor.execute(
+                "SELECT t FROM unnest(%s::text[]) AS t WHERE to_regclass(t) IS NULL", [[*tables]]
+            )
+            return [tables[name] for (name,) in cursor.fetchall()]
+        names = connection.introspection.table_names(cursor, include_views=True)
+    there = set(map(str.lower, names))
+    return [name for name in dict.fromkeys(tables.values()) if name.lower() not in there]
+
+
+def _attempt(statements: Sequence[str], remedy: str) -> str:
+    """Execute the statements. Return the error, or ''.
+
+    It quotes `remedy`, a statement for the owner of the table, if this user lacks a privilege.
+    """
+    connection = connections[settings.DATABASE]
+    try:
+        with _briefly(connection):
+            _execute(connection, statements)
+    except DatabaseError as error:
+        code = getattr(error.__cause__, "sqlstate", None) or (error.args and error.args[0])
+        if code == BINARY_LOG_FORBIDS:
+            return f"{error.args[1]}. {ASK_ADMINISTRATOR}"
+        words = str(error).strip()
+        return f"{words}. {ask_owner(remedy)}" if code in NO_PRIVILEGE else words
+    return ""
 
 
 def _schema(connection: BaseDatabaseWrapper) -> tuple[str, Sequence[str]]:
@@ -206,18 +272,19 @@ def _schema(connection: BaseDatabaseWrapper) -> tuple[str, Sequence[str]]:
         return cursor.fetchone() or ("", ())
 
 
-def _drop_functions(connection: BaseDatabaseWrapper) -> None:
+def _unused() -> list[str]:
+    """Statements that drop the functions on PostgreSQL that have no trigger."""
+    connection = connections[settings.DATABASE]
     if connection.vendor != "postgresql":
-        return
+        return []
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT p.oid::regprocedure::text FROM pg_proc AS p "
+            "SELECT 'DROP FUNCTION ' || p.oid::regprocedure::text FROM pg_proc AS p "
             "WHERE p.proname LIKE 'autorun\\_write\\_%' AND p.pronamespace = "
             "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written')) "
             "AND NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgfoid = p.oid)"
         )
-        for (function,) in cursor.fetchall():
-            cursor.execute(f"DROP FUNCTION {function}")
+        return [statement for (statement,) in cursor.fetchall()]
 
 
 @contextmanager

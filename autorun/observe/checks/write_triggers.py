@@ -18,6 +18,7 @@ from autorun.triggers import installing, on_write
 INSTALL = (
     "`manage.py migrate` installs them, and `manage.py autorun triggers --install` does so now."
 )
+CREATE = "First create a table that does not exist: `migrate` leaves out models of managed = False."
 
 
 def check_database_of_writes(runner: Runner) -> Iterator[CheckMessage]:
@@ -65,23 +66,25 @@ def _views(views: set[str]) -> Iterator[CheckMessage]:
 
 
 def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckMessage]:
-    wrong = [
-        f"{each.table} ({each.state})"
+    wrong = {
+        each.table: each.state
         for each in installing.statuses()
         if each.state != "installed" and each.table not in views
-    ]
+    }
     if wrong:
+        tables = ", ".join(f"{table} ({state})" for table, state in wrong.items())
+        create = f" {CREATE}" * (installing.NO_TABLE in wrong.values())
         yield warning(f"settings.DATABASES[{settings.DATABASE!r}]", "W211")(
-            f"Triggers of ON_WRITE do not match the runners: {', '.join(wrong)}. Until "
+            f"Triggers of ON_WRITE do not match the runners: {tables}. Until "
             "they do, only sweeps find what is written without a save.",
-            INSTALL + _privilege(connection),
+            INSTALL + create + _privilege(connection),
         )
 
 
 def _privilege(connection: BaseDatabaseWrapper) -> str:
-    """Say which privilege a user of MariaDB needs to create triggers; '' elsewhere."""
+    """Say which privilege the user needs to create triggers; '' if that is known not to be why."""
     if connection.vendor != "mysql":
-        return ""
+        return "".join(f" {installing.ask_owner(each)}" for each in installing.grants_needed())
     return (
         " The database's user needs the privilege TRIGGER on the tables; without it, the server "
         "does not show the triggers that there are."
