@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.auth.models import AbstractBaseUser
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import resolve, reverse
 
 from autorun.contrib import api
 from autorun.models import Batch, Chunk, Failure, Node, Run
@@ -286,6 +287,34 @@ def test_strangers_get_401_and_users_without_the_permission_403() -> None:
         for refused in (client_of("view_payload"), outsider):
             assert "autorun.view_run" in get(refused, url, 403)["error"]
             scenes.User.objects.filter(username="view_payload").delete()
+
+
+class Member(AbstractBaseUser):
+    """A user model without `is_staff`."""
+
+    class Meta:
+        app_label, managed = "tests", False
+
+
+class Reader(Member):
+    class Meta:
+        app_label, managed = "tests", False
+
+    def has_perm(self, name: str, obj: Any = None) -> bool:
+        return name == "autorun.view_run"
+
+
+@pytest.mark.parametrize(("user", "status"), [(Reader(), 200), (Member(), 403), (None, 401)])
+def test_a_user_model_without_staff_is_let_in_by_the_permission(user, status, rf) -> None:
+    for url in (ROOT + each for each in ("status/", "runners/", "runs/", "failures/")):
+        request = rf.get(url)
+        if user is not None:
+            request.user = user
+        view, args, kwargs = resolve(url)
+        answer = view(request, *args, **kwargs)
+
+        assert answer.status_code == status
+        assert status != 403 or "autorun.view_run" in json.loads(answer.content)["error"]
 
 
 def test_an_answer_that_has_not_changed_is_304(client) -> None:

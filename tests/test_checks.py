@@ -34,9 +34,12 @@ from autorun.analysis import Analysis, temporarily_registered
 from autorun.conf import DEFAULTS
 from autorun.declare import registry
 from autorun.declare.base import declared
+from autorun.exceptions import ImproperRunner
 from autorun.limits import Limit
 from autorun.observe.checks import autorun_setting, installation, names, values
 from autorun.runner import Candidate, Each, Members, QuerySetRunner
+from autorun.testing import registered
+from autorun.triggers import installing
 from tests.celery_settings import configured
 from tests.library.models import Country, Document, DraftDocument, Photo, Report, Stamped, Tag
 
@@ -187,7 +190,13 @@ def test_e003_a_composite_primary_key():
         class Meta:
             app_label = "library"
 
-    assert "UniqueConstraint" in only("E003", declare(DATA_MODEL=Page)).hint
+    runner = declare(DATA_MODEL=Page, ON_WRITE=True, INPUT_FIELDS=("number",))
+
+    assert "UniqueConstraint" in only("E003", runner).hint
+    with registered(runner):
+        assert installing.wanted() == []
+        with pytest.raises(ImproperRunner, match=r"library\.Page, whose primary key has several"):
+            runner().pending()
 
 
 @isolate_apps("tests.library")

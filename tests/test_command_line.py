@@ -1641,34 +1641,70 @@ def fails_with_hostility(value: str) -> None:
     raise ValueError(f"cannot read {HOSTILE}")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("status",),
-        ("failures", "tests.HostileRunner"),
-        ("explain", "tests.HostileRunner", HOSTILE_KEY),
-        ("plan", "tests.HostileRunner", "--only", "failed"),
-        ("retry", "tests.HostileRunner", "--yes"),
-        ("batches",),
-        ("runs",),
-        ("runs", "tests.HostileRunner", "--row", HOSTILE),
-        ("runs", "--worker", HOSTILE),
-        ("workers",),
-        ("triggers",),
-        ("export", "tests.HostileRunner"),
-        ("export", "tests.HostileRunner", "--format", "jsonl"),
-        ("export", "tests.HostileRunner", "--filter", HOSTILE),
-        ("ignore", "tests.HostileRunner", "--yes", "--failed"),
-        ("adopt", "tests.HostileRunner", "--yes"),
-        ("explain", "tests.HostileRunner", f"absent{HOSTILE}"),
-        ("pause", HOSTILE),
-        ("explain", f"tests.{HOSTILE}", "1"),
-        ("run", "tests.HostileRunner", "--only", HOSTILE),
-        ("backfill", "tests.HostileRunner", "--filter", HOSTILE),
-    ],
-)
+OF_HOSTILE = "tests.HostileRunner"
+HOSTILE_CALLS = [
+    ("status",),
+    ("failures", OF_HOSTILE),
+    ("explain", OF_HOSTILE, HOSTILE_KEY),
+    ("explain", OF_HOSTILE, f"absent{HOSTILE}"),
+    ("explain", f"tests.{HOSTILE}", "1"),
+    ("plan", OF_HOSTILE, "--only", "failed"),
+    ("plan", OF_HOSTILE, "--only", HOSTILE),
+    ("retry", OF_HOSTILE),
+    ("retry", OF_HOSTILE, "--cause", HOSTILE),
+    ("retry", OF_HOSTILE, "--exception", HOSTILE),
+    ("batches",),
+    ("batches", HOSTILE),
+    ("runs",),
+    ("runs", OF_HOSTILE, "--row", HOSTILE),
+    ("runs", "--worker", HOSTILE),
+    ("outputs", OF_HOSTILE),
+    ("outputs", OF_HOSTILE, "--row", HOSTILE_KEY),
+    ("compare", OF_HOSTILE, "1.0", HOSTILE),
+    ("workers",),
+    ("workers", "--drain", HOSTILE),
+    ("doctor",),
+    ("triggers",),
+    ("triggers", "--sql"),
+    ("export", OF_HOSTILE),
+    ("export", OF_HOSTILE, "--format", "jsonl"),
+    ("export", OF_HOSTILE, "--filter", HOSTILE),
+    ("ignore", OF_HOSTILE, "--no-input", "--failed"),
+    ("ignore", OF_HOSTILE, "--no-input", HOSTILE_KEY),
+    ("adopt", OF_HOSTILE, "--no-input"),
+    ("adopt", OF_HOSTILE, "--no-input", HOSTILE),
+    ("run", OF_HOSTILE, HOSTILE_KEY),
+    ("run", OF_HOSTILE, HOSTILE),
+    ("sweep", OF_HOSTILE),
+    ("sweep", HOSTILE),
+    ("backfill", OF_HOSTILE),
+    ("backfill", OF_HOSTILE, "--filter", HOSTILE),
+    ("touch", "library.Country", HOSTILE_KEY),
+    ("touch", "library.Country", HOSTILE),
+    ("touch", "library.Country", HOSTILE, "--field", HOSTILE),
+    ("touch", HOSTILE, HOSTILE_KEY),
+    ("pause", OF_HOSTILE),
+    ("pause", HOSTILE),
+    ("hold", OF_HOSTILE),
+    ("hold", HOSTILE),
+    ("resume", OF_HOSTILE),
+    ("resume", HOSTILE),
+    ("cancel", OF_HOSTILE),
+    ("cancel", HOSTILE),
+    ("sync",),
+    ("prune",),
+    ("completion", "bash"),
+    ("completion", HOSTILE),
+]
+
+
+def test_the_hostile_row_is_shown_by_every_subcommand():
+    assert {name for name, *_ in HOSTILE_CALLS} == {each.name for each in SUBCOMMANDS}
+
+
+@pytest.mark.parametrize("arguments", HOSTILE_CALLS)
 @pytest.mark.parametrize("colour", ["--no-color", "--force-color"])
-def test_no_text_of_a_row_acts_on_the_terminal(arguments, colour):
+def test_no_text_of_a_row_acts_on_the_terminal(arguments, colour, capsys):
     hostile = declare(
         fails_with_hostility,
         NAME="HostileRunner",
@@ -1685,6 +1721,7 @@ def test_no_text_of_a_row_acts_on_the_terminal(arguments, colour):
             said = typed(*arguments, colour)
         except (CommandError, SystemExit) as error:
             said = str(error)
+        said += "".join(capsys.readouterr())
 
     if arguments[0] == "export" and colour == "--no-color":
         return  # a pipe gets the data as they are

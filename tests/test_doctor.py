@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import override_settings
 from django.utils import timezone, translation
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
@@ -423,3 +423,20 @@ def test_an_examination_that_breaks_off_is_a_finding(monkeypatch, configured):
     found = [each for each in examine() if each.subject == "saved rows not yet planned"]
 
     assert "could not be examined: AttributeError" in only(found, "error").message
+
+
+def test_keys_that_cannot_be_read_are_an_error_and_wrong_declarations_are_for_the_checks(
+    monkeypatch,
+):
+    def read(runner: Any) -> str:
+        raise OperationalError("no such table: library_country")
+
+    with installed(declare(DATA_MODEL="Country"), declare(DATA_MODEL=Country, NAME="KeyRunner")):
+        assert [each.level for each in backlog.examine_keys()] == []
+        monkeypatch.setattr(backlog, "unnameable", read)
+        found = [each for each in backlog.examine_keys() if "KeyRunner" in each.message]
+
+    told = only(found, "error")
+    bare = "tests.KeyRunner: It could not be examined: OperationalError"
+    assert told.message == f"{bare}: no such table: library_country"
+    assert told.bare == f"{bare}."

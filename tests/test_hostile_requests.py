@@ -1,5 +1,6 @@
 """Whatever stands in an address or a form: no page fails, and none leads off the site."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,16 +11,20 @@ from django.contrib import admin
 from django.http import QueryDict
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.datastructures import MultiValueDict
 
 from autorun.admin.bulk_actions import ACTIONS
 from autorun.dispatch.publishing import redirected
-from autorun.models import Run
+from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe import doctor
 from autorun.observe.listing import RunFilter
+from autorun.state.words import harmless
 from sample_app.models import Scan
 from tests import admin_walk, test_permissions
 from tests.browser import scenes
+from tests.engine import declare, installed, work_off
+from tests.library.models import Country
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.once]
 
@@ -97,6 +102,58 @@ def failures(user: Client, value: str, asked: Mapping[tuple[str, str, str, str],
 
 #: The parameters that each request looks for, once they are known.
 _read: dict[str, set[str]] = {}
+
+
+HOSTILE = "<script>x</script>=1+1\x1b]52;c;eA==\x07\x9b2J\r\u2028\u202eevil\u2066\u200f\x7f"
+
+
+def make_hostile() -> None:
+    """Have all that foreign code and people wrote in the scene be hostile."""
+    Scan.objects.update(description=HOSTILE)
+    for scan in Scan.objects.all():
+        Scan.objects.filter(pk=scan.pk).update(path=f"/{HOSTILE}{scan.pk}")
+    done = Run.objects.filter(status=Run.Status.SUCCEEDED)
+    done.update(outputs={HOSTILE: HOSTILE, "nested": [HOSTILE]})
+    Failure.objects.update(message=HOSTILE, traceback=HOSTILE, log_tail=HOSTILE)
+    failed, cut = Batch.State.FAILED, HOSTILE[:200]
+    Batch.objects.update(state=failed, reason=cut, description=cut, requested_by=cut)
+    doing = {"run": Run.objects.latest("pk").pk, "done": 0.5, "note": HOSTILE}
+    Chunk.objects.filter(state=Chunk.State.RUNNING).update(worker=HOSTILE[:100], doing=doing)
+    Chunk.objects.filter(state=Chunk.State.QUEUED).update(
+        state=Chunk.State.PARKED, reason=HOSTILE[:200]
+    )
+    Node.objects.update(paused_at=timezone.now(), paused_because=HOSTILE[:200])
+
+
+def test_no_text_of_a_row_hides_or_turns_round_on_a_page(user: Client) -> None:
+    """Each is shown, with a sign in place of every such character; forms return the others."""
+    make_hostile()
+    country = declare(
+        NAME="HostileRunner", DATA_MODEL=Country, INPUT_FIELDS=("name",), INPUT_KEY="value"
+    )
+    key = HOSTILE[-8:]
+    Country.objects.create(code=key, name=HOSTILE)
+    row = Scan.objects.latest("pk").pk
+    found = []
+    with installed(country):
+        country().run()
+        work_off()
+        every = {*addresses().values(), *(url for _, url in admin_walk.addresses(admin.site))}
+        for address in sorted(every):
+            if "/export/" in address or "/sample_app/" in address:
+                continue  # what other programs read, and pages of Django's own
+            page = user.get(address, {"row": row} if "/why/" in address else None)
+            if page.status_code != 200:
+                continue
+            text = page.text
+            found.append(text)
+            if page["Content-Type"].startswith("text/html"):
+                text = re.sub(r' value="[^"]*"', "", text)
+                assert "<script>x" not in text, address
+            assert text == harmless(text), address
+
+    assert sum("\u241b]52;c" in each for each in found) > 10
+    assert len(found) > 30
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 from typing import Any
 
 from django.template import engines
@@ -11,12 +12,28 @@ from django.utils import formats, timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from autorun.state.words import ago, encodable
+from autorun.state.words import ago, encodable, escaped, harmless
+
+#: What a form sends back as it is.
+_SENT = re.compile(r'(\svalue="[^"]*")')
 
 
 def rendered(template: str, context: dict[str, Any]) -> SafeString:
     """Return a template of autorun, rendered by Django's engine."""
-    return render_to_string(f"autorun/{template}.html", context, using=django_engine())
+    html = render_to_string(f"autorun/{template}.html", context, using=django_engine())
+    return harmless_html(html)
+
+
+def harmless_html(html: str) -> SafeString:
+    """The HTML with a sign in place of characters that hide, or that turn a line around.
+
+    Values of forms keep theirs.
+    """
+    if html != (changed := harmless(html)):
+        parts = _SENT.split(html)
+        parts[::2] = map(harmless, parts[::2])
+        changed = "".join(parts)
+    return mark_safe(changed)  # noqa: S308  it was HTML, and no sign has a meaning in it
 
 
 def django_engine() -> str | None:
@@ -46,15 +63,17 @@ def prose(text: str) -> SafeString:
 def as_json(value: Any, *, most: int | None = None) -> str:
     """Indented JSON, keys in their order; its first `most` characters if that is given.
 
+    Characters that a browser or a terminal would not show are escaped.
+
     Indentation makes deeply nested values many times longer, so no more than those are written.
     """
     encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=str)
     if most is None:
-        return encodable(encoder.encode(value))
+        return escaped(encodable(encoder.encode(value)))
     parts, length = [], 0
     for part in encoder.iterencode(value):
         parts.append(part)
         length += len(part)
         if length >= most:
             break
-    return encodable("".join(parts)[:most])
+    return escaped(encodable("".join(parts)[:most]))

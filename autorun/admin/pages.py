@@ -24,14 +24,14 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 
-from autorun.admin.markup import django_engine
+from autorun.admin.markup import django_engine, harmless_html
 from autorun.admin.permissions import Permission
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.exceptions import RunTimeout, bare_message
 from autorun.observe.checks.names import check_site
 from autorun.observe.glance import Tally, take_tally
-from autorun.state.words import number
+from autorun.state.words import harmless, in_one_line, number
 
 #: How often the script refreshes a page while runs are in progress, and while none are.
 LIVELY_SECONDS, IDLE_SECONDS = 5, 30
@@ -65,12 +65,13 @@ class PageResponse(TemplateResponse):
     @property
     def rendered_content(self) -> str:
         try:
-            return super().rendered_content
+            html = super().rendered_content
         except NoReverseMatch as error:
             if "autorun_" not in str(error):
                 raise
             self.template_name = "autorun/lacking.html"
-            return super().rendered_content
+            html = super().rendered_content
+        return harmless_html(html)
 
 
 class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -177,15 +178,16 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         Without objects, one entry for what `about` describes. `detail` appears in the log only,
         `links` in the message only.
         """
-        message = f"{what} {detail}".strip()
+        message = in_one_line(f"{what} {detail}".strip())
         entry = {"user_id": request.user.pk, "action_flag": CHANGE, "change_message": message}
         entries: list[Any] = [(each, each.pk, str(each)) for each in objects]
-        for subject, key, name in entries or [(self.model, None, about)]:
+        for subject, key, text in entries or [(self.model, None, about)]:
+            name = in_one_line(text[:200])
             content_type = ContentType.objects.get_for_model(subject)
             LogEntry.objects.create(
-                content_type=content_type, object_id=key, object_repr=name[:200], **entry
+                content_type=content_type, object_id=key, object_repr=name, **entry
             )
-        messages.success(request, format_html("{}{}", what, links))
+        messages.success(request, format_html("{}{}", harmless(what), links))
 
 
 def page(route: str, *permissions: Permission) -> Callable[[View], View]:

@@ -1,7 +1,9 @@
 """The permissions of autorun's pages, one for each kind of action, all of the model Run."""
 
 from enum import StrEnum
+from typing import Any
 
+from django.contrib.admin import AdminSite
 from django.http import HttpRequest
 
 
@@ -15,6 +17,15 @@ class Permission(StrEnum):
     CANCEL = "autorun.cancel_run"
     PAUSE = "autorun.pause_run"
     SEE_PAYLOAD = "autorun.view_payload"
+
+
+def is_admitted(request: HttpRequest, site: AdminSite) -> bool:
+    """Whether the site admits the user; Django's own ask for `is_staff`, if the user has that."""
+    is_djangos = site.__class__.has_permission is AdminSite.has_permission
+    user: Any = request.user
+    if is_djangos and not hasattr(user, "is_staff"):
+        return bool(user.is_active)
+    return bool(site.has_permission(request))
 
 
 def sees_payload(request: HttpRequest) -> bool:

@@ -28,7 +28,7 @@ from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
 from autorun.planning import batches
 from autorun.state.keys import concrete, key_kind
-from autorun.state.words import encodable
+from autorun.state.words import encodable, harmless, in_one_line
 
 #: A ModelAdmin that overrides one of these methods may hide single rows.
 _HIDING = ("get_queryset", "has_view_permission")
@@ -133,7 +133,7 @@ def message_for(
     request: HttpRequest, site: AdminSite, error: Exception, about: Runner | None = None
 ) -> str:
     """The message of an error; autorun's own part of it for users who may not see such texts."""
-    return str(error) if sees_texts(request, site, about) else bare_message(error)
+    return harmless(str(error) if sees_texts(request, site, about) else bare_message(error))
 
 
 def open_runs(request: HttpRequest, site: AdminSite, run_ids: Collection[int]) -> set[int]:
@@ -275,7 +275,7 @@ def name_of(site: AdminSite, instance: Any) -> Name:
     """The name of a row that the user may see."""
     meta, text, url = instance._meta, "", ""
     with suppress(Exception), spent(what := f"{meta.object_name}.__str__()"):
-        text = page_time.limited(what, lambda: encodable(str(instance)))
+        text = page_time.limited(what, lambda: in_one_line(encodable(str(instance))))
     with suppress(NoReverseMatch):
         page = f"admin:{meta.app_label}_{meta.model_name}_change"
         url = reverse(page, args=[instance.pk], current_app=site.name)

@@ -41,7 +41,7 @@ from autorun.state.managers import RETIRED
 from autorun.state.masking import without_secrets
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of
 from autorun.state.parameters import SINCE
-from autorun.state.words import duration, number
+from autorun.state.words import duration, harmless, number
 
 PAGE = 50
 #: The order of the list that is not by time of planning.
@@ -194,7 +194,8 @@ class RunAdmin(ActingOnRuns):
             raise Http404(f"A run has no {part}.")
         found = as_json(run.outputs) if part == "outputs" else _input(runner, instance)
         headers = {"X-Content-Type-Options": "nosniff"}
-        return HttpResponse(found or "", content_type="text/plain; charset=utf-8", headers=headers)
+        text = harmless(found or "")
+        return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)
 
     def _get(self, run_id: int) -> Run:
         found = with_context(Run.objects.filter(pk=run_id)).prefetch_related("failures")

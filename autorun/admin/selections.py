@@ -22,7 +22,7 @@ from django.contrib.auth import get_user_model
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, QueryDict
 
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, is_admitted
 from autorun.admin.row_access import database_of, is_narrowed, may_view, visible
 from autorun.declare.base import Runner
 from autorun.declare.hooks import base_queryset
@@ -150,7 +150,7 @@ def still_allowed(asked: Mapping[str, Any]) -> tuple[AdminSite, HttpRequest]:
     request.method = "GET"
     request.user = user
     needs = Permission(asked.get("needs", Permission.BACKFILL))
-    if not (site.has_permission(request) and user.has_perms((Permission.VIEW, needs))):
+    if not (is_admitted(request, site) and user.has_perms((Permission.VIEW, needs))):
         raise RowsGone(f"{user} no longer has the permission {needs}.")
     return site, request
 

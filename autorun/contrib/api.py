@@ -22,7 +22,7 @@ from django.views.decorators.http import conditional_page, require_safe
 
 from autorun.admin.cards import Card, card_of, cards
 from autorun.admin.pages import get_runner
-from autorun.admin.permissions import Permission
+from autorun.admin.permissions import Permission, is_admitted
 from autorun.admin.row_access import find_row, message_for, open_runs, quotes_for, sees_texts
 from autorun.admin.stories import explanation_of
 from autorun.declare import page_time
@@ -218,12 +218,15 @@ def unknown(_request: HttpRequest, address: str = "") -> dict[str, Any]:
 
 
 def _refusal(request: HttpRequest) -> HttpResponse | None:
-    if not request.user.is_authenticated:
+    user: Any = getattr(request, "user", None)  # without Django's middleware, there is none
+    if user is None or not user.is_authenticated:
         refusal = _error(401, "Log in first.")
         refusal["WWW-Authenticate"] = 'Session realm="autorun"'
         return refusal
-    if not site.has_permission(request) or not request.user.has_perm(Permission.VIEW):
-        return _error(403, f"You need to be staff with the permission {Permission.VIEW}.")
+    may_view = hasattr(user, "has_perm") and user.has_perm(Permission.VIEW)
+    if not (may_view and is_admitted(request, site)):
+        words = "be staff with" if hasattr(user, "is_staff") else "have"
+        return _error(403, f"You need to {words} the permission {Permission.VIEW}.")
     return None
 
 

@@ -168,7 +168,7 @@ class Runner:
         return self.get_label()
 
     def get_model(self) -> type[Model]:
-        """DATA_MODEL. Raises ImproperRunner if it is missing or not a model."""
+        """DATA_MODEL. Raises ImproperRunner if it is missing, no model, or has a composite key."""
         return self._model
 
     @cached_property
@@ -180,6 +180,11 @@ class Runner:
             raise ImproperRunner(
                 f"{type(self).__qualname__}.DATA_MODEL is {declared!r}, which is not a model. "
                 "Import the model and set DATA_MODEL to its class."
+            )
+        if len(declared._meta.pk_fields) > 1:
+            raise ImproperRunner(
+                f"{type(self).__qualname__}.DATA_MODEL is {declared._meta.label}, whose primary "
+                "key has several columns. Give it one of one column."
             )
         return declared
 

@@ -23,6 +23,7 @@ from kombu.exceptions import EncodeError
 
 from autorun.conf import settings
 from autorun.exceptions import BrokerUnavailable, MessagesRefused
+from autorun.state.masking import masked
 from autorun.state.probes import crash_point
 
 TIMEOUT = 2.0  # seconds to connect, and to send or read anything
@@ -227,7 +228,7 @@ class _Courier:
             if not was_open or _is_timeout(error):
                 self._failed_at = time.monotonic()
                 cause = _cause_of(error)
-                raise BrokerUnavailable(f"{type(cause).__name__}: {cause}") from error
+                raise BrokerUnavailable(masked(f"{type(cause).__name__}: {cause}")) from error
         return self._send_or_raise(messages)
 
     def _send(self, messages: Sequence[Message]) -> list[Refusal]:
@@ -280,11 +281,12 @@ def _is_about_a_message(cause: BaseException) -> bool:
 
 def _words_for(refused: Sequence[Refusal]) -> str:
     queues = {message.queue_name: error for message, error in refused}
-    return " ".join(
+    words = " ".join(
         f"The broker accepts no message for the queue {queue}: {type(error).__name__}: {error}. "
         "Is the queue full, missing, or declared elsewhere with other arguments?"
         for queue, error in queues.items()
     )
+    return masked(words)
 
 
 def open_connection() -> Connection:

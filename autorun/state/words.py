@@ -77,6 +77,11 @@ def in_one_line(text: str) -> str:
     return harmless(text).replace("\n", "\u240a")
 
 
+def escaped(json: str) -> str:
+    """The JSON with escapes in place of such characters."""
+    return json.translate({code: f"\\u{code:04x}" for code in _ACTING})
+
+
 def encodable(text: str) -> str:
     """The text with escapes in place of lone surrogates, as from the name of a file."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,8 +1,8 @@
 """Examines chunks, saved rows, nodes and batches that got stuck."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
+from django.db import DatabaseError
 from django.db.models import Count, Min, QuerySet, Sum
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -12,6 +12,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.nodes import runners_by_node
 from autorun.dispatch.messages import queue_name
+from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
 from autorun.observe.held_up import held_up
@@ -229,18 +230,27 @@ def examine_written() -> Iterator[Finding]:
 def examine_keys() -> Iterator[Finding]:
     """Rows that no runner processes because of their keys."""
     for runner in registry.runners():
-        with suppress(Exception):  # the checks report what is wrong with it
-            if keys := unnameable(runner):
-                words = _("%s: rows are skipped because their keys cannot be stored or read")
-                words %= runner.label
-                yield warning(
-                    words + _(", such as %s.") % keys,
-                    _(
-                        "Give these rows other keys: texts of valid UTF-8, and without NUL if "
-                        "autorun's tables are in PostgreSQL, or numbers below 2^63."
-                    ),
-                    bare=f"{words}.",
-                )
+        try:
+            keys = unnameable(runner)
+        except AutorunError:  # of a wrong declaration, which the checks report
+            continue
+        except DatabaseError as problem:
+            words = _("It could not be examined: %s") % type(problem).__name__
+            bare = f"{runner.label}: {words}"
+            hint = _("Fix the other findings, and check again.")
+            yield error(f"{bare}: {problem}", hint, bare=f"{bare}.")
+            continue
+        if keys:
+            words = _("%s: rows are skipped because their keys cannot be stored or read")
+            words %= runner.label
+            yield warning(
+                words + _(", such as %s.") % keys,
+                _(
+                    "Give these rows other keys: texts of valid UTF-8, and without NUL if "
+                    "autorun's tables are in PostgreSQL, or numbers below 2^63."
+                ),
+                bare=f"{words}.",
+            )
 
 
 @examination(gettext_noop("paused"))
