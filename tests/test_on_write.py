@@ -15,7 +15,7 @@ from django.core.management import CommandError, call_command
 from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
 from django.db import OperationalError, connection, models, transaction
 from django.db.migrations import AlterField, Migration
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, isolate_apps
 
 from autorun.admin.stories import other_runs, story_of
 from autorun.dispatch.ordering import due
@@ -1197,3 +1197,23 @@ def test_a_table_of_another_owner_is_named_with_the_statement_for_the_owner(watc
         assert states["library_document"] == "outdated"
         assert grant in error
         assert grant in found[0]
+
+
+@isolate_apps("tests.library")
+def test_a_wrong_input_field_leaves_the_answer_to_the_checks():
+    class Book(models.Model):
+        class Meta:
+            app_label = "library"
+
+    class Line(models.Model):
+        pk = models.CompositePrimaryKey("book", "number")
+        book = models.ForeignKey(Book, models.CASCADE, related_name="lines")
+        number = models.IntegerField()
+
+        class Meta:
+            app_label = "library"
+
+    with installed(declare(DATA_MODEL=Book, INPUT_FIELDS=("lines",), ON_WRITE=True)):
+        [found] = check_triggers([connection.alias])
+
+    assert "library_book (no such table)" in found.msg

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
+from django.core.exceptions import FieldError
 from django.db import DatabaseError, connections
 from django.db.models import Field, Model
 
@@ -121,7 +122,7 @@ def columns_read(runner: Runner) -> frozenset[str] | None:
             rows = eligible(runner, None, log_level=logging.DEBUG)
             is_asked = bool(asked)
             found = candidates_in(runner, without_rows(rows), node_id=node_id_of(runner))
-    except (AutorunError, DatabaseError) as error:
+    except (AutorunError, DatabaseError, FieldError, TypeError, ValueError) as error:
         logger.debug("%s: any column is watched: %s", runner.label, error)
         return None
     if is_asked or found is None:
