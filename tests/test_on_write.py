@@ -24,6 +24,7 @@ from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
 from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
 from autorun.observe.explanation import ALL, next_step
 from autorun.observe.listing import RunFilter
+from autorun.planning import windows
 from autorun.planning.batches import cancel
 from autorun.runner import Members, QuerySetRunner
 from autorun.state.clock import from_now
@@ -408,6 +409,21 @@ def test_many_written_rows_become_one_batch(watch, set_constants, options):
     assert statuses() == [Run.Status.SUCCEEDED] * 7
     assert not Written.objects.exists()
     assert not BatchRow.objects.exists()
+
+
+def test_each_window_of_a_batch_reads_its_own_rows_of_the_batch(watch, set_constants):
+    set_constants(writes, FEW=3)
+    set_constants(windows, DATABASE_WINDOW=2)
+    watch()
+    keys = insert(*"abcdefg")
+
+    with CaptureQueriesContext(connection) as queries:
+        round_of_upkeep()
+
+    inner = re.compile(r"\(SELECT (?:(?!SELECT).)*autorun_batchrow[^)]*object_id\S* (>|<=) (\d+)")
+    bounds = {found.groups() for each in queries if (found := inner.search(each["sql"]))}
+    assert bounds >= {(">", str(key)) for key in keys[1::2]}
+    assert Run.objects.count() == 7
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="Others count rows themselves")

@@ -17,7 +17,7 @@ from autorun.declare.interruption import calls_limited
 from autorun.declare.nodes import node_id_of
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED
-from autorun.planning import listed
+from autorun.planning import listed, written
 from autorun.planning.candidates import Candidates, candidates_in, candidates_of
 from autorun.planning.rows import (
     Row,
@@ -350,11 +350,9 @@ def _longest_check(runner: Runner) -> float:
 
 
 def _between(kind: KeyKind, queryset: QuerySet[Any], *, after: str, up_to: str) -> QuerySet[Any]:
-    if after:
-        queryset = queryset.filter(pk__gt=kind.to_pk(after))
-    if up_to:
-        queryset = queryset.filter(pk__lte=kind.to_pk(up_to))
-    return queryset
+    bounds = {name: kind.to_pk(key) for name, key in (("gt", after), ("lte", up_to)) if key}
+    bounded = queryset.filter(**{f"pk__{name}": pk for name, pk in bounds.items()})
+    return written.within(bounded, bounds) if kind.is_integer else bounded
 
 
 def _key(kind: KeyKind, text: str) -> int | str | None:

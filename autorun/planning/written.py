@@ -2,10 +2,12 @@
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 from django.db import models
 from django.db.models import Q
+from django.db.models.lookups import In
 
 from autorun.conf import settings
 from autorun.declare import hooks
@@ -104,8 +106,25 @@ def _deleted(runner: Runner, batch: Batch) -> Iterator[list[Key]]:
 
 def _rows(runner: Runner, given: Mapping[str, Any]) -> models.QuerySet[Any]:
     kind = key_kind(runner.get_model())
-    rows = BatchRow.objects.filter(batch_id=given["batch"])
+    rows = BatchRow.objects.filter(batch_id=given["batch"], is_deleted=False)
     return hooks.base_queryset(runner).filter(pk__in=kind.stored(rows))
+
+
+def within(queryset: models.QuerySet[Any], bounds: Mapping[str, Any]) -> models.QuerySet[Any]:
+    """A queryset with these bounds of its keys, which reads a batch's rows within them alone.
+
+    A database does not conclude that by itself, and would read all of them for each window.
+    """
+    where: Any = queryset.query.where
+    for place, each in enumerate(where.children if where.connector == "AND" else ()):
+        if isinstance(each, In) and getattr(each.rhs, "model", None) is BatchRow:
+            rows = BatchRow.objects.all()
+            rows.query = each.rhs.chain()
+            where.children[place] = bounded = copy(each)
+            bounded.rhs = rows.filter(
+                **{f"object_id__{name}": pk for name, pk in bounds.items()}
+            ).query
+    return queryset
 
 
 SOURCES[KIND] = _rows
