@@ -15,7 +15,7 @@ from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
-from autorun.planning import batches, passes, windows
+from autorun.planning import batches, passes, rows, windows
 from autorun.planning.on_demand import go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now, new_chunk_id
@@ -254,6 +254,7 @@ def test_a_sweep_of_another_version_stands_in_no_sweeps_way(documents):
 def test_the_lease_of_a_batch_is_renewed_while_its_rows_take_long_to_prepare(set_constants):
     """Each row takes a lease of a minute here; that of a batch is ten of them."""
     set_constants(windows, WINDOW_SECONDS=0)
+    set_constants(rows, MOMENT=0)
     set_constants(passes, BOOK_EVERY=0)
     Document.objects.bulk_create(Document(title=f"title {n}") for n in range(15))
     taken_over = []

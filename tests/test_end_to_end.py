@@ -75,7 +75,7 @@ def test_the_doctor_waits_for_a_worker_that_is_slow_to_answer(broker, start_work
     thaw.join()
 
     assert {each.level for each in findings} == {"ok"}, findings
-    assert any("listening" in each.message for each in findings)
+    assert any("Listening" in each.message for each in findings)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

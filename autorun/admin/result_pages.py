@@ -33,9 +33,10 @@ from autorun.models import Chunk, Node
 from autorun.observe.comparison import Comparison, compare_nodes
 from autorun.observe.edits import other_code
 from autorun.observe.formats import TEXTS, as_text
+from autorun.observe.glance import progresses_and_tally
 from autorun.observe.new_versions import about_version, is_new
 from autorun.observe.records import Records
-from autorun.observe.standings import digest_or_problem, progresses_of
+from autorun.observe.standings import digest_or_problem
 from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
 from autorun.state.words import approximate, number
@@ -83,7 +84,7 @@ class ShowingResults(PageAdmin):
     def compare(self, request: HttpRequest, label: str) -> HttpResponse:
         """The candidate beside the runner's version, or that beside the one before it."""
         runner = get_runner(label)
-        versions = progresses_of(versions_of(runner))
+        versions, tally = progresses_and_tally(versions_of(runner))
         candidate, digest = candidate_of(runner, versions), digest_or_problem(runner)[0]
         now = next((node for node in versions if node.digest == digest), None)
         name = runner_name(runner.label)
@@ -104,6 +105,7 @@ class ShowingResults(PageAdmin):
             request,
             "compare",
             _("%s: compare versions") % name,
+            tally=tally,
             runner=runner,
             name=name,
             versions=pair,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -111,11 +112,8 @@ class RunAdmin(ActingOnRuns):
         if not problems:
             found, is_all = _page_of(chosen, after, is_by_time=is_by_time)
         written = chosen.written()
-        seen = row_access.seen_rows(request, self.admin_site, found.runs)
-        stale = stale_among(found.runs)
         tally = take_tally()
-        is_crowded = bool(tally.crowd)
-        total = len(found.runs) if is_all else chosen.number(is_crowded=is_crowded)
+        total = len(found.runs) if is_all else chosen.number(is_crowded=bool(tally.crowd))
         is_exact = is_all or not written
         older = None if found.after is None else urlencode({**written, "after": str(found.after)})
         return self.render(
@@ -124,9 +122,7 @@ class RunAdmin(ActingOnRuns):
             _("Runs"),
             tally=tally,
             chosen=chosen,
-            lines=[
-                RunLine.of(run, seen[run.pk].name, is_stale=run.pk in stale) for run in found.runs
-            ],
+            lines=self._lines(request, found.runs),
             problems=problems,
             lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
             all_words=_all_matching(total if is_exact else 0),
@@ -144,6 +140,11 @@ class RunAdmin(ActingOnRuns):
             has_more=not MORE.isdisjoint(written),
             actions=allowed(request),
         )
+
+    def _lines(self, request: HttpRequest, runs: Sequence[Run]) -> list[RunLine]:
+        seen = row_access.seen_rows(request, self.admin_site, runs)
+        stale = stale_among(runs)
+        return [RunLine.of(run, seen[run.pk].name, is_stale=run.pk in stale) for run in runs]
 
     @page("<int:run_id>/change/")
     def change(self, request: HttpRequest, run_id: int) -> HttpResponse:

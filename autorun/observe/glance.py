@@ -53,8 +53,8 @@ class Tally:
     """The failed and unfinished runs of all current nodes, and the unfinished batches.
 
     `stuck` are the nodes whose tasks have been queued for long while no worker of that queue is
-    busy: none runs a chunk, and none plans a batch. So many runs of the nodes in
-    `crowd` wait that only about how many is known.
+    busy: none runs a chunk, and none plans a batch. Of the nodes in `crowd`, so many runs wait that
+    their number is an estimate.
     """
 
     failed: int = 0

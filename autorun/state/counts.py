@@ -8,7 +8,19 @@ from operator import add
 from typing import Any
 
 from django.db import connections
-from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Sum, Value, When
+from django.db.models import (
+    Case,
+    Count,
+    Exists,
+    F,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Sum,
+    Value,
+    When,
+)
 
 from autorun.conf import settings
 from autorun.models import Batch, Chunk, Node, Run
@@ -192,21 +204,11 @@ def progress_and_stuck(
     """`progress_by_node`, and the nodes with work that no worker has been at for long; one query.
 
     `add_other` gets the rows of `others`, which have the same columns and ANOTHER_SUM as state.
-    How many runs of the nodes in `crowd` wait is only known about.
+    The number of waiting runs of the nodes in `crowd` is an estimate.
     """
     ids = [node.pk for node in nodes]
     crowd = [pk for pk in ids if pk in crowd]
-    open_counts = [
-        chunks.values_list("node_id", "state").annotate(
-            n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
-            n_failed=Sum(F("failed") - F("superseded_failed")),
-            n_cancelled=Sum(F("cancelled") - F("superseded_cancelled")),
-            n_not_applicable=Sum(F("not_applicable") - F("superseded_not_applicable")),
-            n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.RUNS_LEFT), default=0)),
-            n_left=Sum(Chunk.RUNS_LEFT),
-        )
-        for chunks in unfolded_chunks(ids, crowd)
-    ]
+    first, *rest = map(_open_counts, unfolded_chunks(ids, crowd))
     folded = ("folded_succeeded", "folded_failed", "folded_ignored", "folded_not_applicable")
     folded_counts = Node.objects.filter(pk__in=ids).values_list(
         "pk", Value(Chunk.State.FINISHED.value), *folded, Value(0), Value(0)
@@ -215,7 +217,6 @@ def progress_and_stuck(
     stuck: set[int] = set()
     more = (folded_counts.order_by(), *_with_work(ids), *others)
     about = waiting_by_batch(crowd, ABOUT, place=5)
-    first, *rest = open_counts
     for pk, state, *numbers in first.union(*rest, *about, *more, all=True):
         if state == WITH_WORK:
             stuck.add(pk)
@@ -228,6 +229,17 @@ def progress_and_stuck(
     for pk in crowd:
         sums[pk]["waiting"] = max(MOST_SUMMED, sums[pk]["waiting"])
     return {pk: Progress(**counts) for pk, counts in sums.items()}, stuck
+
+
+def _open_counts(chunks: QuerySet[Chunk]) -> QuerySet[Chunk, Any]:
+    return chunks.values_list("node_id", "state").annotate(
+        n_succeeded=Sum(F("succeeded") - F("superseded_succeeded")),
+        n_failed=Sum(F("failed") - F("superseded_failed")),
+        n_cancelled=Sum(F("cancelled") - F("superseded_cancelled")),
+        n_not_applicable=Sum(F("not_applicable") - F("superseded_not_applicable")),
+        n_postponed=Sum(Case(When(IS_POSTPONED, then=Chunk.RUNS_LEFT), default=0)),
+        n_left=Sum(Chunk.RUNS_LEFT),
+    )
 
 
 def _by_state(

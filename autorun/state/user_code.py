@@ -28,6 +28,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from autorun.state.logs import get_logger
+from autorun.state.session_changes import changes_session, is_opening, watch
 from autorun.state.sessions import (
     SESSIONS,
     be_interruptible,
@@ -46,7 +47,6 @@ from autorun.state.surroundings import (
     read,
 )
 from autorun.state.waits import IS_BOUNDED, bound_statements
-from autorun.state.watching import changes_session, is_opening, watch
 
 logger = get_logger(__name__)
 

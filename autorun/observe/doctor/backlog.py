@@ -15,7 +15,7 @@ from autorun.dispatch.messages import queue_name
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
-from autorun.observe.held_up import held_up
+from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
 from autorun.observe.new_versions import held
 from autorun.planning.rows import unnameable
@@ -115,53 +115,58 @@ def examine_limits() -> Iterator[Finding]:
             )
 
 
+OF_DAMPED = gettext_noop(
+    "The body, or a runner that it triggers, seems to change a field in INPUT_FIELDS of its own "
+    "row. Leave that field out, or write only if the value differs."
+)
+
+
 @examination(gettext_noop("held up"))
 def examine_held_up() -> Iterator[Finding]:
     """Runs without their runner or analysis, unreadable rows, and rows that change themselves."""
-    for found in held_up():
-        of = {"runner": found.runner, "what": found.what, "at": moment(found.since)}
-        bare = _("%(runner)s: %(what)s since %(at)s") % of
-        message = f"{bare}: {found.reason}"
-        if found.is_damped:
-            yield warning(
-                f"{message}.",
-                _(
-                    "The body, or a runner that it triggers, seems to change a field in "
-                    "INPUT_FIELDS of its own row. Leave that field out, or write only if the "
-                    "value differs."
-                ),
-                bare=f"{bare}.",
-            )
-        elif found.next_try is not None:
-            then = ". " + _("Next try at %s.") % moment(found.next_try)
-            yield error(
-                message.rstrip(".") + then,
-                _(
-                    "Correct the error; if a column or table is missing, run `manage.py migrate`. "
-                    "The rows are then processed, and the unsuccessful tries use no attempt."
-                ),
-                bare=bare + then,
-            )
-        elif found.batch is not None:
-            yield warning(
-                message,
-                _("See %(failures)s. To resume it, run %(resume)s.")
-                % {
-                    "failures": f"`manage.py autorun failures {found.runner}`",
-                    "resume": f"`manage.py autorun resume {found.batch}`",
-                },
-                bare=f"{bare}.",
-            )
-        else:
-            yield error(
-                message,
-                _(
-                    "Restore the runner and the analysis, and restart the workers: the runs then "
-                    "continue. If they were removed on purpose, run %s."
-                )
-                % f"`manage.py autorun cancel {found.runner}`",
-                bare=f"{bare}.",
-            )
+    yield from map(_held_up, held_up())
+
+
+def _held_up(found: HeldUp) -> Finding:
+    of = {"runner": found.runner, "what": found.what, "at": moment(found.since)}
+    bare = _("%(runner)s: %(what)s since %(at)s") % of
+    message = f"{bare}: {found.reason}"
+    commands = {
+        "failures": f"`manage.py autorun failures {found.runner}`",
+        "resume": f"`manage.py autorun resume {found.batch}`",
+        "cancel": f"`manage.py autorun cancel {found.runner}`",
+    }
+    if found.is_damped:
+        return warning(
+            f"{message}.",
+            _(OF_DAMPED),
+            bare=f"{bare}.",
+        )
+    if found.next_try is not None:
+        then = ". " + _("Next try at %s.") % moment(found.next_try)
+        return error(
+            message.rstrip(".") + then,
+            _(
+                "Correct the error; if a column or table is missing, run `manage.py migrate`. "
+                "The rows are then processed, and the unsuccessful tries use no attempt."
+            ),
+            bare=bare + then,
+        )
+    if found.batch is not None:
+        return warning(
+            message,
+            _("See %(failures)s. To resume it, run %(resume)s.") % commands,
+            bare=f"{bare}.",
+        )
+    return error(
+        message,
+        _(
+            "Restore the runner and the analysis, and restart the workers: the runs then "
+            "continue. If they were removed on purpose, run %s."
+        )
+        % commands["cancel"],
+        bare=f"{bare}.",
+    )
 
 
 @examination(gettext_noop("saved rows not yet planned"))
