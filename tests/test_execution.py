@@ -800,7 +800,7 @@ def test_recording_successes_leaves_the_indexed_columns_of_runs_alone(documents)
         runner().run()
         work_off()
 
-    changes = [each["sql"].partition(" SET ")[2].partition("build_id")[0] for each in queries]
+    changes = [each["sql"].partition("build_id")[0].rpartition(" SET ")[2] for each in queries]
     [recorded] = [each for each in changes if "s.new_outputs" in each]
     assert "chunk_id =" not in recorded
     assert "is_current =" not in recorded
