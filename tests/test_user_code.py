@@ -100,6 +100,20 @@ def test_what_it_changes_in_its_process_is_put_back_and_logged(name, caplog):
 
 
 @pytest.mark.once
+def test_a_language_and_a_time_zone_that_are_put_back_follow_the_settings(settings):
+    translation.deactivate()
+    timezone.deactivate()
+    with UserCode("a.Runner"):
+        translation.activate("de")
+        timezone.activate("Asia/Tokyo")
+
+    settings.LANGUAGE_CODE, settings.TIME_ZONE = "fr", "Asia/Seoul"
+
+    now = (translation.get_language(), timezone.get_current_timezone_name())
+    assert now == ("fr", "Asia/Seoul")
+
+
+@pytest.mark.once
 def test_a_limit_that_a_body_raises_stays(caplog):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

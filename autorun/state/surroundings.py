@@ -24,6 +24,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from django.conf import settings as django_settings
 from django.utils import timezone, translation
 
 #: Without SIGALRM, whose handler the time limits put back themselves.
@@ -59,11 +60,15 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
     """
     language = context.run(translation.get_language)
     if translation.get_language() != language:
-        translation.activate(language) if language else translation.deactivate_all()
+        if language == django_settings.LANGUAGE_CODE:
+            translation.deactivate()  # it follows the settings again
+        else:
+            translation.activate(language) if language else translation.deactivate_all()
         yield "language"
     zone = context.run(timezone.get_current_timezone)
     if timezone.get_current_timezone() != zone:
-        timezone.activate(zone)
+        is_projects = zone == timezone.get_default_timezone()
+        timezone.deactivate() if is_projects else timezone.activate(zone)
         yield "time zone"
     arithmetic = context.run(decimal.getcontext)
     if decimal.getcontext() is not arithmetic:
