@@ -17,6 +17,7 @@ import time
 import warnings
 from contextlib import closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from django.contrib.contenttypes.models import ContentType
@@ -27,7 +28,7 @@ from django.utils import timezone, translation
 from autorun.models import Chunk
 from autorun.state import user_code
 from autorun.state.surroundings import READS_OF_MAIN, kept
-from autorun.state.user_code import UserCode, _thread
+from autorun.state.user_code import UserCode, _thread, cancel_queries
 from tests.faultlab import leftovers
 
 LEFT = {
@@ -615,3 +616,10 @@ def test_a_connection_of_a_pool_is_watched_once_for_all_threads_that_have_it(cap
             cursor.execute(SET_UP[connection.vendor])
 
     assert "left the connection" in caplog.text
+
+
+def test_queries_of_a_connection_that_its_thread_has_just_closed_are_cancelled_quietly():
+    raw = sqlite3.connect(":memory:")
+    raw.close()
+
+    cancel_queries([SimpleNamespace(vendor="sqlite", connection=raw)])

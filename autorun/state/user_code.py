@@ -62,7 +62,6 @@ _READING = "with a cursor that has rows left"
 #: What refers to a connection that is closed, and of which no cursor is left.
 _FIELD_AND_ARGUMENT = 2
 
-_EMPTY = Context()
 _pid = os.getpid()
 #: The databases of the project, without those that it adds and removes, as for each tenant.
 _of_project: dict[str, Any] = {}
@@ -92,7 +91,7 @@ class UserCode:
         self._umask: int | None = None
         self._reads: Sequence[Callable[[], Any]] = READS_OF_MAIN if is_main else READS_OF_THREAD
         self._known: list[Any] = []
-        self._context = _EMPTY
+        self._context = Context()
         self._touched: set[BaseDatabaseWrapper] = set()
         self._before: UserCode | None = None  # a body, for example, that plans rows
         self._all = all_connections()
@@ -314,8 +313,9 @@ def cancel_queries(of: Sequence[BaseDatabaseWrapper] | None = None) -> None:
         for connection in all_connections() if of is None else of:
             raw: Any = connection.connection
             _cancel_query(raw)
-            if of is not None and connection.vendor == "sqlite" and raw is not None:
-                raw.interrupt()
+            if of is not None and connection.vendor == "sqlite":
+                with suppress(Exception):  # its thread may be closing it
+                    raw.interrupt()
             if hasattr(raw, "server_thread_id"):  # PyMySQL; an idle connection is not affected
                 with suppress(Exception), closing(connection.copy()) as other:
                     other.settings_dict["OPTIONS"] |= _BOUNDS
