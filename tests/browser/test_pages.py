@@ -527,11 +527,11 @@ def test_a_group_of_failures_is_looked_at_and_retried(mode, runner, user, open_a
     page.goto("/admin/autorun/failure/")
 
     page.get_by_role("link", name="has no pixel data").click()
-    page.get_by_label("Planned from").wait_for()
+    page.get_by_label("Finished from").wait_for()
     keep(page, f"group-{mode}")
     problems = look(page, "runs of a group", has_script=has_script)
     number = page.locator(".ar tbody tr").count()
-    page.get_by_label("Planned from").fill("2026-01-01T00:00")
+    page.get_by_label("Finished from").fill("2026-01-01T00:00")
     page.get_by_role("button", name="Filter").click()
     is_kept = page.get_by_label("This failure group only").is_checked()
     page.locator(".ar-tabs").get_by_role("link", name="Failures").click()
