@@ -862,6 +862,21 @@ def test_e018_input_from_what_is_no_runner(value):
     assert "INPUT_FROM" in only("E018", declare(INPUT_FIELDS=None, INPUT_FROM=value)).msg
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"DEPENDS_ON": Each("library.Other", "tags")}, "(Each('library.Other', 'tags'),)"),
+        ({"DEPENDS_ON": Each(declare("Other"), "tags", Q())}, "(Each(Other, 'tags'),)"),
+        ({"INPUT_FROM": ("library.Other",)}, "INPUT_FROM"),
+        ({"INPUT_FROM": "library.Nobody"}, "INPUT_FROM"),
+    ],
+)
+def test_e018_of_one_of_two_runners_of_one_node(options, hint):
+    found = only("E018", declare("First"), declare("Second", INPUT_FIELDS=None, **options))
+
+    assert hint in found.hint
+
+
 def test_e019_input_from_itself_in_the_end():
     first = declare("First", INPUT_FROM={"text": "library.Second"})
     second = declare("Second", DEPENDS_ON=("library.First",), ANALYSIS_CONFIGURATION={"depth": 2})

@@ -46,12 +46,8 @@ class Story:
 MOST_OTHERS = 20
 #: By origin: dependents of a row that was saved or written are planned with its priority.
 _OR_DEPENDENT = {
-    "save": gettext_noop(
-        "The row was saved, or a runner that this one depends on succeeded on it."
-    ),
-    "write": gettext_noop(
-        "The row was written, or a runner that this one depends on succeeded on it."
-    ),
+    "save": gettext_noop("The row was saved, or a runner that this one depends on succeeded."),
+    "write": gettext_noop("The row was written, or a runner that this one depends on succeeded."),
 }
 
 

@@ -54,6 +54,10 @@ class Each:
     relation: str
     where: Q | None = None
 
+    def __repr__(self) -> str:
+        named = getattr(self.runner, "__name__", repr(self.runner))
+        return f"Each({named}, {self.relation!r}{', where=Q(...)' if self.where else ''})"
+
     def __str__(self) -> str:
         label = self.runner if isinstance(self.runner, str) else self.runner.get_label()
         return f"{label} on each of {self.relation}"

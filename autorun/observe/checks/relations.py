@@ -44,7 +44,8 @@ def check_relations(runners: Sequence[Runner]) -> Iterator[CheckMessage]:
             yield from _sets(runner)
             yield from _outputs(runner)
     chosen = {runner.label for runner in runners}
-    for sharing in _by_node():
+    sound = [each for each in registry.runners() if not errors[each.label]]
+    for sharing in _by_node(sound):
         if chosen & {runner.label for runner in sharing}:
             yield from _conflicts(sharing)
             yield from _results_told_apart(sharing)
@@ -191,10 +192,10 @@ def _has_rows_of(model: type[Model], other: type[Model]) -> bool:
     return True
 
 
-def _by_node() -> list[list[Runner]]:
-    """Groups of runners that share a node."""
+def _by_node(some: Sequence[Runner]) -> list[list[Runner]]:
+    """Groups of these runners that share a node."""
     found: dict[str, list[Runner]] = defaultdict(list)
-    for runner in registry.runners():
+    for runner in some:
         with suppress(Exception):  # another check reports it, or the tables do not exist yet
             found[digest_of(runner)].append(runner)
     return [runners for runners in found.values() if len(runners) > 1]

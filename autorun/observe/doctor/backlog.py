@@ -117,7 +117,8 @@ def examine_limits() -> Iterator[Finding]:
 
 OF_DAMPED = gettext_noop(
     "The body, or a runner that it triggers, seems to change a field in INPUT_FIELDS of its own "
-    "row. Leave that field out, or write only if the value differs."
+    "row. Leave that field out, or write only if the value differs. If something else changes the "
+    "row that often, there is nothing to do: its last change is always processed."
 )
 
 
