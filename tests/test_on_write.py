@@ -694,6 +694,9 @@ def test_a_runner_without_the_option_leaves_no_trigger(watch):
     watch()
     with installed(declare()):
         assert [each.state for each in installing.statuses()] == ["not needed"]
+        [warning] = check_triggers(["default"])
+        assert "library_document (not needed)" in warning.msg
+        assert "only sweeps" not in warning.msg
         installing.install()
         assert installing.existing() == []
     with connection.cursor() as cursor:
@@ -878,6 +881,7 @@ def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
     [warning] = check_triggers(["default"])
     assert warning.id == "autorun.W211"
     assert "library_document (missing)" in warning.msg
+    assert "only sweeps" in warning.msg
 
 
 @pytest.mark.faults(48)

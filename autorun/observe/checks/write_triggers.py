@@ -16,7 +16,7 @@ from autorun.observe.checks.problems import error, place, warning
 from autorun.triggers import installing, on_write
 
 INSTALL = (
-    "`manage.py migrate` installs them, and `manage.py autorun triggers --install` does so now."
+    "`manage.py migrate` corrects that, and `manage.py autorun triggers --install` does so now."
 )
 CREATE = "First create a table that does not exist: `migrate` leaves out models of managed = False."
 
@@ -73,10 +73,11 @@ def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckM
     }
     if wrong:
         tables = ", ".join(f"{table} ({state})" for table, state in wrong.items())
+        unseen = " Until they do, only sweeps find what is written without a save."
         create = f" {CREATE}" * (installing.NO_TABLE in wrong.values())
         yield warning(f"settings.DATABASES[{settings.DATABASE!r}]", "W211")(
-            f"Triggers of ON_WRITE do not match the runners: {tables}. Until "
-            "they do, only sweeps find what is written without a save.",
+            f"Triggers of ON_WRITE do not match the runners: {tables}."
+            + unseen * (set(wrong.values()) != {"not needed"}),
             INSTALL + create + _privilege(connection),
         )
 
