@@ -27,6 +27,8 @@ URLS = [
     "sentinel://user:SECRET@one:1;sentinel://user:SECRET@two:2",
     "https://SECRET@host/",
     "https://host/?token=SECRET&page=1",
+    "https://host/?page=1&X-Amz-Signature=SECRET",
+    "https://host/?sig=SECRET%3D&page=1",
     "postgresql://host/name?password=SECRET",
 ]
 
@@ -90,8 +92,27 @@ def test_what_is_no_secret_is_shown():
     configuration = {"colour": "green", "max_tokens": 5, "use_auth": True, "sizes": [1, [2]]}
 
     assert without_secrets(configuration) == configuration
-    for text in ("http://host:80/a?page=1", "mail a@b.c", "password: This field is required."):
+    for text in (
+        *("http://host:80/a?page=1&sigma=5", "mail a@b.c", "password: This field is required."),
+        *("the bearer of authorization", "api_key: missing", "f(signature=None)"),
+    ):
         assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'Authorization': 'Bearer SECRET'}",
+        "Authorization: Basic SECRET",
+        "authorization=Bearer SECRET",
+        "curl -H 'X-Api-Key: SECRET'",
+        '{"X-Api-Key": "SECRET"}',
+        "no user for Bearer SECRET-SECRET-SECRET",
+    ],
+)
+def test_a_header_with_a_secret_is_masked(text):
+    assert "SECRET" not in masked(text)
+    assert list(secrets_in({"header": text})) == ["header"]
 
 
 def test_a_secret_is_found_at_any_depth():
@@ -121,7 +142,9 @@ def test_an_error_quotes_no_secret_of_a_configuration():
     assert "not 'green' (str)" in told
 
 
-@pytest.mark.parametrize("text", ["://a", "token", "password'", "'", "://a:", "a"])
+@pytest.mark.parametrize(
+    "text", ["://a", "token", "password'", "'", "://a:", "a", "authorization: bearer ", "&sig="]
+)
 def test_a_long_text_is_masked_in_time(text):
     assert masked(text * 100_000)
 

@@ -8,11 +8,24 @@ STARS = "********"
 
 #: The user and password of a URL, up to the last @: a password may contain one, or a slash.
 _LOGIN = re.compile(r"(?<=://)([^\s/@:\"']*)(?:(:)(?:(?!://)[^\s\"'])*)?@")
-_WORDS = ("password", "passwd", "passphrase", "pwd", "secret", "token", "api_key", "apikey")
+_WORDS = (
+    *("password", "passwd", "passphrase", "pwd", "secret", "token", "api_key", "apikey", "api-key"),
+    "authorization",
+)
+#: What every text has that is searched for a secret.
+_SIGNS = (*_WORDS, "sig=", "signature=", "bearer")
+#: The scheme before a secret in an HTTP header.
+_SCHEME = r"(?:(?:bearer|basic|digest|token)\s+)?"
 #: An assignment to a secret, as in a connection string, a query or a printed dictionary.
 _ASSIGNED = re.compile(
-    rf"((?:{'|'.join(_WORDS)})[\w.-]{{0,30}}"
-    r"(?:=|[\"']\s*:\s*))(?:\"[^\"\n]*\"?|'[^'\n]*'?|[^\s\"'&;,)}\]]+)",
+    rf"((?:{'|'.join(_WORDS)})[\w.-]{{0,30}}(?:=|[\"']\s*:\s*)"
+    r"|(?<=[?&])(?:x-amz-)?sig(?:nature)?=)"
+    rf"(?:\"[^\"\n]*\"?|'[^'\n]*'?|{_SCHEME}[^\s\"'&;,)}}\]]+)",
+    re.IGNORECASE,
+)
+#: A secret in a line of HTTP headers, or after the word `Bearer`.
+_HEADER = re.compile(
+    rf"((?:authorization|api-key):\s*{_SCHEME}|\bbearer\s+(?=[\w.~+/=-]{{16}}))[^\s\"',;)}}\]]+",
     re.IGNORECASE,
 )
 #: As in Django's error reports.
@@ -26,13 +39,13 @@ _SURE = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text with stars in place of passwords in URLs, and of values assigned to secrets."""
+    """The text with stars for passwords and signatures in URLs, secret headers, and assignments."""
     if "://" in text:
         text = _LOGIN.sub(_without_password, text)
     plain = text.lower()
-    # The expression takes a second for a megabyte.
-    if any(word in plain for word in _WORDS):
-        text = _ASSIGNED.sub(rf"\1{STARS}", text)
+    # The expressions take a second for a megabyte.
+    if any(sign in plain for sign in _SIGNS):
+        text = _HEADER.sub(rf"\1{STARS}", _ASSIGNED.sub(rf"\1{STARS}", text))
     return text
 
 
