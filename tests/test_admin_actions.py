@@ -892,6 +892,57 @@ def test_rows_of_one_model_are_not_for_the_runner_of_another(name: str, runner) 
     assert Batch.objects.count() == 1
 
 
+def choose(client: Client, *pks: int) -> str:
+    """The token of the scans with these keys."""
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": pks}
+    response = client.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+    return response.context["asked"].selection
+
+
+@pytest.mark.parametrize("choice", ["ticked", "everything"])
+@pytest.mark.parametrize("name", ["count", "start"])
+def test_rows_that_the_user_may_view_no_longer_are_neither_counted_nor_started(
+    name: str, choice: str, runner
+) -> None:
+    client = client_with("start_run", "backfill_run", "change_scan")
+    is_ticked = choice == "ticked"
+    token = choose(client, Scan.objects.first().pk) if is_ticked else choose_everything(client, "")
+    User.objects.get().user_permissions.remove(
+        *Permission.objects.filter(codename__in=("view_scan", "change_scan"))
+    )
+    call = client.post if name == "start" else client.get
+
+    response = call(reverse(f"admin:autorun_batch_{name}", args=[LABEL]), {"selection": token})
+
+    assert response.status_code == 403
+    assert Batch.objects.count() == 1
+
+
+@pytest.mark.parametrize("only", ["not_applicable", "again"])
+def test_selected_rows_that_are_neither_pending_nor_failed_are_run_by_who_may_backfill(
+    only: str, runner
+) -> None:
+    done = Run.objects.filter(node=runner.get_node(), status=Run.Status.SUCCEEDED).first()
+    if only == "not_applicable":
+        Run.objects.filter(pk=done.pk).update(status=Run.Status.NOT_APPLICABLE)
+    clients = [client_with("start_run", "change_scan", *more) for more in ((), ("backfill_run",))]
+    address = reverse("admin:autorun_batch_start", args=[LABEL])
+    form = reverse("admin:autorun_batch_prepare", args=[LABEL])
+    answers, offered = [], []
+    for client in clients:
+        token = choose(client, done.object_id)
+        offered.append(f'value="{only}"' in client.get(form, {"selection": token}).text)
+        response = client.post(address, {"selection": token, "only": only})
+        answers.append((response.status_code, Batch.objects.order_by("-pk").first().description))
+
+    again = {
+        "again": "all rows of one key, again",
+        "not_applicable": "not_applicable rows of one key",
+    }
+    assert answers == [(403, "pending rows"), (302, again[only])]
+    assert offered == [False, True]
+
+
 @pytest.mark.parametrize("loss", ["hidden", "permission", "view", "staff"])
 def test_ticked_rows_are_looked_at_again_when_they_are_started_and_planned(
     loss: str, runner, monkeypatch, django_capture_on_commit_callbacks

@@ -12,6 +12,7 @@ from django.urls import reverse
 from autorun.admin import AutorunAdminMixin, row_states
 from autorun.models import Run
 from autorun.planning import windows
+from sample_app.admin import ScanAdmin
 from sample_app.models import Scan
 from sample_app.runners import ScanPreprocessingRunner
 from tests.browser import scenes
@@ -268,6 +269,31 @@ def test_nothing_is_shown_to_those_who_may_not_view_runs(client) -> None:
     assert "autorun_run__" not in listing
 
 
+@pytest.mark.parametrize("readonly", [(), ("autorun_runs",)])
+def test_a_panel_in_the_projects_own_fieldset_is_for_those_who_may_view_runs(
+    readonly: tuple[str, ...], client, monkeypatch
+) -> None:
+    scenes.few()
+    placed = [(None, {"fields": ["path", "size", "checksum", "autorun_runs"]})]
+    monkeypatch.setattr(ScanAdmin, "fieldsets", placed)
+    monkeypatch.setattr(ScanAdmin, "readonly_fields", readonly)
+    row = reverse("admin:sample_app_scan_change", args=[Scan.objects.first().pk])
+    new = reverse("admin:sample_app_scan_add")
+    shown = {}
+    for name, *more in (("eve", "view_scan"), ("ada", "add_scan", "change_scan")):
+        for runs in ((), ("view_run",)):
+            client.force_login(scenes.add_user(f"{name}{len(runs)}", *more, *runs))
+            pages = [client.get(address) for address in (row, new)]
+            assert [page.status_code for page in pages] == [200, 403 if name == "eve" else 200]
+            shown[name, *runs] = ["Scan Preprocessing v1.0" in page.text for page in pages]
+
+    assert shown == {
+        (name, *runs): [bool(runs), False]
+        for name in ("eve", "ada")
+        for runs in ((), ("view_run",))
+    }
+
+
 def test_a_model_with_keys_that_are_no_integers(rf: RequestFactory) -> None:
     class PhotoAdmin(AutorunAdminMixin, admin.ModelAdmin):
         pass
@@ -284,6 +310,7 @@ def test_a_model_with_keys_that_are_no_integers(rf: RequestFactory) -> None:
         changelist = model_admin.get_changelist_instance(request)
         rows = list(changelist.result_list)
         shown = [changelist.list_display[-1](photo) for photo in rows]
+        model_admin.get_readonly_fields(request, photos[0])
         panel = model_admin.autorun_runs(photos[0])
 
     assert ["succeeded" in each for each in shown] == [photo == photos[0] for photo in rows]

@@ -19,6 +19,7 @@ from autorun.state.counts import STUCK_SECONDS
 from autorun.triggers import on_schedule
 from sample_app.models import Scan
 from tests.browser import scenes
+from tests.two_sites import other
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.two_sites")]
 
@@ -135,6 +136,22 @@ def test_a_site_that_lacks_a_page_has_no_broken_one(admin: Client, name: str) ->
     if name != "node":
         address = reverse("admin:autorun_node_sweep", args=[LABEL], current_app=f"no_{name}")
         assert admin.get(admin.post(address)["Location"]).status_code == 200
+
+
+@pytest.mark.usefixtures("_scene")
+@pytest.mark.parametrize("name", ["count", "start"])
+def test_rows_that_were_selected_on_another_site_are_refused_by_one_without_their_model(
+    admin: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = {"action": f"autorun_run__{LABEL}", "_selected_action": Scan.objects.first().pk}
+    chosen = admin.post(reverse("admin:sample_app_scan_changelist"), form, follow=True)
+    monkeypatch.delitem(other._registry, Scan)
+    address = reverse(f"admin:autorun_batch_{name}", args=[LABEL], current_app="other")
+    call = admin.post if name == "start" else admin.get
+
+    refused = call(address, {"selection": chosen.context["asked"].selection})
+
+    assert refused.status_code == 403
 
 
 def test_e047_a_site_with_some_of_the_pages():

@@ -6,7 +6,6 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from django.contrib.admin import AdminSite
-from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
@@ -16,7 +15,7 @@ from autorun.admin.cards import Card
 from autorun.admin.continued import signed
 from autorun.admin.pages import who
 from autorun.admin.permissions import Permission
-from autorun.admin.row_access import Name, may_view, name_of, visible
+from autorun.admin.row_access import Name, name_of, visible
 from autorun.admin.selections import ChosenRows, asked_by, find
 from autorun.conf import settings
 from autorun.control.interventions import request_backfill
@@ -44,6 +43,8 @@ ONLY = {
     "all": gettext_noop("All of these: pending and failed"),
     "again": gettext_noop("Re-run everything, including successes"),
 }
+#: Those that run rows again which are neither pending nor failed.
+RUN_AGAIN = ("not_applicable", "again")
 LOST = gettext_noop("The selected rows are no longer known. Select them again.")
 
 
@@ -127,23 +128,22 @@ class BackfillRequest:
     def needs(self) -> Permission:
         """The permission to start it: a few selected rows are not a backfill.
 
-        Re-running successes is, and so are more runs at a time than usual.
+        Running others than pending and failed ones is, and so are more at a time than usual.
         """
         chosen = self.chosen
-        is_few = chosen is not None and chosen.keys is not None and self.only != "again"
+        is_few = chosen is not None and chosen.keys is not None and self.only not in RUN_AGAIN
         is_usual = self.window is None or self.window <= settings.WINDOW
         return Permission.START if is_few and is_usual else Permission.BACKFILL
 
     def start(self, request: HttpRequest, site: AdminSite, runner: Runner) -> Batch:
         """Start the backfill, once `is_lost` is ruled out.
 
-        Raises ValueError for an unknown `only`, NotRegistered for an unknown filter, and RowsGone
-        if only this request's hooks could tell which rows were chosen, and there are too many.
+        Raises ValueError for an unknown `only`, NotRegistered for an unknown filter,
+        PermissionDenied if the user may not view the chosen rows' model, and RowsGone if only this
+        request's hooks could tell which rows were chosen, and there are too many.
         """
         scope = replace(self.scope, asked=asked_by(request, site, self.needs))
         if self.chosen is not None:
-            if not may_view(request, site, self.chosen.get_model()):
-                raise PermissionDenied
             source = self.chosen.source(request, site, runner, self.needs)
             scope = replace(scope, filter=None, source=source)
         return request_backfill(

@@ -11,7 +11,14 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
-from autorun.admin.backfills import LOST, ONLY, BackfillRequest, PreviewShown, preview_shown
+from autorun.admin.backfills import (
+    LOST,
+    ONLY,
+    RUN_AGAIN,
+    BackfillRequest,
+    PreviewShown,
+    preview_shown,
+)
 from autorun.admin.cards import Card, card_of, cards_of
 from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
@@ -261,7 +268,7 @@ class BatchAdmin(PageAdmin):
             tally=tally,
             **context,
             rows=asked.rows_in_words(card.model_name),
-            choices={name: _(ONLY[name]) for name in ONLY if name != "again" or may_backfill},
+            choices={name: _(ONLY[name]) for name in ONLY if may_backfill or name not in RUN_AGAIN},
             filters=sorted(card.runner.FILTERS or {}),
             typed=request.GET,
             default_window=_("default %s") % number(settings.WINDOW),

@@ -102,8 +102,8 @@ class AutorunAdminMixin(ModelAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         fields = list(super().get_readonly_fields(request, obj))
+        fields += [] if PANEL in fields else [PANEL]
         if self._shows_panel(request, obj):
-            fields += [] if PANEL in fields else [PANEL]
             # The panel is drawn without a request.
             setattr(obj, SHOWS_RESULTS, sees_payload(request))
         return fields
@@ -140,6 +140,9 @@ class AutorunAdminMixin(ModelAdmin):
 
     @admin.display(description=gettext_lazy("Runs"))
     def autorun_runs(self, instance: Any) -> SafeString:
+        shows_results = getattr(instance, SHOWS_RESULTS, None)
+        if shows_results is None:  # the user may not view runs, or the row is being added
+            return SafeString()
         kind, key = key_kind(self.model), instance.pk
         if not kind.is_integer:
             # The key as the database writes it.
@@ -158,7 +161,6 @@ class AutorunAdminMixin(ModelAdmin):
                 reason = prose(explanation_of(each, instance, NONE).reason)
                 url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, runner_name(each.label), reason))
-        shows_results = getattr(instance, SHOWS_RESULTS, False)
         context = {
             "runs": runs,
             "runners": runners,

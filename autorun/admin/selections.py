@@ -19,6 +19,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import all_sites
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
+from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, QueryDict
 
@@ -57,8 +58,14 @@ class ChosenRows:
         return apps.get_model(self.model)
 
     def queryset(self, request: HttpRequest, site: AdminSite) -> QuerySet[Any]:
-        """The rows, as the model's own admin gives them to this user."""
-        model_admin = site._registry[self.get_model()]
+        """The rows, as the model's own admin gives them to this user.
+
+        Raises PermissionDenied if the user may not view the model on this site.
+        """
+        model = self.get_model()
+        if model not in site._registry or not may_view(request, site, model):
+            raise PermissionDenied
+        model_admin = site._registry[model]
         if self.keys is not None:
             return model_admin.get_queryset(request).filter(pk__in=self.keys)
         asked = copy.copy(request)
