@@ -292,7 +292,7 @@ class BatchAdmin(PageAdmin):
         return preview_shown(request, self.admin_site, card, asked, count), ""
 
     def _parts_of(self, request: HttpRequest, batch: Batch, *, has_failed: bool) -> dict[str, Any]:
-        """The chunks that are running and, once it has finished, the causes of its failures."""
+        """The running chunks and, once it has finished, causes of failures and how many more."""
         running = Chunk.objects.running().filter(batch=batch).annotate(left=Chunk.RUNS_LEFT)
         chunks: list[Any] = list(running.order_by("started_at")[:RUNNING_SHOWN])
         has_causes = has_failed and not batch.is_unfinished

@@ -25,9 +25,9 @@ def rendered(template: str, context: dict[str, Any]) -> SafeString:
 
 
 def harmless_html(html: str) -> SafeString:
-    """The HTML with a sign in place of characters that hide, or that turn a line around.
+    """The HTML with a sign in place of each character that is invisible or turns a line around.
 
-    Values of forms keep theirs.
+    Those in the values of forms stay.
     """
     if html != (changed := harmless(html)):
         parts = _SENT.split(html)

@@ -20,7 +20,7 @@ class Permission(StrEnum):
 
 
 def is_admitted(request: HttpRequest, site: AdminSite) -> bool:
-    """Whether the site admits the user; Django's own ask for `is_staff`, if the user has that."""
+    """Whether the site admits the user. Django's own needs `is_staff`, if users have that."""
     is_djangos = site.__class__.has_permission is AdminSite.has_permission
     user: Any = request.user
     if is_djangos and not hasattr(user, "is_staff"):

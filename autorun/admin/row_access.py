@@ -172,8 +172,8 @@ class Reach:
 
     `left_out` is the number of runs that it has kept from them so far. `not_reached` is the number
     of runs for which there was no time, and `slow` the error that says what took it. `is_cut` says
-    that there may be more than one request acts on, within `batches.CANCEL_WITHIN`: the session
-    knows where the next one goes on.
+    that the request ended before it had looked at all runs, after `batches.CANCEL_WITHIN` seconds,
+    for example; the session knows where the next one continues.
     """
 
     request: HttpRequest
@@ -214,8 +214,8 @@ class Reach:
         """The runs that match any of the filters, as `among`; those of a few thousand at a time.
 
         It ends when it has asked the admin about MOST_NARROWED rows, or its time is spent. The next
-        request for the same goes on from there, so that hidden rows do not keep it from the others
-        for ever.
+        request for the same continues from there, so that hidden rows do not keep it from the
+        others for ever.
         """
         places = dict(self.request.session.get(PLACES, {}))
         until = time.monotonic() + batches.CANCEL_WITHIN

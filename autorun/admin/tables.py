@@ -43,7 +43,7 @@ class BatchLine:
 
 
 def counts_of(batches: Iterable[Batch], tally: Tally) -> dict[int, BatchCounts]:
-    """The counts of each batch by its id, as far as pages take them; one query for all."""
+    """The counts of each batch by its id, estimated for nodes in `tally.crowd`; one query."""
     about = {batch.pk: batch.node_id in tally.crowd for batch in batches}
     return batch_counts(about, [pk for pk, is_about in about.items() if is_about])
 

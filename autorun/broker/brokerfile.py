@@ -170,7 +170,7 @@ class BrokerFile(SharedFile):
     ) -> None:
         """Append the message to a queue; raises `MessageTooLarge` and `DiskFull`.
 
-        A full disk does not refuse transient ones: workers answer a ping by them.
+        A full disk refuses no transient message: workers answer a ping with one.
         """
         self._check_size(payload, f"queue {queue!r}")
         if not is_transient:

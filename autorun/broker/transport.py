@@ -324,7 +324,7 @@ class Transport(virtual.Transport):
             self.file.settled.wait(pause)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Let the loop of a worker deliver messages, one at each of its turns."""
+        """Let the event loop of a worker deliver messages, one per turn."""
         self._leave_loop()
         bell = self.file.settled = _Bell()
         bell.set()

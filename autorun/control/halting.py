@@ -70,9 +70,9 @@ def change_all(change: Callable[[Runner], bool]) -> tuple[list[Runner], dict[str
 
 
 def cancel_runner(label: str, *, reason: str = "") -> int:
-    """Cancel the planned runs of the runner that have not started, as `batches.cancel_all`.
+    """Cancel the runner's runs that have not started, as `batches.cancel_all` does.
 
-    The runner need not be registered.
+    Return how many. The runner need not be registered.
     """
     unfinished = Batch.objects.unfinished().filter(runner=label)
     return batches.cancel_all(unfinished, Chunk.objects.filter(runner=label), reason=reason)

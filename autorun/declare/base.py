@@ -168,7 +168,7 @@ class Runner:
         return self.get_label()
 
     def get_model(self) -> type[Model]:
-        """DATA_MODEL. Raises ImproperRunner if it is missing, no model, or has a composite key."""
+        """DATA_MODEL. Raises ImproperRunner if it is no model, or one with a composite key."""
         return self._model
 
     @cached_property
@@ -184,7 +184,7 @@ class Runner:
         if len(declared._meta.pk_fields) > 1:
             raise ImproperRunner(
                 f"{type(self).__qualname__}.DATA_MODEL is {declared._meta.label}, whose primary "
-                "key has several columns. Give it one of one column."
+                "key has several columns. Give it a primary key of one column."
             )
         return declared
 

@@ -27,7 +27,7 @@ class Candidate:
 
     @property
     def is_proper(self) -> bool:
-        """Whether these values, which a project may have given, name a version and rows."""
+        """Whether the values, which may be of any type, name a version and rows."""
         given: Any = self
         version, rows, share = given.version, given.rows, given.share
         if share is None:

@@ -26,12 +26,12 @@ from autorun.models import Chunk, Run
 from autorun.state.clock import DatabaseNow
 from autorun.state.transactions import unlocked
 
-#: Chunks are joined if they are at most this part of the right size; more would gain little.
+#: Chunks are joined up to this part of the right size; joining larger ones would gain little.
 SMALL = 1 / 4
 
 
 def join_small(page: list[Any]) -> list[Any]:
-    """The first waiting chunks of a node, after the first of them has taken over others' runs.
+    """The first waiting chunks of a node, once the first one has taken over the runs of others.
 
     The caller holds the node's lock.
     """
@@ -64,7 +64,7 @@ def join_small(page: list[Any]) -> list[Any]:
 def _from(first: Any, kind: Mapping[str, Any]) -> QuerySet[Any, Any]:
     """The chunk and those after it: whether they can be joined, and how many runs they have left.
 
-    A run that was retried or put off may have to be alone.
+    A run that was retried or put off may have to stay alone.
     """
     retried = Run.objects.filter(chunk=OuterRef("pk"), attempts__gt=0)
     is_plain = ~Exists(retried) & Q(not_before=None, reason="", postponed_by="")

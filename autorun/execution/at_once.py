@@ -214,7 +214,7 @@ def _record(runner: Runner, node: Node, row: _Eligible) -> Run | None:
     except (DatabaseError, InterfaceError) as error:
         if is_conflict(error):
             return None
-        # If only the answer was lost, the run has started, and nobody else would execute it.
+        # If only the answer was lost, the run has started, and no other worker would execute it.
         started = Run.objects.filter(chunk_id=chunk.pk).values_list("pk", flat=True)
         run.pk = repeated_while_away(started.first)
         if run.pk is None:

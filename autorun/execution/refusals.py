@@ -28,7 +28,7 @@ class Refusals:
 
     If no success can be recorded, no row is at fault, and all are tried again later.
 
-    `unrecordable` are those that cannot even be recorded as failures; `error` is the last one's.
+    `unrecordable` are those that cannot even be recorded as failures; `error` is that of the last.
     """
 
     recorded: Sequence[Result]

@@ -15,9 +15,9 @@ from autorun.upkeep.folding import hour_of
 
 HOURS = 24
 STARTED = (Chunk.State.RUNNING, Chunk.State.FINISHED)
-#: The time of a run is measured over the last seconds, so that it is that of bodies that have just
-#: changed, and the rate over the last minute; both over more time if there was less to do, and over
-#: at most so many chunks.
+#: The time of a run is measured over the last seconds, so that it follows bodies that have just
+#: changed, and the rate over the last minute; both over a longer period if little was done, and
+#: over at most so many chunks.
 LATEST_SECONDS = 10.0
 LAST_SECONDS = 60.0
 RATE_SECONDS = 600.0

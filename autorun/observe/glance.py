@@ -53,8 +53,8 @@ class Tally:
     """The failed and unfinished runs of all current nodes, and the unfinished batches.
 
     `stuck` are the nodes whose tasks have been queued for long while no worker of that queue is
-    busy: none runs a chunk, and none plans a batch. Of the nodes in `crowd`, so many runs wait that
-    their number is an estimate.
+    busy: none runs a chunk, and none plans a batch. For the nodes in `crowd`, the number of waiting
+    runs is an estimate.
     """
 
     failed: int = 0
@@ -79,7 +79,7 @@ def take_tally() -> Tally:
 
 
 def progresses_and_tally(nodes: Iterable[Node] | None = None) -> tuple[dict[Node, Progress], Tally]:
-    """`progresses_of` the nodes, or of all current ones, and `take_tally()`; no more queries."""
+    """`progresses_of` the nodes, or of all current ones, and `take_tally()`, in as many queries."""
     current = labels_by_id().keys()
     found = list(Node.objects.filter(pk__in=current) if nodes is None else nodes)
     rows: list[tuple[int, Sequence[int]]] = []

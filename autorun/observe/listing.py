@@ -54,8 +54,8 @@ class RunFilter:
     """A filter by runner label, state, origin, exception class, batch, worker, time and row key.
 
     `since` says how long before `at`, or before now, a run may have finished; unfinished runs
-    always match. The other times are in the project's zone, that "until" exclusive. `worker` is a
-    worker's name, or that of one of its processes. `group` is the key of a group of failures: the
+    always match. The other times are in the project's zone; `ended_until` is exclusive. `worker` is
+    a worker's name, or that of one of its processes. `group` is the key of a group of failures: the
     current runs whose last attempt failed that way.
     """
 
@@ -181,9 +181,9 @@ class RunFilter:
     def number(self, *, is_crowded: bool = False) -> int | None:
         """The approximate number of matching runs; None if it takes reading every chunk.
 
-        Without any filter, it is the exact number of current runs, or None if it `is_crowded`: some
-        nodes have very many waiting chunks. The counts of batches include superseded runs, which
-        may have been pruned.
+        Without any filter, it is the exact number of current runs, or None if `is_crowded`, that
+        is, if some nodes have very many waiting chunks. The counts of batches include superseded
+        runs, which may have been pruned.
         """
         is_of_waiting = is_crowded and self.batch is None and self.state in ("", "waiting")
         if self.exception or self.row or self.group or is_of_waiting:

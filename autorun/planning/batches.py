@@ -228,15 +228,15 @@ def cancel_all(
     reason: str = "",
     within: float = math.inf,
 ) -> int:
-    """Cancel the chosen batches, and the runs of the chunks that have not started; how many runs.
+    """Cancel the chosen batches, and the runs of `chunks` that have not started. Return how many.
 
-    Running ones continue. This takes short transactions. Of the batches no run starts meanwhile,
-    and upkeep cancels what is left of them after `within` seconds, or if this process dies. Each
-    row gets its last result for the same input back, or is pending.
+    Running ones continue. This takes short transactions. Meanwhile no run of the batches starts;
+    upkeep cancels what is left of them after `within` seconds, or if this process dies. Each row
+    gets its last result for the same input back, or is pending.
     """
 
     def work() -> int:
-        # By their ids: on MariaDB any other condition waits for batches that views have just begun.
+        # By their ids: on MariaDB any other condition waits for batches in open transactions.
         batches = Batch.objects.filter(pk__in=list(chosen.values_list("pk", flat=True)))
         batches.unfinished().update(
             state=Batch.State.CANCELLED,

@@ -34,7 +34,7 @@ logger = get_logger(__name__)
 NOT_REPRESENTED = object()
 #: Keys that a line of the log names.
 SOME_KEYS = 5
-#: Seconds of representing rows in one block around user code.
+#: Seconds for which one block around user code represents rows.
 MOMENT = 0.01
 
 
@@ -116,7 +116,7 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
 
 
 def unnameable(runner: Runner) -> str:
-    """Some keys of rows that autorun leaves out, as it cannot store or read these; '' for none.
+    """Some keys of rows that are left out because they cannot be stored or read; '' for none.
 
     It reads all keys of a model that may have such.
     """

@@ -111,9 +111,9 @@ def _rows(runner: Runner, given: Mapping[str, Any]) -> models.QuerySet[Any]:
 
 
 def within(queryset: models.QuerySet[Any], bounds: Mapping[str, Any]) -> models.QuerySet[Any]:
-    """A queryset with these bounds of its keys, which reads a batch's rows within them alone.
+    """Have a queryset with these bounds of its keys read only a batch's rows within the bounds.
 
-    A database does not conclude that by itself, and would read all of them for each window.
+    Databases do not infer that, and would read all rows of the batch for each window.
     """
     where: Any = queryset.query.where
     for place, each in enumerate(where.children if where.connector == "AND" else ()):

@@ -31,12 +31,12 @@ from autorun.state.managers import NOT_WAITING, UNFINISHED, ChunkQuerySet
 IS_POSTPONED = Q(state=Chunk.State.WAITING) & ~Q(postponed_by="")
 #: Work that no worker has started or continued for this long counts as stuck.
 STUCK_SECONDS = 25.0
-#: In place of a state of chunks: the row says that no worker is at the node's work, is another sum
-#: of the caller's, or says about how many runs wait.
+#: In place of a chunk's state: the row says that no worker is processing the node's work, has
+#: another sum of the caller's, or says about how many runs wait.
 WITH_WORK, ANOTHER_SUM, ABOUT = -1, -2, -3
-#: Waiting chunks of a node, beyond which pages take the counts of its batches instead.
+#: If a node has more waiting chunks, pages take the counts of its batches instead.
 MOST_SUMMED = 20_000
-#: Seconds for which a process remembers the nodes that have more.
+#: Seconds for which a process remembers which nodes have more.
 CROWD_FRESH = 10.0
 
 _crowd: dict[int, tuple[float, bool]] = {}
@@ -105,9 +105,9 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
 
 
 def crowded(node_ids: Iterable[int]) -> set[int]:
-    """Those of the nodes that have more waiting chunks than a page can sum; a query now and then.
+    """Those of the nodes that have more waiting chunks than a page can sum.
 
-    A process remembers for CROWD_FRESH which they are, but not what it has read in a transaction.
+    The process remembers the answer for CROWD_FRESH seconds, unless it was read in a transaction.
     """
     ids, now = set(node_ids), time.monotonic()
     known = {pk: is_crowded for pk, (until, is_crowded) in _crowd.items() if until > now}
@@ -131,9 +131,10 @@ def unfolded_chunks(node_ids: Collection[int], crowd: Collection[int]) -> list[A
 
 
 def waiting_by_batch(crowd: Collection[int], mark: int, *, place: int) -> list[Any]:
-    """About how many runs of crowded nodes wait, as their batches have counted what they planned.
+    """Querysets that tell about how many runs of crowded nodes wait: planned and not yet begun.
 
-    Rows of the node's id, the mark, and numbers that add up; `place` is that of the number.
+    Each row has the node's id, the mark, and six numbers: 0, except for the one at `place`. Those
+    of a node add up.
     """
     if not crowd:
         return []
@@ -152,9 +153,9 @@ def waiting_by_batch(crowd: Collection[int], mark: int, *, place: int) -> list[A
 
 
 def left_for_long() -> Q:
-    """The condition on chunks that no worker has taken one, or kept its lease, for long.
+    """The condition on chunks that they have long been queued, or that their lease has long ended.
 
-    Those that wait because all workers of their queue are busy do not count.
+    Those whose queue has a busy worker do not count: they wait for it.
     """
     long_ago = from_now(-STUCK_SECONDS)
     is_queued = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
@@ -164,7 +165,7 @@ def left_for_long() -> Q:
 
 
 def unplanned_for_long() -> Q:
-    """The condition on batches that no worker has gone on planning one for long, nor is busy."""
+    """The condition on batches that their planning has long stopped and no worker is busy."""
     is_left = Q(state=Batch.State.RUNNING, planned_at=None)
     is_left &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
     return is_left & ~Q(_planning()) & ~Q(_executing(Value(settings.QUEUE or "")))
@@ -181,7 +182,7 @@ def _planning() -> Exists:
 
 
 def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
-    """Each node with work that no worker is at, from its chunks and its batches.
+    """Each node with work that no worker is processing, from its chunks and its batches.
 
     The columns are as many as those of `progress_and_stuck`, with WITH_WORK as the state.
     """
@@ -226,7 +227,7 @@ def progress_and_stuck(
             sums.setdefault(pk, Counter())["waiting"] += int(numbers[-1] or 0)
         else:
             sums.setdefault(pk, Counter()).update(_by_state(state, *map(int, numbers)))
-    for pk in crowd:
+    for pk in sums.keys() & crowd:
         sums[pk]["waiting"] = max(MOST_SUMMED, sums[pk]["waiting"])
     return {pk: Progress(**counts) for pk, counts in sums.items()}, stuck
 
@@ -265,7 +266,7 @@ def unstarted_runs(chunks: ChunkQuerySet[Chunk]) -> int:
 def batch_counts(batch_ids: Iterable[int], about: Collection[int] = ()) -> dict[int, BatchCounts]:
     """The runs of each batch by state; one query, so that no chunk is folded in between.
 
-    Those left of the batches in `about` are what has been planned without what has finished.
+    For the batches in `about`, the runs left are those planned less those finished.
     """
     ids = list(batch_ids)
     # No join: so PostgreSQL sums a million chunks in parallel.

@@ -106,7 +106,7 @@ def start(chunk: Chunk, *, read_runs: Callable[..., Any] | None = None) -> Lease
     except (OperationalError, InterfaceError) as error:
         if is_conflict(error):
             return None  # upkeep sends its message again
-        # If only the answer was lost, the chunk has started, and nobody else would execute it.
+        # If only the answer was lost, the chunk has started, and no other worker would execute it.
         if not repeated_while_away(held(chunk.pk, token).exists):
             raise
         return Lease(chunk, token)
@@ -168,7 +168,7 @@ def park(chunk: Chunk, reason: str) -> bool:
 
 
 def set_aside(lease: Lease, reason: str, *, seconds: float) -> bool:
-    """Park a started chunk with what is left of it until a later try.
+    """Park what is left of a started chunk until a later try.
 
     Return whether the lease was still held.
     """

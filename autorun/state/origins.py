@@ -42,7 +42,7 @@ _BY_PRIORITY: Mapping[int, str] = {
 }
 
 
-#: Who requested or cancelled a batch, without a name, and why it was cancelled, as they are stored.
+#: Stored words that pages translate: who requested a batch, and why it was cancelled.
 COMMAND_LINE, CANCELLED = gettext_noop("command line"), gettext_noop("Cancelled by %s.")
 
 
@@ -148,9 +148,8 @@ def name_of_batch(batch: Batch) -> str:
 
 
 def requester(name: str) -> str:
-    """The stored name of whoever requested a batch, in the active language."""
-    user, ends_so, _rest = name.rpartition(f"({COMMAND_LINE})")
-    return f"{user}({_(COMMAND_LINE)})" if ends_so else name.replace(COMMAND_LINE, _(COMMAND_LINE))
+    """The stored name of the user who requested a batch, in the active language."""
+    return name.replace(COMMAND_LINE, _(COMMAND_LINE))
 
 
 def reason_in_words(reason: str) -> str:

@@ -45,16 +45,16 @@ def prepare(raw: Any) -> None:
         with suppress(sqlite3.Error):  # it is closed already
             raw.create_collation(_COLLATION, is_)
     if (adapters := getattr(raw, "adapters", None)) is not None:
-        type(adapters)(adapters)  # the connection's own copy what they change from now on
+        type(adapters)(adapters)  # from now on the connection's map copies what it changes
 
 
 def put_back_attributes(
     connection: BaseDatabaseWrapper, before: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """Put back methods and parts that are not those of `before`, which a project may have patched.
+    """Put back methods and parts that were replaced since `before`, and return their names.
 
-    `before` are the attributes of Django's connection, of its operations and of its features.
-    Returns their names.
+    `before` has the attributes of Django's connection, of its operations and of its features, with
+    what the project had patched by then.
     """
     of, operations, features = before
     names = _put_back(connection, of)

@@ -86,14 +86,14 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
 
 
 def kept(found: Iterable[Any]) -> list[Any]:
-    """What has been read, to be compared with what is read later: lists as copies."""
+    """What has been read, to be compared with later readings: lists and dicts as copies."""
     return [each.copy() if isinstance(each, (dict, list)) else each for each in found]
 
 
 def _put_back_environment(was: dict[bytes, bytes]) -> None:
     """Put back what was removed or replaced. What was added or extended, such as PATH, stays.
 
-    A module does so when it is imported, which may be in a body, and does not do it again.
+    Modules add variables when they are imported, which may be in a body, and only then.
     """
     for name, value in was.items():
         if (now := os.environb.get(name)) is None or value not in now:
@@ -101,7 +101,7 @@ def _put_back_environment(was: dict[bytes, bytes]) -> None:
 
 
 def _put_back_filters(was: list[Any]) -> None:
-    """Remove the filters that have been added and make errors of the warnings of other code."""
+    """Remove the filters that were added and would turn the warnings of other code into errors."""
     warnings.filters[:] = [  # type: ignore[index]
         each for each in warnings.filters if each[0] != "error" or each in was
     ]

@@ -363,7 +363,7 @@ def _left(connection: BaseDatabaseWrapper) -> str:
         connection.in_atomic_block
         or connection.needs_rollback
         or connection.closed_in_transaction
-        # Django would not commit the next transaction, or would call them after it.
+        # Django would not commit the next transaction, or would call these functions after it.
         or connection.atomic_blocks
         or connection.savepoint_ids
         or connection.run_on_commit
@@ -408,7 +408,7 @@ def _note(connection: BaseDatabaseWrapper, session: Any) -> _Known:
 
 
 def _know_again(connection: BaseDatabaseWrapper) -> None:
-    """Take what the session is like for the project's choice: no user code is called now.
+    """Take the present session for the project's choice: no user code is being called.
 
     Outside of workers, other receivers may set it up after `_note_opened`.
     """

@@ -104,8 +104,8 @@ def _on_postgresql(
         return execute(sql, params, many, context)
     idleness = vars(connection).pop(_WITH_LOCK, "")
     limits = f"{idleness}SET LOCAL lock_timeout = '{LONGEST_WAIT}s'"
-    bounded = f"{limits}; {sql}; SET LOCAL lock_timeout TO DEFAULT"
-    result = execute(bounded, params, many, {**context, IS_BOUNDED: True})
+    several = f"{limits}; {sql}; SET LOCAL lock_timeout TO DEFAULT"
+    result = execute(several, params, many, {**context, IS_BOUNDED: True})
     for _ in limits.split(";"):
         context["cursor"].cursor.nextset()  # to the result of the statement itself
     return result

@@ -134,7 +134,7 @@ def statuses() -> list[Status]:
 
 
 def install() -> list[str]:
-    """Create the triggers that are missing, and drop those that are not wanted; the errors."""
+    """Create the triggers that are missing, and drop those not wanted. Return the errors."""
     connection = connections[settings.DATABASE]
     there = existing()
     names = {each.name for each in there if each.is_enabled}
@@ -158,14 +158,14 @@ def install() -> list[str]:
             statements = [*map(drop_statement, broken), *statements, proof]
         if statements and (error := _attempt(statements, grant_statement(each.sql_table))):
             errors.setdefault(error, []).append(table)
-            continue  # what is outdated is all there is
+            continue  # until then the outdated ones stay
         unwanted += [known for known in there if known.table == table and known.name not in current]
     refused = [f"{', '.join(dict.fromkeys(each))}: {message}" for message, each in errors.items()]
     return refused + remove(unwanted)
 
 
 def remove(some: Sequence[Existing] | None = None) -> list[str]:
-    """Drop these triggers, or all of autorun's, and functions without a trigger; the errors."""
+    """Drop these triggers, or all of autorun's, and unused functions. Return the errors."""
     found = existing() if some is None else dict.fromkeys(some)
     drops = [(each.table, drop_statement(each)) for each in found]
     errors = [f"{table}: {error}" for table, drop in drops if (error := _attempt([drop], drop))]
@@ -203,7 +203,7 @@ def grant_statement(sql_table: str) -> str:
 
 
 def grants_needed() -> list[str]:
-    """Such statements for the tables on which PostgreSQL refuses triggers of this user."""
+    """The `grant_statement` of each table on which PostgreSQL lets this user create no trigger."""
     if connections[settings.DATABASE].vendor != "postgresql":
         return []
     tables = dict.fromkeys(each.sql_table for each in wanted())

@@ -1,4 +1,4 @@
-"""sync, triggers and prune: what autorun keeps in order by itself, by hand."""
+"""sync, triggers and prune: by hand, what autorun otherwise does by itself."""
 
 from dataclasses import asdict, replace
 from itertools import chain

@@ -1,4 +1,4 @@
-"""outputs, export and compare: what came out."""
+"""outputs, export and compare: the results."""
 
 import json
 import os

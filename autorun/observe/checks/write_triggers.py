@@ -18,7 +18,7 @@ from autorun.triggers import installing, on_write
 INSTALL = (
     "`manage.py migrate` corrects that, and `manage.py autorun triggers --install` does so now."
 )
-CREATE = "First create a table that does not exist: `migrate` leaves out models of managed = False."
+CREATE = "Create missing tables first: `migrate` leaves out models with managed = False."
 
 
 def check_database_of_writes(runner: Runner) -> Iterator[CheckMessage]:
@@ -83,7 +83,7 @@ def _states(connection: BaseDatabaseWrapper, views: set[str]) -> Iterator[CheckM
 
 
 def _privilege(connection: BaseDatabaseWrapper) -> str:
-    """Say which privilege the user needs to create triggers; '' if that is known not to be why."""
+    """Say which privilege the database's user lacks or may lack; '' if it lacks none."""
     if connection.vendor != "mysql":
         return "".join(f" {installing.ask_owner(each)}" for each in installing.grants_needed())
     return (
