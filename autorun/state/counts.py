@@ -153,9 +153,9 @@ def waiting_by_batch(crowd: Collection[int], mark: int, *, place: int) -> list[A
 
 
 def left_for_long() -> Q:
-    """The condition on chunks that they have long been queued, or that their lease has long ended.
+    """The condition that a chunk has long been queued, or that its lease has long ended.
 
-    Those whose queue has a busy worker do not count: they wait for it.
+    Chunks whose queue has a busy worker do not count: they wait for it.
     """
     long_ago = from_now(-STUCK_SECONDS)
     is_queued = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
@@ -165,7 +165,7 @@ def left_for_long() -> Q:
 
 
 def unplanned_for_long() -> Q:
-    """The condition on batches that their planning has long stopped and no worker is busy."""
+    """The condition that the planning of a batch has long stopped while no worker is busy."""
     is_left = Q(state=Batch.State.RUNNING, planned_at=None)
     is_left &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
     return is_left & ~Q(_planning()) & ~Q(_executing(Value(settings.QUEUE or "")))
