@@ -150,6 +150,25 @@ def test_what_a_module_adds_as_a_body_imports_it_stays(caplog, monkeypatch):
 
 
 @pytest.mark.once
+def test_what_is_put_back_beside_what_stays_is_logged(caplog, monkeypatch):
+    monkeypatch.setenv("AUTORUN_OF_A_PROJECT", "1")
+    monkeypatch.setenv("AUTORUN_OF_A_MODULE", "")  # absent again after the test
+    del os.environ["AUTORUN_OF_A_MODULE"]
+    with warnings.catch_warnings():
+        with (code := UserCode("a.Runner")):
+            del os.environ["AUTORUN_OF_A_PROJECT"]
+            os.environ["AUTORUN_OF_A_MODULE"] = "1"
+            warnings.filterwarnings("ignore", "of a module")
+            warnings.filterwarnings("error", "of a body")
+
+        assert warnings.filters[0][0] == "ignore"
+    assert os.environ["AUTORUN_OF_A_PROJECT"] == os.environ["AUTORUN_OF_A_MODULE"] == "1"
+    assert code.has_mended
+    assert "a.Runner left another environment" in caplog.text
+    assert "a.Runner left another filter of warnings" in caplog.text
+
+
+@pytest.mark.once
 def test_what_cannot_be_put_back_is_not_said_to_be(tmp_path, monkeypatch, caplog):
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -50,7 +50,7 @@ def join_small(page: list[Any]) -> list[Any]:
         if not is_plain or total > size:
             break
         joined.append(pk)
-    if joined[:1] != [first.pk]:  # another process locks it
+    if len(joined) < 2 or joined[0] != first.pk:  # which another process may lock
         return page
     others = Chunk.objects.filter(pk__in=joined[1:])
     moved = Run.objects.pending().filter(chunk__in=joined[1:]).update(chunk=first.pk)

@@ -77,16 +77,19 @@ def put_back(known: list[Any], context: Context, found: list[Any]) -> Iterator[s
     for at, (part, now) in enumerate(zip(_PARTS, found, strict=False)):
         if now == known[at] or getattr(now, "__module__", "").startswith(_CELERYS):
             continue
-        was, (known[at],) = known[at], kept([now])
+        was, (left,) = known[at], kept([now])
+        known[at] = left
         with suppress(Exception):  # such as a directory that no longer exists
             part.put_back(was)
             (known[at],) = kept([part.read()])
-        if known[at] == was:
+        # Of the environment and the filters, some changes stay and others do not.
+        is_partly = isinstance(left, (dict, list)) and known[at] != left
+        if is_partly or known[at] == was:
             yield part.name
 
 
 def kept(found: Iterable[Any]) -> list[Any]:
-    """What has been read, to be compared with later readings: lists and dicts as copies."""
+    """The readings, with lists and dicts as copies, to be compared with later readings."""
     return [each.copy() if isinstance(each, (dict, list)) else each for each in found]
 
 
