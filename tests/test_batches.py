@@ -21,7 +21,7 @@ from autorun.planning.scope import Scope
 from autorun.state.clock import from_now, new_chunk_id
 from autorun.state.leases import queued, start
 from autorun.state.sql import changed_by
-from autorun.state.transactions import is_passing
+from autorun.state.transactions import has_waited, is_conflict, is_passing
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import cancel_batches, upkeep
 from tests.crashes import armed, crashed_at, failing_at
@@ -337,16 +337,22 @@ def test_a_requested_batch_whose_filter_raises_has_failed_and_says_so(documents)
     )
 
 
+@pytest.mark.parametrize("name", ["sqlstate", "pgcode"])  # of psycopg 3, and of psycopg2
 @pytest.mark.parametrize(
-    ("state", "passes"), [("57014", False), ("57P01", True), ("08006", True), (None, True)]
+    ("state", "passes", "conflicts"),
+    [
+        *[("57014", False, False), ("57P01", True, False), ("08006", True, False)],
+        *[(None, True, False), ("40P01", True, True), ("55P03", True, True)],
+    ],
 )
-def test_a_statement_that_takes_too_long_will_do_so_again(state, passes):
+def test_a_statement_that_takes_too_long_will_do_so_again(name, state, passes, conflicts):
     cause = Exception()
-    cause.sqlstate = state
+    setattr(cause, name, state)
     error = OperationalError("canceling statement due to statement timeout")
     error.__cause__ = cause
 
-    assert is_passing(error) == passes
+    assert (is_passing(error), is_conflict(error)) == (passes, conflicts)
+    assert has_waited(error) == (state == "55P03")
 
 
 def test_a_batch_of_another_version_is_left_to_a_worker_that_has_it(documents):

@@ -281,9 +281,8 @@ def is_passing(error: Exception) -> bool:
         return True
     if not isinstance(error, OperationalError):
         return False
-    cause: Any = error.__cause__
-    if hasattr(cause, "sqlstate"):  # psycopg; None if the server did not answer
-        state = cause.sqlstate
+    if hasattr(error.__cause__, "sqlstate") or hasattr(error.__cause__, "pgcode"):
+        state = sqlstate(error)  # None if the server did not answer
         return state is None or (state[:2] in _PASSING_CLASSES and state != _NOT_PASSING_STATE)
     if error.args and error.args[0] in _PASSING_NUMBERS:
         return True
@@ -296,15 +295,20 @@ def is_conflict(error: Exception) -> bool:
         return True
     if not isinstance(error, OperationalError):
         return False
-    cause = error.__cause__
-    if getattr(cause, "sqlstate", None) in _CONFLICT_STATES:
+    if sqlstate(error) in _CONFLICT_STATES:
         return True
     if error.args and error.args[0] in _CONFLICT_NUMBERS:
         return True
     return "database is locked" in str(error) or "database table is locked" in str(error)
 
 
+def sqlstate(error: Exception) -> str | None:
+    """The SQLSTATE of an error of PostgreSQL; None if it has none."""
+    cause = error.__cause__
+    # psycopg2 calls it pgcode.
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
 def has_waited(error: Exception) -> bool:
     """Whether a statement has waited for a lock up to its limit."""
-    state = getattr(error.__cause__, "sqlstate", None)
-    return state == _WAITED_STATE or error.args[:1] == (_WAITED_NUMBER,)
+    return sqlstate(error) == _WAITED_STATE or error.args[:1] == (_WAITED_NUMBER,)

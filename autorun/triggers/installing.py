@@ -10,6 +10,7 @@ from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from autorun.conf import settings
+from autorun.state.transactions import sqlstate
 from autorun.triggers import on_write
 from autorun.triggers.definitions import Definition, definition
 
@@ -250,7 +251,7 @@ def _attempt(statements: Sequence[str], remedy: str) -> str:
         with _briefly(connection):
             _execute(connection, statements)
     except DatabaseError as error:
-        code = getattr(error.__cause__, "sqlstate", None) or (error.args and error.args[0])
+        code = sqlstate(error) or (error.args and error.args[0])
         if code == BINARY_LOG_FORBIDS:
             return f"{error.args[1]}. {ASK_ADMINISTRATOR}"
         words = str(error).strip()
