@@ -243,7 +243,7 @@ def test_an_action_on_all_ends_in_time_and_the_next_one_goes_on_from_there(
     for _ in range(3):
         page = client.post(reverse("admin:autorun_run_act"), form, follow=True).text
         ignored.append(runner.progress().ignored)
-        assert "Only 1 runs were checked. Repeat the action for the next ones." in page
+        assert "Only 1 run was checked. Repeat the action for the next ones." in page
 
     assert ignored == [1, 2, 3]
 

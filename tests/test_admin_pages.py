@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.db.models import F
@@ -30,7 +31,7 @@ from autorun.declare.interruption import within
 from autorun.declare.nodes import forget_nodes
 from autorun.exceptions import RunTimeout
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
-from autorun.observe.glance import progresses_and_tally, take_tally
+from autorun.observe.glance import Tally, progresses_and_tally, take_tally
 from autorun.planning import batches
 from autorun.planning.counting import Count
 from autorun.planning.reasons import Reason
@@ -975,6 +976,15 @@ def test_tabs_have_counts(name, runner, admin_client) -> None:
         "Health": "",
     }
     assert set(tabs(quiet).values()) == {""}
+
+
+@pytest.mark.parametrize(("unfinished", "count"), [(30_000, "about 30,000"), (0, "")])
+def test_a_tab_tells_about_how_many_of_very_many_runs_there_are(unfinished, count) -> None:
+    tally = Tally(unfinished=unfinished, crowd=frozenset({1}))
+
+    runs = next(tab for tab in admin.site._registry[Run]._tabs(tally) if tab.key == "runs")
+
+    assert runs.count == count
 
 
 def test_counts_of_tabs_are_of_folded_chunks_as_well(runner, admin_client) -> None:

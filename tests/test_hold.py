@@ -123,12 +123,11 @@ def test_the_command_line_holds_tries_and_resumes(versions):  # noqa: F811
         assert "v1.1 is new: 30 rows start with the next sweep." in say("status")
         assert "held: its rows stay pending." in say("hold", LABEL)
         assert "was already held." in say("hold", LABEL)
-        assert "skipped: sweeps and saves are held since" in say("sweep", LABEL)
-        assert "skipped: sweeps and saves are held since" in say("sweep", LABEL, "--queue")
+        assert "skipped: sweeps and saves have been held since" in say("sweep", LABEL)
+        assert "skipped: sweeps and saves have been held since" in say("sweep", LABEL, "--queue")
         assert "30 rows stay pending." in say("status")
-        assert (
-            "sweeps and saves are held since" in explain(raised(), Document.objects.first()).reason
-        )
+        reason = explain(raised(), Document.objects.first()).reason
+        assert "sweeps and saves have been held since" in reason
         (finding,) = examine_paused()
         assert f"manage.py autorun resume {LABEL}" in finding.hint
 
@@ -207,7 +206,7 @@ def test_a_page_from_before_a_hold_starts_no_sweep(client, sent):
         address = reverse("admin:autorun_node_sweep", args=[LABEL])
         shown = client.post(address, follow=True).content.decode()
 
-    assert f"No sweep of {LABEL} was started: sweeps and saves are held since" in shown
+    assert f"No sweep of {LABEL} was started: sweeps and saves have been held since" in shown
     assert "queued." not in shown
     assert sent == []
 

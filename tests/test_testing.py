@@ -444,7 +444,7 @@ def test_what_is_paused_is_not_said_to_be_worked_off(autorun):
     document = Document.objects.create(title="hey")
     pause_runner(Shouting())
 
-    with pytest.raises(AssertionError, match=r"is paused since [^;]*$"):
+    with pytest.raises(AssertionError, match=r"has been paused since [^;]*$"):
         autorun.assert_ran(Shouting, document)
 
 

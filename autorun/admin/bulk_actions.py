@@ -340,8 +340,12 @@ def _tell_of_limits(request: HttpRequest, reach: Reach) -> None:
         )
         messages.warning(request, hidden % number(reach.left_out))
     if reach.is_cut:
-        message = _("Only %s runs were checked. Repeat the action for the next ones.")
-        messages.warning(request, message % number(reach.examined))
+        checked = ngettext(
+            "Only %s run was checked. Repeat the action for the next ones.",
+            "Only %s runs were checked. Repeat the action for the next ones.",
+            reach.examined,
+        )
+        messages.warning(request, checked % number(reach.examined))
         if reach.slow is not None:
             messages.warning(request, bare_message(reach.slow))
 

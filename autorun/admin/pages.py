@@ -130,7 +130,8 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def _tabs(self, tally: Tally) -> list[Tab]:
         unfinished = number(tally.unfinished or None)
-        unfinished = _("About %s") % unfinished if tally.crowd else unfinished
+        if unfinished and tally.crowd:
+            unfinished = _("about %s") % unfinished
         counts = {
             "runs": (unfinished, _("in progress"), "running"),
             "failures": (number(tally.failed or None), _("failed"), "failed"),

@@ -415,7 +415,7 @@ def _outcome(title: str, run: Run) -> str:
 def _paused(node: Node) -> str:
     if node.paused_at is None:
         return ""
-    phrase = _("the runner is paused")
+    phrase = _("the runner has been paused")
     return f"{phrase}{_since(node.paused_at)}{_because(node.paused_because)}"
 
 

@@ -30,8 +30,9 @@ def used_before(labels: Collection[str]) -> set[tuple[str, str]]:
 
 def held(node: Node) -> str:
     """Since when, and by whom, a held node's sweeps and saves are held."""
-    phrase = _("sweeps and saves are held since %(at)s")
-    phrase = _("sweeps and saves are held since %(at)s by %(user)s") if node.held_by else phrase
+    phrase = _("sweeps and saves have been held since %(at)s")
+    if node.held_by:
+        phrase = _("sweeps and saves have been held since %(at)s by %(user)s")
     return phrase % {"at": moment(node.held_at), "user": requester(node.held_by)}
 
 

@@ -111,7 +111,7 @@ def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swep
     """
     require_valid(runner)
     if (held_at := find_node(runner).held_at) is not None:
-        logger.info("%s: not swept, because it is held since %s.", runner.label, held_at)
+        logger.info("%s: not swept, because it has been held since %s.", runner.label, held_at)
         return None
     rows = eligible(runner, None, log_level=logging.DEBUG)
     batch = batches.begin_alone(

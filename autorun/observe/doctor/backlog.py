@@ -265,7 +265,7 @@ def examine_paused() -> Iterator[Finding]:
     for node in Node.objects.exclude(paused_at=None).order_by("paused_at")[:MOST_SHOWN]:
         label = labels.get(node.digest, ["RUNNER"])[0]
         of = {"version": node, "at": moment(node.paused_at)}
-        bare = _("%(version)s is paused since %(at)s") % of
+        bare = _("%(version)s has been paused since %(at)s") % of
         yield warning(
             f"{bare}{because(node.paused_because)}.",
             _("To resume it, run %s.") % f"`manage.py autorun resume {label}`",

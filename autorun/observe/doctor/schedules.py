@@ -79,8 +79,8 @@ def examine_beat() -> Iterator[Finding]:
             )
             % {"name": repr(ahead.name), "at": moment(ahead.last_run_at)},
             _(
-                "Correct the clock, and start a worker: its upkeep corrects the entry in a minute "
-                "or a few."
+                "Correct the clock, and start a worker: its upkeep corrects the entry within a few "
+                "minutes."
             ),
         )
         return
