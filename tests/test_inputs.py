@@ -16,6 +16,7 @@ from django.db.backends.postgresql.psycopg_any import DateRange, DateTimeTZRange
 from django.db.backends.signals import connection_created
 from django.db.models import F
 from django.test.utils import isolate_apps
+from django.utils import timezone
 
 from autorun.models import Failure, Run
 from autorun.state.documents import found_at
@@ -78,6 +79,13 @@ class PlaceDecoder(json.JSONDecoder):
 class PlaceEncoder(json.JSONEncoder):
     def default(self, value):
         return vars(value)
+
+
+class DoubleField(models.FloatField):
+    """A field with another name of its type."""
+
+    def db_type(self, connection):
+        return "float8"
 
 
 class ShapeField(models.Field):
@@ -170,6 +178,7 @@ if IS_POSTGRESQL:
             [Money("10 EUR")],
             [Money("10 USD")],
         ),
+        "double": (DoubleField(null=True), LONG, LONG + 2**-55),
         "hstore": (postgres.HStoreField(null=True), {"b": "1", "a": None}, {"b": "1", "a": ""}),
         "search": (SearchVectorField(null=True), "a b", "a c"),
         "integers": (
@@ -357,6 +366,25 @@ def test_a_key_of_a_document_is_an_input(every, path, document, expected, change
 
 
 @pytest.mark.parametrize(
+    ("path", "document", "expected", "changed"),
+    [
+        ("json__0", {"0": "a"}, "a", {"0": "b"}),
+        ("json__a__0", {"a": {"0": "a"}}, "a", {"a": {"0": "b"}}),
+        ("json__-1", [1, 2], 2, [1, 3]),
+    ],
+)
+def test_a_number_is_a_key_or_a_place_in_a_list(every, path, document, expected, changed):
+    received = []
+    every.objects.create(json=document)
+    with installed(runner_class := runner_of(every, path, received=received)):
+        runner_class().run()
+        work_off()
+        assert received == [expected]
+        every.objects.update(json=changed)
+        assert runner_class().pending().count() == 1
+
+
+@pytest.mark.parametrize(
     ("name", "annotation", "expected"),
     [
         ("file", str, "a/é.nii"),
@@ -502,6 +530,8 @@ def test_an_own_key_and_transforms_are_given_as_the_database_has_them(related):
         runner_class().run()
         work_off()
         assert received == [{"owner": 98, "at__date": DAY}]
+        with timezone.override("Pacific/Kiritimati"):
+            assert runner_class().pending().count() == 0
         thing.objects.update(at=MOMENT + dt.timedelta(hours=1))
         assert runner_class().pending().count() == 0
         thing.objects.update(at=MOMENT + dt.timedelta(days=1))

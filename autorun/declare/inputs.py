@@ -61,7 +61,8 @@ class Input:
     @cached_property
     def source(self) -> Any:
         """The expression that the fingerprint is made of."""
-        return reduce(_at_key, self.keys, self.expression(self.column))
+        value = self.expression(self.column)
+        return reduce(lambda document, key: _AtKey(key, document), self.keys, value)
 
     @cached_property
     def read(self) -> Callable[[Any], Any]:
@@ -89,8 +90,11 @@ class Input:
         return given(found_at(self.keys, value), self.field)
 
 
-def _at_key(document: Any, key: str) -> KeyTransform:
-    return KeyTransform(key, document)
+class _AtKey(KeyTransform):
+    def as_postgresql(self, compiler: Any, connection: Any) -> Any:
+        # Django's own operator finds a number only in a list, and not as a key.
+        document, params, keys = self.preprocess_lhs(compiler, connection)
+        return f"({document} #> %s)", (*params, keys)
 
 
 def given(value: Any, field: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from django.db import models
 from django.db.models import Exists, Expression, F, Func, OuterRef, Subquery, Value
 from django.db.models.fields.json import KeyTransform
+from django.utils import timezone
 
 from autorun.declare.base import Runner
 from autorun.declare.code_digest import code_digest
@@ -166,10 +167,12 @@ class Fingerprint(Func):
     def netstrings(self, compiler: Any, connection: Any) -> tuple[list[str], list[Any]]:
         parts: list[str] = []
         params: list[Any] = []
-        for source in self.get_source_expressions():
-            part, part_params = _netstring(source, compiler, connection)
-            parts.append(part)
-            params += part_params
+        # A day or an hour of a time is in the project's time zone, whatever is active.
+        with timezone.override(timezone.get_default_timezone()):
+            for source in self.get_source_expressions():
+                part, part_params = _netstring(source, compiler, connection)
+                parts.append(part)
+                params += part_params
         return parts, params
 
 

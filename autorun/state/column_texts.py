@@ -26,6 +26,8 @@ _POSTGRESQL = {
     "bytea": "ENCODE($, 'hex')",
     "date": "(TO_JSONB($) #>> '{}')",
     "double precision": _FLOAT,
+    "float4": _FLOAT,
+    "float8": _FLOAT,
     "interval": _EPOCH,
     "numeric": "TRIM_SCALE($)::text",
     "real": _FLOAT,

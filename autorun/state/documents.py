@@ -26,11 +26,10 @@ def connect() -> None:
 def found_at(keys: Iterable[str], document: Any) -> Any:
     """The value that `keys` lead to, a number being an index of a list; None without one."""
     for key in keys:
-        if isinstance(document, dict):
-            document = document.get(key)
-        elif isinstance(document, list) and key.isdigit() and int(key) < len(document):
-            document = document[int(key)]
-        else:
+        is_list = isinstance(document, list)
+        try:
+            document = document[int(key)] if is_list else dict.__getitem__(document, key)
+        except (LookupError, TypeError, ValueError):
             return None
     return document
 
