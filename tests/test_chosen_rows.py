@@ -7,7 +7,7 @@ from django.db.models.functions import RowNumber
 
 from autorun.planning.named import plan_keys
 from tests.engine import current_runs, declare, installed, work_off
-from tests.library.models import Document, Tag
+from tests.library.models import Document, DraftDocument, Tag
 
 pytestmark = pytest.mark.django_db
 
@@ -50,6 +50,15 @@ def by_earliest_value(rows):
     return rows.filter(pk=rows.values_list("pk", flat=True).order_by("pk")[0])
 
 
+def by_list_of_groups(rows):
+    groups = rows.order_by().values("state").annotate(least=Min("pk"))
+    return rows.filter(pk__in=[group["least"] for group in groups])
+
+
+def by_list_of_firsts(rows):
+    return rows.filter(pk__in=[row.pk for row in by_window(rows)])
+
+
 def by_union(rows):
     return by_absence(rows).union(by_absence(rows).filter(title="none"))
 
@@ -64,6 +73,8 @@ CHOICES = [
     by_aggregate,
     by_first,
     by_earliest_value,
+    by_list_of_groups,
+    by_list_of_firsts,
 ]
 
 
@@ -106,6 +117,21 @@ def test_a_base_queryset_may_compare_rows():
     with installed(runner_class := declare(**base)):
         plan_keys(runner_class(), [second.pk])
         assert [row.pk for row in runner_class().pending()] == [first.pk]
+        assert runner_class().run().planned == 1
+        work_off()
+        assert runner_class().pending().count() == 0
+
+
+@pytest.mark.faults(47)
+@pytest.mark.parametrize("model", [Document, DraftDocument])
+def test_a_filter_may_compare_what_a_base_queryset_annotates(model):
+    first, second, third = (Document.objects.create(title=str(n), state="a") for n in range(3))
+    number = Window(RowNumber(), partition_by=F("state"), order_by=F("pk").asc())
+    base = model.objects.exclude(pk=first.pk).annotate(rn=number)
+    options = {"get_base_queryset": lambda self: base.all()}
+    with installed(runner_class := filtering(lambda rows: rows.filter(rn=1), **options)):
+        plan_keys(runner_class(), [third.pk])
+        assert [row.pk for row in runner_class().pending()] == [second.pk]
         assert runner_class().run().planned == 1
         work_off()
         assert runner_class().pending().count() == 0
@@ -188,10 +214,11 @@ def test_a_count_and_going_through_all_rows_compare_none():
 
     def choose(rows):
         asked.append(rows.count())
+        asked.append(rows.values("state").annotate(n=Count("pk")).count())
         return rows.filter(pk__in=[row.pk for row in rows])
 
     documents = [Document.objects.create(title=str(n)) for n in range(2)]
     with installed(runner_class := filtering(choose)):
         plan_keys(runner_class(), [documents[0].pk])
 
-    assert asked == [1]
+    assert asked == [1, 1]

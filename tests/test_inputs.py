@@ -19,8 +19,12 @@ from django.test.utils import isolate_apps
 from django.utils import timezone
 
 from autorun.models import Failure, Run
+from autorun.planning.on_demand import sweep_now
+from autorun.planning.rows import load
+from autorun.state.counts import Progress
 from autorun.state.documents import found_at
 from tests.engine import declare, installed, statuses, work_off
+from tests.library.models import Image, Patient, Visit
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -452,7 +456,11 @@ def related():
         profile = type("Profile", (models.Model,), {"owner": link, **options})
         dangling = models.ForeignKey(owner, models.DO_NOTHING, db_constraint=False)
         day = models.DateTimeField(default=MOMENT)
-        thing = type("Thing", (models.Model,), {"owner": dangling, "at": day, **options})
+        # An order by a related row leaves out the rows without one.
+        meta = type("Meta", (), {"ordering": ("owner__name",)})
+        thing = type(
+            "Thing", (models.Model,), {"owner": dangling, "at": day, "Meta": meta, **options}
+        )
         every = (owner, profile, thing)
         with connection.schema_editor() as editor:
             for model in every:
@@ -520,6 +528,48 @@ def test_a_related_row_that_is_missing_is_none(related, django_assert_num_querie
         with django_assert_num_queries(1):
             assert things().get_instance_representation(bare) == "c"
         assert owners().explain(without).code == "succeeded"
+
+
+@pytest.mark.faults(47)
+@pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda rows: rows.all(),
+        lambda rows: rows.order_by("owner__name"),
+        lambda rows: rows.select_related("owner"),
+        lambda rows: rows.select_related("owner__profile"),
+        lambda rows: rows.select_related(),
+    ],
+)
+@pytest.mark.parametrize("fields", [("at",), None], ids=["fields", "representation"])
+def test_a_related_row_that_is_read_beside_the_row_may_be_missing(related, hook, read, fields):
+    owner, _, thing = related
+    thing.objects.create(owner=owner.objects.create(name="a"))
+    bare = thing.objects.create(owner_id=99)
+    options = {"get_instance_representation": lambda self, row: row.pk} if fields is None else {}
+    options[hook] = {
+        "get_base_queryset": lambda self: read(thing.objects.all()),
+        "filter_queryset": lambda self, rows, log_level=20: read(rows),
+    }[hook]
+    with installed(runner_class := runner_of(thing, *fields or (), **options)):
+        runner = runner_class()
+        assert runner.run().planned == 2
+        work_off()
+        sweep_now(runner)
+        assert runner.progress() == Progress(succeeded=2)
+        assert runner.explain(bare).code == "succeeded"
+
+
+def test_related_rows_that_are_there_are_read_in_the_same_query(django_assert_num_queries):
+    image = Image.objects.create(
+        visit=Visit.objects.create(patient=Patient.objects.create(code="a", age=3))
+    )
+    base = {"get_base_queryset": lambda self: Image.objects.select_related("visit__patient")}
+    runner = runner_of(Image, "path", **base)
+    with installed(runner), django_assert_num_queries(1):
+        found = load(runner(), [image.pk], within_base=True)[image.pk]
+        assert found.instance.visit.patient.age == 3
 
 
 def test_an_own_key_and_transforms_are_given_as_the_database_has_them(related):

@@ -65,8 +65,8 @@ def filtered(runner: Runner, queryset: QuerySet[Any], *, log_level: int) -> Quer
             is_of_given = query and getattr(query, "read", None) is read and not query.combinator
             return rows if is_of_given else rows.filter(pk__in=_keys(queryset))
     base = base_queryset(runner)
-    base = every_row(runner).filter(Q(pk__in=_keys(base)) | Q(pk__in=_keys(queryset)))
-    passed = call(runner, "filter_queryset", base, log_level=SILENT)
+    others = base.model._base_manager.using(base.db).filter(pk__in=_keys(queryset))
+    passed = call(runner, "filter_queryset", base | others, log_level=SILENT)
     return queryset.filter(pk__in=_keys(_plain_result(runner, "filter_queryset", passed)))
 
 
@@ -84,7 +84,8 @@ def as_plain(runner: Runner, queryset: Any) -> QuerySet[Any]:
 def every_row(runner: Runner) -> QuerySet[Any]:
     """All rows of the model with usable keys, whatever its default manager leaves out."""
     model = runner.get_model()
-    rows: QuerySet[Any] = model._base_manager.using(database_of(runner))
+    # An order by related rows would drop the rows without one.
+    rows: QuerySet[Any] = model._base_manager.using(database_of(runner)).order_by()
     return rows if (kind := key_kind(model)).is_bigint else kind.nameable(rows)
 
 
@@ -215,6 +216,8 @@ def _require_rows_of(runner: Runner, queryset: Any) -> None:
 def _plain(model: type[Model], rows: QuerySet[Any]) -> QuerySet[Any]:
     query: Any = rows.query
     query.select_for_update = False
+    if query.select_related:
+        query.select_related = _lossless(rows.model, query.select_related)
     if (
         rows.model._meta.concrete_model is not model._meta.concrete_model
         or getattr(rows, "_fields", None) is not None
@@ -261,7 +264,8 @@ def _marked(queryset: QuerySet[Any]) -> tuple[QuerySet[Any], list[bool]]:
 class _Reading(Query):
     """A query that notes in `read`, as its clones do, that it is executed for a value.
 
-    A count and all rows are not such values: filters log the one, and go through the others.
+    A count and all rows are not such values: filters log the one, and go through the others. One
+    row of each group is.
     """
 
     read: list[bool] | None = None
@@ -269,10 +273,11 @@ class _Reading(Query):
     def get_aggregation(self, using: Any, aggregate_exprs: Any) -> Any:
         if self.read == [] and "__count" not in aggregate_exprs:
             self.read.append(True)
+        self.read = None  # it is a clone, made for this
         return super().get_aggregation(using, aggregate_exprs)
 
     def get_compiler(self, *args: Any, **options: Any) -> Any:
-        if self.read == [] and self.is_sliced:
+        if self.read == [] and (isinstance(self.group_by, tuple) or _compares_rows(self)):
             self.read.append(True)
         return super().get_compiler(*args, **options)
 
@@ -290,6 +295,22 @@ def _may_repeat_rows(query: Any) -> bool:
         if (field := getattr(join, "join_field", None)) is not None
         and query.alias_refcount.get(alias)
     )
+
+
+def _lossless(model: type[Model], names: Any) -> Any:
+    """The `select_related` of a query without what refers to no row: a join would drop its row."""
+    forward: dict[str, Any] = {each.name: each for each in model._meta.fields if each.remote_field}
+    dangling = {
+        name
+        for name, field in forward.items()
+        if not (field.null or getattr(field, "db_constraint", False))
+    }
+    if names is True:
+        return not dangling
+    kept = {name: further for name, further in names.items() if name not in dangling}
+    for name in kept.keys() & forward.keys():
+        kept[name] = _lossless(forward[name].related_model, kept[name])
+    return kept
 
 
 def _narrowed(model: type[Model], queryset: QuerySet[Any]) -> QuerySet[Any]:

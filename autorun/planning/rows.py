@@ -94,7 +94,7 @@ def _passing(runner: Runner, rows: models.QuerySet[Any], *, log_level: int) -> m
         passed = in_sample(runner, passed)
     if runner.depends_on and planned_by_database(runner):
         passed = fingerprints.with_dependencies(runner, passed)
-    return passed
+    return passed.order_by()  # by related rows, it would drop the rows without one
 
 
 def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
