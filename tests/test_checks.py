@@ -1614,12 +1614,16 @@ def test_w207_modules_of_a_package_that_are_not_imported(tmp_path):
             "shop/runners/imported": "class ItsRunner: pass",
             "shop/runners/rows": "from autorun.runner import QuerySetRunner\n"
             "class RowsRunner(QuerySetRunner): pass",
+            "shop/runners/odd": "class Odd(Sizes):\n    ANALYSIS = 'Size'",
             "shop/runners/tests/helping": "class Helper: pass",
             "shop/analyses/__init__": "",
             "shop/analyses/deep/sizes": "from autorun import analysis\n@analysis.analysis('Size')",
+            "shop/analyses/full": "import autorun.analysis\n@autorun.analysis.analysis('Full')",
+            "shop/analyses/other": "from autorun.analysis import analysis as of\n@of('Other')",
         },
     )
 
-    assert printed.count("(autorun.W207)") == 2
-    assert "Add `import shop.runners.rows` to " in printed
-    assert "Add `import shop.analyses.deep.sizes` to " in printed
+    assert printed.count("(autorun.W207)") == 5
+    analyses = ("analyses.deep.sizes", "analyses.full", "analyses.other")
+    for name in ("runners.rows", "runners.odd", *analyses):
+        assert f"Add `import shop.{name}` to " in printed

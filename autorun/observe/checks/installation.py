@@ -38,7 +38,10 @@ WHERE TABLE_SCHEMA = DATABASE() AND CHARACTER_SET_NAME <> 'utf8mb4' AND TABLE_NA
 """
 MOST_NAMED = 5
 #: The packages that are discovered, and what a module of one has to contain to be of use.
-PACKAGES = {"runners": r"^class \w+\(.*Runner", "analyses": r"^@(?:\w+\.)?analysis\("}
+PACKAGES = {
+    "runners": r"^class \w+\(.*Runner|^\s+ANALYSIS\b.*=",
+    "analyses": r"^@(?:[\w.]+\.)?analysis\(|^from autorun\.analysis import .*\banalysis\b",
+}
 
 
 def check_installation() -> list[CheckMessage]:
