@@ -171,10 +171,11 @@ def keys_in(candidates):
 
 
 @pytest.mark.faults(33)
-def test_a_result_that_the_database_refuses_fails_alone(documents):
+@pytest.mark.parametrize("error", [DataError, TypeError], ids=["database", "other"])
+def test_a_result_that_is_refused_fails_alone(documents, error):
     def refuse(point):
         if point == "finish.updated" and Run.objects.filter(outputs="title 4").exists():
-            raise DataError("a text that the database refuses")
+            raise error("a text that it refuses")
 
     runner = declare(lambda value: value, BATCH_SIZE=100)
     with installed(runner), listening(refuse):
@@ -254,21 +255,6 @@ def test_failures_that_cannot_be_recorded_cost_their_neighbours_nothing(document
         (title, 1) for title in calls if title not in ("title 2", "title 7")
     ]
     assert set(Failure.objects.values_list("message", flat=True)) == {"as it was told"}
-
-
-@pytest.mark.faults(33)
-def test_a_success_that_cannot_be_recorded_fails_alone_whatever_is_raised(documents):
-    def refuse(point):
-        if point == "finish.updated" and Run.objects.filter(outputs="title 4").exists():
-            raise TypeError("not serializable")
-
-    runner = declare(lambda value: value, BATCH_SIZE=100)
-    with installed(runner), listening(refuse):
-        runner().run()
-        work_off()
-
-        assert_one_failed(documents[4], runner)
-    assert "not serializable" in Failure.objects.get().message
 
 
 @pytest.mark.faults(33)
