@@ -23,7 +23,6 @@ from autorun.execution.execute import execute
 from autorun.execution.keeper import Keeper
 from autorun.execution.work import Work
 from autorun.models import Chunk, Failure, Node, Run
-from autorun.observe.checks.input_types import check_input_types
 from autorun.state.counts import Progress
 from autorun.state.leases import queued, start
 from tests.engine import current_runs, declare, installed, statuses, work_off
@@ -390,34 +389,6 @@ def test_a_call_that_ignores_its_limit_costs_an_attempt_and_each_row_is_tried_al
         assert sorted(Run.objects.values_list("attempts", flat=True)) == [0, 1, 1]
         work_off()
         assert runner_class().progress() == Progress(succeeded=3)
-
-
-def test_an_annotation_is_compared_with_a_list_of_the_input():
-    def good(value: list[str]) -> list[str]:
-        return value
-
-    def bad(value: list[int]) -> list[int]:
-        return value
-
-    with installed(fitting := batched(good)):
-        assert not list(check_input_types(fitting()))
-    with installed(misfit := batched(bad, INPUT_FIELDS=("updated_at",))):
-        (found,) = check_input_types(misfit())
-    assert found.id == "autorun.E023"
-    assert "'value[0]' must be int, but the DateTimeField" in found.msg
-
-
-@pytest.mark.parametrize("options", [{}, {"INPUT_FIELDS": None}])
-def test_an_annotation_that_is_no_list_is_told_so(options):
-    def body(value: int) -> list[int]:
-        return [value]
-
-    with installed(misfit := batched(body, **options)):
-        (found,) = check_input_types(misfit())
-    assert (
-        found.msg == "Batched v1.0: argument 'value' must be int, but with batch=64 it is a list."
-    )
-    assert found.hint.startswith("Annotate it as a list, such as list[str], in ")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, "64", 2.5, 10_001])

@@ -4,17 +4,11 @@ So no test here has one, but to count queries.
 """
 
 import datetime as dt
-import enum
 import logging
 import os
 import subprocess
 import sys
-import typing
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +18,6 @@ import pytest
 from celery.schedules import crontab
 from django.apps import apps
 from django.core.checks import CheckMessage, run_checks
-from django.core.files.storage import Storage
 from django.db import connections, models, transaction
 from django.db.models import Q
 from django.test import override_settings
@@ -690,134 +683,6 @@ def test_e019_a_cycle_over_models():
 
 def test_relations_in_both_directions_may_be_watched():
     assert not complaints(declare(WATCH=("tags", "tags__document", "report")))
-
-
-@contextmanager
-def measuring(annotation: Any, **options: Any) -> Iterator[Any]:
-    """A runner class whose analysis takes a `text` that is annotated so."""
-
-    def take(text):
-        return {}
-
-    take.__annotations__["text"] = annotation
-    options = {"ANALYSIS": "Taking", **options}
-    analysis = Analysis("Taking", "1.0", take)
-    with temporarily_registered(analysis), isolate_apps("tests.library"):
-        fields = {name: field.clone() for name, field in TYPED.items()}
-        owner = models.OneToOneField(Photo, models.CASCADE, related_name="+")
-        fields |= {"__module__": "tests.library.models", "owner": owner}
-        model = type("Typed", (models.Model,), fields)
-        yield declare(DATA_MODEL=model, **options)
-
-
-class Colour(enum.Enum):
-    RED = "a colour"
-
-
-class Sizes(typing.TypedDict):
-    number: int
-
-
-@dataclass
-class Sized:
-    number: int
-    day: dt.date
-
-
-class FieldOfPackage(models.IntegerField):
-    pass
-
-
-class Remote(Storage):
-    """A storage without paths."""
-
-
-TYPED = {
-    "day": models.DateField(),
-    "moment": models.DateTimeField(),
-    "number": models.PositiveIntegerField(null=True),
-    "share": models.DecimalField(max_digits=5, decimal_places=2),
-    "flag": models.BooleanField(),
-    "name": models.SlugField(),
-    "file": models.FileField(),
-    "remote": models.FileField(storage=Remote()),
-    "document": models.JSONField(),
-    "foreign": FieldOfPackage(),
-}
-
-
-@pytest.mark.parametrize(
-    ("fields", "annotation", "message"),
-    [
-        (("day",), int, "'text' must be int, but the DateField 'day' gives date"),
-        (("day",), str | None, "'text' must be str | None, but the DateField"),
-        (("day",), Colour, "the DateField 'day' gives date"),
-        (("moment",), dt.time, "the DateTimeField 'moment' gives datetime"),
-        (("number",), bool, "the PositiveIntegerField 'number' gives int"),
-        (("number",), typing.Literal["1"], "the PositiveIntegerField 'number' gives int"),
-        (("flag",), int, "the BooleanField 'flag' gives bool"),
-        (("share",), int, "the DecimalField 'share' gives Decimal"),
-        (("name",), int, "the SlugField 'name' gives str"),
-        (("file",), int, "the FileField 'file' gives"),
-        (("owner",), int, "the OneToOneField 'owner' gives UUID"),
-        (("owner__caption",), dt.timedelta | int, None),
-        (("owner__caption",), list[str], "the CharField 'owner__caption' gives str"),
-        (
-            ("day", "number"),
-            dict[str, dt.date],
-            "must be date, but the PositiveIntegerField 'number' gives int",
-        ),
-        (("day", "number"), int, "'text' must be int, but INPUT_FIELDS gives a dict"),
-        (("day", "number"), Sized, None),
-        (None, int, "'text' must be int, but without INPUT_FIELDS it is an instance of"),
-        (None, Photo, "'text' must be Photo, but without INPUT_FIELDS"),
-    ],
-)
-def test_e023_an_argument_that_its_input_does_not_fit(fields, annotation, message):
-    with measuring(annotation, INPUT_FIELDS=fields) as runner:
-        if message is None:
-            assert ids(runner) == []
-        else:
-            assert message in only("E023", runner).msg
-
-
-@pytest.mark.parametrize(
-    ("fields", "annotation"),
-    [
-        (("day",), dt.date | None),
-        (("day",), "NotImported"),
-        (("moment",), dt.date),
-        (("number",), float),
-        (("number",), typing.Literal[7]),
-        (("number",), typing.Annotated[int, "at least 1"]),
-        (("share",), Decimal),
-        (("name",), Colour),
-        (("name",), dt.date),
-        (("name",), uuid.UUID),
-        (("name",), Path),
-        (("file",), Path | None),
-        (("file",), models.fields.files.FieldFile),
-        (("document",), int),
-        (("document__a",), int),
-        (("day__year",), int),
-        (("foreign",), str),
-        (("day", "number", "foreign"), dict[str, dt.date | int] | None),
-        (("day", "name"), dict[str, dt.date] | None),
-        (("number", "document"), Sizes),
-        (None, models.Model),
-        (None, typing.Any),
-        (None, object),
-    ],
-)
-def test_e023_is_not_for_an_input_that_may_fit(fields, annotation):
-    with measuring(annotation, INPUT_FIELDS=fields) as runner:
-        assert ids(runner) == []
-
-
-def test_e023_is_not_for_an_input_that_a_hook_makes():
-    represent = {"get_instance_representation": lambda self, instance: 3}
-    with measuring(int, **represent) as runner:
-        assert ids(runner) == []
 
 
 def test_e016_is_not_for_fields_of_related_rows():

@@ -13,7 +13,7 @@ import os
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -49,13 +49,9 @@ class Mismatch(Exception):
         value = self.args[0]
         name = self.keys[0] if self.keys else self.argument
         shown = STARS if any(secrets_in({name: value})) else _SHORT.repr(value)
-        return f"{self.claim}, not {shown} ({type(value).__name__})"
-
-    @property
-    def claim(self) -> str:
-        """The key path and the type that it must have."""
         path = self.argument + "".join(f"[{_SHORT.repr(key)}]" for key in reversed(self.keys))
-        return f"'{path}' must be {_expected(self.args[1])}"
+        must = f"'{path}' must be {_expected(self.args[1])}"
+        return f"{must}, not {shown} ({type(value).__name__})"
 
 
 class StoredText(str):
@@ -94,19 +90,6 @@ def convert(value: object, annotation: Any) -> Any:
         return _converter(kind)(value, kind, annotation)
     except _REFUSALS:
         raise Mismatch(value, annotation) from None
-
-
-def choices(annotation: Any) -> Iterator[Any]:
-    """All values that the enumerations and literals within `annotation` are made of."""
-    annotation = unwrapped(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        yield from annotation.__members__
-        yield from (each.value for each in annotation.__members__.values())
-    elif typing.get_origin(annotation) is typing.Literal:
-        yield from typing.get_args(annotation)
-    else:
-        for each in typing.get_args(annotation):
-            yield from choices(each)
 
 
 def unwrapped(annotation: Any) -> Any:

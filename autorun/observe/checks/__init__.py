@@ -28,7 +28,6 @@ def check_all(
     from autorun.observe.checks import (
         autorun_setting,
         declarations,
-        input_types,
         installation,
         names,
         neighbours,
@@ -51,7 +50,6 @@ def check_all(
         yield from declarations.check_declaration(runner)
         yield from neighbours.check_tenants(runner)
         yield from values.check_values(runner)
-        yield from input_types.check_input_types(runner)
         yield from overrides.check_overrides(runner)
         yield from output_targets.check_landing(runner)
         yield from write_triggers.check_database_of_writes(runner)
